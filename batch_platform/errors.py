@@ -1,0 +1,78 @@
+"""One family of errors: each says what was wrong, where, what was allowed, and what to do next.
+
+The command line prints them as one paragraph, Dagster shows them as the failure of a step. An error raised from here
+is meant for the person who declared the pipeline; anything else that escapes is a defect of this project.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+MOST_LISTED = 10
+
+
+class BatchPlatformError(Exception):
+    """Work that could not be done.
+
+    Args:
+        message: What was wrong and where: pipeline, partition, column and rule, as far as they are known.
+        hint: The command to run or the key to change.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        """Keep the message and the hint apart, so that a caller may add where it happened."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Give the message with its hint, as one paragraph."""
+        return f"{self.message} Hint: {self.hint}" if self.hint else self.message
+
+
+class WrongUseError(BatchPlatformError):
+    """Something was asked for that does not exist or cannot be meant: a name, a key, a date, an option."""
+
+    exit_code = 2
+
+
+class DataError(BatchPlatformError):
+    """The data break a declared rule: duplicate keys, rows outside their partition, too many rejected rows."""
+
+
+class SourceError(BatchPlatformError):
+    """A source cannot be read, or the SQL over it fails."""
+
+
+class TrainingRefusedError(BatchPlatformError):
+    """The training data cannot give a model: too few rows, one class, labels missing."""
+
+
+class NoChampionError(BatchPlatformError):
+    """No approved model serves the partition."""
+
+
+class IntegrityError(BatchPlatformError):
+    """Bytes on disk are not those that were recorded."""
+
+
+class WarehouseError(BatchPlatformError):
+    """The warehouse cannot be opened or holds what this version does not understand."""
+
+
+class WarehouseBusyError(WarehouseError):
+    """Another process holds the warehouse; the same call may succeed later."""
+
+
+def listed(items: Iterable[object]) -> str:
+    """Every offender, sorted, at most ten, then how many more."""
+    names = sorted(str(item) for item in items)
+    shown = ", ".join(names[:MOST_LISTED])
+    return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word nearest to a misspelt one, as a question; None where none is near."""
+    near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else None

@@ -1,0 +1,173 @@
+"""One training: from recorded features to a bundle on disk, a registered version and a decision on it.
+
+A version that does not pass the gate is kept with the reason and never serves; one that cannot be made at all leaves
+no trace, and the champion goes on serving.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from batch_platform.errors import DataError, TrainingRefusedError
+from batch_platform.history import History, fingerprint
+from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, libraries, write_bundle
+from batch_platform.models.sklearn import FLAVOUR
+from batch_platform.partitions import Partition
+from batch_platform.plan import State, can_train, evaluation_start, training_window
+from batch_platform.registry import Promotion, Version, evidence_of
+from batch_platform.scoring import Stamp
+from batch_platform.spec import PipelineSpec
+from batch_platform.training import Fitted, TrainingData, evaluate, fit, judge
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A version on disk and what was decided of it, not yet registered."""
+
+    version: Version
+    decision: Promotion
+    suspicious: list[str]  # features that alone nearly decide the label
+
+
+def train_version(  # noqa: PLR0913 - each is one fact of the training
+    history: History,
+    state: State,
+    period: Partition,
+    params: dict[str, Any],
+    stamp: Stamp,
+    open_version: Callable[[Version], Bundle],
+) -> Trained:
+    """Train the model of a serving period, write its bundle and judge it by the gate.
+
+    Args:
+        history: Of the pipeline.
+        state: What is recorded.
+        period: The model learns only from what is known at its start.
+        params: Of the estimator.
+        stamp: Of the run.
+        open_version: Loads the champion, where the gate compares with it.
+
+    Raises:
+        TrainingRefusedError: The data cannot give a model; nothing is written.
+        DataError: Features of the window are not built, or a column cannot be a feature.
+        IntegrityError: A feature file is not what was recorded.
+    """
+    spec = history.spec
+    window = training_window(spec, period.start)
+    if not can_train(spec, window):
+        msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
+        hint = f"model.train.evaluate ({spec.model.train.evaluate}) needs as much again to learn from."
+        raise TrainingRefusedError(msg, hint=hint)
+    boundary = evaluation_start(spec, window)
+    data = history.training_data(state.features, window, boundary)
+    try:
+        fitted = fit(spec.model, spec.features, data, params)
+    except TrainingRefusedError as error:
+        msg = f"{spec.name}, serving period {period.key}: {error.message}"
+        raise TrainingRefusedError(msg, hint=error.hint) from error
+    manifest = _describe(
+        spec=spec,
+        period=period,
+        window=window,
+        boundary=boundary,
+        fitted=fitted,
+        params=params,
+        features_sha256=fingerprint(state.features, window),
+        features_code_version=state.features_code_version,
+        stamp=stamp,
+    )
+    version, sha256, manifest = write_bundle(manifest, fitted.estimator, history.home.models / spec.name)
+    champion = state.registry.champion(period.start)
+    compare = champion if spec.model.promote.tolerance is not None else None
+    standing = None if compare is None else _standing(open_version(compare), data)
+    refusal = judge(spec.model.promote, fitted.task, fitted.metrics, standing)
+    decision = Promotion(
+        pipeline=spec.name,
+        version=version,
+        action="refused" if refusal else "approved",
+        reason=refusal or "meets the gate",
+        evidence=evidence_of(fitted.metrics, champion.version if champion else None, standing),
+        actor="gate",
+        decided_at=stamp.at,
+        run_id=stamp.run_id,
+    )
+    return Trained(_version_row(manifest, version, sha256), decision, fitted.suspicious)
+
+
+def _standing(champion: Bundle, data: TrainingData) -> dict[str, float] | None:
+    """How the champion does on the evaluation rows; None if it was trained on other columns."""
+    try:
+        rows = champion.contract.split(data.evaluate).kept
+    except DataError:
+        return None
+    manifest = champion.manifest
+    return evaluate(champion.predictor, manifest.task, manifest.classes, champion.contract, rows, data.label)
+
+
+def _describe(  # noqa: PLR0913 - each is one fact of the model
+    *,
+    spec: PipelineSpec,
+    period: Partition,
+    window: Sequence[Partition],
+    boundary: datetime,
+    fitted: Fitted,
+    params: dict[str, Any],
+    features_sha256: str,
+    features_code_version: str,
+    stamp: Stamp,
+) -> Manifest:
+    """The manifest of a fitted model, but for the hashes of its files."""
+    return Manifest(
+        pipeline=spec.name,
+        serving_period=period.key,
+        serving_start=period.start.isoformat(),
+        flavour=FLAVOUR,
+        task=fitted.task,
+        classes=fitted.classes,
+        estimator=spec.model.estimator or spec.model.build or "",
+        params=params,
+        contract=fitted.contract.to_json(),
+        training=Window(
+            start=window[0].start.isoformat(),
+            end=window[-1].end.isoformat(),
+            partitions=len(window),
+            rows=fitted.rows_fitted,
+            rows_rejected=fitted.rows_rejected,
+            features_sha256=features_sha256,
+        ),
+        evaluation=Evaluation(
+            start=boundary.isoformat(),
+            end=window[-1].end.isoformat(),
+            rows=fitted.rows_evaluated,
+            metrics=fitted.metrics,
+        ),
+        features_code_version=features_code_version,
+        libraries=libraries(),
+        created_at=stamp.at.isoformat(),
+        run_id=stamp.run_id,
+    )
+
+
+def _version_row(manifest: Manifest, version: str, sha256: str) -> Version:
+    """What the registry keeps of a manifest."""
+    return Version(
+        pipeline=manifest.pipeline,
+        version=version,
+        serving_period=manifest.serving_period,
+        serving_start=datetime.fromisoformat(manifest.serving_start),
+        sha256=sha256,
+        flavour=manifest.flavour,
+        task=manifest.task,
+        estimator=manifest.estimator,
+        params=json.dumps(manifest.params, sort_keys=True),
+        trained_from=datetime.fromisoformat(manifest.training.start),
+        trained_until=datetime.fromisoformat(manifest.training.end),
+        rows_trained=manifest.training.rows,
+        rows_evaluated=manifest.evaluation.rows,
+        metrics=json.dumps(manifest.evaluation.metrics, sort_keys=True),
+        features_code_version=manifest.features_code_version,
+        created_at=datetime.fromisoformat(manifest.created_at),
+        run_id=manifest.run_id,
+    )

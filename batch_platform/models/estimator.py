@@ -1,0 +1,115 @@
+"""The estimator that a pipeline declares, with the preprocessing that it needs in front.
+
+The contract has already turned categories into codes and nulls into NaN. Histogram trees take that as it is; other
+trees take the codes as numbers; linear models, networks and clusterings get scaling and one-hot columns. All that is
+learnt here is kept in the bundle.
+"""
+
+import inspect
+from typing import Any
+
+from batch_platform.contract import Contract
+from batch_platform.errors import TrainingRefusedError, WrongUseError, did_you_mean, listed
+from batch_platform.models.bundle import Task
+from batch_platform.sources import import_function
+from batch_platform.spec import Model
+
+SEED = 0
+
+
+def make_estimator(model: Model, params: dict[str, Any], contract: Contract) -> Any:  # noqa: ANN401 - any estimator
+    """Build the unfitted estimator for the columns of a contract.
+
+    Raises:
+        WrongUseError: The path does not import, is no estimator, or lacks a parameter.
+    """
+    estimator = _declared(model, params)
+    categorical = [at for at, column in enumerate(contract.columns) if column.type == "category"]
+    return _with_preprocessing(estimator, len(contract.columns), categorical)
+
+
+def check_estimator_exists(model: Model) -> None:
+    """Import what the model names and try its parameters, without fitting.
+
+    Raises:
+        WrongUseError: The path does not import, is no estimator, or lacks a parameter.
+    """
+    _declared(model, model.params)
+
+
+def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
+    """What the estimator does.
+
+    Raises:
+        TrainingRefusedError: It is a classifier without probabilities, or none of the known kinds.
+    """
+    from sklearn.base import is_classifier, is_clusterer, is_regressor
+
+    if is_classifier(estimator):
+        if not hasattr(estimator, "predict_proba"):
+            msg = f"{type(estimator).__name__} gives no probabilities."
+            raise TrainingRefusedError(msg, hint="wrap it in sklearn.calibration.CalibratedClassifierCV with `build`.")
+        return "binary" if classes <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
+    if is_regressor(estimator):
+        return "regression"
+    if is_clusterer(estimator) and hasattr(estimator, "predict"):
+        return "clustering"
+    msg = f"{type(estimator).__name__} is neither a classifier, a regressor nor a clustering that can predict."
+    raise TrainingRefusedError(msg)
+
+
+def needs_labels(model: Model) -> bool:
+    """Whether the declared estimator learns from labels."""
+    from sklearn.base import is_clusterer
+
+    return not is_clusterer(_declared(model, model.params))
+
+
+def _declared(model: Model, params: dict[str, Any]) -> Any:  # noqa: ANN401
+    from sklearn.base import BaseEstimator
+
+    if model.build is not None:
+        estimator = import_function(model.build, "model.build")(**params)
+        if not isinstance(estimator, BaseEstimator):
+            msg = f"model.build: {model.build} returned {type(estimator).__name__}, which is no estimator."
+            raise WrongUseError(msg, hint="return an unfitted scikit-learn-compatible estimator.")
+        return estimator
+    dotted = model.estimator or ""
+    made = import_function(dotted, "model.estimator")
+    if not (inspect.isclass(made) and issubclass(made, BaseEstimator)):
+        msg = f"model.estimator: {dotted} is no scikit-learn-compatible estimator."
+        raise WrongUseError(msg, hint="name its class, or a function with `build`.")
+    allowed = set(inspect.signature(made).parameters)
+    if unknown := [name for name in params if name not in allowed]:
+        guesses = [f"{name!r}: {guess}" for name in unknown if (guess := did_you_mean(name, allowed))]
+        msg = f"model.params: {made.__name__} has no parameter {listed(unknown)}; it has {listed(allowed)}."
+        raise WrongUseError(msg, hint=" ".join(guesses) or None)
+    seeded = {"random_state": SEED} if "random_state" in allowed else {}
+    return made(**{**seeded, **params})
+
+
+def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) -> Any:  # noqa: ANN401
+    from sklearn.compose import ColumnTransformer
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline, make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    if isinstance(estimator, Pipeline):
+        return estimator
+    if isinstance(estimator, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
+        if categorical and estimator.get_params()["categorical_features"] == "from_dtype":
+            estimator.set_params(categorical_features=categorical)
+        return estimator
+    if _is_tree(estimator):
+        takes_nan = estimator.__sklearn_tags__().input_tags.allow_nan
+        return estimator if takes_nan else make_pipeline(SimpleImputer(keep_empty_features=True), estimator)
+    numeric = [at for at in range(columns) if at not in categorical]
+    scaled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    return make_pipeline(ColumnTransformer([("scaled", scaled, numeric), ("one_hot", one_hot, categorical)]), estimator)
+
+
+def _is_tree(estimator: Any) -> bool:  # noqa: ANN401
+    """Whether it splits on one column at a time, so that scale does not matter and codes may stand for categories."""
+    return type(estimator).__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))

@@ -1,0 +1,73 @@
+"""The scikit-learn flavour: estimators kept with skops, never with pickle.
+
+The list of types that skops may construct is written here; a file cannot ask for more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.errors import IntegrityError, TrainingRefusedError, listed
+
+FLAVOUR = "sklearn"
+MODEL_FILE = "model.skops"
+LIBRARIES = ("scikit-learn", "skops", "numpy")
+
+TRUSTED_TYPES = (
+    "functools.partial",  # of check_array, inside histogram trees with categories; its function must be listed too
+    "numpy.dtype",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils.validation.check_array",
+)
+
+
+@dataclass(frozen=True)
+class SklearnPredictor:
+    """A fitted estimator behind the one call that scoring makes."""
+
+    estimator: Any
+    task: str
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Give class probabilities [n, classes], else values or segments [n]."""
+        if self.task in ("binary", "multiclass"):
+            return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
+        return np.asarray(self.estimator.predict(matrix))
+
+
+def save(model: object, folder: Path) -> list[str]:
+    """Write a fitted estimator; gives the names of the files.
+
+    Raises:
+        TrainingRefusedError: It holds a type that would not be trusted when it is loaded.
+    """
+    from skops import io
+
+    data = io.dumps(model)
+    if foreign := sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
+        msg = f"The estimator holds types that are not trusted when a bundle is loaded: {listed(foreign)}."
+        raise TrainingRefusedError(msg, hint="use scikit-learn's own estimators and transformers.")
+    (folder / MODEL_FILE).write_bytes(data)
+    return [MODEL_FILE]
+
+
+def load(files: Mapping[str, bytes], task: str) -> SklearnPredictor:
+    """Construct the estimator from bytes that were found unchanged.
+
+    Raises:
+        IntegrityError: The file asks for a type that is not on the list.
+    """
+    from skops import io
+
+    data = files[MODEL_FILE]
+    if foreign := sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
+        msg = f"{MODEL_FILE} asks for types that are not trusted: {listed(foreign)}; it is not loaded."
+        raise IntegrityError(msg, hint="train the serving period again.")
+    return SklearnPredictor(estimator=io.loads(data, trusted=list(TRUSTED_TYPES)), task=task)

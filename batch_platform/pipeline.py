@@ -1,0 +1,397 @@
+"""The steps of one pipeline on plain data: build features, train, score and evaluate partitions.
+
+The one place where features, models, scoring, registry and warehouse meet; what a notebook could call and what
+Dagster's assets do call. Each step takes many partitions, commits them in groups and yields each one's record as soon
+as it is committed; what is already as asked is skipped unless forced.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from batch_platform.errors import DataError
+from batch_platform.features import FeatureBuilder, FeatureSession
+from batch_platform.history import History
+from batch_platform.home import Home
+from batch_platform.learning import Trained, train_version
+from batch_platform.models.bundle import Bundle, open_bundle
+from batch_platform.outcomes import COVERAGE, measure, measure_clusters
+from batch_platform.partitions import Partition
+from batch_platform.plan import State, features_due
+from batch_platform.publish import publish
+from batch_platform.registry import Registry, Version, read_registry, register
+from batch_platform.scoring import Stamp, prediction_columns, stage
+from batch_platform.sources import Sources, quoted
+from batch_platform.spec import PipelineSpec
+from batch_platform.staging import staging_folder
+from batch_platform.warehouse import EvaluationRun, FeatureBuild, ScoreRun, StagedScores, Warehouse, read_latest
+
+SCORING_VERSION = 1  # raise it when the same features and model would give other rows
+GROUP_PARTITIONS = 50
+GROUP_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Built:
+    """A partition of features, as recorded."""
+
+    partition: Partition
+    build: FeatureBuild
+    skipped: bool  # it was already as asked
+    columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty where skipped
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A partition of predictions, as committed."""
+
+    partition: Partition
+    run: ScoreRun
+    skipped: bool  # the warehouse already held these rows
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+    unseen: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A partition held against its true outcomes."""
+
+    partition: Partition
+    run: EvaluationRun
+    model_version: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One declared pipeline, in one home.
+
+    Args:
+        spec: As declared.
+        folder: Absolute path of the folder with its SQL.
+        home: Where its data lie.
+    """
+
+    spec: PipelineSpec
+    folder: Path
+    home: Home
+    _bundles: dict[str, Bundle] = field(default_factory=dict[str, Bundle], init=False, repr=False, compare=False)
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """The home's warehouse."""
+        return Warehouse(self.home)
+
+    @cached_property
+    def builder(self) -> FeatureBuilder:
+        """What makes its features and labels."""
+        return FeatureBuilder(self.spec, Sources(self.spec, self.folder))
+
+    @cached_property
+    def history(self) -> History:
+        """Its recorded features and their labels."""
+        return History(self.spec, self.home, self.builder)
+
+    @cached_property
+    def scoring_code_version(self) -> str:
+        """Changes when the same features and model would give other rows."""
+        declared = self.spec.model_dump_json(include={"features": {"key", "time", "max_rejected"}, "predictions": {"keep"}})
+        return sha256(f"{SCORING_VERSION}\0{declared}".encode()).hexdigest()[:12]
+
+    def state(self) -> State:
+        """What is recorded, held against the files that lie in the lake."""
+        with self.warehouse.open() as con:
+            features = read_latest(con, FeatureBuild, self.spec.name)
+            scores = read_latest(con, ScoreRun, self.spec.name)
+            evaluations = read_latest(con, EvaluationRun, self.spec.name)
+            registry = read_registry(con, self.spec.name)
+        return State(
+            features={key: build for key, build in features.items() if self.history.is_recorded(build)},
+            scores=scores,
+            evaluations=evaluations,
+            registry=registry,
+            features_code_version=self.builder.code_version,
+            scoring_code_version=self.scoring_code_version,
+            source_versions=self._source_versions(list(features)),
+        )
+
+    def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
+        """Build the features of partitions, oldest first.
+
+        Raises:
+            SourceError: A source cannot be read, or the SQL fails.
+            DataError: Keys are not unique, or a time is null or outside its partition.
+        """
+        state = self.state()
+        group: list[Built] = []
+        if not partitions:
+            return
+        with self.builder.session(partitions[0]) as session:
+            for partition in partitions:
+                if not force and features_due(state, partition) is None:
+                    yield Built(partition, state.features[partition.key], skipped=True)
+                    continue
+                try:
+                    group.append(self._build(session, partition, stamp))
+                except BaseException:
+                    yield from self._record(group)
+                    raise
+                if _full(len(group), sum(built.build.rows for built in group)):
+                    yield from self._record(group)
+                    group = []
+        yield from self._record(group)
+
+    def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
+        """Train the model of a serving period, register it, and approve it if it passes the gate.
+
+        Args:
+            period: The model learns only from what is known at its start.
+            stamp: Of the run.
+            params: Replace or add to the declared parameters.
+
+        Raises:
+            TrainingRefusedError: The data cannot give a model; nothing is registered.
+        """
+        parameters = {**self.spec.model.params, **(params or {})}
+        trained = train_version(self.history, self.state(), period, parameters, stamp, self._bundle)
+        register(self.warehouse, trained.version, trained.decision)
+        return trained
+
+    def score(
+        self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False, version: str | None = None
+    ) -> Iterator[Committed]:
+        """Score partitions, oldest first, each by its champion or by a given version.
+
+        Args:
+            partitions: What to score; their features are built.
+            stamp: Of the run.
+            force: Score even what the warehouse holds already, and let a partition become empty.
+            version: Score by this one instead of the champion.
+
+        Raises:
+            NoChampionError: No approved model serves a partition.
+            IntegrityError: A feature file or a bundle is not what was recorded.
+            DataError: More rows are rejected than the budget allows, or columns are missing.
+            WarehouseError: A newer run committed a partition meanwhile.
+        """
+        state = self.state()
+        group: list[tuple[Committed, StagedScores]] = []
+        with staging_folder(self.home, stamp.run_id) as folder:
+            for partition in partitions:
+                try:
+                    model = self._model_for(state.registry, partition, version)
+                    build = self.history.require(state.features, partition)
+                    standing = state.scores.get(partition.key)
+                    if standing and not force and self._holds(standing, model, build):
+                        yield Committed(partition, standing, skipped=True)
+                        continue
+                    group.append(self._stage(partition, build, model, standing, folder, stamp))
+                except BaseException:
+                    yield from self._commit(group, force=force)
+                    raise
+                if _full(len(group), sum(scored.run.rows_in for scored, _ in group)):
+                    yield from self._commit(group, force=force)
+                    group = []
+            yield from self._commit(group, force=force)
+
+    def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
+        """Hold scored partitions against the labels known now, oldest first.
+
+        Raises:
+            DataError: A partition is not scored.
+            SourceError: `labels.sql` fails.
+        """
+        if not partitions:
+            return
+        registry = self.state().registry
+        published = publish(self.home)
+        group: list[Evaluated] = []
+        with duckdb.connect(str(published), read_only=True) as con:
+            scores = read_latest(con, ScoreRun, self.spec.name)
+            with self.builder.session(partitions[0]) as session:
+                for partition in partitions:
+                    run = scores.get(partition.key)
+                    if run is None:
+                        msg = f"{self.spec.name}, partition {partition.key}: it is not scored yet."
+                        raise DataError(msg, hint=f"batch-platform run {self.spec.name} --partition {partition.key}")
+                    bundle = self._bundle(registry.named(run.model_version))
+                    group.append(self._evaluate(con, session, partition, run, bundle, stamp))
+        for at in range(0, len(group), GROUP_PARTITIONS):
+            part = group[at : at + GROUP_PARTITIONS]
+            runs = [evaluated.run for evaluated in part]
+            self.warehouse.commit_evaluations(self.spec.name, runs, _metric_rows(part))
+            yield from part
+
+    def publish(self) -> None:
+        """Bring the readers' copy up to date."""
+        publish(self.home)
+
+    def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
+        sources = json.dumps(self.builder.sources.versions(partition), sort_keys=True)
+        file = session.write(partition, self.home.features(self.spec.name, partition.key))
+        stat = file.path.stat()
+        build = FeatureBuild(
+            pipeline=self.spec.name,
+            partition_key=partition.key,
+            rows=file.rows,
+            sha256=file.sha256,
+            file_bytes=stat.st_size,
+            file_mtime_ns=stat.st_mtime_ns,
+            code_version=self.builder.code_version,
+            sources=sources,
+            built_at=stamp.at,
+            run_id=stamp.run_id,
+        )
+        return Built(partition, build, skipped=False, columns=file.columns)
+
+    def _record(self, group: list[Built]) -> Iterator[Built]:
+        if group:
+            self.warehouse.record_features([built.build for built in group])
+        yield from group
+
+    def _source_versions(self, keys: list[str]) -> dict[str, str]:
+        """The source versions now of partitions that have source files of their own."""
+        sources = self.builder.sources
+        if not any(source.by_partition for source in self.spec.sources.values()):
+            return {}
+        calendar = self.spec.partitions.calendar
+        found: dict[str, str] = {}
+        for key in keys:
+            whole = sources.versions(calendar.named(key))
+            found[key] = json.dumps(whole, sort_keys=True)
+        return found
+
+    def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
+        return registry.named(version) if version else registry.require_champion(partition.start, partition.key)
+
+    def _bundle(self, version: Version) -> Bundle:
+        if version.version not in self._bundles:
+            self._bundles[version.version] = open_bundle(self.home.bundle(self.spec.name, version.version), version.sha256)
+        return self._bundles[version.version]
+
+    def _holds(self, standing: ScoreRun, model: Version, build: FeatureBuild) -> bool:
+        """Whether the warehouse holds what scoring these features by this model would give."""
+        return (standing.model_sha256, standing.input_hash, standing.code_version) == (
+            model.sha256,
+            build.sha256,
+            self.scoring_code_version,
+        )
+
+    def _stage(  # noqa: PLR0913 - each is one fact of the partition
+        self,
+        partition: Partition,
+        build: FeatureBuild,
+        model: Version,
+        standing: ScoreRun | None,
+        folder: Path,
+        stamp: Stamp,
+    ) -> tuple[Committed, StagedScores]:
+        staged = stage(
+            spec=self.spec,
+            partition=partition,
+            features=self.history.file(partition),
+            sha256=build.sha256,
+            bundle=self._bundle(model),
+            folder=folder,
+            stamp=stamp,
+        )
+        run = ScoreRun(
+            pipeline=self.spec.name,
+            partition_key=partition.key,
+            partition_start=partition.start,
+            partition_end=partition.end,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            input_hash=build.sha256,
+            code_version=self.scoring_code_version,
+            engine="local",
+            rows_in=staged.rows_in,
+            rows_scored=staged.rows_scored,
+            rows_rejected=staged.rows_rejected,
+            in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
+            started_at=stamp.at,
+            committed_at=stamp.at,
+            run_id=stamp.run_id,
+        )
+        seen = 0 if standing is None else standing.seq
+        scores = StagedScores(staged.predictions, staged.rejected, run, seen)
+        return Committed(partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen), scores
+
+    def _commit(self, group: list[tuple[Committed, StagedScores]], *, force: bool) -> Iterator[Committed]:
+        if not group:
+            return
+        staged = [scores for _, scores in group]
+        runs = self.warehouse.commit_scores(self.spec.name, staged, may_empty=force)
+        for (scored, scores), run in zip(group, runs, strict=True):
+            scores.predictions.unlink()
+            scores.rejected.unlink()
+            yield replace(scored, run=run)
+
+    def _evaluate(  # noqa: PLR0913 - each is one fact of the partition
+        self,
+        con: duckdb.DuckDBPyConnection,
+        session: FeatureSession,
+        partition: Partition,
+        run: ScoreRun,
+        bundle: Bundle,
+        stamp: Stamp,
+    ) -> Evaluated:
+        labels = self.spec.labels
+        if labels is None:
+            metrics = measure_clusters(pl.read_parquet(self.history.file(partition)), bundle)
+        else:
+            key = self.spec.features.key
+            columns = ", ".join(quoted(name) for name in [*key, *prediction_columns(bundle)])
+            query = f"SELECT {columns} FROM {quoted(self.spec.name)}.predictions WHERE partition_key = $key"  # noqa: S608
+            predictions = con.sql(query, params={"key": partition.key}).pl()
+            known = self.history.labels(session, partition)
+            metrics = measure(predictions, known, key, labels.column, bundle)
+        evaluation = EvaluationRun(
+            pipeline=self.spec.name,
+            partition_key=partition.key,
+            score_seq=run.seq,
+            rows_scored=run.rows_scored,
+            rows_labelled=round(metrics.get(COVERAGE, 0.0) * run.rows_scored),
+            evaluated_at=stamp.at,
+            run_id=stamp.run_id,
+        )
+        return Evaluated(partition, evaluation, run.model_version, metrics)
+
+
+def _metric_rows(group: Sequence[Evaluated]) -> pl.DataFrame:
+    """The rows of `performance` of some partitions."""
+    rows = [
+        (
+            evaluated.partition.key,
+            metric,
+            value,
+            evaluated.run.rows_labelled,
+            evaluated.model_version,
+            evaluated.run.evaluated_at,
+            evaluated.run.run_id,
+        )
+        for evaluated in group
+        for metric, value in sorted(evaluated.metrics.items())
+    ]
+    columns = {
+        "partition_key": pl.String,
+        "metric": pl.String,
+        "value": pl.Float64,
+        "rows_labelled": pl.Int64,
+        "model_version": pl.String,
+        "evaluated_at": pl.Datetime("us", "UTC"),
+        "run_id": pl.String,
+    }
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def _full(partitions: int, rows: int) -> bool:
+    """Whether a group is large enough to be committed."""
+    return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

@@ -1,0 +1,278 @@
+"""What is due, and in which order: features, then models, then predictions, then performance.
+
+A pure function of the pipeline, the recorded state and a time; schedules, `run` and `status` all ask it. Once a plan
+is carried out, the next plan at the same time is empty.
+"""
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from batch_platform.partitions import Calendar, Partition
+from batch_platform.registry import Registry, Version
+from batch_platform.spec import PipelineSpec
+from batch_platform.warehouse import EvaluationRun, FeatureBuild, ScoreRun
+
+Kind = Literal["features", "model", "predictions", "performance"]
+KINDS: tuple[Kind, ...] = ("features", "model", "predictions", "performance")
+
+
+@dataclass(frozen=True)
+class State:
+    """What is recorded of a pipeline.
+
+    Args:
+        features: The builds whose file is as recorded, by partition key.
+        scores: The newest commits, by partition key.
+        evaluations: The newest evaluations, by partition key.
+        registry: Its models.
+        features_code_version: Of the features as declared now.
+        scoring_code_version: Of the predictions as declared now.
+        source_versions: Versions now of sources with a file for each partition, by partition key, as recorded in builds.
+    """
+
+    features: dict[str, FeatureBuild]
+    scores: dict[str, ScoreRun]
+    evaluations: dict[str, EvaluationRun]
+    registry: Registry
+    features_code_version: str
+    scoring_code_version: str
+    source_versions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Item:
+    """One partition of one kind that is due, and why."""
+
+    kind: Kind
+    partition: Partition
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is due, in order; and what cannot be done, with the reason."""
+
+    items: list[Item]
+    blocked: list[Item]
+
+    def of(self, *kinds: Kind) -> list[Item]:
+        """The due items of some kinds, oldest first."""
+        return [item for item in self.items if item.kind in kinds]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Consecutive partitions of one kind, to be requested together."""
+
+    kind: Kind
+    partitions: tuple[Partition, ...]
+
+    @property
+    def first(self) -> str:
+        """Key of the oldest partition."""
+        return self.partitions[0].key
+
+    @property
+    def last(self) -> str:
+        """Key of the newest partition."""
+        return self.partitions[-1].key
+
+
+def serving_calendar(spec: PipelineSpec) -> Calendar | None:
+    """The serving periods of a pipeline's models; None for one unpartitioned model."""
+    train = spec.model.train
+    if train.every is None:
+        return None
+    partitions = spec.partitions
+    start = datetime.fromisoformat(train.start or partitions.start)
+    end = None if partitions.end is None else datetime.fromisoformat(partitions.end)
+    return Calendar(every=train.every, zone=ZoneInfo(partitions.timezone), start=start, end=end, end_offset=1)
+
+
+def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
+    """The partitions that a model may learn from: wholly before its serving period, labels mature at its start."""
+    calendar = spec.partitions.calendar
+    zone = calendar.zone
+    length = spec.model.train.window_length
+    start = calendar.first_start if length is None else length.before(serving_start, zone)
+    inside = calendar.within(max(start, calendar.first_start), serving_start)
+    return [partition for partition in inside if matures(spec, partition) <= serving_start]
+
+
+def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
+    """Where the end of a training window begins that is kept for evaluation."""
+    return spec.model.train.evaluation_length.before(window[-1].end, spec.partitions.calendar.zone)
+
+
+def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
+    """Whether a window is long enough: at least as much to learn from as to evaluate on."""
+    if not window:
+        return False
+    evaluation = spec.model.train.evaluation_length
+    begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
+    return window[0].start <= begins
+
+
+def matures(spec: PipelineSpec, partition: Partition) -> datetime:
+    """When the labels of a partition are known; without labels, when it has closed."""
+    if spec.labels is None:
+        return partition.end
+    return spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)
+
+
+def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
+    """The serving periods that have begun and whose window is long enough to train on, oldest first."""
+    calendar = serving_calendar(spec)
+    if calendar is None:
+        return []
+    begun = [period for period in calendar.due(now) if period.start <= now]
+    return [period for period in begun if can_train(spec, training_window(spec, period.start))]
+
+
+def make_plan(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    now: datetime,
+    *,
+    only: Iterable[Partition] | None = None,
+    failed_models: Set[str] = frozenset(),
+    force: bool = False,
+) -> Plan:
+    """Say what is due at a time.
+
+    Args:
+        spec: The pipeline.
+        state: What is recorded.
+        now: The time.
+        only: The partitions to bring up to date; all that are due if None. Their upstream is planned with them.
+        failed_models: Serving periods whose training failed: their partitions are scored by the model before.
+        force: Whether the predictions of `only` are due even though nothing changed.
+    """
+    wanted = list(spec.partitions.calendar.due(now) if only is None else only)
+    models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
+    predictions, blocked = _due_predictions(spec, state, wanted, models, force=force)
+    windows = [training_window(spec, item.partition.start) for item in models]
+    needed = {partition.key: partition for window in windows for partition in window}
+    needed |= {item.partition.key: item.partition for item in predictions}
+    due = sorted(needed.values(), key=lambda partition: partition.start)
+    features = [Item("features", partition, reason) for partition in due if (reason := features_due(state, partition))]
+    rebuilt = {item.partition.key for item in features}
+    scored = {item.partition.key for item in predictions}
+    stale = [
+        Item("predictions", partition, "its features are built again")
+        for partition in wanted
+        if partition.key in rebuilt - scored and partition.key in state.scores and spec.predictions.rescore != "never"
+    ]
+    predictions = sorted([*predictions, *stale], key=lambda item: item.partition.start)
+    performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
+    return Plan(items=[*features, *models, *predictions, *performance], blocked=blocked)
+
+
+def features_due(state: State, partition: Partition) -> str | None:
+    """Why the features of a partition are due; None if they are not."""
+    build = state.features.get(partition.key)
+    if build is None:
+        return "missing"
+    if build.code_version != state.features_code_version:
+        return "the SQL or its declaration changed"
+    if state.source_versions.get(partition.key, build.sources) != build.sources:
+        return "a source file changed"
+    return None
+
+
+def stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
+    """Why committed predictions are out of date; None if they are not."""
+    if champion is not None and run.model_version != champion.version:
+        return f"scored by {run.model_version}, the champion is {champion.version}"
+    build = state.features.get(run.partition_key)
+    if build is not None and build.sha256 != run.input_hash:
+        return "its features changed"
+    if run.code_version != state.scoring_code_version:
+        return "its declaration or the scoring code changed"
+    return None
+
+
+def contiguous(kind: Kind, partitions: Iterable[Partition], limit: int | None = None) -> list[Range]:
+    """Join partitions to ranges without gaps, oldest first, at most `limit` partitions in all."""
+    ranges: list[list[Partition]] = []
+    for partition in sorted(partitions, key=lambda partition: partition.start)[:limit]:
+        if ranges and ranges[-1][-1].end == partition.start:
+            ranges[-1].append(partition)
+        else:
+            ranges.append([partition])
+    return [Range(kind, tuple(members)) for members in ranges]
+
+
+def _due_models(  # noqa: PLR0913
+    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: Set[str], *, everything: bool
+) -> list[Item]:
+    if serving_calendar(spec) is None:
+        return _due_single_model(spec, state, now, wanted)
+    trained = {version.serving_period for version in state.registry.versions}
+    periods = serving_periods(spec, now)
+    if not everything:
+        serve = {_serving(periods, partition.start) for partition in wanted}
+        periods = [period for period in periods if period.key in serve]
+    return [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
+
+
+def _due_single_model(spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition]) -> list[Item]:
+    """One model for all: trained once, before the first partition that it can serve."""
+    if state.registry.versions:
+        return []
+    for partition in wanted:
+        if partition.start <= now and can_train(spec, training_window(spec, partition.start)):
+            period = Partition(key=partition.key, start=partition.start, end=partition.start)
+            return [Item("model", period, "not trained")]
+    return []
+
+
+def _serving(periods: Sequence[Partition], start: datetime) -> str | None:
+    return next((period.key for period in reversed(periods) if period.start <= start), None)
+
+
+def _due_predictions(
+    spec: PipelineSpec, state: State, wanted: list[Partition], models: list[Item], *, force: bool
+) -> tuple[list[Item], list[Item]]:
+    due: list[Item] = []
+    blocked: list[Item] = []
+    starts = [item.partition.start for item in models]
+    for partition in wanted:
+        run = state.scores.get(partition.key)
+        champion = state.registry.champion(partition.start)
+        since = None if champion is None else champion.serving_start
+        awaits = any((since is None or since < start) and start <= partition.start for start in starts)
+        reason = "missing" if run is None else stale_reason(state, run, champion)
+        if run is not None and partition.key in state.features:
+            reason = reason or features_due(state, partition)
+        if run is not None and awaits:
+            reason = "a newer model is due"
+        if run is not None and spec.predictions.rescore == "never":
+            reason = None
+        if force:
+            reason = reason or "forced"
+        if reason is None:
+            continue
+        if champion is None and not awaits:
+            blocked.append(Item("predictions", partition, "no model serves it"))
+        else:
+            due.append(Item("predictions", partition, reason))
+    return due, blocked
+
+
+def _due_performance(
+    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: Set[str]
+) -> list[Item]:
+    due: list[Item] = []
+    for partition in wanted:
+        if matures(spec, partition) > now:
+            continue
+        run, evaluated = state.scores.get(partition.key), state.evaluations.get(partition.key)
+        if partition.key in scored:
+            due.append(Item("performance", partition, "scored"))
+        elif run is not None and (evaluated is None or evaluated.score_seq != run.seq):
+            due.append(Item("performance", partition, "missing" if evaluated is None else "scored again"))
+    return due

@@ -1,0 +1,159 @@
+"""Trained versions, what happened to them, and which one serves when.
+
+Both tables are only ever added to: a version is a fact, a promotion an event. The champion is a function of what is
+recorded and of the partition's start; no clock is read.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, Literal
+
+import duckdb
+
+from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, listed
+from batch_platform.warehouse import Warehouse, insert_row, note_change
+
+Action = Literal["approved", "refused"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What was decided of a version."""
+
+    pipeline: str
+    version: str
+    action: Action
+    reason: str
+    evidence: str  # JSON
+    actor: str
+    decided_at: datetime
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class Version:
+    """One trained version as registered."""
+
+    pipeline: str
+    version: str
+    serving_period: str
+    serving_start: datetime
+    sha256: str
+    flavour: str
+    task: str
+    estimator: str
+    params: str  # JSON
+    trained_from: datetime
+    trained_until: datetime
+    rows_trained: int
+    rows_evaluated: int
+    metrics: str  # JSON
+    features_code_version: str
+    created_at: datetime
+    run_id: str
+    seq: int = 0
+
+    @property
+    def metric_values(self) -> dict[str, float]:
+        """The metrics of its evaluation, read."""
+        return json.loads(self.metrics)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The recorded versions of one pipeline.
+
+    Args:
+        pipeline: Its name.
+        versions: In the order in which they were registered.
+        promotions: In the order in which they happened.
+    """
+
+    pipeline: str
+    versions: Sequence[Version] = ()
+    promotions: Sequence[Promotion] = ()
+
+    def standing(self, version: str) -> Promotion | None:
+        """The last decision on a version."""
+        return next((event for event in reversed(self.promotions) if event.version == version), None)
+
+    def approved(self) -> list[Version]:
+        """The versions that may serve, by serving period and then by age."""
+        decided = {event.version: event.action for event in self.promotions}
+        serving = [version for version in self.versions if decided.get(version.version) == "approved"]
+        return sorted(serving, key=lambda version: (version.serving_start, version.seq))
+
+    def champion(self, at: datetime) -> Version | None:
+        """The newest approved version whose serving period starts at or before an instant."""
+        return next((version for version in reversed(self.approved()) if version.serving_start <= at), None)
+
+    def require_champion(self, at: datetime, partition_key: str) -> Version:
+        """The champion, which must exist.
+
+        Raises:
+            NoChampionError: There is none; the message names the earliest approved one.
+        """
+        if found := self.champion(at):
+            return found
+        approved = self.approved()
+        earliest = "none is approved"
+        if approved:
+            first = approved[0]
+            earliest = f"the earliest approved one, {first.version}, serves from {first.serving_period} on"
+        msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
+        hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it all the same."
+        raise NoChampionError(msg, hint=hint)
+
+    def named(self, version: str) -> Version:
+        """The version of that name, approved or not.
+
+        Raises:
+            WrongUseError: There is none.
+        """
+        for known in self.versions:
+            if known.version == version:
+                return known
+        names = [known.version for known in self.versions]
+        msg = f"{self.pipeline} has no version {version!r}; there are {listed(names) or 'none'}."
+        raise WrongUseError(msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them.")
+
+    def of_period(self, serving_period: str) -> list[Version]:
+        """All versions trained for a serving period, oldest first."""
+        return [version for version in self.versions if version.serving_period == serving_period]
+
+
+def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
+    """Read what is recorded of a pipeline's models."""
+    return Registry(
+        pipeline=pipeline,
+        versions=[Version(*row) for row in _rows(con, "model_versions", Version, pipeline)],
+        promotions=[Promotion(*row) for row in _rows(con, "promotions", Promotion, pipeline)],
+    )
+
+
+def register(warehouse: Warehouse, version: Version, decision: Promotion) -> None:
+    """Record a trained version and what was decided of it, in one transaction.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        for table, record in (("model_versions", version), ("promotions", decision)):
+            ((seq,),) = con.execute("SELECT nextval('batch_platform.seq')").fetchall()
+            values = {item.name: getattr(record, item.name) for item in fields(record)} | {"seq": seq}
+            insert_row(con, table, values)
+            note_change(con, seq, version.pipeline, "models", version.serving_period)
+
+
+def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterable[tuple[Any, ...]]:
+    columns = ", ".join(item.name for item in fields(record))
+    query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"  # noqa: S608
+    return con.execute(query, {"pipeline": pipeline}).fetchall()
+
+
+def evidence_of(metrics: Mapping[str, float], champion: str | None, standing: Mapping[str, float] | None) -> str:
+    """What a decision rests on, as JSON: metrics of the version and of the champion on the same rows."""
+    return json.dumps({"metrics": dict(metrics), "champion": champion, "champion_metrics": dict(standing or {}) or None})

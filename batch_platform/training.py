@@ -1,0 +1,200 @@
+"""A fitted model from a training window: fit on its beginning, evaluate on its end, judge by the gate.
+
+Rows come in the order of time and are never shuffled between the two parts. Knows nothing of where the rows lie or
+where the model goes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.contract import Column, Contract, declare_column, infer_contract
+from batch_platform.errors import TrainingRefusedError, listed
+from batch_platform.models.bundle import ClassLabel, Predictor, Task
+from batch_platform.models.estimator import make_estimator, task_of
+from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.monitoring.performance import (
+    DEFAULT_METRIC,
+    is_worse,
+    measure_classes,
+    measure_segments,
+    measure_values,
+)
+from batch_platform.spec import Features, Model, Promote
+
+LEAST_ROWS = 20
+NEARLY_DECIDES = 0.999
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows of a training window.
+
+    Args:
+        fit: Feature columns and, with labels, `label`; the beginning of the window.
+        evaluate: The same for its end.
+        label: The label's column; None for a clustering.
+    """
+
+    fit: pl.DataFrame
+    evaluate: pl.DataFrame
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator, what it expects, and how it did on rows that it had not seen."""
+
+    estimator: Any
+    task: Task
+    classes: list[ClassLabel]
+    contract: Contract
+    metrics: dict[str, float]
+    rows_fitted: int
+    rows_evaluated: int
+    rows_rejected: int
+    suspicious: list[str]  # features that alone nearly decide the label
+
+
+def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
+    """The columns that a model is given: all but key, time and those declared to be none."""
+    apart = {*features.key, features.time}
+    declared_out = {name for name, rule in features.columns.items() if not rule.feature}
+    return [name for name in present if name not in apart | declared_out]
+
+
+def fit(model: Model, features: Features, data: TrainingData, params: dict[str, Any]) -> Fitted:
+    """Fit the declared estimator and evaluate it.
+
+    Raises:
+        TrainingRefusedError: Too few rows, one class only, or an estimator that cannot serve.
+        DataError: A column cannot be a feature.
+        WrongUseError: The estimator does not exist or lacks a parameter.
+    """
+    names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
+    contract = infer_contract(data.fit.select(names), _declared(features, data.fit.select(names)))
+    kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
+    if kept.kept.height < LEAST_ROWS:
+        msg = f"There are {kept.kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or give a longer model.train.window.")
+    matrix = contract.encode(kept.kept)
+    truth = None if data.label is None else _truth(kept.kept[data.label])
+    estimator = make_estimator(model, params, contract)
+    classes = _classes(estimator, truth)
+    task = task_of(estimator, len(classes))
+    if task != "clustering" and truth is None:
+        msg = f"{type(estimator).__name__} learns from labels, and the pipeline declares none."
+        raise TrainingRefusedError(msg, hint="add `labels` to its YAML.")
+    try:
+        estimator.fit(matrix, truth)
+    except ValueError as error:
+        msg = f"{type(estimator).__name__} refuses the training data: {' '.join(str(error).split())}"
+        raise TrainingRefusedError(msg.rstrip(".") + ".", hint="see model.params and the features.") from error
+    metrics = evaluate(SklearnPredictor(estimator, task), task, classes, contract, evaluated.kept, data.label)
+    return Fitted(
+        estimator=estimator,
+        task=task,
+        classes=classes,
+        contract=contract,
+        metrics=metrics,
+        rows_fitted=kept.kept.height,
+        rows_evaluated=evaluated.kept.height,
+        rows_rejected=kept.rejected.height + evaluated.rejected.height,
+        suspicious=_suspicious(contract, matrix, truth, task),
+    )
+
+
+def evaluate(  # noqa: PLR0913 - a fitted model is all of these
+    predictor: Predictor,
+    task: Task,
+    classes: list[ClassLabel],
+    contract: Contract,
+    rows: pl.DataFrame,
+    label: str | None,
+) -> dict[str, float]:
+    """Measure a fitted model on rows that keep its contract; rows of a class it does not know are left out."""
+    if label is not None and task in ("binary", "multiclass"):
+        rows = rows.filter(pl.Series([value in classes for value in rows[label].to_list()], dtype=pl.Boolean))
+    if not rows.height:
+        return {}
+    matrix = contract.encode(rows)
+    if task == "clustering" or label is None:
+        return measure_segments(matrix, predictor.predict(matrix))
+    truth = _truth(rows[label])
+    if task == "regression":
+        return measure_values(truth, predictor.predict(matrix))
+    return measure_classes(truth, predictor.predict(matrix), classes)
+
+
+def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
+    """Why a version may not serve; None if it may.
+
+    Args:
+        gate: What it must meet.
+        task: Decides the metric where the gate names none.
+        metrics: Of the version, on the evaluation rows.
+        champion: Of the version that serves now, on the same rows; None if there is none.
+    """
+    metric = gate.metric or DEFAULT_METRIC[task]
+    value = metrics.get(metric)
+    if value is None:
+        return f"{metric} cannot be measured on the evaluation rows (measured: {listed(metrics) or 'nothing'})"
+    if gate.at_least is not None and is_worse(metric, value, gate.at_least):
+        return f"{metric} {value:.4f} is worse than the required {gate.at_least:g}"
+    standing = None if champion is None else champion.get(metric)
+    if gate.tolerance is not None and standing is not None:
+        lower = is_worse(metric, 1.0, 0.0)
+        if is_worse(metric, value, standing + gate.tolerance if lower else standing - gate.tolerance):
+            return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
+    return None
+
+
+def _declared(features: Features, training: pl.DataFrame) -> dict[str, Column]:
+    declared: dict[str, Column] = {}
+    for name, rule in features.columns.items():
+        if rule.feature and name in training.columns:
+            values = training[name]
+            bounds = rule.model_dump(exclude={"feature"})
+            declared[name] = declare_column(name, values.dtype, nulls=values.null_count() > 0, **bounds)
+        elif rule.feature:
+            declared[name] = Column(name=name, type="float", nullable=True)
+    return declared
+
+
+def _truth(labels: pl.Series) -> NDArray[Any]:
+    return labels.cast(pl.Float64).to_numpy() if labels.dtype.is_decimal() else labels.to_numpy()
+
+
+def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  # noqa: ANN401
+    from sklearn.base import is_classifier
+
+    if truth is None or not is_classifier(estimator):
+        return []
+    classes: list[ClassLabel] = np.unique(truth).tolist()
+    if len(classes) < 2:  # noqa: PLR2004
+        msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+    return classes
+
+
+def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
+    """Features whose order alone separates two classes almost wholly: a sign that they know the outcome."""
+    if truth is None or task != "binary":
+        return []
+    from sklearn.metrics import roc_auc_score
+
+    found: list[str] = []
+    positive = truth == np.unique(truth)[1]
+    for at, column in enumerate(contract.columns):
+        values = matrix[:, at]
+        known = ~np.isnan(values)
+        if column.type == "category" or not 0 < positive[known].sum() < known.sum():
+            continue
+        area = float(roc_auc_score(positive[known], values[known]))
+        if max(area, 1 - area) >= NEARLY_DECIDES:
+            found.append(column.name)
+    return found
