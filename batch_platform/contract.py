@@ -5,21 +5,26 @@ scored is held against it: a row either keeps the contract or is rejected with a
 training and in scoring. Nothing here knows of files, databases or estimators.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.errors import DataError, did_you_mean, listed
+from batch_platform.inputs import ColumnType
 
-ColumnType = Literal["float", "integer", "boolean", "category"]
-
+STORED_AS: dict[ColumnType, type[pl.DataType]] = {
+    "float": pl.Float64,
+    "integer": pl.Int64,
+    "boolean": pl.Boolean,
+    "category": pl.String,
+}
 REASON, OFFENDER = "__reason", "__column"
-MAX_EXACT_INTEGER = 2**53
-MAX_CATEGORIES = 254
+MAX_EXACT_INTEGER = 2**53 - 1  # larger ones share their float64 with a neighbour
+MAX_CATEGORIES = 254  # scikit-learn's histogram trees take 255 bins, one of them for missing values
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Contract:
         dtypes = rows.schema
         read = {column.name: _read(column, dtypes[column.name]) for column in self.columns}
         rules = [rule for column in self.columns for rule in _rules(column, rows[column.name], read[column.name])]
-        broken = rows.lazy().select(pl.any_horizontal(rule.broken for rule in rules)).collect().to_series() if rules else None
+        broken = rows.select(pl.any_horizontal(rule.broken for rule in rules)).to_series() if rules else None
         converted = [read[name].alias(name) for name in self.names if not _as_is(read[name], name)]
         if broken is None or not broken.any():
             kept, rejected = rows.with_columns(converted), rows.clear().with_columns(_no_reason())
@@ -105,7 +110,8 @@ class Contract:
     def encode(self, kept: pl.DataFrame) -> NDArray[np.float64]:
         """Give the matrix of rows that keep the contract: float64 [n, columns], Fortran order, null as NaN.
 
-        A category is the position of its value among the known ones; an unknown one is NaN.
+        A category is the position of its value among the known ones; an unknown one is NaN. Integers beyond 2^53 are
+        rounded, as scikit-learn rounds them.
         """
         matrix = np.empty((kept.height, len(self.columns)), dtype=np.float64, order="F")
         for at, column in enumerate(self.columns):
@@ -126,13 +132,13 @@ class Contract:
         return counts
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Give plain values for a manifest."""
-        return [asdict(column) for column in self.columns]
+        """Give plain values for a manifest, equal to what comes back from JSON."""
+        return [asdict(column) | {"categories": list(column.categories)} for column in self.columns]
 
     @classmethod
     def from_json(cls, columns: Sequence[Mapping[str, Any]]) -> "Contract":
         """Read what `to_json` gave."""
-        return cls(tuple(Column(**{**column, "categories": tuple(column["categories"])}) for column in columns))
+        return cls(tuple(replace(Column(**column), categories=tuple(column["categories"])) for column in columns))
 
 
 def infer_contract(training: pl.DataFrame, declared: Mapping[str, Column]) -> Contract:
@@ -158,20 +164,28 @@ def infer_contract(training: pl.DataFrame, declared: Mapping[str, Column]) -> Co
 
 
 def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: Any) -> Column:  # noqa: ANN401
-    """A column of which some things are declared; None leaves a thing to inference."""
+    """A column of which some things are declared; None leaves a thing to inference.
+
+    Raises:
+        DataError: What is declared does not suit what the column holds.
+    """
     given = {key: value for key, value in declared.items() if value is not None}
-    return replace(
-        Column(name=name, type=given.get("type") or _type_of(name, dtype), nullable=nulls),
-        **{key: value for key, value in given.items() if key != "type"},
-    )
+    column = replace(Column(name=name, type=given.get("type") or _type_of(name, dtype), nullable=nulls), **given)
+    if not _readable(column.type, dtype):
+        msg = f"features.columns.{name}.type is {column.type!r}, but the column holds {dtype}."
+        raise DataError(msg, hint="make a number or a text of it in the features.")
+    if column.type in ("boolean", "category") and not column.min is column.max is None:
+        msg = f"features.columns.{name} declares bounds, but the column is a {column.type}."
+        raise DataError(msg, hint="leave out min and max, or make a number of it in the features.")
+    return column
 
 
 def _learn(column: Column, values: pl.Series) -> Column:
+    read = values.to_frame().select(_read(column, values.dtype).alias("value"))["value"].drop_nulls()
     if column.type == "category":
-        counts = values.drop_nulls().cast(pl.String).value_counts().sort(["count", values.name], descending=[True, False])
-        known = counts[values.name].head(MAX_CATEGORIES).sort().to_list()
-        return replace(column, categories=tuple(known))
-    numbers = values.cast(pl.Float64, strict=False)
+        counts = read.value_counts().sort(["count", "value"], descending=[True, False])
+        return replace(column, categories=tuple(counts["value"].head(MAX_CATEGORIES).sort()))
+    numbers = read.cast(pl.Float64)
     numbers = numbers.filter(numbers.is_finite())
     low, high = cast("float | None", numbers.min()), cast("float | None", numbers.max())
     return replace(column, lowest=low, highest=high)
@@ -180,17 +194,25 @@ def _learn(column: Column, values: pl.Series) -> Column:
 def _type_of(name: str, dtype: pl.DataType) -> ColumnType:
     if dtype.is_integer():
         return "integer"
-    if dtype.is_float() or dtype.is_decimal():
+    if dtype.is_numeric() or isinstance(dtype, pl.Null):
         return "float"
-    if dtype == pl.Boolean:
+    if isinstance(dtype, pl.Boolean):
         return "boolean"
-    if dtype in (pl.String, pl.Categorical, pl.Enum):
+    if _is_text(dtype):
         return "category"
-    if dtype == pl.Null:
-        return "float"
     msg = f"Column {name!r} is of type {dtype}, which cannot be a feature."
     hint = "make a number or a text of it in the features, or set features.columns.<name>.feature: false."
     raise DataError(msg, hint=hint)
+
+
+def _is_text(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+
+
+def _readable(type_: ColumnType, dtype: pl.DataType) -> bool:
+    """Whether values stored so can be of that type: a time is no number, a list is no text."""
+    plain = dtype.is_numeric() or _is_text(dtype) or isinstance(dtype, pl.Boolean | pl.Null)
+    return plain or (type_ == "category" and isinstance(dtype, pl.Date))
 
 
 @dataclass(frozen=True)
@@ -203,45 +225,43 @@ class _Rule:
 def _read(column: Column, dtype: pl.DataType) -> pl.Expr:
     """The column in its contract's type; null where a value cannot be read without loss."""
     value = pl.col(column.name)
-    reader: dict[ColumnType, Callable[[pl.Expr, pl.DataType], pl.Expr]] = {
-        "float": _read_float,
-        "integer": _read_integer,
-        "boolean": _read_boolean,
-        "category": _read_category,
-    }
-    return reader[column.type](value, dtype)
+    if dtype == STORED_AS[column.type]:
+        return value
+    if not _readable(column.type, dtype):
+        return pl.lit(None, dtype=STORED_AS[column.type])
+    if _is_text(dtype):
+        value = value.cast(pl.String)
+    match column.type:
+        case "float":
+            return _read_float(value, dtype)
+        case "integer":
+            return _read_integer(value, dtype)
+        case "boolean":
+            return _read_boolean(value, dtype)
+        case "category":
+            return value.cast(pl.String, strict=False)
 
 
 def _read_float(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype == pl.Float64:
-        return value
     number = value.cast(pl.Float64, strict=False)
-    exact = dtype in (pl.Int64, pl.UInt64, pl.Int128)
-    return pl.when(value.abs() <= MAX_EXACT_INTEGER).then(number) if exact else number
+    if not dtype.is_integer():
+        return number
+    return pl.when(value.is_between(-MAX_EXACT_INTEGER, MAX_EXACT_INTEGER)).then(number)
 
 
 def _read_integer(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype == pl.String:
-        number = value.cast(pl.Float64, strict=False)
-    elif dtype.is_integer():
-        return value if dtype == pl.Int64 else value.cast(pl.Int64, strict=False)
-    else:
-        number = value.cast(pl.Float64, strict=False)
+    if dtype.is_integer():
+        return value.cast(pl.Int64, strict=False)
+    number = value.cast(pl.Float64, strict=False)
     whole = (number == number.round()) & (number.abs() <= MAX_EXACT_INTEGER)
     return pl.when(whole).then(number.cast(pl.Int64, strict=False))
 
 
 def _read_boolean(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    if dtype == pl.Boolean:
-        return value
     if dtype.is_numeric():
         return pl.when(value == 1).then(statement=True).when(value == 0).then(statement=False)
     text = value.cast(pl.String, strict=False).str.to_lowercase()
     return pl.when(text == "true").then(statement=True).when(text == "false").then(statement=False)
-
-
-def _read_category(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    return value if dtype == pl.String else value.cast(pl.String, strict=False)
 
 
 def _as_is(read: pl.Expr, name: str) -> bool:
@@ -260,9 +280,9 @@ def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
         number = read.cast(pl.Float64)
         rules.append(_Rule(name, "NaN or infinite", number.is_finite().not_().fill_null(value=False)))
     if column.min is not None:
-        rules.append(_Rule(name, f"below the minimum {column.min:g}", (read < column.min).fill_null(value=False)))
+        rules.append(_Rule(name, f"below the minimum {column.min:.15g}", (read < column.min).fill_null(value=False)))
     if column.max is not None:
-        rules.append(_Rule(name, f"above the maximum {column.max:g}", (read > column.max).fill_null(value=False)))
+        rules.append(_Rule(name, f"above the maximum {column.max:.15g}", (read > column.max).fill_null(value=False)))
     return rules
 
 

@@ -73,6 +73,7 @@ def listed(items: Iterable[object]) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
-    """The allowed word nearest to a misspelt one, as a question; None where none is near."""
-    near = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else None
+    """The allowed word nearest to a misspelt one, as a question; None where none is near. Case does not matter."""
+    by_letters = {other.lower(): other for other in allowed}
+    near = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
+    return f"did you mean {by_letters[near[0]]!r}?" if near else None

@@ -6,25 +6,22 @@ Knows nothing of models or of the warehouse.
 """
 
 import hashlib
-import inspect
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-from zoneinfo import ZoneInfo
 
-import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_platform.errors import DataError, SourceError, did_you_mean, listed
+from batch_platform.errors import DataError, SourceError, WrongUseError, did_you_mean, listed
 from batch_platform.partitions import Partition
-from batch_platform.sources import SourceConnection, Sources, import_function, quoted
+from batch_platform.query import Query
+from batch_platform.rows import RowChecks, require_unique
+from batch_platform.sources import SourceConnection, Sources, import_function, parameters_of, source_code
 from batch_platform.spec import PipelineSpec
 
 BATCH_ROWS = 131_072
@@ -39,82 +36,6 @@ class FeatureFile:
     rows: int
     sha256: str
     columns: dict[str, str]  # Arrow types by name, in order
-
-
-class Query:
-    """One SELECT of the user's, checked once and run for many partitions."""
-
-    def __init__(self, pipeline: str, path: Path) -> None:
-        """Read the file.
-
-        Raises:
-            SourceError: It cannot be read or is not one SELECT.
-        """
-        self.pipeline, self.path = pipeline, path
-        try:
-            self.text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            msg = f"{pipeline}: {path} cannot be read ({error.strerror})."
-            raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
-        try:
-            statements = duckdb.extract_statements(self.text)
-        except duckdb.Error as error:
-            raise self._failed(error) from error
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            msg = f"{pipeline}: {path} must be one SELECT; it holds {len(statements)} statements."
-            raise SourceError(msg, hint="write helper tables as WITH … AS (…) in front of the SELECT.")
-        self.parameters = frozenset(statements[0].named_parameters)
-        if unknown := self.parameters - _PARAMETERS:
-            msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
-            raise SourceError(msg, hint=f"there are {listed('$' + name for name in _PARAMETERS)}.")
-        self._body = self.text.rstrip().rstrip(";")
-        self._checked: list[list[str]] = []
-
-    def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
-        """The result for one partition, lazily, in the order of some of its columns.
-
-        Raises:
-            SourceError: The SQL fails or lacks one of those columns; the message has file and line.
-        """
-        values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
-        bound = {name: values[name] for name in self.parameters}
-        try:
-            if order_by not in self._checked:
-                self._require(con.duckdb.sql(f"FROM ({self._body}\n)", params=bound).columns, order_by)
-                self._checked.append(order_by)
-            ordered = f"FROM ({self._body}\n) ORDER BY {', '.join(quoted(column) for column in order_by)}"
-            return con.duckdb.sql(ordered, params=bound)
-        except duckdb.Error as error:
-            raise self._failed(error, partition) from error
-
-    def failed(self, error: Exception, partition: Partition) -> SourceError:
-        """The error to raise when fetching from a result fails."""
-        return self._failed(error, partition)
-
-    def _require(self, present: list[str], wanted: list[str]) -> None:
-        if missing := [column for column in wanted if column not in present]:
-            guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, present))]
-            msg = f"{self.pipeline}: {self.path} gives no column {listed(missing)}; it gives {listed(present)}."
-            raise SourceError(msg, hint=" ".join(guesses) or "add it to the SELECT or correct the YAML.")
-
-    def _failed(self, error: Exception, partition: Partition | None = None) -> SourceError:
-        message = " ".join(str(error).split())
-        line = _line_of(message, self.text)
-        where = f"{self.path}:{line}" if line else str(self.path)
-        at = f", partition {partition.key}" if partition else ""
-        return SourceError(f"{self.pipeline}{at}: the SQL of {where} fails: {message}.")
-
-
-def _line_of(message: str, text: str) -> str | None:
-    """The line that DuckDB names, else the first one with the identifier that it complains of."""
-    if named := re.search(r"LINE (\d+):", message):
-        return named[1]
-    complained = re.search(r'"([^"]+)"', message)
-    lines = enumerate(text.splitlines(), start=1)
-    return next((str(number) for number, line in lines if complained and complained[1] in line), None)
-
-
-_PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 
 
 @dataclass(frozen=True)
@@ -140,16 +61,14 @@ class FeatureBuilder:
     def code_version(self) -> str:
         """Changes when the same sources could give other features."""
         features = self.spec.features
-        if self.query is not None:
-            code = self.query.text
-        else:
-            function = import_function(features.python or "", "features.python")
-            code = Path(inspect.getfile(function)).read_text(encoding="utf-8")
-        declared = self.spec.model_dump_json(include={"sources": True, "features": {"key", "time", "python"}})
+        code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
+        declared = self.spec.model_dump_json(
+            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}}
+        )
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     @contextmanager
-    def session(self, first: Partition) -> Iterator["FeatureSession"]:
+    def session(self, first: Partition) -> Generator["FeatureSession"]:
         """Open the sources once, to build many partitions.
 
         Raises:
@@ -166,6 +85,7 @@ class FeatureSession:
     def __init__(self, builder: FeatureBuilder, con: SourceConnection, at: Partition) -> None:
         """Take an opened connection."""
         self._builder, self._con, self._at = builder, con, at
+        self._swept = False
 
     def write(self, partition: Partition, path: Path) -> FeatureFile:
         """Write the features of a partition to `path`, wholly or not at all.
@@ -175,6 +95,7 @@ class FeatureSession:
             DataError: Keys are not unique, or a time is null or outside the partition.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._sweep(path.parent)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             written = self._write_aside(partition, aside)
@@ -196,20 +117,23 @@ class FeatureSession:
             raise DataError(msg, hint="add `labels` to its YAML.")
         self._move(partition)
         columns = [*spec.features.key, spec.labels.column]
-        relation = query.run(self._con, partition, columns)
-        try:
-            frame = relation.select(*(duckdb.ColumnExpression(column) for column in columns)).pl()
-        except duckdb.Error as error:
-            raise query.failed(error, partition) from error
+        with query.explained(partition):
+            frame = query.run(self._con, partition, columns).pl().select(columns)
         frame = frame.drop_nulls(spec.labels.column)
-        _require_unique(spec, partition, frame, what="labels")
+        require_unique(spec, partition, frame, what="labels")
         return frame
 
+    def _sweep(self, folder: Path) -> None:
+        """Remove, once, what killed processes left aside."""
+        for aside in () if self._swept else folder.glob(".*.parquet.*"):
+            if not Path("/proc", aside.suffix[1:]).exists():
+                aside.unlink(missing_ok=True)
+        self._swept = True
+
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
-        spec = self._builder.spec
-        checks = _RowChecks(spec, partition)
-        rows = 0
         batches, schema = self._batches(partition)
+        checks = RowChecks(self._builder.spec, partition, schema)
+        rows = 0
         with pq.ParquetWriter(aside, schema, compression="zstd", compression_level=1) as writer:
             for batch in batches:
                 checks.see(batch)
@@ -219,97 +143,42 @@ class FeatureSession:
         return FeatureFile(path=aside, rows=rows, sha256=file_sha256(aside), columns=columns)
 
     def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
-        builder = self._builder
-        key = builder.spec.features.key
-        if builder.query is None:
-            table = self._call(partition).sort(key).to_arrow()
+        query = self._builder.query
+        if query is None:
+            table = self._call(partition)
             return iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
         self._move(partition)
-        reader = builder.query.run(self._con, partition, key).to_arrow_reader(BATCH_ROWS)
-        return _reraised(reader, builder.query, partition), reader.schema
+        with query.explained(partition):
+            relation = query.run(self._con, partition, self._builder.spec.features.key)
+            reader = relation.to_arrow_reader(BATCH_ROWS)
+        return _explained(reader, query, partition), reader.schema
 
-    def _call(self, partition: Partition) -> pl.DataFrame:
+    def _call(self, partition: Partition) -> pa.Table:
+        """What the declared function makes of the sources that it names, in the order of the key."""
         builder = self._builder
-        dotted = builder.spec.features.python or ""
+        dotted, key = builder.spec.features.python or "", builder.spec.features.key
         function = import_function(dotted, "features.python")
-        frames: dict[str, Any] = {**builder.sources.frames(partition), "partition": partition}
-        wanted = {name: frames[name] for name in inspect.signature(function).parameters if name in frames}
+        names, allowed = parameters_of(function), [*builder.spec.sources, "partition"]
+        if unknown := [name for name in names if name not in allowed]:
+            msg = f"{builder.spec.name}: {dotted} takes {listed(unknown)}; it can take {listed(allowed)}."
+            raise WrongUseError(msg, hint=did_you_mean(unknown[0], allowed))
+        frames = builder.sources.frames(partition, [name for name in names if name != "partition"])
+        given = {**frames, "partition": partition} if "partition" in names else frames
         try:
-            result = function(**wanted)
-            return result.collect() if isinstance(result, pl.LazyFrame) else result
+            result = function(**given)
+            frame = result.collect() if isinstance(result, pl.LazyFrame) else result
         except Exception as error:
             msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
             raise SourceError(msg) from error
+        if not isinstance(frame, pl.DataFrame):
+            msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is no table."
+            raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")
+        return frame.sort([name for name in key if name in frame.columns]).to_arrow()
 
     def _move(self, partition: Partition) -> None:
         if partition != self._at:
             self._con.move(partition)
             self._at = partition
-
-
-class _RowChecks:
-    """Checks the rows of a partition as they pass, in the order of their key."""
-
-    def __init__(self, spec: PipelineSpec, partition: Partition) -> None:
-        self._spec, self._partition = spec, partition
-        self._zone = ZoneInfo(spec.partitions.timezone)
-        self._last: tuple[object, ...] | None = None
-
-    def see(self, batch: pa.RecordBatch) -> None:
-        """Check one batch.
-
-        Raises:
-            DataError: A key occurs twice or is null, or a time is null or outside the partition.
-        """
-        spec = self._spec
-        named = [*spec.features.key, *([spec.features.time] if spec.features.time else [])]
-        present = batch.schema.names
-        if missing := [name for name in named if name not in present]:
-            msg = f"{spec.name}, partition {self._partition.key}: the features lack {listed(missing)}."
-            raise DataError(msg, hint=did_you_mean(missing[0], present))
-        if spec.labels is not None and spec.labels.column in present:
-            msg = f"{spec.name}: the label {spec.labels.column!r} is among the features."
-            raise DataError(msg, hint="leave it out: it is not known when a row is scored.")
-        frame = pl.DataFrame(pa.Table.from_batches([batch.select(named)]))
-        self._check_keys(frame)
-        if spec.features.time is not None:
-            self._check_times(frame, spec.features.time)
-
-    def _check_keys(self, frame: pl.DataFrame) -> None:
-        key = self._spec.features.key
-        if nulls := [name for name in key if frame[name].null_count()]:
-            msg = f"{self._spec.name}, partition {self._partition.key}: the key has nulls in {listed(nulls)}."
-            raise DataError(msg, hint="leave such rows out in the features or choose another key.")
-        if not frame.height:
-            return
-        if self._last is not None and frame.select(key).row(0) == self._last:
-            raise _not_unique(self._spec, self._partition, [self._last], "features")
-        self._last = frame.select(key).row(-1)
-        _require_unique(self._spec, self._partition, frame, what="features")
-
-    def _check_times(self, frame: pl.DataFrame, column: str) -> None:
-        where = f"{self._spec.name}, partition {self._partition.key}: "
-        times = frame[column]
-        if times.null_count():
-            msg = f"{where}{times.null_count()} rows have no {column!r}."
-            raise DataError(msg, hint="a row without a time belongs to no partition; leave it out in the features.")
-        if times.dtype == pl.Date:
-            times = times.cast(pl.Datetime("us"))
-        if not isinstance(times.dtype, pl.Datetime):
-            msg = f"{where}{column!r} is of type {times.dtype}, not a date or a timestamp."
-            raise DataError(msg, hint="features.time names a column with the row's time; cast it or leave it out.")
-        if times.dtype.time_zone is None:
-            times = times.dt.replace_time_zone(self._zone.key, ambiguous="earliest", non_existent="null")
-        instants = times.dt.convert_time_zone("UTC")
-        outside = frame.filter(((instants < self._partition.start) | (instants >= self._partition.end)).fill_null(value=True))
-        if outside.height:
-            sample = outside.select(self._spec.features.key).row(0)
-            window = f"{self._partition.start.astimezone(self._zone)} to {self._partition.end.astimezone(self._zone)}"
-            msg = (
-                f"{where}{outside.height} rows lie outside the partition ({window}) by {column!r}, "
-                f"for example {_named(self._spec, sample)} at {outside[column][0]}."
-            )
-            raise DataError(msg, hint="filter on $partition_start and $partition_end in the features.")
 
 
 def file_sha256(path: Path) -> str:
@@ -321,31 +190,12 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _reraised(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:
+def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader; what fails on the way names the SQL file."""
     batches = iter(reader)
     while True:
-        try:
+        with query.explained(partition):
             batch = next(batches, None)
-        except (duckdb.Error, pa.ArrowException, OSError) as error:
-            raise query.failed(error, partition) from error
         if batch is None:
             return
         yield batch
-
-
-def _require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame, *, what: str) -> None:
-    key = spec.features.key
-    if frame.select(key).n_unique() == frame.height:
-        return
-    twice = frame.filter(frame.select(key).is_duplicated()).select(key).unique(maintain_order=True)
-    raise _not_unique(spec, partition, twice.rows(), what)
-
-
-def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:
-    msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
-    msg += listed(_named(spec, key) for key in keys) + "."
-    return DataError(msg, hint="features.key must be unique within a partition; mend the SQL or extend the key.")
-
-
-def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
-    return " ".join(f"{name}={value}" for name, value in zip(spec.features.key, key, strict=True))

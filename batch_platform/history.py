@@ -14,10 +14,11 @@ import polars as pl
 from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
+from batch_platform.ledger import FeatureBuild
 from batch_platform.partitions import Partition
+from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
-from batch_platform.training import TrainingData
-from batch_platform.warehouse import FeatureBuild
+from batch_platform.training import TrainingData, feature_columns
 
 RECENT_LABELS = 2_000
 _HELD_OUT = "__held_out"
@@ -30,7 +31,9 @@ class History:
     spec: PipelineSpec
     home: Home
     builder: FeatureBuilder
-    _labels: dict[str, pl.DataFrame] = field(default_factory=dict[str, pl.DataFrame], init=False, repr=False, compare=False)
+    _labels: dict[tuple[str, ...], pl.DataFrame] = field(
+        default_factory=dict[tuple[str, ...], pl.DataFrame], init=False, repr=False, compare=False
+    )
 
     def file(self, partition: Partition) -> Path:
         """Where the features of a partition lie."""
@@ -59,55 +62,98 @@ class History:
         hint = f"materialize them first: batch-platform run {self.spec.name} --partition {partition.key}"
         raise DataError(msg, hint=hint)
 
-    def labels(self, session: FeatureSession, partition: Partition) -> pl.DataFrame:
-        """The labels of a partition, read once in this process for one state of the sources.
+    def features(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
+        """The features of a build, after checking every byte of their file.
+
+        Raises:
+            IntegrityError: The file is not the one recorded.
+        """
+        self._require_unchanged(build, partition)
+        return pl.read_parquet(self.file(partition))
+
+    def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp | None = None) -> pl.DataFrame:
+        """The labels of a partition: key columns and the label, never null or NaN.
+
+        Args:
+            session: Of the builder.
+            partition: The partition.
+            stamp: Of a run, which reads the labels of a partition once; None reads them now.
 
         Raises:
             SourceError: `labels.sql` fails.
             DataError: Its keys are not unique.
         """
-        key = f"{partition.key} {self.builder.sources.versions(partition)}"
+        if stamp is None:
+            return _without_nan(session.labels(partition))
+        key = (stamp.run_id, stamp.at.isoformat(), str(self.builder.sources.versions(partition)), partition.key)
         if key not in self._labels:
             if len(self._labels) >= RECENT_LABELS:
                 self._labels.pop(next(iter(self._labels)))
-            self._labels[key] = session.labels(partition)
+            self._labels[key] = self.labels(session, partition)
         return self._labels[key]
 
     def training_data(
-        self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition], boundary: datetime
+        self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition], boundary: datetime, stamp: Stamp
     ) -> TrainingData:
-        """All rows of a training window whose label is known, in the order of time.
+        """All rows of a training window whose label is known, in the order of time: feature columns and the label.
 
         Args:
             builds: By partition key.
             window: Its partitions, oldest first.
             boundary: Partitions from here on are for evaluation.
+            stamp: Of the run; labels are those known to it.
 
         Raises:
-            DataError: Features are not built.
+            DataError: Features are not built, or were built by an earlier version of the SQL; or the columns of two
+                partitions do not go together.
             IntegrityError: The bytes of a feature file are not those recorded.
         """
         label = None if self.spec.labels is None else self.spec.labels.column
         frames: list[pl.DataFrame] = []
         with self.builder.session(window[0]) as session:
             for partition in window:
-                rows = self._verified(self.require(builds, partition), partition)
+                rows = self._learnable(self.require(builds, partition), partition)
                 if label is not None:
-                    known = self.labels(session, partition)
+                    known = self.labels(session, partition, stamp)
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
+                rows = rows.drop(self.spec.features.key)
                 frames.append(rows.with_columns(pl.lit(partition.start >= boundary).alias(_HELD_OUT)))
-        rows = pl.concat(frames, how="vertical_relaxed")
+        rows = self._joined(frames)
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
         return TrainingData(fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label)
 
-    def _verified(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
+    def _learnable(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
+        """Key and feature columns of a build; the others are not read."""
+        if build.code_version != self.builder.code_version:
+            msg = f"{self.spec.name}, partition {partition.key}: its features were built by an earlier version of the SQL."
+            hint = f"build them again: batch-platform run {self.spec.name} --partition {partition.key} --force"
+            raise DataError(msg, hint=hint)
+        self._require_unchanged(build, partition)
         path = self.file(partition)
-        if file_sha256(path) != build.sha256:
+        present = pl.read_parquet_schema(path)
+        return pl.read_parquet(path, columns=[*self.spec.features.key, *feature_columns(self.spec.features, present)])
+
+    def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """One frame of all; those without rows have no say in the columns' types."""
+        filled = [frame for frame in frames if frame.height] or list(frames[:1])
+        try:
+            return pl.concat(filled, how="vertical_relaxed")
+        except (pl.exceptions.SchemaError, pl.exceptions.ShapeError) as error:
+            msg = f"{self.spec.name}: the features of the training window do not go together: {error}."
+            raise DataError(msg, hint="give every partition the same columns and types in the features.") from error
+
+    def _require_unchanged(self, build: FeatureBuild, partition: Partition) -> None:
+        path = self.file(partition)
+        if not path.is_file() or file_sha256(path) != build.sha256:
             msg = f"{self.spec.name}, partition {partition.key}: the bytes of {path} are not those that were recorded."
             hint = f"batch-platform run {self.spec.name} --partition {partition.key} --force builds it again."
             raise IntegrityError(msg, hint=hint)
-        return pl.read_parquet(path)
+
+
+def _without_nan(labels: pl.DataFrame) -> pl.DataFrame:
+    label = labels.columns[-1]
+    return labels.drop_nans(label) if labels[label].dtype.is_float() else labels
 
 
 def fingerprint(builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> str:

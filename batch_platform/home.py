@@ -27,7 +27,7 @@ class Home:
     def from_environment(cls, folder: Path | None = None) -> "Home":
         """The home that BATCH_PLATFORM_HOME names, else `.batch_platform` in a folder (default: the current one)."""
         named = os.environ.get(HOME_VARIABLE)
-        return cls(Path(named).absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
+        return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
     def create(self) -> "Home":
         """Make the folders that are missing.

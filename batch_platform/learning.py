@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from batch_platform.errors import DataError, TrainingRefusedError
+from batch_platform.errors import DataError, IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.history import History, fingerprint
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, libraries, write_bundle
 from batch_platform.models.sklearn import FLAVOUR
@@ -19,6 +19,7 @@ from batch_platform.plan import State, can_train, evaluation_start, training_win
 from batch_platform.registry import Promotion, Version, evidence_of
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
+from batch_platform.staging import staging_folder
 from batch_platform.training import Fitted, TrainingData, evaluate, fit, judge
 
 
@@ -33,6 +34,7 @@ class Trained:
 
 def train_version(  # noqa: PLR0913 - each is one fact of the training
     history: History,
+    *,
     state: State,
     period: Partition,
     params: dict[str, Any],
@@ -61,7 +63,7 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         hint = f"model.train.evaluate ({spec.model.train.evaluate}) needs as much again to learn from."
         raise TrainingRefusedError(msg, hint=hint)
     boundary = evaluation_start(spec, window)
-    data = history.training_data(state.features, window, boundary)
+    data = history.training_data(state.features, window, boundary, stamp)
     try:
         fitted = fit(spec.model, spec.features, data, params)
     except TrainingRefusedError as error:
@@ -78,32 +80,47 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         features_code_version=state.features_code_version,
         stamp=stamp,
     )
-    version, sha256, manifest = write_bundle(manifest, fitted.estimator, history.home.models / spec.name)
     champion = state.registry.champion(period.start)
     compare = champion if spec.model.promote.tolerance is not None else None
-    standing = None if compare is None else _standing(open_version(compare), data)
+    standing, not_compared = (None, None) if compare is None else _standing(compare, open_version, data)
+    with staging_folder(history.home, stamp.run_id) as staging:
+        version, sha256, manifest = write_bundle(manifest, fitted.estimator, staging, history.home.models / spec.name)
     refusal = judge(spec.model.promote, fitted.task, fitted.metrics, standing)
     decision = Promotion(
         pipeline=spec.name,
         version=version,
         action="refused" if refusal else "approved",
-        reason=refusal or "meets the gate",
-        evidence=evidence_of(fitted.metrics, champion.version if champion else None, standing),
+        reason=refusal or "meets the gate" + (f"; {not_compared}" if not_compared else ""),
+        evidence=evidence_of(fitted.metrics, champion.version if champion else None, standing, not_compared),
         actor="gate",
-        decided_at=stamp.at,
+        decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
     return Trained(_version_row(manifest, version, sha256), decision, fitted.suspicious)
 
 
-def _standing(champion: Bundle, data: TrainingData) -> dict[str, float] | None:
-    """How the champion does on the evaluation rows; None if it was trained on other columns."""
+def _standing(
+    champion: Version, open_version: Callable[[Version], Bundle], data: TrainingData
+) -> tuple[dict[str, float] | None, str | None]:
+    """How the champion does on the evaluation rows; or why it cannot be said.
+
+    A champion that can no longer be loaded, or that was trained on other columns, must not keep a new model away.
+    """
     try:
-        rows = champion.contract.split(data.evaluate).kept
-    except DataError:
-        return None
-    manifest = champion.manifest
-    return evaluate(champion.predictor, manifest.task, manifest.classes, champion.contract, rows, data.label)
+        bundle = open_version(champion)
+        rows = bundle.contract.split(data.evaluate).kept
+    except (DataError, IntegrityError, WrongUseError) as error:
+        return None, f"the champion {champion.version} was not compared: {error.message}"
+    manifest = bundle.manifest
+    metrics = evaluate(
+        bundle.predictor,
+        task=manifest.task,
+        classes=manifest.classes,
+        contract=bundle.contract,
+        rows=rows,
+        label=data.label,
+    )
+    return metrics, None
 
 
 def _describe(  # noqa: PLR0913 - each is one fact of the model
@@ -145,7 +162,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         ),
         features_code_version=features_code_version,
         libraries=libraries(),
-        created_at=stamp.at.isoformat(),
+        created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
     )
 
@@ -170,4 +187,5 @@ def _version_row(manifest: Manifest, version: str, sha256: str) -> Version:
         features_code_version=manifest.features_code_version,
         created_at=datetime.fromisoformat(manifest.created_at),
         run_id=manifest.run_id,
+        classes=json.dumps(manifest.classes),
     )

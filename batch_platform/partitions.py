@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -47,8 +48,9 @@ class Duration:
         return self._shift(instant, zone, -1)
 
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
-        local = instant.astimezone(zone) + sign * timedelta(days=self.days)
-        return local.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes)
+        if self.days:  # adding to local time forgets which of two equal hours it was
+            instant = instant.astimezone(zone) + sign * timedelta(days=self.days)
+        return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes)
 
     def __str__(self) -> str:
         """Write it as it is declared in YAML."""
@@ -64,7 +66,7 @@ class Calendar:
         every: The length of a window.
         zone: The time zone in which days, weeks and months begin.
         start: The first window begins at or after this local time (naive, in `zone`).
-        end: No window begins at or after this local time; None for no end.
+        end: No window begins at or after this local time (naive, in `zone`); None for no end.
         end_offset: How many windows are due before they close (1: the current one, from its start on).
     """
 
@@ -78,29 +80,19 @@ class Calendar:
     @cached_property
     def first_start(self) -> datetime:
         """The instant (UTC) at which the first window begins."""
-        local = self.start
-        if self.every == "hour":
-            instant = _instant(local, self.zone)
-            aligned = _whole_hour(instant, self.zone)
-            return aligned if aligned >= instant else aligned + _HOUR
-        day = local.date() if local.time() == time() else local.date() + timedelta(days=1)
-        if self.every == "week":
-            day += timedelta(days=(_SUNDAY - day.weekday()) % 7)
-        if self.every == "month" and day.day != 1:
-            day = _next_month(day)
-        return _midnight(day, self.zone)
+        return self._boundary_from(self.start)
 
     @cached_property
     def last_end(self) -> datetime | None:
-        """The instant (UTC) at or after which no window begins."""
-        return None if self.end is None else _instant(self.end, self.zone)
+        """The instant (UTC) at which the last window ends; None for no end."""
+        return None if self.end is None else self._boundary_from(self.end)
 
     def due(self, now: datetime) -> list[Partition]:
         """Every partition that is closed at `now`, oldest first, and `end_offset` more."""
         starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)
         closed = bisect_right(starts, now) - 1
         count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
-        return [self._between(a, b) for a, b in zip(starts[:count], starts[1 : count + 1], strict=True)]
+        return [self._between(a, b) for a, b in pairwise(starts[: count + 1])]
 
     def named(self, key: str) -> Partition:
         """The partition of that key, be it past or future.
@@ -108,19 +100,18 @@ class Calendar:
         Raises:
             WrongUseError: No partition has that key.
         """
-        start = self._start_of_key(key)
-        if start is None:
-            example = self._between(self.first_start, self._next(self.first_start)).key
-            msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {example!r}."
+        partition = self._parsed(key)
+        first = self._between(self.first_start, self._next(self.first_start)).key
+        if partition is None:
+            msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {first!r}."
             raise WrongUseError(msg)
-        if start < self.first_start:
-            first = self._between(self.first_start, self._next(self.first_start)).key
+        if partition.start < self.first_start:
             msg = f"Partition {key!r} lies before the first one, {first!r}."
             raise WrongUseError(msg, hint="partitions.start says where the partitions begin.")
-        if self.last_end is not None and start >= self.last_end:
+        if self.last_end is not None and partition.start >= self.last_end:
             msg = f"Partition {key!r} lies at or after the end of the partitions, {self.end}."
             raise WrongUseError(msg, hint="partitions.end says where the partitions end.")
-        return self._between(start, self._next(start))
+        return partition
 
     def holding(self, instant: datetime) -> Partition | None:
         """The partition whose window holds the instant; None before the first and after the last one."""
@@ -136,8 +127,8 @@ class Calendar:
         """Every partition that lies wholly in `start <= t < end`, oldest first."""
         starts = self._starts_up_to(end, extra=1)
         low, high = bisect_left(starts, start), bisect_right(starts, end) - 1
-        high = min(high, self._count_before_end(starts))
-        return [self._between(a, b) for a, b in zip(starts[low:high], starts[low + 1 : high + 1], strict=False)]
+        high = min(max(high, 0), self._count_before_end(starts))
+        return [self._between(a, b) for a, b in pairwise(starts[low : high + 1])]
 
     def _between(self, start: datetime, end: datetime) -> Partition:
         return Partition(key=self._key(start), start=start, end=end)
@@ -148,14 +139,16 @@ class Calendar:
         repeated = self.every == "hour" and local.fold == 1
         return key + local.strftime("%z") if repeated else key
 
-    def _start_of_key(self, key: str) -> datetime | None:
+    def _parsed(self, key: str) -> Partition | None:
+        """The window of a key, be it before the first or after the last partition; None for no key."""
         for fmt in (KEY_FORMATS[self.every], KEY_FORMATS[self.every] + "%z"):
             try:
                 parsed = datetime.strptime(key, fmt)  # noqa: DTZ007 - the zone is the calendar's
-            except ValueError:
+                start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
+                if self._key(start) == key and self._begins(start):
+                    return self._between(start, self._next(start))
+            except (ValueError, OverflowError):  # not of that form; beyond what a datetime can hold
                 continue
-            start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
-            return start if self._key(start) == key and self._begins(start) else None
         return None
 
     def _begins(self, start: datetime) -> bool:
@@ -164,6 +157,19 @@ class Calendar:
             return _whole_hour(start, self.zone) == start
         right_day = {"day": True, "week": local.weekday() == _SUNDAY, "month": local.day == 1}[self.every]
         return right_day and _midnight(local, self.zone) == start
+
+    def _boundary_from(self, local: datetime) -> datetime:
+        """The first instant (UTC) at or after a local time at which a window begins."""
+        if self.every == "hour":
+            instant = _instant(local, self.zone)
+            aligned = _whole_hour(instant, self.zone)
+            return aligned if aligned >= instant else aligned + _HOUR
+        day = local.date() if local.time() == time() else local.date() + timedelta(days=1)
+        if self.every == "week":
+            day += timedelta(days=(_SUNDAY - day.weekday()) % 7)
+        if self.every == "month" and day.day != 1:
+            day = _next_month(day)
+        return _midnight(day, self.zone)
 
     def _next(self, start: datetime) -> datetime:
         if self.every == "hour":
@@ -185,6 +191,13 @@ class Calendar:
 
     def _count_before_end(self, starts: list[datetime]) -> int:
         return len(starts) - 1 if self.last_end is None else bisect_left(starts, self.last_end)
+
+
+def shifts_by_whole_hours(zone: ZoneInfo, years: range) -> bool:
+    """Whether clocks in a zone show whole hours at the same instants all the time, so that hours can be partitions."""
+    firsts = (datetime(year, month, 1, tzinfo=zone) for year in years for month in range(1, 13))
+    offsets = {first.utcoffset() or timedelta() for first in firsts}
+    return len({offset % _HOUR for offset in offsets}) == 1
 
 
 def _instant(local: datetime, zone: ZoneInfo) -> datetime:

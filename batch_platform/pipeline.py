@@ -6,32 +6,30 @@ as it is committed; what is already as asked is skipped unless forced.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import polars as pl
-
-from batch_platform.errors import DataError
+from batch_platform.errors import SourceError, WrongUseError
+from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
 from batch_platform.learning import Trained, train_version
+from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.models.bundle import Bundle, open_bundle
-from batch_platform.outcomes import COVERAGE, measure, measure_clusters
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
 from batch_platform.registry import Registry, Version, read_registry, register
-from batch_platform.scoring import Stamp, prediction_columns, stage
-from batch_platform.sources import Sources, quoted
+from batch_platform.scoring import Stamp, stage
+from batch_platform.sources import Sources
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
-from batch_platform.warehouse import EvaluationRun, FeatureBuild, ScoreRun, StagedScores, Warehouse, read_latest
+from batch_platform.warehouse import StagedScores, Warehouse
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
 GROUP_PARTITIONS = 50
@@ -57,16 +55,6 @@ class Committed:
     skipped: bool  # the warehouse already held these rows
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A partition held against its true outcomes."""
-
-    partition: Partition
-    run: EvaluationRun
-    model_version: str
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,9 @@ class Pipeline:
     @cached_property
     def scoring_code_version(self) -> str:
         """Changes when the same features and model would give other rows."""
-        declared = self.spec.model_dump_json(include={"features": {"key", "time", "max_rejected"}, "predictions": {"keep"}})
+        declared = self.spec.model_dump_json(
+            include={"features": {"key", "time", "max_rejected"}, "predictions": {"keep"}}
+        )
         return sha256(f"{SCORING_VERSION}\0{declared}".encode()).hexdigest()[:12]
 
     def state(self) -> State:
@@ -119,7 +109,7 @@ class Pipeline:
             registry=registry,
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
-            source_versions=self._source_versions(list(features)),
+            source_versions=self._source_versions(features),
         )
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -129,10 +119,10 @@ class Pipeline:
             SourceError: A source cannot be read, or the SQL fails.
             DataError: Keys are not unique, or a time is null or outside its partition.
         """
-        state = self.state()
-        group: list[Built] = []
         if not partitions:
             return
+        state = self.state()
+        group: list[Built] = []
         with self.builder.session(partitions[0]) as session:
             for partition in partitions:
                 if not force and features_due(state, partition) is None:
@@ -140,7 +130,7 @@ class Pipeline:
                     continue
                 try:
                     group.append(self._build(session, partition, stamp))
-                except BaseException:
+                except Exception:
                     yield from self._record(group)
                     raise
                 if _full(len(group), sum(built.build.rows for built in group)):
@@ -160,7 +150,14 @@ class Pipeline:
             TrainingRefusedError: The data cannot give a model; nothing is registered.
         """
         parameters = {**self.spec.model.params, **(params or {})}
-        trained = train_version(self.history, self.state(), period, parameters, stamp, self._bundle)
+        trained = train_version(
+            self.history,
+            state=self.state(),
+            period=period,
+            params=parameters,
+            stamp=stamp,
+            open_version=self._bundle,
+        )
         register(self.warehouse, trained.version, trained.decision)
         return trained
 
@@ -192,14 +189,14 @@ class Pipeline:
                     if standing and not force and self._holds(standing, model, build):
                         yield Committed(partition, standing, skipped=True)
                         continue
-                    group.append(self._stage(partition, build, model, standing, folder, stamp))
-                except BaseException:
-                    yield from self._commit(group, force=force)
+                    group.append(self._stage(partition, build, model, standing, folder=folder, stamp=stamp))
+                except Exception:
+                    yield from self._commit(group, stamp, force=force)
                     raise
                 if _full(len(group), sum(scored.run.rows_in for scored, _ in group)):
-                    yield from self._commit(group, force=force)
+                    yield from self._commit(group, stamp, force=force)
                     group = []
-            yield from self._commit(group, force=force)
+            yield from self._commit(group, stamp, force=force)
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Hold scored partitions against the labels known now, oldest first.
@@ -210,24 +207,13 @@ class Pipeline:
         """
         if not partitions:
             return
-        registry = self.state().registry
-        published = publish(self.home)
         group: list[Evaluated] = []
-        with duckdb.connect(str(published), read_only=True) as con:
-            scores = read_latest(con, ScoreRun, self.spec.name)
-            with self.builder.session(partitions[0]) as session:
-                for partition in partitions:
-                    run = scores.get(partition.key)
-                    if run is None:
-                        msg = f"{self.spec.name}, partition {partition.key}: it is not scored yet."
-                        raise DataError(msg, hint=f"batch-platform run {self.spec.name} --partition {partition.key}")
-                    bundle = self._bundle(registry.named(run.model_version))
-                    group.append(self._evaluate(con, session, partition, run, bundle, stamp))
-        for at in range(0, len(group), GROUP_PARTITIONS):
-            part = group[at : at + GROUP_PARTITIONS]
-            runs = [evaluated.run for evaluated in part]
-            self.warehouse.commit_evaluations(self.spec.name, runs, _metric_rows(part))
-            yield from part
+        for one in evaluated(self.history, publish(self.home), partitions, stamp):
+            group.append(one)
+            if _full(len(group), sum(done.run.rows_scored for done in group)):
+                yield from self._commit_evaluations(group)
+                group = []
+        yield from self._commit_evaluations(group)
 
     def publish(self) -> None:
         """Bring the readers' copy up to date."""
@@ -246,7 +232,7 @@ class Pipeline:
             file_mtime_ns=stat.st_mtime_ns,
             code_version=self.builder.code_version,
             sources=sources,
-            built_at=stamp.at,
+            built_at=stamp.now(),
             run_id=stamp.run_id,
         )
         return Built(partition, build, skipped=False, columns=file.columns)
@@ -256,16 +242,22 @@ class Pipeline:
             self.warehouse.record_features([built.build for built in group])
         yield from group
 
-    def _source_versions(self, keys: list[str]) -> dict[str, str]:
-        """The source versions now of partitions that have source files of their own."""
-        sources = self.builder.sources
-        if not any(source.by_partition for source in self.spec.sources.values()):
+    def _source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
+        """As recorded in builds, but with the versions now of the sources that have a file for each partition.
+
+        A build whose source files are gone is left out: they cannot give anything newer.
+        """
+        own = [name for name, source in self.spec.sources.items() if source.by_partition]
+        if not own:
             return {}
         calendar = self.spec.partitions.calendar
         found: dict[str, str] = {}
-        for key in keys:
-            whole = sources.versions(calendar.named(key))
-            found[key] = json.dumps(whole, sort_keys=True)
+        for key, build in builds.items():
+            try:
+                now = self.builder.sources.versions(calendar.named(key))
+            except (SourceError, WrongUseError):
+                continue
+            found[key] = json.dumps(json.loads(build.sources) | {name: now[name] for name in own}, sort_keys=True)
         return found
 
     def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
@@ -273,7 +265,9 @@ class Pipeline:
 
     def _bundle(self, version: Version) -> Bundle:
         if version.version not in self._bundles:
-            self._bundles[version.version] = open_bundle(self.home.bundle(self.spec.name, version.version), version.sha256)
+            self._bundles[version.version] = open_bundle(
+                self.home.bundle(self.spec.name, version.version), version.sha256
+            )
         return self._bundles[version.version]
 
     def _holds(self, standing: ScoreRun, model: Version, build: FeatureBuild) -> bool:
@@ -290,6 +284,7 @@ class Pipeline:
         build: FeatureBuild,
         model: Version,
         standing: ScoreRun | None,
+        *,
         folder: Path,
         stamp: Stamp,
     ) -> tuple[Committed, StagedScores]:
@@ -316,80 +311,30 @@ class Pipeline:
             rows_scored=staged.rows_scored,
             rows_rejected=staged.rows_rejected,
             in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
-            started_at=stamp.at,
-            committed_at=stamp.at,
+            started_at=staged.started_at,
+            committed_at=staged.started_at,  # until it is committed
             run_id=stamp.run_id,
         )
         seen = 0 if standing is None else standing.seq
         scores = StagedScores(staged.predictions, staged.rejected, run, seen)
         return Committed(partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen), scores
 
-    def _commit(self, group: list[tuple[Committed, StagedScores]], *, force: bool) -> Iterator[Committed]:
+    def _commit(
+        self, group: Sequence[tuple[Committed, StagedScores]], stamp: Stamp, *, force: bool
+    ) -> Iterator[Committed]:
         if not group:
             return
         staged = [scores for _, scores in group]
-        runs = self.warehouse.commit_scores(self.spec.name, staged, may_empty=force)
+        runs = self.warehouse.commit_scores(self.spec.name, staged, may_empty=force, clock=stamp.now)
         for (scored, scores), run in zip(group, runs, strict=True):
             scores.predictions.unlink()
             scores.rejected.unlink()
             yield replace(scored, run=run)
 
-    def _evaluate(  # noqa: PLR0913 - each is one fact of the partition
-        self,
-        con: duckdb.DuckDBPyConnection,
-        session: FeatureSession,
-        partition: Partition,
-        run: ScoreRun,
-        bundle: Bundle,
-        stamp: Stamp,
-    ) -> Evaluated:
-        labels = self.spec.labels
-        if labels is None:
-            metrics = measure_clusters(pl.read_parquet(self.history.file(partition)), bundle)
-        else:
-            key = self.spec.features.key
-            columns = ", ".join(quoted(name) for name in [*key, *prediction_columns(bundle)])
-            query = f"SELECT {columns} FROM {quoted(self.spec.name)}.predictions WHERE partition_key = $key"  # noqa: S608
-            predictions = con.sql(query, params={"key": partition.key}).pl()
-            known = self.history.labels(session, partition)
-            metrics = measure(predictions, known, key, labels.column, bundle)
-        evaluation = EvaluationRun(
-            pipeline=self.spec.name,
-            partition_key=partition.key,
-            score_seq=run.seq,
-            rows_scored=run.rows_scored,
-            rows_labelled=round(metrics.get(COVERAGE, 0.0) * run.rows_scored),
-            evaluated_at=stamp.at,
-            run_id=stamp.run_id,
-        )
-        return Evaluated(partition, evaluation, run.model_version, metrics)
-
-
-def _metric_rows(group: Sequence[Evaluated]) -> pl.DataFrame:
-    """The rows of `performance` of some partitions."""
-    rows = [
-        (
-            evaluated.partition.key,
-            metric,
-            value,
-            evaluated.run.rows_labelled,
-            evaluated.model_version,
-            evaluated.run.evaluated_at,
-            evaluated.run.run_id,
-        )
-        for evaluated in group
-        for metric, value in sorted(evaluated.metrics.items())
-    ]
-    columns = {
-        "partition_key": pl.String,
-        "metric": pl.String,
-        "value": pl.Float64,
-        "rows_labelled": pl.Int64,
-        "model_version": pl.String,
-        "evaluated_at": pl.Datetime("us", "UTC"),
-        "run_id": pl.String,
-    }
-    return pl.DataFrame(rows, schema=columns, orient="row")
+    def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
+        if group:
+            self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], metric_rows(group))
+        yield from group
 
 
 def _full(partitions: int, rows: int) -> bool:

@@ -4,16 +4,17 @@ A pure function of the pipeline, the recorded state and a time; schedules, `run`
 is carried out, the next plan at the same time is empty.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.partitions import Calendar, Partition
 from batch_platform.registry import Registry, Version
 from batch_platform.spec import PipelineSpec
-from batch_platform.warehouse import EvaluationRun, FeatureBuild, ScoreRun
 
 Kind = Literal["features", "model", "predictions", "performance"]
 KINDS: tuple[Kind, ...] = ("features", "model", "predictions", "performance")
@@ -138,7 +139,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     now: datetime,
     *,
     only: Iterable[Partition] | None = None,
-    failed_models: Set[str] = frozenset(),
+    failed_models: AbstractSet[str] = frozenset(),
     force: bool = False,
 ) -> Plan:
     """Say what is due at a time.
@@ -206,11 +207,17 @@ def contiguous(kind: Kind, partitions: Iterable[Partition], limit: int | None = 
     return [Range(kind, tuple(members)) for members in ranges]
 
 
-def _due_models(  # noqa: PLR0913
-    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: Set[str], *, everything: bool
+def _due_models(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    now: datetime,
+    wanted: list[Partition],
+    failed: AbstractSet[str],
+    *,
+    everything: bool,
 ) -> list[Item]:
     if serving_calendar(spec) is None:
-        return _due_single_model(spec, state, now, wanted)
+        return _due_single_model(spec, state, now, wanted, failed)
     trained = {version.serving_period for version in state.registry.versions}
     periods = serving_periods(spec, now)
     if not everything:
@@ -219,12 +226,18 @@ def _due_models(  # noqa: PLR0913
     return [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
 
 
-def _due_single_model(spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition]) -> list[Item]:
+def _due_single_model(
+    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
+) -> list[Item]:
     """One model for all: trained once, before the first partition that it can serve."""
     if state.registry.versions:
         return []
     for partition in wanted:
-        if partition.start <= now and can_train(spec, training_window(spec, partition.start)):
+        if (
+            partition.start <= now
+            and partition.key not in failed
+            and can_train(spec, training_window(spec, partition.start))
+        ):
             period = Partition(key=partition.key, start=partition.start, end=partition.start)
             return [Item("model", period, "not trained")]
     return []
@@ -264,7 +277,7 @@ def _due_predictions(
 
 
 def _due_performance(
-    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: Set[str]
+    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], scored: AbstractSet[str]
 ) -> list[Item]:
     due: list[Item] = []
     for partition in wanted:

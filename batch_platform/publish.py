@@ -1,32 +1,27 @@
 """The readers' copy of the warehouse: complete and consistent at every moment, never locked by a writer.
 
-Two database files are taken in turn. The one that the link does not point to is brought up to date from the
-warehouse's journal of changes, and the link is flipped to it. A file that a reader still holds is left alone and a new
-one is begun. So publishing costs in proportion to what changed, and no reader can delay a write.
+A copy is named after the newest change that it holds, and the link points to one that is complete. The copy that the
+link does not point to is brought up to date from the warehouse's journal of changes, renamed, and the link is flipped
+to it; where a reader still holds it, it is left alone and a new one is begun. So publishing costs in proportion to
+what changed, the file that readers open is never touched, and no reader can delay a write.
 """
 
+import contextlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
+from batch_platform.ledger import LEDGERS_SCHEMA
 from batch_platform.sources import literal, quoted
 from batch_platform.warehouse import Warehouse
 
 READABLE_FROM = "v1.5.0"
-_LEDGERS = "batch_platform"
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """How far a copy has come: up to which change of which warehouse."""
-
-    warehouse_id: str
-    seq: int
+_NOTHING = "empty"
 
 
 def publish(home: Home) -> Path:
@@ -34,88 +29,106 @@ def publish(home: Home) -> Path:
 
     Raises:
         WarehouseBusyError: The warehouse was held by another process for too long.
+        WarehouseError: The copy cannot be written.
     """
     with Warehouse(home).open() as con:
-        target = _warehouse_mark(con)
+        wanted = home.root / f"published-{_newest_change(con)}.duckdb"
         current = home.published.resolve() if home.published.is_symlink() else None
-        if current is not None and current.is_file() and _mark_of(con, current) == target:
-            return current
-        spare = next((path for path in _copies(home) if path != current), None)
-        if spare is None or not _bring_up_to_date(con, spare, target):
-            spare = home.root / f"published-{uuid.uuid4().hex[:8]}.duckdb"
-            _bring_up_to_date(con, spare, target)
-        _flip(home, spare)
+        if current == wanted and wanted.is_file():
+            return wanted
+        spares = [path for path in _copies(home) if path != current]
+        try:
+            copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
+        except duckdb.Error as error:
+            msg = f"{home.published} could not be brought up to date: {error}"
+            raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
+        copy.rename(wanted)
+        _flip(home, wanted)
         for other in _copies(home):
-            if other not in (spare, current):
-                other.unlink()
-    return spare
+            if other not in (wanted, current):
+                _remove(other)
+    return wanted
 
 
 def _copies(home: Home) -> list[Path]:
     return sorted(home.root.glob("published-*.duckdb"))
 
 
+def _remove(copy: Path) -> None:
+    copy.unlink()
+    copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
+
+
 def _flip(home: Home, to: Path) -> None:
-    aside = home.root / f".published-{uuid.uuid4().hex[:8]}"
+    aside = home.root / ".published"
+    aside.unlink(missing_ok=True)
     aside.symlink_to(to.name)
     aside.replace(home.published)
 
 
-@contextmanager
-def _attached(con: duckdb.DuckDBPyConnection, path: Path, options: str) -> Iterator[None]:
-    con.execute(f"ATTACH {literal(str(path))} AS copy ({options})")
+def _newest_change(con: duckdb.DuckDBPyConnection) -> str:
+    newest = con.execute(
+        f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
+    ).fetchall()
+    return newest[0][0] if newest else _NOTHING
+
+
+def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
+    path = home.root / f"published-{uuid.uuid4().hex}.duckdb"
+    con.execute(_attach(path))
+    with _attached(con):
+        _copy_changes(con, since=0)
+    return path
+
+
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
+    """Make a copy equal to the warehouse; False if a reader holds it, it is damaged, or it is of another past."""
     try:
-        yield
+        con.execute(_attach(path))
+    except (duckdb.IOException, duckdb.ResourceInUseException, duckdb.SerializationException):
+        return False
+    with _attached(con):
+        since = _shared_past(con)
+        if since is None:
+            return False
+        _copy_changes(con, since)
+    return True
+
+
+def _attach(path: Path) -> str:
+    return f"ATTACH {literal(str(path))} AS copy (STORAGE_VERSION '{READABLE_FROM}')"
+
+
+@contextmanager
+def _attached(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    """Hold the attached copy for one transaction."""
+    try:
+        con.execute("BEGIN")
+        try:
+            yield
+            con.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                con.execute("ROLLBACK")
+            raise
+        con.execute("CHECKPOINT copy")
     finally:
         con.execute("DETACH copy")
 
 
-def _warehouse_mark(con: duckdb.DuckDBPyConnection) -> _Mark:
-    query = "SELECT warehouse_id, (SELECT coalesce(max(seq), 0) FROM batch_platform.changes) FROM batch_platform.meta"
-    ((warehouse_id, seq),) = con.execute(query).fetchall()
-    return _Mark(warehouse_id, int(seq))
+def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
+    """Up to which change the attached copy is a beginning of the warehouse; None if it is not one, or has none.
 
-
-def _mark_of(con: duckdb.DuckDBPyConnection, path: Path) -> _Mark | None:
-    with _attached(con, path, "READ_ONLY"):
-        return _attached_mark(con)
-
-
-def _attached_mark(con: duckdb.DuckDBPyConnection) -> _Mark | None:
-    """The mark of the attached copy; None for an empty file."""
-    known = con.execute("SELECT 1 FROM duckdb_tables() WHERE database_name = 'copy' AND table_name = 'published'")
+    Its newest change must be one of the warehouse's: a file restored from a backup may have gone on differently.
+    """
+    known = con.execute("SELECT 1 FROM duckdb_tables() WHERE database_name = 'copy' AND table_name = 'changes'")
     if not known.fetchall():
         return None
-    ((warehouse_id, seq),) = con.execute(f"FROM copy.{_LEDGERS}.published").fetchall()
-    return _Mark(warehouse_id, int(seq))
-
-
-def _set_mark(con: duckdb.DuckDBPyConnection, mark: _Mark) -> None:
-    con.execute(f"CREATE OR REPLACE TABLE copy.{_LEDGERS}.published (warehouse_id VARCHAR, seq BIGINT)")
-    con.execute(f"INSERT INTO copy.{_LEDGERS}.published VALUES ($id, $seq)", {"id": mark.warehouse_id, "seq": mark.seq})
-
-
-def _bring_up_to_date(con: duckdb.DuckDBPyConnection, path: Path, target: _Mark) -> bool:
-    """Make a copy equal to the warehouse in one transaction; False if a reader holds it or it is of another past."""
-    try:
-        with _attached(con, path, f"STORAGE_VERSION '{READABLE_FROM}'"):
-            mark = _attached_mark(con)
-            if mark is not None and (mark.warehouse_id != target.warehouse_id or mark.seq > target.seq):
-                return False
-            con.execute("BEGIN")
-            try:
-                _copy_changes(con, 0 if mark is None else mark.seq)
-                _set_mark(con, target)
-                con.execute("COMMIT")
-            except BaseException:
-                con.execute("ROLLBACK")
-                raise
-            con.execute("CHECKPOINT copy")
-    except duckdb.IOException as error:
-        if "lock" in str(error).lower():
-            return False
-        raise
-    return True
+    newest = f"(SELECT max(seq) FROM copy.{LEDGERS_SCHEMA}.changes)"
+    theirs = f"SELECT seq, change_id FROM copy.{LEDGERS_SCHEMA}.changes WHERE seq = {newest}"
+    ours = f"SELECT seq, change_id FROM {LEDGERS_SCHEMA}.changes"
+    ((seq, foreign),) = con.execute(f"SELECT {newest}, (SELECT count(*) FROM ({theirs} EXCEPT {ours}))").fetchall()
+    return None if foreign or seq is None else int(seq)
 
 
 def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
@@ -126,9 +139,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")
         if _columns(con, "copy", schema, table) != _columns(con, database, schema, table):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
-        elif schema != _LEDGERS:
+        elif schema != LEDGERS_SCHEMA:
             changed = (
-                "partition_key IN (SELECT partition_key FROM batch_platform.changes "
+                f"partition_key IN (SELECT partition_key FROM {LEDGERS_SCHEMA}.changes "
                 "WHERE seq > $since AND schema_name = $schema AND table_name = $table)"
             )
             values = {"since": since, "schema": schema, "table": table}

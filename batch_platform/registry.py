@@ -13,7 +13,8 @@ from typing import Any, Literal
 import duckdb
 
 from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, listed
-from batch_platform.warehouse import Warehouse, insert_row, note_change
+from batch_platform.ledger import Change, insert, next_numbers, note
+from batch_platform.warehouse import Warehouse
 
 Action = Literal["approved", "refused"]
 
@@ -54,12 +55,18 @@ class Version:
     features_code_version: str
     created_at: datetime
     run_id: str
+    classes: str = "[]"  # JSON, in the order of the model's probabilities
     seq: int = 0
 
     @property
     def metric_values(self) -> dict[str, float]:
         """The metrics of its evaluation, read."""
         return json.loads(self.metrics)
+
+    @property
+    def class_labels(self) -> list[Any]:
+        """The classes that it tells apart, read; none for a regression or a clustering."""
+        return json.loads(self.classes)
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,9 @@ class Registry:
                 return known
         names = [known.version for known in self.versions]
         msg = f"{self.pipeline} has no version {version!r}; there are {listed(names) or 'none'}."
-        raise WrongUseError(msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them.")
+        raise WrongUseError(
+            msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
+        )
 
     def of_period(self, serving_period: str) -> list[Version]:
         """All versions trained for a serving period, oldest first."""
@@ -141,19 +150,24 @@ def register(warehouse: Warehouse, version: Version, decision: Promotion) -> Non
         WarehouseBusyError: The warehouse was held by another process for too long.
     """
     with warehouse.transaction() as con:
-        for table, record in (("model_versions", version), ("promotions", decision)):
-            ((seq,),) = con.execute("SELECT nextval('batch_platform.seq')").fetchall()
-            values = {item.name: getattr(record, item.name) for item in fields(record)} | {"seq": seq}
-            insert_row(con, table, values)
-            note_change(con, seq, version.pipeline, "models", version.serving_period)
+        seqs = next_numbers(con, 2)
+        insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
+        insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
+        note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterable[tuple[Any, ...]]:
     columns = ", ".join(item.name for item in fields(record))
-    query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"  # noqa: S608
+    query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"
     return con.execute(query, {"pipeline": pipeline}).fetchall()
 
 
-def evidence_of(metrics: Mapping[str, float], champion: str | None, standing: Mapping[str, float] | None) -> str:
-    """What a decision rests on, as JSON: metrics of the version and of the champion on the same rows."""
-    return json.dumps({"metrics": dict(metrics), "champion": champion, "champion_metrics": dict(standing or {}) or None})
+def evidence_of(
+    metrics: Mapping[str, float],
+    champion: str | None,
+    standing: Mapping[str, float] | None,
+    not_compared: str | None = None,
+) -> str:
+    """What a decision rests on, as JSON: metrics of the version and of the champion on the same rows, or why not."""
+    facts = {"metrics": dict(metrics), "champion": champion, "champion_metrics": dict(standing or {}) or None}
+    return json.dumps(facts | ({"not_compared": not_compared} if not_compared else {}))

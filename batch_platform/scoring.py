@@ -4,20 +4,24 @@ Memory is bounded by the batch, whatever the partition's size. It fits nothing, 
 committing what was staged is the warehouse's work.
 """
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from batch_platform.contract import OFFENDER, REASON
 from batch_platform.errors import DataError, IntegrityError, listed
-from batch_platform.features import BATCH_ROWS, file_sha256
+from batch_platform.features import BATCH_ROWS
 from batch_platform.models.bundle import Bundle
 from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
@@ -28,10 +32,21 @@ SAMPLES = 3
 
 @dataclass(frozen=True)
 class Stamp:
-    """Who writes, and when: given by the edge, so that nothing below reads a clock."""
+    """Who writes, and when: given by the edge, so that nothing below reads a clock.
+
+    Args:
+        run_id: Of the run.
+        at: When the run began; with a time zone.
+        clock: The edge's clock, for the moments in which things happen; left out, all happens at the beginning.
+    """
 
     run_id: str
     at: datetime
+    clock: Callable[[], datetime] | None = None
+
+    def now(self) -> datetime:
+        """The time to record for what happens now; nothing is decided by it."""
+        return self.at if self.clock is None else self.clock()
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Staged:
     rows_in: int
     rows_scored: int
     rows_rejected: int
+    started_at: datetime
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -66,15 +82,13 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> Score
     split = bundle.contract.split(rows)
     raw = bundle.predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
     predictions = _predictions(split.kept, raw, bundle, spec)
-    finite = np.isfinite(raw.reshape(len(raw), -1)).all(axis=1) if raw is not None else np.array([], dtype=bool)
-    if finite.all():
+    if raw is None or np.isfinite(raw).all():
         return Scored(predictions=predictions, rejected=split.rejected, unseen=split.unseen)
-    mask = pl.Series(finite)
-    broken = split.kept.filter(~mask).with_columns(
-        pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER)
-    )
-    rejected = pl.concat([split.rejected, broken], how="vertical_relaxed")
-    return Scored(predictions=predictions.filter(mask), rejected=rejected, unseen=split.unseen)
+    finite = pl.Series(values=np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1)), dtype=pl.Boolean)
+    broken = split.kept.filter(~finite).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
+    broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
+    rejected = pl.concat([split.rejected, broken])
+    return Scored(predictions=predictions.filter(finite), rejected=rejected, unseen=split.unseen)
 
 
 def stage(  # noqa: PLR0913 - each is one fact of the partition
@@ -102,25 +116,31 @@ def stage(  # noqa: PLR0913 - each is one fact of the partition
         IntegrityError: The feature file is not what was recorded.
         DataError: Columns are missing, or more rows are rejected than the budget allows.
     """
-    _require_unchanged(spec, partition, features, sha256)
+    started = stamp.now()
     marks = [
         pl.lit(partition.key).alias("partition_key"),
         pl.lit(bundle.version).alias("model_version"),
-        pl.lit(stamp.at).cast(pl.Datetime("us", "UTC")).alias("scored_at"),
+        pl.lit(started).cast(pl.Datetime("us", "UTC")).alias("scored_at"),
         pl.lit(stamp.run_id).alias("run_id"),
     ]
     good, bad = folder / f"{partition.key}.predictions.parquet", folder / f"{partition.key}.rejected.parquet"
     rows_in, reasons, unseen = 0, Counter[str](), Counter[str]()
     samples: list[str] = []
-    with _FrameWriter(good) as predictions, _FrameWriter(bad) as rejects:
-        for rows in _read(features):
+    with (
+        _unchanged(spec, partition, features, sha256) as file,
+        _FrameWriter(good) as predictions,
+        _FrameWriter(bad) as rejects,
+    ):
+        for rows in _read(file):
             scored = score_batch(rows, bundle, spec)
             rows_in += rows.height
             predictions.write(scored.predictions.with_columns(marks))
-            rejects.write(_rejected(scored.rejected, spec, partition, stamp))
-            reasons.update(_reasons(scored.rejected))
             unseen.update(scored.unseen)
-            samples += _samples(scored.rejected, spec)[: SAMPLES - len(samples)]
+            if scored.rejected.height or not rejects.begun:
+                rejects.write(_rejected(scored.rejected, spec, partition, stamp))
+            if scored.rejected.height:
+                reasons.update(_reasons(scored.rejected))
+                samples += _samples(scored.rejected, spec)[: SAMPLES - len(samples)]
     staged = Staged(
         partition=partition,
         predictions=good,
@@ -128,6 +148,7 @@ def stage(  # noqa: PLR0913 - each is one fact of the partition
         rows_in=rows_in,
         rows_scored=predictions.rows,
         rows_rejected=rejects.rows,
+        started_at=started,
         reasons=dict(reasons),
         unseen=dict(unseen),
     )
@@ -135,38 +156,50 @@ def stage(  # noqa: PLR0913 - each is one fact of the partition
     return staged
 
 
-def prediction_columns(bundle: Bundle) -> list[str]:
+def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
     """The columns that a model adds to a row."""
-    match bundle.manifest.task:
+    match task:
         case "binary":
             return ["prediction", "score"]
         case "multiclass":
-            return ["prediction", *(f"score_{label}" for label in bundle.manifest.classes)]
+            return ["prediction", *(f"score_{label}" for label in classes)]
         case _:
             return ["prediction"]
 
 
-def _predictions(kept: pl.DataFrame, raw: np.ndarray | None, bundle: Bundle, spec: PipelineSpec) -> pl.DataFrame:
-    carried = [*spec.features.key, *([spec.features.time] if spec.features.time else []), *spec.predictions.keep]
-    carried = list(dict.fromkeys(carried))
-    if missing := [name for name in carried if name not in kept.columns]:
-        msg = f"{spec.name}: the features lack {listed(missing)}; there are {listed(kept.columns)}."
-        raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
+def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, spec: PipelineSpec) -> pl.DataFrame:
+    carried = _carried(kept, bundle, spec)
     classes = bundle.manifest.classes
     frame = kept.select(carried)
     match bundle.manifest.task:
         case "binary" | "multiclass":
             scores = np.empty((0, len(classes))) if raw is None else raw
             best = pl.Series(np.array(classes)).gather(scores.argmax(axis=1))
-            named = zip(prediction_columns(bundle)[1:], scores.T[1 if len(classes) == 2 else 0 :], strict=True)  # noqa: PLR2004
-            return frame.with_columns(best.alias("prediction"), *(pl.Series(name, values) for name, values in named))
+            names = prediction_columns(bundle.manifest.task, classes)[1:]
+            shown = scores.T[-len(names) :]  # of two classes, the positive one
+            columns = [pl.Series(name, values) for name, values in zip(names, shown, strict=True)]
+            return frame.with_columns(best.alias("prediction"), *columns)
         case "regression":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Float64))
         case "clustering":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Int32))
 
 
-def _read(features: Path) -> Iterator[pl.DataFrame]:
+def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str]:
+    """The feature columns that go into the predictions: key, time and the kept ones."""
+    time = [] if spec.features.time is None else [spec.features.time]
+    carried = list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
+    if missing := [name for name in carried if name not in kept.columns]:
+        msg = f"{spec.name}: the features lack {listed(missing)}; there are {listed(kept.columns)}."
+        raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
+    ours = {name.lower() for name in prediction_columns(bundle.manifest.task, bundle.manifest.classes)}
+    if taken := [name for name in carried if name.lower() in ours]:
+        msg = f"{spec.name}: the columns {listed(taken)} cannot be carried along: predictions have their own of that name."
+        raise DataError(msg, hint="give the column another name in the features.")
+    return carried
+
+
+def _read(features: BinaryIO) -> Iterator[pl.DataFrame]:
     """The batches of a feature file; an empty file gives one empty batch, so that its columns are known."""
     with pq.ParquetFile(features) as file:
         if not file.metadata.num_rows:
@@ -204,21 +237,26 @@ def _samples(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
     return found
 
 
-def _require_unchanged(spec: PipelineSpec, partition: Partition, features: Path, sha256: str) -> None:
+@contextmanager
+def _unchanged(spec: PipelineSpec, partition: Partition, features: Path, sha256: str) -> Generator[BinaryIO]:
+    """Open a feature file whose bytes are those recorded; what was hashed is what is read, whoever replaces it."""
     hint = f"batch-platform run {spec.name} --partition {partition.key} --force builds it again."
     if not features.is_file():
         msg = f"{spec.name}, partition {partition.key}: its feature file {features} is gone."
         raise IntegrityError(msg, hint=hint)
-    if file_sha256(features) != sha256:
-        msg = f"{spec.name}, partition {partition.key}: the bytes of {features} are not those that were recorded."
-        raise IntegrityError(msg, hint=hint)
+    with features.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            msg = f"{spec.name}, partition {partition.key}: the bytes of {features} are not those that were recorded."
+            raise IntegrityError(msg, hint=hint)
+        file.seek(0)
+        yield file
 
 
 def _require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]) -> None:
     budget = spec.features.max_rejected
     if staged.rows_rejected <= budget * staged.rows_in:
         return
-    top = ", ".join(f"{count} × {reason}" for reason, count in Counter(staged.reasons).most_common(3))
+    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
     msg = (
         f"{spec.name}, partition {staged.partition.key}: {staged.rows_rejected} of {staged.rows_in} rows break the "
         f"contract, more than max_rejected ({budget:.2%}) allows; nothing is published. Reasons: {top}. "
@@ -234,8 +272,13 @@ class _FrameWriter:
         self._path, self._writer = path, None
         self.rows = 0
 
-    def __enter__(self) -> "_FrameWriter":
+    def __enter__(self) -> Self:
         return self
+
+    @property
+    def begun(self) -> bool:
+        """Whether the file is there, with its columns."""
+        return self._writer is not None
 
     def write(self, frame: pl.DataFrame) -> None:
         table = frame.to_arrow()

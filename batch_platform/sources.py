@@ -7,11 +7,12 @@ they are in. Knows nothing of what is made from them.
 import hashlib
 import importlib
 import inspect
-import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob, has_magic
+from glob import has_magic
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ import pyarrow as pa
 
 from batch_platform.errors import SourceError, WrongUseError, did_you_mean
 from batch_platform.partitions import Partition
-from batch_platform.spec import PipelineSpec, Source
+from batch_platform.spec import PipelineSpec
+
+KEY_IN_PATH = "{partition_key}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Sources:
     folder: Path
 
     @contextmanager
-    def connect(self) -> Iterator["SourceConnection"]:
+    def connect(self) -> Generator["SourceConnection"]:
         """An in-memory DuckDB that can read these sources and nothing else, nor write a file.
 
         Raises:
@@ -64,26 +67,26 @@ class Sources:
         """
         return {name: self._version(name, partition) for name in self.spec.sources}
 
-    def frames(self, partition: Partition) -> dict[str, pl.LazyFrame]:
-        """Each source as this partition reads it.
+    def frames(self, partition: Partition, names: Collection[str]) -> dict[str, pl.LazyFrame]:
+        """Some of the sources as this partition reads them.
 
         Raises:
             SourceError: A source cannot be read.
         """
-        return {name: self._frame(name, source, partition) for name, source in self.spec.sources.items()}
+        return {name: self._frame(name, partition) for name in names}
 
-    def _frame(self, name: str, source: Source, partition: Partition) -> pl.LazyFrame:
+    def _frame(self, name: str, partition: Partition) -> pl.LazyFrame:
+        source = self.spec.sources[name]
         if source.python is not None:
-            table = self.call(name, partition)
-            if isinstance(table, pa.Table):
-                return pl.DataFrame(table).lazy()
-            return table.lazy()
+            return self.call(name, partition).lazy()
         if source.duckdb is not None:
             with self.connect() as con:
-                con.open(partition)
+                con.open(partition, only=name)
                 return con.duckdb.sql(f"FROM {quoted(name)}").pl().lazy()
-        files = [str(path) for path in self.files(name, partition)]
-        return pl.scan_parquet(files) if source.parquet is not None else pl.scan_csv(files, try_parse_dates=True)
+        files = self.files(name, partition)
+        if source.parquet is not None:
+            return pl.scan_parquet(files, glob=False, hive_partitioning=False)
+        return pl.scan_csv(files, try_parse_dates=True, glob=False)
 
     def state(self, name: str, partition: Partition | None) -> SourceState:
         """Read the source and say what it holds; `partition` for one that has a file for each.
@@ -98,7 +101,7 @@ class Sources:
             columns = dict(zip(view.columns, (str(dtype) for dtype in view.types), strict=True))
             ((rows,),) = con.duckdb.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()
         source = self.spec.sources[name]
-        location = source.python or str(self._path(name, anyone))
+        location = source.python or str(Path(*self.located(name, anyone)))
         version = self._version(name, anyone)
         if source.python is not None:
             version = _digest(version, str(rows), *columns, *columns.values())
@@ -109,10 +112,10 @@ class Sources:
         source = self.spec.sources[name]
         if source.python is None:
             return source.by_partition
-        return bool(inspect.signature(import_function(source.python, f"sources.{name}.python")).parameters)
+        return "partition" in parameters_of(import_function(source.python, f"sources.{name}.python"))
 
-    def call(self, name: str, partition: Partition) -> pl.LazyFrame | pl.DataFrame | pa.Table:
-        """Call the function of a Python source.
+    def call(self, name: str, partition: Partition) -> pl.LazyFrame | pl.DataFrame:
+        """Call the function of a Python source, with `partition=` if it has such a parameter.
 
         Raises:
             SourceError: It fails, or returns something that is no table.
@@ -120,49 +123,50 @@ class Sources:
         dotted = self.spec.sources[name].python or ""
         function = import_function(dotted, f"sources.{name}.python")
         try:
-            table = function(partition) if self.takes_partition(name) else function()
+            table = function(partition=partition) if self.takes_partition(name) else function()
+            table = pl.DataFrame(table) if isinstance(table, pa.Table) else table
         except Exception as error:
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} failed with {type(error).__name__}: {error}."
             raise SourceError(msg) from error
-        if not isinstance(table, pl.LazyFrame | pl.DataFrame | pa.Table):
+        if not isinstance(table, pl.LazyFrame | pl.DataFrame):
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} returned {type(table).__name__}, which is no table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame, or a pyarrow Table.")
         return table
 
     def files(self, name: str, partition: Partition) -> list[Path]:
-        """The files of a Parquet or CSV source, sorted.
+        """The files of a Parquet, CSV or DuckDB source, sorted.
 
         Raises:
             SourceError: There is none.
         """
-        path = self._path(name, partition)
-        found = [Path(match) for match in sorted(glob(str(path), recursive=True))] if has_magic(str(path)) else [path]
-        missing = [path for path in found if not path.is_file()]
-        if missing or not found:
-            msg = f"Source {name!r} of {self.spec.name!r}: there is no file {missing[0] if missing else path}."
-            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else [])
+        head, rest = self.located(name, partition)
+        path = head / rest
+        found = sorted(head.glob(rest)) if has_magic(rest) else [path]
+        missing = [path for path in found if not path.is_file()] or ([] if found else [path])
+        if missing:
+            msg = f"Source {name!r} of {self.spec.name!r}: there is no file {missing[0]}."
+            others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = did_you_mean(path.name, others)
             raise SourceError(msg, hint=near or f"correct sources.{name} or bring the file.")
         return found
 
-    def _path(self, name: str, partition: Partition) -> Path:
+    def located(self, name: str, partition: Partition) -> tuple[Path, str]:
+        """The folder below which all files of a source lie, whatever the partition, and the path or glob from there."""
         source = self.spec.sources[name]
-        declared = source.parquet or source.csv or source.duckdb or ""
-        return self.folder / Path(declared.replace("{partition_key}", partition.key)).expanduser()
+        declared = Path(source.parquet or source.csv or source.duckdb or "").expanduser()
+        fixed = list(takewhile(lambda part: not has_magic(part) and KEY_IN_PATH not in part, declared.parts[:-1]))
+        rest = "/".join(declared.parts[len(fixed) :]).replace(KEY_IN_PATH, partition.key)
+        return self.folder.joinpath(*fixed), rest
 
     def _version(self, name: str, partition: Partition) -> str:
         source = self.spec.sources[name]
         if source.python is not None:
-            function = import_function(source.python, f"sources.{name}.python")
-            return _digest(Path(inspect.getfile(function)).read_text(encoding="utf-8"), source.python)
-        paths = [self._path(name, partition)] if source.duckdb is not None else self.files(name, partition)
+            return _digest(source_code(source.python, f"sources.{name}.python"), source.python)
+        head, _ = self.located(name, partition)
         facts: list[str] = []
-        for path in paths:
-            try:
-                stat = path.stat()
-            except OSError as error:
-                msg = f"Source {name!r} of {self.spec.name!r}: {path} cannot be read ({error.strerror})."
-                raise SourceError(msg, hint=f"correct sources.{name} or bring the file.") from error
-            facts += [path.name, str(stat.st_size), str(stat.st_mtime_ns)]
+        for path in self.files(name, partition):
+            stat = path.stat()
+            facts += [str(path.relative_to(head)), str(stat.st_size), str(stat.st_mtime_ns)]
         return _digest(*facts)
 
     def _first_key(self) -> str:
@@ -189,12 +193,19 @@ class SourceConnection:
         """
         spec, con = self.sources.spec, self.duckdb
         con.execute(f"SET TimeZone = {literal(spec.partitions.timezone)}")
+        con.execute("SET python_enable_replacements = false")
         wanted = [only] if only else list(spec.sources)
-        databases = [name for name in wanted if spec.sources[name].duckdb is not None]
-        for name in databases:
-            self._attach(name)
-        paths = [p for name in wanted if spec.sources[name].kind in ("parquet", "csv") for p in self._allowed(name, partition)]
-        con.execute(f"SET allowed_directories = [{', '.join(literal(path) for path in sorted(set(paths)))}]")
+        for name in wanted:
+            if spec.sources[name].duckdb is not None:
+                self._attach(name, partition)
+        paths, folders = set[str](), set[str]()
+        for name in wanted:
+            if spec.sources[name].by_partition:
+                folders.add(str(self.sources.located(name, partition)[0]))
+            elif spec.sources[name].kind in ("parquet", "csv"):
+                paths.update(str(path) for path in self.sources.files(name, partition))
+        con.execute(f"SET allowed_paths = [{', '.join(literal(path) for path in sorted(paths))}]")
+        con.execute(f"SET allowed_directories = [{', '.join(literal(folder) for folder in sorted(folders))}]")
         con.execute("SET enable_external_access = false")
         for name in wanted:
             self._view(name, partition)
@@ -210,39 +221,30 @@ class SourceConnection:
             if self.sources.takes_partition(name):
                 self._view(name, partition)
 
-    def _allowed(self, name: str, partition: Partition) -> list[str]:
-        folder = self.sources.files(name, partition)[0].parent
-        while has_magic(str(folder)) or partition.key in str(folder):
-            folder = folder.parent
-        return [f"{folder}{os.sep}"]
-
-    def _attach(self, name: str) -> None:
-        path = self.sources.folder / Path(self.sources.spec.sources[name].duckdb or "").expanduser()
-        if not path.is_file():
-            msg = f"Source {name!r} of {self.sources.spec.name!r}: there is no file {path}."
-            raise SourceError(msg, hint=f"correct sources.{name}.duckdb or bring the file.")
+    def _attach(self, name: str, partition: Partition) -> None:
+        (path,) = self.sources.files(name, partition)
         try:
-            self.duckdb.execute(f"ATTACH {literal(str(path))} AS {quoted('source ' + name)} (READ_ONLY)")
+            self.duckdb.execute(f"ATTACH IF NOT EXISTS {literal(str(path))} AS {quoted(str(path))} (READ_ONLY)")
         except duckdb.Error as error:
             msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_first_line(error)}."
             raise SourceError(msg, hint="another process may be writing to it; close it or read a copy.") from error
 
     def _view(self, name: str, partition: Partition) -> None:
-        sources, con = self.sources, self.duckdb
+        sources = self.sources
         source = sources.spec.sources[name]
-        if source.python is not None:
-            table = sources.call(name, partition)
-            con.register(name, table.collect() if isinstance(table, pl.LazyFrame) else table)
-            return
-        if source.duckdb is not None:
-            schema, _, table = (source.table or "").rpartition(".")
-            relation = ".".join(quoted(part) for part in ("source " + name, schema or "main", table))
-        else:
-            paths = ", ".join(literal(str(path)) for path in sources.files(name, partition))
-            relation = f"read_{source.kind}([{paths}])"
         try:
-            con.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {relation}")
-        except duckdb.Error as error:
+            if source.python is not None:
+                self.duckdb.register(name, sources.call(name, partition).lazy().collect())
+                return
+            paths = [str(path) for path in sources.files(name, partition)]
+            if source.duckdb is not None:
+                schema, _, table = (source.table or "").rpartition(".")
+                relation = ".".join(quoted(part) for part in (paths[0], schema or "main", table))
+            else:
+                files = ", ".join(literal(path) for path in paths)
+                relation = f"read_{source.kind}([{files}], hive_partitioning = false)"
+            self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {relation}")
+        except (duckdb.Error, pl.exceptions.PolarsError) as error:
             msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_first_line(error)}."
             raise SourceError(msg, hint=f"correct sources.{name}.") from error
 
@@ -265,6 +267,26 @@ def import_function(dotted: str, key: str) -> Callable[..., Any]:
         msg = f"{key}: {module_name!r} has no function {name!r}."
         raise WrongUseError(msg, hint=did_you_mean(name, public))
     return function
+
+
+def parameters_of(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters; none where Python cannot tell."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except ValueError:  # written in C
+        return []
+
+
+def source_code(dotted: str, key: str) -> str:
+    """The text of the modules that a function is named in and comes from: its version, as far as it can be seen.
+
+    Raises:
+        WrongUseError: There is no such module or function.
+    """
+    function = import_function(dotted, key)
+    modules = (sys.modules[dotted.rpartition(".")[0]], inspect.getmodule(function))
+    files = dict.fromkeys(str(module.__file__) for module in modules if module and getattr(module, "__file__", None))
+    return "\0".join(Path(file).read_bytes().decode(errors="replace") for file in files)
 
 
 def quoted(identifier: str) -> str:

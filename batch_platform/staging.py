@@ -1,46 +1,57 @@
 """A run's own folder for files on their way, held by a lock as long as the run lives.
 
-The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live one uses.
+The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live one uses. The lock
+is on the folder itself, so there is no moment in which a folder is there and nobody can tell whose it is.
 """
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from batch_platform.home import Home
 
-_LOCK = ".lock"
-
 
 @contextmanager
-def staging_folder(home: Home, run_id: str) -> Iterator[Path]:
+def staging_folder(home: Home, run_id: str) -> Generator[Path]:
     """A fresh folder, removed at the end; sweeps those of dead runs first."""
     home.create()
-    _sweep(home)
-    folder = home.staging / f"{run_id}-{os.getpid()}"
-    folder.mkdir()
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    for folder in home.staging.iterdir():
+        _sweep(folder)
+    folder, descriptor = _claim(home, run_id)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
 
-def _sweep(home: Home) -> None:
-    for folder in home.staging.iterdir():
+def _claim(home: Home, run_id: str) -> tuple[Path, int]:
+    """Make a folder and lock it; again, if another run swept it before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=home.staging))
         try:
-            descriptor = os.open(folder / _LOCK, os.O_RDWR)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            continue  # just being made, or just being removed
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
             continue
-        finally:
-            os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # being removed by another run, or none of ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(descriptor)

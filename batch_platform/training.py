@@ -4,7 +4,8 @@ Rows come in the order of time and are never shuffled between the two parts. Kno
 where the model goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from batch_platform.contract import Column, Contract, declare_column, infer_contract
 from batch_platform.errors import TrainingRefusedError, listed
 from batch_platform.models.bundle import ClassLabel, Predictor, Task
-from batch_platform.models.estimator import make_estimator, task_of
-from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.models.estimator import make_estimator, name_of, task_of
+from batch_platform.models.sklearn import SklearnPredictor, one_thread
 from batch_platform.monitoring.performance import (
     DEFAULT_METRIC,
     is_worse,
@@ -27,6 +28,7 @@ from batch_platform.monitoring.performance import (
 from batch_platform.spec import Features, Model, Promote
 
 LEAST_ROWS = 20
+MANY_ROWS = 50_000  # from here on several threads fit sooner than one; on few rows they mostly wait
 NEARLY_DECIDES = 0.999
 
 
@@ -78,23 +80,39 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
     contract = infer_contract(data.fit.select(names), _declared(features, data.fit.select(names)))
     kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
+    if not names:
+        msg = "There is no feature column to learn from: the features hold key, time and excluded columns only."
+        raise TrainingRefusedError(msg, hint="add columns to the features.")
     if kept.kept.height < LEAST_ROWS:
         msg = f"There are {kept.kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
         raise TrainingRefusedError(msg, hint="train a later serving period, or give a longer model.train.window.")
     matrix = contract.encode(kept.kept)
-    truth = None if data.label is None else _truth(kept.kept[data.label])
+    truth = None if data.label is None else as_truth(kept.kept[data.label])
     estimator = make_estimator(model, params, contract)
     classes = _classes(estimator, truth)
     task = task_of(estimator, len(classes))
     if task != "clustering" and truth is None:
-        msg = f"{type(estimator).__name__} learns from labels, and the pipeline declares none."
+        msg = f"{name_of(estimator)} learns from labels, and the pipeline declares none."
         raise TrainingRefusedError(msg, hint="add `labels` to its YAML.")
+    if task == "regression" and truth is not None and len(np.unique(truth)) < 2:  # noqa: PLR2004 - it varies
+        msg = f"All labels to learn from are {truth[0]!r}; a regression needs values that differ."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
     try:
-        estimator.fit(matrix, truth)
-    except ValueError as error:
-        msg = f"{type(estimator).__name__} refuses the training data: {' '.join(str(error).split())}"
-        raise TrainingRefusedError(msg.rstrip(".") + ".", hint="see model.params and the features.") from error
-    metrics = evaluate(SklearnPredictor(estimator, task), task, classes, contract, evaluated.kept, data.label)
+        with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
+            estimator.fit(matrix, truth)
+        metrics = evaluate(
+            SklearnPredictor(estimator, task),
+            task=task,
+            classes=classes,
+            contract=contract,
+            rows=evaluated.kept,
+            label=data.label,
+        )
+    except (ValueError, TypeError) as error:
+        msg = f"{name_of(estimator)} refuses the training data: {' '.join(str(error).split())}"
+        raise TrainingRefusedError(
+            msg.rstrip(".") + ".", hint="see model.params, the features and the labels."
+        ) from error
     return Fitted(
         estimator=estimator,
         task=task,
@@ -110,6 +128,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
 
 def evaluate(  # noqa: PLR0913 - a fitted model is all of these
     predictor: Predictor,
+    *,
     task: Task,
     classes: list[ClassLabel],
     contract: Contract,
@@ -118,16 +137,31 @@ def evaluate(  # noqa: PLR0913 - a fitted model is all of these
 ) -> dict[str, float]:
     """Measure a fitted model on rows that keep its contract; rows of a class it does not know are left out."""
     if label is not None and task in ("binary", "multiclass"):
-        rows = rows.filter(pl.Series([value in classes for value in rows[label].to_list()], dtype=pl.Boolean))
+        rows = rows.filter(known_to(classes, rows[label]))
     if not rows.height:
         return {}
     matrix = contract.encode(rows)
     if task == "clustering" or label is None:
         return measure_segments(matrix, predictor.predict(matrix))
-    truth = _truth(rows[label])
+    truth = as_truth(rows[label])
     if task == "regression":
-        return measure_values(truth, predictor.predict(matrix))
+        return measure_values(truth.astype(np.float64), predictor.predict(matrix))
     return measure_classes(truth, predictor.predict(matrix), classes)
+
+
+def as_truth(labels: pl.Series) -> NDArray[Any]:
+    """Labels as an estimator takes them: decimals as floats, enumerations as text, all else as it is."""
+    if labels.dtype.is_decimal():
+        return labels.cast(pl.Float64).to_numpy()
+    if isinstance(labels.dtype, pl.Categorical | pl.Enum):
+        return labels.cast(pl.String).to_numpy()
+    return labels.to_numpy()
+
+
+def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
+    """Which labels are one of a model's classes."""
+    known = set(classes)
+    return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
@@ -163,10 +197,6 @@ def _declared(features: Features, training: pl.DataFrame) -> dict[str, Column]:
         elif rule.feature:
             declared[name] = Column(name=name, type="float", nullable=True)
     return declared
-
-
-def _truth(labels: pl.Series) -> NDArray[Any]:
-    return labels.cast(pl.Float64).to_numpy() if labels.dtype.is_decimal() else labels.to_numpy()
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  # noqa: ANN401

@@ -1,8 +1,7 @@
-"""The live DuckDB file: replace partitions atomically, keep the ledgers, read what is recorded.
+"""The live DuckDB file: replace partitions atomically together with their ledger rows.
 
 One process at a time holds it, for the length of one short transaction, under a flock on a file beside it; its bytes
-are never touched otherwise. Every change is noted in `batch_platform.changes` in the same transaction, so that the
-readers' copy can be brought up to date in proportion to what changed. Knows nothing of models or of Dagster.
+are never touched otherwise. Knows nothing of models or of Dagster.
 """
 
 import contextlib
@@ -10,77 +9,42 @@ import errno
 import fcntl
 import os
 import random
+import re
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 import duckdb
 import polars as pl
 
-from batch_platform.errors import DataError, WarehouseBusyError, WarehouseError, listed
+from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError, listed
 from batch_platform.home import Home
+from batch_platform.ledger import (
+    PERFORMANCE,
+    SCHEMA,
+    EvaluationRun,
+    FeatureBuild,
+    Row,
+    ScoreRun,
+    append,
+    insert,
+    read_latest,
+)
 from batch_platform.sources import quoted
 
 FORMAT = 1
 LOCK_TIMEOUT_SECONDS = 120.0
+_STORAGE_ERRORS = (
+    duckdb.IOException,
+    duckdb.SerializationException,
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.OutOfMemoryException,
+)
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
-
-
-@dataclass(frozen=True)
-class FeatureBuild:
-    """One built partition of features."""
-
-    pipeline: str
-    partition_key: str
-    rows: int
-    sha256: str
-    file_bytes: int
-    file_mtime_ns: int
-    code_version: str
-    sources: str  # versions by source, as JSON
-    built_at: datetime
-    run_id: str
-
-
-@dataclass(frozen=True)
-class ScoreRun:
-    """One committed partition of predictions."""
-
-    pipeline: str
-    partition_key: str
-    partition_start: datetime
-    partition_end: datetime
-    model_version: str
-    model_sha256: str
-    input_hash: str
-    code_version: str
-    engine: str
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
-    in_sample: bool
-    started_at: datetime
-    committed_at: datetime
-    run_id: str
-    seq: int = 0  # given by the warehouse when the row is committed
-
-
-@dataclass(frozen=True)
-class EvaluationRun:
-    """One evaluated partition."""
-
-    pipeline: str
-    partition_key: str
-    score_seq: int  # the ledger row of the predictions that were measured
-    rows_scored: int
-    rows_labelled: int
-    evaluated_at: datetime
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -91,45 +55,6 @@ class StagedScores:
     rejected: Path
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
-
-
-_SCHEMA = """
-CREATE SCHEMA batch_platform;
-CREATE SEQUENCE batch_platform.seq;
-CREATE TABLE batch_platform.meta (format INTEGER NOT NULL, warehouse_id VARCHAR NOT NULL);
-CREATE TABLE batch_platform.changes (seq BIGINT, schema_name VARCHAR, table_name VARCHAR, partition_key VARCHAR);
-CREATE TABLE batch_platform.feature_builds (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, rows BIGINT, sha256 VARCHAR, file_bytes BIGINT,
-    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR);
-CREATE TABLE batch_platform.score_runs (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, partition_start TIMESTAMPTZ, partition_end TIMESTAMPTZ,
-    model_version VARCHAR, model_sha256 VARCHAR, input_hash VARCHAR, code_version VARCHAR, engine VARCHAR,
-    rows_in BIGINT, rows_scored BIGINT, rows_rejected BIGINT, in_sample BOOLEAN, started_at TIMESTAMPTZ,
-    committed_at TIMESTAMPTZ, run_id VARCHAR);
-CREATE TABLE batch_platform.evaluations (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, rows_scored BIGINT, rows_labelled BIGINT,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR);
-CREATE TABLE batch_platform.model_versions (
-    seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
-    flavour VARCHAR, task VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
-    trained_until TIMESTAMPTZ, rows_trained BIGINT, rows_evaluated BIGINT, metrics VARCHAR, features_code_version VARCHAR,
-    created_at TIMESTAMPTZ, run_id VARCHAR);
-CREATE TABLE batch_platform.promotions (
-    seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
-    decided_at TIMESTAMPTZ, run_id VARCHAR);
-"""
-_PERFORMANCE = """
-CREATE TABLE IF NOT EXISTS {schema}.performance (
-    partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR)
-"""
-
-Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
-_LEDGERS: dict[type, str] = {
-    FeatureBuild: "feature_builds",
-    ScoreRun: "score_runs",
-    EvaluationRun: "evaluations",
-}
 
 
 @dataclass(frozen=True)
@@ -145,30 +70,29 @@ class Warehouse:
     timeout: float = LOCK_TIMEOUT_SECONDS
 
     @contextmanager
-    def open(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def open(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
         Raises:
             WarehouseBusyError: Another process kept it for longer than the time-out.
-            WarehouseError: The file cannot be opened, or another version of this project wrote it.
+            WarehouseError: The file cannot be opened or read, or another version of this project wrote it.
         """
         with self._locked():
             try:
                 con = duckdb.connect(str(self.home.warehouse))
-            except duckdb.IOException as error:
-                raise self._not_opened(error) from error
             except duckdb.Error as error:
-                msg = f"The warehouse {self.home.warehouse} cannot be opened: {error}"
-                raise WarehouseError(msg, hint="nothing was changed; restore the file from a backup.") from error
+                raise self._not_opened(error) from error
             try:
                 con.execute("SET TimeZone = 'UTC'")
                 self._prepare(con)
                 yield con
+            except _STORAGE_ERRORS as error:
+                raise self._failed(error, "read or written") from error
             finally:
                 con.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse for one transaction, committed at the end and undone by any error.
 
         Raises:
@@ -180,14 +104,17 @@ class Warehouse:
             try:
                 yield con
                 con.execute("COMMIT")
-            except BaseException as error:
+            except BaseException:
                 with contextlib.suppress(duckdb.Error):
                     con.execute("ROLLBACK")
-                if isinstance(error, duckdb.IOException):
-                    msg = f"The warehouse {self.home.warehouse} could not be written to: {error}"
-                    raise WarehouseError(msg, hint="make room on the disk; nothing was changed.") from error
                 raise
-            con.execute("CHECKPOINT")
+            try:
+                con.execute("CHECKPOINT")
+            except duckdb.Error as error:
+                msg = f"The warehouse {self.home.warehouse} holds the changes, but could not be tidied: {error}"
+                raise WarehouseError(
+                    msg, hint="make room on the disk and run again; what is done is skipped."
+                ) from error
 
     def latest(self, ledger: type[Row], pipeline: str) -> dict[str, Row]:
         """The newest row of a ledger for each partition, by key.
@@ -205,23 +132,26 @@ class Warehouse:
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
-            for build in builds:
-                _append(con, build, changed="features")
+            append(con, builds, "features")
 
-    def commit_scores(self, pipeline: str, staged: Sequence[StagedScores], *, may_empty: bool) -> list[ScoreRun]:
+    def commit_scores(
+        self, pipeline: str, staged: Sequence[StagedScores], *, may_empty: bool, clock: Callable[[], datetime]
+    ) -> list[ScoreRun]:
         """Replace partitions of predictions and rejected rows together with their ledger rows, in one transaction.
 
         Args:
             pipeline: The schema of the tables.
             staged: One for each partition.
             may_empty: Whether a partition that had rows may become empty.
+            clock: Read once, when the rows are in, for `committed_at`.
 
         Returns:
             The ledger rows as committed.
 
         Raises:
             WarehouseError: A newer run committed one of the partitions meanwhile; nothing is changed.
-            DataError: A partition that had rows would become empty; nothing is changed.
+            DataError: A partition that had rows would become empty, or values do not fit a table; nothing is changed.
+            IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
@@ -230,12 +160,13 @@ class Warehouse:
                 _require_newest(scores, standing.get(scores.run.partition_key))
                 _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             keys = [scores.run.partition_key for scores in staged]
-            replace_rows(con, pipeline, "predictions", keys, [scores.predictions for scores in staged])
-            replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in staged])
-            return [
-                replace(scores.run, seq=_append(con, scores.run, changed="predictions", also="rejected_rows"))
-                for scores in staged
-            ]
+            scored = replace_rows(con, pipeline, "predictions", keys, [scores.predictions for scores in staged])
+            rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in staged])
+            _require_balance([scores.run for scores in staged], scored, rejected)
+            now = clock()
+            runs = [replace(scores.run, committed_at=now) for scores in staged]
+            seqs = append(con, runs, "predictions", "rejected_rows")
+            return [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
 
     def commit_evaluations(self, pipeline: str, runs: Sequence[EvaluationRun], metrics: pl.DataFrame) -> None:
         """Replace partitions of `performance` together with their ledger rows, in one transaction.
@@ -250,28 +181,33 @@ class Warehouse:
         """
         with self.transaction() as con:
             _create_schema(con, pipeline)
-            con.execute(_PERFORMANCE.format(schema=quoted(pipeline)))
+            con.execute(PERFORMANCE.format(schema=quoted(pipeline)))
             table = f"{quoted(pipeline)}.performance"
-            con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": [run.partition_key for run in runs]})
+            con.execute(
+                f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": [run.partition_key for run in runs]}
+            )
             con.register("new_metrics", metrics)
             con.execute(f"INSERT INTO {table} BY NAME FROM new_metrics")
-            for run in runs:
-                _append(con, run, changed="performance")
+            append(con, runs, "performance")
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
-        known = con.execute("SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'")
+        known = con.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'"
+        )
         if not known.fetchall():
-            con.execute(f"BEGIN; {_SCHEMA}")
-            con.execute("INSERT INTO batch_platform.meta VALUES ($format, $id)", {"format": FORMAT, "id": uuid.uuid4().hex})
+            con.execute(f"BEGIN; {SCHEMA}")
+            insert(con, "meta", [{"format": FORMAT}])
             con.execute("COMMIT")
             return
         ((found,),) = con.execute("SELECT format FROM batch_platform.meta").fetchall()
         if found != FORMAT:
-            msg = f"The warehouse {self.home.warehouse} has format {found}; this version of batch-platform uses {FORMAT}."
+            msg = (
+                f"The warehouse {self.home.warehouse} has format {found}; this version of batch-platform uses {FORMAT}."
+            )
             raise WarehouseError(msg, hint="use the version that wrote it, or another BATCH_PLATFORM_HOME.")
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Generator[None]:
         self.home.create()
         descriptor = os.open(self.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -299,83 +235,78 @@ class Warehouse:
             else:
                 return
 
-    def _not_opened(self, error: duckdb.IOException) -> WarehouseError:
+    def _not_opened(self, error: duckdb.Error) -> WarehouseError:
+        """Somebody who does not know of the lock file may hold the database itself."""
         text = str(error)
         if "lock" in text.lower():
-            holder = text.rsplit("PID ", 1)[-1].split(")")[0] if "PID " in text else "unknown"
-            return self._busy(holder)
-        msg = f"The warehouse {self.home.warehouse} cannot be opened: {text}"
-        return WarehouseError(msg, hint="nothing was changed; restore the file from a backup.")
+            holder = re.search(r"PID (\d+)", text)
+            return self._busy(holder[1] if holder else "unknown")
+        return self._failed(error, "opened")
+
+    def _failed(self, error: duckdb.Error, how: str) -> WarehouseError:
+        full = "make room on the disk" if isinstance(error, duckdb.IOException) else "see the message"
+        msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
+        return WarehouseError(msg, hint=f"nothing was changed; {full}, or restore the file from a backup.")
 
     def _busy(self, holder: str) -> WarehouseBusyError:
         msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
         return WarehouseBusyError(msg, hint=f"end that process, or read {self.home.published}, which is never locked.")
 
 
-def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
-    """The newest row of a ledger for each partition of a pipeline, by key; the ledger is only ever added to."""
-    names = [item.name for item in fields(ledger)]
-    columns = ", ".join(quoted(name) for name in names)
-    query = (
-        f"SELECT {columns} FROM batch_platform.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "  # noqa: S608 - our names
-        "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
-    )
-    rows = con.execute(query, {"pipeline": pipeline}).fetchall()
-    return {row[1]: ledger(*row) for row in rows}
-
-
 def replace_rows(
     con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], files: Sequence[Path]
-) -> None:
+) -> int:
     """Replace the rows of some partitions by those of Parquet files, by column name, within the caller's transaction.
 
+    A column that the table lacks is added to it; one that holds nothing yet takes the files' type.
+
+    Returns:
+        How many rows the files held.
+
     Raises:
-        DataError: A column has another type than in the table, and does not fit it.
+        DataError: A column has another type than in the table, and its values do not fit that one without loss.
     """
     _create_schema(con, schema)
     name = f"{quoted(schema)}.{quoted(table)}"
-    paths = [str(file) for file in files]
-    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM read_parquet($paths) LIMIT 0", {"paths": paths})
+    rows, values = "read_parquet($paths, union_by_name := true)", {"paths": [str(file) for file in files]}
+    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
     have = {column: dtype for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
-    new = con.execute("DESCRIBE FROM read_parquet($paths)", {"paths": paths}).fetchall()
-    for column, dtype, *_ in new:
+    new = {column: dtype for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall()}
+    for column, dtype in new.items():
         if column not in have:
             con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
+    differing = [(column, have[column], dtype) for column, dtype in new.items() if have.get(column, dtype) != dtype]
+    lossy: list[str] = []
+    for column, old, dtype in differing:
+        if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
+            con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
+        elif con.execute(f"SELECT 1 FROM {rows} WHERE {_changes(column, old, dtype)} LIMIT 1", values).fetchall():
+            lossy.append(f"{column} is {old}, now {dtype}")
+    if lossy:
+        msg = f"{schema}.{table}: values do not fit the column's type: {listed(lossy)}; nothing is changed."
+        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
     con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
-    try:
-        con.execute(f"INSERT INTO {name} BY NAME FROM read_parquet($paths)", {"paths": paths})
-    except duckdb.ConversionException as error:
-        differing = [f"{column} ({have[column]}, now {dtype})" for column, dtype, *_ in new if have.get(column, dtype) != dtype]
-        msg = f"{schema}.{table}: values do not fit the table: {listed(differing)}: {error}"
-        raise DataError(msg, hint="cast the column in the features to the type that the table has.") from error
+    ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
+    return int(count)
 
 
-def _append(con: duckdb.DuckDBPyConnection, row: Row, *, changed: str, also: str | None = None) -> int:
-    """Add a row to its ledger and note the change; gives its number in the one sequence."""
-    found = con.execute("SELECT nextval('batch_platform.seq')").fetchall()
-    seq = int(found[0][0])
-    values = {item.name: getattr(row, item.name) for item in fields(row)} | {"seq": seq}
-    insert_row(con, _LEDGERS[type(row)], values)
-    for table in filter(None, (changed, also)):
-        note_change(con, seq, row.pipeline, table, row.partition_key)
-    return seq
-
-
-def insert_row(con: duckdb.DuckDBPyConnection, table: str, values: dict[str, Any]) -> None:
-    """Insert one row into a table of schema `batch_platform`, by name, within the caller's transaction."""
-    columns = ", ".join(quoted(name) for name in values)
-    bound = ", ".join(f"${name}" for name in values)
-    con.execute(f"INSERT INTO batch_platform.{table} ({columns}) VALUES ({bound})", values)
-
-
-def note_change(con: duckdb.DuckDBPyConnection, seq: int, schema: str, table: str, partition_key: str) -> None:
-    """Note that rows of a table changed, within the caller's transaction."""
-    values = {"seq": seq, "schema_name": schema, "table_name": table, "partition_key": partition_key}
-    insert_row(con, "changes", values)
+def _changes(column: str, old: str, new: str) -> str:
+    """Whether a value would not come back as it was from the table's type; an INSERT would round it in silence."""
+    name = quoted(column)
+    return f"TRY_CAST(TRY_CAST({name} AS {old}) AS {new}) IS DISTINCT FROM {name}"
 
 
 def _create_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+
+
+def _require_balance(runs: Sequence[ScoreRun], scored: int, rejected: int) -> None:
+    """Law 2, once more, where the rows go in."""
+    counted = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
+    if counted or scored != sum(run.rows_scored for run in runs) or rejected != sum(run.rows_rejected for run in runs):
+        keys = listed(run.partition_key for run in counted or runs)
+        msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
+        raise IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
 
 
 def _require_newest(scores: StagedScores, standing: ScoreRun | None) -> None:

@@ -7,10 +7,8 @@ the manifest, the manifest those of the other files, so one changed byte anywher
 
 import hashlib
 import json
-import shutil
-import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -93,26 +91,32 @@ class Bundle:
     predictor: Predictor
 
 
-def write_bundle(manifest: Manifest, model: object, models: Path) -> tuple[str, str, Manifest]:
+def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:
     """Write a bundle below the folder of its pipeline's models, wholly or not at all.
+
+    Args:
+        manifest: But for the hashes of the files.
+        model: What the flavour saves.
+        staging: An empty folder on the same disk; what a killed run leaves there is swept.
+        models: The folder of the pipeline's models; made if missing.
 
     Returns:
         The version, the bundle's SHA-256, and the manifest as written.
+
+    Raises:
+        TrainingRefusedError: The model holds a type that would not be trusted when it is loaded.
     """
     models.mkdir(parents=True, exist_ok=True)
-    aside = models / f".{uuid.uuid4().hex}"
+    aside = staging / "bundle"
     aside.mkdir()
-    try:
-        names = sklearn_flavour.save(model, aside)
-        hashes = {name: hashlib.sha256((aside / name).read_bytes()).hexdigest() for name in names}
-        complete = Manifest(**{**_shallow(manifest), "files": hashes})
-        text = json.dumps(asdict(complete), indent=2, allow_nan=False).encode()
-        sha256 = hashlib.sha256(text).hexdigest()
-        (aside / MANIFEST).write_bytes(text)
-        version = f"{manifest.serving_period}-{sha256[:8]}"
-        aside.replace(models / version)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    names = sklearn_flavour.save(model, aside)
+    hashes = {name: hashlib.sha256((aside / name).read_bytes()).hexdigest() for name in names}
+    complete = replace(manifest, files=hashes)
+    text = json.dumps(asdict(complete), indent=2, allow_nan=False).encode()
+    sha256 = hashlib.sha256(text).hexdigest()
+    (aside / MANIFEST).write_bytes(text)
+    version = f"{manifest.serving_period}-{sha256[:8]}"
+    aside.replace(models / version)
     return version, sha256, complete
 
 
@@ -127,17 +131,19 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         text = (folder / MANIFEST).read_bytes()
     except OSError as error:
         msg = f"The bundle {folder.name} has no readable manifest in {folder} ({error.strerror})."
-        raise IntegrityError(msg, hint="restore the folder from a backup, or train the serving period again.") from error
+        raise IntegrityError(
+            msg, hint="restore the folder from a backup, or train the serving period again."
+        ) from error
     if hashlib.sha256(text).hexdigest() != sha256:
         msg = f"The manifest of {folder.name} is not the one that was registered; the bundle is not loaded."
         raise IntegrityError(msg, hint="restore the folder from a backup, or train the serving period again.")
-    values = json.loads(text)
+    values: dict[str, Any] = json.loads(text)
     if values["format"] > FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads up to {FORMAT}."
         raise WrongUseError(msg, hint="upgrade batch-platform.")
-    return Manifest(
-        **{**values, "training": Window(**values["training"]), "evaluation": Evaluation(**values["evaluation"])}
-    )
+    values["training"] = Window(**values["training"])
+    values["evaluation"] = Evaluation(**values["evaluation"])
+    return Manifest(**values)
 
 
 def open_bundle(folder: Path, sha256: str) -> Bundle:
@@ -187,7 +193,3 @@ def _require_libraries(version: str, trained_with: Mapping[str, str]) -> None:
 
 def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
-
-
-def _shallow(manifest: Manifest) -> dict[str, Any]:
-    return {name: getattr(manifest, name) for name in manifest.__dataclass_fields__}

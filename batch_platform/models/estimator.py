@@ -47,15 +47,22 @@ def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
 
     if is_classifier(estimator):
         if not hasattr(estimator, "predict_proba"):
-            msg = f"{type(estimator).__name__} gives no probabilities."
+            msg = f"{name_of(estimator)} gives no probabilities."
             raise TrainingRefusedError(msg, hint="wrap it in sklearn.calibration.CalibratedClassifierCV with `build`.")
         return "binary" if classes <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
     if is_regressor(estimator):
         return "regression"
     if is_clusterer(estimator) and hasattr(estimator, "predict"):
         return "clustering"
-    msg = f"{type(estimator).__name__} is neither a classifier, a regressor nor a clustering that can predict."
+    msg = f"{name_of(estimator)} is neither a classifier, a regressor nor a clustering that can predict."
     raise TrainingRefusedError(msg)
+
+
+def name_of(estimator: Any) -> str:  # noqa: ANN401
+    """The name of an estimator's class, without the preprocessing in front of it."""
+    from sklearn.pipeline import Pipeline
+
+    return type(estimator[-1] if isinstance(estimator, Pipeline) else estimator).__name__
 
 
 def needs_labels(model: Model) -> bool:

@@ -15,7 +15,9 @@ LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse"})
 SILHOUETTE_ROWS = 2_000  # the measure compares every pair of rows
 
 
-def measure_classes(truth: NDArray[Any], probabilities: NDArray[np.float64], classes: Sequence[Any]) -> dict[str, float]:
+def measure_classes(
+    truth: NDArray[Any], probabilities: NDArray[np.float64], classes: Sequence[Any]
+) -> dict[str, float]:
     """AUC, log loss, Brier score and accuracy of a classification.
 
     Args:
@@ -39,7 +41,9 @@ def measure_classes(truth: NDArray[Any], probabilities: NDArray[np.float64], cla
         if 0 < at.sum() < len(at):
             found["roc_auc"] = float(metrics.roc_auc_score(at, probabilities[:, 1]))
     elif len(np.unique(at)) == len(classes):
-        found["roc_auc"] = float(metrics.roc_auc_score(at, probabilities, multi_class="ovr", labels=range(len(classes))))
+        found["roc_auc"] = float(
+            metrics.roc_auc_score(at, probabilities, multi_class="ovr", labels=range(len(classes)))
+        )
     return found
 
 

@@ -1,0 +1,211 @@
+"""The `batch-platform` command: what the UI does, in a terminal, and what only a terminal can.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on standard error.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from batch_platform import __version__
+from batch_platform.cli import failures, terminal
+from batch_platform.errors import WrongUseError
+
+if TYPE_CHECKING:
+    from batch_platform.cli.project import Project
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+@click.option(
+    "--project",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the Dagster project to serve; default: the one around the current folder, else the shipped one.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks and Dagster's own log.")
+@click.pass_context
+def app(context: click.Context, folder: Path | None, *, debug: bool) -> None:
+    """Periodic batch inference on Dagster and DuckDB."""
+    if debug:
+        os.environ[terminal.DEBUG_VARIABLE] = "1"
+    context.obj = folder
+
+
+@app.command()
+@json_option
+@click.pass_obj
+def demo(folder: Path | None, *, as_json: bool) -> None:
+    """Train, score and evaluate two months of real flights, and say what to try next."""
+    from batch_platform.cli import demonstration
+
+    if folder is not None:
+        msg = "demo runs the shipped pipeline."
+        raise WrongUseError(msg, hint="leave --project out; the data go to the current folder or BATCH_PLATFORM_HOME.")
+    demonstration.run(as_json=as_json)
+
+
+@app.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=3000, show_default=True, help="Port to listen on.")
+@click.pass_obj
+def ui(folder: Path | None, host: str, port: int) -> None:
+    """Start Dagster's webserver and daemon on this project's home, until interrupted."""
+    from batch_platform.cli.serving import serve
+
+    serve(_project(folder), host, port)
+
+
+@app.command()
+@click.argument("pipeline")
+@click.option("--from", "first", metavar="KEY", help="First partition; default: the first that a model serves.")
+@click.option("--to", "last", metavar="KEY", help="Last partition, included; default: the last that is due.")
+@click.option("--partition", "only", metavar="KEY", help="One partition.")
+@click.option("--model", metavar="VERSION", help="Score by this version instead of the champions.")
+@click.option("--force", is_flag=True, help="Build and score again even where nothing changed.")
+@json_option
+@click.pass_obj
+def run(  # noqa: PLR0913 - the options of the command
+    folder: Path | None,
+    pipeline: str,
+    first: str | None,
+    last: str | None,
+    only: str | None,
+    model: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Bring partitions of PIPELINE up to date, with whatever upstream they lack."""
+    from batch_platform.cli.execution import Order
+    from batch_platform.cli.running import asked_for, bring_up_to_date
+
+    project = _project(folder)
+    wiring = project.pipeline(pipeline)
+    now = datetime.now(UTC)
+    partitions = asked_for(wiring, now, first, last, only)
+    order = Order(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
+    outcome = bring_up_to_date(project, wiring, order, quiet=as_json)
+    if as_json:
+        terminal.show_json(outcome)
+
+
+@app.command()
+@click.argument("pipeline", required=False)
+@click.option("--all", "every", is_flag=True, help="A line for each partition instead of one for each stretch.")
+@json_option
+@click.pass_obj
+def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
+    """Say which partitions are scored, missing, failed or stale, and why."""
+    from batch_platform.cli.reporting import show_status
+
+    project = _project(folder)
+    wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
+    show_status(project, wirings, datetime.now(UTC), every=every, as_json=as_json)
+
+
+@app.command()
+@json_option
+@click.pass_obj
+def check(folder: Path | None, *, as_json: bool) -> None:
+    """Validate every pipeline's YAML, SQL and model without running it."""
+    from batch_platform.cli.reporting import show_check
+
+    show_check(_project(folder), datetime.now(UTC), as_json=as_json)
+
+
+@app.command()
+@click.argument("pipeline")
+@click.argument("key", nargs=-1, required=True, metavar="KEY=VALUE...")
+@json_option
+@click.pass_obj
+def trace(folder: Path | None, pipeline: str, key: tuple[str, ...], *, as_json: bool) -> None:
+    """Say what produced a score: row, model, training window, feature file, sources, run."""
+    from batch_platform.cli.reporting import show_trace
+
+    wiring = _project(folder).pipeline(pipeline)
+    if wrong := [part for part in key if "=" not in part]:
+        msg = f"{wrong[0]!r} is not KEY=VALUE."
+        example = " ".join(f"{name}=…" for name in wiring.spec.features.key)
+        raise WrongUseError(msg, hint=f"batch-platform trace {pipeline} {example}")
+    show_trace(wiring, dict(part.split("=", 1) for part in key), as_json=as_json)
+
+
+@app.group(invoke_without_command=True)
+@click.argument("pipeline")
+@json_option
+@click.pass_context
+def models(context: click.Context, pipeline: str, *, as_json: bool) -> None:
+    """The trained versions of PIPELINE; lists them where no command follows."""
+    context.obj = _Chosen(context.obj, pipeline, as_json=as_json)
+    if context.invoked_subcommand is None:
+        context.invoke(list_models)
+
+
+@models.command("list")
+@json_option
+@click.pass_obj
+def list_models(chosen: "_Chosen", *, as_json: bool) -> None:
+    """All versions, the champion marked."""
+    from batch_platform.cli.reporting import show_models
+
+    wiring = _project(chosen.folder).pipeline(chosen.pipeline)
+    show_models(wiring, datetime.now(UTC), as_json=as_json or chosen.as_json)
+
+
+@models.command("show")
+@click.argument("version")
+@json_option
+@click.pass_obj
+def show_model(chosen: "_Chosen", version: str, *, as_json: bool) -> None:
+    """Everything in the manifest of a version, and what was decided of it."""
+    from batch_platform.cli.reporting import show_version
+
+    show_version(_project(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json or chosen.as_json)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the commands below `models` are about."""
+
+    folder: Path | None
+    pipeline: str
+    as_json: bool
+
+
+def _project(folder: Path | None) -> "Project":
+    from batch_platform.cli.project import find_project
+
+    return find_project(folder)
+
+
+def main() -> None:
+    """Run the command and leave with its exit code."""
+    sys.exit(_guarded(lambda: app.main(standalone_mode=False)))
+
+
+def _guarded(command: Callable[[], object]) -> int:
+    try:
+        result = command()
+        sys.stdout.flush()
+    except click.ClickException as error:
+        return failures.explain_usage(error)
+    except (KeyboardInterrupt, click.Abort):
+        return failures.explain_interruption()
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the edge: what escapes is told, not lost
+        if terminal.debugging():
+            traceback.print_exception(error)
+        return failures.explain(error)
+    return result if isinstance(result, int) else 0

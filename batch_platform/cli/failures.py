@@ -1,0 +1,73 @@
+"""What the command line says of a failure, and with which code it then ends."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.errors import BatchPlatformError, WrongUseError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+INTERRUPTED = 130  # as of a process that SIGINT ended
+
+
+def explain(error: Exception) -> int:
+    """Print one paragraph about an error; gives the exit code.
+
+    Dagster wraps what happens while it loads and runs definitions, so the cause is looked for below.
+    """
+    chain = list(_chain(error))
+    if (ours := _ours(chain)) is not None:
+        terminal.fail(str(ours))
+        return ours.exit_code
+    from pydantic import ValidationError
+
+    for cause in chain:
+        if isinstance(cause, ValidationError):
+            terminal.fail(" ".join(_declared_wrongly(cause)))
+            return WrongUseError.exit_code
+    innermost = chain[-1]
+    text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
+    terminal.fail(f"{text}. Hint: batch-platform --debug, before the command, shows where.")
+    return BatchPlatformError.exit_code
+
+
+def explain_usage(error: click.ClickException) -> int:
+    """Print one paragraph about a command that click could not read; gives the exit code."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else "batch-platform"
+    terminal.fail(f"{error.format_message()} Hint: {command} --help")
+    return WrongUseError.exit_code
+
+
+def explain_interruption() -> int:
+    """Say what an interruption leaves behind; gives the exit code."""
+    terminal.fail("interrupted; what had been committed stays. Run the same command again to go on.")
+    return INTERRUPTED
+
+
+def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
+    """The innermost error of ours, as the one says it that was raised from it to add where it happened."""
+    found: BatchPlatformError | None = None
+    for cause in chain:
+        if isinstance(cause, BatchPlatformError) and not (found is not None and found.__cause__ is cause):
+            found = cause
+    return found
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
+    """Each wrong key with its file and line, as Dagster annotated them."""
+    for one in error.errors():
+        path, _, position = ".".join(str(part) for part in one["loc"]).partition(" at ")
+        message = one["msg"].removeprefix("Value error, ").rstrip("?.")
+        yield f"{position}: {path}: {message}." if position else f"{path}: {message}."

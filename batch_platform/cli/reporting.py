@@ -1,0 +1,194 @@
+"""The commands that report: `status`, `check`, `trace`, `models`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import groupby
+
+from batch_platform.cli import terminal
+from batch_platform.cli.execution import open_instance
+from batch_platform.cli.project import Project
+from batch_platform.components.runs import failures
+from batch_platform.components.wiring import Wiring
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.estimator import check_estimator_exists
+from batch_platform.plan import make_plan
+from batch_platform.registry import Promotion, Registry, Version
+from batch_platform.status import PipelineStatus, status_of, trace
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """One line of the list of models."""
+
+    version: str
+    serving_period: str
+    champion: bool
+    decision: str
+    reason: str
+    rows_trained: int
+    metrics: dict[str, float]
+    created_at: datetime
+
+
+def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, every: bool, as_json: bool) -> None:
+    """Where pipelines stand."""
+    with open_instance(project) as instance:
+        reports: list[PipelineStatus] = []
+        for wiring in wirings:
+            state = wiring.pipeline().state()
+            plan = make_plan(wiring.spec, state, now)
+            failed = {
+                key: run
+                for (asset, key), run in failures(wiring, instance).items()
+                if asset in ("features", "predictions")
+            }
+            reports.append(status_of(wiring.spec, state, plan, now, failed))
+    if as_json:
+        terminal.show_json(reports)
+        return
+    for report in reports:
+        _show_pipeline(report, every=every)
+    if not reports:
+        terminal.say(f"{project.root} declares no pipeline.")
+
+
+def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
+    """That every pipeline loads, and that its SQL, functions and estimator would run; no row is read by the SQL.
+
+    Raises:
+        BatchPlatformError: One would not; the message says where and why.
+    """
+    for wiring in project.pipelines.values():
+        check_estimator_exists(wiring.spec.model)
+        _check_sql(wiring, now)
+    if as_json:
+        terminal.show_json({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
+        return
+    for name in sorted(project.pipelines):
+        terminal.say(f"{name}: ok")
+    if not project.pipelines:
+        terminal.say(f"{project.root} declares no pipeline.")
+
+
+def show_trace(wiring: Wiring, key: Mapping[str, str], *, as_json: bool) -> None:
+    """What produced the rows of a key."""
+    found = trace(wiring.spec, wiring.pipeline().home, key)
+    if as_json:
+        terminal.show_json(found)
+        return
+    for one in found:
+        terminal.show_fields(asdict(one))
+
+
+def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
+    """All versions, the champion marked."""
+    registry = wiring.pipeline().state().registry
+    champion = registry.champion(now)
+    versions = [_summary(registry, version, champion) for version in registry.versions]
+    if as_json:
+        terminal.show_json(versions)
+        return
+    if not versions:
+        terminal.say(f"{wiring.spec.name} has no trained version yet.")
+        return
+    metrics = sorted({name for version in versions for name in version.metrics})
+    terminal.show_table(
+        ("version", "champion", "decision", "rows", *metrics),
+        [
+            (
+                one.version,
+                "*" if one.champion else "",
+                one.decision if one.decision == "approved" else f"{one.decision}: {one.reason}",
+                one.rows_trained,
+                *(one.metrics.get(name) for name in metrics),
+            )
+            for one in versions
+        ],
+    )
+
+
+def show_version(wiring: Wiring, name: str, *, as_json: bool) -> None:
+    """Everything in a manifest, and what was decided of the version."""
+    pipeline = wiring.pipeline()
+    registry = pipeline.state().registry
+    version = registry.named(name)
+    manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, name), version.sha256))
+    decisions = [event for event in registry.promotions if event.version == name]
+    if as_json:
+        told = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
+        report = {"version": name, "sha256": version.sha256, "manifest": manifest, "decisions": told}
+        terminal.show_json(report)
+        return
+    contract = manifest.pop("contract")
+    terminal.show_fields({"version": name, "sha256": version.sha256, **manifest})
+    columns = ("column", "type", "nullable", "min", "max", "lowest", "highest", "categories")
+    terminal.show_table(columns, [tuple(_described(column, name) for name in columns) for column in contract])
+    for event in decisions:
+        terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {_told(event)}")
+
+
+def _show_pipeline(report: PipelineStatus, *, every: bool) -> None:
+    counts = ", ".join(f"{count} {condition}" for condition, count in sorted(report.counts.items()))
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(report.champion_metrics.items()))
+    due = ", ".join(f"{count} of {kind}" for kind, count in report.due.items())
+    last = f"{report.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {report.last_run}" if report.last_commit else "none"
+    terminal.say(f"{report.pipeline}: {counts or 'no partition is due yet'}")
+    terminal.say(f"  champion: {report.champion or 'none'}{f' ({metrics})' if metrics else ''}")
+    terminal.say(f"  last commit: {last}")
+    terminal.say(f"  due now: {due or 'nothing'}")
+    if every:
+        columns = ("partition", "condition", "reason", "model", "scored", "rejected")
+        rows = [
+            (one.partition, one.condition, one.reason, one.model_version, one.rows_scored, one.rows_rejected)
+            for one in report.partitions
+        ]
+        terminal.show_table(columns, rows)
+        return
+    for (condition, reason), members in groupby(report.partitions, key=lambda one: (one.condition, one.reason)):
+        span = [one.partition for one in members]
+        named = span[0] if len(span) == 1 else f"{span[0]} to {span[-1]} ({len(span)})"
+        terminal.say(f"  {named}: {condition}{f', {reason}' if reason else ''}")
+
+
+def _check_sql(wiring: Wiring, now: datetime) -> None:
+    """Let DuckDB resolve every table and column of the SQL over the sources of the newest partition."""
+    spec, builder = wiring.spec, wiring.pipeline().builder
+    due = spec.partitions.calendar.due(now)
+    if not due:
+        return
+    with builder.sources.connect() as con:
+        con.open(due[-1])
+        if builder.query is not None:
+            builder.query.run(con, due[-1], [*spec.features.key, *([spec.features.time] if spec.features.time else [])])
+        if builder.labels_query is not None and spec.labels is not None:
+            builder.labels_query.run(con, due[-1], [*spec.features.key, spec.labels.column])
+
+
+def _summary(registry: Registry, version: Version, champion: Version | None) -> VersionSummary:
+    decided = registry.standing(version.version)
+    return VersionSummary(
+        version=version.version,
+        serving_period=version.serving_period,
+        champion=champion is not None and version.version == champion.version,
+        decision=decided.action if decided else "none",
+        reason=decided.reason if decided else "",
+        rows_trained=version.rows_trained,
+        metrics=version.metric_values,
+        created_at=version.created_at,
+    )
+
+
+def _described(column: Mapping[str, object], name: str) -> object:
+    """One fact of a column in a contract."""
+    if name == "column":
+        return column["name"]
+    if name == "categories":
+        categories = column["categories"]
+        return len(categories) if isinstance(categories, list) and categories else None
+    return str(column[name]) if name == "nullable" else column[name]
+
+
+def _told(event: Promotion) -> str:
+    return f"{event.action} by {event.actor}: {event.reason}"

@@ -1,0 +1,141 @@
+"""The `run` command: say what an order needs, do it, say what came of it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from batch_platform.cli import terminal
+from batch_platform.cli.execution import Order, Runs, carry_out, open_instance, plan_order
+from batch_platform.cli.project import Project
+from batch_platform.components.wiring import Wiring
+from batch_platform.errors import WrongUseError
+from batch_platform.partitions import Partition
+from batch_platform.plan import KINDS, Item, Kind, Plan, contiguous
+
+TASKS: dict[Kind, tuple[str, str]] = {  # how they are announced: what is done, to what
+    "features": ("build features of", "partition"),
+    "model": ("train", "model"),
+    "predictions": ("score", "partition"),
+    "performance": ("evaluate", "partition"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What stands after a run, over the asked partitions."""
+
+    pipeline: str
+    partitions: int
+    scored: int
+    unserved: int  # no model serves them
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    versions: list[str]
+    published: str
+
+
+def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:
+    """The due partitions that the options of `run` name; all where they name none.
+
+    Raises:
+        WrongUseError: A key is none, lies in the future, or the options contradict each other.
+    """
+    if only and (first or last):
+        msg = "--partition names one partition; leave --from and --to out."
+        raise WrongUseError(msg)
+    spec = wiring.spec
+    due = spec.partitions.calendar.due(now)
+    begin, end = (_due(wiring, key, due) if key else None for key in (only or first, only or last))
+    if begin is not None and end is not None and begin.start > end.start:
+        msg = f"{spec.name}: --from {begin.key} lies after --to {end.key}."
+        raise WrongUseError(msg, hint="exchange the two.")
+    return [
+        partition
+        for partition in due
+        if (begin is None or partition.start >= begin.start) and (end is None or partition.start <= end.start)
+    ]
+
+
+def bring_up_to_date(project: Project, wiring: Wiring, order: Order, *, quiet: bool = False) -> Outcome:
+    """Do what the asked partitions need, upstream included; say so unless quiet.
+
+    Raises:
+        RunFailedError: A run failed; what had been committed stays.
+        NoChampionError: No model serves a partition that was asked for by name, or any at all; the others are done.
+    """
+    with open_instance(project) as instance:
+        plan = plan_order(wiring, order)
+        if not quiet:
+            _announce(wiring, order, plan)
+        totals = Counter[str](item.kind for item in plan.items)
+        with terminal.progress(totals, quiet=quiet) as listener:
+            left = carry_out(Runs(wiring, project, instance, order, listener), plan)
+    outcome = _outcome(wiring, project, order, left)
+    if not quiet:
+        _conclude(outcome)
+    if left.blocked and (order.named or not outcome.scored):
+        first = left.blocked[0].partition
+        wiring.pipeline().state().registry.require_champion(first.start, first.key)
+    return outcome
+
+
+def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
+    partition = wiring.spec.partitions.calendar.named(key)
+    if not due or partition.start > due[-1].start:
+        newest = f"the newest that is due is {due[-1].key!r}" if due else "none is due yet"
+        msg = f"{wiring.spec.name}: partition {key!r} lies in the future; {newest}."
+        hint = "a partition is due when it has closed; partitions.end_offset: 1 makes it due when it begins."
+        raise WrongUseError(msg, hint=hint)
+    return partition
+
+
+def _announce(wiring: Wiring, order: Order, plan: Plan) -> None:
+    name = wiring.spec.name
+    if not order.partitions:
+        terminal.say(f"{name}: no partition is due yet.")
+    elif plan.items:
+        terminal.say(f"{name}: to do")
+    elif len(plan.blocked) < len(order.partitions):
+        terminal.say(f"{name}: everything asked for is up to date.")
+    for kind in KINDS:
+        verb, noun = TASKS[kind]
+        for count, span in _spans(plan.of(kind)):
+            terminal.say(f"  {verb} {count} {noun}{'s' if count > 1 else ''} ({span})")
+    for count, span in _spans(plan.blocked):
+        terminal.say(f"  no model serves {count} partition{'s' if count > 1 else ''} ({span})")
+
+
+def _spans(items: Sequence[Item]) -> list[tuple[int, str]]:
+    """How many partitions each range without a gap holds, and from where to where it goes."""
+    ranges = contiguous("predictions", [item.partition for item in items])
+    return [
+        (len(one.partitions), one.first if one.first == one.last else f"{one.first} to {one.last}") for one in ranges
+    ]
+
+
+def _outcome(wiring: Wiring, project: Project, order: Order, left: Plan) -> Outcome:
+    scores = wiring.pipeline().state().scores
+    runs = [scores[partition.key] for partition in order.partitions if partition.key in scores]
+    return Outcome(
+        pipeline=wiring.spec.name,
+        partitions=len(order.partitions),
+        scored=len(runs),
+        unserved=len(left.blocked),
+        rows_in=sum(run.rows_in for run in runs),
+        rows_scored=sum(run.rows_scored for run in runs),
+        rows_rejected=sum(run.rows_rejected for run in runs),
+        versions=sorted({run.model_version for run in runs}),
+        published=str(project.home.published),
+    )
+
+
+def _conclude(outcome: Outcome) -> None:
+    if not outcome.scored:
+        return
+    terminal.say(
+        f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
+        f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
+    )
+    terminal.say(f"Read them in {outcome.published}, table {outcome.pipeline}.predictions.")

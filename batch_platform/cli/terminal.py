@@ -1,0 +1,167 @@
+"""How the command line speaks: bars on a terminal, plain lines otherwise, JSON where it is asked for.
+
+Knows nothing of pipelines. Imported by every command, so that nothing heavy is imported here.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from batch_platform.components.progress import Listener, Step
+
+DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
+WIDE = 10_000  # columns where there is no terminal: nothing is cut
+LINES = 10  # at most so many lines of progress for an asset where there is no terminal
+
+out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+
+
+def debugging() -> bool:
+    """Whether tracebacks and Dagster's own log are asked for."""
+    return bool(os.environ.get(DEBUG_VARIABLE))
+
+
+def say(text: str = "") -> None:
+    """One plain line."""
+    out.print(text, markup=False)
+
+
+def fail(text: str) -> None:
+    """One paragraph on standard error."""
+    err.print(f"Error: {' '.join(text.split())}", markup=False)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    err.print(f"Warning: {text}", markup=False)
+
+
+def show_json(value: object) -> None:
+    """A report as JSON; times are ISO 8601, what is no number is null."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; numbers to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for at, name in enumerate(columns):
+        numeric = any(_is_number(row[at]) for row in rows) and all(_is_number(row[at], None) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    out.print(table)
+
+
+def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
+    """Names and values, nested ones below their name."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            say(f"{' ' * indent}{name}:")
+            show_fields(value, indent + 2)
+        else:
+            say(f"{' ' * indent}{name}: {_cell(value)}")
+
+
+@contextmanager
+def progress(totals: Mapping[str, int], *, quiet: bool) -> Generator["Listener"]:
+    """Show how far each asset has come: a bar on a terminal, some lines otherwise, nothing if quiet.
+
+    Args:
+        totals: How many partitions are planned, by asset.
+        quiet: Show nothing.
+    """
+    if quiet:
+        yield lambda _: None
+    elif out.is_terminal:
+        with _bars() as show:
+            yield _counted(totals, show)
+    else:
+        yield _counted(totals, _line)
+
+
+Show = Callable[["Step", int, int], None]  # a step, how many are done, of how many
+
+
+def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
+    """Count over all runs: a run knows only of its own range."""
+    done: Counter[str] = Counter()
+
+    def step(one: "Step") -> None:
+        done[one.asset] += 1
+        show(one, done[one.asset], max(done[one.asset], totals.get(one.asset, one.total)))
+
+    return step
+
+
+@contextmanager
+def _bars() -> Generator[Show]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
+
+        def show(step: "Step", done: int, total: int) -> None:
+            if step.asset not in tasks:
+                tasks[step.asset] = bars.add_task(step.asset, total=total, last="")
+            last = f"{step.partition_key}  {step.rows:,} rows"
+            bars.update(tasks[step.asset], completed=done, total=total, last=last)
+
+        yield show
+
+
+def _line(step: "Step", done: int, total: int) -> None:
+    if done % math.ceil(total / LINES) == 0 or done == total:
+        say(f"{step.asset}: {done} of {total}, {step.partition_key}, {step.rows:,} rows")
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Records, times and containers as JSON knows them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def _is_number(value: object, *others: object) -> bool:
+    return (isinstance(value, int | float) and not isinstance(value, bool)) or value in others
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}".rstrip()
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)

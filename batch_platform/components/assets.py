@@ -1,0 +1,232 @@
+"""The assets of a pipeline: raw sources, features, model, predictions, performance.
+
+Each calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
+"""
+
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
+from pydantic import Field
+
+from batch_platform.components import checks, describe
+from batch_platform.components.events import PartitionLog
+from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
+from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
+from batch_platform.errors import BatchPlatformError
+from batch_platform.learning import Trained
+from batch_platform.partitions import Partition
+from batch_platform.pipeline import Committed
+from batch_platform.plan import make_plan
+
+SINGLE_RUN = dg.BackfillPolicy.single_run()
+
+
+class FeaturesConfig(dg.Config):
+    """How features are built."""
+
+    force: bool = Field(default=False, description="Build again even where nothing changed.")
+
+
+class ModelConfig(dg.Config):
+    """How a model is trained."""
+
+    params: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="Replace or add to the declared parameters."
+    )
+    until: str | None = Field(
+        default=None,
+        description="Only for a model without `train.every`: key of the first partition that it serves.",
+    )
+
+
+class PredictionsConfig(dg.Config):
+    """How partitions are scored."""
+
+    force: bool = Field(
+        default=False, description="Score again even where nothing changed; a partition may become empty."
+    )
+    model: str | None = Field(default=None, description="Score by this version instead of the champion.")
+
+
+def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
+    """All assets of a pipeline, sources first."""
+    return [
+        *build_sources(wiring),
+        _features(wiring),
+        _model(wiring),
+        _predictions(wiring),
+        _performance(wiring),
+    ]
+
+
+def _features(wiring: Wiring) -> dg.AssetsDefinition:
+    key = wiring.key("features")
+
+    @dg.asset(
+        key=key,
+        group_name=wiring.spec.name,
+        owners=wiring.spec.owners,
+        kinds={"duckdb" if wiring.spec.features.sql else "polars", "parquet"},
+        description=describe.features(wiring),
+        code_version=wiring.pipeline().builder.code_version,
+        metadata={SPEC_METADATA: ObjectMetadataValue(wiring)},
+        partitions_def=wiring.partitions,
+        deps=[wiring.key(name) for name in read_by_features(wiring)],
+        backfill_policy=SINGLE_RUN,
+    )
+    def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
+        with clear_failures():
+            partitions = wiring.named(context.partition_keys)
+            observe_sources(context, wiring, partitions)
+            log = PartitionLog(context, key, len(partitions))
+            pipeline = wiring.pipeline()
+            for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
+                log.materialized(
+                    built.partition.key,
+                    data_version=built.build.sha256[:16],
+                    rows=built.build.rows,
+                    metadata=describe.built(built, pipeline.history.file(built.partition)),
+                )
+        return log.finish()
+
+    return features
+
+
+def _model(wiring: Wiring) -> dg.AssetsDefinition:
+    key = wiring.key("model")
+    features = dg.AssetDep(wiring.key("features"), partition_mapping=wiring.history)
+
+    @dg.asset(
+        key=key,
+        group_name=wiring.spec.name,
+        owners=wiring.spec.owners,
+        kinds={"scikitlearn"},
+        description=describe.model(wiring),
+        code_version=describe.model_code_version(wiring),
+        partitions_def=wiring.serving_periods,
+        deps=[features, *(wiring.key(name) for name in read_by_labels(wiring))],
+        backfill_policy=SINGLE_RUN,
+        check_specs=[checks.gate(key)],
+    )
+    def model(context: dg.AssetExecutionContext, config: ModelConfig) -> dg.MaterializeResult:
+        decided: list[Trained] = []
+        with wiring.step() as pipeline:
+            due = _asked_periods(wiring, context, config)
+            log = PartitionLog(context, key, len(due))
+            for period in due:
+                trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
+                partition_key = None if wiring.serving_periods is None else period.key
+                log.materialized(
+                    partition_key,
+                    data_version=trained.version.sha256[:16],
+                    rows=trained.version.rows_trained,
+                    metadata=describe.trained(trained),
+                    done=trained.version.version,
+                )
+                checks.log_gate(log, partition_key, trained)
+                decided.append(trained)
+        return log.finish(checks.gate_summary(decided))
+
+    return model
+
+
+def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: ModelConfig) -> list[Partition]:
+    """The serving periods to train for, oldest first."""
+    if wiring.serving_periods is None:
+        return [_single_period(wiring, config.until)]
+    if config.until is not None:
+        msg = f"{wiring.spec.name}: `until` has no meaning here, since each serving period has its own model."
+        raise BatchPlatformError(msg, hint="leave it out; the partition of the run is the serving period.")
+    periods = [wiring.serving_period(key) for key in context.partition_keys]
+    return sorted(periods, key=lambda period: period.start)
+
+
+def _single_period(wiring: Wiring, until: str | None) -> Partition:
+    """What the one model of an unpartitioned pipeline serves first: as asked, else as planned, else from now on."""
+    calendar = wiring.spec.partitions.calendar
+    if until is not None:
+        return calendar.named(until)
+    planned = make_plan(wiring.spec, wiring.pipeline().state(), now()).of("model")
+    if planned:
+        return planned[0].partition
+    due = calendar.due(now())
+    if not due:
+        msg = f"{wiring.spec.name} has no partition yet."
+        raise BatchPlatformError(msg, hint="see partitions.start.")
+    return due[-1]
+
+
+def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
+    key = wiring.key("predictions")
+    model = dg.AssetDep(wiring.key("model"), partition_mapping=wiring.serving)
+
+    @dg.asset(
+        key=key,
+        group_name=wiring.spec.name,
+        owners=wiring.spec.owners,
+        kinds={"duckdb", "table"},
+        description=describe.predictions(wiring),
+        code_version=wiring.pipeline().scoring_code_version,
+        metadata={"dagster/table_name": f"{wiring.spec.name}.predictions"},
+        partitions_def=wiring.partitions,
+        deps=[wiring.key("features"), model],
+        backfill_policy=SINGLE_RUN,
+        check_specs=[checks.rows_balance(key)],
+    )
+    def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
+        committed: list[Committed] = []
+        with wiring.step() as pipeline:
+            partitions = wiring.named(context.partition_keys)
+            log = PartitionLog(context, key, len(partitions))
+            stamp = stamp_of(context.run.run_id)
+            for done in pipeline.score(partitions, stamp, force=config.force, version=config.model):
+                log.materialized(
+                    done.partition.key,
+                    data_version=f"{done.run.model_sha256[:8]}-{done.run.input_hash[:8]}",
+                    rows=done.run.rows_scored,
+                    metadata=describe.committed(done),
+                )
+                checks.log_rows_balance(log, done)
+                committed.append(done)
+        return log.finish(checks.rows_balance_summary(committed))
+
+    return predictions
+
+
+def _performance(wiring: Wiring) -> dg.AssetsDefinition:
+    key = wiring.key("performance")
+    judges = wiring.spec.monitoring.performance is not None
+
+    @dg.asset(
+        key=key,
+        group_name=wiring.spec.name,
+        owners=wiring.spec.owners,
+        kinds={"duckdb", "table"},
+        description=describe.performance(wiring),
+        code_version=describe.performance_code_version(wiring),
+        metadata={"dagster/table_name": f"{wiring.spec.name}.performance"},
+        partitions_def=wiring.partitions,
+        deps=[wiring.key("predictions"), *(wiring.key(name) for name in read_by_labels(wiring))],
+        backfill_policy=SINGLE_RUN,
+        check_specs=checks.performance(wiring, key),
+    )
+    def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        judged: list[checks.Judged] = []
+        with wiring.step() as pipeline:
+            tasks = checks.tasks_of_versions(wiring)
+            partitions = wiring.named(context.partition_keys)
+            log = PartitionLog(context, key, len(partitions))
+            for done in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                log.materialized(
+                    done.partition.key,
+                    data_version=describe.outcome_version(done),
+                    rows=done.run.rows_labelled,
+                    metadata=describe.evaluated(done),
+                )
+                if (one := checks.judge(wiring, tasks, done)) is not None:
+                    checks.log_performance(log, one)
+                    judged.append(one)
+        return log.finish(*([checks.performance_summary(judged)] if judges else []))
+
+    return performance

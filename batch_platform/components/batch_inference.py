@@ -1,0 +1,61 @@
+"""The component: a pipeline declared in `defs.yaml` or in Python becomes Dagster definitions."""
+
+from pathlib import Path
+from typing import Self
+
+import dagster as dg
+from dagster_shared.utils.warnings import disable_dagster_warnings
+from pydantic import BaseModel
+
+from batch_platform.components.assets import build_assets
+from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
+from batch_platform.components.schedules import build_jobs, build_schedules
+from batch_platform.components.wiring import Wiring
+from batch_platform.spec import PipelineSpec
+
+
+class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
+    """Periodic batch inference: features, a trained model and partitioned predictions from one YAML and one SQL file."""
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The YAML is read by the specification itself, whose errors name the key, what is allowed and what is near."""
+        return PipelineSpec
+
+    @classmethod
+    def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
+        """Render templates such as `{{ env.NAME }}`, then check again."""
+        return cls.model_validate(context.resolve_value(model.model_dump(exclude_unset=True, by_alias=True)))
+
+    @classmethod
+    def get_spec(cls) -> dg.ComponentTypeSpec:
+        """What a list of components says of this one."""
+        return dg.ComponentTypeSpec(
+            description="Periodic batch inference from one YAML and one SQL file.",
+            tags=["machine learning", "batch inference"],
+            produces=["asset", "asset_check", "job", "schedule", "resource"],
+        )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Give the assets, checks, jobs and schedules of the pipeline."""
+        return build_definitions(self, Path(context.path))
+
+
+def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
+    """The definitions of a pipeline whose files lie in a folder (or beside a file).
+
+    Raises:
+        BatchPlatformError: Its SQL, functions or estimator cannot be read.
+    """
+    wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
+    with (
+        disable_dagster_warnings()
+    ):  # single-run backfills and observable sources are "in beta": our risk, not the user's
+        jobs = build_jobs(wiring)
+        return dg.Definitions(
+            assets=build_assets(wiring),
+            jobs=list(jobs.values()),
+            schedules=build_schedules(wiring, jobs),
+            resources={WAREHOUSE_KEY: WAREHOUSE},
+            executor=dg.in_process_executor,
+        )

@@ -1,0 +1,173 @@
+"""What the UI shows of a pipeline: descriptions, schemas and the metadata of each event."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from batch_platform.components.wiring import Wiring
+from batch_platform.evaluation import Evaluated
+from batch_platform.learning import Trained
+from batch_platform.pipeline import Built, Committed
+from batch_platform.sources import SourceState
+
+
+def source(wiring: Wiring, name: str) -> str:
+    """A raw source."""
+    declared = wiring.spec.sources[name]
+    where = declared.python or declared.parquet or declared.csv or f"{declared.duckdb}, table {declared.table}"
+    return f"Raw table `{name}`, read from {declared.kind} `{where}`. Its data version changes when its content may have changed."
+
+
+def features(wiring: Wiring) -> str:
+    """The features, with the SQL folded below."""
+    spec = wiring.spec
+    text = (
+        f"One row for each `{', '.join(spec.features.key)}` of a partition, from the sources, as known when the partition "
+        "starts. One Parquet file for each partition; keys are unique, times lie inside the partition."
+    )
+    query = wiring.pipeline().builder.query
+    return f"{text}\n\n```sql\n{query.text.strip()}\n```" if query else f"{text}\n\nMade by `{spec.features.python}`."
+
+
+def model(wiring: Wiring) -> str:
+    """The model, with its parameters folded below."""
+    declared = wiring.spec.model
+    train = declared.train
+    period = f"each {train.every}" if train.every else "all partitions from its training on"
+    text = (
+        f"`{(declared.estimator or declared.build or '').rpartition('.')[2]}` for {period}, trained on {_history(train.window)} "
+        f"before its serving period, with labels known by then, and evaluated on the last {train.evaluate} of it. A version "
+        "that does not pass the gate never serves."
+    )
+    shown = json.dumps(declared.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2)
+    return f"{text}\n\n```json\n{shown}\n```"
+
+
+def _history(window: str) -> str:
+    return "all history" if window == "all" else f"the {window}"
+
+
+def model_code_version(wiring: Wiring) -> str:
+    """Changes when training would give another model from the same data."""
+    builder = wiring.pipeline().builder
+    declared = wiring.spec.model_dump_json(
+        include={
+            "labels": True,
+            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate"}},
+        }
+    )
+    labels = builder.labels_query.text if builder.labels_query else ""
+    return sha256(f"{builder.code_version}\0{labels}\0{declared}".encode()).hexdigest()[:12]
+
+
+def predictions(wiring: Wiring) -> str:
+    """The predictions."""
+    name = wiring.spec.name
+    return (
+        f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
+        f"`{name}.rejected_rows` with a reason; each names the model and the run that made it. Scored by the champion as of "
+        "the partition's start and replaced in one transaction.\n\n"
+        f"```sql\nFROM {name}.predictions WHERE partition_key = '…'  -- in published.duckdb\n```"
+    )
+
+
+def performance(wiring: Wiring) -> str:
+    """The performance."""
+    labels = wiring.spec.labels
+    when = (
+        f"{labels.delay} after a partition's end, when its labels are known" if labels else "once a partition is scored"
+    )
+    return f"How good the predictions were, by partition and metric: measured {when}. Plot the numbers over the partitions."
+
+
+def performance_code_version(wiring: Wiring) -> str:
+    """Changes when measuring the same predictions would give other numbers."""
+    query = wiring.pipeline().builder.labels_query
+    declared = wiring.spec.model_dump_json(include={"labels"}) + (query.text if query else "")
+    return sha256(declared.encode()).hexdigest()[:12]
+
+
+def table_schema(columns: Mapping[str, str]) -> dg.TableSchema:
+    """A table's columns with their types."""
+    return dg.TableSchema(columns=[dg.TableColumn(name=name, type=dtype) for name, dtype in columns.items()])
+
+
+def source_state(state: SourceState) -> dict[str, Any]:
+    """Metadata of a source as it was read."""
+    return {
+        "dagster/row_count": state.rows,
+        "dagster/column_schema": table_schema(state.columns),
+        "location": state.location,
+    }
+
+
+def built(one: Built, file: Path) -> dict[str, Any]:
+    """Metadata of a partition of features."""
+    metadata: dict[str, Any] = {
+        "dagster/row_count": one.build.rows,
+        "dagster/uri": str(file),
+        "sha256": one.build.sha256,
+        "skipped": one.skipped,
+    }
+    if one.columns:
+        metadata["dagster/column_schema"] = table_schema(one.columns)
+    return metadata
+
+
+def trained(one: Trained) -> dict[str, Any]:
+    """Metadata of a trained version."""
+    version = one.version
+    metadata: dict[str, Any] = {
+        "version": version.version,
+        "decision": f"{one.decision.action}: {one.decision.reason}",
+        "rows_trained": version.rows_trained,
+        "rows_evaluated": version.rows_evaluated,
+        "trained_from": version.trained_from.isoformat(),
+        "trained_until": version.trained_until.isoformat(),
+        "params": dg.MetadataValue.json(json.loads(version.params)),
+        **version.metric_values,
+    }
+    if one.suspicious:
+        metadata["nearly_decide_the_label"] = dg.MetadataValue.md(
+            "These features alone nearly decide the label; are they known when a row is scored? "
+            + ", ".join(f"`{name}`" for name in one.suspicious)
+        )
+    return metadata
+
+
+def committed(one: Committed) -> dict[str, Any]:
+    """Metadata of a partition of predictions."""
+    run = one.run
+    metadata: dict[str, Any] = {
+        "dagster/row_count": run.rows_scored,
+        "rows_in": run.rows_in,
+        "rows_rejected": run.rows_rejected,
+        "model_version": run.model_version,
+        "in_sample": run.in_sample,
+        "skipped": one.skipped,
+    }
+    if one.reasons:
+        metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
+    if one.unseen:
+        metadata["unknown_categories"] = dg.MetadataValue.md(_table(("column", "rows"), one.unseen))
+    return metadata
+
+
+def evaluated(one: Evaluated) -> dict[str, Any]:
+    """Metadata of an evaluated partition."""
+    return {"dagster/row_count": one.run.rows_labelled, "model_version": one.model_version, **one.metrics}
+
+
+def outcome_version(one: Evaluated) -> str:
+    """Data version of an evaluated partition."""
+    return sha256(json.dumps([one.run.score_seq, one.metrics], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _table(header: tuple[str, str], rows: Mapping[str, int]) -> str:
+    lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
+    escaped = ((name.replace("|", "\\|").replace("<", "&lt;"), count) for name, count in rows.items())
+    return "\n".join([*lines, *(f"| {name} | {count} |" for name, count in escaped)])

@@ -1,0 +1,103 @@
+"""Runs as Dagster records them: which partitions they hold, which failed, and which died unnoticed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+
+from batch_platform.components.wiring import Wiring
+from batch_platform.errors import WrongUseError
+from batch_platform.plan import serving_calendar
+
+PROCESS_TAG = "batch_platform/process"
+RECENT = 200
+Target = tuple[str, str]  # asset and partition key; the key is "" where a run leaves it open
+
+
+def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
+    """What runs hold that are queued or in progress, whoever started them."""
+    close_dead_runs(instance)
+    statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=statuses))
+    return frozenset(target for run in runs for target in targets(wiring, run))
+
+
+def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
+    """The run by target, where the newest finished run about it failed."""
+    newest: dict[Target, dg.DagsterRun] = {}
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=FINISHED_STATUSES), limit=RECENT):
+        for target in targets(wiring, run):
+            newest.setdefault(target, run)
+    return {target: run.run_id for target, run in newest.items() if run.status != dg.DagsterRunStatus.SUCCESS}
+
+
+def failed(wiring: Wiring, instance: dg.DagsterInstance, asset: str) -> dict[str, str]:
+    """The run by partition key of one asset, where the newest finished run about it failed."""
+    return {key: run_id for (name, key), run_id in failures(wiring, instance).items() if name == asset}
+
+
+def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
+    """Which of the pipeline's assets and partitions a run is about."""
+    for asset in _assets(wiring, run):
+        for key in _keys(wiring, asset, run):
+            yield asset, key
+
+
+def this_process() -> str:
+    """A tag by which a later process can tell whether this one still lives."""
+    return _process(os.getpid())
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Mark runs as failed whose process, started by the command line, is gone."""
+    for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        process = run.tags.get(PROCESS_TAG)
+        if process is not None and _process(int(process.split()[0])) != process:
+            instance.report_run_failed(run, message="The process of this run ended without a word; run it again.")
+
+
+def _process(pid: int) -> str:
+    """A process by its id and the tick at which it started, so that a reused id is another process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return f"{pid} gone"
+    return f"{pid} {stat.rpartition(')')[2].split()[19]}"
+
+
+def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
+    name = wiring.spec.name
+    if run.asset_selection:
+        return [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
+    jobs = {
+        f"{name}_predictions": ["features", "predictions"],
+        f"{name}_training": ["model"],
+        f"{name}_performance": ["performance"],
+    }
+    return jobs.get(run.job_name, [])
+
+
+def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:
+    if asset == "model" and wiring.serving_periods is None:
+        ops: Any = run.run_config.get("ops", {})
+        return [ops.get(f"{wiring.spec.name}__model", {}).get("config", {}).get("until") or ""]
+    if (key := run.tags.get(PARTITION_NAME_TAG)) is not None:
+        return [key]
+    first, last = run.tags.get(ASSET_PARTITION_RANGE_START_TAG), run.tags.get(ASSET_PARTITION_RANGE_END_TAG)
+    if first is None or last is None:
+        return []
+    calendar = wiring.spec.partitions.calendar
+    if asset == "model":
+        calendar = serving_calendar(wiring.spec) or calendar
+    try:
+        return [partition.key for partition in calendar.within(calendar.named(first).start, calendar.named(last).end)]
+    except WrongUseError:  # partitions as they were declared when the run began
+        return []

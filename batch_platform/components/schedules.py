@@ -1,0 +1,217 @@
+"""Jobs, and the schedules that keep a pipeline up to date: each tick asks `plan.py` what is due and requests it.
+
+A tick requests every partition that is due, oldest first, in ranges without gaps, up to a limit, leaving out what a
+run in progress holds. So down-time, failures and a first start from an empty home need no hand work; and since a range
+stops at the first partition that fails, that one is requested alone the next time, and holds up none behind it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from batch_platform.components import runs
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.partitions import Partition
+from batch_platform.plan import Item, Kind, Plan, State, contiguous, make_plan, training_window
+
+_DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One look at a pipeline: what is due, and what is under way."""
+
+    wiring: Wiring
+    state: State
+    plan: Plan  # does not wait for models whose training failed
+    retried: Plan  # the same, with those models
+    held: frozenset[runs.Target]  # by a run that is queued or in progress
+    failed: frozenset[runs.Target]  # in the newest finished run about it
+    evaluated_at: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """Consecutive partitions of some assets, to be brought up to date in one run."""
+
+    assets: tuple[Kind, ...]
+    partitions: tuple[Partition, ...]
+
+
+def build_jobs(wiring: Wiring) -> dict[str, UnresolvedAssetJobDefinition]:
+    """The jobs of a pipeline, by what they bring up to date."""
+    name = wiring.spec.name
+
+    def job(suffix: str, description: str, *assets: str) -> UnresolvedAssetJobDefinition:
+        return dg.define_asset_job(
+            f"{name}_{suffix}",
+            selection=dg.AssetSelection.assets(*(wiring.key(asset) for asset in assets)),
+            description=description,
+            tags={PIPELINE_TAG: name},
+            executor_def=dg.in_process_executor,
+        )
+
+    return {
+        "predictions": job("predictions", "Build features and score them.", "features", "predictions"),
+        "training": job("training", "Train the model of a serving period and judge it by the gate.", "model"),
+        "performance": job("performance", "Measure predictions whose labels are known.", "performance"),
+    }
+
+
+def build_schedules(wiring: Wiring, jobs: Mapping[str, UnresolvedAssetJobDefinition]) -> list[dg.ScheduleDefinition]:
+    """One schedule for each job, stopped until it is switched on."""
+    spec = wiring.spec
+    cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
+    return [
+        _schedule(
+            wiring, jobs["predictions"], cron, _scoring_requests, "Scores every partition that is due, features first."
+        ),
+        _schedule(
+            wiring, jobs["training"], spec.model.train.schedule, _training_requests, "Trains every model that is due."
+        ),
+        _schedule(
+            wiring, jobs["performance"], cron, _performance_requests, "Measures every partition whose labels are known."
+        ),
+    ]
+
+
+def _schedule(
+    wiring: Wiring,
+    job: UnresolvedAssetJobDefinition,
+    cron: str,
+    requests: Callable[[Tick], list[Request]],
+    description: str,
+) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=f"{job.name}_schedule",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone=wiring.spec.partitions.timezone,
+        description=description,
+        tags={PIPELINE_TAG: wiring.spec.name},
+    )
+    def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        look = look_at(wiring, context)
+        found = list(requests(look))
+        for request in found:
+            yield _run_request(look, request)
+        if not found:
+            yield dg.SkipReason(_reason(look))
+
+    return tick
+
+
+def look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> Tick:
+    """What is due at a tick's own time.
+
+    A model whose training failed is asked for again by the schedule of training, while the predictions no longer wait
+    for it: the model before it serves.
+    """
+    held = runs.held(wiring, context.instance)  # before the state: what ends in between is then seen as done
+    failed = frozenset(runs.failures(wiring, context.instance))
+    state = wiring.pipeline().state()
+    now = context.scheduled_execution_time
+    failed_models = frozenset(key for asset, key in failed if asset == "model")
+    return Tick(
+        wiring=wiring,
+        state=state,
+        plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
+        retried=make_plan(wiring.spec, state, now),
+        held=held,
+        failed=failed,
+        evaluated_at=now.isoformat(),
+    )
+
+
+def _scoring_requests(tick: Tick) -> list[Request]:
+    wanted = [*tick.plan.of("features"), *tick.retried.of("features")]
+    features = {item.partition.key: item.partition for item in wanted}
+    scores = {
+        item.partition.key: item.partition for item in tick.plan.of("predictions") if not _awaits_model(tick, item)
+    }
+    busy = {key for asset, key in tick.held if asset in ("features", "predictions")}
+    groups: dict[tuple[Kind, ...], list[Partition]] = {
+        ("features", "predictions"): [scores[key] for key in features.keys() & scores.keys() - busy],
+        ("features",): [features[key] for key in features.keys() - scores.keys() - busy],
+        ("predictions",): [scores[key] for key in scores.keys() - features.keys() - busy],
+    }
+    return _limited(tick, groups)
+
+
+def _training_requests(tick: Tick) -> list[Request]:
+    lacking = {item.partition.key for item in tick.retried.of("features")}
+    spec = tick.wiring.spec
+    periods = [
+        item.partition
+        for item in tick.retried.of("model")
+        if not any(partition.key in lacking for partition in training_window(spec, item.partition.start))
+    ]
+    busy = {key for asset, key in tick.held if asset == "model"}
+    if busy and tick.wiring.serving_periods is None:
+        return []
+    return _limited(tick, {("model",): [period for period in periods if period.key not in busy]})
+
+
+def _performance_requests(tick: Tick) -> list[Request]:
+    awaited = {item.partition.key for item in tick.plan.of("predictions")}
+    busy = {key for asset, key in tick.held if asset in ("predictions", "performance")}
+    due = [item.partition for item in tick.plan.of("performance") if item.partition.key not in awaited | busy]
+    return _limited(tick, {("performance",): due})
+
+
+def _limited(tick: Tick, groups: Mapping[tuple[Kind, ...], list[Partition]]) -> list[Request]:
+    """The oldest partitions of all groups, as many as one tick may request, in ranges without gaps."""
+    tagged = [(partition, assets) for assets, partitions in groups.items() for partition in partitions]
+    oldest = sorted(tagged, key=lambda pair: pair[0].start)[: tick.wiring.spec.predictions.limit]
+    return [
+        Request(assets=assets, partitions=partitions)
+        for assets in groups
+        for found in contiguous(assets[-1], [partition for partition, of in oldest if of == assets])
+        for partitions in _set_apart(tick, assets, found.partitions)
+    ]
+
+
+def _set_apart(
+    tick: Tick, assets: tuple[Kind, ...], partitions: tuple[Partition, ...]
+) -> Iterable[tuple[Partition, ...]]:
+    """A range, without its first partition if that is where the run before stopped."""
+    first, others = partitions[:1], partitions[1:]
+    if others and any((asset, first[0].key) in tick.failed for asset in assets):
+        return first, others
+    return (partitions,)
+
+
+def _awaits_model(tick: Tick, item: Item) -> bool:
+    """Whether a partition is to be scored by a model that is not trained yet."""
+    start = item.partition.start
+    champion = tick.state.registry.champion(start)
+    newest = max((due.partition.start for due in tick.plan.of("model") if due.partition.start <= start), default=None)
+    return newest is not None and (champion is None or champion.serving_start < newest)
+
+
+def _run_request(tick: Tick, request: Request) -> dg.RunRequest:
+    first, last = request.partitions[0].key, request.partitions[-1].key
+    selection = [tick.wiring.key(asset) for asset in request.assets]
+    run_key = f"{tick.evaluated_at} {'+'.join(request.assets)} {first}..{last}"
+    if request.assets == ("model",) and tick.wiring.serving_periods is None:
+        config = {"ops": {f"{tick.wiring.spec.name}__model": {"config": {"until": first}}}}
+        return dg.RunRequest(run_key=run_key, run_config=config)
+    tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags)
+
+
+def _reason(tick: Tick) -> str:
+    """Why a tick requests nothing."""
+    if tick.held:
+        return f"{len(tick.held)} partitions are under way; nothing else is due."
+    waiting = [
+        f"{len(items)} of {kind}" for kind in ("features", "model", "predictions") if (items := tick.retried.of(kind))
+    ]
+    if waiting:
+        return f"Nothing can be done here yet; due elsewhere: {', '.join(waiting)}."
+    if tick.plan.blocked:
+        return f"Nothing is due; no model serves {len(tick.plan.blocked)} partitions, the last {tick.plan.blocked[-1].partition.key}."
+    return "Nothing is due: every partition is up to date."

@@ -1,0 +1,1 @@
+"""The pipelines that ship with the project: one folder each."""

@@ -1,0 +1,150 @@
+"""The evaluation of scored partitions: what was committed, the labels known now, and the measures between them.
+
+Reads the published copy, the lake and the label query; commits nothing. A model that is no longer on disk does not
+stand in the way, unless its contract is needed to measure a clustering.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from batch_platform.contract import Contract
+from batch_platform.errors import DataError
+from batch_platform.features import FeatureSession
+from batch_platform.history import History
+from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
+from batch_platform.models.bundle import read_manifest
+from batch_platform.outcomes import COVERAGE, measure, measure_clusters
+from batch_platform.partitions import Partition
+from batch_platform.registry import Registry, Version, read_registry
+from batch_platform.scoring import Stamp, prediction_columns
+from batch_platform.sources import quoted
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A partition held against its true outcomes."""
+
+    partition: Partition
+    run: EvaluationRun
+    model_version: str
+    metrics: dict[str, float]
+
+
+def evaluated(history: History, published: Path, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
+    """Measure scored partitions against the labels known now, oldest first; the records are not committed yet.
+
+    Raises:
+        DataError: A partition is not scored.
+        SourceError: `labels.sql` fails.
+        IntegrityError: A clustering's features or manifest are not those that it was scored with.
+    """
+    name = history.spec.name
+    with duckdb.connect(str(published), read_only=True) as con, history.builder.session(partitions[0]) as session:
+        con.execute("SET TimeZone = 'UTC'")
+        runs = read_latest(con, ScoreRun, name)
+        known = _Known(history, read_registry(con, name), read_latest(con, FeatureBuild, name))
+        for partition in partitions:
+            run = runs.get(partition.key)
+            if run is None:
+                msg = f"{name}, partition {partition.key}: it is not scored yet."
+                raise DataError(msg, hint=f"batch-platform run {name} --partition {partition.key}")
+            yield _evaluated(known, con, session, partition, run=run, stamp=stamp)
+
+
+def metric_rows(group: Sequence[Evaluated]) -> pl.DataFrame:
+    """The rows of `performance` of some partitions."""
+    rows = [
+        {
+            "partition_key": one.partition.key,
+            "metric": metric,
+            "value": value,
+            "rows_labelled": one.run.rows_labelled,
+            "model_version": one.model_version,
+            "evaluated_at": one.run.evaluated_at,
+            "run_id": one.run.run_id,
+        }
+        for one in group
+        for metric, value in sorted(one.metrics.items())
+    ]
+    return pl.DataFrame(rows, schema=_COLUMNS)
+
+
+_COLUMNS = {
+    "partition_key": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "rows_labelled": pl.Int64,
+    "model_version": pl.String,
+    "evaluated_at": pl.Datetime("us", "UTC"),
+    "run_id": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is recorded of the pipeline whose partitions are evaluated."""
+
+    history: History
+    registry: Registry
+    builds: Mapping[str, FeatureBuild]
+
+
+def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
+    known: _Known,
+    con: duckdb.DuckDBPyConnection,
+    session: FeatureSession,
+    partition: Partition,
+    *,
+    run: ScoreRun,
+    stamp: Stamp,
+) -> Evaluated:
+    spec = known.history.spec
+    model = known.registry.named(run.model_version)
+    predictions = _predictions(
+        con, spec.name, partition, [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
+    )
+    if spec.labels is None:
+        metrics = _clusters(known, predictions, model, partition, run)
+    else:
+        labels = known.history.labels(session, partition, stamp)
+        metrics = measure(
+            predictions,
+            labels,
+            key=spec.features.key,
+            label=spec.labels.column,
+            task=model.task,
+            classes=model.class_labels,
+        )
+    evaluation = EvaluationRun(
+        pipeline=spec.name,
+        partition_key=partition.key,
+        score_seq=run.seq,
+        rows_scored=run.rows_scored,
+        rows_labelled=round(metrics.get(COVERAGE, 0.0) * run.rows_scored),
+        evaluated_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
+    return Evaluated(partition, evaluation, run.model_version, metrics)
+
+
+def _predictions(con: duckdb.DuckDBPyConnection, schema: str, partition: Partition, columns: list[str]) -> pl.DataFrame:
+    names = ", ".join(quoted(name) for name in columns)
+    query = f"SELECT {names} FROM {quoted(schema)}.predictions WHERE partition_key = $key"
+    return con.sql(query, params={"key": partition.key}).pl()
+
+
+def _clusters(
+    known: _Known, predictions: pl.DataFrame, model: Version, partition: Partition, run: ScoreRun
+) -> dict[str, float]:
+    history = known.history
+    build = history.require(known.builds, partition)
+    if build.sha256 != run.input_hash:
+        msg = f"{run.pipeline}, partition {partition.key}: its features changed after it was scored."
+        raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")
+    manifest = read_manifest(history.home.bundle(run.pipeline, model.version), model.sha256)
+    features = history.features(build, partition)
+    return measure_clusters(predictions, features, history.spec.features.key, Contract.from_json(manifest.contract))

@@ -1,0 +1,167 @@
+"""What the warehouse records of itself: its own tables, one frozen record for each row, and how they are written.
+
+A ledger is only ever added to; the newest row of a partition is the one that holds. Every addition is noted in the
+journal `batch_platform.changes` in the same transaction, from which the readers' copy is brought up to date. Works on
+a connection that somebody else opened, within their transaction.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from batch_platform.sources import quoted
+
+LEDGERS_SCHEMA = "batch_platform"
+
+
+@dataclass(frozen=True)
+class FeatureBuild:
+    """One built partition of features."""
+
+    pipeline: str
+    partition_key: str
+    rows: int
+    sha256: str
+    file_bytes: int
+    file_mtime_ns: int
+    code_version: str
+    sources: str  # versions by source, as JSON
+    built_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class ScoreRun:
+    """One committed partition of predictions."""
+
+    pipeline: str
+    partition_key: str
+    partition_start: datetime
+    partition_end: datetime
+    model_version: str
+    model_sha256: str
+    input_hash: str
+    code_version: str
+    engine: str
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    in_sample: bool
+    started_at: datetime
+    committed_at: datetime  # given by the warehouse when the row is committed, like `seq`
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One evaluated partition."""
+
+    pipeline: str
+    partition_key: str
+    score_seq: int  # the ledger row of the predictions that were measured
+    rows_scored: int
+    rows_labelled: int
+    evaluated_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One partition of one table that changed, as the journal notes it."""
+
+    seq: int
+    schema_name: str
+    table_name: str
+    partition_key: str
+
+
+Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
+_LEDGERS: dict[type, str] = {
+    FeatureBuild: "feature_builds",
+    ScoreRun: "score_runs",
+    EvaluationRun: "evaluations",
+}
+
+SCHEMA = """
+CREATE SCHEMA batch_platform;
+CREATE SEQUENCE batch_platform.seq;
+CREATE TABLE batch_platform.meta (format INTEGER NOT NULL);
+CREATE TABLE batch_platform.changes (
+    seq BIGINT, change_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, partition_key VARCHAR);
+CREATE TABLE batch_platform.feature_builds (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, rows BIGINT, sha256 VARCHAR, file_bytes BIGINT,
+    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE batch_platform.score_runs (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, partition_start TIMESTAMPTZ, partition_end TIMESTAMPTZ,
+    model_version VARCHAR, model_sha256 VARCHAR, input_hash VARCHAR, code_version VARCHAR, engine VARCHAR,
+    rows_in BIGINT, rows_scored BIGINT, rows_rejected BIGINT, in_sample BOOLEAN, started_at TIMESTAMPTZ,
+    committed_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE batch_platform.evaluations (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, rows_scored BIGINT, rows_labelled BIGINT,
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE batch_platform.model_versions (
+    seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
+    flavour VARCHAR, task VARCHAR, classes VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
+    trained_until TIMESTAMPTZ, rows_trained BIGINT, rows_evaluated BIGINT, metrics VARCHAR, features_code_version VARCHAR,
+    created_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE batch_platform.promotions (
+    seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
+    decided_at TIMESTAMPTZ, run_id VARCHAR);
+"""
+PERFORMANCE = """
+CREATE TABLE IF NOT EXISTS {schema}.performance (
+    partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR)
+"""
+
+
+def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
+    """The newest row of a ledger for each partition of a pipeline, by key."""
+    columns = ", ".join(quoted(item.name) for item in fields(ledger))
+    query = (
+        f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "
+        "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
+    )
+    rows = [ledger(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
+    return {row.partition_key: row for row in rows}
+
+
+def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
+    """Add rows to their ledger and note which of the pipeline's tables changed with them.
+
+    Returns:
+        The number (`seq`) of each row, greater than that of every row before.
+    """
+    seqs = next_numbers(con, len(rows))
+    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for row, seq in zip(rows, seqs, strict=True)])
+    changes = [
+        Change(seq, row.pipeline, table, row.partition_key)
+        for row, seq in zip(rows, seqs, strict=True)
+        for table in changed
+    ]
+    note(con, changes)
+    return seqs
+
+
+def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
+    """Numbers for rows about to be added, ascending."""
+    found = con.execute(f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)", {"count": count}).fetchall()
+    return sorted(int(seq) for (seq,) in found)
+
+
+def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
+    """Note changes in the journal; each gets a name that no other history of this warehouse shares."""
+    insert(con, "changes", [{**vars(change), "change_id": uuid.uuid4().hex} for change in changes])
+
+
+def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of the same columns into a table of schema `batch_platform`, by name."""
+    con.register("new_rows", pa.Table.from_pylist([dict(row) for row in rows]))
+    con.execute(f"INSERT INTO {LEDGERS_SCHEMA}.{table} BY NAME FROM new_rows")
+    con.unregister("new_rows")

@@ -1,0 +1,124 @@
+"""Rows of features as they pass: unique keys in their order, times inside the partition, no label among the columns.
+
+Sees one batch at a time, so that a partition of any size is checked in the memory of a batch.
+"""
+
+from datetime import timedelta
+from zoneinfo import ZoneInfo
+
+import polars as pl
+import pyarrow as pa
+
+from batch_platform.errors import DataError, did_you_mean, listed
+from batch_platform.partitions import Partition
+from batch_platform.spec import PipelineSpec
+
+_BEFORE_A_GAP = timedelta(hours=3)  # no change to summer time skips more
+
+
+class RowChecks:
+    """Checks the rows of a partition as they pass, in the order of their key."""
+
+    def __init__(self, spec: PipelineSpec, partition: Partition, schema: pa.Schema) -> None:
+        """Check the columns.
+
+        Raises:
+            DataError: Key or time is missing, the label is there, or a name is none.
+        """
+        self._spec, self._partition = spec, partition
+        self._zone = ZoneInfo(spec.partitions.timezone)
+        self._last: tuple[object, ...] | None = None
+        self._named = [*spec.features.key, *([spec.features.time] if spec.features.time else [])]
+        self._check_columns(schema.names)
+
+    def see(self, batch: pa.RecordBatch) -> None:
+        """Check one batch.
+
+        Raises:
+            DataError: A key occurs twice or is null, or a time is null or outside the partition.
+        """
+        frame = pl.DataFrame(pa.Table.from_batches([batch.select(self._named)]))
+        self._check_keys(frame)
+        if self._spec.features.time is not None:
+            self._check_times(frame, self._spec.features.time)
+
+    def _check_columns(self, present: list[str]) -> None:
+        spec = self._spec
+        if missing := [name for name in self._named if name not in present]:
+            msg = f"{spec.name}, partition {self._partition.key}: the features lack {listed(map(repr, missing))};"
+            msg += f" there are {listed(present)}."
+            raise DataError(msg, hint=did_you_mean(missing[0], present) or "correct features.key or features.time.")
+        if spec.labels is not None and spec.labels.column.lower() in (name.lower() for name in present):
+            msg = f"{spec.name}: the label {spec.labels.column!r} is among the features."
+            raise DataError(msg, hint="leave it out: it is not known when a row is scored.")
+        if patterns := [name for name in present if name == "*" or (name.startswith("^") and name.endswith("$"))]:
+            msg = f"{spec.name}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
+            raise DataError(msg, hint="give it another name with AS.")
+
+    def _check_keys(self, frame: pl.DataFrame) -> None:
+        key = self._spec.features.key
+        if nulls := [name for name in key if frame[name].null_count()]:
+            msg = f"{self._spec.name}, partition {self._partition.key}: the key has nulls in {listed(nulls)}."
+            raise DataError(msg, hint="leave such rows out in the features or choose another key.")
+        if not frame.height:
+            return
+        if self._last is not None and frame.select(key).row(0) == self._last:
+            raise _not_unique(self._spec, self._partition, [self._last], "features")
+        self._last = frame.select(key).row(-1)
+        require_unique(self._spec, self._partition, frame, what="features")
+
+    def _check_times(self, frame: pl.DataFrame, column: str) -> None:
+        where = f"{self._spec.name}, partition {self._partition.key}: "
+        times = frame[column]
+        if times.null_count():
+            msg = f"{where}{times.null_count()} rows have no {column!r}."
+            raise DataError(msg, hint="a row without a time belongs to no partition; leave it out in the features.")
+        if times.dtype == pl.Date:
+            times = times.cast(pl.Datetime("us"))
+        if not isinstance(times.dtype, pl.Datetime):
+            msg = f"{where}{column!r} is of type {times.dtype}, not a date or a timestamp."
+            raise DataError(msg, hint="features.time names a column with the row's time; cast it or leave it out.")
+        instants = times if times.dtype.time_zone else _local_instants(times, self._zone)
+        outside = frame.filter(
+            ~instants.dt.convert_time_zone("UTC").is_between(self._partition.start, self._partition.end, closed="left")
+        )
+        if outside.height:
+            sample = outside.select(self._spec.features.key).row(0)
+            window = f"{self._partition.start.astimezone(self._zone)} to {self._partition.end.astimezone(self._zone)}"
+            msg = (
+                f"{where}{outside.height} rows lie outside the partition ({window}) by {column!r}, "
+                f"for example {_named(self._spec, sample)} at {outside[column][0]}."
+            )
+            raise DataError(msg, hint="filter on $partition_start and $partition_end in the features.")
+
+
+def require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame, *, what: str) -> None:
+    """Check that no key occurs twice in a frame.
+
+    Raises:
+        DataError: One does; the message names them.
+    """
+    key = spec.features.key
+    if frame.select(key).n_unique() == frame.height:
+        return
+    twice = frame.filter(frame.select(key).is_duplicated()).select(key).unique(maintain_order=True)
+    raise _not_unique(spec, partition, twice.rows(), what)
+
+
+def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:
+    msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
+    msg += listed(_named(spec, key) for key in keys) + "."
+    return DataError(msg, hint="features.key must be unique within a partition; mend the SQL or extend the key.")
+
+
+def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
+    return " ".join(f"{name}={value}" for name, value in zip(spec.features.key, key, strict=True))
+
+
+def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:
+    """Naive times as the zone's clocks show them: the first of two where they repeat; past a gap, as if not moved yet."""
+    instants = times.dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
+    if not instants.null_count():
+        return instants
+    before = (times - _BEFORE_A_GAP).dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
+    return instants.zip_with(instants.is_not_null(), before + _BEFORE_A_GAP)

@@ -1,0 +1,1 @@
+"""Tests of batch_platform; modules are named after what they test."""

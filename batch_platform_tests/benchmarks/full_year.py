@@ -1,0 +1,115 @@
+"""The year of flights by `batch-platform run`, against a plain in-memory script, in turn on the same machine.
+
+    python -m batch_platform_tests.benchmarks.full_year [--repeat K] [--json FILE]
+
+Both build the features of 365 days, train ten models and score March to December. The command does so in a fresh home,
+with everything that it promises: files and ledgers written, hashes checked, every partition in Dagster's record, the
+outcomes evaluated, the readers' copy published.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import polars as pl
+from sklearn.metrics import roc_auc_score
+
+from batch_platform.defs.flight_delays import sources
+
+PIPELINE = "flight_delays"
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, float, str]:
+    """Run a command to its end: seconds, peak memory in MiB, what it printed."""
+    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+    with (folder / "output.txt").open("w+") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, stdout=output, env={**kept, **environment})
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        output.seek(0)
+        text = output.read()
+    if status:
+        sys.exit(f"{command} failed: {text}")
+    return seconds, usage.ru_maxrss / 1024, text
+
+
+def measure_command(folder: Path) -> dict[str, object]:
+    """The command in a fresh home."""
+    executable = str(Path(sys.executable).with_name("batch-platform"))
+    home = folder / "home"
+    command = [executable, "run", PIPELINE, "--json"]
+    seconds, peak, text = timed(command, folder, BATCH_PLATFORM_HOME=str(home))
+    outcome = json.loads(text)
+    return {
+        "contender": "batch_platform",
+        "seconds": seconds,
+        "peak_mib": peak,
+        "rows_scored": outcome["rows_scored"],
+        "roc_auc": area(home / "published.duckdb"),
+    }
+
+
+def measure_script(folder: Path) -> dict[str, object]:
+    """The plain script."""
+    command = [sys.executable, "-m", "batch_platform_tests.benchmarks.year_script", str(folder / "scores.duckdb")]
+    root = str(Path(__file__).parents[2])
+    seconds, peak, text = timed(command, folder, PYTHONPATH=root)
+    return {"contender": "script", "seconds": seconds, "peak_mib": peak, **json.loads(text)}
+
+
+def area(published: Path) -> float:
+    """AUC of all scored flights whose outcome is known, pooled over the months."""
+    with duckdb.connect(str(published.resolve()), read_only=True) as con:
+        scores = con.sql(f"SELECT flight_id, score FROM {PIPELINE}.predictions").pl()
+    known = (
+        sources.flights()
+        .filter(pl.col("arr_delay").is_not_null())
+        .select("flight_id", late=pl.col("arr_delay") >= 30)
+        .collect()
+    )
+    joined = scores.join(known, on="flight_id")
+    return float(roc_auc_score(joined["late"], joined["score"]))
+
+
+def main() -> None:
+    """Take turns, report medians and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    results: list[dict[str, object]] = []
+    for _ in range(options.repeat):
+        for measure in (measure_script, measure_command):
+            with tempfile.TemporaryDirectory() as folder:
+                results.append(measure(Path(folder)))
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {options.repeat} repeats\n"
+    )
+    print("| contender | median s | peak MiB | rows scored | AUC |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    medians = {}
+    for contender in ("script", "batch_platform"):
+        mine = [result for result in results if result["contender"] == contender]
+        medians[contender] = statistics.median(result["seconds"] for result in mine)
+        peak = max(result["peak_mib"] for result in mine)
+        one = mine[0]
+        print(
+            f"| {contender} | {medians[contender]:.1f} | {peak:.0f} | {one['rows_scored']:,} | {one['roc_auc']:.4f} |"
+        )
+    print(f"\nbatch_platform takes {medians['batch_platform'] / medians['script']:.2f} times as long as the script.")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The small pipeline as Dagster runs it: a real instance, files and home in one temporary folder."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.instance import prepare_instance
+from batch_platform.components.wiring import Wiring, stamp_of
+from batch_platform.home import HOME_VARIABLE
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.small_pipeline import small_pipeline
+
+SCORED_FROM = "2024-02-01"  # the first day that the small pipeline's only model serves
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A pipeline and the instance that runs it."""
+
+    pipeline: Pipeline
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+
+    @property
+    def wiring(self) -> Wiring:
+        return Wiring(self.pipeline.spec, self.pipeline.folder)
+
+    def key(self, asset: str) -> dg.AssetKey:
+        return dg.AssetKey([self.pipeline.spec.name, asset])
+
+    def run(
+        self,
+        *assets: str,
+        first: str | None = None,
+        last: str | None = None,
+        config: Mapping[str, Mapping[str, Any]] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> dg.ExecuteInProcessResult:
+        """Materialize assets in one run, over a range if `last` is given, for one partition if only `first` is."""
+        keys = [self.key(asset) for asset in assets]
+        ops = {self.key(asset).to_python_identifier(): {"config": dict(of)} for asset, of in (config or {}).items()}
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        return job.execute_in_process(
+            run_config={"ops": ops, "loggers": QUIET},
+            instance=self.instance,
+            asset_selection=keys,
+            partition_key=first if last is None else None,
+            tags={**range_tags(first, last), **(tags or {})},
+            raise_on_error=False,
+        )
+
+    def materializations(self, asset: str, run_id: str | None = None) -> list[dg.EventLogEntry]:
+        """The materializations of an asset, oldest first."""
+        records = self.instance.fetch_materializations(self.key(asset), limit=1000).records
+        entries = [record.event_log_entry for record in reversed(records)]
+        return [entry for entry in entries if run_id is None or entry.run_id == run_id]
+
+    def observations(self, asset: str) -> list[dg.EventLogEntry]:
+        """The observations of a source, oldest first."""
+        records = self.instance.fetch_observations(self.key(asset), limit=1000).records
+        return [record.event_log_entry for record in reversed(records)]
+
+    def days(self, first: str, last: str) -> list[str]:
+        """The keys of the partitions from one to another."""
+        calendar = self.pipeline.spec.partitions.calendar
+        return [one.key for one in calendar.within(calendar.named(first).start, calendar.named(last).end)]
+
+    def train(self, period: str = SCORED_FROM) -> None:
+        """Build all features before a serving period and train its model, without Dagster."""
+        calendar = self.wiring.serving_period(period)
+        pipeline = self.pipeline
+        window = pipeline.spec.partitions.calendar.within(pipeline.spec.partitions.calendar.first_start, calendar.start)
+        for _ in pipeline.build_features(window, stamp_of("training")):
+            pass
+        pipeline.train(calendar, stamp_of("training"))
+
+    def score(self, first: str, last: str, run_id: str = "elsewhere") -> None:
+        """Commit predictions of which Dagster learns nothing, as a run does that dies before it can tell."""
+        partitions = self.wiring.named(self.days(first, last))
+        for _ in self.pipeline.build_features(partitions, stamp_of(run_id)):
+            pass
+        for _ in self.pipeline.score(partitions, stamp_of(run_id)):
+            pass
+
+
+QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
+
+
+def deploy_trained(template: Path, tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
+    """As `deploy`, with January's features and February's model: made in `template` once, copied from there."""
+    if not (template / "home").exists():
+        with monkeypatch.context() as aside:
+            deploy(template, aside).train()
+    shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
+    return deploy(tmp_path, monkeypatch, **overrides)
+
+
+def deploy(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
+    """Write the small pipeline below `tmp_path` and load it; overrides as for `small_pipeline`."""
+    pipeline = small_pipeline(tmp_path, **overrides)
+    monkeypatch.setenv(HOME_VARIABLE, str(pipeline.home.root))
+    monkeypatch.setenv("DAGSTER_HOME", str(pipeline.home.dagster))
+    definitions = build_definitions(pipeline.spec, pipeline.folder)
+    return Deployment(pipeline, definitions, dg.DagsterInstance.from_config(str(prepare_instance(pipeline.home))))
+
+
+def range_tags(first: str | None, last: str | None) -> dict[str, str]:
+    """What makes a run one over a range of partitions."""
+    if first is None or last is None:
+        return {}
+    return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}

@@ -1,0 +1,147 @@
+"""A small pipeline over generated tables with odd values: what most tests build on.
+
+Two months of forty orders a day in Berlin, of which the model learns whether they come back. Everything is drawn
+from one seed, so the same call gives the same bytes.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import polars as pl
+
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform.plan import KINDS, Plan, make_plan
+from batch_platform.scoring import Stamp
+from batch_platform.spec import PipelineSpec
+
+BERLIN = ZoneInfo("Europe/Berlin")
+FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)
+ROWS_PER_DAY = 40
+SHOPS = ["Zürich", "O'Brien", 'say "hi"', "'; DROP TABLE events; --", " ", "متجر"]
+
+FEATURES_SQL = """\
+SELECT id, ts, amount, items, shop, known
+FROM events
+WHERE ts >= $partition_start AND ts < $partition_end
+"""
+
+LABELS_SQL = """\
+SELECT id, returned
+FROM events
+WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL
+"""
+
+DECLARATION: dict[str, Any] = {
+    "name": "small",
+    "description": "Whether an order comes back.",
+    "partitions": {"every": "day", "start": "2024-01-01", "end": "2024-03-01", "timezone": "Europe/Berlin"},
+    "sources": {"events": {"parquet": "events.parquet"}},
+    "features": {"sql": "features.sql", "key": ["id"], "time": "ts"},
+    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day"},
+    "model": {
+        "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+        "params": {"max_iter": 5, "max_leaf_nodes": 7, "early_stopping": False},
+        "train": {"every": "month", "window": "all", "evaluate": "7 days"},
+    },
+    "predictions": {"keep": ["shop"]},
+}
+
+
+def small_declaration(**overrides: Any) -> dict[str, Any]:
+    """What the YAML would hold; a mapping is laid over the block of that name, None leaves the key out."""
+    return _laid_over(DECLARATION, overrides)
+
+
+def small_spec(**overrides: Any) -> PipelineSpec:
+    """The pipeline as declared, with overrides as for `small_declaration`."""
+    return PipelineSpec.model_validate(small_declaration(**overrides))
+
+
+def small_events(first: date = FIRST_DAY, last: date = LAST_DAY, rows_per_day: int = ROWS_PER_DAY) -> pl.DataFrame:
+    """Orders of each local day from the first to the last one, `returned` being learnable from the others.
+
+    A tenth of the amounts and a few labels are null. `id` counts from 1 in the order of time.
+    """
+    random = np.random.default_rng(20240101)
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    starts = np.repeat([_midnight(day) for day in days], rows_per_day)
+    n = len(starts)
+    seconds = np.sort(random.integers(0, 23 * 3600, (len(days), rows_per_day)), axis=1).ravel()
+    amount = random.gamma(2.0, 40.0, n).round(2)
+    shop = random.integers(0, len(SHOPS), n)
+    known = random.random(n) < 0.5
+    returned = (amount > 80) ^ (known & (shop < 2)) ^ (random.random(n) < 0.1)
+    return pl.DataFrame(
+        {
+            "id": pl.Series(range(1, n + 1), dtype=pl.Int64),
+            "ts": pl.Series(
+                [start + timedelta(seconds=int(s)) for start, s in zip(starts, seconds, strict=True)],
+                dtype=pl.Datetime("us", "UTC"),
+            ),
+            "amount": pl.Series(np.where(random.random(n) < 0.1, np.nan, amount)).fill_nan(None),
+            "items": pl.Series(random.integers(1, 9, n), dtype=pl.Int32),
+            "shop": [SHOPS[at] for at in shop],
+            "known": known,
+            "returned": [None if lost else bool(r) for r, lost in zip(returned, random.random(n) < 0.02, strict=True)],
+        }
+    )
+
+
+def write_small_project(
+    folder: Path,
+    *,
+    events: pl.DataFrame | None = None,
+    features_sql: str = FEATURES_SQL,
+    labels_sql: str = LABELS_SQL,
+) -> Path:
+    """Write the source and the SQL files into a folder, made if missing; gives the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (small_events() if events is None else events).write_parquet(folder / "events.parquet")
+    (folder / "features.sql").write_text(features_sql, encoding="utf-8")
+    (folder / "labels.sql").write_text(labels_sql, encoding="utf-8")
+    return folder
+
+
+def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:
+    """The pipeline with its files under `tmp_path/project` and its home under `tmp_path/home`.
+
+    `events`, `features_sql` and `labels_sql` go to the files, everything else is declared as for `small_declaration`.
+    """
+    files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
+    folder = write_small_project(tmp_path / "project", **files)
+    return Pipeline(small_spec(**overrides), folder.absolute(), Home((tmp_path / "home").absolute()).create())
+
+
+def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: bool = False) -> Plan:
+    """Do all that is due at a time, in order, as the schedules would; gives the plan."""
+    stamp = Stamp(run_id, now)
+    plan = make_plan(pipeline.spec, pipeline.state(), now)
+    due = {kind: [item.partition for item in plan.of(kind)] for kind in KINDS}
+    list(pipeline.build_features(due["features"], stamp, force=force))
+    for period in due["model"]:
+        pipeline.train(period, stamp)
+    list(pipeline.score(due["predictions"], stamp, force=force))
+    list(pipeline.evaluate(due["performance"], stamp))
+    pipeline.publish()
+    return plan
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    laid = dict(below)
+    for key, value in above.items():
+        if value is None:
+            laid.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(laid.get(key), Mapping):
+            laid[key] = _laid_over(laid[key], value)
+        else:
+            laid[key] = value
+    return laid
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), BERLIN).astimezone(UTC)

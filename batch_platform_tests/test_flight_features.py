@@ -1,0 +1,202 @@
+"""The SQL of the flight_delays pipeline: complete, repeatable, and blind to what happens after the partition starts."""
+
+import io
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import polars as pl
+import pytest
+
+import batch_platform.defs.flight_delays.sources as sources
+
+Tables = dict[str, pl.DataFrame]
+
+FOLDER = Path(sources.__file__).parent
+FEATURES = (FOLDER / "features.sql").read_text()
+LABELS = (FOLDER / "labels.sql").read_text()
+NEW_YORK = ZoneInfo("America/New_York")
+YEAR = [date(2013, 1, 1) + timedelta(days=n) for n in range(365)]
+FLIGHTS = 336_776
+
+DAYS = [
+    pytest.param(date(2013, 1, 1), id="first day: no history, no weather"),
+    pytest.param(date(2013, 1, 2), id="second day"),
+    pytest.param(date(2013, 2, 9), id="day after a blizzard"),
+    pytest.param(date(2013, 3, 10), id="day of 23 hours"),
+    pytest.param(date(2013, 3, 11), id="day after the day of 23 hours"),
+    pytest.param(date(2013, 7, 11), id="summer"),
+    pytest.param(date(2013, 11, 3), id="day of 25 hours"),
+    pytest.param(date(2013, 11, 4), id="day after the day of 25 hours"),
+    pytest.param(date(2013, 12, 31), id="last day: weather ends 30 hours before it does"),
+]
+OUTCOMES = ["arrived_at", "dep_delay", "arr_delay", "air_time"]
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    return {
+        "flights": sources.flights().collect(),
+        "weather": sources.weather().collect(),
+        "planes": sources.planes().collect(),
+    }
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_features_do_not_change_when_the_future_is_removed(tables: Tables, day: date) -> None:
+    known = known_at(start_of(day), tables, schedule_until=start_of(day + timedelta(days=1)))
+    assert as_bytes(features(known, day)) == as_bytes(features(tables, day))
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_features_do_not_change_when_the_future_is_different(tables: Tables, day: date) -> None:
+    start = start_of(day)
+    unknown = (pl.col("arrived_at") >= start) | (
+        pl.col("arrived_at").is_null() & (pl.col("scheduled_departure") >= start)
+    )
+    flights, weather = tables["flights"], tables["weather"]
+    other = {
+        **tables,
+        "flights": flights.with_columns(
+            pl.when(unknown).then(start + timedelta(hours=25)).otherwise("arrived_at").alias("arrived_at"),
+            *(pl.when(unknown).then(999).otherwise(name).alias(name) for name in OUTCOMES[1:]),
+        ),
+        "weather": weather.with_columns(
+            pl.when(pl.col("time_hour") >= start).then(-99.0).otherwise(name).alias(name)
+            for name, dtype in weather.schema.items()
+            if dtype.is_float()
+        ),
+    }
+    assert not other["flights"].equals(flights)
+    assert as_bytes(features(other, day)) == as_bytes(features(tables, day))
+
+
+def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables) -> None:
+    # This leaves no doubt that the two laws above are able to fail.
+    day = date(2013, 7, 11)
+    start = start_of(day)
+    last_to_arrive = tables["flights"].filter(pl.col("arrived_at") < start)["arrived_at"].max()
+    without = {
+        **tables,
+        "flights": tables["flights"].with_columns(
+            pl.when(pl.col("arrived_at") == last_to_arrive).then(None).otherwise(name).alias(name) for name in OUTCOMES
+        ),
+    }
+    assert as_bytes(features(without, day)) != as_bytes(features(tables, day))
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_one_thread_and_two_give_the_same_bytes(tables: Tables, day: date) -> None:
+    assert as_bytes(features(tables, day, threads=1)) == as_bytes(features(tables, day, threads=2))
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_labels_refer_to_flights_of_the_features(tables: Tables, day: date) -> None:
+    flights = features(tables, day)
+    labels = query(connection(tables), LABELS, day)
+    assert labels["flight_id"].is_unique().all()
+    assert labels["late"].null_count() == 0
+    assert labels.join(flights, on="flight_id", how="anti").is_empty()
+    assert (
+        flights.height - labels.height
+        == tables["flights"]
+        .filter(pl.col("flight_id").is_in(flights["flight_id"].implode()), pl.col("arr_delay").is_null())
+        .height
+    )
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_rows_are_ordered_by_time_and_key(tables: Tables, day: date) -> None:
+    flights = features(tables, day)
+    assert flights.equals(flights.sort("scheduled_departure", "flight_id"))
+
+
+@pytest.mark.parametrize("day", DAYS)
+def test_only_what_can_be_missing_is_null(tables: Tables, day: date) -> None:
+    may_be_null = {"plane_leg", "plane_gap", "plane_age", "plane_seats", "gust_6h"}
+    if day <= date(2013, 1, 2):
+        may_be_null |= {"temp_change"}
+    if day == date(2013, 1, 1):
+        may_be_null |= {"temp", "dew_point", "dew_point_change", "humidity", "wind_speed", "wind_direction"}
+        may_be_null |= {"visibility", "visibility_6h", "pressure", "pressure_change", "precip_6h", "precip_24h"}
+    flights = features(tables, day)
+    assert {name for name in flights.columns if flights[name].null_count()} <= may_be_null
+
+
+def test_every_flight_of_the_year_is_in_one_partition(tables: Tables) -> None:
+    # No outcomes: which rows a partition has cannot depend on them, and the query is quicker without.
+    con = connection(known_at(start_of(YEAR[0]), tables, schedule_until=start_of(YEAR[-1] + timedelta(days=1))))
+    keys = f"SELECT flight_id, scheduled_departure FROM ({FEATURES})"
+    partitions: list[pl.DataFrame] = []
+    for day in YEAR:
+        partition = query(con, keys, day)
+        assert start_of(day) <= partition["scheduled_departure"][0]
+        assert partition["scheduled_departure"][-1] < start_of(day + timedelta(days=1))
+        partitions.append(partition)
+    flight_ids = pl.concat(partitions)["flight_id"]
+    assert len(flight_ids) == FLIGHTS
+    assert set(flight_ids) == set(tables["flights"]["flight_id"])
+
+
+def test_cancelled_and_diverted_flights_have_no_label(tables: Tables) -> None:
+    con = connection(tables)
+    labels = pl.concat([query(con, LABELS, day) for day in YEAR])
+    assert labels.height == FLIGHTS - 9_430
+    assert labels["flight_id"].is_unique().all()
+
+
+def test_a_flight_arrives_within_a_day_of_the_end_of_its_partition(tables: Tables) -> None:
+    # This is what `labels: {delay: 1 day}` in defs.yaml promises.
+    local = tables["flights"].select(
+        pl.col("scheduled_departure", "arrived_at").dt.convert_time_zone("America/New_York")
+    )
+    known = pl.col("scheduled_departure").dt.truncate("1d").dt.offset_by("2d")
+    assert local.filter(pl.col("arrived_at") >= known).is_empty()
+
+
+def start_of(day: date) -> datetime:
+    return datetime.combine(day, time(), NEW_YORK).astimezone(UTC)
+
+
+def known_at(start: datetime, tables: Tables, schedule_until: datetime) -> Tables:
+    """The tables at `start`: schedules before `schedule_until`, flights that had arrived, weather observed before."""
+    has_arrived = pl.col("arrived_at") < start
+    return {
+        **tables,
+        "flights": tables["flights"]
+        .filter(pl.col("scheduled_departure") < schedule_until)
+        .with_columns(pl.when(has_arrived).then(name).alias(name) for name in OUTCOMES),
+        "weather": tables["weather"].filter(pl.col("time_hour") < start),
+    }
+
+
+def connection(tables: Tables, threads: int = 2) -> duckdb.DuckDBPyConnection:
+    con = duckdb.connect(config={"threads": threads})
+    con.execute("SET TimeZone = 'America/New_York'")
+    for name, table in tables.items():
+        con.register("table_in_memory", table)
+        con.execute(f"CREATE TABLE {name} AS FROM table_in_memory")
+    return con
+
+
+def query(con: duckdb.DuckDBPyConnection, sql: str, day: date) -> pl.DataFrame:
+    values: dict[str, Any] = {
+        "partition_start": start_of(day),
+        "partition_end": start_of(day + timedelta(days=1)),
+        "partition_key": day.isoformat(),
+    }
+    return con.sql(sql, params={name: value for name, value in values.items() if f"${name}" in sql}).pl()
+
+
+def features(tables: Tables, day: date, threads: int = 2) -> pl.DataFrame:
+    with connection(tables, threads) as con:
+        return query(con, FEATURES, day)
+
+
+def as_bytes(frame: pl.DataFrame) -> bytes:
+    assert frame.height > 0
+    file = io.BytesIO()
+    frame.write_parquet(file)
+    return file.getvalue()

@@ -1,0 +1,293 @@
+"""The ten laws, each by its name, through a whole pipeline."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform import scoring
+from batch_platform.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
+from batch_platform.pipeline import Pipeline
+from batch_platform.plan import make_plan
+from batch_platform.scoring import Stamp
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+STAMP = Stamp("again", NOW)
+SCORED = 29  # days of February
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with everything carried out, to be copied."""
+    folder = tmp_path_factory.mktemp("done")
+    carry_out(small_pipeline(folder), NOW)
+    return folder
+
+
+@pytest.fixture
+def pipeline(done: Path, tmp_path: Path) -> Pipeline:
+    """All of it carried out, in a home of its own."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(tmp_path)
+
+
+def predictions(pipeline: Pipeline, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        frame = con.sql("FROM small.predictions ORDER BY id").pl()
+    return frame.drop(without)
+
+
+def day(pipeline: Pipeline, key: str):
+    return pipeline.spec.partitions.calendar.named(key)
+
+
+def changed_events(tmp_path: Path, change) -> Pipeline:
+    """The same home with other source rows."""
+    return small_pipeline(tmp_path, events=change(small_events()))
+
+
+def on(key: str) -> pl.Expr:
+    return pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == key
+
+
+def test_law_1_a_partition_is_wholly_old_or_wholly_new(pipeline, tmp_path):
+    before, ledger = predictions(pipeline), pipeline.state().scores
+    broken = changed_events(
+        tmp_path,
+        lambda rows: rows.with_columns(amount=pl.when(on("2024-02-03")).then(float("inf")).otherwise(pl.col("amount"))),
+    )
+    days = [day(broken, "2024-02-02"), day(broken, "2024-02-03")]
+    list(broken.build_features(days, STAMP, force=True))
+    with pytest.raises(DataError, match="2024-02-03"):
+        list(broken.score(days, STAMP, force=True))
+    after = predictions(broken)
+    same = pl.col("partition_key") != "2024-02-02"
+    assert after.filter(same).equals(before.filter(same)), "the refused one and all others are as they were"
+    assert set(after.filter(~same)["run_id"]) == {"again"}, "what was done before the refusal is committed"
+    scores = broken.state().scores
+    assert scores["2024-02-02"].run_id == "again"
+    assert scores | {"2024-02-02": None} == ledger | {"2024-02-02": None}
+
+
+def test_law_2_rows_in_are_rows_scored_and_rows_rejected_and_no_score_is_nan(pipeline):
+    for run in pipeline.state().scores.values():
+        assert run.rows_in == run.rows_scored + run.rows_rejected
+    frame = predictions(pipeline)
+    assert frame["score"].is_finite().all()
+    assert frame.height == sum(run.rows_scored for run in pipeline.state().scores.values())
+    assert (
+        frame["id"].to_list()
+        == small_events().filter(pl.col("ts") >= day(pipeline, "2024-02-01").start)["id"].to_list()
+    )
+
+
+def test_law_3_the_same_gives_the_same_rows_and_is_skipped_unless_forced(pipeline, tmp_path):
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+    days = [day(pipeline, "2024-02-02"), day(pipeline, "2024-02-03")]
+    before = predictions(pipeline, without=("run_id", "scored_at"))
+    assert [each.skipped for each in pipeline.build_features(days, STAMP)] == [True, True]
+    assert [each.skipped for each in pipeline.score(days, STAMP)] == [True, True]
+    assert [each.skipped for each in pipeline.build_features(days, STAMP, force=True)] == [False, False]
+    assert [each.skipped for each in pipeline.score(days, STAMP)] == [True, True], "the same bytes were built"
+    assert [each.skipped for each in pipeline.score(days, STAMP, force=True)] == [False, False]
+    assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)
+    other = small_pipeline(tmp_path / "other")
+    carry_out(other, NOW, "other")
+    marks = ("run_id", "scored_at", "model_version")
+    assert predictions(other, without=marks).equals(predictions(pipeline, without=marks))
+
+
+def test_law_4_batch_size_changes_no_prediction(pipeline, monkeypatch):
+    before = predictions(pipeline, without=("run_id", "scored_at"))
+    monkeypatch.setattr(scoring, "BATCH_ROWS", 7)
+    days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
+    assert not any(each.skipped for each in pipeline.score(days, STAMP, force=True))
+    assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)
+
+
+def test_law_5_the_champion_as_of_its_start_scores_a_partition_whenever_it_runs(tmp_path):
+    weekly = {"model": {"train": {"every": "week", "evaluate": "2 days"}}}
+    pipeline = small_pipeline(tmp_path, **weekly)
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    for key, run in pipeline.state().scores.items():
+        version = registry.named(run.model_version)
+        assert version.serving_start <= day(pipeline, key).start < version.serving_start + timedelta(days=7)
+        assert version.trained_until <= version.serving_start
+        assert not run.in_sample
+    late = small_pipeline(tmp_path / "late", **weekly)
+    carry_out(late, NOW + timedelta(days=500))
+    marks = ("run_id", "scored_at", "model_version")
+    assert predictions(late, without=marks).equals(predictions(pipeline, without=marks))
+
+
+def test_law_5_a_model_of_the_future_scores_only_on_demand_and_is_marked(pipeline):
+    january = day(pipeline, "2024-01-10")
+    with pytest.raises(BatchPlatformError, match="partition 2024-01-10: no model serves it"):
+        list(pipeline.score([january], STAMP))
+    version = pipeline.state().registry.versions[0].version
+    (scored,) = pipeline.score([january], STAMP, version=version)
+    assert scored.run.in_sample
+
+
+def test_law_6_scoring_fits_nothing(pipeline, tmp_path):
+    """A row scored alone, among others or among quite different ones gets the same score."""
+    before = predictions(pipeline).filter(pl.col("partition_key") == "2024-02-05")
+    kept = before["id"][0]
+    wild = changed_events(
+        tmp_path,
+        lambda rows: rows.with_columns(
+            amount=pl.when(on("2024-02-05") & (pl.col("id") != kept)).then(1e6).otherwise(pl.col("amount"))
+        ),
+    )
+    list(wild.build_features([day(wild, "2024-02-05")], STAMP, force=True))
+    list(wild.score([day(wild, "2024-02-05")], STAMP, force=True))
+    after = predictions(wild).filter(pl.col("id") == kept)
+    assert after["score"].to_list() == before.filter(pl.col("id") == kept)["score"].to_list()
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_law_7_an_older_slower_run_never_overwrites_a_newer_commit(tmp_path):
+    changed = changed_events(tmp_path, lambda rows: rows.filter(~on("2024-02-02") | (pl.col("items") > 3)))
+    list(changed.build_features([day(changed, "2024-02-02")], STAMP, force=True))
+    slow = changed.score([day(changed, "2024-02-01"), day(changed, "2024-02-02")], Stamp("slow", NOW))
+    assert next(slow).skipped, "the slow run has begun, and seen what the warehouse holds"
+    list(changed.score([day(changed, "2024-02-02")], Stamp("fast", NOW)))
+    with pytest.raises(WarehouseError, match="2024-02-02: run fast committed it"):
+        list(slow)
+    assert changed.state().scores["2024-02-02"].run_id == "fast"
+
+
+def test_a_run_that_is_left_in_the_middle_changes_nothing_and_leaves_nothing(pipeline):
+    days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 5)]
+    before = predictions(pipeline)
+    run = pipeline.score(days, STAMP)
+    next(run)
+    run.close()
+    assert predictions(pipeline).equals(before)
+    assert list(pipeline.home.staging.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.skops"])
+def test_law_8_a_changed_byte_of_a_bundle_is_refused(pipeline, tmp_path, file):
+    (version,) = pipeline.state().registry.versions
+    path = pipeline.home.bundle("small", version.version) / file
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    before = predictions(pipeline)
+    fresh = small_pipeline(tmp_path)
+    with pytest.raises(IntegrityError, match=version.version):
+        list(fresh.score([day(fresh, "2024-02-02")], STAMP, force=True))
+    assert predictions(fresh).equals(before)
+
+
+def test_law_8_no_pickle_is_loaded_even_when_every_hash_fits(pipeline, tmp_path):
+    (version,) = pipeline.state().registry.versions
+    folder, canary = pipeline.home.bundle("small", version.version), tmp_path / "canary"
+
+    class Canary:
+        def __reduce__(self):
+            return Path.touch, (canary,)
+
+    data = pickle.dumps(Canary())
+    (folder / "model.skops").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.skops"] = hashlib.sha256(data).hexdigest()
+    text = json.dumps(manifest).encode()
+    (folder / "manifest.json").write_bytes(text)
+    with pipeline.warehouse.transaction() as con:
+        con.execute(
+            "UPDATE batch_platform.model_versions SET sha256 = $hash", {"hash": hashlib.sha256(text).hexdigest()}
+        )
+    fresh = small_pipeline(tmp_path)
+    with pytest.raises(IntegrityError):
+        list(fresh.score([day(fresh, "2024-02-02")], STAMP, force=True))
+    assert not canary.exists()
+
+
+def without_features(pipeline: Pipeline) -> None:
+    pipeline.history.file(day(pipeline, "2024-02-02")).unlink()
+    list(pipeline.score([day(pipeline, "2024-02-02")], STAMP))
+
+
+def without_a_model(pipeline: Pipeline) -> None:
+    list(pipeline.score([day(pipeline, "2024-01-02")], STAMP))
+
+
+def of_an_unknown_version(pipeline: Pipeline) -> None:
+    list(pipeline.score([day(pipeline, "2024-02-02")], STAMP, version="2024-02-01-ffffffff"))
+
+
+def before_scoring(pipeline: Pipeline) -> None:
+    list(pipeline.evaluate([day(pipeline, "2024-01-02")], STAMP))
+
+
+FAILURES = [
+    (without_features, ["small", "partition 2024-02-02", "features are not built", "run small --partition 2024-02-02"]),
+    (
+        without_a_model,
+        ["small", "partition 2024-01-02", "no model serves it", "serves from 2024-02-01 on", "--model VERSION"],
+    ),
+    (of_an_unknown_version, ["small", "no version '2024-02-01-ffffffff'", "there are 2024-02-01-"]),
+    (before_scoring, ["small", "partition 2024-01-02", "not scored yet", "run small --partition 2024-01-02"]),
+]
+
+
+@pytest.mark.parametrize(("failing", "said"), FAILURES, ids=lambda value: getattr(value, "__name__", ""))
+def test_law_9_every_failure_says_where_what_and_what_to_do(pipeline, failing, said):
+    with pytest.raises(BatchPlatformError) as caught:
+        failing(pipeline)
+    assert caught.value.hint
+    assert [part for part in said if part not in str(caught.value)] == []
+
+
+READ = """
+import select, sys, duckdb
+counts = set()
+print("reading", flush=True)
+while not select.select([sys.stdin], [], [], 0)[0]:
+    with duckdb.connect(sys.argv[1], read_only=True) as con:
+        rows = con.execute(
+            "SELECT p.partition_key, count(*), count(DISTINCT p.run_id), any_value(r.rows_scored) "
+            "FROM small.predictions p JOIN (FROM batch_platform.score_runs "
+            "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1) r USING (partition_key, run_id) "
+            "GROUP BY ALL"
+        ).fetchall()
+        assert len(rows) == 29, rows
+        assert all(count == scored and runs == 1 for _, count, runs, scored in rows), rows
+        counts.add(con.execute("SELECT max(seq) FROM batch_platform.score_runs").fetchall()[0][0])
+print(len(counts))
+"""
+
+
+def test_law_10_every_reader_sees_the_last_complete_state_also_during_writes(pipeline):
+    days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
+    command = [sys.executable, "-c", READ, str(pipeline.home.published)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout.readline() == "reading\n"
+        for n in range(6):
+            list(pipeline.score(days[n::2], Stamp(f"r{n}", NOW), force=True))
+            pipeline.publish()
+        out, err = reader.communicate("\n")
+    assert (err, reader.returncode) == ("", 0)
+    assert int(out) > 1, "it saw states come and go"
+
+
+def test_law_10_no_reader_can_block_a_write(pipeline):
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as reader:
+        before = reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall()
+        list(pipeline.score([day(pipeline, "2024-02-02")], STAMP, force=True))
+        pipeline.publish()
+        assert reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall() == before
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as reader:
+        assert reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall() == [(SCORED + 1,)]

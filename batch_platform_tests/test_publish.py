@@ -1,0 +1,223 @@
+"""The readers' copy: complete at every moment, equal to the warehouse, never in anybody's way."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch_platform.errors import WarehouseBusyError
+from batch_platform.home import Home
+from batch_platform.ledger import ScoreRun
+from batch_platform.publish import publish
+from batch_platform.sources import quoted
+from batch_platform.warehouse import Warehouse
+from batch_platform_tests.test_warehouse import KEYS, commit, held, staged
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home").create()
+
+
+def write(home: Home, folder: Path, key: str, run_id: str, **columns) -> None:
+    seen = Warehouse(home).latest(ScoreRun, "small").get(key)
+    commit(Warehouse(home), staged(folder, key, seen=seen.seq if seen else 0, run_id=run_id, **columns), may_empty=True)
+
+
+def shown(path: Path) -> dict[str, list[tuple]]:
+    """Everything that a reader sees, table by table."""
+    with duckdb.connect(str(path), read_only=True) as con:
+        con.execute("SET TimeZone = 'UTC'")
+        tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
+        return {
+            f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
+            for schema, table in tables
+        }
+
+
+def test_readers_see_exactly_what_the_warehouse_holds(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_an_empty_warehouse_can_be_published(home):
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_publishing_what_is_published_changes_nothing(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    first = publish(home)
+    inode = first.stat().st_ino, first.stat().st_mtime_ns
+    assert publish(home) == first
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
+
+
+def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
+    inodes = []
+    for n in range(5):
+        write(home, tmp_path, KEYS[n % 3], f"r{n}")
+        inodes.append(publish(home).stat().st_ino)
+    assert len(set(inodes)) == 2
+    assert len(list(home.root.glob("published-*"))) == 2
+
+
+CHANGE = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(KEYS), st.integers(0, 3)),
+    st.tuples(st.just("column"), st.sampled_from(KEYS), st.sampled_from(["a", "b"])),
+    st.tuples(st.just("publish"), st.just(""), st.just(0)),
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(CHANGE, max_size=8))
+def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
+    with tempfile.TemporaryDirectory() as name:
+        home, folder = Home(Path(name) / "home").create(), Path(name)
+        for n, (what, key, detail) in enumerate(changes):
+            if what == "publish":
+                publish(home)
+            elif what == "write":
+                write(home, folder, key, f"r{n}", id=list(range(detail)), n=[n] * detail)
+            else:
+                write(home, folder, key, f"r{n}", id=[n], **{detail: [n]})
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
+READ = """
+import sys, duckdb
+con = duckdb.connect(sys.argv[1], read_only=True)
+print(con.execute("SELECT run_id FROM small.predictions LIMIT 1").fetchall()[0][0], flush=True)
+sys.stdin.readline()
+print(con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall()[0][0], flush=True)
+"""
+
+
+def test_a_reader_in_another_process_is_left_alone_and_delays_nothing(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    command = [sys.executable, "-c", READ, str(home.published)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout.readline() == "r0\n"
+        for n in range(1, 5):
+            write(home, tmp_path, KEYS[0], f"r{n}")
+            publish(home)
+            assert {row[3] for row in shown(home.published)["small.predictions"]} == {f"r{n}"}
+        assert reader.communicate("\n")[0] == "r0\n"
+
+
+def test_a_reader_in_this_process_is_left_alone_and_keeps_its_lock(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    held_file = publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as reader:
+        publish(home)
+        for n in range(1, 5):
+            write(home, tmp_path, KEYS[0], f"r{n}")
+            publish(home)
+            assert reader.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r0",)]
+        assert home.published.resolve() != held_file
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r4"}
+
+
+def test_the_copy_can_be_read_while_the_warehouse_is_written(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    with Warehouse(home).transaction() as con:
+        con.execute("DELETE FROM small.predictions")
+        assert len(shown(home.published)["small.predictions"]) == 2
+        with pytest.raises(WarehouseBusyError, match=r"published\.duckdb"), Warehouse(home, timeout=0.01).open():
+            pass
+
+
+def test_a_reader_cannot_write(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as con, pytest.raises(duckdb.Error, match="read-only"):
+        con.execute("DELETE FROM small.predictions")
+
+
+def test_a_warehouse_put_back_from_a_backup_is_published_as_it_is_even_when_it_has_gone_on(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    backup = tmp_path / "backup.duckdb"
+    shutil.copy(home.warehouse, backup)
+    for run_id in ("lost1", "lost2"):
+        write(home, tmp_path, KEYS[1], run_id)
+        publish(home)
+    shutil.copy(backup, home.warehouse)
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    for run_id in ("kept1", "kept2", "kept3"):
+        write(home, tmp_path, KEYS[1], run_id)
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
+def test_the_same_number_of_changes_of_another_past_is_not_taken_for_the_same(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    backup = tmp_path / "backup.duckdb"
+    shutil.copy(home.warehouse, backup)
+    write(home, tmp_path, KEYS[1], "lost")
+    publish(home)
+    shutil.copy(backup, home.warehouse)
+    write(home, tmp_path, KEYS[1], "kept")
+    publish(home)
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "kept"}
+
+
+def test_another_warehouse_in_its_place_is_published(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "old")
+    publish(home)
+    home.warehouse.unlink()
+    write(home, tmp_path, KEYS[2], "new")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
+def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_path, rubbish):
+    write(home, tmp_path, KEYS[0], "r0")
+    broken = home.root / "published-0.duckdb"
+    broken.write_bytes(rubbish)
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    assert not broken.exists()
+
+
+PUBLISHING = """
+import sys
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.publish import publish
+print("go", flush=True)
+publish(Home(Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_publish_leaves_a_complete_copy_and_the_next_one_goes_on(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
+    publish(home)
+    pauses = random.Random(2)
+    for n in range(1, 9):
+        before = shown(home.published)
+        write(home, tmp_path, KEYS[n % 3], f"r{n}", id=list(range(20_000)))
+        with subprocess.Popen(
+            [sys.executable, "-c", PUBLISHING, str(home.root)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "go\n"
+            time.sleep(pauses.uniform(0, 0.08))
+            process.send_signal(signal.SIGKILL)
+        assert shown(home.published) in (before, held(Warehouse(home)))
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    assert len(list(home.root.glob("published-*.duckdb"))) <= 2

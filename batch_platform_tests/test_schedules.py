@@ -1,0 +1,418 @@
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import polars as pl
+import pytest
+from dagster._core.storage.tags import PARTITION_NAME_TAG
+from dagster._core.test_utils import create_run_for_test
+
+from batch_platform.components.runs import PROCESS_TAG, held, this_process
+from batch_platform.components.wiring import PIPELINE_TAG
+from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.small_pipeline import small_events
+
+SCHEDULES = ("predictions", "training", "performance")
+AFTER_ALL = datetime(2024, 3, 10, 12, tzinfo=UTC)
+RANGE_START, RANGE_END = range_tags("first", "last")
+Requested = tuple[tuple[str, ...], str, str]  # assets, first and last partition
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture
+def trained(template, tmp_path, monkeypatch):
+    return deploy_trained(template, tmp_path, monkeypatch)
+
+
+def at(text: str) -> datetime:
+    """A time in Berlin."""
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg.RunRequest], str | None]:
+    """What a schedule requests at a time, or why it requests nothing."""
+    definition = deployment.definitions.resolve_schedule_def(f"{deployment.pipeline.spec.name}_{schedule}_schedule")
+    with dg.build_schedule_context(instance=deployment.instance, scheduled_execution_time=when) as context:
+        found = definition.evaluate_tick(context)
+    return list(found.run_requests or []), found.skip_message
+
+
+def requested(deployment: Deployment, schedule: str, when: datetime) -> list[Requested]:
+    return [shown(request) for request in look(deployment, schedule, when)[0]]
+
+
+def shown(request: dg.RunRequest) -> Requested:
+    assets = tuple(key.path[1] for key in request.asset_selection or [])
+    return assets, request.tags[RANGE_START], request.tags[RANGE_END]
+
+
+def execute(deployment: Deployment, schedule: str, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    job = deployment.definitions.resolve_job_def(f"{deployment.pipeline.spec.name}_{schedule}")
+    return job.execute_in_process(
+        instance=deployment.instance,
+        asset_selection=list(request.asset_selection) if request.asset_selection else None,
+        tags=dict(request.tags),
+        run_config={**request.run_config, "loggers": QUIET},
+        raise_on_error=False,
+    )
+
+
+def tick(deployment: Deployment, schedule: str, when: datetime) -> list[bool]:
+    """Do what a schedule requests at a time; says which runs succeeded."""
+    return [execute(deployment, schedule, request).success for request in look(deployment, schedule, when)[0]]
+
+
+def under_way(
+    deployment: Deployment,
+    *assets: str,
+    status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED,
+    tags: Mapping[str, str],
+    job: str = "__ASSET_JOB",
+    run_config: Mapping[str, Any] | None = None,
+) -> str:
+    """Record a run as Dagster would, without running it."""
+    return create_run_for_test(
+        deployment.instance,
+        job_name=job,
+        asset_selection=frozenset(deployment.key(asset) for asset in assets) or None,
+        status=status,
+        tags=dict(tags),
+        run_config=run_config,
+    ).run_id
+
+
+def recorded(deployment: Deployment) -> dict[str, int]:
+    state = deployment.pipeline.state()
+    return {
+        "features": len(state.features),
+        "models": len(state.registry.versions),
+        "scores": len(state.scores),
+        "evaluations": len(state.evaluations),
+    }
+
+
+def test_each_pipeline_has_three_schedules_in_its_own_time_zone(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"schedule": "15 3 * * *"}})
+    schedules = {schedule.name: schedule for schedule in deployment.definitions.schedules or []}
+    assert set(schedules) == {f"small_{name}_schedule" for name in SCHEDULES}
+    assert {schedule.execution_timezone for schedule in schedules.values()} == {"Europe/Berlin"}
+    assert {schedule.default_status for schedule in schedules.values()} == {dg.DefaultScheduleStatus.STOPPED}
+    crons = [schedules[f"small_{name}_schedule"].cron_schedule for name in SCHEDULES]
+    assert crons == ["0 5 * * *", "15 3 * * *", "0 5 * * *"]
+    assert all(schedule.tags[PIPELINE_TAG] == "small" for schedule in schedules.values())
+
+
+def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert recorded(deployment) == {"features": 0, "models": 0, "scores": 0, "evaluations": 0}
+    rounds: list[dict[str, int]] = []
+    while any(look(deployment, schedule, AFTER_ALL)[0] for schedule in SCHEDULES):
+        for schedule in SCHEDULES:
+            assert all(tick(deployment, schedule, AFTER_ALL))
+        rounds.append(recorded(deployment))
+        assert len(rounds) < 6
+    assert rounds[0] == {"features": 31, "models": 1, "scores": 0, "evaluations": 0}
+    assert rounds[-1] == {"features": 60, "models": 1, "scores": 29, "evaluations": 29}
+    assert len(rounds) == 2
+    for schedule in SCHEDULES:
+        requests, reason = look(deployment, schedule, AFTER_ALL)
+        assert requests == []
+        assert reason == "Nothing is due; no model serves 31 partitions, the last 2024-01-31."
+
+
+def test_nothing_missing_is_skipped_with_a_reason(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, partitions={"start": "2024-02-01"})
+    trained.score("2024-02-01", "2024-02-03")
+    requests, reason = look(trained, "predictions", at("2024-02-04T05:00"))
+    assert requests == []
+    assert reason == "Nothing is due: every partition is up to date."
+
+
+def test_three_days_of_down_time_are_one_range(trained):
+    trained.score("2024-02-01", "2024-02-04")
+    assert requested(trained, "predictions", at("2024-02-06T05:00")) == [
+        (("features", "predictions"), "2024-02-05", "2024-02-05")
+    ]
+    assert requested(trained, "predictions", at("2024-02-08T05:00")) == [
+        (("features", "predictions"), "2024-02-05", "2024-02-07")
+    ]
+    assert tick(trained, "predictions", at("2024-02-08T05:00")) == [True]
+    assert look(trained, "predictions", at("2024-02-08T05:00"))[0] == []
+    assert len(trained.pipeline.state().scores) == 7
+
+
+def test_a_gap_splits_the_range(trained):
+    trained.score("2024-02-02", "2024-02-02")
+    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [
+        (("features", "predictions"), "2024-02-01", "2024-02-01"),
+        (("features", "predictions"), "2024-02-03", "2024-02-04"),
+    ]
+
+
+def test_features_that_are_built_are_not_asked_for_again(trained):
+    assert trained.run("features", first="2024-02-02", last="2024-02-03").success
+    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [
+        (("features", "predictions"), "2024-02-01", "2024-02-01"),
+        (("features", "predictions"), "2024-02-04", "2024-02-04"),
+        (("predictions",), "2024-02-02", "2024-02-03"),
+    ]
+
+
+def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(template, tmp_path, monkeypatch):
+    twice = small_events().with_columns(
+        pl.when(pl.col("ts").is_between(at("2024-02-03T00:00"), at("2024-02-04T00:00")))
+        .then(pl.lit(1))
+        .otherwise(pl.col("id"))
+        .alias("id")
+    )
+    trained = deploy_trained(template, tmp_path, monkeypatch, events=twice)
+    when = at("2024-02-07T05:00")
+    assert tick(trained, "predictions", when) == [False]
+    assert sorted(trained.pipeline.state().features)[-1] == "2024-02-02"
+    assert requested(trained, "predictions", when) == [
+        (("features", "predictions"), "2024-02-03", "2024-02-03"),
+        (("features", "predictions"), "2024-02-04", "2024-02-06"),
+        (("predictions",), "2024-02-01", "2024-02-02"),
+    ]
+    assert tick(trained, "predictions", when) == [False, True, True]
+    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-03", "2024-02-03")]
+    small_events().write_parquet(trained.pipeline.folder / "events.parquet")
+    assert tick(trained, "predictions", when) == [True]
+    assert look(trained, "predictions", when)[0] == []
+
+
+@pytest.mark.parametrize(
+    "status", [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING]
+)
+@pytest.mark.parametrize("of_a_schedule", [True, False])
+def test_a_range_under_way_is_not_requested_twice(trained, status, of_a_schedule):
+    tags = range_tags("2024-02-02", "2024-02-04")
+    if of_a_schedule:
+        under_way(trained, status=status, tags=tags, job="small_predictions")
+    else:
+        under_way(trained, "features", "predictions", status=status, tags=tags)
+    assert requested(trained, "predictions", at("2024-02-07T05:00")) == [
+        (("features", "predictions"), "2024-02-01", "2024-02-01"),
+        (("features", "predictions"), "2024-02-05", "2024-02-06"),
+    ]
+
+
+def test_a_partition_that_somebody_runs_in_the_ui_is_not_requested(trained):
+    under_way(trained, "features", tags={PARTITION_NAME_TAG: "2024-02-01"})
+    requests, reason = look(trained, "predictions", at("2024-02-02T05:00"))
+    assert requests == []
+    assert reason == "1 partitions are under way; nothing else is due."
+
+
+def test_a_run_that_ended_holds_nothing(trained):
+    under_way(
+        trained,
+        "features",
+        "predictions",
+        status=dg.DagsterRunStatus.SUCCESS,
+        tags=range_tags("2024-02-01", "2024-02-01"),
+    )
+    assert held(trained.wiring, trained.instance) == frozenset()
+    assert len(requested(trained, "predictions", at("2024-02-02T05:00"))) == 1
+
+
+def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
+    under_way(trained, "features", tags=range_tags("1999-01-01", "1999-01-03"))
+    under_way(trained, "features", tags=range_tags("2024-02-01-00:00", "2024-02-01-05:00"))
+    under_way(trained, job="other_predictions", tags=range_tags("2024-02-01", "2024-02-05"))
+    assert len(requested(trained, "predictions", at("2024-02-06T05:00"))) == 1
+    assert held(trained.wiring, trained.instance) == frozenset()
+
+
+def test_a_tick_requests_no_more_than_its_limit_oldest_first(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, predictions={"limit": 4})
+    when = at("2024-02-12T05:00")
+    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-01", "2024-02-04")]
+    assert tick(trained, "predictions", when) == [True]
+    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-05", "2024-02-08")]
+
+
+def test_run_keys_differ_from_tick_to_tick_and_within_one(trained):
+    trained.score("2024-02-02", "2024-02-02")
+    keys = [
+        request.run_key
+        for when in (at("2024-02-05T05:00"), at("2024-02-06T05:00"))
+        for request in look(trained, "predictions", when)[0]
+    ]
+    assert len(keys) == len(set(keys)) == 4
+    again = [request.run_key for request in look(trained, "predictions", at("2024-02-05T05:00"))[0]]
+    assert again == keys[:2]
+
+
+@pytest.mark.parametrize(
+    ("day", "every", "count"),
+    [
+        (date(2024, 3, 10), "day", 1),
+        (date(2024, 11, 3), "day", 1),
+        (date(2024, 3, 10), "hour", 23),
+        (date(2024, 11, 3), "hour", 25),
+    ],
+)
+def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, monkeypatch, day, every, count):
+    zone = ZoneInfo("America/New_York")
+    deployment = deploy(
+        tmp_path,
+        monkeypatch,
+        events=small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100),
+        partitions={
+            "every": every,
+            "start": day.isoformat(),
+            "end": date(day.year, day.month + 1, 1).isoformat(),
+            "timezone": "America/New_York",
+        },
+        model={"train": {"every": None}},
+        predictions={"rescore": "when_stale"},
+    )
+    start, end = (datetime(day.year, day.month, day.day + n, tzinfo=zone) for n in (0, 1))
+    partitions = deployment.pipeline.spec.partitions.calendar.due(end)
+    assert len(partitions) == count
+    assert (partitions[0].start, partitions[-1].end) == (start, end)
+    result = deployment.run("features", first=partitions[0].key, last=partitions[-1].key)
+    assert result.success
+    assert sorted(deployment.pipeline.state().features) == sorted(partition.key for partition in partitions)
+    logged = [entry.asset_materialization.partition for entry in deployment.materializations("features")]
+    assert logged == [partition.key for partition in partitions]
+    rows = sum(build.rows for build in deployment.pipeline.state().features.values())
+    inside = small_events(day, date(day.year, day.month, day.day + 1), rows_per_day=100)
+    assert rows == inside.filter((pl.col("ts") >= start) & (pl.col("ts") < end)).height > 0
+
+
+@pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
+def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
+    partitions = {"every": every, "start": "2024-03-01", "end": None, "timezone": "America/New_York"}
+    train = {"every": "day", "window": "all", "evaluate": "1 day"}
+    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train})
+    before, after = (datetime(2024, 3, day, 5, tzinfo=ZoneInfo("America/New_York")) for day in (9, 12))
+    ranges = [requested(deployment, "predictions", when) for when in (before, after)]
+    firsts = [requests[0][1] for requests in ranges]
+    assert firsts[0] == firsts[1]
+    spans = [sum(len(deployment.days(first, last)) for _, first, last in requests) for requests in ranges]
+    assert spans[1] - spans[0] == count
+
+
+def weekly(template: Any, tmp_path: Any, monkeypatch: Any) -> Deployment:
+    """A model for each week from 21 January on; those of two weeks are trained."""
+    train = {"every": "week", "window": "all", "evaluate": "7 days"}
+    deployment = deploy(tmp_path, monkeypatch, model={"train": train})
+    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
+    return deployment
+
+
+def test_models_are_trained_oldest_first_once_their_features_are_there(tmp_path, monkeypatch):
+    deployment = weekly(None, tmp_path, monkeypatch)
+    assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-01-28")]
+    assert requested(deployment, "predictions", at("2024-02-05T05:00")) == [
+        (("features",), "2024-02-01", "2024-02-04"),
+    ]
+    assert tick(deployment, "training", at("2024-02-05T00:30")) == [True]
+    assert len(deployment.materializations("model")) == 2
+    assert tick(deployment, "predictions", at("2024-02-05T05:00")) == [True, True, True]
+
+
+def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
+    deployment = weekly(None, tmp_path, monkeypatch)
+    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
+    assert requested(deployment, "predictions", at("2024-01-31T05:00")) == [
+        (("predictions",), "2024-01-21", "2024-01-27"),
+    ]
+
+
+def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
+    deployment = weekly(None, tmp_path, monkeypatch)
+    when = at("2024-01-31T05:00")
+    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
+    assert not deployment.run("model", first="2024-01-28", config={"model": {"params": {"max_iter": -1}}}).success
+    assert requested(deployment, "predictions", when) == [(("predictions",), "2024-01-21", "2024-01-30")]
+    assert tick(deployment, "predictions", when) == [True]
+    versions = {run.model_version[:10] for run in deployment.pipeline.state().scores.values()}
+    assert versions == {"2024-01-21"}
+    assert tick(deployment, "training", when) == [True]
+    assert requested(deployment, "predictions", when) == [(("predictions",), "2024-01-28", "2024-01-30")]
+
+
+def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
+    deployment = weekly(None, tmp_path, monkeypatch)
+    under_way(deployment, "model", tags={PARTITION_NAME_TAG: "2024-01-21"})
+    assert requested(deployment, "training", at("2024-02-03T00:30")) == [(("model",), "2024-01-28", "2024-01-28")]
+
+
+def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
+    deployment = weekly(None, tmp_path, monkeypatch)
+    assert not deployment.run(
+        "model", first="2024-01-21", last="2024-01-28", config={"model": {"params": {"max_iter": -1}}}
+    ).success
+    assert requested(deployment, "training", at("2024-02-03T00:30")) == [
+        (("model",), "2024-01-21", "2024-01-21"),
+        (("model",), "2024-01-28", "2024-01-28"),
+    ]
+
+
+def test_performance_follows_once_labels_are_known(trained):
+    trained.score("2024-02-01", "2024-02-05")
+    assert look(trained, "performance", at("2024-02-02T05:00"))[0] == []
+    assert requested(trained, "performance", at("2024-02-06T05:00")) == [(("performance",), "2024-02-01", "2024-02-04")]
+    assert tick(trained, "performance", at("2024-02-06T05:00")) == [True]
+    assert look(trained, "performance", at("2024-02-06T05:00"))[0] == []
+    under_way(trained, "performance", tags={PARTITION_NAME_TAG: "2024-02-05"})
+    assert look(trained, "performance", at("2024-02-07T05:00"))[0] == []
+
+
+def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
+    assert tick(deployment, "predictions", AFTER_ALL) == [True]
+    (request,), _ = look(deployment, "training", AFTER_ALL)
+    assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-01-16"}}}}
+    run_id = under_way(deployment, tags={}, job="small_training", run_config=request.run_config)
+    assert look(deployment, "training", AFTER_ALL)[0] == []
+    deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
+    assert tick(deployment, "training", AFTER_ALL) == [True]
+    while tick(deployment, "predictions", AFTER_ALL):
+        pass
+    assert recorded(deployment)["models"] == 1
+    assert sorted(deployment.pipeline.state().scores)[0] == "2024-01-16"
+    assert recorded(deployment)["scores"] == 45
+
+
+def test_a_run_left_behind_by_a_dead_process_is_closed_and_its_partitions_requested(trained):
+    tags = {**range_tags("2024-02-01", "2024-02-03"), PROCESS_TAG: "4194305 1"}
+    dead = under_way(trained, "features", "predictions", tags=tags)
+    assert requested(trained, "predictions", at("2024-02-04T05:00")) == [
+        (("features", "predictions"), "2024-02-01", "2024-02-01"),
+        (("features", "predictions"), "2024-02-02", "2024-02-03"),
+    ]
+    assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_run_of_a_process_that_lives_is_left_alone(trained):
+    tags = {**range_tags("2024-02-01", "2024-02-03"), PROCESS_TAG: this_process()}
+    alive = under_way(trained, "features", "predictions", tags=tags)
+    assert look(trained, "predictions", at("2024-02-04T05:00"))[0] == []
+    assert trained.instance.get_run_by_id(alive).status == dg.DagsterRunStatus.STARTED
+
+
+def test_a_reused_process_id_is_another_process(trained):
+    number, started = this_process().split()
+    reused = f"{number} {int(started) - 1}"
+    dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: reused})
+    look(trained, "predictions", at("2024-02-02T05:00"))
+    assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_stale_partition_is_scored_again(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+    trained.score("2024-02-01", "2024-02-02")
+    other = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"]})
+    assert requested(other, "predictions", at("2024-02-03T05:00")) == [(("predictions",), "2024-02-01", "2024-02-02")]
+    never = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"], "rescore": "never"})
+    assert look(never, "predictions", at("2024-02-03T05:00"))[0] == []
