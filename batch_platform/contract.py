@@ -163,7 +163,7 @@ def infer_contract(training: pl.DataFrame, declared: Mapping[str, Column]) -> Co
     return Contract(tuple(columns))
 
 
-def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: Any) -> Column:  # noqa: ANN401
+def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: Any) -> Column:  # noqa: ANN401 - Column types them
     """A column of which some things are declared; None leaves a thing to inference.
 
     Raises:

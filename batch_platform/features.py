@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_platform.errors import DataError, SourceError, WrongUseError, did_you_mean, listed
+from batch_platform.errors import BatchPlatformError, DataError, SourceError, WrongUseError, did_you_mean, listed
 from batch_platform.partitions import Partition
 from batch_platform.query import Query
 from batch_platform.rows import RowChecks, require_unique
@@ -93,16 +93,17 @@ class FeatureSession:
         Raises:
             SourceError: The SQL or the function fails.
             DataError: Keys are not unique, or a time is null or outside the partition.
+            BatchPlatformError: The file cannot be written.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._sweep(path.parent)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            written = self._write_aside(partition, aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        return FeatureFile(path=path, rows=written.rows, sha256=written.sha256, columns=written.columns)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(path.parent)
+            return self._write_whole(partition, path)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            msg = f"{self._builder.spec.name}, partition {partition.key}: {path} cannot be written ({reason})."
+            hint = "make room, or mend the permissions of the home; then run it again."
+            raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:
         """The labels known now for a partition: key columns and the label; rows without a label are left out.
@@ -129,6 +130,15 @@ class FeatureSession:
             if not Path("/proc", aside.suffix[1:]).exists():
                 aside.unlink(missing_ok=True)
         self._swept = True
+
+    def _write_whole(self, partition: Partition, path: Path) -> FeatureFile:
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            written = self._write_aside(partition, aside)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return replace(written, path=path)
 
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
         batches, schema = self._batches(partition)

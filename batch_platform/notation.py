@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import date, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
 from batch_platform.errors import did_you_mean, listed
 from batch_platform.partitions import Duration
@@ -119,7 +119,8 @@ def _cron_values(field: str, name: str) -> set[int]:
         bounds = (found["only"] or found["low"] or low, found["only"] or found["high"] or high) if found else ()
         numbers = [words.get(str(bound), bound) for bound in bounds]
         numbers = [int(number) for number in numbers if str(number).isdecimal()]
-        if found is None or numbers != sorted(n for n in numbers if low <= n <= high) or len(numbers) < 2:  # noqa: PLR2004
+        in_order = numbers == sorted(number for number in numbers if low <= number <= high)
+        if found is None or not in_order or len(numbers) != len(bounds):
             msg = f"{item!r} is not a {name} of a cron expression: numbers from {low} to {high}, '*', '1-5' or '*/2'"
             raise ValueError(msg)
         values.update(range(numbers[0], numbers[1] + 1, int(found["step"] or 1)))
@@ -178,4 +179,8 @@ def _share(value: object) -> object:
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
 Cron = Annotated[str, AfterValidator(_cron)]
-Share = Annotated[float, BeforeValidator(_share)]
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]}),
+]

@@ -73,7 +73,7 @@ class Query:
     def _explained(self, at: str = "") -> Generator[None]:
         try:
             yield
-        except (duckdb.Error, pa.ArrowException) as error:
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow hands on what DuckDB says
             message = " ".join(str(error).split())
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)

@@ -187,7 +187,7 @@ def test_only_what_loses_nothing_is_read_as_another_type(type_, values, read):
 @pytest.mark.parametrize("type_", ["float", "integer", "boolean", "category"])
 @pytest.mark.parametrize(
     "values",
-    [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [{"a": 1}], [b"12"]],  # noqa: DTZ001
+    [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [{"a": 1}], [b"12"]],  # noqa: DTZ001 - as a file holds it
     ids=["time", "duration", "list", "struct", "bytes"],
 )
 def test_a_time_or_a_list_is_no_number_and_no_text(type_, values):

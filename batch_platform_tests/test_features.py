@@ -1,4 +1,5 @@
 import os
+import resource
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -8,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from batch_platform.errors import DataError, SourceError, WrongUseError
+from batch_platform.errors import BatchPlatformError, DataError, SourceError, WrongUseError
 from batch_platform.features import BATCH_ROWS, FeatureBuilder, FeatureFile, file_sha256
 from batch_platform.partitions import Partition
 from batch_platform.sources import Sources, quoted
@@ -138,6 +139,31 @@ def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project)
             broken.write()
         assert broken.path.read_bytes() == before
         assert [*broken.path.parent.iterdir()] == [broken.path]
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(project):
+    small = project()
+    small.write()
+    before = small.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(
+            BatchPlatformError, match=r"small, partition 2024-01-02: .* cannot be written \(File too large"
+        ):
+            small.write("2024-01-02")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert small.path.read_bytes() == before
+    assert [*small.path.parent.iterdir()] == [small.path]
+    assert small.write("2024-01-02").rows == ROWS_PER_DAY
+
+
+def test_a_folder_that_cannot_be_made_is_told(project):
+    small = project()
+    small.path.parent.touch()
+    with pytest.raises(BatchPlatformError, match=r"cannot be written \(File exists\)"):
+        small.write()
 
 
 def test_what_a_killed_process_left_aside_is_removed_and_what_a_live_one_writes_is_not(project):

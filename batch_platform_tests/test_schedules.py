@@ -1,11 +1,13 @@
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import polars as pl
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
@@ -31,8 +33,8 @@ def trained(template, tmp_path, monkeypatch):
 
 
 def at(text: str) -> datetime:
-    """A time in Berlin."""
-    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Berlin"))
+    """The instant at which clocks in Berlin show a time."""
+    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
 
 
 def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg.RunRequest], str | None]:
@@ -77,6 +79,7 @@ def under_way(
     run_config: Mapping[str, Any] | None = None,
 ) -> str:
     """Record a run as Dagster would, without running it."""
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("project"), "__repository__")
     return create_run_for_test(
         deployment.instance,
         job_name=job,
@@ -84,6 +87,7 @@ def under_way(
         status=status,
         tags=dict(tags),
         run_config=run_config,
+        remote_job_origin=RemoteJobOrigin(repository, job),
     ).run_id
 
 
@@ -117,8 +121,8 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
             assert all(tick(deployment, schedule, AFTER_ALL))
         rounds.append(recorded(deployment))
         assert len(rounds) < 6
-    assert rounds[0] == {"features": 31, "models": 1, "scores": 0, "evaluations": 0}
-    assert rounds[-1] == {"features": 60, "models": 1, "scores": 29, "evaluations": 29}
+    assert rounds[0] == {"features": 59, "models": 1, "scores": 0, "evaluations": 0}  # nothing needs 31 January
+    assert rounds[-1] == {"features": 59, "models": 1, "scores": 29, "evaluations": 29}
     assert len(rounds) == 2
     for schedule in SCHEDULES:
         requests, reason = look(deployment, schedule, AFTER_ALL)
@@ -174,13 +178,14 @@ def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(templ
     trained = deploy_trained(template, tmp_path, monkeypatch, events=twice)
     when = at("2024-02-07T05:00")
     assert tick(trained, "predictions", when) == [False]
-    assert sorted(trained.pipeline.state().features)[-1] == "2024-02-02"
+    assert max(trained.pipeline.state().features) == "2024-02-02"
     assert requested(trained, "predictions", when) == [
         (("features", "predictions"), "2024-02-03", "2024-02-03"),
         (("features", "predictions"), "2024-02-04", "2024-02-06"),
-        (("predictions",), "2024-02-01", "2024-02-02"),
+        (("predictions",), "2024-02-01", "2024-02-01"),
+        (("predictions",), "2024-02-02", "2024-02-02"),
     ]
-    assert tick(trained, "predictions", when) == [False, True, True]
+    assert tick(trained, "predictions", when) == [False, True, True, True]
     assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-03", "2024-02-03")]
     small_events().write_parquet(trained.pipeline.folder / "events.parquet")
     assert tick(trained, "predictions", when) == [True]
@@ -274,7 +279,7 @@ def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, mon
         model={"train": {"every": None}},
         predictions={"rescore": "when_stale"},
     )
-    start, end = (datetime(day.year, day.month, day.day + n, tzinfo=zone) for n in (0, 1))
+    start, end = (datetime(day.year, day.month, day.day + n, tzinfo=zone).astimezone(UTC) for n in (0, 1))
     partitions = deployment.pipeline.spec.partitions.calendar.due(end)
     assert len(partitions) == count
     assert (partitions[0].start, partitions[-1].end) == (start, end)
@@ -301,7 +306,7 @@ def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monk
     assert spans[1] - spans[0] == count
 
 
-def weekly(template: Any, tmp_path: Any, monkeypatch: Any) -> Deployment:
+def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
     """A model for each week from 21 January on; those of two weeks are trained."""
     train = {"every": "week", "window": "all", "evaluate": "7 days"}
     deployment = deploy(tmp_path, monkeypatch, model={"train": train})
@@ -310,7 +315,7 @@ def weekly(template: Any, tmp_path: Any, monkeypatch: Any) -> Deployment:
 
 
 def test_models_are_trained_oldest_first_once_their_features_are_there(tmp_path, monkeypatch):
-    deployment = weekly(None, tmp_path, monkeypatch)
+    deployment = weekly(tmp_path, monkeypatch)
     assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-01-28")]
     assert requested(deployment, "predictions", at("2024-02-05T05:00")) == [
         (("features",), "2024-02-01", "2024-02-04"),
@@ -321,7 +326,7 @@ def test_models_are_trained_oldest_first_once_their_features_are_there(tmp_path,
 
 
 def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
-    deployment = weekly(None, tmp_path, monkeypatch)
+    deployment = weekly(tmp_path, monkeypatch)
     assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
     assert requested(deployment, "predictions", at("2024-01-31T05:00")) == [
         (("predictions",), "2024-01-21", "2024-01-27"),
@@ -329,7 +334,7 @@ def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
 
 
 def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
-    deployment = weekly(None, tmp_path, monkeypatch)
+    deployment = weekly(tmp_path, monkeypatch)
     when = at("2024-01-31T05:00")
     assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
     assert not deployment.run("model", first="2024-01-28", config={"model": {"params": {"max_iter": -1}}}).success
@@ -342,13 +347,13 @@ def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
 
 
 def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
-    deployment = weekly(None, tmp_path, monkeypatch)
+    deployment = weekly(tmp_path, monkeypatch)
     under_way(deployment, "model", tags={PARTITION_NAME_TAG: "2024-01-21"})
     assert requested(deployment, "training", at("2024-02-03T00:30")) == [(("model",), "2024-01-28", "2024-01-28")]
 
 
 def test_a_training_that_fails_holds_up_none_after_it(tmp_path, monkeypatch):
-    deployment = weekly(None, tmp_path, monkeypatch)
+    deployment = weekly(tmp_path, monkeypatch)
     assert not deployment.run(
         "model", first="2024-01-21", last="2024-01-28", config={"model": {"params": {"max_iter": -1}}}
     ).success
@@ -370,7 +375,7 @@ def test_performance_follows_once_labels_are_known(trained):
 
 def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert tick(deployment, "predictions", AFTER_ALL) == [True]
+    assert tick(deployment, "predictions", AFTER_ALL)
     (request,), _ = look(deployment, "training", AFTER_ALL)
     assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-01-16"}}}}
     run_id = under_way(deployment, tags={}, job="small_training", run_config=request.run_config)
@@ -380,7 +385,7 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
     while tick(deployment, "predictions", AFTER_ALL):
         pass
     assert recorded(deployment)["models"] == 1
-    assert sorted(deployment.pipeline.state().scores)[0] == "2024-01-16"
+    assert min(deployment.pipeline.state().scores) == "2024-01-16"
     assert recorded(deployment)["scores"] == 45
 
 

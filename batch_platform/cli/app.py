@@ -140,15 +140,23 @@ def trace(folder: Path | None, pipeline: str, key: tuple[str, ...], *, as_json: 
     show_trace(wiring, dict(part.split("=", 1) for part in key), as_json=as_json)
 
 
-@app.group(invoke_without_command=True)
+class _ListedByDefault(click.Group):
+    """Commands of which `list` may be left out, its options being given."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, ["list", *args] if args[0].startswith("-") else args)
+
+
+@app.group(cls=_ListedByDefault, invoke_without_command=True)
 @click.argument("pipeline")
-@json_option
 @click.pass_context
-def models(context: click.Context, pipeline: str, *, as_json: bool) -> None:
+def models(context: click.Context, pipeline: str) -> None:
     """The trained versions of PIPELINE; lists them where no command follows."""
-    context.obj = _Chosen(context.obj, pipeline, as_json=as_json)
+    context.obj = _Chosen(context.obj, pipeline)
     if context.invoked_subcommand is None:
-        context.invoke(list_models)
+        context.invoke(list_models, as_json=False)
 
 
 @models.command("list")
@@ -158,8 +166,7 @@ def list_models(chosen: "_Chosen", *, as_json: bool) -> None:
     """All versions, the champion marked."""
     from batch_platform.cli.reporting import show_models
 
-    wiring = _project(chosen.folder).pipeline(chosen.pipeline)
-    show_models(wiring, datetime.now(UTC), as_json=as_json or chosen.as_json)
+    show_models(_project(chosen.folder).pipeline(chosen.pipeline), datetime.now(UTC), as_json=as_json)
 
 
 @models.command("show")
@@ -170,7 +177,7 @@ def show_model(chosen: "_Chosen", version: str, *, as_json: bool) -> None:
     """Everything in the manifest of a version, and what was decided of it."""
     from batch_platform.cli.reporting import show_version
 
-    show_version(_project(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json or chosen.as_json)
+    show_version(_project(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,6 @@ class _Chosen:
 
     folder: Path | None
     pipeline: str
-    as_json: bool
 
 
 def _project(folder: Path | None) -> "Project":

@@ -82,9 +82,12 @@ def find_project(folder: Path | None) -> Project:
     Makes its modules importable and its home the one of this process and of those that it starts.
 
     Raises:
-        WrongUseError: A folder was asked for and has no `[tool.dg.project]`, or what that names cannot be imported.
+        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module.
     """
     start = (folder or Path.cwd()).absolute()
+    if not start.is_dir():
+        msg = f"{start} is no folder."
+        raise WrongUseError(msg, hint="--project names the folder of a Dagster project.")
     for candidate in (start, *start.parents):
         declared = _dg_project(candidate / "pyproject.toml")
         if declared is not None:

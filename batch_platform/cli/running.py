@@ -97,7 +97,9 @@ def _announce(wiring: Wiring, order: Order, plan: Plan) -> None:
         terminal.say(f"{name}: no partition is due yet.")
     elif plan.items:
         terminal.say(f"{name}: to do")
-    elif len(plan.blocked) < len(order.partitions):
+    elif len(plan.blocked) == len(order.partitions):
+        terminal.say(f"{name}: nothing can be scored")
+    else:
         terminal.say(f"{name}: everything asked for is up to date.")
     for kind in KINDS:
         verb, noun = TASKS[kind]

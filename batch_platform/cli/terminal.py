@@ -75,7 +75,7 @@ def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
             say(f"{' ' * indent}{name}:")
             show_fields(value, indent + 2)
         else:
-            say(f"{' ' * indent}{name}: {_cell(value)}")
+            say(f"{' ' * indent}{name}: {_text(value)}")
 
 
 @contextmanager
@@ -156,12 +156,13 @@ def _is_number(value: object, *others: object) -> bool:
 
 
 def _cell(value: object) -> str:
+    """A value in a table: numbers are amounts."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S %Z}".rstrip()
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

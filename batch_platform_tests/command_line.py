@@ -1,0 +1,135 @@
+"""The `batch-platform` command as a user calls it, on somebody else's project in a temporary folder.
+
+The project is the small pipeline with a key of two columns, one of them of odd values, and one row that is rejected.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.cli import main, terminal
+from batch_platform.home import HOME_VARIABLE
+from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.small_pipeline import small_events
+
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+REJECTED_ID, REJECTED_DAY = 2000, "2024-02-19"
+OWN_VARIABLES = (HOME_VARIABLE, "DAGSTER_HOME", terminal.DEBUG_VARIABLE)
+
+OVERRIDES: dict[str, Any] = {
+    "features": {"key": ["id", "shop"], "columns": {"amount": {"min": 0}}, "max_rejected": "5%"},
+    "predictions": {"keep": ["items"]},
+    "labels": {"sql": "labels.sql"},
+}
+LABELS_SQL = """\
+SELECT id, shop, returned
+FROM events
+WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The report: all of standard output, and nothing else was said."""
+        assert (self.code, self.err) == (0, "")
+        return json.loads(self.out, parse_constant=pytest.fail)
+
+    @property
+    def error(self) -> str:
+        """The one paragraph that a failure is told in, and nothing besides."""
+        assert self.code in (1, 2)
+        assert self.err.startswith("Error: ")
+        assert self.err.count("\n") == 1
+        assert not any(word in self.err for word in ("Traceback", "dagster.", "DAGSTER", "Warning"))
+        return self.err.removeprefix("Error: ").rstrip()
+
+
+class InProcess:
+    """Calls the command in this process, each time as if it had just started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capfd = monkeypatch, capfd
+
+    def __call__(self, folder: Path, *args: str, **environment: str) -> Answer:
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        self._capfd.readouterr()
+        with self._monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["batch-platform", *args])
+            patch.setattr(sys, "path", [*sys.path])
+            for name in OWN_VARIABLES:
+                patch.setenv(name, environment.get(name, ""))
+                if name not in environment:
+                    patch.delenv(name)
+            with pytest.raises(SystemExit) as done:
+                main()
+        said = self._capfd.readouterr()
+        return Answer(int(done.value.code or 0), said.out, said.err)
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what points to another home."""
+    return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | variables
+
+
+def run_command(folder: Path, *args: str, command: str = COMMAND, **variables: str) -> Answer:
+    """Call the command in a process of its own, not on a terminal."""
+    done = subprocess.run(
+        [command, *args],
+        cwd=folder,
+        env=clean_environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def write_project(folder: Path, **overrides: Any) -> Path:
+    """Write the project, with overrides as for `small_declaration`; nothing of it has run yet."""
+    events = small_events().with_columns(
+        pl.when(pl.col("id") == REJECTED_ID).then(-1.0).otherwise(pl.col("amount")).alias("amount")
+    )
+    return write_dagster_project(folder, **{"events": events, "labels_sql": LABELS_SQL, **OVERRIDES, **overrides})
+
+
+@cache
+def finished_project(base: Path) -> Path:
+    """The project with all that is due done; made once for all tests below a folder, which copy it."""
+    folder = write_project(base / "finished_project")
+    answer = run_command(folder, "run", "small")
+    assert answer.code == 0, answer.err
+    return folder
+
+
+def copy_of(project: Path, folder: Path) -> Path:
+    """A copy of a project with its home, as recorded: links and times kept."""
+    return shutil.copytree(project, folder, symlinks=True)
+
+
+def published(folder: Path, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
+    """What readers find in the home of a project."""
+    with duckdb.connect(str(folder / ".batch_platform" / "published.duckdb"), read_only=True) as con:
+        return con.execute(query, dict(parameters or {})).fetchall()

@@ -1,0 +1,322 @@
+"""`run`: what it announces, does, skips and leaves, in this process and beside others."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from batch_platform_tests.command_line import (
+    COMMAND,
+    InProcess,
+    clean_environment,
+    copy_of,
+    finished_project,
+    published,
+    run_command,
+    write_project,
+)
+from batch_platform_tests.dagster_project import pipeline_folder
+
+DAY = "2024-02-10"
+SCORED = "SELECT partition_key, count(*), min(run_id) FROM small.predictions GROUP BY 1 ORDER BY 1"
+BALANCE = """
+    SELECT count(*) FROM (
+        SELECT DISTINCT ON (partition_key) * FROM batch_platform.score_runs ORDER BY partition_key, seq DESC
+    ) AS runs
+    WHERE rows_in <> rows_scored + rows_rejected
+    OR rows_scored <> (SELECT count(*) FROM small.predictions AS p WHERE p.partition_key = runs.partition_key)
+"""
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    return InProcess(monkeypatch, capfd)
+
+
+@pytest.fixture
+def project(tmp_path, tmp_path_factory):
+    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    return write_project(tmp_path / "project")
+
+
+def start(folder: Path, *args: str) -> "subprocess.Popen[str]":
+    """A command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [COMMAND, *args],
+        cwd=folder,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
+    """Read what a process says until a line begins so."""
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"it ended without a line {beginning!r}: {process.stderr and process.stderr.read()}")
+
+
+def append(folder: Path, text: str) -> None:
+    """Add to the end of the project's features.sql."""
+    with (pipeline_folder(folder) / "features.sql").open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def runs_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dg.DagsterRun]:
+    """What Dagster has recorded, newest first."""
+    monkeypatch.setenv("DAGSTER_HOME", str(folder / ".batch_platform" / "dagster"))
+    with dg.DagsterInstance.get() as instance:
+        return list(instance.get_runs())
+
+
+def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
+    answer = cli(fresh, "run", "small", "--to", "2024-02-03")
+    assert (answer.code, answer.err) == (0, "")
+    lines = answer.out.splitlines()
+    assert lines[:7] == [
+        "small: to do",
+        "  build features of 30 partitions (2024-01-01 to 2024-01-30)",
+        "  build features of 3 partitions (2024-02-01 to 2024-02-03)",
+        "  train 1 model (2024-02-01)",
+        "  score 3 partitions (2024-02-01 to 2024-02-03)",
+        "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
+        "  no model serves 31 partitions (2024-01-01 to 2024-01-31)",
+    ]
+    assert "features: 33 of 33, 2024-02-03, 40 rows" in lines
+    assert len([line for line in lines if line.startswith("features: ")]) <= 10
+    assert lines[-2:] == [
+        "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
+        f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
+    ]
+    assert [key for key, *_ in published(fresh, SCORED)] == ["2024-02-01", "2024-02-02", "2024-02-03"]
+
+
+def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
+    cli(fresh, "run", "small", "--to", "2024-02-03")
+    answer = cli(fresh, "run", "small", "--from", "2024-02-02", "--to", "2024-02-05")
+    assert answer.out.splitlines()[:4] == [
+        "small: to do",
+        "  build features of 2 partitions (2024-02-04 to 2024-02-05)",
+        "  score 2 partitions (2024-02-04 to 2024-02-05)",
+        "  evaluate 2 partitions (2024-02-04 to 2024-02-05)",
+    ]
+    before = published(fresh, SCORED)
+    again = cli(fresh, "run", "small", "--from", "2024-02-01", "--to", "2024-02-05")
+    assert again.out.splitlines()[0] == "small: everything asked for is up to date."
+    assert published(fresh, SCORED) == before
+
+
+def test_one_partition_is_one_run_of_features_and_predictions(cli, project, monkeypatch):
+    append(project, "-- changed\n")
+    earlier = {run.run_id for run in runs_of(project, monkeypatch)}
+    assert cli(project, "run", "small", "--partition", DAY).code == 0
+    new = [run for run in runs_of(project, monkeypatch) if run.run_id not in earlier]
+    assert [(run.job_name, run.status.value) for run in new] == [
+        ("small_performance", "SUCCESS"),
+        ("small_predictions", "SUCCESS"),
+    ]
+    assert {key.path[1] for key in new[1].asset_selection or ()} == {"features", "predictions"}
+
+
+def test_run_reports_as_json(cli, project):
+    report = cli(project, "run", "small", "--from", "2024-02-01", "--json").json
+    (version,) = report.pop("versions")
+    assert version.startswith("2024-02-01-")
+    assert report == {
+        "pipeline": "small",
+        "partitions": 29,
+        "scored": 29,
+        "unserved": 0,
+        "rows_in": 1160,
+        "rows_scored": 1159,
+        "rows_rejected": 1,
+        "published": f"{project}/.batch_platform/published.duckdb",
+    }
+
+
+def test_force_scores_again_and_changes_no_prediction(cli, project):
+    query = f"SELECT id, prediction, score FROM small.predictions WHERE partition_key = '{DAY}' ORDER BY id"
+    before, runs = published(project, query), published(project, SCORED)
+    answer = cli(project, "run", "small", "--partition", DAY, "--force")
+    assert answer.out.splitlines()[1:4] == [
+        f"  build features of 1 partition ({DAY})",
+        f"  score 1 partition ({DAY})",
+        f"  evaluate 1 partition ({DAY})",
+    ]
+    assert published(project, query) == before
+    assert {key for (key, *_), old in zip(published(project, SCORED), runs, strict=True) if (key, *_) != old} == {DAY}
+
+
+def test_given_version_scores_what_no_model_serves_and_is_marked_in_sample(cli, project):
+    (version,) = cli(project, "run", "small", "--from", DAY, "--json").json["versions"]
+    args = ("run", "small", "--partition", "2024-01-05", "--model", version)
+    assert cli(project, *args).code == 0
+    query = "SELECT model_version, in_sample FROM batch_platform.score_runs WHERE partition_key = '2024-01-05'"
+    assert published(project, query) == [(version, True)]
+    assert cli(project, *args).out.splitlines()[0] == "small: everything asked for is up to date."
+
+
+def test_partition_without_rows_is_a_success_with_a_row_of_zeros(cli, project):
+    append(project, "AND 1 = 0\n")
+    refused = cli(project, "run", "small", "--partition", DAY)
+    assert refused.code == 1
+    assert refused.error.startswith(f"small, partition {DAY}: it had 40 rows and would become empty. Hint: ")
+    assert cli(project, "run", "small", "--partition", DAY, "--force").code == 0
+    query = f"SELECT rows_in, rows_scored, rows_rejected FROM batch_platform.score_runs WHERE partition_key = '{DAY}' ORDER BY seq"
+    assert published(project, query)[-1] == (0, 0, 0)
+
+
+def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
+    folder = write_project(tmp_path / "project", model={"promote": {"metric": "roc_auc", "at_least": 1.1}})
+    answer = cli(folder, "run", "small", "--to", "2024-02-01")
+    assert answer.code == 1
+    assert answer.error.startswith("small, partition 2024-01-01: no model serves it; none is approved.")
+    assert "model: 1 of 1, 2024-02-01" in answer.out
+    assert cli(folder, "run", "small", "--to", "2024-02-01").out.splitlines()[0] == "small: nothing can be scored"
+
+
+def test_pipeline_whose_first_partition_is_to_come_does_nothing(cli, tmp_path):
+    folder = write_project(tmp_path / "project", partitions={"start": "2999-01-01", "end": None})
+    answer = cli(folder, "run", "small")
+    assert (answer.code, answer.err, answer.out) == (0, "", "small: no partition is due yet.\n")
+
+
+def test_failed_run_keeps_what_it_committed_and_status_says_why(cli, project):
+    sql = pipeline_folder(project) / "features.sql"
+    sql.write_text(
+        sql.read_text().replace("items", "CASE WHEN id = 2001 THEN error('broken') ELSE items END AS items"),
+        encoding="utf-8",
+    )
+    answer = cli(project, "run", "small", "--from", "2024-02-15")
+    assert answer.code == 1
+    assert answer.error.startswith("small, partition 2024-02-20: the SQL of ")
+    (status,) = cli(project, "status", "--json").json
+    of = {one["partition"]: one for one in status["partitions"]}
+    assert of["2024-02-20"]["condition"] == "failed"
+    assert re.fullmatch(r"run [0-9a-f-]{36} failed", of["2024-02-20"]["reason"])
+    assert published(project, BALANCE) == [(0,)]
+
+
+def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monkeypatch):
+    process = start(fresh, "run", "small")
+    wait_for(process, "predictions: 3 of 29")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "Error: interrupted; what had been committed stays. Run the same command again to go on.\n"
+    assert not [run for run in runs_of(fresh, monkeypatch) if not run.is_finished]
+    assert run_command(fresh, "run", "small").code == 0
+    assert len(published(fresh, SCORED)) == 29
+    assert published(fresh, BALANCE) == [(0,)]
+
+
+@pytest.mark.parametrize("moment", ["features: 4 of 40", "features: 40 of 40", "predictions: 1 of 10"])
+def test_killed_run_is_closed_as_failed_by_the_next_command_and_the_work_converges(fresh, monkeypatch, moment):
+    process = start(fresh, "run", "small", "--to", "2024-02-10")
+    wait_for(process, moment)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    (left, *_) = runs_of(fresh, monkeypatch)
+    assert not left.is_finished
+    assert run_command(fresh, "status").code == 0
+    (closed,) = [run for run in runs_of(fresh, monkeypatch) if run.run_id == left.run_id]
+    assert closed.status == dg.DagsterRunStatus.FAILURE
+    assert run_command(fresh, "run", "small", "--to", "2024-02-10").code == 0
+    assert len(published(fresh, SCORED)) == 10
+    assert published(fresh, BALANCE) == [(0,)]
+    assert list((fresh / ".batch_platform" / "staging").iterdir()) == []
+
+
+def test_readers_see_predictions_while_another_run_goes_on(project):
+    statement = (
+        "import duckdb; "
+        "duckdb.connect('.batch_platform/published.duckdb', read_only=True).sql('from small.predictions').show()"
+    )
+    process = start(project, "run", "small", "--force", "--from", "2024-02-01")
+    wait_for(process, "small: to do")
+    reads = 0
+    while process.poll() is None:
+        done = subprocess.run(
+            [sys.executable, "-"], cwd=project, input=statement, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "1159 rows" in done.stdout.replace(",", "")
+        reads += 1
+    assert process.returncode == 0
+    assert reads > 1
+    assert process.communicate()[1] == ""
+
+
+def test_two_runs_at_once_both_end_well_or_say_why_not(project):
+    both = [start(project, "run", "small", "--force", "--from", "2024-02-20") for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0 or "this run changes nothing" in err
+    assert published(project, BALANCE) == [(0,)]
+    assert len(published(project, SCORED)) == 29
+
+
+def test_terminal_shows_bars_and_no_lines(project):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, "run", "small", "--force", "--from", "2024-02-20"],
+        cwd=project,
+        env=clean_environment(TERM="xterm", COLUMNS="100", LINES="30"),
+        stdin=subprocess.DEVNULL,
+        stdout=follower,
+        stderr=subprocess.PIPE,
+    )
+    os.close(follower)
+    said = b""
+    with suppress(OSError):  # once the other end is closed
+        while part := os.read(leader, 65536):
+            said += part
+    os.close(leader)
+    assert process.communicate(timeout=60) == (None, b"")
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    for asset in ("features", "predictions", "performance"):
+        assert re.search(rf"{asset} +━+ +10/10", text), text
+    assert "10 of 10, 2024-02-29" not in text
+    assert "10 of 10 partitions scored" in text
+
+
+def test_output_may_be_cut_off_by_its_reader(project):
+    done = subprocess.run(
+        f"{COMMAND} status --json | head -1",
+        shell=True,
+        cwd=project,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("[\n", "")
+
+
+def test_interruption_outside_of_a_run_is_one_line(fresh):
+    process = start(fresh, "ui", "--port", "0")
+    wait_for(process, "http://127.0.0.1:")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
