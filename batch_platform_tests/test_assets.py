@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.errors import DataError, WarehouseBusyError
 from batch_platform.partitions import Calendar
+from batch_platform.pipeline import Committed
 from batch_platform.plan import serving_calendar
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
 from batch_platform_tests.small_pipeline import small_events, small_spec, write_small_project
@@ -353,15 +355,31 @@ def test_a_partition_before_every_model_fails_in_one_paragraph(trained):
     assert "\n" not in message
 
 
-def test_rows_balance_blocks_what_depends_on_the_predictions(tmp_path, monkeypatch):
+def test_rows_balance_blocks(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
-    (spec,) = [
-        spec
-        for assets in deployment.definitions.assets or []
-        for spec in getattr(assets, "check_specs", [])
-        if spec.name == checks.ROWS_BALANCE
-    ]
-    assert spec.blocking
+    graph = deployment.definitions.resolve_asset_graph()
+    assert graph.get(dg.AssetCheckKey(deployment.key("predictions"), checks.ROWS_BALANCE)).blocking
+
+
+@pytest.mark.parametrize(("rows_rejected", "goes_on"), [(1, True), (0, False)])
+def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trained, rows_rejected, goes_on):
+    trained.score("2024-02-01", "2024-02-01")
+    run = replace(
+        trained.pipeline.state().scores["2024-02-01"], rows_in=40, rows_scored=39, rows_rejected=rows_rejected
+    )
+    committed = Committed(trained.wiring.named(["2024-02-01"])[0], run, skipped=False)
+    key = dg.AssetKey("scores")
+
+    @dg.asset(key=key, check_specs=[checks.rows_balance(key)])
+    def scores() -> dg.MaterializeResult:
+        return dg.MaterializeResult(check_results=[checks.rows_balance_summary([committed])])
+
+    @dg.asset(deps=[scores])
+    def emails() -> None: ...
+
+    result = dg.materialize([scores, emails], instance=trained.instance, raise_on_error=False)
+    assert result.success is goes_on
+    assert bool(result.asset_materializations_for_node("emails")) is goes_on
 
 
 def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(template, tmp_path, monkeypatch):

@@ -212,7 +212,7 @@ def test_a_partition_that_somebody_runs_in_the_ui_is_not_requested(trained):
     under_way(trained, "features", tags={PARTITION_NAME_TAG: "2024-02-01"})
     requests, reason = look(trained, "predictions", at("2024-02-02T05:00"))
     assert requests == []
-    assert reason == "1 partitions are under way; nothing else is due."
+    assert reason == "Under way: 2024-02-01; nothing else is due."
 
 
 def test_a_run_that_ended_holds_nothing(trained):

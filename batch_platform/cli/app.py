@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on 
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,16 +195,20 @@ def _project(folder: Path | None) -> "Project":
 
 def main() -> None:
     """Run the command and leave with its exit code."""
-    sys.exit(_guarded(lambda: app.main(standalone_mode=False)))
+    sys.exit(_run(sys.argv[1:]))
 
 
-def _guarded(command: Callable[[], object]) -> int:
+def _run(arguments: list[str]) -> int:
+    """Run the command; what goes wrong is told in one paragraph. Gives the exit code."""
     try:
-        result = command()
+        with app.make_context("batch-platform", arguments) as context:
+            app.invoke(context)
         sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
     except click.ClickException as error:
         return failures.explain_usage(error)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return failures.explain_interruption()
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -214,4 +217,4 @@ def _guarded(command: Callable[[], object]) -> int:
         if terminal.debugging():
             traceback.print_exception(error)
         return failures.explain(error)
-    return result if isinstance(result, int) else 0
+    return 0

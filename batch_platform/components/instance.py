@@ -28,13 +28,15 @@ def prepare_instance(home: Home) -> Path:
     """Make the Dagster home if it is new, once even when several processes ask at the same time."""
     home.create()
     os.environ["DAGSTER_HOME"] = str(home.dagster)
+    config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"
     with (home.dagster / ".prepare.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        config = home.dagster / "dagster.yaml"
         if not config.exists():
             config.write_text(DAGSTER_YAML, encoding="utf-8")
+        if not prepared.exists():
             with dg.DagsterInstance.from_config(str(home.dagster)) as instance:
                 instance.get_runs(limit=1)
                 instance.get_asset_keys(limit=1)
                 instance.all_instigator_state()
+            prepared.touch()
     return home.dagster

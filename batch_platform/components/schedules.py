@@ -14,6 +14,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from batch_platform.components import runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.errors import listed
 from batch_platform.partitions import Partition
 from batch_platform.plan import Item, Kind, Plan, State, contiguous, make_plan, training_window
 
@@ -206,7 +207,7 @@ def _run_request(tick: Tick, request: Request) -> dg.RunRequest:
 def _reason(tick: Tick) -> str:
     """Why a tick requests nothing."""
     if tick.held:
-        return f"{len(tick.held)} partitions are under way; nothing else is due."
+        return f"Under way: {listed({key or asset for asset, key in tick.held})}; nothing else is due."
     waiting = [
         f"{len(items)} of {kind}" for kind in ("features", "model", "predictions") if (items := tick.retried.of(kind))
     ]

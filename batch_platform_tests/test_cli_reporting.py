@@ -1,0 +1,199 @@
+"""`status`, `trace` and `models`: what they say to people and to programs."""
+
+from datetime import datetime
+
+import pytest
+
+from batch_platform_tests.command_line import (
+    REJECTED_DAY,
+    REJECTED_ID,
+    InProcess,
+    copy_of,
+    finished_project,
+    published,
+    write_project,
+)
+from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.small_pipeline import SHOPS, small_declaration
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    return InProcess(monkeypatch, capfd)
+
+
+@pytest.fixture
+def project(tmp_path, tmp_path_factory):
+    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+
+
+def version_of(project):
+    ((version,),) = published(project, "SELECT version FROM batch_platform.model_versions")
+    return version
+
+
+def test_status_says_what_is_scored_and_what_no_model_serves(cli, project):
+    answer = cli(project, "status", "small")
+    lines = answer.out.splitlines()
+    assert answer.err == ""
+    assert lines[0] == "small: 31 blocked, 29 scored"
+    assert lines[1].startswith(f"  champion: {version_of(project)} (accuracy 0.")
+    assert lines[2].startswith("  last commit: 20")
+    assert lines[3:] == [
+        "  due now: nothing",
+        "  2024-01-01 to 2024-01-31 (31): blocked, no model serves it",
+        "  2024-02-01 to 2024-02-29 (29): scored",
+    ]
+
+
+def test_status_of_every_partition_is_a_table(cli, project):
+    lines = cli(project, "status", "--all").out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith(REJECTED_DAY)]
+    assert row == [REJECTED_DAY, "scored", version_of(project), "39", "1"]
+
+
+def test_status_reports_as_json(cli, project):
+    (report,) = cli(project, "status", "--json").json
+    assert report["counts"] == {"blocked": 31, "scored": 29}
+    assert report["champion"] == version_of(project)
+    assert set(report["champion_metrics"]) >= {"roc_auc", "log_loss"}
+    assert report["due"] == {}
+    of = {one["partition"]: one for one in report["partitions"]}
+    scored = of[REJECTED_DAY]
+    assert (scored["rows_in"], scored["rows_scored"], scored["rows_rejected"], scored["evaluated"]) == (40, 39, 1, True)
+    assert datetime.fromisoformat(scored["committed_at"]).tzinfo is not None
+    assert of["2024-01-01"]["condition"] == "blocked"
+
+
+def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):
+    answer = cli(write_project(tmp_path / "project"), "status")
+    assert answer.out.splitlines() == [
+        "small: 31 blocked, 29 missing",
+        "  champion: none",
+        "  last commit: none",
+        "  due now: 59 of features, 1 of model, 29 of predictions, 29 of performance",
+        "  2024-01-01 to 2024-01-31 (31): blocked, no model serves it",
+        "  2024-02-01 to 2024-02-29 (29): missing",
+    ]
+
+
+def test_status_says_why_partitions_are_stale(cli, project):
+    file = pipeline_folder(project) / "features.sql"
+    file.write_text(file.read_text(encoding="utf-8") + "AND amount < 1000\n", encoding="utf-8")
+    lines = cli(project, "status").out.splitlines()
+    assert lines[0] == "small: 31 blocked, 29 stale"
+    assert lines[-1] == "  2024-02-01 to 2024-02-29 (29): stale, the SQL or its declaration changed"
+
+
+def test_status_lists_every_pipeline_of_a_project(cli, tmp_path):
+    folder = write_project(tmp_path / "project")
+    for file in pipeline_folder(folder).iterdir():
+        target = pipeline_folder(folder, "other") / file.name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    write_defs_yaml(folder, small_declaration(name="other"), "other")
+    assert [report["pipeline"] for report in cli(folder, "status", "--json").json] == ["other", "small"]
+    assert [report["pipeline"] for report in cli(folder, "status", "other", "--json").json] == ["other"]
+
+
+def test_project_without_a_pipeline_says_so(cli, tmp_path):
+    folder = write_project(tmp_path / "project")
+    (pipeline_folder(folder) / "defs.yaml").unlink()
+    for args in (("check",), ("status",)):
+        assert cli(folder, *args).out == f"{folder} declares no pipeline.\n"
+    assert cli(folder, "run", "small").error == "There is no pipeline 'small'; there are none."
+
+
+def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
+    (one,) = cli(project, "trace", "small", "id=1500", "--json").json
+    assert set(one) == {"outcome", "row", "commit", "model", "features"}
+    assert one["outcome"] == "scored"
+    assert one["row"]["id"] == 1500
+    assert 0 < one["row"]["score"] < 1
+    assert one["commit"]["partition_key"] == one["row"]["partition_key"] == "2024-02-07"
+    assert one["commit"]["run_id"] == one["row"]["run_id"]
+    assert one["model"]["version"] == one["row"]["model_version"] == version_of(project)
+    assert one["model"]["params"]["max_iter"] == 5
+    assert one["model"]["trained_until"] == "2024-01-30T23:00:00+00:00"
+    assert one["model"]["decision"].startswith("approved by gate: ")
+    assert one["features"]["file"] == f"{project}/.batch_platform/lake/small/features/2024-02-07.parquet"
+    assert one["features"]["sha256"] == one["commit"]["input_hash"]
+    assert set(one["features"]["sources"]) == {"events"}
+
+
+def test_trace_of_a_rejected_row_gives_the_reason_and_the_row(cli, project):
+    (one,) = cli(project, "trace", "small", f"id={REJECTED_ID}", "--json").json
+    assert one["outcome"] == "rejected"
+    assert one["row"]["column_name"] == "amount"
+    assert one["row"]["key"]["id"] == REJECTED_ID
+    assert one["row"]["row"]["amount"] == -1.0
+    assert one["commit"]["rows_rejected"] == 1
+    text = cli(project, "trace", "small", f"id={REJECTED_ID}").out
+    assert text.startswith("outcome: rejected\n")
+    assert f"\n    id: {REJECTED_ID}\n" in text
+
+
+def test_trace_takes_keys_of_any_characters(cli, project):
+    for shop in SHOPS:
+        found = cli(project, "trace", "small", f"shop={shop}", "--json").json
+        ((expected,),) = published(project, "SELECT count(*) FROM small.predictions WHERE shop = $shop", {"shop": shop})
+        assert len([one for one in found if one["outcome"] == "scored"]) == expected > 0
+        assert {one["row"].get("shop", shop) for one in found} == {shop}
+
+
+def test_trace_of_a_row_that_is_not_there_says_where_to_look(cli, project):
+    answer = cli(project, "trace", "small", "id=1500", "shop=none=such")
+    assert answer.code == 1
+    assert answer.error == (
+        "small: no scored or rejected row has id=1500, shop=none=such. "
+        "Hint: batch-platform status small shows which partitions are scored."
+    )
+
+
+def test_trace_before_anything_is_published_says_so(cli, tmp_path):
+    answer = cli(write_project(tmp_path / "project"), "trace", "small", "id=1")
+    assert answer.code == 1
+    assert answer.error.startswith("small: no scored or rejected row has id=1.")
+
+
+@pytest.mark.parametrize("args", [("models", "small"), ("models", "small", "list")])
+def test_models_lists_versions_with_the_champion_marked(cli, project, args):
+    header, row = cli(project, *args).out.splitlines()
+    assert header.split() == ["version", "champion", "decision", "rows", "accuracy", "brier", "log_loss", "roc_auc"]
+    assert row.split()[:4] == [version_of(project), "*", "approved", "900"]
+    (one,) = cli(project, *args, "--json").json
+    assert (one["version"], one["champion"], one["serving_period"]) == (version_of(project), True, "2024-02-01")
+
+
+def test_models_of_an_untrained_pipeline_says_so(cli, tmp_path):
+    folder = write_project(tmp_path / "project")
+    assert cli(folder, "models", "small").out == "small has no trained version yet.\n"
+    assert cli(folder, "models", "small", "--json").json == []
+
+
+def test_models_show_gives_manifest_contract_and_decisions(cli, project):
+    version = version_of(project)
+    report = cli(project, "models", "small", "show", version, "--json").json
+    assert report["version"] == version
+    assert report["manifest"]["task"] == "binary"
+    assert [column["name"] for column in report["manifest"]["contract"]] == ["amount", "items", "known"]
+    assert [event["action"] for event in report["decisions"]] == ["approved"]
+    text = cli(project, "models", "small", "show", version).out
+    assert "estimator: sklearn.ensemble.HistGradientBoostingClassifier" in text
+    assert " approved by gate: " in text.splitlines()[-1]
+
+
+def test_models_show_of_an_unknown_version_names_the_nearest(cli, project):
+    version = version_of(project)
+    answer = cli(project, "models", "small", "show", version[:-1])
+    assert answer.code == 2
+    assert answer.error.endswith(f"Hint: did you mean {version!r}?")
+
+
+def test_changed_manifest_is_not_shown(cli, project):
+    version = version_of(project)
+    manifest = project / ".batch_platform" / "models" / "small" / version / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows"', '"rows "', 1))
+    answer = cli(project, "models", "small", "show", version)
+    assert answer.code == 1
+    assert f"The manifest of {version} is not the one that was registered" in answer.error

@@ -1,0 +1,273 @@
+"""Real `dagster-webserver` and `dagster-daemon` processes on a project of somebody else's, driven as the UI drives them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pytest
+
+from batch_platform.home import HOME_VARIABLE
+from batch_platform_tests.dagster_project import write_dagster_project
+from batch_platform_tests.deployment import range_tags
+from batch_platform_tests.small_pipeline import small_events
+
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+PATIENCE = 300.0  # seconds; what is waited for takes a tenth of it
+RANGE_START, RANGE_END = range_tags("first", "last")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Ui:
+    """The two processes and how to talk to them."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    home: Path
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The answer to a GraphQL query or mutation: its only field."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            said = json.load(answer)
+        assert "errors" not in said, said["errors"]
+        (field,) = said["data"].values()
+        return field
+
+    def wait(self, look: Callable[[], Found | None]) -> Found:
+        """What a look finds, as soon as it finds something."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            if (found := look()) is not None:
+                return found
+            time.sleep(0.5)
+        pytest.fail(f"nothing came of it\n{self.log.read_text()[-5000:]}")
+
+    def published(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows of the readers' copy, read while everything runs."""
+        with duckdb.connect(str((self.home / "published.duckdb").resolve()), read_only=True) as con:
+            return con.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory) -> Iterator[Ui]:
+    folder = write_dagster_project(
+        tmp_path_factory.mktemp("somebodys") / "project",
+        events=small_events(last=date(2024, 3, 31)),
+        partitions={"end": "2024-04-01"},
+        predictions={"schedule": "* * * * *"},
+    )
+    own = {HOME_VARIABLE, "DAGSTER_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    subprocess.run(
+        [COMMAND, "--project", str(folder), "run", "small", "--partition", "2024-02-01"],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = folder.parent / "ui.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COMMAND, "--project", str(folder), "ui", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    running = Ui(process, f"http://127.0.0.1:{port}", log, folder / ".batch_platform")
+    try:
+        running.wait(lambda: answers(running))
+        yield running
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+        for left in session_of(process.pid):
+            os.kill(left, signal.SIGKILL)
+
+
+def answers(ui: Ui) -> bool | None:
+    try:
+        return True if ui.ask("{version}") else None
+    except OSError:
+        return None
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes that live in the session of a process that was started as its leader."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, _, session = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
+LOCATIONS = """
+{workspaceOrError {... on Workspace {locationEntries {
+  name loadStatus
+  locationOrLoadError {
+    __typename
+    ... on PythonError {message}
+    ... on RepositoryLocation {repositories {name schedules {name} assetGroups {groupName}}}
+  }
+}}}}"""
+LAUNCH = """
+mutation ($executionParams: ExecutionParams!) {launchPipelineExecution(executionParams: $executionParams) {
+  __typename
+  ... on LaunchRunSuccess {run {runId}}
+  ... on PythonError {message}
+  ... on RunConfigValidationInvalid {errors {message}}
+}}"""
+RUN = "query ($id: ID!) {runOrError(runId: $id) {... on Run {status tags {key value} assetSelection {path}}}}"
+MATERIALIZATIONS = """
+query ($asset: AssetKeyInput!) {assetOrError(assetKey: $asset) {... on Asset {
+  assetMaterializations(limit: 1000) {partition runId metadataEntries {label ... on IntMetadataEntry {intValue}}}
+}}}"""
+BACKFILL = """
+mutation ($backfillParams: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $backfillParams) {
+  __typename
+  ... on LaunchBackfillSuccess {backfillId}
+  ... on PythonError {message}
+}}"""
+BACKFILL_STATUS = """
+query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
+  __typename
+  ... on PartitionBackfill {status runs(limit: 100) {runId status tags {key value}} error {message}}
+}}"""
+START_SCHEDULE = """
+mutation ($selector: ScheduleSelector!) {startSchedule(scheduleSelector: $selector) {
+  __typename
+  ... on ScheduleStateResult {scheduleState {id status}}
+  ... on PythonError {message}
+}}"""
+STOP_SCHEDULE = "mutation ($id: String!) {stopRunningSchedule(id: $id) {__typename}}"
+TICKS = """
+query ($selector: ScheduleSelector!) {scheduleOrError(scheduleSelector: $selector) {... on Schedule {
+  scheduleState {ticks(limit: 10) {status runIds skipReason error {message}}}
+}}}"""
+
+
+def repository(ui: Ui) -> dict[str, str]:
+    (location,) = ui.ask(LOCATIONS)["locationEntries"]
+    return {"repositoryLocationName": location["name"], "repositoryName": "__repository__"}
+
+
+def finished(ui: Ui, run_id: str) -> dict[str, Any] | None:
+    run = ui.ask(RUN, id=run_id)
+    return run if run["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+
+def tags_of(run: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["tags"]}
+
+
+def materialized(ui: Ui, asset: str, run_id: str) -> list[str]:
+    found = ui.ask(MATERIALIZATIONS, asset={"path": ["small", asset]})["assetMaterializations"]
+    return sorted(one["partition"] for one in found if one["runId"] == run_id)
+
+
+def test_the_code_location_loads(ui):
+    def loaded() -> list[dict[str, Any]] | None:
+        entries = ui.ask(LOCATIONS)["locationEntries"]
+        return entries if entries and all(entry["loadStatus"] == "LOADED" for entry in entries) else None
+
+    (entry,) = ui.wait(loaded)
+    found = entry["locationOrLoadError"]
+    assert found["__typename"] == "RepositoryLocation", found
+    (only,) = found["repositories"]
+    assert [group["groupName"] for group in only["assetGroups"]] == ["small"]
+    assert {schedule["name"] for schedule in only["schedules"]} == {
+        "small_predictions_schedule",
+        "small_training_schedule",
+        "small_performance_schedule",
+    }
+
+
+def test_a_partition_materialized_from_the_ui_is_scored(ui):
+    launched = ui.ask(
+        LAUNCH,
+        executionParams={
+            "mode": "default",
+            "runConfigData": "{}",
+            "selector": {**repository(ui), "pipelineName": "__ASSET_JOB", "assetSelection": SELECTION},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "2024-02-02"}]},
+        },
+    )
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = launched["run"]["runId"]
+    assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
+    assert materialized(ui, "predictions", run_id) == ["2024-02-02"]
+    query = f"SELECT count(*) FROM small.predictions WHERE partition_key = '2024-02-02' AND run_id = '{run_id}'"
+    assert ui.published(query) == [(40,)]
+
+
+def test_a_backfill_of_31_partitions_from_the_ui_is_one_run(ui):
+    days = [f"2024-03-{day:02}" for day in range(1, 32)]
+    launched = ui.ask(BACKFILL, backfillParams={"assetSelection": SELECTION, "partitionNames": days, "tags": []})
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+
+    def ended() -> dict[str, Any] | None:
+        backfill = ui.ask(BACKFILL_STATUS, id=launched["backfillId"])
+        return backfill if backfill["status"] not in ("REQUESTED", "CANCELING", "FAILING") else None
+
+    backfill = ui.wait(ended)
+    assert backfill["status"] == "COMPLETED_SUCCESS", backfill
+    (run,) = backfill["runs"]
+    assert (tags_of(run)[RANGE_START], tags_of(run)[RANGE_END]) == (days[0], days[-1])
+    assert materialized(ui, "features", run["runId"]) == days
+    assert materialized(ui, "predictions", run["runId"]) == days
+    query = "SELECT count(*), count(DISTINCT partition_key) FROM small.predictions WHERE partition_key LIKE '2024-03-%'"
+    assert ui.published(query) == [(31 * 40, 31)]
+
+
+def test_a_schedule_that_is_switched_on_requests_what_is_due(ui):
+    selector = {**repository(ui), "scheduleName": "small_predictions_schedule"}
+    started = ui.ask(START_SCHEDULE, selector=selector)
+    assert started["__typename"] == "ScheduleStateResult", started
+
+    def ticked() -> list[str] | None:
+        ticks = ui.ask(TICKS, selector=selector)["scheduleState"]["ticks"]
+        assert not [tick for tick in ticks if tick["status"] == "FAILURE"], ticks
+        return next((tick["runIds"] for tick in ticks if tick["status"] == "SUCCESS"), None)
+
+    run_ids = ui.wait(ticked)
+    assert ui.ask(STOP_SCHEDULE, id=started["scheduleState"]["id"])["__typename"] == "ScheduleStateResult"
+    runs = {run_id: ui.wait(lambda run_id=run_id: finished(ui, run_id)) for run_id in run_ids}
+    assert {run["status"] for run in runs.values()} == {"SUCCESS"}
+    days = [f"2024-02-{day:02}" for day in range(1, 30)]
+    scored = [day for run_id in runs for day in materialized(ui, "predictions", run_id)]
+    assert sorted(scored) == sorted(set(scored))
+    assert set(scored) <= set(days)
+    assert ui.published(
+        "SELECT DISTINCT partition_key FROM small.predictions WHERE partition_key < '2024-03' ORDER BY 1"
+    ) == [(day,) for day in days]
+
+
+def test_an_interrupt_ends_every_process(ui):
+    assert len(session_of(ui.process.pid)) >= 3
+    os.kill(ui.process.pid, signal.SIGINT)
+    assert ui.process.wait(PATIENCE) == 0
+    deadline = time.monotonic() + PATIENCE
+    while session_of(ui.process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert session_of(ui.process.pid) == []
