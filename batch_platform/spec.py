@@ -5,9 +5,9 @@ nearest match. Keys whose behaviour does not exist yet are checked like the othe
 """
 
 from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.errors import did_you_mean, listed
 from batch_platform.inputs import ColumnRule, Features, Labels, Partitions, Source
@@ -174,6 +174,9 @@ class Engine(Block):
     spark: Spark | None = None
 
 
+LocalOrEngine = Annotated[Engine, WithJsonSchema({"anyOf": [{"const": "local"}, {"type": "object"}]})]
+
+
 class PipelineSpec(Block):
     """One pipeline."""
 
@@ -187,7 +190,7 @@ class PipelineSpec(Block):
     model: Model
     predictions: Predictions = Field(default_factory=Predictions)
     monitoring: Monitoring = Field(default_factory=Monitoring)
-    engine: Engine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
+    engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
 
     @field_validator("name")
     @classmethod

@@ -232,6 +232,7 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     assert balances[None].metadata["rows_in"].value == 400
     assert all(balance.passed for balance in balances.values())
     assert published(trained, "SELECT count(*), count(DISTINCT partition_key) FROM small.predictions") == [(400, 10)]
+    assert published(trained, "SELECT bool_and(committed_at > started_at) FROM batch_platform.score_runs") == [(True,)]
 
 
 def test_a_partition_run_alone_is_logged_like_one_of_a_range(trained):

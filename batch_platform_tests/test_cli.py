@@ -373,7 +373,7 @@ def test_hints_name_commands_that_exist():
         (file.name, command)
         for file in [*package.rglob("*.py"), package.parent / "README.md"]
         for command in re.findall(
-            r"(?<!of )(?<!by )(?<!`)batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
+            r"(?<!of )(?<!by )batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
         )
     ]
     assert [one for one in named if one[1] not in app.commands] == []

@@ -61,7 +61,7 @@ def imports_of(path: Path) -> set[str]:
 
 def part_of(module: str) -> str:
     """The second word of a module's name: its place in the house."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 IMPORTS = {name: {found for found in imports_of(path) if found in MODULES} for name, path in MODULES.items()}

@@ -1,77 +1,128 @@
-"""What the README tells people to do, done."""
+"""What the README promises works as it is written there."""
 
-import os
+import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
+import duckdb
 import pytest
 import yaml
 
 from batch_platform.spec import PipelineSpec
+from batch_platform_tests.checkout import ROOT, copy_checkout, shell
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-SHELL = [text.strip() for language, text in BLOCKS if language == "bash"]
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def command(ending: str) -> str:
+    """The only line of the README's commands that ends so."""
+    (found,) = [line for block in blocks("bash") for line in block.splitlines() if line.endswith(ending)]
+    return found
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tracked files of the repository, and nothing else."""
-    folder = tmp_path_factory.mktemp("checkout")
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, done.stdout.split("\0")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    return folder
+def clone(tmp_path_factory):
+    return copy_checkout(tmp_path_factory.mktemp("clone"))
 
 
-def shell(command: str, folder: Path) -> str:
-    """Run a command as somebody would who has nothing of this environment."""
-    ours = {"BATCH_PLATFORM_HOME", "DAGSTER_HOME", "PYTHONPATH", "VIRTUAL_ENV"}
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture(scope="module")
+def demonstrated(clone):
+    """A clone in which the first command has run, and what it said."""
+    return clone, shell(command("demo"), clone)
 
 
-def test_the_two_commands_stand_in_the_readme():
-    assert "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/batch-platform demo" in SHELL
-    assert "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest" in SHELL
+def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
+    clone, said = demonstrated
+    months = re.findall(r"^(2013-0[34]) +([\d,]+) +([\d,]+) +(\d\d\.\d)% +(0\.\d{4})$", said, flags=re.MULTILINE)
+    assert [month for month, *_ in months] == ["2013-03", "2013-04"]
+    assert min(float(auc) for *_, auc in months) > 0.65
+    assert "61 of 61 partitions scored: 57,164 rows in" in said
+    assert f"The data lie in {clone}/.batch_platform/published.duckdb." in said
+    assert len(said.partition("Three things to try next:\n")[2].splitlines()) == 3
+    shown = shell(command(').show()"'), clone)
+    ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")
+    assert re.search(rf"\b{rows} rows", shown.replace(",", "").replace(" ", " ")), shown
+    assert rows == sum(int(scored.replace(",", "")) for _, scored, *_ in months)
 
 
-def test_the_first_command_ends_with_predictions_that_the_next_one_shows(checkout: Path):
-    install, query = (next(text for text in SHELL if part in text) for part in ("batch-platform demo", "sql("))
-    shown = shell(install, checkout)
-    assert re.search(r"61 of 61 partitions scored: 57,164 rows in", shown)
-    areas = [float(found) for found in re.findall(r"^2013-0[34] .* (0\.\d+)$", shown, flags=re.MULTILINE)]
-    assert len(areas) == 2
-    assert min(areas) > 0.65
-    assert "model_version" in shell(query, checkout)
+def test_demo_again_finds_all_done_and_reports_as_json(demonstrated):
+    clone, said = demonstrated
+    report = json.loads(shell(".venv/bin/batch-platform demo --json", clone))
+    assert report["outcome"]["scored"] == 61
+    assert report["outcome"]["rows_in"] == report["outcome"]["rows_scored"] + report["outcome"]["rows_rejected"]
+    assert [month["month"] for month in report["months"]] == ["2013-03", "2013-04"]
+    assert all(month["roc_auc"] > 0.6 for month in report["months"])
+    assert all(version in said for version in report["outcome"]["versions"])
 
 
-def test_the_second_command_finds_every_test(checkout: Path):
-    command = next(text for text in SHELL if text.endswith("/pytest"))
-    here = sum(1 for _ in (ROOT / "batch_platform_tests").glob("test_*.py"))
-    collected = shell(f"{command} --collect-only -q", checkout)
-    assert len({line.split("::")[0] for line in collected.splitlines() if "::" in line}) == here
+def test_queries_of_the_readme_answer(demonstrated):
+    clone, _ = demonstrated
+    statements = [
+        one for block in blocks("sql") if "flight_delays." in block for one in block.split(";") if one.strip()
+    ]
+    assert statements
+    for statement in statements:
+        assert query(clone, statement)
 
 
-def test_the_pipeline_of_the_readme_is_one():
-    declared = [yaml.safe_load(text) for language, text in BLOCKS if language == "yaml"]
-    assert [PipelineSpec(**one["attributes"]).name for one in declared] == ["flight_delays"]
+def test_tables_of_the_readme_exist_with_their_columns(demonstrated):
+    clone, _ = demonstrated
+    present: dict[str, set[str]] = {}
+    columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
+    for schema, table, column in query(clone, columns):
+        present.setdefault(f"{schema}.{table}".replace("flight_delays.", "<pipeline>."), set()).add(column)
+    rows = re.findall(r"^\| (`(?:<pipeline>|batch_platform)\..+?) \| (.+) \|$", README, flags=re.MULTILINE)
+    described = {name: meaning for names, meaning in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert set(described) == set(present) - {"batch_platform.meta", "batch_platform.changes"}
+    for name, meaning in described.items():
+        assert set(re.findall(r"`([a-z_]+)`", meaning)) <= present[name], name
 
 
-def test_pictures_and_links_of_the_readme_exist():
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    assert targets
-    assert not [target for target in targets if not target.startswith("http") and not (ROOT / target).exists()]
+def test_second_command_finds_every_test(demonstrated):
+    clone, _ = demonstrated
+    collected = shell(f"{command('.venv/bin/pytest')} --collect-only -q", clone)
+    files = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
+    assert files == {f"batch_platform_tests/{path.name}" for path in (ROOT / "batch_platform_tests").glob("test_*.py")}
+
+
+def test_the_two_commands_stand_alone_on_their_lines():
+    assert command("demo") == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/batch-platform demo"
+    assert command("pytest") == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+
+
+def test_yaml_is_a_pipeline():
+    declarations = [yaml.safe_load(block) for block in blocks("yaml")]
+    (declared,) = [one for one in declarations if one.get("type") == "batch_platform.components.BatchInference"]
+    spec = PipelineSpec.model_validate(declared["attributes"])
+    assert spec.name == "flight_delays"
+    shipped = yaml.safe_load((ROOT / "batch_platform" / "defs" / "flight_delays" / "defs.yaml").read_text())[
+        "attributes"
+    ]
+    assert set(shipped) == set(declared["attributes"])
+    assert declared["attributes"]["sources"] == shipped["sources"]
+
+
+def test_sql_is_sql():
+    for block in blocks("sql"):
+        assert duckdb.extract_statements(block)
+
+
+def test_links_and_pictures_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", README)
+    assert any(link.endswith(".png") for link in links)
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).is_file(), link
+
+
+def test_nothing_is_left_to_fill_in():
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
+    assert not re.search(r"^[A-Z_]{3,}$|TODO|TBD|FIXME|XXX", prose, flags=re.MULTILINE)
+
+
+def query(clone, statement):
+    with duckdb.connect(str(clone / ".batch_platform" / "published.duckdb"), read_only=True) as con:
+        return con.execute(statement).fetchall()

@@ -29,11 +29,13 @@ class Project:
         root: Its folder; the current one for the shipped project.
         module: What Dagster loads: a module that holds definitions, or else the package with the folders of components.
         autoloaded: Whether it is the latter.
+        location: The name under which Dagster shows it.
     """
 
     root: Path
     module: str
     autoloaded: bool = False
+    location: str = SHIPPED
 
     @property
     def home(self) -> Home:
@@ -113,6 +115,7 @@ def _declared(root: Path, declared: dict[str, Any]) -> Project:
         if path.is_dir() and str(path) not in sys.path:
             sys.path.insert(0, str(path))
     package = declared["root_module"]
+    location = declared.get("code_location_name") or root.name
     module = declared.get("code_location_target_module", f"{package}.definitions")
     try:
         found = importlib.util.find_spec(module)
@@ -120,8 +123,8 @@ def _declared(root: Path, declared: dict[str, Any]) -> Project:
         msg = f"{root / 'pyproject.toml'}: the module {module!r} cannot be imported ({error})."
         raise WrongUseError(msg, hint="correct tool.dg.project.root_module.") from error
     if found is not None:
-        return Project(root, module)
-    return Project(root, declared.get("defs_module", f"{package}.defs"), autoloaded=True)
+        return Project(root, module, location=location)
+    return Project(root, declared.get("defs_module", f"{package}.defs"), autoloaded=True, location=location)
 
 
 def _dg_project(path: Path) -> dict[str, Any] | None:

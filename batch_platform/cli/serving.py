@@ -1,9 +1,11 @@
 """The `ui` command: Dagster's webserver and daemon on a project's home, ended together."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 
 from batch_platform.cli import terminal
@@ -25,8 +27,7 @@ def serve(project: Project, host: str, port: int) -> None:
         terminal.warn(f"Dagster has no login; whoever reaches {host}:{port} can run everything here.")
     home = prepare_instance(project.home)
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
-    option = "--autoload-defs-module-name" if project.autoloaded else "-m"
-    target = [option, project.module, "-d", str(project.root)]
+    target = ["-w", str(_workspace(project, home))]
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *target],
         [sys.executable, "-m", "dagster._daemon", "run", *target],
@@ -54,3 +55,16 @@ def serve(project: Project, host: str, port: int) -> None:
     if not asked_to_stop:
         msg = "The webserver or the daemon ended by itself; its last lines are above."
         raise BatchPlatformError(msg, hint=f"is port {port} free? --port chooses another.")
+
+
+def _workspace(project: Project, home: Path) -> Path:
+    """What both processes load, written for them, so that both know it by the project's own name."""
+    kind = "autoload_defs_module" if project.autoloaded else "python_module"
+    location = {
+        "module_name": project.module,
+        "working_directory": str(project.root),
+        "location_name": project.location,
+    }
+    path = home / "workspace.yaml"
+    path.write_text(json.dumps({"load_from": [{kind: location}]}), encoding="utf-8")  # JSON is YAML
+    return path

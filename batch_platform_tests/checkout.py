@@ -1,0 +1,37 @@
+"""The repository as a clean clone holds it, copied, and commands run in a copy as a newcomer runs them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from batch_platform_tests.command_line import OWN_VARIABLES
+
+ROOT = Path(__file__).parents[1]
+OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS")
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Copy what git would give to a clone, with the changes of the working tree; gives the folder."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command of a shell prints, run in a folder and outside of any virtual environment; it must end well."""
+    own = {*OWN_VARIABLES, *OF_A_VENV, "PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name not in own},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout

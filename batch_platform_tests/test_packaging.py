@@ -1,0 +1,98 @@
+"""The built wheel, and what it does in somebody else's Dagster project."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from zipfile import ZipFile
+
+import duckdb
+import pytest
+
+from batch_platform import __version__
+from batch_platform_tests.checkout import ROOT, copy_checkout, shell
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
+from batch_platform_tests.small_pipeline import small_declaration
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    folder = copy_checkout(tmp_path_factory.mktemp("source"))
+    shell(f"{quote(sys.executable)} -m build --wheel --outdir dist .", folder)
+    (built,) = (folder / "dist").glob("*.whl")
+    return built
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Somebody else's project beside an environment that holds the wheel."""
+
+    folder: Path
+    project: Path
+
+    def command(self, arguments: str) -> str:
+        """What `batch-platform` prints for that project."""
+        return shell(f"env/bin/batch-platform --project {quote(str(self.project))} {arguments}", self.folder)
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shell(f"python3 -m venv env && env/bin/pip install {quote(str(wheel))}", folder)
+    project = write_dagster_project(folder / "project")
+    pipeline_folder(project).rename(pipeline_folder(project, "churn"))
+    write_defs_yaml(project, small_declaration(name="churn", description="Whether a customer leaves."), "churn")
+    return Installed(folder, project)
+
+
+def test_wheel_holds_yaml_sql_data_and_types_and_no_tests(wheel):
+    with ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
+        (entries,) = [archive.read(name).decode() for name in names if name.endswith("/entry_points.txt")]
+    tracked = {path.relative_to(ROOT) for path in (ROOT / "batch_platform").rglob("*") if path.is_file()}
+    expected = {str(path) for path in tracked if path.suffix in (".py", ".yaml", ".sql", ".parquet", ".typed")}
+    assert "batch_platform/py.typed" in expected
+    assert {Path(name).suffix for name in expected} == {".py", ".yaml", ".sql", ".parquet", ".typed"}
+    assert {name for name in names if not name.startswith(f"batch_platform-{__version__}.dist-info/")} == expected
+    assert f"Version: {__version__}\n" in metadata
+    assert "Requires-Dist: dagster" in metadata
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "batch-platform = batch_platform.cli:main" in entries
+    assert "[dagster_dg_cli.registry_modules]\nbatch_platform = batch_platform.components" in entries
+
+
+def test_environment_has_no_test_dependency(installed):
+    listed = json.loads(shell("env/bin/pip list --format json", installed.folder))
+    names = {package["name"].lower() for package in listed}
+    assert "batch-platform" in names
+    assert not names & {"pytest", "hypothesis", "ruff", "pyright", "build"}
+
+
+def test_pipeline_of_the_other_project_runs(installed):
+    assert installed.command("check") == "churn: ok\n"
+    said = installed.command("run churn")
+    assert said.startswith("churn: to do\n")
+    assert "29 of 60 partitions scored: 1,160 rows in, 1,160 scored, 0 rejected." in said
+    (status,) = json.loads(installed.command("status --json"))
+    assert (status["pipeline"], status["counts"]) == ("churn", {"blocked": 31, "scored": 29})
+    (model,) = json.loads(installed.command("models churn list --json"))
+    assert (model["version"], model["champion"]) == (status["champion"], True)
+    (traced,) = json.loads(installed.command("trace churn id=1500 --json"))
+    assert traced["commit"]["model_version"] == model["version"]
+    assert traced["features"]["file"].startswith(f"{installed.project}/.batch_platform/")
+    assert not (installed.folder / ".batch_platform").exists()
+    with duckdb.connect(str(installed.project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
+        assert con.execute("SELECT count(*) FROM churn.predictions").fetchall() == [(1160,)]
+
+
+def test_dagster_loads_the_other_project(installed):
+    validate = f"cd {quote(str(installed.project))} && ../env/bin/dagster definitions validate -m {PACKAGE}.definitions"
+    shell(validate, installed.folder)
+
+
+def test_outside_of_a_project_the_shipped_pipeline_is_served(installed, tmp_path):
+    (status,) = json.loads(shell(f"{quote(str(installed.folder))}/env/bin/batch-platform status --json", tmp_path))
+    assert status["pipeline"] == "flight_delays"
+    assert (tmp_path / ".batch_platform").is_dir()
