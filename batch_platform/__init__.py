@@ -1,15 +1,17 @@
 """Periodic batch inference on Dagster: one YAML and one SQL file give features, a trained model and predictions.
 
-A tour, from the inside out; each module may import only those above it:
+A tour, from the inside out; a module imports from its own stop and from those before it:
 
-- `errors`, `partitions`: what can go wrong, said well; the calendar of time windows.
-- `spec`, `home`: a pipeline as it is declared; where everything lies on disk.
-- `contract`: what a row must look like, and its encoding to a matrix.
+- `errors`, `partitions`, `notation`: what can go wrong, said well; the calendar of time windows; how values are written.
+- `inputs`, `spec`, `home`: a pipeline as it is declared; where everything lies on disk.
+- `sources`, `query`, `rows`, `contract`: raw tables, the SQL over them, what its rows must be, and their encoding.
 - `features`, `models`, `monitoring`: tables from sources, bundles on disk, measures of quality.
-- `training`, `scoring`: a bundle from history, predictions from a bundle.
-- `warehouse`, `publish`, `registry`: DuckDB, the readers' copy of it, and which version serves when.
-- `pipeline`, `plan`, `status`: the steps of one pipeline, what is due, and what happened.
-- `components`, `cli`: Dagster and the `batch-platform` command, thin wiring round the above.
+- `ledger`, `warehouse`, `publish`, `registry`: DuckDB, the readers' copy of it, and which version serves when.
+- `staging`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
+- `plan`, `history`, `learning`, `evaluation`: what is due; the recorded past, what is learnt from it and measured on it.
+- `pipeline`, `status`: the steps of one pipeline, and what came of them.
+- `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
+- `cli`: the `batch-platform` command.
 """
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ python -m batch_platform_tests.make_pictures [http://127.0.0.1:3000]
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from playwright.sync_api import Error, sync_playwright
@@ -28,10 +29,8 @@ def main(address: str) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 2100, "height": 900})
         page.goto(f"{address}/asset-groups/")
-        try:
+        with suppress(Error):  # the greeting of a first visit does not always come
             page.get_by_text("Skip").first.click(timeout=SETTLED_MS)
-        except Error:
-            pass  # the greeting of a first visit does not always come
         page.get_by_text("Hide navigation").click()
         page.wait_for_timeout(SETTLED_MS)
         page.screenshot(path=str(PICTURES / "asset_graph.png"), clip={"x": 400, "y": 190, "width": 1520, "height": 570})

@@ -10,7 +10,7 @@ import duckdb
 import polars as pl
 import pytest
 
-import batch_platform.defs.flight_delays.sources as sources
+from batch_platform.defs.flight_delays import sources
 
 Tables = dict[str, pl.DataFrame]
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -141,3 +142,48 @@ def test_no_tracked_text_names_a_registry_or_a_folder_of_one_machine():
 
 def test_the_rows_of_the_house_are_in_order():
     assert all(set(inner).isdisjoint(outer) for inner, outer in pairwise(ROWS))
+
+
+# Libraries that have a place of their own: which modules may import them, late or not.
+PLACES = {
+    "click": ("cli",),
+    "rich": ("cli",),
+    "skops": ("models",),
+    "sklearn": ("models", "monitoring", "training"),
+    "threadpoolctl": ("models",),
+    "dagster_duckdb": ("components",),
+    **dict.fromkeys(("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "torch"), ("models",)),
+    "pyspark": ("spark",),
+}
+NAMES = {"scikit-learn": "sklearn"}  # of distributions that are imported by another name
+RUN_BY_NAME = {"dagster_webserver", "tzdata"}
+
+
+def libraries_of(module: str) -> set[str]:
+    """The top-level names of what a module imports from elsewhere."""
+    found = {name.split(".")[0] for name in imports_of(MODULES[module])}
+    return found - set(sys.stdlib_module_names) - {"batch_platform"}
+
+
+@pytest.mark.parametrize("module", PLACED)
+def test_libraries_are_imported_where_they_belong(module: str):
+    assert not {name for name in libraries_of(module) if part_of(module) not in PLACES.get(name, (part_of(module),))}
+
+
+def test_libraries_are_declared_and_the_declared_ones_are_used():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]]
+    declared = {NAMES.get(name, name.replace("-", "_")) for name in names}
+    used = {name for module in MODULES for name in libraries_of(module)}
+    assert used == declared - RUN_BY_NAME
+    assert all(re.search(r">=.+,<", line) or line.startswith("tzdata") for line in project["dependencies"])
+
+
+def test_the_tour_names_every_module_and_goes_from_the_inside_out():
+    tour = ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) or ""
+    stops = [re.findall(r"`(\w+)`", line.partition(": ")[0]) for line in tour.splitlines() if line.startswith("- ")]
+    place = {name: number for number, stop in enumerate(stops) for name in stop}
+    assert set(place) == {part_of(module) for module in PLACED}
+    for module in PLACED:
+        late = {part_of(found) for found in IMPORTS[module] if place.get(part_of(found), 0) > place[part_of(module)]}
+        assert not late, f"{module} imports {late}, which the tour visits later"

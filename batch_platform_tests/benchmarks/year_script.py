@@ -79,12 +79,12 @@ def main(output: str) -> None:
         model = HistGradientBoostingClassifier(categorical_features=[names.index(name) for name in TEXT], **PARAMS)
         model.fit(matrix(fit, names, categories), fit["late"].to_numpy())
         auc = roc_auc_score(evaluate["late"], model.predict_proba(matrix(evaluate, names, categories))[:, 1])
-        if auc < 0.6:  # noqa: PLR2004 - the pipeline's gate
+        if auc < 0.6:
             sys.exit(f"the model of {start} is worse than required: {auc}")
         served = rows.filter(pl.col("day") >= start, pl.col("day") < end)
         score = model.predict_proba(matrix(served, names, categories))[:, 1]
         kept = served.select("flight_id", "scheduled_departure", *TEXT, "day", "late")
-        scored.append(kept.with_columns(score=score, prediction=score > 0.5))  # noqa: PLR2004
+        scored.append(kept.with_columns(score=score, prediction=score > 0.5))
     predictions = pl.concat(scored)
     with duckdb.connect(output) as con:
         con.execute("CREATE TABLE predictions AS SELECT * EXCLUDE late FROM predictions")

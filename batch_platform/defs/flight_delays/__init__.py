@@ -1,0 +1,1 @@
+"""The shipped pipeline: late arrivals of flights from New York in 2013."""
