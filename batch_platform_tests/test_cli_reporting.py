@@ -1,5 +1,6 @@
 """`status`, `trace` and `models`: what they say to people and to programs."""
 
+import json
 from datetime import datetime
 
 import pytest
@@ -83,6 +84,15 @@ def test_status_says_why_partitions_are_stale(cli, project):
     lines = cli(project, "status").out.splitlines()
     assert lines[0] == "small: 31 blocked, 29 stale"
     assert lines[-1] == "  2024-02-01 to 2024-02-29 (29): stale, the SQL or its declaration changed"
+
+
+def test_what_the_users_code_prints_is_no_part_of_a_report(cli, project):
+    definitions = project / "shop" / "definitions.py"
+    definitions.write_text(definitions.read_text() + "print('loading the shop')\n", encoding="utf-8")
+    for args in (("check",), ("status",), ("run", "small", "--from", "2024-02-01"), ("models", "small", "list")):
+        answer = cli(project, *args, "--json")
+        assert answer.err == "loading the shop\n"
+        assert json.loads(answer.out)
 
 
 def test_status_lists_every_pipeline_of_a_project(cli, tmp_path):

@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on standard error.
 """
 
+import functools
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,16 @@ from batch_platform.errors import WrongUseError
 if TYPE_CHECKING:
     from batch_platform.cli.project import Project
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+
+def _reports(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that reports, to people or as JSON; what users' code prints meanwhile is no part of the report."""
+
+    @functools.wraps(command)
+    def reporting(*args: object, **options: object) -> None:
+        with terminal.reporting():
+            command(*args, **options)
+
+    return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reporting)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,7 +52,7 @@ def app(context: click.Context, folder: Path | None, *, debug: bool) -> None:
 
 
 @app.command()
-@json_option
+@_reports
 @click.pass_obj
 def demo(folder: Path | None, *, as_json: bool) -> None:
     """Train, score and evaluate two months of real flights, and say what to try next."""
@@ -71,7 +82,7 @@ def ui(folder: Path | None, host: str, port: int) -> None:
 @click.option("--partition", "only", metavar="KEY", help="One partition.")
 @click.option("--model", metavar="VERSION", help="Score by this version instead of the champions.")
 @click.option("--force", is_flag=True, help="Build and score again even where nothing changed.")
-@json_option
+@_reports
 @click.pass_obj
 def run(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
@@ -101,7 +112,7 @@ def run(  # noqa: PLR0913 - the options of the command
 @app.command()
 @click.argument("pipeline", required=False)
 @click.option("--all", "every", is_flag=True, help="A line for each partition instead of one for each stretch.")
-@json_option
+@_reports
 @click.pass_obj
 def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
     """Say which partitions are scored, missing, failed or stale, and why."""
@@ -113,7 +124,7 @@ def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: b
 
 
 @app.command()
-@json_option
+@_reports
 @click.pass_obj
 def check(folder: Path | None, *, as_json: bool) -> None:
     """Validate every pipeline's YAML, SQL and model without running it."""
@@ -125,7 +136,7 @@ def check(folder: Path | None, *, as_json: bool) -> None:
 @app.command()
 @click.argument("pipeline")
 @click.argument("key", nargs=-1, required=True, metavar="KEY=VALUE...")
-@json_option
+@_reports
 @click.pass_obj
 def trace(folder: Path | None, pipeline: str, key: tuple[str, ...], *, as_json: bool) -> None:
     """Say what produced a score: row, model, training window, feature file, sources, run."""
@@ -159,7 +170,7 @@ def models(context: click.Context, pipeline: str) -> None:
 
 
 @models.command("list")
-@json_option
+@_reports
 @click.pass_obj
 def list_models(chosen: "_Chosen", *, as_json: bool) -> None:
     """All versions, the champion marked."""
@@ -170,7 +181,7 @@ def list_models(chosen: "_Chosen", *, as_json: bool) -> None:
 
 @models.command("show")
 @click.argument("version")
-@json_option
+@_reports
 @click.pass_obj
 def show_model(chosen: "_Chosen", version: str, *, as_json: bool) -> None:
     """Everything in the manifest of a version, and what was decided of it."""

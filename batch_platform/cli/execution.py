@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from batch_platform.cli import terminal
@@ -52,11 +53,23 @@ class Order:
     named: bool = False
 
 
+NO_CAPTURE = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+        "config": {},
+    }
+}
+
+
 @contextmanager
 def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
-    """The Dagster instance of a project's home, made on first use; runs of killed processes are closed in it."""
-    prepare_instance(project.home)
-    with dg.DagsterInstance.get() as instance:
+    """The Dagster instance of a project's home, made on first use; runs of killed processes are closed in it.
+
+    What runs here print is on the terminal; it is not captured a second time, which would cost processes for every step.
+    """
+    folder = str(prepare_instance(project.home))
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides=NO_CAPTURE)) as instance:
         close_dead_runs(instance)
         yield instance
 

@@ -64,7 +64,7 @@ class Project:
             value = spec.metadata.get(SPEC_METADATA)
             if isinstance(value, ObjectMetadataValue) and isinstance(value.instance, Wiring):
                 found[value.instance.spec.name] = value.instance
-        return found
+        return dict(sorted(found.items()))
 
     def pipeline(self, name: str) -> Wiring:
         """The pipeline of that name.

@@ -10,7 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,14 @@ def debugging() -> bool:
     return bool(os.environ.get(DEBUG_VARIABLE))
 
 
+@contextmanager
+def reporting() -> Generator[None]:
+    """Keep standard output for what this module says; what others print goes to standard error."""
+    out.file = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def say(text: str = "") -> None:
     """One plain line."""
     out.print(text, markup=False)
@@ -51,7 +59,7 @@ def warn(text: str) -> None:
 
 def show_json(value: object) -> None:
     """A report as JSON; times are ISO 8601, what is no number is null."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    out.file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
