@@ -4,10 +4,12 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on 
 """
 
 import functools
+import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,11 +98,15 @@ def run(  # noqa: PLR0913 - the options of the command
     as_json: bool,
 ) -> None:
     """Bring partitions of PIPELINE up to date, with whatever upstream they lack."""
-    from batch_platform.cli.execution import Order
-    from batch_platform.cli.running import asked_for, bring_up_to_date
+    with _importing():
+        from batch_platform.models.sklearn import import_libraries
 
-    project = _project(folder)
-    wiring = project.pipeline(pipeline)
+        import_libraries()
+        from batch_platform.cli.execution import Order
+        from batch_platform.cli.running import asked_for, bring_up_to_date
+
+        project = _project(folder)
+        wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
     order = Order(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
@@ -196,6 +202,17 @@ class _Chosen:
 
     folder: Path | None
     pipeline: str
+
+
+@contextmanager
+def _importing() -> Generator[None]:
+    """Do without the garbage collector, which finds nothing among modules being imported and takes long to look."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _project(folder: Path | None) -> "Project":
