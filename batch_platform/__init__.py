@@ -2,7 +2,8 @@
 
 A tour, from the inside out; a module imports from its own stop and from those before it:
 
-- `errors`, `partitions`, `notation`: what can go wrong, said well; the calendar of time windows; how values are written.
+- `redaction`, `errors`, `partitions`, `notation`: no secret is told; what can go wrong, said well; the calendar of time
+  windows; how values are written.
 - `inputs`, `spec`, `home`: a pipeline as it is declared; where everything lies on disk.
 - `sources`, `query`, `rows`, `contract`: raw tables, the SQL over them, what its rows must be, and their encoding.
 - `features`, `models`, `monitoring`: tables from sources, bundles on disk, measures of quality.

@@ -7,6 +7,8 @@ is meant for the person who declared the pipeline; anything else that escapes is
 import difflib
 from collections.abc import Iterable
 
+from batch_platform.redaction import redact
+
 MOST_LISTED = 10
 
 
@@ -21,10 +23,10 @@ class BatchPlatformError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        """Keep the message and the hint apart, so that a caller may add where it happened."""
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        """Keep the message and the hint apart, so that a caller may add where it happened; neither holds a secret."""
+        self.message = redact(message)
+        self.hint = None if hint is None else redact(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         """Give the message with its hint, as one paragraph."""

@@ -1,16 +1,21 @@
 """Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
 
-It creates folders and nothing else, and knows nothing of what the files hold.
+It creates folders and nothing else, and knows nothing of what the files hold. No name, whoever chose it, leads out of
+the home.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.errors import BatchPlatformError
+from batch_platform.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
+LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
+
+_ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,30 @@ class Home:
         return self.root / "dagster"
 
     def features(self, pipeline: str, partition_key: str) -> Path:
-        """The features of one partition."""
-        return self.lake / pipeline / "features" / f"{partition_key}.parquet"
+        """The features of one partition.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        return _below(self.lake, pipeline, "features", f"{partition_key}.parquet")
 
     def bundle(self, pipeline: str, version: str) -> Path:
-        """The folder of one trained version."""
-        return self.models / pipeline / version
+        """The folder of one trained version.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        return _below(self.models, pipeline, version)
+
+
+def _below(folder: Path, *names: str) -> Path:
+    """A path below a folder; the folder itself may be a link to another disk, what lies below it may not leave it."""
+    for name in names:
+        if name in ("", ".", "..") or not _ONE_NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+            msg = f"{name[:80]!r} cannot be the name of a file or a folder in {folder}."
+            raise WrongUseError(msg, hint="names hold letters, digits and _ - + : . and at most 200 bytes.")
+    path = folder.joinpath(*names)
+    if not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
+        msg = f"{path} leads out of {folder} by a link; nothing is read or written there."
+        raise WrongUseError(msg, hint=f"remove the link, or move {folder} as a whole and make a link of it.")
+    return path

@@ -16,6 +16,7 @@ from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, l
 from batch_platform.models.sklearn import FLAVOUR
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, can_train, evaluation_start, training_window
+from batch_platform.redaction import redacted
 from batch_platform.registry import Promotion, Version, evidence_of
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
@@ -144,7 +145,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         task=fitted.task,
         classes=fitted.classes,
         estimator=spec.model.estimator or spec.model.build or "",
-        params=params,
+        params=redacted(params),
         contract=fitted.contract.to_json(),
         training=Window(
             start=window[0].start.isoformat(),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform.errors import BatchPlatformError
+from batch_platform.errors import BatchPlatformError, WrongUseError
 from batch_platform.home import HOME_VARIABLE, Home
 
 
@@ -49,3 +49,31 @@ def test_a_home_that_cannot_be_made_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):
         Home(tmp_path / "file" / "home").create()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
+def test_no_name_leads_out_of_the_home(tmp_path, name):
+    home = Home(tmp_path / "home").create()
+    for path in (lambda: home.bundle("small", name), lambda: home.bundle(name, "v"), lambda: home.features(name, "k")):
+        with pytest.raises(WrongUseError, match="cannot be the name of a file"):
+            path()
+
+
+@pytest.mark.parametrize("key", ["2013-01-01", "2013-11-03-01:00", "2013-11-03-01:00-0500", "2013-11-03-01:00+0530"])
+def test_every_partition_key_can_be_the_name_of_a_file(tmp_path, key):
+    assert Home(tmp_path).features("small", key).name == f"{key}.parquet"
+
+
+def test_a_link_below_the_lake_or_the_models_may_not_leave_them_but_a_whole_folder_may_be_elsewhere(tmp_path):
+    home, outside = Home(tmp_path / "home").create(), tmp_path / "home" / "lake-of-others"
+    (outside / "features").mkdir(parents=True)
+    (home.lake / "small").symlink_to(outside)
+    (home.models / "small").mkdir()
+    (home.models / "small" / "v").symlink_to(outside)
+    for path in (lambda: home.features("small", "2013-01-01"), lambda: home.bundle("small", "v")):
+        with pytest.raises(WrongUseError, match="leads out of"):
+            path()
+    moved = Home(tmp_path / "moved")
+    moved.root.mkdir()
+    moved.lake.symlink_to(outside)
+    assert moved.create().features("small", "2013-01-01").parent.parent.parent == moved.lake

@@ -22,6 +22,7 @@ VAGUE = {"utils", "util", "helpers", "common", "base", "misc", "core"}
 
 # From the inside out: a module imports from its own row and from those above it.
 ROWS = (
+    ("redaction",),
     ("errors",),
     ("partitions", "notation"),
     ("inputs", "home"),

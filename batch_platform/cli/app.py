@@ -20,6 +20,7 @@ import click
 from batch_platform import __version__
 from batch_platform.cli import failures, terminal
 from batch_platform.errors import WrongUseError
+from batch_platform.redaction import redact
 
 if TYPE_CHECKING:
     from batch_platform.cli.project import Project
@@ -243,6 +244,6 @@ def _run(arguments: list[str]) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the edge: what escapes is told, not lost
         if terminal.debugging():
-            traceback.print_exception(error)
+            sys.stderr.write(redact("".join(traceback.format_exception(error))))
         return failures.explain(error)
     return 0

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from batch_platform.redaction import redact
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -49,7 +51,7 @@ def say(text: str = "") -> None:
 
 def fail(text: str) -> None:
     """One paragraph on standard error."""
-    err.print(f"Error: {' '.join(text.split())}", markup=False)
+    err.print(f"Error: {' '.join(redact(text).split())}", markup=False)
 
 
 def warn(text: str) -> None:

@@ -11,6 +11,7 @@ from batch_platform.components.assets import build_assets
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_jobs, build_schedules
 from batch_platform.components.wiring import Wiring
+from batch_platform.redaction import protect
 from batch_platform.spec import PipelineSpec
 
 
@@ -24,8 +25,10 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """Render templates such as `{{ env.NAME }}`, then check again."""
-        return cls.model_validate(context.resolve_value(model.model_dump(exclude_unset=True, by_alias=True)))
+        """Render templates such as `{{ env.NAME }}`, whose values stay secret from now on, then check again."""
+        declared = model.model_dump(exclude_unset=True, by_alias=True)
+        protect(declared)
+        return cls.model_validate(context.resolve_value(declared))
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:

@@ -12,6 +12,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
 from batch_platform.pipeline import Built, Committed
+from batch_platform.redaction import redact, redacted
 from batch_platform.sources import SourceState
 
 
@@ -19,7 +20,7 @@ def source(wiring: Wiring, name: str) -> str:
     """A raw source."""
     declared = wiring.spec.sources[name]
     where = declared.python or declared.parquet or declared.csv or f"{declared.duckdb}, table {declared.table}"
-    return f"Raw table `{name}`, read from {declared.kind} `{where}`. Its data version changes when its content may have changed."
+    return f"Raw table `{name}`, read from {declared.kind} `{redact(where)}`. Its data version changes when its content may have changed."
 
 
 def features(wiring: Wiring) -> str:
@@ -43,7 +44,7 @@ def model(wiring: Wiring) -> str:
         f"before its serving period, with labels known by then, and evaluated on the last {train.evaluate} of it. A version "
         "that does not pass the gate never serves."
     )
-    shown = json.dumps(declared.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2)
+    shown = json.dumps(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)), indent=2)
     return f"{text}\n\n```json\n{shown}\n```"
 
 
@@ -101,7 +102,7 @@ def source_state(state: SourceState) -> dict[str, Any]:
     return {
         "dagster/row_count": state.rows,
         "dagster/column_schema": table_schema(state.columns),
-        "location": state.location,
+        "location": redact(state.location),
     }
 
 

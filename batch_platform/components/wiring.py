@@ -1,5 +1,6 @@
 """What the Dagster side of one pipeline shares: its declaration, its keys, its partitions and its windows."""
 
+import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from batch_platform.home import Home
 from batch_platform.partitions import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.pipeline import Pipeline
 from batch_platform.plan import serving_calendar
+from batch_platform.redaction import redact
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 
@@ -117,11 +119,25 @@ def stamp_of(run_id: str) -> Stamp:
 
 @contextmanager
 def clear_failures() -> Generator[None]:
-    """Show an error of ours as the failure of the step, in its own words; only a held warehouse is worth a retry."""
+    """Show an error of ours as the failure of the step, in its own words; only a held warehouse is worth a retry.
+
+    Dagster records an error with all its causes; where one of them holds a secret, the words are all that is left.
+    """
     try:
         yield
-    except BatchPlatformError as error:
-        raise dg.Failure(description=str(error), allow_retries=isinstance(error, WarehouseBusyError)) from error
+    except Exception as error:
+        clean = _holds_no_secret(error)
+        if isinstance(error, BatchPlatformError):
+            retry = isinstance(error, WarehouseBusyError)
+            raise dg.Failure(description=str(error), allow_retries=retry) from (error if clean else None)
+        if clean:
+            raise
+        raise dg.Failure(description=redact(f"{type(error).__name__}: {error}")) from None
+
+
+def _holds_no_secret(error: BaseException) -> bool:
+    told = "".join(traceback.format_exception(error))
+    return redact(told) == told
 
 
 def _time_windows(calendar: Calendar) -> dg.TimeWindowPartitionsDefinition:
