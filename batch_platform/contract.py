@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.errors import DataError, did_you_mean, listed
-from batch_platform.inputs import ColumnType
+from batch_platform.inputs import ColumnRule, ColumnType
 
 STORED_AS: dict[ColumnType, type[pl.DataType]] = {
     "float": pl.Float64,
@@ -71,6 +71,14 @@ class Contract:
     def names(self) -> list[str]:
         """The column names, in order."""
         return [column.name for column in self.columns]
+
+    def under(self, rules: Mapping[str, ColumnRule]) -> "Contract":
+        """This contract with what is declared of its columns now in the place of what was declared when it was learnt.
+
+        Bounds are only ever declared; whether nulls are allowed is learnt where it is not. Types and categories stay:
+        the model has learnt them.
+        """
+        return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
 
     def require_columns(self, present: Sequence[str]) -> None:
         """Check that every column is there, by name; order and further columns do not matter.
@@ -178,6 +186,12 @@ def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: An
         msg = f"features.columns.{name} declares bounds, but the column is a {column.type}."
         raise DataError(msg, hint="leave out min and max, or make a number of it in the features.")
     return column
+
+
+def _under(column: Column, rule: ColumnRule) -> Column:
+    nullable = column.nullable if rule.nullable is None else rule.nullable
+    bounded = column.type in ("float", "integer")
+    return replace(column, nullable=nullable, min=rule.min if bounded else None, max=rule.max if bounded else None)
 
 
 def _learn(column: Column, values: pl.Series) -> Column:

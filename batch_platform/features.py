@@ -126,13 +126,12 @@ class FeatureSession:
 
     def _sweep(self, folder: Path) -> None:
         """Remove, once, what killed processes left aside."""
-        for aside in () if self._swept else folder.glob(".*.parquet.*"):
-            if not Path("/proc", aside.suffix[1:]).exists():
-                aside.unlink(missing_ok=True)
+        for aside in () if self._swept else left_aside(folder):
+            aside.unlink(missing_ok=True)
         self._swept = True
 
     def _write_whole(self, partition: Partition, path: Path) -> FeatureFile:
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside = aside_of(path)
         try:
             written = self._write_aside(partition, aside)
             aside.replace(path)
@@ -189,6 +188,16 @@ class FeatureSession:
         if partition != self._at:
             self._con.move(partition)
             self._at = partition
+
+
+def aside_of(path: Path) -> Path:
+    """Where this process writes a file before it is moved into place."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def left_aside(folder: Path) -> list[Path]:
+    """What killed processes left aside in a folder of features."""
+    return [path for path in sorted(folder.glob(".*.parquet.*")) if not Path("/proc", path.suffix[1:]).exists()]
 
 
 def file_sha256(path: Path) -> str:

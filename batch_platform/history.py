@@ -68,7 +68,7 @@ class History:
         Raises:
             IntegrityError: The file is not the one recorded.
         """
-        self._require_unchanged(build, partition)
+        self.require_unchanged(build, partition)
         return pl.read_parquet(self.file(partition))
 
     def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp | None = None) -> pl.DataFrame:
@@ -129,7 +129,7 @@ class History:
             msg = f"{self.spec.name}, partition {partition.key}: its features were built by an earlier version of the SQL."
             hint = f"build them again: batch-platform run {self.spec.name} --partition {partition.key} --force"
             raise DataError(msg, hint=hint)
-        self._require_unchanged(build, partition)
+        self.require_unchanged(build, partition)
         path = self.file(partition)
         present = pl.read_parquet_schema(path)
         return pl.read_parquet(path, columns=[*self.spec.features.key, *feature_columns(self.spec.features, present)])
@@ -143,7 +143,12 @@ class History:
             msg = f"{self.spec.name}: the features of the training window do not go together: {error}."
             raise DataError(msg, hint="give every partition the same columns and types in the features.") from error
 
-    def _require_unchanged(self, build: FeatureBuild, partition: Partition) -> None:
+    def require_unchanged(self, build: FeatureBuild, partition: Partition) -> None:
+        """Check every byte of a build's file.
+
+        Raises:
+            IntegrityError: The file is not the one recorded.
+        """
         path = self.file(partition)
         if not path.is_file() or file_sha256(path) != build.sha256:
             msg = f"{self.spec.name}, partition {partition.key}: the bytes of {path} are not those that were recorded."

@@ -15,7 +15,7 @@ from typing import Any
 
 from batch_platform.errors import SourceError, WrongUseError
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
-from batch_platform.features import FeatureBuilder, FeatureSession
+from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
 from batch_platform.learning import Trained, train_version
@@ -89,11 +89,11 @@ class Pipeline:
 
     @cached_property
     def scoring_code_version(self) -> str:
-        """Changes when the same features and model would give other rows."""
-        declared = self.spec.model_dump_json(
-            include={"features": {"key", "time", "max_rejected"}, "predictions": {"keep"}}
-        )
-        return sha256(f"{SCORING_VERSION}\0{declared}".encode()).hexdigest()[:12]
+        """Changes when the same features and model would give other rows: of their form, then of the rules on them."""
+        form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
+        bounds = {"columns": {"__all__": {"nullable", "min", "max"}}, "max_rejected": True}
+        rules = self.spec.model_dump_json(include={"features": bounds})
+        return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
     def state(self) -> State:
         """What is recorded, held against the files that lie in the lake."""
@@ -156,7 +156,7 @@ class Pipeline:
             period=period,
             params=parameters,
             stamp=stamp,
-            open_version=self._bundle,
+            open_version=self.bundle,
         )
         register(self.warehouse, trained.version, trained.decision)
         return trained
@@ -220,10 +220,14 @@ class Pipeline:
         publish(self.home)
 
     def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
-        sources = json.dumps(self.builder.sources.versions(partition), sort_keys=True)
-        file = session.write(partition, self.home.features(self.spec.name, partition.key))
+        sources = self.builder.sources.versions(partition)
+        file = session.write(partition, self.history.file(partition))
+        return Built(partition, self.built(partition, file, sources, stamp), skipped=False, columns=file.columns)
+
+    def built(self, partition: Partition, file: FeatureFile, sources: Mapping[str, str], stamp: Stamp) -> FeatureBuild:
+        """The record of a written feature file; the versions of its sources were read before it was."""
         stat = file.path.stat()
-        build = FeatureBuild(
+        return FeatureBuild(
             pipeline=self.spec.name,
             partition_key=partition.key,
             rows=file.rows,
@@ -231,11 +235,10 @@ class Pipeline:
             file_bytes=stat.st_size,
             file_mtime_ns=stat.st_mtime_ns,
             code_version=self.builder.code_version,
-            sources=sources,
+            sources=json.dumps(sources, sort_keys=True),
             built_at=stamp.now(),
             run_id=stamp.run_id,
         )
-        return Built(partition, build, skipped=False, columns=file.columns)
 
     def _record(self, group: list[Built]) -> Iterator[Built]:
         if group:
@@ -261,13 +264,18 @@ class Pipeline:
         return found
 
     def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
-        return registry.named(version) if version else registry.require_champion(partition.start, partition.key)
+        return registry.present(version) if version else registry.require_champion(partition.start, partition.key)
 
-    def _bundle(self, version: Version) -> Bundle:
+    def bundle(self, version: Version) -> Bundle:
+        """A version's bundle, loaded once, with the rules on its columns as they are declared now.
+
+        Raises:
+            IntegrityError: A byte differs from what was registered.
+            WrongUseError: It is of other libraries or of an unknown flavour.
+        """
         if version.version not in self._bundles:
-            self._bundles[version.version] = open_bundle(
-                self.home.bundle(self.spec.name, version.version), version.sha256
-            )
+            bundle = open_bundle(self.home.bundle(self.spec.name, version.version), version.sha256)
+            self._bundles[version.version] = replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
         return self._bundles[version.version]
 
     def _holds(self, standing: ScoreRun, model: Version, build: FeatureBuild) -> bool:
@@ -293,7 +301,7 @@ class Pipeline:
             partition=partition,
             features=self.history.file(partition),
             sha256=build.sha256,
-            bundle=self._bundle(model),
+            bundle=self.bundle(model),
             folder=folder,
             stamp=stamp,
         )

@@ -6,7 +6,7 @@ recorded and of the partition's start; no clock is read.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, 
 from batch_platform.ledger import Change, insert, next_numbers, note
 from batch_platform.warehouse import Warehouse
 
-Action = Literal["approved", "refused"]
+Action = Literal["approved", "refused", "removed"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,18 @@ class Registry:
             msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
         )
 
+    def present(self, version: str) -> Version:
+        """The version of that name, whose bundle was not removed.
+
+        Raises:
+            WrongUseError: There is none, or it was removed.
+        """
+        known, last = self.named(version), self.standing(version)
+        if last is not None and last.action == "removed":
+            msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
+            raise WrongUseError(msg, hint="train its serving period again.")
+        return known
+
     def of_period(self, serving_period: str) -> list[Version]:
         """All versions trained for a serving period, oldest first."""
         return [version for version in self.versions if version.serving_period == serving_period]
@@ -154,6 +166,19 @@ def register(warehouse: Warehouse, version: Version, decision: Promotion) -> Non
         insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
         insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
         note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
+
+
+def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:
+    """Record what was decided of registered versions, in one transaction.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        seqs = next_numbers(con, len(decisions))
+        numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
+        insert(con, "promotions", [vars(decision) for decision in numbered])
+        note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterable[tuple[Any, ...]]:

@@ -24,6 +24,7 @@ from batch_platform.errors import DataError, IntegrityError, listed
 from batch_platform.features import BATCH_ROWS
 from batch_platform.models.bundle import Bundle
 from batch_platform.partitions import Partition
+from batch_platform.rejections import rows_as_json
 from batch_platform.spec import PipelineSpec
 
 NOT_FINITE = "the score is NaN or infinite"
@@ -210,13 +211,12 @@ def _read(features: BinaryIO) -> Iterator[pl.DataFrame]:
 
 def _rejected(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
     """Rejected rows as the warehouse keeps them."""
-    columns = [name for name in rejected.columns if name not in (REASON, OFFENDER)]
     return rejected.select(
         pl.lit(partition.key).alias("partition_key"),
-        pl.struct(spec.features.key).struct.json_encode().alias("key"),
+        rows_as_json(rejected.select(spec.features.key)).alias("key"),
         pl.col(REASON).alias("reason"),
         pl.col(OFFENDER).alias("column_name"),
-        pl.struct(columns).struct.json_encode().alias("row"),
+        rows_as_json(rejected.drop(REASON, OFFENDER)).alias("row"),
         pl.lit(stamp.run_id).alias("run_id"),
     )
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def staging_folder(home: Home, run_id: str) -> Generator[Path]:
     """A fresh folder, removed at the end; sweeps those of dead runs first."""
     home.create()
     for folder in home.staging.iterdir():
-        _sweep(folder)
+        sweep(folder)
     folder, descriptor = _claim(home, run_id)
     try:
         yield folder
@@ -43,15 +43,27 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
+def left_behind(home: Home) -> list[Path]:
+    """The folders of runs that are gone."""
+    return [folder for folder in sorted(home.staging.iterdir()) if _if_free(folder, lambda _: None)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove a folder whose run is gone; one of a live run stays."""
+    _if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
+
+
+def _if_free(folder: Path, do: Callable[[Path], None]) -> bool:
+    """Do something with a folder that no run holds, and hold it meanwhile; False for any other."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except (FileNotFoundError, NotADirectoryError):
-        return  # being removed by another run, or none of ours
+        return False  # being removed by another run, or none of ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
+        do(folder)
     except BlockingIOError:
-        return
+        return False
     finally:
         os.close(descriptor)
+    return True

@@ -55,6 +55,7 @@ class StagedScores:
     rejected: Path
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
+    kept: int = 0  # committed predictions that stay, to which the staged ones are added; 0 replaces the partition
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,11 @@ class Warehouse:
                 _require_newest(scores, standing.get(scores.run.partition_key))
                 _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             keys = [scores.run.partition_key for scores in staged]
-            scored = replace_rows(con, pipeline, "predictions", keys, [scores.predictions for scores in staged])
+            replaced = [scores.run.partition_key for scores in staged if not scores.kept]
+            scored = replace_rows(con, pipeline, "predictions", replaced, [scores.predictions for scores in staged])
             rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in staged])
-            _require_balance([scores.run for scores in staged], scored, rejected)
+            _require_balance(staged, scored, rejected)
+            _require_kept(con, [scores.run for scores in staged if scores.kept])
             now = clock()
             runs = [replace(scores.run, committed_at=now) for scores in staged]
             seqs = append(con, runs, "predictions", "rejected_rows")
@@ -300,13 +303,27 @@ def _create_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
 
 
-def _require_balance(runs: Sequence[ScoreRun], scored: int, rejected: int) -> None:
+def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:
     """Law 2, once more, where the rows go in."""
+    runs = [scores.run for scores in staged]
     counted = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
-    if counted or scored != sum(run.rows_scored for run in runs) or rejected != sum(run.rows_rejected for run in runs):
-        keys = listed(run.partition_key for run in counted or runs)
-        msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
-        raise IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
+    added = sum(scores.run.rows_scored - scores.kept for scores in staged)
+    if counted or scored != added or rejected != sum(run.rows_rejected for run in runs):
+        raise _not_as_counted(counted or runs)
+
+
+def _require_kept(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
+    """The same of partitions that were added to: what stayed and what came is what the ledger says."""
+    for run in runs:
+        query = f"SELECT count(*) FROM {quoted(run.pipeline)}.predictions WHERE partition_key = $key"
+        if con.execute(query, {"key": run.partition_key}).fetchall() != [(run.rows_scored,)]:
+            raise _not_as_counted([run])
+
+
+def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
+    keys = listed(run.partition_key for run in runs)
+    msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
+    return IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
 
 
 def _require_newest(scores: StagedScores, standing: ScoreRun | None) -> None:

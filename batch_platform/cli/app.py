@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on 
 """
 
 import functools
-import gc
+import gc as collector
 import os
 import sys
 import traceback
@@ -131,6 +131,51 @@ def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: b
 
 
 @app.command()
+@click.argument("pipeline")
+@click.option("--partition", "only", metavar="KEY", help="One partition; default: all.")
+@click.option("--limit", default=20, show_default=True, help="Rows to list; all of them with --json.")
+@_reports
+@click.pass_obj
+def rejected(folder: Path | None, pipeline: str, only: str | None, limit: int, *, as_json: bool) -> None:
+    """List the rows of PIPELINE that broke the contract, and why."""
+    from batch_platform.cli.rejecting import show_rejected
+
+    show_rejected(_project(folder).pipeline(pipeline), only, limit, as_json=as_json)
+
+
+@app.command()
+@click.argument("pipeline")
+@click.option("--from", "first", metavar="KEY", help="First partition; default: the first with rejected rows.")
+@click.option("--to", "last", metavar="KEY", help="Last partition, included; default: the last with rejected rows.")
+@click.option("--partition", "only", metavar="KEY", help="One partition.")
+@_reports
+@click.pass_obj
+def replay(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None, *, as_json: bool
+) -> None:
+    """Score only the rows of PIPELINE that were rejected, after a fix in the sources or in the declared rules."""
+    from batch_platform.cli.rejecting import replay_rejected
+    from batch_platform.cli.running import asked_for
+
+    project = _project(folder)
+    wiring = project.pipeline(pipeline)
+    now = datetime.now(UTC)
+    replay_rejected(project, wiring, asked_for(wiring, now, first, last, only), now, as_json=as_json)
+
+
+@app.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--keep", default="30 days", show_default=True, help="How long versions never promoted are kept.")
+@_reports
+@click.pass_obj
+def gc(folder: Path | None, keep: str, *, dry_run: bool, as_json: bool) -> None:
+    """Remove what nothing refers to: old bundles never promoted, features of dropped partitions, remains of killed runs."""
+    from batch_platform.cli.tidying import clean
+
+    clean(_project(folder), datetime.now(UTC), keep, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
 @_reports
 @click.pass_obj
 def check(folder: Path | None, *, as_json: bool) -> None:
@@ -208,12 +253,12 @@ class _Chosen:
 @contextmanager
 def _importing() -> Generator[None]:
     """Do without the garbage collector, which finds nothing among modules being imported and takes long to look."""
-    gc.disable()
+    collector.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        collector.freeze()
+        collector.enable()
 
 
 def _project(folder: Path | None) -> "Project":

@@ -43,6 +43,7 @@ class Order:
         now: The time of asking.
         force: Build and score them again even where nothing changed.
         model: Score by this version instead of the champions; no model is trained then.
+        replay: Score only the rows that were rejected before.
         named: Whether the user named the first partition, so that each must be served by a model.
     """
 
@@ -50,6 +51,7 @@ class Order:
     now: datetime
     force: bool = False
     model: str | None = None
+    replay: bool = False
     named: bool = False
 
 
@@ -180,6 +182,8 @@ class Runs:
                     config[asset]["force"] = True
         if "predictions" in config and self.order.model:
             config["predictions"]["model"] = self.order.model
+        if "predictions" in config and self.order.replay:
+            config["predictions"]["replay"] = True
         if self._is_single_model(assets):
             config["model"]["until"] = first
         return {f"{self.wiring.spec.name}__{asset}": {"config": values} for asset, values in config.items() if values}

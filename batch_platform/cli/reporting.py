@@ -113,7 +113,7 @@ def show_version(wiring: Wiring, name: str, *, as_json: bool) -> None:
     """Everything in a manifest, and what was decided of the version."""
     pipeline = wiring.pipeline()
     registry = pipeline.state().registry
-    version = registry.named(name)
+    version = registry.present(name)
     manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, name), version.sha256))
     decisions = [event for event in registry.promotions if event.version == name]
     if as_json:

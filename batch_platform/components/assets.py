@@ -3,6 +3,7 @@
 Each calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,8 +17,10 @@ from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failur
 from batch_platform.errors import BatchPlatformError
 from batch_platform.learning import Trained
 from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed
+from batch_platform.pipeline import Committed, Pipeline
 from batch_platform.plan import make_plan
+from batch_platform.replay import replay
+from batch_platform.scoring import Stamp
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()
 
@@ -47,6 +50,7 @@ class PredictionsConfig(dg.Config):
         default=False, description="Score again even where nothing changed; a partition may become empty."
     )
     model: str | None = Field(default=None, description="Score by this version instead of the champion.")
+    replay: bool = Field(default=False, description="Score only the rows that were rejected before, after a fix.")
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
@@ -179,11 +183,10 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
             log = PartitionLog(context, key, len(partitions))
-            stamp = stamp_of(context.run.run_id)
-            for done in pipeline.score(partitions, stamp, force=config.force, version=config.model):
+            for done in _scored(pipeline, partitions, stamp_of(context.run.run_id), config):
                 log.materialized(
                     done.partition.key,
-                    data_version=f"{done.run.model_sha256[:8]}-{done.run.input_hash[:8]}",
+                    data_version=describe.rows_version(done),
                     rows=done.run.rows_scored,
                     metadata=describe.committed(done),
                 )
@@ -192,6 +195,18 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         return log.finish(checks.rows_balance_summary(committed))
 
     return predictions
+
+
+def _scored(
+    pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp, config: PredictionsConfig
+) -> Iterator[Committed]:
+    """What a run does with its partitions: score them, or replay them."""
+    if not config.replay:
+        return pipeline.score(partitions, stamp, force=config.force, version=config.model)
+    if config.force or config.model:
+        msg = f"{pipeline.spec.name}: `replay` goes with neither `force` nor `model`."
+        raise BatchPlatformError(msg, hint="leave `replay` out to score whole partitions.")
+    return replay(pipeline, partitions, stamp)
 
 
 def _performance(wiring: Wiring) -> dg.AssetsDefinition:

@@ -158,6 +158,11 @@ def committed(one: Committed) -> dict[str, Any]:
     return metadata
 
 
+def rows_version(one: Committed) -> str:
+    """Data version of a partition of predictions: equal for equal model, features and declaration."""
+    return "-".join((one.run.model_sha256[:8], one.run.input_hash[:8], one.run.code_version))
+
+
 def evaluated(one: Evaluated) -> dict[str, Any]:
     """Metadata of an evaluated partition."""
     return {"dagster/row_count": one.run.rows_labelled, "model_version": one.model_version, **one.metrics}
