@@ -76,7 +76,8 @@ def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, m
         if not con.execute(known, {"schema": pipeline, "table": TABLE}).fetchall():
             return nothing
         counts = con.execute(
-            f"SELECT column_name, reason, count(*) AS n FROM {table} {where} GROUP BY ALL ORDER BY n DESC, column_name, reason", values
+            f"SELECT column_name, reason, count(*) AS n FROM {table} {where} GROUP BY ALL ORDER BY n DESC, column_name, reason",
+            values,
         ).fetchall()
         rows = con.execute(
             f"SELECT partition_key, key, column_name, reason, row, run_id FROM {table} {where} "

@@ -228,4 +228,4 @@ def _batches(features: pq.ParquetFile) -> Iterator[pl.DataFrame]:
 
 
 def _was_rejected(rows: pl.DataFrame, key: Sequence[str], rejected: frozenset[str]) -> pl.Series:
-    return rows_as_json(rows.select(key)).is_in(pl.Series(sorted(rejected), dtype=pl.String))
+    return rows_as_json(rows.select(key)).is_in(pl.Series(sorted(rejected), dtype=pl.String).implode())

@@ -1,11 +1,13 @@
-"""What holds for all tests: none fails for being slow, and none sees the modules of another one's project."""
+"""What all tests share: none fails for being slow, none sees the modules of another one's project; the command to call."""
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from batch_platform_tests.command_line import InProcess, copy_of, finished_project, write_project
 from batch_platform_tests.dagster_project import PACKAGE
 
 settings.register_profile("any_machine", deadline=None)
@@ -20,3 +22,21 @@ def no_project_of_another_test() -> Iterator[None]:
         del sys.modules[name]
     yield
     sys.path[:] = path
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
+    """The command, called in this process."""
+    return InProcess(monkeypatch, capfd)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of this test's own with all that is due done."""
+    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """A project of which nothing has run yet."""
+    return write_project(tmp_path / "project")

@@ -96,15 +96,20 @@ def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_at_it(pipeli
 
 
 def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
-        patch.setattr(shutil, "rmtree", lambda _: (_ for _ in ()).throw(OSError("cut off")))
-        remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
+    def cut_off(_):
+        raise OSError("cut off")
+
+    garbage = found(pipeline)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            remove_garbage(garbage, pipeline.home, Stamp("gc", LATER))
     assert {one.reason for one in found(pipeline)} == {"removed before, but not wholly"}
     remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
     assert found(pipeline) == []
 
 
-def test_features_of_dropped_partitions_and_unrecorded_ones_go(pipeline, tmp_path):
+def test_features_of_dropped_partitions_and_unrecorded_ones_go(pipeline):
     later = small_spec(partitions={"start": "2024-01-03"})
     dropped = find_garbage([later], pipeline.home, NOW, trained_before=NOW - timedelta(days=30))
     assert [one.path.name for one in dropped] == ["2024-01-01.parquet", "2024-01-02.parquet"]

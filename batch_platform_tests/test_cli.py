@@ -14,10 +14,7 @@ from batch_platform.cli import failures
 from batch_platform.cli.app import app
 from batch_platform.errors import DataError, SourceError
 from batch_platform_tests.command_line import (
-    InProcess,
     clean_environment,
-    copy_of,
-    finished_project,
     published,
     run_command,
     write_project,
@@ -26,21 +23,6 @@ from batch_platform_tests.dagster_project import pipeline_folder
 from batch_platform_tests.small_pipeline import FEATURES_SQL
 
 DAY = "2024-02-10"
-
-
-@pytest.fixture
-def cli(monkeypatch, capfd):
-    return InProcess(monkeypatch, capfd)
-
-
-@pytest.fixture
-def project(tmp_path, tmp_path_factory):
-    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    return write_project(tmp_path / "project")
 
 
 def everything(folder):

@@ -8,24 +8,11 @@ import pytest
 from batch_platform_tests.command_line import (
     REJECTED_DAY,
     REJECTED_ID,
-    InProcess,
-    copy_of,
-    finished_project,
     published,
     write_project,
 )
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.small_pipeline import SHOPS, small_declaration
-
-
-@pytest.fixture
-def cli(monkeypatch, capfd):
-    return InProcess(monkeypatch, capfd)
-
-
-@pytest.fixture
-def project(tmp_path, tmp_path_factory):
-    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
 
 
 def version_of(project):

@@ -15,10 +15,7 @@ import pytest
 
 from batch_platform_tests.command_line import (
     COMMAND,
-    InProcess,
     clean_environment,
-    copy_of,
-    finished_project,
     published,
     run_command,
     write_project,
@@ -34,21 +31,6 @@ BALANCE = """
     WHERE rows_in <> rows_scored + rows_rejected
     OR rows_scored <> (SELECT count(*) FROM small.predictions AS p WHERE p.partition_key = runs.partition_key)
 """
-
-
-@pytest.fixture
-def cli(monkeypatch, capfd):
-    return InProcess(monkeypatch, capfd)
-
-
-@pytest.fixture
-def project(tmp_path, tmp_path_factory):
-    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
-
-
-@pytest.fixture
-def fresh(tmp_path):
-    return write_project(tmp_path / "project")
 
 
 def start(folder: Path, *args: str) -> "subprocess.Popen[str]":

@@ -70,14 +70,17 @@ def test_a_fix_in_the_source_moves_the_rejected_rows_and_no_other(pipeline, tmp_
     assert moved["id"].to_list() == [1290, 1300, 1330]
     assert set(moved["run_id"]) == {"replay"}
     left = rows(fixed, "rejected_rows")
-    assert left["key"].to_list() == [key for key in aside["key"] if key not in ('{"id":1290}', '{"id":1300}', '{"id":1330}')]
+    assert left["key"].to_list() == [
+        key for key in aside["key"] if key not in ('{"id":1290}', '{"id":1300}', '{"id":1330}')
+    ]
     assert after.join(moved, on="id", how="anti").equals(before), "the other rows are byte-equal"
     assert after.drop("run_id", "scored_at").equals(
         scored_from_scratch(fixed, tmp_path / "whole", features=RULES, events=events(least=12.5))
     ), "a whole scoring would give the same"
 
 
-def test_rows_that_still_break_the_rules_stay_with_their_reason(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_rows_that_still_break_the_rules_stay_with_their_reason(tmp_path):
     fixed = small_pipeline(
         tmp_path,
         features=RULES,
@@ -95,19 +98,25 @@ def test_rows_that_still_break_the_rules_stay_with_their_reason(pipeline, tmp_pa
     assert '{"id":1300}' in left["key"].to_list()
 
 
-def test_a_rule_that_is_loosened_moves_the_rows_that_keep_it_now(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_a_rule_that_is_loosened_moves_the_rows_that_keep_it_now(tmp_path):
     loosened = RULES | {"columns": {"amount": {"min": -2}}}
     fixed = small_pipeline(tmp_path, features=loosened, events=events())
     before = fixed.state().scores
     found = replayed(fixed)
     assert {one.partition.key for one in found} == {key for key in DAYS if before[key].rows_rejected}
-    assert all(one.run.rows_rejected == 0 and one.run.input_hash == before[one.partition.key].input_hash for one in found)
-    assert rows(fixed).drop("run_id", "scored_at").equals(
-        scored_from_scratch(fixed, tmp_path / "whole", features=loosened, events=events())
+    assert all(
+        one.run.rows_rejected == 0 and one.run.input_hash == before[one.partition.key].input_hash for one in found
+    )
+    assert (
+        rows(fixed)
+        .drop("run_id", "scored_at")
+        .equals(scored_from_scratch(fixed, tmp_path / "whole", features=loosened, events=events()))
     )
 
 
-def test_a_replayed_partition_is_up_to_date(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_a_replayed_partition_is_up_to_date(tmp_path):
     fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
     replayed(fixed)
     assert replayed(fixed, run_id="again") == []
@@ -122,7 +131,8 @@ def test_where_nothing_was_fixed_nothing_changes(pipeline):
     assert pipeline.state().scores == ledger
 
 
-def test_rejected_rows_that_the_fix_takes_away_are_gone(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_rejected_rows_that_the_fix_takes_away_are_gone(tmp_path):
     fixed = small_pipeline(tmp_path, features=RULES, events=events().filter(pl.col("id") != 1330))
     before = fixed.state().scores["2024-02-03"]
     (one,) = replayed(fixed, "2024-02-03")
@@ -143,7 +153,8 @@ def take_the_last_row_away(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("change", [change_a_scored_row, take_a_scored_row_away, take_the_last_row_away])
-def test_a_partition_whose_other_rows_changed_too_is_left_as_it_is_and_the_others_are_done(pipeline, tmp_path, change):
+@pytest.mark.usefixtures("pipeline")
+def test_a_partition_whose_other_rows_changed_too_is_left_as_it_is_and_the_others_are_done(tmp_path, change):
     fixed = small_pipeline(tmp_path, features=RULES, events=change(events(least=12.5)))
     before, ledger = rows(fixed), fixed.state().scores
     done = []
@@ -156,7 +167,8 @@ def test_a_partition_whose_other_rows_changed_too_is_left_as_it_is_and_the_other
     assert rows(fixed).filter(same).equals(before.filter(same))
 
 
-def test_a_rule_that_is_tightened_at_the_same_time_leaves_the_partition_as_it_is(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_a_rule_that_is_tightened_at_the_same_time_leaves_the_partition_as_it_is(tmp_path):
     both = RULES | {"columns": {"amount": {"min": -2, "max": 60}}}
     fixed = small_pipeline(tmp_path, features=both, events=events())
     with pytest.raises(DataError, match="rows that were scored break the rules as they are declared now"):
@@ -172,7 +184,8 @@ def test_a_partition_of_another_champion_or_another_form_is_left_as_it_is(pipeli
         replayed(pipeline, "2024-02-02")
 
 
-def test_a_replay_never_overwrites_a_newer_commit(pipeline, tmp_path):
+@pytest.mark.usefixtures("pipeline")
+def test_a_replay_never_overwrites_a_newer_commit(tmp_path):
     fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
     slow = replay(fixed, days(fixed, "2024-02-02", "2024-02-03"), Stamp("slow", NOW))
     assert next(slow).partition.key == "2024-02-02"
@@ -184,7 +197,9 @@ def test_a_replay_never_overwrites_a_newer_commit(pipeline, tmp_path):
 
 def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
     found = rejections("small", pipeline.home)
-    assert found.rows == sum(run.rows_rejected for run in pipeline.state().scores.values()) == sum(found.reasons.values())
+    assert (
+        found.rows == sum(run.rows_rejected for run in pipeline.state().scores.values()) == sum(found.reasons.values())
+    )
     assert [row.partition for row in found.listed] == sorted(row.partition for row in found.listed)
     few = rejections("small", pipeline.home, partition_key="2024-02-02", most=1)
     assert (few.rows, len(few.listed)) == (pipeline.state().scores["2024-02-02"].rows_rejected, 1)

@@ -1,0 +1,122 @@
+"""`rejected`, `replay` and `gc`: what they say, and what they leave behind."""
+
+import json
+import os
+import shutil
+
+import polars as pl
+import pytest
+
+from batch_platform_tests.command_line import OVERRIDES, REJECTED_DAY, REJECTED_ID, published
+from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.small_pipeline import small_declaration
+
+
+def mend_the_source(project):
+    """Give the rejected row an amount; the file is another one then, of which each partition's rows are the same."""
+    path = pipeline_folder(project) / "events.parquet"
+    amount = pl.when(pl.col("id") == REJECTED_ID).then(30.5).otherwise(pl.col("amount")).alias("amount")
+    pl.read_parquet(path).with_columns(amount).write_parquet(path)
+
+
+def loosen_the_rule(project):
+    features = {**OVERRIDES["features"], "columns": {"amount": {"min": -5}}}
+    write_defs_yaml(project, small_declaration(**{**OVERRIDES, "features": features}))
+
+
+def test_rejected_lists_rows_with_column_value_and_reason(cli, project):
+    lines = cli(project, "rejected", "small").out.splitlines()
+    assert lines[0] == "small: 1 rejected rows"
+    assert lines[2].split(maxsplit=1) == ["1", "amount: below the minimum 0"]
+    (row,) = [line for line in lines if line.startswith(REJECTED_DAY)]
+    assert f"id={REJECTED_ID} shop=" in row
+    assert row.split()[-5:] == ["-1.0", "below", "the", "minimum", "0"]
+    assert lines[-1] == "After a fix: batch-platform replay small"
+
+
+def test_rejected_of_one_partition(cli, project):
+    assert cli(project, "rejected", "small", "--partition", REJECTED_DAY).out.startswith(
+        f"small, partition {REJECTED_DAY}: 1 rejected rows"
+    )
+    other = cli(project, "rejected", "small", "--partition", "2024-02-20")
+    assert other.out == "small, partition 2024-02-20: no row is rejected.\n"
+    assert (
+        "'2024-02-30' is not the key of a partition"
+        in cli(project, "rejected", "small", "--partition", "2024-02-30").error
+    )
+
+
+def test_rejected_reports_every_value_as_json(cli, project):
+    report = cli(project, "rejected", "small", "--json").json
+    assert (report["rows"], report["reasons"]) == (1, {"amount: below the minimum 0": 1})
+    (row,) = report["listed"]
+    assert (row["partition"], row["key"]["id"], row["column"]) == (REJECTED_DAY, REJECTED_ID, "amount")
+    assert set(row["row"]) == {"id", "ts", "amount", "items", "shop", "known"}
+    assert row["row"]["amount"] == -1.0
+
+
+@pytest.mark.parametrize("fix", [mend_the_source, loosen_the_rule])
+def test_replay_after_a_fix_moves_the_row_and_no_other(cli, project, fix):
+    before = published(project, "FROM small.predictions ORDER BY id")
+    fix(project)
+    answer = cli(project, "replay", "small")
+    assert answer.err == ""
+    assert answer.out.splitlines()[0] == "small: replay 1 rows of 1 partitions"
+    assert answer.out.splitlines()[-1] == (
+        "1 partitions committed: 1 rows scored, 0 no longer there, 0 still rejected."
+    )
+    after = published(project, "FROM small.predictions ORDER BY id")
+    (new,) = set(after) - set(before)
+    assert (new[0], len(after)) == (REJECTED_ID, len(before) + 1)
+    assert published(project, "FROM small.rejected_rows") == []
+    ledger = "SELECT rows_in, rows_scored, rows_rejected FROM batch_platform.score_runs WHERE partition_key = $day ORDER BY seq DESC"
+    assert published(project, ledger, {"day": REJECTED_DAY})[0] == (40, 40, 0)
+    evaluated = "SELECT rows_labelled FROM small.performance WHERE partition_key = $day"
+    assert published(project, evaluated, {"day": REJECTED_DAY})[0][0] >= 39, "it is measured anew"
+    assert "not scored" not in cli(project, "trace", "small", f"id={REJECTED_ID}").out
+
+
+def test_replay_reports_as_json_and_finds_nothing_to_do(cli, project):
+    assert cli(project, "replay", "small", "--json").json == {
+        "pipeline": "small",
+        "partitions": 0,
+        "rows_scored": 0,
+        "rows_gone": 0,
+        "rows_rejected": 1,
+    }
+
+
+def test_replay_of_what_changed_otherwise_too_fails_and_says_what_to_do(cli, project):
+    path = pipeline_folder(project) / "events.parquet"
+    pl.read_parquet(path).with_columns(items=pl.col("items") + 1).write_parquet(path)
+    before = published(project, "FROM small.predictions")
+    answer = cli(project, "replay", "small", "--partition", REJECTED_DAY)
+    assert f"{REJECTED_DAY}: rows that were scored are other ones in the features now" in answer.error
+    assert f"batch-platform run small --from {REJECTED_DAY} --to {REJECTED_DAY} --force" in answer.error
+    assert published(project, "FROM small.predictions") == before
+
+
+def make_garbage(project):
+    models = project / ".batch_platform" / "models" / "small"
+    orphan = shutil.copytree(next(models.iterdir()), models / "2024-02-01-00000000")
+    os.utime(orphan, (0, 0))
+    return orphan
+
+
+def test_gc_lists_and_then_removes_what_nothing_refers_to(cli, project):
+    assert cli(project, "gc").out == "Nothing to remove.\n"
+    orphan = make_garbage(project)
+    lines = cli(project, "gc", "--dry-run").out.splitlines()
+    assert lines[0].startswith("models/small/2024-02-01-00000000  ")
+    assert lines[0].endswith("  never registered: its run was killed")
+    assert lines[1].startswith("1 could be removed, ")
+    assert orphan.exists()
+    report = json.loads(cli(project, "gc", "--json").out)
+    assert (report["removed"], len(report["found"])) == (True, 1)
+    assert not orphan.exists()
+    assert cli(project, "gc").out == "Nothing to remove.\n"
+
+
+def test_gc_with_a_duration_that_is_none_is_wrong_use(cli, fresh):
+    answer = cli(fresh, "gc", "--keep", "soon")
+    assert (answer.code, "--keep: 'soon' is not a duration" in answer.error) == (2, True)
