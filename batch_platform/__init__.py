@@ -8,9 +8,11 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `sources`, `query`, `rows`, `contract`: raw tables, the SQL over them, what its rows must be, and their encoding.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
-- `ledger`, `warehouse`, `publish`, `registry`: DuckDB, the readers' copy of it, and which version serves when.
+- `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB, the readers' copy of it, which version serves when, and
+  what people decide of them.
 - `staging`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
-- `plan`, `history`, `learning`, `evaluation`: what is due; the recorded past, what is learnt from it and measured on it.
+- `plan`, `history`, `gate`, `learning`, `evaluation`: what is due; the recorded past, what is learnt from it, whether that
+  may serve, and how it did.
 - `pipeline`, `replay`, `status`, `cleaning`: the steps of one pipeline, what came of them, and what they leave behind.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.

@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from batch_platform.errors import DataError, IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.errors import TrainingRefusedError
+from batch_platform.gate import pass_gate
 from batch_platform.history import History, fingerprint
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, libraries, write_bundle
 from batch_platform.models.sklearn import FLAVOUR
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, can_train, evaluation_start, training_window
 from batch_platform.redaction import redacted
-from batch_platform.registry import Promotion, Version, evidence_of
+from batch_platform.registry import Promotion, Version
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
-from batch_platform.training import Fitted, TrainingData, evaluate, fit, judge
+from batch_platform.training import Fitted, fit
 
 
 @dataclass(frozen=True)
@@ -81,47 +82,20 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         features_code_version=state.features_code_version,
         stamp=stamp,
     )
-    champion = state.registry.champion(period.start)
-    compare = champion if spec.model.promote.tolerance is not None else None
-    standing, not_compared = (None, None) if compare is None else _standing(compare, open_version, data)
+    verdict = pass_gate(spec.model.promote, fitted, data, state.registry.champion(period.start), open_version)
     with staging_folder(history.home, stamp.run_id) as staging:
         version, sha256, manifest = write_bundle(manifest, fitted.estimator, staging, history.home.models / spec.name)
-    refusal = judge(spec.model.promote, fitted.task, fitted.metrics, standing)
     decision = Promotion(
         pipeline=spec.name,
         version=version,
-        action="refused" if refusal else "approved",
-        reason=refusal or "meets the gate" + (f"; {not_compared}" if not_compared else ""),
-        evidence=evidence_of(fitted.metrics, champion.version if champion else None, standing, not_compared),
+        action=verdict.action,
+        reason=verdict.reason,
+        evidence=verdict.evidence,
         actor="gate",
         decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
     return Trained(_version_row(manifest, version, sha256), decision, fitted.suspicious)
-
-
-def _standing(
-    champion: Version, open_version: Callable[[Version], Bundle], data: TrainingData
-) -> tuple[dict[str, float] | None, str | None]:
-    """How the champion does on the evaluation rows; or why it cannot be said.
-
-    A champion that can no longer be loaded, or that was trained on other columns, must not keep a new model away.
-    """
-    try:
-        bundle = open_version(champion)
-        rows = bundle.contract.split(data.evaluate).kept
-    except (DataError, IntegrityError, WrongUseError) as error:
-        return None, f"the champion {champion.version} was not compared: {error.message}"
-    manifest = bundle.manifest
-    metrics = evaluate(
-        bundle.predictor,
-        task=manifest.task,
-        classes=manifest.classes,
-        contract=bundle.contract,
-        rows=rows,
-        label=data.label,
-    )
-    return metrics, None
 
 
 def _describe(  # noqa: PLR0913 - each is one fact of the model

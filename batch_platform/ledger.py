@@ -72,6 +72,17 @@ class EvaluationRun:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """The versions of a pipeline's code and declaration, as its newest run found them."""
+
+    pipeline: str
+    features_code_version: str
+    scoring_code_version: str
+    declared_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Change:
     """One partition of one table that changed, as the journal notes it."""
 
@@ -112,7 +123,59 @@ CREATE TABLE batch_platform.model_versions (
     created_at TIMESTAMPTZ, run_id VARCHAR);
 CREATE TABLE batch_platform.promotions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
-    decided_at TIMESTAMPTZ, run_id VARCHAR);
+    decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
+CREATE TABLE batch_platform.declarations (
+    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, declared_at TIMESTAMPTZ,
+    run_id VARCHAR);
+"""
+UPGRADES = {  # what brings a warehouse of one format to the next
+    1: """
+ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
+CREATE TABLE batch_platform.declarations (
+    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, declared_at TIMESTAMPTZ,
+    run_id VARCHAR);
+""",
+}
+FORMAT = 1 + len(UPGRADES)
+PARTITION_STATUS = """
+CREATE OR REPLACE VIEW {catalog}batch_platform.partition_status AS
+WITH scored AS (
+    FROM batch_platform.score_runs
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+), built AS (
+    FROM batch_platform.feature_builds
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+), declared AS (
+    FROM batch_platform.declarations QUALIFY row_number() OVER (PARTITION BY pipeline ORDER BY seq DESC) = 1
+), decided AS (  -- of each version that could serve a partition, the last decision that holds at the partition's start
+    SELECT s.pipeline, s.partition_key, v.version, v.serving_start, v.seq, p.action
+    FROM scored AS s
+    JOIN batch_platform.model_versions AS v ON v.pipeline = s.pipeline AND v.serving_start <= s.partition_start
+    JOIN batch_platform.promotions AS p ON p.pipeline = v.pipeline AND p.version = v.version
+        AND (p.holds_from IS NULL OR p.holds_from <= s.partition_start)
+    QUALIFY row_number() OVER (PARTITION BY s.pipeline, s.partition_key, v.version ORDER BY p.seq DESC) = 1
+), champions AS (
+    SELECT pipeline, partition_key, arg_max(version, (serving_start, seq)) AS champion
+    FROM decided WHERE action = 'approved' GROUP BY ALL
+), reasons AS (
+    SELECT
+        s.*, c.champion,
+        CASE
+            WHEN c.champion <> s.model_version THEN 'scored by ' || s.model_version || ', the champion is ' || c.champion
+            WHEN b.sha256 <> s.input_hash THEN 'its features changed'
+            WHEN s.code_version <> d.scoring_code_version THEN 'its declaration or the scoring code changed'
+            WHEN b.code_version <> d.features_code_version THEN 'the SQL or its declaration changed'
+        END AS reason
+    FROM scored AS s
+    LEFT JOIN champions AS c USING (pipeline, partition_key)
+    LEFT JOIN built AS b USING (pipeline, partition_key)
+    LEFT JOIN declared AS d USING (pipeline)
+)
+SELECT
+    pipeline, partition_key, partition_start, partition_end,
+    CASE WHEN reason IS NULL THEN 'scored' ELSE 'stale' END AS condition,
+    reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
+FROM reasons
 """
 PERFORMANCE = """
 CREATE TABLE IF NOT EXISTS {schema}.performance (

@@ -16,7 +16,7 @@ import duckdb
 
 from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
-from batch_platform.ledger import LEDGERS_SCHEMA
+from batch_platform.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
 from batch_platform.sources import literal, quoted
 from batch_platform.warehouse import Warehouse
 
@@ -149,6 +149,7 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
         elif table != "meta":
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
+    con.execute(PARTITION_STATUS.format(catalog="copy."))
 
 
 def _columns(con: duckdb.DuckDBPyConnection, database: str, schema: str, table: str) -> list[tuple[str, str]]:

@@ -5,9 +5,10 @@ recorded and of the partition's start; no clock is read.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import duckdb
@@ -16,12 +17,12 @@ from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, 
 from batch_platform.ledger import Change, insert, next_numbers, note
 from batch_platform.warehouse import Warehouse
 
-Action = Literal["approved", "refused", "removed"]
+Action = Literal["approved", "refused", "waiting", "withdrawn", "removed"]
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What was decided of a version."""
+    """What was decided of a version, and from which partition start on it holds (None: for all that it can serve)."""
 
     pipeline: str
     version: str
@@ -32,6 +33,7 @@ class Promotion:
     decided_at: datetime
     run_id: str
     seq: int = 0
+    holds_from: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,42 @@ class Registry:
 
     def standing(self, version: str) -> Promotion | None:
         """The last decision on a version."""
-        return next((event for event in reversed(self.promotions) if event.version == version), None)
+        return self._decisions.get(version, [None])[-1]
 
     def approved(self) -> list[Version]:
-        """The versions that may serve, by serving period and then by age."""
-        decided = {event.version: event.action for event in self.promotions}
-        serving = [version for version in self.versions if decided.get(version.version) == "approved"]
-        return sorted(serving, key=lambda version: (version.serving_start, version.seq))
+        """The versions that were approved last, from whenever on, by serving period and then by age."""
+        return [
+            version
+            for version in self._by_period
+            if (last := self.standing(version.version)) and last.action == "approved"
+        ]
+
+    def serves(self, version: Version, at: datetime) -> bool:
+        """Whether a version may score what starts at an instant: the last decision that holds there is an approval."""
+        if version.serving_start > at:
+            return False
+        decisions = reversed(self._decisions.get(version.version, ()))
+        last = next((event for event in decisions if event.holds_from is None or event.holds_from <= at), None)
+        return last is not None and last.action == "approved"
 
     def champion(self, at: datetime) -> Version | None:
-        """The newest approved version whose serving period starts at or before an instant."""
-        return next((version for version in reversed(self.approved()) if version.serving_start <= at), None)
+        """The version of the newest serving period, of those the newest version, that serves at an instant."""
+        return next((version for version in reversed(self._by_period) if self.serves(version, at)), None)
+
+    def _waits(self, version: Version) -> bool:
+        last = self.standing(version.version)
+        return last is not None and last.action == "waiting"
+
+    @cached_property
+    def _by_period(self) -> list[Version]:
+        return sorted(self.versions, key=lambda version: (version.serving_start, version.seq))
+
+    @cached_property
+    def _decisions(self) -> dict[str, list[Promotion]]:
+        found: dict[str, list[Promotion]] = {}
+        for event in self.promotions:
+            found.setdefault(event.version, []).append(event)
+        return found
 
     def require_champion(self, at: datetime, partition_key: str) -> Version:
         """The champion, which must exist.
@@ -112,6 +139,9 @@ class Registry:
             earliest = f"the earliest approved one, {first.version}, serves from {first.serving_period} on"
         msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
         hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it all the same."
+        waiting = [version for version in self._by_period if version.serving_start <= at and self._waits(version)]
+        if waiting:
+            hint = f"{waiting[-1].version} waits: batch-platform models {self.pipeline} promote {waiting[-1].version}"
         raise NoChampionError(msg, hint=hint)
 
     def named(self, version: str) -> Version:
@@ -185,14 +215,3 @@ def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: st
     columns = ", ".join(item.name for item in fields(record))
     query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"
     return con.execute(query, {"pipeline": pipeline}).fetchall()
-
-
-def evidence_of(
-    metrics: Mapping[str, float],
-    champion: str | None,
-    standing: Mapping[str, float] | None,
-    not_compared: str | None = None,
-) -> str:
-    """What a decision rests on, as JSON: metrics of the version and of the champion on the same rows, or why not."""
-    facts = {"metrics": dict(metrics), "champion": champion, "champion_metrics": dict(standing or {}) or None}
-    return json.dumps(facts | ({"not_compared": not_compared} if not_compared else {}))

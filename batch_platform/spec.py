@@ -78,6 +78,9 @@ class Promote(Block):
     metric: str | None = Field(default=None, description=f"One of {', '.join(METRICS)}; default by the kind of model.")
     at_least: float | None = Field(default=None, description="Worse than this is not approved (an error: not more).")
     tolerance: float | None = Field(default=None, ge=0, description="Worse than the champion by more is not approved.")
+    manual: bool = Field(
+        default=False, description="A version that passes waits for `batch-platform models … promote`."
+    )
 
     @field_validator("metric")
     @classmethod
@@ -88,6 +91,9 @@ class Promote(Block):
         return value
 
 
+GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"}, Promote.model_json_schema()]})]
+
+
 class Model(Block):
     """What learns, when, and when it may serve."""
 
@@ -96,7 +102,7 @@ class Model(Block):
     import_: str | None = Field(default=None, alias="import", description="Not available yet.")
     params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the estimator.")
     train: Train = Field(default_factory=Train)
-    promote: Promote = Field(default_factory=Promote)
+    promote: GateOrManual = Field(default_factory=Promote, description="The gate; 'manual': a version waits for you.")
     challengers: list[Any] | None = Field(default=None, description="Not available yet.")
     publish: str | None = Field(default=None, description="Not available yet.")
 
@@ -113,9 +119,8 @@ class Model(Block):
 
     @field_validator("promote", mode="before")
     @classmethod
-    def _by_the_gate(cls, value: object) -> object:
-        refuse_for_now("manual" if value == "manual" else None, "promote: manual")
-        return value
+    def _by_hand(cls, value: object) -> object:
+        return {"manual": True} if value == "manual" else value
 
 
 class Predictions(Block):

@@ -23,8 +23,11 @@ import polars as pl
 from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError, listed
 from batch_platform.home import Home
 from batch_platform.ledger import (
+    FORMAT,
+    PARTITION_STATUS,
     PERFORMANCE,
     SCHEMA,
+    UPGRADES,
     EvaluationRun,
     FeatureBuild,
     Row,
@@ -35,7 +38,6 @@ from batch_platform.ledger import (
 )
 from batch_platform.sources import quoted
 
-FORMAT = 1
 LOCK_TIMEOUT_SECONDS = 120.0
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -198,16 +200,20 @@ class Warehouse:
             "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'"
         )
         if not known.fetchall():
-            con.execute(f"BEGIN; {SCHEMA}")
+            con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
             insert(con, "meta", [{"format": FORMAT}])
             con.execute("COMMIT")
             return
         ((found,),) = con.execute("SELECT format FROM batch_platform.meta").fetchall()
-        if found != FORMAT:
+        if found > FORMAT:
             msg = (
                 f"The warehouse {self.home.warehouse} has format {found}; this version of batch-platform uses {FORMAT}."
             )
             raise WarehouseError(msg, hint="use the version that wrote it, or another BATCH_PLATFORM_HOME.")
+        if found < FORMAT:
+            steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
+            view = PARTITION_STATUS.format(catalog="")
+            con.execute(f"BEGIN; {steps}; {view}; UPDATE batch_platform.meta SET format = {FORMAT}; COMMIT")
 
     @contextmanager
     def _locked(self) -> Generator[None]:

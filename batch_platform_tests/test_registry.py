@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batch_platform.errors import NoChampionError, WrongUseError
 from batch_platform.home import Home
-from batch_platform.registry import Promotion, Registry, Version, evidence_of, read_registry, register
+from batch_platform.registry import Promotion, Registry, Version, read_registry, register
 from batch_platform.warehouse import Warehouse
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -111,8 +111,3 @@ def test_what_is_registered_is_read_back(tmp_path: Path):
     assert registry.champion(at(9)).version == "a"
     assert registry.versions[0].metric_values == {"roc_auc": 0.75}
     assert registry.versions[0].class_labels == [False, True]
-
-
-def test_evidence_says_why_there_is_no_comparison():
-    assert "not_compared" not in evidence_of({"mae": 1.0}, None, None)
-    assert evidence_of({"mae": 1.0}, "a", None, "it is gone").endswith('"not_compared": "it is gone"}')

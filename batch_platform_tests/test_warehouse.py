@@ -17,7 +17,7 @@ import pytest
 
 from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError
 from batch_platform.home import Home
-from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform.ledger import FORMAT, EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.sources import quoted
 from batch_platform.warehouse import StagedScores, Warehouse
 
@@ -198,7 +198,7 @@ def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     scores = staged(tmp_path, **{name: [name, "other"], 'c"; DROP SCHEMA batch_platform; --': [1, 2]})
     commit(warehouse, scores, schema=name)
     tables = held(warehouse)
-    assert tables["batch_platform.meta"] == [(1,)]
+    assert tables["batch_platform.meta"] == [(FORMAT,)]
     assert [row[0] for row in tables[f"{name}.predictions"]] == sorted([name, "other"])
 
 
@@ -273,7 +273,10 @@ def test_the_lock_is_free_after_an_error(warehouse):
 def test_the_format_of_another_version_is_refused(warehouse):
     with warehouse.open() as con:
         con.execute("UPDATE batch_platform.meta SET format = 99")
-    with pytest.raises(WarehouseError, match="has format 99; this version of batch-platform uses 1"), warehouse.open():
+    with (
+        pytest.raises(WarehouseError, match=f"has format 99; this version of batch-platform uses {FORMAT}"),
+        warehouse.open(),
+    ):
         pass
 
 

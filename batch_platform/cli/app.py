@@ -242,6 +242,49 @@ def show_model(chosen: "_Chosen", version: str, *, as_json: bool) -> None:
     show_version(_project(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json)
 
 
+@models.command("compare")
+@click.argument("one")
+@click.argument("other")
+@_reports
+@click.pass_obj
+def compare_models(chosen: "_Chosen", one: str, other: str, *, as_json: bool) -> None:
+    """Metrics, data windows, and what else differs between two versions, side by side."""
+    from batch_platform.cli.promoting import show_comparison
+
+    show_comparison(_project(chosen.folder).pipeline(chosen.pipeline), one, other, as_json=as_json)
+
+
+@models.command("promote")
+@click.argument("version")
+@click.option("--from", "first", metavar="KEY", help="First partition that it serves; default: all it can serve.")
+@click.option("--reason", default="", help="Why, for the record.")
+@_reports
+@click.pass_obj
+def promote_model(chosen: "_Chosen", version: str, first: str | None, reason: str, *, as_json: bool) -> None:
+    """Approve a version that waits, was refused or was withdrawn."""
+    from batch_platform.cli.promoting import Decided, promote_version
+
+    decided = Decided(datetime.now(UTC), first, reason)
+    promote_version(_project(chosen.folder).pipeline(chosen.pipeline), version, decided, as_json=as_json)
+
+
+@models.command("rollback")
+@click.option(
+    "--from", "first", metavar="KEY", help="First partition that it serves no more; default: all that it serves."
+)
+@click.option("--reason", default="", help="Why, for the record.")
+@click.option("--rescore", is_flag=True, help="Score again what it had scored, by the version before.")
+@_reports
+@click.pass_obj
+def roll_back_model(chosen: "_Chosen", first: str | None, reason: str, *, rescore: bool, as_json: bool) -> None:
+    """Withdraw the champion: the version before it serves again, and what it scored is listed."""
+    from batch_platform.cli.promoting import Decided, roll_back_champion
+
+    decided = Decided(datetime.now(UTC), first, reason)
+    project = _project(chosen.folder)
+    roll_back_champion(project, project.pipeline(chosen.pipeline), decided, rescore=rescore, as_json=as_json)
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """What the commands below `models` are about."""

@@ -1,0 +1,105 @@
+"""`models compare`, `promote` and `rollback`: what they say, what they record, and what SQL answers afterwards."""
+
+import pytest
+
+from batch_platform_tests.command_line import OVERRIDES, published
+from batch_platform_tests.dagster_project import write_defs_yaml
+from batch_platform_tests.small_pipeline import small_declaration
+
+STATUS = "SELECT DISTINCT condition, reason, model_version, champion FROM batch_platform.partition_status ORDER BY ALL"
+
+
+@pytest.fixture
+def weekly(cli, fresh):
+    """A project with a model for each week of February, the last two of them withdrawn by nobody yet."""
+    train = {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}
+    declared = small_declaration(**OVERRIDES, model={"train": train})
+    write_defs_yaml(fresh, declared)
+    answer = cli(fresh, "run", "small", "--from", "2024-02-04", "--to", "2024-02-24")
+    assert answer.code == 0, answer.err
+    return fresh
+
+
+def versions(folder):
+    return [name for (name,) in published(folder, "SELECT version FROM batch_platform.model_versions ORDER BY seq")]
+
+
+def test_a_rollback_is_recorded_listed_and_rescored_and_sql_tells_then_from_now(cli, weekly):
+    first, second, third = versions(weekly)
+    told = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
+    assert told[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
+    assert told[1] == f"  champion there: {second}, before {third}"
+    assert told[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
+    assert told[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")
+    assert published(weekly, STATUS) == [
+        ("scored", None, first, first),
+        ("scored", None, second, second),
+        ("stale", f"scored by {third}, the champion is {second}", third, second),
+    ]
+    then_and_now = (
+        "SELECT p.model_version, s.champion FROM small.predictions AS p "
+        "JOIN batch_platform.partition_status AS s ON s.pipeline = 'small' AND s.partition_key = p.partition_key "
+        "WHERE p.id = 1930"
+    )
+    assert published(weekly, then_and_now) == [(third, second)]
+    report = cli(weekly, "status", "small", "--json").json[0]
+    assert report["counts"]["stale"] == 7
+    rescored = cli(weekly, "run", "small", "--from", "2024-02-18", "--to", "2024-02-24")
+    assert rescored.code == 0
+    assert published(weekly, then_and_now) == [(second, second)]
+    history = published(weekly, "SELECT action, version, actor, reason FROM batch_platform.promotions ORDER BY seq")
+    assert [row[:2] for row in history] == [
+        ("approved", first),
+        ("approved", second),
+        ("approved", third),
+        ("withdrawn", third),
+    ]
+    assert history[-1][3] == "too many false alarms"
+
+
+def test_a_rollback_from_a_partition_on_scores_again_on_demand(cli, weekly):
+    *_, second, third = versions(weekly)
+    answer = cli(weekly, "models", "small", "rollback", "--from", "2024-02-22", "--rescore", "--json")
+    assert answer.code == 0, answer.err
+    assert dict(
+        published(weekly, "SELECT partition_key, any_value(model_version) FROM small.predictions GROUP BY 1")
+    ) | {f"2024-02-{day}": third if day < 22 else second for day in range(18, 25)} == dict(
+        published(weekly, "SELECT partition_key, any_value(model_version) FROM small.predictions GROUP BY 1")
+    )
+    assert {row[0] for row in published(weekly, STATUS)} == {"scored"}
+
+
+def test_a_withdrawn_version_is_promoted_again(cli, weekly):
+    third = versions(weekly)[-1]
+    cli(weekly, "models", "small", "rollback")
+    report = cli(weekly, "models", "small", "promote", third, "--reason", "it was right", "--json").json
+    assert (report["action"], report["champion_after"], report["partitions"]) == ("approved", third, [])
+    assert {row[0] for row in published(weekly, STATUS)} == {"scored"}
+
+
+def test_wrong_decisions_change_nothing(cli, weekly):
+    first, *_ = versions(weekly)
+    before = published(weekly, "FROM batch_platform.promotions")
+    unknown = cli(weekly, "models", "small", "promote", first[:-1] + "x")
+    assert (unknown.code, f"did you mean '{first}'?" in unknown.error) == (2, True)
+    serving = cli(weekly, "models", "small", "promote", first)
+    assert (serving.code, "serves already" in serving.error) == (2, True)
+    nowhere = cli(weekly, "models", "small", "rollback", "--from", "2024-02-30")
+    assert (nowhere.code, "is not the key of a partition" in nowhere.error) == (2, True)
+    assert published(weekly, "FROM batch_platform.promotions") == before
+
+
+def test_rolling_back_to_nobody_is_refused(cli, project):
+    answer = cli(project, "models", "small", "rollback")
+    assert (answer.code, "nothing is withdrawn" in answer.error) == (2, True)
+
+
+def test_compare_shows_metrics_windows_and_what_differs_side_by_side(cli, weekly):
+    first, second, _ = versions(weekly)
+    report = cli(weekly, "models", "small", "compare", first, second, "--json").json
+    assert set(report["metrics.roc_auc"]) == {first, second}
+    assert report["training.end"][first] < report["training.end"][second]
+    assert "params.max_iter" not in report, "it is the same in both"
+    lines = cli(weekly, "models", "small", "compare", first, second).out.splitlines()
+    assert lines[0].split() == [first, second]
+    assert any(line.startswith("metrics.roc_auc") for line in lines)
