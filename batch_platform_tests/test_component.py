@@ -57,7 +57,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "evaluate": "7 days",
             "schedule": "15 * * * *",
         },
-        "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05},
+        "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05, "manual": False},
     },
     "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "rescore": "never", "limit": 10},
     "monitoring": {"performance": {"warn_below": 0.6}},
@@ -229,7 +229,7 @@ def test_templates_are_rendered(project, monkeypatch):
         (changed("model", "train", "windw", "all"), ["attributes.model.train at", "'windw'", "'window'"]),
         (
             changed("model", "promote", "metrc", "auc"),
-            ["attributes.model.promote at", "'metrc'", "allowed are at_least, metric, tolerance", "'metric'"],
+            ["attributes.model.promote at", "'metrc'", "allowed are at_least, manual, metric, tolerance", "'metric'"],
         ),
         (changed("predictions", "shedule", "x"), ["attributes.predictions at", "'shedule'", "'schedule'"]),
         (
