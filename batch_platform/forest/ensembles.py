@@ -204,7 +204,8 @@ def _boosted(estimator: Any) -> Ensemble:  # noqa: ANN401
     shares = hasattr(estimator, "predict_proba")
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.array(begin(matrix), dtype=np.float64, order="C")
+        rounded = np.asarray(matrix, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
+        return np.array(begin(rounded), dtype=np.float64, order="C")
 
     def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
         values = sums.ravel() if outputs == 1 else sums

@@ -35,25 +35,24 @@ class CompiledPredictor:
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Give class probabilities [n, classes], else values or segments [n]."""
         given: Any = matrix
-        if self.steps:
-            with one_thread():
-                for step in self.steps:
-                    given = step.transform(given)
-        if not self._is_plain(given):
-            return self.native.predict(matrix)
-        try:
-            sums = self.ensemble.start(given)
-        except ValueError:  # the native way tells it in the words of the estimator
-            return self.native.predict(matrix)
+        with one_thread():
+            for step in self.steps:
+                given = step.transform(given)
+            if not self._is_plain(given):
+                return self.native.predict(matrix)
+            try:
+                sums = self.ensemble.start(given)
+            except ValueError:  # the native way tells it in the words of the estimator
+                return self.native.predict(matrix)
         if not self.flat.add(given, sums):
             return self.native.predict(matrix)
         return np.asarray(self.ensemble.finish(sums))
 
     def _is_plain(self, given: Any) -> bool:  # noqa: ANN401 - whatever a transformer gives
-        """Whether it is what the kernels read."""
+        """Whether it is what the kernels read; a single row goes the native way, see there."""
         if not isinstance(given, np.ndarray) or given.dtype != np.float64 or given.ndim != 2:  # noqa: PLR2004
             return False
-        return len(given) > 0 and given.shape[1] == self.ensemble.features
+        return len(given) > 1 and given.shape[1] == self.ensemble.features
 
 
 def compile_predictor(native: SklearnPredictor) -> CompiledPredictor:
