@@ -92,7 +92,7 @@ class Bundle:
     sha256: str
     manifest: Manifest
     contract: Contract
-    predictor: sklearn_flavour.SklearnPredictor  # the native one
+    predictor: Predictor  # the library's own
 
     def for_rows(self, rows: int) -> Predictor:
         """The quickest way to score so many rows; the predictions are the same bits whichever it is.
@@ -107,7 +107,8 @@ class Bundle:
 
     @cached_property
     def _compiled(self) -> Predictor | None:
-        return proven_predictor(self.predictor)
+        native = self.predictor
+        return proven_predictor(native) if isinstance(native, sklearn_flavour.SklearnPredictor) else None
 
 
 def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:

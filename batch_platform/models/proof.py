@@ -4,7 +4,6 @@ It is made when a model is trained, on rows that it was not fitted on and on mad
 a process loads the model to score with it: another processor may round otherwise.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +68,7 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
 
 def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # noqa: ANN401 - any two predictors
     """Whether two predictors give the same bits, or the same error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's casts warn of what it then refuses
+    with np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
         first, second = _outcome(one, matrix), _outcome(other, matrix)
     if isinstance(first, str) or isinstance(second, str):
         return isinstance(first, str) and isinstance(second, str) and first == second
