@@ -148,50 +148,57 @@ def _count_below(_, cuts, at, value):
 
 
 @numba.njit(**OPTIONS)
-def _encode(matrix, start, rows, encoding, ranks, row_step, column_step):
-    """Write the ranks of some rows; False where one holds a value that the estimator refuses."""
-    refused = False
+def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, column_step):
+    """Write the ranks of some rows; False where one holds a value that the estimator refuses.
+
+    `values` and `found` have room for a number of each row; indices without a sign spare a test for negative ones.
+    """
     for f in range(encoding.kind.shape[0]):
-        kind = encoding.kind[f]
-        if kind & (NAN_REFUSED | INFINITY_REFUSED):
-            nan, infinite = False, False
-            for r in range(rows):
-                x = matrix[start + r, f]
-                if encoding.single:
-                    x = np.float64(np.float32(x))
-                nan |= np.isnan(x)
-                infinite |= abs(x) == np.inf
-            refused |= (nan and kind & NAN_REFUSED != 0) or (infinite and kind & INFINITY_REFUSED != 0)
-        levels = encoding.levels[f]
-        if levels == 0:
+        kind, levels = encoding.kind[f], encoding.levels[f]
+        if levels == 0 and not kind & (NAN_REFUSED | INFINITY_REFUSED):
             continue
-        least, other = encoding.columns[f, 0], encoding.columns[f, 1]
+        nan, infinite = False, False
         for r in range(rows):
-            x = matrix[start + r, f]
+            x = matrix[np.uintp(start + r), np.uintp(f)]
             if encoding.single:
                 x = np.float64(np.float32(x))
-            rank = 0
-            for level in range(levels):
+            values[np.uintp(r)] = x
+            nan |= np.isnan(x)
+            infinite |= abs(x) == np.inf
+        if (nan and kind & NAN_REFUSED) or (infinite and kind & INFINITY_REFUSED):
+            return False
+        if levels == 0:
+            continue
+        first = encoding.level_start[f, 0]
+        last = encoding.level_start[f, levels - 1]
+        for r in range(rows):
+            x = values[np.uintp(r)]
+            rank = _count_below(encoding.cuts, first, x)
+            for level in range(1, levels):
                 rank = rank * FAN + _count_below(encoding.cuts, encoding.level_start[f, level] + rank * FAN, x)
-            absent = np.isnan(x)
-            if kind & CATEGORIES:
-                absent = encoding.cuts[encoding.level_start[f, levels - 1] + rank] != x
-            if least >= 0:
-                ranks[least * column_step + r * row_step] = rank
-            if other >= 0:
-                ranks[other * column_step + r * row_step] = encoding.missing[f] if absent else rank
-    return not refused
+            found[np.uintp(r)] = rank
+        least, other, missing = encoding.columns[f, 0], encoding.columns[f, 1], encoding.missing[f]
+        if least >= 0:
+            for r in range(rows):
+                ranks[np.uintp(least * column_step + r * row_step)] = found[np.uintp(r)]
+        if other >= 0:
+            for r in range(rows):
+                rank, x = found[np.uintp(r)], values[np.uintp(r)]
+                absent = encoding.cuts[np.uintp(last + rank)] != x if kind & CATEGORIES else np.isnan(x)
+                ranks[np.uintp(other * column_step + r * row_step)] = missing if absent else rank
+    return True
 
 
 @numba.njit(**OPTIONS)
 def _leaf_masks(matrix, encoding, trees, out):
     rows, outputs = out.shape
     ranks = np.zeros(encoding.width * LANES, np.uint16)
+    values, found = np.empty(LANES), np.empty(LANES, np.int64)
     exits = np.empty(LANES, np.uint32)
     total = np.zeros(outputs * LANES)
     for start in range(0, rows, LANES):
         some = min(LANES, rows - start)
-        if not _encode(matrix, start, some, encoding, ranks, 1, LANES):
+        if not _encode(matrix, start, some, encoding, values, found, ranks, 1, LANES):
             return False
         for o in range(outputs):
             for r in range(some):
@@ -253,12 +260,13 @@ def _leaves(nodes, depth, ranks, width, rows, sets, at):
 def _descend(matrix, encoding, trees, out, sets):
     rows, outputs = out.shape
     ranks = np.zeros(BLOCK * encoding.width, np.uint32)
+    values, found = np.empty(BLOCK), np.empty(BLOCK, np.int64)
     at = np.zeros(BLOCK, np.uint64)
     total = np.zeros(outputs * BLOCK)
     step = np.uint64(trees.width)
     for start in range(0, rows, BLOCK):
         some = min(BLOCK, rows - start)
-        if not _encode(matrix, start, some, encoding, ranks, encoding.width, 1):
+        if not _encode(matrix, start, some, encoding, values, found, ranks, encoding.width, 1):
             return False
         for o in range(outputs):
             for r in range(some):
