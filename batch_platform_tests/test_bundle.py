@@ -17,10 +17,13 @@ from sklearn.base import BaseEstimator
 
 from batch_platform.contract import Column, Contract
 from batch_platform.errors import IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.forest import arrays
 from batch_platform.models import bundle as bundles
 from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
+from batch_platform.models.compiled import WORTH_COMPILING, CompiledPredictor
 from batch_platform.models.estimator import make_estimator
-from batch_platform.models.sklearn import MODEL_FILE, TRUSTED_TYPES
+from batch_platform.models.proof import NEVER_TRIED, Compiled, prove
+from batch_platform.models.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
 from batch_platform.spec import Model
 
 CONTRACT = Contract(
@@ -68,6 +71,7 @@ def manifest(task: str = "binary", **changes) -> Manifest:
         "libraries": libraries(),
         "created_at": "2024-02-01T00:00:00+00:00",
         "run_id": "run",
+        "compiled": NEVER_TRIED,
     }
     return Manifest(**(values | changes))
 
@@ -191,12 +195,62 @@ def test_another_patch_release_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 2"), ({"flavour": "magic"}, "magic")]
+    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 3"), ({"flavour": "magic"}, "magic")]
 )
 def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
     _, folder, sha256 = written(tmp_path, **changes)
     with pytest.raises(WrongUseError, match=f"{said}.*upgrade batch-platform"):
         open_bundle(folder, sha256)
+
+
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if "ensemble.Hist" in name or "RandomF" in name])
+def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(tmp_path, estimator):
+    fitted, _, _ = written(tmp_path, estimator, ESTIMATORS[estimator][1])
+    matrix, _ = rows()
+    proof = prove(SklearnPredictor(fitted, ESTIMATORS[estimator][0]), matrix)
+    assert (proof.kernel, proof.reason, proof.trees) == ("leaf masks of 32 bits", None, 3)
+    (tmp_path / "staging" / "again").mkdir()
+    described = manifest(ESTIMATORS[estimator][0], compiled=proof)
+    version, sha256, _ = write_bundle(described, fitted, tmp_path / "staging" / "again", tmp_path / "models")
+    opened = open_bundle(tmp_path / "models" / version, sha256)
+    assert opened.manifest.compiled == proof
+    assert opened.for_rows(1000) is opened.predictor
+    compiled = opened.for_rows(WORTH_COMPILING)
+    assert isinstance(compiled, CompiledPredictor)
+    assert compiled.predict(matrix).tobytes() == opened.predictor.predict(matrix).tobytes()
+    assert opened.for_rows(WORTH_COMPILING) is compiled
+
+
+def test_a_model_whose_proof_failed_is_served_natively_whatever_the_rows(tmp_path):
+    _, folder, sha256 = written(tmp_path, compiled=Compiled(kernel=None, trees=3, rows=0, reason="it differs"))
+    opened = open_bundle(folder, sha256)
+    assert opened.for_rows(10**12) is opened.predictor
+
+
+def test_a_model_that_differs_on_this_machine_is_served_natively_whatever_its_manifest_says(tmp_path, monkeypatch):
+    _, folder, sha256 = written(tmp_path, compiled=Compiled("leaf masks of 32 bits", trees=1, rows=9, reason=None))
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    opened = open_bundle(folder, sha256)
+    assert opened.for_rows(10**12) is opened.predictor
+
+
+def test_a_bundle_of_the_first_format_is_read_and_served_natively(tmp_path):
+    _, folder, _ = written(tmp_path)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["format"] = 1
+    del values["compiled"]
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    opened = open_bundle(folder, hashlib.sha256(text).hexdigest())
+    assert opened.manifest.compiled == NEVER_TRIED
+    assert opened.for_rows(10**12) is opened.predictor
 
 
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):

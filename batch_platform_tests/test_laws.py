@@ -15,6 +15,7 @@ import pytest
 
 from batch_platform import scoring
 from batch_platform.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
+from batch_platform.models.bundle import open_bundle
 from batch_platform.pipeline import Pipeline
 from batch_platform.plan import make_plan
 from batch_platform.scoring import Stamp
@@ -112,6 +113,15 @@ def test_law_4_batch_size_changes_no_prediction(pipeline, monkeypatch):
     days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
     assert not any(each.skipped for each in pipeline.score(days, STAMP, force=True))
     assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)
+
+
+def test_law_4_the_compiled_or_the_native_path_changes_no_prediction(pipeline):
+    (version,) = pipeline.state().registry.versions
+    bundle = open_bundle(pipeline.home.bundle("small", version.version), version.sha256)
+    matrix = bundle.contract.encode(small_events())
+    native, compiled = bundle.for_rows(1), bundle.for_rows(10**12)
+    assert native is not compiled
+    assert compiled.predict(matrix).tobytes() == native.predict(matrix).tobytes()
 
 
 def test_law_5_the_champion_as_of_its_start_scores_a_partition_whenever_it_runs(tmp_path):

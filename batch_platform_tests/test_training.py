@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from batch_platform.errors import DataError, TrainingRefusedError, WrongUseError
+from batch_platform.models.bundle import read_manifest
 from batch_platform.models.estimator import check_estimator_exists, make_estimator, needs_labels
 from batch_platform.scoring import Stamp
 from batch_platform.spec import Features, Model, Promote
@@ -133,6 +134,33 @@ def test_a_declared_column_that_is_not_there_is_refused_with_the_nearest_name():
 def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
     with pytest.raises(TrainingRefusedError, match="Ridge refuses the training data: could not convert string"):
         fitted(data(label=["a", "b"] * 100), "sklearn.linear_model.Ridge")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kernel", "reason"),
+    [
+        (HGB, "leaf masks of 32 bits", None),
+        ("sklearn.ensemble.RandomForestClassifier", "leaf masks of 64 bits", None),
+        ("sklearn.ensemble.GradientBoostingClassifier", "leaf masks of 32 bits", None),
+        (
+            "sklearn.linear_model.LogisticRegression",
+            None,
+            "LogisticRegression is no tree ensemble that can be compiled",
+        ),
+    ],
+)
+def test_a_compiled_form_is_proven_on_held_out_and_made_rows_or_it_is_said_why_there_is_none(estimator, kernel, reason):
+    found = fitted(estimator=estimator)
+    assert (found.compiled.kernel, found.compiled.reason) == (kernel, reason)
+    assert found.compiled.rows > found.rows_evaluated if kernel else found.compiled.rows == 0
+
+
+def test_the_manifest_of_a_trained_version_tells_of_its_compiled_form(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert (manifest.compiled.kernel, manifest.compiled.trees) == ("leaf masks of 32 bits", 5)
 
 
 @pytest.mark.parametrize(
