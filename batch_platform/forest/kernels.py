@@ -1,0 +1,342 @@
+"""The compiled code that evaluates flat arrays of trees, for any number of threads at once.
+
+Rows become ranks: the position of a value among the thresholds that the ensemble asks of its feature. From then on
+only small integers are compared, sixty-four rows at a time. Knows nothing of estimators. All compiled code stands in
+this one file, and each kernel has one signature: numba finds compiled code again by the file it came from, and
+processes that compile at once must not give one name to two things.
+"""
+
+# pyright: basic, reportMissingImports=none
+# numba publishes no types, and what it compiles is typed by the signature.
+
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+from numpy.typing import NDArray
+
+MATRIX = types.Array(types.float64, 2, "A", readonly=True)
+OUT = types.Array(types.float64, 2, "A")
+LANES = 64  # rows that leaf masks handle together
+BLOCK = 256  # rows that go down a tree before the next tree has its turn
+FAN = 16  # children of a node of the search for a rank
+NAN_REFUSED, INFINITY_REFUSED, CATEGORIES = 1, 2, 4  # what holds of a feature
+LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it asks for a set, threshold
+SET_SHIFT = LEFT_BITS + COLUMN_BITS
+CUT_SHIFT = SET_SHIFT + 1
+LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
+
+OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+
+class Encoding(NamedTuple):
+    """How rows become ranks; the first four by feature."""
+
+    kind: NDArray[np.uint8]
+    levels: NDArray[np.int64]  # of the search for a rank; 0 where no tree asks for the feature
+    level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
+    columns: NDArray[np.int64]  # [features, 2]: the column where missing is least, the one where it is `missing`; or -1
+    cuts: NDArray[np.float64]
+    missing: NDArray[np.int64]
+    single: bool  # whether values are rounded to 32 bits first
+    width: int  # how many columns of ranks
+
+
+class Masks(NamedTuple):
+    """Trees of few leaves; what a row that goes right clears are the leaves to the left."""
+
+    first_node: NDArray[np.int64]  # [trees + 1]
+    cut: NDArray[np.uint16]
+    column: NDArray[np.int64]
+    keep: NDArray[Any]
+    first_test: NDArray[np.int64]  # [trees + 1]; tests for sets of categories, 64 to a word
+    test_column: NDArray[np.int64]
+    test_word: NDArray[np.uint16]
+    test_set: NDArray[np.uint64]
+    test_keep: NDArray[Any]
+    first_value: NDArray[np.int64]  # [trees + 1]; the leaves of a tree for one output, then for the next
+    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
+    value: NDArray[np.float64]
+    width: int  # outputs of a tree
+
+
+class Descent(NamedTuple):
+    """Trees of any size; children stand side by side, leaves point at themselves."""
+
+    node: NDArray[np.uint64]
+    root: NDArray[np.int64]  # [trees]
+    depth: NDArray[np.int64]  # [trees]
+    sets: NDArray[np.uint64]  # four words for each: the categories that go right
+    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
+    value: NDArray[np.float64]  # [nodes * width]
+    width: int  # outputs of a tree
+
+
+Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], bool]
+
+
+class _Alive(types.Type):
+    """The leaves still possible, a bit each, for every lane: a vector that stays in registers."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        super().__init__(name=f"Alive({bits})")
+
+
+@register_model(_Alive)
+class _AliveModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, described: _Alive) -> None:  # noqa: ANN401 - of numba
+        super().__init__(manager, described, _vector(described.bits))
+
+
+def _vector(bits: int, lanes: int = LANES) -> ir.VectorType:
+    return ir.VectorType(ir.IntType(bits), lanes)
+
+
+def _everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:  # noqa: ANN401 - of llvmlite
+    """A vector of one value."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(_vector(32, lanes), [0] * lanes))
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:  # noqa: ANN401, PLR0913, PLR0917
+    """The address of an array's element, as that of a vector."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
+
+
+@intrinsic
+def _all_alive(_, keep):
+    alive = _Alive(keep.dtype.bitwidth)
+
+    def generate(context, builder, signature, arguments):
+        return ir.Constant(_vector(alive.bits), [(1 << alive.bits) - 1] * LANES)
+
+    return alive(keep), generate
+
+
+@intrinsic
+def _clear_above(_, alive, ranks, at, cut, keep):
+    """Of the lanes whose rank is above a cut, only the leaves to keep."""
+
+    def generate(context, builder, signature, arguments):
+        before, array, start, threshold, mask = arguments
+        rank = builder.load(_pointer(context, builder, ranks, array, start, _vector(16)), align=2)
+        right = builder.icmp_unsigned(">", rank, _everywhere(builder, threshold))
+        return builder.select(right, builder.and_(before, _everywhere(builder, mask)), before)
+
+    return alive(alive, ranks, types.intp, types.uint16, types.Integer(f"uint{alive.bits}")), generate
+
+
+@intrinsic
+def _clear_members(_, alive, ranks, at, word, members, keep):
+    """Of the lanes whose code is a member of a word of a set, only the leaves to keep."""
+
+    def generate(context, builder, signature, arguments):
+        before, array, start, number, bits, mask = arguments
+        code = builder.load(_pointer(context, builder, ranks, array, start, _vector(16)), align=2)
+        place = builder.sub(code, _everywhere(builder, builder.shl(number, ir.IntType(16)(6))))
+        inside = builder.icmp_unsigned("<", place, ir.Constant(_vector(16), [64] * LANES))
+        shift = builder.zext(builder.and_(place, ir.Constant(_vector(16), [63] * LANES)), _vector(64))
+        member = builder.trunc(builder.lshr(_everywhere(builder, bits), shift), _vector(1))
+        right = builder.and_(inside, member)
+        return builder.select(right, builder.and_(before, _everywhere(builder, mask)), before)
+
+    kept = types.Integer(f"uint{alive.bits}")
+    return alive(alive, ranks, types.intp, types.uint16, types.uint64, kept), generate
+
+
+@intrinsic
+def _store_exits(_, alive, exits):
+    """The first leaf still alive, of each lane."""
+
+    def generate(context, builder, signature, arguments):
+        before, array = arguments
+        name, kind = f"llvm.cttz.v{LANES}i{alive.bits}", ir.FunctionType(before.type, [before.type, ir.IntType(1)])
+        count = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        first = builder.call(count, [before, ir.IntType(1)(1)])
+        if alive.bits > 32:  # noqa: PLR2004 - the width of `exits`
+            first = builder.trunc(first, _vector(32))
+        builder.store(first, _pointer(context, builder, exits, array, ir.IntType(64)(0), _vector(32)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(alive, exits), generate
+
+
+@intrinsic
+def _count_below(_, cuts, at, value):
+    """How many of the cuts from a place on, as many as a node of the search has, are below a value."""
+
+    def generate(context, builder, signature, arguments):
+        array, start, scalar = arguments
+        vector = ir.VectorType(ir.DoubleType(), FAN)
+        some = builder.load(_pointer(context, builder, cuts, array, start, vector), align=8)
+        below = builder.fcmp_ordered("<", some, _everywhere(builder, scalar, FAN))
+        return builder.zext(builder.ctpop(builder.bitcast(below, ir.IntType(FAN))), ir.IntType(64))
+
+    return types.int64(cuts, types.intp, types.float64), generate
+
+
+@numba.njit(**OPTIONS)
+def _encode(matrix, start, rows, encoding, ranks, row_step, column_step):
+    """Write the ranks of some rows; False where one holds a value that the estimator refuses."""
+    refused = False
+    for f in range(encoding.kind.shape[0]):
+        kind = encoding.kind[f]
+        if kind & (NAN_REFUSED | INFINITY_REFUSED):
+            nan, infinite = False, False
+            for r in range(rows):
+                x = matrix[start + r, f]
+                if encoding.single:
+                    x = np.float64(np.float32(x))
+                nan |= x != x
+                infinite |= abs(x) == np.inf
+            refused |= (nan and kind & NAN_REFUSED != 0) or (infinite and kind & INFINITY_REFUSED != 0)
+        levels = encoding.levels[f]
+        if levels == 0:
+            continue
+        least, other = encoding.columns[f, 0], encoding.columns[f, 1]
+        for r in range(rows):
+            x = matrix[start + r, f]
+            if encoding.single:
+                x = np.float64(np.float32(x))
+            rank = 0
+            for level in range(levels):
+                rank = rank * FAN + _count_below(encoding.cuts, encoding.level_start[f, level] + rank * FAN, x)
+            absent = x != x
+            if kind & CATEGORIES:
+                absent = encoding.cuts[encoding.level_start[f, levels - 1] + rank] != x
+            if least >= 0:
+                ranks[least * column_step + r * row_step] = rank
+            if other >= 0:
+                ranks[other * column_step + r * row_step] = encoding.missing[f] if absent else rank
+    return not refused
+
+
+@numba.njit(**OPTIONS)
+def _leaf_masks(matrix, encoding, trees, out):
+    rows, outputs = out.shape
+    ranks = np.zeros(encoding.width * LANES, np.uint16)
+    exits = np.empty(LANES, np.uint32)
+    total = np.zeros(outputs * LANES)
+    for start in range(0, rows, LANES):
+        some = min(LANES, rows - start)
+        if not _encode(matrix, start, some, encoding, ranks, 1, LANES):
+            return False
+        for o in range(outputs):
+            for r in range(some):
+                total[o * LANES + r] = out[start + r, o]
+        for t in range(trees.output.shape[0]):
+            alive = _all_alive(trees.keep)
+            for k in range(trees.first_node[t], trees.first_node[t + 1]):
+                alive = _clear_above(alive, ranks, trees.column[k] * LANES, trees.cut[k], trees.keep[k])
+            for k in range(trees.first_test[t], trees.first_test[t + 1]):
+                at, word = trees.test_column[k] * LANES, trees.test_word[k]
+                alive = _clear_members(alive, ranks, at, word, trees.test_set[k], trees.test_keep[k])
+            _store_exits(alive, exits)
+            leaves = (trees.first_value[t + 1] - trees.first_value[t]) // trees.width
+            for w in range(trees.width):
+                first, lane = trees.first_value[t] + w * leaves, (trees.output[t] + w) * LANES
+                for r in range(LANES):
+                    total[lane + r] += trees.value[first + np.int64(exits[r])]
+        for o in range(outputs):
+            for r in range(some):
+                out[start + r, o] = total[o * LANES + r]
+    return True
+
+
+@numba.njit(**OPTIONS)
+def _goes_right(node, rank, sets):
+    if sets is not None and node >> np.uint64(SET_SHIFT) & np.uint64(1):
+        word = sets[(node >> np.uint64(CUT_SHIFT)) * np.uint64(4) + (rank >> np.uint64(6))]
+        return (word >> (rank & np.uint64(63)) & np.uint64(1)) != 0
+    return rank > (node >> np.uint64(CUT_SHIFT))
+
+
+@numba.njit(**OPTIONS)
+def _descend(matrix, encoding, trees, out, sets):
+    rows, outputs = out.shape
+    width = np.uint64(encoding.width)
+    ranks = np.zeros(BLOCK * encoding.width, np.uint32)
+    at = np.empty(BLOCK, np.uint32)
+    total = np.zeros(outputs * BLOCK)
+    for start in range(0, rows, BLOCK):
+        some = min(BLOCK, rows - start)
+        if not _encode(matrix, start, some, encoding, ranks, encoding.width, 1):
+            return False
+        for o in range(outputs):
+            for r in range(some):
+                total[o * BLOCK + r] = out[start + r, o]
+        for t in range(trees.root.shape[0]):
+            nodes = trees.node[trees.root[t] :]
+            at[:] = 0
+            for _ in range(trees.depth[t]):
+                moved = np.uint64(0)
+                for r in range(some):
+                    before = np.uint64(at[r])
+                    node = nodes[before]
+                    column = node >> np.uint64(LEFT_BITS) & np.uint64(COLUMN_MASK)
+                    rank = np.uint64(ranks[np.uint64(r) * width + column])
+                    after = (node & np.uint64(LEFT_MASK)) + np.uint64(_goes_right(node, rank, sets))
+                    moved |= before ^ after
+                    at[r] = after
+                if moved == 0:
+                    break
+            first, step = trees.root[t] * trees.width, np.uint64(trees.width)
+            for w in range(trees.width):
+                lane = (trees.output[t] + w) * BLOCK
+                for r in range(some):
+                    total[lane + r] += trees.value[np.uint64(first + w) + np.uint64(at[r]) * step]
+        for o in range(outputs):
+            for r in range(some):
+                out[start + r, o] = total[o * BLOCK + r]
+    return True
+
+
+@numba.njit(**OPTIONS)
+def leaf_masks_32(matrix, encoding, trees, out):
+    """Add trees of at most 32 leaves to `out` [n, outputs]; False where a row is refused, and `out` is then spoilt."""
+    return _leaf_masks(matrix, encoding, trees, out)
+
+
+@numba.njit(**OPTIONS)
+def leaf_masks_64(matrix, encoding, trees, out):
+    """The same for at most 64 leaves."""
+    return _leaf_masks(matrix, encoding, trees, out)
+
+
+@numba.njit(**OPTIONS)
+def descent(matrix, encoding, trees, out):
+    """The same for any number of leaves."""
+    return _descend(matrix, encoding, trees, out, None)
+
+
+@numba.njit(**OPTIONS)
+def descent_with_sets(matrix, encoding, trees, out):
+    """The same where trees ask for sets of categories."""
+    return _descend(matrix, encoding, trees, out, trees.sets)
+
+
+_READY = Lock()
+
+
+def ready(kernel: Any, encoding: Encoding, trees: Masks | Descent) -> Kernel:  # noqa: ANN401 - a dispatcher of numba
+    """Compile a kernel, or load it where some process has left it; a matrix of any layout then goes in.
+
+    Where there is no folder that may be written, the compiled code lives as long as the process.
+    """
+    with _READY:
+        if not kernel.signatures:
+            with suppress(RuntimeError):
+                kernel.enable_caching()
+            kernel.compile((MATRIX, numba.typeof(encoding), numba.typeof(trees), OUT))
+            kernel.disable_compile()
+    return kernel
