@@ -165,6 +165,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         libraries=libraries(),
         created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
+        compiled=fitted.compiled,
     )
 
 

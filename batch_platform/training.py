@@ -17,6 +17,7 @@ from batch_platform.contract import Column, Contract, declare_column, infer_cont
 from batch_platform.errors import TrainingRefusedError, listed
 from batch_platform.models.bundle import ClassLabel, Predictor, Task
 from batch_platform.models.estimator import make_estimator, name_of, task_of
+from batch_platform.models.proof import Compiled, prove
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
 from batch_platform.monitoring.performance import (
     DEFAULT_METRIC,
@@ -60,6 +61,7 @@ class Fitted:
     rows_evaluated: int
     rows_rejected: int
     suspicious: list[str]  # features that alone nearly decide the label
+    compiled: Compiled
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
@@ -100,8 +102,9 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     try:
         with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
             estimator.fit(matrix, truth)
+        predictor = SklearnPredictor(estimator, task)
         metrics = evaluate(
-            SklearnPredictor(estimator, task),
+            predictor,
             task=task,
             classes=classes,
             contract=contract,
@@ -123,6 +126,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         rows_evaluated=evaluated.kept.height,
         rows_rejected=kept.rejected.height + evaluated.rejected.height,
         suspicious=_suspicious(contract, matrix, truth, task),
+        compiled=prove(predictor, contract.encode(evaluated.kept)),
     )
 
 

@@ -20,6 +20,7 @@ from batch_platform.errors import IntegrityError, TrainingRefusedError, WrongUse
 from batch_platform.models import bundle as bundles
 from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
 from batch_platform.models.estimator import make_estimator
+from batch_platform.models.proof import NEVER_TRIED
 from batch_platform.models.sklearn import MODEL_FILE, TRUSTED_TYPES
 from batch_platform.spec import Model
 
@@ -68,6 +69,7 @@ def manifest(task: str = "binary", **changes) -> Manifest:
         "libraries": libraries(),
         "created_at": "2024-02-01T00:00:00+00:00",
         "run_id": "run",
+        "compiled": NEVER_TRIED,
     }
     return Manifest(**(values | changes))
 
@@ -191,7 +193,7 @@ def test_another_patch_release_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 2"), ({"flavour": "magic"}, "magic")]
+    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 3"), ({"flavour": "magic"}, "magic")]
 )
 def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
     _, folder, sha256 = written(tmp_path, **changes)

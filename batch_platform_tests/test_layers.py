@@ -27,7 +27,7 @@ ROWS = (
     ("partitions", "notation"),
     ("inputs", "home"),
     ("spec",),
-    ("contract", "sources", "query", "rows"),
+    ("contract", "sources", "query", "rows", "forest"),
     ("features", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history"),
@@ -112,8 +112,8 @@ def test_a_module_is_one_thing_with_a_name_that_says_which(module: str):
     [
         ("batch_platform", ("sklearn", "dagster", "numba", "polars", "duckdb")),
         ("batch_platform.cli", ("sklearn", "dagster", "numba", "polars", "duckdb")),
-        ("batch_platform.pipeline", ("sklearn", "dagster", "skops")),
-        ("batch_platform.definitions", ("sklearn", "skops")),
+        ("batch_platform.pipeline", ("sklearn", "dagster", "skops", "numba")),
+        ("batch_platform.definitions", ("sklearn", "skops", "numba")),
     ],
 )
 def test_importing_stays_light(module: str, heavy: tuple[str, ...]):
@@ -150,7 +150,8 @@ PLACES = {
     "click": ("cli",),
     "rich": ("cli",),
     "skops": ("models",),
-    "sklearn": ("models", "monitoring", "training"),
+    "sklearn": ("forest", "models", "monitoring", "training"),
+    **dict.fromkeys(("numba", "llvmlite"), ("forest",)),
     "threadpoolctl": ("models",),
     "dagster_duckdb": ("components",),
     **dict.fromkeys(("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "torch"), ("models",)),

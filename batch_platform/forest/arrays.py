@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
 from batch_platform.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree
@@ -21,16 +22,14 @@ from batch_platform.forest.kernels import (
     LEFT_BITS,
     NAN_REFUSED,
     SET_SHIFT,
-    Descent,
-    Encoding,
     Kernel,
-    Masks,
     descent,
     descent_with_sets,
     leaf_masks_32,
     leaf_masks_64,
-    ready,
+    make_ready,
 )
+from batch_platform.forest.layout import Descent, Encoding, Masks
 
 MOST_LEAVES = 64  # of a tree with leaf masks
 LAST_CUT = (1 << (64 - CUT_SHIFT)) - 1  # of a packed node: no rank is above
@@ -46,11 +45,27 @@ class Flat:
     kernel_name: str
     encoding: Encoding
     trees: Masks | Descent
-    dispatcher: Any
+    kernel: Kernel
 
-    def kernel(self) -> Kernel:
-        """The kernel, compiled or loaded by now; safe to call from several threads at once."""
-        return ready(self.dispatcher, self.encoding, self.trees)
+    def prepare(self) -> None:
+        """Compile the kernel, or load what some process compiled before; safe to call from several threads at once.
+
+        Raises:
+            NotCompilableError: The compiler fails.
+        """
+        try:
+            make_ready(self.kernel, self.encoding, self.trees)
+        except NumbaError as error:
+            msg = f"the compiler fails: {' '.join(str(error).split())}"
+            raise NotCompilableError(msg) from error
+
+    def add(self, matrix: NDArray[np.float64], sums: NDArray[np.float64]) -> bool:
+        """Add all trees to the sums [n, outputs] of a matrix [n, features] of any layout.
+
+        Returns:
+            Whether the estimator takes every row; where it refuses one, the sums are spoilt.
+        """
+        return bool(self.kernel(matrix, self.encoding, self.trees, sums))
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,12 @@ def flatten(ensemble: Ensemble) -> Flat:
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
     asked = _asked(ensemble)
     if leaves <= MOST_LEAVES and max(map(len, asked.cuts), default=0) < MISSING_RANK["leaf masks"]:
-        bits, dispatcher = (32, leaf_masks_32) if leaves <= 32 else (64, leaf_masks_64)  # noqa: PLR2004 - bits of a mask
+        bits, kernel = (32, leaf_masks_32) if leaves <= 32 else (64, leaf_masks_64)  # noqa: PLR2004 - bits of a mask
         masks = _masks(ensemble.trees, asked, np.dtype(f"uint{bits}"))
-        return Flat(f"leaf masks of {bits} bits", _encoding(ensemble, asked, "leaf masks"), masks, dispatcher)
+        return Flat(f"leaf masks of {bits} bits", _encoding(ensemble, asked, "leaf masks"), masks, kernel)
     sets = bool(ensemble.categories)
-    name, dispatcher = ("descent with sets", descent_with_sets) if sets else ("descent", descent)
-    return Flat(name, _encoding(ensemble, asked, "descent"), _descent(ensemble.trees, asked), dispatcher)
+    name, kernel = ("descent with sets", descent_with_sets) if sets else ("descent", descent)
+    return Flat(name, _encoding(ensemble, asked, "descent"), _descent(ensemble.trees, asked), kernel)
 
 
 def _asked(ensemble: Ensemble) -> _Asked:
@@ -120,7 +135,8 @@ def _encoding(ensemble: Ensemble, asked: _Asked, kind: Kind) -> Encoding:
             start[at, level] = place
             place += len(cuts)
     missing = np.full(ensemble.features, MISSING_RANK[kind])
-    missing[list(ensemble.categories)] = MOST_CATEGORIES
+    for at, known in ensemble.categories.items():
+        missing[at] = len(known)  # the code after those that are known: few categories fill one word
     return Encoding(
         kind=flags,
         levels=np.array([len(levels) for levels in searches], np.int64),
@@ -160,7 +176,7 @@ def _masks(trees: Sequence[Tree], asked: _Asked, mask: np.dtype[Any]) -> Masks:
             cleared = every ^ ((1 << end) - (1 << first))
             at = tree.feature[node]
             if (found := tree.left_set[node]) >= 0:
-                words = _words(~tree.left_sets[found])
+                words = _right_words(tree.left_sets[found], len(asked.cuts[at]))
                 tests += [(asked.column[at, 1], word, bits, cleared) for word, bits in enumerate(words) if bits]
             else:
                 cut.append(rank[node])
@@ -227,7 +243,12 @@ def _descent(trees: Sequence[Tree], asked: _Asked) -> Descent:
             | np.where(inner, cut, LAST_CUT).astype(np.uint64) << np.uint64(CUT_SHIFT)
         )
         values.append(tree.value[order].ravel())
-        sets += [np.array(_words(~left_set), np.uint64) for left_set in tree.left_sets]
+        known = np.zeros(len(tree.left_sets), np.int64)
+        known[tree.left_set[order][by_set]] = [len(asked.cuts[at]) for at in tree.feature[order][by_set]]
+        sets += [
+            np.array(_right_words(left, count), np.uint64)
+            for left, count in zip(tree.left_sets, known.tolist(), strict=True)
+        ]
         depths.append(depth)
     return Descent(
         node=np.concatenate(packed),
@@ -270,9 +291,12 @@ def _ranks(tree: Tree, asked: _Asked) -> NDArray[np.int64]:
     return ranks
 
 
-def _words(members: NDArray[np.bool_]) -> list[int]:
-    """A set of 256 codes as four words of 64 bits."""
-    return np.packbits(members.reshape(4, 64), axis=1, bitorder="little").view("<u8").ravel().tolist()
+def _right_words(left: NDArray[np.bool_], known: int) -> list[int]:
+    """The codes that go right as four words of 64 bits; missing and unknown come after those that are known."""
+    right = np.zeros(MOST_CATEGORIES + 1, np.bool_)
+    right[:known] = ~left[:known]
+    right[known] = ~left[MOST_CATEGORIES]
+    return np.packbits(right.reshape(4, 64), axis=1, bitorder="little").view("<u8").ravel().tolist()
 
 
 def _joined(parts: Iterable[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:

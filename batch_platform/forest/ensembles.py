@@ -129,9 +129,10 @@ def _histogram(estimator: Any) -> Ensemble:  # noqa: ANN401
                 left_sets=sets,
                 output=output,
             )
-            if not np.isin(tree.feature[by_set], categorical).all() or np.isin(
-                tree.feature[inner & ~by_set], categorical
-            ).any():
+            if (
+                not np.isin(tree.feature[by_set], categorical).all()
+                or np.isin(tree.feature[inner & ~by_set], categorical).any()
+            ):
                 msg = "its trees compare categories by size"
                 raise NotCompilableError(msg)
             trees.append(tree)

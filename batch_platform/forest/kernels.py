@@ -12,71 +12,33 @@ processes that compile at once must not give one name to two things.
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import register_model
 from numpy.typing import NDArray
+
+from batch_platform.forest.layout import Descent, Encoding, Masks
 
 MATRIX = types.Array(types.float64, 2, "A", readonly=True)
 OUT = types.Array(types.float64, 2, "A")
 LANES = 64  # rows that leaf masks handle together
-BLOCK = 256  # rows that go down a tree before the next tree has its turn
+BLOCK = 2048  # rows that go down a tree before the next tree has its turn; a multiple of eight
 FAN = 16  # children of a node of the search for a rank
 NAN_REFUSED, INFINITY_REFUSED, CATEGORIES = 1, 2, 4  # what holds of a feature
 LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it asks for a set, threshold
 SET_SHIFT = LEFT_BITS + COLUMN_BITS
 CUT_SHIFT = SET_SHIFT + 1
 LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
+TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(n) for n in range(2, 8))
 
+intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
 OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-
-
-class Encoding(NamedTuple):
-    """How rows become ranks; the first four by feature."""
-
-    kind: NDArray[np.uint8]
-    levels: NDArray[np.int64]  # of the search for a rank; 0 where no tree asks for the feature
-    level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
-    columns: NDArray[np.int64]  # [features, 2]: the column where missing is least, the one where it is `missing`; or -1
-    cuts: NDArray[np.float64]
-    missing: NDArray[np.int64]
-    single: bool  # whether values are rounded to 32 bits first
-    width: int  # how many columns of ranks
-
-
-class Masks(NamedTuple):
-    """Trees of few leaves; what a row that goes right clears are the leaves to the left."""
-
-    first_node: NDArray[np.int64]  # [trees + 1]
-    cut: NDArray[np.uint16]
-    column: NDArray[np.int64]
-    keep: NDArray[Any]
-    first_test: NDArray[np.int64]  # [trees + 1]; tests for sets of categories, 64 to a word
-    test_column: NDArray[np.int64]
-    test_word: NDArray[np.uint16]
-    test_set: NDArray[np.uint64]
-    test_keep: NDArray[Any]
-    first_value: NDArray[np.int64]  # [trees + 1]; the leaves of a tree for one output, then for the next
-    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
-    value: NDArray[np.float64]
-    width: int  # outputs of a tree
-
-
-class Descent(NamedTuple):
-    """Trees of any size; children stand side by side, leaves point at themselves."""
-
-    node: NDArray[np.uint64]
-    root: NDArray[np.int64]  # [trees]
-    depth: NDArray[np.int64]  # [trees]
-    sets: NDArray[np.uint64]  # four words for each: the categories that go right
-    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
-    value: NDArray[np.float64]  # [nodes * width]
-    width: int  # outputs of a tree
 
 
 Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], bool]
@@ -92,7 +54,7 @@ class _Alive(types.Type):
 
 @register_model(_Alive)
 class _AliveModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, described: _Alive) -> None:  # noqa: ANN401 - of numba
+    def __init__(self, manager: Any, described: _Alive) -> None:
         super().__init__(manager, described, _vector(described.bits))
 
 
@@ -100,14 +62,14 @@ def _vector(bits: int, lanes: int = LANES) -> ir.VectorType:
     return ir.VectorType(ir.IntType(bits), lanes)
 
 
-def _everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:  # noqa: ANN401 - of llvmlite
+def _everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
     """A vector of one value."""
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(_vector(32, lanes), [0] * lanes))
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:  # noqa: ANN401, PLR0913, PLR0917
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:
     """The address of an array's element, as that of a vector."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
@@ -197,7 +159,7 @@ def _encode(matrix, start, rows, encoding, ranks, row_step, column_step):
                 x = matrix[start + r, f]
                 if encoding.single:
                     x = np.float64(np.float32(x))
-                nan |= x != x
+                nan |= np.isnan(x)
                 infinite |= abs(x) == np.inf
             refused |= (nan and kind & NAN_REFUSED != 0) or (infinite and kind & INFINITY_REFUSED != 0)
         levels = encoding.levels[f]
@@ -211,7 +173,7 @@ def _encode(matrix, start, rows, encoding, ranks, row_step, column_step):
             rank = 0
             for level in range(levels):
                 rank = rank * FAN + _count_below(encoding.cuts, encoding.level_start[f, level] + rank * FAN, x)
-            absent = x != x
+            absent = np.isnan(x)
             if kind & CATEGORIES:
                 absent = encoding.cuts[encoding.level_start[f, levels - 1] + rank] != x
             if least >= 0:
@@ -262,12 +224,38 @@ def _goes_right(node, rank, sets):
 
 
 @numba.njit(**OPTIONS)
+def _child(at, nodes, ranks, row, sets):
+    node = nodes[at]
+    rank = np.uint64(ranks[row + (node >> np.uint64(LEFT_BITS) & np.uint64(COLUMN_MASK))])
+    return (node & np.uint64(LEFT_MASK)) + np.uint64(_goes_right(node, rank, sets))
+
+
+@numba.njit(**OPTIONS)
+def _leaves(nodes, depth, ranks, width, rows, sets, at):
+    """Write the leaf of each row; eight rows go down together, so that one need not wait for another's memory."""
+    w = np.uint64(width)
+    for r in range(0, rows, 8):
+        a = b = c = d = e = f = g = h = np.uint64(0)
+        row = np.uint64(r) * w
+        for _ in range(depth):
+            a1, b1 = _child(a, nodes, ranks, row, sets), _child(b, nodes, ranks, row + w, sets)
+            c1, d1 = _child(c, nodes, ranks, row + TWO * w, sets), _child(d, nodes, ranks, row + THREE * w, sets)
+            e1, f1 = _child(e, nodes, ranks, row + FOUR * w, sets), _child(f, nodes, ranks, row + FIVE * w, sets)
+            g1, h1 = _child(g, nodes, ranks, row + SIX * w, sets), _child(h, nodes, ranks, row + SEVEN * w, sets)
+            if (a ^ a1) | (b ^ b1) | (c ^ c1) | (d ^ d1) | (e ^ e1) | (f ^ f1) | (g ^ g1) | (h ^ h1) == 0:
+                break
+            a, b, c, d, e, f, g, h = a1, b1, c1, d1, e1, f1, g1, h1
+        at[r], at[r + 1], at[r + 2], at[r + 3] = a, b, c, d
+        at[r + 4], at[r + 5], at[r + 6], at[r + 7] = e, f, g, h
+
+
+@numba.njit(**OPTIONS)
 def _descend(matrix, encoding, trees, out, sets):
     rows, outputs = out.shape
-    width = np.uint64(encoding.width)
     ranks = np.zeros(BLOCK * encoding.width, np.uint32)
-    at = np.empty(BLOCK, np.uint32)
+    at = np.zeros(BLOCK, np.uint64)
     total = np.zeros(outputs * BLOCK)
+    step = np.uint64(trees.width)
     for start in range(0, rows, BLOCK):
         some = min(BLOCK, rows - start)
         if not _encode(matrix, start, some, encoding, ranks, encoding.width, 1):
@@ -276,25 +264,12 @@ def _descend(matrix, encoding, trees, out, sets):
             for r in range(some):
                 total[o * BLOCK + r] = out[start + r, o]
         for t in range(trees.root.shape[0]):
-            nodes = trees.node[trees.root[t] :]
-            at[:] = 0
-            for _ in range(trees.depth[t]):
-                moved = np.uint64(0)
-                for r in range(some):
-                    before = np.uint64(at[r])
-                    node = nodes[before]
-                    column = node >> np.uint64(LEFT_BITS) & np.uint64(COLUMN_MASK)
-                    rank = np.uint64(ranks[np.uint64(r) * width + column])
-                    after = (node & np.uint64(LEFT_MASK)) + np.uint64(_goes_right(node, rank, sets))
-                    moved |= before ^ after
-                    at[r] = after
-                if moved == 0:
-                    break
-            first, step = trees.root[t] * trees.width, np.uint64(trees.width)
+            root = trees.root[t]
+            _leaves(trees.node[root:], trees.depth[t], ranks, encoding.width, some, sets, at)
             for w in range(trees.width):
-                lane = (trees.output[t] + w) * BLOCK
+                first, lane = np.uint64(root * trees.width + w), (trees.output[t] + w) * BLOCK
                 for r in range(some):
-                    total[lane + r] += trees.value[np.uint64(first + w) + np.uint64(at[r]) * step]
+                    total[lane + r] += trees.value[first + at[r] * step]
         for o in range(outputs):
             for r in range(some):
                 out[start + r, o] = total[o * BLOCK + r]
@@ -325,18 +300,17 @@ def descent_with_sets(matrix, encoding, trees, out):
     return _descend(matrix, encoding, trees, out, trees.sets)
 
 
-_READY = Lock()
+_COMPILING = Lock()
 
 
-def ready(kernel: Any, encoding: Encoding, trees: Masks | Descent) -> Kernel:  # noqa: ANN401 - a dispatcher of numba
+def make_ready(kernel: Any, encoding: Encoding, trees: Masks | Descent) -> None:
     """Compile a kernel, or load it where some process has left it; a matrix of any layout then goes in.
 
     Where there is no folder that may be written, the compiled code lives as long as the process.
     """
-    with _READY:
+    with _COMPILING:
         if not kernel.signatures:
             with suppress(RuntimeError):
                 kernel.enable_caching()
             kernel.compile((MATRIX, numba.typeof(encoding), numba.typeof(trees), OUT))
             kernel.disable_compile()
-    return kernel

@@ -1,7 +1,7 @@
 """A trained model on disk: a folder with a manifest and the files it lists, each with its hash.
 
 `FORMAT` is the version of this layout. To change the layout: raise it, keep reading the older ones here, and say in
-`open_bundle` what to do with a newer one. A bundle is hashed before it is parsed: the registry holds the SHA-256 of
+`open_bundle` what to do with a newer one. Format 2 added `compiled`; a bundle of format 1 is served natively. A bundle is hashed before it is parsed: the registry holds the SHA-256 of
 the manifest, the manifest those of the other files, so one changed byte anywhere is refused.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from batch_platform.contract import Contract
 from batch_platform.errors import IntegrityError, WrongUseError, listed
 from batch_platform.models import sklearn as sklearn_flavour
+from batch_platform.models.compiled import WORTH_COMPILING
+from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_predictor
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 Task = Literal["binary", "multiclass", "regression", "clustering"]
@@ -76,6 +79,7 @@ class Manifest:
     libraries: dict[str, str]
     created_at: str
     run_id: str
+    compiled: Compiled
     files: dict[str, str] = field(default_factory=dict[str, str])
     format: int = FORMAT
 
@@ -88,7 +92,22 @@ class Bundle:
     sha256: str
     manifest: Manifest
     contract: Contract
-    predictor: Predictor
+    predictor: sklearn_flavour.SklearnPredictor  # the native one
+
+    def for_rows(self, rows: int) -> Predictor:
+        """The quickest way to score so many rows; the predictions are the same bits whichever it is.
+
+        Compiled trees serve where the bundle's proof and another one on this machine hold, and where the rows are worth
+        loading them; safe to call from several threads at once, as is what it gives.
+        """
+        proof = self.manifest.compiled
+        if proof.kernel is None or rows * proof.trees < WORTH_COMPILING:
+            return self.predictor
+        return self._compiled or self.predictor
+
+    @cached_property
+    def _compiled(self) -> Predictor | None:
+        return proven_predictor(self.predictor)
 
 
 def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:
@@ -141,6 +160,7 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
     if values["format"] > FORMAT:
         msg = f"The bundle {folder.name} has format {values['format']}; this version reads up to {FORMAT}."
         raise WrongUseError(msg, hint="upgrade batch-platform.")
+    values["compiled"] = Compiled(**values["compiled"]) if "compiled" in values else NEVER_TRIED
     values["training"] = Window(**values["training"])
     values["evaluation"] = Evaluation(**values["evaluation"])
     return Manifest(**values)

@@ -43,8 +43,11 @@ class SklearnPredictor:
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Give class probabilities [n, classes], else values or segments [n].
 
-        On one thread: waking more costs more than a batch is worth, and sums come out the same on every machine.
+        On one thread: waking more costs more than a batch is worth, and sums come out the same on every machine. A
+        single row goes in twice: alone, its sums over classes would be made in another order than among others.
         """
+        if len(matrix) == 1:
+            return self.predict(np.repeat(matrix, 2, axis=0))[:1]
         with one_thread():
             if self.task in ("binary", "multiclass"):
                 return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)

@@ -1,0 +1,129 @@
+"""The proof that the compiled form of a model gives the bits of the native one, before either serves.
+
+It is made when a model is trained, on rows that it was not fitted on and on made ones, and once more on made ones when
+a process loads the model to score with it: another processor may round otherwise.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.forest.ensembles import Ensemble, NotCompilableError
+from batch_platform.models.compiled import CompiledPredictor, compile_predictor, parts_of
+from batch_platform.models.sklearn import SklearnPredictor
+
+MOST_HELD_OUT = 20_000  # rows that a proof takes, evenly spaced
+MADE_ROWS = 512
+MOST_THRESHOLDS = 64  # of a column that made rows hit
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What is known of the compiled form of a model."""
+
+    kernel: str | None  # that evaluates its trees; None: scikit-learn's own code does
+    trees: int
+    rows: int  # on which both gave the same bits
+    reason: str | None  # why scikit-learn's own code does
+
+
+NEVER_TRIED = Compiled(kernel=None, trees=0, rows=0, reason="trained before there were compiled forms")
+
+
+def proven_predictor(native: SklearnPredictor) -> CompiledPredictor | None:
+    """The compiled form where it agrees with the native one on made rows, on this machine; else None."""
+    try:
+        predictor = compile_predictor(native)
+    except NotCompilableError:
+        return None
+    rows = made_rows(native.estimator)
+    return predictor if all(same_outcome(native, predictor, matrix) for matrix in rows) else None
+
+
+def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
+    """Compare the compiled form of a fitted estimator with the native one, bit for bit.
+
+    Args:
+        native: The fitted estimator.
+        held_out: Rows that it was not fitted on [n, columns]; made ones are added: missing values, unseen categories,
+            infinities, values at thresholds.
+    """
+    try:
+        predictor = compile_predictor(native)
+    except NotCompilableError as error:
+        return Compiled(kernel=None, trees=0, rows=0, reason=str(error))
+    trees = len(predictor.ensemble.trees)
+    spaced = held_out[:: len(held_out) // MOST_HELD_OUT + 1]
+    compared = 0
+    for matrix in (spaced, *made_rows(native.estimator)):
+        if not same_outcome(native, predictor, matrix):
+            reason = f"the compiled form differs from scikit-learn's own result on some of {len(matrix)} rows"
+            return Compiled(kernel=None, trees=trees, rows=compared, reason=reason)
+        compared += len(matrix)
+    return Compiled(kernel=predictor.flat.kernel_name, trees=trees, rows=compared, reason=None)
+
+
+def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # noqa: ANN401 - any two predictors
+    """Whether two predictors give the same bits, or the same error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's casts warn of what it then refuses
+        first, second = _outcome(one, matrix), _outcome(other, matrix)
+    if isinstance(first, str) or isinstance(second, str):
+        return isinstance(first, str) and isinstance(second, str) and first == second
+    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+
+
+def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:  # noqa: ANN401 - any that compiles
+    """Matrices of the values on which a tree could go wrong, each of Fortran order.
+
+    First plain numbers: thresholds, their neighbours in 64 and in 32 bits, zeros of both signs, categories known and
+    unseen. Then the same with missing values, with values too large for 32 bits, and with infinities.
+
+    Raises:
+        NotCompilableError: The estimator has no trees that can be read.
+    """
+    steps, ensemble = parts_of(estimator)
+    random = np.random.default_rng(seed)
+    columns = getattr(steps[0] if steps else estimator, "n_features_in_", ensemble.features)
+    pools = _pools(ensemble) if columns == ensemble.features else [_ORDINARY] * columns
+    plain = np.asfortranarray(np.column_stack([random.choice(pool, MADE_ROWS) for pool in pools]))
+    yield plain
+    for odd in ([np.nan], [1e39, -1e39], [np.inf, -np.inf]):
+        few = plain[: MADE_ROWS // 4].copy(order="F")
+        at = random.random(few.shape) < 0.2  # noqa: PLR2004 - some in most rows, not all
+        few[at] = random.choice(odd, int(at.sum()))
+        yield few
+
+
+_ORDINARY = np.array([0.0, -0.0, 1.0, -1.0, 0.5, 255.0, 256.0, 1e-40, -1e30, 1e30])
+
+
+def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
+    """By column, the values to try."""
+    asked: list[list[NDArray[np.float64]]] = [[_ORDINARY] for _ in range(ensemble.features)]
+    for tree in ensemble.trees:
+        inner = (tree.left >= 0) & (tree.left_set < 0) & np.isfinite(tree.threshold)
+        for at in np.unique(tree.feature[inner]).tolist():
+            asked[at].append(tree.threshold[inner & (tree.feature == at)])
+    for at, known in ensemble.categories.items():
+        asked[at] += [known, known + 0.5, -known - 1.0, known + len(known)]
+    pools: list[NDArray[np.float64]] = []
+    for values in asked:
+        cuts = np.unique(np.concatenate(values))
+        cuts = cuts[:: len(cuts) // MOST_THRESHOLDS + 1]
+        single = cuts.astype(np.float32)
+        beside = [np.nextafter(kind, kind.dtype.type(way)) for kind in (cuts, single) for way in (-np.inf, np.inf)]
+        halfway = (single.astype(np.float64) + beside[3].astype(np.float64)) / 2
+        pools.append(np.concatenate([_ORDINARY, cuts, single, halfway, *beside], dtype=np.float64))
+    return pools
+
+
+def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:  # noqa: ANN401
+    try:
+        return predictor.predict(matrix)
+    except ValueError as error:
+        return str(error)
