@@ -7,13 +7,15 @@ as it is committed; what is already as asked is skipped unless forced.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from batch_platform.errors import SourceError, WrongUseError
+from batch_platform.errors import BatchPlatformError, SourceError, WrongUseError
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
@@ -25,10 +27,11 @@ from batch_platform.partitions import Partition
 from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
 from batch_platform.registry import Registry, Version, read_registry, register
-from batch_platform.scoring import Stamp, stage
+from batch_platform.scoring import Stamp
 from batch_platform.sources import Sources
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
+from batch_platform.stream import Order, Spent, Staged, Stream, Watch
 from batch_platform.warehouse import StagedScores, Warehouse
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
@@ -55,6 +58,17 @@ class Committed:
     skipped: bool  # the warehouse already held these rows
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
+    spent: Spent = field(default_factory=Spent)  # nothing where skipped
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A partition that is to be scored."""
+
+    partition: Partition
+    model: Version
+    build: FeatureBuild
+    standing: ScoreRun | None  # what the warehouse holds of it
 
 
 @dataclass(frozen=True)
@@ -162,15 +176,22 @@ class Pipeline:
         return trained
 
     def score(
-        self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False, version: str | None = None
+        self,
+        partitions: Sequence[Partition],
+        stamp: Stamp,
+        *,
+        force: bool = False,
+        version: str | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Committed]:
-        """Score partitions, oldest first, each by its champion or by a given version.
+        """Score partitions, oldest first, each by its champion or by a given version; what is skipped comes first.
 
         Args:
             partitions: What to score; their features are built.
             stamp: Of the run.
             force: Score even what the warehouse holds already, and let a partition become empty.
             version: Score by this one instead of the champion.
+            watch: Is told how far a partition has come, while it is scored.
 
         Raises:
             NoChampionError: No approved model serves a partition.
@@ -179,24 +200,38 @@ class Pipeline:
             WarehouseError: A newer run committed a partition meanwhile.
         """
         state = self.state()
-        group: list[tuple[Committed, StagedScores]] = []
-        with staging_folder(self.home, stamp.run_id) as folder:
+        due, failure = list[_Due](), None
+        with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
             for partition in partitions:
                 try:
                     model = self._model_for(state.registry, partition, version)
                     build = self.history.require(state.features, partition)
-                    standing = state.scores.get(partition.key)
-                    if standing and not force and self._holds(standing, model, build):
-                        yield Committed(partition, standing, skipped=True)
-                        continue
-                    group.append(self._stage(partition, build, model, standing, folder=folder, stamp=stamp))
-                except Exception:
-                    yield from self._commit(group, stamp, force=force)
-                    raise
-                if _full(len(group), sum(scored.run.rows_in for scored, _ in group)):
-                    yield from self._commit(group, stamp, force=force)
-                    group = []
-            yield from self._commit(group, stamp, force=force)
+                except BatchPlatformError as error:
+                    failure = error  # once those before it are committed
+                    break
+                standing = state.scores.get(partition.key)
+                if standing and not force and self._holds(standing, model, build):
+                    yield Committed(partition, standing, skipped=True)
+                else:
+                    due.append(_Due(partition, model, build, standing))
+            yield from self._scored(stream, due, stamp, force=force)
+        if failure is not None:
+            raise failure
+
+    def _scored(self, stream: Stream, due: Sequence[_Due], stamp: Stamp, *, force: bool) -> Iterator[Committed]:
+        """Score what is due, and commit it in groups; also what was scored before something fails."""
+        group: list[tuple[_Due, Staged]] = []
+        with closing(stream.staged(self._order(one) for one in due)) as results:
+            try:
+                for one, staged in zip(due, results, strict=True):
+                    group.append((one, staged))
+                    if _full(len(group), sum(scored.rows_in for _, scored in group)):
+                        yield from self._commit(group, stamp, force=force)
+                        group = []
+            except Exception:
+                yield from self._commit(group, stamp, force=force)
+                raise
+        yield from self._commit(group, stamp, force=force)
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Hold scored partitions against the labels known now, oldest first.
@@ -286,33 +321,26 @@ class Pipeline:
             self.scoring_code_version,
         )
 
-    def _stage(  # noqa: PLR0913 - each is one fact of the partition
-        self,
-        partition: Partition,
-        build: FeatureBuild,
-        model: Version,
-        standing: ScoreRun | None,
-        *,
-        folder: Path,
-        stamp: Stamp,
-    ) -> tuple[Committed, StagedScores]:
-        staged = stage(
-            spec=self.spec,
-            partition=partition,
-            features=self.history.file(partition),
-            sha256=build.sha256,
-            bundle=self.bundle(model),
-            folder=folder,
-            stamp=stamp,
+    def _order(self, due: _Due) -> Order:
+        return Order(
+            partition=due.partition,
+            features=self.history.file(due.partition),
+            sha256=due.build.sha256,
+            rows=due.build.rows,
+            bundle=self.bundle(due.model),
         )
-        run = ScoreRun(
+
+    def _run(self, due: _Due, staged: Staged, stamp: Stamp) -> ScoreRun:
+        """The ledger row of a scored partition."""
+        partition, model = due.partition, due.model
+        return ScoreRun(
             pipeline=self.spec.name,
             partition_key=partition.key,
             partition_start=partition.start,
             partition_end=partition.end,
             model_version=model.version,
             model_sha256=model.sha256,
-            input_hash=build.sha256,
+            input_hash=due.build.sha256,
             code_version=self.scoring_code_version,
             engine="local",
             rows_in=staged.rows_in,
@@ -323,21 +351,27 @@ class Pipeline:
             committed_at=staged.started_at,  # until it is committed
             run_id=stamp.run_id,
         )
-        seen = 0 if standing is None else standing.seq
-        scores = StagedScores(staged.predictions, staged.rejected, run, seen)
-        return Committed(partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen), scores
 
-    def _commit(
-        self, group: Sequence[tuple[Committed, StagedScores]], stamp: Stamp, *, force: bool
-    ) -> Iterator[Committed]:
+    def _commit(self, group: Sequence[tuple[_Due, Staged]], stamp: Stamp, *, force: bool) -> Iterator[Committed]:
         if not group:
             return
-        staged = [scores for _, scores in group]
-        runs = self.warehouse.commit_scores(self.spec.name, staged, may_empty=force, clock=stamp.now)
-        for (scored, scores), run in zip(group, runs, strict=True):
-            scores.predictions.unlink()
-            scores.rejected.unlink()
-            yield replace(scored, run=run)
+        began = perf_counter()
+        scores = [
+            StagedScores(
+                predictions=staged.predictions,
+                rejected=staged.rejected,
+                run=self._run(due, staged, stamp),
+                seen_seq=0 if due.standing is None else due.standing.seq,
+            )
+            for due, staged in group
+        ]
+        runs = self.warehouse.commit_scores(self.spec.name, scores, may_empty=force, clock=stamp.now)
+        each = (perf_counter() - began) / len(group)
+        for (due, staged), run in zip(group, runs, strict=True):
+            staged.predictions.unlink()
+            staged.rejected.unlink()
+            spent = replace(staged.spent, commit=each, clock=staged.spent.clock + each)
+            yield Committed(due.partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen, spent=spent)
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

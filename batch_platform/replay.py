@@ -22,8 +22,9 @@ from batch_platform.partitions import Partition
 from batch_platform.pipeline import Committed, Pipeline
 from batch_platform.plan import State
 from batch_platform.rejections import rejected_keys, rows_as_json
-from batch_platform.scoring import Staged, Stamp, stage
+from batch_platform.scoring import Stamp
 from batch_platform.staging import staging_folder
+from batch_platform.stream import Order, Staged, stage
 from batch_platform.warehouse import StagedScores
 
 OTHER_FORM = "the form of the predictions is declared otherwise now"
@@ -162,15 +163,8 @@ class _Replay:
         """The picked rows, scored; the partition was within its budget before, and no row is rejected that was not."""
         spec = self.pipeline.spec
         unbounded = spec.features.model_copy(update={"max_rejected": 1.0})
-        return stage(
-            spec=spec.model_copy(update={"features": unbounded}),
-            partition=partition,
-            features=picked.file,
-            sha256=file_sha256(picked.file),
-            bundle=bundle,
-            folder=self.folder,
-            stamp=self.stamp,
-        )
+        order = Order(partition, picked.file, file_sha256(picked.file), picked.rows, bundle)
+        return stage(order, spec.model_copy(update={"features": unbounded}), self.folder, self.stamp)
 
     def _committed(self, standing: ScoreRun, picked: _Picked, staged: Staged, built: FeatureFile) -> Committed:
         run = replace(

@@ -6,7 +6,6 @@ The list of types that skops may construct is written here; a file cannot ask fo
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,28 +40,28 @@ class SklearnPredictor:
     task: str
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values or segments [n].
+        """Give class probabilities [n, classes], else values or segments [n]; on as many threads as the caller lets.
 
-        On one thread: waking more costs more than a batch is worth, and sums come out the same on every machine. A
-        single row goes in twice: alone, its sums over classes would be made in another order than among others.
+        A single row goes in twice: alone, its sums over classes would be made in another order than among others.
         """
         if len(matrix) == 1:
             return self.predict(np.repeat(matrix, 2, axis=0))[:1]
-        with one_thread():
-            if self.task in ("binary", "multiclass"):
-                return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
-            return np.asarray(self.estimator.predict(matrix))
+        if self.task in ("binary", "multiclass"):
+            return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
+        return np.asarray(self.estimator.predict(matrix))
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Hold the numeric libraries to one thread each."""
-    return _thread_pools().limit(limits=1)
+    """Hold the numeric libraries loaded by now to one thread each, in this process: for many short calls.
+
+    Waking more threads costs more than a batch is worth, and sums come out the same on every machine.
+    """
+    return ThreadpoolController().limit(limits=1)
 
 
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """The thread pools of the libraries loaded by now: scikit-learn is, where there is a fitted estimator."""
-    return ThreadpoolController()
+def one_thread_here() -> None:
+    """The same for a new thread that lives within `one_thread`: OpenMP keeps its limit for each thread that calls it."""
+    ThreadpoolController().select(user_api="openmp").limit(limits=1)
 
 
 def import_libraries() -> None:
