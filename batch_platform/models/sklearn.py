@@ -19,6 +19,7 @@ from batch_platform.errors import IntegrityError, TrainingRefusedError, listed
 
 FLAVOUR = "sklearn"
 MODEL_FILE = "model.skops"
+BLOCK_ROWS = 16_384  # of a matrix that passes through preprocessing: what each step makes of it stays in the cache
 LIBRARIES = ("scikit-learn", "skops", "numpy")
 
 TRUSTED_TYPES = (
@@ -40,15 +41,36 @@ class SklearnPredictor:
     task: str
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values or segments [n]; on as many threads as the caller lets.
+        """Give class probabilities [n, classes], else values or segments [n]; on as many threads as the caller lets."""
+        if not _has_steps(self.estimator):
+            return self._predict(matrix)
+        rows = range(0, len(matrix), BLOCK_ROWS)
+        return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in rows])
 
-        A single row goes in twice: alone, its sums over classes would be made in another order than among others.
-        """
+    def _predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """A single row goes in twice: alone, its sums over classes would be made in another order than among others."""
         if len(matrix) == 1:
-            return self.predict(np.repeat(matrix, 2, axis=0))[:1]
+            return self._predict(np.repeat(matrix, 2, axis=0))[:1]
         if self.task in ("binary", "multiclass"):
             return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
         return np.asarray(self.estimator.predict(matrix))
+
+
+def _has_steps(estimator: object) -> bool:
+    from sklearn.pipeline import Pipeline
+
+    return isinstance(estimator, Pipeline)
+
+
+def _without_copies(estimator: Any) -> Any:  # noqa: ANN401 - any estimator
+    """The same estimator, its steps working in place: the block that they are given is a copy already."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import StandardScaler
+
+    for _, step in estimator.steps if _has_steps(estimator) else ():
+        if isinstance(step, SimpleImputer | StandardScaler):
+            step.copy = False
+    return estimator
 
 
 def one_thread() -> AbstractContextManager[object]:
@@ -106,4 +128,4 @@ def load(files: Mapping[str, bytes], task: str) -> SklearnPredictor:
     if foreign := sorted(asked - set(TRUSTED_TYPES)):
         msg = f"{MODEL_FILE} asks for types that are not trusted: {listed(foreign)}; it is not loaded."
         raise IntegrityError(msg, hint="train the serving period again.")
-    return SklearnPredictor(estimator=io.loads(data, trusted=list(TRUSTED_TYPES)), task=task)
+    return SklearnPredictor(_without_copies(io.loads(data, trusted=list(TRUSTED_TYPES))), task)
