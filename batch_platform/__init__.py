@@ -10,8 +10,10 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
 - `ledger`, `warehouse`, `publish`, `registry`: DuckDB, the readers' copy of it, and which version serves when.
-- `staging`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
-- `plan`, `history`, `learning`, `evaluation`: what is due; the recorded past, what is learnt from it and measured on it.
+- `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
+- `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
+- `plan`, `history`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, what is learnt from it and
+  measured on it; what is scored and committed.
 - `pipeline`, `replay`, `status`, `cleaning`: the steps of one pipeline, what came of them, and what they leave behind.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.

@@ -7,12 +7,10 @@ as it is committed; what is already as asked is skipped unless forced.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from batch_platform.errors import BatchPlatformError, SourceError, WrongUseError
@@ -28,15 +26,14 @@ from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
 from batch_platform.registry import Registry, Version, read_registry, register
 from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed, Due, ScoringRun, is_full
 from batch_platform.sources import Sources
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
-from batch_platform.stream import Order, Spent, Staged, Stream, Watch
-from batch_platform.warehouse import StagedScores, Warehouse
+from batch_platform.stream import Stream, Watch
+from batch_platform.warehouse import Warehouse
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
-GROUP_PARTITIONS = 50
-GROUP_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -47,28 +44,6 @@ class Built:
     build: FeatureBuild
     skipped: bool  # it was already as asked
     columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty where skipped
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A partition of predictions, as committed."""
-
-    partition: Partition
-    run: ScoreRun
-    skipped: bool  # the warehouse already held these rows
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
-    spent: Spent = field(default_factory=Spent)  # nothing where skipped
-
-
-@dataclass(frozen=True)
-class _Due:
-    """A partition that is to be scored."""
-
-    partition: Partition
-    model: Version
-    build: FeatureBuild
-    standing: ScoreRun | None  # what the warehouse holds of it
 
 
 @dataclass(frozen=True)
@@ -147,7 +122,7 @@ class Pipeline:
                 except Exception:
                     yield from self._record(group)
                     raise
-                if _full(len(group), sum(built.build.rows for built in group)):
+                if is_full(len(group), sum(built.build.rows for built in group)):
                     yield from self._record(group)
                     group = []
         yield from self._record(group)
@@ -200,7 +175,7 @@ class Pipeline:
             WarehouseError: A newer run committed a partition meanwhile.
         """
         state = self.state()
-        due, failure = list[_Due](), None
+        due, failure = list[Due](), None
         with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
             for partition in partitions:
                 try:
@@ -213,25 +188,11 @@ class Pipeline:
                 if standing and not force and self._holds(standing, model, build):
                     yield Committed(partition, standing, skipped=True)
                 else:
-                    due.append(_Due(partition, model, build, standing))
-            yield from self._scored(stream, due, stamp, force=force)
+                    due.append(Due(partition, model, build, standing))
+            run = ScoringRun(self.history, self.warehouse, self.bundle, self.scoring_code_version, stamp, force)
+            yield from run.committed(stream, due)
         if failure is not None:
             raise failure
-
-    def _scored(self, stream: Stream, due: Sequence[_Due], stamp: Stamp, *, force: bool) -> Iterator[Committed]:
-        """Score what is due, and commit it in groups; also what was scored before something fails."""
-        group: list[tuple[_Due, Staged]] = []
-        with closing(stream.staged(self._order(one) for one in due)) as results:
-            try:
-                for one, staged in zip(due, results, strict=True):
-                    group.append((one, staged))
-                    if _full(len(group), sum(scored.rows_in for _, scored in group)):
-                        yield from self._commit(group, stamp, force=force)
-                        group = []
-            except Exception:
-                yield from self._commit(group, stamp, force=force)
-                raise
-        yield from self._commit(group, stamp, force=force)
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Hold scored partitions against the labels known now, oldest first.
@@ -245,7 +206,7 @@ class Pipeline:
         group: list[Evaluated] = []
         for one in evaluated(self.history, publish(self.home), partitions, stamp):
             group.append(one)
-            if _full(len(group), sum(done.run.rows_scored for done in group)):
+            if is_full(len(group), sum(done.run.rows_scored for done in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)
@@ -321,64 +282,7 @@ class Pipeline:
             self.scoring_code_version,
         )
 
-    def _order(self, due: _Due) -> Order:
-        return Order(
-            partition=due.partition,
-            features=self.history.file(due.partition),
-            sha256=due.build.sha256,
-            rows=due.build.rows,
-            bundle=self.bundle(due.model),
-        )
-
-    def _run(self, due: _Due, staged: Staged, stamp: Stamp) -> ScoreRun:
-        """The ledger row of a scored partition."""
-        partition, model = due.partition, due.model
-        return ScoreRun(
-            pipeline=self.spec.name,
-            partition_key=partition.key,
-            partition_start=partition.start,
-            partition_end=partition.end,
-            model_version=model.version,
-            model_sha256=model.sha256,
-            input_hash=due.build.sha256,
-            code_version=self.scoring_code_version,
-            engine="local",
-            rows_in=staged.rows_in,
-            rows_scored=staged.rows_scored,
-            rows_rejected=staged.rows_rejected,
-            in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
-            started_at=staged.started_at,
-            committed_at=staged.started_at,  # until it is committed
-            run_id=stamp.run_id,
-        )
-
-    def _commit(self, group: Sequence[tuple[_Due, Staged]], stamp: Stamp, *, force: bool) -> Iterator[Committed]:
-        if not group:
-            return
-        began = perf_counter()
-        scores = [
-            StagedScores(
-                predictions=staged.predictions,
-                rejected=staged.rejected,
-                run=self._run(due, staged, stamp),
-                seen_seq=0 if due.standing is None else due.standing.seq,
-            )
-            for due, staged in group
-        ]
-        runs = self.warehouse.commit_scores(self.spec.name, scores, may_empty=force, clock=stamp.now)
-        each = (perf_counter() - began) / len(group)
-        for (due, staged), run in zip(group, runs, strict=True):
-            staged.predictions.unlink()
-            staged.rejected.unlink()
-            spent = replace(staged.spent, commit=each, clock=staged.spent.clock + each)
-            yield Committed(due.partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen, spent=spent)
-
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
             self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], metric_rows(group))
         yield from group
-
-
-def _full(partitions: int, rows: int) -> bool:
-    """Whether a group is large enough to be committed."""
-    return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

@@ -19,12 +19,14 @@ from batch_platform.features import BATCH_ROWS, FeatureFile, FeatureSession, asi
 from batch_platform.ledger import ScoreRun
 from batch_platform.models.bundle import Bundle
 from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed, Pipeline
+from batch_platform.pipeline import Pipeline
 from batch_platform.plan import State
 from batch_platform.rejections import rejected_keys, rows_as_json
 from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed
+from batch_platform.staged import Order, Staged
 from batch_platform.staging import staging_folder
-from batch_platform.stream import Order, Staged, stage
+from batch_platform.stream import stage
 from batch_platform.warehouse import StagedScores
 
 OTHER_FORM = "the form of the predictions is declared otherwise now"

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import groupby
@@ -19,78 +19,21 @@ from threading import Event
 from time import perf_counter
 from typing import Self
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batch_platform.errors import DataError
 from batch_platform.features import BATCH_ROWS
-from batch_platform.models.bundle import Bundle
 from batch_platform.models.sklearn import one_thread, one_thread_here
 from batch_platform.partitions import Partition
 from batch_platform.recorded import RecordedFile, open_recorded
-from batch_platform.scoring import REJECTED, SAMPLES, Stamp, reasons_of, rejected_rows, samples_of, score_batch
+from batch_platform.scoring import SAMPLES, Stamp
 from batch_platform.spec import PipelineSpec
+from batch_platform.staged import Order, Part, Spent, Staged, TableWriter, require_within_budget, scored_part
 from batch_platform.threads import cores, in_order, read_ahead
 
 READ_AHEAD = 2  # batches
 AHEAD = 2  # batches or small partitions on their way, beyond those that a thread is busy with
-NOTHING_REJECTED = pa.schema([(name, pa.large_string()) for name in REJECTED]).empty_table()
-
-
-@dataclass(frozen=True)
-class Order:
-    """A partition to be scored.
-
-    Args:
-        partition: The partition.
-        features: Its feature file.
-        sha256: What the file's bytes must be.
-        rows: How many the file holds.
-        bundle: The model.
-    """
-
-    partition: Partition
-    features: Path
-    sha256: str
-    rows: int
-    bundle: Bundle
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Seconds that some work took; those of threads that work at once add up to more than passed on the clock."""
-
-    read: float = 0.0
-    score: float = 0.0
-    write: float = 0.0  # into staged files
-    commit: float = 0.0  # into the warehouse
-    clock: float = 0.0  # from beginning to end, commit included
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Which part of the work was reading, scoring and committing, which writing is a part of."""
-        parts = {"read": self.read, "score": self.score, "commit": self.write + self.commit}
-        total = sum(parts.values())
-        return {name: seconds / total for name, seconds in parts.items()} if total else {}
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A scored partition on disk, not yet committed."""
-
-    partition: Partition
-    predictions: Path
-    rejected: Path
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
-    started_at: datetime
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
-    spent: Spent = field(default_factory=Spent)
-
 
 Watch = Callable[[Partition, int, int], None]  # a partition, how many of its rows are staged, of how many
 
@@ -115,7 +58,6 @@ class Stream:
         self._watch: Watch = watch or (lambda *_: None)
         self._scorers = ThreadPoolExecutor(self._threads, "score", initializer=one_thread_here)
         self._reader, self._hasher = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "hash")
-        self._started = False
 
     def __enter__(self) -> Self:
         """Give the stream."""
@@ -133,12 +75,12 @@ class Stream:
             IntegrityError: A feature file is not what was recorded.
             DataError: Columns are missing, or more rows are rejected than the budget allows.
         """
-        with ExitStack() as limited:
-            for large, some in groupby(orders, key=lambda order: order.rows > BATCH_ROWS):
-                if not self._started:  # a model is loaded by now, and its libraries with it
-                    limited.enter_context(one_thread())
-                    self._started = True
-                yield from self._one_by_one(some) if large else self._side_by_side(some)
+        with ExitStack() as limit:
+            for number, (large, some) in enumerate(groupby(orders, key=lambda order: order.rows > BATCH_ROWS)):
+                if not number:  # a model is loaded by now, and its libraries with it
+                    limit.enter_context(one_thread())
+                results = self._one_by_one if large else self._side_by_side
+                yield from results(some)
 
     def _one_by_one(self, orders: Iterable[Order]) -> Generator[Staged]:
         """Large partitions: each is spread over all threads."""
@@ -197,7 +139,7 @@ class Stream:
         checking.result()
         recorded.require_untouched()
 
-    def _spread(self, score: Callable[[pl.DataFrame], "_Part"], batches: Iterator[pl.DataFrame]) -> Generator["_Part"]:
+    def _spread(self, score: Callable[[pl.DataFrame], Part], batches: Iterator[pl.DataFrame]) -> Generator[Part]:
         """Score batches on all threads while further ones are read; in their order."""
         with (
             closing(read_ahead(self._reader, batches, at_once=READ_AHEAD)) as read,
@@ -206,22 +148,26 @@ class Stream:
             yield from parts
 
     def _files(self, partition: Partition) -> tuple[Path, Path]:
-        return tuple(self._folder / f"{partition.key}.{kind}.parquet" for kind in ("predictions", "rejected"))
+        return self._folder / f"{partition.key}.predictions.parquet", self._folder / f"{partition.key}.rejected.parquet"
 
     def _write(
         self,
         order: Order,
         recorded: RecordedFile,
         started: datetime,
-        spread: Callable[[Callable[[pl.DataFrame], "_Part"], Iterator[pl.DataFrame]], Iterator["_Part"]],
+        spread: Callable[[Callable[[pl.DataFrame], Part], Iterator[pl.DataFrame]], Iterator[Part]],
         watch: Watch,
     ) -> Staged:
         began, spent = perf_counter(), _Stopwatch()
         good, bad = self._files(order.partition)
-        score = partial(_score, order=order, spec=self._spec, stamp=self._stamp, started=started)
+        score = partial(scored_part, order=order, spec=self._spec, stamp=self._stamp, started=started)
         rows_in, reasons, unseen, samples = 0, Counter[str](), Counter[str](), list[str]()
-        with _TableWriter(good) as predictions, _TableWriter(bad) as rejects:
-            for part in spread(score, _frames(recorded, spent)):
+        with (
+            TableWriter(good) as predictions,
+            TableWriter(bad) as rejects,
+            closing(_frames(recorded, spent)) as frames,
+        ):
+            for part in spread(score, frames):
                 written = perf_counter()
                 rows_in += part.rows
                 predictions.write(part.predictions)
@@ -244,7 +190,7 @@ class Stream:
             unseen=dict(unseen),
             spent=Spent(read=spent.read, score=spent.score, write=spent.write, clock=perf_counter() - began),
         )
-        _require_within_budget(self._spec, staged, samples)
+        require_within_budget(self._spec, staged, samples)
         return staged
 
 
@@ -264,19 +210,6 @@ class _Stopwatch:
     write: float = 0.0
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What one batch becomes."""
-
-    rows: int
-    predictions: pa.Table
-    rejected: pa.Table
-    reasons: dict[str, int]
-    unseen: dict[str, int]
-    samples: list[str]
-    seconds: float
-
-
 def _unwatched(*_: object) -> None:
     """Nobody is told."""
 
@@ -289,70 +222,3 @@ def _frames(recorded: RecordedFile, spent: _Stopwatch) -> Generator[pl.DataFrame
         spent.read += perf_counter() - began
         yield frame
         began = perf_counter()
-
-
-def _score(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: Stamp, started: datetime) -> _Part:
-    began = perf_counter()
-    scored = score_batch(rows, order.bundle, spec)
-    rejected, reasons, samples = NOTHING_REJECTED, dict[str, int](), list[str]()
-    if scored.rejected.height:
-        rejected = rejected_rows(scored.rejected, spec, order.partition, stamp).to_arrow()
-        reasons, samples = reasons_of(scored.rejected), samples_of(scored.rejected, spec)
-    marks = {"partition_key": order.partition.key, "model_version": order.bundle.version}
-    predictions = _marked(scored.predictions.to_arrow(), {**marks, "run_id": stamp.run_id}, started)
-    return _Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, perf_counter() - began)
-
-
-def _marked(rows: pa.Table, texts: dict[str, str], scored_at: datetime) -> pa.Table:
-    """The rows with what is the same for each of them, kept once."""
-    columns = {name: pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [text]) for name, text in texts.items()}
-    moment = pa.scalar(scored_at, pa.timestamp("us", "UTC"))
-    columns["scored_at"] = pa.repeat(moment, len(rows))
-    for name in ("partition_key", "model_version", "scored_at", "run_id"):
-        rows = rows.append_column(name, columns[name])
-    return rows
-
-
-def _require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]) -> None:
-    budget = spec.features.max_rejected
-    if staged.rows_rejected <= budget * staged.rows_in:
-        return
-    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
-    msg = (
-        f"{spec.name}, partition {staged.partition.key}: {staged.rows_rejected} of {staged.rows_in} rows break the "
-        f"contract, more than max_rejected ({budget:.2%}) allows; nothing is published. Reasons: {top}. "
-        f"For example {'; '.join(samples)}."
-    )
-    raise DataError(msg, hint="mend the features, or raise features.max_rejected.")
-
-
-class _TableWriter:
-    """Writes tables of one schema to a Parquet file, a row group for each."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._writer = path, None
-        self.rows = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, table: pa.Table) -> None:
-        """Write rows; the first ones, be there none, give the columns."""
-        if self._writer is None:
-            self._writer = _writer(self._path, table.schema)
-        elif not len(table):
-            return
-        self._writer.write_table(table.cast(self._writer.schema))
-        self.rows += len(table)
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Of a file that is read once, soon, and whole."""
-    repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
-    return pq.ParquetWriter(
-        path, schema, compression="lz4", use_dictionary=repeating, write_statistics=False, store_schema=False
-    )

@@ -16,7 +16,8 @@ from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import file_sha256
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring import NOT_FINITE, Stamp, prediction_columns, score_batch
-from batch_platform.stream import Order, stage
+from batch_platform.staged import Order
+from batch_platform.stream import stage
 from batch_platform.training import TrainingData, fit
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 from batch_platform_tests.test_bundle import manifest

@@ -17,10 +17,11 @@ from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failur
 from batch_platform.errors import BatchPlatformError
 from batch_platform.learning import Trained
 from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed, Pipeline
+from batch_platform.pipeline import Pipeline
 from batch_platform.plan import make_plan
 from batch_platform.replay import replay
 from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()
 

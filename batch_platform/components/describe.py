@@ -11,8 +11,9 @@ import dagster as dg
 from batch_platform.components.wiring import Wiring
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
-from batch_platform.pipeline import Built, Committed
+from batch_platform.pipeline import Built
 from batch_platform.redaction import redact, redacted
+from batch_platform.scoring_run import Committed
 from batch_platform.sources import SourceState
 
 
