@@ -43,7 +43,7 @@ class PartitionLog:
 
     def __enter__(self) -> Self:
         """Keep the event log open."""
-        self._open = _connections(self._context.instance, self._context.run_id)
+        self._open = _connections(self._context.instance, self._context.run.run_id)
         return self
 
     def __exit__(self, *_: object) -> None:
