@@ -165,7 +165,8 @@ class _Replay:
         """The picked rows, scored; the partition was within its budget before, and no row is rejected that was not."""
         spec = self.pipeline.spec
         unbounded = spec.features.model_copy(update={"max_rejected": 1.0})
-        order = Order(partition, picked.file, file_sha256(picked.file), picked.rows, bundle)
+        predictor = bundle.for_rows(picked.rows)
+        order = Order(partition, picked.file, file_sha256(picked.file), picked.rows, bundle, predictor)
         return stage(order, spec.model_copy(update={"features": unbounded}), self.folder, self.stamp)
 
     def _committed(self, standing: ScoreRun, picked: _Picked, staged: Staged, built: FeatureFile) -> Committed:

@@ -59,7 +59,7 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
         rows: Feature columns, in any order.
         bundle: The model.
         spec: The pipeline.
-        predictor: What evaluates the model, chosen for more rows than these; left out: the bundle's own.
+        predictor: Of the bundle, for all rows that are scored in one go; left out: scikit-learn's own code.
 
     Raises:
         DataError: A column of the contract, the key or the kept ones is missing.

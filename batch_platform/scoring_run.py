@@ -3,6 +3,7 @@
 Decides nothing about what is due or by which model.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,11 @@ class ScoringRun:
     def committed(self, stream: Stream, due: Sequence[Due]) -> Iterator[Committed]:
         """Score what is due, and commit it in groups; also what was scored before something fails."""
         group: list[tuple[Due, Staged]] = []
-        with closing(stream.staged(self._order(one) for one in due)) as results:
+        rows = Counter[str]()
+        for one in due:
+            rows[one.model.version] += one.build.rows
+        orders = (self._order(one, rows[one.model.version]) for one in due)
+        with closing(stream.staged(orders)) as results:
             try:
                 for one, staged in zip(due, results, strict=True):
                     group.append((one, staged))
@@ -79,13 +84,15 @@ class ScoringRun:
                 raise
         yield from self._commit(group)
 
-    def _order(self, due: Due) -> Order:
+    def _order(self, due: Due, rows_of_model: int) -> Order:
+        bundle = self.bundle(due.model)
         return Order(
             partition=due.partition,
             features=self.history.file(due.partition),
             sha256=due.build.sha256,
             rows=due.build.rows,
-            bundle=self.bundle(due.model),
+            bundle=bundle,
+            predictor=bundle.for_rows(rows_of_model),
         )
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:

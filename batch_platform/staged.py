@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.errors import DataError
-from batch_platform.models.bundle import Bundle
+from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
 from batch_platform.scoring import REJECTED, Stamp, reasons_of, rejected_rows, samples_of, score_batch
 from batch_platform.spec import PipelineSpec
@@ -34,6 +34,7 @@ class Order:
         sha256: What the file's bytes must be.
         rows: How many the file holds.
         bundle: The model.
+        predictor: What evaluates it; give the one for all rows of a run that this model scores.
     """
 
     partition: Partition
@@ -41,6 +42,7 @@ class Order:
     sha256: str
     rows: int
     bundle: Bundle
+    predictor: Predictor
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Part:
 def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: Stamp, started: datetime) -> Part:
     """Score one batch, on any thread, and give its rows as they are stored."""
     began = perf_counter()
-    scored = score_batch(rows, order.bundle, spec)
+    scored = score_batch(rows, order.bundle, spec, order.predictor)
     rejected, reasons, samples = NOTHING_REJECTED, dict[str, int](), list[str]()
     if scored.rejected.height:
         rejected = rejected_rows(scored.rejected, spec, order.partition, stamp).to_arrow()

@@ -70,10 +70,15 @@ def rows(amount, items=None, shop=None) -> pl.DataFrame:
     )
 
 
+def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> Order:
+    model = model or bundle()
+    return Order(DAY, features, sha256 or file_sha256(features), rows, model, model.predictor)
+
+
 def staged(tmp_path: Path, frame: pl.DataFrame, model: Bundle | None = None, spec=SPEC):
     features = tmp_path / "features.parquet"
     frame.write_parquet(features)
-    return stage(Order(DAY, features, file_sha256(features), frame.height, model or bundle()), spec, tmp_path, STAMP)
+    return stage(order(features, frame.height, model), spec, tmp_path, STAMP)
 
 
 ROWS = st.lists(
@@ -213,8 +218,7 @@ def test_the_time_of_scoring_is_read_from_the_edges_clock(tmp_path):
     features = tmp_path / "features.parquet"
     rows([1.0]).write_parquet(features)
     later = datetime(2024, 3, 1, 5, tzinfo=UTC)
-    order = Order(DAY, features, file_sha256(features), 1, bundle())
-    found = stage(order, SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
+    found = stage(order(features, 1), SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
     assert found.started_at == later
     assert pl.read_parquet(found.predictions)["scored_at"].to_list() == [later]
 
@@ -272,7 +276,7 @@ def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_
         original = features.read_bytes()
         features.write_bytes(original[:-9] if damage == "truncated" else original[:50] + b"?" + original[51:])
     with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03.*--force builds it again"):
-        stage(Order(DAY, features, sha256, 100, bundle()), SPEC, tmp_path, STAMP)
+        stage(order(features, 100, sha256=sha256), SPEC, tmp_path, STAMP)
     assert not list(tmp_path.glob("*predictions*"))
 
 
