@@ -112,7 +112,10 @@ class Pipeline:
             return
         state = self.state()
         group: list[Built] = []
-        with self.builder.session(partitions[0]) as session:
+        with (
+            staging_folder(self.home, stamp.run_id) as folder,
+            self.builder.session(partitions[0], spill=folder / "spill") as session,
+        ):
             for partition in partitions:
                 if not force and features_due(state, partition) is None:
                     yield Built(partition, state.features[partition.key], skipped=True)

@@ -54,7 +54,7 @@ def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) ->
     left: dict[str, list[str]] = {}
     with (
         staging_folder(pipeline.home, stamp.run_id) as folder,
-        pipeline.builder.session(partitions[0]) as session,
+        pipeline.builder.session(partitions[0], spill=folder / "spill") as session,
     ):
         one = _Replay(pipeline, state, session, folder, stamp)
         for partition in partitions:

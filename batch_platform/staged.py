@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.errors import DataError
+from batch_platform.features import parquet_writer
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
 from batch_platform.scoring import REJECTED, Stamp, reasons_of, rejected_rows, samples_of, score_batch
@@ -151,7 +152,7 @@ class TableWriter:
     def write(self, table: pa.Table) -> None:
         """Write rows; the first ones, be there none, give the columns."""
         if self._writer is None:
-            self._writer = _writer(self._path, table.schema)
+            self._writer = parquet_writer(self._path, table.schema, store_schema=False)
         elif not len(table):
             return
         self._writer.write_table(table.cast(self._writer.schema))
@@ -161,16 +162,3 @@ class TableWriter:
         """Complete the file."""
         if self._writer is not None:
             self._writer.close()
-
-
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Of a file that is read once, soon, and whole."""
-    repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="lz4",
-        use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - a list of names is allowed, the stubs say bool
-        write_statistics=False,
-        store_schema=False,
-    )
