@@ -10,7 +10,7 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
 - `ledger`, `warehouse`, `publish`, `registry`: DuckDB, the readers' copy of it, and which version serves when.
-- `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
+- `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
 - `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
 - `plan`, `history`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, what is learnt from it and
   measured on it; what is scored and committed.

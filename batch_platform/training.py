@@ -41,11 +41,13 @@ class TrainingData:
         fit: Feature columns and, with labels, `label`; the beginning of the window.
         evaluate: The same for its end.
         label: The label's column; None for a clustering.
+        rows_before_cap: Of `fit`, before `model.train.max_rows` took a sample of them.
     """
 
     fit: pl.DataFrame
     evaluate: pl.DataFrame
     label: str | None
+    rows_before_cap: int = 0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ ROWS = (
     ("partitions", "notation"),
     ("inputs", "home"),
     ("spec",),
-    ("contract", "sources", "query", "rows", "forest", "threads"),
+    ("contract", "sources", "query", "rows", "forest", "threads", "sample"),
     ("features", "recorded", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "staged", "stream", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history"),

@@ -60,7 +60,7 @@ def model_code_version(wiring: Wiring) -> str:
     declared = wiring.spec.model_dump_json(
         include={
             "labels": True,
-            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate"}},
+            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate", "max_rows"}},
         }
     )
     labels = builder.labels_query.text if builder.labels_query else ""

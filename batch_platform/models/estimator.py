@@ -72,6 +72,13 @@ def needs_labels(model: Model) -> bool:
     return not is_clusterer(_declared(model, model.params))
 
 
+def is_classification(model: Model) -> bool:
+    """Whether the declared estimator learns classes."""
+    from sklearn.base import is_classifier
+
+    return is_classifier(_declared(model, model.params))
+
+
 def _declared(model: Model, params: dict[str, Any]) -> Any:  # noqa: ANN401
     from sklearn.base import BaseEstimator
 
