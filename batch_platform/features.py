@@ -68,13 +68,17 @@ class FeatureBuilder:
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     @contextmanager
-    def session(self, first: Partition) -> Generator["FeatureSession"]:
+    def session(self, first: Partition, *, spill: Path | None = None) -> Generator["FeatureSession"]:
         """Open the sources once, to build many partitions.
+
+        Args:
+            first: The first one.
+            spill: A folder for what does not fit into memory; see `Sources.connect`.
 
         Raises:
             SourceError: A source cannot be read.
         """
-        with self.sources.connect() as con:
+        with self.sources.connect(spill) as con:
             con.open(first)
             yield FeatureSession(self, con, first)
 
@@ -143,7 +147,7 @@ class FeatureSession:
         batches, schema = self._batches(partition)
         checks = RowChecks(self._builder.spec, partition, schema)
         rows = 0
-        with pq.ParquetWriter(aside, schema, compression="zstd", compression_level=1) as writer:
+        with parquet_writer(aside, schema) as writer:
             for batch in batches:
                 checks.see(batch)
                 writer.write_batch(batch)
@@ -198,6 +202,26 @@ def aside_of(path: Path) -> Path:
 def left_aside(folder: Path) -> list[Path]:
     """What killed processes left aside in a folder of features."""
     return [path for path in sorted(folder.glob(".*.parquet.*")) if not Path("/proc", path.suffix[1:]).exists()]
+
+
+def parquet_writer(path: Path, schema: pa.Schema, *, store_schema: bool = True) -> pq.ParquetWriter:
+    """Write what is read soon and whole.
+
+    Only text is kept as a dictionary: numbers are mostly distinct, and a dictionary of those is larger than they are.
+
+    Args:
+        path: Of the file.
+        schema: Of its rows.
+        store_schema: Whether Arrow's own types come back; without, columns that Arrow keeps as dictionaries are plain.
+    """
+    repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="lz4",
+        use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - a list of names is allowed, the stubs say bool
+        store_schema=store_schema,
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
 from batch_platform.ledger import FeatureBuild
 from batch_platform.partitions import Partition
+from batch_platform.sample import Sample
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 from batch_platform.training import TrainingData, feature_columns
@@ -93,15 +94,24 @@ class History:
         return self._labels[key]
 
     def training_data(
-        self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition], boundary: datetime, stamp: Stamp
+        self,
+        builds: Mapping[str, FeatureBuild],
+        window: Sequence[Partition],
+        boundary: datetime,
+        stamp: Stamp,
+        *,
+        stratified: bool = False,
     ) -> TrainingData:
-        """All rows of a training window whose label is known, in the order of time: feature columns and the label.
+        """The rows of a training window whose label is known, in the order of time: feature columns and the label.
+
+        All of them, or with `model.train.max_rows` a sample of those to learn from; no other column is read.
 
         Args:
             builds: By partition key.
             window: Its partitions, oldest first.
             boundary: Partitions from here on are for evaluation.
             stamp: Of the run; labels are those known to it.
+            stratified: Whether a sample keeps the share of each label.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL; or the columns of two
@@ -109,19 +119,23 @@ class History:
             IntegrityError: The bytes of a feature file are not those recorded.
         """
         label = None if self.spec.labels is None else self.spec.labels.column
-        frames: list[pl.DataFrame] = []
+        most = self.spec.model.train.max_rows
+        fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
         with self.builder.session(window[0]) as session:
             for partition in window:
                 rows = self._learnable(self.require(builds, partition), partition)
                 if label is not None:
                     known = self.labels(session, partition, stamp)
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
-                rows = rows.drop(self.spec.features.key)
-                frames.append(rows.with_columns(pl.lit(partition.start >= boundary).alias(_HELD_OUT)))
-        rows = self._joined(frames)
+                held_out = partition.start >= boundary
+                rows = rows.drop(self.spec.features.key).with_columns(pl.lit(held_out).alias(_HELD_OUT))
+                (later.append if held_out else fit.add)(rows)
+        rows = self._joined([*fit.frames(), *later])
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
-        return TrainingData(fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label)
+        return TrainingData(
+            fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label, rows_before_cap=fit.seen
+        )
 
     def _learnable(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
         """Key and feature columns of a build; the others are not read."""

@@ -13,16 +13,18 @@ from typing import Any
 from batch_platform.errors import TrainingRefusedError
 from batch_platform.gate import pass_gate
 from batch_platform.history import History, fingerprint
-from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Window, libraries, write_bundle
+from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, libraries, write_bundle
+from batch_platform.models.estimator import is_classification
 from batch_platform.models.sklearn import FLAVOUR
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, can_train, evaluation_start, training_window
 from batch_platform.redaction import redacted
 from batch_platform.registry import Promotion, Version
+from batch_platform.sample import SEED
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
-from batch_platform.training import Fitted, fit
+from batch_platform.training import Fitted, TrainingData, fit
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         hint = f"model.train.evaluate ({spec.model.train.evaluate}) needs as much again to learn from."
         raise TrainingRefusedError(msg, hint=hint)
     boundary = evaluation_start(spec, window)
-    data = history.training_data(state.features, window, boundary, stamp)
+    stratified = is_classification(spec.model)
+    data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
     try:
         fitted = fit(spec.model, spec.features, data, params)
     except TrainingRefusedError as error:
@@ -81,6 +84,7 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         features_sha256=fingerprint(state.features, window),
         features_code_version=state.features_code_version,
         stamp=stamp,
+        sampled=_sampled(spec, data, stratified=stratified),
     )
     verdict = pass_gate(spec.model.promote, fitted, data, state.registry.champion(period.start), open_version)
     with staging_folder(history.home, stamp.run_id) as staging:
@@ -109,6 +113,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
     features_sha256: str,
     features_code_version: str,
     stamp: Stamp,
+    sampled: Sampled | None,
 ) -> Manifest:
     """The manifest of a fitted model, but for the hashes of its files."""
     return Manifest(
@@ -140,7 +145,16 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
         compiled=fitted.compiled,
+        sampled=sampled,
     )
+
+
+def _sampled(spec: PipelineSpec, data: TrainingData, *, stratified: bool) -> Sampled | None:
+    """What the cap on training rows left; None where it took nothing away."""
+    most, before, after = spec.model.train.max_rows, data.rows_before_cap, data.fit.height
+    if most is None or before == after:
+        return None
+    return Sampled(max_rows=most, rows_before=before, rows_after=after, stratified=stratified, seed=SEED)
 
 
 def _version_row(manifest: Manifest, version: str, sha256: str) -> Version:

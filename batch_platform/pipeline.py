@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from batch_platform.errors import SourceError, WrongUseError
+from batch_platform.errors import BatchPlatformError, SourceError, WrongUseError
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
@@ -25,15 +25,15 @@ from batch_platform.partitions import Partition
 from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
 from batch_platform.registry import Registry, Version, read_registry, register
-from batch_platform.scoring import Stamp, stage
+from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed, Due, ScoringRun, is_full
 from batch_platform.sources import Sources
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
-from batch_platform.warehouse import StagedScores, Warehouse
+from batch_platform.stream import Stream, Watch
+from batch_platform.warehouse import Warehouse
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
-GROUP_PARTITIONS = 50
-GROUP_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,6 @@ class Built:
     build: FeatureBuild
     skipped: bool  # it was already as asked
     columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty where skipped
-
-
-@dataclass(frozen=True)
-class Committed:
-    """A partition of predictions, as committed."""
-
-    partition: Partition
-    run: ScoreRun
-    skipped: bool  # the warehouse already held these rows
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -123,7 +112,10 @@ class Pipeline:
             return
         state = self.state()
         group: list[Built] = []
-        with self.builder.session(partitions[0]) as session:
+        with (
+            staging_folder(self.home, stamp.run_id) as folder,
+            self.builder.session(partitions[0], spill=folder / "spill") as session,
+        ):
             for partition in partitions:
                 if not force and features_due(state, partition) is None:
                     yield Built(partition, state.features[partition.key], skipped=True)
@@ -133,7 +125,7 @@ class Pipeline:
                 except Exception:
                     yield from self._record(group)
                     raise
-                if _full(len(group), sum(built.build.rows for built in group)):
+                if is_full(len(group), sum(built.build.rows for built in group)):
                     yield from self._record(group)
                     group = []
         yield from self._record(group)
@@ -162,15 +154,22 @@ class Pipeline:
         return trained
 
     def score(
-        self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False, version: str | None = None
+        self,
+        partitions: Sequence[Partition],
+        stamp: Stamp,
+        *,
+        force: bool = False,
+        version: str | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Committed]:
-        """Score partitions, oldest first, each by its champion or by a given version.
+        """Score partitions, oldest first, each by its champion or by a given version; what is skipped comes first.
 
         Args:
             partitions: What to score; their features are built.
             stamp: Of the run.
             force: Score even what the warehouse holds already, and let a partition become empty.
             version: Score by this one instead of the champion.
+            watch: Is told how far a partition has come, while it is scored.
 
         Raises:
             NoChampionError: No approved model serves a partition.
@@ -179,24 +178,24 @@ class Pipeline:
             WarehouseError: A newer run committed a partition meanwhile.
         """
         state = self.state()
-        group: list[tuple[Committed, StagedScores]] = []
-        with staging_folder(self.home, stamp.run_id) as folder:
+        due, failure = list[Due](), None
+        with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
             for partition in partitions:
                 try:
                     model = self._model_for(state.registry, partition, version)
                     build = self.history.require(state.features, partition)
-                    standing = state.scores.get(partition.key)
-                    if standing and not force and self._holds(standing, model, build):
-                        yield Committed(partition, standing, skipped=True)
-                        continue
-                    group.append(self._stage(partition, build, model, standing, folder=folder, stamp=stamp))
-                except Exception:
-                    yield from self._commit(group, stamp, force=force)
-                    raise
-                if _full(len(group), sum(scored.run.rows_in for scored, _ in group)):
-                    yield from self._commit(group, stamp, force=force)
-                    group = []
-            yield from self._commit(group, stamp, force=force)
+                except BatchPlatformError as error:
+                    failure = error  # once those before it are committed
+                    break
+                standing = state.scores.get(partition.key)
+                if standing and not force and self._holds(standing, model, build):
+                    yield Committed(partition, standing, skipped=True)
+                else:
+                    due.append(Due(partition, model, build, standing))
+            run = ScoringRun(self.history, self.warehouse, self.bundle, self.scoring_code_version, stamp, force)
+            yield from run.committed(stream, due)
+        if failure is not None:
+            raise failure
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Hold scored partitions against the labels known now, oldest first.
@@ -210,7 +209,7 @@ class Pipeline:
         group: list[Evaluated] = []
         for one in evaluated(self.history, publish(self.home), partitions, stamp):
             group.append(one)
-            if _full(len(group), sum(done.run.rows_scored for done in group)):
+            if is_full(len(group), sum(done.run.rows_scored for done in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)
@@ -286,65 +285,7 @@ class Pipeline:
             self.scoring_code_version,
         )
 
-    def _stage(  # noqa: PLR0913 - each is one fact of the partition
-        self,
-        partition: Partition,
-        build: FeatureBuild,
-        model: Version,
-        standing: ScoreRun | None,
-        *,
-        folder: Path,
-        stamp: Stamp,
-    ) -> tuple[Committed, StagedScores]:
-        staged = stage(
-            spec=self.spec,
-            partition=partition,
-            features=self.history.file(partition),
-            sha256=build.sha256,
-            bundle=self.bundle(model),
-            folder=folder,
-            stamp=stamp,
-        )
-        run = ScoreRun(
-            pipeline=self.spec.name,
-            partition_key=partition.key,
-            partition_start=partition.start,
-            partition_end=partition.end,
-            model_version=model.version,
-            model_sha256=model.sha256,
-            input_hash=build.sha256,
-            code_version=self.scoring_code_version,
-            engine="local",
-            rows_in=staged.rows_in,
-            rows_scored=staged.rows_scored,
-            rows_rejected=staged.rows_rejected,
-            in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
-            started_at=staged.started_at,
-            committed_at=staged.started_at,  # until it is committed
-            run_id=stamp.run_id,
-        )
-        seen = 0 if standing is None else standing.seq
-        scores = StagedScores(staged.predictions, staged.rejected, run, seen)
-        return Committed(partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen), scores
-
-    def _commit(
-        self, group: Sequence[tuple[Committed, StagedScores]], stamp: Stamp, *, force: bool
-    ) -> Iterator[Committed]:
-        if not group:
-            return
-        staged = [scores for _, scores in group]
-        runs = self.warehouse.commit_scores(self.spec.name, staged, may_empty=force, clock=stamp.now)
-        for (scored, scores), run in zip(group, runs, strict=True):
-            scores.predictions.unlink()
-            scores.rejected.unlink()
-            yield replace(scored, run=run)
-
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
             self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], metric_rows(group))
         yield from group
-
-
-def _full(partitions: int, rows: int) -> bool:
-    """Whether a group is large enough to be committed."""
-    return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS

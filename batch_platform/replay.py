@@ -19,11 +19,14 @@ from batch_platform.features import BATCH_ROWS, FeatureFile, FeatureSession, asi
 from batch_platform.ledger import ScoreRun
 from batch_platform.models.bundle import Bundle
 from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed, Pipeline
+from batch_platform.pipeline import Pipeline
 from batch_platform.plan import State
 from batch_platform.rejections import rejected_keys, rows_as_json
-from batch_platform.scoring import Staged, Stamp, stage
+from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed
+from batch_platform.staged import Order, Staged
 from batch_platform.staging import staging_folder
+from batch_platform.stream import stage
 from batch_platform.warehouse import StagedScores
 
 OTHER_FORM = "the form of the predictions is declared otherwise now"
@@ -51,7 +54,7 @@ def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) ->
     left: dict[str, list[str]] = {}
     with (
         staging_folder(pipeline.home, stamp.run_id) as folder,
-        pipeline.builder.session(partitions[0]) as session,
+        pipeline.builder.session(partitions[0], spill=folder / "spill") as session,
     ):
         one = _Replay(pipeline, state, session, folder, stamp)
         for partition in partitions:
@@ -162,15 +165,9 @@ class _Replay:
         """The picked rows, scored; the partition was within its budget before, and no row is rejected that was not."""
         spec = self.pipeline.spec
         unbounded = spec.features.model_copy(update={"max_rejected": 1.0})
-        return stage(
-            spec=spec.model_copy(update={"features": unbounded}),
-            partition=partition,
-            features=picked.file,
-            sha256=file_sha256(picked.file),
-            bundle=bundle,
-            folder=self.folder,
-            stamp=self.stamp,
-        )
+        predictor = bundle.for_rows(picked.rows)
+        order = Order(partition, picked.file, file_sha256(picked.file), picked.rows, bundle, predictor)
+        return stage(order, spec.model_copy(update={"features": unbounded}), self.folder, self.stamp)
 
     def _committed(self, standing: ScoreRun, picked: _Picked, staged: Staged, built: FeatureFile) -> Committed:
         run = replace(

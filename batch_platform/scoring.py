@@ -1,34 +1,27 @@
-"""The stream of a partition: feature batches in, predictions and rejected rows out, into staged Parquet files.
+"""One batch of features: every row gets a prediction, or is rejected with a reason.
 
-Memory is bounded by the batch, whatever the partition's size. It fits nothing, and no database is open meanwhile:
-committing what was staged is the warehouse's work.
+What any engine calls for each batch; it fits nothing, and a row's score does not depend on the rows beside it.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_platform.contract import OFFENDER, REASON
-from batch_platform.errors import DataError, IntegrityError, listed
-from batch_platform.features import BATCH_ROWS
-from batch_platform.models.bundle import Bundle
+from batch_platform.errors import DataError, listed
+from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
 from batch_platform.rejections import rows_as_json
 from batch_platform.spec import PipelineSpec
 
 NOT_FINITE = "the score is NaN or infinite"
 SAMPLES = 3
+REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
 
 
 @dataclass(frozen=True)
@@ -59,29 +52,21 @@ class Scored:
     unseen: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A scored partition on disk, not yet committed."""
+def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predictor: Predictor | None = None) -> Scored:
+    """Score some rows; what any engine calls for each batch, on any thread.
 
-    partition: Partition
-    predictions: Path
-    rejected: Path
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
-    started_at: datetime
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
-
-
-def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> Scored:
-    """Score some rows; what any engine calls for each batch.
+    Args:
+        rows: Feature columns, in any order.
+        bundle: The model.
+        spec: The pipeline.
+        predictor: Of the bundle, for all rows that are scored in one go; left out: scikit-learn's own code.
 
     Raises:
         DataError: A column of the contract, the key or the kept ones is missing.
     """
     split = bundle.contract.split(rows)
-    raw = bundle.predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
+    predictor = predictor or bundle.predictor
+    raw = predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
     predictions = _predictions(split.kept, raw, bundle, spec)
     if raw is None or np.isfinite(raw).all():
         return Scored(predictions=predictions, rejected=split.rejected, unseen=split.unseen)
@@ -90,71 +75,6 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> Score
     broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
     rejected = pl.concat([split.rejected, broken])
     return Scored(predictions=predictions.filter(finite), rejected=rejected, unseen=split.unseen)
-
-
-def stage(  # noqa: PLR0913 - each is one fact of the partition
-    *,
-    spec: PipelineSpec,
-    partition: Partition,
-    features: Path,
-    sha256: str,
-    bundle: Bundle,
-    folder: Path,
-    stamp: Stamp,
-) -> Staged:
-    """Score one partition into files below `folder`.
-
-    Args:
-        spec: The pipeline.
-        partition: The partition.
-        features: Its feature file.
-        sha256: What the file's bytes must be.
-        bundle: The model.
-        folder: Where to stage; exists.
-        stamp: Written with every row.
-
-    Raises:
-        IntegrityError: The feature file is not what was recorded.
-        DataError: Columns are missing, or more rows are rejected than the budget allows.
-    """
-    started = stamp.now()
-    marks = [
-        pl.lit(partition.key).alias("partition_key"),
-        pl.lit(bundle.version).alias("model_version"),
-        pl.lit(started).cast(pl.Datetime("us", "UTC")).alias("scored_at"),
-        pl.lit(stamp.run_id).alias("run_id"),
-    ]
-    good, bad = folder / f"{partition.key}.predictions.parquet", folder / f"{partition.key}.rejected.parquet"
-    rows_in, reasons, unseen = 0, Counter[str](), Counter[str]()
-    samples: list[str] = []
-    with (
-        _unchanged(spec, partition, features, sha256) as file,
-        _FrameWriter(good) as predictions,
-        _FrameWriter(bad) as rejects,
-    ):
-        for rows in _read(file):
-            scored = score_batch(rows, bundle, spec)
-            rows_in += rows.height
-            predictions.write(scored.predictions.with_columns(marks))
-            unseen.update(scored.unseen)
-            if scored.rejected.height or not rejects.begun:
-                rejects.write(_rejected(scored.rejected, spec, partition, stamp))
-            if scored.rejected.height:
-                reasons.update(_reasons(scored.rejected))
-                samples += _samples(scored.rejected, spec)[: SAMPLES - len(samples)]
-    staged = Staged(
-        partition=partition,
-        predictions=good,
-        rejected=bad,
-        rows_in=rows_in,
-        rows_scored=predictions.rows,
-        rows_rejected=rejects.rows,
-        started_at=started,
-        reasons=dict(reasons),
-        unseen=dict(unseen),
-    )
-    _require_within_budget(spec, staged, samples)
-    return staged
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
@@ -200,17 +120,8 @@ def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str
     return carried
 
 
-def _read(features: BinaryIO) -> Iterator[pl.DataFrame]:
-    """The batches of a feature file; an empty file gives one empty batch, so that its columns are known."""
-    with pq.ParquetFile(features) as file:
-        if not file.metadata.num_rows:
-            yield pl.DataFrame(file.schema_arrow.empty_table())
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            yield pl.DataFrame(pa.Table.from_batches([batch]))
-
-
-def _rejected(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
-    """Rejected rows as the warehouse keeps them."""
+def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
+    """Rejected rows as the warehouse keeps them: the columns of REJECTED."""
     return rejected.select(
         pl.lit(partition.key).alias("partition_key"),
         rows_as_json(rejected.select(spec.features.key)).alias("key"),
@@ -221,12 +132,14 @@ def _rejected(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, 
     )
 
 
-def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
+def reasons_of(rejected: pl.DataFrame) -> dict[str, int]:
+    """How many rows each column and reason made to be rejected."""
     pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, descending=[True, False])
     return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
 
 
-def _samples(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
+def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
+    """The first rejected rows by their key, with the value that was the reason."""
     key = spec.features.key
     shown = rejected.head(SAMPLES).select(*key, OFFENDER)
     found: list[str] = []
@@ -235,58 +148,3 @@ def _samples(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
         column = row[-1]
         found.append(f"{named} ({column}={rejected[column][at]})" if column else named)
     return found
-
-
-@contextmanager
-def _unchanged(spec: PipelineSpec, partition: Partition, features: Path, sha256: str) -> Generator[BinaryIO]:
-    """Open a feature file whose bytes are those recorded; what was hashed is what is read, whoever replaces it."""
-    hint = f"batch-platform run {spec.name} --partition {partition.key} --force builds it again."
-    if not features.is_file():
-        msg = f"{spec.name}, partition {partition.key}: its feature file {features} is gone."
-        raise IntegrityError(msg, hint=hint)
-    with features.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            msg = f"{spec.name}, partition {partition.key}: the bytes of {features} are not those that were recorded."
-            raise IntegrityError(msg, hint=hint)
-        file.seek(0)
-        yield file
-
-
-def _require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]) -> None:
-    budget = spec.features.max_rejected
-    if staged.rows_rejected <= budget * staged.rows_in:
-        return
-    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
-    msg = (
-        f"{spec.name}, partition {staged.partition.key}: {staged.rows_rejected} of {staged.rows_in} rows break the "
-        f"contract, more than max_rejected ({budget:.2%}) allows; nothing is published. Reasons: {top}. "
-        f"For example {'; '.join(samples)}."
-    )
-    raise DataError(msg, hint="mend the features, or raise features.max_rejected.")
-
-
-class _FrameWriter:
-    """Writes frames of one schema to a Parquet file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._writer = path, None
-        self.rows = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    @property
-    def begun(self) -> bool:
-        """Whether the file is there, with its columns."""
-        return self._writer is not None
-
-    def write(self, frame: pl.DataFrame) -> None:
-        table = frame.to_arrow()
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema, compression="lz4")
-        self._writer.write_table(table.cast(self._writer.schema))
-        self.rows += frame.height
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()

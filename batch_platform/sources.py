@@ -25,6 +25,7 @@ from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
 
 KEY_IN_PATH = "{partition_key}"
+MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,20 @@ class Sources:
     folder: Path
 
     @contextmanager
-    def connect(self) -> Generator["SourceConnection"]:
-        """An in-memory DuckDB that can read these sources and nothing else, nor write a file.
+    def connect(self, spill: Path | None = None) -> Generator["SourceConnection"]:
+        """An in-memory DuckDB that can read these sources and nothing else, nor write a file of its own accord.
+
+        Args:
+            spill: A folder on this disk for what does not fit into MEMORY_LIMIT, made when there is need; left out:
+                all has to fit into the machine's memory.
 
         Raises:
             SourceError: A source cannot be read.
         """
         with duckdb.connect(":memory:") as con:
+            con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
+            if spill is not None:
+                con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
             yield SourceConnection(self, con)
 
     def versions(self, partition: Partition) -> dict[str, str]:

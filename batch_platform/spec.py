@@ -48,12 +48,13 @@ class Train(Block):
     evaluate: DurationText = Field(
         default="14 days", description="The end of the window, kept out of training to evaluate on."
     )
-    max_rows: int | None = Field(default=None, description="Not available yet.")
+    max_rows: int | None = Field(
+        default=None, ge=100, description="Learn from a sample of so many rows at most, each class in proportion."
+    )
     schedule: Cron = Field(default="30 * * * *", description="Cron on which due models are looked for.")
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        refuse_for_now(self.max_rows, "max_rows")
         if self.window != "all":
             parse_duration(self.window)
         if self.start is not None and self.every is None:

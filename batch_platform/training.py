@@ -41,11 +41,13 @@ class TrainingData:
         fit: Feature columns and, with labels, `label`; the beginning of the window.
         evaluate: The same for its end.
         label: The label's column; None for a clustering.
+        rows_before_cap: Of `fit`, before `model.train.max_rows` took a sample of them.
     """
 
     fit: pl.DataFrame
     evaluate: pl.DataFrame
     label: str | None
+    rows_before_cap: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,14 @@ def evaluate(  # noqa: PLR0913 - a fitted model is all of these
     if not rows.height:
         return {}
     matrix = contract.encode(rows)
+    with one_thread():
+        found = predictor.predict(matrix)
     if task == "clustering" or label is None:
-        return measure_segments(matrix, predictor.predict(matrix))
+        return measure_segments(matrix, found)
     truth = as_truth(rows[label])
     if task == "regression":
-        return measure_values(truth.astype(np.float64), predictor.predict(matrix))
-    return measure_classes(truth, predictor.predict(matrix), classes)
+        return measure_values(truth.astype(np.float64), found)
+    return measure_classes(truth, found, classes)
 
 
 def as_truth(labels: pl.Series) -> NDArray[Any]:

@@ -14,8 +14,8 @@ from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.errors import DataError, WarehouseBusyError
 from batch_platform.partitions import Calendar
-from batch_platform.pipeline import Committed
 from batch_platform.plan import serving_calendar
+from batch_platform.scoring_run import Committed
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
 from batch_platform_tests.small_pipeline import small_events, small_spec, write_small_project
 

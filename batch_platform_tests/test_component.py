@@ -260,7 +260,7 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("name", "Small One"), ["attributes.name at", "is not a name"]),
         (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),
         (changed("sources", "model", {"csv": "x.csv"}), ["attributes.sources at", "'model'"]),
-        (changed("model", "train", "max_rows", 10), ["attributes.model.train at", "'max_rows' is not available yet"]),
+        (changed("model", "train", "max_rows", 10), ["attributes.model.train.max_rows at", "100"]),
         (changed("engine", {"spark": {"master": "local"}}), ["'engine: spark' is not available yet"]),
     ],
 )

@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform import scoring
+from batch_platform import stream
 from batch_platform.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
 from batch_platform.models.bundle import open_bundle
 from batch_platform.pipeline import Pipeline
@@ -109,7 +109,7 @@ def test_law_3_the_same_gives_the_same_rows_and_is_skipped_unless_forced(pipelin
 
 def test_law_4_batch_size_changes_no_prediction(pipeline, monkeypatch):
     before = predictions(pipeline, without=("run_id", "scored_at"))
-    monkeypatch.setattr(scoring, "BATCH_ROWS", 7)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 7)
     days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
     assert not any(each.skipped for each in pipeline.score(days, STAMP, force=True))
     assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batch_platform import scoring
+from batch_platform import stream
 from batch_platform.contract import Column, Contract
 from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import file_sha256
 from batch_platform.models.bundle import Bundle
-from batch_platform.scoring import NOT_FINITE, Stamp, prediction_columns, score_batch, stage
+from batch_platform.scoring import NOT_FINITE, Stamp, prediction_columns, score_batch
+from batch_platform.staged import Order
+from batch_platform.stream import stage
 from batch_platform.training import TrainingData, fit
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 from batch_platform_tests.test_bundle import manifest
@@ -68,18 +70,15 @@ def rows(amount, items=None, shop=None) -> pl.DataFrame:
     )
 
 
+def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> Order:
+    model = model or bundle()
+    return Order(DAY, features, sha256 or file_sha256(features), rows, model, model.predictor)
+
+
 def staged(tmp_path: Path, frame: pl.DataFrame, model: Bundle | None = None, spec=SPEC):
     features = tmp_path / "features.parquet"
     frame.write_parquet(features)
-    return stage(
-        spec=spec,
-        partition=DAY,
-        features=features,
-        sha256=file_sha256(features),
-        bundle=model or bundle(),
-        folder=tmp_path,
-        stamp=STAMP,
-    )
+    return stage(order(features, frame.height, model), spec, tmp_path, STAMP)
 
 
 ROWS = st.lists(
@@ -139,7 +138,7 @@ def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, t
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_a_partition_read_in_batches_is_staged_the_same(tmp_path, monkeypatch, batch):
     frame = rows([float(n) for n in range(50)], shop=["a", "new"] * 25)
-    monkeypatch.setattr(scoring, "BATCH_ROWS", batch)
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
     found = staged(tmp_path, frame, spec=small_spec(features={"max_rejected": 0.5}))
     assert (found.rows_in, found.rows_scored, found.rows_rejected) == (50, 49, 1)
     assert found.reasons == {NOT_FINITE: 1}
@@ -219,15 +218,7 @@ def test_the_time_of_scoring_is_read_from_the_edges_clock(tmp_path):
     features = tmp_path / "features.parquet"
     rows([1.0]).write_parquet(features)
     later = datetime(2024, 3, 1, 5, tzinfo=UTC)
-    found = stage(
-        spec=SPEC,
-        partition=DAY,
-        features=features,
-        sha256=file_sha256(features),
-        bundle=bundle(),
-        folder=tmp_path,
-        stamp=Stamp("run", STAMP.at, lambda: later),
-    )
+    found = stage(order(features, 1), SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
     assert found.started_at == later
     assert pl.read_parquet(found.predictions)["scored_at"].to_list() == [later]
 
@@ -285,7 +276,7 @@ def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_
         original = features.read_bytes()
         features.write_bytes(original[:-9] if damage == "truncated" else original[:50] + b"?" + original[51:])
     with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03.*--force builds it again"):
-        stage(spec=SPEC, partition=DAY, features=features, sha256=sha256, bundle=bundle(), folder=tmp_path, stamp=STAMP)
+        stage(order(features, 100, sha256=sha256), SPEC, tmp_path, STAMP)
     assert not list(tmp_path.glob("*predictions*"))
 
 

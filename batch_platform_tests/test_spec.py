@@ -46,6 +46,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "start": "2013-03-01",
             "window": "60 days",
             "evaluate": "14 days",
+            "max_rows": 100_000,
             "schedule": "30 * * * *",
         },
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "manual": False},
@@ -60,7 +61,6 @@ NOT_YET = {
     "model.import",
     "model.challengers",
     "model.publish",
-    "model.train.max_rows",
     "monitoring.drift",
     "engine.spark",
 }
@@ -185,7 +185,6 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
         (("model",), {"import": "model.onnx"}, "import"),
         (("model", "challengers"), [{"estimator": "sklearn.linear_model.LogisticRegression"}], "challengers"),
         (("model", "publish"), "mlflow", "publish"),
-        (("model", "train", "max_rows"), 1000, "max_rows"),
         (("monitoring", "drift"), {"psi": {"warn": 0.1, "fail": 0.25}}, "drift"),
         (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: spark"),
         (("engine",), "spark", "engine: spark"),

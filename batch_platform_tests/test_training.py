@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from batch_platform.errors import DataError, TrainingRefusedError, WrongUseError
-from batch_platform.models.bundle import read_manifest
+from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.estimator import check_estimator_exists, make_estimator, needs_labels
 from batch_platform.scoring import Stamp
 from batch_platform.spec import Features, Model, Promote
@@ -79,6 +79,27 @@ def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
     )
     assert version.trained_until == calendar.named("2024-01-30").end
     assert (version.rows_trained, version.rows_evaluated) == (found.fit.height, found.evaluate.height)
+
+
+def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert manifest.sampled == Sampled(max_rows=200, rows_before=900, rows_after=200, stratified=True, seed=0)
+    assert manifest.training.rows == version.rows_trained == 200
+    assert version.rows_evaluated > 200, "evaluation sees all rows"
+    again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}})
+    carry_out(again, NOW)
+    (other,) = again.state().registry.versions
+    assert other.metrics == version.metrics, "the same rows are drawn"
+
+
+def test_a_window_within_the_cap_is_learnt_from_as_a_whole(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 100_000}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    assert read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled is None
 
 
 def test_an_empty_partition_in_the_window_changes_nothing(tmp_path):

@@ -102,10 +102,10 @@ def progress(totals: Mapping[str, int], *, quiet: bool) -> Generator["Listener"]
         with _bars() as show:
             yield _counted(totals, show)
     else:
-        yield _counted(totals, _line)
+        yield _counted(totals, _lines())
 
 
-Show = Callable[["Step", int, int], None]  # a step, how many are done, of how many
+Show = Callable[["Step", float, int], None]  # a step, how many partitions are done, also in part, of how many
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
@@ -113,8 +113,9 @@ def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
     done: Counter[str] = Counter()
 
     def step(one: "Step") -> None:
-        done[one.asset] += 1
-        show(one, done[one.asset], max(done[one.asset], totals.get(one.asset, one.total)))
+        done[one.asset] += one.of is None
+        so_far = done[one.asset] + one.part
+        show(one, so_far, max(math.ceil(so_far), totals.get(one.asset, one.total)))
 
     return step
 
@@ -132,18 +133,26 @@ def _bars() -> Generator[Show]:
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
 
-        def show(step: "Step", done: int, total: int) -> None:
+        def show(step: "Step", done: float, total: int) -> None:
             if step.asset not in tasks:
                 tasks[step.asset] = bars.add_task(step.asset, total=total, last="")
-            last = f"{step.partition_key}  {step.rows:,} rows"
+            of = f" of {step.of:,}" if step.of else ""
+            last = f"{step.partition_key}  {step.rows:,}{of} rows  {step.rows_per_second:,.0f} rows/s"
             bars.update(tasks[step.asset], completed=done, total=total, last=last)
 
         yield show
 
 
-def _line(step: "Step", done: int, total: int) -> None:
-    if done % math.ceil(total / LINES) == 0 or done == total:
-        say(f"{step.asset}: {done} of {total}, {step.partition_key}, {step.rows:,} rows")
+def _lines() -> Show:
+    """At most LINES for an asset, by partitions or by the rows of a large one."""
+    said: Counter[str] = Counter()
+
+    def line(step: "Step", done: float, total: int) -> None:
+        if (reached := math.floor(done * LINES / total)) > said[step.asset]:
+            said[step.asset] = reached
+            say(f"{step.asset}: {dataclasses.replace(step, done=math.floor(done), total=total)}")
+
+    return line
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - JSON

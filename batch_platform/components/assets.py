@@ -3,7 +3,8 @@
 Each calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -17,10 +18,12 @@ from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failur
 from batch_platform.errors import BatchPlatformError
 from batch_platform.learning import Trained
 from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed, Pipeline
+from batch_platform.pipeline import Pipeline
 from batch_platform.plan import make_plan
 from batch_platform.replay import replay
 from batch_platform.scoring import Stamp
+from batch_platform.scoring_run import Committed
+from batch_platform.stream import Watch
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()
 
@@ -83,15 +86,15 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         with clear_failures():
             partitions = wiring.named(context.partition_keys)
             observe_sources(context, wiring, partitions)
-            log = PartitionLog(context, key, len(partitions))
             pipeline = wiring.pipeline()
-            for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                log.materialized(
-                    built.partition.key,
-                    data_version=built.build.sha256[:16],
-                    rows=built.build.rows,
-                    metadata=describe.built(built, pipeline.history.file(built.partition)),
-                )
+            with PartitionLog(context, key, len(partitions)) as log:
+                for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
+                    log.materialized(
+                        built.partition.key,
+                        data_version=built.build.sha256[:16],
+                        rows=built.build.rows,
+                        metadata=describe.built(built, pipeline.history.file(built.partition)),
+                    )
         return log.finish()
 
     return features
@@ -117,19 +120,19 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         decided: list[Trained] = []
         with wiring.step() as pipeline:
             due = _asked_periods(wiring, context, config)
-            log = PartitionLog(context, key, len(due))
-            for period in due:
-                trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
-                partition_key = None if wiring.serving_periods is None else period.key
-                log.materialized(
-                    partition_key,
-                    data_version=trained.version.sha256[:16],
-                    rows=trained.version.rows_trained,
-                    metadata=describe.trained(trained),
-                    done=trained.version.version,
-                )
-                checks.log_gate(log, partition_key, trained)
-                decided.append(trained)
+            with PartitionLog(context, key, len(due)) as log:
+                for period in due:
+                    trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
+                    partition_key = None if wiring.serving_periods is None else period.key
+                    log.materialized(
+                        partition_key,
+                        data_version=trained.version.sha256[:16],
+                        rows=trained.version.rows_trained,
+                        metadata=describe.trained(trained),
+                        done=trained.version.version,
+                    )
+                    checks.log_gate(log, partition_key, trained)
+                    decided.append(trained)
         return log.finish(checks.gate_summary(decided))
 
     return model
@@ -182,31 +185,36 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         committed: list[Committed] = []
         with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
-            log = PartitionLog(context, key, len(partitions))
-            for done in _scored(pipeline, partitions, stamp_of(context.run.run_id), config):
-                log.materialized(
-                    done.partition.key,
-                    data_version=describe.rows_version(done),
-                    rows=done.run.rows_scored,
-                    metadata=describe.committed(done),
-                )
-                checks.log_rows_balance(log, done)
-                committed.append(done)
+            stamp = stamp_of(context.run.run_id)
+            with (
+                PartitionLog(context, key, len(partitions)) as log,
+                closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
+            ):
+                for done in results:
+                    log.materialized(
+                        done.partition.key,
+                        data_version=describe.rows_version(done),
+                        rows=done.run.rows_in,
+                        metadata=describe.committed(done),
+                    )
+                    checks.log_rows_balance(log, done)
+                    committed.append(done)
         return log.finish(checks.rows_balance_summary(committed))
 
     return predictions
 
 
 def _scored(
-    pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp, config: PredictionsConfig
-) -> Iterator[Committed]:
+    pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp, config: PredictionsConfig, watch: Watch
+) -> Generator[Committed]:
     """What a run does with its partitions: score them, or replay them."""
     if not config.replay:
-        return pipeline.score(partitions, stamp, force=config.force, version=config.model)
+        yield from pipeline.score(partitions, stamp, force=config.force, version=config.model, watch=watch)
+        return
     if config.force or config.model:
         msg = f"{pipeline.spec.name}: `replay` goes with neither `force` nor `model`."
         raise BatchPlatformError(msg, hint="leave `replay` out to score whole partitions.")
-    return replay(pipeline, partitions, stamp)
+    yield from replay(pipeline, partitions, stamp)
 
 
 def _performance(wiring: Wiring) -> dg.AssetsDefinition:
@@ -231,17 +239,17 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         with wiring.step() as pipeline:
             tasks = checks.tasks_of_versions(wiring)
             partitions = wiring.named(context.partition_keys)
-            log = PartitionLog(context, key, len(partitions))
-            for done in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                log.materialized(
-                    done.partition.key,
-                    data_version=describe.outcome_version(done),
-                    rows=done.run.rows_labelled,
-                    metadata=describe.evaluated(done),
-                )
-                if (one := checks.judge(wiring, tasks, done)) is not None:
-                    checks.log_performance(log, one)
-                    judged.append(one)
+            with PartitionLog(context, key, len(partitions)) as log:
+                for done in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                    log.materialized(
+                        done.partition.key,
+                        data_version=describe.outcome_version(done),
+                        rows=done.run.rows_labelled,
+                        metadata=describe.evaluated(done),
+                    )
+                    if (one := checks.judge(wiring, tasks, done)) is not None:
+                        checks.log_performance(log, one)
+                        judged.append(one)
         return log.finish(*([checks.performance_summary(judged)] if judges else []))
 
     return performance

@@ -10,7 +10,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
 from batch_platform.monitoring.performance import DEFAULT_METRIC, is_worse
-from batch_platform.pipeline import Committed
+from batch_platform.scoring_run import Committed
 
 ROWS_BALANCE, GATE, PERFORMANCE = "rows_balance", "gate", "performance"
 _WARN = dg.AssetCheckSeverity.WARN

@@ -1,6 +1,7 @@
 """What the UI shows of a pipeline: descriptions, schemas and the metadata of each event."""
 
 import json
+import resource
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -11,8 +12,9 @@ import dagster as dg
 from batch_platform.components.wiring import Wiring
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
-from batch_platform.pipeline import Built, Committed
+from batch_platform.pipeline import Built
 from batch_platform.redaction import redact, redacted
+from batch_platform.scoring_run import Committed
 from batch_platform.sources import SourceState
 
 
@@ -58,7 +60,7 @@ def model_code_version(wiring: Wiring) -> str:
     declared = wiring.spec.model_dump_json(
         include={
             "labels": True,
-            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate"}},
+            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate", "max_rows"}},
         }
     )
     labels = builder.labels_query.text if builder.labels_query else ""
@@ -150,6 +152,7 @@ def committed(one: Committed) -> dict[str, Any]:
         "model_version": run.model_version,
         "in_sample": run.in_sample,
         "skipped": one.skipped,
+        **_speed(one),
     }
     if one.reasons:
         metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
@@ -161,6 +164,15 @@ def committed(one: Committed) -> dict[str, Any]:
 def rows_version(one: Committed) -> str:
     """Data version of a partition of predictions: equal for equal model, features and declaration."""
     return "-".join((one.run.model_sha256[:8], one.run.input_hash[:8], one.run.code_version))
+
+
+def _speed(one: Committed) -> dict[str, float]:
+    """How fast a partition was scored and where the time went; nothing of one that was not scored as a whole."""
+    if not one.spent.clock:
+        return {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of KiB: that is how Linux tells it
+    shares = {f"share_of_time_in_{name}": round(share, 4) for name, share in one.spent.shares.items()}
+    return {"rows_per_second": round(one.run.rows_in / one.spent.clock, 1), "peak_memory_mib": round(peak, 1), **shares}
 
 
 def evaluated(one: Evaluated) -> dict[str, Any]:

@@ -4,17 +4,80 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import monotonic
 
 
 @dataclass(frozen=True)
 class Step:
-    """One finished partition of an asset."""
+    """What a run of an asset has done so far, told when a partition is finished and on the way through a large one.
+
+    Args:
+        asset: Its name.
+        partition_key: Of the partition that is finished or on its way.
+        done: Finished partitions.
+        total: Partitions of the run.
+        rows: Of this partition, so far.
+        of: Rows of a partition that is on its way; None once it is finished.
+        rows_per_second: Of all partitions of the run so far.
+        seconds_left: Of the run, at the pace so far; None where it cannot be told.
+    """
 
     asset: str
     partition_key: str
     done: int
     total: int
     rows: int
+    of: int | None = None
+    rows_per_second: float = 0.0
+    seconds_left: float | None = None
+
+    @property
+    def part(self) -> float:
+        """The part of a partition, below one, that is done beyond the finished ones."""
+        return min(self.rows / self.of, 1.0) if self.of else 0.0
+
+    def __str__(self) -> str:
+        """Give one line for a log."""
+        rows = f"{self.rows:,} of {self.of:,} rows" if self.of else f"{self.rows:,} rows"
+        left = "" if self.seconds_left is None else f", {self.seconds_left:,.0f} s left"
+        pace = f", {self.rows_per_second:,.0f} rows/s{left}" if self.rows_per_second else ""
+        return f"{self.done} of {self.total}, {self.partition_key}, {rows}{pace}"
+
+
+class Pace:
+    """Adds up the rows of one run of an asset, and tells from its clock how fast it goes."""
+
+    def __init__(self, asset: str, total: int, clock: Callable[[], float] = monotonic) -> None:
+        """Begin now; `total` partitions are to come."""
+        self._asset, self._total, self._clock = asset, total, clock
+        self._began = clock()
+        self._rows: dict[str, int] = {}
+        self._seen = self._done = 0
+
+    def on_the_way(self, partition_key: str, rows: int, of: int) -> Step:
+        """Where a partition of `of` rows is now."""
+        return self._step(partition_key, rows, of)
+
+    def finished(self, partition_key: str, rows: int) -> Step:
+        """Where the run is with one more partition."""
+        self._done += 1
+        return self._step(partition_key, rows, None)
+
+    def _step(self, partition_key: str, rows: int, of: int | None) -> Step:
+        self._seen += rows - self._rows.get(partition_key, 0)
+        self._rows[partition_key] = rows
+        passed = self._clock() - self._began
+        done = self._done + (min(rows / of, 1.0) if of else 0.0)
+        return Step(
+            asset=self._asset,
+            partition_key=partition_key,
+            done=self._done,
+            total=self._total,
+            rows=rows,
+            of=of,
+            rows_per_second=self._seen / passed if passed > 0 else 0.0,
+            seconds_left=passed * (self._total - done) / done if done > 0 else None,
+        )
 
 
 Listener = Callable[[Step], None]
@@ -24,7 +87,7 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None]:
-    """Call a function for every partition that a run in this thread finishes."""
+    """Call a function for every step that a run in this thread tells of."""
     token = _listener.set(listener)
     try:
         yield

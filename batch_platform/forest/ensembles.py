@@ -205,7 +205,7 @@ def _boosted(estimator: Any) -> Ensemble:  # noqa: ANN401
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         rounded = np.asarray(matrix, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
-        return np.array(begin(rounded), dtype=np.float64, order="C")
+        return np.array(begin(rounded), dtype=np.float64, order="K")
 
     def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
         values = sums.ravel() if outputs == 1 else sums

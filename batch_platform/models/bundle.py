@@ -51,6 +51,17 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A model that was fitted on a part of its window's rows."""
+
+    max_rows: int  # as declared
+    rows_before: int
+    rows_after: int
+    stratified: bool  # whether each class kept its share
+    seed: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How a model did on the end of its window, which it was not fitted on."""
 
@@ -82,6 +93,7 @@ class Manifest:
     compiled: Compiled
     files: dict[str, str] = field(default_factory=dict[str, str])
     format: int = FORMAT
+    sampled: Sampled | None = None  # None where it was fitted on all rows
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
     values["compiled"] = Compiled(**values["compiled"]) if "compiled" in values else NEVER_TRIED
     values["training"] = Window(**values["training"])
     values["evaluation"] = Evaluation(**values["evaluation"])
+    values["sampled"] = Sampled(**values["sampled"]) if values.get("sampled") else None
     return Manifest(**values)
 
 

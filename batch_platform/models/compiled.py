@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.forest.ensembles import Ensemble, read_ensemble
-from batch_platform.models.sklearn import SklearnPredictor, one_thread
+from batch_platform.models.sklearn import SklearnPredictor
 
 if TYPE_CHECKING:  # it imports numba
     from batch_platform.forest.arrays import Flat
@@ -34,16 +34,15 @@ class CompiledPredictor:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Give class probabilities [n, classes], else values or segments [n]."""
-        given: Any = matrix
-        with one_thread():
-            for step in self.steps:
-                given = step.transform(given)
-            if not self._is_plain(given):
-                return self.native.predict(matrix)
-            try:
-                sums = self.ensemble.start(given)
-            except ValueError:  # the native way tells it in the words of the estimator
-                return self.native.predict(matrix)
+        given: Any = matrix.copy(order="F") if self.steps else matrix  # steps may work in place
+        for step in self.steps:
+            given = step.transform(given)
+        if not self._is_plain(given):
+            return self.native.predict(matrix)
+        try:
+            sums = self.ensemble.start(given)
+        except ValueError:  # the native way tells it in the words of the estimator
+            return self.native.predict(matrix)
         if not self.flat.add(given, sums):
             return self.native.predict(matrix)
         return np.asarray(self.ensemble.finish(sums))

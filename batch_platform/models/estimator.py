@@ -72,6 +72,13 @@ def needs_labels(model: Model) -> bool:
     return not is_clusterer(_declared(model, model.params))
 
 
+def is_classification(model: Model) -> bool:
+    """Whether the declared estimator learns classes."""
+    from sklearn.base import is_classifier
+
+    return is_classifier(_declared(model, model.params))
+
+
 def _declared(model: Model, params: dict[str, Any]) -> Any:  # noqa: ANN401
     from sklearn.base import BaseEstimator
 
@@ -112,7 +119,10 @@ def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) ->
         takes_nan = estimator.__sklearn_tags__().input_tags.allow_nan
         return estimator if takes_nan else make_pipeline(SimpleImputer(keep_empty_features=True), estimator)
     numeric = [at for at in range(columns) if at not in categorical]
-    scaled = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    imputer, scaler = SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()
+    if not categorical:
+        return make_pipeline(imputer, scaler, estimator)
+    scaled = make_pipeline(imputer, scaler)
     one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
     return make_pipeline(ColumnTransformer([("scaled", scaled, numeric), ("one_hot", one_hot, categorical)]), estimator)
 

@@ -6,7 +6,6 @@ The list of types that skops may construct is written here; a file cannot ask fo
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from batch_platform.errors import IntegrityError, TrainingRefusedError, listed
 
 FLAVOUR = "sklearn"
 MODEL_FILE = "model.skops"
+BLOCK_ROWS = 16_384  # of a matrix that passes through preprocessing: what each step makes of it stays in the cache
 LIBRARIES = ("scikit-learn", "skops", "numpy")
 
 TRUSTED_TYPES = (
@@ -41,28 +41,49 @@ class SklearnPredictor:
     task: str
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values or segments [n].
+        """Give class probabilities [n, classes], else values or segments [n]; on as many threads as the caller lets."""
+        if not _has_steps(self.estimator):
+            return self._predict(matrix)
+        rows = range(0, len(matrix), BLOCK_ROWS)
+        return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in rows])
 
-        On one thread: waking more costs more than a batch is worth, and sums come out the same on every machine. A
-        single row goes in twice: alone, its sums over classes would be made in another order than among others.
-        """
+    def _predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """A single row goes in twice: alone, its sums over classes would be made in another order than among others."""
         if len(matrix) == 1:
-            return self.predict(np.repeat(matrix, 2, axis=0))[:1]
-        with one_thread():
-            if self.task in ("binary", "multiclass"):
-                return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
-            return np.asarray(self.estimator.predict(matrix))
+            return self._predict(np.repeat(matrix, 2, axis=0))[:1]
+        if self.task in ("binary", "multiclass"):
+            return np.asarray(self.estimator.predict_proba(matrix), dtype=np.float64)
+        return np.asarray(self.estimator.predict(matrix))
+
+
+def _has_steps(estimator: object) -> bool:
+    from sklearn.pipeline import Pipeline
+
+    return isinstance(estimator, Pipeline)
+
+
+def _without_copies(estimator: Any) -> Any:  # noqa: ANN401 - any estimator
+    """The same estimator, its steps working in place: the block that they are given is a copy already."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import StandardScaler
+
+    for _, step in estimator.steps if _has_steps(estimator) else ():
+        if isinstance(step, SimpleImputer | StandardScaler):
+            step.copy = False
+    return estimator
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Hold the numeric libraries to one thread each."""
-    return _thread_pools().limit(limits=1)
+    """Hold the numeric libraries loaded by now to one thread each, in this process: for many short calls.
+
+    Waking more threads costs more than a batch is worth, and sums come out the same on every machine.
+    """
+    return ThreadpoolController().limit(limits=1)
 
 
-@cache
-def _thread_pools() -> ThreadpoolController:
-    """The thread pools of the libraries loaded by now: scikit-learn is, where there is a fitted estimator."""
-    return ThreadpoolController()
+def one_thread_here() -> None:
+    """The same for a new thread that lives within `one_thread`: OpenMP keeps its limit for each thread that calls it."""
+    ThreadpoolController().select(user_api="openmp").limit(limits=1)
 
 
 def import_libraries() -> None:
@@ -107,4 +128,4 @@ def load(files: Mapping[str, bytes], task: str) -> SklearnPredictor:
     if foreign := sorted(asked - set(TRUSTED_TYPES)):
         msg = f"{MODEL_FILE} asks for types that are not trusted: {listed(foreign)}; it is not loaded."
         raise IntegrityError(msg, hint="train the serving period again.")
-    return SklearnPredictor(estimator=io.loads(data, trusted=list(TRUSTED_TYPES)), task=task)
+    return SklearnPredictor(_without_copies(io.loads(data, trusted=list(TRUSTED_TYPES))), task)

@@ -1,0 +1,100 @@
+"""A recorded file of features, opened to be read: what is hashed is what is read, whoever replaces it meanwhile."""
+
+import hashlib
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.errors import IntegrityError
+
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """An open file and what its bytes must be.
+
+    Args:
+        where: Pipeline and partition, for messages.
+        path: As it was opened.
+        sha256: As recorded.
+        descriptor: Of the open file.
+        opened: Its size and time of change when it was opened.
+        hint: What to do when it is another one.
+    """
+
+    where: str
+    path: Path
+    sha256: str
+    descriptor: int
+    opened: tuple[int, int]
+    hint: str
+
+    def require_unchanged(self, stop: Event | None = None) -> None:
+        """Check every byte; on any thread, also while the file is read.
+
+        Args:
+            stop: Once set, nobody waits for the answer any more.
+
+        Raises:
+            IntegrityError: A byte differs from what was recorded.
+        """
+        digest, at = hashlib.sha256(), 0
+        while block := os.pread(self.descriptor, _HASH_BLOCK, at):
+            if stop is not None and stop.is_set():
+                return
+            digest.update(block)
+            at += len(block)
+        if digest.hexdigest() != self.sha256:
+            self._refuse()
+
+    def require_untouched(self) -> None:
+        """Check that nobody wrote into the file since it was opened.
+
+        Raises:
+            IntegrityError: Somebody did.
+        """
+        if _state(self.descriptor) != self.opened:
+            self._refuse()
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Its rows in batches; a file without rows gives one empty batch, so that its columns are known.
+
+        Args:
+            rows: Of a batch, at most.
+        """
+        with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+            if not file.metadata.num_rows:
+                yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            yield from file.iter_batches(batch_size=rows, use_threads=False)
+
+    def _refuse(self) -> None:
+        msg = f"{self.where}: the bytes of {self.path} are not those that were recorded."
+        raise IntegrityError(msg, hint=self.hint)
+
+
+@contextmanager
+def open_recorded(path: Path, sha256: str, *, pipeline: str, partition_key: str) -> Generator[RecordedFile]:
+    """Open a file of features.
+
+    Raises:
+        IntegrityError: It is gone.
+    """
+    where = f"{pipeline}, partition {partition_key}"
+    hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."
+    if not path.is_file():
+        msg = f"{where}: its feature file {path} is gone."
+        raise IntegrityError(msg, hint=hint)
+    with path.open("rb") as file:
+        yield RecordedFile(where, path, sha256, file.fileno(), _state(file.fileno()), hint)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    stat = os.fstat(descriptor)
+    return stat.st_size, stat.st_mtime_ns

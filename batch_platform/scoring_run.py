@@ -1,0 +1,146 @@
+"""One run of scoring: what is due goes through the stream, and is committed in groups of partitions.
+
+Decides nothing about what is due or by which model.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+from batch_platform.history import History
+from batch_platform.ledger import FeatureBuild, ScoreRun
+from batch_platform.models.bundle import Bundle
+from batch_platform.partitions import Partition
+from batch_platform.registry import Version
+from batch_platform.scoring import Stamp
+from batch_platform.staged import Order, Spent, Staged
+from batch_platform.stream import Stream
+from batch_platform.warehouse import StagedScores, Warehouse
+
+GROUP_PARTITIONS = 50
+GROUP_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A partition of predictions, as committed."""
+
+    partition: Partition
+    run: ScoreRun
+    skipped: bool  # the warehouse already held these rows
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+    unseen: dict[str, int] = field(default_factory=dict[str, int])
+    spent: Spent = field(default_factory=Spent)  # nothing where skipped
+
+
+@dataclass(frozen=True)
+class Due:
+    """A partition that is to be scored."""
+
+    partition: Partition
+    model: Version
+    build: FeatureBuild
+    standing: ScoreRun | None  # what the warehouse holds of it
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """What the partitions of one run share.
+
+    Args:
+        history: Where the features lie.
+        warehouse: Where the predictions go.
+        bundle: Loads a version.
+        code_version: Of the scoring.
+        stamp: Of the run.
+        force: Whether a partition may become empty.
+    """
+
+    history: History
+    warehouse: Warehouse
+    bundle: Callable[[Version], Bundle]
+    code_version: str
+    stamp: Stamp
+    force: bool
+
+    def committed(self, stream: Stream, due: Sequence[Due]) -> Iterator[Committed]:
+        """Score what is due, and commit it in groups; also what was scored before something fails."""
+        group: list[tuple[Due, Staged]] = []
+        rows = Counter[str]()
+        for one in due:
+            rows[one.model.version] += one.build.rows
+        orders = (self._order(one, rows[one.model.version]) for one in due)
+        with closing(stream.staged(orders)) as results:
+            try:
+                for one, staged in zip(due, results, strict=True):
+                    group.append((one, staged))
+                    if is_full(len(group), sum(scored.rows_in for _, scored in group)):
+                        yield from self._commit(group)
+                        group = []
+            except Exception:
+                yield from self._commit(group)
+                raise
+        yield from self._commit(group)
+
+    def _order(self, due: Due, rows_of_model: int) -> Order:
+        bundle = self.bundle(due.model)
+        return Order(
+            partition=due.partition,
+            features=self.history.file(due.partition),
+            sha256=due.build.sha256,
+            rows=due.build.rows,
+            bundle=bundle,
+            predictor=bundle.for_rows(rows_of_model),
+        )
+
+    def _run(self, due: Due, staged: Staged) -> ScoreRun:
+        """The ledger row of a scored partition."""
+        partition, model = due.partition, due.model
+        return ScoreRun(
+            pipeline=self.history.spec.name,
+            partition_key=partition.key,
+            partition_start=partition.start,
+            partition_end=partition.end,
+            model_version=model.version,
+            model_sha256=model.sha256,
+            input_hash=due.build.sha256,
+            code_version=self.code_version,
+            engine="local",
+            rows_in=staged.rows_in,
+            rows_scored=staged.rows_scored,
+            rows_rejected=staged.rows_rejected,
+            in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
+            started_at=staged.started_at,
+            committed_at=staged.started_at,  # until it is committed
+            run_id=self.stamp.run_id,
+        )
+
+    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> Iterator[Committed]:
+        if not group:
+            return
+        began = perf_counter()
+        scores = [
+            StagedScores(
+                predictions=staged.predictions,
+                rejected=staged.rejected,
+                run=self._run(due, staged),
+                seen_seq=0 if due.standing is None else due.standing.seq,
+            )
+            for due, staged in group
+        ]
+        runs = self.warehouse.commit_scores(self.history.spec.name, scores, may_empty=self.force, clock=self.stamp.now)
+        each = (perf_counter() - began) / len(group)
+        for (due, staged), run in zip(group, runs, strict=True):
+            staged.predictions.unlink()
+            staged.rejected.unlink()
+            spent = replace(staged.spent, commit=each, clock=staged.spent.clock + each)
+            yield Committed(
+                due.partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen, spent=spent
+            )
+
+
+def is_full(partitions: int, rows: int) -> bool:
+    """Whether a group is large enough to be committed."""
+    return partitions >= GROUP_PARTITIONS or rows >= GROUP_ROWS
