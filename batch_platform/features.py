@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch_platform.driving import require_every_row
 from batch_platform.errors import BatchPlatformError, DataError, SourceError, WrongUseError, did_you_mean, listed
 from batch_platform.partitions import Partition
 from batch_platform.query import Query
@@ -59,12 +60,14 @@ class FeatureBuilder:
 
     @cached_property
     def code_version(self) -> str:
-        """Changes when the same sources could give other features."""
+        """Changes when the same sources could give other features, or none: a rule newly declared holds for all."""
         features = self.spec.features
         code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}}
         )
+        if features.driving is not None:
+            declared += features.driving.model_dump_json()
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     @contextmanager
@@ -92,7 +95,7 @@ class FeatureSession:
 
         Raises:
             SourceError: The SQL or the function fails.
-            DataError: Keys are not unique, or a time is null or outside the partition.
+            DataError: Keys are not unique, a time is null or outside the partition, or a row of the driving source is lost.
             BatchPlatformError: The file cannot be written.
         """
         try:
@@ -134,6 +137,7 @@ class FeatureSession:
         aside = aside_of(path)
         try:
             written = self._write_aside(partition, aside)
+            self._require_every_row(partition, written)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
@@ -150,6 +154,11 @@ class FeatureSession:
                 rows += batch.num_rows
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
         return FeatureFile(path=aside, rows=rows, sha256=file_sha256(aside), columns=columns)
+
+    def _require_every_row(self, partition: Partition, written: FeatureFile) -> None:
+        if self._builder.spec.features.driving is not None:
+            self._move(partition)
+            require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
 
     def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
         query = self._builder.query

@@ -3,6 +3,7 @@
 Sees one batch at a time, so that a partition of any size is checked in the memory of a batch.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from zoneinfo import ZoneInfo
 
@@ -48,11 +49,13 @@ class RowChecks:
             msg = f"{spec.name}, partition {self._partition.key}: the features lack {listed(map(repr, missing))};"
             msg += f" there are {listed(present)}."
             raise DataError(msg, hint=did_you_mean(missing[0], present) or "correct features.key or features.time.")
-        if spec.labels is not None and spec.labels.column.lower() in (name.lower() for name in present):
-            msg = f"{spec.name}: the label {spec.labels.column!r} is among the features."
+        late = {} if spec.labels is None else {name.lower(): name for name in spec.labels.too_late}
+        if found := [late[name.lower()] for name in present if name.lower() in late]:
+            what = "the label" if spec.labels is not None and found[0] == spec.labels.column else "the outcome"
+            msg = f"{spec.name}, partition {self._partition.key}: {what} {found[0]!r} is among the features."
             raise DataError(msg, hint="leave it out: it is not known when a row is scored.")
         if patterns := [name for name in present if name == "*" or (name.startswith("^") and name.endswith("$"))]:
-            msg = f"{spec.name}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
+            msg = f"{spec.name}, partition {self._partition.key}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
             raise DataError(msg, hint="give it another name with AS.")
 
     def _check_keys(self, frame: pl.DataFrame) -> None:
@@ -103,6 +106,68 @@ def require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame
         return
     twice = frame.filter(frame.select(key).is_duplicated()).select(key).unique(maintain_order=True)
     raise _not_unique(spec, partition, twice.rows(), what)
+
+
+def with_keys_of(  # noqa: PLR0913 - two frames, and where they are from
+    rows: pl.DataFrame,
+    spec: PipelineSpec,
+    partition: Partition,
+    frame: pl.DataFrame,
+    *,
+    what: str,
+    key: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """A frame with its key columns in the types of the rows that it is joined to: the same keys, and no others, meet.
+
+    The same instant in another zone or unit is the same key, as is the same number in another width and the same text
+    stored in another way.
+
+    Args:
+        rows: What the frame is joined to.
+        spec: The pipeline.
+        partition: The partition that both are of.
+        frame: Holds the key columns too.
+        what: What the frame is, for the message.
+        key: The key columns that it holds, if not all.
+
+    Raises:
+        DataError: A key column has a type with which no key can be the same.
+    """
+    casts: list[pl.Expr] = []
+    for name in key or spec.features.key:
+        wanted, found = rows.schema[name], frame.schema[name]
+        if wanted == found or isinstance(found, pl.Null):
+            casts += [] if wanted == found else [pl.col(name).cast(wanted)]
+        elif _same_kind(wanted, found):
+            casts.append(_in_type(pl.col(name), wanted, found).alias(name))
+        else:
+            msg = f"{spec.name}, partition {partition.key}: key column {name!r} is {wanted} in the features, "
+            msg += f"but {found} in the {what}, so that no key can be the same."
+            raise DataError(msg, hint=f"cast {name!r} in labels.sql or in the features, so that both have one type.")
+    return frame.with_columns(casts)
+
+
+def _same_kind(one: pl.DataType, other: pl.DataType) -> bool:
+    if isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime):
+        return (one.time_zone is None) == (other.time_zone is None)
+    pairs = (
+        (one.is_integer(), other.is_integer()),
+        (one.is_float(), other.is_float()),
+        (_is_text(one), _is_text(other)),
+    )
+    return any(all(pair) for pair in pairs)
+
+
+def _is_text(dtype: pl.DataType) -> bool:
+    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
+
+
+def _in_type(key: pl.Expr, wanted: pl.DataType, found: pl.DataType) -> pl.Expr:
+    """A key in another type of the same kind; null where that one cannot hold it, which meets no key."""
+    if isinstance(wanted, pl.Datetime) and isinstance(found, pl.Datetime) and wanted.time_zone is not None:
+        key, found = key.dt.convert_time_zone(wanted.time_zone), pl.Datetime(found.time_unit, wanted.time_zone)
+    cast = key.cast(wanted, strict=False)
+    return pl.when(cast.cast(found, strict=False) == key).then(cast)
 
 
 def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:

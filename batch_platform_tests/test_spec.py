@@ -1,3 +1,4 @@
+import json
 from copy import deepcopy
 from datetime import date, timedelta
 from typing import Any
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from batch_platform.errors import WrongUseError
 from batch_platform.notation import Block, check_cron, parse_duration
 from batch_platform.partitions import Duration
 from batch_platform.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
@@ -34,10 +36,11 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "sql": "features.sql",
         "key": ["flight_id"],
         "time": "scheduled_departure",
+        "driving": {"source": "flights", "time": "scheduled_departure"},
         "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
         "max_rejected": "1%",
     },
-    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day"},
+    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
@@ -70,6 +73,7 @@ BLOCKS = [
     ("sources", "flights"),
     ("features",),
     ("features", "columns", "distance"),
+    ("features", "driving"),
     ("labels",),
     ("model",),
     ("model", "train"),
@@ -83,6 +87,16 @@ BLOCKS = [
 def changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Everything that can be declared, with one key set to something else."""
     declared = deepcopy(ALL_KEYS)
+    block = declared
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    return declared
+
+
+def changed_by(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """As `changed`, of a copy that shares the value."""
+    declared = changed(path, None)
     block = declared
     for key in path[:-1]:
         block = block[key]
@@ -265,6 +279,33 @@ def test_a_source_cannot_have_a_name_that_is_taken(name):
 )
 def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
     assert "the label 'late' may not be a feature, a key or kept" in refusal(changed(path, value))
+    known_with_it = json.loads(json.dumps(value).replace("late", "arr_time"))
+    assert "known only with the label: 'arr_time' may not be" in refusal(changed(path, known_with_it))
+
+
+def test_the_driving_source_is_one_of_the_sources():
+    said = refusal(changed(("features", "driving", "source"), "fligths"))
+    assert "features.driving.source: there is no source 'fligths'" in said
+    assert "did you mean 'flights'?" in said
+
+
+@pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
+@pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
+def test_sql_lies_in_the_folder_of_the_pipeline(path, name):
+    assert "is not the name of a file in this folder or below it" in refusal(changed(path, name))
+
+
+def test_sql_may_lie_in_a_folder_below():
+    assert PipelineSpec.model_validate(changed(("features", "sql"), "sql/v1.%2e/features.sql")).features.sql
+
+
+def test_a_declaration_that_aliases_blew_up_is_refused_in_bounded_time():
+    bomb: Any = ["x"]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    for path in (("model", "params"), ("nope",), ("name",)):
+        with pytest.raises(WrongUseError, match="more than 100,000 values"):
+            PipelineSpec.model_validate(changed_by(path, {"a": bomb}))
 
 
 @pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])
