@@ -50,13 +50,13 @@ class FeatureBuilder:
     def query(self) -> Query | None:
         """`features.sql`; None where a Polars function makes the features."""
         sql = self.spec.features.sql
-        return None if sql is None else Query(self.spec.name, self.sources.folder / sql)
+        return None if sql is None else Query(self.spec.name, self.sources.folder, sql)
 
     @cached_property
     def labels_query(self) -> Query | None:
         """`labels.sql`; None for a pipeline without labels."""
         labels = self.spec.labels
-        return None if labels is None else Query(self.spec.name, self.sources.folder / labels.sql)
+        return None if labels is None else Query(self.spec.name, self.sources.folder, labels.sql)
 
     @cached_property
     def code_version(self) -> str:

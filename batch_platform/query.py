@@ -22,14 +22,19 @@ PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 class Query:
     """One SELECT over the sources, with the bounds and the key of a partition as parameters."""
 
-    def __init__(self, pipeline: str, path: Path) -> None:
+    def __init__(self, pipeline: str, folder: Path, name: str) -> None:
         """Read the file.
 
         Raises:
-            SourceError: It cannot be read, is not one SELECT, or uses a parameter that there is not.
+            SourceError: It cannot be read, is a link that leads out of the folder, is not one SELECT, or uses a
+                parameter that there is not.
         """
-        self.pipeline, self.path = pipeline, path
+        self.pipeline, self.path = pipeline, folder / name
+        path = self.path
         try:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
+                raise SourceError(msg, hint="put the SQL itself into the folder of the pipeline.")
             self.text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"

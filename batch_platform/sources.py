@@ -141,8 +141,12 @@ class Sources:
         """
         head, rest = self.located(name, partition)
         path = head / rest
-        found = sorted(head.glob(rest)) if has_magic(rest) else [path]
-        missing = [path for path in found if not path.is_file()] or ([] if found else [path])
+        try:
+            found = sorted(head.glob(rest)) if has_magic(rest) else [path]
+            missing = [path for path in found if not path.is_file()] or ([] if found else [path])
+        except OSError as error:  # a name too long to be one, a folder that may not be read
+            msg = f"Source {name!r} of {self.spec.name!r}: {path} cannot be looked up ({error.strerror})."
+            raise SourceError(msg, hint=f"correct sources.{name}.") from error
         if missing:
             msg = f"Source {name!r} of {self.spec.name!r}: there is no file {missing[0]}."
             others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
