@@ -55,6 +55,7 @@ class Committed:
     skipped: bool  # the warehouse already held these rows
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,8 @@ class Pipeline:
         )
         seen = 0 if standing is None else standing.seq
         scores = StagedScores(staged.predictions, staged.rejected, run, seen)
-        return Committed(partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen), scores
+        reasons, unseen, ignored = staged.reasons, staged.unseen, staged.ignored
+        return Committed(partition, run, skipped=False, reasons=reasons, unseen=unseen, ignored=ignored), scores
 
     def _commit(
         self, group: Sequence[tuple[Committed, StagedScores]], stamp: Stamp, *, force: bool

@@ -72,6 +72,7 @@ class Staged:
     started_at: datetime
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
+    ignored: tuple[str, ...] = ()  # columns that nobody asked for
 
 
 def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> Scored:
@@ -127,13 +128,19 @@ def stage(  # noqa: PLR0913 - each is one fact of the partition
     good, bad = folder / f"{partition.key}.predictions.parquet", folder / f"{partition.key}.rejected.parquet"
     rows_in, reasons, unseen = 0, Counter[str](), Counter[str]()
     samples: list[str] = []
+    ignored: tuple[str, ...] = ()
     with (
         _unchanged(spec, partition, features, sha256) as file,
         _FrameWriter(good) as predictions,
         _FrameWriter(bad) as rejects,
     ):
         for rows in _read(file):
-            scored = score_batch(rows, bundle, spec)
+            try:
+                scored = score_batch(rows, bundle, spec)
+            except DataError as error:
+                msg = f"{spec.name}, partition {partition.key}: {error.message.removeprefix(f'{spec.name}: ')}"
+                raise DataError(msg, hint=error.hint) from error
+            ignored = ignored or _ignored(rows.columns, bundle, spec)
             rows_in += rows.height
             predictions.write(scored.predictions.with_columns(marks))
             unseen.update(scored.unseen)
@@ -152,6 +159,7 @@ def stage(  # noqa: PLR0913 - each is one fact of the partition
         started_at=started,
         reasons=dict(reasons),
         unseen=dict(unseen),
+        ignored=ignored,
     )
     _require_within_budget(spec, staged, samples)
     return staged
@@ -188,8 +196,7 @@ def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, s
 
 def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str]:
     """The feature columns that go into the predictions: key, time and the kept ones."""
-    time = [] if spec.features.time is None else [spec.features.time]
-    carried = list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
+    carried = _carried_by(spec)
     if missing := [name for name in carried if name not in kept.columns]:
         msg = f"{spec.name}: the features lack {listed(missing)}; there are {listed(kept.columns)}."
         raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
@@ -198,6 +205,17 @@ def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str
         msg = f"{spec.name}: the columns {listed(taken)} cannot be carried along: predictions have their own of that name."
         raise DataError(msg, hint="give the column another name in the features.")
     return carried
+
+
+def _ignored(present: Sequence[str], bundle: Bundle, spec: PipelineSpec) -> tuple[str, ...]:
+    """The feature columns that nobody asked for: unknown to the model, not carried along, not declared to be none."""
+    asked = {*bundle.contract.names, *_carried_by(spec), *spec.features.columns}
+    return tuple(name for name in present if name not in asked)
+
+
+def _carried_by(spec: PipelineSpec) -> list[str]:
+    time = [] if spec.features.time is None else [spec.features.time]
+    return list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
 
 
 def _read(features: BinaryIO) -> Iterator[pl.DataFrame]:
@@ -254,7 +272,7 @@ def _unchanged(spec: PipelineSpec, partition: Partition, features: Path, sha256:
 
 def _require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]) -> None:
     budget = spec.features.max_rejected
-    if staged.rows_rejected <= budget * staged.rows_in:
+    if not staged.rows_rejected or staged.rows_rejected / staged.rows_in <= budget:  # 29 of 100 are 29%: no product is
         return
     top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
     msg = (
