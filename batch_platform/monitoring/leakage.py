@@ -95,11 +95,13 @@ def _orders(values: Values, target: Values) -> bool:
     if len(values) < LEAST_ROWS or np.ptp(values) == 0 or np.ptp(target) == 0:
         return False
     ranks = np.vstack([_ranks(values), _ranks(target)])
-    return bool(abs(np.corrcoef(ranks)[0, 1]) >= NEARLY)
+    correlations: Values = np.asarray(np.corrcoef(ranks), dtype=np.float64)
+    return bool(abs(correlations[0, 1]) >= NEARLY)
 
 
 def _ranks(values: Values) -> Values:
     """Ranks from 0 on; equal values share the mean of theirs."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    shared: Values = np.asarray(np.cumsum(counts) - (counts + 1) / 2, dtype=np.float64)
+    shared: Values = np.cumsum(counts, dtype=np.float64)
+    shared -= (counts + 1) / 2
     return shared[inverse]
