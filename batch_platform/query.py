@@ -83,7 +83,8 @@ class Query:
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
-            raise SourceError(msg) from error
+            hint = "mend the SQL, or the source that it reads; batch-platform check tries it without reading a row."
+            raise SourceError(msg, hint=hint) from error
 
     def _require(self, present: list[str], wanted: list[str]) -> None:
         counts = Counter(name.lower() for name in present)

@@ -14,6 +14,8 @@ from batch_platform.errors import DataError, did_you_mean, listed
 from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
 
+_CALENDAR = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and to the last of the years 1 to 9999
+_PER_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _BEFORE_A_GAP = timedelta(hours=3)  # no change to summer time skips more
 
 
@@ -24,21 +26,27 @@ class RowChecks:
         """Check the columns.
 
         Raises:
-            DataError: Key or time is missing, the label is there, or a name is none.
+            DataError: Key or time is missing, the label is there, a name is none, or a type can be kept nowhere.
         """
         self._spec, self._partition = spec, partition
         self._zone = ZoneInfo(spec.partitions.timezone)
         self._last: tuple[object, ...] | None = None
         self._named = [*spec.features.key, *([spec.features.time] if spec.features.time else [])]
         self._check_columns(schema.names)
+        self._check_types(schema)
+        self._temporal = [
+            field.name for field in schema if pa.types.is_date(field.type) or pa.types.is_timestamp(field.type)
+        ]
 
     def see(self, batch: pa.RecordBatch) -> None:
         """Check one batch.
 
         Raises:
-            DataError: A key occurs twice or is null, or a time is null or outside the partition.
+            DataError: A key occurs twice or is null, or a time is null, outside the partition or beyond any calendar.
         """
-        frame = pl.DataFrame(pa.Table.from_batches([batch.select(self._named)]))
+        named = list(dict.fromkeys([*self._named, *self._temporal]))
+        frame = pl.DataFrame(pa.Table.from_batches([batch.select(named)]))
+        self._check_calendar(frame)
         self._check_keys(frame)
         if self._spec.features.time is not None:
             self._check_times(frame, self._spec.features.time)
@@ -57,6 +65,24 @@ class RowChecks:
         if patterns := [name for name in present if name == "*" or (name.startswith("^") and name.endswith("$"))]:
             msg = f"{spec.name}, partition {self._partition.key}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
             raise DataError(msg, hint="give it another name with AS.")
+
+    def _check_types(self, schema: pa.Schema) -> None:
+        if wrong := [f"{field.name} ({field.type})" for field in schema if not _can_be_kept(field.type)]:
+            msg = f"{self._spec.name}, partition {self._partition.key}: no row can be kept with the columns {listed(wrong)}."
+            raise DataError(msg, hint="cast them in the features to a number, a text or a time, or leave them out.")
+
+    def _check_calendar(self, frame: pl.DataFrame) -> None:
+        """Refuse what databases write as infinity: it lies in no year that a date can be shown in."""
+        for name in self._temporal:
+            times = frame[name]
+            if isinstance(times.dtype, pl.Datetime):
+                seconds = times.to_physical() // _PER_SECOND[times.dtype.time_unit]
+            else:
+                seconds = times.to_physical().cast(pl.Int64) * 86_400
+            if beyond := int((~seconds.is_between(*_CALENDAR)).sum()):
+                msg = f"{self._spec.name}, partition {self._partition.key}: {beyond} rows have a {name!r} before the "
+                msg += "year 1 or after the year 9999, such as infinity."
+                raise DataError(msg, hint="make a null or a real time of it in the features.")
 
     def _check_keys(self, frame: pl.DataFrame) -> None:
         key = self._spec.features.key
@@ -93,6 +119,20 @@ class RowChecks:
                 f"for example {_named(self._spec, sample)} at {outside[column][0]}."
             )
             raise DataError(msg, hint="filter on $partition_start and $partition_end in the features.")
+
+
+def _can_be_kept(dtype: pa.DataType, *, nested: bool = False) -> bool:
+    """Whether Polars reads values of a type and JSON can show them; bytes only as a column of their own."""
+    if isinstance(dtype, pa.BaseExtensionType) or pa.types.is_interval(dtype) or pa.types.is_union(dtype):
+        return False
+    if pa.types.is_nested(dtype):
+        inner = (dtype.field(at).type for at in range(dtype.num_fields))
+        return all(_can_be_kept(one, nested=True) for one in inner)
+    if pa.types.is_fixed_size_binary(dtype):  # what Arrow makes of Python objects
+        return False
+    return not (
+        nested and (pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype))
+    )
 
 
 def require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame, *, what: str) -> None:
