@@ -240,7 +240,7 @@ def _rejected(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, 
 
 
 def _reasons(rejected: pl.DataFrame) -> dict[str, int]:
-    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, descending=[True, False])
+    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON, descending=[True, False, False])
     return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
 
 
