@@ -9,7 +9,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from batch_platform.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed
+from batch_platform.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed, shortened
 from batch_platform.inputs import Driving
 from batch_platform.partitions import Partition
 from batch_platform.rows import with_keys_of
@@ -91,7 +91,8 @@ def _differing(
         named = rows.select(shared).sort(shared)
         if named.height:
             shown = [
-                " ".join(f"{name}={value}" for name, value in row.items()) for row in named.head(MOST_LISTED).to_dicts()
+                " ".join(f"{name}={shortened(value)}" for name, value in row.items())
+                for row in named.head(MOST_LISTED).to_dicts()
             ]
             more = f" and {named.height - MOST_LISTED} more" if named.height > MOST_LISTED else ""
             said += f"; {what} {', '.join(shown)}{more}"

@@ -187,7 +187,7 @@ class FeatureSession:
             frame = result.collect() if isinstance(result, pl.LazyFrame) else result
         except Exception as error:
             msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
-            raise SourceError(msg) from error
+            raise SourceError(msg, hint="mend the function, or name another one in features.python.") from error
         if not isinstance(frame, pl.DataFrame):
             msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is no table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")

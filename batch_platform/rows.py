@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 import pyarrow as pa
 
-from batch_platform.errors import DataError, did_you_mean, listed
+from batch_platform.errors import DataError, did_you_mean, listed, shortened
 from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
 
@@ -217,7 +217,7 @@ def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[objec
 
 
 def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
-    return " ".join(f"{name}={value}" for name, value in zip(spec.features.key, key, strict=True))
+    return " ".join(f"{name}={shortened(value)}" for name, value in zip(spec.features.key, key, strict=True))
 
 
 def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:

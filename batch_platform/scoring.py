@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from batch_platform.contract import OFFENDER, REASON
-from batch_platform.errors import DataError, IntegrityError, listed
+from batch_platform.errors import DataError, IntegrityError, listed, shortened
 from batch_platform.features import BATCH_ROWS
 from batch_platform.models.bundle import Bundle
 from batch_platform.partitions import Partition
@@ -249,9 +249,9 @@ def _samples(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
     shown = rejected.head(SAMPLES).select(*key, OFFENDER)
     found: list[str] = []
     for at, row in enumerate(shown.iter_rows()):
-        named = " ".join(f"{name}={value}" for name, value in zip(key, row, strict=False))
+        named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
         column = row[-1]
-        found.append(f"{named} ({column}={rejected[column][at]})" if column else named)
+        found.append(f"{named} ({column}={shortened(rejected[column][at])})" if column else named)
     return found
 
 

@@ -24,6 +24,7 @@ from batch_platform.errors import SourceError, WrongUseError, did_you_mean
 from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
 
+_LONGEST_TOLD = 300  # characters; what follows are proposals and settings
 KEY_IN_PATH = "{partition_key}"
 
 
@@ -127,7 +128,7 @@ class Sources:
             table = pl.DataFrame(table) if isinstance(table, pa.Table) else table
         except Exception as error:
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} failed with {type(error).__name__}: {error}."
-            raise SourceError(msg) from error
+            raise SourceError(msg, hint=f"mend the function, or name another one in sources.{name}.python.") from error
         if not isinstance(table, pl.LazyFrame | pl.DataFrame):
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} returned {type(table).__name__}, which is no table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame, or a pyarrow Table.")
@@ -230,7 +231,7 @@ class SourceConnection:
         try:
             self.duckdb.execute(f"ATTACH IF NOT EXISTS {literal(str(path))} AS {quoted(str(path))} (READ_ONLY)")
         except duckdb.Error as error:
-            msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_first_line(error)}."
+            msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_told(error)}."
             raise SourceError(msg, hint="another process may be writing to it; close it or read a copy.") from error
 
     def _view(self, name: str, partition: Partition) -> None:
@@ -249,7 +250,7 @@ class SourceConnection:
                 relation = f"read_{source.kind}([{files}], hive_partitioning = false)"
             self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {relation}")
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_first_line(error)}."
+            msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_told(error)}."
             raise SourceError(msg, hint=f"correct sources.{name}.") from error
 
 
@@ -307,5 +308,6 @@ def _digest(*facts: str) -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _told(error: Exception) -> str:
+    """What a library says, as one line: DuckDB gives the reason only after the place."""
+    return " ".join(str(error).split())[:_LONGEST_TOLD].rstrip(". ")
