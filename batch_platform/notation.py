@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
-from batch_platform.errors import WrongUseError, did_you_mean, listed
+from batch_platform.errors import did_you_mean, listed
 from batch_platform.partitions import Duration
 
-MOST_VALUES = 100_000  # of a declaration, with all that is repeated in it; a long one has some hundreds
 RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -62,25 +61,6 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
         guesses = [guess for key in unknown if (guess := did_you_mean(key, allowed))]
         msg = f"unknown key {listed(repr(key) for key in unknown)}; allowed are {listed(allowed)}"
         raise ValueError("; ".join([msg, *guesses]))
-
-
-def check_size(data: object) -> None:
-    """Refuse what has more values than anyone writes, as YAML's aliases can make of a few lines, before it is read.
-
-    Raises:
-        WrongUseError: It does; no ValueError, whose text would show the values.
-    """
-    waiting, seen = [data], 0
-    while waiting:
-        value: Any = waiting.pop()
-        seen += 1
-        if seen > MOST_VALUES:
-            msg = f"The declaration has more than {MOST_VALUES:,} values."
-            raise WrongUseError(msg, hint="write out what is meant: an alias repeats all that is below it.")
-        if isinstance(value, dict):
-            waiting += value.values()  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType] - YAML
-        elif isinstance(value, list):
-            waiting += value  # pyright: ignore[reportUnknownArgumentType] - YAML
 
 
 def refuse_for_now(value: object, key: str) -> None:

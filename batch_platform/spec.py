@@ -18,7 +18,6 @@ from batch_platform.notation import (
     LocalTime,
     check_dotted,
     check_name,
-    check_size,
     parse_duration,
     refuse_for_now,
 )
@@ -197,12 +196,6 @@ class PipelineSpec(Block):
     predictions: Predictions = Field(default_factory=Predictions)
     monitoring: Monitoring = Field(default_factory=Monitoring)
     engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bounded(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
-        check_size(data)
-        return data
 
     @field_validator("name")
     @classmethod

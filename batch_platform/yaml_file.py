@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from batch_platform.errors import WrongUseError
-from batch_platform.notation import MOST_VALUES
 
 FILE_NAMES = ("defs.yaml", "component.yaml")
+MOST_VALUES = 100_000  # with every alias written out; a long declaration has some hundreds
 
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 

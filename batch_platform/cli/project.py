@@ -47,13 +47,11 @@ class Project:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """Its definitions, loaded from files that are checked before Dagster parses them.
+        """Its definitions, loaded.
 
         Raises:
-            WrongUseError: A YAML file says what no declaration can mean, or the module holds no definitions.
+            WrongUseError: The module holds none.
         """
-        for file in [] if self.declarations is None else files_below(self.declarations):
-            check_file(file)
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
@@ -93,7 +91,8 @@ def find_project(folder: Path | None) -> Project:
     Makes its modules importable and its home the one of this process and of those that it starts.
 
     Raises:
-        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module.
+        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module;
+            or a YAML file of the project says what no declaration can mean.
     """
     start = (folder or Path.cwd()).absolute()
     if not os.path.isdir(start):  # noqa: PTH112 - a Path's own raises where a name is too long to be one
@@ -115,6 +114,9 @@ def shipped_project() -> Project:
 
 
 def _at_home(project: Project) -> Project:
+    """Check what Dagster is going to parse, here or in a process of its own, and name the home."""
+    for file in [] if project.declarations is None else files_below(project.declarations):
+        check_file(file)
     os.environ[HOME_VARIABLE] = str(project.home.root)
     return project
 
