@@ -101,6 +101,9 @@ class Source(Block):
         if len(kinds) != 1:
             msg = f"give exactly one of {listed(SOURCE_KINDS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
+        if not getattr(self, kinds[0]):
+            msg = f"{kinds[0]} is empty"
+            raise ValueError(msg)
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)

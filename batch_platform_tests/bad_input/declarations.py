@@ -230,7 +230,7 @@ def a_partition_key_in_a_tag(tmp_path: Path, *, key: str) -> None:
 def finished(one: Deployment, tags: dict[str, str]) -> bool:
     try:
         return one.run("features", tags=tags).success
-    except (dg.DagsterError, BatchPlatformError):
+    except (dg.DagsterError, BatchPlatformError, ValueError):  # Dagster's own, of what is no date
         return False
 
 
@@ -289,7 +289,7 @@ def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[
 def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
     """Flagged where the model is shown; the version is trained all the same."""
     regression = model is not None
-    events = EVENTS.with_columns(returned=pl.col("amount") * 2.0) if regression else EVENTS
+    events = EVENTS.with_columns(returned=pl.col("items") * 2.0) if regression else EVENTS
     sql = FEATURES_SQL.replace(" known", f" known, {column} AS leak")
     fed = Fed.scored(tmp_path, events=events, features_sql=sql, **({"model": model} if model else {}))
     trained = fed.trained(**({"random_state": 7} if not regression else {"l2_regularization": 1.0}))
@@ -341,6 +341,12 @@ CASES: dict[str, Case] = {
             "no project": ".",
         }.items()
     },
+    "B15 nothing as the path of a source": partial(
+        yaml_refused,
+        old="parquet: events.parquet",
+        new="parquet: ''",
+        said=["attributes.sources.events", "parquet is empty"],
+    ),
     "B15 links in the home": links_in_the_home,
     "B16 an unknown key": partial(
         yaml_refused,
@@ -445,15 +451,17 @@ CASES: dict[str, Case] = {
         outcomes=["refunded_at"],
         said="the outcome 'refunded_at' is among the features",
     ),
-    "B17 a number that decides": partial(a_feature_that_decides, column="returned::INT * 3", flagged=True),
+    "B17 a number that decides": partial(
+        a_feature_that_decides, column="coalesce(returned, false)::INT * 3", flagged=True
+    ),
     "B17 a category that decides": partial(
         a_feature_that_decides, column="CASE WHEN returned THEN 'r' || items ELSE 'k' END", flagged=True
     ),
     "B17 a column with a value only after the outcome": partial(
-        a_feature_that_decides, column="CASE WHEN returned THEN amount END", flagged=True
+        a_feature_that_decides, column="CASE WHEN returned THEN items END", flagged=True
     ),
     "B17 the label of a regression": partial(
-        a_feature_that_decides, column="amount * -3", flagged=True, model=REGRESSION
+        a_feature_that_decides, column="items * -3", flagged=True, model=REGRESSION
     ),
     "B17 a feature that only helps": partial(a_feature_that_decides, column="amount > 80", flagged=False),
     "B17 a name of each row": partial(a_feature_that_decides, column="'row ' || id", flagged=False),
