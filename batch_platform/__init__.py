@@ -4,8 +4,9 @@ A tour, from the inside out; a module imports from its own stop and from those b
 
 - `redaction`, `errors`, `partitions`, `notation`: no secret is told; what can go wrong, said well; the calendar of time
   windows; how values are written.
+- `yaml_file`: what a declaration's file must be before anything is read from it.
 - `inputs`, `spec`, `home`: a pipeline as it is declared; where everything lies on disk.
-- `sources`, `query`, `rows`, `contract`: raw tables, the SQL over them, what its rows must be, and their encoding.
+- `sources`, `query`, `rows`, `driving`, `contract`: raw tables, the SQL over them, what its rows must be, their encoding.
 - `forest`: tree ensembles as flat arrays, and the compiled kernels that evaluate them.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from batch_platform.redaction import redact
 
 MOST_LISTED = 10
+LONGEST_SHOWN = 80
 
 
 class BatchPlatformError(Exception):
@@ -72,6 +73,13 @@ def listed(items: Iterable[object]) -> str:
     names = sorted(str(item) for item in items)
     shown = ", ".join(names[:MOST_LISTED])
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
+
+
+def shortened(value: object) -> str:
+    """A value from the data as a message can show it: a line of bounded length, whatever it holds."""
+    text = str(value)
+    shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text):,} characters)"
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in shown)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:

@@ -20,6 +20,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.outcomes import COVERAGE, measure, measure_clusters
 from batch_platform.partitions import Partition
 from batch_platform.registry import Registry, Version, read_registry
+from batch_platform.rows import with_keys_of
 from batch_platform.scoring import Stamp, prediction_columns
 from batch_platform.sources import quoted
 
@@ -111,6 +112,7 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
         metrics = _clusters(known, predictions, model, partition, run)
     else:
         labels = known.history.labels(session, partition, stamp)
+        labels = with_keys_of(predictions, spec, partition, labels, what="labels")
         metrics = measure(
             predictions,
             labels,
@@ -147,4 +149,5 @@ def _clusters(
         raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")
     manifest = read_manifest(history.home.bundle(run.pipeline, model.version), model.sha256)
     features = history.features(build, partition)
+    predictions = with_keys_of(features, history.spec, partition, predictions, what="predictions")
     return measure_clusters(predictions, features, history.spec.features.key, Contract.from_json(manifest.contract))

@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batch_platform.driving import require_every_row
 from batch_platform.errors import BatchPlatformError, DataError, SourceError, WrongUseError, did_you_mean, listed
 from batch_platform.partitions import Partition
 from batch_platform.query import Query
@@ -24,7 +25,7 @@ from batch_platform.rows import RowChecks, require_unique
 from batch_platform.sources import SourceConnection, Sources, import_function, parameters_of, source_code
 from batch_platform.spec import PipelineSpec
 
-BATCH_ROWS = 131_072
+BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as they come, and has little to tidy
 _HASH_BLOCK = 1 << 20
 
 
@@ -49,22 +50,24 @@ class FeatureBuilder:
     def query(self) -> Query | None:
         """`features.sql`; None where a Polars function makes the features."""
         sql = self.spec.features.sql
-        return None if sql is None else Query(self.spec.name, self.sources.folder / sql)
+        return None if sql is None else Query(self.spec.name, self.sources.folder, sql)
 
     @cached_property
     def labels_query(self) -> Query | None:
         """`labels.sql`; None for a pipeline without labels."""
         labels = self.spec.labels
-        return None if labels is None else Query(self.spec.name, self.sources.folder / labels.sql)
+        return None if labels is None else Query(self.spec.name, self.sources.folder, labels.sql)
 
     @cached_property
     def code_version(self) -> str:
-        """Changes when the same sources could give other features."""
+        """Changes when the same sources could give other features, or none: a rule newly declared holds for all."""
         features = self.spec.features
         code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}}
         )
+        if features.driving is not None:
+            declared += features.driving.model_dump_json()
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     @contextmanager
@@ -96,7 +99,7 @@ class FeatureSession:
 
         Raises:
             SourceError: The SQL or the function fails.
-            DataError: Keys are not unique, or a time is null or outside the partition.
+            DataError: Keys are not unique, a time is null or outside the partition, or a row of the driving source is lost.
             BatchPlatformError: The file cannot be written.
         """
         try:
@@ -138,6 +141,7 @@ class FeatureSession:
         aside = aside_of(path)
         try:
             written = self._write_aside(partition, aside)
+            self._require_every_row(partition, written)
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)
@@ -154,6 +158,11 @@ class FeatureSession:
                 rows += batch.num_rows
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
         return FeatureFile(path=aside, rows=rows, sha256=file_sha256(aside), columns=columns)
+
+    def _require_every_row(self, partition: Partition, written: FeatureFile) -> None:
+        if self._builder.spec.features.driving is not None:
+            self._move(partition)
+            require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
 
     def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
         query = self._builder.query
@@ -182,7 +191,7 @@ class FeatureSession:
             frame = result.collect() if isinstance(result, pl.LazyFrame) else result
         except Exception as error:
             msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
-            raise SourceError(msg) from error
+            raise SourceError(msg, hint="mend the function, or name another one in features.python.") from error
         if not isinstance(frame, pl.DataFrame):
             msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is no table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")

@@ -16,6 +16,7 @@ from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
 from batch_platform.ledger import FeatureBuild
 from batch_platform.partitions import Partition
+from batch_platform.rows import with_keys_of
 from batch_platform.sample import Sample
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
@@ -125,7 +126,9 @@ class History:
             for partition in window:
                 rows = self._learnable(self.require(builds, partition), partition)
                 if label is not None:
-                    known = self.labels(session, partition, stamp)
+                    known = with_keys_of(
+                        rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
+                    )
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
                 held_out = partition.start >= boundary
                 rows = rows.drop(self.spec.features.key).with_columns(pl.lit(held_out).alias(_HELD_OUT))

@@ -8,7 +8,16 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import Field, field_validator, model_validator
 
 from batch_platform.errors import did_you_mean, listed
-from batch_platform.notation import Block, DurationText, LocalTime, Share, check_dotted, parse_duration, refuse_for_now
+from batch_platform.notation import (
+    Block,
+    DurationText,
+    LocalTime,
+    Share,
+    check_dotted,
+    check_inside,
+    parse_duration,
+    refuse_for_now,
+)
 from batch_platform.partitions import Calendar, Duration, Every, shifts_by_whole_hours
 
 SOURCE_KINDS = ("python", "parquet", "csv", "duckdb")
@@ -92,6 +101,9 @@ class Source(Block):
         if len(kinds) != 1:
             msg = f"give exactly one of {listed(SOURCE_KINDS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
+        if not getattr(self, kinds[0]):
+            msg = f"{kinds[0]} is empty"
+            raise ValueError(msg)
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)
@@ -130,6 +142,13 @@ class ColumnRule(Block):
         return self
 
 
+class Driving(Block):
+    """The source of which every row inside a partition must give one row of features: no join may add or lose any."""
+
+    source: str = Field(description="Name of the source whose rows are counted.")
+    time: str = Field(description="Its column with a row's time, by which it belongs to a partition.")
+
+
 class Features(Block):
     """One row per thing to score, made for one partition from the sources."""
 
@@ -137,6 +156,9 @@ class Features(Block):
     python: str | None = Field(default=None, description="module.function: Polars LazyFrames in, a LazyFrame out.")
     key: list[str] = Field(min_length=1, description="Columns that name a row; unique within a partition.")
     time: str | None = Field(default=None, description="Column with the row's time; outside the partition is an error.")
+    driving: Driving | None = Field(
+        default=None, description="Source that has as many rows in a partition as its features; otherwise an error."
+    )
     columns: dict[str, ColumnRule] = Field(default_factory=dict, description="Overrides of what training infers.")
     max_rejected: Share = Field(default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.")
 
@@ -145,6 +167,8 @@ class Features(Block):
         if (self.sql is None) == (self.python is None):
             msg = "give either `sql` or `python`"
             raise ValueError(msg)
+        if self.sql is not None:
+            check_inside(self.sql)
         if self.python is not None:
             check_dotted(self.python)
         apart = [*self.key, *([self.time] if self.time is not None else [])]
@@ -163,8 +187,22 @@ class Labels(Block):
     sql: str = Field(description="DuckDB SQL file giving the key columns and the label.")
     column: str = Field(description="The label among its columns.")
     delay: DurationText = Field(default="0 days", description="From the end of a partition until its labels are known.")
+    outcomes: list[str] = Field(
+        default_factory=list, description="Columns known only with the label; refused among the features, as it is."
+    )
+
+    @field_validator("sql")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        check_inside(value)
+        return value
 
     @property
     def maturity(self) -> Duration:
         """The delay, read."""
         return parse_duration(self.delay)
+
+    @property
+    def too_late(self) -> list[str]:
+        """The columns that are not known when a row is scored: the label, and what is known with it."""
+        return [self.column, *self.outcomes]

@@ -7,6 +7,8 @@ Knows nothing of what is declared.
 import re
 from collections.abc import Collection
 from datetime import date, datetime
+from decimal import Decimal
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
@@ -94,6 +96,18 @@ def check_dotted(value: str) -> None:
         raise ValueError(msg)
 
 
+def check_inside(value: str) -> None:
+    """Refuse the name of a file that does not lie in the pipeline's folder or below it.
+
+    Raises:
+        ValueError: It is absolute, leads out of the folder or is no file's name.
+    """
+    path = PurePosixPath(value)
+    if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
+        msg = f"{value!r} is not the name of a file in this folder or below it"
+        raise ValueError(msg)
+
+
 def check_cron(value: str) -> None:
     """Refuse what is not a schedule of five cron fields, or one that no day of any year meets.
 
@@ -171,9 +185,9 @@ def _cron(value: str) -> str:
 
 
 def _share(value: object) -> object:
-    """Read '1%' as 0.01."""
+    """Read '1%' as 0.01, and '0.7%' as 0.007 and not a little less, as dividing a float would."""
     found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
-    return float(found[1]) / 100 if found else value
+    return float(Decimal(found[1]) / 100) if found else value
 
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]

@@ -22,14 +22,19 @@ PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 class Query:
     """One SELECT over the sources, with the bounds and the key of a partition as parameters."""
 
-    def __init__(self, pipeline: str, path: Path) -> None:
+    def __init__(self, pipeline: str, folder: Path, name: str) -> None:
         """Read the file.
 
         Raises:
-            SourceError: It cannot be read, is not one SELECT, or uses a parameter that there is not.
+            SourceError: It cannot be read, is a link that leads out of the folder, is not one SELECT, or uses a
+                parameter that there is not.
         """
-        self.pipeline, self.path = pipeline, path
+        self.pipeline, self.path = pipeline, folder / name
+        path = self.path
         try:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
+                raise SourceError(msg, hint="put the SQL itself into the folder of the pipeline.")
             self.text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -78,7 +83,8 @@ class Query:
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
-            raise SourceError(msg) from error
+            hint = "mend the SQL, or the source that it reads; batch-platform check tries it without reading a row."
+            raise SourceError(msg, hint=hint) from error
 
     def _require(self, present: list[str], wanted: list[str]) -> None:
         counts = Counter(name.lower() for name in present)

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.contract import OFFENDER, REASON
-from batch_platform.errors import DataError, listed
+from batch_platform.errors import DataError, listed, shortened
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
 from batch_platform.rejections import rows_as_json
@@ -66,7 +66,8 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
     """
     split = bundle.contract.split(rows)
     predictor = predictor or bundle.predictor
-    raw = predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
+    with np.errstate(over="ignore", invalid="ignore"):  # a row whose score is none is rejected, not warned of
+        raw = predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
     predictions = _predictions(split.kept, raw, bundle, spec)
     if raw is None or np.isfinite(raw).all():
         return Scored(predictions=predictions, rejected=split.rejected, unseen=split.unseen)
@@ -108,8 +109,7 @@ def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, s
 
 def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str]:
     """The feature columns that go into the predictions: key, time and the kept ones."""
-    time = [] if spec.features.time is None else [spec.features.time]
-    carried = list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
+    carried = _carried_by(spec)
     if missing := [name for name in carried if name not in kept.columns]:
         msg = f"{spec.name}: the features lack {listed(missing)}; there are {listed(kept.columns)}."
         raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
@@ -118,6 +118,17 @@ def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str
         msg = f"{spec.name}: the columns {listed(taken)} cannot be carried along: predictions have their own of that name."
         raise DataError(msg, hint="give the column another name in the features.")
     return carried
+
+
+def ignored_columns(present: Sequence[str], bundle: Bundle, spec: PipelineSpec) -> tuple[str, ...]:
+    """The feature columns that nobody asked for: unknown to the model, not carried along, not declared to be none."""
+    asked = {*bundle.contract.names, *_carried_by(spec), *spec.features.columns}
+    return tuple(name for name in present if name not in asked)
+
+
+def _carried_by(spec: PipelineSpec) -> list[str]:
+    time = [] if spec.features.time is None else [spec.features.time]
+    return list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
 
 
 def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
@@ -134,7 +145,7 @@ def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partiti
 
 def reasons_of(rejected: pl.DataFrame) -> dict[str, int]:
     """How many rows each column and reason made to be rejected."""
-    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, descending=[True, False])
+    pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON, descending=[True, False, False])
     return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
 
 
@@ -144,7 +155,7 @@ def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
     shown = rejected.head(SAMPLES).select(*key, OFFENDER)
     found: list[str] = []
     for at, row in enumerate(shown.iter_rows()):
-        named = " ".join(f"{name}={value}" for name, value in zip(key, row, strict=False))
+        named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
         column = row[-1]
-        found.append(f"{named} ({column}={rejected[column][at]})" if column else named)
+        found.append(f"{named} ({column}={shortened(rejected[column][at])})" if column else named)
     return found

@@ -32,6 +32,7 @@ class Committed:
     skipped: bool  # the warehouse already held these rows
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
+    ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
     spent: Spent = field(default_factory=Spent)  # nothing where skipped
 
 
@@ -137,7 +138,13 @@ class ScoringRun:
             staged.rejected.unlink()
             spent = replace(staged.spent, commit=each, clock=staged.spent.clock + each)
             yield Committed(
-                due.partition, run, skipped=False, reasons=staged.reasons, unseen=staged.unseen, spent=spent
+                due.partition,
+                run,
+                skipped=False,
+                reasons=staged.reasons,
+                unseen=staged.unseen,
+                ignored=staged.ignored,
+                spent=spent,
             )
 
 

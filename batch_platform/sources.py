@@ -24,6 +24,7 @@ from batch_platform.errors import SourceError, WrongUseError, did_you_mean
 from batch_platform.partitions import Partition
 from batch_platform.spec import PipelineSpec
 
+_LONGEST_TOLD = 300  # characters; what follows are proposals and settings
 KEY_IN_PATH = "{partition_key}"
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
 
@@ -135,7 +136,7 @@ class Sources:
             table = pl.DataFrame(table) if isinstance(table, pa.Table) else table
         except Exception as error:
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} failed with {type(error).__name__}: {error}."
-            raise SourceError(msg) from error
+            raise SourceError(msg, hint=f"mend the function, or name another one in sources.{name}.python.") from error
         if not isinstance(table, pl.LazyFrame | pl.DataFrame):
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} returned {type(table).__name__}, which is no table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame, or a pyarrow Table.")
@@ -149,8 +150,12 @@ class Sources:
         """
         head, rest = self.located(name, partition)
         path = head / rest
-        found = sorted(head.glob(rest)) if has_magic(rest) else [path]
-        missing = [path for path in found if not path.is_file()] or ([] if found else [path])
+        try:
+            found = sorted(head.glob(rest)) if has_magic(rest) else [path]
+            missing = [path for path in found if not path.is_file()] or ([] if found else [path])
+        except OSError as error:  # a name too long to be one, a folder that may not be read
+            msg = f"Source {name!r} of {self.spec.name!r}: {path} cannot be looked up ({error.strerror})."
+            raise SourceError(msg, hint=f"correct sources.{name}.") from error
         if missing:
             msg = f"Source {name!r} of {self.spec.name!r}: there is no file {missing[0]}."
             others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -234,7 +239,7 @@ class SourceConnection:
         try:
             self.duckdb.execute(f"ATTACH IF NOT EXISTS {literal(str(path))} AS {quoted(str(path))} (READ_ONLY)")
         except duckdb.Error as error:
-            msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_first_line(error)}."
+            msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_told(error)}."
             raise SourceError(msg, hint="another process may be writing to it; close it or read a copy.") from error
 
     def _view(self, name: str, partition: Partition) -> None:
@@ -253,7 +258,7 @@ class SourceConnection:
                 relation = f"read_{source.kind}([{files}], hive_partitioning = false)"
             self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {relation}")
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_first_line(error)}."
+            msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_told(error)}."
             raise SourceError(msg, hint=f"correct sources.{name}.") from error
 
 
@@ -311,5 +316,6 @@ def _digest(*facts: str) -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+def _told(error: Exception) -> str:
+    """What a library says, as one line: DuckDB gives the reason only after the place."""
+    return " ".join(str(error).split())[:_LONGEST_TOLD].rstrip(". ")

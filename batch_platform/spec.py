@@ -239,10 +239,15 @@ class PipelineSpec(Block):
         if taken := {name for name in stored if name.lower() in ADDED_COLUMNS}:
             msg = f"{listed(map(repr, taken))} may be no key, no time and not kept: scoring adds columns of that name"
             raise ValueError(msg)
-        if self.labels is not None and self.labels.column in {*stored, *self.features.columns}:
-            label = self.labels.column
-            msg = f"the label {label!r} may not be a feature, a key or kept: it is not known when a row is scored"
-            raise ValueError(msg)
+        for at, name in enumerate([] if self.labels is None else self.labels.too_late):
+            if name in {*stored, *self.features.columns}:
+                what = "known only with the label:" if at else "the label"
+                msg = f"{what} {name!r} may not be a feature, a key or kept: it is not known when a row is scored"
+                raise ValueError(msg)
+        driving = self.features.driving
+        if driving is not None and driving.source not in self.sources:
+            msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
+            raise ValueError("; ".join(filter(None, [msg, did_you_mean(driving.source, self.sources)])))
 
     def _check_lengths(self) -> None:
         """Refuse lengths with which no model could ever be trained or approved."""

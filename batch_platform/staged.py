@@ -19,7 +19,15 @@ from batch_platform.errors import DataError
 from batch_platform.features import parquet_writer
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
-from batch_platform.scoring import REJECTED, Stamp, reasons_of, rejected_rows, samples_of, score_batch
+from batch_platform.scoring import (
+    REJECTED,
+    Stamp,
+    ignored_columns,
+    reasons_of,
+    rejected_rows,
+    samples_of,
+    score_batch,
+)
 from batch_platform.spec import PipelineSpec
 
 NOTHING_REJECTED = pa.schema([(name, pa.large_string()) for name in REJECTED]).empty_table()
@@ -77,6 +85,7 @@ class Staged:
     started_at: datetime
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
+    ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
     spent: Spent = field(default_factory=Spent)
 
 
@@ -90,6 +99,7 @@ class Part:
     reasons: dict[str, int]
     unseen: dict[str, int]
     samples: list[str]
+    ignored: tuple[str, ...]
     seconds: float
 
 
@@ -103,7 +113,8 @@ def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: 
         reasons, samples = reasons_of(scored.rejected), samples_of(scored.rejected, spec)
     marks = {"partition_key": order.partition.key, "model_version": order.bundle.version}
     predictions = _marked(scored.predictions.to_arrow(), {**marks, "run_id": stamp.run_id}, started)
-    return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, perf_counter() - began)
+    ignored = ignored_columns(rows.columns, order.bundle, spec)
+    return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, ignored, perf_counter() - began)
 
 
 def _marked(rows: pa.Table, texts: dict[str, str], scored_at: datetime) -> pa.Table:
@@ -125,7 +136,7 @@ def require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]
         DataError: There are more; the message has reasons and samples.
     """
     budget = spec.features.max_rejected
-    if staged.rows_rejected <= budget * staged.rows_in:
+    if not staged.rows_rejected or staged.rows_rejected / staged.rows_in <= budget:  # 29 of 100 are 29%: no product is
         return
     top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
     msg = (

@@ -162,6 +162,7 @@ class Stream:
         good, bad = self._files(order.partition)
         score = partial(scored_part, order=order, spec=self._spec, stamp=self._stamp, started=started)
         rows_in, reasons, unseen, samples = 0, Counter[str](), Counter[str](), list[str]()
+        ignored: tuple[str, ...] = ()
         with (
             TableWriter(good) as predictions,
             TableWriter(bad) as rejects,
@@ -175,6 +176,7 @@ class Stream:
                 reasons.update(part.reasons)
                 unseen.update(part.unseen)
                 samples += part.samples[: SAMPLES - len(samples)]
+                ignored = part.ignored
                 spent.score += part.seconds
                 spent.write += perf_counter() - written
                 watch(order.partition, rows_in, order.rows)
@@ -188,6 +190,7 @@ class Stream:
             started_at=started,
             reasons=dict(reasons),
             unseen=dict(unseen),
+            ignored=ignored,
             spent=Spent(read=spent.read, score=spent.score, write=spent.write, clock=perf_counter() - began),
         )
         require_within_budget(self._spec, staged, samples)

@@ -19,6 +19,7 @@ from batch_platform.models.bundle import ClassLabel, Predictor, Task
 from batch_platform.models.estimator import make_estimator, name_of, task_of
 from batch_platform.models.proof import Compiled, prove
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
+from batch_platform.monitoring.leakage import nearly_deciding
 from batch_platform.monitoring.performance import (
     DEFAULT_METRIC,
     is_worse,
@@ -30,7 +31,6 @@ from batch_platform.spec import Features, Model, Promote
 
 LEAST_ROWS = 20
 MANY_ROWS = 50_000  # from here on several threads fit sooner than one; on few rows they mostly wait
-NEARLY_DECIDES = 0.999
 
 
 @dataclass(frozen=True)
@@ -220,19 +220,9 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  #
 
 
 def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
-    """Features whose order alone separates two classes almost wholly: a sign that they know the outcome."""
-    if truth is None or task != "binary":
+    """Features that alone nearly decide the label: a sign that they know the outcome."""
+    if truth is None or task == "clustering":
         return []
-    from sklearn.metrics import roc_auc_score
-
-    found: list[str] = []
-    positive = truth == np.unique(truth)[1]
-    for at, column in enumerate(contract.columns):
-        values = matrix[:, at]
-        known = ~np.isnan(values)
-        if column.type == "category" or not 0 < positive[known].sum() < known.sum():
-            continue
-        area = float(roc_auc_score(positive[known], values[known]))
-        if max(area, 1 - area) >= NEARLY_DECIDES:
-            found.append(column.name)
-    return found
+    categorical = [column.type == "category" for column in contract.columns]
+    found = nearly_deciding(matrix, categorical, truth, classes=task != "regression")
+    return [contract.columns[at].name for at in found]

@@ -10,6 +10,7 @@ from hypothesis import settings
 from batch_platform_tests.command_line import InProcess, copy_of, finished_project, write_project
 from batch_platform_tests.dagster_project import PACKAGE
 
+pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 

@@ -152,7 +152,7 @@ def test_label_among_the_features_is_refused(cli, project):
     )
     answer = cli(project, "run", "small", "--partition", DAY)
     assert answer.code == 1
-    assert answer.error.startswith("small: the label 'returned' is among the features.")
+    assert answer.error.startswith(f"small, partition {DAY}: the label 'returned' is among the features.")
 
 
 def test_label_declared_as_a_feature_is_refused(cli, tmp_path):

@@ -43,10 +43,11 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "sql": "features.sql",
         "key": ["id"],
         "time": "ts",
+        "driving": {"source": "events", "time": "ts"},
         "columns": {"amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True}},
         "max_rejected": "1%",
     },
-    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day"},
+    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"]},
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 5},

@@ -24,10 +24,10 @@ VAGUE = {"utils", "util", "helpers", "common", "base", "misc", "core"}
 ROWS = (
     ("redaction",),
     ("errors",),
-    ("partitions", "notation"),
+    ("partitions", "notation", "yaml_file"),
     ("inputs", "home"),
     ("spec",),
-    ("contract", "sources", "query", "rows", "forest", "threads", "sample"),
+    ("contract", "sources", "query", "rows", "driving", "forest", "threads", "sample"),
     ("features", "recorded", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "staged", "stream", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history", "promotion"),
@@ -158,7 +158,7 @@ PLACES = {
     **dict.fromkeys(("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "torch"), ("models",)),
     "pyspark": ("spark",),
 }
-NAMES = {"scikit-learn": "sklearn"}  # of distributions that are imported by another name
+NAMES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}  # of distributions that are imported by another name
 RUN_BY_NAME = {"dagster_webserver", "tzdata"}
 
 

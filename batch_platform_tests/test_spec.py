@@ -1,3 +1,4 @@
+import json
 from copy import deepcopy
 from datetime import date, timedelta
 from typing import Any
@@ -34,10 +35,11 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "sql": "features.sql",
         "key": ["flight_id"],
         "time": "scheduled_departure",
+        "driving": {"source": "flights", "time": "scheduled_departure"},
         "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
         "max_rejected": "1%",
     },
-    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day"},
+    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
@@ -70,6 +72,7 @@ BLOCKS = [
     ("sources", "flights"),
     ("features",),
     ("features", "columns", "distance"),
+    ("features", "driving"),
     ("labels",),
     ("model",),
     ("model", "train"),
@@ -264,6 +267,24 @@ def test_a_source_cannot_have_a_name_that_is_taken(name):
 )
 def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
     assert "the label 'late' may not be a feature, a key or kept" in refusal(changed(path, value))
+    known_with_it = json.loads(json.dumps(value).replace("late", "arr_time"))
+    assert "known only with the label: 'arr_time' may not be" in refusal(changed(path, known_with_it))
+
+
+def test_the_driving_source_is_one_of_the_sources():
+    said = refusal(changed(("features", "driving", "source"), "fligths"))
+    assert "features.driving.source: there is no source 'fligths'" in said
+    assert "did you mean 'flights'?" in said
+
+
+@pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
+@pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
+def test_sql_lies_in_the_folder_of_the_pipeline(path, name):
+    assert "is not the name of a file in this folder or below it" in refusal(changed(path, name))
+
+
+def test_sql_may_lie_in_a_folder_below():
+    assert PipelineSpec.model_validate(changed(("features", "sql"), "sql/v1.%2e/features.sql")).features.sql
 
 
 @pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])

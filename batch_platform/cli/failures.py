@@ -11,6 +11,7 @@ from batch_platform.errors import BatchPlatformError, WrongUseError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 INTERRUPTED = 130  # as of a process that SIGINT ended
 
 
@@ -70,4 +71,6 @@ def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
     for one in error.errors():
         path, _, position = ".".join(str(part) for part in one["loc"]).partition(" at ")
         message = one["msg"].removeprefix("Value error, ").rstrip("?.")
+        if isinstance(one["input"], bool) and one["type"] in _READ_FROM_A_WORD:
+            message += "; YAML reads words such as no, off and yes as truth values: write it in quotes"
         yield f"{position}: {path}: {message}." if position else f"{path}: {message}."

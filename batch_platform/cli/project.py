@@ -17,6 +17,7 @@ from dagster.components.definitions import LazyDefinitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
 from batch_platform.errors import WrongUseError, did_you_mean, listed
 from batch_platform.home import HOME_VARIABLE, Home
+from batch_platform.yaml_file import check_file, files_below
 
 SHIPPED = "batch_platform.definitions"
 
@@ -30,12 +31,14 @@ class Project:
         module: What Dagster loads: a module that holds definitions, or else the package with the folders of components.
         autoloaded: Whether it is the latter.
         location: The name under which Dagster shows it.
+        declarations: The folder whose YAML files Dagster may parse; None where it cannot be told.
     """
 
     root: Path
     module: str
     autoloaded: bool = False
     location: str = SHIPPED
+    declarations: Path | None = None
 
     @property
     def home(self) -> Home:
@@ -44,7 +47,11 @@ class Project:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """Its definitions, loaded."""
+        """Its definitions, loaded.
+
+        Raises:
+            WrongUseError: The module holds none.
+        """
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
@@ -84,10 +91,11 @@ def find_project(folder: Path | None) -> Project:
     Makes its modules importable and its home the one of this process and of those that it starts.
 
     Raises:
-        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module.
+        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module;
+            or a YAML file of the project says what no declaration can mean.
     """
     start = (folder or Path.cwd()).absolute()
-    if not start.is_dir():
+    if not os.path.isdir(start):  # noqa: PTH112 - a Path's own raises where a name is too long to be one
         msg = f"{start} is no folder."
         raise WrongUseError(msg, hint="--project names the folder of a Dagster project.")
     for candidate in (start, *start.parents):
@@ -102,10 +110,13 @@ def find_project(folder: Path | None) -> Project:
 
 def shipped_project() -> Project:
     """The pipelines that ship with this package, with their data in the current folder."""
-    return _at_home(Project(Path.cwd(), SHIPPED))
+    return _at_home(Project(Path.cwd(), SHIPPED, declarations=_folder_of("batch_platform.defs")))
 
 
 def _at_home(project: Project) -> Project:
+    """Check what Dagster is going to parse, here or in a process of its own, and name the home."""
+    for file in [] if project.declarations is None else files_below(project.declarations):
+        check_file(file)
     os.environ[HOME_VARIABLE] = str(project.home.root)
     return project
 
@@ -116,15 +127,27 @@ def _declared(root: Path, declared: dict[str, Any]) -> Project:
             sys.path.insert(0, str(path))
     package = declared["root_module"]
     location = declared.get("code_location_name") or root.name
+    defs = declared.get("defs_module", f"{package}.defs")
     module = declared.get("code_location_target_module", f"{package}.definitions")
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError as error:
         msg = f"{root / 'pyproject.toml'}: the module {module!r} cannot be imported ({error})."
         raise WrongUseError(msg, hint="correct tool.dg.project.root_module.") from error
+    declarations = _folder_of(defs)
     if found is not None:
-        return Project(root, module, location=location)
-    return Project(root, declared.get("defs_module", f"{package}.defs"), autoloaded=True, location=location)
+        return Project(root, module, location=location, declarations=declarations)
+    return Project(root, defs, autoloaded=True, location=location, declarations=declarations)
+
+
+def _folder_of(package: str) -> Path | None:
+    """The folder of a package, which is not imported for it; None where there is none."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ImportError:
+        return None
+    places = list(found.submodule_search_locations or []) if found else []
+    return Path(places[0]) if places else None
 
 
 def _dg_project(path: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 WIDE = 10_000  # columns where there is no terminal: nothing is cut
+_JOINERS = "\u200c\u200d"  # parts of words and of pictures
 LINES = 10  # at most so many lines of progress for an asset where there is no terminal
 
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
@@ -46,17 +47,17 @@ def reporting() -> Generator[None]:
 
 def say(text: str = "") -> None:
     """One plain line."""
-    out.print(text, markup=False)
+    out.print(_visible(text), markup=False)
 
 
 def fail(text: str) -> None:
     """One paragraph on standard error."""
-    err.print(f"Error: {' '.join(redact(text).split())}", markup=False)
+    err.print(f"Error: {_visible(' '.join(redact(text).split()))}", markup=False)
 
 
 def warn(text: str) -> None:
     """A warning on standard error."""
-    err.print(f"Warning: {text}", markup=False)
+    err.print(f"Warning: {_visible(text)}", markup=False)
 
 
 def show_json(value: object) -> None:
@@ -74,7 +75,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         numeric = any(_is_number(row[at]) for row in rows) and all(_is_number(row[at], None) for row in rows)
         table.add_column(name, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
+        table.add_row(*(Text(_visible(_cell(value))) for value in row))
     out.print(table)
 
 
@@ -177,6 +178,14 @@ def _is_number(value: object, *others: object) -> bool:
 def _cell(value: object) -> str:
     """A value in a table: numbers are amounts."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
+def _visible(text: str) -> str:
+    """What a terminal would obey, or could not encode, as an escape: data may hold anything, colours and bells included.
+
+    Right-to-left text stays as it is; what turns the direction of what follows does not.
+    """
+    return "".join(one if one.isprintable() or one in _JOINERS else repr(one)[1:-1] for one in text)
 
 
 def _text(value: object) -> str:

@@ -13,6 +13,7 @@ from batch_platform.components.schedules import build_jobs, build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.redaction import protect
 from batch_platform.spec import PipelineSpec
+from batch_platform.yaml_file import FILE_NAMES, check_file
 
 
 class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
@@ -22,6 +23,14 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
     def get_model_cls(cls) -> type[BaseModel]:
         """The YAML is read by the specification itself, whose errors name the key, what is allowed and what is near."""
         return PipelineSpec
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+        """Refuse what Dagster's parser takes in silence, then load."""
+        for file in (Path(context.path) / name for name in FILE_NAMES):
+            if file.is_file():
+                check_file(file)
+        return super().load(attributes, context)
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:

@@ -1,6 +1,8 @@
 """What the UI shows of a pipeline: descriptions, schemas and the metadata of each event."""
 
+import html
 import json
+import re
 import resource
 from collections.abc import Mapping
 from hashlib import sha256
@@ -137,7 +139,7 @@ def trained(one: Trained) -> dict[str, Any]:
     if one.suspicious:
         metadata["nearly_decide_the_label"] = dg.MetadataValue.md(
             "These features alone nearly decide the label; are they known when a row is scored? "
-            + ", ".join(f"`{name}`" for name in one.suspicious)
+            + ", ".join(markdown(name) for name in one.suspicious)
         )
     return metadata
 
@@ -158,6 +160,8 @@ def committed(one: Committed) -> dict[str, Any]:
         metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
     if one.unseen:
         metadata["unknown_categories"] = dg.MetadataValue.md(_table(("column", "rows"), one.unseen))
+    if one.ignored:
+        metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in one.ignored))
     return metadata
 
 
@@ -187,5 +191,13 @@ def outcome_version(one: Evaluated) -> str:
 
 def _table(header: tuple[str, str], rows: Mapping[str, int]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
-    escaped = ((name.replace("|", "\\|").replace("<", "&lt;"), count) for name, count in rows.items())
-    return "\n".join([*lines, *(f"| {name} | {count} |" for name, count in escaped)])
+    return "\n".join([*lines, *(f"| {markdown(name)} | {count} |" for name, count in rows.items())])
+
+
+def markdown(text: str) -> str:
+    """Text of unknown origin as Markdown that shows it and does nothing else: no tags, no links, no cells of its own."""
+    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    return html.escape(_MARKUP.sub(r"\\\g<0>", shown), quote=False)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside of a word is none

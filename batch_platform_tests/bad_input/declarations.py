@@ -1,0 +1,468 @@
+"""Names, paths and YAML that must be refused, by the command and by Dagster's own loading."""
+
+import contextlib
+import io
+import itertools
+import resource
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from batch_platform.cli import main
+from batch_platform.components import describe
+from batch_platform.errors import BatchPlatformError, DataError, SourceError
+from batch_platform_tests.bad_input import Case
+from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names
+from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
+from batch_platform_tests.deployment import Deployment, deploy, range_tags
+from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration
+
+SECONDS, BYTES = 60, 4 * 1024**3  # far more than a refusal needs, far less than a bomb takes
+LONG = "x" * 300
+HOSTILE_NAMES = {
+    "dots": "../../small",
+    "an absolute path": "/etc/passwd",
+    "percent signs": "%2e%2e%2fsmall",
+    "300 characters": LONG,
+    "SQL": "'; DROP TABLE small.predictions; --",
+    "a line": "small\n",
+    "nothing": "",
+}
+
+
+def project(tmp_path: Path, **overrides: Any) -> Path:
+    """A project on disk that nothing has run of."""
+    return write_dagster_project(tmp_path / "project", **overrides)
+
+
+def command(folder: Path, *args: str) -> Answer:
+    """Call the command in this process, as if it had just started."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["batch-platform", *args])
+        patch.setattr(sys, "path", [*sys.path])
+        for name in OWN_VARIABLES:
+            patch.setenv(name, "")
+            patch.delenv(name)
+        with pytest.raises(SystemExit) as done:
+            main()
+    return Answer(int(done.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def refused(folder: Path, *args: str, code: int = 2) -> str:
+    """The one paragraph in which a command is refused, which leaves nothing behind."""
+    before = files(folder.parent)
+    answer = command(folder, *args)
+    assert answer.code == code, answer
+    assert files(folder.parent) == before
+    return answer.error
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder and beside it, but for what Python compiles and the home of Dagster."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and ".batch_platform" not in path.parts
+    }
+
+
+def loading(folder: Path) -> str:
+    """Why Dagster's own loading refuses a project, in all words of the chain."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        with pytest.raises(Exception) as refusal:  # noqa: PT011 - whatever Dagster wraps it in
+            dg.Definitions.validate_loadable(dg.load_from_defs_folder(path_within_project=folder / PACKAGE))
+    said, error = "", refusal.value
+    while error is not None:
+        said, error = f"{said} {error}", error.__cause__ or error.__context__
+    return said
+
+
+def written(tmp_path: Path, text: str) -> tuple[Path, Path]:
+    """A project whose `defs.yaml` holds a text; gives the project and the file."""
+    folder = project(tmp_path)
+    file = pipeline_folder(folder) / "defs.yaml"
+    file.write_text(text, encoding="utf-8")
+    return folder, file
+
+
+def good_yaml(tmp_path: Path) -> str:
+    file = write_defs_yaml(tmp_path / "good", small_declaration())
+    return file.read_text(encoding="utf-8")
+
+
+def yaml_refused(tmp_path: Path, *, old: str, new: str, said: list[str], dagster: list[str] | None = None) -> None:
+    """A declaration in which something is replaced is refused with its file, the line of what is new, and the key."""
+    text = good_yaml(tmp_path)
+    assert old in text
+    changed = text.replace(old, new, 1)
+    folder, file = written(tmp_path, changed)
+    error = refused(folder, "check")
+    assert f"{file}:" in error
+    assert_names(error, *said)
+    assert_names(loading(folder), *([str(file), *said] if dagster is None else dagster))
+
+
+def bomb(levels: int, indent: str) -> str:
+    """YAML of some lines, each of which holds the line before nine times."""
+    names = [f"b{level}" for level in range(levels)]
+    lines = [f"b0: &b0 [{', '.join(['lol'] * 9)}]"]
+    lines += [f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]" for below, name in itertools.pairwise(names)]
+    return "".join(f"{indent}{line}\n" for line in lines)
+
+
+def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...] = ("check",)) -> None:
+    """Refused before Dagster, which would never end, sees it, by a process of its own that may take neither long nor much."""
+    import subprocess
+
+    text = good_yaml(tmp_path)
+    folder, file = written(tmp_path, text.replace(at, at + bomb(30, indent), 1))
+    done = subprocess.run(
+        [COMMAND, *args],
+        cwd=folder,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES)),
+    )
+    answer = Answer(done.returncode, done.stdout, done.stderr)
+    assert answer.code == 2, answer
+    assert_names(answer.error, f"{file}:", "b29", "aliases make more than 100,000 values")
+
+
+def an_object(tmp_path: Path, *, tag: str) -> None:
+    """No tag makes an object: what it would run leaves no trace."""
+    canary = tmp_path / "canary"
+    value = f"description: !!python/{tag}".format(canary=canary)
+    yaml_refused(
+        tmp_path,
+        old="description: Whether an order comes back.",
+        new=value,
+        said=["defs.yaml:4", "attributes.description", "asks for an object"],
+        dagster=["python/", "line 4"],
+    )
+    assert not canary.exists()
+
+
+def a_pipeline_of_that_name(tmp_path: Path, *, name: str) -> None:
+    folder = project(tmp_path, name=name)
+    file = pipeline_folder(folder) / "defs.yaml"
+    assert_names(refused(folder, "check"), f"{file}:3: attributes.name: ", "is not a name: use small letters")
+    assert_names(loading(folder), "is not a name: use small letters")
+
+
+def a_source_of_that_name(tmp_path: Path, *, name: str) -> None:
+    folder = project(tmp_path, sources={name: {"parquet": "events.parquet"}})
+    assert_names(refused(folder, "check"), "defs.yaml:", "attributes.sources: ", "is not a name: use small letters")
+
+
+def sql_of_that_name(tmp_path: Path, *, name: str, block: str) -> None:
+    """SQL lies in the folder of its pipeline."""
+    (tmp_path / "small").write_text(FEATURES_SQL)
+    folder = project(tmp_path, **{block: {"sql": name}})
+    if name in (LONG, "%2e%2e%2fsmall", HOSTILE_NAMES["SQL"], "small\n"):
+        assert_names(refused(folder, "check", code=1), "small: ", "cannot be read")
+    else:
+        assert_names(
+            refused(folder, "check"), "defs.yaml:", f"attributes.{block}", "is not the name of a file in this folder"
+        )
+
+
+def sql_behind_a_link(tmp_path: Path, *, block: str) -> None:
+    folder = project(tmp_path)
+    file = pipeline_folder(folder) / f"{block}.sql"
+    (tmp_path / "elsewhere.sql").write_text(file.read_text())
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere.sql")
+    assert_names(refused(folder, "check", code=1), "small: ", str(file), "a link that leads out of its folder", "Hint:")
+
+
+def a_source_path(tmp_path: Path, *, path: str) -> None:
+    """A source may lie anywhere, but must be there."""
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    fed.declare(sources={"events": {"parquet": path}})
+    assert_names(fed.refused(lambda: fed.run(DAY, force=True), SourceError), "'events' of 'small'", "sources.events")
+    assert fed.snapshot() == before
+    fed.holds(before)
+
+
+def a_partition_key(tmp_path: Path, *, key: str) -> None:
+    folder = project(tmp_path)
+    for args in (("--partition", key), ("--from", key), ("--to", key)):
+        if key or args[0] != "--partition":
+            answer = command(folder, "run", "small", *args) if key else None
+            if answer is not None:
+                assert (answer.code, "is not the key of a partition" in answer.error) == (2, True), answer
+    assert not (folder / ".batch_platform" / "lake" / "small").exists()
+
+
+def a_partition_key_in_a_tag(tmp_path: Path, *, key: str) -> None:
+    """Dagster passes the tags of a run on as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = deploy(tmp_path, patch)
+        for tags in ({"dagster/partition": key}, range_tags(key, DAY), range_tags(DAYS[0], key)):
+            assert not finished(one, tags)
+        home = one.pipeline.home
+        assert not [path for path in home.lake.rglob("*") if path.is_file()]
+        assert not [
+            path
+            for path in tmp_path.rglob("*.parquet")
+            if home.root not in path.parents and path.name != "events.parquet"
+        ]
+
+
+def finished(one: Deployment, tags: dict[str, str]) -> bool:
+    try:
+        return one.run("features", tags=tags).success
+    except (dg.DagsterError, BatchPlatformError, ValueError):  # Dagster's own, of what is no date
+        return False
+
+
+def a_version(tmp_path: Path, *, name: str) -> None:
+    folder = project(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    for args in (("models", "small", "show", name), ("run", "small", "--partition", DAY, "--model", name)):
+        if name:
+            answer = command(folder, *args)
+            assert answer.code in (1, 2), answer
+            assert_names(answer.error, "small", "has no version" if args[0] == "models" else "")
+            assert_names(answer.error, "Hint:")
+
+
+def a_project(tmp_path: Path, *, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    said = refused(tmp_path / "empty", "--project", folder, "status")
+    assert_names(said, "is no folder" if folder != "." else "has no pyproject.toml", "Hint:")
+
+
+def links_in_the_home(tmp_path: Path) -> None:
+    """What somebody linked into the home is neither written through nor emptied."""
+    fed = Fed.scored(tmp_path)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("as it was")
+    (fed.pipeline.home.staging / "run-linked").symlink_to(outside)
+    features = fed.pipeline.history.file(fed.partition())
+    usual = features.read_bytes()
+    (outside / "features").write_bytes(usual)
+    features.unlink()
+    features.symlink_to(outside / "features")
+    fed.run(DAY, force=True)
+    assert not features.is_symlink()
+    assert features.read_bytes() == usual
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"precious": b"as it was", "features": usual}
+
+
+def the_label_declared(tmp_path: Path, *, overrides: dict[str, Any], said: str) -> None:
+    folder = project(tmp_path, **overrides)
+    assert_names(refused(folder, "check"), "defs.yaml:", "attributes: ", said, "it is not known when a row is scored")
+
+
+def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[str], said: str) -> None:
+    """Whatever the SQL calls it in capitals."""
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    fed.declare(labels={"outcomes": outcomes})
+    fed.feed(features_sql=FEATURES_SQL.replace(" known", f" known, {column}"))
+    text = fed.refused(lambda: fed.run(DAY, force=True), DataError)
+    assert_names(text, f"small, partition {DAY}", said)
+    assert fed.snapshot() == before
+    fed.holds(before)
+
+
+def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
+    """Flagged where the model is shown; the version is trained all the same."""
+    regression = model is not None
+    events = EVENTS.with_columns(returned=pl.col("items") * 2.0) if regression else EVENTS
+    sql = FEATURES_SQL.replace(" known", f" known, {column} AS leak")
+    fed = Fed.scored(tmp_path, events=events, features_sql=sql, **({"model": model} if model else {}))
+    trained = fed.trained(**({"random_state": 7} if not regression else {"l2_regularization": 1.0}))
+    known = [name for name in trained.suspicious if name == "leak"]
+    assert known == (["leak"] if flagged else [])
+    shown = describe.trained(trained)
+    assert ("nearly_decide_the_label" in shown) == bool(trained.suspicious)
+    assert not flagged or "leak" in shown["nearly_decide_the_label"].value
+    assert PERIOD in trained.version.version
+
+
+REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
+ATTRIBUTES = "attributes:\n"
+
+CASES: dict[str, Case] = {
+    **{
+        f"B15 {what} as the name of a pipeline": partial(a_pipeline_of_that_name, name=name)
+        for what, name in HOSTILE_NAMES.items()
+    },
+    **{
+        f"B15 {what} as the name of a source": partial(a_source_of_that_name, name=name)
+        for what, name in HOSTILE_NAMES.items()
+    },
+    **{
+        f"B15 {what} as the name of {block}.sql": partial(sql_of_that_name, name=name, block=block)
+        for what, name in HOSTILE_NAMES.items()
+        for block in ("features", "labels")
+    },
+    **{f"B15 {block}.sql behind a link": partial(sql_behind_a_link, block=block) for block in ("features", "labels")},
+    **{
+        f"B15 {what} as the path of a source": partial(a_source_path, path=path)
+        for what, path in {**HOSTILE_NAMES, "a glob": "../nowhere/*.parquet", "many folders": "x/" * 3000 + "y"}.items()
+    },
+    **{
+        f"B15 {what} as the key of a partition": partial(a_partition_key, key=key)
+        for what, key in HOSTILE_NAMES.items()
+    },
+    **{
+        f"B15 {what} as a tag of Dagster's": partial(a_partition_key_in_a_tag, key=HOSTILE_NAMES[what])
+        for what in ("dots", "SQL")
+    },
+    **{f"B15 {what} as a version": partial(a_version, name=name) for what, name in HOSTILE_NAMES.items()},
+    **{
+        f"B15 {what} as a project": partial(a_project, folder=folder)
+        for what, folder in {
+            "dots": "../nowhere",
+            "a file": "/etc/passwd",
+            "300 characters": LONG,
+            "no project": ".",
+        }.items()
+    },
+    "B15 nothing as the path of a source": partial(
+        yaml_refused,
+        old="parquet: events.parquet",
+        new="parquet: ''",
+        said=["attributes.sources.events", "parquet is empty"],
+    ),
+    "B15 links in the home": links_in_the_home,
+    "B16 an unknown key": partial(
+        yaml_refused,
+        old="  features:\n",
+        new="  featurs:\n",
+        said=["attributes", "unknown key 'featurs'", "did you mean 'features'?"[:-1]],
+    ),
+    "B16 an unknown key deep inside": partial(
+        yaml_refused,
+        old="      every: month\n",
+        new="      evry: month\n",
+        said=["attributes.model.train", "unknown key 'evry'", "did you mean 'every'"],
+    ),
+    "B16 a key twice": partial(
+        yaml_refused,
+        old=ATTRIBUTES,
+        new=f"{ATTRIBUTES}  name: other\n",
+        said=["defs.yaml:4", "attributes.name", "twice, first in line 3"],
+    ),
+    "B16 a key twice deep inside": partial(
+        yaml_refused,
+        old="    delay: 1 day\n",
+        new="    delay: 1 day\n    delay: 0 days\n",
+        said=["attributes.labels.delay", "stands there twice"],
+    ),
+    "B16 no as a name": partial(
+        yaml_refused, old="name: small", new="name: no", said=["defs.yaml:3", "attributes.name", "valid string"]
+    ),
+    "B16 no in a list": partial(
+        yaml_refused, old="    - shop\n", new="    - no\n", said=["attributes.predictions.keep.0", "valid string"]
+    ),
+    "B16 no as a choice": partial(
+        yaml_refused,
+        old="every: day",
+        new="every: off",
+        said=["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"],
+    ),
+    "B16 no as the name of a source": partial(
+        yaml_refused, old="    events:\n", new="    no:\n", said=["attributes.sources", "valid string"]
+    ),
+    "B16 an anchor bomb": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  "),
+    "B16 an anchor bomb before the UI": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  ", args=("ui",)),
+    "B16 an anchor bomb in a block that holds anything": partial(an_anchor_bomb, at="    params:\n", indent="      "),
+    "B16 an anchor bomb beside the attributes": partial(an_anchor_bomb, at="", indent=""),
+    "B16 an alias inside of its anchor": partial(
+        yaml_refused,
+        old="    params:\n",
+        new="    params: &all\n      again: *all\n",
+        said=["attributes.model.params", "an alias stands inside"],
+        dagster=[],
+    ),
+    **{
+        f"B16 !!python/{tag.partition(' ')[0]}": partial(an_object, tag=tag)
+        for tag in (
+            "object/apply:os.system ['touch {canary}']",
+            "object/new:os.system ['touch {canary}']",
+            "name:os.system",
+            "module:os",
+            "object:pathlib.Path {{}}",
+            "tuple [a, b]",
+        )
+    },
+    "B16 a tag of one's own": partial(
+        yaml_refused,
+        old="name: small",
+        new="name: !secret small",
+        said=["defs.yaml:3", "attributes.name", "the tag !secret"],
+        dagster=["!secret"],
+    ),
+    "B16 no YAML": partial(
+        yaml_refused, old="name: small", new="name: [small", said=["it is no YAML"], dagster=["line"]
+    ),
+    "B16 a control character": partial(yaml_refused, old="name: small", new="name: sm\x07all", said=[], dagster=[]),
+    **{
+        f"B17 the label as {what}": partial(
+            the_label_declared, overrides=overrides, said="the label 'returned' may not be"
+        )
+        for what, overrides in {
+            "a column of the features": {"features": {"columns": {"returned": {"type": "boolean"}}}},
+            "a kept column": {"predictions": {"keep": ["returned"]}},
+            "a key": {"features": {"key": ["id", "returned"]}},
+            "the time": {"features": {"time": "returned"}},
+        }.items()
+    },
+    "B17 an outcome as a kept column": partial(
+        the_label_declared,
+        overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},
+        said="known only with the label: 'refunded_at' may not be",
+    ),
+    "B17 the label in the SQL": partial(
+        the_label_among_the_features, column="returned", outcomes=[], said="the label 'returned' is among the features"
+    ),
+    "B17 the label in capitals": partial(
+        the_label_among_the_features,
+        column="returned AS RETURNED",
+        outcomes=[],
+        said="the label 'returned' is among the features",
+    ),
+    "B17 an outcome in the SQL": partial(
+        the_label_among_the_features,
+        column="ts AS refunded_at",
+        outcomes=["refunded_at"],
+        said="the outcome 'refunded_at' is among the features",
+    ),
+    "B17 a number that decides": partial(
+        a_feature_that_decides, column="coalesce(returned, false)::INT * 3", flagged=True
+    ),
+    "B17 a category that decides": partial(
+        a_feature_that_decides, column="CASE WHEN returned THEN 'r' || items ELSE 'k' END", flagged=True
+    ),
+    "B17 a column with a value only after the outcome": partial(
+        a_feature_that_decides, column="CASE WHEN returned THEN items END", flagged=True
+    ),
+    "B17 the label of a regression": partial(
+        a_feature_that_decides, column="items * -3", flagged=True, model=REGRESSION
+    ),
+    "B17 a feature that only helps": partial(a_feature_that_decides, column="amount > 80", flagged=False),
+    "B17 a name of each row": partial(a_feature_that_decides, column="'row ' || id", flagged=False),
+}

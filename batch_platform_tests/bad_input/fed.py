@@ -1,0 +1,276 @@
+"""A pipeline that is fed bad input, and what must hold whatever it is fed.
+
+January is learnt from and three days of February are scored; then the input of the middle day changes. Everything runs
+on real files and a real warehouse, by the steps that Dagster's assets and the command line call.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from batch_platform.errors import BatchPlatformError
+from batch_platform.home import Home
+from batch_platform.learning import Trained
+from batch_platform.ledger import ScoreRun
+from batch_platform.partitions import Partition
+from batch_platform.pipeline import Committed, Pipeline
+from batch_platform.scoring import Stamp
+from batch_platform_tests.small_pipeline import small_events, small_pipeline, small_spec, write_small_project
+
+DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
+DAY = DAYS[1]
+PERIOD = DAYS[0]
+MARKS = ["scored_at", "run_id"]  # what differs when the same rows are written again
+TABLES = ("predictions", "rejected_rows")
+FILES = ("events", "features_sql", "labels_sql")
+EVENTS = small_events()
+AFTER = datetime(2024, 3, 2, tzinfo=UTC)
+
+Rows = dict[str, pl.DataFrame]
+
+
+def on_the_day(events: pl.DataFrame, day: str = DAY) -> pl.Series:
+    """Which events are of a day, by the clocks of the pipeline."""
+    return events["ts"].dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String) == day
+
+
+def changed(events: pl.DataFrame, *values: pl.Expr, rows: int | None = None, day: str = DAY) -> pl.DataFrame:
+    """The events with other values in the first rows of a day, in the order of their ids."""
+    first = events.filter(on_the_day(events, day))["id"].sort()
+    ids = first.head(len(first) if rows is None else rows).implode()
+    return events.with_columns(
+        pl.when(pl.col("id").is_in(ids))
+        .then(value)
+        .otherwise(pl.col(value.meta.output_name()))
+        .alias(value.meta.output_name())
+        for value in values
+    )
+
+
+@dataclass
+class Fed:
+    """A pipeline whose three days are scored, and its input."""
+
+    tmp_path: Path
+    overrides: dict[str, Any]
+    pipeline: Pipeline
+    runs: int = field(default=0)
+
+    @classmethod
+    def scored(cls, tmp_path: Path, **overrides: Any) -> "Fed":
+        """Build, train and score; overrides as for `small_pipeline`. What is asked for twice is made once and copied."""
+        template = tmp_path.parent / f"fed_{_fingerprint(overrides)}"
+        if not (template / "done").exists():
+            shutil.rmtree(template, ignore_errors=True)
+            cls._made(template, overrides)
+            (template / "done").touch()
+        for part in ("project", "home"):
+            shutil.copytree(template / part, tmp_path / part, symlinks=True)
+        return cls(tmp_path, dict(overrides), cls._opened(tmp_path, overrides))
+
+    @classmethod
+    def _made(cls, tmp_path: Path, overrides: dict[str, Any]) -> "Fed":
+        fed = cls(tmp_path, dict(overrides), small_pipeline(tmp_path, **overrides))
+        pipeline, calendar = fed.pipeline, fed.pipeline.spec.partitions.calendar
+        period = calendar.named(PERIOD)
+        stamp = Stamp("training", AFTER)
+        list(pipeline.build_features(calendar.within(calendar.first_start, period.start), stamp))
+        pipeline.train(period, stamp)
+        fed.run(*DAYS)
+        return fed
+
+    @staticmethod
+    def _opened(tmp_path: Path, overrides: Mapping[str, Any]) -> Pipeline:
+        declared = {name: value for name, value in overrides.items() if name not in FILES}
+        return Pipeline(small_spec(**declared), (tmp_path / "project").absolute(), Home((tmp_path / "home").absolute()))
+
+    def partition(self, day: str = DAY) -> Partition:
+        return self.pipeline.spec.partitions.calendar.named(day)
+
+    def feed(self, **files: Any) -> None:
+        """Write the source or the SQL anew; what is not given stays as it was."""
+        usual = {name: self.overrides[name] for name in FILES if name in self.overrides}
+        write_small_project(self.tmp_path / "project", **{**usual, **files})
+        self.reopen()
+
+    def declare(self, **overrides: Any) -> None:
+        """Declare the same pipeline in another way, and open it anew."""
+        self.overrides |= overrides
+        self.reopen()
+
+    def reopen(self) -> None:
+        """As another process would find it."""
+        self.pipeline = self._opened(self.tmp_path, self.overrides)
+
+    def run(self, *days: str, force: bool = False) -> list[Committed]:
+        """Build and score some days."""
+        stamp = self.stamp()
+        partitions = [self.partition(day) for day in days or (DAY,)]
+        list(self.pipeline.build_features(partitions, stamp, force=force))
+        return list(self.pipeline.score(partitions, stamp, force=force))
+
+    def rows(self, day: str, *, marks: bool = True) -> Rows:
+        """The rows of a day in every table, in a fixed order."""
+        with self.pipeline.warehouse.open() as con:
+            con.execute("SET TimeZone = 'UTC'")
+            found = {
+                table: con.sql(f"FROM small.{table} WHERE partition_key = $key ORDER BY ALL", params={"key": day}).pl()
+                for table in TABLES
+            }
+        return found if marks else {table: rows.drop(MARKS, strict=False) for table, rows in found.items()}
+
+    def ledger(self, day: str = DAY) -> ScoreRun:
+        return self.pipeline.warehouse.latest(ScoreRun, "small")[day]
+
+    def features(self, day: str = DAY) -> pl.DataFrame:
+        return pl.read_parquet(self.pipeline.history.file(self.partition(day)))
+
+    def refuses(self, *named: str, error: type[BatchPlatformError] = BatchPlatformError, force: bool = True) -> str:
+        """Run the day, which fails; all invariants hold. Gives the message, which names all that it should."""
+        before = self.snapshot()
+        with pytest.raises(error) as refused:
+            self.run(DAY, force=force)
+        after = self.snapshot()
+        assert after.rows[DAY] == before.rows[DAY], "the partition is wholly old"
+        self.holds(before)
+        with pytest.raises(error) as again:
+            self.run(DAY, force=force)
+        assert str(again.value) == str(refused.value)
+        said = str(refused.value)
+        assert_names(said, "small", *named)
+        assert refused.value.hint, said
+        self.recovers(before)
+        return said
+
+    def takes(self, *, force: bool = True) -> Committed:
+        """Run the day, which succeeds; all invariants hold."""
+        before = self.snapshot()
+        (done,) = self.run(DAY, force=force)
+        self.holds(before)
+        rows = self.rows(DAY)
+        written = {run for table in TABLES for run in rows[table]["run_id"]}
+        assert written <= {done.run.run_id}, "the partition is wholly new"
+        (again,) = self.run(DAY, force=True)
+        assert self.without_marks(again) == self.without_marks(done)
+        assert_same(
+            self.rows(DAY, marks=False), {table: found.drop(MARKS, strict=False) for table, found in rows.items()}
+        )
+        self.holds(before)
+        return done
+
+    @staticmethod
+    def without_marks(done: Committed) -> tuple[object, ...]:
+        run = done.run
+        return (
+            run.rows_in,
+            run.rows_scored,
+            run.rows_rejected,
+            done.reasons,
+            done.unseen,
+            run.input_hash,
+            run.model_sha256,
+        )
+
+    def stamp(self) -> Stamp:
+        self.runs += 1
+        return Stamp(f"run {self.runs}", AFTER + timedelta(minutes=self.runs))
+
+    def evaluated(self, day: str = DAY) -> dict[str, float]:
+        """The metrics of a day, from labels that are read now."""
+        (done,) = self.pipeline.evaluate([self.partition(day)], self.stamp())
+        return done.metrics
+
+    def trained(self, **params: Any) -> Trained:
+        """Another version for the days' serving period."""
+        return self.pipeline.train(self.partition(PERIOD), self.stamp(), params=params)
+
+    @staticmethod
+    def refused(
+        work: Callable[[], object], error: type[BatchPlatformError] = BatchPlatformError, *, hint: bool = True
+    ) -> str:
+        """The message of work that is refused, which has a hint where there is anything to do."""
+        with pytest.raises(error) as refused:
+            work()
+        assert refused.value.hint or not hint
+        return str(refused.value)
+
+    def snapshot(self) -> "Snapshot":
+        files = {day: self.pipeline.history.file(self.partition(day)).read_bytes() for day in DAYS}
+        return Snapshot({day: _plain(self.rows(day)) for day in DAYS}, files)
+
+    def holds(self, before: "Snapshot") -> None:
+        """What must hold after every case."""
+        after = self.snapshot()
+        for day in DAYS:
+            if day != DAY:
+                assert after.rows[day] == before.rows[day], f"{day} is another partition"
+                assert after.files[day] == before.files[day], f"{day} is another partition"
+            self._balances(day)
+        assert not [*self.pipeline.home.staging.iterdir()]
+        assert not [path for path in self.pipeline.home.lake.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+
+    def _balances(self, day: str) -> None:
+        """The ledger row and the rows are of the same run, and every row is somewhere."""
+        run, rows = self.ledger(day), self.rows(day)
+        assert run.rows_in == run.rows_scored + run.rows_rejected
+        assert (rows["predictions"].height, rows["rejected_rows"].height) == (run.rows_scored, run.rows_rejected)
+        for table in TABLES:
+            assert set(rows[table]["run_id"]) <= {run.run_id}
+        scores = [name for name in rows["predictions"].columns if name == "prediction" or name.startswith("score")]
+        for name in scores:
+            values = rows["predictions"][name]
+            assert not values.null_count()
+            assert not values.dtype.is_float() or values.is_finite().all()
+
+    def recovers(self, before: "Snapshot") -> None:
+        """Good input again gives what was there, by the same command."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.tmp_path / "project")
+        self.feed()
+        self.run(DAY, force=True)
+        assert before.without_marks(DAY) == Snapshot({DAY: _plain(self.rows(DAY))}, {}).without_marks(DAY)
+        self.holds(before)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All rows of the days, and the bytes of their feature files."""
+
+    rows: dict[str, dict[str, list[dict[str, Any]]]]
+    files: dict[str, bytes]
+
+    def without_marks(self, day: str) -> dict[str, list[dict[str, Any]]]:
+        return {
+            table: [{name: value for name, value in row.items() if name not in MARKS} for row in rows]
+            for table, rows in self.rows[day].items()
+        }
+
+
+def _fingerprint(overrides: Mapping[str, Any]) -> str:
+    """The same for the same overrides; tables by what they hold."""
+    facts = {
+        name: (value.schema, value.hash_rows().to_list()) if isinstance(value, pl.DataFrame) else value
+        for name, value in sorted(overrides.items())
+    }
+    return sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def assert_names(said: str, *named: str) -> None:
+    missing = [name for name in named if name not in said]
+    assert not missing, f"{missing} not in: {said}"
+
+
+def assert_same(found: Rows, expected: Rows) -> None:
+    assert _plain(found) == _plain(expected)
+
+
+def _plain(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    return {table: frame.to_dicts() for table, frame in rows.items()}

@@ -1,0 +1,322 @@
+"""Rows that are too many, too few, bad among good ones, or not where they belong."""
+
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from batch_platform.errors import DataError, SourceError, TrainingRefusedError
+from batch_platform.pipeline import Committed
+from batch_platform_tests.bad_input import Case
+from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, changed, on_the_day
+from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY
+
+IDS = EVENTS.filter(on_the_day(EVENTS))["id"].sort().to_list()
+DRIVEN = {"features": {"driving": {"source": "events", "time": "ts"}}}
+JOINED_SQL = """\
+SELECT e.id, e.ts, amount, items, e.shop, known
+FROM events AS e {join} JOIN (VALUES {values}) AS s(shop, town) ON e.shop = s.shop
+WHERE ts >= $partition_start AND ts < $partition_end
+"""
+SHOPS = sorted(set(EVENTS["shop"]))
+
+
+def joined(join: str, shops: list[str]) -> str:
+    """The features, joined with towns of some shops."""
+    rows = ", ".join("('{}', 'x')".format(shop.replace("'", "''")) for shop in shops)
+    return JOINED_SQL.format(join=join, values=rows)
+
+
+def keys_that_occur_twice(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(events=pl.concat([EVENTS, EVENTS.filter(pl.col("id").is_in(IDS[3:5]))]))
+    fed.refuses(
+        DAY, f"keys occur more than once in the features: id={IDS[3]}, id={IDS[4]}", "features.key", error=DataError
+    )
+
+
+def many_keys_that_occur_twice(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(events=pl.concat([EVENTS, EVENTS.filter(pl.col("id").is_in(IDS[:13]))]))
+    said = fed.refuses(DAY, "keys occur more than once", "and 3 more", error=DataError)
+    assert said.count("id=") == 10
+
+
+def keys_that_are_null(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(events=changed(EVENTS, pl.lit(None, dtype=pl.Int64).alias("id"), rows=1))
+    fed.refuses(DAY, "the key has nulls in id", error=DataError)
+
+
+def label_keys_that_occur_twice(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    fed.feed(
+        labels_sql="SELECT id, returned FROM events, range(2) WHERE ts >= $partition_start AND ts < $partition_end"
+    )
+    for work in (fed.evaluated, fed.trained):
+        assert_names(
+            fed.refused(work, DataError), "small, partition 2024-0", "keys occur more than once in the labels: id="
+        )
+    fed.holds(before)
+
+
+def a_join(tmp_path: Path, *, join: str, shops: list[str], said: list[str]) -> None:
+    """A join adds or loses rows of the driving source on every day."""
+    fed = Fed.scored(tmp_path, **DRIVEN)
+    fed.feed(features_sql=joined(join, shops))
+    fed.refuses(DAY, *said, error=DataError)
+
+
+def a_join_by_a_key_of_two_columns_that_fans_out(tmp_path: Path) -> None:
+    """The second column of the key is the join's own, so that no key occurs twice."""
+    fed = Fed.scored(tmp_path, features={"key": ["id", "line"], **DRIVEN["features"]}, **TWO_KEYS)
+    sql = FEATURES_SQL.replace("SELECT id", "SELECT id, line").replace("events", "events, range(1, 3) AS r(line)")
+    fed.feed(features_sql=sql)
+    fed.refuses(
+        DAY,
+        "'events' has 40 rows by 'ts', but 80 rows of features came out",
+        f"too many are id={IDS[0]}",
+        error=DataError,
+    )
+
+
+TWO_KEYS: dict[str, Any] = {
+    "features_sql": FEATURES_SQL.replace("SELECT id", "SELECT id, 1::BIGINT AS line"),
+    "labels_sql": "SELECT id, 1::BIGINT AS line, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end",
+}
+
+
+def a_join_that_does_neither(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path, **DRIVEN)
+    fed.feed(features_sql=joined("LEFT", SHOPS[:2]))
+    assert fed.takes().run.rows_in == ROWS_PER_DAY
+
+
+def a_driving_time_that_is_not_there(tmp_path: Path, *, time: str, said: str) -> None:
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    fed.declare(features={"driving": {"source": "events", "time": time}})
+    assert_names(fed.refused(lambda: fed.run(DAY), SourceError), "small, partition", DAY, "'events'", said)
+    fed.holds(before)
+    assert fed.snapshot() == before
+
+
+def a_rule_declared_later(tmp_path: Path) -> None:
+    """What was built before it was declared is held to it as well."""
+    fed = Fed.scored(tmp_path, features_sql=joined("INNER", SHOPS[:3]))
+    before = fed.snapshot()
+    fed.declare(**DRIVEN)
+    assert_names(fed.refused(lambda: fed.run(DAY), DataError), DAY, "'events' has 40 rows", "missing are id=")
+    assert fed.snapshot() == before
+
+
+def an_empty_partition(tmp_path: Path) -> None:
+    events = EVENTS.filter(~on_the_day(EVENTS))
+    fed = Fed.scored(tmp_path, events=events)
+    run = fed.ledger()
+    assert (run.rows_in, run.rows_scored, run.rows_rejected) == (0, 0, 0)
+    assert fed.takes().run.rows_in == 0
+    assert fed.evaluated() == {"label_coverage": 0.0}
+
+
+def a_missing_source(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    (fed.tmp_path / "project" / "events.parquet").rename(fed.tmp_path / "project" / "event.parquet")
+    said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+    assert_names(said, "'events' of 'small'", "there is no file", "did you mean 'event.parquet'?")
+    assert fed.snapshot() == before
+    fed.holds(before)
+    fed.recovers(before)
+
+
+def a_source_without_columns(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    (fed.tmp_path / "project" / "events.parquet").write_bytes(b"")
+    fed.reopen()
+    fed.refuses("'events'", "cannot be read", error=SourceError)
+
+
+def a_partition_that_becomes_empty(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    fed.feed(events=EVENTS.filter(~on_the_day(EVENTS)))
+    list(fed.pipeline.build_features([fed.partition()], fed.stamp(), force=True))
+    said = fed.refused(lambda: fed.run(DAY), DataError)
+    assert_names(said, f"small, partition {DAY}", "it had 40 rows and would become empty", "--force")
+    assert fed.snapshot().rows == before.rows
+    fed.holds(before)
+
+
+def a_partition_that_may_become_empty(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(events=EVENTS.filter(~on_the_day(EVENTS)))
+    done = fed.takes(force=True)
+    assert done.run.rows_in == 0
+    assert not any(rows.height for rows in fed.rows(DAY).values())
+
+
+def a_row_of_another_day(tmp_path: Path, *, moved: timedelta) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(
+        events=EVENTS,
+        features_sql=FEATURES_SQL.replace(
+            " ts,", f" CASE WHEN id = {IDS[0]} THEN ts + INTERVAL '{moved.days} days' ELSE ts END AS ts,"
+        ),
+    )
+    fed.refuses(DAY, "1 rows lie outside the partition", "'ts'", f"id={IDS[0]}", "$partition_start", error=DataError)
+
+
+def a_row_at_the_end_of_its_day(tmp_path: Path) -> None:
+    """The window is half open: its end belongs to the next partition."""
+    fed = Fed.scored(tmp_path)
+    fed.feed(features_sql=FEATURES_SQL.replace(" ts,", " $partition_end AS ts,"))
+    fed.refuses(DAY, "40 rows lie outside the partition", "2024-02-03 00:00:00+01:00", error=DataError)
+
+
+def a_row_without_a_time(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(features_sql=FEATURES_SQL.replace(" ts,", f" CASE WHEN id <> {IDS[0]} THEN ts END AS ts,"))
+    fed.refuses(DAY, "1 rows have no 'ts'", error=DataError)
+
+
+def a_time_that_is_a_text(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(features_sql=FEATURES_SQL.replace(" ts,", " ts::VARCHAR AS ts,"))
+    fed.refuses(DAY, "'ts' is of type String", error=DataError)
+
+
+def a_time_beyond_any_calendar(tmp_path: Path, *, column: str) -> None:
+    """Databases write infinity for a time that never comes."""
+    fed = Fed.scored(tmp_path)
+    fed.feed(features_sql=FEATURES_SQL.replace(" ts,", f" {column},"))
+    name = column.rpartition(" ")[2]
+    fed.refuses(DAY, f"40 rows have a {name!r} before the year 1 or after the year 9999", error=DataError)
+
+
+def no_training(tmp_path: Path, *, events: pl.DataFrame, said: str, regression: bool = False) -> None:
+    """The champion stays, and no trace of another version is left."""
+    model = {"model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}} if regression else {}
+    good = EVENTS.with_columns(pl.col("items").cast(pl.Float64).alias("returned")) if regression else EVENTS
+    overrides = {"events": good, **model} if regression else {}
+    fed = Fed.scored(tmp_path, **overrides)
+    champion = fed.pipeline.state().registry.champion(fed.partition().start)
+    before = fed.snapshot()
+    bundles = sorted((fed.pipeline.home.models / "small").iterdir())
+    fed.feed(events=events)
+    calendar = fed.pipeline.spec.partitions.calendar
+    list(
+        fed.pipeline.build_features(
+            calendar.within(calendar.first_start, fed.partition(PERIOD).start), fed.stamp(), force=True
+        )
+    )
+    text = fed.refused(fed.trained, TrainingRefusedError)
+    assert_names(text, f"small, serving period {PERIOD}", said)
+    registry = fed.pipeline.state().registry
+    assert registry.champion(fed.partition().start) == champion
+    assert len(registry.versions) == 1
+    assert sorted((fed.pipeline.home.models / "small").iterdir()) == bundles
+    fed.holds(before)
+    fed.feed()
+    (done,) = fed.run(DAY, force=True)
+    assert done.run.model_version == champion.version
+
+
+def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool) -> None:
+    """Of 40 rows some are below the minimum, which half of them break in another way too."""
+    rules = {"columns": {"amount": {"min": 0}}, "max_rejected": budget}
+    fed = Fed.scored(tmp_path, features=rules)
+    events = changed(EVENTS, pl.lit(-1.5).alias("amount"), rows=bad)
+    events = changed(events, pl.lit(float("inf")).alias("amount"), rows=bad // 2)
+    fed.feed(events=events)
+    if not published:
+        said = fed.refuses(
+            DAY,
+            f"{bad} of 40 rows break the contract",
+            f"max_rejected ({float(budget.rstrip('%')):.2f}%)",
+            f"{bad - bad // 2} times amount: below the minimum 0",
+            f"{bad // 2} times amount: NaN or infinite",
+            error=DataError,
+        )
+        assert_names(said, f"id={IDS[0]} (amount=inf)", f"id={IDS[1]}", f"id={IDS[2]}", "raise features.max_rejected")
+        return
+    done: Committed = fed.takes()
+    assert (done.run.rows_in, done.run.rows_scored, done.run.rows_rejected) == (40, 40 - bad, bad)
+    assert done.reasons == {"amount: below the minimum 0": bad - bad // 2, "amount: NaN or infinite": bad // 2}
+    aside = fed.rows(DAY)["rejected_rows"]
+    assert sorted(aside["key"].str.json_path_match("$.id").cast(pl.Int64)) == IDS[:bad]
+    assert set(aside["column_name"]) == {"amount"}
+    assert sorted(fed.rows(DAY)["predictions"]["id"]) == IDS[bad:]
+
+
+JANUARY = pl.col("ts") < EVENTS.filter(on_the_day(EVENTS, DAYS[0]))["ts"].min()
+
+CASES: dict[str, Case] = {
+    "B8 keys that occur twice": keys_that_occur_twice,
+    "B8 many keys that occur twice": many_keys_that_occur_twice,
+    "B8 keys that are null": keys_that_are_null,
+    "B8 label keys that occur twice": label_keys_that_occur_twice,
+    "B9 a join that loses rows": partial(
+        a_join,
+        join="INNER",
+        shops=SHOPS[1:],
+        said=["'events' has 40 rows by 'ts', but ", "; missing are id=", "LEFT JOIN"],
+    ),
+    "B9 a join that loses all rows": partial(
+        a_join,
+        join="INNER",
+        shops=["nowhere"],
+        said=["but 0 rows of features came out", f"missing are id={IDS[0]}", "and 30 more"],
+    ),
+    "B9 a join that fans out": partial(
+        a_join, join="LEFT", shops=[*SHOPS, SHOPS[0]], said=["keys occur more than once in the features: id="]
+    ),
+    "B9 a join that fans out under a key of two columns": a_join_by_a_key_of_two_columns_that_fans_out,
+    "B9 a join that does neither": a_join_that_does_neither,
+    "B9 a driving time that is not there": partial(
+        a_driving_time_that_is_not_there, time="tss", said="did you mean 'ts'?"
+    ),
+    "B9 a driving time that is none": partial(
+        a_driving_time_that_is_not_there, time="known", said="cannot be counted by 'known'"
+    ),
+    "B9 a rule declared later": a_rule_declared_later,
+    "B10 an empty partition": an_empty_partition,
+    "B10 a missing source": a_missing_source,
+    "B10 a source file without content": a_source_without_columns,
+    "B11 a partition that becomes empty": a_partition_that_becomes_empty,
+    "B11 a partition that may become empty": a_partition_that_may_become_empty,
+    "B12 a row of the next day": partial(a_row_of_another_day, moved=timedelta(days=1)),
+    "B12 a row of the day before": partial(a_row_of_another_day, moved=timedelta(days=-1)),
+    "B12 a row at the end of its day": a_row_at_the_end_of_its_day,
+    "B12 a row without a time": a_row_without_a_time,
+    "B12 a time that is a text": a_time_that_is_a_text,
+    "B12 an infinite time": partial(a_time_beyond_any_calendar, column="'infinity'::TIMESTAMPTZ AS ts"),
+    "B12 an infinite time without a zone": partial(a_time_beyond_any_calendar, column="'-infinity'::TIMESTAMP AS ts"),
+    "B12 an infinite date in another column": partial(a_time_beyond_any_calendar, column="ts, 'infinity'::DATE AS due"),
+    "B18 one class": partial(
+        no_training, events=EVENTS.with_columns(returned=pl.lit(value=False)), said="a classification needs two classes"
+    ),
+    "B18 too few rows": partial(
+        no_training, events=EVENTS.filter(~JANUARY | (pl.col("id") % 100 == 0)), said="at least 20 are needed"
+    ),
+    "B18 no rows": partial(no_training, events=EVENTS.filter(~JANUARY), said="There are 0 rows to learn from"),
+    "B18 no labels": partial(
+        no_training,
+        events=EVENTS.with_columns(returned=pl.lit(None, dtype=pl.Boolean)),
+        said="There are 0 rows to learn from",
+    ),
+    "B18 a constant target": partial(
+        no_training,
+        events=EVENTS.with_columns(returned=pl.lit(1.0)),
+        said="a regression needs values that differ",
+        regression=True,
+    ),
+    "B20 bad rows just under the budget": partial(around_the_budget, bad=3, budget="10%", published=True),
+    "B20 bad rows that are the budget": partial(around_the_budget, bad=4, budget="10%", published=True),
+    "B20 bad rows just over the budget": partial(around_the_budget, bad=5, budget="10%", published=False),
+    "B20 bad rows that are a budget of odd digits": partial(around_the_budget, bad=23, budget="57.5%", published=True),
+    "B20 all rows are bad": partial(around_the_budget, bad=40, budget="10%", published=False),
+}

@@ -1,0 +1,339 @@
+"""Values that break the contract, or could break what handles or shows them."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from batch_platform.components import describe
+from batch_platform.errors import DataError, SourceError, WrongUseError
+from batch_platform.sources import quoted
+from batch_platform_tests.bad_input import Case
+from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, changed, on_the_day
+from batch_platform_tests.small_pipeline import FEATURES_SQL
+
+IDS = EVENTS.filter(on_the_day(EVENTS))["id"].sort().to_list()
+TREES = ("max_iter", "max_leaf_nodes", "early_stopping")  # parameters of the usual model that others lack
+LENIENT: dict[str, Any] = {"features": {"max_rejected": "10%"}}
+
+LONG = "long " * 1_000_000
+TEXTS = {
+    "very long": LONG,
+    "NUL": "a\0b",
+    "right to left": "\u202eabc \u05d0\u05d1 \u200f",
+    "beyond the basic plane": "\U0001f600\U0010ffff",
+    "combining": "e\u0301 \u00e9",
+    "line ends": "a\r\nb\u2028c\td",
+    "SQL": "'; DROP TABLE predictions; --",
+    "quotes": "\"a\" 'b' `c` \\",
+    "a path": "../../../etc/passwd",
+    "a formula": "=cmd|' /C calc'!A0",
+    "a tag": "<script>alert(1)</script>",
+    "a terminal's commands": "\x1b[31mred\x07",
+    "empty": "",
+    "a template": "{{ env.HOME }} $partition_key {partition_key} %s",
+}
+SAFE_TO_STORE = ("SQL", "quotes", "a template", "a formula", "a tag", "a terminal's commands")  # under other numbers
+HOSTILE = "'; DROP TABLE predictions; --"
+
+
+def nulls(tmp_path: Path, *, column: str, allowed: bool) -> None:
+    fed = Fed.scored(tmp_path, **LENIENT)
+    dtype = EVENTS.schema[column]
+    fed.feed(events=changed(EVENTS, pl.lit(None, dtype=dtype).alias(column), rows=2))
+    done = fed.takes()
+    assert done.reasons == ({} if allowed else {f"{column}: null where training saw none": 2})
+    assert done.run.rows_rejected == (0 if allowed else 2)
+
+
+def nulls_past_the_budget(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path, **LENIENT)
+    fed.feed(events=changed(EVENTS, pl.lit(None, dtype=pl.Int32).alias("items"), rows=5))
+    fed.refuses(DAY, "5 of 40 rows", "5 times items: null where training saw none", "(items=None)", error=DataError)
+
+
+def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
+    """DuckDB has no type for such a column, so that it comes as whatever it likes."""
+    fed = Fed.scored(tmp_path)
+    fed.feed(features_sql=FEATURES_SQL.replace(f" {column},", f" NULL AS {column},"))
+    if allowed:
+        assert fed.takes().run.rows_scored == 40
+    else:
+        fed.refuses(DAY, f"40 times {column}: null where training saw none", error=DataError)
+
+
+def a_column_that_was_all_null_when_learnt(tmp_path: Path) -> None:
+    events = EVENTS.with_columns(amount=pl.lit(None, dtype=pl.Float64))
+    fed = Fed.scored(tmp_path, events=events)
+    assert fed.takes().run.rows_scored == 40
+    fed.feed(events=EVENTS)
+    assert fed.takes().run.rows_scored == 40
+
+
+def no_finite_number(tmp_path: Path, *, value: float, stored: pl.DataType) -> None:
+    """Rejected and never scored, wherever its column is kept."""
+    fed = Fed.scored(tmp_path, **LENIENT)
+    events = changed(EVENTS, pl.lit(value).alias("amount"), rows=3).with_columns(pl.col("amount").cast(stored))
+    fed.feed(events=events)
+    done = fed.takes()
+    assert done.reasons == {"amount: NaN or infinite": 3}
+    assert sorted(fed.rows(DAY)["predictions"]["id"]) == IDS[3:]
+
+
+def no_finite_number_past_the_budget(tmp_path: Path) -> None:
+    fed = Fed.scored(tmp_path, **LENIENT)
+    fed.feed(events=changed(EVENTS, pl.lit(float("nan")).alias("amount"), rows=5))
+    fed.refuses(DAY, "5 times amount: NaN or infinite", f"id={IDS[0]} (amount=nan)", error=DataError)
+
+
+def no_finite_score(tmp_path: Path) -> None:
+    """A line through large targets overflows for an amount that is a number still: such rows are kept aside."""
+    events = EVENTS.with_columns(amount=pl.col("amount").fill_null(1.0))
+    events = events.with_columns(returned=pl.col("amount") * 1e10)
+    model = {"estimator": "sklearn.linear_model.LinearRegression", "params": dict.fromkeys(TREES)}
+    fed = Fed.scored(tmp_path, events=events, model=model, **LENIENT)
+    fed.feed(events=changed(events, pl.lit(1.7e308).alias("amount"), rows=2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        done = fed.takes()
+    assert done.reasons == {"the score is NaN or infinite": 2}
+    assert sorted(fed.rows(DAY)["predictions"]["id"]) == IDS[2:]
+    fed.feed(events=events)
+    fed.run(DAY, force=True)
+    fed.feed(events=changed(events, pl.lit(1.7e308).alias("amount"), rows=5))
+    with np.errstate(over="ignore", invalid="ignore"):
+        fed.refuses(DAY, "5 times the score is NaN or infinite", f"id={IDS[0]}", error=DataError)
+
+
+def an_unseen_category(tmp_path: Path, *, text: str) -> None:
+    fed = Fed.scored(tmp_path)
+    fed.feed(events=changed(EVENTS, pl.lit(text).alias("shop"), rows=7))
+    done = fed.takes()
+    assert (done.run.rows_scored, done.unseen) == (40, {"shop": 7})
+    assert describe.committed(done)["unknown_categories"].value.splitlines()[-1] == "| shop | 7 |"
+    predictions = fed.rows(DAY)["predictions"]
+    assert predictions.filter(pl.col("shop") == text)["id"].to_list() == IDS[:7]
+
+
+def text_in_every_place(tmp_path: Path, *, text: str) -> None:
+    """As key, as category, kept with the prediction, in labels and in a rejected row: it comes back as it went in."""
+    fed = Fed.scored(tmp_path, **BY_SHOP)
+    events = changed(EVENTS, pl.lit(text).alias("shop"), rows=4)
+    events = changed(events, pl.lit(float("inf")).alias("amount"), rows=2)
+    fed.feed(events=events)
+    done = fed.takes()
+    assert (done.run.rows_rejected, done.unseen) == (2, {"town": 2})
+    rows = fed.rows(DAY)
+    for column in ("shop", "town", "street"):
+        assert rows["predictions"].filter(pl.col("id").is_in(IDS[2:4]))[column].to_list() == [text] * 2
+    for column in ("key", "row"):
+        assert [value["shop"] for value in map(json.loads, rows["rejected_rows"][column])] == [text] * 2
+    assert fed.evaluated()["label_coverage"] > 0.8
+    fed.feed()
+    fed.run(DAY, force=True)
+    fed.feed(events=changed(EVENTS, pl.lit(text).alias("shop"), pl.lit(float("inf")).alias("amount"), rows=5))
+    said = fed.refuses(DAY, "5 of 40 rows", error=DataError)
+    assert len(said) < 2_000, "a message is a paragraph, whatever the data hold"
+
+
+BY_SHOP: dict[str, Any] = {
+    "features_sql": FEATURES_SQL.replace(" shop,", " shop, shop AS town, shop AS street,"),
+    "labels_sql": "SELECT id, shop, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end",
+    "features": {"key": ["id", "shop"], "max_rejected": "10%", "columns": {"street": {"feature": False}}},
+    "predictions": {"keep": ["town", "street"]},
+}
+
+
+def bytes_that_are_no_text(tmp_path: Path) -> None:
+    """A CSV in another encoding: nothing is guessed."""
+    fed = Fed.scored(tmp_path)
+    path = fed.tmp_path / "project" / "events.csv"
+    EVENTS.write_csv(path)
+    fed.declare(sources={"events": {"parquet": None, "csv": path.name}})
+    fed.run(DAY)
+    before = fed.snapshot()
+    path.write_bytes(path.read_bytes().replace("Zürich".encode(), "Zürich".encode("latin-1")))
+    fed.reopen()
+    said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+    assert_names(said, "'events' of 'small'", "utf-8")
+    assert fed.snapshot() == before
+    fed.holds(before)
+
+
+def a_lone_surrogate(tmp_path: Path) -> None:
+    """Python's text can hold half a character; no table can."""
+    with module("odd_sources", events=lambda: pl.DataFrame({"id": [1], "shop": ["\ud800"]})):
+        fed = Fed.scored(tmp_path)
+        before = fed.snapshot()
+        fed.declare(sources={"events": {"parquet": None, "python": "odd_sources.events"}})
+        said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+        assert_names(said, "'events' of 'small'", "odd_sources.events", "UnicodeEncodeError")
+        assert said.encode()
+        assert fed.snapshot() == before
+        fed.holds(before)
+
+
+def hostile_names(tmp_path: Path, *, name: str) -> None:
+    """Names of columns: key, time, feature, kept, label."""
+    named = {old: f"{name}{old}" for old in ("id", "ts", "amount", "shop", "returned")}
+    events = EVENTS.rename(named)
+    fed = Fed.scored(
+        tmp_path,
+        events=events,
+        features_sql=f"SELECT * EXCLUDE ({quoted(named['returned'])}) FROM events {_where(quoted(named['ts']))}",
+        labels_sql=f"SELECT {quoted(named['id'])}, {quoted(named['returned'])} FROM events {_where(quoted(named['ts']))}",
+        features={
+            "key": [named["id"]],
+            "time": named["ts"],
+            "max_rejected": "10%",
+            "driving": {"source": "events", "time": named["ts"]},
+            "columns": {named["amount"]: {"min": 0}},
+        },
+        labels={"column": named["returned"]},
+        predictions={"keep": [named["shop"]]},
+    )
+    first = events.filter(pl.col(named["id"]).is_in(IDS[:2]))[named["id"]].implode()
+    bad = events.with_columns(
+        pl.when(pl.col(named["id"]).is_in(first)).then(-1.0).otherwise(pl.col(named["amount"])).alias(named["amount"])
+    )
+    fed.feed(events=bad)
+    done = fed.takes()
+    assert done.reasons == {f"{named['amount']}: below the minimum 0": 2}
+    table = describe.committed(done)["rejected"].value.splitlines()
+    assert len(table) == 3
+    assert "<script>" not in table[2]
+    assert fed.evaluated()["label_coverage"] > 0.8
+    assert set(fed.rows(DAY)["predictions"].columns) >= {named["id"], named["ts"], named["shop"]}
+
+
+def _where(time: str) -> str:
+    return f"WHERE {time} >= $partition_start AND {time} < $partition_end"
+
+
+def hostile_sql(tmp_path: Path, *, sql: str) -> None:
+    """What the SQL of a pipeline may not do, whoever wrote it."""
+    canary = tmp_path / "canary"
+    fed = Fed.scored(tmp_path)
+    warehouse = fed.pipeline.home.warehouse
+    fed.feed(features_sql=sql.format(canary=canary, warehouse=warehouse, home=fed.pipeline.home.root))
+    fed.refuses("small", "features.sql", error=SourceError)
+    assert not canary.exists()
+
+
+def hostile_arguments(tmp_path: Path, *, text: str) -> None:
+    """Keys of partitions and names of versions are looked up, never pasted."""
+    fed = Fed.scored(tmp_path)
+    before = fed.snapshot()
+    said = fed.refused(lambda: fed.partition(text), WrongUseError, hint=False)
+    assert_names(said, repr(text), "is not the key of a partition")
+    said = fed.refused(lambda: list(fed.pipeline.score([fed.partition()], fed.stamp(), version=text)), WrongUseError)
+    assert_names(said, "small has no version", repr(text))
+    assert fed.snapshot() == before
+    fed.holds(before)
+
+
+def shown_as_text(tmp_path: Path, *, text: str) -> None:
+    """Names from the data, in the tables of the UI and on a terminal."""
+    shown = describe.markdown(text)
+    assert shown.isprintable()
+    assert not re.search(r"(?<!\\)[`|*\[\]]|<", shown)
+    hostile_names(tmp_path, name=text)
+
+
+@contextlib.contextmanager
+def module(name: str, **members: Any) -> Iterator[None]:
+    """A module of the user's."""
+    made = ModuleType(name)
+    made.__file__ = os.__file__
+    vars(made).update(members)
+    sys.modules[name] = made
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+NAMES = {
+    "SQL": HOSTILE,
+    "quotes": "a\"b'c`d",
+    "a comment": "a--b /* c",
+    "a tag": "<script>alert(1)</script>",
+    "a formula": "=cmd|x",
+    "Markdown": "[a](javascript:b) | **c** _d_",
+    "spaces and line ends": " a\n\tb ",
+    "right to left": "\u202e\u05d0\u05d1",
+    "a path": "../../a",
+    "a template": "{{ a }} {b} %s $partition_key",
+    "very long": "n" * 300,
+}
+HOSTILE_SQL = {
+    "a second statement": "SELECT 1 AS id; DROP TABLE small.predictions",
+    "a statement that writes": "COPY (SELECT 1) TO '{canary}'",
+    "a file of the system": "SELECT content AS id FROM read_text('/etc/passwd')",
+    "the warehouse": "SELECT * FROM '{warehouse}'",
+    "another database": "ATTACH '{warehouse}' AS w",
+    "files of the home": "SELECT file AS id FROM glob('{home}/**')",
+    "a setting": "SET enable_external_access = true",
+    "an extension": "INSTALL httpfs",
+    "a parameter of its own": "SELECT $password AS id",
+}
+
+CASES: dict[str, Case] = {
+    "B5 nulls where training saw some": partial(nulls, column="amount", allowed=True),
+    "B5 nulls where training saw none": partial(nulls, column="items", allowed=False),
+    "B5 null categories where training saw none": partial(nulls, column="shop", allowed=False),
+    "B5 nulls past the budget": nulls_past_the_budget,
+    "B5 an all-null column where training saw nulls": partial(an_all_null_column, column="amount", allowed=True),
+    "B5 an all-null column where training saw none": partial(an_all_null_column, column="items", allowed=False),
+    "B5 an all-null category": partial(an_all_null_column, column="shop", allowed=False),
+    "B5 a column that was all null when learnt": a_column_that_was_all_null_when_learnt,
+    **{
+        f"B6 {value} in, stored as {stored}": partial(no_finite_number, value=value, stored=stored)
+        for value in (float("inf"), float("-inf"), float("nan"))
+        for stored in (pl.Float64(), pl.Float32())
+    },
+    "B6 inf as text": partial(no_finite_number, value=float("inf"), stored=pl.String()),
+    "B6 NaN past the budget": no_finite_number_past_the_budget,
+    "B6 a score that is infinite": no_finite_score,
+    "B7 an unseen category": partial(an_unseen_category, text="Neustadt"),
+    "B7 an empty category": partial(an_unseen_category, text=""),
+    "B7 a category that differs in case": partial(an_unseen_category, text="zürich"),
+    **{
+        f"B13 {name} text": partial(text_in_every_place, text=TEXTS[name])
+        for name in TEXTS
+        if name not in SAFE_TO_STORE
+    },
+    "B13 bytes that are no text": bytes_that_are_no_text,
+    "B13 a lone surrogate": a_lone_surrogate,
+    **{
+        f"B14 {name} in values": partial(text_in_every_place, text=TEXTS[name])
+        for name in ("SQL", "quotes", "a template")
+    },
+    **{f"B14 {name} in names of columns": partial(hostile_names, name=name_) for name, name_ in NAMES.items()},
+    **{f"B14 {name} in the SQL": partial(hostile_sql, sql=sql) for name, sql in HOSTILE_SQL.items()},
+    **{
+        f"B14 {name} as an argument": partial(hostile_arguments, text=text)
+        for name, text in {
+            "SQL": HOSTILE,
+            "quotes": "2024-02-02' OR 'a'='a",
+            "NUL": "2024-02-02\0",
+            "a line": "2024-02-02\n",
+        }.items()
+    },
+    **{
+        f"B19 {name} in values": partial(text_in_every_place, text=TEXTS[name])
+        for name in ("a formula", "a tag", "a terminal's commands")
+    },
+    **{
+        f"B19 {name} in reports": partial(shown_as_text, text=NAMES[name])
+        for name in ("a tag", "a formula", "Markdown")
+    },
+}
