@@ -9,8 +9,8 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `forest`: tree ensembles as flat arrays, and the compiled kernels that evaluate them.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
-- `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB, the readers' copy of it, which version serves when, and
-  what people decide of them.
+- `lock`, `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB under a lock, the readers' copy of it, which
+  version serves when, and what people decide of them.
 - `staging`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
 - `plan`, `history`, `gate`, `learning`, `evaluation`: what is due; the recorded past, what is learnt from it, whether that
   may serve, and how it did.

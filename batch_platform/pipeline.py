@@ -337,7 +337,7 @@ class Pipeline:
         for (scored, scores), run in zip(group, runs, strict=True):
             scores.predictions.unlink()
             scores.rejected.unlink()
-            yield replace(scored, run=run)
+            yield replace(scored, run=run, skipped=run.run_id != scored.run.run_id)
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

@@ -27,7 +27,7 @@ ROWS = (
     ("partitions", "notation"),
     ("inputs", "home"),
     ("spec",),
-    ("contract", "sources", "query", "rows", "forest"),
+    ("contract", "sources", "query", "rows", "forest", "lock"),
     ("features", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history", "promotion"),
