@@ -1,11 +1,13 @@
 """One event for each partition, logged as it commits, with its own metadata, data version and provenance.
 
+What a run committed and could not tell, since it was killed in between, is told for it afterwards.
+
 Dagster would log the partitions of a range only at the end of the step, all with one data version. So the assets log
 their partitions themselves, and the step's closing output carries Dagster's own mark of an output whose events were
 logged in the body: it lets downstream steps go on without a second event for every partition.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import dagster as dg
@@ -22,6 +24,8 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from batch_platform.components.progress import Step, report
+from batch_platform.components.wiring import Wiring
+from batch_platform.plan import State
 
 LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 
@@ -86,6 +90,28 @@ def observed(
             asset_key=asset, partition=partition_key, metadata=metadata, tags={DATA_VERSION_TAG: data_version}
         )
     )
+
+
+def tell_committed(
+    wiring: Wiring, instance: dg.DagsterInstance, state: State, busy: Container[tuple[str, str]]
+) -> None:
+    """Log what the ledgers hold and Dagster never heard of: a run was killed after its commit.
+
+    Args:
+        wiring: Of the pipeline.
+        instance: Where to log.
+        state: What the ledgers hold.
+        busy: Assets and partitions of runs in progress, which log their own.
+    """
+    held = {"features": state.features, "predictions": state.scores, "performance": state.evaluations}
+    for asset, records in held.items():
+        untold = records.keys() - instance.get_materialized_partitions(wiring.key(asset))
+        for key in sorted(
+            key for key in untold if (asset, key) not in busy and wiring.partitions.has_partition_key(key)
+        ):
+            metadata = {"told_for_run": records[key].run_id}
+            event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
+            instance.report_runless_asset_event(event)
 
 
 def _provenance(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:
