@@ -4,7 +4,6 @@ A flock on a file beside the database, which names the process that has it; it i
 it ends. Knows nothing of what is read or written under it.
 """
 
-import errno
 import fcntl
 import math
 import os
@@ -13,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import TIMEOUT_MAX, Lock, Thread
 
 from batch_platform.errors import WarehouseBusyError, WrongUseError
 from batch_platform.home import Home
@@ -50,18 +50,26 @@ class Patience:
     _began: float = field(default_factory=time.monotonic)
     _pause: float = _FIRST_PAUSE_SECONDS
 
-    def wait(self, holder: str) -> None:
-        """Pause before the next try: each time a little longer, with jitter.
+    @property
+    def left(self) -> float:
+        """Seconds, never less than none."""
+        return max(0.0, self._began + self.timeout - time.monotonic())
+
+    def busy(self, holder: str) -> WarehouseBusyError:
+        """What to raise when none is left."""
+        msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
+        hint = f"end that process, set {TIMEOUT_VARIABLE}, or read {self.home.published}, which is never locked."
+        return WarehouseBusyError(msg, hint=hint)
+
+    def pause(self, holder: str) -> None:
+        """Wait before the next try: each time a little longer, with jitter.
 
         Raises:
-            WarehouseBusyError: The time is over; the message names the holder.
+            WarehouseBusyError: The time is over.
         """
-        left = self._began + self.timeout - time.monotonic()
-        if left <= 0:
-            msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
-            hint = f"end that process, set {TIMEOUT_VARIABLE}, or read {self.home.published}, which is never locked."
-            raise WarehouseBusyError(msg, hint=hint)
-        time.sleep(min(left, self._pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, not a secret
+        if not self.left:
+            raise self.busy(holder)
+        time.sleep(min(self.left, self._pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, not a secret
         self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
@@ -73,9 +81,9 @@ def locked(patience: Patience) -> Generator[None]:
         WarehouseBusyError: Another process kept it for longer than the patience lasts.
     """
     descriptor = os.open(patience.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    if not _taken_at_once(descriptor) and not _Queued(descriptor).taken_within(patience.left):
+        raise patience.busy(patience.home.warehouse_lock.read_text(encoding="ascii") or "unknown")
     try:
-        while not _taken(descriptor):
-            patience.wait(os.pread(descriptor, 20, 0).decode() or "unknown")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
@@ -83,11 +91,42 @@ def locked(patience: Patience) -> Generator[None]:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool:
+def _taken_at_once(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-            raise
+    except BlockingIOError:
         return False
     return True
+
+
+class _Queued(Thread):
+    """Waits for a lock in the kernel's queue, since whoever tries again and again may starve among many.
+
+    The call has no time-out of its own: it is made in a thread, which is left behind when the time is over and lets go
+    of the lock as soon as it gets it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._descriptor = descriptor
+        self._settling = Lock()
+        self._taken = self._left_behind = False
+
+    def taken_within(self, seconds: float) -> bool:
+        """Whether the lock is taken; if not, the descriptor is no longer the caller's."""
+        self.start()
+        try:
+            self.join(min(seconds, TIMEOUT_MAX))
+        finally:
+            with self._settling:
+                self._left_behind = not self._taken
+        return self._taken
+
+    def run(self) -> None:
+        """Wait."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        with self._settling:
+            if self._left_behind:
+                os.close(self._descriptor)
+            else:
+                self._taken = True

@@ -223,7 +223,7 @@ class Warehouse:
                 if not _HELD_BY_ANOTHER.search(str(error)):
                     raise self._failed(error, "opened") from error
                 holder = re.search(r"PID (\d+)", str(error))
-                patience.wait(holder[1] if holder else "unknown")
+                patience.pause(holder[1] if holder else "unknown")
 
     def _failed(self, error: duckdb.Error, how: str) -> WarehouseError:
         if _is_damage(error):

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ from batch_platform_tests.faults.invariants import (
 )
 from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.reader import Reader
+from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 PERIOD = "2024-02-01"
@@ -157,16 +158,16 @@ class Storm:
         return which, keys, self._nursery.fork("write", **self._write_arguments(which, keys), **options)
 
     def _write_arguments(self, which: int, keys: list[str]) -> dict[str, Any]:
-        self._count += 1
-        home, project = self.projects[which].home, self.projects[which].folder
-        run_id, at = f"killed-{self._count}", NOW.isoformat()
-        return {"root": str(home.root), "project": str(project), "keys": keys, "run_id": run_id, "at": at}
+        return {"job": self._job(which), "keys": keys}
 
     def _train_arguments(self) -> dict[str, Any]:
+        return {"job": self._job(0), "period": PERIOD}
+
+    def _job(self, which: int) -> dict[str, str]:
         self._count += 1
-        one = self.projects[0]
-        run_id, at = f"killed-{self._count}", NOW.isoformat()
-        return {"root": str(one.home.root), "project": str(one.folder), "period": PERIOD, "run_id": run_id, "at": at}
+        pipeline = self.projects[which]
+        job = Job(str(pipeline.home.root), str(pipeline.folder), f"killed-{self._count}", NOW.isoformat())
+        return asdict(job)
 
     def _steps(self, task: str, **arguments: Any) -> list[str]:
         child = self._nursery.fork(task, **arguments, name_steps=True)

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,18 +29,40 @@ CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|U
 FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
 
 
+@dataclass(frozen=True)
+class Job:
+    """Whose files a task works on, and what it writes with every row; text, so that it can be sent."""
+
+    root: str
+    project: str
+    run_id: str
+    at: str
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The small pipeline over those files."""
+        return Pipeline(small_spec(), Path(self.project), Home(Path(self.root)))
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of the run."""
+        return Stamp(self.run_id, datetime.fromisoformat(self.at))
+
+
 def write(
-    root: str,
-    project: str,
-    keys: list[str],
-    run_id: str,
-    at: str,
-    stop_at: int | None = None,
-    *,
-    name_steps: bool = False,
+    job: dict[str, str], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
 ) -> None:
-    """Build the features of partitions, score and publish them, as a run does; forced. `pause` stops it before its commit."""
-    pipeline, stamp = _pipeline(root, project, pause=pause), Stamp(run_id, datetime.fromisoformat(at))
+    """Build the features of partitions, score and publish them, as a run does, forced.
+
+    Args:
+        job: The fields of a `Job`.
+        keys: The partitions.
+        stop_at: Number of the step before which the process ends itself.
+        name_steps: Say the name of each step.
+        pause: Stop right before the commit, until the process is told to go on.
+    """
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    _mark_commits(pause=pause)
     _watch(stop_at, named=name_steps)
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
     mark("building")
@@ -50,11 +73,9 @@ def write(
     pipeline.publish()
 
 
-def train(
-    root: str, project: str, period: str, run_id: str, at: str, stop_at: int | None = None, *, name_steps: bool = False
-) -> None:
-    """Train and register the model of a serving period once more."""
-    pipeline, stamp = _pipeline(root, project), Stamp(run_id, datetime.fromisoformat(at))
+def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:
+    """Train and register the model of a serving period once more; arguments as for `write`."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _watch(stop_at, named=name_steps)
     mark("training")
     pipeline.train(pipeline.spec.partitions.calendar.named(period), stamp)
@@ -62,9 +83,9 @@ def train(
     pipeline.publish()
 
 
-def write_often(root: str, project: str, keys: list[str], run_id: str, at: str, times: int) -> None:
+def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
     """Score partitions and publish, again and again; says at the end how long it waited for the lock at most."""
-    pipeline, waits = _pipeline(root, project), list[float]()
+    pipeline, stamp, waits = Job(**job).pipeline, Job(**job).stamp, list[float]()
     locked = warehouse.locked
 
     @contextmanager
@@ -77,13 +98,13 @@ def write_often(root: str, project: str, keys: list[str], run_id: str, at: str, 
     warehouse.locked = timed
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
     for number in range(times):
-        list(pipeline.score(partitions, Stamp(f"{run_id}-{number}", datetime.fromisoformat(at)), force=True))
+        list(pipeline.score(partitions, Stamp(f"{stamp.run_id}-{number}", stamp.at), force=True))
         pipeline.publish()
     mark(f"waited {max(waits):.3f} of {len(waits)}")
 
 
-def _pipeline(root: str, project: str, *, pause: bool = False) -> Pipeline:
-    """The pipeline; it says when it is about to commit, and may wait there to be told to go on."""
+def _mark_commits(*, pause: bool) -> None:
+    """Say when a commit is about to begin."""
     commit = warehouse.Warehouse.commit_scores
 
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -93,7 +114,6 @@ def _pipeline(root: str, project: str, *, pause: bool = False) -> Pipeline:
         return commit(*args, **kwargs)
 
     warehouse.Warehouse.commit_scores = marked
-    return Pipeline(small_spec(), Path(project), Home(Path(root)))
 
 
 def _watch(stop_at: int | None, *, named: bool) -> None:
@@ -124,7 +144,7 @@ def _watched(step: Callable[[str], None], name: str) -> Callable[..., Any]:
     call = getattr(os, name)
 
     def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (name == "mkdir" and os.path.isdir(path)):
+        if not (name == "mkdir" and Path(path).is_dir()):
             step(f"{name} {_shortened(str(path))}")
         return call(path, *args, **kwargs)
 

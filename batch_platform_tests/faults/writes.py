@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.stress import Storm
+from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 KEY = SCORED[3]
@@ -136,9 +138,10 @@ def reader_that_never_closes(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
-def arguments(pipeline: Pipeline, keys: list[str], run_id: str, project: Path | None = None) -> dict[str, Any]:
-    folder = str(project or pipeline.folder)
-    return {"root": str(pipeline.home.root), "project": folder, "keys": keys, "run_id": run_id, "at": NOW.isoformat()}
+def asked(pipeline: Pipeline, keys: list[str], run_id: str, project: Path | None = None) -> dict[str, Any]:
+    """Arguments of a task: a run of that id over some partitions, from the pipeline's files or from those of another project."""
+    job = Job(str(pipeline.home.root), str(project or pipeline.folder), run_id, NOW.isoformat())
+    return {"job": asdict(job), "keys": keys}
 
 
 def same_partition_twice_at_once(folder: Path) -> None:
@@ -146,7 +149,7 @@ def same_partition_twice_at_once(folder: Path) -> None:
     before = held(pipeline)
     with Nursery() as nursery:
         for number in range(8):
-            runs = [nursery.fork("write", **arguments(pipeline, [KEY], f"{number}-{name}")) for name in "ab"]
+            runs = [nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{name}")) for name in "ab"]
             assert [run.bury() for run in runs] == [0, 0]
             assert held(pipeline)[KEY].content == before[KEY].content
     assert_survived(pipeline, before, {KEY})
@@ -162,7 +165,7 @@ def same_partition_from_other_data_at_once(folder: Path) -> None:
     with Nursery() as nursery:
         for number in range(8):
             runs = [
-                nursery.fork("write", **arguments(pipeline, [KEY], f"{number}-{project.name}", project))
+                nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{project.name}", project))
                 for project in (pipeline.folder, other)
             ]
             said = [run.rest() for run in runs]
@@ -182,7 +185,7 @@ def eight_partitions_by_eight_processes(folder: Path) -> None:
         reader = Reader(pipeline.home, {key: {one.content} for key, one in before.items()})
         stack.enter_context(reader)
         writers = [
-            nursery.fork("write_often", **arguments(pipeline, [key], f"writer-{key}"), times=5) for key in SCORED[:8]
+            nursery.fork("write_often", **asked(pipeline, [key], f"writer-{key}"), times=5) for key in SCORED[:8]
         ]
         said = [writer.rest() for writer in writers]
         assert [writer.bury() for writer in writers] == [0] * 8
@@ -203,7 +206,7 @@ def slow_run_after_a_newer_one(folder: Path) -> None:
     other = write_small_project(folder / "other", events=changed_events(KEY))
     newer = Pipeline(small_spec(), other, pipeline.home)
     with Nursery() as nursery:
-        slow = nursery.fork("write", **arguments(pipeline, [KEY], "slow"), pause=True)
+        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
         slow.wait_for("committing")
         rewrite(newer, KEY, run_id="newer")
         os.kill(slow.pid, signal.SIGCONT)
@@ -219,7 +222,7 @@ def slow_run_after_the_same_rows(folder: Path) -> None:
     pipeline = prepared(folder)
     before = held(pipeline)
     with Nursery() as nursery:
-        slow = nursery.fork("write", **arguments(pipeline, [KEY], "slow"), pause=True)
+        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
         slow.wait_for("committing")
         rewrite(pipeline, KEY, run_id="newer")
         os.kill(slow.pid, signal.SIGCONT)
