@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from batch_platform.errors import SourceError, WrongUseError
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
@@ -109,7 +108,8 @@ class Pipeline:
             registry=registry,
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
-            source_versions=self._source_versions(features),
+            source_versions=self.history.source_versions(features),
+            label_versions=self.history.label_versions(evaluations),
         )
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -245,24 +245,6 @@ class Pipeline:
             self.warehouse.record_features([built.build for built in group])
         yield from group
 
-    def _source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
-        """As recorded in builds, but with the versions now of the sources that have a file for each partition.
-
-        A build whose source files are gone is left out: they cannot give anything newer.
-        """
-        own = [name for name, source in self.spec.sources.items() if source.by_partition]
-        if not own:
-            return {}
-        calendar = self.spec.partitions.calendar
-        found: dict[str, str] = {}
-        for key, build in builds.items():
-            try:
-                now = self.builder.sources.versions(calendar.named(key))
-            except (SourceError, WrongUseError):
-                continue
-            found[key] = json.dumps(json.loads(build.sources) | {name: now[name] for name in own}, sort_keys=True)
-        return found
-
     def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
         return registry.present(version) if version else registry.require_champion(partition.start, partition.key)
 
@@ -314,7 +296,7 @@ class Pipeline:
             model_sha256=model.sha256,
             input_hash=build.sha256,
             code_version=self.scoring_code_version,
-            engine="local",
+            engine=_engine(self.bundle(model)),
             rows_in=staged.rows_in,
             rows_scored=staged.rows_scored,
             rows_rejected=staged.rows_rejected,
@@ -343,6 +325,12 @@ class Pipeline:
         if group:
             self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], metric_rows(group))
         yield from group
+
+
+def _engine(bundle: Bundle) -> str:
+    """What computed the scores, and with what it should not have."""
+    others = bundle.other_libraries
+    return f"local; allowed other libraries than in training: {others}" if others else "local"
 
 
 def _full(partitions: int, rows: int) -> bool:

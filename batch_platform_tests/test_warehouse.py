@@ -308,6 +308,23 @@ def test_the_format_of_another_version_is_refused(warehouse):
         pass
 
 
+def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
+    with warehouse.open() as con:
+        con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
+        con.execute("UPDATE batch_platform.meta SET format = 2")
+        con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
+    assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
+    assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
+
+
+def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, id=list(range(50_000))))
+    data = warehouse.home.warehouse.read_bytes()
+    warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
+    with pytest.raises(WarehouseError, match=r"is damaged: .*Hint: nothing was changed or deleted"), warehouse.open():
+        pass
+
+
 def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
     warehouse.home.warehouse.write_bytes(b"precious" * 1000)
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():

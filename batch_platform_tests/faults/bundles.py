@@ -6,7 +6,6 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def smuggled(folder: Path, model: Callable[[bytes, Path], bytes], match: str) ->
     rewrite_manifest(pipeline, lambda manifest: manifest["files"].update({sklearn.MODEL_FILE: sha256(data)}))
     assert_refused(pipeline, IntegrityError, match)
     assert not canary.exists()
-    assert not [found for found in folder.rglob("canary*")], "nothing was unpacked anywhere"
+    assert not list(folder.rglob("canary*")), "nothing was unpacked anywhere"
     shutil.rmtree(path)
     shutil.copytree(kept, path)
     register_as(pipeline, version.sha256)
@@ -195,7 +194,9 @@ CASES: dict[str, Case] = {
     ),
     "F11 a manifest that is no JSON": lambda folder: changed_file(folder, bundle.MANIFEST, lambda _: b"{"),
     "F12 a pickle": lambda folder: smuggled(folder, a_pickle, "was not written by skops"),
-    "F12 a type outside the list": lambda folder: smuggled(folder, a_foreign_type, "asks for types that are not trusted"),
+    "F12 a type outside the list": lambda folder: smuggled(
+        folder, a_foreign_type, "asks for types that are not trusted"
+    ),
     "F12 entries outside beside the model": lambda folder: smuggled(folder, an_entry_outside, r"holds entries"),
     "F12 nothing but an entry outside": lambda folder: smuggled(folder, only_entries_outside, r"holds entries"),
     "F13 other libraries": other_libraries,

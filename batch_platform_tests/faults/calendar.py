@@ -14,10 +14,9 @@ from batch_platform.partitions import Partition
 from batch_platform.pipeline import Pipeline
 from batch_platform.plan import make_plan
 from batch_platform.scoring import Stamp
-from batch_platform.spec import PipelineSpec
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {
@@ -52,7 +51,12 @@ def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[
     ticks = pl.datetime_range(
         first - timedelta(hours=30), last + timedelta(hours=30), step, time_unit="us", time_zone="UTC", eager=True
     )
-    edges = [moment + timedelta(microseconds=shift) for one in partitions for moment in (one.start, one.end) for shift in (-1, 0)]
+    edges = [
+        moment + timedelta(microseconds=shift)
+        for one in partitions
+        for moment in (one.start, one.end)
+        for shift in (-1, 0)
+    ]
     moments = pl.concat([ticks, pl.Series(edges, dtype=ticks.dtype)]).unique().sort()
     source = pl.DataFrame({"id": range(len(moments)), "ts": moments})
     source.write_parquet(pipeline.folder / "events.parquet")
@@ -183,8 +187,6 @@ def corrected_labels_in_a_shared_source(folder: Path) -> None:
     assert held(pipeline) == before
     small_events().write_parquet(pipeline.folder / "events.parquet")
     assert_survived(pipeline, before, {SCORED[1]})
-
-
 
 
 CASES: dict[str, Case] = {
