@@ -24,6 +24,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from batch_platform.components.progress import Step, report
+from batch_platform.components.runs import PROCESS_TAG, this_process
 from batch_platform.components.wiring import Wiring
 from batch_platform.plan import State
 
@@ -34,7 +35,8 @@ class PartitionLog:
     """Logs the partitions of one asset in one step."""
 
     def __init__(self, context: dg.AssetExecutionContext, asset: dg.AssetKey, total: int) -> None:
-        """Note what the upstream assets are before the work begins; `total` partitions are to come."""
+        """Note whose work it is and what the upstream assets are before it begins; `total` partitions are to come."""
+        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process()})
         self._context, self._asset, self._total = context, asset, total
         self._done = 0
         self._provenance = _provenance(context, asset)
