@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from batch_platform.errors import memory_explained
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
@@ -129,7 +130,8 @@ class Pipeline:
                     yield Built(partition, state.features[partition.key], skipped=True)
                     continue
                 try:
-                    group.append(self._build(session, partition, stamp))
+                    with memory_explained(self.spec.name, partition.key):
+                        group.append(self._build(session, partition, stamp))
                 except Exception:
                     yield from self._record(group)
                     raise
@@ -189,7 +191,8 @@ class Pipeline:
                     if standing and not force and self._holds(standing, model, build):
                         yield Committed(partition, standing, skipped=True)
                         continue
-                    group.append(self._stage(partition, build, model, standing, folder=folder, stamp=stamp))
+                    with memory_explained(self.spec.name, partition.key):
+                        group.append(self._stage(partition, build, model, standing, folder=folder, stamp=stamp))
                 except Exception:
                     yield from self._commit(group, stamp, force=force)
                     raise

@@ -40,6 +40,7 @@ _STORAGE_ERRORS = (
     duckdb.FatalException,
     duckdb.InternalException,
     duckdb.OutOfMemoryException,
+    duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
 _HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
@@ -230,9 +231,10 @@ class Warehouse:
             msg = f"The warehouse {self.home.warehouse} is damaged: {error}"
             hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
             return WarehouseError(msg, hint=hint)
-        full = "make room on the disk" if isinstance(error, duckdb.IOException) else "see the message"
+        full = isinstance(error, duckdb.IOException | duckdb.TransactionException)
+        advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
-        return WarehouseError(msg, hint=f"nothing was changed; {full}, or restore the file from a backup.")
+        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
 
 
 def _is_damage(error: duckdb.Error) -> bool:

@@ -166,8 +166,12 @@ def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
     config = home.dagster / "dagster.yaml"
     config.write_text(DAGSTER_YAML.replace("  enabled: true\n", "  enabled: true\n  poll_interval_seconds: 1\n"))
     workspace = home.dagster / "workspace.yaml"
-    location = {"working_directory": str(project.folder), "module_name": PACKAGE, "location_name": PACKAGE}
-    workspace.write_text(f"load_from: [{{autoload_defs_module: {location}}}]")
+    location = {
+        "working_directory": str(project.folder),
+        "module_name": f"{PACKAGE}.definitions",
+        "location_name": PACKAGE,
+    }
+    workspace.write_text(f"load_from: [{{python_module: {location}}}]")
     environment = clean_environment(DAGSTER_HOME=str(home.dagster), BATCH_PLATFORM_HOME=str(home.root))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

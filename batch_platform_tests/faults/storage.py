@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from batch_platform.errors import DataError, IntegrityError, WarehouseError
@@ -54,7 +55,13 @@ except BatchPlatformError as error:
 else:
     print("done")
 """
-WIDE_EVENTS = small_events(rows_per_day=4000)
+
+
+def wide_events() -> pl.DataFrame:
+    """The events with four thousand orders on one day."""
+    of = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == KEY
+    wide = small_events(rows_per_day=4000).filter(of).with_columns(pl.col("id") + 1_000_000)
+    return pl.concat([small_events().filter(~of), wide])
 
 
 def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
@@ -69,7 +76,7 @@ def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
 
 def file_size_limit(folder: Path, limit: int) -> None:
     """No file may grow beyond the limit, as on a disk that is full; the same run succeeds where there is room."""
-    pipeline = prepared(folder, events=WIDE_EVENTS)
+    pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     said = limited(pipeline, "RLIMIT_FSIZE", limit)
     assert re.match(r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", said)
@@ -80,7 +87,7 @@ def file_size_limit(folder: Path, limit: int) -> None:
 
 def full_file_system(folder: Path) -> None:
     """A home on a small file system of its own, whose last room is taken by something else and given back."""
-    pipeline = prepared(folder, events=WIDE_EVENTS)
+    pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     script = folder / "script.sh"
     home, aside = pipeline.home.root, folder / "aside"
@@ -124,13 +131,14 @@ cp -a "$1" "$2"
 
 def memory_limit(folder: Path, spare: int) -> None:
     """Address space for only so much more than the imports take: the partition is scored, or the old one stands."""
-    pipeline = prepared(folder, events=WIDE_EVENTS)
+    pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     said = limited(pipeline, "RLIMIT_DATA", spare)
     after = held(pipeline)
     assert said == "done" or said.startswith("refused: "), said
     assert (after[KEY].run_id == "short") == (said == "done")
     assert_others_unchanged(before, after, {KEY})
+    assert limited(pipeline, "none", 0) == "done"
     assert_survived(pipeline, before, {KEY})
 
 
@@ -161,7 +169,7 @@ def flipped_in_the_warehouse(folder: Path) -> None:
         else:
             assert found == before, "a block that holds nothing"
         assert published(pipeline.home) == before
-    assert refused > len(spots) / 2
+    assert refused > 10, "a block is checked when it is read, a header at once"
     file.write_bytes(intact)
     assert_survived(pipeline, before, {KEY})
 
@@ -210,6 +218,8 @@ def flipped_in_the_log(folder: Path) -> None:
     log = committed_to_the_log(pipeline, KEY)
     file, entries = pipeline.home.warehouse, log.read_bytes()
     intact = file.read_bytes()
+    committed = held(pipeline)
+    assert committed[KEY].run_id == "in-the-log"
     choice, refused = random.Random(9), 0
     for spot in [*range(0, 60, 5), *(choice.randrange(60, len(entries)) for _ in range(40)), len(entries) - 1]:
         damaged = flipped(entries, spot)
@@ -221,7 +231,7 @@ def flipped_in_the_log(folder: Path) -> None:
             assert re.search(r"Hint: nothing was changed.*backup", str(found))
             assert (file.read_bytes(), log.read_bytes()) == (intact, damaged), "nothing is deleted"
         else:
-            assert found == before, "the commit is gone as a whole"
+            assert found in (before, committed), "the commit is gone as a whole, or it is there as a whole"
     assert refused > 40
     file.write_bytes(intact)
     log.write_bytes(entries)
