@@ -173,6 +173,7 @@ class Storm:
         child = self._nursery.fork(task, **arguments, name_steps=True)
         passed = child.rest()
         assert child.bury() == 0
+        self._last = held(self.projects[0])
         return [name.removeprefix("step ") for name in passed if name.startswith("step ")]
 
     def _require_whole(self, before: dict[str, Held], which: int, keys: list[str]) -> None:
