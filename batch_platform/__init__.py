@@ -10,8 +10,8 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `forest`: tree ensembles as flat arrays, and the compiled kernels that evaluate them.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
-- `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB, the readers' copy of it, which version serves when, and
-  what people decide of them.
+- `lock`, `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB under a lock, the readers' copy of it, which
+  version serves when, and what people decide of them.
 - `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
 - `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
 - `plan`, `history`, `gate`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, what is learnt from it,

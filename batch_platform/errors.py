@@ -5,7 +5,8 @@ is meant for the person who declared the pipeline; anything else that escapes is
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 from batch_platform.redaction import redact
 
@@ -87,3 +88,15 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
     by_letters = {other.lower(): other for other in allowed}
     near = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
     return f"did you mean {by_letters[near[0]]!r}?" if near else None
+
+
+@contextmanager
+def memory_explained(pipeline: str, partition_key: str) -> Generator[None]:
+    """Say which partition it is that does not fit into memory."""
+    try:
+        yield
+    except MemoryError as error:
+        msg = f"{pipeline}, partition {partition_key}: the memory that this process may use does not suffice ({error})."
+        raise BatchPlatformError(
+            msg, hint="allow it more, or take shorter partitions; it was left as it was."
+        ) from error

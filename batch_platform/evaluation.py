@@ -104,6 +104,7 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
     stamp: Stamp,
 ) -> Evaluated:
     spec = known.history.spec
+    versions = known.history.builder.label_versions(partition)  # before the labels are read
     model = known.registry.named(run.model_version)
     predictions = _predictions(
         con, spec.name, partition, [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
@@ -129,6 +130,7 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
         rows_labelled=round(metrics.get(COVERAGE, 0.0) * run.rows_scored),
         evaluated_at=stamp.now(),
         run_id=stamp.run_id,
+        label_sources=versions,
     )
     return Evaluated(partition, evaluation, run.model_version, metrics)
 

@@ -6,6 +6,7 @@ Knows nothing of models or of the warehouse.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,31 @@ class FeatureBuilder:
         """`labels.sql`; None for a pipeline without labels."""
         labels = self.spec.labels
         return None if labels is None else Query(self.spec.name, self.sources.folder, labels.sql)
+
+    @cached_property
+    def own_feature_sources(self) -> list[str]:
+        """The sources of the features that have a file for each partition."""
+        if self.query is None:
+            named = parameters_of(import_function(self.spec.features.python or "", "features.python"))
+        else:
+            named = self.query.reads(self.spec.sources)
+        return [name for name, source in self.spec.sources.items() if source.by_partition and name in named]
+
+    @cached_property
+    def own_label_sources(self) -> list[str]:
+        """The sources of the labels that have a file for each partition."""
+        query = self.labels_query
+        named = [] if query is None else query.reads(self.spec.sources)
+        return [name for name in named if self.spec.sources[name].by_partition]
+
+    def label_versions(self, partition: Partition) -> str:
+        """The versions now of `own_label_sources`, as JSON; cheap (no file is read).
+
+        Raises:
+            SourceError: A file is missing.
+        """
+        found = {name: self.sources.version(name, partition) for name in self.own_label_sources}
+        return json.dumps(found, sort_keys=True)
 
     @cached_property
     def code_version(self) -> str:

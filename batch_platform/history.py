@@ -3,7 +3,9 @@
 Reads the lake and the label query; writes nothing, and knows nothing of models.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from batch_platform.errors import DataError, IntegrityError
+from batch_platform.errors import DataError, IntegrityError, SourceError, WrongUseError
 from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
 from batch_platform.ledger import FeatureBuild
@@ -139,6 +141,32 @@ class History:
         return TrainingData(
             fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label, rows_before_cap=fit.seen
         )
+
+    def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
+        """As recorded in builds, but with the versions now of the sources that have a file for each partition.
+
+        A build whose source files are gone is left out: they cannot give anything newer.
+        """
+        own = self.builder.own_feature_sources
+        if not own:
+            return {}
+        calendar = self.spec.partitions.calendar
+        found: dict[str, str] = {}
+        for key, build in builds.items():
+            with suppress(SourceError, WrongUseError):
+                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in own}
+                found[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
+        return found
+
+    def label_versions(self, evaluations: Iterable[str]) -> dict[str, str]:
+        """As recorded in evaluations, but now; where a file is gone, nothing newer can be learnt."""
+        if not self.builder.own_label_sources:
+            return {}
+        calendar, found = self.spec.partitions.calendar, dict[str, str]()
+        for key in evaluations:
+            with suppress(SourceError, WrongUseError):
+                found[key] = self.builder.label_versions(calendar.named(key))
+        return found
 
     def _learnable(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
         """Key and feature columns of a build; the others are not read."""

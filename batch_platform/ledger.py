@@ -69,6 +69,7 @@ class EvaluationRun:
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
+    label_sources: str = "{}"  # versions, by source, of those that have a file of labels for each partition; as JSON
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ CREATE TABLE batch_platform.score_runs (
     committed_at TIMESTAMPTZ, run_id VARCHAR);
 CREATE TABLE batch_platform.evaluations (
     seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, rows_scored BIGINT, rows_labelled BIGINT,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR);
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
 CREATE TABLE batch_platform.model_versions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
     flavour VARCHAR, task VARCHAR, classes VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
@@ -135,6 +136,7 @@ CREATE TABLE batch_platform.declarations (
     seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, declared_at TIMESTAMPTZ,
     run_id VARCHAR);
 """,
+    2: "ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';",
 }
 FORMAT = 1 + len(UPGRADES)
 PARTITION_STATUS = """

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from batch_platform.errors import BatchPlatformError, SourceError, WrongUseError
+from batch_platform.errors import BatchPlatformError, memory_explained
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
@@ -98,7 +98,8 @@ class Pipeline:
             registry=registry,
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
-            source_versions=self._source_versions(features),
+            source_versions=self.history.source_versions(features),
+            label_versions=self.history.label_versions(evaluations),
         )
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -121,7 +122,8 @@ class Pipeline:
                     yield Built(partition, state.features[partition.key], skipped=True)
                     continue
                 try:
-                    group.append(self._build(session, partition, stamp))
+                    with memory_explained(self.spec.name, partition.key):
+                        group.append(self._build(session, partition, stamp))
                 except Exception:
                     yield from self._record(group)
                     raise
@@ -243,24 +245,6 @@ class Pipeline:
         if group:
             self.warehouse.record_features([built.build for built in group])
         yield from group
-
-    def _source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
-        """As recorded in builds, but with the versions now of the sources that have a file for each partition.
-
-        A build whose source files are gone is left out: they cannot give anything newer.
-        """
-        own = [name for name, source in self.spec.sources.items() if source.by_partition]
-        if not own:
-            return {}
-        calendar = self.spec.partitions.calendar
-        found: dict[str, str] = {}
-        for key, build in builds.items():
-            try:
-                now = self.builder.sources.versions(calendar.named(key))
-            except (SourceError, WrongUseError):
-                continue
-            found[key] = json.dumps(json.loads(build.sources) | {name: now[name] for name in own}, sort_keys=True)
-        return found
 
     def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
         return registry.present(version) if version else registry.require_champion(partition.start, partition.key)

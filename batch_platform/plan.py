@@ -32,6 +32,7 @@ class State:
         features_code_version: Of the features as declared now.
         scoring_code_version: Of the predictions as declared now.
         source_versions: Versions now of sources with a file for each partition, by partition key, as recorded in builds.
+        label_versions: The same of the labels' sources, as recorded in evaluations.
     """
 
     features: dict[str, FeatureBuild]
@@ -41,6 +42,7 @@ class State:
     features_code_version: str
     scoring_code_version: str
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
+    label_versions: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -288,4 +290,6 @@ def _due_performance(
             due.append(Item("performance", partition, "scored"))
         elif run is not None and (evaluated is None or evaluated.score_seq != run.seq):
             due.append(Item("performance", partition, "missing" if evaluated is None else "scored again"))
+        elif evaluated and state.label_versions.get(partition.key, evaluated.label_sources) != evaluated.label_sources:
+            due.append(Item("performance", partition, "its labels changed"))
     return due

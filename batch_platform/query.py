@@ -3,9 +3,10 @@
 Knows how to name the file and the line of what fails; knows nothing of what its rows mean.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +69,16 @@ class Query:
             order = ", ".join(quoted(column) for column in order_by)
             return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
 
+    def reads(self, names: Iterable[str]) -> list[str]:
+        """Which of some tables it names, by DuckDB's own parser; all of them where that cannot tell."""
+        with duckdb.connect(":memory:") as con:
+            ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": self.text}).fetchall()
+        tree = json.loads(text)
+        if tree["error"]:
+            return list(names)
+        named = {table.lower() for table in _base_tables(tree)}
+        return [name for name in names if name in named]
+
     @contextmanager
     def explained(self, partition: Partition) -> Generator[None]:
         """Raise what fails in fetching from a result as a SourceError that names partition, file and line."""
@@ -95,6 +106,16 @@ class Query:
             guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, present))]
             msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
             raise SourceError(msg, hint=" ".join(guesses) or "add it to the SELECT or correct the YAML.")
+
+
+def _base_tables(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("type") == "BASE_TABLE":
+            yield str(node["table_name"])
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _base_tables(child)
 
 
 def _without_end(text: str) -> str:

@@ -108,7 +108,7 @@ class ScoringRun:
             model_sha256=model.sha256,
             input_hash=due.build.sha256,
             code_version=self.code_version,
-            engine="local",
+            engine=_engine(self.bundle(model)),
             rows_in=staged.rows_in,
             rows_scored=staged.rows_scored,
             rows_rejected=staged.rows_rejected,
@@ -140,12 +140,18 @@ class ScoringRun:
             yield Committed(
                 due.partition,
                 run,
-                skipped=False,
+                skipped=run.run_id != self.stamp.run_id,  # another run committed just these rows meanwhile
                 reasons=staged.reasons,
                 unseen=staged.unseen,
                 ignored=staged.ignored,
                 spent=spent,
             )
+
+
+def _engine(bundle: Bundle) -> str:
+    """What computed the scores, and with what it should not have."""
+    others = bundle.other_libraries
+    return f"local; allowed other libraries than in training: {others}" if others else "local"
 
 
 def is_full(partitions: int, rows: int) -> bool:

@@ -74,7 +74,7 @@ class Sources:
         Raises:
             SourceError: A file is missing.
         """
-        return {name: self._version(name, partition) for name in self.spec.sources}
+        return {name: self.version(name, partition) for name in self.spec.sources}
 
     def frames(self, partition: Partition, names: Collection[str]) -> dict[str, pl.LazyFrame]:
         """Some of the sources as this partition reads them.
@@ -111,7 +111,7 @@ class Sources:
             ((rows,),) = con.duckdb.execute(f"SELECT count(*) FROM {quoted(name)}").fetchall()
         source = self.spec.sources[name]
         location = source.python or str(Path(*self.located(name, anyone)))
-        version = self._version(name, anyone)
+        version = self.version(name, anyone)
         if source.python is not None:
             version = _digest(version, str(rows), *columns, *columns.values())
         return SourceState(version=version, rows=int(rows), columns=columns, location=location)
@@ -171,7 +171,12 @@ class Sources:
         rest = "/".join(declared.parts[len(fixed) :]).replace(KEY_IN_PATH, partition.key)
         return self.folder.joinpath(*fixed), rest
 
-    def _version(self, name: str, partition: Partition) -> str:
+    def version(self, name: str, partition: Partition) -> str:
+        """The version of one source, be the files of the others there or not.
+
+        Raises:
+            SourceError: A file is missing.
+        """
         source = self.spec.sources[name]
         if source.python is not None:
             return _digest(source_code(source.python, f"sources.{name}.python"), source.python)

@@ -6,6 +6,7 @@ Reads what is recorded and asks `plan.py`; changes nothing.
 import json
 from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -52,6 +53,8 @@ class PipelineStatus:
     last_commit: datetime | None
     last_run: str | None
     due: dict[Kind, int]  # how many partitions of each kind are to be brought up to date
+    only_in_dagster: list[str]  # partitions of predictions that it thinks done and the ledger does not hold
+    only_in_ledger: list[str]  # and the reverse: committed, but Dagster never heard of it
     partitions: list[PartitionStatus]
 
 
@@ -95,7 +98,14 @@ class Trace:
     features: TracedFeatures
 
 
-def status_of(spec: PipelineSpec, state: State, plan: Plan, now: datetime, failed: Mapping[str, str]) -> PipelineStatus:
+def status_of(  # noqa: PLR0913 - each is one record of the pipeline
+    spec: PipelineSpec,
+    state: State,
+    plan: Plan,
+    now: datetime,
+    failed: Mapping[str, str],
+    materialized: AbstractSet[str] | None = None,
+) -> PipelineStatus:
     """Say where every partition stands that is due at a time.
 
     Args:
@@ -104,12 +114,15 @@ def status_of(spec: PipelineSpec, state: State, plan: Plan, now: datetime, faile
         plan: What is due at `now`.
         now: The time.
         failed: Run by partition key where the last attempt failed.
+        materialized: Keys of the predictions that Dagster thinks done; None: they are not held against the ledger.
     """
     due = {item.partition.key: item for item in plan.of("predictions")}
     blocked = {item.partition.key: item for item in plan.blocked}
     partitions = [
         _partition_status(state, partition.key, due, blocked, failed) for partition in spec.partitions.calendar.due(now)
     ]
+    keys = {partition.partition for partition in partitions}
+    told, committed = keys & (state.scores.keys() if materialized is None else materialized), keys & state.scores.keys()
     last = max(state.scores.values(), key=lambda run: run.seq, default=None)
     champion = state.registry.champion(now)
     return PipelineStatus(
@@ -121,6 +134,8 @@ def status_of(spec: PipelineSpec, state: State, plan: Plan, now: datetime, faile
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.kind for item in plan.items)),
+        only_in_dagster=sorted(told - committed),
+        only_in_ledger=sorted(committed - told),
         partitions=partitions,
     )
 

@@ -22,7 +22,7 @@ from typing import Self
 import polars as pl
 import pyarrow as pa
 
-from batch_platform.errors import DataError
+from batch_platform.errors import DataError, memory_explained
 from batch_platform.features import BATCH_ROWS
 from batch_platform.models.sklearn import one_thread, one_thread_here
 from batch_platform.partitions import Partition
@@ -110,9 +110,11 @@ class Stream:
         """The feature file; what fails names the partition, and leaves nothing staged."""
         where = f"{self._spec.name}, partition {order.partition.key}"
         try:
-            with open_recorded(
-                order.features, order.sha256, pipeline=self._spec.name, partition_key=order.partition.key
-            ) as recorded:
+            key = order.partition.key
+            with (
+                memory_explained(self._spec.name, key),
+                open_recorded(order.features, order.sha256, pipeline=self._spec.name, partition_key=key) as recorded,
+            ):
                 yield recorded
         except BaseException as error:
             for file in self._files(order.partition):

@@ -5,22 +5,17 @@ are never touched otherwise. Knows nothing of models or of Dagster.
 """
 
 import contextlib
-import errno
-import fcntl
-import os
-import random
 import re
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
 import polars as pl
 
-from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError, listed
+from batch_platform.errors import DataError, IntegrityError, WarehouseError, listed
 from batch_platform.home import Home
 from batch_platform.ledger import (
     FORMAT,
@@ -36,17 +31,18 @@ from batch_platform.ledger import (
     insert,
     read_latest,
 )
+from batch_platform.lock import Patience, lock_timeout, locked
 from batch_platform.sources import quoted
 
-LOCK_TIMEOUT_SECONDS = 120.0
 _STORAGE_ERRORS = (
     duckdb.IOException,
     duckdb.SerializationException,
     duckdb.FatalException,
     duckdb.InternalException,
     duckdb.OutOfMemoryException,
+    duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
+_HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,11 @@ class Warehouse:
 
     Args:
         home: Where the file and its lock lie.
-        timeout: Seconds to wait for another process to let go of it.
+        timeout: Seconds to wait for another process to let go of it; left out, as the environment says.
     """
 
     home: Home
-    timeout: float = LOCK_TIMEOUT_SECONDS
+    timeout: float = field(default_factory=lock_timeout)
 
     @contextmanager
     def open(self) -> Generator[duckdb.DuckDBPyConnection]:
@@ -80,17 +76,17 @@ class Warehouse:
             WarehouseBusyError: Another process kept it for longer than the time-out.
             WarehouseError: The file cannot be opened or read, or another version of this project wrote it.
         """
-        with self._locked():
-            try:
-                con = duckdb.connect(str(self.home.warehouse))
-            except duckdb.Error as error:
-                raise self._not_opened(error) from error
+        patience = Patience(self.home.create(), self.timeout)
+        with locked(patience):
+            con = self._connect(patience)
             try:
                 con.execute("SET TimeZone = 'UTC'")
                 self._prepare(con)
                 yield con
-            except _STORAGE_ERRORS as error:
-                raise self._failed(error, "read or written") from error
+            except duckdb.Error as error:
+                if isinstance(error, _STORAGE_ERRORS) or _is_damage(error):
+                    raise self._failed(error, "read or written") from error
+                raise
             finally:
                 con.close()
 
@@ -149,29 +145,33 @@ class Warehouse:
             clock: Read once, when the rows are in, for `committed_at`.
 
         Returns:
-            The ledger rows as committed.
+            The ledger rows as committed; that of another run where it committed the very same meanwhile.
 
         Raises:
-            WarehouseError: A newer run committed one of the partitions meanwhile; nothing is changed.
+            WarehouseError: A newer run committed something else of a partition meanwhile; nothing is changed.
             DataError: A partition that had rows would become empty, or values do not fit a table; nothing is changed.
             IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
             standing = read_latest(con, ScoreRun, pipeline)
-            for scores in staged:
+            settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
+            new = [scores for scores in staged if scores.run.partition_key not in settled]
+            for scores in new:
                 _require_newest(scores, standing.get(scores.run.partition_key))
                 _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
-            keys = [scores.run.partition_key for scores in staged]
-            replaced = [scores.run.partition_key for scores in staged if not scores.kept]
-            scored = replace_rows(con, pipeline, "predictions", replaced, [scores.predictions for scores in staged])
-            rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in staged])
-            _require_balance(staged, scored, rejected)
-            _require_kept(con, [scores.run for scores in staged if scores.kept])
-            now = clock()
-            runs = [replace(scores.run, committed_at=now) for scores in staged]
-            seqs = append(con, runs, "predictions", "rejected_rows")
-            return [replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)]
+            if new:
+                keys = [scores.run.partition_key for scores in new]
+                replaced = [scores.run.partition_key for scores in new if not scores.kept]
+                scored = replace_rows(con, pipeline, "predictions", replaced, [scores.predictions for scores in new])
+                rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in new])
+                _require_balance(new, scored, rejected)
+                _require_kept(con, [scores.run for scores in new if scores.kept])
+                now = clock()
+                runs = [replace(scores.run, committed_at=now) for scores in new]
+                seqs = append(con, runs, "predictions", "rejected_rows")
+                standing |= {run.partition_key: replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)}
+            return [standing[scores.run.partition_key] for scores in staged]
 
     def commit_evaluations(self, pipeline: str, runs: Sequence[EvaluationRun], metrics: pl.DataFrame) -> None:
         """Replace partitions of `performance` together with their ledger rows, in one transaction.
@@ -215,51 +215,34 @@ class Warehouse:
             view = PARTITION_STATUS.format(catalog="")
             con.execute(f"BEGIN; {steps}; {view}; UPDATE batch_platform.meta SET format = {FORMAT}; COMMIT")
 
-    @contextmanager
-    def _locked(self) -> Generator[None]:
-        self.home.create()
-        descriptor = os.open(self.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._take(descriptor)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _take(self, descriptor: int) -> None:
-        waited, pause = 0.0, _FIRST_PAUSE_SECONDS
+    def _connect(self, patience: Patience) -> duckdb.DuckDBPyConnection:
+        """Open the file, which somebody who does not know of the lock beside it may have open."""
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                    raise
-                if waited >= self.timeout:
-                    holder = os.pread(descriptor, 20, 0).decode() or "unknown"
-                    raise self._busy(holder) from error
-                nap = pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
-                time.sleep(nap)
-                waited, pause = waited + nap, min(pause * 2, _LONGEST_PAUSE_SECONDS)
-            else:
-                return
-
-    def _not_opened(self, error: duckdb.Error) -> WarehouseError:
-        """Somebody who does not know of the lock file may hold the database itself."""
-        text = str(error)
-        if "lock" in text.lower():
-            holder = re.search(r"PID (\d+)", text)
-            return self._busy(holder[1] if holder else "unknown")
-        return self._failed(error, "opened")
+                return duckdb.connect(str(self.home.warehouse))
+            except duckdb.Error as error:
+                if not _HELD_BY_ANOTHER.search(str(error)):
+                    raise self._failed(error, "opened") from error
+                holder = re.search(r"PID (\d+)", str(error))
+                patience.pause(holder[1] if holder else "unknown")
 
     def _failed(self, error: duckdb.Error, how: str) -> WarehouseError:
-        full = "make room on the disk" if isinstance(error, duckdb.IOException) else "see the message"
+        if _is_damage(error):
+            msg = f"The warehouse {self.home.warehouse} is damaged: {error}"
+            hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
+            return WarehouseError(msg, hint=hint)
+        full = isinstance(error, duckdb.IOException | duckdb.TransactionException)
+        advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
-        return WarehouseError(msg, hint=f"nothing was changed; {full}, or restore the file from a backup.")
+        return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
 
-    def _busy(self, holder: str) -> WarehouseBusyError:
-        msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
-        return WarehouseBusyError(msg, hint=f"end that process, or read {self.home.published}, which is never locked.")
+
+def _is_damage(error: duckdb.Error) -> bool:
+    """Whether a block or an entry of the log has another checksum than it was written with.
+
+    DuckDB checks each as it reads it, and has no error type of its own for what does not fit.
+    """
+    return type(error) is duckdb.Error and "Corrupt" in str(error)
 
 
 def replace_rows(
@@ -335,6 +318,18 @@ def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
     keys = listed(run.partition_key for run in runs)
     msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
     return IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
+
+
+def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
+    """Whether another run committed, since scoring began, just what was staged: the same rows, by law 3."""
+    found = standing.get(scores.run.partition_key)
+    if found is None or scores.kept:
+        return False
+    return found.seq > scores.seen_seq and _outcome(found) == _outcome(scores.run)
+
+
+def _outcome(run: ScoreRun) -> tuple[object, ...]:
+    return (run.model_sha256, run.input_hash, run.code_version, run.rows_in, run.rows_scored, run.rows_rejected)
 
 
 def _require_newest(scores: StagedScores, standing: ScoreRun | None) -> None:

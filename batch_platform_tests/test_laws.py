@@ -19,6 +19,7 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.pipeline import Pipeline
 from batch_platform.plan import make_plan
 from batch_platform.scoring import Stamp
+from batch_platform.spec import Predictions
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -171,10 +172,27 @@ def test_law_7_an_older_slower_run_never_overwrites_a_newer_commit(tmp_path):
     list(changed.build_features([day(changed, "2024-02-02")], STAMP, force=True))
     slow = changed.score([day(changed, "2024-02-01"), day(changed, "2024-02-02")], Stamp("slow", NOW))
     assert next(slow).skipped, "the slow run has begun, and seen what the warehouse holds"
-    list(changed.score([day(changed, "2024-02-02")], Stamp("fast", NOW)))
+    other = Pipeline(
+        changed.spec.model_copy(update={"predictions": Predictions(keep=["items"])}), changed.folder, changed.home
+    )
+    list(other.score([day(changed, "2024-02-02")], Stamp("fast", NOW)))
     with pytest.raises(WarehouseError, match="2024-02-02: run fast committed it"):
         list(slow)
     assert changed.state().scores["2024-02-02"].run_id == "fast"
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_law_7_a_slower_run_that_finds_just_its_own_rows_committed_is_done(tmp_path):
+    changed = changed_events(tmp_path, lambda rows: rows.filter(~on("2024-02-02") | (pl.col("items") > 3)))
+    days = [day(changed, "2024-02-01"), day(changed, "2024-02-02")]
+    list(changed.build_features(days[1:], STAMP, force=True))
+    slow = changed.score(days, Stamp("slow", NOW))
+    next(slow)
+    list(changed.score(days, Stamp("fast", NOW)))
+    before = predictions(changed)
+    (second,) = slow
+    assert (second.skipped, second.run.run_id) == (True, "fast")
+    assert predictions(changed).equals(before)
 
 
 def test_a_run_that_is_left_in_the_middle_changes_nothing_and_leaves_nothing(pipeline):

@@ -407,8 +407,8 @@ def test_a_run_of_a_process_that_lives_is_left_alone(trained):
 
 
 def test_a_reused_process_id_is_another_process(trained):
-    number, started = this_process().split()
-    reused = f"{number} {int(started) - 1}"
+    number, started, place = this_process().split()
+    reused = f"{number} {int(started) - 1} {place}"
     dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: reused})
     look(trained, "predictions", at("2024-02-02T05:00"))
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
@@ -421,3 +421,19 @@ def test_a_stale_partition_is_scored_again(template, tmp_path, monkeypatch):
     assert requested(other, "predictions", at("2024-02-03T05:00")) == [(("predictions",), "2024-02-01", "2024-02-02")]
     never = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"], "rescore": "never"})
     assert look(never, "predictions", at("2024-02-03T05:00"))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "status"),
+    [
+        ("elsewhere/{boot}/{namespace}", dg.DagsterRunStatus.STARTED),
+        ("{host}/{boot}/1", dg.DagsterRunStatus.STARTED),
+        ("{host}/an-earlier-start-of-the-machine/{namespace}", dg.DagsterRunStatus.FAILURE),
+    ],
+)
+def test_a_process_is_only_judged_where_its_id_has_a_meaning(trained, place, status):
+    host, boot, namespace = this_process().split()[2].split("/")
+    tag = f"4194305 1 {place.format(host=host, boot=boot, namespace=namespace)}"
+    run = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})
+    look(trained, "predictions", at("2024-02-02T05:00"))
+    assert trained.instance.get_run_by_id(run).status == status

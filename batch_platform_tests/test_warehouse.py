@@ -15,7 +15,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError
+from batch_platform.errors import DataError, IntegrityError, WarehouseBusyError, WarehouseError, WrongUseError
 from batch_platform.home import Home
 from batch_platform.ledger import FORMAT, EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.sources import quoted
@@ -257,9 +257,37 @@ def test_a_process_that_opened_the_file_without_the_lock_is_named(home):
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        with pytest.raises(WarehouseBusyError, match=f"held by process {process.pid}"), Warehouse(home).open():
+        with (
+            pytest.raises(WarehouseBusyError, match=f"held by process {process.pid}"),
+            Warehouse(home, timeout=0.2).open(),
+        ):
             pass
         process.communicate("\n")
+
+
+def test_a_process_that_opened_the_file_without_the_lock_is_waited_for(home, tmp_path):
+    with Warehouse(home).open():
+        pass
+    script = (
+        f"import duckdb, time; c = duckdb.connect({str(home.warehouse)!r}); print('held', flush=True); time.sleep(0.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        commit(Warehouse(home), staged(tmp_path))
+    assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
+
+
+def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
+    assert Warehouse(home).timeout == 120
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
+    assert Warehouse(home).timeout == 0.5
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
+def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(home, monkeypatch, text):
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
+    with pytest.raises(WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is no number of seconds"):
+        Warehouse(home)
 
 
 def test_the_lock_is_free_after_an_error(warehouse):
@@ -277,6 +305,23 @@ def test_the_format_of_another_version_is_refused(warehouse):
         pytest.raises(WarehouseError, match=f"has format 99; this version of batch-platform uses {FORMAT}"),
         warehouse.open(),
     ):
+        pass
+
+
+def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
+    with warehouse.open() as con:
+        con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
+        con.execute("UPDATE batch_platform.meta SET format = 2")
+        con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
+    assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
+    assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
+
+
+def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, id=list(range(50_000))))
+    data = warehouse.home.warehouse.read_bytes()
+    warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
+    with pytest.raises(WarehouseError, match=r"is damaged: .*Hint: nothing was changed or deleted"), warehouse.open():
         pass
 
 

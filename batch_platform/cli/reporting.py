@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
 
+import dagster as dg
+
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import open_instance
 from batch_platform.cli.project import Project
-from batch_platform.components.runs import failures
+from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import Wiring
+from batch_platform.errors import listed
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.plan import make_plan
+from batch_platform.plan import State, make_plan
 from batch_platform.registry import Promotion, Registry, Version
 from batch_platform.status import PipelineStatus, status_of, trace
 
@@ -44,7 +47,7 @@ def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, e
                 for (asset, key), run in failures(wiring, instance).items()
                 if asset in ("features", "predictions")
             }
-            reports.append(status_of(wiring.spec, state, plan, now, failed))
+            reports.append(status_of(wiring.spec, state, plan, now, failed, _told(wiring, instance, state)))
     if as_json:
         terminal.show_json(reports)
         return
@@ -126,7 +129,13 @@ def show_version(wiring: Wiring, name: str, *, as_json: bool) -> None:
     columns = ("column", "type", "nullable", "min", "max", "lowest", "highest", "categories")
     terminal.show_table(columns, [tuple(_described(column, name) for name in columns) for column in contract])
     for event in decisions:
-        terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {_told(event)}")
+        terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {_decided(event)}")
+
+
+def _told(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
+    """Which predictions Dagster thinks done; what a run holds that is in progress is taken to be as the ledger says."""
+    busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
+    return (instance.get_materialized_partitions(wiring.key("predictions")) - busy) | (busy & state.scores.keys())
 
 
 def _show_pipeline(report: PipelineStatus, *, every: bool) -> None:
@@ -138,6 +147,12 @@ def _show_pipeline(report: PipelineStatus, *, every: bool) -> None:
     terminal.say(f"  champion: {report.champion or 'none'}{f' ({metrics})' if metrics else ''}")
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {due or 'nothing'}")
+    if report.only_in_dagster:
+        lost = f"{listed(report.only_in_dagster)}: materialized for Dagster, but not in the ledger"
+        terminal.say(f"  {lost}; the next run scores them again")
+    if report.only_in_ledger:
+        untold = f"{listed(report.only_in_ledger)}: in the ledger, but not materialized for Dagster"
+        terminal.say(f"  {untold}; the next run records them there")
     if every:
         columns = ("partition", "condition", "reason", "model", "scored", "rejected")
         rows = [
@@ -190,5 +205,5 @@ def _described(column: Mapping[str, object], name: str) -> object:
     return str(column[name]) if name == "nullable" else column[name]
 
 
-def _told(event: Promotion) -> str:
+def _decided(event: Promotion) -> str:
     return f"{event.action} by {event.actor}: {event.reason}"

@@ -8,6 +8,8 @@ from datetime import datetime
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import Order, Runs, carry_out, open_instance, plan_order
 from batch_platform.cli.project import Project
+from batch_platform.components.events import tell_committed
+from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.errors import WrongUseError
 from batch_platform.partitions import Partition
@@ -66,6 +68,8 @@ def bring_up_to_date(project: Project, wiring: Wiring, order: Order, *, quiet: b
         NoChampionError: No model serves a partition that was asked for by name, or any at all; the others are done.
     """
     with open_instance(project) as instance:
+        busy = held(wiring, instance)
+        tell_committed(wiring, instance, wiring.pipeline().state(), busy)
         plan = plan_order(wiring, order)
         if not quiet:
             _announce(wiring, order, plan)

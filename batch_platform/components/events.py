@@ -1,12 +1,14 @@
 """One event for each partition, logged as it commits, with its own metadata, data version and provenance.
 
+What a run committed and could not tell, since it was killed in between, is told for it afterwards.
+
 Dagster would log the partitions of a range only at the end of the step, all with one data version. So the assets log
 their partitions themselves, and the step's closing output carries Dagster's own mark of an output whose events were
 logged in the body: it lets downstream steps go on without a second event for every partition.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from time import monotonic
 from typing import Any, Self
 
@@ -25,7 +27,10 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 
 from batch_platform.components.progress import Pace, Step, report
+from batch_platform.components.runs import PROCESS_TAG, this_process
+from batch_platform.components.wiring import Wiring
 from batch_platform.partitions import Partition
+from batch_platform.plan import State
 
 LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 SECONDS_BETWEEN_LINES = 10  # of a run's log: each is an event that is stored
@@ -35,7 +40,8 @@ class PartitionLog:
     """Logs the partitions of one asset in one step; to be used in a `with` statement."""
 
     def __init__(self, context: dg.AssetExecutionContext, asset: dg.AssetKey, total: int) -> None:
-        """Note what the upstream assets are before the work begins; `total` partitions are to come."""
+        """Note whose work it is and what the upstream assets are before it begins; `total` partitions are to come."""
+        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process()})
         self._context, self._asset = context, asset
         self._pace = Pace(asset.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
@@ -128,6 +134,28 @@ def observed(
             asset_key=asset, partition=partition_key, metadata=metadata, tags={DATA_VERSION_TAG: data_version}
         )
     )
+
+
+def tell_committed(
+    wiring: Wiring, instance: dg.DagsterInstance, state: State, busy: Container[tuple[str, str]]
+) -> None:
+    """Log what the ledgers hold and Dagster never heard of: a run was killed after its commit.
+
+    Args:
+        wiring: Of the pipeline.
+        instance: Where to log.
+        state: What the ledgers hold.
+        busy: Assets and partitions of runs in progress, which log their own.
+    """
+    held = {"features": state.features, "predictions": state.scores, "performance": state.evaluations}
+    for asset, records in held.items():
+        untold = records.keys() - instance.get_materialized_partitions(wiring.key(asset))
+        for key in sorted(
+            key for key in untold if (asset, key) not in busy and wiring.partitions.has_partition_key(key)
+        ):
+            metadata = {"told_for_run": records[key].run_id}
+            event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
+            instance.report_runless_asset_event(event)
 
 
 def _provenance(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Runs as Dagster records them: which partitions they hold, which failed, and which died unnoticed."""
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,39 @@ def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
 
 
 def this_process() -> str:
-    """A tag by which a later process can tell whether this one still lives."""
-    return _process(os.getpid())
+    """A tag by which a later process on this machine can tell whether this one still lives."""
+    return f"{_process(os.getpid())} {_place()}"
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process, started by the command line, is gone."""
+    """Mark runs as failed whose process, which left its tag, is gone.
+
+    Dagster itself notices when only the process of a run ends, not when that of the code server ends with it.
+    """
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
-        process = run.tags.get(PROCESS_TAG)
-        if process is not None and _process(int(process.split()[0])) != process:
+        if _is_gone(run.tags.get(PROCESS_TAG, "")):
             instance.report_run_failed(run, message="The process of this run ended without a word; run it again.")
+
+
+def _is_gone(tag: str) -> bool:
+    """Whether the process of a tag has ended; of one elsewhere nothing can be said."""
+    if not tag:
+        return False
+    pid, started, *place = tag.split()
+    if place:
+        host, boot, namespace = _place().split("/")
+        its_host, its_boot, its_namespace = place[0].split("/")
+        if its_host != host or (its_boot == boot and its_namespace != namespace):
+            return False
+        if its_boot != boot:
+            return True
+    return _process(int(pid)) != f"{pid} {started}"
+
+
+def _place() -> str:
+    """Where a process id has its meaning: the machine, since when it is up, and the name space of its processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{platform.node().replace('/', '')}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _process(pid: int) -> str:

@@ -13,6 +13,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from batch_platform.components import runs
+from batch_platform.components.events import tell_committed
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.errors import listed
 from batch_platform.partitions import Partition
@@ -114,6 +115,7 @@ def look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> Tick:
     held = runs.held(wiring, context.instance)  # before the state: what ends in between is then seen as done
     failed = frozenset(runs.failures(wiring, context.instance))
     state = wiring.pipeline().state()
+    tell_committed(wiring, context.instance, state, held)
     now = context.scheduled_execution_time
     failed_models = frozenset(key for asset, key in failed if asset == "model")
     return Tick(

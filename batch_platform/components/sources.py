@@ -1,19 +1,17 @@
 """Raw sources in the graph: external assets, observed on demand and by every run that builds features from them."""
 
 import inspect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import dagster as dg
-import duckdb
 
 from batch_platform.components import describe
 from batch_platform.components.events import LOGGED_IN_THE_BODY, observed
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.errors import SourceError
 from batch_platform.partitions import Partition
-from batch_platform.sources import Sources, import_function
+from batch_platform.sources import import_function
 
 
 def build_sources(wiring: Wiring) -> list[dg.AssetsDefinition]:
@@ -25,7 +23,7 @@ def read_by_features(wiring: Wiring) -> list[str]:
     """The sources that the features read."""
     query = wiring.pipeline().builder.query
     if query is not None:
-        return _tables(wiring, query.text)
+        return query.reads(wiring.spec.sources)
     function = import_function(wiring.spec.features.python or "", "features.python")
     return [name for name in inspect.signature(function).parameters if name in wiring.spec.sources]
 
@@ -33,7 +31,7 @@ def read_by_features(wiring: Wiring) -> list[str]:
 def read_by_labels(wiring: Wiring) -> list[str]:
     """The sources that the labels read."""
     query = wiring.pipeline().builder.labels_query
-    return [] if query is None else _tables(wiring, query.text)
+    return [] if query is None else query.reads(wiring.spec.sources)
 
 
 def observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
@@ -45,7 +43,7 @@ def observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partition
         own = wiring.spec.sources[name].by_partition
         for partition in partitions if own else partitions[:1]:
             with suppress(SourceError):
-                version = _version(wiring, name, partition)
+                version = wiring.pipeline().builder.sources.version(name, partition)
                 observed(context, wiring.key(name), partition.key if own else None, data_version=version)
 
 
@@ -81,7 +79,7 @@ def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str)
     due = calendar.due(now())
     newest = due[-1] if due else calendar.holding(calendar.first_start)
     state = sources.state(name, newest)
-    version = state.version if newest is None else _version(wiring, name, newest)
+    version = state.version if newest is None else sources.version(name, newest)
     observed(context, wiring.key(name), None, data_version=version, metadata=describe.source_state(state))
 
 
@@ -97,34 +95,3 @@ def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name:
         state = sources.state(name, partition)
         metadata = describe.source_state(state)
         observed(context, wiring.key(name), partition.key, data_version=state.version, metadata=metadata)
-
-
-def _version(wiring: Wiring, name: str, partition: Partition) -> str:
-    """The version of one source, be the files of the others there or not.
-
-    Raises:
-        SourceError: Its file is missing.
-    """
-    alone = wiring.spec.model_copy(update={"sources": {name: wiring.spec.sources[name]}})
-    return Sources(alone, wiring.folder).versions(partition)[name]
-
-
-def _tables(wiring: Wiring, sql: str) -> list[str]:
-    """The sources that a query names, by DuckDB's own parser; all of them where it cannot tell."""
-    with duckdb.connect(":memory:") as con:
-        ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": sql}).fetchall()
-    tree = json.loads(text)
-    if tree["error"]:
-        return list(wiring.spec.sources)
-    named = {table.lower() for table in _base_tables(tree)}
-    return [name for name in wiring.spec.sources if name in named]
-
-
-def _base_tables(node: object) -> Iterator[str]:
-    if isinstance(node, dict):
-        if node.get("type") == "BASE_TABLE":
-            yield str(node["table_name"])
-        node = list(node.values())
-    if isinstance(node, list):
-        for child in node:
-            yield from _base_tables(child)

@@ -7,6 +7,7 @@ the manifest, the manifest those of the other files, so one changed byte anywher
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_predictor
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 
 Task = Literal["binary", "multiclass", "regression", "clustering"]
 ClassLabel = bool | int | float | str
@@ -105,6 +107,7 @@ class Bundle:
     manifest: Manifest
     contract: Contract
     predictor: Predictor  # the library's own
+    other_libraries: str = ""  # than in training, where the user allowed it: which, then and now
 
     def for_rows(self, rows: int) -> Predictor:
         """The quickest way to score so many rows; the predictions are the same bits whichever it is.
@@ -185,7 +188,8 @@ def open_bundle(folder: Path, sha256: str) -> Bundle:
 
     Raises:
         IntegrityError: A byte differs from what was registered.
-        WrongUseError: The libraries differ from those it was trained with, or the flavour is unknown.
+        WrongUseError: The libraries differ from those it was trained with, and BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES
+            does not say 1; or the flavour is unknown.
     """
     manifest = read_manifest(folder, sha256)
     files: dict[str, bytes] = {}
@@ -198,13 +202,14 @@ def open_bundle(folder: Path, sha256: str) -> Bundle:
     if manifest.flavour != sklearn_flavour.FLAVOUR:
         msg = f"The bundle {folder.name} is of the unknown flavour {manifest.flavour!r}."
         raise WrongUseError(msg, hint="upgrade batch-platform.")
-    _require_libraries(folder.name, manifest.libraries)
+    others = _allowed_libraries(folder.name, manifest.libraries)
     return Bundle(
         version=folder.name,
         sha256=sha256,
         manifest=manifest,
         contract=Contract.from_json(manifest.contract),
         predictor=sklearn_flavour.load(files, manifest.task),
+        other_libraries=others,
     )
 
 
@@ -213,16 +218,23 @@ def libraries() -> dict[str, str]:
     return {name: metadata.version(name) for name in sklearn_flavour.LIBRARIES}
 
 
-def _require_libraries(version: str, trained_with: Mapping[str, str]) -> None:
+def _allowed_libraries(version: str, trained_with: Mapping[str, str]) -> str:
+    """Which libraries differ from those of the training, if the user allows that some do; else none may."""
     now = libraries()
     other = [
         f"{name} {trained_with.get(name)} (here {have})"
         for name, have in now.items()
         if _minor(trained_with.get(name, "")) != _minor(have)
     ]
-    if other:
+    allowed = os.environ.get(ALLOW_VARIABLE) or "0"
+    if allowed not in ("0", "1"):
+        msg = f"{ALLOW_VARIABLE} is {allowed!r}; it can be 1 or 0."
+        raise WrongUseError(msg)
+    if other and allowed == "0":
         msg = f"The bundle {version} was trained with {listed(other)}; it could score differently and is not loaded."
-        raise WrongUseError(msg, hint="install the versions it was trained with, or train the serving period again.")
+        hint = "install the versions it was trained with, or train the serving period again; "
+        raise WrongUseError(msg, hint=f"{hint}{ALLOW_VARIABLE}=1 loads it all the same, and the ledger says so.")
+    return listed(other)
 
 
 def _minor(version: str) -> list[str]:

@@ -3,13 +3,14 @@
 The list of types that skops may construct is written here; a file cannot ask for more.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,11 +122,20 @@ def load(files: Mapping[str, bytes], task: str) -> SklearnPredictor:
 
     data = files[MODEL_FILE]
     try:
+        with ZipFile(BytesIO(data)) as archive:
+            _require_plain(archive.namelist())
         asked = set(io.get_untrusted_types(data=data))
-    except BadZipFile as error:
+    except (BadZipFile, KeyError) as error:
         msg = f"{MODEL_FILE} was not written by skops; it is not loaded."
         raise IntegrityError(msg, hint="train the serving period again.") from error
     if foreign := sorted(asked - set(TRUSTED_TYPES)):
         msg = f"{MODEL_FILE} asks for types that are not trusted: {listed(foreign)}; it is not loaded."
         raise IntegrityError(msg, hint="train the serving period again.")
     return SklearnPredictor(_without_copies(io.loads(data, trusted=list(TRUSTED_TYPES))), task)
+
+
+def _require_plain(names: Sequence[str]) -> None:
+    """Skops unpacks nothing, but a file that it wrote holds no entry that would lead elsewhere."""
+    if outside := [name for name in names if "/" in name or "\\" in name or name in (".", "..")]:
+        msg = f"{MODEL_FILE} holds entries that lead outside: {listed(outside)}; it is not loaded."
+        raise IntegrityError(msg, hint="train the serving period again.")

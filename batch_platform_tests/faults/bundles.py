@@ -1,0 +1,205 @@
+"""Models that are not what was trained, and training that is killed."""
+
+import hashlib
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn.preprocessing import FunctionTransformer
+from skops import io
+
+from batch_platform.errors import BatchPlatformError, IntegrityError, WrongUseError
+from batch_platform.models import bundle, sklearn
+from batch_platform.pipeline import Pipeline
+from batch_platform.registry import Version
+from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import (
+    SCORED,
+    STAMP,
+    assert_nothing_left_over,
+    assert_survived,
+    days,
+    held,
+    prepared,
+    rewrite,
+)
+from batch_platform_tests.faults.stress import Storm
+
+KEY = SCORED[2]
+
+
+def fresh(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline with no model loaded yet."""
+    return Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
+
+
+def folder_of(pipeline: Pipeline) -> tuple[Path, Version]:
+    (version,) = pipeline.state().registry.versions
+    return pipeline.home.bundle("small", version.version), version
+
+
+def assert_refused(pipeline: Pipeline, error: type[BatchPlatformError], match: str) -> None:
+    """No score comes of it, and what stands stays."""
+    before = held(pipeline)
+    with pytest.raises(error, match=match):
+        list(fresh(pipeline).score(days(pipeline, KEY), STAMP, force=True))
+    assert held(pipeline) == before
+
+
+def changed_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Refused before anything is made of its bytes; put back, all goes on."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    path = folder_of(pipeline)[0] / name
+    intact = path.read_bytes()
+    path.write_bytes(change(intact))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(io, "loads", lambda *_, **__: pytest.fail("deserialised"))
+        patch.setattr(io, "get_untrusted_types", lambda *_, **__: pytest.fail("parsed"))
+        assert_refused(pipeline, IntegrityError, r"the bundle|The bundle|The manifest of .* is not the one")
+    path.write_bytes(intact)
+    assert_survived(pipeline, before, {KEY})
+
+
+def smuggled(folder: Path, model: Callable[[bytes, Path], bytes], match: str) -> None:
+    """Another model with every hash made to fit, by somebody who can write everywhere: still not loaded."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    kept = folder / "kept"
+    path, version = folder_of(pipeline)
+    shutil.copytree(path, kept)
+    canary = folder / "canary"
+    data = model((path / sklearn.MODEL_FILE).read_bytes(), canary)
+    (path / sklearn.MODEL_FILE).write_bytes(data)
+    rewrite_manifest(pipeline, lambda manifest: manifest["files"].update({sklearn.MODEL_FILE: sha256(data)}))
+    assert_refused(pipeline, IntegrityError, match)
+    assert not canary.exists()
+    assert not list(folder.rglob("canary*")), "nothing was unpacked anywhere"
+    shutil.rmtree(path)
+    shutil.copytree(kept, path)
+    register_as(pipeline, version.sha256)
+    shutil.rmtree(kept)
+    assert_survived(pipeline, before, {KEY})
+
+
+def rewrite_manifest(pipeline: Pipeline, change: Callable[[dict[str, Any]], None]) -> None:
+    path, _ = folder_of(pipeline)
+    manifest = json.loads((path / bundle.MANIFEST).read_text())
+    change(manifest)
+    text = json.dumps(manifest).encode()
+    (path / bundle.MANIFEST).write_bytes(text)
+    register_as(pipeline, sha256(text))
+
+
+def register_as(pipeline: Pipeline, digest: str) -> None:
+    with pipeline.warehouse.transaction() as con:
+        con.execute("UPDATE batch_platform.model_versions SET sha256 = $digest", {"digest": digest})
+        con.execute("UPDATE batch_platform.score_runs SET model_sha256 = $digest", {"digest": digest})
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Canary:
+    """What creates a file as soon as it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._path,))
+
+
+def a_pickle(_: bytes, canary: Path) -> bytes:
+    return pickle.dumps(Canary(canary))
+
+
+def a_foreign_type(_: bytes, canary: Path) -> bytes:
+    return io.dumps(FunctionTransformer(func=canary.touch))
+
+
+def an_entry_outside(model: bytes, canary: Path) -> bytes:
+    """The model itself, and beside it entries whose names lead out of wherever it would be unpacked."""
+    changed = BytesIO(model)
+    with zipfile.ZipFile(changed, "a") as archive:
+        for name in (f"../{canary.name}", f"../../{canary.name}", str(canary)):
+            archive.writestr(name, "x")
+    return changed.getvalue()
+
+
+def only_entries_outside(_: bytes, canary: Path) -> bytes:
+    changed = BytesIO()
+    with zipfile.ZipFile(changed, "w") as archive:
+        archive.writestr(f"../{canary.name}", "x")
+    return changed.getvalue()
+
+
+def other_libraries(folder: Path) -> None:
+    """Refused with both versions named; allowed by the environment, the ledger says so of every score."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    path, version = folder_of(pipeline)
+    intact = (path / bundle.MANIFEST).read_bytes()
+    rewrite_manifest(pipeline, lambda manifest: manifest["libraries"].update({"scikit-learn": "1.2.0"}))
+    assert_refused(pipeline, WrongUseError, r"scikit-learn 1\.2\.0 \(here 1\.\d.*ALLOW_OTHER_LIBRARIES")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES", "yes")
+        with pytest.raises(WrongUseError, match="BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES is 'yes'; it can be 1 or 0"):
+            list(fresh(pipeline).score(days(pipeline, KEY), STAMP, force=True))
+        patch.setenv("BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES", "1")
+        rewrite(fresh(pipeline), KEY)
+    run = pipeline.state().scores[KEY]
+    assert run.engine.startswith("local; allowed other libraries than in training: scikit-learn 1.2.0 (here 1.")
+    assert pipeline.state().scores[SCORED[0]].engine == "local"
+    (path / bundle.MANIFEST).write_bytes(intact)
+    register_as(pipeline, version.sha256)
+    assert_survived(pipeline, before, {KEY})
+
+
+def killed_at_every_step_of_training(folder: Path) -> None:
+    with Storm(folder) as storm:
+        steps = storm.steps_of_a_training()
+        assert {"replace bundle", "COMMIT"} <= set(steps)
+        for number in range(len(steps)):
+            storm.kill_training(number)
+
+
+def killed_in_training(folder: Path) -> None:
+    with Storm(folder) as storm:
+        while storm.kills.total() < 20:
+            storm.kill_training()
+
+
+def killed_first_training(folder: Path) -> None:
+    """No champion yet: partitions wait, and the next training serves them."""
+    with Storm(folder) as storm:
+        pipeline = storm.projects[0]
+        assert_nothing_left_over(pipeline)
+
+
+CASES: dict[str, Case] = {
+    "F11 one bit of the model": lambda folder: changed_file(
+        folder, sklearn.MODEL_FILE, lambda data: data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+    ),
+    "F11 a model that is cut off": lambda folder: changed_file(folder, sklearn.MODEL_FILE, lambda data: data[:1000]),
+    "F11 a changed manifest": lambda folder: changed_file(
+        folder, bundle.MANIFEST, lambda data: data.replace(b'"max_iter": 5', b'"max_iter": 6')
+    ),
+    "F11 a manifest that is no JSON": lambda folder: changed_file(folder, bundle.MANIFEST, lambda _: b"{"),
+    "F12 a pickle": lambda folder: smuggled(folder, a_pickle, "was not written by skops"),
+    "F12 a type outside the list": lambda folder: smuggled(
+        folder, a_foreign_type, "asks for types that are not trusted"
+    ),
+    "F12 entries outside beside the model": lambda folder: smuggled(folder, an_entry_outside, r"holds entries"),
+    "F12 nothing but an entry outside": lambda folder: smuggled(folder, only_entries_outside, r"holds entries"),
+    "F13 other libraries": other_libraries,
+    "F22 killed before every step of training": killed_at_every_step_of_training,
+    "F22 killed at 20 random moments of training": killed_in_training,
+}

@@ -1,0 +1,177 @@
+"""What must hold after every fault, in one place: partitions wholly old or wholly new, and a re-run that converges."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform.plan import make_plan
+from batch_platform.scoring import Stamp
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
+SCORED = [f"2024-02-{day:02}" for day in range(1, 11)]
+STAMP = Stamp("again", NOW)
+
+LOOK = """
+WITH predictions AS (
+    SELECT partition_key, list(DISTINCT run_id) AS runs, list(DISTINCT model_version) AS models, count(*) AS n,
+        sum(hash(p)) AS exact, sum(hash({{'id': id, 'shop': shop, 'score': score, 'prediction': prediction}})) AS content
+    FROM {schema}.predictions p GROUP BY ALL),
+rejected AS (SELECT partition_key, list(DISTINCT run_id) AS runs, count(*) AS n FROM {schema}.rejected_rows GROUP BY ALL),
+ledger AS (
+    FROM batch_platform.score_runs WHERE pipeline = '{schema}'
+    QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1)
+SELECT partition_key, ledger.seq, ledger.run_id, ledger.model_version, ledger.input_hash,
+    ledger.rows_in, ledger.rows_scored, ledger.rows_rejected,
+    coalesce(predictions.n, 0), coalesce(rejected.n, 0),
+    coalesce(predictions.runs, []) || coalesce(rejected.runs, []), coalesce(predictions.models, []),
+    coalesce(predictions.exact, 0)::VARCHAR, coalesce(predictions.content, 0)::VARCHAR
+FROM ledger FULL JOIN predictions USING (partition_key) FULL JOIN rejected USING (partition_key)
+ORDER BY partition_key
+"""
+
+
+@dataclass(frozen=True)
+class Held:
+    """One partition as a database holds it: its newest ledger row, and its rows by their number and hashes."""
+
+    key: str
+    seq: int | None  # None: rows without a ledger row
+    run_id: str
+    model_version: str
+    input_hash: str
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    predictions: int
+    rejected: int
+    runs: list[str]  # of its rows
+    models: list[str]
+    exact: str  # over every column
+    content: str  # without what names the run
+
+    def broken(self) -> str | None:
+        """Why it is not whole; None if it is."""
+        if self.seq is None:
+            return "rows without a ledger row"
+        if (self.predictions, self.rejected) != (self.rows_scored, self.rows_rejected):
+            return "not as many rows as the ledger says"
+        if self.rows_in != self.rows_scored + self.rows_rejected:
+            return "the counts do not balance"
+        if self.rows_in and (set(self.runs) != {self.run_id} or not set(self.models) <= {self.model_version}):
+            return "rows of another run or model than the ledger says"
+        return None
+
+
+def look(con: duckdb.DuckDBPyConnection, schema: str = "small") -> dict[str, Held]:
+    """Every partition that a database holds, by key."""
+    return {row[0]: Held(*row) for row in con.execute(LOOK.format(schema=schema)).fetchall()}
+
+
+def held(pipeline: Pipeline) -> dict[str, Held]:
+    """Every partition of the warehouse, each found whole."""
+    with pipeline.warehouse.open() as con:
+        return _whole(look(con, pipeline.spec.name))
+
+
+def published(home: Home, schema: str = "small") -> dict[str, Held]:
+    """Every partition that readers see, each found whole."""
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        return _whole(look(con, schema))
+
+
+def prepared(folder: Path, **overrides: Any) -> Pipeline:
+    """The small pipeline with ten days scored, in `folder`; made once for all tests of a session and copied."""
+    template = _template(folder.parent)
+    copytree(template, folder, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(folder, **overrides)
+
+
+def changed_events(*keys: str) -> pl.DataFrame:
+    """The events with other amounts and fewer rows on some days."""
+    of = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d").is_in(keys)
+    other = small_events().with_columns(amount=pl.when(of).then(pl.col("amount") + 1).otherwise(pl.col("amount")))
+    return other.filter(~of | (pl.col("items") > 2))
+
+
+def days(pipeline: Pipeline, *keys: str) -> list[Any]:
+    """The partitions of those keys."""
+    return [pipeline.spec.partitions.calendar.named(key) for key in keys]
+
+
+def rewrite(pipeline: Pipeline, *keys: str, run_id: str = "rewrite") -> None:
+    """Build and score partitions again, whatever stands, and publish."""
+    stamp = Stamp(run_id, NOW)
+    list(pipeline.build_features(days(pipeline, *keys), stamp, force=True))
+    list(pipeline.score(days(pipeline, *keys), stamp, force=True))
+    pipeline.publish()
+
+
+def assert_survived(
+    pipeline: Pipeline, before: Mapping[str, Held], touched: Collection[str], now: datetime = NOW
+) -> None:
+    """After a fault: each touched partition wholly old or new, the others byte-equal; a retry converges and repeats.
+
+    Args:
+        pipeline: As declared now, the fault being over.
+        before: What the warehouse held before the fault.
+        touched: The partitions that the fault was about.
+        now: What is due by then is done in the retry.
+    """
+    after = held(pipeline)
+    assert_others_unchanged(before, after, touched)
+    for key in touched:
+        assert after.get(key) == before.get(key) or after[key].seq > (before[key].seq if key in before else 0)
+    carry_out(pipeline, now, "retry")
+    assert make_plan(pipeline.spec, pipeline.state(), now).items == []
+    retried = held(pipeline)
+    scored = [key for key in touched if key in retried]
+    rewrite(pipeline, *scored, run_id="repeat")
+    repeated = held(pipeline)
+    assert {key: one.content for key, one in repeated.items()} == {key: one.content for key, one in retried.items()}
+    assert_others_unchanged(retried, repeated, touched)
+    assert published(pipeline.home) == repeated
+    assert_nothing_left_over(pipeline)
+
+
+def assert_others_unchanged(before: Mapping[str, Held], after: Mapping[str, Held], touched: Collection[str]) -> None:
+    """Partitions that nothing was asked about hold the same bytes under the same ledger row."""
+    assert {key: one for key, one in after.items() if key not in touched} == {
+        key: one for key, one in before.items() if key not in touched
+    }
+
+
+def assert_nothing_in_between(pipeline: Pipeline) -> None:
+    """Nothing lies in staging, and no half file in the lake."""
+    home, name = pipeline.home, pipeline.spec.name
+    assert list(home.staging.iterdir()) == []
+    assert [path.name for path in (home.lake / name).rglob(".*")] == []
+
+
+def assert_nothing_left_over(pipeline: Pipeline) -> None:
+    """Nothing in between, and no half bundle; a whole one that was not registered is only in nobody's way."""
+    assert_nothing_in_between(pipeline)
+    for folder in (pipeline.home.models / pipeline.spec.name).iterdir():
+        assert {"manifest.json", "model.skops"} <= {file.name for file in folder.iterdir()}
+
+
+def _whole(found: dict[str, Held]) -> dict[str, Held]:
+    broken = {key: reason for key, one in found.items() if (reason := one.broken())}
+    assert not broken, broken
+    return found
+
+
+@cache
+def _template(base: Path) -> Path:
+    folder = base / "prepared_for_faults"
+    carry_out(small_pipeline(folder), NOW, "first")
+    return folder

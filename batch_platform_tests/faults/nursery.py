@@ -1,0 +1,133 @@
+"""Processes that begin with everything imported, so that hundreds of them can be killed in a few minutes.
+
+The nursery imports and never starts a thread; each line on its standard input is the task of one child that it forks.
+What a child has reached it says in one line; the nursery buries it when it is told to, so that its id stays its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Self
+
+VICTIMS = "batch_platform_tests.faults.victim"
+IMPORTED = ("batch_platform.pipeline", "skops.io", "sklearn.ensemble", "sklearn.metrics", VICTIMS)
+ENDS = ("done", "failed")
+
+
+@dataclass(frozen=True)
+class Child:
+    """A forked process, and the marks that it has passed."""
+
+    pid: int
+    nursery: "Nursery"
+
+    def next_mark(self) -> str:
+        """The next mark, once the child passes it; the last one is `done` or `failed`."""
+        return self.nursery.heard(self.pid)
+
+    def wait_for(self, mark: str) -> None:
+        """Read on until a mark, which must come."""
+        while (passed := self.next_mark()) != mark:
+            assert passed not in ENDS, f"{passed} before {mark}"
+
+    def rest(self) -> list[str]:
+        """All marks from here to the end."""
+        found = [self.next_mark()]
+        while found[-1] not in ENDS:
+            found.append(self.next_mark())
+        return found
+
+    def bury(self) -> int:
+        """Wait for the end; gives the exit status, negative for a signal."""
+        self.nursery.say(f"bury {self.pid}")
+        while not (passed := self.next_mark()).startswith("buried "):
+            pass
+        self.nursery.forget(self.pid)
+        return int(passed.removeprefix("buried "))
+
+
+class Nursery:
+    """A nursery in a process of its own."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "batch_platform_tests.faults.nursery"]
+        self._heard = defaultdict[int, deque[str]](deque)
+        self._alive = set[int]()
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.heard(self._process.pid)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._alive:  # only those that are not buried, so that the id is still theirs
+            os.kill(pid, signal.SIGKILL)
+        self._process.communicate()
+
+    def fork(self, task: str, **arguments: Any) -> Child:
+        """Begin a task: a function of `victim.py`, with arguments that JSON can hold."""
+        self.say(json.dumps({"task": task, "arguments": arguments}))
+        child = Child(int(self.heard(self._process.pid)), self)
+        self._alive.add(child.pid)
+        return child
+
+    def heard(self, pid: int) -> str:
+        """What a process said next."""
+        while not self._heard[pid]:
+            line = self._process.stdout.readline()
+            assert line, "the nursery has ended"
+            who, _, what = line.strip().partition(" ")
+            self._heard[int(who)].append(what)
+        return self._heard[pid].popleft()
+
+    def forget(self, pid: int) -> None:
+        """Take a child for buried."""
+        self._alive.remove(pid)
+
+    def say(self, line: str) -> None:
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
+def mark(name: str) -> None:
+    """Say which point this process has reached."""
+    os.write(1, f"{os.getpid()} {name}\n".encode())
+
+
+def _live(task: Callable[..., None], arguments: dict[str, Any]) -> None:
+    try:
+        task(**arguments)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the child says it and ends
+        mark(f"error {' '.join(str(error).split())}")
+        traceback.print_exc()
+        mark("failed")
+        os._exit(1)
+    mark("done")
+    os._exit(0)
+
+
+def main() -> None:
+    for module in IMPORTED:
+        import_module(module)
+    tasks = import_module(VICTIMS)
+    mark("ready")
+    for line in iter(sys.stdin.readline, ""):
+        if line.startswith("bury "):
+            pid = int(line.removeprefix("bury "))
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.write(1, f"{pid} buried {status}\n".encode())
+            continue
+        order = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            _live(getattr(tasks, order["task"]), order["arguments"])
+        mark(str(pid))
+
+
+if __name__ == "__main__":
+    main()

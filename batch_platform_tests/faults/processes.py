@@ -1,0 +1,430 @@
+"""Runs, daemons and clocks that fail while partitions are worked on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from batch_platform.components import wiring
+from batch_platform.components.instance import DAGSTER_YAML
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform.scoring import Stamp
+from batch_platform_tests.command_line import clean_environment, run_command
+from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.deployment import deploy
+from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import (
+    NOW,
+    SCORED,
+    assert_others_unchanged,
+    assert_survived,
+    days,
+    held,
+    prepared,
+)
+from batch_platform_tests.faults.nursery import Nursery
+from batch_platform_tests.faults.writes import asked
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
+from batch_platform_tests.test_ui_processes import (
+    BACKFILL,
+    BACKFILL_STATUS,
+    COMMAND,
+    LAUNCH,
+    PATIENCE,
+    SELECTION,
+    Ui,
+    answers,
+    finished,
+    repository,
+    session_of,
+)
+
+HELD_SOURCE = """
+import os
+import time
+from pathlib import Path
+
+import polars as pl
+
+PROJECT = Path(__file__).parents[1]
+
+
+def events(partition):
+    hold = PROJECT / "hold"
+    while hold.exists() and hold.read_text() == partition.key:
+        (PROJECT / "reached").write_text(str(os.getpid()))
+        time.sleep(0.05)
+    return pl.scan_parquet(PROJECT / "shop/defs/small/events.parquet")
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """Somebody's project whose source waits as long as a file says for which partition."""
+
+    folder: Path
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Its pipeline, without Dagster."""
+        sys.path.insert(0, str(self.folder))
+        spec = small_spec(**OVERRIDES)
+        return Pipeline(spec, self.folder / PACKAGE / "defs" / "small", Home(self.folder / ".batch_platform"))
+
+    def run(self, *arguments: str) -> None:
+        """`batch-platform run small`, which must succeed."""
+        answer = run_command(self.folder, "run", "small", *arguments)
+        assert answer.code == 0, answer.err
+
+    def hold(self, key: str) -> None:
+        """Let the source wait when it is read for a partition."""
+        (self.folder / "hold").write_text(key)
+
+    def release(self) -> None:
+        """Let it go on, everywhere."""
+        (self.folder / "hold").unlink()
+
+    def reached(self) -> int:
+        """The process that waits, once one does."""
+        path = self.folder / "reached"
+        wait(lambda: (path.exists() and path.read_text()) or None)
+        return int(path.read_text())
+
+    @contextmanager
+    def instance(self) -> Generator[dg.DagsterInstance]:
+        """What Dagster has recorded."""
+        with dg.DagsterInstance.from_config(str(self.folder / ".batch_platform" / "dagster")) as instance:
+            yield instance
+
+    def statuses(self) -> list[str]:
+        """How its runs stand, oldest first."""
+        with self.instance() as instance:
+            return [run.status.value for run in reversed(instance.get_runs())]
+
+
+OVERRIDES: dict[str, Any] = {
+    "sources": {"events": {"parquet": None, "python": f"{PACKAGE}.waiting.events"}},
+    "partitions": {"end": "2024-03-11"},
+}
+
+
+def wait(look: Callable[[], Any]) -> Any:
+    """What a look finds, as soon as it finds something."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.1)
+    pytest.fail("nothing came of it")
+
+
+def write_held_project(folder: Path) -> Project:
+    """The project, with ten days scored."""
+    project = write_dagster_project(folder / "project", events=small_events(last=date(2024, 3, 10)), **OVERRIDES)
+    (project / PACKAGE / "waiting.py").write_text(HELD_SOURCE)
+    made = Project(project)
+    made.run("--from", SCORED[0], "--to", SCORED[-1])
+    return made
+
+
+def killed_run_of_the_command_line(folder: Path) -> None:
+    project = write_held_project(folder)
+    before = held(project.pipeline)
+    project.hold("2024-02-13")
+    command = [COMMAND, "run", "small", "--from", "2024-02-11", "--to", "2024-02-15"]
+    with subprocess.Popen(
+        command, cwd=project.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        assert project.reached() == process.pid
+        process.kill()
+    project.release()
+    assert project.statuses()[-1] == "STARTED", "nobody has noticed yet"
+    assert run_command(project.folder, "status", "small").code == 0
+    assert project.statuses()[-1] == "FAILURE"
+    project.run("--from", "2024-02-11", "--to", "2024-02-15")
+    after = held(project.pipeline)
+    assert_others_unchanged(before, after, set(after) - set(before))
+    assert len(after) == 15
+
+
+@contextmanager
+def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
+    """Webserver and daemon, each a process of its own, with run monitoring that looks every second."""
+    home = Home(project.folder / ".batch_platform")
+    config = home.dagster / "dagster.yaml"
+    config.write_text(DAGSTER_YAML.replace("  enabled: true\n", "  enabled: true\n  poll_interval_seconds: 1\n"))
+    workspace = home.dagster / "workspace.yaml"
+    location = {
+        "working_directory": str(project.folder),
+        "module_name": f"{PACKAGE}.definitions",
+        "location_name": PACKAGE,
+    }
+    workspace.write_text(f"load_from: [{{python_module: {location}}}]")
+    environment = clean_environment(DAGSTER_HOME=str(home.dagster), BATCH_PLATFORM_HOME=str(home.root))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = project.folder / "ui.log"
+    with log.open("wb") as output:
+        web = subprocess.Popen(
+            [sys.executable, "-m", "dagster_webserver", "-p", str(port), "-w", str(workspace)],
+            env=environment,
+            cwd=project.folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    ui = Ui(web, f"http://127.0.0.1:{port}", log, home.root)
+    daemon = Daemon([sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)], environment, project.folder)
+    try:
+        daemon.start()
+        ui.wait(lambda: answers(ui))
+        yield ui, daemon
+    finally:
+        daemon.end()
+        end_session(web)
+
+
+@dataclass
+class Daemon:
+    """Dagster's daemon, with the code server that it starts."""
+
+    command: list[str]
+    environment: dict[str, str]
+    folder: Path
+
+    def start(self) -> None:
+        """Begin."""
+        with (self.folder / "daemon.log").open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def kill(self, *, with_its_code_server: bool) -> None:
+        """By SIGKILL; the processes that it started live on, or die with it as when a machine goes down."""
+        if with_its_code_server:
+            end_session(self.process)
+        else:
+            self.process.kill()
+            self.process.wait()
+
+    def end(self) -> None:
+        """And everything that it started."""
+        end_session(self.process)
+
+
+def end_session(leader: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that was started below it."""
+    for _ in range(3):
+        for pid in session_of(leader.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.2)
+    leader.wait(PATIENCE)
+
+
+def killed_run_of_the_daemon(folder: Path) -> None:
+    """The process of a run dies, and then one together with the code server that would have noticed."""
+    project = write_held_project(folder)
+    before = held(project.pipeline)
+    with served(project) as (ui, daemon):
+        first = launched(ui, project, "2024-02-11")
+        os.kill(project.reached(), signal.SIGKILL)
+        assert ui.wait(lambda: finished(ui, first))["status"] == "FAILURE"
+        (project.folder / "reached").unlink()
+        second = launched(ui, project, "2024-02-11")
+        project.reached()
+        daemon.kill(with_its_code_server=True)
+        project.release()
+    assert project.statuses()[-2:] == ["FAILURE", "STARTED"]
+    project.run("--partition", "2024-02-11")
+    with project.instance() as instance:
+        assert instance.get_run_by_id(second).status == dg.DagsterRunStatus.FAILURE
+    after = held(project.pipeline)
+    assert_others_unchanged(before, after, {"2024-02-11"})
+    assert after["2024-02-11"].rows_in == 40
+
+
+def launched(ui: Ui, project: Project, key: str) -> str:
+    """A run of one partition, started from the UI, which waits for it."""
+    project.hold(key)
+    answer = ui.ask(
+        LAUNCH,
+        executionParams={
+            "mode": "default",
+            "runConfigData": "{}",
+            "selector": {**repository(ui), "pipelineName": "__ASSET_JOB", "assetSelection": SELECTION},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": key}]},
+        },
+    )
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    return answer["run"]["runId"]
+
+
+def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
+    """In the middle of a backfill of 30 partitions, ten of which are done; each is committed once in the end."""
+    project = write_held_project(folder)
+    before = held(project.pipeline)
+    keys = [str(date(2024, 2, 1) + timedelta(days=n)) for n in range(30)]
+    project.hold(keys[17])
+    with served(project) as (ui, daemon):
+        launched = ui.ask(BACKFILL, backfillParams={"assetSelection": SELECTION, "partitionNames": keys, "tags": []})
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        project.reached()
+        daemon.kill(with_its_code_server=with_its_code_server)
+        daemon.start()
+        project.release()
+        if with_its_code_server:
+            project.run("--from", keys[0], "--to", keys[-1])
+
+        def ended() -> dict[str, Any] | None:
+            backfill = ui.ask(BACKFILL_STATUS, id=launched["backfillId"])
+            return backfill if backfill["status"].startswith(("COMPLETED", "FAILED", "CANCELED")) else None
+
+        backfill = ui.wait(ended)
+    if backfill["status"] != "COMPLETED_SUCCESS":
+        project.run("--from", keys[0], "--to", keys[-1])
+    assert set(project.statuses()) <= {"SUCCESS", "FAILURE"}, "nothing is left in between"
+    after = held(project.pipeline)
+    assert_others_unchanged(before, after, keys[10:])
+    assert set(keys) == {key for key in after if key in keys}
+    with project.pipeline.warehouse.open() as con:
+        commits = con.execute(
+            "SELECT count(*), count(DISTINCT partition_key) FROM batch_platform.score_runs"
+        ).fetchall()
+    assert commits == [(30, 30)], "no partition was computed twice"
+    with project.instance() as instance:
+        told = instance.get_materialized_partitions(dg.AssetKey(["small", "predictions"]))
+    assert told == set(keys)
+
+
+DIES_BEFORE_TELLING = """
+import os, signal, sys
+from batch_platform.components.events import PartitionLog
+told = PartitionLog.materialized
+def dies(self, *args, **kwargs):
+    if self._asset.path[-1] == "predictions":
+        os.kill(os.getpid(), signal.SIGKILL)
+    told(self, *args, **kwargs)
+PartitionLog.materialized = dies
+from batch_platform.cli import main
+sys.argv = ["batch-platform", "run", "small", "--from", "2024-02-11", "--to", "2024-02-13"]
+main()
+"""
+
+
+def dies_before_telling(project: Project) -> list[str]:
+    """Commit three partitions and die before Dagster hears of them."""
+    done = subprocess.run(
+        [sys.executable, "-c", DIES_BEFORE_TELLING],
+        cwd=project.folder,
+        env=clean_environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return ["2024-02-11", "2024-02-12", "2024-02-13"]
+
+
+def crash_before_the_event(folder: Path) -> None:
+    """`status` shows it; the next run computes nothing and tells Dagster."""
+    project = write_held_project(folder)
+    keys = dies_before_telling(project)
+    after = held(project.pipeline)
+    assert set(keys) <= set(after)
+    said = run_command(project.folder, "status", "small")
+    assert f"{', '.join(keys)}: in the ledger, but not materialized for Dagster; the next run records them" in said.out
+    (report,) = run_command(project.folder, "status", "small", "--json").json
+    assert (report["only_in_ledger"], report["only_in_dagster"]) == (keys, [])
+    project.run("--from", keys[0], "--to", keys[-1])
+    assert held(project.pipeline) == after, "nothing was computed again"
+    (report,) = run_command(project.folder, "status", "small", "--json").json
+    assert (report["only_in_ledger"], report["only_in_dagster"]) == ([], [])
+
+
+def crash_before_the_event_and_a_retry(folder: Path) -> None:
+    """The same run once more: it skips what is committed, and logs each partition as if it had done it."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepared(folder)
+        deployment = deploy(folder, patch)
+        before = held(deployment.pipeline)
+        result = deployment.run("predictions", first=SCORED[0], last=SCORED[-1])
+        assert result.success
+        assert held(deployment.pipeline) == before
+        told = deployment.materializations("predictions", result.run_id)
+    assert [entry.asset_materialization.partition for entry in told] == SCORED
+    assert all(entry.asset_materialization.metadata["skipped"].value for entry in told)
+    assert_survived(deployment.pipeline, before, {SCORED[0]})
+
+
+def jumping_clock(folder: Path, jump: timedelta) -> None:
+    """The clock jumps with every look at it: the same model and rows come of it, only the recorded times differ."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepared(folder)
+        deployment = deploy(folder, patch)
+        before = held(deployment.pipeline)
+        times = iter(NOW + jump * n for n in range(10_000))
+        patch.setattr(wiring, "now", lambda: next(times))
+        config = {"features": {"force": True}, "predictions": {"force": True}}
+        result = deployment.run("features", "predictions", first=SCORED[0], last=SCORED[4], config=config)
+        assert result.success
+        after = held(deployment.pipeline)
+    assert {after[key].run_id for key in SCORED[:5]} == {result.run_id}
+    assert {key: (one.content, one.model_version) for key, one in after.items()} == {
+        key: (one.content, one.model_version) for key, one in before.items()
+    }
+    assert_others_unchanged(before, after, SCORED[:5])
+    assert_survived(deployment.pipeline, before, SCORED[:5])
+
+
+def promoted_in_the_middle(folder: Path) -> None:
+    """A backfill that has begun ends with the model that it began with; what it scored is then due for the new one."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    (old,) = pipeline.state().registry.versions
+    with Nursery() as nursery:
+        backfill = nursery.fork("write", **asked(pipeline, SCORED, "backfill"), pause=True)
+        backfill.wait_for("committing")
+        pipeline.train(days(pipeline, SCORED[0])[0], Stamp("promotes", NOW), params={"max_iter": 9})
+        new = pipeline.state().registry.versions[-1]
+        os.kill(backfill.pid, signal.SIGCONT)
+        assert backfill.bury() == 0
+    after = held(pipeline)
+    assert {(one.run_id, one.model_version, *one.models) for one in after.values()} == {
+        ("backfill", old.version, old.version)
+    }
+    plan = carry_out(pipeline, NOW, "next")
+    assert {item.reason for item in plan.of("predictions")} == {
+        f"scored by {old.version}, the champion is {new.version}"
+    }
+    assert {(one.model_version, *one.models) for one in held(pipeline).values()} == {(new.version, new.version)}
+    assert_survived(pipeline, before, SCORED)
+
+
+CASES: dict[str, Case] = {
+    "F2 a run of the command line": killed_run_of_the_command_line,
+    "F2 a run of the daemon, without and with its code server": killed_run_of_the_daemon,
+    "F3 the daemon alone": lambda folder: killed_daemon(folder, with_its_code_server=False),
+    "F3 the daemon and its code server": lambda folder: killed_daemon(folder, with_its_code_server=True),
+    "F4 then another run": crash_before_the_event,
+    "F4 then a retry": crash_before_the_event_and_a_retry,
+    "F18 forward": lambda folder: jumping_clock(folder, timedelta(days=1)),
+    "F18 backward": lambda folder: jumping_clock(folder, timedelta(days=-1)),
+    "F20 while the backfill is about to commit": promoted_in_the_middle,
+}

@@ -1,0 +1,328 @@
+"""Disks that are full, files that are damaged, memory that is short."""
+
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from batch_platform.errors import DataError, IntegrityError, WarehouseError
+from batch_platform.pipeline import Pipeline
+from batch_platform.plan import make_plan
+from batch_platform.status import status_of
+from batch_platform_tests.deployment import deploy
+from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import (
+    NOW,
+    SCORED,
+    STAMP,
+    Held,
+    assert_others_unchanged,
+    assert_survived,
+    days,
+    held,
+    prepared,
+    published,
+    rewrite,
+)
+from batch_platform_tests.small_pipeline import small_events
+
+KEY = SCORED[4]
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from batch_platform.errors import BatchPlatformError
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.faults.invariants import rewrite
+from batch_platform_tests.small_pipeline import small_spec
+import skops.io, sklearn.ensemble
+root, project, key, kind, limit = sys.argv[1:]
+pipeline = Pipeline(small_spec(), Path(project), Home(Path(root)))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if kind != "none":
+    resource.setrlimit(getattr(resource, kind), (int(limit), int(limit)))
+try:
+    rewrite(pipeline, key, run_id="short")
+except BatchPlatformError as error:
+    print("refused:", error)
+else:
+    print("done")
+"""
+
+
+def wide_events() -> pl.DataFrame:
+    """The events with four thousand orders on one day."""
+    of = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == KEY
+    wide = small_events(rows_per_day=4000).filter(of).with_columns(pl.col("id") + 1_000_000)
+    return pl.concat([small_events().filter(~of), wide])
+
+
+def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
+    """What a process says that writes a partition again under a limit: that it is done, or why it could not be."""
+    arguments = [str(pipeline.home.root), str(pipeline.folder), KEY, kind, str(limit)]
+    done = subprocess.run(
+        [*before, sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def file_size_limit(folder: Path, limit: int) -> None:
+    """No file may grow beyond the limit, as on a disk that is full; the same run succeeds where there is room."""
+    pipeline = prepared(folder, events=wide_events())
+    before = held(pipeline)
+    said = limited(pipeline, "RLIMIT_FSIZE", limit)
+    assert re.match(r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", said)
+    assert held(pipeline) == published(pipeline.home) == before
+    assert limited(pipeline, "none", 0) == "done"
+    assert_survived(pipeline, before, {KEY})
+
+
+def full_file_system(folder: Path) -> None:
+    """A home on a small file system of its own, whose last room is taken by something else and given back."""
+    pipeline = prepared(folder, events=wide_events())
+    before = held(pipeline)
+    script = folder / "script.sh"
+    home, aside = pipeline.home.root, folder / "aside"
+    shutil.move(home, aside)
+    home.mkdir()
+    script.write_text(FULL)
+    arguments = [str(home), str(aside), sys.executable, LIMITED, str(pipeline.folder), KEY]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", str(script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    home.rmdir()
+    shutil.move(aside, home)
+    *refused, last = done.stdout.strip().splitlines()
+    assert len(refused) == 4
+    assert all(re.match(r"refused: .*Hint: .*make room", line) for line in refused), refused
+    assert last == "done"
+    after = held(pipeline)
+    assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
+    assert_survived(pipeline, before, {KEY})
+
+
+FULL = """\
+mount -t tmpfs -o size=24m none "$1"
+cp -a "$2"/. "$1"
+for left in 0 40 400 1500
+do
+    free=$(df -k --output=avail "$1" | tail -1)
+    head -c $(( (free - left) * 1024 )) /dev/zero > "$1/ballast"
+    "$3" -c "$4" "$1" "$5" "$6" none 0
+    rm "$1/ballast"
+done
+"$3" -c "$4" "$1" "$5" "$6" none 0
+rm -rf "$2"
+cp -a "$1" "$2"
+"""
+
+
+def memory_limit(folder: Path, spare: int) -> None:
+    """Address space for only so much more than the imports take: the partition is scored, or the old one stands."""
+    pipeline = prepared(folder, events=wide_events())
+    before = held(pipeline)
+    said = limited(pipeline, "RLIMIT_DATA", spare)
+    after = held(pipeline)
+    assert said == "done" or said.startswith("refused: "), said
+    assert (after[KEY].run_id == "short") == (said == "done")
+    assert_others_unchanged(before, after, {KEY})
+    assert limited(pipeline, "none", 0) == "done"
+    assert_survived(pipeline, before, {KEY})
+
+
+def held_or_refused(pipeline: Pipeline) -> dict[str, Held] | WarehouseError:
+    """What the warehouse holds, or why it does not open."""
+    try:
+        return held(pipeline)
+    except WarehouseError as error:
+        return error
+
+
+def flipped_in_the_warehouse(folder: Path) -> None:
+    """In each of its blocks and headers: refused when it is read, unless it is where nothing lies."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    file = pipeline.home.warehouse
+    intact = file.read_bytes()
+    choice, refused = random.Random(9), 0
+    spots = [0, 8, 20, 4096, 4104, 8192, 8200, *(choice.randrange(12288, len(intact)) for _ in range(60))]
+    for spot in spots:
+        damaged = flipped(intact, spot)
+        file.write_bytes(damaged)
+        found = held_or_refused(pipeline)
+        if isinstance(found, WarehouseError):
+            refused += 1
+            assert re.search(r"(is damaged|cannot be opened): .*Hint: nothing was changed", str(found), re.DOTALL)
+            assert file.read_bytes() == damaged
+        else:
+            assert found == before, "a block that holds nothing"
+        assert published(pipeline.home) == before
+    assert refused > 10, "a block is checked when it is read, a header at once"
+    file.write_bytes(intact)
+    assert_survived(pipeline, before, {KEY})
+
+
+LEFT_IN_THE_LOG = """
+import os, signal, sys
+from pathlib import Path
+import duckdb
+from batch_platform import warehouse
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.faults.invariants import NOW, days
+from batch_platform.scoring import Stamp
+from batch_platform_tests.small_pipeline import small_spec
+pipeline, keys = Pipeline(small_spec(), Path(sys.argv[2]), Home(Path(sys.argv[1]))), sys.argv[3:]
+
+class Killed:
+    def __init__(self, con):
+        self._con = con
+    def __getattr__(self, name):
+        return getattr(self._con, name)
+    def execute(self, query, *args):
+        if query == "CHECKPOINT":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._con.execute(query, *args)
+
+connect = duckdb.connect
+duckdb.connect = lambda name, **options: Killed(connect(name, **options)) if "warehouse" in name else connect(name, **options)
+list(pipeline.score(days(pipeline, *keys), Stamp("in-the-log", NOW), force=True))
+"""
+
+
+def committed_to_the_log(pipeline: Pipeline, *keys: str) -> Path:
+    """Leave a commit in the write-ahead log alone, as a run does that is killed before its checkpoint."""
+    command = [sys.executable, "-c", LEFT_IN_THE_LOG, str(pipeline.home.root), str(pipeline.folder), *keys]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    log = pipeline.home.root / "warehouse.duckdb.wal"
+    assert log.stat().st_size > 0
+    return log
+
+
+def flipped_in_the_log(folder: Path) -> None:
+    """Refused; or, in its first or last bytes, taken for a log that ends earlier: then the old state stands, whole."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    log = committed_to_the_log(pipeline, KEY)
+    file, entries = pipeline.home.warehouse, log.read_bytes()
+    intact = file.read_bytes()
+    committed = held(pipeline)
+    assert committed[KEY].run_id == "in-the-log"
+    choice, refused = random.Random(9), 0
+    for spot in [*range(0, 60, 5), *(choice.randrange(60, len(entries)) for _ in range(40)), len(entries) - 1]:
+        damaged = flipped(entries, spot)
+        file.write_bytes(intact)
+        log.write_bytes(damaged)
+        found = held_or_refused(pipeline)
+        if isinstance(found, WarehouseError):
+            refused += 1
+            assert re.search(r"Hint: nothing was changed.*backup", str(found))
+            assert (file.read_bytes(), log.read_bytes()) == (intact, damaged), "nothing is deleted"
+        else:
+            assert found in (before, committed), "the commit is gone as a whole, or it is there as a whole"
+    assert refused > 40
+    file.write_bytes(intact)
+    log.write_bytes(entries)
+    assert held(pipeline)[KEY].run_id == "in-the-log"
+    assert_survived(pipeline, before, {KEY})
+
+
+def log_cut_off(folder: Path) -> None:
+    """Any length of it opens, at a state that was complete; `status` names what Dagster knows and the ledger does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepared(folder)
+        deployment = deploy(folder, patch)
+        pipeline = deployment.pipeline
+        with pipeline.warehouse.transaction() as con:  # as if the last day had never been scored
+            for table in ("small.predictions", "batch_platform.score_runs"):
+                con.execute(f"DELETE FROM {table} WHERE partition_key = $key", {"key": SCORED[-1]})
+        before = held(pipeline)
+        deployment.score(SCORED[0], SCORED[-2])
+        assert deployment.run("features", "predictions", first=SCORED[0], last=SCORED[-2]).success
+        log = committed_to_the_log(pipeline, SCORED[-1])
+        file, entries = pipeline.home.warehouse, log.read_bytes()
+        intact = file.read_bytes()
+        assert len(held(pipeline)) == len(before) + 1
+        assert deployment.run("predictions", first=SCORED[-1]).success
+        for length in (0, 10, len(entries) // 3, len(entries) - 1):
+            file.write_bytes(intact)
+            log.write_bytes(entries[:length])
+            assert set(held(pipeline)) == set(before)
+            state = pipeline.state()
+            told = deployment.instance.get_materialized_partitions(deployment.key("predictions"))
+            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, {}, told)
+            assert (report.only_in_dagster, report.only_in_ledger) == ([SCORED[-1]], [])
+            assert {one.partition: one.condition for one in report.partitions}[SCORED[-1]] == "missing"
+        assert deployment.run("predictions", first=SCORED[-1]).success
+        assert_survived(pipeline, before, {SCORED[-1]})
+
+
+def damaged_features(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Neither scored nor learnt from, whatever the size and time of the file say; forced, it is built again."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    path = pipeline.history.file(days(pipeline, KEY)[0])
+    state, stat = pipeline.state(), path.stat()
+    path.write_bytes(damage(path.read_bytes()))
+    subprocess.run(["touch", "-d", f"@{stat.st_mtime_ns / 1e9:.9f}", str(path)], check=True)
+    with pytest.raises((DataError, IntegrityError)) as caught:
+        list(pipeline.score(days(pipeline, *SCORED[3:6]), STAMP, force=True))
+    assert f"small, partition {KEY}: " in str(caught.value)
+    assert f"batch-platform run small --partition {KEY}" in str(caught.value)
+    after = held(pipeline)
+    assert after[KEY] == before[KEY]
+    assert state.features[KEY].rows == before[KEY].rows_in
+    rewrite(pipeline, KEY)
+    assert_survived(pipeline, before, SCORED[3:5])
+
+
+def flipped(data: bytes, spot: int) -> bytes:
+    """The same bytes but for one bit."""
+    return data[:spot] + bytes([data[spot] ^ 1 << spot % 8]) + data[spot + 1 :]
+
+
+def damaged_everywhere(folder: Path) -> None:
+    """One bit of a feature file, at thirty places: each is noticed, where most would be read back wrong in silence."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    path = pipeline.history.file(days(pipeline, KEY)[0])
+    intact = path.read_bytes()
+    choice = random.Random(10)
+    for _ in range(30):
+        path.write_bytes(flipped(intact, choice.randrange(len(intact))))
+        with pytest.raises((DataError, IntegrityError), match=f"small, partition {KEY}: "):
+            list(pipeline.score(days(pipeline, KEY), STAMP, force=True))
+    assert held(pipeline) == before
+    path.write_bytes(intact)
+    assert_survived(pipeline, before, {KEY})
+
+
+CASES: dict[str, Case] = {
+    **{
+        f"F5 no file may exceed {limit // 1000} kB": lambda folder, limit=limit: file_size_limit(folder, limit)
+        for limit in (1_000, 20_000, 200_000, 2_000_000)
+    },
+    "F5 a small file system, full": full_file_system,
+    "F8 the log is cut off": log_cut_off,
+    "F9 a bit of the warehouse": flipped_in_the_warehouse,
+    "F9 a bit of the log": flipped_in_the_log,
+    "F10 a feature file is cut off": lambda folder: damaged_features(folder, lambda data: data[: len(data) // 2]),
+    "F10 a byte of a feature file": lambda folder: damaged_features(folder, lambda data: flipped(data, len(data) // 3)),
+    "F10 a bit anywhere in a feature file": damaged_everywhere,
+    **{
+        f"F19 {spare} MB of memory": lambda folder, spare=spare: memory_limit(folder, spare * 1_000_000)
+        for spare in (150, 300, 600, 2000)
+    },
+}

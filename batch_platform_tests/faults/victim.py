@@ -1,0 +1,172 @@
+"""What a killed process was about to do: tasks of the nursery's children, which may stop themselves at a step.
+
+A step is a statement that changes a database, or a call that changes the folders; both are seen from outside, by
+wrapping what the product calls, so that every step there is has a number and a name, whatever the product becomes.
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import duckdb
+
+from batch_platform import warehouse
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform.scoring import Stamp
+from batch_platform_tests.faults.nursery import mark
+from batch_platform_tests.small_pipeline import small_spec
+
+CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")
+FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Whose files a task works on, and what it writes with every row; text, so that it can be sent."""
+
+    root: str
+    project: str
+    run_id: str
+    at: str
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The small pipeline over those files."""
+        return Pipeline(small_spec(), Path(self.project), Home(Path(self.root)))
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of the run."""
+        return Stamp(self.run_id, datetime.fromisoformat(self.at))
+
+
+def write(
+    job: dict[str, str], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
+) -> None:
+    """Build the features of partitions, score and publish them, as a run does, forced.
+
+    Args:
+        job: The fields of a `Job`.
+        keys: The partitions.
+        stop_at: Number of the step before which the process ends itself.
+        name_steps: Say the name of each step.
+        pause: Stop right before the commit, until the process is told to go on.
+    """
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    _mark_commits(pause=pause)
+    _watch(stop_at, named=name_steps)
+    partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
+    mark("building")
+    list(pipeline.build_features(partitions, stamp, force=True))
+    mark("scoring")
+    list(pipeline.score(partitions, stamp, force=True))
+    mark("publishing")
+    pipeline.publish()
+
+
+def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:
+    """Train and register the model of a serving period once more; arguments as for `write`."""
+    pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    _watch(stop_at, named=name_steps)
+    mark("training")
+    pipeline.train(pipeline.spec.partitions.calendar.named(period), stamp)
+    mark("publishing")
+    pipeline.publish()
+
+
+def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
+    """Score partitions and publish, again and again; says at the end how long it waited for the lock at most."""
+    pipeline, stamp, waits = Job(**job).pipeline, Job(**job).stamp, list[float]()
+    locked = warehouse.locked
+
+    @contextmanager
+    def timed(patience: Any) -> Generator[None]:
+        began = time.monotonic()
+        with locked(patience):
+            waits.append(time.monotonic() - began)
+            yield
+
+    warehouse.locked = timed
+    partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
+    for number in range(times):
+        list(pipeline.score(partitions, Stamp(f"{stamp.run_id}-{number}", stamp.at), force=True))
+        pipeline.publish()
+    mark(f"waited {max(waits):.3f} of {len(waits)}")
+
+
+def _mark_commits(*, pause: bool) -> None:
+    """Say when a commit is about to begin."""
+    commit = warehouse.Warehouse.commit_scores
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        mark("committing")
+        if pause:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return commit(*args, **kwargs)
+
+    warehouse.Warehouse.commit_scores = marked
+
+
+def _watch(stop_at: int | None, *, named: bool) -> None:
+    """Count the steps from here on; name each, or end the process by SIGKILL before the one of that number."""
+    if stop_at is None and not named:
+        return
+    passed = -1
+
+    def step(name: str) -> None:
+        nonlocal passed
+        passed += 1
+        if named:
+            mark(f"step {name}")
+        if passed == stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watched = {name: _watched(step, name) for name in FOLDER_CALLS}
+    for name, call in watched.items():
+        setattr(os, name, call)
+
+    def connect(database: str, **options: Any) -> "_Watched":
+        return _Watched(duckdb.connect(database, **options), step)
+
+    warehouse.duckdb = SimpleNamespace(**{**vars(duckdb), "connect": connect})
+
+
+def _watched(step: Callable[[str], None], name: str) -> Callable[..., Any]:
+    call = getattr(os, name)
+
+    def watched(path: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (name == "mkdir" and Path(path).is_dir()):
+            step(f"{name} {_shortened(str(path))}")
+        return call(path, *args, **kwargs)
+
+    return watched
+
+
+class _Watched:
+    """A connection whose changing statements are steps."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, step: Callable[[str], None]) -> None:
+        self._con, self._step = con, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._con, name)
+
+    def execute(self, query: str, *args: Any) -> duckdb.DuckDBPyConnection:
+        if CHANGING.match(query):
+            self._step(_shortened(query))
+        return self._con.execute(query, *args)
+
+
+def _shortened(text: str) -> str:
+    """The first words of a step, without what differs from run to run."""
+    text = re.sub(r"\S*/", "", text)
+    return re.sub(r"[0-9a-f]{8,}|(?<=-)\w{8}$", "*", " ".join(text.split()[:5]))

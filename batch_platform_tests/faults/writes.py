@@ -1,0 +1,248 @@
+"""Killed, held and competing writers, and readers beside them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_platform.errors import WarehouseBusyError
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import (
+    NOW,
+    SCORED,
+    assert_survived,
+    changed_events,
+    held,
+    prepared,
+    published,
+    rewrite,
+)
+from batch_platform_tests.faults.nursery import Nursery
+from batch_platform_tests.faults.reader import Reader
+from batch_platform_tests.faults.stress import Storm
+from batch_platform_tests.faults.victim import Job
+from batch_platform_tests.small_pipeline import small_spec, write_small_project
+
+KEY = SCORED[3]
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.warehouse import Warehouse
+with Warehouse(Home(Path(sys.argv[1]))).open():
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+OPEN_WITHOUT_THE_LOCK = """
+import sys, time
+import duckdb
+con = duckdb.connect(sys.argv[1] + "/warehouse.duckdb")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+READ_AND_NEVER_CLOSE = """
+import sys
+import duckdb
+con = duckdb.connect(sys.argv[1] + "/published.duckdb", read_only=True)
+con.execute("BEGIN")
+look = "SELECT DISTINCT run_id FROM small.predictions ORDER BY ALL"
+print(con.execute(look).fetchall(), flush=True)
+for _ in sys.stdin:
+    print(con.execute(look).fetchall(), flush=True)
+"""
+
+
+def killed_at_random(folder: Path) -> None:
+    with Storm(folder) as storm:
+        while storm.kills.total() < 200:
+            storm.kill_at_random()
+    assert set(storm.outcomes) == {"old", "new"}, "some were killed before the commit and some after"
+    assert storm.reader.states > 10
+
+
+def killed_at_every_step(folder: Path) -> None:
+    with Storm(folder) as storm:
+        steps = storm.steps_of_a_write()
+        assert {"COMMIT", "CHECKPOINT", "replace .published"} <= set(steps)
+        for number in range(len(steps)):
+            storm.kill_at_step_of_a_write(number)
+    assert set(storm.outcomes) == {"old", "new"}
+
+
+@contextmanager
+def holder(script: str, home: Home, seconds: float) -> Generator[int]:
+    """Another process that holds the warehouse for a time; ended at the end."""
+    command = [sys.executable, "-c", script, str(home.root), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process.pid
+        process.kill()
+
+
+def held_for_five_seconds(folder: Path, script: str) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with holder(script, pipeline.home, 5):
+        rewrite(pipeline, KEY)
+    assert held(pipeline)[KEY].run_id == "rewrite"
+    assert_survived(pipeline, before, {KEY})
+
+
+def held_for_good(folder: Path, script: str) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with holder(script, pipeline.home, 3600) as pid, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
+        with pytest.raises(WarehouseBusyError) as caught:
+            rewrite(Pipeline(pipeline.spec, pipeline.folder, pipeline.home), KEY)
+        assert published(pipeline.home) == before
+    assert f"is held by process {pid}; waited 0.5 s" in str(caught.value)
+    assert str(pipeline.home.published) in str(caught.value)
+    assert "BATCH_PLATFORM_LOCK_TIMEOUT" in str(caught.value)
+    assert_survived(pipeline, before, {KEY})
+
+
+def reader_in_a_loop(folder: Path) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with Reader(pipeline.home, {key: {one.content} for key, one in before.items()}) as reader:
+        for number in range(20):
+            rewrite(pipeline, *SCORED[number % 5 : number % 5 + 3], run_id=f"write-{number}")
+    assert reader.states > 1
+    assert_survived(pipeline, before, SCORED)
+
+
+def reader_that_never_closes(folder: Path) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    command = [sys.executable, "-c", READ_AND_NEVER_CLOSE, str(pipeline.home.root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        first = process.stdout.readline()
+        for number in range(4):
+            rewrite(pipeline, *SCORED, run_id=f"write-{number}")
+            assert {one.run_id for one in published(pipeline.home).values()} == {f"write-{number}"}
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == first, "it goes on reading the state that it opened"
+        process.stdin.close()
+    assert_survived(pipeline, before, SCORED)
+
+
+def asked(pipeline: Pipeline, keys: list[str], run_id: str, project: Path | None = None) -> dict[str, Any]:
+    """Arguments of a task: a run of that id over some partitions, from the pipeline's files or from those of another project."""
+    job = Job(str(pipeline.home.root), str(project or pipeline.folder), run_id, NOW.isoformat())
+    return {"job": asdict(job), "keys": keys}
+
+
+def same_partition_twice_at_once(folder: Path) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with Nursery() as nursery:
+        for number in range(8):
+            runs = [nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{name}")) for name in "ab"]
+            assert [run.bury() for run in runs] == [0, 0]
+            assert held(pipeline)[KEY].content == before[KEY].content
+    assert_survived(pipeline, before, {KEY})
+
+
+def same_partition_from_other_data_at_once(folder: Path) -> None:
+    """Where the two would write different rows one of them stands, and the other one says why it does not."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    other = write_small_project(folder / "other", events=changed_events(KEY))
+    rewrite(Pipeline(small_spec(), other, pipeline.home), KEY)
+    contents = {before[KEY].content, held(pipeline)[KEY].content}
+    with Nursery() as nursery:
+        for number in range(8):
+            runs = [
+                nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{project.name}", project))
+                for project in (pipeline.folder, other)
+            ]
+            said = [run.rest() for run in runs]
+            assert 0 in [run.bury() for run in runs]
+            assert held(pipeline)[KEY].content in contents
+            errors = [line for lines in said for line in lines if line.startswith("error ")]
+            assert all(re.match(rf"error small, partition {KEY}: .*Hint: ", error) for error in errors)
+    rewrite(pipeline, KEY)
+    assert_survived(pipeline, before, {KEY})
+
+
+def eight_partitions_by_eight_processes(folder: Path) -> None:
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with ExitStack() as stack:
+        nursery = stack.enter_context(Nursery())
+        reader = Reader(pipeline.home, {key: {one.content} for key, one in before.items()})
+        stack.enter_context(reader)
+        writers = [
+            nursery.fork("write_often", **asked(pipeline, [key], f"writer-{key}"), times=5) for key in SCORED[:8]
+        ]
+        said = [writer.rest() for writer in writers]
+        assert [writer.bury() for writer in writers] == [0] * 8
+    after = held(pipeline)
+    assert {key: after[key].run_id for key in SCORED[:8]} == {key: f"writer-{key}-4" for key in SCORED[:8]}
+    with pipeline.warehouse.open() as con:
+        commits = con.execute("SELECT count(*) FROM batch_platform.score_runs WHERE run_id LIKE 'writer-%'").fetchall()
+    assert commits == [(8 * 5,)], "no commit was lost"
+    waits = [line.split()[1] for lines in said for line in lines if line.startswith("waited")]
+    print(f"longest wait for the lock among 8 writers: {max(map(float, waits)):.3f} s")
+    assert_survived(pipeline, before, SCORED)
+
+
+def slow_run_after_a_newer_one(folder: Path) -> None:
+    """A run is stopped right before its commit, and goes on when a newer one has committed other rows."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    other = write_small_project(folder / "other", events=changed_events(KEY))
+    newer = Pipeline(small_spec(), other, pipeline.home)
+    with Nursery() as nursery:
+        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
+        slow.wait_for("committing")
+        rewrite(newer, KEY, run_id="newer")
+        os.kill(slow.pid, signal.SIGCONT)
+        error = slow.rest()[-2]
+        assert slow.bury() == 1
+    assert f"small, partition {KEY}: run newer committed it at 2024-02-11" in error
+    assert held(pipeline)[KEY].run_id == "newer"
+    assert_survived(newer, before, {KEY})
+
+
+def slow_run_after_the_same_rows(folder: Path) -> None:
+    """As above, but the newer run committed just what the slow one would: there is nothing left to do."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    with Nursery() as nursery:
+        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
+        slow.wait_for("committing")
+        rewrite(pipeline, KEY, run_id="newer")
+        os.kill(slow.pid, signal.SIGCONT)
+        assert slow.bury() == 0
+    assert held(pipeline)[KEY].run_id == "newer"
+    assert_survived(pipeline, before, {KEY})
+
+
+CASES: dict[str, Case] = {
+    "F1 killed at 200 random moments of a write": killed_at_random,
+    "F1 killed before every step of a write": killed_at_every_step,
+    "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
+    "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),
+    "F6 held for good by a run": lambda folder: held_for_good(folder, HOLD_THE_LOCK),
+    "F6 held for good by a stranger": lambda folder: held_for_good(folder, OPEN_WITHOUT_THE_LOCK),
+    "F7 a reader that looks all the time": reader_in_a_loop,
+    "F7 a reader that never closes": reader_that_never_closes,
+    "F14 the same rows from two runs at once": same_partition_twice_at_once,
+    "F14 other rows from two runs at once": same_partition_from_other_data_at_once,
+    "F15 eight processes": eight_partitions_by_eight_processes,
+    "F16 other rows were committed meanwhile": slow_run_after_a_newer_one,
+    "F16 the same rows were committed meanwhile": slow_run_after_the_same_rows,
+}
