@@ -14,7 +14,7 @@ import polars as pl
 from batch_platform.contract import Contract
 from batch_platform.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import Bundle, Predictor
-from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.models.sklearn import SklearnPredictor, one_thread
 from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.performance import DEFAULT_METRIC
 from batch_platform.registry import Action, Version
@@ -101,10 +101,11 @@ def _compared(
     difference = None
     known = rows.filter(known_to(fitted.classes, rows[data.label])) if data.label and fitted.classes else rows
     if data.label is not None and manifest.classes == fitted.classes and known.height:
-        one, other = (
-            np.asarray(predictor.predict(contract.encode(contract.split(known).kept)))
-            for predictor, contract in ((ours, fitted.contract), (bundle.predictor, bundle.contract))
-        )
+        with one_thread():
+            one, other = (
+                np.asarray(predictor.predict(contract.encode(contract.split(known).kept)))
+                for predictor, contract in ((ours, fitted.contract), (bundle.predictor, bundle.contract))
+            )
         difference = paired_difference(metric, as_truth(known[data.label]), one, other, fitted.classes)
     return Comparison(champion.version, metrics, champion_metrics, difference)
 

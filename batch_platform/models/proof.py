@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batch_platform.forest.ensembles import Ensemble, NotCompilableError
 from batch_platform.models.compiled import CompiledPredictor, compile_predictor, parts_of
-from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.models.sklearn import SklearnPredictor, one_thread
 
 MOST_HELD_OUT = 20_000  # rows that a proof takes, evenly spaced
 MADE_ROWS = 512
@@ -68,7 +68,7 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
 
 def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # noqa: ANN401 - any two predictors
     """Whether two predictors give the same bits, or the same error."""
-    with np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
+    with one_thread(), np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
         first, second = _outcome(one, matrix), _outcome(other, matrix)
     if isinstance(first, str) or isinstance(second, str):
         return isinstance(first, str) and isinstance(second, str) and first == second
