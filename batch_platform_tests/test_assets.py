@@ -226,6 +226,10 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     for entry in predictions:
         assert value(entry, "rows_in") == value(entry, "dagster/row_count") + value(entry, "rows_rejected") == 40
         assert value(entry, "model_version").startswith("2024-02-01-")
+        assert value(entry, "rows_per_second") > 0
+        assert value(entry, "peak_memory_mib") > 1
+        shares = [value(entry, f"share_of_time_in_{name}") for name in ("read", "score", "commit")]
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
     balances = evaluations(trained, "predictions", "rows_balance")
     assert set(balances) == {*days, None}
     assert all(balances[day].metadata["rows_in"].value == 40 for day in days)
