@@ -324,10 +324,8 @@ class Pipeline:
             committed_at=staged.started_at,  # until it is committed
             run_id=stamp.run_id,
         )
-        seen = 0 if standing is None else standing.seq
-        scores = StagedScores(staged.predictions, staged.rejected, run, seen)
-        reasons, unseen, ignored = staged.reasons, staged.unseen, staged.ignored
-        return Committed(partition, run, skipped=False, reasons=reasons, unseen=unseen, ignored=ignored), scores
+        scores = StagedScores(staged.predictions, staged.rejected, run, 0 if standing is None else standing.seq)
+        return Committed(partition, run, False, staged.reasons, staged.unseen, staged.ignored), scores
 
     def _commit(
         self, group: Sequence[tuple[Committed, StagedScores]], stamp: Stamp, *, force: bool
