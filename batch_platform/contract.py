@@ -119,14 +119,10 @@ class Contract:
         """Give the matrix of rows that keep the contract: float64 [n, columns], Fortran order, null as NaN.
 
         A category is the position of its value among the known ones; an unknown one is NaN. Integers beyond 2^53 are
-        rounded, as scikit-learn rounds them. A number of which training saw no value at all is 0, whatever it is now: no
-        model has learnt from it, and few can be given a column without a value.
+        rounded, as scikit-learn rounds them.
         """
         matrix = np.empty((kept.height, len(self.columns)), dtype=np.float64, order="F")
         for at, column in enumerate(self.columns):
-            if column.type != "category" and column.lowest is None:
-                matrix[:, at] = 0
-                continue
             values = kept[column.name]
             if column.type == "category":
                 values = values.cast(pl.Enum(column.categories), strict=False).to_physical()

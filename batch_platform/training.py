@@ -115,9 +115,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         )
     except (ValueError, TypeError) as error:
         msg = f"{name_of(estimator)} refuses the training data: {' '.join(str(error).split())}"
-        raise TrainingRefusedError(
-            msg.rstrip(".") + ".", hint="see model.params, the features and the labels."
-        ) from error
+        raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
     return Fitted(
         estimator=estimator,
         task=task,
@@ -217,6 +215,14 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  #
         msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
         raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
     return classes
+
+
+def _hint(contract: Contract) -> str:
+    """What may keep an estimator from learning: some cannot be given a number that never has a value."""
+    empty = [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
+    if not empty:
+        return "see model.params, the features and the labels."
+    return f"there is no value in {listed(empty)}: leave it out of the features, or set features.columns.<name>.feature: false."
 
 
 def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:

@@ -267,24 +267,20 @@ def replace_rows(
     for column, dtype in new.items():
         if column not in have:
             con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
-    differing = [(column, have[column], dtype) for column, dtype in new.items() if have.get(column, dtype) != dtype]
-    lossy: dict[str, str] = {}  # what does not fit, and the first partition with it
-    for column, old, dtype in differing:
+    lossy: dict[str, str] = {}  # what does not fit, and a partition with it
+    for column, old, dtype in [(one, have[one], new[one]) for one in new if have.get(one, new[one]) != new[one]]:
         if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
             con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
-        elif found := con.execute(_partition_where(_changes(column, old, dtype), rows), values).fetchall():
+        elif found := con.execute(
+            f"SELECT partition_key FROM {rows} WHERE {_changes(column, old, dtype)} LIMIT 1", values
+        ).fetchall():
             lossy[f"{column} is {old}, now {dtype}"] = found[0][0]
     if lossy:
-        msg = f"{schema}, partition {min(lossy.values())}: {schema}.{table}: "
-        msg += f"values do not fit the column's type: {listed(lossy)}; nothing is changed."
+        msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{table}: {listed(lossy)}; nothing is changed."
         raise DataError(msg, hint="cast the column in the features to the type that the table has.")
     con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
     ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
     return int(count)
-
-
-def _partition_where(condition: str, rows: str) -> str:
-    return f"SELECT min(partition_key) FROM {rows} WHERE {condition} HAVING count(*) > 0"
 
 
 def _changes(column: str, old: str, new: str) -> str:

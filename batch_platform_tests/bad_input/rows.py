@@ -255,6 +255,11 @@ def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool)
 JANUARY = pl.col("ts") < EVENTS.filter(on_the_day(EVENTS, DAYS[0]))["ts"].min()
 
 CASES: dict[str, Case] = {
+    "B5 an all-null column to learn from": partial(
+        no_training,
+        events=EVENTS.with_columns(amount=pl.lit(None, dtype=pl.Float64)),
+        said="there is no value in amount: leave it out of the features",
+    ),
     "B8 keys that occur twice": keys_that_occur_twice,
     "B8 many keys that occur twice": many_keys_that_occur_twice,
     "B8 keys that are null": keys_that_are_null,

@@ -71,14 +71,6 @@ def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
         fed.refuses(DAY, f"40 times {column}: null where training saw none", error=DataError)
 
 
-def a_column_that_was_all_null_when_learnt(tmp_path: Path) -> None:
-    events = EVENTS.with_columns(amount=pl.lit(None, dtype=pl.Float64))
-    fed = Fed.scored(tmp_path, events=events)
-    assert fed.takes().run.rows_scored == 40
-    fed.feed(events=EVENTS)
-    assert fed.takes().run.rows_scored == 40
-
-
 def no_finite_number(tmp_path: Path, *, value: float, stored: pl.DataType) -> None:
     """Rejected and never scored, wherever its column is kept."""
     fed = Fed.scored(tmp_path, **LENIENT)
@@ -294,7 +286,6 @@ CASES: dict[str, Case] = {
     "B5 an all-null column where training saw nulls": partial(an_all_null_column, column="amount", allowed=True),
     "B5 an all-null column where training saw none": partial(an_all_null_column, column="items", allowed=False),
     "B5 an all-null category": partial(an_all_null_column, column="shop", allowed=False),
-    "B5 a column that was all null when learnt": a_column_that_was_all_null_when_learnt,
     **{
         f"B6 {value} in, stored as {stored}": partial(no_finite_number, value=value, stored=stored)
         for value in (float("inf"), float("-inf"), float("nan"))
