@@ -1,6 +1,6 @@
 """This project against its peers, each workload in one run on one machine: what counts are the ratios.
 
-    python -m batch_platform_tests.benchmarks WORKLOAD… [--rows N] [--only NAME,…] [--repeat K] [--json FILE]
+python -m batch_platform_tests.benchmarks WORKLOAD… [--rows N] [--only NAME,…] [--repeat K] [--json FILE]
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sections.append(_section(WORKLOADS[name].TITLE, found, getattr(WORKLOADS[name], "conclude", _nothing)))
         print(f"\n{sections[-1]}", flush=True)
         peers = [peer for peer in PINNED if any(result.contender == peer for result in results)]
-        foot = f"{machine()}; {given.repeat} repeats in turn after a warm-up. {versions(peers)}."
+        foot = f"{machine()}; each measured {given.repeat} times, in turn, after a warm-up. {versions(peers)}."
         if given.json:
             given.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
         if given.markdown:
@@ -79,8 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", type=_names, default=[], metavar="NAME,…", help=", ".join(sorted(NAMES)))
     parser.add_argument("--json", type=Path, metavar="FILE", help="one object for each measurement")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables, the machine and the versions")
-    parser.add_argument("--folder", type=Path, help="where the data go, some 0.6 KB a row; default: the temporary folder")
-    parser.add_argument("--environments", type=Path, default=default_folder(), help="where peers are installed and kept")
+    parser.add_argument(
+        "--folder", type=Path, help="where the data go, some 0.6 KB a row; default: the temporary folder"
+    )
+    parser.add_argument(
+        "--environments", type=Path, default=default_folder(), help="where peers are installed and kept"
+    )
     return parser
 
 

@@ -21,13 +21,13 @@ PAUSE_SECONDS = 0.2
 def parents() -> dict[int, int]:
     """The parent of every process."""
     found: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                stat = Path("/proc", entry, "stat").read_text(encoding="utf-8", errors="replace")
+                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
             except OSError:
                 continue  # it has just ended
-            found[int(entry)] = int(stat.rpartition(")")[2].split()[1])
+            found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
     return found
 
 

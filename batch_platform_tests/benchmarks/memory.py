@@ -47,16 +47,17 @@ def measure(options: Options) -> Iterator[Result]:
 def conclude(results: Sequence[Result]) -> str:
     """How memory and the cost of a row grow."""
     ours = sorted((one for one in medians(results).values() if one.contender == OURS), key=lambda one: one.rows)
-    if len(ours) < 2:
-        return ""
-    small, *_, middle, large = ours
-    cost = [one.seconds / one.rows * 1e6 for one in ours]
+    small, middle, large = ours
+    begin, end = _million_more(small, middle), _million_more(middle, large)
     return (
-        f"Five times the rows take {large.peak_mib / middle.peak_mib:.2f} times the memory; a million rows cost "
-        f"{', '.join(f'{seconds:.2f} s of {one.rows:,}' for seconds, one in zip(cost, ours, strict=True))}, so from "
-        f"{small.rows:,} to {large.rows:,} rows the cost of a row changes by a factor of {cost[-1] / cost[0]:.2f}, "
-        "the start of the process included."
+        f"Five times the rows take {large.peak_mib / middle.peak_mib:.2f} times the memory. A million rows more cost "
+        f"{begin:.2f} s from {small.rows:,} to {middle.rows:,} rows, {end:.2f} s from there to {large.rows:,}."
     )
+
+
+def _million_more(less: Result, more: Result) -> float:
+    """Seconds for each further million of rows: what a row costs once the process has started."""
+    return (more.seconds - less.seconds) / (more.rows - less.rows) * 1e6
 
 
 def _score(job: Job, contender: str, rows: int, folder: Path) -> Result:

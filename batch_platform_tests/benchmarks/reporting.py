@@ -26,41 +26,42 @@ def versions(peers: Sequence[str]) -> str:
     """The versions of all that is named."""
     installed = {item.metadata["Name"].lower() for item in metadata.distributions()}
     ours = [f"{name} {metadata.version(name)}" for name in LIBRARIES if name in installed]
-    lines = [f"Python {platform.python_version()}, batch-platform {metadata.version('batch-platform')}, {', '.join(ours)}"]
+    lines = [
+        f"Python {platform.python_version()}, batch-platform {metadata.version('batch-platform')}, {', '.join(ours)}"
+    ]
     lines += [f"{peer}: {', '.join(requirements(peer)).replace('==', ' ')}" for peer in peers]
     return "; ".join(lines)
 
 
 def table(results: Sequence[Result]) -> str:
-    """Medians, and each contender's time as a multiple of ours."""
+    """Medians of time, the highest peak, and each contender's time as a multiple of ours."""
     middle = medians(results)
     lines = [
-        "| workload | contender | median s | peak MiB | rows/s | time against batch_platform |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| workload | rows | contender | median s | peak MiB | million rows/s | times ours |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for (workload, rows, contender), one in middle.items():
         ours = middle.get((workload, rows, OURS))
         ratio = "" if ours is None else f"{one.seconds / ours.seconds:.2f}"
         lines.append(
-            f"| {workload}, {rows:,} rows | {contender} | {one.seconds:.2f} | {one.peak_mib:,.0f} "
-            f"| {rows / one.seconds:,.0f} | {ratio} |"
+            f"| {workload} | {rows:,} | {contender} | {one.seconds:.2f} | {one.peak_mib:,.0f} "
+            f"| {rows / one.seconds / 1e6:.2f} | {ratio} |"
         )
     return "\n".join(lines)
 
 
 def losses(results: Sequence[Result]) -> str:
-    """Who is faster or needs less memory than we do, and by how much."""
+    """Who is faster or needs less memory than we do: their figure as a share of ours."""
     middle = medians(results)
-    found: list[str] = []
-    for (workload, rows, contender), one in middle.items():
-        ours = middle.get((workload, rows, OURS))
-        if ours is None or contender == OURS:
-            continue
-        where = f"{workload} ({rows:,} rows)"
-        if one.seconds * NOTICEABLE < ours.seconds:
-            found.append(f"{where}: {contender} takes {one.seconds / ours.seconds:.2f} times our time")
-        if one.peak_mib * NOTICEABLE < ours.peak_mib:
-            found.append(f"{where}: {contender} holds {one.peak_mib / ours.peak_mib:.2f} times our memory")
-    if not any(result.contender != OURS for result in results):
+    if all(result.contender == OURS for result in results):
         return ""
-    return f"Where we lose: {'; '.join(found) if found else 'nowhere in this table'}."
+    faster, leaner = list[str](), list[str]()
+    for (workload, rows, contender), one in middle.items():
+        ours = middle.get((workload, rows, OURS), one)
+        where = f"to {contender} on {workload} of {rows:,} rows"
+        if one.seconds * NOTICEABLE < ours.seconds:
+            faster.append(f"{where} ({one.seconds / ours.seconds:.2f})")
+        if one.peak_mib * NOTICEABLE < ours.peak_mib:
+            leaner.append(f"{where} ({one.peak_mib / ours.peak_mib:.2f})")
+    time, memory = (", ".join(found) if found else "nowhere" for found in (faster, leaner))
+    return f"Where we lose time: {time}. Where we lose memory: {memory}."

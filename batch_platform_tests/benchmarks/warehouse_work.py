@@ -110,7 +110,7 @@ def staged_partition(home: Home, number: int, rows: int) -> StagedScores:
         f"hash(range) % 2 = 0 AS prediction, (hash(range) % 1000003) / 1000003 AS score, '{day}' AS partition_key, "
         "'2020-01-01-0123abcd' AS model_version, TIMESTAMPTZ '2020-01-01 00:00:00+00' AS scored_at, 'run' AS run_id"
     )
-    rejected = "partition_key, key, reason, column_name, row, run_id".split(", ")
+    rejected = ["partition_key", "key", "reason", "column_name", "row", "run_id"]
     with duckdb.connect() as con:
         con.execute("SET TimeZone = 'UTC'")
         con.execute(f"COPY (SELECT {columns} FROM range({rows})) TO {literal(str(good))} (COMPRESSION lz4)")

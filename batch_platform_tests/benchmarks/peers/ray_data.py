@@ -17,6 +17,7 @@ import ray.data
 from served import load
 
 BATCH_ROWS = 131_072
+CPUS_OF_AN_ACTOR = 0.5  # the rest is left to the reading and the writing, which would not be scheduled otherwise
 
 
 class Scorer:
@@ -50,8 +51,6 @@ def main(model: str, output: str, *files: str) -> None:
         ).write_parquet(output)
         ray.shutdown()
 
-
-CPUS_OF_AN_ACTOR = float(os.environ.get("ACT", "0.5"))  # the rest is left to the reading and the writing
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

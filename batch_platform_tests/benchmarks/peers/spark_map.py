@@ -12,22 +12,22 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-
-BATCH_ROWS = 131_072
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # a worker for each core, a thread for each worker
-    os.environ[name] = "1"
-os.environ["PYSPARK_PYTHON"] = sys.executable
-os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of the workers
-
 from pyspark.sql import SparkSession, functions
 from pyspark.sql.types import BooleanType, DoubleType, StringType, StructField, StructType
 from served import load, loaded
+
+BATCH_ROWS = 131_072
 
 
 def main(model: str, output: str, *files: str) -> None:
     """Score the files into the output folder."""
     cores = len(os.sched_getaffinity(0))
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",  # a worker for each core, a thread for each worker
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     spark = (
         SparkSession.builder.master(f"local[{cores}]")
         .config("spark.ui.enabled", value=False)
