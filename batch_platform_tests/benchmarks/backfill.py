@@ -17,7 +17,7 @@ import yaml
 
 from batch_platform.defs.flight_delays import sources
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
-from batch_platform_tests.benchmarks.contenders import Job
+from batch_platform_tests.benchmarks.contenders import Job, require_peers
 from batch_platform_tests.benchmarks.measuring import OURS, Cost, Result, in_turn
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import Project
@@ -32,6 +32,7 @@ PEER = "stock_dagster"
 
 def measure(options: Options) -> Iterator[Result]:
     """Make the year ready, then let both score it again, in turn."""
+    require_peers(options.chosen([OURS, PEER]), options.environments)
     served = Project(options.folder / "project", PIPELINE)
     declared = yaml.safe_load((SHIPPED / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
     declared["model"]["train"]["start"] = SERVING_START

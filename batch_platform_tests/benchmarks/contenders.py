@@ -42,6 +42,19 @@ ALL_PEERS = {
 CONTENDERS = [OURS, *ALL_PEERS]
 
 
+def require_peers(contenders: Sequence[str], environments: Environments) -> None:
+    """Install what contenders need before anything is measured.
+
+    Raises:
+        SystemExit: Something cannot be installed, or is not there.
+    """
+    for name in contenders:
+        if name != OURS and not ALL_PEERS[name].shares_environment:
+            environments.python(name)
+    if "spark" in contenders:
+        java_home()
+
+
 @dataclass(frozen=True)
 class Job:
     """Partitions to be scored.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from batch_platform_tests.benchmarks import project
 from batch_platform_tests.benchmarks.agreement import require_same
-from batch_platform_tests.benchmarks.contenders import CONTENDERS, Job
+from batch_platform_tests.benchmarks.contenders import CONTENDERS, Job, require_peers
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
 from batch_platform_tests.benchmarks.measuring import Result, in_turn
 from batch_platform_tests.benchmarks.options import Options
@@ -24,6 +24,7 @@ DAYS = 30
 def measure(options: Options) -> Iterator[Result]:
     """One kind of model after another, its contenders in turn."""
     folder = options.folder / "scoring"
+    require_peers(options.chosen(CONTENDERS), options.environments)
     days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
     write_days(folder / "data", days, min(TRAINING_ROWS, options.rows))
     for kind in options.chosen(list(project.KINDS)):

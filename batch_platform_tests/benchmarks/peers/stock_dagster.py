@@ -20,7 +20,7 @@ WITH_FEATURES = "--with-features"
 
 
 def main(model: str, output: str, *files: str) -> None:
-    """Materialize the range of days in one run, recorded in an instance beside the output."""
+    """Materialize the range of days in one run, recorded in an instance that stays beside the model."""
     paths = {day_of(file): file for file in files if file != WITH_FEATURES}
     first, last = min(paths), max(paths)
     shared = {
@@ -48,7 +48,7 @@ def main(model: str, output: str, *files: str) -> None:
         return pl.concat([served.scored(read(day), day) for day in context.partition_keys])
 
     assets = [features, from_features] if WITH_FEATURES in files else [from_files]
-    home = Path(f"{output}.dagster").absolute()
+    home = Path(model).absolute().with_name("stock_dagster")
     home.mkdir(exist_ok=True)
     os.environ["DAGSTER_HOME"] = str(home)
     (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n", encoding="utf-8")
