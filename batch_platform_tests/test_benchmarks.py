@@ -124,8 +124,12 @@ def test_measured_days_end_yesterday_and_only_those_to_learn_from_have_labels_by
 
 
 def test_the_peak_is_that_of_the_largest_process_even_of_one_left_alone(tmp_path):
-    child = "import time; held = bytearray(300 * 2**20); time.sleep(2)"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(1)"
+    child = "import time; held = bytearray(300 * 2**20); print(len(held), flush=True); time.sleep(10)"
+    parent = (
+        "import subprocess, sys, time; "
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); "
+        "child.stdout.readline(); time.sleep(3)"
+    )
     assert 300 < run([sys.executable, "-c", parent], tmp_path).peak_mib < 400
     assert run([sys.executable, "-c", "pass"], tmp_path).peak_mib < 100, "whatever this process holds"
 
