@@ -9,13 +9,9 @@ outcomes evaluated, the readers' copy published.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import duckdb
@@ -23,38 +19,22 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from batch_platform.defs.flight_delays import sources
+from batch_platform.home import HOME_VARIABLE
+from batch_platform_tests.benchmarks.measuring import COMMAND, ROOT, run
+from batch_platform_tests.benchmarks.reporting import machine, versions
 
 PIPELINE = "flight_delays"
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-
-
-def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, float, str]:
-    """Run a command to its end: seconds, peak memory in MiB, what it printed."""
-    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
-    with (folder / "output.txt").open("w+") as output:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, stdout=output, env={**kept, **environment})
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - began
-        output.seek(0)
-        text = output.read()
-    if status:
-        sys.exit(f"{command} failed: {text}")
-    return seconds, usage.ru_maxrss / 1024, text
 
 
 def measure_command(folder: Path) -> dict[str, object]:
     """The command in a fresh home."""
-    executable = str(Path(sys.executable).with_name("batch-platform"))
     home = folder / "home"
-    command = [executable, "run", PIPELINE, "--json"]
-    seconds, peak, text = timed(command, folder, BATCH_PLATFORM_HOME=str(home))
-    outcome = json.loads(text)
+    cost = run([COMMAND, "run", PIPELINE, "--json"], folder, **{HOME_VARIABLE: str(home)})
     return {
         "contender": "batch_platform",
-        "seconds": seconds,
-        "peak_mib": peak,
-        "rows_scored": outcome["rows_scored"],
+        "seconds": cost.seconds,
+        "peak_mib": cost.peak_mib,
+        "rows_scored": json.loads(cost.output)["rows_scored"],
         "roc_auc": area(home / "published.duckdb"),
     }
 
@@ -62,9 +42,8 @@ def measure_command(folder: Path) -> dict[str, object]:
 def measure_script(folder: Path) -> dict[str, object]:
     """The plain script."""
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks.year_script", str(folder / "scores.duckdb")]
-    root = str(Path(__file__).parents[2])
-    seconds, peak, text = timed(command, folder, PYTHONPATH=root)
-    return {"contender": "script", "seconds": seconds, "peak_mib": peak, **json.loads(text)}
+    cost = run(command, folder, PYTHONPATH=str(ROOT))
+    return {"contender": "script", "seconds": cost.seconds, "peak_mib": cost.peak_mib, **json.loads(cost.output)}
 
 
 def area(published: Path) -> float:
@@ -92,9 +71,7 @@ def main() -> None:
         for measure in (measure_script, measure_command):
             with tempfile.TemporaryDirectory() as folder:
                 results.append(measure(Path(folder)))
-    print(
-        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {options.repeat} repeats\n"
-    )
+    print(f"{machine()}; {options.repeat} repeats. {versions([])}\n")
     print("| contender | median s | peak MiB | rows scored | AUC |")
     print("| --- | ---: | ---: | ---: | ---: |")
     medians = {}

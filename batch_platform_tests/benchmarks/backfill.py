@@ -1,0 +1,98 @@
+"""Re-scoring a year of daily flights by one model, features present, against stock Dagster's single-run range.
+
+`backfill` is two assets of 365 partitions for both: predictions and their evaluation here; features, read from the same
+files, and predictions there. `backfill_scores` is the predictions alone. Ours replaces each partition together with its
+ledger row; stock Dagster deletes the whole range and then inserts it, and what happens in between stays.
+"""
+
+import shutil
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batch_platform.defs.flight_delays import sources
+from batch_platform_tests.benchmarks.agreement import Scores, require_same
+from batch_platform_tests.benchmarks.contenders import Job, require_peers
+from batch_platform_tests.benchmarks.measuring import OURS, Cost, Result, in_turn
+from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.project import Project
+
+TITLE = "A year of daily flights, scored again"
+SHIPPED = Path(sources.__file__).parent
+PIPELINE, KEY = "flight_delays", "flight_id"
+CARRIED = (KEY, "scheduled_departure", "carrier", "origin", "dest")
+SERVING_START, FIRST, LAST = "2013-12-01", "2013-01-01", "2013-12-31"
+PEER = "stock_dagster"
+
+
+def measure(options: Options) -> Iterator[Result]:
+    """Make the year ready, then let both score it again, in turn."""
+    require_peers(options.chosen([OURS, PEER]), options.environments)
+    served = Project(options.folder / "project", PIPELINE)
+    declared = yaml.safe_load((SHIPPED / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+    declared["model"]["train"]["start"] = SERVING_START
+    served.write(
+        declared, {name: (SHIPPED / name).read_text(encoding="utf-8") for name in ("features.sql", "labels.sql")}
+    )
+    served.run(served.ready, "--partition", LAST)
+    (version,) = (folder.name for folder in (served.ready.models / PIPELINE).iterdir())
+    served.run(served.ready, "--model", version, "--from", FIRST, "--to", LAST)
+    keys = sorted(file.stem for file in (served.ready.lake / PIPELINE / "features").glob("*.parquet"))
+    model = served.export_model(options.folder / "model.joblib", version, CARRIED)
+    job = Job(served, keys, model, options.environments)
+    turns = {}
+    for workload, flags, changed in (
+        ("backfill", ("--with-features",), _stale(declared)),
+        ("backfill_scores", (), _outcomes_unknown(_stale(declared))),
+    ):
+        for contender in options.chosen([OURS, PEER]):
+            folder = options.folder / f"{workload}-{contender}"
+            if contender == OURS:
+                turns[folder.name] = partial(_ours, job, workload, changed, version, folder)
+            else:
+                folder.mkdir()
+                turns[folder.name] = partial(_peers, job, workload, flags, folder)
+    for again in turns.values():
+        again()
+    yield from in_turn(turns, options.repeat)
+
+
+def _stale(declared: dict[str, Any]) -> dict[str, Any]:
+    """As declared, but for one thing with which every partition has to be scored again, with the same scores."""
+    changed = deepcopy(declared)
+    changed["features"]["max_rejected"] = "2%"
+    return changed
+
+
+def _outcomes_unknown(declared: dict[str, Any]) -> dict[str, Any]:
+    """As declared, but with labels that are not known yet, so that nothing is to be evaluated."""
+    changed = deepcopy(declared)
+    changed["labels"]["delay"] = "36500 days"
+    return changed
+
+
+def _ours(job: Job, workload: str, declared: dict[str, Any], version: str, folder: Path) -> Result:
+    served = job.project
+    served.declare(declared)
+    home = served.copy_ready(folder)
+    cost = served.run(home, "--model", version, "--from", job.keys[0], "--to", job.keys[-1])
+    result = _checked(job, workload, OURS, cost, Scores(home.published, f"{PIPELINE}.predictions", job.keys, KEY))
+    shutil.rmtree(folder)
+    return result
+
+
+def _peers(job: Job, workload: str, flags: tuple[str, ...], folder: Path) -> Result:
+    """Into the same file each time, so that each but the first, which does not count, replaces what is there."""
+    cost, scores = job.score_by_peer(PEER, folder, *flags)
+    return _checked(job, workload, PEER, cost, replace(scores, key=KEY))
+
+
+def _checked(job: Job, workload: str, contender: str, cost: Cost, scores: Scores) -> Result:
+    rows = sources.flights().collect().height
+    require_same(contender, scores, rows, job.model.with_name("reference.parquet"), 0.0)
+    return Result(workload, contender, cost.seconds, rows, cost.peak_mib)

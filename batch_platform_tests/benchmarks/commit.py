@@ -1,0 +1,76 @@
+"""Committing staged partitions: how long the warehouse is locked, and how long the last of many writers waits for it.
+
+A fifth of the rows go into one commit, against a plain insert into an empty file; then eight processes commit ten
+partitions each, a fiftieth of the rows in each one, and not one commit may be lost.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.home import Home
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, run
+from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.warehouse_work import PIPELINE
+
+TITLE = "Commit: seconds that the warehouse is locked, and the longest wait of 8 writers"
+PEER, WRITERS, COMMITS = "plain_insert", 8, 10
+
+
+def measure(options: Options) -> Iterator[Result]:
+    """The lock of one large commit, the plain insert, the wait among many."""
+    large, small = max(1, options.rows // 5), max(1, options.rows // 50)
+    work(options.folder / "warm-up", "commit", 0, 1, 1000)
+    contenders = {
+        OURS: partial(_held, options.folder / "held", large),
+        PEER: partial(_inserted, options.folder / "inserted", large),
+        "many": partial(_waited, options.folder / "waited", small),
+    }
+    yield from in_turn(contenders, options.repeat)
+
+
+def work(home: Path, task: str, *arguments: object) -> tuple[dict[str, list[float]], Cost]:
+    """Let a process do something with a warehouse: the seconds that it noted, and what it cost."""
+    home.mkdir(parents=True, exist_ok=True)
+    module = "batch_platform_tests.benchmarks.warehouse_work"
+    command = [sys.executable, "-m", module, task, str(home), *(str(argument) for argument in arguments)]
+    cost = run(command, home, PYTHONPATH=str(ROOT))
+    return json.loads(cost.output), cost
+
+
+def conclude(results: Sequence[Result]) -> str:
+    """What was counted."""
+    waits = [result for result in results if result.workload == "commit_wait"]
+    return f"Of {WRITERS * COMMITS * len(waits)} commits by {WRITERS} writers at once, 0 were lost."
+
+
+def _held(home: Path, rows: int) -> Result:
+    took, cost = work(home, "commit", 0, 1, rows)
+    shutil.rmtree(home)
+    return Result("commit", OURS, max(took["held"]), rows, cost.peak_mib)
+
+
+def _inserted(home: Path, rows: int) -> Result:
+    took, cost = work(home, "plain_insert", home / "plain.duckdb", rows)
+    shutil.rmtree(home)
+    return Result("commit", PEER, max(took["held"]), rows, cost.peak_mib)
+
+
+def _waited(home: Path, rows: int) -> Result:
+    """Eight writers at once; every commit must be found afterwards."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        done = list(pool.map(lambda writer: work(home, "commit", writer, COMMITS, rows), range(WRITERS)))
+    with duckdb.connect(str(Home(home).warehouse), read_only=True) as con:
+        commits = con.execute("SELECT count(DISTINCT partition_key) FROM batch_platform.score_runs").fetchall()[0][0]
+        stored = con.execute(f"SELECT count(*) FROM {PIPELINE}.predictions").fetchall()[0][0]
+    if (commits, stored) != (WRITERS * COMMITS, WRITERS * COMMITS * rows):
+        sys.exit(f"{WRITERS * COMMITS - commits} commits were lost, and {WRITERS * COMMITS * rows - stored} rows.")
+    shutil.rmtree(home)
+    longest = max(wait for took, _ in done for wait in took["waited"])
+    return Result("commit_wait", OURS, longest, rows, max(cost.peak_mib for _, cost in done))

@@ -1,0 +1,94 @@
+"""The environments of peers that cannot share ours: what each needs, in which version, and where it is installed.
+
+The one place where versions are pinned. What reads the exported model has the version that this process has, so that
+all contenders evaluate the very same estimator.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from batch_platform_tests.benchmarks.measuring import inherited
+
+SHARED = ("scikit-learn", "numpy", "scipy", "joblib", "polars", "pyarrow")  # as in this process
+PINNED: dict[str, tuple[str, ...]] = {
+    "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
+    "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
+    "spark": ("pyspark==4.3.0", "pandas==2.3.3"),
+}
+JAVA_VERSIONS = ("17", "21")
+USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines")
+
+
+@dataclass(frozen=True)
+class Environments:
+    """Virtual environments below one folder, each made when it is first asked for and kept."""
+
+    folder: Path
+
+    def own(self) -> Path:
+        """The interpreter of this process."""
+        return Path(sys.executable)
+
+    def python(self, name: str) -> Path:
+        """The interpreter of a peer's environment.
+
+        Raises:
+            SystemExit: It cannot be installed.
+        """
+        wanted = requirements(name)
+        mark = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:8]
+        place = self.folder / f"{name}-{mark}"
+        interpreter, complete = place / "bin" / "python", place / ".complete"
+        if not complete.exists():
+            print(f"Installing {', '.join(wanted)} into {place}.", file=sys.stderr, flush=True)
+            venv.create(place, clear=True, with_pip=True)
+            install = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+            if (done := subprocess.run(install, env=inherited(), check=False)).returncode:
+                sys.exit(f"{name} cannot be installed (pip ended with {done.returncode}); leave it out with --only.")
+            complete.touch()
+        return interpreter
+
+
+def requirements(name: str) -> list[str]:
+    """What the environment of a peer holds, each in one version."""
+    return [*PINNED[name], *(f"{library}=={metadata.version(library)}" for library in SHARED)]
+
+
+def default_folder() -> Path:
+    """Where environments are kept unless told otherwise."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "batch_platform" / "benchmarks"
+
+
+def java_home() -> Path:
+    """A Java that Spark can run on: the one of JAVA_HOME, else one in the usual places.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    named = os.environ.get("JAVA_HOME")
+    found = [Path(named)] if named else []
+    for place in USUAL_PLACES:
+        found += sorted(Path(place).glob("*")) + sorted(Path(place).glob("*/Contents/Home"))
+    for home in found:
+        if _java_version(home) in JAVA_VERSIONS:
+            return home
+    return sys.exit(
+        f"Spark needs Java {' or '.join(JAVA_VERSIONS)}, and there is none in JAVA_HOME nor below "
+        f"{', '.join(USUAL_PLACES)}; install one (Debian: openjdk-17-jre-headless) or leave spark out with --only."
+    )
+
+
+def _java_version(home: Path) -> str | None:
+    release = home / "release"
+    if not (home / "bin" / "java").exists() or not release.is_file():
+        return None
+    version = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', release.read_text(encoding="utf-8", errors="replace"))
+    return version[1] if version else None

@@ -1,0 +1,97 @@
+"""What a command costs: its wall time and the peak memory of its largest process, in an environment that is the same for all.
+
+Knows nothing of what is measured.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_platform.home import HOME_VARIABLE
+
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", HOME_VARIABLE, "DAGSTER_HOME", "PYTHONWARNINGS")
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+OURS = "batch_platform"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a command took.
+
+    Args:
+        seconds: Wall time of the process, start included.
+        peak_mib: Resident memory of its largest process at the worst moment; what others held then comes on top.
+        output: What it printed.
+    """
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement; what the JSON holds."""
+
+    workload: str
+    contender: str
+    seconds: float
+    rows: int
+    peak_mib: float
+
+
+def run(command: Sequence[str], folder: Path, **environment: str) -> Cost:
+    """Run a command in a folder to its end.
+
+    Raises:
+        SystemExit: It failed; the message holds the end of what it said.
+    """
+    with tempfile.TemporaryDirectory() as reports:
+        report, out, err = (Path(reports, name) for name in ("cost.json", "out", "err"))
+        with out.open("wb") as output, err.open("wb") as errors:
+            launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(report), *command]
+            variables = inherited() | environment
+            subprocess.run(
+                launcher, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=True
+            )
+        cost = json.loads(report.read_text(encoding="utf-8"))
+        said, wrong = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+    if cost["code"]:
+        sys.exit(f"{' '.join(command)[:500]}\nfailed with {cost['code']}:\n{said[-2000:]}\n{wrong[-4000:]}")
+    return Cost(cost["seconds"], cost["peak_mib"], said)
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment without what would make machines or homes differ."""
+    return {name: value for name, value in os.environ.items() if name not in UNSET}
+
+
+def in_turn(contenders: Mapping[str, Callable[[], Result]], repeat: int) -> Iterator[Result]:
+    """Measure contenders A B C A B C …, so that whatever the machine does meanwhile meets all of them."""
+    for _ in range(repeat):
+        for measure in contenders.values():
+            yield measure()
+
+
+def medians(results: Sequence[Result]) -> dict[tuple[str, int, str], Result]:
+    """Of each workload, size and contender: the median time and the highest peak, in the order in which they came."""
+    groups: dict[tuple[str, int, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.workload, result.rows, result.contender), []).append(result)
+    return {
+        key: Result(
+            workload=key[0],
+            contender=key[2],
+            seconds=statistics.median(result.seconds for result in group),
+            rows=key[1],
+            peak_mib=max(result.peak_mib for result in group),
+        )
+        for key, group in groups.items()
+    }

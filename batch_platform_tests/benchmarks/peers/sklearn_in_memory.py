@@ -1,0 +1,38 @@
+"""The floor of anyone who does not compile: predict_proba alone, on a matrix that is already in memory.
+
+    python sklearn_in_memory.py MODEL OUTPUT_FOLDER FILE…
+
+Prints the seconds that the predictions took. Reading, encoding and storing do not count; the data come by in pieces, so
+that they fit.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+from served import day_of, load
+
+PIECE_ROWS = 2_000_000
+
+
+def main(model: str, output: str, *files: str) -> None:
+    """Score each day's file into a Parquet file of the output folder."""
+    served, seconds = load(model), 0.0
+    Path(output).mkdir()
+    for file in files:
+        pieces = []
+        for begin in range(0, pl.scan_parquet(file).select(pl.len()).collect().item(), PIECE_ROWS):
+            rows = pl.scan_parquet(file).select(served.columns).slice(begin, PIECE_ROWS).collect()
+            matrix = served.matrix(rows)
+            began = time.perf_counter()
+            score = served.estimator.predict_proba(matrix)[:, 1]
+            seconds += time.perf_counter() - began
+            pieces.append(served.with_score(rows, score).with_columns(day=pl.lit(day_of(file))))
+        pl.concat(pieces).write_parquet(Path(output, f"{day_of(file)}.parquet"))
+    print(json.dumps({"seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

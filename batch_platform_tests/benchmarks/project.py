@@ -1,0 +1,189 @@
+"""A Dagster project of batch_platform over the generated table, made ready by its own commands, and its home copied afresh.
+
+Ready means: features of all days built, the model trained, nothing of the measured days scored yet. Here is also how
+the model leaves the project for peers: the very same fitted estimator.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from batch_platform.home import HOME_VARIABLE, Home
+from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, NUMBERS, TEXTS, Days
+from batch_platform_tests.benchmarks.measuring import COMMAND, Cost, run
+
+PACKAGE = "benchmark"
+PYPROJECT = f'[project]\nname = "{PACKAGE}"\nversion = "0"\n\n[tool.dg]\ndirectory_type = "project"\n\n[tool.dg.project]\nroot_module = "{PACKAGE}"\n'
+DEFINITIONS = """\
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.definitions
+def defs():
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+"""
+ESTIMATORS = """\
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+
+def linear():
+    return make_pipeline(StandardScaler(), LogisticRegression())
+"""
+WINDOW = "ts >= $partition_start AND ts < $partition_end"
+HISTOGRAM_TREES = {
+    "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+    "params": {"max_iter": 100, "max_leaf_nodes": 31, "early_stopping": False},
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model."""
+
+    model: dict[str, Any]
+    features: list[str]
+    tolerance: float  # within which all contenders must agree
+
+
+KINDS = {
+    "trees": Kind(HISTOGRAM_TREES, NUMBERS, 0.0),
+    "linear": Kind({"build": f"{PACKAGE}.estimators.linear"}, NUMBERS, 1e-9),
+    "forest": Kind(
+        {
+            "estimator": "sklearn.ensemble.RandomForestClassifier",
+            "params": {"n_estimators": 100, "max_depth": 10},
+        },
+        NUMBERS,
+        1e-12,  # scikit-learn on several threads adds the trees up in the order in which they come
+    ),
+    "categorical": Kind(HISTOGRAM_TREES, [*NUMBERS[: len(NUMBERS) - len(TEXTS)], *TEXTS], 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A Dagster project with one pipeline, and a home in which it has been made ready.
+
+    Args:
+        root: Its folder.
+        pipeline: The pipeline's name.
+    """
+
+    root: Path
+    pipeline: str
+
+    @property
+    def ready(self) -> Home:
+        """The home that measured runs start from a copy of; never run in again."""
+        return Home(self.root / "ready")
+
+    @property
+    def folder(self) -> Path:
+        """Where the pipeline's YAML and SQL lie."""
+        return self.root / PACKAGE / "defs" / self.pipeline
+
+    def write(self, attributes: dict[str, Any], files: dict[str, str]) -> None:
+        """Write the project, made if missing, with one pipeline."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.root / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+        package = self.root / PACKAGE
+        for init in (package, package / "defs"):
+            (init / "__init__.py").touch()
+        (package / "definitions.py").write_text(DEFINITIONS, encoding="utf-8")
+        (package / "estimators.py").write_text(ESTIMATORS, encoding="utf-8")
+        for name, text in files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        self.declare(attributes)
+
+    def declare(self, attributes: dict[str, Any]) -> None:
+        """Write the pipeline's YAML, or write it anew."""
+        declared = {"type": "batch_platform.components.BatchInference", "attributes": attributes}
+        (self.folder / "defs.yaml").write_text(yaml.safe_dump(declared, sort_keys=False), encoding="utf-8")
+
+    def run(self, home: Home, *options: str) -> Cost:
+        """`batch-platform run`, for real."""
+        command = [COMMAND, "run", self.pipeline, "--json", *options]
+        return run(command, self.root, **{HOME_VARIABLE: str(home.root)})
+
+    def materialize(self, home: Home, asset: str, first: str, last: str) -> Cost:
+        """Dagster's own command for one asset over a range: what the UI's button does."""
+        home.create()
+        command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
+        command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.definitions", "-d", str(self.root)]
+        command += ["--partition-range", f"{first}...{last}"]
+        return run(command, self.root, **{HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)})
+
+    def copy_ready(self, folder: Path) -> Home:
+        """The ready home again, somewhere else on the same disk.
+
+        Features and models are linked, for nothing writes into them; they keep the times that are recorded of them.
+        """
+        folder.mkdir(parents=True)
+        for entry in self.ready.root.iterdir():
+            if entry in (self.ready.lake, self.ready.models):
+                shutil.copytree(entry, folder / entry.name, copy_function=os.link)
+            elif entry.is_dir():
+                shutil.copytree(entry, folder / entry.name, symlinks=True)
+            else:
+                shutil.copy2(entry, folder / entry.name, follow_symlinks=False)
+        return Home(folder)
+
+    def export_model(self, path: Path, version: str | None = None, carried: tuple[str, ...] = ("id", "ts")) -> Path:
+        """Write a trained estimator for peers: what was fitted, which columns it reads, which texts it knows."""
+        import joblib
+        from skops import io
+
+        from batch_platform.models.sklearn import MODEL_FILE, TRUSTED_TYPES
+
+        bundles = sorted((self.ready.models / self.pipeline).iterdir())
+        bundle = next(folder for folder in bundles if version in (None, folder.name))
+        contract = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["contract"]
+        served = {
+            "estimator": io.load(bundle / MODEL_FILE, trusted=list(TRUSTED_TYPES)),
+            "names": [column["name"] for column in contract],
+            "categories": {c["name"]: list(c["categories"]) for c in contract if c["type"] == "category"},
+            "carried": list(carried),
+        }
+        joblib.dump(served, path)
+        return path
+
+
+def generated_project(root: Path, kind: str, data: Path, days: Days) -> Project:
+    """Write the project of one kind of model over the generated table; nothing of it has run."""
+    project = Project(root, kind)
+    columns = ", ".join(["id", "ts", *KINDS[kind].features])
+    attributes = {
+        "name": kind,
+        "partitions": {"every": "day", "start": days.training[0].isoformat(), "timezone": "UTC"},
+        "sources": {
+            "events": {"parquet": f"{data}/{{partition_key}}.parquet"},
+            "labels": {"parquet": f"{data}/labels.parquet"},
+        },
+        "features": {"sql": "features.sql", "key": ["id"], "time": "ts"},
+        "labels": {"sql": "labels.sql", "column": "label", "delay": f"{LABEL_DELAY_DAYS} days"},
+        "model": {**KINDS[kind].model, "train": {"evaluate": "1 day"}},
+    }
+    project.write(
+        attributes,
+        {
+            "features.sql": f"SELECT {columns}\nFROM events\nWHERE {WINDOW}\n",
+            "labels.sql": f"SELECT id, label\nFROM labels\nWHERE {WINDOW}\n",
+        },
+    )
+    return project
+
+
+def make_ready(project: Project, days: Days) -> None:
+    """Train the model, score its first day, and build the features of the days to be measured."""
+    project.run(project.ready, "--partition", days.first.isoformat())
+    project.materialize(project.ready, "features", days.keys[0], days.keys[-1])

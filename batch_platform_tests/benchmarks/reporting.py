@@ -1,0 +1,67 @@
+"""The benchmark's results for people: Markdown tables of medians and ratios, and in a sentence where we lose."""
+
+import os
+import platform
+import re
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from batch_platform_tests.benchmarks.environments import requirements
+from batch_platform_tests.benchmarks.measuring import OURS, Result, medians
+
+LIBRARIES = ("dagster", "duckdb", "polars", "pyarrow", "numpy", "scikit-learn", "numba")
+NOTICEABLE = 1.02
+
+
+def machine() -> str:
+    """The hardware that everything ran on."""
+    cores = len(os.sched_getaffinity(0))
+    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cores} cores of {model[1] if model else platform.machine()}, {memory:.0f} GiB, {platform.system()}"
+
+
+def versions(peers: Sequence[str]) -> str:
+    """The versions of all that is named."""
+    installed = {item.metadata["Name"].lower() for item in metadata.distributions()}
+    ours = [f"{name} {metadata.version(name)}" for name in LIBRARIES if name in installed]
+    lines = [
+        f"Python {platform.python_version()}, batch-platform {metadata.version('batch-platform')}, {', '.join(ours)}"
+    ]
+    lines += [f"{peer}: {', '.join(requirements(peer)).replace('==', ' ')}" for peer in peers]
+    return "; ".join(lines)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Medians of time, the highest peak, and each contender's time as a multiple of ours."""
+    middle = medians(results)
+    lines = [
+        "| workload | rows | contender | median s | peak MiB | million rows/s | times ours |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for (workload, rows, contender), one in middle.items():
+        ours = middle.get((workload, rows, OURS))
+        ratio = "" if ours is None else f"{one.seconds / ours.seconds:.2f}"
+        lines.append(
+            f"| {workload} | {rows:,} | {contender} | {one.seconds:.2f} | {one.peak_mib:,.0f} "
+            f"| {rows / one.seconds / 1e6:.2f} | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def losses(results: Sequence[Result]) -> str:
+    """Who is faster or needs less memory than we do: their figure as a share of ours."""
+    middle = medians(results)
+    if all(result.contender == OURS for result in results):
+        return ""
+    faster, leaner = list[str](), list[str]()
+    for (workload, rows, contender), one in middle.items():
+        ours = middle.get((workload, rows, OURS), one)
+        where = f"to {contender} on {workload} of {rows:,} rows"
+        if one.seconds * NOTICEABLE < ours.seconds:
+            faster.append(f"{where} ({one.seconds / ours.seconds:.2f})")
+        if one.peak_mib * NOTICEABLE < ours.peak_mib:
+            leaner.append(f"{where} ({one.peak_mib / ours.peak_mib:.2f})")
+    time, memory = (", ".join(found) if found else "nowhere" for found in (faster, leaner))
+    return f"Where we lose time: {time}. Where we lose memory: {memory}."

@@ -1,0 +1,168 @@
+"""What a process does with a warehouse, timed from inside: commits of staged partitions, publishing, a full copy.
+
+    python -m batch_platform_tests.benchmarks.warehouse_work TASK HOME …
+
+Prints JSON. Everything goes through the warehouse's own interface; the staged files are made beforehand and not timed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.home import Home
+from batch_platform.ledger import ScoreRun
+from batch_platform.publish import publish
+from batch_platform.sources import literal
+from batch_platform.warehouse import StagedScores, Warehouse
+
+PIPELINE = "measured"
+FIRST_DAY = date(2020, 1, 1)
+SMALL_ROWS, SMALL_DAY = 10_000, 0
+MOST_PARTITIONS = 1000
+
+
+@dataclass(frozen=True)
+class TimedWarehouse(Warehouse):
+    """A warehouse that notes how long it waited for its lock and how long it held it, in seconds."""
+
+    waited: list[float] = field(default_factory=list[float])
+    held: list[float] = field(default_factory=list[float])
+
+    @contextmanager
+    def _locked(self) -> Generator[None]:
+        asked = time.perf_counter()
+        with super()._locked():
+            got = time.perf_counter()
+            self.waited.append(got - asked)
+            yield
+        self.held.append(time.perf_counter() - got)
+
+
+def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[float]]:
+    """Commit partitions of so many rows, which no other writer commits, one after the other."""
+    warehouse = TimedWarehouse(home, timeout=3600)
+    days = range(writer * commits, (writer + 1) * commits)
+    for staged in [staged_partition(home, day, rows) for day in days]:
+        committed(warehouse, [staged])
+    return {"held": warehouse.held, "waited": warehouse.waited}
+
+
+def fill(home: Home, rows: int) -> dict[str, list[float]]:
+    """Make a warehouse of that many rows in daily partitions, one of them small; published twice, as in use."""
+    partitions = max(1, min(MOST_PARTITIONS, rows // SMALL_ROWS))
+    warehouse = Warehouse(home)
+    sizes = [min(rows, SMALL_ROWS), *(rows // partitions for _ in range(partitions - 1))]
+    for begin in range(0, len(sizes), 100):
+        group = [staged_partition(home, begin + at, size) for at, size in enumerate(sizes[begin : begin + 100])]
+        committed(warehouse, group)
+    return {"seconds": replace_and_publish(home, 2)["seconds"]}
+
+
+def replace_and_publish(home: Home, times: int) -> dict[str, list[float]]:
+    """Replace the small partition and publish, several times; the seconds that publishing took."""
+    seconds: list[float] = []
+    for _ in range(times):
+        staged = staged_partition(home, SMALL_DAY, SMALL_ROWS)
+        committed(Warehouse(home), [staged])
+        began = time.perf_counter()
+        publish(home)
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds}
+
+
+def copy(home: Home, target: Path) -> dict[str, list[float]]:
+    """Copy the whole warehouse to another file by SQL."""
+    began = time.perf_counter()
+    with Warehouse(home).open() as con:
+        con.execute(f"ATTACH {literal(str(target))} AS whole")
+        ((name,),) = con.execute("SELECT current_database()").fetchall()
+        con.execute(f'COPY FROM DATABASE "{name}" TO whole')
+        con.execute("CHECKPOINT whole")
+        con.execute("DETACH whole")
+    return {"seconds": [time.perf_counter() - began]}
+
+
+def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[float]]:
+    """Insert the same staged rows into a table of a plain DuckDB file: no ledger, no journal, no replacing."""
+    staged = staged_partition(home, SMALL_DAY, rows)
+    began = time.perf_counter()
+    with duckdb.connect(str(target)) as con:
+        con.execute(f"CREATE TABLE predictions AS FROM read_parquet({literal(str(staged.predictions))})")
+        con.execute("CHECKPOINT")
+    return {"held": [time.perf_counter() - began]}
+
+
+def staged_partition(home: Home, number: int, rows: int) -> StagedScores:
+    """A day's predictions as scoring leaves them, and the ledger row to commit with them."""
+    home.create()
+    day = FIRST_DAY + timedelta(days=number)
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    good, bad = (home.staging / f"{day}.{name}.parquet" for name in ("predictions", "rejected"))
+    columns = (
+        f"{number * rows} + range AS id, TIMESTAMPTZ '{day} 00:00:00+00' + INTERVAL (range % 86400) SECOND AS ts, "
+        f"hash(range) % 2 = 0 AS prediction, (hash(range) % 1000003) / 1000003 AS score, '{day}' AS partition_key, "
+        "'2020-01-01-0123abcd' AS model_version, TIMESTAMPTZ '2020-01-01 00:00:00+00' AS scored_at, 'run' AS run_id"
+    )
+    rejected = ["partition_key", "key", "reason", "column_name", "row", "run_id"]
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        con.execute(f"COPY (SELECT {columns} FROM range({rows})) TO {literal(str(good))} (COMPRESSION lz4)")
+        empty = ", ".join(f'NULL::VARCHAR AS "{name}"' for name in rejected)
+        con.execute(f"COPY (SELECT {empty} LIMIT 0) TO {literal(str(bad))} (FORMAT parquet)")
+    run = ScoreRun(
+        pipeline=PIPELINE,
+        partition_key=str(day),
+        partition_start=start,
+        partition_end=start + timedelta(days=1),
+        model_version="2020-01-01-0123abcd",
+        model_sha256="0123abcd",
+        input_hash="0123abcd",
+        code_version="1",
+        engine="local",
+        rows_in=rows,
+        rows_scored=rows,
+        rows_rejected=0,
+        in_sample=False,
+        started_at=start,
+        committed_at=start,
+        run_id="run",
+    )
+    return StagedScores(good, bad, run, seen_seq=sys.maxsize)
+
+
+def committed(warehouse: Warehouse, group: Sequence[StagedScores]) -> None:
+    """Commit staged partitions and remove their files."""
+    warehouse.commit_scores(PIPELINE, group, may_empty=False, clock=lambda: datetime.now(UTC))
+    for staged in group:
+        staged.predictions.unlink()
+        staged.rejected.unlink()
+
+
+def main(task: str, home: str, *rest: str) -> None:
+    """Do one task and print what it took."""
+    place = Home(Path(home))
+    match task:
+        case "commit":
+            took = commit(place, *(int(number) for number in rest))
+        case "fill":
+            took = fill(place, int(rest[0]))
+        case "publish":
+            took = replace_and_publish(place, 1)
+        case "copy":
+            took = copy(place, Path(rest[0]))
+        case "plain_insert":
+            took = plain_insert(place, Path(rest[0]), int(rest[1]))
+        case _:
+            sys.exit(f"there is no task {task}")
+    print(json.dumps(took))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
