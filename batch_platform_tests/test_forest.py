@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +26,12 @@ from batch_platform.models import proof as proof_of
 from batch_platform.models.compiled import CompiledPredictor, compile_predictor
 from batch_platform.models.proof import made_rows, prove, proven_predictor, same_outcome
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @dataclass(frozen=True)
