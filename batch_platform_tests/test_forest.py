@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +22,16 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.forest import arrays
 from batch_platform.forest.ensembles import NotCompilableError, read_ensemble
+from batch_platform.models import proof as proof_of
 from batch_platform.models.compiled import CompiledPredictor, compile_predictor
 from batch_platform.models.proof import made_rows, prove, proven_predictor, same_outcome
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @dataclass(frozen=True)
@@ -254,6 +261,14 @@ def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
 def test_what_scikit_learn_refuses_is_refused_in_the_same_words(name: str, matrix: np.ndarray):
     predictor = learnt(name, CLASSIFIERS[name], Shape(), "binary")
     assert same_outcome(predictor, compile_predictor(predictor), matrix)
+
+
+def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(monkeypatch):
+    shape = Shape()
+    predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
+    monkeypatch.setattr(proof_of, "MOST_HELD_OUT", 100)
+    none, *more = [prove(predictor, table(shape, rows)).rows for rows in (0, 100, 101, 200, 201)]
+    assert [rows - none for rows in more] == [100, 51, 100, 67]
 
 
 class Renamed(ensemble.RandomForestClassifier):

@@ -56,7 +56,7 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
     except NotCompilableError as error:
         return Compiled(kernel=None, trees=0, rows=0, reason=str(error))
     trees = len(predictor.ensemble.trees)
-    spaced = held_out[:: len(held_out) // MOST_HELD_OUT + 1]
+    spaced = held_out[:: max(1, -(-len(held_out) // MOST_HELD_OUT))]
     compared = 0
     for matrix in (spaced, *made_rows(native.estimator)):
         if not same_outcome(native, predictor, matrix):

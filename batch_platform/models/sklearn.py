@@ -45,7 +45,7 @@ class SklearnPredictor:
         """Give class probabilities [n, classes], else values or segments [n]; on as many threads as the caller lets."""
         if not _has_steps(self.estimator):
             return self._predict(matrix)
-        rows = range(0, len(matrix), BLOCK_ROWS)
+        rows = range(0, max(1, len(matrix)), BLOCK_ROWS)  # no rows are refused in the words of the first step
         return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in rows])
 
     def _predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
