@@ -82,7 +82,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
         "  no model serves 31 partitions (2024-01-01 to 2024-01-31)",
     ]
-    assert "features: 33 of 33, 2024-02-03, 40 rows" in lines
+    assert any(line.startswith("features: 33 of 33, 2024-02-03, 40 rows, ") for line in lines)
     assert len([line for line in lines if line.startswith("features: ")]) <= 10
     assert lines[-2:] == [
         "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
