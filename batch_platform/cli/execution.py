@@ -14,6 +14,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
+from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.progress import Listener, listening
 from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, this_process
@@ -73,7 +74,8 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
     folder = str(prepare_instance(project.home))
     with dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides=NO_CAPTURE)) as instance:
         close_dead_runs(instance)
-        yield instance
+        with quick_event_log(instance):
+            yield instance
 
 
 def plan_order(wiring: Wiring, order: Order) -> Plan:

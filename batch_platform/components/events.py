@@ -7,8 +7,8 @@ their partitions themselves, and the step's closing output carries Dagster's own
 logged in the body: it lets downstream steps go on without a second event for every partition.
 """
 
-import sqlite3
 from collections.abc import Container, Mapping
+from contextlib import ExitStack
 from time import monotonic
 from typing import Any, Self
 
@@ -24,8 +24,8 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
-from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 
+from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.progress import Pace, Step, report
 from batch_platform.components.runs import PROCESS_TAG, this_process
 from batch_platform.components.wiring import Wiring
@@ -49,13 +49,13 @@ class PartitionLog:
 
     def __enter__(self) -> Self:
         """Keep the event log open."""
-        self._open = _connections(self._context.instance, self._context.run.run_id)
+        self._open = ExitStack()
+        self._open.enter_context(quick_event_log(self._context.instance))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let go of it."""
-        for connection in self._open:
-            connection.close()
+        self._open.close()
 
     def materialized(
         self, partition_key: str | None, *, data_version: str, rows: int, metadata: Mapping[str, Any], done: str = ""
@@ -101,23 +101,6 @@ class PartitionLog:
     def finish(self, *check_results: dg.AssetCheckResult) -> dg.MaterializeResult:
         """The step's closing output, after every partition was logged."""
         return dg.MaterializeResult(asset_key=self._asset, metadata=LOGGED_IN_THE_BODY, check_results=check_results)
-
-
-def _connections(instance: dg.DagsterInstance, run_id: str) -> list[sqlite3.Connection]:
-    """One more connection to each database that Dagster opens anew for every event of a run; it is for nothing else.
-
-    Whenever the last connection to one closes, SQLite writes its log back and waits for the disk, which would take
-    about half of the time that an event takes. Empty where events are kept elsewhere.
-    """
-    storage = instance.event_log_storage
-    if not isinstance(storage, SqliteEventLogStorage):
-        return []
-    found: list[sqlite3.Connection] = []
-    for shard in (run_id, INDEX_SHARD_NAME):
-        connection = sqlite3.connect(storage.path_for_shard(shard), check_same_thread=False)
-        connection.execute("SELECT count(*) FROM alembic_version").fetchall()  # it is open from the first reading on
-        found.append(connection)
-    return found
 
 
 def observed(
