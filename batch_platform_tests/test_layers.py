@@ -113,7 +113,7 @@ def test_a_module_is_one_thing_with_a_name_that_says_which(module: str):
     [
         ("batch_platform", ("sklearn", "dagster", "numba", "polars", "duckdb")),
         ("batch_platform.cli", ("sklearn", "dagster", "numba", "polars", "duckdb")),
-        ("batch_platform.pipeline", ("sklearn", "dagster", "skops", "numba")),
+        ("batch_platform.pipeline", ("sklearn", "dagster", "skops", "numba", "sqlglot")),
         ("batch_platform.definitions", ("sklearn", "skops", "numba")),
     ],
 )
@@ -155,6 +155,7 @@ PLACES = {
     **dict.fromkeys(("numba", "llvmlite"), ("forest",)),
     "threadpoolctl": ("models",),
     "dagster_duckdb": ("components",),
+    "sqlglot": ("lineage",),
     **dict.fromkeys(("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "torch"), ("models",)),
     "pyspark": ("spark",),
 }
