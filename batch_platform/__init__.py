@@ -16,7 +16,8 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
 - `plan`, `history`, `gate`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, what is learnt from it,
   whether that may serve, and how it did; what is scored and committed.
-- `pipeline`, `replay`, `status`, `cleaning`: the steps of one pipeline, what came of them, and what they leave behind.
+- `pipeline`, `replay`, `status`, `provenance`, `cleaning`: the steps of one pipeline, what came of them and from what,
+  and what they leave behind.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.
 """

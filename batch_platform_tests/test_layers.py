@@ -34,7 +34,7 @@ ROWS = (
     ("plan",),
     ("gate",),
     ("learning", "evaluation", "scoring_run"),
-    ("pipeline", "status", "replay", "cleaning"),
+    ("pipeline", "status", "provenance", "replay", "cleaning"),
     ("components",),
     ("definitions", "defs"),
     ("cli",),
