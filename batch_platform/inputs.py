@@ -197,7 +197,7 @@ class Labels(Block):
         check_inside(value)
         return value
 
-    @property
+    @cached_property
     def maturity(self) -> Duration:
         """The delay, read."""
         return parse_duration(self.delay)
