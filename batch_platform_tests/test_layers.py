@@ -30,7 +30,7 @@ ROWS = (
     ("contract", "sources", "query", "rows", "driving", "forest", "threads", "sample", "lock"),
     ("features", "recorded", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "staged", "stream", "outcomes", "warehouse", "staging"),
-    ("publish", "registry", "history", "promotion"),
+    ("publish", "registry", "history", "promotion", "tables"),
     ("plan",),
     ("gate",),
     ("learning", "evaluation", "scoring_run"),

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from batch_platform.components import checks, describe, lineage
 from batch_platform.components.events import PartitionLog
+from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.errors import BatchPlatformError
@@ -76,6 +77,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb" if wiring.spec.features.sql else "polars", "parquet"},
         description=describe.features(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
         metadata={SPEC_METADATA: ObjectMetadataValue(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
@@ -176,6 +178,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
         description=describe.predictions(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
         partitions_def=wiring.partitions,
@@ -229,6 +232,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
         description=describe.performance(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=describe.performance_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.partitions,

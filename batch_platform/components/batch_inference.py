@@ -8,6 +8,7 @@ from dagster_shared.utils.warnings import disable_dagster_warnings
 from pydantic import BaseModel
 
 from batch_platform.components.assets import build_assets
+from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_jobs, build_schedules
 from batch_platform.components.wiring import Wiring
@@ -68,6 +69,6 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
             assets=build_assets(wiring),
             jobs=list(jobs.values()),
             schedules=build_schedules(wiring, jobs),
-            resources={WAREHOUSE_KEY: WAREHOUSE},
+            resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},
             executor=dg.in_process_executor,
         )
