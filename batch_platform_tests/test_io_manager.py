@@ -266,10 +266,13 @@ def test_partition_keys_hold_any_text(deployment, key):
 
 
 def test_schemas_tables_and_columns_are_quoted(deployment):
-    odd = 'my "table"; --'
     rows = pl.DataFrame({'a"b': [1], "select": [2], "it's": [3]})
-    succeeded(deployment, writing(lambda _: rows, "reports", odd, metadata={"schema": 'a "schema"'}), first=SCORED_FROM)
-    relation = open_table(deployment.pipeline.home, TableName('a "schema"', odd), columns=['a"b', "it's"])
+    succeeded(
+        deployment,
+        writing(lambda _: rows, "reports", "select", metadata={"schema": 'a "schema"; --'}),
+        first=SCORED_FROM,
+    )
+    relation = open_table(deployment.pipeline.home, TableName('a "schema"; --', "select"), columns=['a"b', "it's"])
     assert relation.fetchall() == [(1, 3)]
 
 
@@ -426,3 +429,45 @@ def test_a_large_table_passes_in_batches(tmp_path: Path):
         for n in (1, 10)
     ]
     assert peaks[1] - peaks[0] < 20_000_000 * 16 / 1024 / 2, peaks
+
+
+WEEKLY_SUMMARY = """\
+import dagster as dg
+import polars as pl
+
+
+@dg.asset(
+    key=["reports", "late_by_carrier"],
+    partitions_def=dg.WeeklyPartitionsDefinition("2013-03-03", end_date="2013-12-29", timezone="America/New_York"),
+    ins={"predictions": dg.AssetIn(["flight_delays", "predictions"], metadata={"columns": ["carrier", "score"]})},
+    io_manager_key="batch_platform_io_manager",
+)
+def late_by_carrier(predictions: pl.LazyFrame) -> pl.LazyFrame:
+    return predictions.group_by("carrier").agg(pl.len().alias("flights"), pl.mean("score").alias("expected_late"))
+"""
+
+
+def test_the_weekly_summary_of_the_readme_works_as_it_stands(deployment):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert "def late_by_carrier" not in readme or WEEKLY_SUMMARY in readme
+    ours = {
+        "flight_delays": "small",
+        "2013-03-03": "2024-01-28",
+        "2013-12-29": "2024-02-25",
+        "America/New_York": "Europe/Berlin",
+    }
+    text = WEEKLY_SUMMARY.replace('"carrier"', '"shop"')
+    for theirs, own in ours.items():
+        text = text.replace(theirs, own)
+    written: dict[str, Any] = {}
+    exec(text, written)
+    succeeded(deployment, written["late_by_carrier"], first="2024-02-04")
+    (first, *_) = stored(
+        deployment, "SELECT shop, flights, expected_late, partition_key FROM reports.late_by_carrier ORDER BY ALL"
+    )
+    query = "SELECT shop, count(*), avg(score) FROM small.predictions WHERE partition_key BETWEEN '2024-02-04' AND '2024-02-10' GROUP BY shop ORDER BY ALL"
+    expected = stored(deployment, query)[0]
+    assert (first[0], first[1], first[3]) == (*expected[:2], "2024-02-04")
+    assert first[2] == pytest.approx(expected[2])
+    missing = materialize(deployment, written["late_by_carrier"], first="2024-01-28")
+    assert "no rows are published of partition 2024-01-28" in failure_of(missing)

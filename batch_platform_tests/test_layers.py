@@ -27,7 +27,7 @@ ROWS = (
     ("partitions", "notation", "yaml_file"),
     ("inputs", "home"),
     ("spec",),
-    ("contract", "sources", "query", "rows", "driving", "forest", "threads", "sample", "lock"),
+    ("contract", "sources", "query", "lineage", "rows", "driving", "forest", "threads", "sample", "lock"),
     ("features", "recorded", "models", "monitoring", "ledger", "rejections"),
     ("training", "scoring", "staged", "stream", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history", "promotion", "tables"),
