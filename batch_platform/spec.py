@@ -209,7 +209,7 @@ class PipelineSpec(Block):
     )
     features: Features = Field(description="One row per thing to score, made from the sources.")
     labels: Labels | None = Field(default=None, description="The true outcomes; left out for a clustering.")
-    model: Model = Field(description="What learns, when, and when it may serve.")
+    model: Model = Field(description="What learns, when it is trained, and what it must reach to serve.")
     predictions: Predictions = Field(default_factory=Predictions, description="The table of scores, and its schedule.")
     monitoring: Monitoring = Field(default_factory=Monitoring, description="What is watched once scored.")
     engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")

@@ -456,6 +456,6 @@ def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_the
         one["asset_key"] for one in listed["assets"]
     }
     with duckdb.connect() as con:
-        columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS at, 2.0 AS amount, true AS label"
+        columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS happened_at, 2.0 AS amount, true AS label"
         con.execute(f"COPY (SELECT {columns}) TO '{made / 'events.parquet'}'")
     assert "churn_2: ok" in accepted("batch-platform", "check", cwd=folder, env=env)

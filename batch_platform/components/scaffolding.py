@@ -19,7 +19,7 @@ attributes:
   features:
     sql: features.sql                   # or python: module.function, Polars LazyFrames in, a LazyFrame out
     key: [id]                           # unique within a partition
-    time: at                            # a row outside its partition is an error
+    time: happened_at                   # a row outside its partition is an error
     # columns: {{amount: {{min: 0}}}}       # overrides of what training infers
     # max_rejected: 1%                  # past it nothing is published
   labels: {{sql: labels.sql, column: label, delay: 1 day}}    # leave out for a clustering
@@ -36,16 +36,16 @@ FEATURES_SQL = """\
 -- Each source is a view; $partition_start, $partition_end (TIMESTAMPTZ) and $partition_key are bound values.
 SELECT
     id,                                 -- the key
-    at,                                 -- the time, inside the partition
+    happened_at,                        -- the time, inside the partition
     amount                              -- features: everything else
 FROM events
-WHERE at >= $partition_start AND at < $partition_end
+WHERE happened_at >= $partition_start AND happened_at < $partition_end
 """
 LABELS_SQL = """\
 -- The key and the true outcome, of the rows whose outcome is known.
 SELECT id, label
 FROM events
-WHERE at >= $partition_start AND at < $partition_end AND label IS NOT NULL
+WHERE happened_at >= $partition_start AND happened_at < $partition_end AND label IS NOT NULL
 """
 
 
