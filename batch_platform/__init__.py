@@ -6,17 +6,19 @@ A tour, from the inside out; a module imports from its own stop and from those b
   windows; how values are written.
 - `yaml_file`: what a declaration's file must be before anything is read from it.
 - `inputs`, `spec`, `home`: a pipeline as it is declared; where everything lies on disk.
-- `sources`, `query`, `rows`, `driving`, `contract`: raw tables, the SQL over them, what its rows must be, their encoding.
+- `sources`, `query`, `lineage`, `rows`, `driving`, `contract`: raw tables, the SQL over them, which columns its columns come
+  from, what its rows must be, their encoding.
 - `forest`: tree ensembles as flat arrays, and the compiled kernels that evaluate them.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
-- `lock`, `ledger`, `warehouse`, `publish`, `registry`, `promotion`: DuckDB under a lock, the readers' copy of it, which
-  version serves when, and what people decide of them.
+- `lock`, `ledger`, `warehouse`, `publish`, `registry`, `promotion`, `tables`: DuckDB under a lock, the readers' copy of it,
+  which version serves when, what people decide of them, and tables of users.
 - `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
 - `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
 - `plan`, `history`, `gate`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, what is learnt from it,
   whether that may serve, and how it did; what is scored and committed.
-- `pipeline`, `replay`, `status`, `cleaning`: the steps of one pipeline, what came of them, and what they leave behind.
+- `pipeline`, `replay`, `status`, `provenance`, `cleaning`: the steps of one pipeline, what came of them and from what,
+  and what they leave behind.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.
 """

@@ -20,10 +20,12 @@ import pyarrow.parquet as pq
 
 from batch_platform.driving import require_every_row
 from batch_platform.errors import BatchPlatformError, DataError, SourceError, WrongUseError, did_you_mean, listed
+from batch_platform.lineage.columns import column_lineage
+from batch_platform.lineage.records import Lineage
 from batch_platform.partitions import Partition
 from batch_platform.query import Query
 from batch_platform.rows import RowChecks, require_unique
-from batch_platform.sources import SourceConnection, Sources, import_function, parameters_of, source_code
+from batch_platform.sources import SourceConnection, Sources, import_function, parameters_of, quoted, source_code
 from batch_platform.spec import PipelineSpec
 
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as they come, and has little to tidy
@@ -83,6 +85,35 @@ class FeatureBuilder:
         """
         found = {name: self.sources.version(name, partition) for name in self.own_label_sources}
         return json.dumps(found, sort_keys=True)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """Which source columns the features are made from, as far as the SQL alone tells; nothing is opened for it."""
+        if self.query is None:
+            return Lineage(
+                sources=tuple(self.spec.sources), reason=f"the features are made by {self.spec.features.python}"
+            )
+        return column_lineage(self.query.text, dict.fromkeys(self.spec.sources, ()))
+
+    @cached_property
+    def labels_lineage(self) -> Lineage:
+        """The same of the labels."""
+        query = self.labels_query
+        return Lineage() if query is None else column_lineage(query.text, dict.fromkeys(self.spec.sources, ()))
+
+    def asked_lineage(self, partition: Partition) -> Lineage:
+        """The same of the features, with the columns that the sources of a partition have.
+
+        Raises:
+            SourceError: A source cannot be read, or the SQL fails.
+        """
+        if self.query is None or self.lineage.complete:
+            return self.lineage
+        with self.sources.connect() as con:
+            con.open(partition)
+            columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
+            made = self.query.run(con, partition, self.spec.features.key).columns
+        return column_lineage(self.query.text, columns, made)
 
     @cached_property
     def code_version(self) -> str:

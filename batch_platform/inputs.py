@@ -31,7 +31,9 @@ class Partitions(Block):
     every: Every = Field(description="Length of one partition.", examples=["day"])
     start: LocalTime = Field(description="First partition, local date or time in `timezone`.", examples=["2013-01-01"])
     end: LocalTime | None = Field(default=None, description="No partition starts at or after this local date or time.")
-    timezone: str = Field(default="UTC", description="IANA time zone in which partitions begin.")
+    timezone: str = Field(
+        default="UTC", description="IANA time zone in which partitions begin.", examples=["Europe/Berlin"]
+    )
     end_offset: int = Field(
         default=0,
         ge=0,
@@ -92,7 +94,9 @@ class Source(Block):
     csv: str | None = Field(default=None, description="Path or glob, relative to this file; {partition_key} allowed.")
     duckdb: str | None = Field(default=None, description="Path of a DuckDB file, relative to this file.")
     postgres: str | None = Field(default=None, description="Not available yet.")
-    table: str | None = Field(default=None, description="The table or view in the DuckDB file.")
+    table: str | None = Field(
+        default=None, description="The table or view in the DuckDB file.", examples=["main.orders"]
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -152,15 +156,21 @@ class Driving(Block):
 class Features(Block):
     """One row per thing to score, made for one partition from the sources."""
 
-    sql: str | None = Field(default=None, description="DuckDB SQL file, relative to this file.")
+    sql: str | None = Field(
+        default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
+    )
     python: str | None = Field(default=None, description="module.function: Polars LazyFrames in, a LazyFrame out.")
-    key: list[str] = Field(min_length=1, description="Columns that name a row; unique within a partition.")
+    key: list[str] = Field(
+        min_length=1, description="Columns that name a row; unique within a partition.", examples=[["order_id"]]
+    )
     time: str | None = Field(default=None, description="Column with the row's time; outside the partition is an error.")
     driving: Driving | None = Field(
         default=None, description="Source that has as many rows in a partition as its features; otherwise an error."
     )
     columns: dict[str, ColumnRule] = Field(default_factory=dict, description="Overrides of what training infers.")
-    max_rejected: Share = Field(default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.")
+    max_rejected: Share = Field(
+        default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.", examples=["1%"]
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -184,9 +194,11 @@ class Features(Block):
 class Labels(Block):
     """The true outcomes, and how long after the end of a partition they are known."""
 
-    sql: str = Field(description="DuckDB SQL file giving the key columns and the label.")
+    sql: str = Field(description="DuckDB SQL file giving the key columns and the label.", examples=["labels.sql"])
     column: str = Field(description="The label among its columns.")
-    delay: DurationText = Field(default="0 days", description="From the end of a partition until its labels are known.")
+    delay: DurationText = Field(
+        default="0 days", description="From the end of a partition until its labels are known.", examples=["1 day"]
+    )
     outcomes: list[str] = Field(
         default_factory=list, description="Columns known only with the label; refused among the features, as it is."
     )
@@ -197,7 +209,7 @@ class Labels(Block):
         check_inside(value)
         return value
 
-    @property
+    @cached_property
     def maturity(self) -> Duration:
         """The delay, read."""
         return parse_duration(self.delay)

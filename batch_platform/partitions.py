@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from itertools import pairwise
+from threading import Lock
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -20,6 +21,7 @@ Every = Literal["hour", "day", "week", "month"]
 KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m-%d"}
 _HOUR = timedelta(hours=1)
 _SUNDAY = 6
+_GROWING = Lock()  # schedules of one pipeline are evaluated on threads
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Calendar:
     end: datetime | None = None
     end_offset: int = 0
     _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
+    _made: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
+    _by_key: dict[str, Partition] = field(default_factory=dict[str, Partition], init=False, repr=False, compare=False)
 
     @cached_property
     def first_start(self) -> datetime:
@@ -92,7 +96,7 @@ class Calendar:
         starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)
         closed = bisect_right(starts, now) - 1
         count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
-        return [self._between(a, b) for a, b in pairwise(starts[: count + 1])]
+        return self._consecutive(0, count)
 
     def named(self, key: str) -> Partition:
         """The partition of that key, be it past or future.
@@ -100,13 +104,13 @@ class Calendar:
         Raises:
             WrongUseError: No partition has that key.
         """
-        partition = self._parsed(key)
-        first = self._between(self.first_start, self._next(self.first_start)).key
+        partition = self._by_key.get(key) or self._parsed(key)
         if partition is None:
+            first = self._key(self.first_start)
             msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {first!r}."
             raise WrongUseError(msg)
         if partition.start < self.first_start:
-            msg = f"Partition {key!r} lies before the first one, {first!r}."
+            msg = f"Partition {key!r} lies before the first one, {self._key(self.first_start)!r}."
             raise WrongUseError(msg, hint="partitions.start says where the partitions begin.")
         if self.last_end is not None and partition.start >= self.last_end:
             msg = f"Partition {key!r} lies at or after the end of the partitions, {self.end}."
@@ -128,7 +132,15 @@ class Calendar:
         starts = self._starts_up_to(end, extra=1)
         low, high = bisect_left(starts, start), bisect_right(starts, end) - 1
         high = min(max(high, 0), self._count_before_end(starts))
-        return [self._between(a, b) for a, b in pairwise(starts[low : high + 1])]
+        return self._consecutive(low, high)
+
+    def _consecutive(self, low: int, high: int) -> list[Partition]:
+        """The partitions from one position to before another, each made once."""
+        with _GROWING:
+            made = [self._between(start, end) for start, end in pairwise(self._starts[len(self._made) : high + 1])]
+            self._made.extend(made)
+            self._by_key.update((partition.key, partition) for partition in made)
+        return self._made[low:high]
 
     def _between(self, start: datetime, end: datetime) -> Partition:
         return Partition(key=self._key(start), start=start, end=end)
@@ -181,12 +193,13 @@ class Calendar:
 
     def _starts_up_to(self, instant: datetime, *, extra: int) -> list[datetime]:
         starts = self._starts
-        if not starts:
-            starts.append(self.first_start)
-        past = sum(1 for start in reversed(starts[-(extra + 1) :]) if start > instant)
-        while past <= extra:
-            starts.append(self._next(starts[-1]))
-            past += starts[-1] > instant
+        with _GROWING:
+            if not starts:
+                starts.append(self.first_start)
+            past = sum(1 for start in reversed(starts[-(extra + 1) :]) if start > instant)
+            while past <= extra:
+                starts.append(self._next(starts[-1]))
+                past += starts[-1] > instant
         return starts
 
     def _count_before_end(self, starts: list[datetime]) -> int:

@@ -4,6 +4,7 @@ A pure function of the pipeline, the recorded state and a time; schedules, `run`
 is carried out, the next plan at the same time is empty.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -102,7 +103,9 @@ def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partiti
     length = spec.model.train.window_length
     start = calendar.first_start if length is None else length.before(serving_start, zone)
     inside = calendar.within(max(start, calendar.first_start), serving_start)
-    return [partition for partition in inside if matures(spec, partition) <= serving_start]
+    while inside and matures(spec, inside[-1]) > serving_start:  # a later partition never matures earlier
+        inside.pop()
+    return inside
 
 
 def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
@@ -164,10 +167,11 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     features = [Item("features", partition, reason) for partition in due if (reason := features_due(state, partition))]
     rebuilt = {item.partition.key for item in features}
     scored = {item.partition.key for item in predictions}
+    only_rebuilt = rebuilt - scored
     stale = [
         Item("predictions", partition, "its features are built again")
         for partition in wanted
-        if partition.key in rebuilt - scored and partition.key in state.scores and spec.predictions.rescore != "never"
+        if partition.key in only_rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
     ]
     predictions = sorted([*predictions, *stale], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
@@ -223,7 +227,9 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
     trained = {version.serving_period for version in state.registry.versions}
     periods = serving_periods(spec, now)
     if not everything:
-        serve = {_serving(periods, partition.start) for partition in wanted}
+        begins = [period.start for period in periods]
+        served = {bisect_right(begins, partition.start) for partition in wanted}
+        serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
     return [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
 
@@ -245,21 +251,19 @@ def _due_single_model(
     return []
 
 
-def _serving(periods: Sequence[Partition], start: datetime) -> str | None:
-    return next((period.key for period in reversed(periods) if period.start <= start), None)
-
-
 def _due_predictions(
     spec: PipelineSpec, state: State, wanted: list[Partition], models: list[Item], *, force: bool
 ) -> tuple[list[Item], list[Item]]:
     due: list[Item] = []
     blocked: list[Item] = []
-    starts = [item.partition.start for item in models]
+    approved = state.registry.approved()
+    champions = [version.serving_start for version in approved]
+    starts = sorted(item.partition.start for item in models)
     for partition in wanted:
         run = state.scores.get(partition.key)
-        champion = state.registry.champion(partition.start)
-        since = None if champion is None else champion.serving_start
-        awaits = any((since is None or since < start) and start <= partition.start for start in starts)
+        champion = approved[at - 1] if (at := bisect_right(champions, partition.start)) else None
+        newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
+        awaits = newest is not None and (champion is None or champion.serving_start < newest)
         reason = "missing" if run is None else stale_reason(state, run, champion)
         if run is not None and partition.key in state.features:
             reason = reason or features_due(state, partition)

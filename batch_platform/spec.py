@@ -44,7 +44,9 @@ class Train(Block):
     start: LocalTime | None = Field(
         default=None, description="First serving period; left out: as soon as data suffice."
     )
-    window: str = Field(default="all", description="How far back training reads: 'all', or for example '60 days'.")
+    window: str = Field(
+        default="all", description="How far back training reads: 'all', or for example '60 days'.", examples=["60 days"]
+    )
     evaluate: DurationText = Field(
         default="14 days", description="The end of the window, kept out of training to evaluate on."
     )
@@ -98,11 +100,17 @@ GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"},
 class Model(Block):
     """What learns, when, and when it may serve."""
 
-    estimator: str | None = Field(default=None, description="Import path of a scikit-learn-compatible estimator.")
+    estimator: str | None = Field(
+        default=None,
+        description="Import path of a scikit-learn-compatible estimator.",
+        examples=["sklearn.ensemble.HistGradientBoostingClassifier"],
+    )
     build: str | None = Field(default=None, description="module.function that takes `params` and returns an estimator.")
     import_: str | None = Field(default=None, alias="import", description="Not available yet.")
-    params: dict[str, Any] = Field(default_factory=dict, description="Parameters of the estimator.")
-    train: Train = Field(default_factory=Train)
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
+    )
+    train: Train = Field(default_factory=Train, description="When, and on how much history.")
     promote: GateOrManual = Field(default_factory=Promote, description="The gate; 'manual': a version waits for you.")
     challengers: list[Any] | None = Field(default=None, description="Not available yet.")
     publish: str | None = Field(default=None, description="Not available yet.")
@@ -127,7 +135,7 @@ class Model(Block):
 class Predictions(Block):
     """The table that users read, and when it is brought up to date."""
 
-    keep: list[str] = Field(default_factory=list, description="Feature columns to carry along.")
+    keep: list[str] = Field(default_factory=list, description="Feature columns to carry along.", examples=[["country"]])
     schedule: Cron | None = Field(
         default=None, description="Cron in the pipeline's time zone; default: each partition."
     )
@@ -140,14 +148,14 @@ class Predictions(Block):
 class Psi(Block):
     """Bounds of the population stability index."""
 
-    warn: float = Field(default=0.1, gt=0)
-    fail: float = Field(default=0.25, gt=0)
+    warn: float = Field(default=0.1, gt=0, description="From here on a warning.")
+    fail: float = Field(default=0.25, gt=0, description="From here on a failure.")
 
 
 class Drift(Block):
     """How far features may move from the training data."""
 
-    psi: Psi = Field(default_factory=Psi)
+    psi: Psi = Field(default_factory=Psi, description="Bounds of the index for every feature.")
 
 
 class PerformanceRule(Block):
@@ -160,7 +168,7 @@ class Monitoring(Block):
     """What is watched once a partition is scored."""
 
     drift: Drift | None = Field(default=None, description="Not available yet.")
-    performance: PerformanceRule | None = None
+    performance: PerformanceRule | None = Field(default=None, description="When to warn of a partition.")
 
     @model_validator(mode="after")
     def _available(self) -> Self:
@@ -171,13 +179,13 @@ class Monitoring(Block):
 class Spark(Block):
     """A Spark cluster."""
 
-    master: str
+    master: str = Field(description="Its URL.", examples=["spark://host:7077"])
 
 
 class Engine(Block):
     """Where scoring runs."""
 
-    spark: Spark | None = None
+    spark: Spark | None = Field(default=None, description="Not available yet.")
 
 
 LocalOrEngine = Annotated[Engine, WithJsonSchema({"anyOf": [{"const": "local"}, {"type": "object"}]})]
@@ -188,14 +196,22 @@ class PipelineSpec(Block):
 
     name: str = Field(description="Schema of its tables and prefix of its assets.", examples=["flight_delays"])
     description: str = Field(default="", description="One sentence: what is predicted, for what.")
-    owners: list[str] = Field(default_factory=list, description="Owners shown in the UI: an e-mail or 'team:…'.")
-    partitions: Partitions
-    sources: dict[str, Source] = Field(min_length=1, description="Raw tables by the name that the SQL uses.")
-    features: Features
-    labels: Labels | None = None
-    model: Model
-    predictions: Predictions = Field(default_factory=Predictions)
-    monitoring: Monitoring = Field(default_factory=Monitoring)
+    owners: list[str] = Field(
+        default_factory=list,
+        description="Owners shown in the UI: an e-mail or 'team:…'.",
+        examples=[["team:operations"]],
+    )
+    partitions: Partitions = Field(description="The time windows, each scored on its own.")
+    sources: dict[str, Source] = Field(
+        min_length=1,
+        description="Raw tables by the name that the SQL uses.",
+        examples=[{"orders": {"parquet": "orders/*.parquet"}}],
+    )
+    features: Features = Field(description="One row per thing to score, made from the sources.")
+    labels: Labels | None = Field(default=None, description="The true outcomes; left out for a clustering.")
+    model: Model = Field(description="What learns, when it is trained, and what it must reach to serve.")
+    predictions: Predictions = Field(default_factory=Predictions, description="The table of scores, and its schedule.")
+    monitoring: Monitoring = Field(default_factory=Monitoring, description="What is watched once scored.")
     engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
 
     @field_validator("name")

@@ -88,6 +88,20 @@ class TracedFeatures:
 
 
 @dataclass(frozen=True)
+class TracedSource:
+    """A source that a score was made from, and what it holds of the score's key now."""
+
+    name: str
+    kind: str
+    version: str | None  # recorded when the features were built
+    unchanged: bool | None  # whether that is its version now; None where it cannot be read
+    columns: list[str] | None  # that the features are known to read of it; None where that is not known
+    rows_of_key: int | None  # how many rows bear the key; None where it has not the columns of the key
+    rows: tuple[dict[str, Any], ...]  # the first of them, with those columns
+    note: str
+
+
+@dataclass(frozen=True)
 class Trace:
     """What became of one row, and what produced it."""
 
@@ -96,6 +110,7 @@ class Trace:
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures
+    sources: tuple[TracedSource, ...] = ()  # once they are looked at
 
 
 def status_of(  # noqa: PLR0913 - each is one record of the pipeline

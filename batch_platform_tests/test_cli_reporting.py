@@ -103,7 +103,7 @@ def test_project_without_a_pipeline_says_so(cli, tmp_path):
 
 def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
     (one,) = cli(project, "trace", "small", "id=1500", "--json").json
-    assert set(one) == {"outcome", "row", "commit", "model", "features"}
+    assert set(one) == {"outcome", "row", "commit", "model", "features", "sources"}
     assert one["outcome"] == "scored"
     assert one["row"]["id"] == 1500
     assert 0 < one["row"]["score"] < 1
@@ -194,3 +194,36 @@ def test_changed_manifest_is_not_shown(cli, project):
     answer = cli(project, "models", "small", "show", version)
     assert answer.code == 1
     assert f"The manifest of {version} is not the one that was registered" in answer.error
+
+
+def test_trace_shows_the_rows_of_the_sources(cli, project):
+    (one,) = cli(project, "trace", "small", "id=1500", "--json").json
+    (source,) = one["sources"]
+    assert (source["name"], source["unchanged"], source["rows_of_key"]) == ("events", True, 1)
+    assert source["columns"] == ["amount", "id", "items", "known", "shop", "ts"]
+    assert source["rows"][0]["id"] == 1500
+    text = cli(project, "trace", "small", "id=1500").out
+    assert "\nsource events (parquet):\n" in text
+    assert "\n  columns read: amount, id, items, known, shop, ts\n" in text
+
+
+def test_trace_of_a_source_lists_the_predictions_that_depend_on_it(cli, project):
+    found = cli(project, "trace", "small", "--source", "events", "--partition", "2024-02-07", "--json").json
+    assert (found["source"], found["partition"], len(found["partitions"])) == ("events", "2024-02-07", 29)
+    assert found["partitions"][0]["through"] == ["features", "model"]
+    text = cli(project, "trace", "small", "--source", "events").out
+    assert text.startswith("small: 29 partitions, 1,159 rows, depend on events\n")
+    assert f"2024-02-01 to 2024-02-29 (29): through its features and its model, scored by {version_of(project)}" in text
+
+
+def test_trace_takes_a_row_or_a_source(cli, project):
+    for args in (
+        (),
+        ("id=1", "--source", "events"),
+        ("id=1", "--partition", "2024-02-07"),
+        ("--partition", "2024-02-07"),
+    ):
+        answer = cli(project, "trace", "small", *args)
+        assert answer.code == 2
+        assert answer.error.startswith("give either KEY=VALUE of a row, or --source")
+    assert "did you mean 'events'?" in cli(project, "trace", "small", "--source", "event").error

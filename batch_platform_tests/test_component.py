@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -422,3 +423,39 @@ def test_the_shipped_yaml_says_what_the_shipped_pipeline_is():
     declared = yaml.safe_load(file.read_text())
     assert declared["type"] == "batch_platform.components.BatchInference"
     assert PipelineSpec.model_validate(declared["attributes"]).name == "flight_delays"
+
+
+def keys_without_a_description(schema: dict[str, Any]) -> list[str]:
+    blocks = {"": schema, **schema["$defs"]}
+    return [
+        f"{block}.{key}"
+        for block, described in blocks.items()
+        for key, about in described.get("properties", {}).items()
+        if not about.get("description")
+    ]
+
+
+def test_every_key_of_the_schema_is_described_for_editors():
+    schema = BatchInference.get_model_cls().model_json_schema()
+    assert len(schema["$defs"]) > 8
+    assert keys_without_a_description(schema) == []
+
+
+def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_there(tmp_path):
+    folder = write_dagster_project(tmp_path / "project")
+    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
+    accepted("dg", "scaffold", "defs", NAME, "churn-2", cwd=folder, env=env)
+    made = pipeline_folder(folder, "churn-2")
+    assert {file.name for file in made.iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
+    text = (made / "defs.yaml").read_text()
+    assert PipelineSpec.model_validate(yaml.safe_load(text)["attributes"]).name == "churn_2"
+    loose = "\n".join(re.sub(r"^( *)# (\w+: .*)$", r"\1\2", line) for line in text.splitlines())
+    assert set(PipelineSpec.model_validate(yaml.safe_load(loose)["attributes"]).features.columns) == {"amount"}
+    listed = json.loads(command("dg", "list", "defs", "--json", cwd=folder, env=env).stdout)
+    assert {"churn_2/features", "churn_2/predictions", "small/predictions"} <= {
+        one["asset_key"] for one in listed["assets"]
+    }
+    with duckdb.connect() as con:
+        columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS happened_at, 2.0 AS amount, true AS label"
+        con.execute(f"COPY (SELECT {columns}) TO '{made / 'events.parquet'}'")
+    assert "churn_2: ok" in accepted("batch-platform", "check", cwd=folder, env=env)

@@ -263,6 +263,39 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui):
     ) == [(day,) for day in days]
 
 
+LINEAGE = """
+query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { metadataEntries {
+  label
+  ... on TableColumnLineageMetadataEntry { lineage { columnName columnDeps { assetKey { path } columnName } } }
+  ... on MarkdownMetadataEntry { mdStr }
+  ... on CodeReferencesMetadataEntry { codeReferences { ... on LocalFileCodeReference { filePath } } }
+} } } }
+"""
+CHECKS = """
+query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 50) {
+  status evaluation { success partition metadataEntries { label ... on IntMetadataEntry { intValue } } }
+} }
+"""
+
+
+def test_clients_read_where_columns_come_from(ui):
+    node = ui.ask(LINEAGE, key={"path": ["small", "features"]})
+    entries = {entry["label"]: entry for entry in node["metadataEntries"]}
+    read = {one["columnName"]: one["columnDeps"] for one in entries["dagster/column_lineage"]["lineage"]}
+    assert read["amount"] == [{"assetKey": {"path": ["small", "events"]}, "columnName": "amount"}]
+    assert "| `amount` | `events`: `amount` unchanged |" in entries["where_columns_come_from"]["mdStr"]
+    linked = [Path(one["filePath"]).name for one in entries["dagster/code_references"]["codeReferences"]]
+    assert linked == ["features.sql", "defs.yaml"]
+
+
+def test_clients_read_the_check_of_each_partition(ui):
+    done = ui.ask(CHECKS, key={"path": ["small", "predictions"]})
+    found = {one["evaluation"]["partition"]: one["evaluation"] for one in done}
+    assert found["2024-02-01"]["success"]
+    values = {entry["label"]: entry.get("intValue") for entry in found["2024-02-01"]["metadataEntries"]}
+    assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
+
+
 def test_an_interrupt_ends_every_process(ui):
     assert len(session_of(ui.process.pid)) >= 3
     os.kill(ui.process.pid, signal.SIGINT)

@@ -187,17 +187,27 @@ def check(folder: Path | None, *, as_json: bool) -> None:
 
 @app.command()
 @click.argument("pipeline")
-@click.argument("key", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
+@click.option("--source", metavar="SOURCE", help="Instead: the predictions that depend on this source.")
+@click.option("--partition", "only", metavar="KEY", help="With --source: on this partition of it.")
 @_reports
 @click.pass_obj
-def trace(folder: Path | None, pipeline: str, key: tuple[str, ...], *, as_json: bool) -> None:
-    """Say what produced a score: row, model, training window, feature file, sources, run."""
-    from batch_platform.cli.reporting import show_trace
+def trace(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, as_json: bool
+) -> None:
+    """Say what produced a score: row, model, training window, feature file, source rows, run; or what a source went into."""
+    from batch_platform.cli.tracing import show_dependents, show_trace
 
     wiring = _project(folder).pipeline(pipeline)
+    example = " ".join(f"{name}=…" for name in wiring.spec.features.key)
+    if bool(key) == bool(source) or (only and not source):
+        msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
+        raise WrongUseError(msg, hint=f"batch-platform trace {pipeline} {example}")
+    if source is not None:
+        show_dependents(wiring, source, only, as_json=as_json)
+        return
     if wrong := [part for part in key if "=" not in part]:
         msg = f"{wrong[0]!r} is not KEY=VALUE."
-        example = " ".join(f"{name}=…" for name in wiring.spec.features.key)
         raise WrongUseError(msg, hint=f"batch-platform trace {pipeline} {example}")
     show_trace(wiring, dict(part.split("=", 1) for part in key), as_json=as_json)
 

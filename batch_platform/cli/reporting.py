@@ -1,4 +1,4 @@
-"""The commands that report: `status`, `check`, `trace`, `models`."""
+"""The commands that report: `status`, `check`, `models`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.plan import State, make_plan
 from batch_platform.registry import Promotion, Registry, Version
-from batch_platform.status import PipelineStatus, status_of, trace
+from batch_platform.status import PipelineStatus, status_of
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,6 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
         terminal.say(f"{name}: ok")
     if not project.pipelines:
         terminal.say(f"{project.root} declares no pipeline.")
-
-
-def show_trace(wiring: Wiring, key: Mapping[str, str], *, as_json: bool) -> None:
-    """What produced the rows of a key."""
-    found = trace(wiring.spec, wiring.pipeline().home, key)
-    if as_json:
-        terminal.show_json(found)
-        return
-    for one in found:
-        terminal.show_fields(asdict(one))
 
 
 def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:

@@ -11,8 +11,9 @@ import dagster as dg
 from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 from pydantic import Field
 
-from batch_platform.components import checks, describe
+from batch_platform.components import checks, describe, lineage
 from batch_platform.components.events import PartitionLog
+from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.errors import BatchPlatformError
@@ -76,8 +77,9 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb" if wiring.spec.features.sql else "polars", "parquet"},
         description=describe.features(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
-        metadata={SPEC_METADATA: ObjectMetadataValue(wiring)},
+        metadata={SPEC_METADATA: ObjectMetadataValue(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key(name) for name in read_by_features(wiring)],
         backfill_policy=SINGLE_RUN,
@@ -93,7 +95,8 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
                         built.partition.key,
                         data_version=built.build.sha256[:16],
                         rows=built.build.rows,
-                        metadata=describe.built(built, pipeline.history.file(built.partition)),
+                        metadata=describe.built(built, pipeline.history.file(built.partition))
+                        | lineage.built(wiring, built, partitions[-1]),
                     )
         return log.finish()
 
@@ -111,6 +114,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         kinds={"scikitlearn"},
         description=describe.model(wiring),
         code_version=describe.model_code_version(wiring),
+        metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
         deps=[features, *(wiring.key(name) for name in read_by_labels(wiring))],
         backfill_policy=SINGLE_RUN,
@@ -174,8 +178,9 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
         description=describe.predictions(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
-        metadata={"dagster/table_name": f"{wiring.spec.name}.predictions"},
+        metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("features"), model],
         backfill_policy=SINGLE_RUN,
@@ -195,7 +200,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done),
+                        metadata=describe.committed(done) | lineage.scored(wiring, pipeline, done, partitions[-1]),
                     )
                     checks.log_rows_balance(log, done)
                     committed.append(done)
@@ -227,8 +232,9 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
         description=describe.performance(wiring),
+        io_manager_key=IO_MANAGER_KEY,
         code_version=describe.performance_code_version(wiring),
-        metadata={"dagster/table_name": f"{wiring.spec.name}.performance"},
+        metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("predictions"), *(wiring.key(name) for name in read_by_labels(wiring))],
         backfill_policy=SINGLE_RUN,

@@ -8,7 +8,9 @@ from dagster_shared.utils.warnings import disable_dagster_warnings
 from pydantic import BaseModel
 
 from batch_platform.components.assets import build_assets
+from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
+from batch_platform.components.scaffolding import BatchInferenceScaffolder
 from batch_platform.components.schedules import build_jobs, build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.redaction import protect
@@ -16,6 +18,7 @@ from batch_platform.spec import PipelineSpec
 from batch_platform.yaml_file import FILE_NAMES, check_file
 
 
+@dg.scaffold_with(BatchInferenceScaffolder)
 class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
     """Periodic batch inference: features, a trained model and partitioned predictions from one YAML and one SQL file."""
 
@@ -68,6 +71,6 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
             assets=build_assets(wiring),
             jobs=list(jobs.values()),
             schedules=build_schedules(wiring, jobs),
-            resources={WAREHOUSE_KEY: WAREHOUSE},
+            resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},
             executor=dg.in_process_executor,
         )

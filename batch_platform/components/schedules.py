@@ -5,6 +5,7 @@ run in progress holds. So down-time, failures and a first start from an empty ho
 stops at the first partition that fails, that one is requested alone the next time, and holds up none behind it.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -132,9 +133,8 @@ def look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> Tick:
 def _scoring_requests(tick: Tick) -> list[Request]:
     wanted = [*tick.plan.of("features"), *tick.retried.of("features")]
     features = {item.partition.key: item.partition for item in wanted}
-    scores = {
-        item.partition.key: item.partition for item in tick.plan.of("predictions") if not _awaits_model(tick, item)
-    }
+    awaits = _awaiting_models(tick)
+    scores = {item.partition.key: item.partition for item in tick.plan.of("predictions") if not awaits(item)}
     busy = {key for asset, key in tick.held if asset in ("features", "predictions")}
     groups: dict[tuple[Kind, ...], list[Partition]] = {
         ("features", "predictions"): [scores[key] for key in features.keys() & scores.keys() - busy],
@@ -159,9 +159,9 @@ def _training_requests(tick: Tick) -> list[Request]:
 
 
 def _performance_requests(tick: Tick) -> list[Request]:
-    awaited = {item.partition.key for item in tick.plan.of("predictions")}
-    busy = {key for asset, key in tick.held if asset in ("predictions", "performance")}
-    due = [item.partition for item in tick.plan.of("performance") if item.partition.key not in awaited | busy]
+    left_out = {item.partition.key for item in tick.plan.of("predictions")}
+    left_out |= {key for asset, key in tick.held if asset in ("predictions", "performance")}
+    due = [item.partition for item in tick.plan.of("performance") if item.partition.key not in left_out]
     return _limited(tick, {("performance",): due})
 
 
@@ -187,12 +187,17 @@ def _set_apart(
     return (partitions,)
 
 
-def _awaits_model(tick: Tick, item: Item) -> bool:
-    """Whether a partition is to be scored by a model that is not trained yet."""
-    start = item.partition.start
-    champion = tick.state.registry.champion(start)
-    newest = max((due.partition.start for due in tick.plan.of("model") if due.partition.start <= start), default=None)
-    return newest is not None and (champion is None or champion.serving_start < newest)
+def _awaiting_models(tick: Tick) -> Callable[[Item], bool]:
+    """Tells whether a partition is to be scored by a model that is not trained yet."""
+    due = sorted(item.partition.start for item in tick.plan.of("model"))
+    serving = [version.serving_start for version in tick.state.registry.approved()]
+
+    def awaits(item: Item) -> bool:
+        start = item.partition.start
+        newest, champion = (moments[: bisect_right(moments, start)][-1:] for moments in (due, serving))
+        return bool(newest) and champion < newest
+
+    return awaits
 
 
 def _run_request(tick: Tick, request: Request) -> dg.RunRequest:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import dagster as dg
 
-from batch_platform.components import describe
+from batch_platform.components import describe, lineage
 from batch_platform.components.events import LOGGED_IN_THE_BODY, observed
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.errors import SourceError
@@ -59,6 +59,7 @@ def _observable(wiring: Wiring, name: str) -> dg.AssetsDefinition:
                 owners=wiring.spec.owners,
                 kinds={source.kind},
                 description=describe.source(wiring, name),
+                metadata=lineage.source(wiring, name),
             )
         ],
         partitions_def=wiring.partitions if source.by_partition else None,

@@ -1,0 +1,159 @@
+"""The IO manager for users' own assets: a pipeline's tables in, their own tables out.
+
+Inputs come from the readers' copy, so that they can be read while runs write. Outputs are streamed to a file first and
+then replace their partitions, or the whole table, in one short transaction; by name, never by position.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import polars as pl
+from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
+from pydantic import Field
+
+from batch_platform.components import describe
+from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
+from batch_platform.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.home import Home
+from batch_platform.publish import publish
+from batch_platform.staging import staging_folder
+from batch_platform.tables import PARTITION, TableName, check_own, open_table, store_table, stored_partitions
+from batch_platform.warehouse import Warehouse
+
+ROWS_OF_A_GROUP = 131_072
+IO_MANAGER_KEY = "batch_platform_io_manager"
+INPUT_METADATA = ("columns", "table", "allow_missing_partitions")
+_TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
+
+
+class TableIOManager(dg.ConfigurableIOManager):
+    """Reads tables of pipelines and of users, and stores users' tables.
+
+    An asset's table is the last part of its key; its schema is the part before, or `default_schema`, unless the asset
+    says `metadata={"schema": …}`. On an input, `metadata={"columns": […]}` reads no others, `{"table": …}` reads
+    another table of the same schema (`rejected_rows`), and `{"allow_missing_partitions": True}` those that there are.
+    """
+
+    default_schema: str = Field(default="assets", description="Schema of tables whose asset key has one part only.")
+
+    def load_input(self, context: dg.InputContext) -> pl.LazyFrame | pl.DataFrame | duckdb.DuckDBPyRelation:
+        """The partitions that the run is about, or all rows for an asset without partitions."""
+        with clear_failures():
+            relation = self._relation(context)
+            wanted = context.dagster_type.typing_type
+            if wanted is duckdb.DuckDBPyRelation:
+                return relation
+            if wanted is pl.DataFrame:
+                return relation.pl()
+            if wanted in (pl.LazyFrame, Any):
+                return relation.pl(lazy=True)
+            msg = f"{_named(context)}: an input cannot be of type {getattr(wanted, '__name__', wanted)}."
+            raise WrongUseError(msg, hint=f"annotate it as {_TYPES}.")
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Store what an asset returns, and publish it."""
+        with clear_failures():
+            home = Home.from_environment()
+            name = self._table_of(context.asset_key, context.definition_metadata)
+            check_own(name)
+            keys = list(context.asset_partition_keys) if context.has_asset_partitions else None
+            with staging_folder(home, context.run_id) as folder:
+                file = folder / "table.parquet"
+                columns = _write(name, obj, file, keys)
+                rows = store_table(Warehouse(home), name, file, keys)
+            publish(home)
+        context.add_output_metadata(
+            {
+                "dagster/table_name": name.shown,
+                "dagster/row_count": rows,
+                "dagster/column_schema": describe.table_schema(columns),
+            }
+        )
+
+    def _relation(self, context: dg.InputContext) -> duckdb.DuckDBPyRelation:
+        metadata = context.definition_metadata
+        if unknown := [key for key in metadata if key not in INPUT_METADATA and "/" not in key]:
+            msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; there is {listed(INPUT_METADATA)}."
+            raise WrongUseError(msg, hint=did_you_mean(unknown[0], INPUT_METADATA))
+        above = context.upstream_output.definition_metadata if context.upstream_output else {}
+        step: Any = context.step_context  # the run's own partitions: an asset without reads all of what it is given
+        in_part = step.has_partition_key or step.has_partition_key_range
+        keys = list(context.asset_partition_keys) if context.has_asset_partitions and in_part else None
+        home, columns = Home.from_environment(), metadata.get("columns")
+        of = above.get(SPEC_METADATA)
+        if isinstance(of, ObjectMetadataValue) and isinstance(of.instance, Wiring):
+            return _features(home, of.instance.spec.name, keys, columns)
+        name = self._table_of(context.asset_key, above)
+        name = TableName(name.schema, metadata.get("table", name.table))
+        if keys is not None and metadata.get("allow_missing_partitions"):
+            keys = sorted(set(keys) & stored_partitions(home, name))
+        return open_table(home, name, partitions=keys, columns=columns)
+
+    def _table_of(self, key: dg.AssetKey, metadata: Any) -> TableName:  # noqa: ANN401 - as Dagster gives it
+        schema = metadata.get("schema")
+        if isinstance(schema, dg.MetadataValue):
+            schema = schema.value
+        return TableName(schema or (key.path[-2] if len(key.path) > 1 else self.default_schema), key.path[-1])
+
+
+def _features(
+    home: Home, pipeline: str, keys: Sequence[str] | None, columns: Sequence[str] | None
+) -> duckdb.DuckDBPyRelation:
+    """Features of partitions, from their files.
+
+    Raises:
+        DataError: A partition is not built, or a column is missing.
+    """
+    files = {key: home.features(pipeline, key) for key in keys or ()}
+    if keys is None:
+        files = {file.stem: file for file in sorted((home.lake / pipeline / "features").glob("[!.]*.parquet"))}
+    if missing := [key for key, file in files.items() if not file.is_file()]:
+        msg = f"{pipeline}: the features of partition {listed(missing)} are not built."
+        raise DataError(msg, hint="materialize them first.")
+    if not files:
+        msg = f"{pipeline}: no features are built yet."
+        raise DataError(msg, hint="materialize them first.")
+    con = duckdb.connect(":memory:")
+    con.execute("SET TimeZone = 'UTC'")
+    relation = con.read_parquet([str(file) for file in files.values()], union_by_name=True, hive_partitioning=False)
+    if unknown := [name for name in columns or () if name not in relation.columns]:
+        msg = f"{pipeline}: the features have no column {listed(map(repr, unknown))}; they have {listed(relation.columns)}."
+        raise DataError(msg, hint=did_you_mean(unknown[0], relation.columns))
+    return relation if columns is None else relation.select(*(duckdb.ColumnExpression(name) for name in columns))
+
+
+def _write(name: TableName, obj: object, file: Path, keys: Sequence[str] | None) -> dict[str, str]:
+    """Stream rows to a Parquet file, each with its partition if there are any; gives the columns with their types.
+
+    Raises:
+        DataError: It cannot be told to which partition a row belongs.
+        WrongUseError: What the asset returned is no table.
+    """
+    if isinstance(obj, pl.DataFrame):
+        obj = obj.lazy()
+    if isinstance(obj, duckdb.DuckDBPyRelation):
+        obj = obj.pl(lazy=True)
+    if not isinstance(obj, pl.LazyFrame):
+        msg = f"{name.shown}: the asset returned {type(obj).__name__}, which is no table."
+        raise WrongUseError(msg, hint=f"return {_TYPES}.")
+    schema = obj.collect_schema()
+    if keys is None and PARTITION in schema:
+        msg = f"{name.shown}: an asset without partitions cannot have a column {PARTITION!r}."
+        raise DataError(msg, hint="call it otherwise, or give the asset the partitions.")
+    if keys is not None and PARTITION not in schema:
+        if len(keys) > 1:
+            msg = f"{name.shown}: the run is for {len(keys)} partitions; to which one a row belongs cannot be told."
+            raise DataError(msg, hint=f"return the column {PARTITION!r} too, or run one partition at a time.")
+        obj = obj.with_columns(pl.lit(keys[0]).alias(PARTITION))
+    obj.sink_parquet(file, compression="lz4", row_group_size=ROWS_OF_A_GROUP)
+    return {column: str(dtype) for column, dtype in schema.items() if column != PARTITION}
+
+
+def _named(context: dg.InputContext) -> str:
+    return f"input {context.name!r} ({context.asset_key.to_user_string()})"
+
+
+IO_MANAGER = TableIOManager()

@@ -1,0 +1,80 @@
+"""What `dg scaffold defs batch_platform.components.BatchInference NAME` writes: a pipeline to be filled in."""
+
+import re
+
+import dagster as dg
+
+from batch_platform.errors import WrongUseError
+from batch_platform.notation import check_name
+
+DEFS_YAML = """\
+type: batch_platform.components.BatchInference
+attributes:
+  name: {name}                          # schema of the tables, prefix of the assets
+  description: What is predicted, for what.
+  # owners: ["team:yours"]
+  partitions: {{every: day, start: "2026-01-01", timezone: UTC}}      # hour, day, week or month
+  sources:                              # raw tables, named in the SQL; paths start at this folder
+    events: {{parquet: events.parquet}}   # or csv; duckdb with table; python: module.function
+  features:
+    sql: features.sql                   # or python: module.function, Polars LazyFrames in, a LazyFrame out
+    key: [id]                           # unique within a partition
+    time: happened_at                   # a row outside its partition is an error
+    # columns: {{amount: {{min: 0}}}}       # overrides of what training infers
+    # max_rejected: 1%                  # past it nothing is published
+  labels: {{sql: labels.sql, column: label, delay: 1 day}}    # leave out for a clustering
+  model:
+    estimator: sklearn.ensemble.HistGradientBoostingClassifier        # or build: module.function
+    # params: {{max_iter: 100}}
+    train: {{every: month, window: all, evaluate: 14 days}}
+    # promote: {{metric: roc_auc, at_least: 0.6, tolerance: 0.02}}
+  # predictions: {{keep: [country], schedule: "0 5 * * *"}}
+  # monitoring: {{performance: {{warn_below: 0.6}}}}
+"""
+FEATURES_SQL = """\
+-- One row for each thing to score in the partition, with what is known of it when the partition starts.
+-- Each source is a view; $partition_start, $partition_end (TIMESTAMPTZ) and $partition_key are bound values.
+SELECT
+    id,                                 -- the key
+    happened_at,                        -- the time, inside the partition
+    amount                              -- features: everything else
+FROM events
+WHERE happened_at >= $partition_start AND happened_at < $partition_end
+"""
+LABELS_SQL = """\
+-- The key and the true outcome, of the rows whose outcome is known.
+SELECT id, label
+FROM events
+WHERE happened_at >= $partition_start AND happened_at < $partition_end AND label IS NOT NULL
+"""
+
+
+class BatchInferenceScaffolder(dg.Scaffolder):
+    """Writes a commented `defs.yaml` with its SQL files."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write the files into the folder that was asked for.
+
+        Raises:
+            WrongUseError: Python was asked for instead of YAML, or a component to be added to a file.
+        """
+        if request.scaffold_format != "yaml" or request.append:
+            msg = "a pipeline is scaffolded as a folder with a defs.yaml of its own."
+            raise WrongUseError(
+                msg, hint="leave --format and --append out; BatchInference(name=…, …) says the same in Python."
+            )
+        folder = request.target_path
+        files = {"defs.yaml": DEFS_YAML.format(name=_name(folder.name))}
+        files |= {"features.sql": FEATURES_SQL, "labels.sql": LABELS_SQL}
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def _name(folder: str) -> str:
+    """The pipeline's name by that of its folder, as far as it can be one."""
+    name = re.sub(r"[^a-z0-9_]+", "_", folder.lower()).strip("_")
+    try:
+        check_name(name)
+    except ValueError:
+        return "my_pipeline"
+    return name

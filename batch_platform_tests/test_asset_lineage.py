@@ -1,0 +1,140 @@
+"""Column lineage as Dagster keeps it: on the definitions what the SQL tells, on a run's newest partition the rest."""
+
+import sys
+
+import dagster as dg
+import pytest
+
+from batch_platform.components.lineage import CODE, LINEAGE, READABLE
+from batch_platform_tests.deployment import SCORED_FROM, Deployment, deploy, deploy_trained
+
+STARRED = "SELECT * EXCLUDE (returned) FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+FUNCTION = """\
+import polars as pl
+
+def features(events, partition):
+    return events.filter(pl.col("ts").is_between(partition.start, partition.end, closed="left")).drop("returned")
+"""
+
+
+def defined(deployment: Deployment, asset: str) -> dict[str, dg.MetadataValue]:
+    specs = {spec.key: spec for spec in deployment.definitions.resolve_all_asset_specs()}
+    return dict(specs[deployment.key(asset)].metadata)
+
+
+def deps(value: object) -> dict[str, set[str]]:
+    assert isinstance(value, dg.TableColumnLineage | dg.TableColumnLineageMetadataValue)
+    lineage = value if isinstance(value, dg.TableColumnLineage) else value.column_lineage
+    return {
+        column: {f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in found}
+        for column, found in lineage.deps_by_column.items()
+    }
+
+
+def readable(metadata: dict[str, dg.MetadataValue]) -> str:
+    return str(metadata[READABLE].value)
+
+
+def logged(deployment: Deployment, asset: str) -> dict[str, dict[str, dg.MetadataValue]]:
+    """The metadata of the materializations of an asset, by partition."""
+    entries = deployment.materializations(asset)
+    found = {entry.asset_materialization.partition: entry.asset_materialization.metadata for entry in entries}
+    return {key: dict(metadata) for key, metadata in found.items()}
+
+
+def test_the_definitions_say_where_the_columns_of_every_table_come_from(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    features, predictions = defined(deployment, "features"), defined(deployment, "predictions")
+    performance = defined(deployment, "performance")
+    assert deps(features[LINEAGE])["amount"] == {"small/events.amount"}
+    assert deps(predictions[LINEAGE]) == {
+        "id": {"small/features.id"},
+        "ts": {"small/features.ts"},
+        "shop": {"small/features.shop"},
+        "prediction": {f"small/features.{name}" for name in ("amount", "items", "shop", "known")},
+    }
+    assert deps(performance[LINEAGE]) == {
+        "value": {"small/predictions.prediction", "small/events.returned"},
+        "rows_labelled": {"small/events.returned"},
+    }
+    assert "| `amount` | `events`: `amount` unchanged |" in readable(features)
+    assert "decided by `events`: `ts`." in readable(features)
+    assert "| `prediction` | all 4 columns that the model reads:" in readable(predictions)
+    assert "`returned` by `labels.sql`, from `events`: `returned` unchanged" in readable(performance)
+
+
+def test_definitions_link_to_the_source_code(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    linked = {
+        asset: [one.file_path for one in value.code_references]
+        for asset in ("events", "features", "model", "predictions", "performance")
+        if (value := defined(deployment, asset).get(CODE)) is not None
+    }
+    folder = deployment.pipeline.folder
+    labels = [str(folder / "labels.sql")]
+    assert linked == {"features": [str(folder / "features.sql")], "model": labels, "performance": labels}
+
+
+def test_a_column_that_the_model_is_not_given_is_no_part_of_the_lineage_of_the_prediction(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, features={"columns": {"items": {"feature": False}}})
+    found = deps(defined(deployment, "predictions")[LINEAGE])
+    assert found["prediction"] == {f"small/features.{name}" for name in ("amount", "shop", "known")}
+
+
+def test_what_stands_behind_a_star_is_unknown_until_a_run_has_asked_the_sources(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, features_sql=STARRED)
+    before = defined(deployment, "features")
+    assert LINEAGE not in before
+    assert "The SQL alone does not tell more" in readable(before)
+    assert LINEAGE not in defined(deployment, "predictions")
+    assert deployment.run("features", first="2024-01-01", last="2024-01-03").success
+    found = logged(deployment, "features")
+    assert [LINEAGE in found[key] for key in sorted(found)] == [False, False, True]
+    newest = found["2024-01-03"]
+    assert deps(newest[LINEAGE]) == {
+        name: {f"small/events.{name}"} for name in ("id", "ts", "amount", "items", "shop", "known")
+    }
+    assert "| `shop` | `events`: `shop` unchanged |" in readable(newest)
+
+
+def test_a_run_tells_which_columns_its_model_reads_and_gives_once(tmp_path, tmp_path_factory, monkeypatch):
+    template = tmp_path_factory.getbasetemp() / "lineage"
+    deployment = deploy_trained(template, tmp_path, monkeypatch)
+    assert deployment.run("features", "predictions", first=SCORED_FROM, last="2024-02-03").success
+    found = logged(deployment, "predictions")
+    assert [LINEAGE in found[key] for key in sorted(found)] == [False, False, True]
+    read = deps(found["2024-02-03"][LINEAGE])
+    assert read["score"] == read["prediction"] == {f"small/features.{x}" for x in ("amount", "items", "shop", "known")}
+    assert "| `score` | as `prediction` |" in readable(found["2024-02-03"])
+    assert LINEAGE not in logged(deployment, "features")["2024-02-03"]  # the definition has it
+
+
+def test_the_lineage_of_features_made_by_a_function_is_said_to_be_unknown(tmp_path, monkeypatch):
+    (tmp_path / "made_by_hand.py").write_text(FUNCTION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    deployment = deploy(tmp_path, monkeypatch, features={"sql": None, "python": "made_by_hand.features"})
+    metadata = defined(deployment, "features")
+    assert LINEAGE not in metadata
+    assert "is unknown: the features are made by made_by_hand.features" in readable(metadata)
+    (reference,) = metadata[CODE].code_references
+    assert (reference.file_path, reference.line_number) == (str(tmp_path / "made_by_hand.py"), 3)
+    assert deployment.run("features", first="2024-01-01").success
+    assert LINEAGE not in logged(deployment, "features")["2024-01-01"]
+    sys.modules.pop("made_by_hand")
+
+
+@pytest.mark.parametrize(
+    ("sql", "cell"),
+    [
+        ('SELECT id, ts, amount AS "a|b" FROM events', "| `a\\|b` | `events`: `amount` unchanged |"),
+        ("SELECT id, ts, 1 AS one FROM events", "| `one` | no source column |"),
+        ("SELECT id, ts, count(*) OVER () AS n FROM events", "| `n` | `events`: its rows |"),
+        (
+            "SELECT id, ts, o.amount FROM events AS o, query('SELECT 1') AS q",
+            "| `amount` | `events`: `amount` unchanged |",
+        ),
+    ],
+)
+def test_the_table_to_read_holds_whatever_columns_are_called(tmp_path, monkeypatch, sql, cell):
+    deployment = deploy(tmp_path, monkeypatch, features_sql=sql)
+    assert cell in readable(defined(deployment, "features"))
