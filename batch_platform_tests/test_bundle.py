@@ -18,8 +18,7 @@ from sklearn.base import BaseEstimator
 from batch_platform.contract import Column, Contract
 from batch_platform.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.forest import arrays
-from batch_platform.models import bundle as bundles
-from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
+from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
 from batch_platform.models.compiled import WORTH_COMPILING, CompiledPredictor
 from batch_platform.models.estimator import make_estimator
 from batch_platform.models.proof import NEVER_TRIED, Compiled, prove
@@ -39,10 +38,16 @@ ESTIMATORS = {
     "sklearn.tree.DecisionTreeClassifier": ("binary", {"max_depth": 3}),
     "sklearn.linear_model.LogisticRegression": ("binary", {}),
     "sklearn.linear_model.Ridge": ("regression", {}),
+    "sklearn.linear_model.LinearRegression": ("regression", {}),
+    "sklearn.linear_model.SGDClassifier": ("binary", {"loss": "log_loss"}),
+    "sklearn.linear_model.SGDRegressor": ("regression", {}),
+    "sklearn.tree.DecisionTreeRegressor": ("regression", {"max_depth": 3}),
+    "sklearn.calibration.CalibratedClassifierCV": ("binary", {"cv": 2}),
     "sklearn.neural_network.MLPClassifier": ("binary", {"max_iter": 2000, "hidden_layer_sizes": [4]}),
     "sklearn.neural_network.MLPRegressor": ("regression", {"max_iter": 3000, "hidden_layer_sizes": [4], "tol": 0.01}),
     "sklearn.naive_bayes.GaussianNB": ("binary", {}),
     "sklearn.cluster.KMeans": ("clustering", {"n_clusters": 2}),
+    "sklearn.ensemble.IsolationForest": ("outliers", {"n_estimators": 5}),
 }
 
 
@@ -81,7 +86,7 @@ def written(tmp_path: Path, estimator="sklearn.tree.DecisionTreeClassifier", par
     matrix, truth = rows()
     task = ESTIMATORS[estimator][0]
     fitted = make_estimator(Model(estimator=estimator), params or {}, CONTRACT)
-    fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None}.get(task, truth))
+    fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None, "outliers": None}.get(task, truth))
     staging = tmp_path / "staging"
     staging.mkdir()
     version, sha256, _ = write_bundle(manifest(task, **changes), fitted, staging, tmp_path / "models")
@@ -105,6 +110,7 @@ def test_what_was_trained_comes_back_exactly(tmp_path, estimator):
     opened = open_bundle(folder, sha256)
     matrix, _ = rows()
     expected = fitted.predict_proba(matrix) if task == "binary" else fitted.predict(matrix)
+    expected = -fitted.decision_function(matrix) if task == "outliers" else expected
     np.testing.assert_array_equal(opened.predictor.predict(matrix), expected)
     assert opened.contract == CONTRACT
     assert opened.manifest == replace(manifest(task), files=opened.manifest.files, contract=opened.manifest.contract)
@@ -195,10 +201,15 @@ def test_another_patch_release_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 3"), ({"flavour": "magic"}, "magic")]
+    ("changes", "said"),
+    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is no flavour")],
 )
 def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
-    _, folder, sha256 = written(tmp_path, **changes)
+    _, folder, _ = written(tmp_path)
+    values = json.loads((folder / "manifest.json").read_text()) | changes
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    sha256 = hashlib.sha256(text).hexdigest()
     with pytest.raises(WrongUseError, match=f"{said}.*upgrade batch-platform"):
         open_bundle(folder, sha256)
 

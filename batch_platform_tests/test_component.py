@@ -52,10 +52,13 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 5},
+        "allow_pickle": False,
+        "publish": "mlflow",
         "train": {
             "every": "month",
             "start": "2024-02-01",
             "window": "40 days",
+            "max_rows": 100_000,
             "evaluate": "7 days",
             "schedule": "15 * * * *",
         },
@@ -82,7 +85,7 @@ def forest(params):
 
     return RandomForestClassifier(**params)
 """
-OTHER_OF_TWO = {"features.python", "model.build"}
+OTHER_OF_TWO = {"features.python", "model.build", "model.import", "model.flavour", "model.task", "model.classes"}
 
 
 @pytest.fixture
