@@ -73,17 +73,6 @@ class EvaluationRun:
 
 
 @dataclass(frozen=True)
-class Declared:
-    """The versions of a pipeline's code and declaration, as its newest run found them."""
-
-    pipeline: str
-    features_code_version: str
-    scoring_code_version: str
-    declared_at: datetime
-    run_id: str
-
-
-@dataclass(frozen=True)
 class Change:
     """One partition of one table that changed, as the journal notes it."""
 
@@ -125,18 +114,12 @@ CREATE TABLE batch_platform.model_versions (
 CREATE TABLE batch_platform.promotions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
     decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
-CREATE TABLE batch_platform.declarations (
-    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, declared_at TIMESTAMPTZ,
-    run_id VARCHAR);
 """
 UPGRADES = {  # what brings a warehouse of one format to the next
     1: """
 ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
-CREATE TABLE batch_platform.declarations (
-    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, declared_at TIMESTAMPTZ,
-    run_id VARCHAR);
+ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';
 """,
-    2: "ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';",
 }
 FORMAT = 1 + len(UPGRADES)
 PARTITION_STATUS = """
@@ -147,8 +130,10 @@ WITH scored AS (
 ), built AS (
     FROM batch_platform.feature_builds
     QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
-), declared AS (
-    FROM batch_platform.declarations QUALIFY row_number() OVER (PARTITION BY pipeline ORDER BY seq DESC) = 1
+), declared AS (  -- as the newest run of each pipeline found it
+    SELECT pipeline, arg_max(code_version, seq) AS code_version FROM batch_platform.score_runs GROUP BY pipeline
+), asked AS (
+    SELECT pipeline, arg_max(code_version, seq) AS code_version FROM batch_platform.feature_builds GROUP BY pipeline
 ), decided AS (  -- of each version that could serve a partition, the last decision that holds at the partition's start
     SELECT s.pipeline, s.partition_key, v.version, v.serving_start, v.seq, p.action
     FROM scored AS s
@@ -165,13 +150,14 @@ WITH scored AS (
         CASE
             WHEN c.champion <> s.model_version THEN 'scored by ' || s.model_version || ', the champion is ' || c.champion
             WHEN b.sha256 <> s.input_hash THEN 'its features changed'
-            WHEN s.code_version <> d.scoring_code_version THEN 'its declaration or the scoring code changed'
-            WHEN b.code_version <> d.features_code_version THEN 'the SQL or its declaration changed'
+            WHEN s.code_version <> d.code_version THEN 'its declaration or the scoring code changed'
+            WHEN b.code_version <> a.code_version THEN 'the SQL or its declaration changed'
         END AS reason
     FROM scored AS s
     LEFT JOIN champions AS c USING (pipeline, partition_key)
     LEFT JOIN built AS b USING (pipeline, partition_key)
     LEFT JOIN declared AS d USING (pipeline)
+    LEFT JOIN asked AS a USING (pipeline)
 )
 SELECT
     pipeline, partition_key, partition_start, partition_end,

@@ -310,11 +310,16 @@ def test_the_format_of_another_version_is_refused(warehouse):
 
 def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
     with warehouse.open() as con:
+        con.execute("DROP VIEW batch_platform.partition_status")
         con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
-        con.execute("UPDATE batch_platform.meta SET format = 2")
+        con.execute("ALTER TABLE batch_platform.promotions DROP COLUMN holds_from")
+        con.execute("UPDATE batch_platform.meta SET format = 1")
         con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
     assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
     assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
+    assert held(warehouse)["batch_platform.promotions"] == []
+    with warehouse.open() as con:
+        assert con.execute("FROM batch_platform.partition_status").fetchall() == []
 
 
 def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):

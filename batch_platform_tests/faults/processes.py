@@ -21,7 +21,7 @@ from batch_platform.components.instance import DAGSTER_YAML
 from batch_platform.home import Home
 from batch_platform.pipeline import Pipeline
 from batch_platform.scoring import Stamp
-from batch_platform_tests.command_line import clean_environment, run_command
+from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -36,19 +36,15 @@ from batch_platform_tests.faults.invariants import (
 )
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import asked
+from batch_platform_tests.served import PATIENCE, Ui, answers, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.test_ui_processes import (
     BACKFILL,
     BACKFILL_STATUS,
-    COMMAND,
     LAUNCH,
-    PATIENCE,
     SELECTION,
-    Ui,
-    answers,
     finished,
     repository,
-    session_of,
 )
 
 HELD_SOURCE = """
