@@ -229,7 +229,7 @@ def test_a_partition_is_replaced_and_the_others_stay(deployment):
 def test_a_failed_insert_leaves_the_old_partition(deployment):
     succeeded(deployment, writing(lambda _: pl.DataFrame({"n": [1, 2]})), first=SCORED_FROM)
     done = materialize(deployment, writing(lambda _: pl.DataFrame({"n": ["1", "two"]})), first=SCORED_FROM)
-    assert "values do not fit the column's type: n is BIGINT, now VARCHAR; nothing is changed" in failure_of(done)
+    assert "values do not fit reports.table: n is BIGINT, now VARCHAR; nothing is changed" in failure_of(done)
     assert stored(deployment) == [(1, SCORED_FROM), (2, SCORED_FROM)]
 
 
