@@ -33,6 +33,7 @@ from batch_platform.partitions import Partition
 from batch_platform.plan import State
 
 LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+MOST_TOLD = 500  # partitions of an asset for which one look tells what others left untold; the next one goes on
 SECONDS_BETWEEN_LINES = 10  # of a run's log: each is an event that is stored
 
 
@@ -123,7 +124,7 @@ def observed(
 def tell_committed(
     wiring: Wiring, instance: dg.DagsterInstance, state: State, busy: Container[tuple[str, str]]
 ) -> None:
-    """Log what the ledgers hold and Dagster never heard of: a run was killed after its commit.
+    """Log what the ledgers hold and Dagster never heard of, since a run was killed after its commit; not all at once.
 
     Args:
         wiring: Of the pipeline.
@@ -131,15 +132,15 @@ def tell_committed(
         state: What the ledgers hold.
         busy: Assets and partitions of runs in progress, which log their own.
     """
-    held = {"features": state.features, "predictions": state.scores, "performance": state.evaluations}
-    for asset, records in held.items():
-        untold = records.keys() - instance.get_materialized_partitions(wiring.key(asset))
-        for key in sorted(
-            key for key in untold if (asset, key) not in busy and wiring.partitions.has_partition_key(key)
-        ):
-            metadata = {"told_for_run": records[key].run_id}
-            event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
-            instance.report_runless_asset_event(event)
+    ledgers = {"features": state.features, "predictions": state.scores, "performance": state.evaluations}
+    with quick_event_log(instance):
+        for asset, records in ledgers.items():
+            untold = records.keys() - instance.get_materialized_partitions(wiring.key(asset))
+            mine = [key for key in untold if (asset, key) not in busy and wiring.partitions.has_partition_key(key)]
+            for key in sorted(mine)[:MOST_TOLD]:
+                metadata = {"told_for_run": records[key].run_id}
+                event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
+                instance.report_runless_asset_event(event)
 
 
 def _provenance(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:
