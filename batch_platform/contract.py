@@ -149,12 +149,15 @@ class Contract:
         return cls(tuple(replace(Column(**column), categories=tuple(column["categories"])) for column in columns))
 
 
-def infer_contract(training: pl.DataFrame, declared: Mapping[str, Column]) -> Contract:
+def infer_contract(
+    training: pl.DataFrame, declared: Mapping[str, Column], *, most_categories: int | None = MAX_CATEGORIES
+) -> Contract:
     """Learn a contract from training data.
 
     Args:
         training: The feature columns only.
         declared: What was declared of some columns; what was left open there is None or empty in type and bounds.
+        most_categories: Of a column, the most frequent ones; None for all that there are.
 
     Raises:
         DataError: A declared column is not there, or a column's type can be no feature.
@@ -167,7 +170,7 @@ def infer_contract(training: pl.DataFrame, declared: Mapping[str, Column]) -> Co
     for name in training.columns:
         values = training[name]
         inferred = Column(name=name, type=_type_of(name, values.dtype), nullable=values.null_count() > 0)
-        columns.append(_learn(declared.get(name, inferred), values))
+        columns.append(_learn(declared.get(name, inferred), values, most_categories))
     return Contract(tuple(columns))
 
 
@@ -194,11 +197,11 @@ def _under(column: Column, rule: ColumnRule) -> Column:
     return replace(column, nullable=nullable, min=rule.min if bounded else None, max=rule.max if bounded else None)
 
 
-def _learn(column: Column, values: pl.Series) -> Column:
+def _learn(column: Column, values: pl.Series, most_categories: int | None) -> Column:
     read = values.to_frame().select(_read(column, values.dtype).alias("value"))["value"].drop_nulls()
     if column.type == "category":
         counts = read.value_counts().sort(["count", "value"], descending=[True, False])
-        return replace(column, categories=tuple(counts["value"].head(MAX_CATEGORIES).sort()))
+        return replace(column, categories=tuple(counts["value"][:most_categories].sort()))
     numbers = read.cast(pl.Float64)
     numbers = numbers.filter(numbers.is_finite())
     low, high = cast("float | None", numbers.min()), cast("float | None", numbers.max())

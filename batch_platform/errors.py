@@ -53,6 +53,10 @@ class TrainingRefusedError(BatchPlatformError):
     """The training data cannot give a model: too few rows, one class, labels missing."""
 
 
+class PublishingError(BatchPlatformError):
+    """A version that is registered here could not be registered elsewhere as well."""
+
+
 class NoChampionError(BatchPlatformError):
     """No approved model serves the partition."""
 

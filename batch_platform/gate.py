@@ -13,8 +13,8 @@ import polars as pl
 
 from batch_platform.contract import Contract
 from batch_platform.errors import DataError, IntegrityError, WrongUseError
-from batch_platform.models.bundle import Bundle, Predictor
-from batch_platform.models.sklearn import SklearnPredictor, one_thread
+from batch_platform.models.bundle import Bundle
+from batch_platform.models.sklearn import one_thread
 from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.performance import DEFAULT_METRIC
 from batch_platform.registry import Action, Version
@@ -83,7 +83,6 @@ def _compared(
     manifest = bundle.manifest
     if manifest.task != fitted.task:
         return Comparison(champion.version, {}, {}, None, f"it is of another task, {manifest.task}")
-    ours: Predictor = SklearnPredictor(fitted.estimator, fitted.task)
     metrics, champion_metrics = (
         evaluate(
             predictor,
@@ -94,7 +93,7 @@ def _compared(
             label=data.label,
         )
         for predictor, classes, contract in (
-            (ours, fitted.classes, fitted.contract),
+            (fitted.predictor, fitted.classes, fitted.contract),
             (bundle.predictor, manifest.classes, bundle.contract),
         )
     )
@@ -104,7 +103,7 @@ def _compared(
         with one_thread():
             one, other = (
                 np.asarray(predictor.predict(contract.encode(contract.split(known).kept)))
-                for predictor, contract in ((ours, fitted.contract), (bundle.predictor, bundle.contract))
+                for predictor, contract in ((fitted.predictor, fitted.contract), (bundle.predictor, bundle.contract))
             )
         difference = paired_difference(metric, as_truth(known[data.label]), one, other, fitted.classes)
     return Comparison(champion.version, metrics, champion_metrics, difference)

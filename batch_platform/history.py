@@ -142,6 +142,16 @@ class History:
             fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label, rows_before_cap=fit.seen
         )
 
+    def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
+        """All rows of a window, in the order of time, whether their label is known or not: feature columns.
+
+        Raises:
+            DataError: As for `training_data`.
+            IntegrityError: The bytes of a feature file are not those recorded.
+        """
+        frames = [self._learnable(self.require(builds, partition), partition) for partition in window]
+        return self._joined(frames).drop(self.spec.features.key)
+
     def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
         """As recorded in builds, but with the versions now of the sources that have a file for each partition.
 

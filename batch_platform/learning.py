@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from batch_platform.errors import TrainingRefusedError
+from batch_platform.errors import BatchPlatformError, PublishingError, TrainingRefusedError
 from batch_platform.gate import pass_gate
 from batch_platform.history import History, fingerprint
+from batch_platform.home import Home
+from batch_platform.importing import import_model, unjudged
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, libraries, write_bundle
 from batch_platform.models.estimator import is_classification
-from batch_platform.models.sklearn import FLAVOUR
+from batch_platform.models.sklearn import FLAVOUR as SKLEARN
+from batch_platform.models.sklearn import safest
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, can_train, evaluation_start, training_window
-from batch_platform.redaction import redacted
+from batch_platform.redaction import redact, redacted
 from batch_platform.registry import Promotion, Version
 from batch_platform.sample import SEED
 from batch_platform.scoring import Stamp
@@ -45,7 +48,7 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
     stamp: Stamp,
     open_version: Callable[[Version], Bundle],
 ) -> Trained:
-    """Train the model of a serving period, write its bundle and judge it by the gate.
+    """Train or import the model of a serving period, write its bundle and judge it by the gate.
 
     Args:
         history: Of the pipeline.
@@ -57,7 +60,8 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
 
     Raises:
         TrainingRefusedError: The data cannot give a model; nothing is written.
-        DataError: Features of the window are not built, or a column cannot be a feature.
+        DataError: Features of the window are not built, or they do not go together with the model.
+        WrongUseError: The model cannot be had or used as it is declared.
         IntegrityError: A feature file is not what was recorded.
     """
     spec = history.spec
@@ -67,13 +71,18 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         hint = f"model.train.evaluate ({spec.model.train.evaluate}) needs as much again to learn from."
         raise TrainingRefusedError(msg, hint=hint)
     boundary = evaluation_start(spec, window)
-    stratified = is_classification(spec.model)
-    data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
+    stratified = spec.model.import_ is None and is_classification(spec.model)
     try:
-        fitted = fit(spec.model, spec.features, data, params)
-    except TrainingRefusedError as error:
+        if spec.model.import_ is None:
+            data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
+            fitted = fit(spec.model, spec.features, data, params)
+        else:
+            fitted, data = import_model(history, state.features, window, period, params=params, stamp=stamp)
+    except BatchPlatformError as error:
+        if error.message.startswith(spec.name):
+            raise
         msg = f"{spec.name}, serving period {period.key}: {error.message}"
-        raise TrainingRefusedError(msg, hint=error.hint) from error
+        raise type(error)(msg, hint=error.hint) from error
     manifest = _describe(
         spec=spec,
         period=period,
@@ -84,11 +93,16 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         features_sha256=fingerprint(state.features, window),
         features_code_version=state.features_code_version,
         stamp=stamp,
-        sampled=_sampled(spec, data, stratified=stratified),
+        sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
     )
-    verdict = pass_gate(spec.model.promote, fitted, data, state.registry.champion(period.start), open_version)
+    if data is None:
+        verdict = unjudged(spec.model.promote)
+    else:
+        verdict = pass_gate(spec.model.promote, fitted, data, state.registry.champion(period.start), open_version)
+    pickles = spec.model.allow_pickle and fitted.flavour == SKLEARN
+    model = safest(fitted.estimator) if pickles else fitted.estimator
     with staging_folder(history.home, stamp.run_id) as staging:
-        version, sha256, manifest = write_bundle(manifest, fitted.estimator, staging, history.home.models / spec.name)
+        version, sha256, manifest = write_bundle(manifest, model, staging, history.home.models / spec.name)
     decision = Promotion(
         pipeline=spec.name,
         version=version,
@@ -100,6 +114,28 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         run_id=stamp.run_id,
     )
     return Trained(_version_row(manifest, version, sha256), decision, fitted.suspicious)
+
+
+def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
+    """Register a version in MLflow as well, as it is declared; nothing that is recorded here depends on it.
+
+    Raises:
+        PublishingError: MLflow did not take it.
+    """
+    from batch_platform.models.publishing import publish_bundle
+
+    version, decision = trained.version, trained.decision
+    try:
+        publish_bundle(
+            home.bundle(spec.name, version.version),
+            version.sha256,
+            decision=decision.action,
+            reason=decision.reason,
+            allow_pickle=spec.model.allow_pickle,
+        )
+    except Exception as error:  # MLflow's own, those of the network and of the disk share no class
+        msg = f"{spec.name}: {version.version} is registered here ({decision.action}), but not in MLflow: {error}"
+        raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error
 
 
 def _describe(  # noqa: PLR0913 - each is one fact of the model
@@ -120,10 +156,10 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         pipeline=spec.name,
         serving_period=period.key,
         serving_start=period.start.isoformat(),
-        flavour=FLAVOUR,
+        flavour=fitted.flavour,
         task=fitted.task,
         classes=fitted.classes,
-        estimator=spec.model.estimator or spec.model.build or "",
+        estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
         params=redacted(params),
         contract=fitted.contract.to_json(),
         training=Window(
@@ -141,10 +177,12 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
             metrics=fitted.metrics,
         ),
         features_code_version=features_code_version,
-        libraries=libraries(),
+        libraries=libraries(fitted.flavour, preprocessed=fitted.preprocessed),
         created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
         compiled=fitted.compiled,
+        imported_from=redact(spec.model.import_ or ""),
+        details=redacted(fitted.details),
         sampled=sampled,
     )
 

@@ -18,7 +18,7 @@ from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
-from batch_platform.learning import Trained, train_version
+from batch_platform.learning import Trained, publish_version, train_version
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.models.bundle import Bundle, open_bundle
 from batch_platform.partitions import Partition
@@ -133,7 +133,7 @@ class Pipeline:
         yield from self._record(group)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
-        """Train the model of a serving period, register it, and approve it if it passes the gate.
+        """Train or import the model of a serving period, register it, and approve it if it passes the gate.
 
         Args:
             period: The model learns only from what is known at its start.
@@ -142,17 +142,15 @@ class Pipeline:
 
         Raises:
             TrainingRefusedError: The data cannot give a model; nothing is registered.
+            PublishingError: It is registered here, but not in MLflow.
         """
-        parameters = {**self.spec.model.params, **(params or {})}
+        given = {**self.spec.model.params, **(params or {})}
         trained = train_version(
-            self.history,
-            state=self.state(),
-            period=period,
-            params=parameters,
-            stamp=stamp,
-            open_version=self.bundle,
+            self.history, state=self.state(), period=period, params=given, stamp=stamp, open_version=self.bundle
         )
         register(self.warehouse, trained.version, trained.decision)
+        if self.spec.model.publish is not None:
+            publish_version(self.spec, self.home, trained)
         return trained
 
     def score(
@@ -257,7 +255,8 @@ class Pipeline:
             WrongUseError: It is of other libraries or of an unknown flavour.
         """
         if version.version not in self._bundles:
-            bundle = open_bundle(self.home.bundle(self.spec.name, version.version), version.sha256)
+            folder = self.home.bundle(self.spec.name, version.version)
+            bundle = open_bundle(folder, version.sha256, allow_pickle=self.spec.model.allow_pickle)
             self._bundles[version.version] = replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
         return self._bundles[version.version]
 

@@ -97,12 +97,17 @@ def serving_calendar(spec: PipelineSpec) -> Calendar | None:
 
 
 def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
-    """The partitions that a model may learn from: wholly before its serving period, labels mature at its start."""
+    """The partitions that a model may learn from: wholly before its serving period, labels mature at its start.
+
+    Of an import, which learns from no label, its contract does: labels need not be mature.
+    """
     calendar = spec.partitions.calendar
     zone = calendar.zone
     length = spec.model.train.window_length
     start = calendar.first_start if length is None else length.before(serving_start, zone)
     inside = calendar.within(max(start, calendar.first_start), serving_start)
+    if spec.model.import_ is not None:
+        return [partition for partition in inside if partition.end <= serving_start]
     while inside and matures(spec, inside[-1]) > serving_start:  # a later partition never matures earlier
         inside.pop()
     return inside
@@ -114,9 +119,9 @@ def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetim
 
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
-    """Whether a window is long enough: at least as much to learn from as to evaluate on."""
-    if not window:
-        return False
+    """Whether a window is long enough: at least as much to learn from as to evaluate on; for an import, one partition."""
+    if not window or spec.model.import_ is not None:
+        return bool(window)
     evaluation = spec.model.train.evaluation_length
     begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
     return window[0].start <= begins

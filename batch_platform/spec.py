@@ -26,8 +26,11 @@ from batch_platform.partitions import Duration, Every, shifts_by_whole_hours
 __all__ = ["ColumnRule", "Features", "Labels", "Model", "Partitions", "PipelineSpec", "Promote", "Source", "Train"]
 
 METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette")
+FLAVOURS = ("sklearn", "onnx", "lightgbm", "xgboost", "keras", "mlflow", "python")
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
+
+Task = Literal["binary", "multiclass", "regression", "clustering"]
 
 _LONGEST: dict[Every, Duration] = {
     "hour": Duration(hours=1),
@@ -106,25 +109,54 @@ class Model(Block):
         examples=["sklearn.ensemble.HistGradientBoostingClassifier"],
     )
     build: str | None = Field(default=None, description="module.function that takes `params` and returns an estimator.")
-    import_: str | None = Field(default=None, alias="import", description="Not available yet.")
+    import_: str | None = Field(
+        default=None,
+        alias="import",
+        description="A model made elsewhere: a file, MLflow's models:/ or runs:/ or folder, or package.module.Class.",
+    )
+    flavour: str | None = Field(default=None, description="Of the import; left out: by its form.")
+    task: Task | None = Field(default=None, description="Of the import; left out where its file tells.")
+    classes: list[bool | int | float | str] | None = Field(
+        default=None, description="Of the import, in the order of its probabilities; left out where its file tells."
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Trust the model's files to run code when they are loaded: needed by MLflow and pickle.",
+    )
     params: dict[str, Any] = Field(
         default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
     )
     train: Train = Field(default_factory=Train, description="When, and on how much history.")
     promote: GateOrManual = Field(default_factory=Promote, description="The gate; 'manual': a version waits for you.")
     challengers: list[Any] | None = Field(default=None, description="Not available yet.")
-    publish: str | None = Field(default=None, description="Not available yet.")
+    publish: Literal["mlflow"] | None = Field(
+        default=None, description="Register each version in MLflow as well, at MLFLOW_TRACKING_URI."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        refuse_for_now(self.import_, "import")
         refuse_for_now(self.challengers, "challengers")
-        refuse_for_now(self.publish, "publish")
-        if (self.estimator is None) == (self.build is None):
-            msg = "give either `estimator` or `build`"
+        if [self.estimator, self.build, self.import_].count(None) != 2:  # noqa: PLR2004 - one is given
+            msg = "give one of `estimator`, `build` and `import`"
             raise ValueError(msg)
-        check_dotted(self.estimator or self.build or "")
+        apart = {"flavour": self.flavour, "task": self.task, "classes": self.classes}
+        if self.import_ is None:
+            check_dotted(self.estimator or self.build or "")
+            if given := [key for key, value in apart.items() if value is not None]:
+                msg = f"{listed(map(repr, given))} tells of an import only; what is trained here is known"
+                raise ValueError(msg)
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            msg = f"`classes` names one more than once: {listed(map(repr, self.classes))}"
+            raise ValueError(msg)
         return self
+
+    @field_validator("flavour")
+    @classmethod
+    def _flavour(cls, value: str | None) -> str | None:
+        if value is not None and value not in FLAVOURS:
+            msg = f"{value!r} is not a flavour; allowed are {listed(FLAVOURS)}"
+            raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, FLAVOURS)])))
+        return value
 
     @field_validator("promote", mode="before")
     @classmethod
@@ -267,6 +299,8 @@ class PipelineSpec(Block):
 
     def _check_lengths(self) -> None:
         """Refuse lengths with which no model could ever be trained or approved."""
+        if self.model.import_ is not None:
+            return  # nothing is trained
         train, partition = self.model.train, _LONGEST[self.partitions.every]
         if _nominal(train.evaluation_length) < _nominal(partition):
             msg = f"model.train.evaluate ({train.evaluate}) must hold one partition ({partition}) or more"

@@ -6,7 +6,7 @@ where the model goes.
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,13 @@ from numpy.typing import NDArray
 from batch_platform.contract import Column, Contract, declare_column, infer_contract
 from batch_platform.errors import TrainingRefusedError, listed
 from batch_platform.models.bundle import ClassLabel, Predictor, Task
-from batch_platform.models.estimator import make_estimator, name_of, task_of
-from batch_platform.models.proof import Compiled, prove
+from batch_platform.models.estimator import fit_estimator, make_estimator, name_of, task_of
+from batch_platform.models.flavours import flavour_of, predictor_of
+from batch_platform.models.proof import Compiled, not_ours, prove
+from batch_platform.models.signature import Signature
+from batch_platform.models.sklearn import FLAVOUR as SKLEARN
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
+from batch_platform.models.steps import has_steps
 from batch_platform.monitoring.leakage import nearly_deciding
 from batch_platform.monitoring.performance import (
     DEFAULT_METRIC,
@@ -64,6 +68,10 @@ class Fitted:
     rows_rejected: int
     suspicious: list[str]  # features that alone nearly decide the label
     compiled: Compiled
+    flavour: str
+    predictor: Predictor
+    preprocessed: bool  # whether transformers of scikit-learn stand in front of a model of another library
+    details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model tells
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
@@ -82,7 +90,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         WrongUseError: The estimator does not exist or lacks a parameter.
     """
     names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
-    contract = infer_contract(data.fit.select(names), _declared(features, data.fit.select(names)))
+    contract = infer_contract(data.fit.select(names), declared_columns(features, data.fit.select(names)))
     kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
     if not names:
         msg = "There is no feature column to learn from: the features hold key, time and excluded columns only."
@@ -103,8 +111,8 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
     try:
         with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
-            estimator.fit(matrix, truth)
-        predictor = SklearnPredictor(estimator, task)
+            fit_estimator(estimator, matrix, truth, contract)
+        predictor = _predictor(estimator, Signature(task, classes, contract))
         metrics = evaluate(
             predictor,
             task=task,
@@ -126,7 +134,10 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         rows_evaluated=evaluated.kept.height,
         rows_rejected=kept.rejected.height + evaluated.rejected.height,
         suspicious=_suspicious(contract, matrix, truth, task),
-        compiled=prove(predictor, contract.encode(evaluated.kept)),
+        compiled=compiled_form(predictor, contract, evaluated.kept),
+        flavour=flavour_of(estimator),
+        predictor=predictor,
+        preprocessed=flavour_of(estimator) != SKLEARN and has_steps(estimator),
     )
 
 
@@ -193,7 +204,27 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
     return None
 
 
-def _declared(features: Features, training: pl.DataFrame) -> dict[str, Column]:
+def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Compiled:
+    """What is known of the compiled form of a model, proven on rows that it was not fitted on."""
+    if isinstance(predictor, SklearnPredictor):
+        return prove(predictor, contract.encode(rows))
+    return not_ours(type(predictor).__name__.removesuffix("Predictor").lower())
+
+
+def _predictor(estimator: Any, signature: Signature) -> Predictor:  # noqa: ANN401
+    """What will score; estimators of scikit-learn come back from disk exactly as they are."""
+    name = flavour_of(estimator)
+    if name == SKLEARN:
+        return SklearnPredictor(estimator, signature.task)
+    return predictor_of(name, estimator, signature)
+
+
+def declared_columns(features: Features, training: pl.DataFrame) -> dict[str, Column]:
+    """What is declared of the columns of training data.
+
+    Raises:
+        DataError: What is declared does not suit what a column holds.
+    """
     declared: dict[str, Column] = {}
     for name, rule in features.columns.items():
         if rule.feature and name in training.columns:

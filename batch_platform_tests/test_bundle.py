@@ -18,8 +18,7 @@ from sklearn.base import BaseEstimator
 from batch_platform.contract import Column, Contract
 from batch_platform.errors import IntegrityError, TrainingRefusedError, WrongUseError
 from batch_platform.forest import arrays
-from batch_platform.models import bundle as bundles
-from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
+from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
 from batch_platform.models.compiled import WORTH_COMPILING, CompiledPredictor
 from batch_platform.models.estimator import make_estimator
 from batch_platform.models.proof import NEVER_TRIED, Compiled, prove
@@ -195,10 +194,15 @@ def test_another_patch_release_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"format": bundles.FORMAT + 1}, "has format 3"), ({"flavour": "magic"}, "magic")]
+    ("changes", "said"),
+    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is no flavour")],
 )
 def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
-    _, folder, sha256 = written(tmp_path, **changes)
+    _, folder, _ = written(tmp_path)
+    values = json.loads((folder / "manifest.json").read_text()) | changes
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    sha256 = hashlib.sha256(text).hexdigest()
     with pytest.raises(WrongUseError, match=f"{said}.*upgrade batch-platform"):
         open_bundle(folder, sha256)
 

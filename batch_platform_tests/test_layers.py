@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ ROWS = (
     ("publish", "registry", "history", "promotion", "tables"),
     ("plan",),
     ("gate",),
+    ("importing",),
     ("learning", "evaluation", "scoring_run"),
     ("pipeline", "status", "provenance", "replay", "cleaning"),
     ("components",),
@@ -156,10 +157,18 @@ PLACES = {
     "threadpoolctl": ("models",),
     "dagster_duckdb": ("components",),
     "sqlglot": ("lineage",),
-    **dict.fromkeys(("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "torch"), ("models",)),
+    **dict.fromkeys(
+        ("onnxruntime", "lightgbm", "xgboost", "tensorflow", "keras", "mlflow", "pandas", "joblib"), ("models",)
+    ),
     "pyspark": ("spark",),
 }
-NAMES = {"scikit-learn": "sklearn", "pyyaml": "yaml"}  # of distributions that are imported by another name
+NAMES = {  # of distributions that are imported by another name
+    "scikit-learn": "sklearn",
+    "pyyaml": "yaml",
+    "tensorflow-cpu": "tensorflow",
+    "xgboost-cpu": "xgboost",
+}
+PARTS = {"dagster_shared", "joblib"}  # of dagster and of scikit-learn, which bring them
 RUN_BY_NAME = {"dagster_webserver", "tzdata"}
 
 
@@ -176,11 +185,15 @@ def test_libraries_are_imported_where_they_belong(module: str):
 
 def test_libraries_are_declared_and_the_declared_ones_are_used():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.split(r"[<>=\[]", line)[0] for line in project["dependencies"]]
+    extras = [lines for extra, lines in project["optional-dependencies"].items() if extra != "test"]
+    lines = [*project["dependencies"], *chain(*extras)]
+    names = [re.split(r"[<>=\[]", line)[0] for line in lines]
     declared = {NAMES.get(name, name.replace("-", "_")) for name in names}
-    used = {name for module in MODULES for name in libraries_of(module)} - {"dagster_shared"}  # a part of dagster
+    used = {name for module in MODULES for name in libraries_of(module)} - PARTS
     assert used == declared - RUN_BY_NAME
-    assert all(re.search(r">=.+,<", line) or line.startswith("tzdata") for line in project["dependencies"])
+    assert all(re.search(r">=.+,<", line) or line.startswith("tzdata") for line in lines)
+    tested = re.search(r"\[(.+)\]", project["optional-dependencies"]["test"][0])
+    assert set(tested[1].split(",")) == set(project["optional-dependencies"]) - {"test"}
 
 
 def test_the_tour_names_every_module_and_goes_from_the_inside_out():

@@ -43,6 +43,8 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
+        "allow_pickle": False,
+        "publish": "mlflow",
         "train": {
             "every": "month",
             "start": "2013-03-01",
@@ -57,12 +59,17 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "monitoring": {"performance": {"warn_below": 0.6}},
     "engine": "local",
 }
-ELSEWHERE = {"features.python", "model.build"}  # the other of two keys of which one is given
+ELSEWHERE = {  # the other of two keys of which one is given, and what goes with it
+    "features.python",
+    "model.build",
+    "model.import",
+    "model.flavour",
+    "model.task",
+    "model.classes",
+}
 NOT_YET = {
     "sources.postgres",
-    "model.import",
     "model.challengers",
-    "model.publish",
     "monitoring.drift",
     "engine.spark",
 }
@@ -185,9 +192,7 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
     ("path", "value", "named"),
     [
         (("sources", "flights"), {"postgres": "postgres://host/db", "table": "flights"}, "postgres"),
-        (("model",), {"import": "model.onnx"}, "import"),
         (("model", "challengers"), [{"estimator": "sklearn.linear_model.LogisticRegression"}], "challengers"),
-        (("model", "publish"), "mlflow", "publish"),
         (("monitoring", "drift"), {"psi": {"warn": 0.1, "fail": 0.25}}, "drift"),
         (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: spark"),
         (("engine",), "spark", "engine: spark"),
@@ -322,8 +327,8 @@ def test_columns_may_have_any_name(name):
         (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"csv": "a.csv", "table": "t"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"python": "os; import sys"}, "is not an import path"),
-        (("model", "build"), "package.build", "give either `estimator` or `build`"),
-        (("model",), {}, "give either `estimator` or `build`"),
+        (("model", "build"), "package.build", "give one of `estimator`, `build` and `import`"),
+        (("model",), {}, "give one of `estimator`, `build` and `import`"),
         (("model",), {"estimator": "LogisticRegression"}, "is not an import path"),
         (("model", "promote", "metric"), "roc_auk", "'roc_auk' is not a metric; allowed are accuracy, brier"),
         (("model", "promote", "metric"), "roc_auk", "did you mean 'roc_auc'?"),

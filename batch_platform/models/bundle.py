@@ -1,43 +1,36 @@
 """A trained model on disk: a folder with a manifest and the files it lists, each with its hash.
 
 `FORMAT` is the version of this layout. To change the layout: raise it, keep reading the older ones here, and say in
-`open_bundle` what to do with a newer one. Format 2 added `compiled`; a bundle of format 1 is served natively. A bundle is hashed before it is parsed: the registry holds the SHA-256 of
-the manifest, the manifest those of the other files, so one changed byte anywhere is refused.
+`open_bundle` what to do with a newer one. Format 2 added `compiled` and what is told of
+imports, of pickle and of other flavours; a bundle of format 1 is served natively. A bundle is hashed before it is
+parsed: the registry holds the SHA-256 of the manifest, the manifest those of the other files, so one changed byte
+anywhere is refused.
 """
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from batch_platform.contract import Contract
 from batch_platform.errors import IntegrityError, WrongUseError, listed
-from batch_platform.models import sklearn as sklearn_flavour
 from batch_platform.models.compiled import WORTH_COMPILING
+from batch_platform.models.extras import installed, missing
+from batch_platform.models.flavours import Flavour, flavour
 from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_predictor
+from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
+from batch_platform.models.sklearn import SklearnPredictor
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 
-Task = Literal["binary", "multiclass", "regression", "clustering"]
-ClassLabel = bool | int | float | str
-
-
-class Predictor(Protocol):
-    """A loaded model: plain numbers in, plain numbers out; it fits nothing and keeps nothing between calls."""
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], values [n] of a regression, or segments [n] of a clustering."""
-        ...
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +89,9 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict[str, str])
     format: int = FORMAT
     sampled: Sampled | None = None  # None where it was fitted on all rows
+    imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
+    pickle: bool = False  # whether loading it may run code that its files hold
+    details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour says of it
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ class Bundle:
     @cached_property
     def _compiled(self) -> Predictor | None:
         native = self.predictor
-        return proven_predictor(native) if isinstance(native, sklearn_flavour.SklearnPredictor) else None
+        return proven_predictor(native) if isinstance(native, SklearnPredictor) else None
 
 
 def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:
@@ -144,9 +140,11 @@ def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path)
     models.mkdir(parents=True, exist_ok=True)
     aside = staging / "bundle"
     aside.mkdir()
-    names = sklearn_flavour.save(model, aside)
+    made = flavour(manifest.flavour)
+    names = made.save(model, aside)
     hashes = {name: hashlib.sha256((aside / name).read_bytes()).hexdigest() for name in names}
-    complete = replace(manifest, files=hashes)
+    details = {**made.DETAILS, **manifest.details}
+    complete = replace(manifest, files=hashes, pickle=_unpickled(made, hashes), details=details)
     text = json.dumps(asdict(complete), indent=2, allow_nan=False).encode()
     sha256 = hashlib.sha256(text).hexdigest()
     (aside / MANIFEST).write_bytes(text)
@@ -183,13 +181,18 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
     return Manifest(**values)
 
 
-def open_bundle(folder: Path, sha256: str) -> Bundle:
+def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bundle:
     """Load a bundle after checking every byte of it.
+
+    Args:
+        folder: Of the bundle.
+        sha256: As registered.
+        allow_pickle: Whether whoever declared the pipeline trusts the files of the model to run code.
 
     Raises:
         IntegrityError: A byte differs from what was registered.
         WrongUseError: The libraries differ from those it was trained with, and BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES
-            does not say 1; or the flavour is unknown.
+            does not say 1; one is missing; the flavour is unknown; or loading it may run code, which is not allowed.
     """
     manifest = read_manifest(folder, sha256)
     files: dict[str, bytes] = {}
@@ -199,32 +202,66 @@ def open_bundle(folder: Path, sha256: str) -> Bundle:
         if hashlib.sha256(files[name]).hexdigest() != expected:
             msg = f"{name} of the bundle {folder.name} is not the one that was trained; the bundle is not loaded."
             raise IntegrityError(msg, hint="restore the folder from a backup, or train the serving period again.")
-    if manifest.flavour != sklearn_flavour.FLAVOUR:
-        msg = f"The bundle {folder.name} is of the unknown flavour {manifest.flavour!r}."
-        raise WrongUseError(msg, hint="upgrade batch-platform.")
-    others = _allowed_libraries(folder.name, manifest.libraries)
+    try:
+        kind = flavour(manifest.flavour)
+    except WrongUseError as error:
+        msg = f"The bundle {folder.name} cannot be loaded: {error.message}"
+        raise WrongUseError(msg, hint="upgrade batch-platform.") from error
+    if _unpickled(kind, files):
+        _require_trust(folder.name, manifest.flavour, allowed=allow_pickle)
+    others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
+    contract = Contract.from_json(manifest.contract)
     return Bundle(
         version=folder.name,
         sha256=sha256,
         manifest=manifest,
-        contract=Contract.from_json(manifest.contract),
-        predictor=sklearn_flavour.load(files, manifest.task),
+        contract=contract,
+        predictor=kind.load(files, Signature(manifest.task, manifest.classes, contract)),
         other_libraries=others,
     )
 
 
-def libraries() -> dict[str, str]:
-    """The versions, now, of the libraries that a bundle depends on."""
-    return {name: metadata.version(name) for name in sklearn_flavour.LIBRARIES}
+def libraries(name: str = "sklearn", *, preprocessed: bool = False) -> dict[str, str]:
+    """The versions, now, of the libraries that a bundle depends on.
+
+    Args:
+        name: Its flavour.
+        preprocessed: Whether it holds transformers of scikit-learn in front of the model.
+
+    Raises:
+        WrongUseError: One is not installed.
+    """
+    needed = [*flavour(name).LIBRARIES, *(flavour("sklearn").LIBRARIES if preprocessed else ())]
+    found = {library: installed(library) for library in needed}
+    if absent := [library for library, version in found.items() if version is None]:
+        raise missing(listed(absent), name)
+    return {library: version for library, version in found.items() if version is not None}
 
 
-def _allowed_libraries(version: str, trained_with: Mapping[str, str]) -> str:
+def _unpickled(kind: Flavour, files: Mapping[str, object]) -> bool:
+    return any(name in kind.UNPICKLES for name in files)
+
+
+def _require_trust(version: str, name: str, *, allowed: bool) -> None:
+    if not allowed:
+        msg = (
+            f"Loading the bundle {version} of the flavour {name!r} may run code that its files hold; it is not loaded."
+        )
+        raise WrongUseError(msg, hint="if you trust whoever made the model, declare model.allow_pickle: true.")
+    _log.warning(
+        "Loading %s of the flavour %r may run code that its files hold: model.allow_pickle is set.", version, name
+    )
+
+
+def _allowed_libraries(version: str, name: str, trained_with: Mapping[str, str]) -> str:
     """Which libraries differ from those of the training, if the user allows that some do; else none may."""
-    now = libraries()
+    now = {library: installed(library) for library in trained_with}
+    if absent := [library for library, have in now.items() if have is None]:
+        raise missing(listed(absent), name)
     other = [
-        f"{name} {trained_with.get(name)} (here {have})"
-        for name, have in now.items()
-        if _minor(trained_with.get(name, "")) != _minor(have)
+        f"{library} {trained_with[library]} (here {have})"
+        for library, have in now.items()
+        if _minor(trained_with[library]) != _minor(have or "")
     ]
     allowed = os.environ.get(ALLOW_VARIABLE) or "0"
     if allowed not in ("0", "1"):

@@ -10,7 +10,9 @@ from typing import Any
 
 from batch_platform.contract import Contract
 from batch_platform.errors import TrainingRefusedError, WrongUseError, did_you_mean, listed
-from batch_platform.models.bundle import Task
+from batch_platform.models.extras import installed, missing
+from batch_platform.models.flavours import flavour_of
+from batch_platform.models.signature import Task
 from batch_platform.sources import import_function
 from batch_platform.spec import Model
 
@@ -24,8 +26,7 @@ def make_estimator(model: Model, params: dict[str, Any], contract: Contract) -> 
         WrongUseError: The path does not import, is no estimator, or lacks a parameter.
     """
     estimator = _declared(model, params)
-    categorical = [at for at, column in enumerate(contract.columns) if column.type == "category"]
-    return _with_preprocessing(estimator, len(contract.columns), categorical)
+    return _with_preprocessing(estimator, len(contract.columns), _categorical(contract))
 
 
 def check_estimator_exists(model: Model) -> None:
@@ -46,7 +47,7 @@ def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
     from sklearn.base import is_classifier, is_clusterer, is_regressor
 
     if is_classifier(estimator):
-        if not hasattr(estimator, "predict_proba"):
+        if not hasattr(estimator, "predict_proba") and flavour_of(estimator) != "keras":
             msg = f"{name_of(estimator)} gives no probabilities."
             raise TrainingRefusedError(msg, hint="wrap it in sklearn.calibration.CalibratedClassifierCV with `build`.")
         return "binary" if classes <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
@@ -79,27 +80,95 @@ def is_classification(model: Model) -> bool:
     return is_classifier(_declared(model, model.params))
 
 
+def fit_estimator(estimator: Any, matrix: Any, truth: Any, contract: Contract) -> None:  # noqa: ANN401
+    """Fit what `make_estimator` made, on labels as its library takes them.
+
+    LightGBM is told here which columns hold codes of categories; XGBoost takes classes by their position only.
+    """
+    name = flavour_of(estimator)
+    if truth is not None and name == "xgboost" and task_of(estimator, 2) == "binary":
+        truth = _positions(truth)
+    arguments = {}
+    if name == "lightgbm" and not hasattr(estimator, "named_steps") and (at := _categorical(contract)):
+        arguments["categorical_feature"] = at
+    estimator.fit(matrix, truth, **arguments)
+
+
+def _positions(truth: Any) -> Any:  # noqa: ANN401 - labels of any type
+    import numpy as np
+
+    return np.unique(truth, return_inverse=True)[1]
+
+
+def _categorical(contract: Contract) -> list[int]:
+    return [at for at, column in enumerate(contract.columns) if column.type == "category"]
+
+
 def _declared(model: Model, params: dict[str, Any]) -> Any:  # noqa: ANN401
+    if model.build is not None:
+        return _built(model.build, params)
+    return _constructed(model.estimator or "", params)
+
+
+def _built(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
     from sklearn.base import BaseEstimator
 
-    if model.build is not None:
-        estimator = import_function(model.build, "model.build")(**params)
-        if not isinstance(estimator, BaseEstimator):
-            msg = f"model.build: {model.build} returned {type(estimator).__name__}, which is no estimator."
-            raise WrongUseError(msg, hint="return an unfitted scikit-learn-compatible estimator.")
-        return estimator
-    dotted = model.estimator or ""
+    build = import_function(dotted, "model.build")
+    try:
+        inspect.signature(build).bind(**params)
+    except TypeError as error:
+        taken = list(inspect.signature(build).parameters)
+        guesses = [
+            f"{name!r}: {guess}" for name in params if name not in taken and (guess := did_you_mean(name, taken))
+        ]
+        msg = f"model.params: {dotted} takes {listed(taken) or 'no parameter'}, and is given {listed(params) or 'none'}: {error}."
+        raise WrongUseError(msg, hint=" ".join(guesses) or "name the function's own parameters.") from error
+    try:
+        estimator = build(**params)
+    except Exception as error:
+        msg = f"model.build: {dotted} raised {type(error).__name__}: {' '.join(str(error).split())}"
+        raise WrongUseError(msg.rstrip(".") + ".", hint="see the function and model.params.") from error
+    if not isinstance(estimator, BaseEstimator):
+        msg = f"model.build: {dotted} returned {type(estimator).__name__}, which is no estimator."
+        raise WrongUseError(msg, hint="return an unfitted scikit-learn-compatible estimator.")
+    return estimator
+
+
+def _constructed(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
+    from sklearn.base import BaseEstimator
+
+    library = dotted.partition(".")[0]
+    if library in ("lightgbm", "xgboost") and installed(library) is None:
+        raise missing(library, library)
     made = import_function(dotted, "model.estimator")
     if not (inspect.isclass(made) and issubclass(made, BaseEstimator)):
         msg = f"model.estimator: {dotted} is no scikit-learn-compatible estimator."
         raise WrongUseError(msg, hint="name its class, or a function with `build`.")
-    allowed = set(inspect.signature(made).parameters)
+    allowed = _parameters(made)
     if unknown := [name for name in params if name not in allowed]:
         guesses = [f"{name!r}: {guess}" for name in unknown if (guess := did_you_mean(name, allowed))]
         msg = f"model.params: {made.__name__} has no parameter {listed(unknown)}; it has {listed(allowed)}."
         raise WrongUseError(msg, hint=" ".join(guesses) or None)
     seeded = {"random_state": SEED} if "random_state" in allowed else {}
-    return made(**{**seeded, **params})
+    try:
+        return made(**{**seeded, **params})
+    except TypeError as error:
+        msg = f"model.params: {made.__name__} cannot be made of {listed(params) or 'no parameters'}: {error}."
+        raise WrongUseError(msg, hint="see its documentation, or make it in a function with `build`.") from error
+
+
+def _parameters(made: type) -> set[str]:
+    """What a class of estimators can be given; boosters hand on to their library what they do not name."""
+    taken = inspect.signature(made).parameters
+    names = {name for name, parameter in taken.items() if parameter.kind is not inspect.Parameter.VAR_KEYWORD}
+    if len(names) == len(taken):
+        return names
+    names |= set(made().get_params(deep=False))
+    if made.__module__.startswith("lightgbm."):
+        from batch_platform.models.lightgbm import parameters
+
+        names |= parameters()
+    return names
 
 
 def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) -> Any:  # noqa: ANN401
@@ -114,6 +183,11 @@ def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) ->
     if isinstance(estimator, HistGradientBoostingClassifier | HistGradientBoostingRegressor):
         if categorical and estimator.get_params()["categorical_features"] == "from_dtype":
             estimator.set_params(categorical_features=categorical)
+        return estimator
+    if flavour_of(estimator) in ("lightgbm", "xgboost"):
+        if flavour_of(estimator) == "xgboost" and categorical:
+            kinds = ["c" if at in categorical else "q" for at in range(columns)]
+            estimator.set_params(enable_categorical=True, feature_types=kinds)
         return estimator
     if _is_tree(estimator):
         takes_nan = estimator.__sklearn_tags__().input_tags.allow_nan

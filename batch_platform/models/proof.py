@@ -33,6 +33,11 @@ class Compiled:
 NEVER_TRIED = Compiled(kernel=None, trees=0, rows=0, reason="trained before there were compiled forms")
 
 
+def not_ours(flavour: str) -> Compiled:
+    """What is known where a model is evaluated by a library of its own, or by scikit-learn on tables."""
+    return Compiled(kernel=None, trees=0, rows=0, reason=f"models of the flavour {flavour} are evaluated natively")
+
+
 def proven_predictor(native: SklearnPredictor) -> CompiledPredictor | None:
     """The compiled form where it agrees with the native one on made rows, on this machine; else None."""
     try:

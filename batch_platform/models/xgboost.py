@@ -1,0 +1,110 @@
+"""The XGBoost flavour: boosters in their own binary JSON, evaluated by XGBoost itself on one thread a call.
+
+XGBoost holds every value and every threshold as float32.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.errors import DataError
+from batch_platform.models.extras import needed
+from batch_platform.models.outputs import as_scores
+from batch_platform.models.signature import Found, Input, Signature, Task
+from batch_platform.models.steps import Transform, last_of, load_steps, save_steps
+
+FLAVOUR = "xgboost"
+MODEL_FILE = "model.ubj"
+LIBRARIES = ("xgboost", "numpy")
+UNPICKLES: tuple[str, ...] = ()
+DETAILS: Mapping[str, Any] = {"evaluated": "by XGBoost itself", "precision": "float32"}
+
+_TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
+_NUMBERS = ("reg:", "count:", "survival:")
+
+
+@dataclass(frozen=True)
+class XgboostPredictor:
+    """A booster, and the transformers in front of it."""
+
+    booster: Any
+    transform: Transform | None
+    signature: Signature
+    rounds: tuple[int, int]  # those that count; (0, 0) for all
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Give class probabilities [n, classes], else values [n]."""
+        given = matrix if self.transform is None else self.transform(matrix)
+        raw = self.booster.inplace_predict(given, iteration_range=self.rounds, validate_features=False)
+        return as_scores(raw, len(matrix), self.signature)
+
+
+def save(model: Any, folder: Path) -> list[str]:  # noqa: ANN401 - an estimator or a booster
+    """Write a fitted estimator of XGBoost, or a booster; gives the names of the files."""
+    last = last_of(model)
+    booster = last.get_booster() if hasattr(last, "get_booster") else last
+    (folder / MODEL_FILE).write_bytes(booster.save_raw(raw_format="ubj"))
+    return [MODEL_FILE, *save_steps(model, folder)]
+
+
+def load(files: Mapping[str, bytes], signature: Signature) -> XgboostPredictor:
+    """Read a booster.
+
+    Raises:
+        WrongUseError: XGBoost is not installed.
+    """
+    booster = _booster(files[MODEL_FILE])
+    best = booster.attr("best_iteration")
+    rounds = (0, 0) if best is None else (0, int(best) + 1)
+    return XgboostPredictor(booster, load_steps(files), signature, rounds)
+
+
+def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - a file has no parameters
+    """Read a file that XGBoost wrote.
+
+    Raises:
+        DataError: It is none, or gives neither probabilities nor values.
+        WrongUseError: XGBoost is not installed.
+    """
+    booster = _booster(Path(reference).read_bytes())
+    learner = json.loads(booster.save_config())["learner"]
+    objective = learner["objective"]["name"]
+    if objective not in _TASKS and not objective.startswith(_NUMBERS):
+        msg = f"{reference}: its objective is {objective!r}, which gives neither probabilities nor values."
+        hint = "train it with multi:softprob, which gives probabilities." if objective == "multi:softmax" else None
+        raise DataError(msg, hint=hint or "train it with one of XGBoost's objectives for classes or numbers.")
+    task = _TASKS.get(objective, "regression")
+    count = max(int(learner["learner_model_param"]["num_class"]), 2)
+    classes = [] if task == "regression" else list(range(count))
+    return Found(booster, _inputs(booster), task, classes, {"objective": objective})
+
+
+def _booster(data: bytes) -> Any:  # noqa: ANN401
+    with needed("xgboost", extra=FLAVOUR):
+        import xgboost
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(bytearray(data))
+    except xgboost.core.XGBoostError as error:
+        msg = f"XGBoost cannot read the model: {str(error).strip().splitlines()[0].rpartition('] ')[2]}."
+        raise DataError(msg, hint="give a file that Booster.save_model wrote, in JSON or UBJ.") from error
+    booster.set_param({"nthread": 1})
+    return booster
+
+
+def _inputs(booster: Any) -> list[Input]:  # noqa: ANN401
+    """Codes of categories are numbers to us, unless the booster kept what they stand for."""
+    count = booster.num_features()
+    names = booster.feature_names or [""] * count
+    types = booster.feature_types or ["float"] * count
+    kept = booster.get_categories(export_to_arrow=True).to_arrow() if "c" in types else []
+    known = {name: tuple(map(str, values.to_pylist())) for name, values in kept or [] if values is not None}
+    return [
+        Input(name, "code" if kind == "c" else "number", known.get(name, ()))
+        for name, kind in zip(names, types, strict=True)
+    ]
