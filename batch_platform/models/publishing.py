@@ -1,0 +1,153 @@
+"""A bundle in MLflow's model registry: what was trained here, with its metrics, its signature and where it came from.
+
+What is kept there is the bundle itself, and this module is what MLflow loads it with: hashed before it is parsed, held
+against its contract, never unpickled unless the pipeline allowed it.
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from batch_platform import __version__
+from batch_platform.contract import REASON, Column
+from batch_platform.errors import DataError, listed
+from batch_platform.models.bundle import Bundle, Manifest, open_bundle, read_manifest
+from batch_platform.models.mlflow import library, require_server
+
+CHAMPION = "champion"
+_NOTE = "published.json"
+_TYPES = {"float": "double", "integer": "long", "boolean": "boolean", "category": "string"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a bundle is in MLflow."""
+
+    model: str
+    version: str
+    run_id: str
+
+
+def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, allow_pickle: bool = False) -> Published:
+    """Register a bundle under the name of its pipeline; the alias `champion` moves to it if it may serve.
+
+    An older serving period does not take the alias from a newer one.
+
+    Raises:
+        IntegrityError: The bundle is not what was registered here.
+        WrongUseError: No server is named, or MLflow is not installed.
+    """
+    require_server("model.publish: mlflow")
+    mlflow = library()
+    manifest = read_manifest(folder, sha256)
+    tags = _tags(manifest, folder.name, sha256) | {"decision": decision, "reason": reason}
+    mlflow.set_experiment(manifest.pipeline)
+    with mlflow.start_run(run_name=folder.name, tags=tags) as run, tempfile.TemporaryDirectory() as scratch:
+        mlflow.log_params(manifest.params)
+        mlflow.log_metrics(manifest.evaluation.metrics)
+        data = Path(scratch) / "bundle"
+        shutil.copytree(folder, data / folder.name)
+        note = {"version": folder.name, "sha256": sha256, "allow_pickle": allow_pickle}
+        (data / _NOTE).write_text(json.dumps(note), encoding="utf-8")
+        mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=__name__,
+            data_path=str(data),
+            signature=_signature(mlflow, manifest),
+            pip_requirements=[f"batch-platform=={__version__}", *(f"{k}=={v}" for k, v in manifest.libraries.items())],
+        )
+        entry = mlflow.register_model(f"runs:/{run.info.run_id}/model", manifest.pipeline, tags=tags)
+    client = mlflow.MlflowClient()
+    if decision == "approved" and not _is_older(client, manifest):
+        client.set_registered_model_alias(manifest.pipeline, CHAMPION, entry.version)
+    return Published(manifest.pipeline, str(entry.version), run.info.run_id)
+
+
+def _is_older(client: Any, manifest: Manifest) -> bool:  # noqa: ANN401 - MLflow's client
+    """Whether what has the alias now serves from later on."""
+    aliases = client.get_registered_model(manifest.pipeline).aliases
+    if CHAMPION not in aliases:
+        return False
+    standing = client.get_model_version(manifest.pipeline, aliases[CHAMPION])
+    return standing.tags.get("serving_start", "") > manifest.serving_start
+
+
+def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
+    window = {f"training_{key}": str(value) for key, value in asdict(manifest.training).items()}
+    return window | {
+        "pipeline": manifest.pipeline,
+        "version": version,
+        "sha256": sha256,
+        "serving_period": manifest.serving_period,
+        "serving_start": manifest.serving_start,
+        "estimator": manifest.estimator,
+        "flavour": manifest.flavour,
+        "task": manifest.task,
+        "features_code_version": manifest.features_code_version,
+        "run_id": manifest.run_id,
+    }
+
+
+def _signature(mlflow: Any, manifest: Manifest) -> Any:  # noqa: ANN401 - MLflow's own
+    from mlflow.types import ColSpec, Schema
+
+    inputs: list[Any] = [
+        ColSpec(_type(Column(**column)), name=column["name"], required=not column["nullable"])
+        for column in manifest.contract
+    ]
+    outputs: list[Any] = [ColSpec(_label_type(manifest), name="prediction")]
+    outputs += [ColSpec("double", name=name) for name in _score_names(manifest)]
+    return mlflow.models.ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
+def _type(column: Column) -> str:
+    """MLflow's whole numbers and flags cannot be null."""
+    return "double" if column.nullable and column.type in ("integer", "boolean") else _TYPES[column.type]
+
+
+def _label_type(manifest: Manifest) -> str:
+    if manifest.task == "clustering":
+        return "integer"
+    kinds = {bool: "boolean", int: "long", float: "double", str: "string"}
+    return kinds[type(manifest.classes[0])] if manifest.classes else "double"
+
+
+def _score_names(manifest: Manifest) -> list[str]:
+    if manifest.task == "binary":
+        return ["score"]
+    return [f"score_{label}" for label in manifest.classes]
+
+
+@dataclass(frozen=True)
+class _PublishedModel:
+    """What MLflow gets: a table in, a table of `prediction` and scores out."""
+
+    bundle: Bundle
+
+    def predict(self, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401, ARG002 - MLflow calls it so
+        import pandas as pd
+
+        split = self.bundle.contract.split(pl.from_pandas(model_input))
+        if split.rejected.height:
+            msg = f"{split.rejected.height} of {len(model_input)} rows break the contract: {listed(set(split.rejected[REASON]))}."
+            raise DataError(msg, hint="see the model's signature; within a pipeline such rows are kept aside.")
+        raw = self.bundle.predictor.predict(self.bundle.contract.encode(split.kept))
+        manifest = self.bundle.manifest
+        if not manifest.classes:
+            return pd.DataFrame({"prediction": raw}, index=model_input.index)
+        labels = np.array(manifest.classes)[raw.argmax(axis=1)]
+        shown = raw[:, 1:] if manifest.task == "binary" else raw
+        scores = dict(zip(_score_names(manifest), shown.T, strict=True))
+        return pd.DataFrame({"prediction": labels, **scores}, index=model_input.index)
+
+
+def _load_pyfunc(path: str) -> _PublishedModel:  # pyright: ignore[reportUnusedFunction] - MLflow calls it by its name
+    note = json.loads((Path(path) / _NOTE).read_text(encoding="utf-8"))
+    bundle = open_bundle(Path(path) / note["version"], note["sha256"], allow_pickle=note["allow_pickle"])
+    return _PublishedModel(bundle)
