@@ -1,0 +1,458 @@
+"""One model of each kind that users bring, kept in a bundle: what `test_flavours.py` holds against the same laws."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from batch_platform.contract import Contract, infer_contract
+from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, write_bundle
+from batch_platform.models.flavours import flavour, flavour_of
+from batch_platform.models.imports import read_import
+from batch_platform.models.proof import NEVER_TRIED
+from batch_platform.models.steps import has_steps
+from batch_platform.spec import Features, Model
+from batch_platform.training import TrainingData, fit
+
+Expected = Callable[[pl.DataFrame], Any]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model and what its own library says of rows, to be kept in a bundle."""
+
+    flavour: str
+    model: object  # what the flavour saves
+    task: str
+    classes: list[Any]
+    contract: Contract
+    expected: Expected  # the library's own answer for rows of the table, in the form of scoring
+    libraries: dict[str, str]
+    tolerance: float = 0.0  # between its library on its own and here
+    linear: bool = False  # sums of scikit-learn, whose last digit depends on how many rows there are
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A made model in its bundle."""
+
+    made: Made
+    folder: Path
+    sha256: str
+
+
+def table(n: int = 300, seed: int = 0) -> pl.DataFrame:
+    """Rows with numbers, whole numbers, flags and text, some of them null; `late` follows them."""
+    random = np.random.default_rng(seed)
+    x, shop = random.normal(size=n), random.choice(["a", "b", "c"], n)
+    late = (x + (shop == "b") + random.normal(size=n) / 2) > 0.3
+    return pl.DataFrame(
+        {
+            "x": pl.Series(np.where(random.random(n) < 0.1, np.nan, x)).fill_nan(None),
+            "items": pl.Series(random.integers(1, 9, n), dtype=pl.Int64),
+            "known": random.random(n) < 0.5,
+            "shop": pl.Series(
+                [None if lost else name for name, lost in zip(shop, random.random(n) < 0.1, strict=True)]
+            ),
+            "late": late,
+            "grade": np.where(late, "late", np.where(x < -0.5, "early", "punctual")),
+            "delay": x * 10 + 3 * (shop == "b"),
+        }
+    )
+
+
+COLUMNS = ["x", "items", "known", "shop"]
+NUMBERS = ["x", "items", "known"]
+FEATURES = Features(sql="features.sql", key=["id"])
+
+
+def trained(label: str, tolerance: float = 0.0, *, linear: bool = False, **declared: Any) -> Made:
+    """A model that the platform trains."""
+    rows = table().select(*COLUMNS, label)
+    params = declared.pop("params", {})
+    fitted = fit(Model(**declared), FEATURES, TrainingData(rows.head(250), rows.tail(50), label), params)
+    estimator, contract = fitted.estimator, fitted.contract
+
+    def expected(rows: pl.DataFrame) -> Any:
+        matrix = contract.encode(contract.split(rows).kept)
+        if hasattr(estimator, "predict_proba"):
+            return estimator.predict_proba(matrix)
+        return estimator.decision_function(matrix) if fitted.classes else estimator.predict(matrix)
+
+    name = flavour_of(estimator)
+    needed = libraries(name, preprocessed=has_steps(estimator))
+    return Made(name, estimator, fitted.task, fitted.classes, contract, expected, needed, tolerance, linear)
+
+
+def imported(  # noqa: PLR0913 - each is one fact of the case
+    reference: object,
+    expected: Expected,
+    *,
+    folder: Path,
+    columns: list[str] = NUMBERS,
+    tolerance: float = 0.0,
+    linear: bool = False,
+    **declared: Any,
+) -> Made:
+    """A model that the platform imports."""
+    model = Model.model_validate({"import": str(reference), **declared})
+    read = read_import(model, folder, model.params)
+    contract = infer_contract(table().select(columns), {}, most_categories=None)
+    signature = read.signature(contract)
+    return Made(
+        read.flavour,
+        read.found.model,
+        read.task,
+        read.classes,
+        signature.contract,
+        expected,
+        libraries(read.flavour),
+        tolerance,
+        linear,
+    )
+
+
+def keep(made: Made, folder: Path) -> Kept:
+    """Write a bundle below a folder."""
+    window = Window("2024-01-01T00:00:00+00:00", "2024-02-01T00:00:00+00:00", 31, 250, 0, "ab")
+    manifest = Manifest(
+        pipeline="small",
+        serving_period="2024-02-01",
+        serving_start="2024-02-01T00:00:00+00:00",
+        flavour=made.flavour,
+        task=made.task,
+        classes=made.classes,
+        estimator="e",
+        params={},
+        contract=made.contract.to_json(),
+        training=window,
+        evaluation=Evaluation(window.start, window.end, 50, {}),
+        features_code_version="f",
+        libraries=made.libraries,
+        created_at="2024-02-01T00:00:00+00:00",
+        run_id="run",
+        compiled=NEVER_TRIED,
+    )
+    staging = folder / "staging"
+    staging.mkdir(parents=True)
+    version, sha256, _ = write_bundle(manifest, made.model, staging, folder / "models")
+    return Kept(made, folder / "models" / version, sha256)
+
+
+def numbers(rows: pl.DataFrame, columns: list[str] = NUMBERS) -> np.ndarray:
+    """A plain matrix as anybody would make it of a table."""
+    return rows.select(pl.col(columns).cast(pl.Float64)).to_numpy().astype(np.float64)
+
+
+def network(hidden: int = 4, epochs: int = 2):
+    """A small network behind the interface of scikit-learn, made as a user would."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+    def layers(X, y):  # noqa: N803 - Keras calls it so
+        model = keras.Sequential(
+            [
+                keras.layers.Input((X.shape[1],)),
+                keras.layers.Dense(hidden, activation="relu"),
+                keras.layers.Dense(y.shape[1], activation="softmax"),
+            ]
+        )
+        model.compile(loss="categorical_crossentropy", optimizer="adam")
+        return model
+
+    return keras.wrappers.SKLearnClassifier(layers, fit_kwargs={"epochs": epochs, "verbose": 0})
+
+
+class Rule:
+    """A model of the user's own."""
+
+    def __init__(self, shop: str = "b") -> None:
+        self.shop = shop
+
+    def predict(self, batch: pl.DataFrame) -> pl.Series:
+        odds = batch["x"].fill_nan(None).fill_null(0.0).tanh() / 4 + 0.5
+        return odds + pl.Series(batch["shop"].fill_null("") == self.shop).cast(pl.Float64) / 5
+
+
+def _lightgbm_file(folder: Path) -> Made:
+    import lightgbm
+
+    rows = table()
+    data = lightgbm.Dataset(numbers(rows), rows["late"].to_numpy())
+    booster = lightgbm.train({"objective": "binary", "verbose": -1, "num_threads": 1}, data, 5)
+    booster.save_model(folder / "model.txt")
+    return imported("model.txt", lambda rows: booster.predict(numbers(rows)), folder=folder)
+
+
+def _lightgbm_of_pandas(folder: Path) -> Made:
+    import lightgbm
+
+    known = ["c", "b", "a"]
+    rows = table()
+    booster = lightgbm.train(
+        {"objective": "binary", "verbose": -1, "num_threads": 1},
+        lightgbm.Dataset(pandas(rows, known), rows["late"].to_numpy()),
+        5,
+    )
+    booster.save_model(folder / "model.txt")
+    return imported("model.txt", lambda rows: booster.predict(pandas(rows, known)), folder=folder, columns=COLUMNS)
+
+
+def pandas(rows: pl.DataFrame, known: list[str]):
+    """The table as a user of pandas has it, with categories in an order of their own."""
+    import pandas as pd
+
+    frame = {"shop": pd.Categorical(rows["shop"].to_list(), categories=known), "x": numbers(rows)[:, 0]}
+    return pd.DataFrame(frame)
+
+
+def _xgboost_file(folder: Path, ending: str = "json") -> Made:
+    import xgboost
+
+    rows = table()
+    grades = (rows["delay"] > 0).cast(pl.Int32) + (rows["delay"] > 5).cast(pl.Int32)
+    data = xgboost.DMatrix(numbers(rows), grades.to_numpy())
+    booster = xgboost.train({"objective": "multi:softprob", "num_class": 3, "nthread": 1}, data, 5)
+    booster.save_model(folder / f"model.{ending}")
+    return imported(f"model.{ending}", lambda rows: booster.predict(xgboost.DMatrix(numbers(rows))), folder=folder)
+
+
+def _xgboost_of_pandas(folder: Path) -> Made:
+    import xgboost
+
+    known = ["c", "b", "a"]
+    rows = table()
+    data = xgboost.DMatrix(pandas(rows, known), rows["late"].to_numpy(), enable_categorical=True)
+    booster = xgboost.train({"objective": "binary:logistic", "nthread": 1}, data, 5)
+    booster.save_model(folder / "model.ubj")
+
+    def expected(rows: pl.DataFrame) -> Any:
+        return booster.predict(xgboost.DMatrix(pandas(rows, known), enable_categorical=True))
+
+    return imported("model.ubj", expected, folder=folder, columns=COLUMNS)
+
+
+def _keras_file(folder: Path) -> Made:
+    import keras
+
+    keras.utils.set_random_seed(1)
+    dense = [keras.layers.Dense(5, activation="relu"), keras.layers.Dense(1, activation="sigmoid")]
+    model = keras.Sequential([keras.layers.Input((2,)), *dense])
+    model.save(folder / "net.keras")
+
+    def expected(rows: pl.DataFrame) -> Any:
+        return np.asarray(model(numbers(rows, ["items", "known"]).astype(np.float32)))
+
+    return imported(
+        "net.keras", expected, folder=folder, columns=["items", "known"], tolerance=1e-6, classes=[False, True]
+    )
+
+
+def _pipeline(columns: list[str] | None = None):
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rows = table()
+    given = numbers(rows) if columns is None else rows.select(columns)
+    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(given, rows["late"].to_numpy())
+
+
+def _skops_file(folder: Path) -> Made:
+    from skops import io
+
+    model = _pipeline()
+    io.dump(model, folder / "model.skops")
+    return imported("model.skops", lambda rows: model.predict_proba(numbers(rows)), folder=folder, linear=True)
+
+
+def _table_pipeline(folder: Path) -> Made:
+    """Fitted on a table whose columns it picks by name, as most are."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+    from skops import io
+
+    rows = table()
+    one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    picked = ColumnTransformer([("shop", one_hot, ["shop"]), ("rest", "passthrough", ["x", "items"])])
+    model = make_pipeline(picked, RandomForestClassifier(5, random_state=0))
+    model.fit(rows.select("shop", "x", "items"), rows["late"].to_numpy())
+    io.dump(model, folder / "model.skops")
+    return imported(
+        "model.skops",
+        lambda rows: model.predict_proba(rows.select("shop", "x", "items")),
+        folder=folder,
+        columns=COLUMNS,
+    )
+
+
+class Doubled:
+    """A transformer that skops does not trust."""
+
+    def fit(self, X, y=None):  # noqa: ARG002, N803 - scikit-learn's names
+        self.fitted_ = True
+        return self
+
+    def transform(self, X):  # noqa: N803
+        return np.nan_to_num(X) * 2
+
+
+def _pickle_file(folder: Path) -> Made:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rows = table()
+    model = make_pipeline(Doubled(), LogisticRegression()).fit(numbers(rows), rows["late"].to_numpy())
+    (folder / "model.pkl").write_bytes(pickle.dumps(model))
+    return imported(
+        "model.pkl", lambda rows: model.predict_proba(numbers(rows)), folder=folder, allow_pickle=True, linear=True
+    )
+
+
+def _onnx(folder: Path, options: dict[str, Any], **declared: Any) -> Made:
+    """One tensor of numbers."""
+    import onnxruntime
+    from skl2onnx import to_onnx
+
+    converted = to_onnx(_pipeline(), numbers(table())[:1].astype(np.float32), options=options, target_opset=18)
+    (folder / "model.onnx").write_bytes(converted.SerializeToString())
+    session = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def expected(rows: pl.DataFrame) -> Any:
+        raw = session.run(None, {"X": numbers(rows).astype(np.float32)})[1]
+        return np.array([[row[False], row[True]] for row in raw]) if isinstance(raw, list) else raw
+
+    return imported("model.onnx", expected, folder=folder, tolerance=1e-6, **declared)
+
+
+def _onnx_of_columns(folder: Path) -> Made:
+    """One tensor a column, one of text."""
+    import onnxruntime
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    rows = table().with_columns(pl.col("shop").fill_null(""))
+    picked = ColumnTransformer(
+        [("shop", OneHotEncoder(handle_unknown="ignore"), ["shop"]), ("items", "passthrough", ["items"])]
+    )
+    model = make_pipeline(picked, LogisticRegression()).fit(rows.select("items", "shop"), rows["late"].to_numpy())
+    types = [("shop", StringTensorType([None, 1])), ("items", FloatTensorType([None, 1]))]
+    converted = to_onnx(model, initial_types=types, target_opset=18).SerializeToString()
+    (folder / "model.onnx").write_bytes(converted)
+    session = onnxruntime.InferenceSession(converted, providers=["CPUExecutionProvider"])
+
+    def expected(rows: pl.DataFrame) -> Any:
+        shop = np.array(rows["shop"].fill_null("").to_list(), dtype=object)[:, None]
+        raw = session.run(None, {"shop": shop, "items": numbers(rows, ["items"]).astype(np.float32)})[1]
+        return np.array([[row[0], row[1]] for row in raw])
+
+    return imported("model.onnx", expected, folder=folder, columns=COLUMNS, tolerance=1e-6, classes=[False, True])
+
+
+def _mlflow_folder(folder: Path) -> Made:
+    from batch_platform.models.mlflow import library
+
+    mlflow = library()
+    rows = table().select("shop", "x")
+    saved = folder / "churn"
+    signature = mlflow.models.ModelSignature.from_dict(
+        {
+            "inputs": '[{"name": "x", "type": "double", "required": false}, {"name": "shop", "type": "string", "required": false}]',
+            "outputs": '[{"name": "probability", "type": "double", "required": true}]',
+        }
+    )
+    mlflow.pyfunc.save_model(
+        saved,
+        loader_module="batch_platform_tests.flavour_cases",
+        signature=signature,
+        pip_requirements=["batch-platform"],
+    )
+    del rows
+    return imported(
+        "churn/",
+        lambda rows: Rule().predict(rows).to_numpy(),
+        folder=folder,
+        columns=COLUMNS,
+        task="binary",
+        classes=["stays", "leaves"],
+        allow_pickle=True,
+    )
+
+
+class _Loaded:
+    def predict(self, frame, params=None):  # noqa: ARG002 - MLflow calls it so
+        return (
+            Rule()
+            .predict(pl.DataFrame({name: frame[name].to_list() for name in frame.columns}, strict=False))
+            .to_numpy()
+        )
+
+
+def _load_pyfunc(path):  # noqa: ARG001 - MLflow calls it so
+    return _Loaded()
+
+
+def _python_class(folder: Path) -> Made:
+    return imported(
+        "batch_platform_tests.flavour_cases.Rule",
+        lambda rows: Rule("b").predict(rows).to_numpy(),
+        folder=folder,
+        columns=COLUMNS,
+        task="binary",
+        classes=[False, True],
+    )
+
+
+HGB = "sklearn.ensemble.HistGradientBoosting"
+BOOSTED = {"n_estimators": 5, "n_jobs": 1}
+CASES: dict[str, Callable[[Path], Made]] = {
+    "sklearn trees": lambda _: trained("late", estimator=f"{HGB}Classifier", params={"max_iter": 5}),
+    "sklearn linear": lambda _: trained("delay", estimator="sklearn.linear_model.Ridge", linear=True),
+    "sklearn skops file": _skops_file,
+    "sklearn file of a table": _table_pipeline,
+    "sklearn pickle file": _pickle_file,
+    "lightgbm classes": lambda _: trained(
+        "late", estimator="lightgbm.LGBMClassifier", params={**BOOSTED, "verbose": -1}
+    ),
+    "lightgbm grades": lambda _: trained(
+        "grade", estimator="lightgbm.LGBMClassifier", params={**BOOSTED, "verbose": -1}
+    ),
+    "lightgbm values": lambda _: trained(
+        "delay", estimator="lightgbm.LGBMRegressor", params={**BOOSTED, "verbose": -1}
+    ),
+    "lightgbm file": _lightgbm_file,
+    "lightgbm file of pandas": _lightgbm_of_pandas,
+    "xgboost classes": lambda _: trained("late", estimator="xgboost.XGBClassifier", params=BOOSTED),
+    "xgboost grades": lambda _: trained("grade", estimator="xgboost.XGBClassifier", params=BOOSTED),
+    "xgboost values": lambda _: trained("delay", estimator="xgboost.XGBRegressor", params=BOOSTED),
+    "xgboost file": _xgboost_file,
+    "xgboost binary file": lambda folder: _xgboost_file(folder, "ubj"),
+    "xgboost file of pandas": _xgboost_of_pandas,
+    "onnx map": lambda folder: _onnx(folder, {}),
+    "onnx tensor": lambda folder: _onnx(folder, {"zipmap": False}, task="binary", classes=[False, True]),
+    "onnx columns": _onnx_of_columns,
+    "keras classes": lambda _: trained("grade", build=f"{__name__}.network", tolerance=1e-6),
+    "keras file": _keras_file,
+    "mlflow folder": _mlflow_folder,
+    "python class": _python_class,
+}
+EXTRAS = {
+    "onnx": "onnxruntime",
+    "lightgbm": "lightgbm",
+    "xgboost": "xgboost",
+    "keras": "tensorflow",
+    "mlflow": "mlflow",
+}
+assert set(EXTRAS) < {"sklearn", "python", *EXTRAS}
+assert all(name == flavour(name).FLAVOUR for name in ("sklearn", "python", *EXTRAS))
