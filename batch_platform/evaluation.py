@@ -17,6 +17,7 @@ from batch_platform.features import FeatureSession
 from batch_platform.history import History
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.models.bundle import read_manifest
+from batch_platform.monitoring.performance import measure_outliers
 from batch_platform.outcomes import COVERAGE, measure, measure_clusters
 from batch_platform.partitions import Partition
 from batch_platform.registry import Registry, Version, read_registry
@@ -109,7 +110,9 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
     predictions = _predictions(
         con, spec.name, partition, [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
     )
-    if spec.labels is None:
+    if spec.labels is None and model.task == "outliers":
+        metrics = measure_outliers(predictions["score"].to_numpy(), None)
+    elif spec.labels is None:
         metrics = _clusters(known, predictions, model, partition, run)
     else:
         labels = known.history.labels(session, partition, stamp)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from batch_platform.contract import Contract
-from batch_platform.monitoring.performance import measure_classes, measure_segments, measure_values
+from batch_platform.monitoring.performance import measure_classes, measure_outliers, measure_segments, measure_values
 from batch_platform.scoring import prediction_columns
 from batch_platform.training import as_truth, known_to
 
@@ -37,7 +37,9 @@ def measure(  # noqa: PLR0913 - predictions, labels, and what joins and explains
         classes: That the model tells apart; a label that is none of them counts as not covered.
     """
     joined = predictions.join(labels.rename({label: _TRUTH}), on=list(key), how="inner", maintain_order="left")
-    if task == "regression":
+    if task == "outliers":
+        found = measure_outliers(joined["score"].to_numpy(), as_truth(joined[_TRUTH]))
+    elif task == "regression":
         found = measure_values(as_truth(joined[_TRUTH]).astype(np.float64), joined["prediction"].to_numpy())
     else:
         joined = joined.filter(known_to(classes, joined[_TRUTH]))

@@ -81,7 +81,7 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
     """The columns that a model adds to a row."""
     match task:
-        case "binary":
+        case "binary" | "outliers":
             return ["prediction", "score"]
         case "multiclass":
             return ["prediction", *(f"score_{label}" for label in classes)]
@@ -103,6 +103,10 @@ def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, s
             return frame.with_columns(best.alias("prediction"), *columns)
         case "regression":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Float64))
+        case "outliers":  # as scikit-learn tells them: -1, and 1 for all others
+            scores = pl.Series("score", [] if raw is None else raw, dtype=pl.Float64)
+            flags = pl.select(pl.when(scores > 0).then(-1).otherwise(1).cast(pl.Int32)).to_series()
+            return frame.with_columns(flags.alias("prediction"), scores)
         case "clustering":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Int32))
 

@@ -25,12 +25,12 @@ from batch_platform.partitions import Duration, Every, shifts_by_whole_hours
 
 __all__ = ["ColumnRule", "Features", "Labels", "Model", "Partitions", "PipelineSpec", "Promote", "Source", "Train"]
 
-METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette")
+METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette", "outlier_share")
 FLAVOURS = ("sklearn", "onnx", "lightgbm", "xgboost", "keras", "mlflow", "python")
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
 
-Task = Literal["binary", "multiclass", "regression", "clustering"]
+Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 
 _LONGEST: dict[Every, Duration] = {
     "hour": Duration(hours=1),

@@ -28,6 +28,7 @@ from batch_platform.monitoring.performance import (
     DEFAULT_METRIC,
     is_worse,
     measure_classes,
+    measure_outliers,
     measure_segments,
     measure_values,
 )
@@ -103,7 +104,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     estimator = make_estimator(model, params, contract)
     classes = _classes(estimator, truth)
     task = task_of(estimator, len(classes))
-    if task != "clustering" and truth is None:
+    if task not in ("clustering", "outliers") and truth is None:
         msg = f"{name_of(estimator)} learns from labels, and the pipeline declares none."
         raise TrainingRefusedError(msg, hint="add `labels` to its YAML.")
     if task == "regression" and truth is not None and len(np.unique(truth)) < 2:  # noqa: PLR2004 - it varies
@@ -158,6 +159,8 @@ def evaluate(  # noqa: PLR0913 - a fitted model is all of these
     matrix = contract.encode(rows)
     with one_thread():
         found = predictor.predict(matrix)
+    if task == "outliers":
+        return measure_outliers(found, None if label is None else as_truth(rows[label]))
     if task == "clustering" or label is None:
         return measure_segments(matrix, found)
     truth = as_truth(rows[label])
@@ -258,7 +261,7 @@ def _hint(contract: Contract) -> str:
 
 def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
     """Features that alone nearly decide the label: a sign that they know the outcome."""
-    if truth is None or task == "clustering":
+    if truth is None or task in ("clustering", "outliers"):
         return []
     categorical = [column.type == "category" for column in contract.columns]
     found = nearly_deciding(matrix, categorical, truth, classes=task != "regression")

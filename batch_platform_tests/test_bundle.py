@@ -38,10 +38,16 @@ ESTIMATORS = {
     "sklearn.tree.DecisionTreeClassifier": ("binary", {"max_depth": 3}),
     "sklearn.linear_model.LogisticRegression": ("binary", {}),
     "sklearn.linear_model.Ridge": ("regression", {}),
+    "sklearn.linear_model.LinearRegression": ("regression", {}),
+    "sklearn.linear_model.SGDClassifier": ("binary", {"loss": "log_loss"}),
+    "sklearn.linear_model.SGDRegressor": ("regression", {}),
+    "sklearn.tree.DecisionTreeRegressor": ("regression", {"max_depth": 3}),
+    "sklearn.calibration.CalibratedClassifierCV": ("binary", {"cv": 2}),
     "sklearn.neural_network.MLPClassifier": ("binary", {"max_iter": 2000, "hidden_layer_sizes": [4]}),
     "sklearn.neural_network.MLPRegressor": ("regression", {"max_iter": 3000, "hidden_layer_sizes": [4], "tol": 0.01}),
     "sklearn.naive_bayes.GaussianNB": ("binary", {}),
     "sklearn.cluster.KMeans": ("clustering", {"n_clusters": 2}),
+    "sklearn.ensemble.IsolationForest": ("outliers", {"n_estimators": 5}),
 }
 
 
@@ -80,7 +86,7 @@ def written(tmp_path: Path, estimator="sklearn.tree.DecisionTreeClassifier", par
     matrix, truth = rows()
     task = ESTIMATORS[estimator][0]
     fitted = make_estimator(Model(estimator=estimator), params or {}, CONTRACT)
-    fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None}.get(task, truth))
+    fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None, "outliers": None}.get(task, truth))
     staging = tmp_path / "staging"
     staging.mkdir()
     version, sha256, _ = write_bundle(manifest(task, **changes), fitted, staging, tmp_path / "models")
@@ -104,6 +110,7 @@ def test_what_was_trained_comes_back_exactly(tmp_path, estimator):
     opened = open_bundle(folder, sha256)
     matrix, _ = rows()
     expected = fitted.predict_proba(matrix) if task == "binary" else fitted.predict(matrix)
+    expected = -fitted.decision_function(matrix) if task == "outliers" else expected
     np.testing.assert_array_equal(opened.predictor.predict(matrix), expected)
     assert opened.contract == CONTRACT
     assert opened.manifest == replace(manifest(task), files=opened.manifest.files, contract=opened.manifest.contract)

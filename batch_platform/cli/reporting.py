@@ -15,7 +15,7 @@ from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import Wiring
 from batch_platform.errors import listed
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.estimator import check_estimator_exists
+from batch_platform.models.imports import check_model
 from batch_platform.plan import State, make_plan
 from batch_platform.registry import Promotion, Registry, Version
 from batch_platform.status import PipelineStatus, status_of
@@ -64,7 +64,7 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
         BatchPlatformError: One would not; the message says where and why.
     """
     for wiring in project.pipelines.values():
-        check_estimator_exists(wiring.spec.model)
+        check_model(wiring.spec.model, wiring.pipeline().builder.sources.folder)
         _check_sql(wiring, now)
     if as_json:
         terminal.show_json({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})

@@ -111,7 +111,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         key=key,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
-        kinds={"scikitlearn"},
+        kinds={describe.model_kind(wiring)},
         description=describe.model(wiring),
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),

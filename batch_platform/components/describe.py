@@ -43,13 +43,26 @@ def model(wiring: Wiring) -> str:
     declared = wiring.spec.model
     train = declared.train
     period = f"each {train.every}" if train.every else "all partitions from its training on"
+    shown = json.dumps(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)), indent=2)
+    if declared.import_ is not None:
+        text = (
+            f"Imported from `{redact(declared.import_)}` for {period}. Its contract is learnt from the features before its serving "
+            "period; where labels are known by then, the gate judges it, and a version that does not pass never serves."
+        )
+        return f"{text}\n\n```json\n{shown}\n```"
     text = (
         f"`{(declared.estimator or declared.build or '').rpartition('.')[2]}` for {period}, trained on {_history(train.window)} "
         f"before its serving period, with labels known by then, and evaluated on the last {train.evaluate} of it. A version "
         "that does not pass the gate never serves."
     )
-    shown = json.dumps(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)), indent=2)
     return f"{text}\n\n```json\n{shown}\n```"
+
+
+def model_kind(wiring: Wiring) -> str:
+    """The library that the UI shows beside the model."""
+    declared = wiring.spec.model
+    told = declared.flavour or (declared.estimator or "").partition(".")[0] or "python"
+    return {"sklearn": "scikitlearn", "keras": "tensorflow"}.get(told, told)
 
 
 def _history(window: str) -> str:
@@ -62,7 +75,16 @@ def model_code_version(wiring: Wiring) -> str:
     declared = wiring.spec.model_dump_json(
         include={
             "labels": True,
-            "model": {"estimator": True, "build": True, "params": True, "train": {"window", "evaluate", "max_rows"}},
+            "model": {
+                "estimator": True,
+                "build": True,
+                "import_": True,
+                "flavour": True,
+                "task": True,
+                "classes": True,
+                "params": True,
+                "train": {"window", "evaluate", "max_rows"},
+            },
         }
     )
     labels = builder.labels_query.text if builder.labels_query else ""

@@ -44,7 +44,7 @@ def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
     Raises:
         TrainingRefusedError: It is a classifier without probabilities, or none of the known kinds.
     """
-    from sklearn.base import is_classifier, is_clusterer, is_regressor
+    from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
 
     if is_classifier(estimator):
         if not hasattr(estimator, "predict_proba") and flavour_of(estimator) != "keras":
@@ -55,7 +55,9 @@ def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
         return "regression"
     if is_clusterer(estimator) and hasattr(estimator, "predict"):
         return "clustering"
-    msg = f"{name_of(estimator)} is neither a classifier, a regressor nor a clustering that can predict."
+    if is_outlier_detector(estimator) and hasattr(estimator, "decision_function"):
+        return "outliers"
+    msg = f"{name_of(estimator)} is neither a classifier, a regressor nor a clustering or a finder of outliers that can predict."
     raise TrainingRefusedError(msg)
 
 
@@ -68,9 +70,10 @@ def name_of(estimator: Any) -> str:  # noqa: ANN401
 
 def needs_labels(model: Model) -> bool:
     """Whether the declared estimator learns from labels."""
-    from sklearn.base import is_clusterer
+    from sklearn.base import is_clusterer, is_outlier_detector
 
-    return not is_clusterer(_declared(model, model.params))
+    estimator = _declared(model, model.params)
+    return not (is_clusterer(estimator) or is_outlier_detector(estimator))
 
 
 def is_classification(model: Model) -> bool:

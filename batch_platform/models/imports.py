@@ -7,6 +7,7 @@ from typing import Any
 
 from batch_platform.contract import Contract
 from batch_platform.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.models.flavours import flavour, flavour_of_reference
 from batch_platform.models.signature import ClassLabel, Found, Signature, Task, held_against
 from batch_platform.models.sklearn import PICKLES
@@ -63,6 +64,21 @@ def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> Import
     return Import(name, found, task, _classes(model, found, task, reference))
 
 
+def check_model(model: Model, folder: Path) -> None:
+    """Check, without data and without a server, that a pipeline's model could be trained or imported.
+
+    Raises:
+        WrongUseError: It could not.
+        DataError: The file of an import is not of its kind.
+    """
+    if model.import_ is None:
+        check_estimator_exists(model)
+    elif model.flavour == "mlflow" or model.import_.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        require_trust(model, model.import_)
+    else:
+        read_import(model, folder, model.params)
+
+
 def require_trust(model: Model, reference: str) -> None:
     """Check that the declaration allows to run code that a model's files hold.
 
@@ -86,7 +102,7 @@ def _existing(folder: Path, reference: str) -> Path:
 def _agreed(key: str, declared: Any, told: Any, reference: str) -> Any:  # noqa: ANN401 - the task
     if declared is None and told is None:
         msg = f"model.import: {reference} does not tell its {key}."
-        raise WrongUseError(msg, hint=f"declare model.{key}: binary, multiclass, regression or clustering.")
+        raise WrongUseError(msg, hint=f"declare model.{key}: binary, multiclass, regression, clustering or outliers.")
     if declared is not None and told is not None and declared != told:
         msg = f"model.{key} is {declared!r}, but {reference} is a {told} model."
         raise DataError(msg, hint=f"leave model.{key} out, or import another model.")

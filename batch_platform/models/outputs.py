@@ -48,6 +48,7 @@ _WANTED = {
     "binary": "of two classes it must give probabilities, [n] of the second one or [n, 2]",
     "multiclass": "it must give a probability for each class, [n, classes]",
     "regression": "a regression must give one number for each row, [n]",
+    "outliers": "of outliers it must give how odd each row is, [n], above 0 for an outlier",
     "clustering": "a clustering must give one whole number for each row, [n]",
 }
 

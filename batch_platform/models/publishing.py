@@ -112,14 +112,14 @@ def _type(column: Column) -> str:
 
 
 def _label_type(manifest: Manifest) -> str:
-    if manifest.task == "clustering":
+    if manifest.task in ("clustering", "outliers"):
         return "integer"
     kinds = {bool: "boolean", int: "long", float: "double", str: "string"}
     return kinds[type(manifest.classes[0])] if manifest.classes else "double"
 
 
 def _score_names(manifest: Manifest) -> list[str]:
-    if manifest.task == "binary":
+    if manifest.task in ("binary", "outliers"):
         return ["score"]
     return [f"score_{label}" for label in manifest.classes]
 
@@ -139,6 +139,9 @@ class _PublishedModel:
             raise DataError(msg, hint="see the model's signature; within a pipeline such rows are kept aside.")
         raw = self.bundle.predictor.predict(self.bundle.contract.encode(split.kept))
         manifest = self.bundle.manifest
+        if manifest.task == "outliers":
+            flags = np.where(raw > 0, -1, 1).astype(np.int32)
+            return pd.DataFrame({"prediction": flags, "score": raw}, index=model_input.index)
         if not manifest.classes:
             return pd.DataFrame({"prediction": raw}, index=model_input.index)
         labels = np.array(manifest.classes)[raw.argmax(axis=1)]

@@ -27,7 +27,10 @@ class Predictor(Protocol):
     """
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], values [n] of a regression, or segments [n] of a clustering."""
+        """Give class probabilities [n, classes], values [n] of a regression, or segments [n] of a clustering.
+
+        Of outliers, how odd each row is [n]: above 0 it is one.
+        """
         ...
 
 

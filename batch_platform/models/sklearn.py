@@ -34,10 +34,14 @@ DETAILS: Mapping[str, Any] = {}
 TRUSTED_TYPES = (
     "functools.partial",  # of check_array, inside histogram trees with categories; its function must be listed too
     "numpy.dtype",
+    # What calibration and voting hold their parts in: plain classes, which run nothing when they are made.
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
     "sklearn.utils.validation.check_array",
 )
 
@@ -66,6 +70,8 @@ class SklearnPredictor:
         """What the estimator says of a table, in one call."""
         if self.task in ("binary", "multiclass"):
             return np.asarray(self.estimator.predict_proba(table), dtype=np.float64)
+        if self.task == "outliers":  # scikit-learn's is the lower the odder, and below 0 an outlier
+            return -np.asarray(self.estimator.decision_function(table), dtype=np.float64)
         return np.asarray(self.estimator.predict(table))
 
 
@@ -157,7 +163,7 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
 
 
 def _told(reference: str, estimator: Any, model: object) -> Found:  # noqa: ANN401
-    from sklearn.base import is_classifier, is_clusterer, is_regressor
+    from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
@@ -174,7 +180,12 @@ def _told(reference: str, estimator: Any, model: object) -> Found:  # noqa: ANN4
         else [Input(names[at] if names else "", "any" if names else "number") for at in range(count)]
     )
     classes = estimator.classes_.tolist() if is_classifier(estimator) else None
-    task: Task | None = "regression" if is_regressor(estimator) else "clustering" if is_clusterer(estimator) else None
+    kinds: tuple[tuple[Any, Task], ...] = (
+        (is_regressor, "regression"),
+        (is_clusterer, "clustering"),
+        (is_outlier_detector, "outliers"),
+    )
+    task: Task | None = next((task for is_one, task in kinds if is_one(estimator)), None)
     if classes is not None:
         task = "binary" if len(classes) == 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
     return Found(model, inputs, task, classes, {"class": type(estimator).__name__})

@@ -10,8 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-DEFAULT_METRIC = {"binary": "roc_auc", "multiclass": "log_loss", "regression": "rmse", "clustering": "silhouette"}
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse"})
+DEFAULT_METRIC = {
+    "binary": "roc_auc",
+    "multiclass": "log_loss",
+    "regression": "rmse",
+    "clustering": "silhouette",
+    "outliers": "outlier_share",
+}
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "outlier_share"})
 SILHOUETTE_ROWS = 2_000  # the measure compares every pair of rows
 
 
@@ -82,6 +88,23 @@ def measure_segments(matrix: NDArray[np.float64], segments: NDArray[Any]) -> dic
     filled = np.where(known, rows, mean) - mean
     deviation = np.sqrt((filled**2).mean(axis=0))
     return {"silhouette": float(metrics.silhouette_score(filled / np.where(deviation > 0, deviation, 1), found))}
+
+
+def measure_outliers(scores: NDArray[np.float64], truth: NDArray[Any] | None) -> dict[str, float]:
+    """The share of rows that are found odd; with labels of two classes, how well the second one is told by the score.
+
+    Args:
+        scores: How odd each row is [n]; above 0 it is an outlier.
+        truth: Labels [n]; None where there are none.
+    """
+    from sklearn import metrics
+
+    if not len(scores):
+        return {}
+    found = {"outlier_share": float(np.mean(scores > 0))}
+    if truth is not None and len(classes := np.unique(truth)) == 2:  # noqa: PLR2004 - two classes
+        found["roc_auc"] = float(metrics.roc_auc_score(truth == classes[1], scores))
+    return found
 
 
 def is_worse(metric: str, value: float, bound: float) -> bool:
