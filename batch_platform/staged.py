@@ -30,7 +30,7 @@ from batch_platform.scoring import (
 )
 from batch_platform.spec import PipelineSpec
 
-NOTHING_REJECTED = pa.schema([(name, pa.large_string()) for name in REJECTED]).empty_table()
+_REJECTED_COLUMNS = [(name, pa.large_string()) for name in REJECTED]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: 
     """Score one batch, on any thread, and give its rows as they are stored."""
     began = perf_counter()
     scored = score_batch(rows, order.bundle, spec, order.predictor)
-    rejected, reasons, samples = NOTHING_REJECTED, dict[str, int](), list[str]()
+    # An empty table is made here, not on import: Arrow imports pandas for it, where there is one.
+    rejected, reasons, samples = pa.schema(_REJECTED_COLUMNS).empty_table(), dict[str, int](), list[str]()
     if scored.rejected.height:
         rejected = rejected_rows(scored.rejected, spec, order.partition, stamp).to_arrow()
         reasons, samples = reasons_of(scored.rejected), samples_of(scored.rejected, spec)

@@ -52,6 +52,8 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 5},
+        "allow_pickle": False,
+        "publish": "mlflow",
         "train": {
             "every": "month",
             "start": "2024-02-01",
@@ -82,7 +84,7 @@ def forest(params):
 
     return RandomForestClassifier(**params)
 """
-OTHER_OF_TWO = {"features.python", "model.build"}
+OTHER_OF_TWO = {"features.python", "model.build", "model.import", "model.flavour", "model.task", "model.classes"}
 
 
 @pytest.fixture
