@@ -19,7 +19,7 @@ from batch_platform.errors import (
 )
 from batch_platform.importing import UNJUDGED
 from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.models.imports import read_import
+from batch_platform.models.imports import check_model, read_import
 from batch_platform.models.signature import Input, decoded, held_against
 from batch_platform.plan import make_plan
 from batch_platform.scoring import Stamp
@@ -293,3 +293,14 @@ def test_an_estimator_whose_library_is_missing_is_told_with_its_extra(monkeypatc
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(BatchPlatformError, match=r"pip install 'batch-platform\[xgboost\]'"):
         check_estimator_exists(Model(estimator="xgboost.XGBClassifier"))
+
+
+def test_a_pipeline_is_checked_without_data_and_without_a_server(tmp_path):
+    booster(tmp_path)
+    check_model(Model.model_validate({"import": "returns.txt"}), tmp_path)
+    check_model(Model.model_validate({"import": "models:/churn@champion", "allow_pickle": True}), tmp_path)
+    check_model(Model(estimator="sklearn.linear_model.Ridge"), tmp_path)
+    with pytest.raises(WrongUseError, match="there is no file"):
+        check_model(Model.model_validate({"import": "gone.txt"}), tmp_path)
+    with pytest.raises(WrongUseError, match="allow_pickle"):
+        check_model(Model.model_validate({"import": "models:/churn@champion"}), tmp_path)

@@ -95,7 +95,7 @@ def test_a_large_clustering_is_measured_on_some_rows_taken_evenly():
 
 def test_every_metric_that_can_be_declared_has_a_direction():
     lower = {name for name in METRICS if is_worse(name, 1.0, 0.0)}
-    assert lower == {"log_loss", "brier", "mae", "rmse"}
+    assert lower == {"log_loss", "brier", "mae", "rmse", "outlier_share"}
     assert all(is_worse(name, 0.0, 1.0) for name in set(METRICS) - lower)
     assert not any(is_worse(name, 0.5, 0.5) for name in METRICS)
     assert set(DEFAULT_METRIC.values()) <= set(METRICS)
