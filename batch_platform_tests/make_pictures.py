@@ -1,41 +1,86 @@
-"""Take the picture of the README from a running UI.
+"""Take the pictures of the README: three months of the flights, scored and measured in a folder of their own.
 
-batch-platform demo && batch-platform ui
-python -m batch_platform_tests.make_pictures [http://127.0.0.1:3000]
+python -m batch_platform_tests.make_pictures
 """
 
-import sys
-from contextlib import suppress
+import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Error, sync_playwright
+from playwright.sync_api import expect
 
-PICTURES = Path(__file__).parents[1] / ".pictures"
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
-SETTLED_MS = 5_000
+from batch_platform.home import HOME_VARIABLE
+from batch_platform_tests.browsing import Dagster, browser
+from batch_platform_tests.checkout import ROOT
+from batch_platform_tests.command_line import run_command
+from batch_platform_tests.served import Ui, served
+
+PICTURES = ROOT / ".pictures"
+FIRST, LAST = "2013-03-01", "2013-05-31"
+RUNS = "query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 1) {... on Runs {results {status}}}}"
 
 
-def main(address: str) -> None:
-    """The asset graph, large enough to be read."""
-    PICTURES.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 2100, "height": 900})
-        page.goto(f"{address}/asset-groups/")
-        with suppress(Error):  # the greeting of a first visit does not always come
-            page.get_by_text("Skip").first.click(timeout=SETTLED_MS)
-        page.get_by_text("Hide navigation").click()
-        page.wait_for_timeout(SETTLED_MS)
-        page.screenshot(path=str(PICTURES / "asset_graph.png"), clip={"x": 400, "y": 190, "width": 1520, "height": 570})
-        browser.close()
+def main() -> None:
+    """The graph, the page of the predictions, their checks and a backfill."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        variables = {HOME_VARIABLE: str(home)}
+        answer = run_command(ROOT, "run", "flight_delays", "--from", FIRST, "--to", LAST, **variables)
+        if answer.code:
+            raise SystemExit(answer.err)
+        with served(ROOT, home, **variables) as ui, browser(ui.url, width=1500, height=960) as dagster:
+            take(ui, dagster)
+
+
+def take(ui: Ui, dagster: Dagster) -> None:
+    """Each picture once its page is drawn."""
+    page = dagster.page
+    dagster.dismiss_the_greeting()
+    dagster.open("/assets/flight_delays/predictions")
+    picture = page.get_by_role("img", name="Distribution from 0 to 1")
+    expect(picture).to_be_visible()
+    dagster.button("Hide navigation").click()
+    save(dagster, "predictions")
+    dagster.open("/assets/flight_delays/predictions?view=checks")
+    dagster.words("score_distribution").first.click()
+    expect(page.locator("canvas").nth(1)).to_be_visible()
+    save(dagster, "checks")
+    dagster.open("/assets/flight_delays/model?view=partitions&partition=2013-05-01")
+    expect(page.get_by_role("img", name="3 values")).to_be_visible()
+    save(dagster, "model")
+    backfill(ui, dagster)
+    save(dagster, "backfill")
+    page.set_viewport_size({"width": 2100, "height": 900})
+    dagster.open("/asset-groups/")
+    dagster.sees("Scikit Learn")
+    dagster.sees("Latest event")
+    save(dagster, "asset_graph")
+
+
+def backfill(ui: Ui, dagster: Dagster) -> None:
+    """Measure May again, as one run, and see it done."""
+    dagster.open("/assets/flight_delays/performance")
+    dagster.button("Materialize").click()
+    dagster.choose_partitions("[2013-05-02...2013-05-31]")
+    dagster.button("Launch backfill").click()
+    tags = [{"key": "dagster/asset_partition_range_start", "value": "2013-05-02"}]
+
+    def done() -> bool | None:
+        found = ui.ask(RUNS, filter={"tags": tags})["results"]
+        return True if found and found[0]["status"] == "SUCCESS" else None
+
+    ui.wait(done)
+    dagster.open("/runs?view=backfills")
+    dagster.sees("Completed", exact=False)
+    dagster.page.get_by_role("link", name="View").first.click()
+
+
+def save(dagster: Dagster, name: str) -> None:
+    """Keep what the page shows, once it asks for nothing more."""
+    dagster.page.wait_for_load_state("networkidle")
+    dagster.page.mouse.move(0, 0)
+    dagster.page.screenshot(path=str(PICTURES / f"{name}.png"), animations="disabled")
+    print(name, (PICTURES / f"{name}.png").stat().st_size // 1024, "KB")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:3000")
+    main()

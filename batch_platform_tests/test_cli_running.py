@@ -112,8 +112,8 @@ def test_one_partition_is_one_run_of_features_and_predictions(cli, project, monk
     assert cli(project, "run", "small", "--partition", DAY).code == 0
     new = [run for run in runs_of(project, monkeypatch) if run.run_id not in earlier]
     assert [(run.job_name, run.status.value) for run in new] == [
-        ("small_performance", "SUCCESS"),
-        ("small_predictions", "SUCCESS"),
+        ("small_evaluate", "SUCCESS"),
+        ("small_score", "SUCCESS"),
     ]
     assert {key.path[1] for key in new[1].asset_selection or ()} == {"features", "predictions"}
 

@@ -16,7 +16,7 @@ from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.small_pipeline import small_events
 
-SCHEDULES = ("predictions", "training", "performance")
+SCHEDULES = {"predictions": "score", "training": "train", "performance": "evaluate"}  # what each brings up to date
 AFTER_ALL = datetime(2024, 3, 10, 12, tzinfo=UTC)
 RANGE_START, RANGE_END = range_tags("first", "last")
 Requested = tuple[tuple[str, ...], str, str]  # assets, first and last partition
@@ -39,7 +39,9 @@ def at(text: str) -> datetime:
 
 def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg.RunRequest], str | None]:
     """What a schedule requests at a time, or why it requests nothing."""
-    definition = deployment.definitions.resolve_schedule_def(f"{deployment.pipeline.spec.name}_{schedule}_schedule")
+    definition = deployment.definitions.resolve_schedule_def(
+        f"{deployment.pipeline.spec.name}_{SCHEDULES[schedule]}_when_due"
+    )
     with dg.build_schedule_context(instance=deployment.instance, scheduled_execution_time=when) as context:
         found = definition.evaluate_tick(context)
     return list(found.run_requests or []), found.skip_message
@@ -55,7 +57,7 @@ def shown(request: dg.RunRequest) -> Requested:
 
 
 def execute(deployment: Deployment, schedule: str, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-    job = deployment.definitions.resolve_job_def(f"{deployment.pipeline.spec.name}_{schedule}")
+    job = deployment.definitions.resolve_job_def(f"{deployment.pipeline.spec.name}_{SCHEDULES[schedule]}")
     return job.execute_in_process(
         instance=deployment.instance,
         asset_selection=list(request.asset_selection) if request.asset_selection else None,
@@ -104,10 +106,10 @@ def recorded(deployment: Deployment) -> dict[str, int]:
 def test_each_pipeline_has_three_schedules_in_its_own_time_zone(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"schedule": "15 3 * * *"}})
     schedules = {schedule.name: schedule for schedule in deployment.definitions.schedules or []}
-    assert set(schedules) == {f"small_{name}_schedule" for name in SCHEDULES}
+    assert set(schedules) == {f"small_{name}_when_due" for name in SCHEDULES.values()}
     assert {schedule.execution_timezone for schedule in schedules.values()} == {"Europe/Berlin"}
     assert {schedule.default_status for schedule in schedules.values()} == {dg.DefaultScheduleStatus.STOPPED}
-    crons = [schedules[f"small_{name}_schedule"].cron_schedule for name in SCHEDULES]
+    crons = [schedules[f"small_{name}_when_due"].cron_schedule for name in SCHEDULES.values()]
     assert crons == ["0 5 * * *", "15 3 * * *", "0 5 * * *"]
     assert all(schedule.tags[PIPELINE_TAG] == "small" for schedule in schedules.values())
 
@@ -199,7 +201,7 @@ def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(templ
 def test_a_range_under_way_is_not_requested_twice(trained, status, of_a_schedule):
     tags = range_tags("2024-02-02", "2024-02-04")
     if of_a_schedule:
-        under_way(trained, status=status, tags=tags, job="small_predictions")
+        under_way(trained, status=status, tags=tags, job="small_score")
     else:
         under_way(trained, "features", "predictions", status=status, tags=tags)
     assert requested(trained, "predictions", at("2024-02-07T05:00")) == [
@@ -230,7 +232,7 @@ def test_a_run_that_ended_holds_nothing(trained):
 def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
     under_way(trained, "features", tags=range_tags("1999-01-01", "1999-01-03"))
     under_way(trained, "features", tags=range_tags("2024-02-01-00:00", "2024-02-01-05:00"))
-    under_way(trained, job="other_predictions", tags=range_tags("2024-02-01", "2024-02-05"))
+    under_way(trained, job="other_score", tags=range_tags("2024-02-01", "2024-02-05"))
     assert len(requested(trained, "predictions", at("2024-02-06T05:00"))) == 1
     assert held(trained.wiring, trained.instance) == frozenset()
 
@@ -378,7 +380,7 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
     assert tick(deployment, "predictions", AFTER_ALL)
     (request,), _ = look(deployment, "training", AFTER_ALL)
     assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-01-16"}}}}
-    run_id = under_way(deployment, tags={}, job="small_training", run_config=request.run_config)
+    run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
     assert look(deployment, "training", AFTER_ALL)[0] == []
     deployment.instance.report_run_failed(deployment.instance.get_run_by_id(run_id))
     assert tick(deployment, "training", AFTER_ALL) == [True]

@@ -1,66 +1,22 @@
 """Real `dagster-webserver` and `dagster-daemon` processes on a project of somebody else's, driven as the UI drives them."""
 
-import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import duckdb
 import pytest
 
-from batch_platform.home import HOME_VARIABLE
+from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import write_dagster_project
 from batch_platform_tests.deployment import range_tags
+from batch_platform_tests.served import PATIENCE, Ui, served, session_of
 from batch_platform_tests.small_pipeline import small_events
 
-COMMAND = str(Path(sys.executable).with_name("batch-platform"))
-PATIENCE = 300.0  # seconds; what is waited for takes a tenth of it
 RANGE_START, RANGE_END = range_tags("first", "last")
-Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Ui:
-    """The two processes and how to talk to them."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    home: Path
-
-    def ask(self, query: str, **variables: Any) -> Any:
-        """The answer to a GraphQL query or mutation: its only field."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            said = json.load(answer)
-        assert "errors" not in said, said["errors"]
-        (field,) = said["data"].values()
-        return field
-
-    def wait(self, look: Callable[[], Found | None]) -> Found:
-        """What a look finds, as soon as it finds something."""
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            if (found := look()) is not None:
-                return found
-            time.sleep(0.5)
-        pytest.fail(f"nothing came of it\n{self.log.read_text()[-5000:]}")
-
-    def published(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of the readers' copy, read while everything runs."""
-        with duckdb.connect(str((self.home / "published.duckdb").resolve()), read_only=True) as con:
-            return con.execute(query).fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -71,54 +27,9 @@ def ui(tmp_path_factory) -> Iterator[Ui]:
         partitions={"end": "2024-04-01"},
         predictions={"schedule": "* * * * *"},
     )
-    own = {HOME_VARIABLE, "DAGSTER_HOME"}
-    environment = {name: value for name, value in os.environ.items() if name not in own}
-    subprocess.run(
-        [COMMAND, "--project", str(folder), "run", "small", "--partition", "2024-02-01"],
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = folder.parent / "ui.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [COMMAND, "--project", str(folder), "ui", "--port", str(port)],
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    running = Ui(process, f"http://127.0.0.1:{port}", log, folder / ".batch_platform")
-    try:
-        running.wait(lambda: answers(running))
+    run_command(folder, "run", "small", "--partition", "2024-02-01")
+    with served(folder, folder / ".batch_platform") as running:
         yield running
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
-        for left in session_of(process.pid):
-            os.kill(left, signal.SIGKILL)
-
-
-def answers(ui: Ui) -> bool | None:
-    try:
-        return True if ui.ask("{version}") else None
-    except OSError:
-        return None
-
-
-def session_of(leader: int) -> list[int]:
-    """The processes that live in the session of a process that was started as its leader."""
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        try:
-            state, _, _, session = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(int(entry.name))
-    return found
 
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
@@ -197,9 +108,9 @@ def test_the_code_location_loads(ui):
     (only,) = found["repositories"]
     assert [group["groupName"] for group in only["assetGroups"]] == ["small"]
     assert {schedule["name"] for schedule in only["schedules"]} == {
-        "small_predictions_schedule",
-        "small_training_schedule",
-        "small_performance_schedule",
+        "small_score_when_due",
+        "small_train_when_due",
+        "small_evaluate_when_due",
     }
 
 
@@ -241,7 +152,7 @@ def test_a_backfill_of_31_partitions_from_the_ui_is_one_run(ui):
 
 
 def test_a_schedule_that_is_switched_on_requests_what_is_due(ui):
-    selector = {**repository(ui), "scheduleName": "small_predictions_schedule"}
+    selector = {**repository(ui), "scheduleName": "small_score_when_due"}
     started = ui.ask(START_SCHEDULE, selector=selector)
     assert started["__typename"] == "ScheduleStateResult", started
 

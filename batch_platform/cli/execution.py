@@ -24,10 +24,10 @@ from batch_platform.partitions import Partition
 from batch_platform.plan import Item, Kind, Plan, State, contiguous, features_due, make_plan, matures, stale_reason
 
 JOBS: dict[Kind, str] = {
-    "features": "predictions",
-    "model": "training",
-    "predictions": "predictions",
-    "performance": "performance",
+    "features": "score",
+    "model": "train",
+    "predictions": "score",
+    "performance": "evaluate",
 }
 
 

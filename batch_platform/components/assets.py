@@ -12,6 +12,7 @@ from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValu
 from pydantic import Field
 
 from batch_platform.components import checks, describe, lineage
+from batch_platform.components.committed_scores import CommittedScores
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
@@ -32,14 +33,19 @@ SINGLE_RUN = dg.BackfillPolicy.single_run()
 class FeaturesConfig(dg.Config):
     """How features are built."""
 
-    force: bool = Field(default=False, description="Build again even where nothing changed.")
+    force: bool = Field(
+        default=False,
+        description="Build again even where neither the SQL nor the sources changed. Otherwise such a partition is skipped.",
+    )
 
 
 class ModelConfig(dg.Config):
     """How a model is trained."""
 
     params: dict[str, Any] = Field(
-        default_factory=dict[str, Any], description="Replace or add to the declared parameters."
+        default_factory=dict[str, Any],
+        description="Parameters of the estimator for this training only, such as {max_iter: 300}; they replace or add to "
+        "those of model.params. The version that comes of it is judged by the gate like any other.",
     )
     until: str | None = Field(
         default=None,
@@ -51,10 +57,17 @@ class PredictionsConfig(dg.Config):
     """How partitions are scored."""
 
     force: bool = Field(
-        default=False, description="Score again even where nothing changed; a partition may become empty."
+        default=False,
+        description="Score again even where neither features, model nor rules changed; a partition may become empty.",
     )
-    model: str | None = Field(default=None, description="Score by this version instead of the champion.")
-    replay: bool = Field(default=False, description="Score only the rows that were rejected before, after a fix.")
+    model: str | None = Field(
+        default=None,
+        description="Score by this version, such as 2013-03-01-3f9c1a2b, instead of the champion as of the partition's start.",
+    )
+    replay: bool = Field(
+        default=False,
+        description="Score only the rows that were rejected before, after a fix; goes with neither `force` nor `model`.",
+    )
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
@@ -132,7 +145,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
                         partition_key,
                         data_version=trained.version.sha256[:16],
                         rows=trained.version.rows_trained,
-                        metadata=describe.trained(trained),
+                        metadata=describe.trained(wiring, trained),
                         done=trained.version.version,
                     )
                     checks.log_gate(log, partition_key, trained)
@@ -184,27 +197,32 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         partitions_def=wiring.partitions,
         deps=[wiring.key("features"), model],
         backfill_policy=SINGLE_RUN,
-        check_specs=[checks.rows_balance(key)],
+        check_specs=checks.predictions(wiring, key),
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
-        committed: list[Committed] = []
+        found: list[checks.Checked] = []
         with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
             stamp = stamp_of(context.run.run_id)
+            keys = [partition.key for partition in partitions]
+            scores = CommittedScores(pipeline.warehouse, wiring.spec.name, keys)
             with (
                 PartitionLog(context, key, len(partitions)) as log,
                 closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
             ):
                 for done in results:
+                    distribution = scores.of(done.partition.key, done.run.seq)
+                    one = checks.Checked(done, distribution, wiring.spec.features.max_rejected)
                     log.materialized(
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done) | lineage.scored(wiring, pipeline, done, partitions[-1]),
+                        metadata=describe.committed(done, one.scores)
+                        | lineage.scored(wiring, pipeline, done, partitions[-1]),
                     )
-                    checks.log_rows_balance(log, done)
-                    committed.append(done)
-        return log.finish(checks.rows_balance_summary(committed))
+                    checks.log_predictions(log, one)
+                    found.append(one)
+        return log.finish(*checks.predictions_summary(found))
 
     return predictions
 

@@ -5,15 +5,27 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from batch_platform.components import describe
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.wiring import Wiring
+from batch_platform.errors import listed
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
 from batch_platform.monitoring.performance import DEFAULT_METRIC, is_worse
+from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.scoring_run import Committed
 
-ROWS_BALANCE, GATE, PERFORMANCE = "rows_balance", "gate", "performance"
+ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
+GATE, PERFORMANCE = "gate", "performance"
+NEAR_BUDGET = 0.5  # of max_rejected: from there on a partition is worth a look
+_TOGETHER = "the run as a whole"
 _WARN = dg.AssetCheckSeverity.WARN
+
+
+def predictions(wiring: Wiring, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """What is checked of the predictions."""
+    budget = wiring.spec.features.max_rejected
+    return [rows_balance(asset), _rejected_share(asset, budget), _score_distribution(asset)]
 
 
 def rows_balance(asset: dg.AssetKey) -> dg.AssetCheckSpec:
@@ -26,28 +38,101 @@ def rows_balance(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
-def log_rows_balance(log: PartitionLog, committed: Committed) -> None:
-    """Log the balance of one partition."""
-    run = committed.run
-    log.checked(
-        committed.partition.key,
-        ROWS_BALANCE,
-        passed=_balanced(committed),
-        metadata={"rows_in": run.rows_in, "rows_scored": run.rows_scored, "rows_rejected": run.rows_rejected},
+def _rejected_share(asset: dg.AssetKey, budget: float) -> dg.AssetCheckSpec:
+    description = (
+        f"At most half of the budget for rejected rows (features.max_rejected, {budget:.2%}) is used. Past the whole of it "
+        "nothing is published and the run fails; this warns before."
     )
+    return dg.AssetCheckSpec(REJECTED_SHARE, asset=asset, description=description)
+
+
+def _score_distribution(asset: dg.AssetKey) -> dg.AssetCheckSpec:
+    description = (
+        "The predictions of a partition differ from row to row. One score for all rows is a sign of features that are all "
+        "missing. Mean and quantiles are plotted, so that a shift is seen."
+    )
+    return dg.AssetCheckSpec(SCORE_DISTRIBUTION, asset=asset, description=description)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One committed partition with the distribution of its scores; None where it holds no predictions."""
+
+    committed: Committed
+    scores: ScoreDistribution | None
+    budget: float
+
+    @property
+    def balanced(self) -> bool:
+        """Whether each row that came in is accounted for."""
+        return _balanced(self.committed)
+
+    @property
+    def rejected_share(self) -> float:
+        """The rejected rows among all that came in; 0 of none."""
+        run = self.committed.run
+        return run.rows_rejected / run.rows_in if run.rows_in else 0.0
+
+    @property
+    def within_budget(self) -> bool:
+        """Whether the budget for rejected rows is not nearly used up."""
+        return self.rejected_share <= NEAR_BUDGET * self.budget
+
+    @property
+    def varied(self) -> bool:
+        """Whether the scores differ."""
+        return self.scores is None or not self.scores.constant
+
+
+def log_predictions(log: PartitionLog, one: Checked) -> None:
+    """Log what was found of one partition."""
+    run, key = one.committed.run, one.committed.partition.key
+    rows = {"rows_in": run.rows_in, "rows_scored": run.rows_scored, "rows_rejected": run.rows_rejected}
+    log.checked(key, ROWS_BALANCE, passed=one.balanced, metadata=rows)
+    share = {"rejected_share": one.rejected_share, "rows_rejected": run.rows_rejected}
+    log.checked(key, REJECTED_SHARE, passed=one.within_budget, severity=_WARN, metadata=share)
+    numbers = describe.score_numbers(one.scores)
+    log.checked(key, SCORE_DISTRIBUTION, passed=one.varied, severity=_WARN, metadata=numbers)
+
+
+def predictions_summary(found: Sequence[Checked]) -> list[dg.AssetCheckResult]:
+    """What was found of all partitions of a run; in words, so that no plot mixes it with the partitions' numbers."""
+    worst = max(found, key=lambda one: one.rejected_share, default=None)
+    share = "nothing" if worst is None else f"{worst.rejected_share:.2%} at most ({worst.committed.partition.key})"
+    return [
+        rows_balance_summary([one.committed for one in found]),
+        dg.AssetCheckResult(
+            check_name=REJECTED_SHARE,
+            description=_TOGETHER,
+            passed=all(one.within_budget for one in found),
+            severity=_WARN,
+            metadata={"rejected": share, "near_the_budget": _keys(found, [one.within_budget for one in found])},
+        ),
+        dg.AssetCheckResult(
+            check_name=SCORE_DISTRIBUTION,
+            description=_TOGETHER,
+            passed=all(one.varied for one in found),
+            severity=_WARN,
+            metadata={
+                "partitions": _counted(found),
+                "one_score_for_all_rows": _keys(found, [one.varied for one in found]),
+            },
+        ),
+    ]
 
 
 def rows_balance_summary(committed: Sequence[Committed]) -> dg.AssetCheckResult:
     """The balance of all partitions of a run."""
+    scored, rejected = (
+        sum(one.run.rows_scored for one in committed),
+        sum(one.run.rows_rejected for one in committed),
+    )
+    balance = f"{sum(one.run.rows_in for one in committed):,} rows in = {scored:,} scored + {rejected:,} rejected"
     return dg.AssetCheckResult(
         check_name=ROWS_BALANCE,
+        description=_TOGETHER,
         passed=all(_balanced(one) for one in committed),
-        metadata={
-            "partitions": len(committed),
-            "rows_in": sum(one.run.rows_in for one in committed),
-            "rows_scored": sum(one.run.rows_scored for one in committed),
-            "rows_rejected": sum(one.run.rows_rejected for one in committed),
-        },
+        metadata={"partitions": _counted(committed), "balance": balance},
     )
 
 
@@ -81,9 +166,10 @@ def gate_summary(decisions: Sequence[Trained]) -> dg.AssetCheckResult:
     refused = [trained.version.version for trained in decisions if trained.decision.action != "approved"]
     return dg.AssetCheckResult(
         check_name=GATE,
+        description=_TOGETHER,
         passed=not refused,
         severity=_WARN,
-        metadata={"trained": len(decisions), "refused": ", ".join(refused) or "none"},
+        metadata={"trained": f"{len(decisions)}", "refused": ", ".join(refused) or "none"},
     )
 
 
@@ -136,10 +222,20 @@ def performance_summary(judged: Sequence[Judged]) -> dg.AssetCheckResult:
     worse = [f"{one.partition_key} ({one.value:.4f})" for one in judged if not one.passed]
     return dg.AssetCheckResult(
         check_name=PERFORMANCE,
+        description=_TOGETHER,
         passed=not worse,
         severity=_WARN,
-        metadata={"partitions": len(judged), "worse": ", ".join(worse) or "none"},
+        metadata={"partitions": f"{len(judged)}", "worse": ", ".join(worse) or "none"},
     )
+
+
+def _counted(found: Sequence[object]) -> str:
+    return f"{len(found):,}"
+
+
+def _keys(found: Sequence[Checked], passed: Sequence[bool]) -> str:
+    keys = [one.committed.partition.key for one, good in zip(found, passed, strict=True) if not good]
+    return listed(keys) or "none"
 
 
 def _balanced(committed: Committed) -> bool:

@@ -5,15 +5,20 @@ import json
 import re
 import resource
 from collections.abc import Mapping
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from batch_platform.components import drawing
 from batch_platform.components.wiring import Wiring
+from batch_platform.components.wording import docstring_of, opening_comment
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
+from batch_platform.monitoring.performance import LOWER_IS_BETTER
+from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline import Built
 from batch_platform.redaction import redact, redacted
 from batch_platform.scoring_run import Committed
@@ -21,35 +26,49 @@ from batch_platform.sources import SourceState
 
 
 def source(wiring: Wiring, name: str) -> str:
-    """A raw source."""
+    """A raw source: in the words of its own function, if there are any, and where it is read."""
     declared = wiring.spec.sources[name]
-    where = declared.python or declared.parquet or declared.csv or f"{declared.duckdb}, table {declared.table}"
-    return f"Raw table `{name}`, read from {declared.kind} `{redact(where)}`. Its data version changes when its content may have changed."
+    where = declared.python or declared.parquet or declared.csv or declared.duckdb or ""
+    reader = {
+        "python": "the Python function",
+        "parquet": "the Parquet files",
+        "csv": "the CSV files",
+        "duckdb": f"table `{declared.table}` of the DuckDB file",
+    }[declared.kind]
+    own = docstring_of(declared.python) if declared.python else None
+    text = f"Read from {reader} `{redact(where)}`; observed, never changed. Its data version changes when its content may have."
+    return f"{own or f'The raw table `{name}`.'}\n\n{text}"
 
 
 def features(wiring: Wiring) -> str:
-    """The features, with the SQL folded below."""
+    """The features: the first words of the SQL's own comment, what holds for all of them, and the SQL, which the UI folds."""
     spec = wiring.spec
-    text = (
-        f"One row for each `{', '.join(spec.features.key)}` of a partition, from the sources, as known when the partition "
-        "starts. One Parquet file for each partition; keys are unique, times lie inside the partition."
-    )
     query = wiring.pipeline().builder.query
-    return f"{text}\n\n```sql\n{query.text.strip()}\n```" if query else f"{text}\n\nMade by `{spec.features.python}`."
+    own, sql = opening_comment(query.text) if query else (docstring_of(spec.features.python or ""), "")
+    key = ", ".join(spec.features.key)
+    text = (
+        f"One row for each `{key}`, built from the sources as they are known when the partition starts, and kept as one "
+        "Parquet file for each partition. Keys are unique; times lie inside the partition."
+    )
+    made = f"```sql\n{sql}\n```" if query else f"Made by `{spec.features.python}`."
+    return "\n\n".join([*([own] if own else []), text, made])
 
 
 def model(wiring: Wiring) -> str:
-    """The model, with its parameters folded below."""
+    """The model, with its parameters below."""
     declared = wiring.spec.model
-    train = declared.train
-    period = f"each {train.every}" if train.every else "all partitions from its training on"
+    train, promote = declared.train, declared.promote
+    period = f"for each {train.every}" if train.every else "for all partitions from its training on"
+    side = "at most" if promote.metric in LOWER_IS_BETTER else "at least"
+    bar = [] if promote.at_least is None else [f"{promote.metric or 'its metric'} {side} {promote.at_least:g}"]
+    bar += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
+    gate = f" ({', '.join(bar)})" if bar else ""
     text = (
-        f"`{(declared.estimator or declared.build or '').rpartition('.')[2]}` for {period}, trained on {_history(train.window)} "
-        f"before its serving period, with labels known by then, and evaluated on the last {train.evaluate} of it. A version "
-        "that does not pass the gate never serves."
+        f"A `{(declared.estimator or declared.build or '').rpartition('.')[2]}` {period}. It is trained on "
+        f"{_history(train.window)} before its serving period, with the labels known by then, and evaluated on the last "
+        f"{train.evaluate} of it. A version that does not pass the gate{gate} is kept and never serves."
     )
-    shown = json.dumps(redacted(declared.model_dump(mode="json", by_alias=True, exclude_none=True)), indent=2)
-    return f"{text}\n\n```json\n{shown}\n```"
+    return f"{text}\n\n{_parameters(redacted(declared.params))}" if declared.params else text
 
 
 def _history(window: str) -> str:
@@ -70,13 +89,13 @@ def model_code_version(wiring: Wiring) -> str:
 
 
 def predictions(wiring: Wiring) -> str:
-    """The predictions."""
+    """The predictions, with the query that reads them."""
     name = wiring.spec.name
     return (
         f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
-        f"`{name}.rejected_rows` with a reason; each names the model and the run that made it. Scored by the champion as of "
-        "the partition's start and replaced in one transaction.\n\n"
-        f"```sql\nFROM {name}.predictions WHERE partition_key = '…'  -- in published.duckdb\n```"
+        f"`{name}.rejected_rows` with a reason; each names the model and the run that made it. A partition is scored by the "
+        "champion as of its start and replaced in one transaction.\n\n"
+        f"```sql\n-- published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
     )
 
 
@@ -86,7 +105,10 @@ def performance(wiring: Wiring) -> str:
     when = (
         f"{labels.delay} after a partition's end, when its labels are known" if labels else "once a partition is scored"
     )
-    return f"How good the predictions were, by partition and metric: measured {when}. Plot the numbers over the partitions."
+    return (
+        f"How good the predictions of each partition were, by metric, measured {when}. *Metadata → Plots → Events* draws "
+        "each metric, partition by partition."
+    )
 
 
 def performance_code_version(wiring: Wiring) -> str:
@@ -123,18 +145,20 @@ def built(one: Built, file: Path) -> dict[str, Any]:
     return metadata
 
 
-def trained(one: Trained) -> dict[str, Any]:
+def trained(wiring: Wiring, one: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
     version = one.version
+    picture = drawing.versions_until(wiring, version)
     metadata: dict[str, Any] = {
         "version": version.version,
         "decision": f"{one.decision.action}: {one.decision.reason}",
+        **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
+        **version.metric_values,
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
-        "trained_from": version.trained_from.isoformat(),
-        "trained_until": version.trained_until.isoformat(),
-        "params": dg.MetadataValue.json(json.loads(version.params)),
-        **version.metric_values,
+        "trained_from": _moment(wiring, version.trained_from),
+        "trained_until": _moment(wiring, version.trained_until),
+        "params": dg.MetadataValue.md(_parameters(json.loads(version.params))),
     }
     if one.suspicious:
         metadata["nearly_decide_the_label"] = dg.MetadataValue.md(
@@ -144,7 +168,13 @@ def trained(one: Trained) -> dict[str, Any]:
     return metadata
 
 
-def committed(one: Committed) -> dict[str, Any]:
+def _moment(wiring: Wiring, at: datetime) -> str:
+    """An instant by the pipeline's own clock."""
+    zone = wiring.spec.partitions.calendar.zone
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"
+
+
+def committed(one: Committed, scores: ScoreDistribution | None) -> dict[str, Any]:
     """Metadata of a partition of predictions."""
     run = one.run
     metadata: dict[str, Any] = {
@@ -156,6 +186,9 @@ def committed(one: Committed) -> dict[str, Any]:
         "skipped": one.skipped,
         **_speed(one),
     }
+    if scores:
+        metadata["scores"] = dg.MetadataValue.md(drawing.distribution(scores))
+        metadata |= score_numbers(scores)
     if one.reasons:
         metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
     if one.unseen:
@@ -163,6 +196,13 @@ def committed(one: Committed) -> dict[str, Any]:
     if one.ignored:
         metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in one.ignored))
     return metadata
+
+
+def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
+    """Mean and quantiles of the scores, or the share of each class, as numbers to plot."""
+    if scores is None:
+        return {}
+    return {f"{scores.column}_{name}": round(number, 6) for name, number in scores.numbers.items()}
 
 
 def rows_version(one: Committed) -> str:
@@ -189,9 +229,13 @@ def outcome_version(one: Evaluated) -> str:
     return sha256(json.dumps([one.run.score_seq, one.metrics], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _table(header: tuple[str, str], rows: Mapping[str, int]) -> str:
+def _parameters(params: Mapping[str, object]) -> str:
+    return _table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())}) or "none"
+
+
+def _table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
-    return "\n".join([*lines, *(f"| {markdown(name)} | {count} |" for name, count in rows.items())])
+    return "\n".join([*lines, *(f"| {markdown(name)} | {markdown(str(value))} |" for name, value in rows.items())])
 
 
 def markdown(text: str) -> str:

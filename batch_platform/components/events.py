@@ -95,6 +95,7 @@ class PartitionLog:
             metadata=metadata,
             severity=severity,
             partition=partition_key,
+            description=partition_key,  # the history of a check shows no partition otherwise
         )
         self._context.op_execution_context.log_event(evaluation)
 

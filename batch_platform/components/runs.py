@@ -18,7 +18,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.errors import WrongUseError
 from batch_platform.plan import serving_calendar
 
-PROCESS_TAG = "batch_platform/process"
+PROCESS_TAG = ".dagster/batch_platform_process"  # a tag with such a name is kept and not shown
 RECENT = 200
 Target = tuple[str, str]  # asset and partition key; the key is "" where a run leaves it open
 
@@ -102,9 +102,9 @@ def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
     if run.asset_selection:
         return [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
     jobs = {
-        f"{name}_predictions": ["features", "predictions"],
-        f"{name}_training": ["model"],
-        f"{name}_performance": ["performance"],
+        f"{name}_score": ["features", "predictions"],
+        f"{name}_train": ["model"],
+        f"{name}_evaluate": ["performance"],
     }
     return jobs.get(run.job_name, [])
 

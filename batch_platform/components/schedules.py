@@ -8,6 +8,7 @@ stops at the first partition that fails, that one is requested alone the next ti
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -19,7 +20,10 @@ from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.errors import listed
 from batch_platform.partitions import Partition
 from batch_platform.plan import Item, Kind, Plan, State, contiguous, make_plan, training_window
+from batch_platform.redaction import redacted
+from batch_platform.spec import PipelineSpec
 
+_GAPS = "Where nothing is due, the tick is skipped and says why; what was missed while this was off is made up for."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
 
 
@@ -48,19 +52,32 @@ def build_jobs(wiring: Wiring) -> dict[str, UnresolvedAssetJobDefinition]:
     """The jobs of a pipeline, by what they bring up to date."""
     name = wiring.spec.name
 
-    def job(suffix: str, description: str, *assets: str) -> UnresolvedAssetJobDefinition:
+    def job(
+        suffix: str, description: str, *assets: str, config: dict[str, Any] | None = None
+    ) -> UnresolvedAssetJobDefinition:
         return dg.define_asset_job(
             f"{name}_{suffix}",
             selection=dg.AssetSelection.assets(*(wiring.key(asset) for asset in assets)),
             description=description,
+            config=config,
             tags={PIPELINE_TAG: name},
             executor_def=dg.in_process_executor,
         )
 
     return {
-        "predictions": job("predictions", "Build features and score them.", "features", "predictions"),
-        "training": job("training", "Train the model of a serving period and judge it by the gate.", "model"),
-        "performance": job("performance", "Measure predictions whose labels are known.", "performance"),
+        "predictions": job(
+            "score", "Builds the features of partitions and scores them by their champions.", "features", "predictions"
+        ),
+        "training": job(
+            "train",
+            "Trains the model of a serving period and judges it by the gate. The parameters shown are those declared; "
+            "other ones count for that training only.",
+            "model",
+            config=_declared_parameters(wiring),
+        ),
+        "performance": job(
+            "evaluate", "Measures the predictions of partitions whose labels are known by now.", "performance"
+        ),
     }
 
 
@@ -70,15 +87,39 @@ def build_schedules(wiring: Wiring, jobs: Mapping[str, UnresolvedAssetJobDefinit
     cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
     return [
         _schedule(
-            wiring, jobs["predictions"], cron, _scoring_requests, "Scores every partition that is due, features first."
+            wiring,
+            jobs["predictions"],
+            cron,
+            _scoring_requests,
+            f"Builds and scores every partition that is missing, failed or stale, oldest first. {_GAPS}",
         ),
         _schedule(
-            wiring, jobs["training"], spec.model.train.schedule, _training_requests, "Trains every model that is due."
+            wiring,
+            jobs["training"],
+            spec.model.train.schedule,
+            _training_requests,
+            f"Trains the model of every serving period that has none, once its features are built. {_GAPS}",
         ),
         _schedule(
-            wiring, jobs["performance"], cron, _performance_requests, "Measures every partition whose labels are known."
+            wiring,
+            jobs["performance"],
+            cron,
+            _performance_requests,
+            f"Measures every scored partition whose labels {_known(spec)} by then. {_GAPS}",
         ),
     ]
+
+
+def _declared_parameters(wiring: Wiring) -> dict[str, Any] | None:
+    """What the launchpad shows of a training: the declared parameters, unless there are none or a secret is among them."""
+    params = wiring.spec.model.params
+    if not params or redacted(params) != params:
+        return None
+    return {"ops": {f"{wiring.spec.name}__model": {"config": {"params": params}}}}
+
+
+def _known(spec: PipelineSpec) -> str:
+    return f"are known ({spec.labels.delay} after its end)" if spec.labels else "are not needed"
 
 
 def _schedule(
@@ -89,7 +130,7 @@ def _schedule(
     description: str,
 ) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name=f"{job.name}_schedule",
+        name=f"{job.name}_when_due",
         job=job,
         cron_schedule=cron,
         execution_timezone=wiring.spec.partitions.timezone,

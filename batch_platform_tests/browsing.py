@@ -1,0 +1,124 @@
+"""A real Chromium on Dagster's pages: opened without a network and without a window, driven by roles and words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page, Request, Route, expect, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+PATIENCE_MS = 120_000
+GREETING_MS = 20_000
+GREETED = "/assets"
+
+
+@dataclass(frozen=True)
+class Dagster:
+    """The pages of one deployment, in one tab.
+
+    Args:
+        page: The tab.
+        url: Where the webserver answers.
+        errors: What the pages wrote to the console as errors.
+    """
+
+    page: Page
+    url: str
+    errors: list[str] = field(default_factory=list[str])
+
+    def open(self, path: str) -> Page:
+        """Go to a page by its address."""
+        self.page.goto(f"{self.url}{path}")
+        return self.page
+
+    def words(self, text: str, *, exact: bool = True) -> Locator:
+        """The visible places that say just this; names that are cut to fit stand in the page twice, once unseen."""
+        return self.page.get_by_text(text, exact=exact).filter(visible=True)
+
+    def sees(self, text: str, *, exact: bool = True) -> None:
+        """Wait until something says this."""
+        expect(self.words(text, exact=exact).first).to_be_visible()
+
+    def button(self, name: str) -> Locator:
+        """The first button with such a name."""
+        return self.page.get_by_role("button", name=name).filter(visible=True).first
+
+    def link(self, name: str) -> Locator:
+        """The first link that says this, beside its icon."""
+        return self.page.get_by_role("link").filter(has_text=name, visible=True).first
+
+    def tab(self, name: str) -> None:
+        """Turn to a tab of the page."""
+        self.page.get_by_role("tab", name=name, exact=True).filter(visible=True).first.click()
+
+    def dismiss_the_greeting(self) -> None:
+        """Wait for the dialog of a first visit, which comes late and not always, and skip it."""
+        with suppress(Error):
+            self.page.get_by_role("button", name="Skip").click(timeout=GREETING_MS)
+
+    def switch(self) -> None:
+        """Turn the first switch of the page, whose own box is drawn over."""
+        self.page.get_by_role("checkbox").or_(self.page.get_by_role("switch")).first.dispatch_event("click")
+
+    def choose_partition_of_launchpad(self, key: str) -> None:
+        """In the launchpad: choose one partition."""
+        self.page.get_by_placeholder("Partition").click()
+        self.words(key).first.click()
+
+    def choose_partitions(self, keys: str) -> None:
+        """In the dialog that launches runs: write which partitions."""
+        field = self.page.get_by_role("dialog").get_by_placeholder("ex: ")
+        field.fill(keys)
+        field.press("Tab")
+
+
+@contextmanager
+def browser(url: str, width: int = 1700, height: int = 1000, scale: float = 1) -> Iterator[Dagster]:
+    """A tab on a deployment, past the greeting of a first visit; nothing but the deployment can be reached."""
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=_chromium(), args=list(FLAGS))
+        try:
+            context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
+            context.set_default_timeout(PATIENCE_MS)
+            context.route(lambda address: not address.startswith((url, "data:", "blob:")), _refuse)
+            page = context.new_page()
+            dagster = Dagster(page, url)
+            page.on("console", lambda message: _note(dagster, message))
+            page.on("requestfailed", lambda request: _note_failure(dagster, request))
+            page.add_locator_handler(page.get_by_role("button", name="Skip"), lambda skip: skip.click())
+            dagster.open(GREETED)
+            yield dagster
+        finally:
+            chromium.close()
+
+
+def _refuse(route: Route) -> None:
+    route.abort()
+
+
+def _note(dagster: Dagster, message: ConsoleMessage) -> None:
+    if message.type == "error" and dagster.url in message.location.get("url", ""):
+        dagster.errors.append(message.text)
+
+
+def _note_failure(dagster: Dagster, request: Request) -> None:
+    if request.url.startswith(dagster.url) and request.failure != "net::ERR_ABORTED":  # left for another page
+        dagster.errors.append(f"{request.url}: {request.failure}")
+
+
+def _chromium() -> str:
+    if not Path(CHROMIUM).exists():
+        msg = f"{CHROMIUM} is missing; apt-get install chromium fonts-dejavu-core brings it"
+        raise Error(msg)
+    return CHROMIUM

@@ -1,0 +1,104 @@
+"""Dagster's webserver and daemon on a project in a folder, started by `batch-platform ui`, and how to talk to them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pytest
+
+from batch_platform_tests.command_line import clean_environment
+
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+PATIENCE = 300.0  # seconds; what is waited for takes a tenth of it
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Ui:
+    """The two processes and how to talk to them."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    home: Path
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The answer to a GraphQL query or mutation: its only field."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            said = json.load(answer)
+        assert "errors" not in said, said["errors"]
+        (field,) = said["data"].values()
+        return field
+
+    def wait(self, look: Callable[[], Found | None]) -> Found:
+        """What a look finds, as soon as it finds something."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()
+            if (found := look()) is not None:
+                return found
+            time.sleep(0.5)
+        pytest.fail(f"nothing came of it\n{self.log.read_text()[-5000:]}")
+
+    def published(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows of the readers' copy, read while everything runs."""
+        with duckdb.connect(str((self.home / "published.duckdb").resolve()), read_only=True) as con:
+            return con.execute(query).fetchall()
+
+
+@contextmanager
+def served(folder: Path, home: Path, **variables: str) -> Iterator[Ui]:
+    """Both processes on a project, until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = home.parent / "ui.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COMMAND, "--project", str(folder), "ui", "--port", str(port)],
+            env=clean_environment(**variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    running = Ui(process, f"http://127.0.0.1:{port}", log, home)
+    try:
+        running.wait(lambda: answers(running))
+        yield running
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+        for left in session_of(process.pid):
+            os.kill(left, signal.SIGKILL)
+
+
+def answers(ui: Ui) -> bool | None:
+    try:
+        return True if ui.ask("{version}") else None
+    except OSError:
+        return None
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes that live in the session of a process that was started as its leader."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        try:
+            state, _, _, session = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(entry.name))
+    return found

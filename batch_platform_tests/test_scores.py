@@ -1,0 +1,55 @@
+import duckdb
+import numpy as np
+import pytest
+
+from batch_platform.monitoring.scores import BARS, BINS, read_distributions
+
+
+@pytest.fixture
+def con():
+    with duckdb.connect(":memory:") as con:
+        con.execute("CREATE SCHEMA small")
+        yield con
+
+
+def fill(con: duckdb.DuckDBPyConnection, column: str, dtype: str, rows: list[tuple[str, object]]) -> None:
+    con.execute(f"CREATE TABLE small.predictions (partition_key VARCHAR, {column} {dtype})")
+    con.executemany("INSERT INTO small.predictions VALUES (?, ?)", rows)
+
+
+def test_quantiles_and_mean_are_those_of_the_rows_as_finely_as_the_bins(con):
+    values = np.random.default_rng(1).beta(2, 5, 3000)
+    fill(con, "score", "DOUBLE", [("a", float(value)) for value in values] + [("b", 1.0), ("b", 0.0)])
+    found = read_distributions(con, "small", ["a", "b", "c"])
+    assert set(found) == {"a", "b"}
+    assert found["a"].numbers["mean"] == pytest.approx(values.mean())
+    for share in (10, 50, 90):
+        assert found["a"].numbers[f"p{share}"] == pytest.approx(np.quantile(values, share / 100), abs=1.5 / BINS)
+    assert (len(found["a"].bars), found["a"].rows, found["a"].low, found["a"].high) == (BARS, 3000, 0, 1)
+    assert [count for _, count in found["b"].bars] == [1, *[0] * (BARS - 2), 1]
+
+
+@pytest.mark.parametrize(("values", "constant"), [([0.3, 0.3], True), ([0.3, 0.4], False), ([0.3], False)])
+def test_one_score_for_all_rows_is_told(con, values, constant):
+    fill(con, "score", "DOUBLE", [("a", value) for value in values])
+    assert read_distributions(con, "small", ["a"])["a"].constant is constant
+
+
+def test_the_ranges_of_a_regression_are_those_of_the_partition(con):
+    fill(con, "prediction", "DOUBLE", [("a", -5.0), ("a", 15.0), ("b", 2.0), ("b", 2.0)])
+    found = read_distributions(con, "small", ["a", "b"])
+    assert (found["a"].low, found["a"].high, found["a"].numbers["mean"]) == (-5, 15, 5)
+    assert (found["b"].numbers["p50"], found["b"].constant) == (2, True)
+
+
+def test_classes_are_counted_by_name_most_frequent_first(con):
+    rows = [("a", f"class {at:02}") for at in range(15)] + [("a", "class 03")] * 5
+    fill(con, "prediction", "VARCHAR", rows)
+    found = read_distributions(con, "small", ["a"])["a"]
+    assert found.bars[0] == ("class 03", 6)
+    assert found.bars[-1] == ("others", 8)
+    assert (found.rows, found.numbers["share_class 03"]) == (20, 0.3)
+
+
+def test_nothing_scored_gives_nothing(con):
+    assert read_distributions(con, "small", ["a"]) == {}
