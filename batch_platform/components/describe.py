@@ -182,13 +182,12 @@ def committed(one: Committed, scores: ScoreDistribution | None) -> dict[str, Any
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
         "model_version": run.model_version,
+        **({"scores": dg.MetadataValue.md(drawing.distribution(scores))} if scores else {}),
+        **score_numbers(scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
         **_speed(one),
     }
-    if scores:
-        metadata["scores"] = dg.MetadataValue.md(drawing.distribution(scores))
-        metadata |= score_numbers(scores)
     if one.reasons:
         metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
     if one.unseen:
