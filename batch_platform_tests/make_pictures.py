@@ -16,7 +16,7 @@ from batch_platform_tests.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"
-RUNS = "query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 1) {... on Runs {results {status}}}}"
+RUNS = "query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 1) {... on Runs {results {status tags {key value}}}}}"
 
 
 def main() -> None:
@@ -64,14 +64,13 @@ def backfill(ui: Ui, dagster: Dagster) -> None:
     dagster.button("Launch backfill").click()
     tags = [{"key": "dagster/asset_partition_range_start", "value": "2013-05-02"}]
 
-    def done() -> bool | None:
+    def done() -> str | None:
         found = ui.ask(RUNS, filter={"tags": tags})["results"]
-        return True if found and found[0]["status"] == "SUCCESS" else None
+        ended = found and found[0]["status"] == "SUCCESS"
+        return next(tag["value"] for tag in found[0]["tags"] if tag["key"] == "dagster/backfill") if ended else None
 
-    ui.wait(done)
-    dagster.open("/runs?view=backfills")
+    dagster.open(f"/runs/b/{ui.wait(done)}")
     dagster.sees("Completed", exact=False)
-    dagster.page.get_by_role("link", name="View").first.click()
 
 
 def save(dagster: Dagster, name: str) -> None:

@@ -203,6 +203,8 @@ def committed(one: Committed, scores: ScoreDistribution | None) -> dict[str, Any
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
         "model_version": run.model_version,
+        **({"scores": dg.MetadataValue.md(drawing.distribution(scores))} if scores else {}),
+        **score_numbers(scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
         **_speed(one),
