@@ -195,7 +195,7 @@ def _moment(wiring: Wiring, at: datetime) -> str:
     return f"{at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"
 
 
-def committed(one: Committed, scores: ScoreDistribution | None) -> dict[str, Any]:
+def committed(one: Committed, scores: ScoreDistribution | None = None) -> dict[str, Any]:
     """Metadata of a partition of predictions."""
     run = one.run
     metadata: dict[str, Any] = {

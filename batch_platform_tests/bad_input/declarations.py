@@ -15,7 +15,9 @@ import pytest
 
 from batch_platform.cli import main
 from batch_platform.components import describe
+from batch_platform.components.wiring import Wiring
 from batch_platform.errors import BatchPlatformError, DataError, SourceError
+from batch_platform.home import HOME_VARIABLE
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names
 from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
@@ -297,7 +299,9 @@ def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model:
     trained = fed.trained(**({"random_state": 7} if not regression else {"l2_regularization": 1.0}))
     known = [name for name in trained.suspicious if name == "leak"]
     assert known == (["leak"] if flagged else [])
-    shown = describe.trained(trained)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv(HOME_VARIABLE, str(fed.pipeline.home.root))
+        shown = describe.trained(Wiring(fed.pipeline.spec, fed.pipeline.folder), trained)
     assert ("nearly_decide_the_label" in shown) == bool(trained.suspicious)
     assert not flagged or "leak" in shown["nearly_decide_the_label"].value
     assert PERIOD in trained.version.version

@@ -30,18 +30,19 @@ MOST_PARTITIONS = 1000
 
 @dataclass(frozen=True)
 class TimedWarehouse(Warehouse):
-    """A warehouse that notes how long it waited for its lock and how long it held it, in seconds."""
+    """A warehouse that notes, in seconds, how long it waited until it was open, and how long it was until it was free."""
 
     waited: list[float] = field(default_factory=list[float])
     held: list[float] = field(default_factory=list[float])
 
     @contextmanager
-    def _locked(self) -> Generator[None]:
+    def open(self) -> Generator[duckdb.DuckDBPyConnection]:
+        """As it is."""
         asked = time.perf_counter()
-        with super()._locked():
+        with super().open() as con:
             got = time.perf_counter()
             self.waited.append(got - asked)
-            yield
+            yield con
         self.held.append(time.perf_counter() - got)
 
 
