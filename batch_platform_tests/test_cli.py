@@ -248,7 +248,7 @@ def test_check_reports(cli, fresh):
         (("bogus",), "No such command 'bogus'. Hint: batch-platform --help"),
         (("run",), "Missing argument 'PIPELINE'. Hint: batch-platform run --help"),
         (("run", "small", "--bogus"), "No such option '--bogus'. Hint: batch-platform run --help"),
-        (("trace", "small"), "Missing argument 'KEY=VALUE...'. Hint: batch-platform trace --help"),
+        (("trace", "small"), "give either KEY=VALUE of a row, or --source, to which --partition may be added."),
         (("trace", "small", "17"), "'17' is not KEY=VALUE. Hint: batch-platform trace small id=… shop=…"),
         (("trace", "small", "idd=17"), "small has no key column 'idd'; its key is id, shop. Hint: did you mean 'id'?"),
         (("models", "small", "bogus"), "No such command 'bogus'. Hint: batch-platform models --help"),
