@@ -18,7 +18,7 @@ from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
 from batch_platform.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
 from batch_platform.sources import literal, quoted
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse import HELD_BY_ANOTHER, Warehouse
 
 READABLE_FROM = "v1.5.0"
 _NOTHING = "empty"
@@ -82,10 +82,12 @@ def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
 
 
 def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Make a copy equal to the warehouse; False if a reader holds it, it is damaged, or it is of another past."""
+    """Make a copy equal to the warehouse; False if a reader holds it, it is of another past, or it is damaged and goes."""
     try:
         con.execute(_attach(path))
-    except (duckdb.IOException, duckdb.ResourceInUseException, duckdb.SerializationException):
+    except duckdb.Error as error:
+        if not (isinstance(error, duckdb.ResourceInUseException) or HELD_BY_ANOTHER.search(str(error))):
+            _remove(path)
         return False
     with _attached(con):
         since = _shared_past(con)

@@ -42,7 +42,7 @@ _STORAGE_ERRORS = (
     duckdb.OutOfMemoryException,
     duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
-_HELD_BY_ANOTHER = re.compile("Could not set lock on file")
+HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Warehouse:
             try:
                 return duckdb.connect(str(self.home.warehouse))
             except duckdb.Error as error:
-                if not _HELD_BY_ANOTHER.search(str(error)):
+                if not HELD_BY_ANOTHER.search(str(error)):
                     raise self._failed(error, "opened") from error
                 holder = re.search(r"PID (\d+)", str(error))
                 patience.pause(holder[1] if holder else "unknown")

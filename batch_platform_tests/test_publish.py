@@ -194,6 +194,21 @@ def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_pat
     assert not broken.exists()
 
 
+@pytest.mark.parametrize("at", [0, 8, 100, 4096, 4104, 4200, 8192, 8200, 8300, 12288, 12300, 12400])
+def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, tmp_path, at):
+    for n in range(3):
+        write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
+        publish(home)
+    (spare,) = set(home.root.glob("published-*.duckdb")) - {home.published.resolve()}
+    data = bytearray(spare.read_bytes())
+    data[at] ^= 1
+    spare.write_bytes(data)
+    for n in range(3):
+        write(home, tmp_path, KEYS[n % 2], f"again{n}")
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
 PUBLISHING = """
 import sys
 from pathlib import Path
