@@ -183,7 +183,7 @@ query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNod
 } } } }
 """
 CHECKS = """
-query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 50) {
+query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 500) {
   status evaluation { success partition metadataEntries { label ... on IntMetadataEntry { intValue } } }
 } }
 """

@@ -356,17 +356,20 @@ commit(warehouse, *group)
 
 
 def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_wholly_new(home, tmp_path):
+    """Moments are drawn from twice the time that the commits before took, so that some fall on either side."""
     warehouse = Warehouse(home)
-    pauses = random.Random(1)
-    outcomes = set()
-    for n in range(20):
+    moments = random.Random(1)
+    outcomes, longest = set(), 0.1
+    for n in range(40):
         before = warehouse.latest(ScoreRun, "small")
         command = [sys.executable, "-c", COMMITTING, str(home.root), str(tmp_path / "staged"), str(n)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "go\n"
-            time.sleep(pauses.uniform(0, 0.12))
+            pause = moments.uniform(0, longest)
+            time.sleep(pause)
             process.send_signal(signal.SIGKILL)
         after = warehouse.latest(ScoreRun, "small")
+        longest = max(longest, 2 * pause) if after == before else max(0.05, pause)
         assert after == before or {run.run_id for run in after.values()} == {f"r{n}"}
         outcomes.add(after == before)
         with warehouse.open() as con:
