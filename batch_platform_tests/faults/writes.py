@@ -76,6 +76,7 @@ def killed_at_every_step(folder: Path) -> None:
         assert {"COMMIT", "CHECKPOINT", "replace .published"} <= set(steps)
         for number in range(len(steps)):
             storm.kill_at_step_of_a_write(number)
+    assert storm.kills["a step"] > 0.9 * len(steps)
     assert set(storm.outcomes) == {"old", "new"}
 
 
