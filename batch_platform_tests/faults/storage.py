@@ -42,7 +42,9 @@ from batch_platform.home import Home
 from batch_platform.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.small_pipeline import small_spec
-import skops.io, sklearn.ensemble
+import duckdb, polars, skops.io, sklearn.ensemble
+numbers = polars.DataFrame({"n": range(200_000)})  # the libraries start their threads before memory is short: one that
+assert numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]  # cannot, waits for good
 root, project, key, kind, limit = sys.argv[1:]
 pipeline = Pipeline(small_spec(), Path(project), Home(Path(root)))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
