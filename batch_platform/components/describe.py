@@ -209,9 +209,6 @@ def committed(one: Committed, scores: ScoreDistribution | None = None) -> dict[s
         "skipped": one.skipped,
         **_speed(one),
     }
-    if scores:
-        metadata["scores"] = dg.MetadataValue.md(drawing.distribution(scores))
-        metadata |= score_numbers(scores)
     if one.reasons:
         metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
     if one.unseen:
