@@ -21,10 +21,11 @@ from batch_platform.home import Home
 from batch_platform.learning import Trained, publish_version, train_version
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.models.bundle import Bundle, open_bundle
+from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
-from batch_platform.registry import Registry, Version, read_registry, register
+from batch_platform.registry import Version, read_registry, register
 from batch_platform.scoring import Stamp
 from batch_platform.scoring_run import Committed, Due, ScoringRun, is_full
 from batch_platform.sources import Sources
@@ -179,21 +180,17 @@ class Pipeline:
         """
         state = self.state()
         due, failure = list[Due](), None
+        for partition in partitions:
+            try:
+                due.append(self._due(state, partition, version))
+            except BatchPlatformError as error:
+                failure = error  # once those before it are committed
+                break
+        code_version = self.scoring_code_version
+        yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
         with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
-            for partition in partitions:
-                try:
-                    model = self._model_for(state.registry, partition, version)
-                    build = self.history.require(state.features, partition)
-                except BatchPlatformError as error:
-                    failure = error  # once those before it are committed
-                    break
-                standing = state.scores.get(partition.key)
-                if standing and not force and self._holds(standing, model, build):
-                    yield Committed(partition, standing, skipped=True)
-                else:
-                    due.append(Due(partition, model, build, standing))
-            run = ScoringRun(self.history, self.warehouse, self.bundle, self.scoring_code_version, stamp, force)
-            yield from run.committed(stream, due)
+            run = ScoringRun(self.history, self.warehouse, self.bundle, code_version, stamp, force)
+            yield from run.committed(stream, [one for one in due if force or not one.is_held(code_version)])
         if failure is not None:
             raise failure
 
@@ -244,8 +241,24 @@ class Pipeline:
             self.warehouse.record_features([built.build for built in group])
         yield from group
 
-    def _model_for(self, registry: Registry, partition: Partition, version: str | None) -> Version:
-        return registry.present(version) if version else registry.require_champion(partition.start, partition.key)
+    def _due(self, state: State, partition: Partition, version: str | None) -> Due:
+        """What scores a partition, from what: the champion or a given version, and the recorded features."""
+        registry = state.registry
+        model = registry.present(version) if version else registry.require_champion(partition.start, partition.key)
+        build = self.history.require(state.features, partition)
+        return Due(partition, model, build, state.scores.get(partition.key))
+
+    def _skipped(self, held: Sequence[Due]) -> Iterator[Committed]:
+        distributions = self.distributions([one.partition.key for one in held]) if held else {}
+        for one in held:
+            if one.standing is not None:
+                scores = distributions.get(one.partition.key)
+                yield Committed(one.partition, one.standing, skipped=True, scores=scores)
+
+    def distributions(self, partition_keys: Sequence[str]) -> dict[str, ScoreDistribution]:
+        """How the committed scores of partitions are distributed, by key."""
+        with self.warehouse.open() as con:
+            return committed_distributions(con, self.spec.name, partition_keys)
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.
@@ -259,14 +272,6 @@ class Pipeline:
             bundle = open_bundle(folder, version.sha256, allow_pickle=self.spec.model.allow_pickle)
             self._bundles[version.version] = replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
         return self._bundles[version.version]
-
-    def _holds(self, standing: ScoreRun, model: Version, build: FeatureBuild) -> bool:
-        """Whether the warehouse holds what scoring these features by this model would give."""
-        return (standing.model_sha256, standing.input_hash, standing.code_version) == (
-            model.sha256,
-            build.sha256,
-            self.scoring_code_version,
-        )
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

@@ -184,7 +184,15 @@ class _Replay:
         (committed,) = self.pipeline.warehouse.commit_scores(
             standing.pipeline, [scores], may_empty=True, clock=self.stamp.now
         )
-        return Committed(staged.partition, committed, skipped=False, reasons=staged.reasons, unseen=staged.unseen)
+        distributions = self.pipeline.distributions([committed.partition_key])
+        return Committed(
+            staged.partition,
+            committed,
+            skipped=False,
+            reasons=staged.reasons,
+            unseen=staged.unseen,
+            scores=distributions.get(committed.partition_key),
+        )
 
 
 class _Unchanged:

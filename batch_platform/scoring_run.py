@@ -1,10 +1,12 @@
 """One run of scoring: what is due goes through the stream, and is committed in groups of partitions.
 
-Decides nothing about what is due or by which model.
+A group is committed on a thread of its own while the next one is scored, one group at a time and in order. Decides
+nothing about what is due or by which model.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -12,6 +14,7 @@ from time import perf_counter
 from batch_platform.history import History
 from batch_platform.ledger import FeatureBuild, ScoreRun
 from batch_platform.models.bundle import Bundle
+from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.partitions import Partition
 from batch_platform.registry import Version
 from batch_platform.scoring import Stamp
@@ -34,6 +37,11 @@ class Committed:
     unseen: dict[str, int] = field(default_factory=dict[str, int])
     ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
     spent: Spent = field(default_factory=Spent)  # nothing where skipped
+    scores: ScoreDistribution | None = None  # None where it has no predictions
+
+
+_NOTHING = Future[list[Committed]]()  # has been committed
+_NOTHING.set_result([])
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,12 @@ class Due:
     model: Version
     build: FeatureBuild
     standing: ScoreRun | None  # what the warehouse holds of it
+
+    def is_held(self, code_version: str) -> bool:
+        """Whether the warehouse holds already what scoring it would give."""
+        made_of = (self.model.sha256, self.build.sha256, code_version)
+        held = self.standing
+        return held is not None and (held.model_sha256, held.input_hash, held.code_version) == made_of
 
 
 @dataclass(frozen=True)
@@ -66,24 +80,33 @@ class ScoringRun:
     stamp: Stamp
     force: bool
 
-    def committed(self, stream: Stream, due: Sequence[Due]) -> Iterator[Committed]:
+    def committed(self, stream: Stream, due: Sequence[Due]) -> Generator[Committed]:
         """Score what is due, and commit it in groups; also what was scored before something fails."""
-        group: list[tuple[Due, Staged]] = []
         rows = Counter[str]()
         for one in due:
             rows[one.model.version] += one.build.rows
         orders = (self._order(one, rows[one.model.version]) for one in due)
-        with closing(stream.staged(orders)) as results:
-            try:
-                for one, staged in zip(due, results, strict=True):
-                    group.append((one, staged))
-                    if is_full(len(group), sum(scored.rows_in for _, scored in group)):
-                        yield from self._commit(group)
-                        group = []
-            except Exception:
-                yield from self._commit(group)
-                raise
-        yield from self._commit(group)
+        with ThreadPoolExecutor(1, "commit") as committer, closing(stream.staged(orders)) as results:
+            yield from self._in_groups(committer, zip(due, results, strict=True))
+
+    def _in_groups(self, committer: Executor, scored: Iterable[tuple[Due, Staged]]) -> Generator[Committed]:
+        """Commit a group while the next one is scored; what is staged when something fails is committed before it is told."""
+        group, behind = list[tuple[Due, Staged]](), _NOTHING
+        try:
+            for one in scored:
+                group.append(one)
+                full = is_full(len(group), sum(staged.rows_in for _, staged in group))
+                if full or behind.done():
+                    ended, behind = behind, _NOTHING
+                    yield from ended.result()
+                if full:
+                    behind, group = committer.submit(self._commit, group), []
+        except Exception:
+            yield from behind.result()
+            yield from committer.submit(self._commit, group).result()
+            raise
+        yield from behind.result()
+        yield from committer.submit(self._commit, group).result()
 
     def _order(self, due: Due, rows_of_model: int) -> Order:
         bundle = self.bundle(due.model)
@@ -118,9 +141,10 @@ class ScoringRun:
             run_id=self.stamp.run_id,
         )
 
-    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> Iterator[Committed]:
+    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
         if not group:
-            return
+            return []
+        distributions = staged_distributions([staged.predictions for _, staged in group])
         began = perf_counter()
         scores = [
             StagedScores(
@@ -133,19 +157,22 @@ class ScoringRun:
         ]
         runs = self.warehouse.commit_scores(self.history.spec.name, scores, may_empty=self.force, clock=self.stamp.now)
         each = (perf_counter() - began) / len(group)
-        for (due, staged), run in zip(group, runs, strict=True):
+        for _, staged in group:
             staged.predictions.unlink()
             staged.rejected.unlink()
-            spent = replace(staged.spent, commit=each, clock=staged.spent.clock + each)
-            yield Committed(
+        return [
+            Committed(
                 due.partition,
                 run,
                 skipped=run.run_id != self.stamp.run_id,  # another run committed just these rows meanwhile
                 reasons=staged.reasons,
                 unseen=staged.unseen,
                 ignored=staged.ignored,
-                spent=spent,
+                spent=replace(staged.spent, commit=each, clock=staged.spent.clock + each),
+                scores=distributions.get(due.partition.key),
             )
+            for (due, staged), run in zip(group, runs, strict=True)
+        ]
 
 
 def _engine(bundle: Bundle) -> str:

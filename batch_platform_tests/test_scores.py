@@ -2,7 +2,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.scores import BARS, BINS, read_distributions
+from batch_platform.monitoring.scores import BARS, BINS, committed_distributions, staged_distributions
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def fill(con: duckdb.DuckDBPyConnection, column: str, dtype: str, rows: list[tup
 def test_quantiles_and_mean_are_those_of_the_rows_as_finely_as_the_bins(con):
     values = np.random.default_rng(1).beta(2, 5, 3000)
     fill(con, "score", "DOUBLE", [("a", float(value)) for value in values] + [("b", 1.0), ("b", 0.0)])
-    found = read_distributions(con, "small", ["a", "b", "c"])
+    found = committed_distributions(con, "small", ["a", "b", "c"])
     assert set(found) == {"a", "b"}
     assert found["a"].numbers["mean"] == pytest.approx(values.mean())
     for share in (10, 50, 90):
@@ -32,12 +32,12 @@ def test_quantiles_and_mean_are_those_of_the_rows_as_finely_as_the_bins(con):
 @pytest.mark.parametrize(("values", "constant"), [([0.3, 0.3], True), ([0.3, 0.4], False), ([0.3], False)])
 def test_one_score_for_all_rows_is_told(con, values, constant):
     fill(con, "score", "DOUBLE", [("a", value) for value in values])
-    assert read_distributions(con, "small", ["a"])["a"].constant is constant
+    assert committed_distributions(con, "small", ["a"])["a"].constant is constant
 
 
 def test_the_ranges_of_a_regression_are_those_of_the_partition(con):
     fill(con, "prediction", "DOUBLE", [("a", -5.0), ("a", 15.0), ("b", 2.0), ("b", 2.0)])
-    found = read_distributions(con, "small", ["a", "b"])
+    found = committed_distributions(con, "small", ["a", "b"])
     assert (found["a"].low, found["a"].high, found["a"].numbers["mean"]) == (-5, 15, 5)
     assert (found["b"].numbers["p50"], found["b"].constant) == (2, True)
 
@@ -45,11 +45,38 @@ def test_the_ranges_of_a_regression_are_those_of_the_partition(con):
 def test_classes_are_counted_by_name_most_frequent_first(con):
     rows = [("a", f"class {at:02}") for at in range(15)] + [("a", "class 03")] * 5
     fill(con, "prediction", "VARCHAR", rows)
-    found = read_distributions(con, "small", ["a"])["a"]
+    found = committed_distributions(con, "small", ["a"])["a"]
     assert found.bars[0] == ("class 03", 6)
     assert found.bars[-1] == ("others", 8)
     assert (found.rows, found.numbers["share_class 03"]) == (20, 0.3)
 
 
 def test_nothing_scored_gives_nothing(con):
-    assert read_distributions(con, "small", ["a"]) == {}
+    assert committed_distributions(con, "small", ["a"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("column", "dtype", "values"),
+    [
+        ("score", "DOUBLE", [0.0, 0.25, 1.0, 0.25]),
+        ("score", "DOUBLE", [-0.4, 0.1, 0.3]),
+        ("prediction", "DOUBLE", [-5.0, 15.0, 2.5]),
+        ("prediction", "INTEGER", [1, 2, 2]),
+        ("prediction", "VARCHAR", ["b", "a", "b"]),
+    ],
+)
+def test_staged_scores_are_distributed_as_they_are_once_committed(con, tmp_path, column, dtype, values):
+    fill(con, column, dtype, [("a", value) for value in values] + [("b", values[0])])
+    files = [tmp_path / f"{key}.parquet" for key in ("a", "b", "none")]
+    for file in files:
+        con.execute(f"COPY (FROM small.predictions WHERE partition_key = '{file.stem}') TO '{file}'")
+    staged = staged_distributions(files)
+    assert set(staged) == {"a", "b"}
+    assert staged == committed_distributions(con, "small", ["a", "b", "none"])
+
+
+def test_scores_beyond_probabilities_are_counted_in_the_range_that_they_have(con):
+    fill(con, "score", "DOUBLE", [("a", -0.5), ("a", 0.0), ("a", 1.5)])
+    found = committed_distributions(con, "small", ["a"])["a"]
+    assert (found.low, found.high, found.rows) == (-0.5, 1.5, 3)
+    assert (found.bars[0][1], found.bars[-1][1]) == (1, 1)

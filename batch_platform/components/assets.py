@@ -12,7 +12,6 @@ from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValu
 from pydantic import Field
 
 from batch_platform.components import checks, describe, lineage
-from batch_platform.components.committed_scores import CommittedScores
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
@@ -203,21 +202,19 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         found: list[checks.Checked] = []
         with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
-            scores = CommittedScores(pipeline.warehouse, wiring.spec.name, [one.key for one in partitions])
             stamp = stamp_of(context.run.run_id)
             with (
                 PartitionLog(context, key, len(partitions)) as log,
                 closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
             ):
                 for done in results:
-                    distribution = scores.of(done.partition.key, done.run.seq)
-                    one = checks.Checked(done, distribution, wiring.spec.features.max_rejected)
+                    one = checks.Checked(done, wiring.spec.features.max_rejected)
                     told = lineage.scored(wiring, pipeline, done, partitions[-1])
                     log.materialized(
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done, distribution) | told,
+                        metadata=describe.committed(done) | told,
                     )
                     checks.log_predictions(log, one)
                     found.append(one)

@@ -12,7 +12,6 @@ from batch_platform.errors import listed
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
 from batch_platform.monitoring.performance import DEFAULT_METRIC, is_worse
-from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.scoring_run import Committed
 
 ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
@@ -56,10 +55,9 @@ def _score_distribution(asset: dg.AssetKey) -> dg.AssetCheckSpec:
 
 @dataclass(frozen=True)
 class Checked:
-    """One committed partition with the distribution of its scores; None where it holds no predictions."""
+    """One committed partition."""
 
     committed: Committed
-    scores: ScoreDistribution | None
     budget: float
 
     @property
@@ -81,7 +79,8 @@ class Checked:
     @property
     def varied(self) -> bool:
         """Whether the scores differ."""
-        return self.scores is None or not self.scores.constant
+        scores = self.committed.scores
+        return scores is None or not scores.constant
 
 
 def log_predictions(log: PartitionLog, one: Checked) -> None:
@@ -91,7 +90,7 @@ def log_predictions(log: PartitionLog, one: Checked) -> None:
     log.checked(key, ROWS_BALANCE, passed=one.balanced, metadata=rows)
     share = {"rejected_share": one.rejected_share, "rows_rejected": run.rows_rejected}
     log.checked(key, REJECTED_SHARE, passed=one.within_budget, severity=_WARN, metadata=share)
-    numbers = describe.score_numbers(one.scores)
+    numbers = describe.score_numbers(one.committed.scores)
     log.checked(key, SCORE_DISTRIBUTION, passed=one.varied, severity=_WARN, metadata=numbers)
 
 

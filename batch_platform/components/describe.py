@@ -195,7 +195,7 @@ def _moment(wiring: Wiring, at: datetime) -> str:
     return f"{at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"
 
 
-def committed(one: Committed, scores: ScoreDistribution | None = None) -> dict[str, Any]:
+def committed(one: Committed) -> dict[str, Any]:
     """Metadata of a partition of predictions."""
     run = one.run
     metadata: dict[str, Any] = {
@@ -203,8 +203,8 @@ def committed(one: Committed, scores: ScoreDistribution | None = None) -> dict[s
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(drawing.distribution(scores))} if scores else {}),
-        **score_numbers(scores),
+        **({"scores": dg.MetadataValue.md(drawing.distribution(one.scores))} if one.scores else {}),
+        **score_numbers(one.scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
         **_speed(one),

@@ -1,13 +1,14 @@
-"""How the scores of a partition are distributed: counts, mean and quantiles, read from the committed predictions.
+"""How the scores of a partition are distributed: counts, mean and quantiles, of staged or of committed predictions.
 
 The database bins and counts, so that memory does not grow with the rows. Says what is there, judges nothing.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import fsum
+from pathlib import Path
 
 import duckdb
 
@@ -45,64 +46,93 @@ class ScoreDistribution:
         return sum(count for _, count in self.bars)
 
 
-def read_distributions(
+def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
+    """The distributions of partitions that are staged in Parquet files, by key; one without predictions is left out.
+
+    Holds no lock and opens no database file.
+    """
+    if not files:
+        return {}
+    with duckdb.connect() as con:
+        return _distributions(
+            con, "read_parquet($files, union_by_name := true)", {"files": [str(one) for one in files]}
+        )
+
+
+def committed_distributions(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Sequence[str]
 ) -> dict[str, ScoreDistribution]:
-    """The distributions of some partitions, by key; a partition without predictions is left out.
-
-    The scores of two classes lie between 0 and 1, which is where their ranges begin and end; the ranges of a regression
-    are those of the partition. A prediction that is not a real number is a class.
-    """
-    types = dict(_columns(con, pipeline))
-    column = "score" if "score" in types else "prediction"
-    if not partition_keys or column not in types:
-        return {}
-    if types[column] in _REAL_TYPES:
-        return _numeric(con, pipeline, partition_keys, column)
-    return _classes(con, pipeline, partition_keys, column)
-
-
-def _columns(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[tuple[str, str]]:
+    """The distributions of partitions that are committed, by key; one without predictions is left out."""
     query = (
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = current_database() "
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
         "AND schema_name = $schema AND table_name = 'predictions'"
     )
-    return con.execute(query, {"schema": pipeline}).fetchall()
+    if not partition_keys or not con.execute(query, {"schema": pipeline}).fetchall():
+        return {}
+    rows = f"(FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys)"
+    return _distributions(con, rows, {"keys": list(partition_keys)})
+
+
+def _distributions(
+    con: duckdb.DuckDBPyConnection, rows: str, values: Mapping[str, list[str]]
+) -> dict[str, ScoreDistribution]:
+    """The distributions of all partitions of a relation.
+
+    Probabilities lie between 0 and 1, which is where their ranges begin and end; the ranges of all else are those of the
+    partition. A prediction that is not a real number is a class.
+    """
+    types = {name: dtype for name, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall()}
+    column = "score" if "score" in types else "prediction"
+    if column not in types:
+        return {}
+    found = _numeric if types[column] in _REAL_TYPES else _classes
+    return found(con, rows, values, column)
 
 
 def _numeric(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Sequence[str], column: str
+    con: duckdb.DuckDBPyConnection, rows: str, values: Mapping[str, list[str]], column: str
 ) -> dict[str, ScoreDistribution]:
-    low, high = ("0::DOUBLE", "1::DOUBLE") if column == "score" else ("min(value)", "max(value)")
+    scored = f"SELECT partition_key, {quoted(column)}::DOUBLE AS value FROM {rows}"
+    probabilities = f"SELECT min(value) >= 0 AND max(value) <= 1 FROM ({scored})"
+    if column == "score" and con.execute(probabilities, values).fetchall() == [(True,)]:
+        ranged = f"SELECT *, 0::DOUBLE AS low, 1::DOUBLE AS high FROM ({scored})"
+    else:
+        ranges = f"SELECT partition_key, min(value) AS low, max(value) AS high FROM ({scored}) GROUP BY partition_key"
+        ranged = f"FROM ({scored}) JOIN ({ranges}) USING (partition_key)"
     query = f"""
-        WITH scored AS (
-            SELECT partition_key, {quoted(column)}::DOUBLE AS value
-            FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys
-        ), bounds AS (
-            SELECT partition_key, {low} AS low, {high} AS high, min(value) = max(value) AND count(*) > 1 AS constant
-            FROM scored GROUP BY partition_key
-        )
         SELECT
-            partition_key, low, high, constant,
+            partition_key, low, high,
             CASE WHEN high > low THEN least(floor((value - low) / (high - low) * {BINS}), {BINS - 1}) ELSE 0 END::INT,
-            count(*), sum(value)
-        FROM scored JOIN bounds USING (partition_key)
-        GROUP BY ALL ORDER BY ALL
+            count(*), sum(value), min(value), max(value)
+        FROM ({ranged}) GROUP BY ALL ORDER BY ALL
     """
-    bins: dict[str, list[tuple[float, float, bool, int, int, float]]] = defaultdict(list)
-    for key, *values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        bins[key].append(tuple(values))
-    return {key: _of_bins(column, found) for key, found in bins.items()}
+    bins: dict[str, list[_Bin]] = defaultdict(list)
+    ends: dict[str, tuple[float, float]] = {}
+    for key, low, high, *of_bin in con.execute(query, values).fetchall():
+        ends[key] = low, high
+        bins[key].append(_Bin(*of_bin))
+    return {key: _of_bins(column, *ends[key], found) for key, found in bins.items()}
 
 
-def _of_bins(column: str, found: Sequence[tuple[float, float, bool, int, int, float]]) -> ScoreDistribution:
-    low, high, constant = found[0][:3]
+@dataclass(frozen=True)
+class _Bin:
+    """The scores of one range, at least one."""
+
+    at: int
+    rows: int
+    total: float
+    lowest: float
+    highest: float
+
+
+def _of_bins(column: str, low: float, high: float, found: Sequence[_Bin]) -> ScoreDistribution:
     counts = [0] * BINS
-    for _, _, _, at, count, _ in found:
-        counts[at] = count
+    for one in found:
+        counts[one.at] = one.rows
     rows, wide = sum(counts), (high - low) / BINS
+    constant = rows > 1 and min(one.lowest for one in found) == max(one.highest for one in found)
     reached = list(accumulate(counts))
-    numbers = {"mean": fsum(total for *_, total in found) / rows}
+    numbers = {"mean": fsum(one.total for one in found) / rows}
     for share in QUANTILES:
         at = next(at for at, seen in enumerate(reached) if seen >= share * rows)
         numbers[f"p{share * 100:.0f}"] = low + (at + 0.5) * wide
@@ -115,21 +145,20 @@ def _of_bins(column: str, found: Sequence[tuple[float, float, bool, int, int, fl
 
 
 def _classes(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Sequence[str], column: str
+    con: duckdb.DuckDBPyConnection, rows: str, values: Mapping[str, list[str]], column: str
 ) -> dict[str, ScoreDistribution]:
     query = f"""
         SELECT partition_key, {quoted(column)}::VARCHAR AS value, count(*) AS rows
-        FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys
-        GROUP BY ALL ORDER BY partition_key, rows DESC, value
+        FROM {rows} GROUP BY ALL ORDER BY partition_key, rows DESC, value
     """
     counts: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for key, value, rows in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        counts[key].append((value, rows))
+    for key, value, count in con.execute(query, values).fetchall():
+        counts[key].append((value, count))
     found: dict[str, ScoreDistribution] = {}
     for key, of in counts.items():
-        rows, rest = sum(count for _, count in of), sum(count for _, count in of[CLASSES:])
+        total, rest = sum(count for _, count in of), sum(count for _, count in of[CLASSES:])
         bars = (*of[:CLASSES], *([("others", rest)] if rest else []))
-        shares = {f"share_{label}": count / rows for label, count in of[:CLASSES]}
-        constant = len(of) == 1 and rows > 1
+        shares = {f"share_{label}": count / total for label, count in of[:CLASSES]}
+        constant = len(of) == 1 and total > 1
         found[key] = ScoreDistribution(column, tuple(bars), shares, None, None, constant)
     return found
