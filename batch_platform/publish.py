@@ -2,11 +2,17 @@
 
 A copy is named after the newest change that it holds, and the link points to one that is complete. The copy that the
 link does not point to is brought up to date from the warehouse's journal of changes, renamed, and the link is flipped
-to it; where a reader still holds it, it is left alone and a new one is begun. So publishing costs in proportion to
-what changed, the file that readers open is never touched, and no reader can delay a write.
+to it; where a reader still holds it, it is left alone. So publishing costs in proportion to what changed, the file that
+readers open is never touched, and no reader can delay a write.
+
+Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock and
+after a checkpoint. Another process does that: a process that opens a file of its own database a second time loses
+its lock on it as soon as it closes it.
 """
 
 import contextlib
+import os
+import subprocess
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,9 +24,9 @@ from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
 from batch_platform.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
 from batch_platform.sources import literal, quoted
-from batch_platform.warehouse import HELD_BY_ANOTHER, Warehouse
+from batch_platform.warehouse import HELD_BY_ANOTHER, READABLE_FROM, Warehouse
 
-READABLE_FROM = "v1.5.0"
+MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
 
 
@@ -39,7 +45,7 @@ def publish(home: Home) -> Path:
         spares = [path for path in _copies(home) if path != current]
         try:
             copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
             msg = f"{home.published} could not be brought up to date: {error}"
             raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
         copy.rename(wanted)
@@ -75,14 +81,49 @@ def _newest_change(con: duckdb.DuckDBPyConnection) -> str:
 
 def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     path = home.root / f"published-{uuid.uuid4().hex}.duckdb"
+    if _is_readable(con):
+        copy_bytes(con, home, path)
+        return path
     con.execute(_attach(path))
     with _attached(con):
         _copy_changes(con, since=0)
     return path
 
 
+def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the warehouse itself is in the form that readers are promised; one that is older than this is not."""
+    query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
+    return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
+
+
+def copy_bytes(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> None:
+    """Copy the file of the warehouse, which nobody writes to meanwhile; under another name until it is whole.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    for left in home.root.glob(".published-*"):  # by a process that was killed
+        left.unlink()
+    con.execute("CHECKPOINT")
+    aside = home.root / f".{path.name}"
+    command = ["cp", "--", str(home.warehouse), str(aside)]
+    copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+    if copied.returncode:
+        aside.unlink(missing_ok=True)
+        raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")
+    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    aside.rename(path)
+
+
 def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Make a copy equal to the warehouse; False if a reader holds it, it is of another past, or it is damaged and goes."""
+    """Make a copy equal to the warehouse; False where that is not worth while, or a reader holds it, or it is damaged.
+
+    One of another past than the warehouse's is not used either; a damaged one goes.
+    """
     try:
         con.execute(_attach(path))
     except duckdb.Error as error:
@@ -91,10 +132,19 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
         return False
     with _attached(con):
         since = _shared_past(con)
-        if since is None:
+        if since is None or (_is_readable(con) and _much_changed(con, since)):
             return False
         _copy_changes(con, since)
     return True
+
+
+def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
+    """Whether so many rows were scored since a change that copying all bytes is quicker than writing them once more."""
+    query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
+    ((changed,),) = con.execute(query, {"since": since}).fetchall()
+    query = "SELECT sum(estimated_size) FROM duckdb_tables() WHERE database_name = current_database()"
+    ((rows,),) = con.execute(query).fetchall()
+    return changed > max(MUCH_ROWS, MUCH_OF_ALL * rows)
 
 
 def _attach(path: Path) -> str:

@@ -42,6 +42,7 @@ _STORAGE_ERRORS = (
     duckdb.OutOfMemoryException,
     duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
+READABLE_FROM = "v1.5.0"  # of DuckDB: a file that readers open is written for these and newer versions
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
 
@@ -219,7 +220,7 @@ class Warehouse:
         """Open the file, which somebody who does not know of the lock beside it may have open."""
         while True:
             try:
-                return duckdb.connect(str(self.home.warehouse))
+                return duckdb.connect(str(self.home.warehouse), config={"storage_compatibility_version": READABLE_FROM})
             except duckdb.Error as error:
                 if not HELD_BY_ANOTHER.search(str(error)):
                     raise self._failed(error, "opened") from error

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from batch_platform.errors import WarehouseBusyError
 from batch_platform.home import Home
 from batch_platform.ledger import ScoreRun
-from batch_platform.publish import publish
+from batch_platform.publish import MUCH_ROWS, copy_bytes, publish
 from batch_platform.sources import quoted
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse import READABLE_FROM, Warehouse
 from batch_platform_tests.test_warehouse import KEYS, commit, held, staged
 
 
@@ -70,6 +70,53 @@ def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
         inodes.append(publish(home).stat().st_ino)
     assert len(set(inodes)) == 2
     assert len(list(home.root.glob("published-*"))) == 2
+
+
+def test_where_most_rows_changed_the_bytes_are_copied_and_the_next_changes_are_added_to_them(home, tmp_path):
+    many = list(range(MUCH_ROWS + 1))
+    write(home, tmp_path, KEYS[0], "r0")
+    first = publish(home).stat().st_ino
+    write(home, tmp_path, KEYS[0], "r1")
+    second = publish(home).stat().st_ino
+    write(home, tmp_path, KEYS[1], "many", id=many)
+    copied = publish(home)
+    assert copied.stat().st_ino not in (first, second)
+    assert copied.stat().st_size == home.warehouse.stat().st_size
+    assert shown(copied) == held(Warehouse(home))
+    for run_id in ("r2", "r3", "r4"):
+        write(home, tmp_path, KEYS[0], run_id)
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+    assert len(list(home.root.glob("published-*"))) == 2
+    assert not list(home.root.glob(".published-*"))
+
+
+def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    opening = f"import duckdb; duckdb.connect({str(home.warehouse)!r})"
+    with Warehouse(home).open() as con:
+        copy_bytes(con, home, home.root / "published-0.duckdb")
+        stranger = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
+    assert "Could not set lock" in stranger.stderr
+
+
+def test_a_warehouse_of_a_newer_form_is_copied_row_by_row_into_one_that_readers_can_open(home, tmp_path):
+    with duckdb.connect(str(home.warehouse)) as con:
+        con.execute("CREATE SCHEMA of_another_form")
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    for file, form in ((home.warehouse, "v2.0.0+"), (home.published, f"{READABLE_FROM}+")):
+        with duckdb.connect(str(file), read_only=True) as con:
+            query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
+            assert con.execute(query).fetchall() == [(form,)]
+
+
+def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
+    (home.root / ".published-0.duckdb").write_bytes(b"half")
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    assert not list(home.root.glob(".published-*"))
 
 
 CHANGE = st.one_of(
