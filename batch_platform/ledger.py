@@ -33,6 +33,7 @@ class FeatureBuild:
     sources: str  # versions by source, as JSON
     built_at: datetime
     run_id: str
+    xxh3: str = ""  # of the same bytes as `sha256`; empty where an earlier version of this project recorded none
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ CREATE TABLE batch_platform.changes (
     seq BIGINT, change_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, partition_key VARCHAR);
 CREATE TABLE batch_platform.feature_builds (
     seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, rows BIGINT, sha256 VARCHAR, file_bytes BIGINT,
-    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR);
+    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR, xxh3 VARCHAR);
 CREATE TABLE batch_platform.score_runs (
     seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, partition_start TIMESTAMPTZ, partition_end TIMESTAMPTZ,
     model_version VARCHAR, model_sha256 VARCHAR, input_hash VARCHAR, code_version VARCHAR, engine VARCHAR,
@@ -119,6 +120,9 @@ UPGRADES = {  # what brings a warehouse of one format to the next
     1: """
 ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
 ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';
+""",
+    2: """
+ALTER TABLE batch_platform.feature_builds ADD COLUMN xxh3 VARCHAR DEFAULT '';
 """,
 }
 FORMAT = 1 + len(UPGRADES)

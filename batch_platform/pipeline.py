@@ -234,6 +234,7 @@ class Pipeline:
             sources=json.dumps(sources, sort_keys=True),
             built_at=stamp.now(),
             run_id=stamp.run_id,
+            xxh3=file.xxh3,
         )
 
     def _record(self, group: list[Built]) -> Iterator[Built]:

@@ -117,6 +117,7 @@ class ScoringRun:
             rows=due.build.rows,
             bundle=bundle,
             predictor=bundle.for_rows(rows_of_model),
+            xxh3=due.build.xxh3,
         )
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:

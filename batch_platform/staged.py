@@ -44,6 +44,7 @@ class Order:
         rows: How many the file holds.
         bundle: The model.
         predictor: What evaluates it; give the one for all rows of a run that this model scores.
+        xxh3: The same as `sha256` by a quicker hash, which is then what is checked; empty where none is recorded.
     """
 
     partition: Partition
@@ -52,6 +53,7 @@ class Order:
     rows: int
     bundle: Bundle
     predictor: Predictor
+    xxh3: str = ""
 
 
 @dataclass(frozen=True)

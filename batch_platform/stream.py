@@ -113,7 +113,9 @@ class Stream:
             key = order.partition.key
             with (
                 memory_explained(self._spec.name, key),
-                open_recorded(order.features, order.sha256, pipeline=self._spec.name, partition_key=key) as recorded,
+                open_recorded(
+                    order.features, order.sha256, order.xxh3, pipeline=self._spec.name, partition_key=key
+                ) as recorded,
             ):
                 yield recorded
         except BaseException as error:

@@ -313,9 +313,12 @@ def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
         con.execute("DROP VIEW batch_platform.partition_status")
         con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
         con.execute("ALTER TABLE batch_platform.promotions DROP COLUMN holds_from")
+        con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN xxh3")
         con.execute("UPDATE batch_platform.meta SET format = 1")
         con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
+        con.execute("INSERT INTO batch_platform.feature_builds (seq, pipeline, partition_key) VALUES (2, 'small', 'k')")
     assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
+    assert warehouse.latest(FeatureBuild, "small")["k"].xxh3 == ""
     assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
     assert held(warehouse)["batch_platform.promotions"] == []
     with warehouse.open() as con:
