@@ -236,6 +236,7 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
         assert value(entry, "peak_memory_mib") > 1
         shares = [value(entry, f"share_of_time_in_{name}") for name in ("read", "score", "commit")]
         assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert "| rows/s | peak memory | time to read | time to score | time to commit |" in value(entry, "speed")
     balances = evaluations(trained, "predictions", "rows_balance")
     assert set(balances) == {*days, None}
     assert all(balances[day].metadata["rows_in"].value == 40 for day in days)
@@ -345,6 +346,34 @@ def test_force_scores_again_what_is_up_to_date(trained):
     (logged,) = trained.materializations("predictions")
     assert not value(logged, "skipped")
     assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
+
+
+def test_numbers_that_are_there_to_be_plotted_stand_last(trained):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    (logged,) = trained.materializations("predictions")
+    names = list(logged.asset_materialization.metadata)
+    plotted = [
+        "rows_per_second",
+        "peak_memory_mib",
+        *(f"share_of_time_in_{one}" for one in ("read", "score", "commit")),
+    ]
+    assert names[-6:] == ["speed", *plotted]
+    assert names[:3] == ["dagster/row_count", "rows_in", "rows_rejected"]
+
+
+def test_a_metric_is_shown_with_six_digits(trained):
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    version = trained.pipeline.state().registry.named(value(logged, "version"))
+    assert value(logged, "log_loss") == pytest.approx(version.metric_values["log_loss"], rel=1e-5)
+    assert len(str(value(logged, "log_loss"))) <= len("0.123456")
+
+
+def test_a_model_without_parameters_is_said_to_have_none(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": None})
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    assert value(logged, "params") == "none"
 
 
 def test_a_version_can_be_asked_for(trained):
