@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import numpy as np
 import polars as pl
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -13,6 +14,8 @@ from batch_platform.components import checks
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.errors import DataError, WarehouseBusyError
+from batch_platform.forest import arrays
+from batch_platform.models import bundle
 from batch_platform.partitions import Calendar
 from batch_platform.plan import serving_calendar
 from batch_platform.scoring_run import Committed
@@ -374,6 +377,24 @@ def test_a_model_without_parameters_is_said_to_have_none(template, tmp_path, mon
     assert trained.run("model", first="2024-02-01").success
     (logged,) = trained.materializations("model")
     assert value(logged, "params") == "none"
+
+
+def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, monkeypatch):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    monkeypatch.setattr(bundle, "WORTH_COMPILING", 1)
+    assert trained.run("features", "predictions", first="2024-02-02").success
+    as_ever, native = trained.materializations("predictions")
+    assert "engine" not in as_ever.asset_materialization.metadata
+    assert value(native, "engine").startswith("local; not compiled, since on this machine the compiled form differs")
+    assert trained.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
 def test_a_version_can_be_asked_for(trained):

@@ -21,7 +21,7 @@ from batch_platform.monitoring.performance import LOWER_IS_BETTER
 from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline import Built
 from batch_platform.redaction import redact, redacted
-from batch_platform.scoring_run import Committed
+from batch_platform.scoring_run import LOCAL, Committed
 from batch_platform.sources import SourceState
 
 DIGITS = 6  # of a metric, where it is shown
@@ -214,6 +214,7 @@ def committed(one: Committed) -> dict[str, Any]:
         **score_numbers(one.scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
+        **({"engine": run.engine} if run.engine != LOCAL else {}),
     }
     if one.unseen:
         metadata["unknown_categories"] = dg.MetadataValue.md(_table(("column", "rows"), one.unseen))
