@@ -18,7 +18,7 @@ PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"
 WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
 MARGIN = 20
-NODE, NAME = 290, 46  # how far an asset reaches to the right of its first line, and above it
+NODE, NAME = 300, 46  # how far an asset reaches to the right of its first line, and above it
 GRAPH = {"width": 1480, "height": 1230}  # drawn from above to below, which keeps its words large
 BACKFILLS = "{partitionBackfillsOrError(limit: 1) {... on PartitionBackfills {results {id status}}}}"
 

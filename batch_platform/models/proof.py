@@ -77,7 +77,7 @@ def _differs(rows: int) -> str:
     return f"the compiled form differs from scikit-learn's own result on some of {rows} rows"
 
 
-def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # noqa: ANN401 - any two predictors
+def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:
     """Whether two predictors give the same bits, or the same error."""
     with one_thread(), np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
         first, second = _outcome(one, matrix), _outcome(other, matrix)
@@ -86,7 +86,7 @@ def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # 
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:  # noqa: ANN401 - any that compiles
+def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:
     """Matrices of the values on which a tree could go wrong, each of Fortran order.
 
     First plain numbers: thresholds, their neighbours in 64 and in 32 bits, zeros of both signs, categories known and
@@ -131,7 +131,7 @@ def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
     return pools
 
 
-def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:  # noqa: ANN401
+def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:
     try:
         return predictor.predict(matrix)
     except ValueError as error:
