@@ -249,7 +249,7 @@ class FeatureSession:
         try:
             result = function(**given)
             frame = result.collect() if isinstance(result, pl.LazyFrame) else result
-        except Exception as error:
+        except Exception as error:  # a user's own code may raise anything
             msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
             raise SourceError(msg, hint="mend the function, or name another one in features.python.") from error
         if not isinstance(frame, pl.DataFrame):

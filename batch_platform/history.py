@@ -4,6 +4,7 @@ Reads the lake and the label query; writes nothing, and knows nothing of models.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,16 +44,14 @@ class History:
         """Where the features of a partition lie."""
         return self.home.features(self.spec.name, partition.key)
 
-    def is_recorded(self, build: FeatureBuild) -> bool:
-        """Whether the file of a build is there and, by its size and time or else by its hash, the one recorded."""
+    def recorded(self, builds: Mapping[str, FeatureBuild]) -> dict[str, FeatureBuild]:
+        """The builds whose file is there and, by its size and time or else by its hash, the one recorded."""
+        files = self.home.feature_files(self.spec.name)
+        return {key: build for key, build in builds.items() if _is_as(build, files.get(key)) or self._is_same(build)}
+
+    def _is_same(self, build: FeatureBuild) -> bool:
         path = self.home.features(self.spec.name, build.partition_key)
-        try:
-            stat = path.stat()
-        except OSError:
-            return False
-        if stat.st_size == build.file_bytes and stat.st_mtime_ns == build.file_mtime_ns:
-            return True
-        return file_sha256(path) == build.sha256
+        return path.is_file() and (_is_as(build, path.stat()) or file_sha256(path) == build.sha256)
 
     def require(self, builds: Mapping[str, FeatureBuild], partition: Partition) -> FeatureBuild:
         """The build of a partition, which must exist.
@@ -209,6 +208,11 @@ class History:
             msg = f"{self.spec.name}, partition {partition.key}: the bytes of {path} are not those that were recorded."
             hint = f"batch-platform run {self.spec.name} --partition {partition.key} --force builds it again."
             raise IntegrityError(msg, hint=hint)
+
+
+def _is_as(build: FeatureBuild, found: os.stat_result | None) -> bool:
+    """Whether a file has the size and the time that were recorded of it."""
+    return found is not None and (found.st_size, found.st_mtime_ns) == (build.file_bytes, build.file_mtime_ns)
 
 
 def _without_nan(labels: pl.DataFrame) -> pl.DataFrame:

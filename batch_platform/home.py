@@ -13,6 +13,7 @@ from batch_platform.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
+FEATURES = ".parquet"  # after the partition key
 LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
 
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
@@ -92,7 +93,21 @@ class Home:
         Raises:
             WrongUseError: A name would lead elsewhere.
         """
-        return _below(self.lake, pipeline, "features", f"{partition_key}.parquet")
+        return _below(self.lake, pipeline, "features", partition_key + FEATURES)
+
+    def feature_files(self, pipeline: str) -> dict[str, os.stat_result]:
+        """The state of every file of features by partition key, read at one go; one that is a link is left out.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        try:
+            entries = os.scandir(_below(self.lake, pipeline, "features"))
+        except FileNotFoundError:
+            return {}
+        with entries:
+            plain = [entry for entry in entries if entry.name.endswith(FEATURES) and not entry.is_symlink()]
+            return {entry.name.removesuffix(FEATURES): entry.stat() for entry in plain}
 
     def bundle(self, pipeline: str, version: str) -> Path:
         """The folder of one trained version.

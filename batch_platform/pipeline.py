@@ -93,7 +93,7 @@ class Pipeline:
             evaluations = read_latest(con, EvaluationRun, self.spec.name)
             registry = read_registry(con, self.spec.name)
         return State(
-            features={key: build for key, build in features.items() if self.history.is_recorded(build)},
+            features=self.history.recorded(features),
             scores=scores,
             evaluations=evaluations,
             registry=registry,

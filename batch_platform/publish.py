@@ -107,7 +107,7 @@ def copy_bytes(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> None:
     con.execute("CHECKPOINT")
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
-    copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603
+    copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
     if copied.returncode:
         aside.unlink(missing_ok=True)
         raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")

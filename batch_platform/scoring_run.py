@@ -24,6 +24,7 @@ from batch_platform.warehouse import StagedScores, Warehouse
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
+LOCAL = "local"  # what the ledger says of the engine where nothing was out of the ordinary
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,11 @@ class ScoringRun:
 
 
 def _engine(bundle: Bundle) -> str:
-    """What computed the scores, and with what it should not have."""
-    others = bundle.other_libraries
-    return f"local; allowed other libraries than in training: {others}" if others else "local"
+    """What computed the scores, with what it should not have, and without what it should have."""
+    others, native = bundle.other_libraries, bundle.not_compiled
+    told = [f"allowed other libraries than in training: {others}"] if others else []
+    told += [f"not compiled, since on this machine {native}"] if native else []
+    return "; ".join([LOCAL, *told])
 
 
 def is_full(partitions: int, rows: int) -> bool:

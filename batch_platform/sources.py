@@ -134,7 +134,7 @@ class Sources:
         try:
             table = function(partition=partition) if self.takes_partition(name) else function()
             table = pl.DataFrame(table) if isinstance(table, pa.Table) else table
-        except Exception as error:
+        except Exception as error:  # a user's own code may raise anything
             msg = f"Source {name!r} of {self.spec.name!r}: {dotted} failed with {type(error).__name__}: {error}."
             raise SourceError(msg, hint=f"mend the function, or name another one in sources.{name}.python.") from error
         if not isinstance(table, pl.LazyFrame | pl.DataFrame):

@@ -214,7 +214,7 @@ def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) 
     return not_ours(type(predictor).__name__.removesuffix("Predictor").lower())
 
 
-def _predictor(estimator: Any, signature: Signature) -> Predictor:  # noqa: ANN401
+def _predictor(estimator: Any, signature: Signature) -> Predictor:  # noqa: ANN401 - any fitted estimator
     """What will score; estimators of scikit-learn come back from disk exactly as they are."""
     name = flavour_of(estimator)
     if name == SKLEARN:
@@ -239,13 +239,13 @@ def declared_columns(features: Features, training: pl.DataFrame) -> dict[str, Co
     return declared
 
 
-def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  # noqa: ANN401
+def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:  # noqa: ANN401 - likewise
     from sklearn.base import is_classifier
 
     if truth is None or not is_classifier(estimator):
         return []
     classes: list[ClassLabel] = np.unique(truth).tolist()
-    if len(classes) < 2:  # noqa: PLR2004
+    if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to learn
         msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
         raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
     return classes

@@ -6,7 +6,7 @@ python -m batch_platform_tests.make_pictures
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 
 from batch_platform.home import HOME_VARIABLE
 from batch_platform_tests.browsing import Dagster, browser
@@ -16,18 +16,22 @@ from batch_platform_tests.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"
-RUNS = "query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 1) {... on Runs {results {status tags {key value}}}}}"
+WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
+MARGIN = 20
+NODE, NAME = 300, 46  # how far an asset reaches to the right of its first line, and above it
+GRAPH = {"width": 1480, "height": 1230}  # drawn from above to below, which keeps its words large
+BACKFILLS = "{partitionBackfillsOrError(limit: 1) {... on PartitionBackfills {results {id status}}}}"
 
 
 def main() -> None:
-    """The graph, the page of the predictions, their checks and a backfill."""
+    """The graph, the page of the predictions, their checks, a model and a backfill."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         variables = {HOME_VARIABLE: str(home)}
         answer = run_command(ROOT, "run", "flight_delays", "--from", FIRST, "--to", LAST, **variables)
         if answer.code:
             raise SystemExit(answer.err)
-        with served(ROOT, home, **variables) as ui, browser(ui.url, width=1500, height=960) as dagster:
+        with served(ROOT, home, **variables) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
             take(ui, dagster)
 
 
@@ -35,49 +39,66 @@ def take(ui: Ui, dagster: Dagster) -> None:
     """Each picture once its page is drawn."""
     page = dagster.page
     dagster.dismiss_the_greeting()
-    dagster.open("/assets/flight_delays/predictions")
-    picture = page.get_by_role("img", name="Distribution from 0 to 1")
-    expect(picture).to_be_visible()
     dagster.button("Hide navigation").click()
-    save(dagster, "predictions")
+    dagster.open("/assets/flight_delays/predictions")
+    expect(page.get_by_role("img", name="Distribution from 0 to 1")).to_be_visible()
+    save(dagster, "predictions", until=dagster.words("score_p90"))
     dagster.open("/assets/flight_delays/predictions?view=checks")
     dagster.words("score_distribution").first.click()
     expect(page.locator("canvas").nth(1)).to_be_visible()
-    save(dagster, "checks")
+    save(dagster, "checks", until=page.locator("canvas").first)
     dagster.open("/assets/flight_delays/model?view=partitions&partition=2013-05-01")
     expect(page.get_by_role("img", name="3 values")).to_be_visible()
-    save(dagster, "model")
+    save(dagster, "model", until=dagster.words("trained_until"))
     backfill(ui, dagster)
-    save(dagster, "backfill")
-    page.set_viewport_size({"width": 2100, "height": 900})
-    dagster.open("/asset-groups/")
-    dagster.sees("Scikit Learn")
-    dagster.sees("Latest event")
-    save(dagster, "asset_graph")
+    save(dagster, "backfill", until=dagster.words("100% completed").last)
+    graph(dagster)
 
 
 def backfill(ui: Ui, dagster: Dagster) -> None:
-    """Measure May again, as one run, and see it done."""
-    dagster.open("/assets/flight_delays/performance")
+    """Ask for May again, as one run, and see it done."""
+    dagster.open("/assets/flight_delays/predictions")
     dagster.button("Materialize").click()
     dagster.choose_partitions("[2013-05-02...2013-05-31]")
     dagster.button("Launch backfill").click()
-    tags = [{"key": "dagster/asset_partition_range_start", "value": "2013-05-02"}]
 
     def done() -> str | None:
-        found = ui.ask(RUNS, filter={"tags": tags})["results"]
-        ended = found and found[0]["status"] == "SUCCESS"
-        return next(tag["value"] for tag in found[0]["tags"] if tag["key"] == "dagster/backfill") if ended else None
+        found = ui.ask(BACKFILLS)["results"]
+        return found[0]["id"] if found and found[0]["status"] == "COMPLETED_SUCCESS" else None
 
     dagster.open(f"/runs/b/{ui.wait(done)}")
-    dagster.sees("Completed", exact=False)
+    dagster.sees("100% completed")
 
 
-def save(dagster: Dagster, name: str) -> None:
-    """Keep what the page shows, once it asks for nothing more."""
-    dagster.page.wait_for_load_state("networkidle")
-    dagster.page.mouse.move(0, 0)
-    dagster.page.screenshot(path=str(PICTURES / f"{name}.png"), animations="disabled")
+def graph(dagster: Dagster) -> None:
+    """All assets, without the list of them."""
+    page = dagster.page
+    page.set_viewport_size(GRAPH)
+    dagster.open("/asset-groups/")
+    dagster.sees("performance")
+    expect(page.get_by_role("slider")).to_be_visible()
+    page.get_by_role("button", name="settings").last.click()
+    dagster.words("Change graph to vertical orientation", exact=False).first.click()
+    dagster.open("/asset-groups/")
+    expect(dagster.words("% filled", exact=False)).to_have_count(4)
+    expect(dagster.words("Loading", exact=False)).to_have_count(0)
+    save(dagster, "asset_graph", of=dagster.words("Latest event").or_(dagster.words("DuckDB")))
+
+
+def save(dagster: Dagster, name: str, *, until: Locator | None = None, of: Locator | None = None) -> None:
+    """Keep what the page shows down to a line, or the part of it that holds some words, once it asks for nothing more."""
+    page = dagster.page
+    page.wait_for_load_state("networkidle")
+    page.mouse.move(0, 0)
+    found = [box for one in (until or of or page.locator("body")).all() if (box := one.bounding_box())]
+    window = page.viewport_size or {"width": WIDTH, "height": HEIGHT}
+    left, top, right = 0.0, 0.0, float(window["width"])
+    bottom = max(box["y"] + box["height"] for box in found) + MARGIN
+    if of:
+        left, top = min(box["x"] for box in found) - MARGIN, min(box["y"] for box in found) - NAME
+        right = max(box["x"] for box in found) + NODE
+    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
+    page.screenshot(path=str(PICTURES / f"{name}.png"), animations="disabled", clip=clip)
     print(name, (PICTURES / f"{name}.png").stat().st_size // 1024, "KB")
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import numpy as np
 import polars as pl
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -13,6 +14,8 @@ from batch_platform.components import checks
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.errors import DataError, WarehouseBusyError
+from batch_platform.forest import arrays
+from batch_platform.models import bundle
 from batch_platform.partitions import Calendar
 from batch_platform.plan import serving_calendar
 from batch_platform.scoring_run import Committed
@@ -236,6 +239,7 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
         assert value(entry, "peak_memory_mib") > 1
         shares = [value(entry, f"share_of_time_in_{name}") for name in ("read", "score", "commit")]
         assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert "| rows/s | peak memory | time to read | time to score | time to commit |" in value(entry, "speed")
     balances = evaluations(trained, "predictions", "rows_balance")
     assert set(balances) == {*days, None}
     assert all(balances[day].metadata["rows_in"].value == 40 for day in days)
@@ -345,6 +349,52 @@ def test_force_scores_again_what_is_up_to_date(trained):
     (logged,) = trained.materializations("predictions")
     assert not value(logged, "skipped")
     assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
+
+
+def test_numbers_that_are_there_to_be_plotted_stand_last(trained):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    (logged,) = trained.materializations("predictions")
+    names = list(logged.asset_materialization.metadata)
+    plotted = [
+        "rows_per_second",
+        "peak_memory_mib",
+        *(f"share_of_time_in_{one}" for one in ("read", "score", "commit")),
+    ]
+    assert names[-6:] == ["speed", *plotted]
+    assert names[:3] == ["dagster/row_count", "rows_in", "rows_rejected"]
+
+
+def test_a_metric_is_shown_with_six_digits(trained):
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    version = trained.pipeline.state().registry.named(value(logged, "version"))
+    assert value(logged, "log_loss") == pytest.approx(version.metric_values["log_loss"], rel=1e-5)
+    assert len(str(value(logged, "log_loss"))) <= len("0.123456")
+
+
+def test_a_model_without_parameters_is_said_to_have_none(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": None})
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    assert value(logged, "params") == "none"
+
+
+def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, monkeypatch):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    monkeypatch.setattr(bundle, "WORTH_COMPILING", 1)
+    assert trained.run("features", "predictions", first="2024-02-02").success
+    as_ever, native = trained.materializations("predictions")
+    assert "engine" not in as_ever.asset_materialization.metadata
+    assert value(native, "engine").startswith("local; not compiled, since on this machine the compiled form differs")
+    assert trained.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
 def test_a_version_can_be_asked_for(trained):

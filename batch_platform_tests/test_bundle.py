@@ -238,7 +238,7 @@ def test_a_model_whose_proof_failed_is_served_natively_whatever_the_rows(tmp_pat
     assert opened.for_rows(10**12) is opened.predictor
 
 
-def test_a_model_that_differs_on_this_machine_is_served_natively_whatever_its_manifest_says(tmp_path, monkeypatch):
+def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
     _, folder, sha256 = written(tmp_path, compiled=Compiled("leaf masks of 32 bits", trees=1, rows=9, reason=None))
     flatten = arrays.flatten
 
@@ -249,7 +249,11 @@ def test_a_model_that_differs_on_this_machine_is_served_natively_whatever_its_ma
 
     monkeypatch.setattr(arrays, "flatten", wrong)
     opened = open_bundle(folder, sha256)
-    assert opened.for_rows(10**12) is opened.predictor
+    assert opened.for_rows(1000) is opened.predictor
+    assert (opened.not_compiled, caplog.text) == ("", "")
+    assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
+    assert "differs from scikit-learn's own result" in opened.not_compiled
+    assert caplog.text.count(f"{opened.version} is scored by scikit-learn's own code on this machine") == 1
 
 
 def test_a_bundle_of_the_first_format_is_read_and_served_natively(tmp_path):

@@ -175,8 +175,10 @@ def test_models_show_gives_manifest_contract_and_decisions(cli, project):
     assert report["manifest"]["task"] == "binary"
     assert [column["name"] for column in report["manifest"]["contract"]] == ["amount", "items", "known"]
     assert [event["action"] for event in report["decisions"]] == ["approved"]
+    assert report["engines"] == ["local"]
     text = cli(project, "models", "small", "show", version).out
     assert "estimator: sklearn.ensemble.HistGradientBoostingClassifier" in text
+    assert "scored by: local" in text
     assert " approved by gate: " in text.splitlines()[-1]
 
 

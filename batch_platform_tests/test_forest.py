@@ -295,7 +295,8 @@ def test_what_cannot_be_compiled_stays_native_and_says_why(estimator: Any, truth
     proof = prove(predictor, matrix)
     assert (proof.kernel, proof.rows) == (None, 0)
     assert reason in (proof.reason or "")
-    assert proven_predictor(predictor) is None
+    with pytest.raises(NotCompilableError, match=reason):
+        proven_predictor(predictor)
 
 
 def a_leaf_off_by_its_last_bit(flat: arrays.Flat) -> None:
@@ -338,7 +339,8 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
     proof = prove(predictor, table(shape, 100))
     assert proof.kernel is None
     assert "differs from scikit-learn's own result" in (proof.reason or "")
-    assert proven_predictor(predictor) is None
+    with pytest.raises(NotCompilableError, match="differs from scikit-learn's own result"):
+        proven_predictor(predictor)
 
 
 def test_every_inner_node_is_compared_once():

@@ -147,6 +147,13 @@ def test_the_rows_of_the_house_are_in_order():
     assert all(set(inner).isdisjoint(outer) for inner, outer in pairwise(ROWS))
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_a_check_that_is_silenced_says_why(module: str):
+    silenced = re.compile(r"# (noqa|type: ignore|pyright: ignore)(?!.* - \w)")
+    lines = MODULES[module].read_text(encoding="utf-8").splitlines()
+    assert not [line.strip() for line in lines if silenced.search(line)]
+
+
 # Libraries that have a place of their own: which modules may import them, late or not.
 PLACES = {
     "click": ("cli",),

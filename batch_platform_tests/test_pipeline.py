@@ -1,6 +1,7 @@
 """The steps of a pipeline: what is recorded, what is skipped, and what a changed source makes due."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -51,6 +52,20 @@ def test_a_source_file_that_is_archived_stands_in_nobodys_way(tmp_path):
     carry_out(pipeline, NOW)
     (pipeline.folder / "days" / "2024-01-03.parquet").unlink()
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_features_are_known_by_size_and_time_of_their_file_or_else_by_its_bytes(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    kept, touched, linked, changed, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
+    files = {day: pipeline.home.features("small", day) for day in days}
+    os.utime(files[touched])
+    files[linked].rename(files[linked].with_name("elsewhere"))
+    files[linked].symlink_to("elsewhere")
+    with files[changed].open("r+b") as file:
+        file.write(b"X")
+    files[gone].unlink()
+    assert pipeline.state().features.keys() & set(days) == {kept, touched, linked}
 
 
 def test_the_ledger_says_when_each_thing_really_happened(tmp_path):

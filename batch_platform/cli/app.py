@@ -99,7 +99,7 @@ def run(  # noqa: PLR0913 - the options of the command
     as_json: bool,
 ) -> None:
     """Bring partitions of PIPELINE up to date, with whatever upstream they lack."""
-    with _importing():
+    with _keeping_all():
         from batch_platform.models.sklearn import import_libraries
 
         import_libraries()
@@ -123,11 +123,12 @@ def run(  # noqa: PLR0913 - the options of the command
 @click.pass_obj
 def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
     """Say which partitions are scored, missing, failed or stale, and why."""
-    from batch_platform.cli.reporting import show_status
+    with _keeping_all():
+        from batch_platform.cli.reporting import show_status
 
-    project = _project(folder)
-    wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
-    show_status(project, wirings, datetime.now(UTC), every=every, as_json=as_json)
+        project = _project(folder)
+        wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
+        show_status(project, wirings, datetime.now(UTC), every=every, as_json=as_json)
 
 
 @app.command()
@@ -304,8 +305,8 @@ class _Chosen:
 
 
 @contextmanager
-def _importing() -> Generator[None]:
-    """Do without the garbage collector, which finds nothing among modules being imported and takes long to look."""
+def _keeping_all() -> Generator[None]:
+    """Do without the garbage collector, which finds nothing in what is imported and read, and takes long to look."""
     collector.disable()
     try:
         yield

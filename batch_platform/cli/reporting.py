@@ -105,17 +105,26 @@ def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
 def show_version(wiring: Wiring, name: str, *, as_json: bool) -> None:
     """Everything in a manifest, and what was decided of the version."""
     pipeline = wiring.pipeline()
-    registry = pipeline.state().registry
+    state = pipeline.state()
+    registry = state.registry
     version = registry.present(name)
+    engines = sorted({run.engine for run in state.scores.values() if run.model_version == name})
     manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, name), version.sha256))
     decisions = [event for event in registry.promotions if event.version == name]
     if as_json:
         told = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
-        report = {"version": name, "sha256": version.sha256, "manifest": manifest, "decisions": told}
+        report = {
+            "version": name,
+            "sha256": version.sha256,
+            "manifest": manifest,
+            "engines": engines,
+            "decisions": told,
+        }
         terminal.show_json(report)
         return
     contract = manifest.pop("contract")
-    terminal.show_fields({"version": name, "sha256": version.sha256, **manifest})
+    scored_by = {"scored by": "; ".join(engines)} if engines else {}
+    terminal.show_fields({"version": name, "sha256": version.sha256, **manifest, **scored_by})
     columns = ("column", "type", "nullable", "min", "max", "lowest", "highest", "categories")
     terminal.show_table(columns, [tuple(_described(column, name) for name in columns) for column in contract])
     for event in decisions:

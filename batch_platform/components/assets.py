@@ -214,7 +214,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done) | told,
+                        metadata=describe.committed(done) | told | describe.speed(done),
                     )
                     checks.log_predictions(log, one)
                     found.append(one)

@@ -155,7 +155,7 @@ def log_gate(log: PartitionLog, partition_key: str | None, trained: Trained) -> 
             "version": trained.version.version,
             "decision": trained.decision.action,
             "reason": trained.decision.reason,
-            **trained.version.metric_values,
+            **describe.to_read(trained.version.metric_values),
         },
     )
 
@@ -212,7 +212,7 @@ def judge(wiring: Wiring, tasks: Mapping[str, str], one: Evaluated) -> Judged | 
 
 def log_performance(log: PartitionLog, judged: Judged) -> None:
     """Log how one partition did."""
-    metadata = {"metric": judged.metric, judged.metric: judged.value}
+    metadata = {"metric": judged.metric, **describe.to_read({judged.metric: judged.value})}
     log.checked(judged.partition_key, PERFORMANCE, passed=judged.passed, severity=_WARN, metadata=metadata)
 
 

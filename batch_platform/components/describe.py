@@ -21,8 +21,10 @@ from batch_platform.monitoring.performance import LOWER_IS_BETTER
 from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline import Built
 from batch_platform.redaction import redact, redacted
-from batch_platform.scoring_run import Committed
+from batch_platform.scoring_run import LOCAL, Committed
 from batch_platform.sources import SourceState
+
+DIGITS = 6  # of a metric, where it is shown
 
 
 def source(wiring: Wiring, name: str) -> str:
@@ -115,7 +117,8 @@ def predictions(wiring: Wiring) -> str:
     return (
         f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
         f"`{name}.rejected_rows` with a reason; each names the model and the run that made it. A partition is scored by the "
-        "champion as of its start and replaced in one transaction.\n\n"
+        "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* draws the scores, the rows and "
+        "the speed, partition by partition.\n\n"
         f"```sql\n-- published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
     )
 
@@ -174,7 +177,7 @@ def trained(wiring: Wiring, one: Trained) -> dict[str, Any]:
         "version": version.version,
         "decision": f"{one.decision.action}: {one.decision.reason}",
         **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
-        **version.metric_values,
+        **to_read(version.metric_values),
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
         "trained_from": _moment(wiring, version.trained_from),
@@ -196,21 +199,23 @@ def _moment(wiring: Wiring, at: datetime) -> str:
 
 
 def committed(one: Committed) -> dict[str, Any]:
-    """Metadata of a partition of predictions."""
+    """Metadata of a partition of predictions: what came in and out, by which model, and its scores."""
     run = one.run
     metadata: dict[str, Any] = {
         "dagster/row_count": run.rows_scored,
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
+    }
+    if one.reasons:
+        metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
+    metadata |= {
         "model_version": run.model_version,
         **({"scores": dg.MetadataValue.md(drawing.distribution(one.scores))} if one.scores else {}),
         **score_numbers(one.scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
-        **_speed(one),
+        **({"engine": run.engine} if run.engine != LOCAL else {}),
     }
-    if one.reasons:
-        metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
     if one.unseen:
         metadata["unknown_categories"] = dg.MetadataValue.md(_table(("column", "rows"), one.unseen))
     if one.ignored:
@@ -230,18 +235,34 @@ def rows_version(one: Committed) -> str:
     return "-".join((one.run.model_sha256[:8], one.run.input_hash[:8], one.run.code_version))
 
 
-def _speed(one: Committed) -> dict[str, float]:
-    """How fast a partition was scored and where the time went; nothing of one that was not scored as a whole."""
+def speed(one: Committed) -> dict[str, Any]:
+    """How fast a partition was scored and where the time went: a line to read, then the numbers that the UI plots.
+
+    Nothing of a partition that was not scored as a whole.
+    """
     if not one.spent.clock:
         return {}
+    rate = one.run.rows_in / one.spent.clock
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of KiB: that is how Linux tells it
-    shares = {f"share_of_time_in_{name}": round(share, 4) for name, share in one.spent.shares.items()}
-    return {"rows_per_second": round(one.run.rows_in / one.spent.clock, 1), "peak_memory_mib": round(peak, 1), **shares}
+    shares = one.spent.shares
+    line = {"rows/s": f"{rate:,.0f}", "peak memory": f"{peak:,.0f} MiB"}
+    line |= {f"time to {name}": f"{share:.0%}" for name, share in shares.items()}
+    return {
+        "speed": dg.MetadataValue.md(_line(line)),
+        "rows_per_second": round(rate, 1),
+        "peak_memory_mib": round(peak, 1),
+        **{f"share_of_time_in_{name}": round(share, 4) for name, share in shares.items()},
+    }
 
 
 def evaluated(one: Evaluated) -> dict[str, Any]:
     """Metadata of an evaluated partition."""
-    return {"dagster/row_count": one.run.rows_labelled, "model_version": one.model_version, **one.metrics}
+    return {"dagster/row_count": one.run.rows_labelled, "model_version": one.model_version, **to_read(one.metrics)}
+
+
+def to_read(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Numbers with as many digits as are read; the tables hold them whole."""
+    return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}
 
 
 def outcome_version(one: Evaluated) -> str:
@@ -250,12 +271,19 @@ def outcome_version(one: Evaluated) -> str:
 
 
 def _parameters(params: Mapping[str, object]) -> str:
-    return _table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())}) or "none"
+    if not params:
+        return "none"
+    return _table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
 
 
 def _table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
     return "\n".join([*lines, *(f"| {markdown(name)} | {markdown(str(value))} |" for name, value in rows.items())])
+
+
+def _line(cells: Mapping[str, str]) -> str:
+    """A table of one row."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells, ["---:"] * len(cells), cells.values()))
 
 
 def markdown(text: str) -> str:

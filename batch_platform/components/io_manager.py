@@ -25,6 +25,7 @@ from batch_platform.warehouse import Warehouse
 
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"
+DEFAULT_SCHEMA = "assets"
 INPUT_METADATA = ("columns", "table", "allow_missing_partitions")
 _TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
 
@@ -37,7 +38,9 @@ class TableIOManager(dg.ConfigurableIOManager):
     another table of the same schema (`rejected_rows`), and `{"allow_missing_partitions": True}` those that there are.
     """
 
-    default_schema: str = Field(default="assets", description="Schema of tables whose asset key has one part only.")
+    default_schema: str | None = Field(  # none rather than its name, which every launchpad would show first
+        default=None, description=f"Schema of tables whose asset key has one part only; left out: {DEFAULT_SCHEMA}."
+    )
 
     def load_input(self, context: dg.InputContext) -> pl.LazyFrame | pl.DataFrame | duckdb.DuckDBPyRelation:
         """The partitions that the run is about, or all rows for an asset without partitions."""
@@ -96,7 +99,9 @@ class TableIOManager(dg.ConfigurableIOManager):
         schema = metadata.get("schema")
         if isinstance(schema, dg.MetadataValue):
             schema = schema.value
-        return TableName(schema or (key.path[-2] if len(key.path) > 1 else self.default_schema), key.path[-1])
+        return TableName(
+            schema or (key.path[-2] if len(key.path) > 1 else self.default_schema or DEFAULT_SCHEMA), key.path[-1]
+        )
 
 
 def _features(

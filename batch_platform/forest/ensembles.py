@@ -74,7 +74,7 @@ class Ensemble:
     categories: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, NDArray[np.float64]])
 
 
-def read_ensemble(estimator: Any) -> Ensemble:  # noqa: ANN401 - any fitted estimator
+def read_ensemble(estimator: Any) -> Ensemble:
     """Read a fitted estimator.
 
     Raises:
@@ -90,26 +90,26 @@ def read_ensemble(estimator: Any) -> Ensemble:  # noqa: ANN401 - any fitted esti
     return read(estimator)
 
 
-def _histogram(estimator: Any) -> Ensemble:  # noqa: ANN401
+def _histogram(estimator: Any) -> Ensemble:
     """Histogram gradient boosting: the class of each iteration in turn, on top of the baseline."""
     categorical: NDArray[np.int64] = np.empty(0, np.int64)
     column: NDArray[np.int64] = np.arange(estimator.n_features_in_)
     categories: dict[int, NDArray[np.float64]] = {}
-    if estimator._preprocessor is not None:  # noqa: SLF001 - fitted state without a public name, as all below
+    if estimator._preprocessor is not None:
         mask = np.asarray(estimator.is_categorical_)
         categorical = np.flatnonzero(mask)
         column = np.concatenate([categorical, np.flatnonzero(~mask)])  # trees see the categorical columns first
-        encoder = estimator._preprocessor.named_transformers_["encoder"]  # noqa: SLF001
+        encoder = estimator._preprocessor.named_transformers_["encoder"]
         for at, known in zip(categorical.tolist(), encoder.categories_, strict=True):
             if not np.issubdtype(known.dtype, np.number):
                 msg = "its categories are no numbers"
                 raise NotCompilableError(msg)
             categories[at] = np.asarray(known[~np.isnan(known)], np.float64)
-    bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()  # noqa: SLF001
+    bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()
     known_sets = _unpacked(bitsets)
     outputs = estimator.n_trees_per_iteration_
     trees: list[Tree] = []
-    for iteration in estimator._predictors:  # noqa: SLF001
+    for iteration in estimator._predictors:
         for output, predictor in enumerate(iteration):
             nodes, sets = predictor.nodes, _unpacked(predictor.raw_left_cat_bitsets)
             inner = nodes["is_leaf"] == 0
@@ -136,8 +136,8 @@ def _histogram(estimator: Any) -> Ensemble:  # noqa: ANN401
                 msg = "its trees compare categories by size"
                 raise NotCompilableError(msg)
             trees.append(tree)
-    baseline = estimator._baseline_prediction  # noqa: SLF001
-    loss = estimator._loss  # noqa: SLF001
+    baseline = estimator._baseline_prediction
+    loss = estimator._loss
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         sums = np.zeros((len(matrix), outputs), dtype=np.float64, order="F")
@@ -159,7 +159,7 @@ def _histogram(estimator: Any) -> Ensemble:  # noqa: ANN401
     )
 
 
-def _averaged(estimator: Any) -> Ensemble:  # noqa: ANN401
+def _averaged(estimator: Any) -> Ensemble:
     """Forests: the mean of what the trees say, class shares or values."""
     shares = hasattr(estimator, "predict_proba")
     outputs = estimator.n_classes_ if shares else 1
@@ -179,7 +179,7 @@ def _averaged(estimator: Any) -> Ensemble:  # noqa: ANN401
     )
 
 
-def _alone(estimator: Any) -> Ensemble:  # noqa: ANN401
+def _alone(estimator: Any) -> Ensemble:
     """A single tree."""
     shares = hasattr(estimator, "predict_proba")
     outputs = estimator.n_classes_ if shares else 1
@@ -193,14 +193,14 @@ def _alone(estimator: Any) -> Ensemble:  # noqa: ANN401
     )
 
 
-def _boosted(estimator: Any) -> Ensemble:  # noqa: ANN401
+def _boosted(estimator: Any) -> Ensemble:
     """Gradient boosting: scaled trees of each class in turn, on top of what the first estimator says."""
     stages = estimator.estimators_
     members = stages.ravel().tolist()
     outputs = stages.shape[1]
-    begin: Callable[[Any], Any] = estimator._raw_predict_init  # noqa: SLF001
+    begin: Callable[[Any], Any] = estimator._raw_predict_init
     same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
-    loss = estimator._loss  # noqa: SLF001
+    loss = estimator._loss
     shares = hasattr(estimator, "predict_proba")
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -222,12 +222,12 @@ def _boosted(estimator: Any) -> Ensemble:  # noqa: ANN401
     )
 
 
-def _isolating(estimator: Any) -> Ensemble:  # noqa: ANN401
+def _isolating(estimator: Any) -> Ensemble:
     """Isolation forests: depths added up, then 1 where the score is not below the offset, else -1."""
     from sklearn.ensemble._iforest import _average_path_length
 
-    lengths = zip(estimator._decision_path_lengths, estimator._average_path_length_per_tree, strict=True)  # noqa: SLF001
-    denominator = len(estimator.estimators_) * _average_path_length([estimator._max_samples])  # noqa: SLF001
+    lengths = zip(estimator._decision_path_lengths, estimator._average_path_length_per_tree, strict=True)
+    denominator = len(estimator.estimators_) * _average_path_length([estimator._max_samples])
 
     def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
         depths = sums[:, 0]
@@ -250,7 +250,7 @@ def _isolating(estimator: Any) -> Ensemble:  # noqa: ANN401
 
 
 def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
-    estimator: Any,  # noqa: ANN401
+    estimator: Any,
     *,
     members: Sequence[Any],
     values: Sequence[NDArray[np.float64]],
@@ -297,7 +297,7 @@ def _constant(row: NDArray[np.float64]) -> Start:
     return lambda matrix: np.tile(row, (len(matrix), 1))
 
 
-def _takes_nan(estimator: Any) -> bool:  # noqa: ANN401
+def _takes_nan(estimator: Any) -> bool:
     return estimator.__sklearn_tags__().input_tags.allow_nan
 
 

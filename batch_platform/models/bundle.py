@@ -19,6 +19,7 @@ from typing import Any
 
 from batch_platform.contract import Contract
 from batch_platform.errors import IntegrityError, WrongUseError, listed
+from batch_platform.forest.ensembles import NotCompilableError
 from batch_platform.models.compiled import WORTH_COMPILING
 from batch_platform.models.extras import installed, missing
 from batch_platform.models.flavours import Flavour, flavour
@@ -114,12 +115,25 @@ class Bundle:
         proof = self.manifest.compiled
         if proof.kernel is None or rows * proof.trees < WORTH_COMPILING:
             return self.predictor
-        return self._compiled or self.predictor
+        return self.predictor if isinstance(self._compiled, str) else self._compiled
+
+    @property
+    def not_compiled(self) -> str:
+        """Why rows that were worth it were not scored by compiled trees, although the proof in training held.
+
+        Empty where they were, and where nobody has asked yet.
+        """
+        tried = vars(self).get("_compiled")
+        return tried if isinstance(tried, str) else ""
 
     @cached_property
-    def _compiled(self) -> Predictor | None:
-        native = self.predictor
-        return proven_predictor(native) if isinstance(native, SklearnPredictor) else None
+    def _compiled(self) -> Predictor | str:
+        """The compiled form, or why it does not serve here."""
+        try:
+            return proven_predictor(self.predictor) if isinstance(self.predictor, SklearnPredictor) else "no trees"
+        except NotCompilableError as error:
+            _log.warning("%s is scored by scikit-learn's own code on this machine: %s.", self.version, error)
+            return str(error)
 
 
 def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:

@@ -47,9 +47,9 @@ class CompiledPredictor:
             return self.native.predict(matrix)
         return np.asarray(self.ensemble.finish(sums))
 
-    def _is_plain(self, given: Any) -> bool:  # noqa: ANN401 - whatever a transformer gives
+    def _is_plain(self, given: Any) -> bool:
         """Whether it is what the kernels read; a single row goes the native way, see there."""
-        if not isinstance(given, np.ndarray) or given.dtype != np.float64 or given.ndim != 2:  # noqa: PLR2004
+        if not isinstance(given, np.ndarray) or given.dtype != np.float64 or given.ndim != 2:  # noqa: PLR2004 - a matrix
             return False
         return len(given) > 1 and given.shape[1] == self.ensemble.features
 
@@ -68,7 +68,7 @@ def compile_predictor(native: SklearnPredictor) -> CompiledPredictor:
     return CompiledPredictor(native, steps, ensemble, flat)
 
 
-def parts_of(estimator: Any) -> tuple[list[Any], Ensemble]:  # noqa: ANN401
+def parts_of(estimator: Any) -> tuple[list[Any], Ensemble]:
     """The transformers in front of an estimator, and its trees.
 
     Raises:

@@ -19,7 +19,7 @@ from batch_platform.spec import Model
 SEED = 0
 
 
-def make_estimator(model: Model, params: dict[str, Any], contract: Contract) -> Any:  # noqa: ANN401 - any estimator
+def make_estimator(model: Model, params: dict[str, Any], contract: Contract) -> Any:
     """Build the unfitted estimator for the columns of a contract.
 
     Raises:
@@ -38,7 +38,7 @@ def check_estimator_exists(model: Model) -> None:
     _declared(model, model.params)
 
 
-def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
+def task_of(estimator: Any, classes: int) -> Task:
     """What the estimator does.
 
     Raises:
@@ -61,7 +61,7 @@ def task_of(estimator: Any, classes: int) -> Task:  # noqa: ANN401
     raise TrainingRefusedError(msg)
 
 
-def name_of(estimator: Any) -> str:  # noqa: ANN401
+def name_of(estimator: Any) -> str:
     """The name of an estimator's class, without the preprocessing in front of it."""
     from sklearn.pipeline import Pipeline
 
@@ -83,7 +83,7 @@ def is_classification(model: Model) -> bool:
     return is_classifier(_declared(model, model.params))
 
 
-def fit_estimator(estimator: Any, matrix: Any, truth: Any, contract: Contract) -> None:  # noqa: ANN401
+def fit_estimator(estimator: Any, matrix: Any, truth: Any, contract: Contract) -> None:
     """Fit what `make_estimator` made, on labels as its library takes them.
 
     LightGBM is told here which columns hold codes of categories; XGBoost takes classes by their position only.
@@ -97,7 +97,7 @@ def fit_estimator(estimator: Any, matrix: Any, truth: Any, contract: Contract) -
     estimator.fit(matrix, truth, **arguments)
 
 
-def _positions(truth: Any) -> Any:  # noqa: ANN401 - labels of any type
+def _positions(truth: Any) -> Any:
     import numpy as np
 
     return np.unique(truth, return_inverse=True)[1]
@@ -107,13 +107,13 @@ def _categorical(contract: Contract) -> list[int]:
     return [at for at, column in enumerate(contract.columns) if column.type == "category"]
 
 
-def _declared(model: Model, params: dict[str, Any]) -> Any:  # noqa: ANN401
+def _declared(model: Model, params: dict[str, Any]) -> Any:
     if model.build is not None:
         return _built(model.build, params)
     return _constructed(model.estimator or "", params)
 
 
-def _built(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
+def _built(dotted: str, params: dict[str, Any]) -> Any:
     from sklearn.base import BaseEstimator
 
     build = import_function(dotted, "model.build")
@@ -128,7 +128,7 @@ def _built(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
         raise WrongUseError(msg, hint=" ".join(guesses) or "name the function's own parameters.") from error
     try:
         estimator = build(**params)
-    except Exception as error:
+    except Exception as error:  # a user's own code may raise anything
         msg = f"model.build: {dotted} raised {type(error).__name__}: {' '.join(str(error).split())}"
         raise WrongUseError(msg.rstrip(".") + ".", hint="see the function and model.params.") from error
     if not isinstance(estimator, BaseEstimator):
@@ -137,7 +137,7 @@ def _built(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
     return estimator
 
 
-def _constructed(dotted: str, params: dict[str, Any]) -> Any:  # noqa: ANN401
+def _constructed(dotted: str, params: dict[str, Any]) -> Any:
     from sklearn.base import BaseEstimator
 
     library = dotted.partition(".")[0]
@@ -174,7 +174,7 @@ def _parameters(made: type) -> set[str]:
     return names
 
 
-def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) -> Any:  # noqa: ANN401
+def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) -> Any:
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.impute import SimpleImputer
@@ -204,6 +204,6 @@ def _with_preprocessing(estimator: Any, columns: int, categorical: list[int]) ->
     return make_pipeline(ColumnTransformer([("scaled", scaled, numeric), ("one_hot", one_hot, categorical)]), estimator)
 
 
-def _is_tree(estimator: Any) -> bool:  # noqa: ANN401
+def _is_tree(estimator: Any) -> bool:
     """Whether it splits on one column at a time, so that scale does not matter and codes may stand for categories."""
     return type(estimator).__module__.startswith(("sklearn.tree.", "sklearn.ensemble."))

@@ -99,7 +99,7 @@ def _existing(folder: Path, reference: str) -> Path:
     return path
 
 
-def _agreed(key: str, declared: Any, told: Any, reference: str) -> Any:  # noqa: ANN401 - the task
+def _agreed(key: str, declared: Any, told: Any, reference: str) -> Any:
     if declared is None and told is None:
         msg = f"model.import: {reference} does not tell its {key}."
         raise WrongUseError(msg, hint=f"declare model.{key}: binary, multiclass, regression, clustering or outliers.")

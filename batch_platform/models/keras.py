@@ -49,7 +49,7 @@ class KerasPredictor:
         return np.asarray(self.network(block, training=False))
 
 
-def save(model: Any, folder: Path) -> list[str]:  # noqa: ANN401 - a wrapper for scikit-learn or a network
+def save(model: Any, folder: Path) -> list[str]:
     """Write a fitted wrapper for scikit-learn, or a network; gives the names of the files."""
     last = last_of(model)
     getattr(last, "model_", last).save(folder / MODEL_FILE)
@@ -87,11 +87,11 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
     return Found(network, [Input("", "number")] * asked[1], told, details=details)
 
 
-def _is_table(shape: Any) -> bool:  # noqa: ANN401 - of several inputs it is a list
+def _is_table(shape: Any) -> bool:
     return isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[1], int)  # noqa: PLR2004 - rows, columns
 
 
-def _network(data: bytes, name: str) -> Any:  # noqa: ANN401
+def _network(data: bytes, name: str) -> Any:
     keras = _library()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / MODEL_FILE
@@ -105,7 +105,7 @@ def _network(data: bytes, name: str) -> Any:  # noqa: ANN401
 
 
 @cache
-def _library() -> Any:  # noqa: ANN401 - the module
+def _library() -> Any:
     """Keras, on TensorFlow for the CPU and one thread; where something else has started it before, it stays as it is.
 
     Raises:

@@ -39,7 +39,7 @@ class LightgbmPredictor:
         return as_scores(self.booster.predict(given, num_threads=1), len(matrix), self.signature)
 
 
-def save(model: Any, folder: Path) -> list[str]:  # noqa: ANN401 - an estimator or a booster
+def save(model: Any, folder: Path) -> list[str]:
     """Write a fitted estimator of LightGBM, or a booster; gives the names of the files."""
     last = last_of(model)
     booster = getattr(last, "booster_", last)
@@ -83,7 +83,7 @@ def parameters() -> set[str]:
     return {name for names in known.values() for name in names} | set(known)
 
 
-def _booster(text: str) -> Any:  # noqa: ANN401
+def _booster(text: str) -> Any:
     with needed("lightgbm", extra=FLAVOUR):
         import lightgbm
     hint = "give a file that Booster.save_model wrote."
@@ -97,7 +97,7 @@ def _booster(text: str) -> Any:  # noqa: ANN401
         raise DataError(msg, hint=hint) from error
 
 
-def _inputs(booster: Any) -> list[Input]:  # noqa: ANN401
+def _inputs(booster: Any) -> list[Input]:
     """Columns made of pandas categories come with their categories; other codes are numbers to us."""
     names = booster.feature_name()
     unnamed = all(name == f"{_UNNAMED}{at}" for at, name in enumerate(names))

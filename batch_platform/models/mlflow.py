@@ -60,7 +60,7 @@ class MlflowPredictor:
             raw = self.model.predict(self._frame(matrix))
         return as_scores(raw, len(matrix), self.signature)
 
-    def _frame(self, matrix: NDArray[np.float64]) -> Any:  # noqa: ANN401 - what its signature asks for
+    def _frame(self, matrix: NDArray[np.float64]) -> Any:
         asked = self.model.metadata.signature.inputs
         if asked.is_tensor_spec():
             return np.ascontiguousarray(matrix, dtype=asked.inputs[0].type)
@@ -125,7 +125,7 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
     return Found(packed, _inputs(told.signature.inputs, reference), details=details)
 
 
-def library() -> Any:  # noqa: ANN401 - the module
+def library() -> Any:
     """MLflow, which is not to call home.
 
     Raises:
@@ -149,7 +149,7 @@ def require_server(what: str) -> None:
         raise WrongUseError(msg, hint=f"export {TRACKING}=http://127.0.0.1:5000 or the like.")
 
 
-def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:  # noqa: ANN401
+def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:
     require_server(f"model.import: {reference}")
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=scratch))
@@ -158,7 +158,7 @@ def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:  # noqa: ANN401
         raise WrongUseError(msg.rstrip(".") + ".", hint="see its name, version or alias in MLflow.") from error
 
 
-def _inputs(asked: Any, reference: str) -> Sequence[Input]:  # noqa: ANN401
+def _inputs(asked: Any, reference: str) -> Sequence[Input]:
     if asked.is_tensor_spec():
         shape = asked.inputs[0].shape
         if len(asked.inputs) > 1 or len(shape) != 2:  # noqa: PLR2004 - a table

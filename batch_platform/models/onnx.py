@@ -97,7 +97,7 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
     return Found(data, _inputs(asked, reference), task, classes, details)
 
 
-def _session(data: bytes) -> Any:  # noqa: ANN401
+def _session(data: bytes) -> Any:
     with needed("onnxruntime", extra=FLAVOUR):
         import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -122,7 +122,7 @@ def _inputs(asked: Sequence[Any], reference: str) -> list[Input] | None:
     return [Input("", _kind(asked[0]))] * width if isinstance(width, int) else None
 
 
-def _kind(asked: Any) -> InputKind:  # noqa: ANN401 - as the runtime describes it
+def _kind(asked: Any) -> InputKind:
     return "text" if asked.type == _TEXT else "whole" if asked.type in _WHOLE else "number"
 
 
@@ -143,14 +143,14 @@ def _text(values: pl.Series) -> NDArray[Any]:
     return np.array(values.fill_null("").to_list(), dtype=object)
 
 
-def _numbers(part: NDArray[np.float64], asked: Any) -> NDArray[Any]:  # noqa: ANN401 - as the runtime describes it
+def _numbers(part: NDArray[np.float64], asked: Any) -> NDArray[Any]:
     if asked.type in _WHOLE and np.isnan(part).any():
         msg = f"The model's input {asked.name!r} takes whole numbers, of which none is null; a row has a null there."
         raise DataError(msg, hint="reject such rows with features.columns.<name>.nullable: false.")
     return np.ascontiguousarray(part, dtype=_NUMBERS[asked.type])
 
 
-def _output(session: Any, *, classified: bool) -> str:  # noqa: ANN401
+def _output(session: Any, *, classified: bool) -> str:
     """The name of the probabilities, else of the first output."""
     given = session.get_outputs()
     if classified:
@@ -162,7 +162,7 @@ def _output(session: Any, *, classified: bool) -> str:  # noqa: ANN401
     return given[0].name
 
 
-def _classes_told(session: Any, asked: Sequence[Any], given: Sequence[Any]) -> list[ClassLabel] | None:  # noqa: ANN401
+def _classes_told(session: Any, asked: Sequence[Any], given: Sequence[Any]) -> list[ClassLabel] | None:
     """The keys of the map of probabilities, which are the same for every row."""
     maps = [one for one in given if one.type.startswith(_MAPS)]
     if not maps:
@@ -177,5 +177,5 @@ def _classes_told(session: Any, asked: Sequence[Any], given: Sequence[Any]) -> l
     return sorted(rows[0])
 
 
-def _shape(one: Any) -> list[int]:  # noqa: ANN401
+def _shape(one: Any) -> list[int]:
     return [size if isinstance(size, int) else 1 for size in one.shape]

@@ -38,14 +38,17 @@ def not_ours(flavour: str) -> Compiled:
     return Compiled(kernel=None, trees=0, rows=0, reason=f"models of the flavour {flavour} are evaluated natively")
 
 
-def proven_predictor(native: SklearnPredictor) -> CompiledPredictor | None:
-    """The compiled form where it agrees with the native one on made rows, on this machine; else None."""
-    try:
-        predictor = compile_predictor(native)
-    except NotCompilableError:
-        return None
-    rows = made_rows(native.estimator)
-    return predictor if all(same_outcome(native, predictor, matrix) for matrix in rows) else None
+def proven_predictor(native: SklearnPredictor) -> CompiledPredictor:
+    """The compiled form, which agrees with the native one on made rows, on this machine.
+
+    Raises:
+        NotCompilableError: It does not agree, or cannot be made.
+    """
+    predictor = compile_predictor(native)
+    for matrix in made_rows(native.estimator):
+        if not same_outcome(native, predictor, matrix):
+            raise NotCompilableError(_differs(len(matrix)))
+    return predictor
 
 
 def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
@@ -65,13 +68,16 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
     compared = 0
     for matrix in (spaced, *made_rows(native.estimator)):
         if not same_outcome(native, predictor, matrix):
-            reason = f"the compiled form differs from scikit-learn's own result on some of {len(matrix)} rows"
-            return Compiled(kernel=None, trees=trees, rows=compared, reason=reason)
+            return Compiled(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix)))
         compared += len(matrix)
     return Compiled(kernel=predictor.flat.kernel_name, trees=trees, rows=compared, reason=None)
 
 
-def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # noqa: ANN401 - any two predictors
+def _differs(rows: int) -> str:
+    return f"the compiled form differs from scikit-learn's own result on some of {rows} rows"
+
+
+def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:
     """Whether two predictors give the same bits, or the same error."""
     with one_thread(), np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
         first, second = _outcome(one, matrix), _outcome(other, matrix)
@@ -80,7 +86,7 @@ def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:  # 
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:  # noqa: ANN401 - any that compiles
+def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:
     """Matrices of the values on which a tree could go wrong, each of Fortran order.
 
     First plain numbers: thresholds, their neighbours in 64 and in 32 bits, zeros of both signs, categories known and
@@ -125,7 +131,7 @@ def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
     return pools
 
 
-def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:  # noqa: ANN401
+def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:
     try:
         return predictor.predict(matrix)
     except ValueError as error:

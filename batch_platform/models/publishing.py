@@ -69,7 +69,7 @@ def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, all
     return Published(manifest.pipeline, str(entry.version), run.info.run_id)
 
 
-def _is_older(client: Any, manifest: Manifest) -> bool:  # noqa: ANN401 - MLflow's client
+def _is_older(client: Any, manifest: Manifest) -> bool:
     """Whether what has the alias now serves from later on."""
     aliases = client.get_registered_model(manifest.pipeline).aliases
     if CHAMPION not in aliases:
@@ -94,7 +94,7 @@ def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
     }
 
 
-def _signature(mlflow: Any, manifest: Manifest) -> Any:  # noqa: ANN401 - MLflow's own
+def _signature(mlflow: Any, manifest: Manifest) -> Any:
     from mlflow.types import ColSpec, Schema
 
     inputs: list[Any] = [
@@ -130,7 +130,7 @@ class _PublishedModel:
 
     bundle: Bundle
 
-    def predict(self, model_input: Any, params: Any = None) -> Any:  # noqa: ANN401, ARG002 - MLflow calls it so
+    def predict(self, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002 - MLflow calls it so
         import pandas as pd
 
         split = self.bundle.contract.split(pl.from_pandas(model_input))

@@ -89,7 +89,7 @@ def _source_sha256(reference: str) -> str:
     return sha256(source_code(reference, "model.import").encode()).hexdigest()
 
 
-def _made(reference: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - the user's own class
+def _made(reference: str, params: Mapping[str, Any]) -> Any:
     made: Any = import_function(reference, "model.import")
     if not inspect.isclass(made):
         msg = f"model.import: {reference} is no class."
@@ -100,6 +100,6 @@ def _made(reference: str, params: Mapping[str, Any]) -> Any:  # noqa: ANN401 - t
         raise WrongUseError(msg, hint=did_you_mean("predict", public) or "give it one that takes a Polars frame.")
     try:
         return made(**params)
-    except Exception as error:
+    except Exception as error:  # a user's own code may raise anything
         msg = f"model.import: {reference} cannot be made of {listed(params) or 'no params'}: {type(error).__name__}: {error}"
         raise WrongUseError(msg.rstrip(".") + ".", hint="see the class and model.params.") from error

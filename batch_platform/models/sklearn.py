@@ -81,7 +81,7 @@ def _has_steps(estimator: object) -> bool:
     return isinstance(estimator, Pipeline)
 
 
-def _without_copies(estimator: Any) -> Any:  # noqa: ANN401 - any estimator
+def _without_copies(estimator: Any) -> Any:
     """The same estimator, its steps working in place: the block that they are given is a copy already."""
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import StandardScaler
@@ -162,7 +162,7 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
     return _told(reference, estimator, safest(estimator))
 
 
-def _told(reference: str, estimator: Any, model: object) -> Found:  # noqa: ANN401
+def _told(reference: str, estimator: Any, model: object) -> Found:
     from sklearn.base import is_classifier, is_clusterer, is_outlier_detector, is_regressor
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
@@ -211,8 +211,7 @@ def load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
         IntegrityError: The file is none of skops, or asks for a type that is not on the list.
     """
     pickled = files.get(PICKLE_FILE)
-    # S301: whoever opened the bundle asked for trust
-    estimator = pickle.loads(pickled) if pickled is not None else constructed(files[MODEL_FILE], MODEL_FILE)  # noqa: S301
+    estimator = pickle.loads(pickled) if pickled is not None else constructed(files[MODEL_FILE], MODEL_FILE)  # noqa: S301 - whoever opened the bundle asked for trust
     if hasattr(estimator, "feature_names_in_"):
         return NamedPredictor(SklearnPredictor(estimator, signature.task), signature.contract)
     return SklearnPredictor(_without_copies(estimator), signature.task)
@@ -232,7 +231,7 @@ def dumped(model: object) -> bytes:
     return data
 
 
-def constructed(data: bytes, name: str) -> Any:  # noqa: ANN401 - any estimator or transformer
+def constructed(data: bytes, name: str) -> Any:
     """What skops reads from bytes, of trusted types only.
 
     Raises:

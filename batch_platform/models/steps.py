@@ -17,17 +17,17 @@ STEPS_FILE = "preprocessing.skops"
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]
 
 
-def last_of(model: Any) -> Any:  # noqa: ANN401 - any estimator
+def last_of(model: Any) -> Any:
     """A model without the transformers in front of it."""
     return model.steps[-1][1] if hasattr(model, "named_steps") else model
 
 
-def has_steps(model: Any) -> bool:  # noqa: ANN401
+def has_steps(model: Any) -> bool:
     """Whether there are transformers in front of it, which are kept apart."""
     return hasattr(model, "named_steps") and len(model.steps) > 1
 
 
-def save_steps(model: Any, folder: Path) -> list[str]:  # noqa: ANN401
+def save_steps(model: Any, folder: Path) -> list[str]:
     """Write the transformers in front of a model; gives the names of the files, none if there are none.
 
     Raises:

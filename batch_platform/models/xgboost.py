@@ -44,7 +44,7 @@ class XgboostPredictor:
         return as_scores(raw, len(matrix), self.signature)
 
 
-def save(model: Any, folder: Path) -> list[str]:  # noqa: ANN401 - an estimator or a booster
+def save(model: Any, folder: Path) -> list[str]:
     """Write a fitted estimator of XGBoost, or a booster; gives the names of the files."""
     last = last_of(model)
     booster = last.get_booster() if hasattr(last, "get_booster") else last
@@ -84,7 +84,7 @@ def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - 
     return Found(booster, _inputs(booster), task, classes, {"objective": objective})
 
 
-def _booster(data: bytes) -> Any:  # noqa: ANN401
+def _booster(data: bytes) -> Any:
     with needed("xgboost", extra=FLAVOUR):
         import xgboost
     booster = xgboost.Booster()
@@ -97,7 +97,7 @@ def _booster(data: bytes) -> Any:  # noqa: ANN401
     return booster
 
 
-def _inputs(booster: Any) -> list[Input]:  # noqa: ANN401
+def _inputs(booster: Any) -> list[Input]:
     """Codes of categories are numbers to us, unless the booster kept what they stand for."""
     count = booster.num_features()
     names = booster.feature_names or [""] * count

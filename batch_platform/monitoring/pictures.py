@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-WIDTH, HEIGHT = 520, 150  # pixels
+WIDTH, HEIGHT = 360, 150  # pixels; the column of a page that they stand in is not much wider
 SHOWN_AT_ONCE = 1000  # characters
-_LEFT, _RIGHT, _TOP, _GROUND = 44, 494, 12, 130
+_LEFT, _RIGHT, _TOP, _GROUND = 44, 340, 12, 130
 _LONGEST_LABEL = 12
 _AS_IT_IS = " ='/:;,()!*"  # what may stand as it is between the angle brackets of a link
 
@@ -53,7 +53,7 @@ def bars(counts: Sequence[tuple[str, int]]) -> str:
     texts = "".join(
         _text(0, at * row + 13, f"{_cut(label)} {count / total:.1%}") for at, (label, count) in enumerate(counts)
     )
-    rows = "".join(f"M160 {at * row + 9}h{max(count / most * 350, 1):.0f}" for at, (_, count) in enumerate(counts))
+    rows = "".join(f"M160 {at * row + 9}h{max(count / most * 190, 1):.0f}" for at, (_, count) in enumerate(counts))
     return _markdown(f"<path d='{rows}' stroke='slateblue' stroke-width='13'/>{texts}", row * len(counts) + 4, "Shares")
 
 

@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from batch_platform_tests.benchmarks import backfill, commit, contenders, features, memory, project, publish, scoring
+from batch_platform_tests.benchmarks import (
+    backfill,
+    commit,
+    contenders,
+    features,
+    many_partitions,
+    memory,
+    project,
+    publish,
+    scoring,
+)
 from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
 from batch_platform_tests.benchmarks.measuring import Result
 from batch_platform_tests.benchmarks.options import Options
@@ -25,6 +35,7 @@ WORKLOADS = {
     "features": features,
     "commit": commit,
     "publish": publish,
+    "many_partitions": many_partitions,
 }
 NAMES = {*contenders.CONTENDERS, *project.KINDS}
 

@@ -1,0 +1,84 @@
+"""A project whose pipeline has ten thousand hourly partitions, all done: one is made for real, the others like it.
+
+What `status`, the schedules and the UI read of the others is there: their rows in the ledgers, their files of features
+and their events. Their predictions are not.
+"""
+
+import os
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import dagster as dg
+
+from batch_platform.cli.project import Project, find_project
+from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.instance import prepare_instance
+from batch_platform.components.wiring import Wiring
+from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, append, read_latest
+from batch_platform.partitions import Partition
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.dagster_project import write_dagster_project
+from batch_platform_tests.small_pipeline import small_events
+
+PIPELINE = "small"
+MADE = "2024-01-08-00:00"  # the first hour that the model serves
+PARTITIONS = 10_008  # 417 days
+AFTER_ALL = datetime(2025, 3, 1, tzinfo=UTC)
+
+
+def write_hourly_project(folder: Path) -> Path:
+    """Write the project; nothing of it has run."""
+    return write_dagster_project(
+        folder,
+        events=small_events(last=date(2024, 1, 10), rows_per_day=480),
+        partitions={"every": "hour", "start": "2024-01-01", "end": "2025-02-21", "timezone": "UTC"},
+        labels={"delay": "1 hour"},
+        model={"train": {"every": None, "evaluate": "1 day"}},
+    )
+
+
+def fill(folder: Path) -> None:
+    """Record every partition like the one that a run has made; what comes before it is left as it is."""
+    project = find_project(folder)
+    wiring = project.pipeline(PIPELINE)
+    pipeline = wiring.pipeline()
+    others = _record(pipeline)
+    file = pipeline.home.features(PIPELINE, MADE)
+    for partition in others:
+        os.link(file, pipeline.home.features(PIPELINE, partition.key))
+    tell(project, wiring, [partition.key for partition in others])
+
+
+def tell(project: Project, wiring: Wiring, keys: list[str]) -> None:
+    """Let Dagster know of partitions."""
+    with (
+        dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance,
+        quick_event_log(instance),
+    ):
+        for asset in ("features", "predictions", "performance"):
+            for key in keys:
+                event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key)
+                instance.report_runless_asset_event(event)
+
+
+def _record(pipeline: Pipeline) -> list[Partition]:
+    """Add the ledger rows of the partitions after the one that was made; gives them."""
+    calendar = pipeline.spec.partitions.calendar
+    others = calendar.within(calendar.named(MADE).end, AFTER_ALL)
+    with pipeline.warehouse.transaction() as con:
+        build = read_latest(con, FeatureBuild, PIPELINE)[MADE]
+        run = read_latest(con, ScoreRun, PIPELINE)[MADE]
+        evaluation = read_latest(con, EvaluationRun, PIPELINE)[MADE]
+        append(con, [replace(build, partition_key=one.key) for one in others], "features")
+        runs = [replace(run, partition_key=one.key, partition_start=one.start, partition_end=one.end) for one in others]
+        numbers = append(con, runs, "predictions")
+        append(
+            con,
+            [
+                replace(evaluation, partition_key=one.key, score_seq=number)
+                for one, number in zip(others, numbers, strict=True)
+            ],
+            "performance",
+        )
+    return others
