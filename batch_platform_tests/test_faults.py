@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform_tests.faults import Case, bundles, calendar, processes, storage, writes
+from batch_platform_tests.faults import Case, bundles, calendar, processes, resuming, storage, writes
 
-CASES: dict[str, Case] = writes.CASES | processes.CASES | storage.CASES | bundles.CASES | calendar.CASES
+CASES: dict[str, Case] = {
+    **writes.CASES,
+    **processes.CASES,
+    **resuming.CASES,
+    **storage.CASES,
+    **bundles.CASES,
+    **calendar.CASES,
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

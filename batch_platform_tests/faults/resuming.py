@@ -1,0 +1,79 @@
+"""A run over three hundred partitions, killed while it builds and again while it scores: the rest alone is made up for."""
+
+import subprocess
+import time
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from batch_platform.home import Home
+from batch_platform.pipeline import Pipeline
+from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
+from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import held
+from batch_platform_tests.served import PATIENCE
+from batch_platform_tests.small_pipeline import small_events, small_spec
+
+LEARNT_UNTIL, LAST = date(2024, 1, 31), date(2024, 11, 26)
+KEYS = [str(LEARNT_UNTIL + timedelta(days=n)) for n in range(1, (LAST - LEARNT_UNTIL).days + 1)]
+OVERRIDES: dict[str, Any] = {
+    "partitions": {"end": str(LAST + timedelta(days=1))},
+    "model": {"train": {"every": None, "window": "all", "evaluate": "7 days"}},
+}
+ASKED = ("run", "small", "--from", KEYS[0], "--to", KEYS[-1])
+LEDGER = "SELECT partition_key, seq FROM batch_platform.{} WHERE partition_key >= $first ORDER BY seq"
+
+
+def committed(pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
+    """Every commit of the partitions, in their order."""
+    with pipeline.warehouse.open() as con:
+        return con.execute(LEDGER.format(ledger), {"first": KEYS[0]}).fetchall()
+
+
+def killed_when_some_are_committed(project: Path, pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
+    """Kill a run that has committed some but not all to a ledger, while the warehouse is held so that it cannot go on."""
+    with subprocess.Popen(
+        [COMMAND, *ASKED], cwd=project, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and process.poll() is None:
+            with pipeline.warehouse.open() as con:
+                found = con.execute(LEDGER.format(ledger), {"first": KEYS[0]}).fetchall()
+                if 1 < len(found) < len(KEYS):  # one is there from the start
+                    process.kill()
+                    process.wait()
+                    return found
+        process.kill()
+    msg = f"{ledger} was never seen with some of the {len(KEYS)} partitions"
+    raise AssertionError(msg)
+
+
+def killed_run_of_300_partitions(folder: Path) -> None:
+    """Nothing that was committed is computed again, neither features nor scores, and nothing is left out."""
+    assert len(KEYS) == 300
+    project = write_dagster_project(folder / "project", events=small_events(last=LAST), **OVERRIDES)
+    pipeline = Pipeline(small_spec(**OVERRIDES), pipeline_folder(project), Home(project / ".batch_platform"))
+    trained = run_command(project, "run", "small", "--partition", KEYS[0])
+    assert trained.code == 0, trained.err
+    before = held(pipeline)
+
+    built = killed_when_some_are_committed(project, pipeline, "feature_builds")
+    scored = killed_when_some_are_committed(project, pipeline, "score_runs")
+    at_the_kill = held(pipeline)
+    assert set(at_the_kill) == {key for key, _ in scored}
+    assert run_command(project, *ASKED).code == 0
+
+    after = held(pipeline)
+    assert list(after) == KEYS
+    assert {key: after[key] for key in at_the_kill} == at_the_kill, "what was committed stays as it was"
+    assert after[KEYS[0]] == before[KEYS[0]]
+    for ledger, earlier in (("feature_builds", built), ("score_runs", scored)):
+        commits = committed(pipeline, ledger)
+        assert commits[: len(earlier)] == earlier
+        assert sorted(key for key, _ in commits) == KEYS, f"each partition is in {ledger} once"
+    assert run_command(project, *ASKED).code == 0
+    assert held(pipeline) == after
+
+
+CASES: dict[str, Case] = {"F2 a run of 300 partitions, twice": killed_run_of_300_partitions}
