@@ -81,6 +81,13 @@ def test_commits_of_many_writers_are_counted_and_publishing_is_held_against_a_fu
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
+def test_the_share_of_the_integrity_check_is_told(tmp_path):
+    results, text = benchmark(tmp_path, "integrity", "--rows=3000", "--repeat=1")
+    scoring, check = results
+    assert (scoring["workload"], check["workload"]) == ("scoring, with the check", "the check alone")
+    assert f"The check takes {check['seconds'] / scoring['seconds']:.1%} of the time of scoring." in text
+
+
 def written(folder: Path, score: list[float]) -> Scores:
     folder.mkdir()
     frame = pl.DataFrame({"id": range(len(score)), "score": score, "day": "2026-01-01"})
