@@ -270,9 +270,13 @@ class Pipeline:
         """
         if version.version not in self._bundles:
             folder = self.home.bundle(self.spec.name, version.version)
-            bundle = open_bundle(folder, version.sha256, allow_pickle=self.spec.model.allow_pickle)
-            self._bundles[version.version] = replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
+            self._bundles[version.version] = self.opened(folder, version.sha256)
         return self._bundles[version.version]
+
+    def opened(self, folder: Path, sha256: str) -> Bundle:
+        """The bundle in a folder, with the rules on its columns as they are declared now; raises what `bundle` raises."""
+        bundle = open_bundle(folder, sha256, allow_pickle=self.spec.model.allow_pickle)
+        return replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

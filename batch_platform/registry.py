@@ -15,6 +15,7 @@ import duckdb
 
 from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, listed
 from batch_platform.ledger import Change, insert, next_numbers, note
+from batch_platform.partitions import Partition
 from batch_platform.warehouse import Warehouse
 
 Action = Literal["approved", "refused", "waiting", "withdrawn", "removed"]
@@ -69,6 +70,10 @@ class Version:
     def class_labels(self) -> list[Any]:
         """The classes that it tells apart, read; none for a regression or a clustering."""
         return json.loads(self.classes)
+
+    def has_seen(self, partition: Partition) -> bool:
+        """Whether its training data reach into a partition: what it scores there is in-sample."""
+        return self.trained_from < partition.end and partition.start < self.trained_until
 
 
 @dataclass(frozen=True)
