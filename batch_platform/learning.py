@@ -124,6 +124,7 @@ def learn(history: History, *, state: State, period: Partition, params: dict[str
         raise TrainingRefusedError(msg, hint=hint)
     boundary = evaluation_start(spec, window)
     stratified = spec.model.import_ is None and is_classification(spec.model)
+    labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
     try:
         if spec.model.import_ is None:
             data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
@@ -143,6 +144,7 @@ def learn(history: History, *, state: State, period: Partition, params: dict[str
         fitted=fitted,
         params=params,
         features_sha256=fingerprint(state.features, window),
+        label_sources=labels,
         features_code_version=state.features_code_version,
         stamp=stamp,
         sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
@@ -181,6 +183,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
     fitted: Fitted,
     params: dict[str, Any],
     features_sha256: str,
+    label_sources: str,
     features_code_version: str,
     stamp: Stamp,
     sampled: Sampled | None,
@@ -203,6 +206,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
             rows=fitted.rows_fitted,
             rows_rejected=fitted.rows_rejected,
             features_sha256=features_sha256,
+            label_sources=label_sources,
         ),
         evaluation=Evaluation(
             start=boundary.isoformat(),
@@ -250,4 +254,5 @@ def _version_row(manifest: Manifest, version: str, sha256: str) -> Version:
         created_at=datetime.fromisoformat(manifest.created_at),
         run_id=manifest.run_id,
         classes=json.dumps(manifest.classes),
+        label_sources=manifest.training.label_sources,
     )

@@ -101,6 +101,9 @@ class Pipeline:
             scoring_code_version=self.scoring_code_version,
             source_versions=self.history.source_versions(features),
             label_versions=self.history.label_versions(evaluations),
+            relabelled=self.history.relabelled(
+                registry.named(one) for one in {run.model_version for run in scores.values()}
+            ),
         )
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:

@@ -5,6 +5,7 @@ recorded and of the partition's start; no clock is read.
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -59,6 +60,7 @@ class Version:
     created_at: datetime
     run_id: str
     classes: str = "[]"  # JSON, in the order of the model's probabilities
+    label_sources: str = ""  # a hash over the versions of the files of labels that it learnt from; see `History`
     seq: int = 0
 
     @property
@@ -112,11 +114,21 @@ class Registry:
 
     def champion(self, at: datetime) -> Version | None:
         """The version of the newest serving period, of those the newest version, that serves at an instant."""
-        return next((version for version in reversed(self._by_period) if self.serves(version, at)), None)
+        begins, champions = self._eras
+        era = bisect_right(begins, at)
+        return champions[era - 1] if era else None
 
     def _waits(self, version: Version) -> bool:
         last = self.standing(version.version)
         return last is not None and last.action == "waiting"
+
+    @cached_property
+    def _eras(self) -> tuple[list[datetime], list[Version | None]]:
+        """When another version may begin to serve, in order, and the champion from then on."""
+        held = {event.holds_from for event in self.promotions if event.holds_from is not None}
+        begins = sorted(held | {version.serving_start for version in self.versions})
+        newest_first = list(reversed(self._by_period))
+        return begins, [next((one for one in newest_first if self.serves(one, at)), None) for at in begins]
 
     @cached_property
     def _by_period(self) -> list[Version]:

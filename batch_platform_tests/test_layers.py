@@ -32,7 +32,7 @@ ROWS = (
     ("training", "scoring", "staged", "stream", "outcomes", "warehouse", "staging"),
     ("publish", "registry", "history", "promotion", "tables", "backtested"),
     ("plan",),
-    ("gate",),
+    ("gate", "staleness"),
     ("importing",),
     ("learning", "evaluation", "scoring_run"),
     ("pipeline", "status", "provenance", "replay", "backtesting", "cleaning"),

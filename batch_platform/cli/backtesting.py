@@ -70,10 +70,12 @@ def run_backtest(wiring: Wiring, ordered: Ordered, *, as_json: bool) -> None:
     if not as_json:
         what = candidate.version or f"{candidate.estimator}, trained for each serving period"
         terminal.say(f"{wiring.spec.name}: backtest of {what}, on {count} partition{'s' if count > 1 else ''}")
-    pace = Pace("backtest", count)
+    paces: list[Pace] = []  # one, begun with the first partition: what was trained before is no part of it
     with terminal.progress({"backtest": count}, quiet=as_json) as listener:
 
         def watch(partition: Partition, rows: int, of: int) -> None:
+            pace = paces[0] if paces else Pace("backtest", count)
+            paces.append(pace)
             done = rows >= of
             listener(pace.finished(partition.key, rows) if done else pace.on_the_way(partition.key, rows, of))
 
