@@ -226,6 +226,22 @@ CREATE TABLE IF NOT EXISTS {schema}.performance (
 """
 
 
+def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables and the view of an empty warehouse, in one transaction."""
+    con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
+    insert(con, "meta", [{"format": FORMAT}])
+    con.execute("COMMIT")
+
+
+def upgrade_ledgers(con: duckdb.DuckDBPyConnection, found: int) -> None:
+    """Bring a warehouse of an earlier format to this one, in one transaction; the journal says so to the readers' copy."""
+    steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
+    con.execute(f"BEGIN; {steps}; {PARTITION_STATUS.format(catalog='')}")
+    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
+    note(con, [Change(seq, LEDGERS_SCHEMA, "meta", "") for seq in next_numbers(con, 1)])
+    con.execute("COMMIT")
+
+
 def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
     """The newest row of a ledger for each partition of a pipeline, by key."""
     columns = ", ".join(quoted(item.name) for item in fields(ledger))

@@ -6,7 +6,7 @@ recorded and of the partition's start; no clock is read.
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
@@ -197,8 +197,8 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
     """Read what is recorded of a pipeline's models."""
     return Registry(
         pipeline=pipeline,
-        versions=[Version(*row) for row in _rows(con, "model_versions", Version, pipeline)],
-        promotions=[Promotion(*row) for row in _rows(con, "promotions", Promotion, pipeline)],
+        versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
+        promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
     )
 
 
@@ -228,7 +228,11 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
-def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterable[tuple[Any, ...]]:
-    columns = ", ".join(item.name for item in fields(record))
-    query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"
-    return con.execute(query, {"pipeline": pipeline}).fetchall()
+def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
+    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
+    rows = con.sql(
+        f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
+    )
+    kept = [(at, item.name) for item in fields(record) for at, name in enumerate(rows.columns) if name == item.name]
+    for row in rows.fetchall():
+        yield {name: row[at] for at, name in kept}
