@@ -8,7 +8,9 @@ import dagster as dg
 from dagster_shared.utils.warnings import disable_dagster_warnings
 
 from batch_platform.components import describe
+from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.events import PartitionLog
+from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
 from batch_platform.errors import listed
 from batch_platform.evaluation import Evaluated
@@ -149,12 +151,18 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
         "`batch_platform.partition_status` names each with its reason. *Execute check* looks again without scoring anything."
     )
 
-    @dg.asset_check(asset=wiring.key("predictions"), name=UP_TO_DATE, description=description)
+    asset = wiring.key("predictions")
+
+    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures():
             stamp = stamp_of(context.run.run_id)
             state = wiring.pipeline().state()
             found = note_found(wiring, state, make_plan(wiring.spec, state, stamp.at), stamp)
+            scored = sorted({key for one, key in targets(wiring, context.run) if one == asset.path[-1] and key})
+            with quick_event_log(context.instance):
+                for key in scored:  # Dagster expects a result for each partition of a run
+                    context.op_execution_context.log_event(_partition_up_to_date(asset, key, found))
         return _up_to_date(found, state)
 
     return _StandingCheck(**up_to_date.get_attributes_dict())
@@ -167,6 +175,19 @@ class _StandingCheck(dg.AssetChecksDefinition):
     def dagster_internal_init(**attributes: Any) -> "_StandingCheck":  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - handed on as they are
         with disable_dagster_warnings():
             return _StandingCheck(**attributes)
+
+
+def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any:  # noqa: ANN401 - as in PartitionLog
+    reason = found.stale.get(key)
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=UP_TO_DATE,
+        passed=reason is None,
+        severity=_WARN,
+        metadata={"reason": reason or found.remarks.get(key, "none")},
+        partition=key,
+        description=key,
+    )
 
 
 def _up_to_date(found: Staleness, state: State) -> dg.AssetCheckResult:
