@@ -165,8 +165,8 @@ def test_numbers_are_plotted_partition_by_partition(dagster):
 
 def test_checks_are_seen_for_each_partition(dagster):
     page = dagster.open("/assets/small/predictions?view=checks")
-    dagster.sees("Checks (3)")
-    for check in ("rejected_share", "rows_balance", "score_distribution"):
+    dagster.sees("Checks (4)")
+    for check in ("rejected_share", "rows_balance", "score_distribution", "up_to_date"):
         dagster.words(check).first.click()
         dagster.sees("Passed")
         dagster.tab("Execution history")
