@@ -15,10 +15,11 @@ A tour, from the inside out; a module imports from its own stop and from those b
   which version serves when, what people decide of them, and tables of users.
 - `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
 - `threads`, `recorded`, `staging`, `staged`, `stream`: predictions of partitions of any size, on all cores, into files.
-- `plan`, `history`, `gate`, `importing`, `learning`, `evaluation`, `scoring_run`: what is due; the recorded past, models
-  learnt from it or held against it, whether they may serve, and how they did; what is scored and committed.
-- `pipeline`, `replay`, `status`, `provenance`, `cleaning`: the steps of one pipeline, what came of them and from what,
-  and what they leave behind.
+- `plan`, `staleness`, `history`, `gate`, `importing`, `learning`, `evaluation`, `scoring_run`: what is due and what is
+  out of date; the recorded past, models learnt from it or held against it, whether they may serve, and how they did;
+  what is scored and committed.
+- `pipeline`, `replay`, `backtested`, `backtesting`, `status`, `provenance`, `cleaning`: the steps of one pipeline, what
+  another model would have done, what came of them and from what, and what they leave behind.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.
 """

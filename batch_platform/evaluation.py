@@ -4,8 +4,9 @@ Reads the published copy, the lake and the label query; commits nothing. A model
 stand in the way, unless its contract is needed to measure a clustering.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -24,6 +25,7 @@ from batch_platform.registry import Registry, Version, read_registry
 from batch_platform.rows import with_keys_of
 from batch_platform.scoring import Stamp, prediction_columns
 from batch_platform.sources import quoted
+from batch_platform.spec import PipelineSpec
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,40 @@ def evaluated(history: History, published: Path, partitions: Sequence[Partition]
                 msg = f"{name}, partition {partition.key}: it is not scored yet."
                 raise DataError(msg, hint=f"batch-platform run {name} --partition {partition.key}")
             yield _evaluated(known, con, session, partition, run=run, stamp=stamp)
+
+
+def measured(
+    spec: PipelineSpec,
+    predictions: pl.DataFrame,
+    model: Version,
+    labels: pl.DataFrame | None,
+    segments: Callable[[], dict[str, float]],
+) -> dict[str, float]:
+    """The metrics of some predictions.
+
+    Args:
+        spec: The pipeline.
+        predictions: Key columns and those that the model gave.
+        model: That gave them.
+        labels: Key columns, of the types in the predictions, and the label; None where the pipeline has none.
+        segments: Measures a clustering, of which the predictions alone do not tell enough.
+    """
+    if spec.labels is not None and labels is not None:
+        key, label = spec.features.key, spec.labels.column
+        return measure(predictions, labels, key=key, label=label, task=model.task, classes=model.class_labels)
+    if model.task == "outliers":
+        return measure_outliers(predictions["score"].to_numpy(), None)
+    return segments()
+
+
+def committed_predictions(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition, model: Version
+) -> pl.DataFrame:
+    """What a model gave for a partition, as it is published: key columns and those that the model adds."""
+    columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
+    names = ", ".join(quoted(name) for name in columns)
+    query = f"SELECT {names} FROM {quoted(spec.name)}.predictions WHERE partition_key = $key"
+    return con.sql(query, params={"key": partition.key}).pl()
 
 
 def metric_rows(group: Sequence[Evaluated]) -> pl.DataFrame:
@@ -107,24 +143,12 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
     spec = known.history.spec
     versions = known.history.builder.label_versions(partition)  # before the labels are read
     model = known.registry.named(run.model_version)
-    predictions = _predictions(
-        con, spec.name, partition, [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    )
-    if spec.labels is None and model.task == "outliers":
-        metrics = measure_outliers(predictions["score"].to_numpy(), None)
-    elif spec.labels is None:
-        metrics = _clusters(known, predictions, model, partition, run)
-    else:
+    predictions = committed_predictions(con, spec, partition, model)
+    labels = None
+    if spec.labels is not None:
         labels = known.history.labels(session, partition, stamp)
         labels = with_keys_of(predictions, spec, partition, labels, what="labels")
-        metrics = measure(
-            predictions,
-            labels,
-            key=spec.features.key,
-            label=spec.labels.column,
-            task=model.task,
-            classes=model.class_labels,
-        )
+    metrics = measured(spec, predictions, model, labels, partial(_clusters, known, predictions, model, partition, run))
     evaluation = EvaluationRun(
         pipeline=spec.name,
         partition_key=partition.key,
@@ -136,12 +160,6 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
         label_sources=versions,
     )
     return Evaluated(partition, evaluation, run.model_version, metrics)
-
-
-def _predictions(con: duckdb.DuckDBPyConnection, schema: str, partition: Partition, columns: list[str]) -> pl.DataFrame:
-    names = ", ".join(quoted(name) for name in columns)
-    query = f"SELECT {names} FROM {quoted(schema)}.predictions WHERE partition_key = $key"
-    return con.sql(query, params={"key": partition.key}).pl()
 
 
 def _clusters(

@@ -5,10 +5,11 @@ Reads the lake and the label query; writes nothing, and knows nothing of models.
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
 from batch_platform.ledger import FeatureBuild
 from batch_platform.partitions import Partition
+from batch_platform.registry import Version
 from batch_platform.rows import with_keys_of
 from batch_platform.sample import Sample
 from batch_platform.scoring import Stamp
@@ -177,6 +179,27 @@ class History:
                 found[key] = self.builder.label_versions(calendar.named(key))
         return found
 
+    def label_fingerprint(self, window: Iterable[Partition]) -> str:
+        """One hash over the versions now of a window's labels; empty where no source has a file of labels for each partition.
+
+        Raises:
+            SourceError: A file is missing.
+        """
+        return _of_labels(window, self.builder.label_versions) if self.builder.own_label_sources else ""
+
+    def relabelled(self, versions: Iterable[Version]) -> frozenset[str]:
+        """The versions that learnt from labels whose files changed since; where one is gone, nothing newer can be learnt."""
+        if not self.builder.own_label_sources:
+            return frozenset()
+        calendar, found = self.spec.partitions.calendar, set[str]()
+        versions_now = cache(self.builder.label_versions)  # windows overlap
+        for one in versions:
+            with suppress(SourceError, WrongUseError):
+                window = calendar.within(one.trained_from, one.trained_until)
+                if one.label_sources and _of_labels(window, versions_now) != one.label_sources:
+                    found.add(one.version)
+        return frozenset(found)
+
     def _learnable(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
         """Key and feature columns of a build; the others are not read."""
         if build.code_version != self.builder.code_version:
@@ -213,6 +236,11 @@ class History:
 def _is_as(build: FeatureBuild, found: os.stat_result | None) -> bool:
     """Whether a file has the size and the time that were recorded of it."""
     return found is not None and (found.st_size, found.st_mtime_ns) == (build.file_bytes, build.file_mtime_ns)
+
+
+def _of_labels(window: Iterable[Partition], version_of: Callable[[Partition], str]) -> str:
+    lines = (f"{partition.key} {version_of(partition)}\n" for partition in window)
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _without_nan(labels: pl.DataFrame) -> pl.DataFrame:

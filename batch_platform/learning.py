@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from batch_platform.errors import BatchPlatformError, PublishingError, TrainingRefusedError
@@ -28,6 +29,26 @@ from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 from batch_platform.staging import staging_folder
 from batch_platform.training import Fitted, TrainingData, fit
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A fitted or imported model with all there is to tell of it, nowhere on disk yet."""
+
+    fitted: Fitted
+    data: TrainingData | None  # None where no label is known to judge it by
+    manifest: Manifest  # but for the hashes of its files
+
+    def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:
+        """Write its bundle, wholly or not at all; see `write_bundle`.
+
+        Raises:
+            TrainingRefusedError: The model holds a type that would not be trusted when it is loaded.
+        """
+        pickles = allow_pickle and self.fitted.flavour == SKLEARN
+        model = safest(self.fitted.estimator) if pickles else self.fitted.estimator
+        version, sha256, manifest = write_bundle(self.manifest, model, staging, models)
+        return _version_row(manifest, version, sha256)
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,37 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         IntegrityError: A feature file is not what was recorded.
     """
     spec = history.spec
+    learnt = learn(history, state=state, period=period, params=params, stamp=stamp)
+    if learnt.data is None:
+        verdict = unjudged(spec.model.promote)
+    else:
+        champion = state.registry.champion(period.start)
+        verdict = pass_gate(spec.model.promote, learnt.fitted, learnt.data, champion, open_version)
+    with staging_folder(history.home, stamp.run_id) as staging:
+        version = learnt.write(staging, history.home.models / spec.name, allow_pickle=spec.model.allow_pickle)
+    decision = Promotion(
+        pipeline=spec.name,
+        version=version.version,
+        action=verdict.action,
+        reason=verdict.reason,
+        evidence=verdict.evidence,
+        actor="gate",
+        decided_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
+    return Trained(version, decision, learnt.fitted.suspicious)
+
+
+def learn(history: History, *, state: State, period: Partition, params: dict[str, Any], stamp: Stamp) -> Learnt:
+    """Fit or import the model of a serving period from what is known at its start; writes nothing.
+
+    Raises:
+        TrainingRefusedError: The data cannot give a model.
+        DataError: Features of the window are not built, or they do not go together with the model.
+        WrongUseError: The model cannot be had or used as it is declared.
+        IntegrityError: A feature file is not what was recorded.
+    """
+    spec = history.spec
     window = training_window(spec, period.start)
     if not can_train(spec, window):
         msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
@@ -72,6 +124,7 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         raise TrainingRefusedError(msg, hint=hint)
     boundary = evaluation_start(spec, window)
     stratified = spec.model.import_ is None and is_classification(spec.model)
+    labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
     try:
         if spec.model.import_ is None:
             data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
@@ -91,29 +144,12 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         fitted=fitted,
         params=params,
         features_sha256=fingerprint(state.features, window),
+        label_sources=labels,
         features_code_version=state.features_code_version,
         stamp=stamp,
         sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
     )
-    if data is None:
-        verdict = unjudged(spec.model.promote)
-    else:
-        verdict = pass_gate(spec.model.promote, fitted, data, state.registry.champion(period.start), open_version)
-    pickles = spec.model.allow_pickle and fitted.flavour == SKLEARN
-    model = safest(fitted.estimator) if pickles else fitted.estimator
-    with staging_folder(history.home, stamp.run_id) as staging:
-        version, sha256, manifest = write_bundle(manifest, model, staging, history.home.models / spec.name)
-    decision = Promotion(
-        pipeline=spec.name,
-        version=version,
-        action=verdict.action,
-        reason=verdict.reason,
-        evidence=verdict.evidence,
-        actor="gate",
-        decided_at=stamp.now(),
-        run_id=stamp.run_id,
-    )
-    return Trained(_version_row(manifest, version, sha256), decision, fitted.suspicious)
+    return Learnt(fitted, data, manifest)
 
 
 def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
@@ -147,6 +183,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
     fitted: Fitted,
     params: dict[str, Any],
     features_sha256: str,
+    label_sources: str,
     features_code_version: str,
     stamp: Stamp,
     sampled: Sampled | None,
@@ -169,6 +206,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
             rows=fitted.rows_fitted,
             rows_rejected=fitted.rows_rejected,
             features_sha256=features_sha256,
+            label_sources=label_sources,
         ),
         evaluation=Evaluation(
             start=boundary.isoformat(),
@@ -216,4 +254,5 @@ def _version_row(manifest: Manifest, version: str, sha256: str) -> Version:
         created_at=datetime.fromisoformat(manifest.created_at),
         run_id=manifest.run_id,
         classes=json.dumps(manifest.classes),
+        label_sources=manifest.training.label_sources,
     )

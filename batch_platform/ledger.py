@@ -74,6 +74,30 @@ class EvaluationRun:
 
 
 @dataclass(frozen=True)
+class Declaration:
+    """What a pipeline was declared to be when somebody looked at it, as far as its predictions depend on it."""
+
+    pipeline: str
+    features_code_version: str
+    scoring_code_version: str
+    noted_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class PartitionNote:
+    """What somebody found of a committed partition that no other ledger tells; no reason where there is nothing."""
+
+    pipeline: str
+    partition_key: str
+    score_seq: int  # the ledger row of the predictions that it is about
+    stale: bool
+    reason: str | None
+    noted_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
 class Change:
     """One partition of one table that changed, as the journal notes it."""
 
@@ -83,14 +107,23 @@ class Change:
     partition_key: str
 
 
-Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
+Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun, PartitionNote)
 _LEDGERS: dict[type, str] = {
     FeatureBuild: "feature_builds",
     ScoreRun: "score_runs",
     EvaluationRun: "evaluations",
+    PartitionNote: "partition_notes",
 }
 
-SCHEMA = """
+_NOTES = """
+CREATE TABLE batch_platform.declarations (
+    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, noted_at TIMESTAMPTZ,
+    run_id VARCHAR);
+CREATE TABLE batch_platform.partition_notes (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, stale BOOLEAN, reason VARCHAR,
+    noted_at TIMESTAMPTZ, run_id VARCHAR);
+"""
+SCHEMA = f"""
 CREATE SCHEMA batch_platform;
 CREATE SEQUENCE batch_platform.seq;
 CREATE TABLE batch_platform.meta (format INTEGER NOT NULL);
@@ -111,11 +144,11 @@ CREATE TABLE batch_platform.model_versions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
     flavour VARCHAR, task VARCHAR, classes VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
     trained_until TIMESTAMPTZ, rows_trained BIGINT, rows_evaluated BIGINT, metrics VARCHAR, features_code_version VARCHAR,
-    created_at TIMESTAMPTZ, run_id VARCHAR);
+    created_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
 CREATE TABLE batch_platform.promotions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
     decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
-"""
+{_NOTES}"""
 UPGRADES = {  # what brings a warehouse of one format to the next
     1: """
 ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
@@ -124,6 +157,9 @@ ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT 
     2: """
 ALTER TABLE batch_platform.feature_builds ADD COLUMN xxh3 VARCHAR DEFAULT '';
 """,
+    3: f"""
+ALTER TABLE batch_platform.model_versions ADD COLUMN label_sources VARCHAR DEFAULT '';
+{_NOTES}""",
 }
 FORMAT = 1 + len(UPGRADES)
 PARTITION_STATUS = """
@@ -134,10 +170,23 @@ WITH scored AS (
 ), built AS (
     FROM batch_platform.feature_builds
     QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
-), declared AS (  -- as the newest run of each pipeline found it
-    SELECT pipeline, arg_max(code_version, seq) AS code_version FROM batch_platform.score_runs GROUP BY pipeline
+), declared AS (  -- as the newest run of each pipeline, or whoever looked at it since, found it
+    SELECT pipeline, arg_max(code_version, seq) AS code_version
+    FROM (
+        SELECT pipeline, code_version, seq FROM batch_platform.score_runs
+        UNION ALL SELECT pipeline, scoring_code_version, seq FROM batch_platform.declarations
+    )
+    GROUP BY pipeline
 ), asked AS (
-    SELECT pipeline, arg_max(code_version, seq) AS code_version FROM batch_platform.feature_builds GROUP BY pipeline
+    SELECT pipeline, arg_max(code_version, seq) AS code_version
+    FROM (
+        SELECT pipeline, code_version, seq FROM batch_platform.feature_builds
+        UNION ALL SELECT pipeline, features_code_version, seq FROM batch_platform.declarations
+    )
+    GROUP BY pipeline
+), noted AS (  -- what only the sources and the calendar tell, as whoever looked last found it
+    FROM batch_platform.partition_notes
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
 ), decided AS (  -- of each version that could serve a partition, the last decision that holds at the partition's start
     SELECT s.pipeline, s.partition_key, v.version, v.serving_start, v.seq, p.action
     FROM scored AS s
@@ -150,7 +199,7 @@ WITH scored AS (
     FROM decided WHERE action = 'approved' GROUP BY ALL
 ), reasons AS (
     SELECT
-        s.*, c.champion,
+        s.*, c.champion, n.stale AS noted_stale, n.reason AS noted,
         CASE
             WHEN c.champion <> s.model_version THEN 'scored by ' || s.model_version || ', the champion is ' || c.champion
             WHEN b.sha256 <> s.input_hash THEN 'its features changed'
@@ -162,11 +211,12 @@ WITH scored AS (
     LEFT JOIN built AS b USING (pipeline, partition_key)
     LEFT JOIN declared AS d USING (pipeline)
     LEFT JOIN asked AS a USING (pipeline)
+    LEFT JOIN noted AS n ON n.pipeline = s.pipeline AND n.partition_key = s.partition_key AND n.score_seq = s.seq
 )
 SELECT
     pipeline, partition_key, partition_start, partition_end,
-    CASE WHEN reason IS NULL THEN 'scored' ELSE 'stale' END AS condition,
-    reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
+    CASE WHEN reason IS NOT NULL OR noted_stale THEN 'stale' ELSE 'scored' END AS condition,
+    coalesce(reason, noted) AS reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
 FROM reasons
 """
 PERFORMANCE = """
@@ -174,6 +224,22 @@ CREATE TABLE IF NOT EXISTS {schema}.performance (
     partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
     evaluated_at TIMESTAMPTZ, run_id VARCHAR)
 """
+
+
+def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables and the view of an empty warehouse, in one transaction."""
+    con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
+    insert(con, "meta", [{"format": FORMAT}])
+    con.execute("COMMIT")
+
+
+def upgrade_ledgers(con: duckdb.DuckDBPyConnection, found: int) -> None:
+    """Bring a warehouse of an earlier format to this one, in one transaction; the journal says so to the readers' copy."""
+    steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
+    con.execute(f"BEGIN; {steps}; {PARTITION_STATUS.format(catalog='')}")
+    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
+    note(con, [Change(seq, LEDGERS_SCHEMA, "meta", "") for seq in next_numbers(con, 1)])
+    con.execute("COMMIT")
 
 
 def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
@@ -185,6 +251,23 @@ def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str
     )
     rows = [ledger(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
     return {row.partition_key: row for row in rows}
+
+
+def newest_declaration(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[str | None, str | None]:
+    """The code versions of features and of scoring that the view takes for those declared: the last that were recorded."""
+    query = f"""
+        SELECT
+            (SELECT arg_max(code_version, seq) FROM (
+                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $pipeline
+                UNION ALL
+                SELECT features_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline)),
+            (SELECT arg_max(code_version, seq) FROM (
+                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline
+                UNION ALL
+                SELECT scoring_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline))
+    """
+    ((features, scoring),) = con.execute(query, {"pipeline": pipeline}).fetchall()
+    return features, scoring
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:

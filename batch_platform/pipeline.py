@@ -101,6 +101,9 @@ class Pipeline:
             scoring_code_version=self.scoring_code_version,
             source_versions=self.history.source_versions(features),
             label_versions=self.history.label_versions(evaluations),
+            relabelled=self.history.relabelled(
+                registry.named(one) for one in {run.model_version for run in scores.values()}
+            ),
         )
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
@@ -270,9 +273,13 @@ class Pipeline:
         """
         if version.version not in self._bundles:
             folder = self.home.bundle(self.spec.name, version.version)
-            bundle = open_bundle(folder, version.sha256, allow_pickle=self.spec.model.allow_pickle)
-            self._bundles[version.version] = replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
+            self._bundles[version.version] = self.opened(folder, version.sha256)
         return self._bundles[version.version]
+
+    def opened(self, folder: Path, sha256: str) -> Bundle:
+        """The bundle in a folder, with the rules on its columns as they are declared now; raises what `bundle` raises."""
+        bundle = open_bundle(folder, sha256, allow_pickle=self.spec.model.allow_pickle)
+        return replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

@@ -19,6 +19,7 @@ from batch_platform.spec import PipelineSpec
 
 Kind = Literal["features", "model", "predictions", "performance"]
 KINDS: tuple[Kind, ...] = ("features", "model", "predictions", "performance")
+SOURCE_CHANGED, MODEL_DUE, BUILT_AGAIN = "a source file changed", "a newer model is due", "its features are built again"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class State:
         scoring_code_version: Of the predictions as declared now.
         source_versions: Versions now of sources with a file for each partition, by partition key, as recorded in builds.
         label_versions: The same of the labels' sources, as recorded in evaluations.
+        relabelled: The versions that scored something and learnt from labels that were corrected since.
     """
 
     features: dict[str, FeatureBuild]
@@ -44,6 +46,7 @@ class State:
     scoring_code_version: str
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
+    relabelled: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is due, in order; and what cannot be done, with the reason."""
+    """What is due, in order; what cannot be done, with the reason; and what is out of date, to be done or not.
+
+    Committed predictions are stale, by partition key with the reason, if scoring them at this time would give other rows.
+    """
 
     items: list[Item]
     blocked: list[Item]
+    stale: dict[str, str] = field(default_factory=dict[str, str])
 
     def of(self, *kinds: Kind) -> list[Item]:
         """The due items of some kinds, oldest first."""
@@ -164,7 +171,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     """
     wanted = list(spec.partitions.calendar.due(now) if only is None else only)
     models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
-    predictions, blocked = _due_predictions(spec, state, wanted, models, force=force)
+    predictions, blocked, stale = _due_predictions(spec, state, wanted, models, force=force)
     windows = [training_window(spec, item.partition.start) for item in models]
     needed = {partition.key: partition for window in windows for partition in window}
     needed |= {item.partition.key: item.partition for item in predictions}
@@ -173,14 +180,15 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     rebuilt = {item.partition.key for item in features}
     scored = {item.partition.key for item in predictions}
     only_rebuilt = rebuilt - scored
-    stale = [
-        Item("predictions", partition, "its features are built again")
+    again = [
+        Item("predictions", partition, BUILT_AGAIN)
         for partition in wanted
         if partition.key in only_rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
     ]
-    predictions = sorted([*predictions, *stale], key=lambda item: item.partition.start)
+    stale = {item.partition.key: item.reason for item in again} | stale
+    predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
-    return Plan(items=[*features, *models, *predictions, *performance], blocked=blocked)
+    return Plan(items=[*features, *models, *predictions, *performance], blocked=blocked, stale=stale)
 
 
 def features_due(state: State, partition: Partition) -> str | None:
@@ -191,7 +199,7 @@ def features_due(state: State, partition: Partition) -> str | None:
     if build.code_version != state.features_code_version:
         return "the SQL or its declaration changed"
     if state.source_versions.get(partition.key, build.sources) != build.sources:
-        return "a source file changed"
+        return SOURCE_CHANGED
     return None
 
 
@@ -258,24 +266,27 @@ def _due_single_model(
 
 def _due_predictions(
     spec: PipelineSpec, state: State, wanted: list[Partition], models: list[Item], *, force: bool
-) -> tuple[list[Item], list[Item]]:
+) -> tuple[list[Item], list[Item], dict[str, str]]:
+    """What is to be scored, what no model serves, and what is stale whether it is to be scored again or not."""
     due: list[Item] = []
     blocked: list[Item] = []
-    approved = state.registry.approved()
-    champions = [version.serving_start for version in approved]
+    stale: dict[str, str] = {}
     starts = sorted(item.partition.start for item in models)
     for partition in wanted:
         run = state.scores.get(partition.key)
-        champion = approved[at - 1] if (at := bisect_right(champions, partition.start)) else None
+        champion = state.registry.champion(partition.start)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
         awaits = newest is not None and (champion is None or champion.serving_start < newest)
         reason = "missing" if run is None else stale_reason(state, run, champion)
-        if run is not None and partition.key in state.features:
-            reason = reason or features_due(state, partition)
-        if run is not None and awaits:
-            reason = "a newer model is due"
-        if run is not None and spec.predictions.rescore == "never":
-            reason = None
+        if run is not None:
+            if partition.key in state.features:
+                reason = reason or features_due(state, partition)
+            if awaits:
+                reason = reason or MODEL_DUE
+            if reason is not None:
+                stale[partition.key] = reason
+            if spec.predictions.rescore == "never":
+                reason = None
         if force:
             reason = reason or "forced"
         if reason is None:
@@ -284,7 +295,7 @@ def _due_predictions(
             blocked.append(Item("predictions", partition, "no model serves it"))
         else:
             due.append(Item("predictions", partition, reason))
-    return due, blocked
+    return due, blocked, stale
 
 
 def _due_performance(

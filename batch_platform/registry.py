@@ -5,7 +5,8 @@ recorded and of the partition's start; no clock is read.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
@@ -15,6 +16,7 @@ import duckdb
 
 from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, listed
 from batch_platform.ledger import Change, insert, next_numbers, note
+from batch_platform.partitions import Partition
 from batch_platform.warehouse import Warehouse
 
 Action = Literal["approved", "refused", "waiting", "withdrawn", "removed"]
@@ -58,6 +60,7 @@ class Version:
     created_at: datetime
     run_id: str
     classes: str = "[]"  # JSON, in the order of the model's probabilities
+    label_sources: str = ""  # a hash over the versions of the files of labels that it learnt from; see `History`
     seq: int = 0
 
     @property
@@ -69,6 +72,10 @@ class Version:
     def class_labels(self) -> list[Any]:
         """The classes that it tells apart, read; none for a regression or a clustering."""
         return json.loads(self.classes)
+
+    def has_seen(self, partition: Partition) -> bool:
+        """Whether its training data reach into a partition: what it scores there is in-sample."""
+        return self.trained_from < partition.end and partition.start < self.trained_until
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,21 @@ class Registry:
 
     def champion(self, at: datetime) -> Version | None:
         """The version of the newest serving period, of those the newest version, that serves at an instant."""
-        return next((version for version in reversed(self._by_period) if self.serves(version, at)), None)
+        begins, champions = self._eras
+        era = bisect_right(begins, at)
+        return champions[era - 1] if era else None
 
     def _waits(self, version: Version) -> bool:
         last = self.standing(version.version)
         return last is not None and last.action == "waiting"
+
+    @cached_property
+    def _eras(self) -> tuple[list[datetime], list[Version | None]]:
+        """When another version may begin to serve, in order, and the champion from then on."""
+        held = {event.holds_from for event in self.promotions if event.holds_from is not None}
+        begins = sorted(held | {version.serving_start for version in self.versions})
+        newest_first = list(reversed(self._by_period))
+        return begins, [next((one for one in newest_first if self.serves(one, at)), None) for at in begins]
 
     @cached_property
     def _by_period(self) -> list[Version]:
@@ -180,8 +197,8 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
     """Read what is recorded of a pipeline's models."""
     return Registry(
         pipeline=pipeline,
-        versions=[Version(*row) for row in _rows(con, "model_versions", Version, pipeline)],
-        promotions=[Promotion(*row) for row in _rows(con, "promotions", Promotion, pipeline)],
+        versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
+        promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
     )
 
 
@@ -211,7 +228,11 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
-def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterable[tuple[Any, ...]]:
-    columns = ", ".join(item.name for item in fields(record))
-    query = f"SELECT {columns} FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq"
-    return con.execute(query, {"pipeline": pipeline}).fetchall()
+def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
+    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
+    rows = con.sql(
+        f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
+    )
+    kept = [(at, item.name) for item in fields(record) for at, name in enumerate(rows.columns) if name == item.name]
+    for row in rows.fetchall():
+        yield {name: row[at] for at, name in kept}

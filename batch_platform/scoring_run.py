@@ -137,7 +137,7 @@ class ScoringRun:
             rows_in=staged.rows_in,
             rows_scored=staged.rows_scored,
             rows_rejected=staged.rows_rejected,
-            in_sample=model.trained_from < partition.end and partition.start < model.trained_until,
+            in_sample=model.has_seen(partition),
             started_at=staged.started_at,
             committed_at=staged.started_at,  # until it is committed
             run_id=self.stamp.run_id,

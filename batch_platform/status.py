@@ -21,6 +21,7 @@ from batch_platform.plan import Item, Kind, Plan, State
 from batch_platform.registry import Registry, read_registry
 from batch_platform.sources import quoted
 from batch_platform.spec import PipelineSpec
+from batch_platform.staleness import Staleness, staleness_of
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
 
@@ -133,8 +134,10 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
     """
     due = {item.partition.key: item for item in plan.of("predictions")}
     blocked = {item.partition.key: item for item in plan.blocked}
+    out_of_date = staleness_of(state, plan)
     partitions = [
-        _partition_status(state, partition.key, due, blocked, failed) for partition in spec.partitions.calendar.due(now)
+        _partition_status(state, partition.key, due, blocked, failed, out_of_date)
+        for partition in spec.partitions.calendar.due(now)
     ]
     keys = {partition.partition for partition in partitions}
     told, committed = keys & (state.scores.keys() if materialized is None else materialized), keys & state.scores.keys()
@@ -183,18 +186,23 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
     return found
 
 
-def _partition_status(
-    state: State, key: str, due: Mapping[str, Item], blocked: Mapping[str, Item], failed: Mapping[str, str]
+def _partition_status(  # noqa: PLR0913 - each is one record of the pipeline
+    state: State,
+    key: str,
+    due: Mapping[str, Item],
+    blocked: Mapping[str, Item],
+    failed: Mapping[str, str],
+    found: Staleness,
 ) -> PartitionStatus:
     run = state.scores.get(key)
     condition: Condition = "scored" if run else "missing"
-    reason = ""
-    if key in blocked:
-        condition, reason = "blocked", blocked[key].reason
-    elif key in due and key in failed:
+    reason = found.remarks.get(key, "")
+    if key in due and key in failed:
         condition, reason = "failed", f"run {failed[key]} failed"
-    elif key in due and run:
-        condition, reason = "stale", due[key].reason
+    elif key in found.stale:
+        condition, reason = "stale", found.stale[key]
+    elif key in blocked:
+        condition, reason = "blocked", blocked[key].reason
     return PartitionStatus(
         partition=key,
         condition=condition,

@@ -20,7 +20,12 @@ from batch_platform.warehouse import Warehouse, replace_rows
 
 PARTITION = "partition_key"
 WHOLE = ""  # the partition key of rows that belong to none
-_OF_PIPELINES = frozenset({"predictions", "rejected_rows", "performance", "drift", "features", "model", "models"})
+_OF_PIPELINES = frozenset(
+    {
+        *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
+        *("backtests", "backtest_scores"),
+    }
+)
 
 
 @dataclass(frozen=True)

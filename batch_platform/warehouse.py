@@ -19,17 +19,15 @@ from batch_platform.errors import DataError, IntegrityError, WarehouseError, lis
 from batch_platform.home import Home
 from batch_platform.ledger import (
     FORMAT,
-    PARTITION_STATUS,
     PERFORMANCE,
-    SCHEMA,
-    UPGRADES,
     EvaluationRun,
     FeatureBuild,
     Row,
     ScoreRun,
     append,
-    insert,
+    create_ledgers,
     read_latest,
+    upgrade_ledgers,
 )
 from batch_platform.lock import Patience, lock_timeout, locked
 from batch_platform.sources import quoted
@@ -201,9 +199,7 @@ class Warehouse:
             "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'"
         )
         if not known.fetchall():
-            con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
-            insert(con, "meta", [{"format": FORMAT}])
-            con.execute("COMMIT")
+            create_ledgers(con)
             return
         ((found,),) = con.execute("SELECT format FROM batch_platform.meta").fetchall()
         if found > FORMAT:
@@ -212,9 +208,7 @@ class Warehouse:
             )
             raise WarehouseError(msg, hint="use the version that wrote it, or another BATCH_PLATFORM_HOME.")
         if found < FORMAT:
-            steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
-            view = PARTITION_STATUS.format(catalog="")
-            con.execute(f"BEGIN; {steps}; {view}; UPDATE batch_platform.meta SET format = {FORMAT}; COMMIT")
+            upgrade_ledgers(con, found)
 
     def _connect(self, patience: Patience) -> duckdb.DuckDBPyConnection:
         """Open the file, which somebody who does not know of the lock beside it may have open."""

@@ -96,6 +96,7 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
         "rows_balance": "predictions",
         "rejected_share": "predictions",
         "score_distribution": "predictions",
+        "up_to_date": "predictions",
         "gate": "model",
         "performance": "performance",
     }

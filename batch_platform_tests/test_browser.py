@@ -165,7 +165,7 @@ def test_numbers_are_plotted_partition_by_partition(dagster):
 
 def test_checks_are_seen_for_each_partition(dagster):
     page = dagster.open("/assets/small/predictions?view=checks")
-    dagster.sees("Checks (3)")
+    dagster.sees("Checks (4)")
     for check in ("rejected_share", "rows_balance", "score_distribution"):
         dagster.words(check).first.click()
         dagster.sees("Passed")
@@ -173,6 +173,8 @@ def test_checks_are_seen_for_each_partition(dagster):
         table = page.get_by_role("table").last
         for key in ("2024-03-31", "2024-03-30", "2024-03-29"):
             expect(table.get_by_text(key).first).to_be_visible()
+    dagster.words("up_to_date").first.click()
+    dagster.sees("31 a newer model is due")  # March was scored by February's
     dagster.open("/assets/small/performance?view=checks")
     dagster.sees("Checks (1)")
 

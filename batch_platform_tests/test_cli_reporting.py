@@ -6,6 +6,7 @@ from datetime import datetime
 import pytest
 
 from batch_platform_tests.command_line import (
+    OVERRIDES,
     REJECTED_DAY,
     REJECTED_ID,
     published,
@@ -51,6 +52,17 @@ def test_status_reports_as_json(cli, project):
     assert (scored["rows_in"], scored["rows_scored"], scored["rows_rejected"], scored["evaluated"]) == (40, 39, 1, True)
     assert datetime.fromisoformat(scored["committed_at"]).tzinfo is not None
     assert of["2024-01-01"]["condition"] == "blocked"
+
+
+def test_status_tells_readers_of_the_view_what_it_found_and_scores_nothing(cli, project):
+    before = published(project, "FROM batch_platform.score_runs")
+    declared = {**OVERRIDES, "predictions": {"keep": ["items", "known"], "rescore": "never"}}
+    write_defs_yaml(project, small_declaration(**declared))
+    (report,) = cli(project, "status", "--json").json
+    assert (report["counts"], report["due"]) == ({"blocked": 31, "stale": 29}, {})
+    view = "SELECT DISTINCT condition, reason FROM batch_platform.partition_status"
+    assert published(project, view) == [("stale", "its declaration or the scoring code changed")]
+    assert published(project, "FROM batch_platform.score_runs") == before
 
 
 def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):

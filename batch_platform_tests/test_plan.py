@@ -140,6 +140,7 @@ HAPPENING = st.one_of(
     st.tuples(st.just("features change"), st.integers(0, 3)),
     st.tuples(st.just("scoring changes"), st.integers(0, 3)),
     st.tuples(st.just("the champion is refused"), st.none()),
+    st.tuples(st.just("the champion is withdrawn from a day on"), st.sampled_from(KEYS)),
 )
 
 
@@ -153,8 +154,9 @@ def happened(state: State, what: str, detail) -> State:
         return replace(state, features_code_version=f"f{detail}")
     if what == "scoring changes":
         return replace(state, scoring_code_version=f"s{detail}")
-    if what == "the champion is refused" and (approved := state.registry.approved()):
-        event = Promotion("small", approved[-1].version, "refused", "", "{}", "me", NOW, "run", 10**6)
+    if what.startswith("the champion is") and (approved := state.registry.approved()):
+        begin = small_spec().partitions.calendar.named(detail).start if detail else None
+        event = Promotion("small", approved[-1].version, "withdrawn", "", "{}", "me", NOW, "run", 10**6, begin)
         return replace(state, registry=replace(state.registry, promotions=[*state.registry.promotions, event]))
     return state
 
@@ -272,6 +274,7 @@ def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_mis
     keys = [item.partition.key for item in make_plan(spec, changed, NOW).of("predictions")]
     assert keys == [key for key in KEYS if key > "2024-02-09"]
     assert set(keys).isdisjoint(state.scores)
+    assert set(make_plan(spec, changed, NOW).stale) == set(state.scores), "which does not keep it from being known"
     forced = make_plan(spec, changed, NOW, only=[spec.partitions.calendar.named("2024-02-03")], force=True)
     assert [item.reason for item in forced.of("predictions")] == ["forced"]
 

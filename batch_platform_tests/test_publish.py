@@ -18,8 +18,10 @@ from batch_platform.errors import WarehouseBusyError
 from batch_platform.home import Home
 from batch_platform.ledger import ScoreRun
 from batch_platform.publish import MUCH_ROWS, copy_bytes, publish
+from batch_platform.registry import read_registry, register
 from batch_platform.sources import quoted
 from batch_platform.warehouse import READABLE_FROM, Warehouse
+from batch_platform_tests.test_registry import decision, version
 from batch_platform_tests.test_warehouse import KEYS, commit, held, staged
 
 
@@ -117,6 +119,23 @@ def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     publish(home)
     assert not list(home.root.glob(".published-*"))
+
+
+def test_a_copy_of_an_earlier_format_is_brought_to_this_one_and_can_be_read_until_then(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    register(Warehouse(home), version("a", 0), decision("a", "approved"))
+    for path in (home.warehouse, publish(home)):
+        with duckdb.connect(str(path)) as con:
+            con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
+            con.execute("DROP VIEW batch_platform.partition_status")
+            con.execute("DROP TABLE batch_platform.declarations; DROP TABLE batch_platform.partition_notes")
+            con.execute("UPDATE batch_platform.meta SET format = 3")
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        assert read_registry(con, "small").named("a").label_sources == ""
+    publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        assert con.execute("SELECT label_sources FROM batch_platform.model_versions").fetchall() == [("",)]
+        assert con.execute("SELECT partition_key FROM batch_platform.partition_status").fetchall() == [(KEYS[0],)]
 
 
 CHANGE = st.one_of(

@@ -207,6 +207,36 @@ def test_clients_read_the_check_of_each_partition(ui):
     assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
 
 
+UP_TO_DATE = """
+query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "up_to_date", limit: 100) {
+  status runId evaluation { success severity description partition }
+} }
+"""
+
+
+def test_a_check_executed_alone_from_the_ui_says_what_is_stale_and_scores_nothing(ui):
+    key = {"path": ["small", "predictions"]}
+    chosen = {"assetSelection": [], "assetCheckSelection": [{"assetKey": key, "name": "up_to_date"}]}
+    before = ui.published("FROM batch_platform.score_runs")
+    launched = ui.ask(
+        LAUNCH,
+        executionParams={
+            "mode": "default",
+            "runConfigData": "{}",
+            "selector": {**repository(ui), "pipelineName": "__ASSET_JOB", **chosen},
+        },
+    )
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run_id = launched["run"]["runId"]
+    assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
+    executions = ui.ask(UP_TO_DATE, key=key)
+    (found,) = [one["evaluation"] for one in executions if one["runId"] == run_id]
+    assert (found["severity"], found["partition"]) == ("WARN", None)
+    assert found["success"] == (found["description"] == "none is stale")
+    assert {one["status"] for one in executions} <= {"SUCCEEDED", "FAILED"}, "no run left one open"
+    assert ui.published("FROM batch_platform.score_runs") == before
+
+
 def test_an_interrupt_ends_every_process(ui):
     assert len(session_of(ui.process.pid)) >= 3
     os.kill(ui.process.pid, signal.SIGINT)

@@ -3,38 +3,24 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on standard error.
 """
 
-import functools
 import gc as collector
 import os
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from batch_platform import __version__
 from batch_platform.cli import failures, terminal
+from batch_platform.cli.backtest import backtest
+from batch_platform.cli.options import project_of, reports
 from batch_platform.errors import WrongUseError
 from batch_platform.redaction import redact
-
-if TYPE_CHECKING:
-    from batch_platform.cli.project import Project
-
-
-def _reports(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that reports, to people or as JSON; what users' code prints meanwhile is no part of the report."""
-
-    @functools.wraps(command)
-    def reporting(*args: object, **options: object) -> None:
-        with terminal.reporting():
-            command(*args, **options)
-
-    return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reporting)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -55,7 +41,7 @@ def app(context: click.Context, folder: Path | None, *, debug: bool) -> None:
 
 
 @app.command()
-@_reports
+@reports
 @click.pass_obj
 def demo(folder: Path | None, *, as_json: bool) -> None:
     """Train, score and evaluate two months of real flights, and say what to try next."""
@@ -75,7 +61,7 @@ def ui(folder: Path | None, host: str, port: int) -> None:
     """Start Dagster's webserver and daemon on this project's home, until interrupted."""
     from batch_platform.cli.serving import serve
 
-    serve(_project(folder), host, port)
+    serve(project_of(folder), host, port)
 
 
 @app.command()
@@ -85,7 +71,7 @@ def ui(folder: Path | None, host: str, port: int) -> None:
 @click.option("--partition", "only", metavar="KEY", help="One partition.")
 @click.option("--model", metavar="VERSION", help="Score by this version instead of the champions.")
 @click.option("--force", is_flag=True, help="Build and score again even where nothing changed.")
-@_reports
+@reports
 @click.pass_obj
 def run(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
@@ -106,7 +92,7 @@ def run(  # noqa: PLR0913 - the options of the command
         from batch_platform.cli.execution import Order
         from batch_platform.cli.running import asked_for, bring_up_to_date
 
-        project = _project(folder)
+        project = project_of(folder)
         wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
@@ -119,14 +105,14 @@ def run(  # noqa: PLR0913 - the options of the command
 @app.command()
 @click.argument("pipeline", required=False)
 @click.option("--all", "every", is_flag=True, help="A line for each partition instead of one for each stretch.")
-@_reports
+@reports
 @click.pass_obj
 def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
     """Say which partitions are scored, missing, failed or stale, and why."""
     with _keeping_all():
         from batch_platform.cli.reporting import show_status
 
-        project = _project(folder)
+        project = project_of(folder)
         wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
         show_status(project, wirings, datetime.now(UTC), every=every, as_json=as_json)
 
@@ -135,13 +121,13 @@ def status(folder: Path | None, pipeline: str | None, *, every: bool, as_json: b
 @click.argument("pipeline")
 @click.option("--partition", "only", metavar="KEY", help="One partition; default: all.")
 @click.option("--limit", default=20, show_default=True, help="Rows to list; all of them with --json.")
-@_reports
+@reports
 @click.pass_obj
 def rejected(folder: Path | None, pipeline: str, only: str | None, limit: int, *, as_json: bool) -> None:
     """List the rows of PIPELINE that broke the contract, and why."""
     from batch_platform.cli.rejecting import show_rejected
 
-    show_rejected(_project(folder).pipeline(pipeline), only, limit, as_json=as_json)
+    show_rejected(project_of(folder).pipeline(pipeline), only, limit, as_json=as_json)
 
 
 @app.command()
@@ -149,7 +135,7 @@ def rejected(folder: Path | None, pipeline: str, only: str | None, limit: int, *
 @click.option("--from", "first", metavar="KEY", help="First partition; default: the first with rejected rows.")
 @click.option("--to", "last", metavar="KEY", help="Last partition, included; default: the last with rejected rows.")
 @click.option("--partition", "only", metavar="KEY", help="One partition.")
-@_reports
+@reports
 @click.pass_obj
 def replay(  # noqa: PLR0913 - the options of the command
     folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None, *, as_json: bool
@@ -158,7 +144,7 @@ def replay(  # noqa: PLR0913 - the options of the command
     from batch_platform.cli.rejecting import replay_rejected
     from batch_platform.cli.running import asked_for
 
-    project = _project(folder)
+    project = project_of(folder)
     wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     replay_rejected(project, wiring, asked_for(wiring, now, first, last, only), now, as_json=as_json)
@@ -167,23 +153,23 @@ def replay(  # noqa: PLR0913 - the options of the command
 @app.command()
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option("--keep", default="30 days", show_default=True, help="How long versions never promoted are kept.")
-@_reports
+@reports
 @click.pass_obj
 def gc(folder: Path | None, keep: str, *, dry_run: bool, as_json: bool) -> None:
     """Remove what nothing refers to: old bundles never promoted, features of dropped partitions, remains of killed runs."""
     from batch_platform.cli.tidying import clean
 
-    clean(_project(folder), datetime.now(UTC), keep, dry_run=dry_run, as_json=as_json)
+    clean(project_of(folder), datetime.now(UTC), keep, dry_run=dry_run, as_json=as_json)
 
 
 @app.command()
-@_reports
+@reports
 @click.pass_obj
 def check(folder: Path | None, *, as_json: bool) -> None:
     """Validate every pipeline's YAML, SQL and model without running it."""
     from batch_platform.cli.reporting import show_check
 
-    show_check(_project(folder), datetime.now(UTC), as_json=as_json)
+    show_check(project_of(folder), datetime.now(UTC), as_json=as_json)
 
 
 @app.command()
@@ -191,7 +177,7 @@ def check(folder: Path | None, *, as_json: bool) -> None:
 @click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
 @click.option("--source", metavar="SOURCE", help="Instead: the predictions that depend on this source.")
 @click.option("--partition", "only", metavar="KEY", help="With --source: on this partition of it.")
-@_reports
+@reports
 @click.pass_obj
 def trace(  # noqa: PLR0913 - the options of the command
     folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, as_json: bool
@@ -199,7 +185,7 @@ def trace(  # noqa: PLR0913 - the options of the command
     """Say what produced a score: row, model, training window, feature file, source rows, run; or what a source went into."""
     from batch_platform.cli.tracing import show_dependents, show_trace
 
-    wiring = _project(folder).pipeline(pipeline)
+    wiring = project_of(folder).pipeline(pipeline)
     example = " ".join(f"{name}=…" for name in wiring.spec.features.key)
     if bool(key) == bool(source) or (only and not source):
         msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
@@ -233,50 +219,50 @@ def models(context: click.Context, pipeline: str) -> None:
 
 
 @models.command("list")
-@_reports
+@reports
 @click.pass_obj
 def list_models(chosen: "_Chosen", *, as_json: bool) -> None:
     """All versions, the champion marked."""
     from batch_platform.cli.reporting import show_models
 
-    show_models(_project(chosen.folder).pipeline(chosen.pipeline), datetime.now(UTC), as_json=as_json)
+    show_models(project_of(chosen.folder).pipeline(chosen.pipeline), datetime.now(UTC), as_json=as_json)
 
 
 @models.command("show")
 @click.argument("version")
-@_reports
+@reports
 @click.pass_obj
 def show_model(chosen: "_Chosen", version: str, *, as_json: bool) -> None:
     """Everything in the manifest of a version, and what was decided of it."""
     from batch_platform.cli.reporting import show_version
 
-    show_version(_project(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json)
+    show_version(project_of(chosen.folder).pipeline(chosen.pipeline), version, as_json=as_json)
 
 
 @models.command("compare")
 @click.argument("one")
 @click.argument("other")
-@_reports
+@reports
 @click.pass_obj
 def compare_models(chosen: "_Chosen", one: str, other: str, *, as_json: bool) -> None:
     """Metrics, data windows, and what else differs between two versions, side by side."""
     from batch_platform.cli.promoting import show_comparison
 
-    show_comparison(_project(chosen.folder).pipeline(chosen.pipeline), one, other, as_json=as_json)
+    show_comparison(project_of(chosen.folder).pipeline(chosen.pipeline), one, other, as_json=as_json)
 
 
 @models.command("promote")
 @click.argument("version")
 @click.option("--from", "first", metavar="KEY", help="First partition that it serves; default: all it can serve.")
 @click.option("--reason", default="", help="Why, for the record.")
-@_reports
+@reports
 @click.pass_obj
 def promote_model(chosen: "_Chosen", version: str, first: str | None, reason: str, *, as_json: bool) -> None:
     """Approve a version that waits, was refused or was withdrawn."""
     from batch_platform.cli.promoting import Decided, promote_version
 
     decided = Decided(datetime.now(UTC), first, reason)
-    promote_version(_project(chosen.folder).pipeline(chosen.pipeline), version, decided, as_json=as_json)
+    promote_version(project_of(chosen.folder).pipeline(chosen.pipeline), version, decided, as_json=as_json)
 
 
 @models.command("rollback")
@@ -285,15 +271,18 @@ def promote_model(chosen: "_Chosen", version: str, first: str | None, reason: st
 )
 @click.option("--reason", default="", help="Why, for the record.")
 @click.option("--rescore", is_flag=True, help="Score again what it had scored, by the version before.")
-@_reports
+@reports
 @click.pass_obj
 def roll_back_model(chosen: "_Chosen", first: str | None, reason: str, *, rescore: bool, as_json: bool) -> None:
     """Withdraw the champion: the version before it serves again, and what it scored is listed."""
     from batch_platform.cli.promoting import Decided, roll_back_champion
 
     decided = Decided(datetime.now(UTC), first, reason)
-    project = _project(chosen.folder)
+    project = project_of(chosen.folder)
     roll_back_champion(project, project.pipeline(chosen.pipeline), decided, rescore=rescore, as_json=as_json)
+
+
+app.add_command(backtest)
 
 
 @dataclass(frozen=True)
@@ -313,12 +302,6 @@ def _keeping_all() -> Generator[None]:
     finally:
         collector.freeze()
         collector.enable()
-
-
-def _project(folder: Path | None) -> "Project":
-    from batch_platform.cli.project import find_project
-
-    return find_project(folder)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
@@ -12,12 +13,13 @@ from batch_platform.cli import terminal
 from batch_platform.cli.execution import open_instance
 from batch_platform.cli.project import Project
 from batch_platform.components.runs import failures, held
-from batch_platform.components.wiring import Wiring
+from batch_platform.components.wiring import Wiring, note_found
 from batch_platform.errors import listed
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.imports import check_model
 from batch_platform.plan import State, make_plan
 from batch_platform.registry import Promotion, Registry, Version
+from batch_platform.scoring import Stamp
 from batch_platform.status import PipelineStatus, status_of
 
 
@@ -33,6 +35,7 @@ class VersionSummary:
     rows_trained: int
     metrics: dict[str, float]
     created_at: datetime
+    labels_corrected: bool  # since it learnt from them
 
 
 def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, every: bool, as_json: bool) -> None:
@@ -48,6 +51,7 @@ def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, e
                 if asset in ("features", "predictions")
             }
             reports.append(status_of(wiring.spec, state, plan, now, failed, _told(wiring, instance, state)))
+            note_found(wiring, state, plan, Stamp("status", now))
     if as_json:
         terminal.show_json(reports)
         return
@@ -77,9 +81,10 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
 
 def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
     """All versions, the champion marked."""
-    registry = wiring.pipeline().state().registry
-    champion = registry.champion(now)
-    versions = [_summary(registry, version, champion) for version in registry.versions]
+    pipeline = wiring.pipeline()
+    registry = pipeline.state().registry
+    champion, relabelled = registry.champion(now), pipeline.history.relabelled(registry.versions)
+    versions = [_summary(registry, version, champion, relabelled) for version in registry.versions]
     if as_json:
         terminal.show_json(versions)
         return
@@ -93,7 +98,7 @@ def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
             (
                 one.version,
                 "*" if one.champion else "",
-                one.decision if one.decision == "approved" else f"{one.decision}: {one.reason}",
+                _told_of(one),
                 one.rows_trained,
                 *(one.metrics.get(name) for name in metrics),
             )
@@ -180,7 +185,14 @@ def _check_sql(wiring: Wiring, now: datetime) -> None:
             builder.labels_query.run(con, due[-1], [*spec.features.key, spec.labels.column])
 
 
-def _summary(registry: Registry, version: Version, champion: Version | None) -> VersionSummary:
+def _told_of(one: VersionSummary) -> str:
+    decided = one.decision if one.decision == "approved" else f"{one.decision}: {one.reason}"
+    return f"{decided}; its labels were corrected since" if one.labels_corrected else decided
+
+
+def _summary(
+    registry: Registry, version: Version, champion: Version | None, relabelled: AbstractSet[str]
+) -> VersionSummary:
     decided = registry.standing(version.version)
     return VersionSummary(
         version=version.version,
@@ -191,6 +203,7 @@ def _summary(registry: Registry, version: Version, champion: Version | None) -> 
         rows_trained=version.rows_trained,
         metrics=version.metric_values,
         created_at=version.created_at,
+        labels_corrected=version.version in relabelled,
     )
 
 

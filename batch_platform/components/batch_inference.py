@@ -7,6 +7,7 @@ import dagster as dg
 from dagster_shared.utils.warnings import disable_dagster_warnings
 from pydantic import BaseModel
 
+from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
 from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
@@ -69,6 +70,7 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
         jobs = build_jobs(wiring)
         return dg.Definitions(
             assets=build_assets(wiring),
+            asset_checks=[checks.build_up_to_date(wiring)],
             jobs=list(jobs.values()),
             schedules=build_schedules(wiring, jobs),
             resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},

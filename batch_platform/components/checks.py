@@ -1,21 +1,27 @@
-"""Asset checks: each partition's own result as it commits, and one summary for the run."""
+"""Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
+from dagster_shared.utils.warnings import disable_dagster_warnings
 
 from batch_platform.components import describe
+from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.events import PartitionLog
-from batch_platform.components.wiring import Wiring
+from batch_platform.components.runs import targets
+from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
 from batch_platform.errors import listed
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
 from batch_platform.monitoring.performance import DEFAULT_METRIC, is_worse
+from batch_platform.plan import State, make_plan
 from batch_platform.scoring_run import Committed
+from batch_platform.staleness import Staleness
 
 ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
-GATE, PERFORMANCE = "gate", "performance"
+GATE, PERFORMANCE, UP_TO_DATE = "gate", "performance", "up_to_date"
 NEAR_BUDGET = 0.5  # of max_rejected: from there on a partition is worth a look
 _TOGETHER = "the run as a whole"
 _WARN = dg.AssetCheckSeverity.WARN
@@ -135,6 +141,75 @@ def rows_balance_summary(committed: Sequence[Committed]) -> dg.AssetCheckResult:
     )
 
 
+def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
+    """Whether all committed predictions are as scoring them now would make them; runs with them, and alone on demand."""
+    rescored = wiring.spec.predictions.rescore != "never"
+    what = "The schedule scores them again" if rescored else "They stay as they are (predictions.rescore: never)"
+    description = (
+        "No committed partition is out of date: scored by a version that is no longer its champion, from features, SQL, "
+        f"sources or a declaration that changed since, or waiting for a newer model. {what}; the view "
+        "`batch_platform.partition_status` names each with its reason. *Execute check* looks again without scoring anything."
+    )
+
+    asset = wiring.key("predictions")
+
+    @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
+    def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with clear_failures():
+            stamp = stamp_of(context.run.run_id)
+            state = wiring.pipeline().state()
+            found = note_found(wiring, state, make_plan(wiring.spec, state, stamp.at), stamp)
+            scored = sorted({key for one, key in targets(wiring, context.run) if one == asset.path[-1] and key})
+            with quick_event_log(context.instance):
+                for key in scored:  # Dagster expects a result for each partition of a run
+                    context.op_execution_context.log_event(_partition_up_to_date(asset, key, found))
+        return _up_to_date(found, state)
+
+    return _StandingCheck(**up_to_date.get_attributes_dict())
+
+
+class _StandingCheck(dg.AssetChecksDefinition):
+    """A check that stays one. Dagster turns checks of a component into assets and back, and warns of its own doing."""
+
+    @staticmethod
+    def dagster_internal_init(**attributes: Any) -> "_StandingCheck":  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - handed on as they are
+        with disable_dagster_warnings():
+            return _StandingCheck(**attributes)
+
+
+def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any:  # noqa: ANN401 - as in PartitionLog
+    reason = found.stale.get(key)
+    return dg.AssetCheckEvaluation(
+        asset_key=asset,
+        check_name=UP_TO_DATE,
+        passed=reason is None,
+        severity=_WARN,
+        metadata={"reason": reason or found.remarks.get(key, "none")},
+        partition=key,
+        description=key,
+    )
+
+
+def _up_to_date(found: Staleness, state: State) -> dg.AssetCheckResult:
+    """How many partitions are stale and why; and which models learnt from labels that were corrected since."""
+    metadata: dict[str, Any] = {
+        "partitions": _counted(state.scores),
+        "stale": len(found.stale),
+        "first_stale": min(found.stale, default="none"),
+        "last_stale": max(found.stale, default="none"),
+        "models_with_corrected_labels": listed(state.relabelled) or "none",
+    }
+    if found.stale:
+        metadata["reasons"] = dg.MetadataValue.md(describe.table(("reason", "partitions"), found.reasons))
+    said = [f"{count} {reason}" for reason, count in found.reasons.items()]
+    return dg.AssetCheckResult(
+        passed=not found.stale,
+        severity=_WARN,
+        description="; ".join(said) or "none is stale",
+        metadata=metadata,
+    )
+
+
 def gate(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     """The trained version meets what the pipeline asks of a model."""
     return dg.AssetCheckSpec(
@@ -228,7 +303,7 @@ def performance_summary(judged: Sequence[Judged]) -> dg.AssetCheckResult:
     )
 
 
-def _counted(found: Sequence[object]) -> str:
+def _counted(found: Sized) -> str:
     return f"{len(found):,}"
 
 

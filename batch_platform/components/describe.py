@@ -207,7 +207,7 @@ def committed(one: Committed) -> dict[str, Any]:
         "rows_rejected": run.rows_rejected,
     }
     if one.reasons:
-        metadata["rejected"] = dg.MetadataValue.md(_table(("reason", "rows"), one.reasons))
+        metadata["rejected"] = dg.MetadataValue.md(table(("reason", "rows"), one.reasons))
     metadata |= {
         "model_version": run.model_version,
         **({"scores": dg.MetadataValue.md(drawing.distribution(one.scores))} if one.scores else {}),
@@ -217,7 +217,7 @@ def committed(one: Committed) -> dict[str, Any]:
         **({"engine": run.engine} if run.engine != LOCAL else {}),
     }
     if one.unseen:
-        metadata["unknown_categories"] = dg.MetadataValue.md(_table(("column", "rows"), one.unseen))
+        metadata["unknown_categories"] = dg.MetadataValue.md(table(("column", "rows"), one.unseen))
     if one.ignored:
         metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in one.ignored))
     return metadata
@@ -273,10 +273,11 @@ def outcome_version(one: Evaluated) -> str:
 def _parameters(params: Mapping[str, object]) -> str:
     if not params:
         return "none"
-    return _table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
+    return table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
 
 
-def _table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
+def table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
+    """A table of names and values, as Markdown."""
     lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
     return "\n".join([*lines, *(f"| {markdown(name)} | {markdown(str(value))} |" for name, value in rows.items())])
 

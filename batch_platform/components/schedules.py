@@ -16,11 +16,12 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from batch_platform.components import runs
 from batch_platform.components.events import tell_committed
-from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring, note_found
 from batch_platform.errors import listed
 from batch_platform.partitions import Partition
 from batch_platform.plan import Item, Kind, Plan, State, contiguous, make_plan, training_window
 from batch_platform.redaction import redacted
+from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
 
 _GAPS = "Where nothing is due, the tick is skipped and says why; what was missed while this was off is made up for."
@@ -160,10 +161,12 @@ def look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> Tick:
     tell_committed(wiring, context.instance, state, held)
     now = context.scheduled_execution_time
     failed_models = frozenset(key for asset, key in failed if asset == "model")
+    plan = make_plan(wiring.spec, state, now, failed_models=failed_models)
+    note_found(wiring, state, plan, Stamp("schedule", now))
     return Tick(
         wiring=wiring,
         state=state,
-        plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
+        plan=plan,
         retried=make_plan(wiring.spec, state, now),
         held=held,
         failed=failed,
@@ -231,12 +234,11 @@ def _set_apart(
 def _awaiting_models(tick: Tick) -> Callable[[Item], bool]:
     """Tells whether a partition is to be scored by a model that is not trained yet."""
     due = sorted(item.partition.start for item in tick.plan.of("model"))
-    serving = [version.serving_start for version in tick.state.registry.approved()]
 
     def awaits(item: Item) -> bool:
-        start = item.partition.start
-        newest, champion = (moments[: bisect_right(moments, start)][-1:] for moments in (due, serving))
-        return bool(newest) and champion < newest
+        newest = due[: bisect_right(due, item.partition.start)][-1:]
+        champion = tick.state.registry.champion(item.partition.start)
+        return bool(newest) and (champion is None or champion.serving_start < newest[0])
 
     return awaits
 

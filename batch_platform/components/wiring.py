@@ -15,10 +15,11 @@ from batch_platform.errors import BatchPlatformError, WarehouseBusyError
 from batch_platform.home import Home
 from batch_platform.partitions import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.pipeline import Pipeline
-from batch_platform.plan import serving_calendar
+from batch_platform.plan import Plan, State, serving_calendar
 from batch_platform.redaction import redact
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
+from batch_platform.staleness import Staleness, note_staleness, staleness_of
 
 SPEC_METADATA = "batch_platform/wiring"
 PIPELINE_TAG = "batch_platform/pipeline"
@@ -105,6 +106,15 @@ class Wiring:
                     pipeline.publish()
                 raise
             pipeline.publish()
+
+
+def note_found(wiring: Wiring, state: State, plan: Plan, stamp: Stamp) -> Staleness:
+    """What is out of date of the predictions, as a plan of all partitions finds it; readers of the view see it then too."""
+    pipeline = wiring.pipeline()
+    found = staleness_of(state, plan)
+    note_staleness(pipeline.warehouse, wiring.spec.name, state, found, stamp)
+    pipeline.publish()
+    return found
 
 
 def now() -> datetime:

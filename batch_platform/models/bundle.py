@@ -44,6 +44,7 @@ class Window:
     rows: int
     rows_rejected: int  # rows that could not be learnt from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
+    label_sources: str = ""  # over the versions of the files of labels; empty where not each partition has its own
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from batch_platform.contract import Contract
 from batch_platform.errors import TrainingRefusedError, WrongUseError, did_you_mean, listed
 from batch_platform.models.extras import installed, missing
 from batch_platform.models.flavours import flavour_of
+from batch_platform.models.keras import prepare
 from batch_platform.models.signature import Task
 from batch_platform.sources import import_function
 from batch_platform.spec import Model
@@ -116,6 +117,7 @@ def _declared(model: Model, params: dict[str, Any]) -> Any:
 def _built(dotted: str, params: dict[str, Any]) -> Any:
     from sklearn.base import BaseEstimator
 
+    prepare()  # the function may bring a network
     build = import_function(dotted, "model.build")
     try:
         inspect.signature(build).bind(**params)

@@ -104,6 +104,12 @@ def _network(data: bytes, name: str) -> Any:
             raise IntegrityError(msg.rstrip(".") + ".", hint=hint) from error
 
 
+def prepare() -> None:
+    """Say how TensorFlow is to compute, before anybody starts it: a network that is fitted scores as one that is loaded."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @cache
 def _library() -> Any:
     """Keras, on TensorFlow for the CPU and one thread; where something else has started it before, it stays as it is.
@@ -111,8 +117,7 @@ def _library() -> Any:
     Raises:
         WrongUseError: It or TensorFlow is not installed.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare()
     with needed("keras and tensorflow", extra=FLAVOUR):
         import keras
         import tensorflow as tf

@@ -1,0 +1,79 @@
+"""`backtest`: what it says of a candidate, what it leaves, and what it refuses."""
+
+import pytest
+
+from batch_platform_tests.command_line import published
+
+RANGE = ("--from", "2024-02-10", "--to", "2024-02-20")
+TREE = ("--estimator", "sklearn.tree.DecisionTreeClassifier", "--param", "max_depth=3", "--param", "criterion=entropy")
+PRODUCTION = ("predictions", "rejected_rows", "performance")
+
+
+def production(folder):
+    return [published(folder, f"FROM small.{table} ORDER BY ALL") for table in PRODUCTION]
+
+
+def test_backtest_of_an_estimator_tells_each_partition_the_totals_and_where_to_read_on(cli, project):
+    before = production(project)
+    lines = cli(project, "backtest", "small", *RANGE, *TREE).out.splitlines()
+    assert lines[0] == (
+        "small: backtest of sklearn.tree.DecisionTreeClassifier, trained for each serving period, on 11 partitions"
+    )
+    (row,) = [line.split() for line in lines if line.startswith("2024-02-19")]
+    assert row[1:4] == ["trained", "for", "2024-02-01"]
+    (total,) = [line for line in lines if line.startswith("  roc_auc: ")]
+    assert "over 11 partitions; production 0." in total
+    assert "table small.backtests, backtest_id 'backtest-" in lines[-1]
+    assert published(project, "SELECT count(DISTINCT partition_key) FROM small.backtests") == [(11,)]
+    assert published(project, "SELECT DISTINCT params FROM small.backtests") == [
+        ('{"criterion": "entropy", "max_depth": 3}',)
+    ]
+    assert production(project) == before
+
+
+def test_backtest_of_a_version_is_reported_as_json_and_stored_as_reported(cli, project):
+    (version,) = (name for (name,) in published(project, "SELECT version FROM batch_platform.model_versions LIMIT 1"))
+    report = cli(project, "backtest", "small", *RANGE, "--model", version, "--scores", "--json").json
+    assert report["candidate"] == {"version": version, "estimator": None, "params": {}}
+    assert [one["metrics"] for one in report["partitions"]] == [one["production"] for one in report["partitions"]]
+    told = {(one["partition"], name): value for one in report["partitions"] for name, value in one["metrics"].items()}
+    rows = published(project, "SELECT partition_key, metric, value FROM small.backtests")
+    assert {(key, metric): value for key, metric, value in rows} == told
+    (auc,) = [one for one in report["totals"] if one["metric"] == "roc_auc"]
+    assert (auc["value"] == auc["production_value"], auc["better"], auc["worse"]) == (True, 0, 0)
+    scored = "SELECT count(*) FROM small.backtest_scores AS b JOIN small.predictions AS p USING (id, shop, score)"
+    assert published(project, scored) == [(11 * 40 - 1,)], "one row of it breaks the contract"
+    assert {one["rows_rejected"] for one in report["partitions"]} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (RANGE, "give either --model, or --estimator"),
+        ((*RANGE, *TREE, "--model", "v"), "give either --model, or --estimator"),
+        ((*RANGE, "--model", "v", "--param", "a=1"), "give either --model, or --estimator"),
+        ((*RANGE, *TREE, "--param", "splitter"), "--param 'splitter' is not NAME=VALUE"),
+        ((*RANGE, *TREE, "--param", "spliter=best"), "'spliter': did you mean 'splitter'?"),
+        ((*RANGE, "--model", "2024-02-01"), "small has no version '2024-02-01'"),
+        (("--from", "2023-12-31", "--to", "2024-02-03", *TREE), "2023-12-31"),
+        (("--from", "2024-02-03", "--to", "2024-03-03", *TREE), "2024-03-03"),
+        (("--from", "2024-02-03", "--to", "2024-02-01", *TREE), "lies after --to"),
+        (("--from", "2024-01-02", "--to", "2024-02-01", *TREE), "Hint: --from 2024-02-01"),
+        (("--from", "2024-02-01", *TREE), "Missing option '--to'"),
+    ],
+)
+def test_wrong_use_is_told_and_nothing_is_stored(cli, project, args, says):
+    answer = cli(project, "backtest", "small", *args)
+    assert (answer.code, says in answer.error) == (2, True)
+    assert published(project, "SELECT 1 FROM duckdb_tables() WHERE table_name LIKE 'backtest%'") == []
+
+
+def test_the_nearest_version_is_named(cli, project):
+    (version,) = (name for (name,) in published(project, "SELECT version FROM batch_platform.model_versions LIMIT 1"))
+    answer = cli(project, "backtest", "small", *RANGE, "--model", version[:-1] + "x")
+    assert (answer.code, f"did you mean '{version}'?" in answer.error) == (2, True)
+
+
+def test_a_backtest_before_anything_was_built_says_what_to_run(cli, fresh):
+    answer = cli(fresh, "backtest", "small", *RANGE, *TREE)
+    assert (answer.code, "batch-platform run small --from 2024-01-01 --to 2024-02-20" in answer.error) == (1, True)
