@@ -199,7 +199,7 @@ class Killed:
         return self._con.execute(query, *args)
 
 connect = duckdb.connect
-duckdb.connect = lambda name, **options: Killed(connect(name, **options)) if "warehouse" in name else connect(name, **options)
+duckdb.connect = lambda name=":memory:", **options: Killed(connect(name, **options)) if "warehouse" in name else connect(name, **options)
 list(pipeline.score(days(pipeline, *keys), Stamp("in-the-log", NOW), force=True))
 """
 
