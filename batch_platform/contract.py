@@ -59,7 +59,6 @@ class Split:
 
     kept: pl.DataFrame  # all columns; those of the contract in their contract's types
     rejected: pl.DataFrame  # all columns as they came, then REASON and OFFENDER
-    unseen: dict[str, int]  # kept rows with a category that training did not see, by column; only where there are any
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Contract:
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.reason)) for rule in rules).alias(REASON),
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.column)) for rule in rules).alias(OFFENDER),
             )
-        return Split(kept=kept, rejected=rejected, unseen=self._unseen(kept))
+        return Split(kept=kept, rejected=rejected)
 
     def encode(self, kept: pl.DataFrame) -> NDArray[np.float64]:
         """Give the matrix of rows that keep the contract: float64 [n, columns], Fortran order, null as NaN.
@@ -131,15 +130,19 @@ class Contract:
             matrix[:, at] = (numbers.fill_null(np.nan) if numbers.null_count() else numbers).to_numpy()
         return matrix
 
-    def _unseen(self, kept: pl.DataFrame) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for column in self.columns:
-            if column.type == "category":
-                values = kept[column.name]
-                known = values.cast(pl.Enum(column.categories), strict=False)
-                if unknown := known.null_count() - values.null_count():
-                    counts[column.name] = unknown
-        return counts
+    def unseen(self, kept: pl.DataFrame, matrix: NDArray[np.float64]) -> dict[str, int]:
+        """Count the rows with a category that training did not see, by column; only where there are any.
+
+        Args:
+            kept: Rows that keep the contract.
+            matrix: The same rows, encoded.
+        """
+        counts = {
+            column.name: int(np.isnan(matrix[:, at]).sum()) - kept[column.name].null_count()
+            for at, column in enumerate(self.columns)
+            if column.type == "category"
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def to_json(self) -> list[dict[str, Any]]:
         """Give plain values for a manifest, equal to what comes back from JSON."""

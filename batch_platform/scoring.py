@@ -66,16 +66,18 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
     """
     split = bundle.contract.split(rows)
     predictor = predictor or bundle.predictor
+    matrix = bundle.contract.encode(split.kept)
+    unseen = bundle.contract.unseen(split.kept, matrix)
     with np.errstate(over="ignore", invalid="ignore"):  # a row whose score is none is rejected, not warned of
-        raw = predictor.predict(bundle.contract.encode(split.kept)) if split.kept.height else None
+        raw = predictor.predict(matrix) if len(matrix) else None
     predictions = _predictions(split.kept, raw, bundle, spec)
     if raw is None or np.isfinite(raw).all():
-        return Scored(predictions=predictions, rejected=split.rejected, unseen=split.unseen)
+        return Scored(predictions=predictions, rejected=split.rejected, unseen=unseen)
     finite = pl.Series(values=np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1)), dtype=pl.Boolean)
     broken = split.kept.filter(~finite).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
     broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
     rejected = pl.concat([split.rejected, broken])
-    return Scored(predictions=predictions.filter(finite), rejected=rejected, unseen=split.unseen)
+    return Scored(predictions=predictions.filter(finite), rejected=rejected, unseen=unseen)
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
