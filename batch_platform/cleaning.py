@@ -1,6 +1,6 @@
 """What lies in a home and nothing refers to any more; and its removal.
 
-Nothing that serves, scored or may still be promoted is touched, nor anything that a live run may be about to record:
+Nothing that serves, scored, challenges or may still be promoted is touched, nor anything that a live run may be about to record:
 what no ledger knows must have lain there for a day. Follows no link, and reads no clock.
 """
 
@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
+from batch_platform.challenger_tables import read_challenger_runs
 from batch_platform.errors import WrongUseError
 from batch_platform.features import left_aside
 from batch_platform.home import Home
@@ -58,6 +59,8 @@ def find_garbage(
         for spec in specs:
             registry = read_registry(con, spec.name)
             scored = {version for (version,) in con.execute(_SCORED, {"pipeline": spec.name}).fetchall()}
+            scored |= {run.model_version for run in read_challenger_runs(con, spec.name) if run.model_version}
+            scored |= {one.version for one in spec.challengers if one.version}
             found += _bundles(home, registry, scored, now, trained_before)
             found += _features(home, spec, read_latest(con, FeatureBuild, spec.name), now)
     return found
@@ -98,12 +101,12 @@ def _bundles(
     home: Home, registry: Registry, scored: AbstractSet[str], now: datetime, trained_before: datetime
 ) -> Iterator[Garbage]:
     registered = {version.version: version for version in registry.versions}
-    newest = registry.versions[-1].version if registry.versions else None
+    newest = {registry.challengers.get(version.version): version.version for version in registry.versions}
     for folder in _inside(home.models / registry.pipeline):
         version = registered.get(folder.name)
         if version is None and _untouched_since(folder, now - UNRECORDED_FOR):
             yield Garbage("bundle", registry.pipeline, folder, _size(folder), "never registered: its run was killed")
-        elif version is not None and version.version != newest and version.version not in scored:
+        elif version is not None and version.version not in newest.values() and version.version not in scored:
             reason = _never_promoted(registry, version, trained_before)
             if reason is not None:
                 yield Garbage("bundle", registry.pipeline, folder, _size(folder), reason, version.version)

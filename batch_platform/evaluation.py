@@ -4,6 +4,8 @@ Reads the published copy, the lake and the label query; commits nothing. A model
 stand in the way, unless its contract is needed to measure a clustering.
 """
 
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +14,9 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from batch_platform.challenger_tables import ChallengerRun, read_challenger_runs, read_challenger_scores
 from batch_platform.contract import Contract
-from batch_platform.errors import DataError
+from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import FeatureSession
 from batch_platform.history import History
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
@@ -27,6 +30,8 @@ from batch_platform.scoring import Stamp, prediction_columns
 from batch_platform.sources import quoted
 from batch_platform.spec import PipelineSpec
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -35,6 +40,17 @@ class Evaluated:
     partition: Partition
     run: EvaluationRun
     model_version: str
+    metrics: dict[str, float]
+    challengers: tuple["EvaluatedChallenger", ...] = ()  # that scored it too, whether they are still declared or not
+
+
+@dataclass(frozen=True)
+class EvaluatedChallenger:
+    """What a challenger gave for a partition, held against the same outcomes."""
+
+    name: str
+    model_version: str
+    rows_labelled: int
     metrics: dict[str, float]
 
 
@@ -50,7 +66,10 @@ def evaluated(history: History, published: Path, partitions: Sequence[Partition]
     with duckdb.connect(str(published), read_only=True) as con, history.builder.session(partitions[0]) as session:
         con.execute("SET TimeZone = 'UTC'")
         runs = read_latest(con, ScoreRun, name)
-        known = _Known(history, read_registry(con, name), read_latest(con, FeatureBuild, name))
+        challengers: dict[str, list[ChallengerRun]] = defaultdict(list)
+        for one in read_challenger_runs(con, name):
+            challengers[one.partition_key].append(one)
+        known = _Known(history, read_registry(con, name), read_latest(con, FeatureBuild, name), challengers)
         for partition in partitions:
             run = runs.get(partition.key)
             if run is None:
@@ -94,21 +113,29 @@ def committed_predictions(
 
 
 def metric_rows(group: Sequence[Evaluated]) -> pl.DataFrame:
-    """The rows of `performance` of some partitions."""
+    """The rows of `performance` of some partitions: of the predictions, and of what challengers gave beside them."""
     rows = [
         {
             "partition_key": one.partition.key,
             "metric": metric,
             "value": value,
-            "rows_labelled": one.run.rows_labelled,
-            "model_version": one.model_version,
+            "rows_labelled": labelled,
+            "model_version": version,
             "evaluated_at": one.run.evaluated_at,
             "run_id": one.run.run_id,
+            "challenger": name,
         }
         for one in group
-        for metric, value in sorted(one.metrics.items())
+        for name, version, labelled, metrics in _told_of(one)
+        for metric, value in sorted(metrics.items())
     ]
     return pl.DataFrame(rows, schema=_COLUMNS)
+
+
+def _told_of(one: Evaluated) -> Iterator[tuple[str | None, str, int, dict[str, float]]]:
+    yield None, one.model_version, one.run.rows_labelled, one.metrics
+    for each in one.challengers:
+        yield each.name, each.model_version, each.rows_labelled, each.metrics
 
 
 _COLUMNS = {
@@ -119,6 +146,7 @@ _COLUMNS = {
     "model_version": pl.String,
     "evaluated_at": pl.Datetime("us", "UTC"),
     "run_id": pl.String,
+    "challenger": pl.String,  # null of the predictions
 }
 
 
@@ -129,6 +157,7 @@ class _Known:
     history: History
     registry: Registry
     builds: Mapping[str, FeatureBuild]
+    challengers: Mapping[str, list[ChallengerRun]]  # by partition key
 
 
 def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
@@ -149,6 +178,7 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
         labels = known.history.labels(session, partition, stamp)
         labels = with_keys_of(predictions, spec, partition, labels, what="labels")
     metrics = measured(spec, predictions, model, labels, partial(_clusters, known, predictions, model, partition, run))
+    challengers = tuple(_challengers(known, con, partition, run, labels))
     evaluation = EvaluationRun(
         pipeline=spec.name,
         partition_key=partition.key,
@@ -159,7 +189,28 @@ def _evaluated(  # noqa: PLR0913 - each is one fact of the evaluation
         run_id=stamp.run_id,
         label_sources=versions,
     )
-    return Evaluated(partition, evaluation, run.model_version, metrics)
+    return Evaluated(partition, evaluation, run.model_version, metrics, challengers)
+
+
+def _challengers(
+    known: _Known, con: duckdb.DuckDBPyConnection, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None
+) -> Iterator[EvaluatedChallenger]:
+    """Measure what challengers gave for a partition; one whose bundle is gone has no measure that needs it."""
+    spec = known.history.spec
+    for one in known.challengers.get(partition.key, ()):
+        if one.failure is not None or one.model_version is None:
+            continue
+        model = known.registry.named(one.model_version)
+        columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
+        given = read_challenger_scores(con, spec.name, one, columns)
+        known_now = None if labels is None else with_keys_of(given, spec, partition, labels, what="labels")
+        try:
+            metrics = measured(spec, given, model, known_now, partial(_clusters, known, given, model, partition, run))
+        except (DataError, IntegrityError) as error:
+            _log.warning("partition %s: challenger %r is not measured: %s", partition.key, one.challenger, error)
+            continue
+        labelled = round(metrics.get(COVERAGE, 0.0) * given.height)
+        yield EvaluatedChallenger(one.challenger, one.model_version, labelled, metrics)
 
 
 def _clusters(

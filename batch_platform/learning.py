@@ -6,7 +6,7 @@ no trace, and the champion goes on serving.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from batch_platform.models.sklearn import safest
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, can_train, evaluation_start, training_window
 from batch_platform.redaction import redact, redacted
-from batch_platform.registry import Promotion, Version
+from batch_platform.registry import ChallengerTraining, Promotion, Version
 from batch_platform.sample import SEED
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
@@ -52,12 +52,23 @@ class Learnt:
 
 
 @dataclass(frozen=True)
+class TrainedChallenger:
+    """What came of a challenger's training; a version on disk and what is recorded of it, or only the failure."""
+
+    training: ChallengerTraining
+    version: Version | None = None
+    decision: Promotion | None = None
+
+
+@dataclass(frozen=True)
 class Trained:
     """A version on disk and what was decided of it, not yet registered."""
 
     version: Version
     decision: Promotion
     suspicious: list[str]  # features that alone nearly decide the label
+    data: TrainingData | None = field(default=None, repr=False, compare=False)  # for its challengers
+    challengers: tuple[TrainedChallenger, ...] = ()  # once they are trained
 
 
 def train_version(  # noqa: PLR0913 - each is one fact of the training
@@ -104,11 +115,30 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
-    return Trained(version, decision, learnt.fitted.suspicious)
+    data = learnt.data if spec.model.import_ is None else None
+    return Trained(version, decision, learnt.fitted.suspicious, data)
 
 
-def learn(history: History, *, state: State, period: Partition, params: dict[str, Any], stamp: Stamp) -> Learnt:
+def learn(  # noqa: PLR0913 - each is one fact of the training
+    history: History,
+    *,
+    state: State,
+    period: Partition,
+    params: dict[str, Any],
+    stamp: Stamp,
+    data: TrainingData | None = None,
+    within: Sequence[Partition] | None = None,
+) -> Learnt:
     """Fit or import the model of a serving period from what is known at its start; writes nothing.
+
+    Args:
+        history: Of the pipeline.
+        state: What is recorded.
+        period: The serving period.
+        params: Of the estimator.
+        stamp: Of the run.
+        data: The rows of the training window, where they are read already.
+        within: Partitions to which the window is held; None where it is held to none.
 
     Raises:
         TrainingRefusedError: The data cannot give a model.
@@ -118,6 +148,8 @@ def learn(history: History, *, state: State, period: Partition, params: dict[str
     """
     spec = history.spec
     window = training_window(spec, period.start)
+    if within is not None:
+        window = [partition for partition in window if partition in within]
     if not can_train(spec, window):
         msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
         hint = f"model.train.evaluate ({spec.model.train.evaluate}) needs as much again to learn from."
@@ -127,7 +159,7 @@ def learn(history: History, *, state: State, period: Partition, params: dict[str
     labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
     try:
         if spec.model.import_ is None:
-            data = history.training_data(state.features, window, boundary, stamp, stratified=stratified)
+            data = data or history.training_data(state.features, window, boundary, stamp, stratified=stratified)
             fitted = fit(spec.model, spec.features, data, params)
         else:
             fitted, data = import_model(history, state.features, window, period, params=params, stamp=stamp)

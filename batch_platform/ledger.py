@@ -123,6 +123,11 @@ CREATE TABLE batch_platform.partition_notes (
     seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, stale BOOLEAN, reason VARCHAR,
     noted_at TIMESTAMPTZ, run_id VARCHAR);
 """
+_TRAININGS = """
+CREATE TABLE batch_platform.challenger_trainings (
+    seq BIGINT, pipeline VARCHAR, challenger VARCHAR, declared VARCHAR, serving_period VARCHAR, version VARCHAR,
+    failure VARCHAR, trained_at TIMESTAMPTZ, run_id VARCHAR);
+"""
 SCHEMA = f"""
 CREATE SCHEMA batch_platform;
 CREATE SEQUENCE batch_platform.seq;
@@ -148,7 +153,7 @@ CREATE TABLE batch_platform.model_versions (
 CREATE TABLE batch_platform.promotions (
     seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
     decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
-{_NOTES}"""
+{_TRAININGS}{_NOTES}"""
 UPGRADES = {  # what brings a warehouse of one format to the next
     1: """
 ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
@@ -160,6 +165,7 @@ ALTER TABLE batch_platform.feature_builds ADD COLUMN xxh3 VARCHAR DEFAULT '';
     3: f"""
 ALTER TABLE batch_platform.model_versions ADD COLUMN label_sources VARCHAR DEFAULT '';
 {_NOTES}""",
+    4: _TRAININGS,
 }
 FORMAT = 1 + len(UPGRADES)
 PARTITION_STATUS = """
@@ -222,7 +228,8 @@ FROM reasons
 PERFORMANCE = """
 CREATE TABLE IF NOT EXISTS {schema}.performance (
     partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR)
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR, challenger VARCHAR);
+ALTER TABLE {schema}.performance ADD COLUMN IF NOT EXISTS challenger VARCHAR
 """
 
 

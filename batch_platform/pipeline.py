@@ -13,19 +13,22 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from batch_platform.challenger_periods import untrained
+from batch_platform.challengers import Challengers, train_challengers, trusted
 from batch_platform.errors import BatchPlatformError, memory_explained
 from batch_platform.evaluation import Evaluated, evaluated, metric_rows
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
-from batch_platform.learning import Trained, publish_version, train_version
+from batch_platform.learners import Challenger
+from batch_platform.learning import Trained, TrainedChallenger, publish_version, train_version
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.models.bundle import Bundle, open_bundle
 from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
 from batch_platform.partitions import Partition
 from batch_platform.plan import State, features_due
 from batch_platform.publish import publish
-from batch_platform.registry import Version, read_registry, register
+from batch_platform.registry import Version, read_registry, record_failure, register
 from batch_platform.scoring import Stamp
 from batch_platform.scoring_run import Committed, Due, ScoringRun, is_full
 from batch_platform.sources import Sources
@@ -137,7 +140,7 @@ class Pipeline:
         yield from self._record(group)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
-        """Train or import the model of a serving period, register it, and approve it if it passes the gate.
+        """Train or import the model of a serving period, register it, approve it if it passes the gate; then its challengers.
 
         Args:
             period: The model learns only from what is known at its start.
@@ -148,14 +151,37 @@ class Pipeline:
             TrainingRefusedError: The data cannot give a model; nothing is registered.
             PublishingError: It is registered here, but not in MLflow.
         """
-        given = {**self.spec.model.params, **(params or {})}
+        given, state = {**self.spec.model.params, **(params or {})}, self.state()
         trained = train_version(
-            self.history, state=self.state(), period=period, params=given, stamp=stamp, open_version=self.bundle
+            self.history, state=state, period=period, params=given, stamp=stamp, open_version=self.bundle
         )
         register(self.warehouse, trained.version, trained.decision)
+        due = [one for one in self.spec.challengers if one.version is None]
+        challengers = self._challenge(due, state, period, stamp, trained)
+        trained = replace(trained, data=None, challengers=challengers)
         if self.spec.model.publish is not None:
             publish_version(self.spec, self.home, trained)
         return trained
+
+    def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
+        """Train the challengers of a serving period that were not trained with its model; the model stays as it is."""
+        state = self.state()
+        return self._challenge(untrained(self.spec, state.registry, period.key), state, period, stamp)
+
+    def _challenge(
+        self, due: list[Challenger], state: State, period: Partition, stamp: Stamp, model: Trained | None = None
+    ) -> tuple[TrainedChallenger, ...]:
+        """Train challengers and register each as soon as it is trained."""
+        done: list[TrainedChallenger] = []
+        for one in train_challengers(
+            self.history, due, state=state, period=period, stamp=stamp, open_version=self.bundle, model=model
+        ):
+            if one.version is not None and one.decision is not None:
+                register(self.warehouse, one.version, one.decision, one.training)
+            else:
+                record_failure(self.warehouse, one.training)
+            done.append(one)
+        return tuple(done)
 
     def score(
         self,
@@ -182,6 +208,7 @@ class Pipeline:
             WarehouseError: A newer run committed a partition meanwhile.
         """
         state = self.state()
+        challengers = Challengers(self.spec, state.registry, self.bundle)
         due, failure = list[Due](), None
         for partition in partitions:
             try:
@@ -193,7 +220,10 @@ class Pipeline:
         yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
         with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
             run = ScoringRun(self.history, self.warehouse, self.bundle, code_version, stamp, force)
-            yield from run.committed(stream, [one for one in due if force or not one.is_held(code_version)])
+            asked = (one for one in due if force or not one.is_held(code_version))
+            yield from run.committed(
+                stream, [replace(one, challengers=challengers.of(one.partition, one.model)) for one in asked]
+            )
         if failure is not None:
             raise failure
 
@@ -273,13 +303,27 @@ class Pipeline:
         """
         if version.version not in self._bundles:
             folder = self.home.bundle(self.spec.name, version.version)
-            self._bundles[version.version] = self.opened(folder, version.sha256)
+            self._bundles[version.version] = self.opened(folder, version.sha256, allow_pickle=self._trusts(version))
         return self._bundles[version.version]
 
-    def opened(self, folder: Path, sha256: str) -> Bundle:
-        """The bundle in a folder, with the rules on its columns as they are declared now; raises what `bundle` raises."""
-        bundle = open_bundle(folder, sha256, allow_pickle=self.spec.model.allow_pickle)
+    def opened(self, folder: Path, sha256: str, *, allow_pickle: bool | None = None) -> Bundle:
+        """The bundle in a folder, with the rules on its columns as they are declared now; raises what `bundle` raises.
+
+        Args:
+            folder: Of the bundle.
+            sha256: As registered.
+            allow_pickle: Whether its files may run code; None: as is declared of the model.
+        """
+        trusted_files = self.spec.model.allow_pickle if allow_pickle is None else allow_pickle
+        bundle = open_bundle(folder, sha256, allow_pickle=trusted_files)
         return replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
+
+    def _trusts(self, version: Version) -> bool:
+        """Whether the files of a version may run code; the registry is asked only where it matters."""
+        if self.spec.model.allow_pickle or not any(one.allow_pickle for one in self.spec.challengers):
+            return self.spec.model.allow_pickle
+        with self.warehouse.open() as con:
+            return trusted(self.spec, read_registry(con, self.spec.name), version)
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

@@ -1,4 +1,4 @@
-"""What is due, and in which order: features, then models, then predictions, then performance.
+"""What is due, and in which order: features, then models and challengers, then predictions, then performance.
 
 A pure function of the pipeline, the recorded state and a time; schedules, `run` and `status` all ask it. Once a plan
 is carried out, the next plan at the same time is empty.
@@ -12,14 +12,18 @@ from datetime import datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
+from batch_platform.challenger_periods import untrained_periods
+from batch_platform.errors import listed
 from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform.partitions import Calendar, Partition
 from batch_platform.registry import Registry, Version
 from batch_platform.spec import PipelineSpec
 
-Kind = Literal["features", "model", "predictions", "performance"]
-KINDS: tuple[Kind, ...] = ("features", "model", "predictions", "performance")
+Kind = Literal["features", "model", "challengers", "predictions", "performance"]
+KINDS: tuple[Kind, ...] = ("features", "model", "challengers", "predictions", "performance")
 SOURCE_CHANGED, MODEL_DUE, BUILT_AGAIN = "a source file changed", "a newer model is due", "its features are built again"
+
+ASSET_OF: dict[Kind, Kind] = {"challengers": "model"}  # of the kinds that are no asset of their own
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,10 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     wanted = list(spec.partitions.calendar.due(now) if only is None else only)
     models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
     predictions, blocked, stale = _due_predictions(spec, state, wanted, models, force=force)
-    windows = [training_window(spec, item.partition.start) for item in models]
+    with_model = {item.partition.key for item in models} | failed_models
+    challengers = _due_challengers(spec, state, now, wanted, force=force)
+    challengers = [item for item in challengers if item.partition.key not in with_model]
+    windows = [training_window(spec, item.partition.start) for item in (*models, *challengers)]
     needed = {partition.key: partition for window in windows for partition in window}
     needed |= {item.partition.key: item.partition for item in predictions}
     due = sorted(needed.values(), key=lambda partition: partition.start)
@@ -188,7 +195,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     stale = {item.partition.key: item.reason for item in again} | stale
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
-    return Plan(items=[*features, *models, *predictions, *performance], blocked=blocked, stale=stale)
+    return Plan(items=[*features, *models, *challengers, *predictions, *performance], blocked=blocked, stale=stale)
 
 
 def features_due(state: State, partition: Partition) -> str | None:
@@ -237,7 +244,7 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
 ) -> list[Item]:
     if serving_calendar(spec) is None:
         return _due_single_model(spec, state, now, wanted, failed)
-    trained = {version.serving_period for version in state.registry.versions}
+    trained = {version.serving_period for version in state.registry.of_model}
     periods = serving_periods(spec, now)
     if not everything:
         begins = [period.start for period in periods]
@@ -251,7 +258,7 @@ def _due_single_model(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
 ) -> list[Item]:
     """One model for all: trained once, before the first partition that it can serve."""
-    if state.registry.versions:
+    if state.registry.of_model:
         return []
     for partition in wanted:
         if (
@@ -262,6 +269,20 @@ def _due_single_model(
             period = Partition(key=partition.key, start=partition.start, end=partition.start)
             return [Item("model", period, "not trained")]
     return []
+
+
+def _due_challengers(
+    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], *, force: bool
+) -> list[Item]:
+    calendar = serving_calendar(spec)
+    return [
+        Item(
+            "challengers",
+            Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key),
+            f"not trained: {listed(names)}",
+        )
+        for (key, start), names in untrained_periods(spec, state.registry, now, wanted, force=force).items()
+    ]
 
 
 def _due_predictions(

@@ -5,7 +5,7 @@ partitions that are scored already is told with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -61,6 +61,8 @@ def promote(
     said = maker.reason or "promoted by hand"
     if last is not None and last.action == "refused":
         said += f"; the gate had refused it: {last.reason}"
+    if last is not None and last.action == "challenger":
+        said += f"; it was a challenger: {last.reason}"
     evidence = "{}" if last is None else last.evidence
     return _decide(registry, scores, _promotion(version, "approved", said, evidence, maker, begin))
 
@@ -108,7 +110,7 @@ def compared(one: Manifest, other: Manifest) -> dict[str, tuple[Any, Any]]:
 
 
 def _decide(registry: Registry, scores: Mapping[str, ScoreRun], event: Promotion) -> Decision:
-    then = Registry(registry.pipeline, registry.versions, [*registry.promotions, event])
+    then = replace(registry, promotions=[*registry.promotions, event])
     begin = event.holds_from
     affected = sorted(_affected(registry, then, scores.values()), key=lambda run: run.partition_start)
     return Decision(

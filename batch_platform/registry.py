@@ -19,7 +19,7 @@ from batch_platform.ledger import Change, insert, next_numbers, note
 from batch_platform.partitions import Partition
 from batch_platform.warehouse import Warehouse
 
-Action = Literal["approved", "refused", "waiting", "withdrawn", "removed"]
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,21 @@ class Version:
 
 
 @dataclass(frozen=True)
+class ChallengerTraining:
+    """What came of a challenger's training for a serving period: a version, or the reason why there is none."""
+
+    pipeline: str
+    challenger: str
+    declared: str  # a hash of what was declared of it
+    serving_period: str
+    version: str | None
+    failure: str | None
+    trained_at: datetime
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
 class Registry:
     """The recorded versions of one pipeline.
 
@@ -86,11 +101,13 @@ class Registry:
         pipeline: Its name.
         versions: In the order in which they were registered.
         promotions: In the order in which they happened.
+        challenged: The trainings of challengers, in the order in which they happened.
     """
 
     pipeline: str
     versions: Sequence[Version] = ()
     promotions: Sequence[Promotion] = ()
+    challenged: Sequence[ChallengerTraining] = ()
 
     def standing(self, version: str) -> Promotion | None:
         """The last decision on a version."""
@@ -117,6 +134,25 @@ class Registry:
         begins, champions = self._eras
         era = bisect_right(begins, at)
         return champions[era - 1] if era else None
+
+    @cached_property
+    def of_model(self) -> list[Version]:
+        """The versions of the model itself, in the order in which they were registered: those of no challenger."""
+        return [version for version in self.versions if version.version not in self.challengers]
+
+    @cached_property
+    def challengers(self) -> dict[str, str]:
+        """The challenger by the version that was trained as one."""
+        return {one.version: one.challenger for one in self.challenged if one.version is not None}
+
+    def contender(self, challenger: str, at: datetime) -> Version | None:
+        """The version of a challenger for what starts at an instant: of its newest serving period, of those the newest."""
+        own = (one for one in reversed(self._by_period) if self.challengers.get(one.version) == challenger)
+        return next((one for one in own if one.serving_start <= at and not self._is_removed(one)), None)
+
+    def _is_removed(self, version: Version) -> bool:
+        last = self.standing(version.version)
+        return last is not None and last.action == "removed"
 
     def _waits(self, version: Version) -> bool:
         last = self.standing(version.version)
@@ -199,20 +235,39 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
         pipeline=pipeline,
         versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
         promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
+        challenged=tuple(
+            ChallengerTraining(**row) for row in _rows(con, "challenger_trainings", ChallengerTraining, pipeline)
+        ),
     )
 
 
-def register(warehouse: Warehouse, version: Version, decision: Promotion) -> None:
-    """Record a trained version and what was decided of it, in one transaction.
+def register(
+    warehouse: Warehouse, version: Version, decision: Promotion, challenged: ChallengerTraining | None = None
+) -> None:
+    """Record a trained version, what was decided of it and, of a challenger's, whose it is, in one transaction.
 
     Raises:
         WarehouseBusyError: The warehouse was held by another process for too long.
     """
     with warehouse.transaction() as con:
         seqs = next_numbers(con, 2)
+        if challenged is not None:
+            insert(con, "challenger_trainings", [{**vars(challenged), "seq": seqs[0]}])
         insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
         insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
         note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
+
+
+def record_failure(warehouse: Warehouse, challenged: ChallengerTraining) -> None:
+    """Record that a challenger could not be trained.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        (seq,) = next_numbers(con, 1)
+        insert(con, "challenger_trainings", [{**vars(challenged), "seq": seq}])
+        note(con, [Change(seq, challenged.pipeline, "models", challenged.serving_period)])
 
 
 def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:

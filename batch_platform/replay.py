@@ -13,6 +13,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 
+from batch_platform.challenger_tables import ChallengerRun, read_challenger_runs
+from batch_platform.challengers import Challenged, Challengers, added, contenders, staged_challengers
 from batch_platform.contract import Contract
 from batch_platform.errors import DataError, listed
 from batch_platform.features import BATCH_ROWS, FeatureFile, FeatureSession, aside_of, file_sha256
@@ -106,7 +108,8 @@ class _Replay:
             if built.sha256 == standing.input_hash and standing.code_version == self.pipeline.scoring_code_version:
                 return None
             picked = self._picked(partition, standing, built, bundle.contract)
-            staged = self._staged(partition, picked, bundle)
+            beside = self._beside(partition, standing)
+            staged = self._staged(partition, picked, bundle, beside)
             if built.sha256 != standing.input_hash:
                 built = replace(built, path=built.path.replace(recorded))
                 build = self.pipeline.built(partition, built, sources, self.stamp)
@@ -114,7 +117,7 @@ class _Replay:
         finally:
             if built.path != recorded:
                 built.path.unlink(missing_ok=True)
-        return self._committed(standing, picked, staged, built)
+        return self._committed(standing, picked, staged, built, beside)
 
     def _bundle(self, partition: Partition, standing: ScoreRun) -> Bundle:
         """The champion's, which must be what scored the partition, in the form that is declared now."""
@@ -161,15 +164,34 @@ class _Replay:
             for rows in _batches(features):
                 yield rows.filter(~_was_rejected(rows, self.pipeline.spec.features.key, rejected))
 
-    def _staged(self, partition: Partition, picked: _Picked, bundle: Bundle) -> Staged:
+    def _beside(self, partition: Partition, standing: ScoreRun) -> "_Beside":
+        """The challengers that scored the partition with the champion, by the versions that did."""
+        with self.pipeline.warehouse.open() as con:
+            runs = read_challenger_runs(con, standing.pipeline, partition.key)
+        runs = [run for run in runs if run.run_id == standing.run_id]
+        known = Challengers(self.pipeline.spec, self.state.registry, self.pipeline.bundle)
+        return _Beside(tuple(known.again(run) for run in runs), {run.challenger: run for run in runs})
+
+    def _staged(self, partition: Partition, picked: _Picked, bundle: Bundle, beside: "_Beside") -> Staged:
         """The picked rows, scored; the partition was within its budget before, and no row is rejected that was not."""
         spec = self.pipeline.spec
         unbounded = spec.features.model_copy(update={"max_rejected": 1.0})
         predictor = bundle.for_rows(picked.rows)
-        order = Order(partition, picked.file, file_sha256(picked.file), picked.rows, bundle, predictor)
+        rows = Counter({one.bundle.version: picked.rows for one in beside.challenged if one.bundle is not None})
+        order = Order(
+            partition=partition,
+            features=picked.file,
+            sha256=file_sha256(picked.file),
+            rows=picked.rows,
+            bundle=bundle,
+            predictor=predictor,
+            contenders=contenders(beside.challenged, rows),
+        )
         return stage(order, spec.model_copy(update={"features": unbounded}), self.folder, self.stamp)
 
-    def _committed(self, standing: ScoreRun, picked: _Picked, staged: Staged, built: FeatureFile) -> Committed:
+    def _committed(
+        self, standing: ScoreRun, picked: _Picked, staged: Staged, built: FeatureFile, beside: "_Beside"
+    ) -> Committed:
         run = replace(
             standing,
             input_hash=built.sha256,
@@ -180,7 +202,14 @@ class _Replay:
             started_at=staged.started_at,
             run_id=self.stamp.run_id,
         )
-        scores = StagedScores(staged.predictions, staged.rejected, run, standing.seq, kept=picked.others)
+        new = staged_challengers(beside.challenged, staged, standing.model_version, self.stamp)
+        if picked.others:
+            new = tuple(
+                added(one, beside.runs[one.run.challenger], self.pipeline.spec, self.state.registry) for one in new
+            )
+        scores = StagedScores(
+            staged.predictions, staged.rejected, run, standing.seq, kept=picked.others, challengers=new
+        )
         (committed,) = self.pipeline.warehouse.commit_scores(
             standing.pipeline, [scores], may_empty=True, clock=self.stamp.now
         )
@@ -192,7 +221,22 @@ class _Replay:
             reasons=staged.reasons,
             unseen=staged.unseen,
             scores=distributions.get(committed.partition_key),
+            challengers=self._challengers(committed) if new else (),
         )
+
+    def _challengers(self, committed: ScoreRun) -> tuple[ChallengerRun, ...]:
+        """What the challengers made of all of the partition."""
+        with self.pipeline.warehouse.open() as con:
+            runs = read_challenger_runs(con, committed.pipeline, committed.partition_key)
+        return tuple(run for run in runs if run.run_id == committed.run_id)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The challengers that scored a partition, and what they made of it, by name."""
+
+    challenged: tuple[Challenged, ...]
+    runs: dict[str, ChallengerRun]
 
 
 class _Unchanged:

@@ -5,12 +5,14 @@ nothing about what is due or by which model.
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+from batch_platform.challenger_tables import ChallengerRun
+from batch_platform.challengers import Challenged, contenders, staged_challengers
 from batch_platform.history import History
 from batch_platform.ledger import FeatureBuild, ScoreRun
 from batch_platform.models.bundle import Bundle
@@ -39,6 +41,7 @@ class Committed:
     ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
     spent: Spent = field(default_factory=Spent)  # nothing where skipped
     scores: ScoreDistribution | None = None  # None where it has no predictions
+    challengers: tuple[ChallengerRun, ...] = ()  # what they made of it; nothing where skipped
 
 
 _NOTHING = Future[list[Committed]]()  # has been committed
@@ -53,6 +56,7 @@ class Due:
     model: Version
     build: FeatureBuild
     standing: ScoreRun | None  # what the warehouse holds of it
+    challengers: tuple[Challenged, ...] = ()  # that score it too
 
     def is_held(self, code_version: str) -> bool:
         """Whether the warehouse holds already what scoring it would give."""
@@ -85,8 +89,9 @@ class ScoringRun:
         """Score what is due, and commit it in groups; also what was scored before something fails."""
         rows = Counter[str]()
         for one in due:
-            rows[one.model.version] += one.build.rows
-        orders = (self._order(one, rows[one.model.version]) for one in due)
+            for version in (one.model, *(each.version for each in one.challengers)):
+                rows[version.version if version else ""] += one.build.rows
+        orders = (self._order(one, rows) for one in due)
         with ThreadPoolExecutor(1, "commit") as committer, closing(stream.staged(orders)) as results:
             yield from self._in_groups(committer, zip(due, results, strict=True))
 
@@ -109,7 +114,7 @@ class ScoringRun:
         yield from behind.result()
         yield from committer.submit(self._commit, group).result()
 
-    def _order(self, due: Due, rows_of_model: int) -> Order:
+    def _order(self, due: Due, rows: Mapping[str, int]) -> Order:
         bundle = self.bundle(due.model)
         return Order(
             partition=due.partition,
@@ -117,8 +122,9 @@ class ScoringRun:
             sha256=due.build.sha256,
             rows=due.build.rows,
             bundle=bundle,
-            predictor=bundle.for_rows(rows_of_model),
+            predictor=bundle.for_rows(rows[bundle.version]),
             xxh3=due.build.xxh3,
+            contenders=contenders(due.challengers, rows),
         )
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:
@@ -154,14 +160,14 @@ class ScoringRun:
                 rejected=staged.rejected,
                 run=self._run(due, staged),
                 seen_seq=0 if due.standing is None else due.standing.seq,
+                challengers=staged_challengers(due.challengers, staged, due.model.version, self.stamp),
             )
             for due, staged in group
         ]
         runs = self.warehouse.commit_scores(self.history.spec.name, scores, may_empty=self.force, clock=self.stamp.now)
         each = (perf_counter() - began) / len(group)
-        for _, staged in group:
-            staged.predictions.unlink()
-            staged.rejected.unlink()
+        for one in scores:
+            one.unlink()
         return [
             Committed(
                 due.partition,
@@ -172,8 +178,9 @@ class ScoringRun:
                 ignored=staged.ignored,
                 spent=replace(staged.spent, commit=each, clock=staged.spent.clock + each),
                 scores=distributions.get(due.partition.key),
+                challengers=tuple(one.run for one in commit.challengers if run.run_id == self.stamp.run_id),
             )
-            for (due, staged), run in zip(group, runs, strict=True)
+            for (due, staged), run, commit in zip(group, runs, scores, strict=True)
         ]
 
 

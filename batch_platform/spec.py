@@ -5,32 +5,42 @@ nearest match. Keys whose behaviour does not exist yet are checked like the othe
 """
 
 from datetime import timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.errors import did_you_mean, listed
 from batch_platform.inputs import ColumnRule, Features, Labels, Partitions, Source
+from batch_platform.learners import FLAVOURS, Challenger, Learner, Task, check_challengers
 from batch_platform.notation import (
     Block,
     Cron,
     DurationText,
     LocalTime,
-    check_dotted,
     check_name,
     parse_duration,
     refuse_for_now,
 )
 from batch_platform.partitions import Duration, Every, shifts_by_whole_hours
 
-__all__ = ["ColumnRule", "Features", "Labels", "Model", "Partitions", "PipelineSpec", "Promote", "Source", "Train"]
+__all__ = [
+    "FLAVOURS",
+    "Challenger",
+    "ColumnRule",
+    "Features",
+    "Labels",
+    "Model",
+    "Partitions",
+    "PipelineSpec",
+    "Promote",
+    "Source",
+    "Task",
+    "Train",
+]
 
 METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette", "outlier_share")
-FLAVOURS = ("sklearn", "onnx", "lightgbm", "xgboost", "keras", "mlflow", "python")
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
-
-Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 
 _LONGEST: dict[Every, Duration] = {
     "hour": Duration(hours=1),
@@ -100,63 +110,14 @@ class Promote(Block):
 GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"}, Promote.model_json_schema()]})]
 
 
-class Model(Block):
+class Model(Learner):
     """What learns, when, and when it may serve."""
 
-    estimator: str | None = Field(
-        default=None,
-        description="Import path of a scikit-learn-compatible estimator.",
-        examples=["sklearn.ensemble.HistGradientBoostingClassifier"],
-    )
-    build: str | None = Field(default=None, description="module.function that takes `params` and returns an estimator.")
-    import_: str | None = Field(
-        default=None,
-        alias="import",
-        description="A model made elsewhere: a file, MLflow's models:/ or runs:/ or folder, or package.module.Class.",
-    )
-    flavour: str | None = Field(default=None, description="Of the import; left out: by its form.")
-    task: Task | None = Field(default=None, description="Of the import; left out where its file tells.")
-    classes: list[bool | int | float | str] | None = Field(
-        default=None, description="Of the import, in the order of its probabilities; left out where its file tells."
-    )
-    allow_pickle: bool = Field(
-        default=False,
-        description="Trust the model's files to run code when they are loaded: needed by MLflow and pickle.",
-    )
-    params: dict[str, Any] = Field(
-        default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
-    )
     train: Train = Field(default_factory=Train, description="When, and on how much history.")
     promote: GateOrManual = Field(default_factory=Promote, description="The gate; 'manual': a version waits for you.")
-    challengers: list[Any] | None = Field(default=None, description="Not available yet.")
     publish: Literal["mlflow"] | None = Field(
         default=None, description="Register each version in MLflow as well, at MLFLOW_TRACKING_URI."
     )
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        refuse_for_now(self.challengers, "challengers")
-        if [self.estimator, self.build, self.import_].count(None) != 2:  # noqa: PLR2004 - one is given
-            msg = "give one of `estimator`, `build` and `import`"
-            raise ValueError(msg)
-        apart = {"flavour": self.flavour, "task": self.task, "classes": self.classes}
-        if self.import_ is None:
-            check_dotted(self.estimator or self.build or "")
-            if given := [key for key, value in apart.items() if value is not None]:
-                msg = f"{listed(map(repr, given))} tells of an import only; what is trained here is known"
-                raise ValueError(msg)
-        if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            msg = f"`classes` names one more than once: {listed(map(repr, self.classes))}"
-            raise ValueError(msg)
-        return self
-
-    @field_validator("flavour")
-    @classmethod
-    def _flavour(cls, value: str | None) -> str | None:
-        if value is not None and value not in FLAVOURS:
-            msg = f"{value!r} is not a flavour; allowed are {listed(FLAVOURS)}"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, FLAVOURS)])))
-        return value
 
     @field_validator("promote", mode="before")
     @classmethod
@@ -242,6 +203,11 @@ class PipelineSpec(Block):
     features: Features = Field(description="One row per thing to score, made from the sources.")
     labels: Labels | None = Field(default=None, description="The true outcomes; left out for a clustering.")
     model: Model = Field(description="What learns, when it is trained, and what it must reach to serve.")
+    challengers: list[Challenger] = Field(
+        default_factory=list,
+        description="Other models that score the same rows beside the champion, to be compared with it; none serves.",
+        examples=[[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]],
+    )
     predictions: Predictions = Field(default_factory=Predictions, description="The table of scores, and its schedule.")
     monitoring: Monitoring = Field(default_factory=Monitoring, description="What is watched once scored.")
     engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
@@ -265,6 +231,12 @@ class PipelineSpec(Block):
                 raise ValueError(msg)
         return value
 
+    @field_validator("challengers")
+    @classmethod
+    def _told_apart(cls, value: list[Challenger]) -> list[Challenger]:
+        check_challengers(value)
+        return value
+
     @field_validator("engine", mode="before")
     @classmethod
     def _local(cls, value: object) -> object:
@@ -284,7 +256,8 @@ class PipelineSpec(Block):
     def _check_columns(self) -> None:
         stored = {*self.features.key, *self.predictions.keep}
         stored |= {self.features.time} if self.features.time is not None else set()
-        if taken := {name for name in stored if name.lower() in ADDED_COLUMNS}:
+        added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
+        if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} may be no key, no time and not kept: scoring adds columns of that name"
             raise ValueError(msg)
         for at, name in enumerate([] if self.labels is None else self.labels.too_late):

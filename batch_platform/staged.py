@@ -28,6 +28,7 @@ from batch_platform.scoring import (
     samples_of,
     score_batch,
 )
+from batch_platform.shadow import Contender, Shadowed, ShadowPart, score_beside
 from batch_platform.spec import PipelineSpec
 
 _REJECTED_COLUMNS = [(name, pa.large_string()) for name in REJECTED]
@@ -45,6 +46,7 @@ class Order:
         bundle: The model.
         predictor: What evaluates it; give the one for all rows of a run that this model scores.
         xxh3: The same as `sha256` by a quicker hash, which is then what is checked; empty where none is recorded.
+        contenders: The challengers that score the same rows.
     """
 
     partition: Partition
@@ -54,6 +56,7 @@ class Order:
     bundle: Bundle
     predictor: Predictor
     xxh3: str = ""
+    contenders: tuple[Contender, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Staged:
     unseen: dict[str, int] = field(default_factory=dict[str, int])
     ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
     spent: Spent = field(default_factory=Spent)
+    shadowed: tuple[Shadowed, ...] = ()  # what the challengers gave
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,25 @@ class Part:
     samples: list[str]
     ignored: tuple[str, ...]
     seconds: float
+    shadows: tuple[ShadowPart, ...] = ()
 
 
 def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: Stamp, started: datetime) -> Part:
     """Score one batch, on any thread, and give its rows as they are stored."""
     began = perf_counter()
-    scored = score_batch(rows, order.bundle, spec, order.predictor)
+    if order.contenders:
+        scored, shadows = score_beside(
+            rows,
+            order.bundle,
+            order.predictor,
+            order.contenders,
+            spec,
+            partition=order.partition,
+            stamp=stamp,
+            started=started,
+        )
+    else:
+        scored, shadows = score_batch(rows, order.bundle, spec, order.predictor), ()
     # An empty table is made here, not on import: Arrow imports pandas for it, where there is one.
     rejected, reasons, samples = pa.schema(_REJECTED_COLUMNS).empty_table(), dict[str, int](), list[str]()
     if scored.rejected.height:
@@ -117,7 +134,8 @@ def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: 
     marks = {"partition_key": order.partition.key, "model_version": order.bundle.version}
     predictions = _marked(scored.predictions.to_arrow(), {**marks, "run_id": stamp.run_id}, started)
     ignored = ignored_columns(rows.columns, order.bundle, spec)
-    return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, ignored, perf_counter() - began)
+    seconds = perf_counter() - began
+    return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, ignored, seconds, shadows)
 
 
 def _marked(rows: pa.Table, texts: dict[str, str], scored_at: datetime) -> pa.Table:

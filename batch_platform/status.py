@@ -16,6 +16,7 @@ import duckdb
 
 from batch_platform.errors import DataError, IntegrityError, WrongUseError, did_you_mean, listed
 from batch_platform.home import Home
+from batch_platform.learners import Challenger
 from batch_platform.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun
 from batch_platform.plan import Item, Kind, Plan, State
 from batch_platform.registry import Registry, read_registry
@@ -43,6 +44,16 @@ class PartitionStatus:
 
 
 @dataclass(frozen=True)
+class ChallengerStatus:
+    """Where a declared challenger stands at a time."""
+
+    name: str
+    version: str | None  # that scores beside the champion; None where there is none yet
+    metrics: dict[str, float]
+    failure: str | None  # why there is no newer one
+
+
+@dataclass(frozen=True)
 class PipelineStatus:
     """Where a pipeline stands at a time."""
 
@@ -51,6 +62,7 @@ class PipelineStatus:
     counts: dict[Condition, int]  # how many partitions are in each condition
     champion: str | None
     champion_metrics: dict[str, float]
+    challengers: list[ChallengerStatus]
     last_commit: datetime | None
     last_run: str | None
     due: dict[Kind, int]  # how many partitions of each kind are to be brought up to date
@@ -149,6 +161,7 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         counts=dict(Counter(partition.condition for partition in partitions)),
         champion=champion.version if champion else None,
         champion_metrics=champion.metric_values if champion else {},
+        challengers=[_challenger_status(state.registry, one, now) for one in spec.challengers],
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.kind for item in plan.items)),
@@ -184,6 +197,22 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
         msg = f"{spec.name}: no scored or rejected row has {row}."
         raise DataError(msg, hint=f"batch-platform status {spec.name} shows which partitions are scored.")
     return found
+
+
+def _challenger_status(registry: Registry, one: Challenger, now: datetime) -> ChallengerStatus:
+    tried = [training for training in registry.challenged if training.challenger == one.name]
+    if one.version is None:
+        version = registry.contender(one.name, now)
+        failure = tried[-1].failure if tried else None
+    else:
+        version = next((known for known in registry.versions if known.version == one.version), None)
+        failure = None if version else f"there is no version {one.version}"
+    return ChallengerStatus(
+        name=one.name,
+        version=version.version if version else None,
+        metrics=version.metric_values if version else {},
+        failure=failure,
+    )
 
 
 def _partition_status(  # noqa: PLR0913 - each is one record of the pipeline

@@ -28,6 +28,7 @@ from batch_platform.models.sklearn import one_thread, one_thread_here
 from batch_platform.partitions import Partition
 from batch_platform.recorded import RecordedFile, open_recorded
 from batch_platform.scoring import SAMPLES, Stamp
+from batch_platform.shadow import ShadowFiles
 from batch_platform.spec import PipelineSpec
 from batch_platform.staged import Order, Part, Spent, Staged, TableWriter, require_within_budget, scored_part
 from batch_platform.threads import cores, in_order, read_ahead
@@ -170,6 +171,7 @@ class Stream:
         with (
             TableWriter(good) as predictions,
             TableWriter(bad) as rejects,
+            ShadowFiles(order.contenders, self._folder, order.partition.key) as shadows,
             closing(_frames(recorded, spent)) as frames,
         ):
             for part in spread(score, frames):
@@ -177,6 +179,7 @@ class Stream:
                 rows_in += part.rows
                 predictions.write(part.predictions)
                 rejects.write(part.rejected)
+                shadows.write(part.shadows)
                 reasons.update(part.reasons)
                 unseen.update(part.unseen)
                 samples += part.samples[: SAMPLES - len(samples)]
@@ -196,6 +199,7 @@ class Stream:
             unseen=dict(unseen),
             ignored=ignored,
             spent=Spent(read=spent.read, score=spent.score, write=spent.write, clock=perf_counter() - began),
+            shadowed=shadows.results(),
         )
         require_within_budget(self._spec, staged, samples)
         return staged

@@ -15,15 +15,18 @@ from batch_platform.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.home import Home
 from batch_platform.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.notation import RESERVED_NAMES
+from batch_platform.replacing import replace_rows
 from batch_platform.sources import literal, quoted
-from batch_platform.warehouse import Warehouse, replace_rows
+from batch_platform.warehouse import Warehouse
 
 PARTITION = "partition_key"
+CHALLENGER = "challenger"  # column of performance; rows that have one are read only where it is asked for
 WHOLE = ""  # the partition key of rows that belong to none
 _OF_PIPELINES = frozenset(
     {
         *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
         *("backtests", "backtest_scores"),
+        *("challengers", "challenger_scores"),
     }
 )
 
@@ -54,7 +57,8 @@ def open_table(
         home: Where the published copy lies.
         name: The table.
         partitions: Keys of the partitions to read; all rows if None.
-        columns: The columns to read; all if None. A table without partitions has no column for them.
+        columns: The columns to read; all if None. A table without partitions has no column for them. Of a pipeline's
+            performance, what challengers reached is read only where the column `challenger` is named.
 
     Raises:
         DataError: Nothing of the table is published, one of the partitions is not, or a column is missing.
@@ -77,17 +81,26 @@ def _select(
     stored = published_partitions(con, name)
     if stored == {WHOLE}:
         present.remove(PARTITION)
+    of_production = CHALLENGER in present and CHALLENGER not in (columns or ()) and _is_performance(con, name)
+    if of_production and columns is None:
+        present.remove(CHALLENGER)
     wanted = list(present if columns is None else columns)
     if unknown := [column for column in wanted if column not in present]:
         msg = f"{name.shown} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
         raise DataError(msg, hint=did_you_mean(unknown[0], present))
-    rows = f"SELECT {', '.join(map(quoted, wanted))} FROM {name}"
+    source = f"(FROM {name} WHERE {CHALLENGER} IS NULL)" if of_production else name
+    rows = f"SELECT {', '.join(map(quoted, wanted))} FROM {source}"
     if partitions is None:
         return rows
     if missing := set(partitions) - stored:
         msg = f"{name.shown}: no rows are published of partition {listed(missing)}."
         raise DataError(msg, hint="materialize it first, or say allow_missing_partitions in the input's metadata.")
     return f"{rows} WHERE {PARTITION} IN ({', '.join(map(literal, sorted(partitions))) or 'NULL'})"
+
+
+def _is_performance(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
+    """Whether a table is the performance of a pipeline, which has rows of challengers too."""
+    return name.table == "performance" and _is_pipelines(con, name.schema)
 
 
 def stored_partitions(home: Home, name: TableName) -> set[str]:
@@ -175,10 +188,14 @@ def _replace_some(
 
 
 def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
-    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
-    if name.table.lower() in _OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall():
+    if name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema):
         msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
         raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
+
+
+def _is_pipelines(con: duckdb.DuckDBPyConnection, schema: str) -> bool:
+    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
+    return bool(con.execute(query, {"schema": schema}).fetchall())
 
 
 def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:

@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from batch_platform.challenger_tables import StagedChallenger, replace_challengers
 from batch_platform.errors import DataError, IntegrityError, WarehouseError, listed
 from batch_platform.home import Home
 from batch_platform.ledger import (
@@ -30,6 +31,7 @@ from batch_platform.ledger import (
     upgrade_ledgers,
 )
 from batch_platform.lock import Patience, lock_timeout, locked
+from batch_platform.replacing import create_schema, replace_rows
 from batch_platform.sources import quoted
 
 _STORAGE_ERRORS = (
@@ -53,6 +55,13 @@ class StagedScores:
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
     kept: int = 0  # committed predictions that stay, to which the staged ones are added; 0 replaces the partition
+    challengers: Sequence[StagedChallenger] = ()  # what scored the same rows beside the champion
+
+    def unlink(self) -> None:
+        """Remove the files, which are committed."""
+        for file in (self.predictions, self.rejected, *(one.file for one in self.challengers)):
+            if file is not None:
+                file.unlink()
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,9 @@ class Warehouse:
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]
                 seqs = append(con, runs, "predictions", "rejected_rows")
+                replace_challengers(
+                    con, [(seq, run, of.challengers) for seq, run, of in zip(seqs, runs, new, strict=True)]
+                )
                 standing |= {run.partition_key: replace(run, seq=seq) for run, seq in zip(runs, seqs, strict=True)}
             return [standing[scores.run.partition_key] for scores in staged]
 
@@ -184,7 +196,7 @@ class Warehouse:
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
-            _create_schema(con, pipeline)
+            create_schema(con, pipeline)
             con.execute(PERFORMANCE.format(schema=quoted(pipeline)))
             table = f"{quoted(pipeline)}.performance"
             con.execute(
@@ -238,54 +250,6 @@ def _is_damage(error: duckdb.Error) -> bool:
     DuckDB checks each as it reads it, and has no error type of its own for what does not fit.
     """
     return type(error) is duckdb.Error and "Corrupt" in str(error)
-
-
-def replace_rows(
-    con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], files: Sequence[Path]
-) -> int:
-    """Replace the rows of some partitions by those of Parquet files, by column name, within the caller's transaction.
-
-    A column that the table lacks is added to it; one that holds nothing yet takes the files' type.
-
-    Returns:
-        How many rows the files held.
-
-    Raises:
-        DataError: A column has another type than in the table, and its values do not fit that one without loss.
-    """
-    _create_schema(con, schema)
-    name = f"{quoted(schema)}.{quoted(table)}"
-    rows, values = "read_parquet($paths, union_by_name := true)", {"paths": [str(file) for file in files]}
-    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
-    have = {column: dtype for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
-    new = {column: dtype for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall()}
-    for column, dtype in new.items():
-        if column not in have:
-            con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
-    lossy: dict[str, str] = {}  # what does not fit, and a partition with it
-    for column, old, dtype in [(one, have[one], new[one]) for one in new if have.get(one, new[one]) != new[one]]:
-        if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
-            con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
-        elif found := con.execute(
-            f"SELECT partition_key FROM {rows} WHERE {_changes(column, old, dtype)} LIMIT 1", values
-        ).fetchall():
-            lossy[f"{column} is {old}, now {dtype}"] = found[0][0]
-    if lossy:
-        msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{table}: {listed(lossy)}; nothing is changed."
-        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
-    con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
-    ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
-    return int(count)
-
-
-def _changes(column: str, old: str, new: str) -> str:
-    """Whether a value would not come back as it was from the table's type; an INSERT would round it in silence."""
-    name = quoted(column)
-    return f"TRY_CAST(TRY_CAST({name} AS {old}) AS {new}) IS DISTINCT FROM {name}"
-
-
-def _create_schema(con: duckdb.DuckDBPyConnection, schema: str) -> None:
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:

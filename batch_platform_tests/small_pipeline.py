@@ -125,6 +125,8 @@ def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: 
     list(pipeline.build_features(due["features"], stamp, force=force))
     for period in due["model"]:
         pipeline.train(period, stamp)
+    for period in due["challengers"]:
+        pipeline.challenge(period, stamp)
     list(pipeline.score(due["predictions"], stamp, force=force))
     list(pipeline.evaluate(due["performance"], stamp))
     pipeline.publish()

@@ -64,6 +64,10 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         },
         "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05, "manual": False},
     },
+    "challengers": [
+        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {"name": "previous", "version": "2024-02-01-3f9c1a2b", "allow_pickle": False},
+    ],
     "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "rescore": "never", "limit": 10},
     "monitoring": {"performance": {"warn_below": 0.6}},
     "engine": "local",
@@ -85,7 +89,10 @@ def forest(params):
 
     return RandomForestClassifier(**params)
 """
-OTHER_OF_TWO = {"features.python", "model.build", "model.import", "model.flavour", "model.task", "model.classes"}
+OTHER_OF_TWO = {
+    "features.python",
+    *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
+}
 
 
 @pytest.fixture

@@ -55,6 +55,10 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         },
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "manual": False},
     },
+    "challengers": [
+        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
+    ],
     "predictions": {"keep": ["carrier"], "schedule": "0 5 * * *", "rescore": "when_stale", "limit": 100},
     "monitoring": {"performance": {"warn_below": 0.6}},
     "engine": "local",
@@ -66,10 +70,14 @@ ELSEWHERE = {  # the other of two keys of which one is given, and what goes with
     "model.flavour",
     "model.task",
     "model.classes",
+    "challengers.build",
+    "challengers.import",
+    "challengers.flavour",
+    "challengers.task",
+    "challengers.classes",
 }
 NOT_YET = {
     "sources.postgres",
-    "model.challengers",
     "monitoring.drift",
     "engine.spark",
 }
@@ -84,13 +92,14 @@ BLOCKS = [
     ("model",),
     ("model", "train"),
     ("model", "promote"),
+    ("challengers", 0),
     ("predictions",),
     ("monitoring",),
     ("monitoring", "performance"),
 ]
 
 
-def changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
     """Everything that can be declared, with one key set to something else."""
     declared = deepcopy(ALL_KEYS)
     block = declared
@@ -126,7 +135,7 @@ def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
     """The keys in use, without the names of sources and columns."""
     keys: set[str] = set()
     for key, value in declared.items():
-        blocks = [*value.values()] if key in ("sources", "columns") else [value]
+        blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
         for block in blocks:
             deeper = isinstance(block, dict) and key != "params"
             keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}
@@ -168,7 +177,7 @@ def test_a_declaration_cannot_be_changed():
         small_spec().name = "other"
 
 
-@pytest.mark.parametrize("path", BLOCKS, ids=".".join)
+@pytest.mark.parametrize("path", BLOCKS, ids=lambda path: ".".join(map(str, path)))
 def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_what_is_near(path):
     declared = deepcopy(ALL_KEYS)
     block = declared
@@ -176,7 +185,7 @@ def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_what_is_near(p
         block = block[key]
     known = next(iter(block))
     said = refusal(changed((*path, f"{known}x"), block[known]))
-    assert said.startswith(f"{'.'.join(path)}: ")
+    assert said.startswith(f"{'.'.join(map(str, path))}: ")
     assert f"unknown key '{known}x'; allowed are " in said
     assert f"did you mean '{known}'?" in said
 
@@ -192,7 +201,6 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
     ("path", "value", "named"),
     [
         (("sources", "flights"), {"postgres": "postgres://host/db", "table": "flights"}, "postgres"),
-        (("model", "challengers"), [{"estimator": "sklearn.linear_model.LogisticRegression"}], "challengers"),
         (("monitoring", "drift"), {"psi": {"warn": 0.1, "fail": 0.25}}, "drift"),
         (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: spark"),
         (("engine",), "spark", "engine: spark"),
@@ -334,6 +342,30 @@ def test_columns_may_have_any_name(name):
         (("model", "promote", "metric"), "roc_auk", "did you mean 'roc_auc'?"),
         (("model", "promote", "at_least"), float("nan"), "Input should be a finite number"),
         (("model", "promote", "tolerance"), -0.1, "greater than or equal to 0"),
+        (("model", "challengers"), [], "model: Value error, unknown key 'challengers'; allowed are"),
+        (("challengers",), {"linear": {}}, "challengers: Input should be a valid list"),
+        (("challengers", 0), {"estimator": "a.B"}, "challengers.0.name: Field required"),
+        (("challengers", 0, "name"), "Linear", "challengers.0.name: Value error, 'Linear' is not a name: use small"),
+        (("challengers", 0, "name"), "../x", "'../x' is not a name"),
+        (
+            ("challengers", 0, "name"),
+            "previous",
+            "challengers: Value error, more than one challenger is named 'previous'",
+        ),
+        (("challengers", 0), {"name": "a"}, "give one of `estimator`, `build`, `import` and `version`"),
+        (
+            ("challengers", 0, "version"),
+            "2013-03-01-3f9c1a2b",
+            "give one of `estimator`, `build`, `import` and `version`",
+        ),
+        (("challengers", 0, "estimator"), "LogisticRegression", "'LogisticRegression' is not an import path"),
+        (("challengers", 0, "task"), "binary", "'task' tells of an import only"),
+        (("challengers", 0, "flavour"), "sklaern", "challengers.0.flavour: Value error, 'sklaern' is not a flavour"),
+        (("challengers", 1, "version"), "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
+        (("challengers", 1, "version"), "2013-03-01-3F9C1A2B", "is not the name of a version such as"),
+        (("challengers", 1, "version"), "../2013-03-01-3f9c1a2b", "is not the name of a version such as"),
+        (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
+        (("features", "key"), ["Challenger"], "'Challenger' may be no key, no time and not kept"),
         (("engine",), "locl", "'locl' is not an engine; allowed is 'local'; did you mean 'local'?"),
         (("predictions", "limit"), 0, "greater than or equal to 1"),
     ],

@@ -316,6 +316,7 @@ def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
         con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN xxh3")
         con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
         con.execute("DROP TABLE batch_platform.declarations; DROP TABLE batch_platform.partition_notes")
+        con.execute("DROP TABLE batch_platform.challenger_trainings")
         con.execute("UPDATE batch_platform.meta SET format = 1")
         con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
         con.execute("INSERT INTO batch_platform.feature_builds (seq, pipeline, partition_key) VALUES (2, 'small', 'k')")
@@ -324,6 +325,7 @@ def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
     assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
     assert held(warehouse)["batch_platform.promotions"] == []
     assert held(warehouse)["batch_platform.partition_notes"] == []
+    assert held(warehouse)["batch_platform.challenger_trainings"] == []
     with warehouse.open() as con:
         assert con.execute("FROM batch_platform.partition_status").fetchall() == []
 

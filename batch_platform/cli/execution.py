@@ -21,11 +21,23 @@ from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, this_pr
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.errors import BatchPlatformError
 from batch_platform.partitions import Partition
-from batch_platform.plan import Item, Kind, Plan, State, contiguous, features_due, make_plan, matures, stale_reason
+from batch_platform.plan import (
+    ASSET_OF,
+    Item,
+    Kind,
+    Plan,
+    State,
+    contiguous,
+    features_due,
+    make_plan,
+    matures,
+    stale_reason,
+)
 
 JOBS: dict[Kind, str] = {
     "features": "score",
     "model": "train",
+    "challengers": "train",
     "predictions": "score",
     "performance": "evaluate",
 }
@@ -105,9 +117,10 @@ def carry_out(runs: "Runs", plan: Plan) -> Plan:
         KeyboardInterrupt: The user interrupted a run.
     """
     features = plan.of("features")
-    if models := plan.of("model"):
+    if models := plan.of("model", "challengers"):
         runs.bring(features, "features")
-        runs.bring(models, "model")
+        runs.bring(plan.of("model"), "model")
+        runs.bring(plan.of("challengers"), "challengers")
         features, plan = [], plan_order(runs.wiring, runs.order)
     scores = plan.of("predictions")
     built = {item.partition.key for item in features}
@@ -166,7 +179,7 @@ class Runs:
             with listening(self.listener):
                 result = job.execute_in_process(
                     instance=self.instance,
-                    asset_selection=[self.wiring.key(asset) for asset in assets],
+                    asset_selection=[self.wiring.key(ASSET_OF.get(asset, asset)) for asset in assets],
                     tags=tags,
                     run_config={"loggers": _loggers(), "ops": self._config(assets, first)},
                     raise_on_error=terminal.debugging(),
@@ -186,12 +199,14 @@ class Runs:
             config["predictions"]["model"] = self.order.model
         if "predictions" in config and self.order.replay:
             config["predictions"]["replay"] = True
+        if "challengers" in config:
+            config["model"] = {"challengers_only": True, **config.pop("challengers")}
         if self._is_single_model(assets):
             config["model"]["until"] = first
         return {f"{self.wiring.spec.name}__{asset}": {"config": values} for asset, values in config.items() if values}
 
     def _is_single_model(self, assets: Sequence[Kind]) -> bool:
-        return "model" in assets and self.wiring.serving_periods is None
+        return bool({"model", "challengers"} & {*assets}) and self.wiring.serving_periods is None
 
 
 def _loggers() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itertools import groupby
 
 import dagster as dg
 
+from batch_platform.challengers import check_challengers
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import open_instance
 from batch_platform.cli.project import Project
@@ -20,7 +21,7 @@ from batch_platform.models.imports import check_model
 from batch_platform.plan import State, make_plan
 from batch_platform.registry import Promotion, Registry, Version
 from batch_platform.scoring import Stamp
-from batch_platform.status import PipelineStatus, status_of
+from batch_platform.status import ChallengerStatus, PipelineStatus, status_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class VersionSummary:
     version: str
     serving_period: str
     champion: bool
+    challenger: str | None  # under whose name it was trained; None of the model itself
     decision: str
     reason: str
     rows_trained: int
@@ -68,7 +70,9 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
         BatchPlatformError: One would not; the message says where and why.
     """
     for wiring in project.pipelines.values():
-        check_model(wiring.spec.model, wiring.pipeline().builder.sources.folder)
+        folder = wiring.pipeline().builder.sources.folder
+        check_model(wiring.spec.model, folder)
+        check_challengers(wiring.spec, folder)
         _check_sql(wiring, now)
     if as_json:
         terminal.show_json({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
@@ -92,12 +96,14 @@ def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
         terminal.say(f"{wiring.spec.name} has no trained version yet.")
         return
     metrics = sorted({name for version in versions for name in version.metrics})
+    challenged = ("challenger",) if any(one.challenger for one in versions) else ()
     terminal.show_table(
-        ("version", "champion", "decision", "rows", *metrics),
+        ("version", "champion", *challenged, "decision", "rows", *metrics),
         [
             (
                 one.version,
                 "*" if one.champion else "",
+                *((one.challenger or "",) if challenged else ()),
                 _told_of(one),
                 one.rows_trained,
                 *(one.metrics.get(name) for name in metrics),
@@ -149,6 +155,8 @@ def _show_pipeline(report: PipelineStatus, *, every: bool) -> None:
     last = f"{report.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {report.last_run}" if report.last_commit else "none"
     terminal.say(f"{report.pipeline}: {counts or 'no partition is due yet'}")
     terminal.say(f"  champion: {report.champion or 'none'}{f' ({metrics})' if metrics else ''}")
+    for one in report.challengers:
+        terminal.say(f"  challenger {one.name}: {_standing(one)}")
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {due or 'nothing'}")
     if report.only_in_dagster:
@@ -169,6 +177,13 @@ def _show_pipeline(report: PipelineStatus, *, every: bool) -> None:
         span = [one.partition for one in members]
         named = span[0] if len(span) == 1 else f"{span[0]} to {span[-1]} ({len(span)})"
         terminal.say(f"  {named}: {condition}{f', {reason}' if reason else ''}")
+
+
+def _standing(one: ChallengerStatus) -> str:
+    if one.version is None:
+        return one.failure or "no version yet"
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(one.metrics.items()))
+    return f"{one.version} ({metrics})" + (f"; could not be trained again: {one.failure}" if one.failure else "")
 
 
 def _check_sql(wiring: Wiring, now: datetime) -> None:
@@ -198,6 +213,7 @@ def _summary(
         version=version.version,
         serving_period=version.serving_period,
         champion=champion is not None and version.version == champion.version,
+        challenger=registry.challengers.get(version.version),
         decision=decided.action if decided else "none",
         reason=decided.reason if decided else "",
         rows_trained=version.rows_trained,

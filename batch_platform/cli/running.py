@@ -18,6 +18,7 @@ from batch_platform.plan import KINDS, Item, Kind, Plan, contiguous
 TASKS: dict[Kind, tuple[str, str]] = {  # how they are announced: what is done, to what
     "features": ("build features of", "partition"),
     "model": ("train", "model"),
+    "challengers": ("train the challengers of", "serving period"),
     "predictions": ("score", "partition"),
     "performance": ("evaluate", "partition"),
 }

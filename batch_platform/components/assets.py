@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 from pydantic import Field
 
-from batch_platform.components import checks, describe, lineage
+from batch_platform.components import challengers, checks, describe, lineage
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
@@ -49,6 +49,10 @@ class ModelConfig(dg.Config):
     until: str | None = Field(
         default=None,
         description="Only for a model without `train.every`: key of the first partition that it serves.",
+    )
+    challengers_only: bool = Field(
+        default=False,
+        description="Train only the challengers that this serving period lacks; the model stays as it is.",
     )
 
 
@@ -124,13 +128,13 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={describe.model_kind(wiring)},
-        description=describe.model(wiring),
+        description=describe.model(wiring) + challengers.described(wiring),
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
         deps=[features, *(wiring.key(name) for name in read_by_labels(wiring))],
         backfill_policy=SINGLE_RUN,
-        check_specs=[checks.gate(key)],
+        check_specs=[checks.gate(key), *challengers.specs(wiring, key)],
     )
     def model(context: dg.AssetExecutionContext, config: ModelConfig) -> dg.MaterializeResult:
         decided: list[Trained] = []
@@ -138,18 +142,24 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
             due = _asked_periods(wiring, context, config)
             with PartitionLog(context, key, len(due)) as log:
                 for period in due:
-                    trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
                     partition_key = None if wiring.serving_periods is None else period.key
+                    if config.challengers_only:
+                        decided += challengers.challenged(
+                            log, pipeline, period, partition_key, stamp_of(context.run.run_id)
+                        )
+                        continue
+                    trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
                     log.materialized(
                         partition_key,
                         data_version=trained.version.sha256[:16],
                         rows=trained.version.rows_trained,
-                        metadata=describe.trained(wiring, trained),
+                        metadata=describe.trained(wiring, trained) | challengers.trained(trained),
                         done=trained.version.version,
                     )
                     checks.log_gate(log, partition_key, trained)
+                    challengers.log_trained(log, partition_key, trained.challengers)
                     decided.append(trained)
-        return log.finish(checks.gate_summary(decided))
+        return log.finish(checks.gate_summary(decided), *challengers.trained_summary(wiring, decided))
 
     return model
 
@@ -189,14 +199,14 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
-        description=describe.predictions(wiring),
+        description=describe.predictions(wiring) + challengers.described(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("features"), model],
         backfill_policy=SINGLE_RUN,
-        check_specs=checks.predictions(wiring, key),
+        check_specs=[*checks.predictions(wiring, key), *challengers.specs(wiring, key)],
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
         found: list[checks.Checked] = []
@@ -214,11 +224,13 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done) | told | describe.speed(done),
+                        metadata=describe.committed(done) | challengers.scored(done) | told | describe.speed(done),
                     )
                     checks.log_predictions(log, one)
+                    challengers.log_scored(log, done)
                     found.append(one)
-        return log.finish(*checks.predictions_summary(found))
+        summary = challengers.scored_summary(wiring, [one.committed for one in found])
+        return log.finish(*checks.predictions_summary(found), *summary)
 
     return predictions
 
@@ -265,7 +277,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
                         done.partition.key,
                         data_version=describe.outcome_version(done),
                         rows=done.run.rows_labelled,
-                        metadata=describe.evaluated(done),
+                        metadata=describe.evaluated(done) | challengers.measured(done),
                     )
                     if (one := checks.judge(wiring, tasks, done)) is not None:
                         checks.log_performance(log, one)

@@ -125,13 +125,14 @@ def predictions(wiring: Wiring) -> str:
 
 def performance(wiring: Wiring) -> str:
     """The performance."""
-    labels = wiring.spec.labels
+    labels, challengers = wiring.spec.labels, wiring.spec.challengers
     when = (
         f"{labels.delay} after a partition's end, when its labels are known" if labels else "once a partition is scored"
     )
     return (
         f"How good the predictions of each partition were, by metric, measured {when}. *Metadata → Plots → Events* draws "
         "each metric, partition by partition."
+        + (" Rows of challengers bear their name in `challenger`; it is null of production." if challengers else "")
     )
 
 

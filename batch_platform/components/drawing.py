@@ -28,7 +28,7 @@ def versions_until(wiring: Wiring, version: Version) -> str | None:
     with wiring.pipeline().warehouse.open() as con:
         registry = read_registry(con, wiring.spec.name)
     approved = {known.version for known in registry.approved()}
-    earlier = [known for known in registry.versions if known.version != version.version]
+    earlier = [known for known in registry.of_model if known.version != version.version]
     earlier = [known for known in earlier if known.serving_start <= version.serving_start]
     points = [
         Point(known.serving_period, known.metric_values[metric], good=known.version in approved)

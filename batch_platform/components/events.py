@@ -68,6 +68,11 @@ class PartitionLog:
         )
         self._tell(self._pace.finished(partition_key or done, rows))
 
+    def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:
+        """Log what was found or made beside one partition, which stays as it is."""
+        self._context.log_event(dg.AssetObservation(asset_key=self._asset, partition=partition_key, metadata=metadata))
+        self._tell(self._pace.finished(done, 0))
+
     def on_the_way(self, partition: Partition, rows: int, of: int) -> None:
         """Tell how many rows of a partition are done that is not finished yet."""
         self._tell(self._pace.on_the_way(partition.key, rows, of))

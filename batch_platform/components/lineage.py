@@ -92,7 +92,11 @@ def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str])
     every = f"all {len(reads)} columns that the model reads: {', '.join(map(_quoted, reads))}"
     rows += [*((name, every if name == scores[0] else f"as `{scores[0]}`") for name in scores)]
     rows += [*((name, "the run") for name in ADDED)]
-    return {LINEAGE: _lineage(deps), READABLE: dg.MetadataValue.md(_table("comes from", rows))}
+    text = _table("comes from", rows)
+    if spec.challengers:
+        names = ", ".join(_quoted(one.name) for one in spec.challengers)
+        text += f"\n\nThe challengers {names} read the same features; what they give goes to `{spec.name}.challenger_scores`."
+    return {LINEAGE: _lineage(deps), READABLE: dg.MetadataValue.md(text)}
 
 
 def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:

@@ -28,6 +28,7 @@ attributes:
     # params: {{max_iter: 100}}
     train: {{every: month, window: all, evaluate: 14 days}}
     # promote: {{metric: roc_auc, at_least: 0.6, tolerance: 0.02}}
+  # challengers: [{{name: linear, estimator: sklearn.linear_model.LogisticRegression}}]   # score beside it, never serve
   # predictions: {{keep: [country], schedule: "0 5 * * *"}}
   # monitoring: {{performance: {{warn_below: 0.6}}}}
 """

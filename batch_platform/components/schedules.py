@@ -19,7 +19,7 @@ from batch_platform.components.events import tell_committed
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, note_found
 from batch_platform.errors import listed
 from batch_platform.partitions import Partition
-from batch_platform.plan import Item, Kind, Plan, State, contiguous, make_plan, training_window
+from batch_platform.plan import ASSET_OF, Item, Kind, Plan, State, contiguous, make_plan, training_window
 from batch_platform.redaction import redacted
 from batch_platform.scoring import Stamp
 from batch_platform.spec import PipelineSpec
@@ -199,7 +199,16 @@ def _training_requests(tick: Tick) -> list[Request]:
     busy = {key for asset, key in tick.held if asset == "model"}
     if busy and tick.wiring.serving_periods is None:
         return []
-    return _limited(tick, {("model",): [period for period in periods if period.key not in busy]})
+    challenged = [
+        item.partition
+        for item in tick.retried.of("challengers")
+        if not any(partition.key in lacking for partition in training_window(spec, item.partition.start))
+    ]
+    groups: dict[tuple[Kind, ...], list[Partition]] = {
+        ("model",): [period for period in periods if period.key not in busy],
+        ("challengers",): [period for period in challenged if period.key not in busy],
+    }
+    return _limited(tick, groups)
 
 
 def _performance_requests(tick: Tick) -> list[Request]:
@@ -245,13 +254,17 @@ def _awaiting_models(tick: Tick) -> Callable[[Item], bool]:
 
 def _run_request(tick: Tick, request: Request) -> dg.RunRequest:
     first, last = request.partitions[0].key, request.partitions[-1].key
-    selection = [tick.wiring.key(asset) for asset in request.assets]
+    selection = [tick.wiring.key(ASSET_OF.get(asset, asset)) for asset in request.assets]
     run_key = f"{tick.evaluated_at} {'+'.join(request.assets)} {first}..{last}"
-    if request.assets == ("model",) and tick.wiring.serving_periods is None:
-        config = {"ops": {f"{tick.wiring.spec.name}__model": {"config": {"until": first}}}}
-        return dg.RunRequest(run_key=run_key, run_config=config)
+    config: dict[str, Any] = {"challengers_only": True} if request.assets == ("challengers",) else {}
+    single = "model" in {path.path[-1] for path in selection} and tick.wiring.serving_periods is None
+    if single:
+        config["until"] = first
+    run_config = {"ops": {f"{tick.wiring.spec.name}__model": {"config": config}}} if config else None
+    if single:
+        return dg.RunRequest(run_key=run_key, run_config=run_config)
     tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
-    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags)
+    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags, run_config=run_config)
 
 
 def _reason(tick: Tick) -> str:

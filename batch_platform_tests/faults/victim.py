@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,11 +37,12 @@ class Job:
     project: str
     run_id: str
     at: str
+    declared: dict[str, Any] = field(default_factory=dict[str, Any])  # otherwise than of the small pipeline
 
     @property
     def pipeline(self) -> Pipeline:
         """The small pipeline over those files."""
-        return Pipeline(small_spec(), Path(self.project), Home(Path(self.root)))
+        return Pipeline(small_spec(**self.declared), Path(self.project), Home(Path(self.root)))
 
     @property
     def stamp(self) -> Stamp:
@@ -50,7 +51,7 @@ class Job:
 
 
 def write(
-    job: dict[str, str], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
+    job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
 ) -> None:
     """Build the features of partitions, score and publish them, as a run does, forced.
 
