@@ -59,7 +59,7 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
         rows: Feature columns, in any order.
         bundle: The model.
         spec: The pipeline.
-        predictor: Of the bundle, for all rows that are scored in one go; left out: scikit-learn's own code.
+        predictor: Of the bundle, for all rows that are scored in one go; left out: the library's own code.
 
     Raises:
         DataError: A column of the contract, the key or the kept ones is missing.

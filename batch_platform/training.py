@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from batch_platform.contract import Column, Contract, declare_column, infer_contract
 from batch_platform.errors import TrainingRefusedError, listed
 from batch_platform.models.bundle import ClassLabel, Predictor, Task
+from batch_platform.models.compiled import OfParts
 from batch_platform.models.estimator import fit_estimator, make_estimator, name_of, task_of
 from batch_platform.models.flavours import flavour_of, predictor_of
-from batch_platform.models.proof import Compiled, not_ours, prove
+from batch_platform.models.proof import NO_PARTS, Compiled, prove
 from batch_platform.models.signature import Signature
 from batch_platform.models.sklearn import FLAVOUR as SKLEARN
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
@@ -209,9 +210,7 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
 
 def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Compiled:
     """What is known of the compiled form of a model, proven on rows that it was not fitted on."""
-    if isinstance(predictor, SklearnPredictor):
-        return prove(predictor, contract.encode(rows))
-    return not_ours(type(predictor).__name__.removesuffix("Predictor").lower())
+    return prove(predictor, contract.encode(rows)) if isinstance(predictor, OfParts) else NO_PARTS
 
 
 def _predictor(estimator: Any, signature: Signature) -> Predictor:  # noqa: ANN401 - any fitted estimator

@@ -81,6 +81,14 @@ def test_commits_of_many_writers_are_counted_and_publishing_is_held_against_a_fu
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
+def test_compiled_trees_are_held_against_the_library_that_grew_them(tmp_path):
+    results, _ = benchmark(tmp_path, "kernels", "--rows=100000", "--repeat=1")
+    kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
+    assert [(one["workload"], one["contender"]) for one in results] == [
+        (kind, name) for kind in kinds for name in (OURS, "its own library")
+    ]
+
+
 def test_the_share_of_the_integrity_check_is_told(tmp_path):
     results, text = benchmark(tmp_path, "integrity", "--rows=3000", "--repeat=1")
     scoring, check = results

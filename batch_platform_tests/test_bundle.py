@@ -252,8 +252,8 @@ def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp
     assert opened.for_rows(1000) is opened.predictor
     assert (opened.not_compiled, caplog.text) == ("", "")
     assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
-    assert "differs from scikit-learn's own result" in opened.not_compiled
-    assert caplog.text.count(f"{opened.version} is scored by scikit-learn's own code on this machine") == 1
+    assert "differs from the library's own result" in opened.not_compiled
+    assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
 
 
 def test_a_bundle_of_the_first_format_is_read_and_served_natively(tmp_path):

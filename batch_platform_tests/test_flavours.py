@@ -14,7 +14,9 @@ import pytest
 
 from batch_platform.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
+from batch_platform.models.compiled import OfParts
 from batch_platform.models.flavours import flavour
+from batch_platform.models.proof import prove
 from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
 
 ROWS = table(257, seed=1)
@@ -151,8 +153,12 @@ def test_what_may_run_code_is_loaded_only_where_that_is_declared_and_says_so(kep
         open_bundle(kept.folder, kept.sha256)
 
 
-def test_the_manifest_says_how_a_model_of_another_library_is_evaluated(kept):
-    manifest = open_bundle(kept.folder, kept.sha256, allow_pickle=True).manifest
-    assert ("evaluated" in manifest.details) == (kept.made.flavour != "sklearn")
-    if kept.made.flavour in ("xgboost", "keras", "onnx"):
-        assert kept.made.tolerance or kept.made.flavour == "xgboost"
+def test_boosters_are_compiled_to_the_same_bits_and_other_manifests_say_what_evaluates_the_model(kept, opened):
+    boosted = kept.made.flavour in ("lightgbm", "xgboost")
+    assert ("evaluated" in opened.manifest.details) == (not boosted and kept.made.flavour != "sklearn")
+    if isinstance(opened.predictor, OfParts):
+        proof = prove(opened.predictor, opened.contract.encode(opened.contract.split(ROWS).kept))
+        assert (proof.kernel is None) == bool(proof.reason)
+        assert proof.kernel or not boosted
+    else:
+        assert not boosted

@@ -21,7 +21,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from batch_platform.forest import arrays
-from batch_platform.forest.ensembles import NotCompilableError, read_ensemble
+from batch_platform.forest.ensembles import NotCompilableError
+from batch_platform.forest.estimators import read_estimator
 from batch_platform.models import proof as proof_of
 from batch_platform.models.compiled import CompiledPredictor, compile_predictor
 from batch_platform.models.proof import made_rows, prove, proven_predictor, same_outcome
@@ -157,7 +158,7 @@ def odd_rows(shape: Shape, predictor: SklearnPredictor) -> list[np.ndarray]:
     strange = fresh.copy(order="F")
     strange[::3] *= 1.7
     strange[1::7, -1] = np.arange(-3.5, 300, 0.5)[: len(strange[1::7])]
-    return [fresh, strange, fresh[:64], fresh[:1], *made_rows(predictor.estimator, shape.seed)]
+    return [fresh, strange, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
 
 
 def assert_the_same_bits(shape: Shape, predictor: SklearnPredictor) -> CompiledPredictor:
@@ -185,10 +186,10 @@ def test_every_regressor_gives_the_values_of_scikit_learn_bit_for_bit(name: str,
 @pytest.mark.parametrize("name", OUTLIERS)
 @settings(max_examples=8)
 @given(shape=SHAPES)
-def test_every_outlier_detector_gives_the_verdicts_of_scikit_learn(name: str, shape: Shape):
+def test_every_outlier_detector_gives_the_scores_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
     shape = replace(shape, missing=0.0)
     fitted = OUTLIERS[name](shape).fit(table(shape, shape.rows))
-    assert_the_same_bits(shape, SklearnPredictor(fitted, "clustering"))
+    assert_the_same_bits(shape, SklearnPredictor(fitted, "outliers"))
 
 
 @pytest.mark.parametrize(
@@ -338,14 +339,14 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
     monkeypatch.setattr(arrays, "flatten", wrong)
     proof = prove(predictor, table(shape, 100))
     assert proof.kernel is None
-    assert "differs from scikit-learn's own result" in (proof.reason or "")
-    with pytest.raises(NotCompilableError, match="differs from scikit-learn's own result"):
+    assert "differs from the library's own result" in (proof.reason or "")
+    with pytest.raises(NotCompilableError, match="differs from the library's own result"):
         proven_predictor(predictor)
 
 
 def test_every_inner_node_is_compared_once():
     predictor = learnt("histogram", CLASSIFIERS["histogram"], Shape(), "binary")
-    flat = arrays.flatten(read_ensemble(predictor.estimator))
+    flat = arrays.flatten(read_estimator(predictor.estimator))
     inner = sum(int((each.nodes["is_leaf"] == 0).sum()) for (each,) in predictor.estimator._predictors)
     assert (flat.trees.first_node[-1], flat.trees.first_test[-1]) == (inner, 0)
 

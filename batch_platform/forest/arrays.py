@@ -4,14 +4,16 @@ Trees of at most 64 leaves become leaf masks, all others nodes to descend by. Th
 estimator whenever it is needed and never stored; nothing here changes what the trees say.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numba import typeof
 from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
+from batch_platform.forest.compiling import MATRIX, OUT, make_ready
 from batch_platform.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree
 from batch_platform.forest.kernels import (
     CATEGORIES,
@@ -22,12 +24,12 @@ from batch_platform.forest.kernels import (
     LEFT_BITS,
     NAN_REFUSED,
     SET_SHIFT,
+    UNKNOWN_REFUSED,
     Kernel,
     descent,
     descent_with_sets,
     leaf_masks_32,
     leaf_masks_64,
-    make_ready,
 )
 from batch_platform.forest.layout import Descent, Encoding, Masks
 
@@ -54,7 +56,7 @@ class Flat:
             NotCompilableError: The compiler fails.
         """
         try:
-            make_ready(self.kernel, self.encoding, self.trees)
+            make_ready(self.kernel, MATRIX, typeof(self.encoding), typeof(self.trees), OUT)
         except NumbaError as error:
             msg = f"the compiler fails: {' '.join(str(error).split())}"
             raise NotCompilableError(msg) from error
@@ -92,11 +94,11 @@ def flatten(ensemble: Ensemble) -> Flat:
     asked = _asked(ensemble)
     if leaves <= MOST_LEAVES and max(map(len, asked.cuts), default=0) < MISSING_RANK["leaf masks"]:
         bits, kernel = (32, leaf_masks_32) if leaves <= 32 else (64, leaf_masks_64)  # noqa: PLR2004 - bits of a mask
-        masks = _masks(ensemble.trees, asked, np.dtype(f"uint{bits}"))
+        masks = _masks(ensemble, asked, np.dtype(f"uint{bits}"))
         return Flat(f"leaf masks of {bits} bits", _encoding(ensemble, asked, "leaf masks"), masks, kernel)
     sets = bool(ensemble.categories)
     name, kernel = ("descent with sets", descent_with_sets) if sets else ("descent", descent)
-    return Flat(name, _encoding(ensemble, asked, "descent"), _descent(ensemble.trees, asked), kernel)
+    return Flat(name, _encoding(ensemble, asked, "descent"), _descent(ensemble, asked), kernel)
 
 
 def _asked(ensemble: Ensemble) -> _Asked:
@@ -124,7 +126,7 @@ def _encoding(ensemble: Ensemble, asked: _Asked, kind: Kind) -> Encoding:
     flags = np.zeros(ensemble.features, np.uint8)
     flags[:] |= np.uint8(NAN_REFUSED if ensemble.nan_refused else 0)
     flags[ensemble.infinity_refused] |= np.uint8(INFINITY_REFUSED)
-    flags[list(ensemble.categories)] |= np.uint8(CATEGORIES)
+    flags[list(ensemble.categories)] |= np.uint8(CATEGORIES | (UNKNOWN_REFUSED if ensemble.unknown_refused else 0))
     searches = [
         _search(cuts) if (columns >= 0).any() else [] for cuts, columns in zip(asked.cuts, asked.column, strict=True)
     ]
@@ -162,7 +164,8 @@ def _search(cuts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
         cuts = padded[FAN - 1 : -1 : FAN]  # what lies above the last cut of a node lies in a later one
 
 
-def _masks(trees: Sequence[Tree], asked: _Asked, mask: np.dtype[Any]) -> Masks:
+def _masks(ensemble: Ensemble, asked: _Asked, mask: np.dtype[Any]) -> Masks:
+    trees = ensemble.trees
     every = (1 << mask.itemsize * 8) - 1
     cut: list[int] = []
     column: list[int] = []
@@ -200,6 +203,7 @@ def _masks(trees: Sequence[Tree], asked: _Asked, mask: np.dtype[Any]) -> Masks:
         output=np.array([tree.output for tree in trees], np.int64),
         value=np.concatenate(values),
         width=trees[0].value.shape[1],
+        single=ensemble.single_sums,
     )
 
 
@@ -220,7 +224,8 @@ def _left_to_right(tree: Tree) -> tuple[list[int], list[tuple[int, tuple[int, in
     return leaves, spans
 
 
-def _descent(trees: Sequence[Tree], asked: _Asked) -> Descent:
+def _descent(ensemble: Ensemble, asked: _Asked) -> Descent:
+    trees = ensemble.trees
     packed: list[NDArray[np.uint64]] = []
     values: list[NDArray[np.float64]] = []
     sets: list[NDArray[np.uint64]] = []
@@ -258,6 +263,7 @@ def _descent(trees: Sequence[Tree], asked: _Asked) -> Descent:
         output=np.array([tree.output for tree in trees], np.int64),
         value=np.concatenate(values),
         width=trees[0].value.shape[1],
+        single=ensemble.single_sums,
     )
 
 

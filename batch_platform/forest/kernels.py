@@ -1,17 +1,15 @@
 """The compiled code that evaluates flat arrays of trees, for any number of threads at once.
 
 Rows become ranks: the position of a value among the thresholds that the ensemble asks of its feature. From then on
-only small integers are compared, sixty-four rows at a time. Knows nothing of estimators. All compiled code stands in
-this one file, and each kernel has one signature: numba finds compiled code again by the file it came from, and
-processes that compile at once must not give one name to two things.
+only small integers are compared, sixty-four rows at a time. Knows nothing of estimators. All that a kernel calls stands
+in this one file, and each has one signature: numba finds compiled code again by the file it came from, and processes
+that compile at once must not give one name to two things.
 """
 
 # pyright: basic, reportMissingImports=none
 # numba publishes no types, and what it compiles is typed by the signature.
 
 from collections.abc import Callable
-from contextlib import suppress
-from threading import Lock
 from typing import Any
 
 import numba
@@ -23,14 +21,13 @@ from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import register_model
 from numpy.typing import NDArray
 
-from batch_platform.forest.layout import Descent, Encoding, Masks
+from batch_platform.forest.compiling import OPTIONS
+from batch_platform.forest.layout import Encoding
 
-MATRIX = types.Array(types.float64, 2, "A", readonly=True)
-OUT = types.Array(types.float64, 2, "A")
 LANES = 64  # rows that leaf masks handle together
 BLOCK = 2048  # rows that go down a tree before the next tree has its turn; a multiple of eight
 FAN = 16  # children of a node of the search for a rank
-NAN_REFUSED, INFINITY_REFUSED, CATEGORIES = 1, 2, 4  # what holds of a feature
+NAN_REFUSED, INFINITY_REFUSED, CATEGORIES, UNKNOWN_REFUSED = 1, 2, 4, 8  # what holds of a feature
 LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it asks for a set, threshold
 SET_SHIFT = LEFT_BITS + COLUMN_BITS
 CUT_SHIFT = SET_SHIFT + 1
@@ -38,9 +35,6 @@ LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
 TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(n) for n in range(2, 8))
 
 intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
-OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-
-
 Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], bool]
 
 
@@ -148,6 +142,34 @@ def _count_below(_, cuts, at, value):
 
 
 @numba.njit(**OPTIONS)
+def _load(matrix, start, rows, column, single, values):
+    nan, infinite = False, False
+    for r in range(rows):
+        x = matrix[np.uintp(start + r), np.uintp(column)]
+        if single:
+            x = np.float64(np.float32(x))
+        values[np.uintp(r)] = x
+        nan |= np.isnan(x)
+        infinite |= abs(x) == np.inf
+    return nan, infinite
+
+
+@numba.njit(**OPTIONS)
+def _has_unknown(rows, cuts, last, values, found):
+    unknown = False
+    for r in range(rows):
+        x = values[np.uintp(r)]
+        unknown |= cuts[np.uintp(last + found[np.uintp(r)])] != x and not np.isnan(x)
+    return unknown
+
+
+@numba.njit(**OPTIONS)
+def _round_to_single(total, first, rows):
+    for r in range(first, first + rows):
+        total[r] = np.float64(np.float32(total[r]))
+
+
+@numba.njit(**OPTIONS)
 def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, column_step):
     """Write the ranks of some rows; False where one holds a value that the estimator refuses.
 
@@ -157,14 +179,7 @@ def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, colum
         kind, levels = encoding.kind[f], encoding.levels[f]
         if levels == 0 and not kind & (NAN_REFUSED | INFINITY_REFUSED):
             continue
-        nan, infinite = False, False
-        for r in range(rows):
-            x = matrix[np.uintp(start + r), np.uintp(f)]
-            if encoding.single:
-                x = np.float64(np.float32(x))
-            values[np.uintp(r)] = x
-            nan |= np.isnan(x)
-            infinite |= abs(x) == np.inf
+        nan, infinite = _load(matrix, start, rows, f, encoding.single, values)
         if (nan and kind & NAN_REFUSED) or (infinite and kind & INFINITY_REFUSED):
             return False
         if levels == 0:
@@ -177,6 +192,8 @@ def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, colum
             for level in range(1, levels):
                 rank = rank * FAN + _count_below(encoding.cuts, encoding.level_start[f, level] + rank * FAN, x)
             found[np.uintp(r)] = rank
+        if kind & UNKNOWN_REFUSED and _has_unknown(rows, encoding.cuts, last, values, found):
+            return False
         least, other, missing = encoding.columns[f, 0], encoding.columns[f, 1], encoding.missing[f]
         if least >= 0:
             for r in range(rows):
@@ -216,6 +233,8 @@ def _leaf_masks(matrix, encoding, trees, out):
                 first, lane = trees.first_value[t] + w * leaves, (trees.output[t] + w) * LANES
                 for r in range(LANES):
                     total[lane + r] += trees.value[first + np.int64(exits[r])]
+                if trees.single:
+                    _round_to_single(total, lane, LANES)
         for o in range(outputs):
             for r in range(some):
                 out[start + r, o] = total[o * LANES + r]
@@ -278,6 +297,8 @@ def _descend(matrix, encoding, trees, out, sets):
                 first, lane = np.uint64(root * trees.width + w), (trees.output[t] + w) * BLOCK
                 for r in range(some):
                     total[lane + r] += trees.value[first + at[r] * step]
+                if trees.single:
+                    _round_to_single(total, lane, some)
         for o in range(outputs):
             for r in range(some):
                 out[start + r, o] = total[o * BLOCK + r]
@@ -306,19 +327,3 @@ def descent(matrix, encoding, trees, out):
 def descent_with_sets(matrix, encoding, trees, out):
     """The same where trees ask for sets of categories."""
     return _descend(matrix, encoding, trees, out, trees.sets)
-
-
-_COMPILING = Lock()
-
-
-def make_ready(kernel: Any, encoding: Encoding, trees: Masks | Descent) -> None:
-    """Compile a kernel, or load it where some process has left it; a matrix of any layout then goes in.
-
-    Where there is no folder that may be written, the compiled code lives as long as the process.
-    """
-    with _COMPILING:
-        if not kernel.signatures:
-            with suppress(RuntimeError):
-                kernel.enable_caching()
-            kernel.compile((MATRIX, numba.typeof(encoding), numba.typeof(trees), OUT))
-            kernel.disable_compile()

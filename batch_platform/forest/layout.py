@@ -35,6 +35,7 @@ class Masks(NamedTuple):
     output: NDArray[np.int64]  # [trees]: the first that a tree adds to
     value: NDArray[np.float64]
     width: int  # outputs of a tree
+    single: bool  # whether the sum is rounded to 32 bits after each tree
 
 
 class Descent(NamedTuple):
@@ -47,3 +48,4 @@ class Descent(NamedTuple):
     output: NDArray[np.int64]  # [trees]: the first that a tree adds to
     value: NDArray[np.float64]  # [nodes * width]
     width: int  # outputs of a tree
+    single: bool  # as above

@@ -20,12 +20,11 @@ from typing import Any
 from batch_platform.contract import Contract
 from batch_platform.errors import IntegrityError, WrongUseError, listed
 from batch_platform.forest.ensembles import NotCompilableError
-from batch_platform.models.compiled import WORTH_COMPILING
+from batch_platform.models.compiled import WORTH_COMPILING, OfParts
 from batch_platform.models.extras import installed, missing
 from batch_platform.models.flavours import Flavour, flavour
 from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_predictor
 from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
-from batch_platform.models.sklearn import SklearnPredictor
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -131,9 +130,9 @@ class Bundle:
     def _compiled(self) -> Predictor | str:
         """The compiled form, or why it does not serve here."""
         try:
-            return proven_predictor(self.predictor) if isinstance(self.predictor, SklearnPredictor) else "no trees"
+            return proven_predictor(self.predictor) if isinstance(self.predictor, OfParts) else "no trees"
         except NotCompilableError as error:
-            _log.warning("%s is scored by scikit-learn's own code on this machine: %s.", self.version, error)
+            _log.warning("%s is scored by its library's own code on this machine: %s.", self.version, error)
             return str(error)
 
 

@@ -1,18 +1,18 @@
-"""A fitted estimator whose trees are evaluated by compiled code.
+"""A model whose trees are evaluated by compiled code.
 
-Preprocessing in front of the trees stays scikit-learn's own, and so does every matrix that scikit-learn refuses or
-that is not plain numbers: it goes the native way, to the same result or the same error.
+Preprocessing in front of the trees stays scikit-learn's own, and so does every matrix that the model's library refuses
+or that is not plain numbers: it goes the native way, to the same result or the same error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.forest.ensembles import Ensemble, read_ensemble
-from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.forest.ensembles import Ensemble
+from batch_platform.models.signature import Predictor
 
 if TYPE_CHECKING:  # it imports numba
     from batch_platform.forest.arrays import Flat
@@ -24,57 +24,73 @@ WORTH_COMPILING = 20_000_000
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a model does to a matrix.
+
+    Args:
+        steps: Transformers in front of the trees; each may work in place.
+        columns: Of the matrix.
+        ensemble: The trees.
+    """
+
+    steps: Sequence[Callable[[NDArray[np.float64]], Any]]
+    columns: int
+    ensemble: Ensemble
+
+
+@runtime_checkable
+class OfParts(Predictor, Protocol):
+    """A predictor, evaluated by the model's own library, that can tell what it does."""
+
+    def parts(self) -> Parts:
+        """Tell it.
+
+        Raises:
+            NotCompilableError: It is no tree ensemble that is known.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class CompiledPredictor:
     """Gives what the native predictor gives, bit for bit, sooner; safe to call from several threads at once."""
 
-    native: SklearnPredictor
-    steps: Sequence[Any]  # fitted transformers in front of the trees
-    ensemble: Ensemble
+    native: OfParts
+    parts: Parts
     flat: "Flat"
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Give class probabilities [n, classes], else values or segments [n]."""
-        given: Any = matrix.copy(order="F") if self.steps else matrix  # steps may work in place
-        for step in self.steps:
-            given = step.transform(given)
+        steps, ensemble = self.parts.steps, self.parts.ensemble
+        given: Any = matrix.copy(order="F") if steps else matrix
+        for step in steps:
+            given = step(given)
         if not self._is_plain(given):
             return self.native.predict(matrix)
         try:
-            sums = self.ensemble.start(given)
+            sums = ensemble.start(given)
         except ValueError:  # the native way tells it in the words of the estimator
             return self.native.predict(matrix)
         if not self.flat.add(given, sums):
             return self.native.predict(matrix)
-        return np.asarray(self.ensemble.finish(sums))
+        return np.asarray(ensemble.finish(sums))
 
     def _is_plain(self, given: Any) -> bool:
         """Whether it is what the kernels read; a single row goes the native way, see there."""
         if not isinstance(given, np.ndarray) or given.dtype != np.float64 or given.ndim != 2:  # noqa: PLR2004 - a matrix
             return False
-        return len(given) > 1 and given.shape[1] == self.ensemble.features
+        return len(given) > 1 and given.shape[1] == self.parts.ensemble.features
 
 
-def compile_predictor(native: SklearnPredictor) -> CompiledPredictor:
-    """Lay the trees of a fitted estimator out and compile for them, or load what was compiled before.
+def compile_predictor(native: OfParts) -> CompiledPredictor:
+    """Lay the trees of a fitted model out and compile for them, or load what was compiled before.
 
     Raises:
-        NotCompilableError: The estimator stays with scikit-learn's own code.
+        NotCompilableError: The model stays with its library's own code.
     """
-    steps, ensemble = parts_of(native.estimator)
+    parts = native.parts()
     from batch_platform.forest.arrays import flatten
 
-    flat = flatten(ensemble)
+    flat = flatten(parts.ensemble)
     flat.prepare()
-    return CompiledPredictor(native, steps, ensemble, flat)
-
-
-def parts_of(estimator: Any) -> tuple[list[Any], Ensemble]:
-    """The transformers in front of an estimator, and its trees.
-
-    Raises:
-        NotCompilableError: It is no tree ensemble that is known.
-    """
-    if not hasattr(estimator, "named_steps"):
-        return [], read_ensemble(estimator)
-    *steps, last = [step for _, step in estimator.steps]
-    return [step for step in steps if step is not None and step != "passthrough"], read_ensemble(last)
+    return CompiledPredictor(native, parts, flat)

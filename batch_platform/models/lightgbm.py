@@ -1,4 +1,4 @@
-"""The LightGBM flavour: boosters in their own text format, evaluated by LightGBM itself on one thread a call."""
+"""The LightGBM flavour: boosters in their own text format, evaluated by LightGBM on one thread a call, or compiled."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.errors import DataError
+from batch_platform.forest.boosters import read_lightgbm
+from batch_platform.models.boosted import codes, parts_of
+from batch_platform.models.compiled import Parts
 from batch_platform.models.extras import needed
 from batch_platform.models.outputs import as_scores
 from batch_platform.models.signature import Found, Input, Signature, Task
@@ -18,7 +21,7 @@ FLAVOUR = "lightgbm"
 MODEL_FILE = "model.txt"
 LIBRARIES = ("lightgbm", "numpy")
 UNPICKLES: tuple[str, ...] = ()
-DETAILS: Mapping[str, Any] = {"evaluated": "by LightGBM itself", "precision": "float64"}
+DETAILS: Mapping[str, Any] = {"precision": "float64"}
 
 _UNNAMED = "Column_"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
@@ -37,6 +40,11 @@ class LightgbmPredictor:
         """Give class probabilities [n, classes], else values [n]."""
         given = matrix if self.transform is None else self.transform(matrix)
         return as_scores(self.booster.predict(given, num_threads=1), len(matrix), self.signature)
+
+    def parts(self) -> Parts:
+        """What it does, where its trees are of a known kind."""
+        ensemble = read_lightgbm(self.booster.model_to_string(), codes(self.transform, self.signature))
+        return parts_of(ensemble, self.transform, self.signature)
 
 
 def save(model: Any, folder: Path) -> list[str]:

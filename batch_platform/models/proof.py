@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.forest.ensembles import Ensemble, NotCompilableError
-from batch_platform.models.compiled import CompiledPredictor, compile_predictor, parts_of
-from batch_platform.models.sklearn import SklearnPredictor, one_thread
+from batch_platform.models.compiled import CompiledPredictor, OfParts, Parts, compile_predictor
+from batch_platform.models.sklearn import one_thread
 
 MOST_HELD_OUT = 20_000  # rows that a proof takes, evenly spaced
 MADE_ROWS = 512
@@ -24,38 +24,34 @@ MOST_THRESHOLDS = 64  # of a column that made rows hit
 class Compiled:
     """What is known of the compiled form of a model."""
 
-    kernel: str | None  # that evaluates its trees; None: scikit-learn's own code does
+    kernel: str | None  # that evaluates its trees; None: its library does
     trees: int
     rows: int  # on which both gave the same bits
-    reason: str | None  # why scikit-learn's own code does
+    reason: str | None  # why its library does
 
 
 NEVER_TRIED = Compiled(kernel=None, trees=0, rows=0, reason="trained before there were compiled forms")
+NO_PARTS = Compiled(kernel=None, trees=0, rows=0, reason="only its library can tell what it does")
 
 
-def not_ours(flavour: str) -> Compiled:
-    """What is known where a model is evaluated by a library of its own, or by scikit-learn on tables."""
-    return Compiled(kernel=None, trees=0, rows=0, reason=f"models of the flavour {flavour} are evaluated natively")
-
-
-def proven_predictor(native: SklearnPredictor) -> CompiledPredictor:
+def proven_predictor(native: OfParts) -> CompiledPredictor:
     """The compiled form, which agrees with the native one on made rows, on this machine.
 
     Raises:
         NotCompilableError: It does not agree, or cannot be made.
     """
     predictor = compile_predictor(native)
-    for matrix in made_rows(native.estimator):
+    for matrix in made_rows(predictor.parts):
         if not same_outcome(native, predictor, matrix):
             raise NotCompilableError(_differs(len(matrix)))
     return predictor
 
 
-def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
-    """Compare the compiled form of a fitted estimator with the native one, bit for bit.
+def prove(native: OfParts, held_out: NDArray[np.float64]) -> Compiled:
+    """Compare the compiled form of a fitted model with the native one, bit for bit.
 
     Args:
-        native: The fitted estimator.
+        native: The fitted model.
         held_out: Rows that it was not fitted on [n, columns]; made ones are added: missing values, unseen categories,
             infinities, values at thresholds.
     """
@@ -63,10 +59,10 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
         predictor = compile_predictor(native)
     except NotCompilableError as error:
         return Compiled(kernel=None, trees=0, rows=0, reason=str(error))
-    trees = len(predictor.ensemble.trees)
+    trees = len(predictor.parts.ensemble.trees)
     spaced = held_out[:: max(1, -(-len(held_out) // MOST_HELD_OUT))]
     compared = 0
-    for matrix in (spaced, *made_rows(native.estimator)):
+    for matrix in (spaced, *made_rows(predictor.parts)):
         if not same_outcome(native, predictor, matrix):
             return Compiled(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix)))
         compared += len(matrix)
@@ -74,31 +70,27 @@ def prove(native: SklearnPredictor, held_out: NDArray[np.float64]) -> Compiled:
 
 
 def _differs(rows: int) -> str:
-    return f"the compiled form differs from scikit-learn's own result on some of {rows} rows"
+    return f"the compiled form differs from the library's own result on some of {rows} rows"
 
 
 def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:
     """Whether two predictors give the same bits, or the same error."""
-    with one_thread(), np.errstate(all="ignore"):  # casts warn of what scikit-learn then refuses
+    with one_thread(), np.errstate(all="ignore"):  # casts warn of what the library then refuses
         first, second = _outcome(one, matrix), _outcome(other, matrix)
     if isinstance(first, str) or isinstance(second, str):
         return isinstance(first, str) and isinstance(second, str) and first == second
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def made_rows(estimator: Any, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+def made_rows(parts: Parts, seed: int = 0) -> Iterator[NDArray[np.float64]]:
     """Matrices of the values on which a tree could go wrong, each of Fortran order.
 
     First plain numbers: thresholds, their neighbours in 64 and in 32 bits, zeros of both signs, categories known and
     unseen. Then the same with missing values, with values too large for 32 bits, and with infinities.
-
-    Raises:
-        NotCompilableError: The estimator has no trees that can be read.
     """
-    steps, ensemble = parts_of(estimator)
     random = np.random.default_rng(seed)
-    columns = getattr(steps[0] if steps else estimator, "n_features_in_", ensemble.features)
-    pools = _pools(ensemble) if columns == ensemble.features else [_ORDINARY] * columns
+    asked = parts.columns == parts.ensemble.features
+    pools = _pools(parts.ensemble) if asked else [_ORDINARY] * parts.columns
     plain = np.asfortranarray(np.column_stack([random.choice(pool, MADE_ROWS) for pool in pools]))
     yield plain
     for odd in ([np.nan], [1e39, -1e39], [np.inf, -np.inf]):

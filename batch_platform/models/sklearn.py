@@ -21,6 +21,8 @@ from threadpoolctl import ThreadpoolController
 
 from batch_platform.contract import Contract
 from batch_platform.errors import DataError, IntegrityError, TrainingRefusedError, listed
+from batch_platform.forest.estimators import read_estimator
+from batch_platform.models.compiled import Parts
 from batch_platform.models.signature import Found, Input, Predictor, Signature, Task, decoded
 
 FLAVOUR = "sklearn"
@@ -59,6 +61,16 @@ class SklearnPredictor:
             return self._predict(matrix)
         rows = range(0, max(1, len(matrix)), BLOCK_ROWS)  # no rows are refused in the words of the first step
         return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in rows])
+
+    def parts(self) -> Parts:
+        """What it does, where the estimator is a tree ensemble."""
+        stages: list[Any] = (
+            [step for _, step in self.estimator.steps] if _has_steps(self.estimator) else [self.estimator]
+        )
+        *steps, last = [stage for stage in stages if stage not in (None, "passthrough")]
+        ensemble = read_estimator(last)
+        columns = getattr(stages[0], "n_features_in_", ensemble.features)
+        return Parts([step.transform for step in steps], columns, ensemble)
 
     def _predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """A single row goes in twice: alone, its sums over classes would be made in another order than among others."""

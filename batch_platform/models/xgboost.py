@@ -1,6 +1,6 @@
-"""The XGBoost flavour: boosters in their own binary JSON, evaluated by XGBoost itself on one thread a call.
+"""The XGBoost flavour: boosters in their own binary JSON, evaluated by XGBoost on one thread a call, or compiled.
 
-XGBoost holds every value and every threshold as float32.
+XGBoost holds every value, every threshold and every sum as float32.
 """
 
 import json
@@ -13,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.errors import DataError
+from batch_platform.forest.boosters import read_xgboost
+from batch_platform.forest.ensembles import NotCompilableError
+from batch_platform.models.boosted import codes, parts_of
+from batch_platform.models.compiled import Parts
 from batch_platform.models.extras import needed
 from batch_platform.models.outputs import as_scores
 from batch_platform.models.signature import Found, Input, Signature, Task
@@ -22,7 +26,7 @@ FLAVOUR = "xgboost"
 MODEL_FILE = "model.ubj"
 LIBRARIES = ("xgboost", "numpy")
 UNPICKLES: tuple[str, ...] = ()
-DETAILS: Mapping[str, Any] = {"evaluated": "by XGBoost itself", "precision": "float32"}
+DETAILS: Mapping[str, Any] = {"precision": "float32"}
 
 _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
 _NUMBERS = ("reg:", "count:", "survival:")
@@ -42,6 +46,71 @@ class XgboostPredictor:
         given = matrix if self.transform is None else self.transform(matrix)
         raw = self.booster.inplace_predict(given, iteration_range=self.rounds, validate_features=False)
         return as_scores(raw, len(matrix), self.signature)
+
+    def parts(self) -> Parts:
+        """What it does, where its trees are of a known kind."""
+        described = json.loads(self.booster.save_raw(raw_format="json"))
+        if (kind := described["learner"]["gradient_booster"]["name"]) != "gbtree":
+            msg = f"the booster {kind} is more than a sum of trees"
+            raise NotCompilableError(msg)
+        link = _Link(_stump(described))
+        ensemble = read_xgboost(
+            described["learner"],
+            rounds=self.rounds[1],
+            categories=codes(self.transform, self.signature),
+            start=link.start(),
+            finish=link,
+        )
+        return parts_of(ensemble, self.transform, self.signature)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """What XGBoost does before the first tree and after the last, told by a booster that has but one leaf, of 0."""
+
+    stump: Any
+
+    def start(self) -> NDArray[np.float32]:
+        """The margins that the base score stands for, [outputs]."""
+        return self.stump.inplace_predict(np.zeros((1, 1)), predict_type="margin").ravel()
+
+    def __call__(self, sums: NDArray[np.float64]) -> NDArray[Any]:
+        """Give the prediction for margins [n, outputs]."""
+        margins = np.ascontiguousarray(sums, np.float32)
+        return self.stump.inplace_predict(np.zeros((len(sums), 1)), base_margin=margins)
+
+
+def _stump(described: dict[str, Any]) -> Any:
+    """A booster of the same objective and base score, of one column and a leaf that adds nothing."""
+    learner = described["learner"]
+    column = {"feature_names": [], "feature_types": []}
+    sizes = learner["learner_model_param"] | {"num_feature": "1"}
+    model = learner["gradient_booster"]["model"]
+    trees = {"trees": [_LEAF], "tree_info": [0], "iteration_indptr": [0, 1]}
+    count = {"gbtree_model_param": model["gbtree_model_param"] | {"num_trees": "1", "num_parallel_tree": "1"}}
+    booster = learner["gradient_booster"] | {"model": model | trees | count}
+    changed = learner | column | {"learner_model_param": sizes, "gradient_booster": booster}
+    return _booster(json.dumps(described | {"learner": changed}).encode())
+
+
+_LEAF = {
+    "base_weights": [0.0],
+    "categories": [],
+    "categories_nodes": [],
+    "categories_segments": [],
+    "categories_sizes": [],
+    "default_left": [0],
+    "id": 0,
+    "left_children": [-1],
+    "loss_changes": [0.0],
+    "parents": [2147483647],
+    "right_children": [-1],
+    "split_conditions": [0.0],
+    "split_indices": [0],
+    "split_type": [0],
+    "sum_hessian": [0.0],
+    "tree_param": {"num_deleted": "0", "num_feature": "1", "num_nodes": "1", "size_leaf_vector": "1"},
+}
 
 
 def save(model: Any, folder: Path) -> list[str]:
