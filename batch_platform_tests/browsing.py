@@ -19,6 +19,7 @@ FLAGS = (
 )
 PATIENCE_MS = 120_000
 GREETING_MS = 20_000
+CLICKS, TURNING_MS = 3, 20_000
 GREETED = "/assets"
 
 
@@ -67,8 +68,16 @@ class Dagster:
             self.page.get_by_role("button", name="Skip").click(timeout=GREETING_MS)
 
     def switch(self) -> None:
-        """Turn the first switch of the page, whose own box is drawn over."""
-        self.page.get_by_role("checkbox").or_(self.page.get_by_role("switch")).first.dispatch_event("click")
+        """Turn the first switch of the page, whose own box is drawn over, and see it turn."""
+        box = self.page.get_by_role("checkbox").or_(self.page.get_by_role("switch")).first
+        expect(box).to_be_enabled()
+        wanted = not box.is_checked()
+        for _ in range(CLICKS):  # the page may draw itself anew under the first click
+            box.dispatch_event("click")
+            with suppress(AssertionError):
+                expect(box).to_be_checked(checked=wanted, timeout=TURNING_MS)
+                return
+        expect(box).to_be_checked(checked=wanted)
 
     def choose_partition_of_launchpad(self, key: str) -> None:
         """In the launchpad: choose one partition."""
