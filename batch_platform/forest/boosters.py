@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.forest.ensembles import MOST_CATEGORIES, Ensemble, Finish, NotCompilableError, Tree, constant
+from batch_platform.forest.ensembles import MOST_CATEGORIES, Constant, Ensemble, Finish, NotCompilableError, Tree
+from batch_platform.forest.links import Link
 
 _BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # of LightGBM's decision types
 _ZERO_IS_MISSING, _NAN_IS_MISSING = 1, 2
 _TAKEN_FOR_ZERO = float(np.float32(1e-35))  # what is not larger, LightGBM reads as 0
+_SAME = ("regression", "regression_l1", "huber", "fair", "quantile", "mape")
+_EXPONENTIAL = ("poisson", "gamma", "tweedie")
 _TOO_MANY = f"a column has more than {MOST_CATEGORIES} categories"
 
 
@@ -29,8 +32,6 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
     Raises:
         NotCompilableError: It has something that is not known here.
     """
-    from batch_platform.forest.links import link_of
-
     head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
     told = _fields(head)
     features, outputs = int(told["max_feature_idx"]) + 1, int(told["num_tree_per_iteration"])
@@ -41,7 +42,7 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
         features=features,
         categories=categories,
         start=np.zeros(outputs),
-        finish=link_of(told.get("objective", "none"), averaged=averaged),
+        finish=_lightgbm_link(told.get("objective", "none"), averaged),
         single=False,
     )
 
@@ -104,7 +105,7 @@ def _ensemble(  # noqa: PLR0913 - each is one fact of the ensemble
     return Ensemble(
         features=features,
         trees=trees,
-        start=constant(start),
+        start=Constant(start),
         finish=finish,
         single=single,
         single_sums=single,
@@ -117,6 +118,23 @@ def _ensemble(  # noqa: PLR0913 - each is one fact of the ensemble
 
 def _fields(block: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in block.splitlines())}
+
+
+def _lightgbm_link(objective: str, averaged: int) -> Finish:
+    """What is done to sums, told by the objective and the parameters behind it."""
+    name, *rest = objective.split()
+    params = {key: value for key, _, value in (one.partition(":") for one in rest)}
+    steepness = float(params.get("sigmoid", "1"))
+    if name in ("binary", "cross_entropy"):
+        return Link("probability", averaged, steepness)
+    if name == "multiclass":
+        return Link("C softmax", averaged)
+    if name in _EXPONENTIAL:
+        return Link("C exponential", averaged)
+    if name in _SAME and "sqrt" not in rest:
+        return Link("value", averaged)
+    msg = f"what its objective {objective!r} does to a sum is not known here"
+    raise NotCompilableError(msg)
 
 
 def _lightgbm_tree(told: Mapping[str, str], output: int) -> Tree:

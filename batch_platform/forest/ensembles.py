@@ -50,6 +50,25 @@ Finish = Callable[[NDArray[np.float64]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A start that is the same for every row.
+
+    Args:
+        row: What each output begins with, [outputs].
+        by_output: Whether the sums of one output lie side by side in memory, not those of one row.
+    """
+
+    row: NDArray[np.float64]
+    by_output: bool = False
+
+    def __call__(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the sums to begin with."""
+        sums = np.empty((len(matrix), len(self.row)), order="F" if self.by_output else "C")
+        sums[:] = self.row
+        return sums
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """What a model computes: trees added up in order, on top of a start, then a finish.
 
@@ -76,8 +95,3 @@ class Ensemble:
     categories: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, NDArray[np.float64]])
     single_sums: bool = False
     unknown_refused: bool = False
-
-
-def constant(row: NDArray[np.float64]) -> Start:
-    """A start that is the same for every row."""
-    return lambda matrix: np.tile(row, (len(matrix), 1))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.forest.ensembles import MOST_CATEGORIES, Ensemble, Finish, NotCompilableError, Start, Tree, constant
+from batch_platform.forest.ensembles import MOST_CATEGORIES, Constant, Ensemble, Finish, NotCompilableError, Start, Tree
+from batch_platform.forest.links import Link
 
 
 def read_estimator(estimator: Any) -> Ensemble:
@@ -74,27 +75,25 @@ def _histogram(estimator: Any) -> Ensemble:
                 msg = "its trees compare categories by size"
                 raise NotCompilableError(msg)
             trees.append(tree)
-    baseline = estimator._baseline_prediction
-    loss = estimator._loss
-
-    def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        sums = np.zeros((len(matrix), outputs), dtype=np.float64, order="F")
-        sums += baseline
-        return sums
-
-    def values(sums: NDArray[np.float64]) -> NDArray[Any]:
-        return loss.link.inverse(sums.ravel())
-
     return Ensemble(
         features=estimator.n_features_in_,
         trees=trees,
-        start=start,
-        finish=loss.predict_proba if hasattr(estimator, "predict_proba") else values,
+        start=Constant(np.zeros(outputs) + np.ravel(estimator._baseline_prediction), by_output=True),
+        finish=_link(estimator),
         single=False,
         nan_refused=False,
         infinity_refused=np.isin(np.arange(estimator.n_features_in_), categorical),
         categories=categories,
     )
+
+
+def _link(estimator: Any) -> Link:
+    """What boosting does to its sums, told by its loss."""
+    loss = type(estimator._loss).__name__
+    if (link := _LINKS.get(loss)) is None:
+        msg = f"what the loss {loss} does to a sum is not known here"
+        raise NotCompilableError(msg)
+    return link
 
 
 def _averaged(estimator: Any) -> Ensemble:
@@ -103,16 +102,12 @@ def _averaged(estimator: Any) -> Ensemble:
     outputs = estimator.n_classes_ if shares else 1
     count = len(estimator.estimators_)
 
-    def mean(sums: NDArray[np.float64]) -> NDArray[Any]:
-        sums /= count
-        return sums if shares else sums[:, 0]
-
     return _compared_in_single(
         estimator,
         members=estimator.estimators_,
         values=[member.tree_.value[:, 0, :outputs] for member in estimator.estimators_],
-        start=constant(np.zeros(outputs)),
-        finish=mean,
+        start=Constant(np.zeros(outputs)),
+        finish=Link("values" if shares else "value", divisor=count),
         nan_refused=not _takes_nan(estimator.estimators_[0]),
     )
 
@@ -125,8 +120,8 @@ def _alone(estimator: Any) -> Ensemble:
         estimator,
         members=[estimator],
         values=[estimator.tree_.value[:, 0, :outputs]],
-        start=constant(np.full(outputs, -0.0)),  # the one number that changes no other by being added
-        finish=(lambda sums: sums) if shares else (lambda sums: sums[:, 0]),
+        start=Constant(np.full(outputs, -0.0)),  # the one number that changes no other by being added
+        finish=Link("values" if shares else "value"),
         nan_refused=not _takes_nan(estimator),
     )
 
@@ -138,23 +133,17 @@ def _boosted(estimator: Any) -> Ensemble:
     outputs = stages.shape[1]
     begin: Callable[[Any], Any] = estimator._raw_predict_init
     same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
-    loss = estimator._loss
-    shares = hasattr(estimator, "predict_proba")
 
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         rounded = np.asarray(matrix, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
         return np.array(begin(rounded), dtype=np.float64, order="K")
 
-    def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
-        values = sums.ravel() if outputs == 1 else sums
-        return loss.predict_proba(values) if shares else values
-
     return _compared_in_single(
         estimator,
         members=members,
         values=[estimator.learning_rate * member.tree_.value[:, 0, :1] for member in members],
-        start=constant(begin(np.zeros((2, estimator.n_features_in_)))[0]) if same_for_all else start,
-        finish=finish,
+        start=Constant(begin(np.zeros((2, estimator.n_features_in_)))[0]) if same_for_all else start,
+        finish=_link(estimator),
         nan_refused=True,
         outputs=[at % outputs for at in range(len(members))],
     )
@@ -177,7 +166,7 @@ def _isolating(estimator: Any) -> Ensemble:
         estimator,
         members=estimator.estimators_,
         values=[(path + average - 1.0)[:, None] for path, average in lengths],
-        start=constant(np.zeros(1)),
+        start=Constant(np.zeros(1)),
         finish=finish,
         nan_refused=False,
         infinity_refused=False,
@@ -239,6 +228,13 @@ def _unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return (np.asarray(words)[:, :, None] >> bits & 1).astype(np.bool_).reshape(-1, MOST_CATEGORIES + 1)
 
 
+_LINKS = {
+    "HalfBinomialLoss": Link("probabilities"),
+    "ExponentialLoss": Link("probabilities", steepness=2.0),
+    "HalfMultinomialLoss": Link("softmax"),
+    **dict.fromkeys(("HalfPoissonLoss", "HalfGammaLoss"), Link("exponential")),
+    **dict.fromkeys(("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"), Link("value")),
+}
 _READERS: dict[str, Callable[[Any], Ensemble]] = {
     **{
         f"sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting{kind}": _histogram

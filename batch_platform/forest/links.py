@@ -1,82 +1,78 @@
-"""What LightGBM 4 does to the sum of its trees, to the bits that it gives.
+"""What a library does to the sums of its trees, each way by a name that can be written down.
 
-Its exponentials are the C library's, which may round otherwise than numpy's; so they are compiled here to calls of it.
+The exponentials of NumPy and of the C library may round otherwise; who asks for which is part of the name.
 """
 
-# pyright: basic, reportMissingImports=none
-# numba publishes no types.
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Literal
 
-import math
-from functools import partial, reduce
-from typing import Any
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.forest.compiling import MATRIX, OPTIONS, OUT, make_ready
-from batch_platform.forest.ensembles import Finish, NotCompilableError
+Sums = NDArray[np.float64]
+LinkName = Literal[
+    "value", "values", "probability", "probabilities", "softmax", "C softmax", "exponential", "C exponential"
+]
 
-_SAME = ("regression", "regression_l1", "huber", "fair", "quantile", "mape")
-_EXPONENTIAL = ("poisson", "gamma", "tweedie")
 
-
-def link_of(objective: str, *, averaged: int) -> Finish:
-    """What makes predictions [n] or [n, classes] of sums [n, outputs].
+@dataclass(frozen=True)
+class Link:
+    """A finish of sums [n, outputs].
 
     Args:
-        objective: As the model's file tells it, with its parameters.
-        averaged: The rounds over which the mean is taken; 1 where trees only add up.
-
-    Raises:
-        NotCompilableError: The objective is not known here.
+        name: `value` and `values` are the sums, [n] or [n, outputs]; `probability` is the logistic function of the sums [n],
+            and `probabilities` that of both classes [n, 2]; `softmax` [n, outputs]; `exponential` [n].
+        divisor: Of the sums, before all else: how many trees a mean is of.
+        steepness: Of the logistic function.
     """
-    name, *rest = objective.split()
-    params = {key: value for key, _, value in (one.partition(":") for one in rest)}
-    if name in ("binary", "multiclassova", "cross_entropy"):
-        link = partial(_sigmoid, steepness=float(params.get("sigmoid", "1")))
-    elif name == "multiclass":
-        link = _softmax
-    elif name in _EXPONENTIAL:
-        link = _exponentials
-    elif name in _SAME and "sqrt" not in rest:
-        link = _same
-    else:
-        msg = f"what its objective {objective!r} does to a sum is not known here"
-        raise NotCompilableError(msg)
 
-    def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
-        if averaged > 1:
-            sums /= averaged
-        found = link(sums)
-        return found[:, 0] if found.shape[1] == 1 else found
+    name: LinkName
+    divisor: int = 1
+    steepness: float = 1.0
 
-    return finish
+    def __call__(self, sums: Sums) -> NDArray[Any]:
+        """Give the prediction; uses the memory of the sums."""
+        if self.divisor != 1:
+            sums /= self.divisor
+        if self.name == "probability":
+            return _probability(sums, self.steepness)
+        if self.name == "probabilities":
+            of_second = _probability(sums, self.steepness)
+            return np.column_stack([1 - of_second, of_second])
+        return _LINKS[self.name](sums)
 
 
-def _same(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return sums
+def _probability(sums: Sums, steepness: float) -> Sums:
+    return 1 / (1 + _c_exponentials(-(steepness * sums))[:, 0])
 
 
-def _sigmoid(sums: NDArray[np.float64], steepness: float) -> NDArray[np.float64]:
-    return 1 / (1 + _exponentials(-steepness * sums))
+def _softmax(sums: Sums) -> Sums:
+    """As scikit-learn does it; in which order classes are added follows from the memory."""
+    parts = sums - sums.max(axis=1, keepdims=True)
+    np.exp(parts, out=parts)
+    parts /= parts.sum(axis=1, keepdims=True)
+    return parts
 
 
-def _softmax(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    parts = _exponentials(sums - sums.max(axis=1, keepdims=True))
-    total = reduce(np.add, parts.T)  # class after class, as LightGBM adds them
-    return parts / total[:, None]
+def _c_softmax(sums: Sums) -> Sums:
+    """As LightGBM does it: class after class."""
+    parts = _c_exponentials(sums - sums.max(axis=1, keepdims=True))
+    return parts / reduce(np.add, parts.T)[:, None]
 
 
-def _exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    make_ready(_write_exponentials, MATRIX, OUT)
-    out = np.empty_like(values)
-    _write_exponentials(values, out)
-    return out
+def _c_exponentials(values: Sums) -> Sums:
+    from batch_platform.forest.exponentials import exponentials  # it imports numba
+
+    return exponentials(values)
 
 
-@numba.njit(**OPTIONS)
-def _write_exponentials(values, out):
-    for r in range(values.shape[0]):
-        for o in range(values.shape[1]):
-            out[r, o] = math.exp(values[r, o])
+_LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
+    "value": lambda sums: sums[:, 0],
+    "values": lambda sums: sums,
+    "softmax": _softmax,
+    "C softmax": _c_softmax,
+    "exponential": lambda sums: np.exp(sums[:, 0]),
+    "C exponential": lambda sums: _c_exponentials(sums)[:, 0],
+}

@@ -1,13 +1,13 @@
 """What the flavours of boosters have in common when they tell what they do."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.forest.ensembles import Ensemble
+from batch_platform.forest.ensembles import Ensemble, Finish
+from batch_platform.forest.links import Link
 from batch_platform.models.compiled import Parts
 from batch_platform.models.outputs import as_scores
 from batch_platform.models.signature import Signature
@@ -24,10 +24,22 @@ def codes(transform: Transform | None, signature: Signature) -> dict[int, int]:
 
 def parts_of(ensemble: Ensemble, transform: Transform | None, signature: Signature) -> Parts:
     """Transformers, trees, and an end in the form that scoring takes."""
-    finish: Callable[[NDArray[np.float64]], NDArray[Any]] = ensemble.finish
-
-    def scores(sums: NDArray[np.float64]) -> NDArray[Any]:
-        return as_scores(finish(sums), len(sums), signature)
-
+    finish = ensemble.finish
+    if isinstance(finish, Link) and finish.name == "probability" and signature.task == "binary":
+        finish = replace(finish, name="probabilities")
+    elif not isinstance(finish, Link) or finish.name == "values":
+        finish = _Scores(finish, signature)
     steps = [] if transform is None else [transform]
-    return Parts(steps, len(signature.contract.columns), replace(ensemble, finish=scores))
+    return Parts(steps, len(signature.contract.columns), replace(ensemble, finish=finish))
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What a library makes of sums, as scores."""
+
+    finish: Finish
+    signature: Signature
+
+    def __call__(self, sums: NDArray[np.float64]) -> NDArray[Any]:
+        """Give the scores."""
+        return as_scores(self.finish(sums), len(sums), self.signature)
