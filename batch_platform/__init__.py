@@ -16,7 +16,7 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `registry`, `promotion`, `challenger_periods`: which version serves when, what people decide of them, and which challengers
   lack one.
 - `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.
-- `threads`, `recorded`, `staging`, `shadow`, `staged`, `stream`: predictions of partitions of any size, and what challengers
+- `threads`, `recorded`, `repeated`, `staging`, `shadow`, `staged`, `stream`: predictions of partitions of any size, and what challengers
   give beside them, on all cores, into files.
 - `plan`, `staleness`, `history`, `gate`, `importing`, `learning`, `challengers`, `evaluation`, `scoring_run`: what is due
   and what is out of date; the recorded past, models learnt from it or held against it, whether they may serve, and how

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import duckdb
 import polars as pl
-import pyarrow as pa
 
 from batch_platform.errors import IntegrityError
-from batch_platform.ledger import Change, ScoreRun, note
+from batch_platform.ledger import Change, ScoreRun, as_arrow, note
 from batch_platform.monitoring.agreement import Agreed, agreed_on
 from batch_platform.replacing import create_schema, replace_rows
 from batch_platform.sources import quoted
@@ -104,7 +103,7 @@ def replace_challengers(
     if any(run.rows_scored + run.rows_rejected != (0 if run.failure else run.rows_in) for run in totals):
         raise _not_as_counted(pipeline, staged)
     _delete(con, pipeline, RUNS, staged)
-    con.register("new_runs", pa.Table.from_pylist([vars(run) for run in totals]))
+    con.register("new_runs", as_arrow([vars(run) for run in totals]))
     con.execute(f"INSERT INTO {_table(pipeline, RUNS)} BY NAME FROM new_runs")
     con.unregister("new_runs")
     touched = [(seq, run.partition_key) for seq, run, of in committed if of]

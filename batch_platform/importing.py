@@ -84,7 +84,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
         rows_evaluated=rows.kept.height,
         rows_rejected=rows.rejected.height,
         suspicious=[],
-        compiled=compiled_form(predictor, contract, trial),
+        proof=compiled_form(predictor, contract, trial),
         flavour=read.flavour,
         predictor=predictor,
         preprocessed=False,

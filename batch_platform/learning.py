@@ -47,7 +47,7 @@ class Learnt:
         """
         pickles = allow_pickle and self.fitted.flavour == SKLEARN
         model = safest(self.fitted.estimator) if pickles else self.fitted.estimator
-        version, sha256, manifest = write_bundle(self.manifest, model, staging, models)
+        version, sha256, manifest = write_bundle(self.manifest, model, staging, models, self.fitted.proof.trees)
         return _version_row(manifest, version, sha256)
 
 
@@ -250,7 +250,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         libraries=libraries(fitted.flavour, preprocessed=fitted.preprocessed),
         created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
-        compiled=fitted.compiled,
+        compiled=fitted.proof.compiled,
         imported_from=redact(spec.model.import_ or ""),
         details=redacted(fitted.details),
         sampled=sampled,

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import duckdb
+import polars as pl
 import pyarrow as pa
 
 from batch_platform.sources import quoted
@@ -307,6 +308,11 @@ def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
 
 def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of the same columns into a table of schema `batch_platform`, by name."""
-    con.register("new_rows", pa.Table.from_pylist([dict(row) for row in rows]))
+    con.register("new_rows", as_arrow(rows))
     con.execute(f"INSERT INTO {LEDGERS_SCHEMA}.{table} BY NAME FROM new_rows")
     con.unregister("new_rows")
+
+
+def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the same columns as a table; through polars, since Arrow's own way first imports pandas where there is one."""
+    return pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow()

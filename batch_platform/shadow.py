@@ -23,6 +23,7 @@ from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.monitoring.agreement import Agreed, Agreement, columns_of
 from batch_platform.partitions import Partition
 from batch_platform.redaction import redact
+from batch_platform.repeated import repeated_text, repeated_time
 from batch_platform.scoring import Scored, Stamp, prediction_columns, reasons_of, score_batch
 from batch_platform.spec import PipelineSpec
 
@@ -163,16 +164,12 @@ def _marked(  # noqa: PLR0913 - what is written with every row
     rows = found.scored.predictions.drop(_ROW).to_arrow()
     carried = len(spec.features.key) + (spec.features.time is not None)
     for at, (name, text) in enumerate({"challenger": one.name, "model_version": one.bundle.version}.items()):
-        rows = rows.add_column(carried + at, name, _repeated(text, len(rows)))
-    rows = rows.append_column("partition_key", _repeated(partition.key, len(rows)))
-    rows = rows.append_column("scored_at", pa.repeat(pa.scalar(started, pa.timestamp("us", "UTC")), len(rows)))
-    rows = rows.append_column("run_id", _repeated(stamp.run_id, len(rows)))
+        rows = rows.add_column(carried + at, name, repeated_text(text, len(rows)))
+    rows = rows.append_column("partition_key", repeated_text(partition.key, len(rows)))
+    rows = rows.append_column("scored_at", repeated_time(started, len(rows)))
+    rows = rows.append_column("run_id", repeated_text(stamp.run_id, len(rows)))
     reasons = reasons_of(found.scored.rejected) if found.scored.rejected.height else {}
     return ShadowPart(one.name, found.rows_in, rows, reasons, found.scores, found.flipped)
-
-
-def _repeated(text: str, rows: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [text])
 
 
 def _carrying(spec: PipelineSpec, columns: list[str]) -> PipelineSpec:

@@ -10,7 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Self
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from batch_platform.errors import DataError
 from batch_platform.features import parquet_writer
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.partitions import Partition
+from batch_platform.repeated import repeated_text, repeated_time
 from batch_platform.scoring import (
     REJECTED,
     Stamp,
@@ -30,8 +30,6 @@ from batch_platform.scoring import (
 )
 from batch_platform.shadow import Contender, Shadowed, ShadowPart, score_beside
 from batch_platform.spec import PipelineSpec
-
-_REJECTED_COLUMNS = [(name, pa.large_string()) for name in REJECTED]
 
 
 @dataclass(frozen=True)
@@ -126,8 +124,7 @@ def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: 
         )
     else:
         scored, shadows = score_batch(rows, order.bundle, spec, order.predictor), ()
-    # An empty table is made here, not on import: Arrow imports pandas for it, where there is one.
-    rejected, reasons, samples = pa.schema(_REJECTED_COLUMNS).empty_table(), dict[str, int](), list[str]()
+    rejected, reasons, samples = _none_rejected(), dict[str, int](), list[str]()
     if scored.rejected.height:
         rejected = rejected_rows(scored.rejected, spec, order.partition, stamp).to_arrow()
         reasons, samples = reasons_of(scored.rejected), samples_of(scored.rejected, spec)
@@ -138,13 +135,15 @@ def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: 
     return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, ignored, seconds, shadows)
 
 
+def _none_rejected() -> pa.Table:
+    """Made by polars when it is wanted: Arrow would import pandas for it, and polars starts its threads."""
+    return pl.DataFrame(schema=dict.fromkeys(REJECTED, pl.String)).to_arrow()
+
+
 def _marked(rows: pa.Table, texts: dict[str, str], scored_at: datetime) -> pa.Table:
     """The rows with what is the same for each of them, kept once."""
-    columns = {
-        name: pa.DictionaryArray.from_arrays(np.zeros(len(rows), np.int32), [text]) for name, text in texts.items()
-    }
-    moment = pa.scalar(scored_at, pa.timestamp("us", "UTC"))
-    columns["scored_at"] = pa.repeat(moment, len(rows))
+    columns: dict[str, pa.Array] = {name: repeated_text(text, len(rows)) for name, text in texts.items()}
+    columns["scored_at"] = repeated_time(scored_at, len(rows))
     for name in ("partition_key", "model_version", "scored_at", "run_id"):
         rows = rows.append_column(name, columns[name])
     return rows

@@ -19,7 +19,7 @@ from batch_platform.models.bundle import ClassLabel, Predictor, Task
 from batch_platform.models.compiled import OfParts
 from batch_platform.models.estimator import fit_estimator, make_estimator, name_of, task_of
 from batch_platform.models.flavours import flavour_of, predictor_of
-from batch_platform.models.proof import NO_PARTS, Compiled, prove
+from batch_platform.models.proof import NO_PARTS, Proof, prove
 from batch_platform.models.signature import Signature
 from batch_platform.models.sklearn import FLAVOUR as SKLEARN
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
@@ -69,7 +69,7 @@ class Fitted:
     rows_evaluated: int
     rows_rejected: int
     suspicious: list[str]  # features that alone nearly decide the label
-    compiled: Compiled
+    proof: Proof
     flavour: str
     predictor: Predictor
     preprocessed: bool  # whether transformers of scikit-learn stand in front of a model of another library
@@ -136,7 +136,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         rows_evaluated=evaluated.kept.height,
         rows_rejected=kept.rejected.height + evaluated.rejected.height,
         suspicious=_suspicious(contract, matrix, truth, task),
-        compiled=compiled_form(predictor, contract, evaluated.kept),
+        proof=compiled_form(predictor, contract, evaluated.kept),
         flavour=flavour_of(estimator),
         predictor=predictor,
         preprocessed=flavour_of(estimator) != SKLEARN and has_steps(estimator),
@@ -208,8 +208,8 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
     return None
 
 
-def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Compiled:
-    """What is known of the compiled form of a model, proven on rows that it was not fitted on."""
+def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Proof:
+    """The compiled form of a model, proven on rows that it was not fitted on."""
     return prove(predictor, contract.encode(rows)) if isinstance(predictor, OfParts) else NO_PARTS
 
 

@@ -210,6 +210,6 @@ def test_what_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
     assert isinstance(predictor, OfParts)
     with pytest.raises(NotCompilableError, match=reason):
         compile_predictor(predictor)
-    proof = prove(predictor, matrix)
+    proof = prove(predictor, matrix).compiled
     assert (proof.kernel, proof.rows) == (None, 0)
     assert reason in (proof.reason or "")

@@ -218,7 +218,7 @@ def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
 def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(tmp_path, estimator):
     fitted, _, _ = written(tmp_path, estimator, ESTIMATORS[estimator][1])
     matrix, _ = rows()
-    proof = prove(SklearnPredictor(fitted, ESTIMATORS[estimator][0]), matrix)
+    proof = prove(SklearnPredictor(fitted, ESTIMATORS[estimator][0]), matrix).compiled
     assert (proof.kernel, proof.reason, proof.trees) == ("leaf masks of 32 bits", None, 3)
     (tmp_path / "staging" / "again").mkdir()
     described = manifest(ESTIMATORS[estimator][0], compiled=proof)

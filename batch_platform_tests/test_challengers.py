@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from scipy.stats import spearmanr
 
 from batch_platform import stream
@@ -577,8 +578,9 @@ def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
     whole = small_pipeline(tmp_path.with_name("whole"), features=RULES, events=spoilt(12.5), **BOTH)
     list(whole.build_features(wanted, AGAIN, force=True))
     list(whole.score(wanted, Stamp("replay", NOW), force=True))
-    for name in ("linear", "tree"):
-        assert scores(fixed, name, without=("run_id",)).equals(scores(whole, name, without=("run_id",)))
+    for name, close in (("linear", 1e-9), ("tree", 0.0)):  # products depend on the batch, by their last bit
+        of_both = (scores(project, name, without=("run_id",)) for project in (fixed, whole))
+        assert_frame_equal(*of_both, rel_tol=0.0, abs_tol=close)
     for key, run in runs(whole).items():
         other = runs(fixed)[key]
         measured = (other.rank_correlation, other.decisions_flipped)

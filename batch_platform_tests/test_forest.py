@@ -268,7 +268,7 @@ def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(mo
     shape = Shape()
     predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
     monkeypatch.setattr(proof_of, "MOST_HELD_OUT", 100)
-    none, *more = [prove(predictor, table(shape, rows)).rows for rows in (0, 100, 101, 200, 201)]
+    none, *more = [prove(predictor, table(shape, rows)).compiled.rows for rows in (0, 100, 101, 200, 201)]
     assert [rows - none for rows in more] == [100, 51, 100, 67]
 
 
@@ -293,7 +293,7 @@ def test_what_cannot_be_compiled_stays_native_and_says_why(estimator: Any, truth
     predictor = SklearnPredictor(estimator.fit(matrix, truth), "regression")
     with pytest.raises(NotCompilableError, match=reason):
         compile_predictor(predictor)
-    proof = prove(predictor, matrix)
+    proof = prove(predictor, matrix).compiled
     assert (proof.kernel, proof.rows) == (None, 0)
     assert reason in (proof.reason or "")
     with pytest.raises(NotCompilableError, match=reason):
@@ -328,7 +328,7 @@ FAULTS = [
 def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypatch, fault, name: str):
     shape = Shape(missing=0.2, depth=5)
     predictor = learnt(name, CLASSIFIERS[name], shape, "binary")
-    assert prove(predictor, table(shape, 100)).kernel == "leaf masks of 32 bits"
+    assert prove(predictor, table(shape, 100)).compiled.kernel == "leaf masks of 32 bits"
     flatten = arrays.flatten
 
     def wrong(read: Any) -> arrays.Flat:
@@ -337,7 +337,7 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
         return flat
 
     monkeypatch.setattr(arrays, "flatten", wrong)
-    proof = prove(predictor, table(shape, 100))
+    proof = prove(predictor, table(shape, 100)).compiled
     assert proof.kernel is None
     assert "differs from the library's own result" in (proof.reason or "")
     with pytest.raises(NotCompilableError, match="differs from the library's own result"):

@@ -27,7 +27,7 @@ ROWS = (
     ("partitions", "notation", "yaml_file"),
     ("inputs", "learners", "home"),
     ("spec",),
-    ("contract", "sources", "query", "lineage", "rows", "driving", "forest", "threads", "sample", "lock"),
+    ("contract", "sources", "query", "lineage", "rows", "driving", "forest", "threads", "sample", "lock", "repeated"),
     ("features", "recorded", "models", "monitoring", "ledger", "rejections", "replacing"),
     (
         *("training", "scoring", "shadow", "staged", "stream", "outcomes"),

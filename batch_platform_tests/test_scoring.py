@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from batch_platform import stream
 from batch_platform.contract import Column, Contract
 from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import file_sha256
-from batch_platform.models.bundle import Bundle
+from batch_platform.models.bundle import Bundle, Native
 from batch_platform.scoring import NOT_FINITE, Stamp, prediction_columns, score_batch
 from batch_platform.staged import Order
 from batch_platform.stream import stage
@@ -54,7 +55,7 @@ class Sum:
 
 def bundle(task: str = "binary", classes=(False, True)) -> Bundle:
     described = manifest(task, classes=list(classes))
-    return Bundle("2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Sum(task, len(classes)))
+    return Bundle("2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))))
 
 
 def rows(amount, items=None, shop=None) -> pl.DataFrame:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from xxhash import xxh3_128
 from batch_platform import stream
 from batch_platform.errors import DataError, IntegrityError
 from batch_platform.features import file_sha256, parquet_writer
-from batch_platform.models.bundle import Bundle
+from batch_platform.models.bundle import Bundle, Native
 from batch_platform.staged import Order, Staged
 from batch_platform.stream import Stream
 from batch_platform_tests.small_pipeline import small_spec
@@ -44,7 +45,7 @@ class Watched(Sum):
 
 
 def model(happens: Callable[[np.ndarray], None]) -> Bundle:
-    return replace(bundle(), predictor=Watched(happens))
+    return replace(bundle(), native=Native(partial(Watched, happens)))
 
 
 def table() -> pl.DataFrame:

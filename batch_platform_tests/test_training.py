@@ -172,8 +172,8 @@ def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
 )
 def test_a_compiled_form_is_proven_on_held_out_and_made_rows_or_it_is_said_why_there_is_none(estimator, kernel, reason):
     found = fitted(estimator=estimator)
-    assert (found.compiled.kernel, found.compiled.reason) == (kernel, reason)
-    assert found.compiled.rows > found.rows_evaluated if kernel else found.compiled.rows == 0
+    assert (found.proof.compiled.kernel, found.proof.compiled.reason) == (kernel, reason)
+    assert found.proof.compiled.rows > found.rows_evaluated if kernel else found.proof.compiled.rows == 0
 
 
 def test_the_manifest_of_a_trained_version_tells_of_its_compiled_form(tmp_path):

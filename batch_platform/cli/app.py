@@ -86,9 +86,6 @@ def run(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Bring partitions of PIPELINE up to date, with whatever upstream they lack."""
     with _keeping_all():
-        from batch_platform.models.sklearn import import_libraries
-
-        import_libraries()
         from batch_platform.cli.execution import Order
         from batch_platform.cli.running import asked_for, bring_up_to_date
 

@@ -2,7 +2,7 @@
 
 `FORMAT` is the version of this layout. To change the layout: raise it, keep reading the older ones here, and say in
 `open_bundle` what to do with a newer one. Format 2 added `compiled` and what is told of
-imports, of pickle and of other flavours; a bundle of format 1 is served natively. A bundle is hashed before it is
+imports, of pickle and of other flavours; a bundle of format 1 is served natively. Format 3 added the file of trees. A bundle is hashed before it is
 parsed: the registry holds the SHA-256 of the manifest, the manifest those of the other files, so one changed byte
 anywhere is refused.
 """
@@ -11,11 +11,16 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from batch_platform.contract import Contract
 from batch_platform.errors import IntegrityError, WrongUseError, listed
@@ -23,10 +28,11 @@ from batch_platform.forest.ensembles import NotCompilableError
 from batch_platform.models.compiled import WORTH_COMPILING, OfParts
 from batch_platform.models.extras import installed, missing
 from batch_platform.models.flavours import Flavour, flavour
-from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_predictor
+from batch_platform.models.kept import TREES_FILE
+from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_kept, proven_predictor
 from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 
@@ -95,6 +101,26 @@ class Manifest:
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour says of it
 
 
+class Native:
+    """The library's own predictor, loaded when it is first asked for; several threads may ask at once."""
+
+    def __init__(self, load: Callable[[], Predictor]) -> None:
+        """Load nothing yet."""
+        self._load, self._lock = load, Lock()
+        self._loaded: Predictor | None = None
+
+    def loaded(self) -> Predictor:
+        """The predictor; raises what loading raises."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+        return self._loaded
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Give what the library gives."""
+        return self.loaded().predict(matrix)
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle whose hashes were found right."""
@@ -103,17 +129,23 @@ class Bundle:
     sha256: str
     manifest: Manifest
     contract: Contract
-    predictor: Predictor  # the library's own
+    native: Native
     other_libraries: str = ""  # than in training, where the user allowed it: which, then and now
+    trees: bytes = b""  # the file that keeps them; empty where there is none
+
+    @property
+    def predictor(self) -> Predictor:
+        """The library's own; the first one to ask for it may have to wait until the library is loaded."""
+        return self.native.loaded()
 
     def for_rows(self, rows: int) -> Predictor:
         """The quickest way to score so many rows; the predictions are the same bits whichever it is.
 
-        Compiled trees serve where the bundle's proof and another one on this machine hold, and where the rows are worth
-        loading them; safe to call from several threads at once, as is what it gives.
+        Compiled trees serve where the bundle's proof and another one on this machine hold, and where they are kept beside
+        the model or the rows are worth loading both; safe to call from several threads at once, as is what it gives.
         """
         proof = self.manifest.compiled
-        if proof.kernel is None or rows * proof.trees < WORTH_COMPILING:
+        if proof.kernel is None or (not self.trees and rows * proof.trees < WORTH_COMPILING):
             return self.predictor
         return self.predictor if isinstance(self._compiled, str) else self._compiled
 
@@ -129,6 +161,11 @@ class Bundle:
     @cached_property
     def _compiled(self) -> Predictor | str:
         """The compiled form, or why it does not serve here."""
+        if self.trees:
+            with suppress(
+                NotCompilableError
+            ):  # this machine may round otherwise than that of the training, and agree with itself
+                return proven_kept(self.trees, self.native)
         try:
             return proven_predictor(self.predictor) if isinstance(self.predictor, OfParts) else "no trees"
         except NotCompilableError as error:
@@ -136,7 +173,9 @@ class Bundle:
             return str(error)
 
 
-def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path) -> tuple[str, str, Manifest]:
+def write_bundle(
+    manifest: Manifest, model: object, staging: Path, models: Path, trees: bytes = b""
+) -> tuple[str, str, Manifest]:
     """Write a bundle below the folder of its pipeline's models, wholly or not at all.
 
     Args:
@@ -144,6 +183,7 @@ def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path)
         model: What the flavour saves.
         staging: An empty folder on the same disk; what a killed run leaves there is swept.
         models: The folder of the pipeline's models; made if missing.
+        trees: The file that keeps the model's trees, if they can be kept.
 
     Returns:
         The version, the bundle's SHA-256, and the manifest as written.
@@ -155,7 +195,10 @@ def write_bundle(manifest: Manifest, model: object, staging: Path, models: Path)
     aside = staging / "bundle"
     aside.mkdir()
     made = flavour(manifest.flavour)
-    names = made.save(model, aside)
+    names = list(made.save(model, aside))
+    if trees:
+        (aside / TREES_FILE).write_bytes(trees)
+        names.append(TREES_FILE)
     hashes = {name: hashlib.sha256((aside / name).read_bytes()).hexdigest() for name in names}
     details = {**made.DETAILS, **manifest.details}
     complete = replace(manifest, files=hashes, pickle=_unpickled(made, hashes), details=details)
@@ -225,13 +268,18 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         _require_trust(folder.name, manifest.flavour, allowed=allow_pickle)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
+    trees = files.pop(TREES_FILE, b"")
+    native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
+    if not trees:
+        native.loaded()
     return Bundle(
         version=folder.name,
         sha256=sha256,
         manifest=manifest,
         contract=contract,
-        predictor=kind.load(files, Signature(manifest.task, manifest.classes, contract)),
+        native=native,
         other_libraries=others,
+        trees=trees,
     )
 
 

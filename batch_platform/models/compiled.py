@@ -55,25 +55,28 @@ class OfParts(Predictor, Protocol):
 class CompiledPredictor:
     """Gives what the native predictor gives, bit for bit, sooner; safe to call from several threads at once."""
 
-    native: OfParts
+    native: Predictor
     parts: Parts
     flat: "Flat"
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Give class probabilities [n, classes], else values or segments [n]."""
+        found = self.evaluated(matrix)
+        return self.native.predict(matrix) if found is None else found
+
+    def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
+        """What the compiled trees say; None of what they leave to the library."""
         steps, ensemble = self.parts.steps, self.parts.ensemble
         given: Any = matrix.copy(order="F") if steps else matrix
         for step in steps:
             given = step(given)
         if not self._is_plain(given):
-            return self.native.predict(matrix)
+            return None
         try:
             sums = ensemble.start(given)
         except ValueError:  # the native way tells it in the words of the estimator
-            return self.native.predict(matrix)
-        if not self.flat.add(given, sums):
-            return self.native.predict(matrix)
-        return np.asarray(ensemble.finish(sums))
+            return None
+        return np.asarray(ensemble.finish(sums)) if self.flat.add(given, sums) else None
 
     def _is_plain(self, given: Any) -> bool:
         """Whether it is what the kernels read; a single row goes the native way, see there."""
@@ -88,7 +91,11 @@ def compile_predictor(native: OfParts) -> CompiledPredictor:
     Raises:
         NotCompilableError: The model stays with its library's own code.
     """
-    parts = native.parts()
+    return compile_parts(native.parts(), native)
+
+
+def compile_parts(parts: Parts, native: Predictor) -> CompiledPredictor:
+    """The same for what a model is known to do; `native` is asked for what the compiled trees leave to it."""
     from batch_platform.forest.arrays import flatten
 
     flat = flatten(parts.ensemble)

@@ -1,10 +1,13 @@
 """The proof that the compiled form of a model gives the bits of the native one, before either serves.
 
 It is made when a model is trained, on rows that it was not fitted on and on made ones, and once more on made ones when
-a process loads the model to score with it: another processor may round otherwise.
+a process loads the model to score with it: another processor may round otherwise. Where the trees are kept beside the
+model, that second proof is against what the library said of the made rows in training.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.forest.ensembles import Ensemble, NotCompilableError
-from batch_platform.models.compiled import CompiledPredictor, OfParts, Parts, compile_predictor
+from batch_platform.models.compiled import CompiledPredictor, OfParts, Parts, compile_parts, compile_predictor
+from batch_platform.models.kept import kept_file, read_kept
+from batch_platform.models.signature import Predictor
 from batch_platform.models.sklearn import one_thread
 
 MOST_HELD_OUT = 20_000  # rows that a proof takes, evenly spaced
@@ -30,8 +35,16 @@ class Compiled:
     reason: str | None  # why its library does
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What came of proving a model."""
+
+    compiled: Compiled
+    trees: bytes = b""  # the file that keeps them beside the model; nothing where they cannot be kept
+
+
 NEVER_TRIED = Compiled(kernel=None, trees=0, rows=0, reason="trained before there were compiled forms")
-NO_PARTS = Compiled(kernel=None, trees=0, rows=0, reason="only its library can tell what it does")
+NO_PARTS = Proof(Compiled(kernel=None, trees=0, rows=0, reason="only its library can tell what it does"))
 
 
 def proven_predictor(native: OfParts) -> CompiledPredictor:
@@ -47,7 +60,23 @@ def proven_predictor(native: OfParts) -> CompiledPredictor:
     return predictor
 
 
-def prove(native: OfParts, held_out: NDArray[np.float64]) -> Compiled:
+def proven_kept(file: bytes, native: Predictor) -> CompiledPredictor:
+    """The compiled form of trees that were kept, which says of made rows, on this machine, what the library said.
+
+    Raises:
+        NotCompilableError: It says something else, or cannot be made.
+    """
+    kept = read_kept(file)
+    predictor = compile_parts(kept.parts, native)
+    for matrix, digest in zip(made_rows(kept.parts), kept.digests, strict=True):
+        with np.errstate(all="ignore"):
+            found = predictor.evaluated(matrix)
+        if found is not None and _digest(found) != digest:
+            raise NotCompilableError(_differs(len(matrix)))
+    return predictor
+
+
+def prove(native: OfParts, held_out: NDArray[np.float64]) -> Proof:
     """Compare the compiled form of a fitted model with the native one, bit for bit.
 
     Args:
@@ -58,15 +87,20 @@ def prove(native: OfParts, held_out: NDArray[np.float64]) -> Compiled:
     try:
         predictor = compile_predictor(native)
     except NotCompilableError as error:
-        return Compiled(kernel=None, trees=0, rows=0, reason=str(error))
+        return Proof(Compiled(kernel=None, trees=0, rows=0, reason=str(error)))
     trees = len(predictor.parts.ensemble.trees)
     spaced = held_out[:: max(1, -(-len(held_out) // MOST_HELD_OUT))]
-    compared = 0
+    compared, digests = 0, list[str]()
     for matrix in (spaced, *made_rows(predictor.parts)):
-        if not same_outcome(native, predictor, matrix):
-            return Compiled(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix)))
+        with _quiet():
+            found = _outcome(native, matrix)
+            same = _same(found, _outcome(predictor, matrix))
+        if not same:
+            return Proof(Compiled(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix))))
         compared += len(matrix)
-    return Compiled(kernel=predictor.flat.kernel_name, trees=trees, rows=compared, reason=None)
+        digests.append(_digest(found))
+    known = Compiled(kernel=predictor.flat.kernel_name, trees=trees, rows=compared, reason=None)
+    return Proof(known, kept_file(predictor.parts, digests[1:]))
 
 
 def _differs(rows: int) -> str:
@@ -75,11 +109,27 @@ def _differs(rows: int) -> str:
 
 def same_outcome(one: Any, other: Any, matrix: NDArray[np.float64]) -> bool:
     """Whether two predictors give the same bits, or the same error."""
+    with _quiet():
+        return _same(_outcome(one, matrix), _outcome(other, matrix))
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
     with one_thread(), np.errstate(all="ignore"):  # casts warn of what the library then refuses
-        first, second = _outcome(one, matrix), _outcome(other, matrix)
+        yield
+
+
+def _same(first: NDArray[Any] | str, second: NDArray[Any] | str) -> bool:
     if isinstance(first, str) or isinstance(second, str):
         return isinstance(first, str) and isinstance(second, str) and first == second
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+
+
+def _digest(outcome: NDArray[Any] | str) -> str:
+    """Of the bits of a prediction; the word `refused` for an error."""
+    if isinstance(outcome, str):
+        return "refused"
+    return hashlib.sha256(f"{outcome.dtype.str} {outcome.shape} ".encode() + outcome.tobytes()).hexdigest()
 
 
 def made_rows(parts: Parts, seed: int = 0) -> Iterator[NDArray[np.float64]]:

@@ -8,7 +8,6 @@ import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -129,15 +128,6 @@ def one_thread() -> AbstractContextManager[object]:
 def one_thread_here() -> None:
     """The same for a new thread that lives within `one_thread`: OpenMP keeps its limit for each thread that calls it."""
     ThreadpoolController().select(user_api="openmp").limit(limits=1)
-
-
-def import_libraries() -> None:
-    """Import what loading a model needs.
-
-    Who knows that a model will be loaded calls it first of all: skops looks through every imported module for the names
-    of the types that it knows, and the fewer there are the quicker it is.
-    """
-    import_module("skops.io")
 
 
 @dataclass(frozen=True)
