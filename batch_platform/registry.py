@@ -284,7 +284,12 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
-    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
+    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default, and tables."""
+    known = con.execute(
+        "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = $table", {"table": table}
+    )
+    if not known.fetchall():
+        return
     rows = con.sql(
         f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
     )

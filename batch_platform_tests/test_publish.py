@@ -128,7 +128,8 @@ def test_a_copy_of_an_earlier_format_is_brought_to_this_one_and_can_be_read_unti
         with duckdb.connect(str(path)) as con:
             con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
             con.execute("DROP VIEW batch_platform.partition_status")
-            con.execute("DROP TABLE batch_platform.declarations; DROP TABLE batch_platform.partition_notes")
+            for table in ("declarations", "partition_notes", "challenger_trainings"):
+                con.execute(f"DROP TABLE batch_platform.{table}")
             con.execute("UPDATE batch_platform.meta SET format = 3")
     with duckdb.connect(str(home.published), read_only=True) as con:
         assert read_registry(con, "small").named("a").label_sources == ""
