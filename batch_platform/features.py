@@ -273,7 +273,7 @@ def left_aside(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob(".*.parquet.*")) if not Path("/proc", path.suffix[1:]).exists()]
 
 
-def parquet_writer(path: Path, schema: pa.Schema, *, store_schema: bool = True) -> pq.ParquetWriter:
+def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
     """Write what is read soon and whole.
 
     Only text is kept as a dictionary: numbers are mostly distinct, and a dictionary of those is larger than they are.
@@ -281,15 +281,18 @@ def parquet_writer(path: Path, schema: pa.Schema, *, store_schema: bool = True) 
     Args:
         path: Of the file.
         schema: Of its rows.
-        store_schema: Whether Arrow's own types come back; without, columns that Arrow keeps as dictionaries are plain.
+        lasting: Whether the file stays, with Arrow's own types; if not, it is read once and is best written quickly:
+            columns that Arrow keeps as dictionaries are plain, numbers are not compressed, and nothing is told of values.
     """
     repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
+    compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
     return pq.ParquetWriter(
         path,
         schema,
-        compression="lz4",
+        compression=compression,  # pyright: ignore[reportArgumentType] - one for each column is allowed, the stubs say str
         use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - a list of names is allowed, the stubs say bool
-        store_schema=store_schema,
+        store_schema=lasting,
+        write_statistics=lasting,
     )
 
 

@@ -218,7 +218,7 @@ class _ShadowFile:
         if self._failure or part.rows is None or part.scores is None:
             return
         if self._writer is None:
-            self._writer = parquet_writer(self._path, part.rows.schema, store_schema=False)
+            self._writer = parquet_writer(self._path, part.rows.schema, lasting=False)
         if not self._scored or len(part.rows):
             self._writer.write_table(part.rows.cast(self._writer.schema))
         self._scored += len(part.rows)

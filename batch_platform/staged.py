@@ -183,7 +183,7 @@ class TableWriter:
     def write(self, table: pa.Table) -> None:
         """Write rows; the first ones, be there none, give the columns."""
         if self._writer is None:
-            self._writer = parquet_writer(self._path, table.schema, store_schema=False)
+            self._writer = parquet_writer(self._path, table.schema, lasting=False)
         elif not len(table):
             return
         self._writer.write_table(table.cast(self._writer.schema))

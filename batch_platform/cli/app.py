@@ -3,12 +3,13 @@
 Exit codes: 0 done, 1 the work failed, 2 wrong use. Errors are one paragraph on standard error.
 """
 
+import atexit
 import gc as collector
 import os
 import sys
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -302,8 +303,13 @@ def _keeping_all() -> Generator[None]:
 
 
 def main() -> None:
-    """Run the command and leave with its exit code."""
-    sys.exit(_run(sys.argv[1:]))
+    """Run the command and leave with its exit code, without taking the interpreter apart, which takes a third of a second."""
+    code = _run(sys.argv[1:])
+    atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(arguments: list[str]) -> int:
