@@ -59,7 +59,7 @@ def test_wheel_holds_yaml_sql_data_and_types_and_no_tests(wheel):
     assert f"Version: {__version__}\n" in metadata
     assert "Requires-Dist: dagster" in metadata
     assert "License-Expression: Apache-2.0" in metadata
-    assert "batch-platform = batch_platform.cli:main" in entries
+    assert "batch-platform = batch_platform.cli:process" in entries
     assert "[dagster_dg_cli.registry_modules]\nbatch_platform = batch_platform.components" in entries
 
 

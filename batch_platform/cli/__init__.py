@@ -1,5 +1,5 @@
 """The `batch-platform` command."""
 
-from batch_platform.cli.app import main
+from batch_platform.cli.app import main, process
 
-__all__ = ["main"]
+__all__ = ["main", "process"]

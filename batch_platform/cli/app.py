@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -303,7 +304,12 @@ def _keeping_all() -> Generator[None]:
 
 
 def main() -> None:
-    """Run the command and leave with its exit code, without taking the interpreter apart, which takes a third of a second."""
+    """Run the command and leave with its exit code."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def process() -> NoReturn:
+    """The same as all that a process does: it ends without taking the interpreter apart, which takes a third of a second."""
     code = _run(sys.argv[1:])
     atexit._run_exitfuncs()  # noqa: SLF001 - all else that the interpreter does at its end is to free memory
     with suppress(OSError):
