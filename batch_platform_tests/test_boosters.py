@@ -15,12 +15,12 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.contract import Column, Contract
 from batch_platform.forest.ensembles import NotCompilableError
-from batch_platform.models.compiled import CompiledPredictor, OfParts, compile_predictor
+from batch_platform.models.compiled import OfParts, compile_predictor
 from batch_platform.models.flavours import flavour_of, predictor_of
-from batch_platform.models.proof import made_rows, prove, same_outcome
+from batch_platform.models.proof import prove, same_outcome
 from batch_platform.models.signature import Signature
 from batch_platform.models.sklearn import one_thread
-from batch_platform_tests.test_forest import SHAPES, Shape, table
+from batch_platform_tests.test_forest import SHAPES, Shape, assert_the_same_bits, table
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -105,24 +105,6 @@ def contract(shape: Shape) -> Contract:
         codes = tuple(map(str, range(shape.categories)))
         numbers[-1] = Column(name="code", type="category", nullable=True, categories=codes)
     return Contract(tuple(numbers))
-
-
-def odd_rows(shape: Shape, compiled: CompiledPredictor) -> list[np.ndarray]:
-    """Fresh rows, some unlike any in training, those that a proof is made of, and codes of no category."""
-    fresh = table(shape, 300)
-    strange = fresh.copy(order="F")
-    strange[::3] *= 1.7
-    strange[1::7, -1] = np.arange(-3.5, 300, 0.5)[: len(strange[1::7])]
-    unseen = fresh.copy(order="F")
-    unseen[::2, -1] = np.nan
-    return [fresh, strange, unseen, fresh[:64], fresh[:1], *made_rows(compiled.parts, shape.seed)]
-
-
-def assert_the_same_bits(shape: Shape, predictor: OfParts) -> CompiledPredictor:
-    compiled = compile_predictor(predictor)
-    for matrix in odd_rows(shape, compiled):
-        assert same_outcome(predictor, compiled, matrix)
-    return compiled
 
 
 @pytest.mark.parametrize("name", BOOSTERS)

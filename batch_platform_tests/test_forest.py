@@ -24,7 +24,7 @@ from batch_platform.forest import arrays
 from batch_platform.forest.ensembles import NotCompilableError
 from batch_platform.forest.estimators import read_estimator
 from batch_platform.models import proof as proof_of
-from batch_platform.models.compiled import CompiledPredictor, compile_predictor
+from batch_platform.models.compiled import CompiledPredictor, OfParts, compile_predictor
 from batch_platform.models.proof import made_rows, prove, proven_predictor, same_outcome
 from batch_platform.models.sklearn import SklearnPredictor, one_thread
 
@@ -152,16 +152,18 @@ def learnt(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> 
         return SklearnPredictor(make(shape).fit(matrix, truth), task)
 
 
-def odd_rows(shape: Shape, predictor: SklearnPredictor) -> list[np.ndarray]:
-    """Fresh rows, some unlike any in training, and those that a proof is made of."""
+def odd_rows(shape: Shape, predictor: OfParts) -> list[np.ndarray]:
+    """Fresh rows, some unlike any in training, some without a value, and those that a proof is made of."""
     fresh = table(shape, 300)
     strange = fresh.copy(order="F")
     strange[::3] *= 1.7
     strange[1::7, -1] = np.arange(-3.5, 300, 0.5)[: len(strange[1::7])]
-    return [fresh, strange, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
+    unseen = fresh.copy(order="F")
+    unseen[::2, -1] = np.nan
+    return [fresh, strange, unseen, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
 
 
-def assert_the_same_bits(shape: Shape, predictor: SklearnPredictor) -> CompiledPredictor:
+def assert_the_same_bits(shape: Shape, predictor: OfParts) -> CompiledPredictor:
     compiled = compile_predictor(predictor)
     for matrix in odd_rows(shape, predictor):
         assert same_outcome(predictor, compiled, matrix)
