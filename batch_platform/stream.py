@@ -22,7 +22,7 @@ from typing import Self
 import polars as pl
 import pyarrow as pa
 
-from batch_platform.errors import DataError, memory_explained
+from batch_platform.errors import DataError, WarehouseError, memory_explained
 from batch_platform.features import BATCH_ROWS
 from batch_platform.models.sklearn import one_thread, one_thread_here
 from batch_platform.partitions import Partition
@@ -125,6 +125,11 @@ class Stream:
             if isinstance(error, DataError) and not error.message.startswith(where):
                 msg = f"{where}: {error.message.removeprefix(f'{self._spec.name}: ')}"
                 raise DataError(msg, hint=error.hint) from error
+            if isinstance(error, OSError):
+                msg = f"{where}: its scores cannot be written to {self._folder}: {error}."
+                raise WarehouseError(
+                    msg, hint="make room on the disk and run again; what is done is skipped."
+                ) from error
             raise
 
     @contextmanager
