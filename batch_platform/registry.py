@@ -235,9 +235,7 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
         pipeline=pipeline,
         versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
         promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
-        challenged=tuple(
-            ChallengerTraining(**row) for row in _rows(con, "challenger_trainings", ChallengerTraining, pipeline)
-        ),
+        challenged=_challenged(con, pipeline),
     )
 
 
@@ -283,13 +281,17 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
+def _challenged(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
+    """What came of training challengers; a readers' copy that is older than they are has no table of it."""
+    table = "challenger_trainings"
+    known = "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = $table"
+    if not con.execute(known, {"table": table}).fetchall():
+        return ()
+    return tuple(ChallengerTraining(**row) for row in _rows(con, table, ChallengerTraining, pipeline))
+
+
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
-    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default, and tables."""
-    known = con.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = $table", {"table": table}
-    )
-    if not known.fetchall():
-        return
+    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
     rows = con.sql(
         f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
     )

@@ -126,10 +126,9 @@ class Stream:
                 msg = f"{where}: {error.message.removeprefix(f'{self._spec.name}: ')}"
                 raise DataError(msg, hint=error.hint) from error
             if isinstance(error, OSError):
-                msg = f"{where}: its scores cannot be written to {self._folder}: {error}."
-                raise WarehouseError(
-                    msg, hint="make room on the disk and run again; what is done is skipped."
-                ) from error
+                msg = f"{where}: its features or its scores cannot be read or written: {error}."
+                hint = "make room on the disk and run again; what is done is skipped."
+                raise WarehouseError(msg, hint=hint) from error
             raise
 
     @contextmanager

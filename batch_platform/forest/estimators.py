@@ -100,14 +100,12 @@ def _averaged(estimator: Any) -> Ensemble:
     """Forests: the mean of what the trees say, class shares or values."""
     shares = hasattr(estimator, "predict_proba")
     outputs = estimator.n_classes_ if shares else 1
-    count = len(estimator.estimators_)
-
     return _compared_in_single(
         estimator,
         members=estimator.estimators_,
         values=[member.tree_.value[:, 0, :outputs] for member in estimator.estimators_],
         start=Constant(np.zeros(outputs)),
-        finish=Link("values" if shares else "value", divisor=count),
+        finish=Link("values" if shares else "value", divisor=len(estimator.estimators_)),
         nan_refused=not _takes_nan(estimator.estimators_[0]),
     )
 

@@ -1,8 +1,8 @@
 """A trained model on disk: a folder with a manifest and the files it lists, each with its hash.
 
 `FORMAT` is the version of this layout. To change the layout: raise it, keep reading the older ones here, and say in
-`open_bundle` what to do with a newer one. Format 2 added `compiled` and what is told of
-imports, of pickle and of other flavours; a bundle of format 1 is served natively. Format 3 added the file of trees. A bundle is hashed before it is
+`open_bundle` what to do with a newer one. Format 2 added `compiled` and what is told of imports, of pickle and of other
+flavours; a bundle of format 1 is served natively. Format 3 added the file of trees. A bundle is hashed before it is
 parsed: the registry holds the SHA-256 of the manifest, the manifest those of the other files, so one changed byte
 anywhere is refused.
 """
@@ -162,9 +162,8 @@ class Bundle:
     def _compiled(self) -> Predictor | str:
         """The compiled form, or why it does not serve here."""
         if self.trees:
-            with suppress(
-                NotCompilableError
-            ):  # this machine may round otherwise than that of the training, and agree with itself
+            # This machine may round otherwise than that of the training did, and still agree with itself.
+            with suppress(NotCompilableError):
                 return proven_kept(self.trees, self.native)
         try:
             return proven_predictor(self.predictor) if isinstance(self.predictor, OfParts) else "no trees"
