@@ -11,8 +11,8 @@ A tour, from the inside out; a module imports from its own stop and from those b
 - `forest`: tree ensembles as flat arrays, and the compiled kernels that evaluate them.
 - `features`, `models`, `monitoring`, `rejections`: tables from sources, bundles on disk, measures of quality, rows kept
   aside.
-- `lock`, `ledger`, `replacing`, `challenger_tables`, `warehouse`, `publish`, `tables`: DuckDB under a lock, what its tables
-  hold and how partitions of them are replaced, the readers' copy of it, and tables of users.
+- `lock`, `ledger`, `replacing`, `challenger_tables`, `checkpoint`, `warehouse`, `publish`, `tables`: DuckDB under a lock, what
+  its tables hold, how partitions of them are replaced and nothing is torn, the readers' copy of it, and tables of users.
 - `registry`, `promotion`, `challenger_periods`: which version serves when, what people decide of them, and which challengers
   lack one.
 - `sample`, `training`, `scoring`, `outcomes`: a bundle from history, predictions from a bundle, and how they did.

@@ -58,6 +58,16 @@ class Home:
         return self.root / "warehouse.duckdb"
 
     @property
+    def warehouse_log(self) -> Path:
+        """DuckDB's log of what was committed since the last checkpoint; it has this name and is there while it is needed."""
+        return self.root / "warehouse.duckdb.wal"
+
+    @property
+    def warehouse_rollback(self) -> Path:
+        """What a checkpoint may write over, saved until it is complete."""
+        return self.root / "warehouse.rollback"
+
+    @property
     def warehouse_lock(self) -> Path:
         """The file whose flock serialises all use of the warehouse."""
         return self.root / "warehouse.lock"

@@ -84,8 +84,9 @@ def locked(patience: Patience) -> Generator[None]:
     if not _taken_at_once(descriptor) and not _Queued(descriptor).taken_within(patience.left):
         raise patience.busy(patience.home.warehouse_lock.read_text(encoding="ascii") or "unknown")
     try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        name = str(os.getpid()).encode()
+        os.pwrite(descriptor, name, 0)  # never empty for whoever reads it meanwhile
+        os.ftruncate(descriptor, len(name))
         yield
     finally:
         os.close(descriptor)

@@ -5,8 +5,8 @@ link does not point to is brought up to date from the warehouse's journal of cha
 to it; where a reader still holds it, it is left alone. So publishing costs in proportion to what changed, the file that
 readers open is never touched, and no reader can delay a write.
 
-Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock and
-after a checkpoint. Another process does that: a process that opens a file of its own database a second time loses
+Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock; an
+open warehouse has no log that they would lack. Another process does that: a process that opens a file of its own database a second time loses
 its lock on it as soon as it closes it.
 """
 
@@ -24,7 +24,7 @@ from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
 from batch_platform.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
 from batch_platform.sources import literal, quoted
-from batch_platform.warehouse import HELD_BY_ANOTHER, READABLE_FROM, Warehouse
+from batch_platform.warehouse import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
@@ -82,12 +82,17 @@ def _newest_change(con: duckdb.DuckDBPyConnection) -> str:
 def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     path = home.root / f"published-{uuid.uuid4().hex}.duckdb"
     if _is_readable(con):
-        copy_bytes(con, home, path)
-        return path
+        copy_bytes(home, path)
+    else:
+        _write_anew(con, path)
+    return path
+
+
+def _write_anew(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Write a copy row by row."""
     con.execute(_attach(path))
     with _attached(con):
         _copy_changes(con, since=0)
-    return path
 
 
 def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
@@ -96,7 +101,7 @@ def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
     return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
 
 
-def copy_bytes(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> None:
+def copy_bytes(home: Home, path: Path) -> None:
     """Copy the file of the warehouse, which nobody writes to meanwhile; under another name until it is whole.
 
     Raises:
@@ -104,7 +109,6 @@ def copy_bytes(con: duckdb.DuckDBPyConnection, home: Home, path: Path) -> None:
     """
     for left in home.root.glob(".published-*"):  # by a process that was killed
         left.unlink()
-    con.execute("CHECKPOINT")
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
     copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
@@ -130,11 +134,17 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
         if not (isinstance(error, duckdb.ResourceInUseException) or HELD_BY_ANOTHER.search(str(error))):
             _remove(path)
         return False
-    with _attached(con):
-        since = _shared_past(con)
-        if since is None or (_is_readable(con) and _much_changed(con, since)):
-            return False
-        _copy_changes(con, since)
+    try:
+        with _attached(con):
+            since = _shared_past(con)
+            if since is None or (_is_readable(con) and _much_changed(con, since)):
+                return False
+            _copy_changes(con, since)
+    except duckdb.Error as error:
+        if not is_damage(error):
+            raise
+        _remove(path)
+        _write_anew(con, path)  # which fails too where it is the warehouse that is damaged: its bytes are not passed on
     return True
 
 

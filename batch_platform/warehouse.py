@@ -7,7 +7,7 @@ are never touched otherwise. Knows nothing of models or of Dagster.
 import contextlib
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.challenger_tables import StagedChallenger, replace_challengers
+from batch_platform.checkpoint import WarehouseFile
 from batch_platform.errors import DataError, IntegrityError, WarehouseError, listed
 from batch_platform.home import Home
 from batch_platform.ledger import (
@@ -43,6 +44,7 @@ _STORAGE_ERRORS = (
     duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
 READABLE_FROM = "v1.5.0"  # of DuckDB: a file that readers open is written for these and newer versions
+_CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
 
@@ -85,18 +87,16 @@ class Warehouse:
             WarehouseError: The file cannot be opened or read, or another version of this project wrote it.
         """
         patience = Patience(self.home.create(), self.timeout)
-        with locked(patience):
-            con = self._connect(patience)
+        with locked(patience), closing(self._file()) as file, closing(self._connect(patience, file)) as con:
             try:
-                con.execute("SET TimeZone = 'UTC'")
                 self._prepare(con)
+                self._checkpoint(con, file)  # of what a process that was killed has left in the log, among others
                 yield con
+                self._checkpoint(con, file)
             except duckdb.Error as error:
-                if isinstance(error, _STORAGE_ERRORS) or _is_damage(error):
+                if isinstance(error, _STORAGE_ERRORS) or is_damage(error):
                     raise self._failed(error, "read or written") from error
                 raise
-            finally:
-                con.close()
 
     @contextmanager
     def transaction(self) -> Generator[duckdb.DuckDBPyConnection]:
@@ -115,13 +115,6 @@ class Warehouse:
                 with contextlib.suppress(duckdb.Error):
                     con.execute("ROLLBACK")
                 raise
-            try:
-                con.execute("CHECKPOINT")
-            except duckdb.Error as error:
-                msg = f"The warehouse {self.home.warehouse} holds the changes, but could not be tidied: {error}"
-                raise WarehouseError(
-                    msg, hint="make room on the disk and run again; what is done is skipped."
-                ) from error
 
     def latest(self, ledger: type[Row], pipeline: str) -> dict[str, Row]:
         """The newest row of a ledger for each partition, by key.
@@ -206,6 +199,25 @@ class Warehouse:
             con.execute(f"INSERT INTO {table} BY NAME FROM new_metrics")
             append(con, runs, "performance")
 
+    def _file(self) -> WarehouseFile:
+        """The file; where there is none, an empty one is made under another name, and has its own when it is whole."""
+        aside = self.home.warehouse.with_name(f".{self.home.warehouse.name}")
+        try:
+            if not self.home.warehouse.exists():
+                aside.unlink(missing_ok=True)  # left by a process that was killed
+                _connected(aside).close()
+                aside.rename(self.home.warehouse)
+            return WarehouseFile.of(self.home)
+        except (duckdb.Error, OSError) as error:
+            raise self._failed(error, "opened") from error
+
+    def _checkpoint(self, con: duckdb.DuckDBPyConnection, file: WarehouseFile) -> None:
+        try:
+            file.checkpoint(con)
+        except (duckdb.Error, OSError) as error:
+            msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
+            raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
+
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         known = con.execute(
             "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'"
@@ -222,34 +234,51 @@ class Warehouse:
         if found < FORMAT:
             upgrade_ledgers(con, found)
 
-    def _connect(self, patience: Patience) -> duckdb.DuckDBPyConnection:
+    def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
         """Open the file, which somebody who does not know of the lock beside it may have open."""
         while True:
             try:
-                return duckdb.connect(str(self.home.warehouse), config={"storage_compatibility_version": READABLE_FROM})
+                file.roll_back()
+                return _connected(self.home.warehouse)
+            except BlockingIOError:
+                patience.pause("unknown")
+            except (OSError, ValueError) as error:
+                raise self._failed(error, "opened") from error
             except duckdb.Error as error:
                 if not HELD_BY_ANOTHER.search(str(error)):
                     raise self._failed(error, "opened") from error
                 holder = re.search(r"PID (\d+)", str(error))
                 patience.pause(holder[1] if holder else "unknown")
 
-    def _failed(self, error: duckdb.Error, how: str) -> WarehouseError:
-        if _is_damage(error):
+    def _failed(self, error: Exception, how: str) -> WarehouseError:
+        if is_damage(error):
             msg = f"The warehouse {self.home.warehouse} is damaged: {error}"
             hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
             return WarehouseError(msg, hint=hint)
-        full = isinstance(error, duckdb.IOException | duckdb.TransactionException)
+        full = isinstance(error, duckdb.IOException | duckdb.TransactionException | OSError)
         advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
         return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
 
 
-def _is_damage(error: duckdb.Error) -> bool:
-    """Whether a block or an entry of the log has another checksum than it was written with.
+def _connected(file: Path) -> duckdb.DuckDBPyConnection:
+    """A connection that makes no checkpoint of its own accord: they are all made safe first."""
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "storage_compatibility_version": READABLE_FROM,
+        "checkpoint_threshold": "1TB",
+    }
+    con = duckdb.connect(str(file), config=config)
+    con.execute("PRAGMA disable_checkpoint_on_shutdown; SET TimeZone = 'UTC'")
+    return con
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a block, an entry of the log or what was saved of a block has another checksum than it was written with.
 
     DuckDB checks each as it reads it, and has no error type of its own for what does not fit.
     """
-    return type(error) is duckdb.Error and "Corrupt" in str(error)
+    of_storage = type(error) is duckdb.Error or isinstance(error, _STORAGE_ERRORS)
+    return isinstance(error, ValueError) or (of_storage and _CORRUPT.search(str(error)) is not None)
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:

@@ -31,7 +31,7 @@ ROWS = (
     ("features", "recorded", "models", "monitoring", "ledger", "rejections", "replacing"),
     (
         *("training", "scoring", "shadow", "staged", "stream", "outcomes"),
-        *("challenger_tables", "warehouse", "staging"),
+        *("checkpoint", "challenger_tables", "warehouse", "staging"),
     ),
     ("publish", "registry", "history", "promotion", "challenger_periods", "tables", "backtested"),
     ("plan",),

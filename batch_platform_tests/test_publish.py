@@ -96,8 +96,8 @@ def test_where_most_rows_changed_the_bytes_are_copied_and_the_next_changes_are_a
 def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     opening = f"import duckdb; duckdb.connect({str(home.warehouse)!r})"
-    with Warehouse(home).open() as con:
-        copy_bytes(con, home, home.root / "published-0.duckdb")
+    with Warehouse(home).open():
+        copy_bytes(home, home.root / "published-0.duckdb")
         stranger = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
     assert "Could not set lock" in stranger.stderr
 

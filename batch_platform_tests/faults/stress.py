@@ -43,8 +43,9 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 PERIOD = "2024-02-01"
-MOMENTS = {"building": 1, "scoring": 1, "committing": 3, "publishing": 2}  # how often a kill falls behind each mark
-AFTER = {"building": "scoring", "scoring": "committing", "committing": "publishing", "publishing": "done"}
+# How often a kill falls behind each mark, and the mark up to which the time to wait is measured.
+MOMENTS = {"building": 1, "scoring": 1, "committing": 2, "checkpointing": 2, "publishing": 2}
+AFTER = dict(zip(MOMENTS, ("scoring", "committing", "checkpointing", "checkpointed", "done"), strict=True))
 
 
 @dataclass
@@ -86,7 +87,8 @@ class Storm:
         moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         before = self._last
         which, keys, child = self._begin_write()
-        child.wait_for(moment)
+        for passed in list(MOMENTS)[: list(MOMENTS).index(moment) + 1]:
+            child.wait_for(passed)
         time.sleep(self._random.uniform(0, self._spans[moment] * 1.2))
         os.kill(child.pid, signal.SIGKILL)
         if child.bury() == -signal.SIGKILL:

@@ -7,6 +7,7 @@ wrapping what the product calls, so that every step there is has a number and a 
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -105,16 +106,25 @@ def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
 
 
 def _mark_commits(*, pause: bool) -> None:
-    """Say when a commit is about to begin."""
-    commit = warehouse.Warehouse.commit_scores
+    """Say when a commit is about to begin, and the checkpoint after it."""
+    commit, checkpoint = warehouse.Warehouse.commit_scores, warehouse.WarehouseFile.checkpoint
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         mark("committing")
         if pause:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # here, not wherever another thread gets it
         return commit(*args, **kwargs)
 
+    def marked_checkpoint(file: warehouse.WarehouseFile, con: duckdb.DuckDBPyConnection) -> None:
+        needed = file.home.warehouse_log.exists()
+        if needed:
+            mark("checkpointing")
+        checkpoint(file, con)
+        if needed:
+            mark("checkpointed")
+
     warehouse.Warehouse.commit_scores = marked
+    warehouse.WarehouseFile.checkpoint = marked_checkpoint
 
 
 def _watch(stop_at: int | None, *, named: bool) -> None:
