@@ -21,6 +21,7 @@ from batch_platform.backtested import Comparison, Tested, commit_backtest
 from batch_platform.errors import DataError, WrongUseError, listed
 from batch_platform.evaluation import committed_predictions, measured
 from batch_platform.features import FeatureSession
+from batch_platform.history import materialize_hint
 from batch_platform.learning import learn
 from batch_platform.ledger import ScoreRun, read_latest
 from batch_platform.models.bundle import Bundle
@@ -200,8 +201,7 @@ def _require_features(
         what = "built by an earlier version of the SQL"
     if missing:
         msg = f"{name}: the features of {listed({one.key for one in missing})} are {what}; a backtest builds none."
-        hint = f"materialize them first, in the UI or where a model serves them by: batch-platform run {name} "
-        raise DataError(msg, hint=f"{hint}--from {missing[0].key} --to {missing[-1].key}")
+        raise DataError(msg, hint=materialize_hint(name, [one.key for one in missing]))
 
 
 @dataclass(frozen=True)

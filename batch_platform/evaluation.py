@@ -217,7 +217,7 @@ def _clusters(
     known: _Known, predictions: pl.DataFrame, model: Version, partition: Partition, run: ScoreRun
 ) -> dict[str, float]:
     history = known.history
-    build = history.require(known.builds, partition)
+    (build,) = history.require(known.builds, partition)
     if build.sha256 != run.input_hash:
         msg = f"{run.pipeline}, partition {partition.key}: its features changed after it was scored."
         raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")

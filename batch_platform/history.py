@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from batch_platform.errors import DataError, IntegrityError, SourceError, WrongUseError
+from batch_platform.errors import DataError, IntegrityError, SourceError, WrongUseError, listed
 from batch_platform.features import FeatureBuilder, FeatureSession, file_sha256
 from batch_platform.home import Home
 from batch_platform.ledger import FeatureBuild
@@ -55,17 +55,18 @@ class History:
         path = self.home.features(self.spec.name, build.partition_key)
         return path.is_file() and (_is_as(build, path.stat()) or file_sha256(path) == build.sha256)
 
-    def require(self, builds: Mapping[str, FeatureBuild], partition: Partition) -> FeatureBuild:
-        """The build of a partition, which must exist.
+    def require(self, builds: Mapping[str, FeatureBuild], *partitions: Partition) -> list[FeatureBuild]:
+        """The builds of partitions, which must exist.
 
         Raises:
-            DataError: Its features are not built, or their file is gone or another one.
+            DataError: Features are not built, or their file is gone or another one.
         """
-        if (build := builds.get(partition.key)) is not None:
-            return build
-        msg = f"{self.spec.name}, partition {partition.key}: its features are not built, or their file has changed."
-        hint = f"materialize them first: batch-platform run {self.spec.name} --partition {partition.key}"
-        raise DataError(msg, hint=hint)
+        missing = [partition.key for partition in partitions if partition.key not in builds]
+        if missing:
+            name = self.spec.name
+            msg = f"{name}, partition {listed(missing)}: its features are not built, or their file has changed."
+            raise DataError(msg, hint=materialize_hint(name, missing))
+        return [builds[partition.key] for partition in partitions]
 
     def features(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
         """The features of a build, after checking every byte of their file.
@@ -126,8 +127,8 @@ class History:
         most = self.spec.model.train.max_rows
         fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
         with self.builder.session(window[0]) as session:
-            for partition in window:
-                rows = self._learnable(self.require(builds, partition), partition)
+            for build, partition in zip(self.require(builds, *window), window, strict=True):
+                rows = self._learnable(build, partition)
                 if label is not None:
                     known = with_keys_of(
                         rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
@@ -150,7 +151,10 @@ class History:
             DataError: As for `training_data`.
             IntegrityError: The bytes of a feature file are not those recorded.
         """
-        frames = [self._learnable(self.require(builds, partition), partition) for partition in window]
+        frames = [
+            self._learnable(build, partition)
+            for build, partition in zip(self.require(builds, *window), window, strict=True)
+        ]
         return self._joined(frames).drop(self.spec.features.key)
 
     def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
@@ -231,6 +235,13 @@ class History:
             msg = f"{self.spec.name}, partition {partition.key}: the bytes of {path} are not those that were recorded."
             hint = f"batch-platform run {self.spec.name} --partition {partition.key} --force builds it again."
             raise IntegrityError(msg, hint=hint)
+
+
+def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:
+    """What to do where features are missing."""
+    ordered = sorted(keys)
+    which = f"--partition {ordered[0]}" if len(ordered) == 1 else f"--from {ordered[0]} --to {ordered[-1]}"
+    return f"materialize them first, in the UI or where a model serves them by: batch-platform run {pipeline} {which}"
 
 
 def _is_as(build: FeatureBuild, found: os.stat_result | None) -> bool:

@@ -279,7 +279,7 @@ class Pipeline:
         """What scores a partition, from what: the champion or a given version, and the recorded features."""
         registry = state.registry
         model = registry.present(version) if version else registry.require_champion(partition.start, partition.key)
-        build = self.history.require(state.features, partition)
+        (build,) = self.history.require(state.features, partition)
         return Due(partition, model, build, state.scores.get(partition.key))
 
     def _skipped(self, held: Sequence[Due]) -> Iterator[Committed]:

@@ -129,7 +129,7 @@ class _Replay:
         form = self.pipeline.scoring_code_version.partition("-")[0]
         if standing.code_version.partition("-")[0] != form:
             raise _LeftAsItIsError(OTHER_FORM)
-        build = self.pipeline.history.require(self.state.features, partition)
+        (build,) = self.pipeline.history.require(self.state.features, partition)
         if build.sha256 != standing.input_hash:
             raise _LeftAsItIsError(OTHER_FEATURES)
         return self.pipeline.bundle(champion)

@@ -283,9 +283,7 @@ def test_a_candidate_that_cannot_be_leaves_nothing_behind(tmp_path, candidate, e
 def test_features_that_are_not_there_or_of_another_sql_are_not_built(tmp_path):
     pipeline = made(tmp_path)
     pipeline.history.file(days(pipeline)[1]).unlink()
-    with pytest.raises(
-        DataError, match=r"features of 2024-02-04 are not built.*run small --from 2024-02-04 --to 2024-02-04"
-    ):
+    with pytest.raises(DataError, match=r"features of 2024-02-04 are not built.*run small --partition 2024-02-04"):
         backtested(pipeline, TREE)
     (pipeline.folder / "features.sql").write_text((pipeline.folder / "features.sql").read_text() + "-- changed\n")
     changed = type(pipeline)(pipeline.spec, pipeline.folder, pipeline.home)

@@ -252,6 +252,12 @@ def without_features(pipeline: Pipeline) -> None:
     list(pipeline.score([day(pipeline, "2024-02-02")], STAMP))
 
 
+def training_without_features(pipeline: Pipeline) -> None:
+    for number in (7, 9):
+        pipeline.history.file(day(pipeline, f"2024-01-0{number}")).unlink()
+    pipeline.train(pipeline.spec.partitions.calendar.named("2024-02-01"), STAMP)
+
+
 def without_a_model(pipeline: Pipeline) -> None:
     list(pipeline.score([day(pipeline, "2024-01-02")], STAMP))
 
@@ -266,6 +272,10 @@ def before_scoring(pipeline: Pipeline) -> None:
 
 FAILURES = [
     (without_features, ["small", "partition 2024-02-02", "features are not built", "run small --partition 2024-02-02"]),
+    (
+        training_without_features,
+        ["small", "partition 2024-01-07, 2024-01-09", "not built", "run small --from 2024-01-07 --to 2024-01-09"],
+    ),
     (
         without_a_model,
         ["small", "partition 2024-01-02", "no model serves it", "serves from 2024-02-01 on", "--model VERSION"],
