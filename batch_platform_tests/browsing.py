@@ -81,7 +81,11 @@ class Dagster:
 
     def choose_partition_of_launchpad(self, key: str) -> None:
         """In the launchpad: choose one partition."""
-        self.page.get_by_placeholder("Partition").click()
+        for _ in range(CLICKS):  # the page may draw itself anew under the first click, which closes the list
+            self.page.get_by_placeholder("Partition").click()
+            with suppress(Error):
+                self.words(key).first.click(timeout=TURNING_MS)
+                return
         self.words(key).first.click()
 
     def choose_partitions(self, keys: str) -> None:
