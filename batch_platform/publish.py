@@ -6,8 +6,8 @@ to it; where a reader still holds it, it is left alone. So publishing costs in p
 readers open is never touched, and no reader can delay a write.
 
 Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock; an
-open warehouse has no log that they would lack. Another process does that: a process that opens a file of its own database a second time loses
-its lock on it as soon as it closes it.
+open warehouse has no log that they would lack. Another process does that: a process that opens a file of its own
+database a second time loses its lock on it as soon as it closes it.
 """
 
 import contextlib
