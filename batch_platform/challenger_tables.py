@@ -18,7 +18,7 @@ from batch_platform.errors import IntegrityError
 from batch_platform.ledger import Change, ScoreRun, as_arrow, note
 from batch_platform.monitoring.agreement import Agreed, agreed_on
 from batch_platform.replacing import create_schema, replace_rows
-from batch_platform.sources import quoted
+from batch_platform.sources import has_table, quoted
 
 SCORES, RUNS = "challenger_scores", "challengers"
 _RUNS = """
@@ -114,7 +114,7 @@ def read_challenger_runs(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_key: str | None = None
 ) -> list[ChallengerRun]:
     """What challengers made of a partition, or of all, by partition and name."""
-    if not _exists(con, pipeline, RUNS):
+    if not has_table(con, pipeline, RUNS):
         return []
     columns = ", ".join(item.name for item in fields(ChallengerRun))
     query = (
@@ -169,7 +169,7 @@ def _agreed(con: duckdb.DuckDBPyConnection, pipeline: str, run: ChallengerRun, h
 
 
 def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, staged: Sequence[StagedChallenger]) -> None:
-    if not _exists(con, pipeline, table):
+    if not has_table(con, pipeline, table):
         return
     keys: dict[str, list[str]] = defaultdict(list)
     for one in staged:
@@ -177,14 +177,6 @@ def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, staged: S
     for name, of in keys.items():
         query = f"DELETE FROM {_table(pipeline, table)} WHERE challenger = $name AND partition_key IN $keys"
         con.execute(query, {"name": name, "keys": of})
-
-
-def _exists(con: duckdb.DuckDBPyConnection, pipeline: str, table: str) -> bool:
-    known = (
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-        "AND schema_name = $schema AND table_name = $table"
-    )
-    return bool(con.execute(known, {"schema": pipeline, "table": table}).fetchall())
 
 
 def _table(pipeline: str, table: str) -> str:

@@ -99,12 +99,10 @@ class _Saved:
         """Write it under another name first: one that has its own is complete."""
         aside = to.with_name(f".{to.name}")
         content = b"".join([json.dumps(list(self.blocks)).encode(), b"\n", self.headers, *self.blocks.values()])
-        with aside.open("wb") as file:
-            file.writelines([hashlib.sha256(content).hexdigest().encode(), b"\n", content])
-            file.flush()
-            os.fsync(file.fileno())
+        aside.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+        sync(aside)
         aside.rename(to)
-        _sync_folder(to.parent)
+        sync(to.parent)
 
     @classmethod
     def read(cls, source: Path) -> "_Saved":
@@ -118,8 +116,9 @@ class _Saved:
         return cls(headers, {place: blocks[n * size : (n + 1) * size] for n, place in enumerate(places)})
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until what a file, or the names in a folder, have become is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

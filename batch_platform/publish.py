@@ -11,7 +11,6 @@ database a second time loses its lock on it as soon as it closes it.
 """
 
 import contextlib
-import os
 import subprocess
 import uuid
 from collections.abc import Generator
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import duckdb
 
+from batch_platform.checkpoint import sync
 from batch_platform.errors import WarehouseError
 from batch_platform.home import Home
 from batch_platform.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
@@ -115,11 +115,7 @@ def copy_bytes(home: Home, path: Path) -> None:
     if copied.returncode:
         aside.unlink(missing_ok=True)
         raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")
-    descriptor = os.open(aside, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(aside)
     aside.rename(path)
 
 

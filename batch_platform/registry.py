@@ -15,8 +15,9 @@ from typing import Any, Literal
 import duckdb
 
 from batch_platform.errors import NoChampionError, WrongUseError, did_you_mean, listed
-from batch_platform.ledger import Change, insert, next_numbers, note
+from batch_platform.ledger import LEDGERS_SCHEMA, Change, insert, next_numbers, note
 from batch_platform.partitions import Partition
+from batch_platform.sources import has_table
 from batch_platform.warehouse import Warehouse
 
 Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
@@ -284,8 +285,7 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
 def _challenged(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
     """What came of training challengers; a readers' copy that is older than they are has no table of it."""
     table = "challenger_trainings"
-    known = "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = $table"
-    if not con.execute(known, {"table": table}).fetchall():
+    if not has_table(con, LEDGERS_SCHEMA, table):
         return ()
     return tuple(ChallengerTraining(**row) for row in _rows(con, table, ChallengerTraining, pipeline))
 

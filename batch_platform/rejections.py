@@ -13,7 +13,7 @@ import polars as pl
 import polars.selectors as cs
 
 from batch_platform.home import Home
-from batch_platform.sources import quoted
+from batch_platform.sources import has_table, quoted
 
 TABLE = "rejected_rows"
 
@@ -72,8 +72,7 @@ def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, m
     values = {} if partition_key is None else {"key": partition_key}
     table = f"{quoted(pipeline)}.{TABLE}"
     with duckdb.connect(str(home.published.resolve()), read_only=True) as con:
-        known = "SELECT 1 FROM duckdb_tables() WHERE schema_name = $schema AND table_name = $table"
-        if not con.execute(known, {"schema": pipeline, "table": TABLE}).fetchall():
+        if not has_table(con, pipeline, TABLE):
             return nothing
         counts = con.execute(
             f"SELECT column_name, reason, count(*) AS n FROM {table} {where} GROUP BY ALL ORDER BY n DESC, column_name, reason",

@@ -317,6 +317,15 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
+    """Whether the current database of a connection has such a table."""
+    known = (
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
+        "AND schema_name = $schema AND table_name = $table"
+    )
+    return bool(con.execute(known, {"schema": schema, "table": table}).fetchall())
+
+
 def _digest(*facts: str) -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:16]
 

@@ -21,6 +21,7 @@ from batch_platform.errors import DataError, IntegrityError, WarehouseError, lis
 from batch_platform.home import Home
 from batch_platform.ledger import (
     FORMAT,
+    LEDGERS_SCHEMA,
     PERFORMANCE,
     EvaluationRun,
     FeatureBuild,
@@ -33,7 +34,7 @@ from batch_platform.ledger import (
 )
 from batch_platform.lock import Patience, lock_timeout, locked
 from batch_platform.replacing import create_schema, replace_rows
-from batch_platform.sources import quoted
+from batch_platform.sources import has_table, quoted
 
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -219,10 +220,7 @@ class Warehouse:
             raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
-        known = con.execute(
-            "SELECT 1 FROM duckdb_tables() WHERE schema_name = 'batch_platform' AND table_name = 'meta'"
-        )
-        if not known.fetchall():
+        if not has_table(con, LEDGERS_SCHEMA, "meta"):
             create_ledgers(con)
             return
         ((found,),) = con.execute("SELECT format FROM batch_platform.meta").fetchall()

@@ -48,13 +48,16 @@ def copied(pipeline: Pipeline, folder: Path) -> Pipeline:
     return Pipeline(pipeline.spec, pipeline.folder, home)
 
 
+def changed(old: bytes, new: bytes) -> list[int]:
+    """Where the pages behind the headers begin that a checkpoint wrote."""
+    places = range(HEADERS, len(new), PAGE)
+    return [place for place in places if old[place : place + PAGE] != new[place : place + PAGE]]
+
+
 def half_written(killed: Pipeline, completed: Home) -> Iterator[bytes]:
-    """The file as a kill may leave it: of one block that the checkpoint writes, only the first pages are new."""
+    """The file as a kill may leave it: of a block that the checkpoint writes over, one page is new."""
     old, new = killed.home.warehouse.read_bytes(), completed.warehouse.read_bytes()
-    changed = [
-        place for place in range(HEADERS, len(old), PAGE) if old[place : place + PAGE] != new[place : place + PAGE]
-    ]
-    for place in changed:
+    for place in changed(old, new[: len(old)]):
         yield old[:place] + new[place : place + PAGE] + old[place + PAGE :]
 
 
@@ -78,9 +81,8 @@ def test_whatever_a_checkpoint_writes_before_its_header_is_not_needed(killed, co
     pipeline = copied(killed, tmp_path)
     old, new = killed.home.warehouse.read_bytes(), completed.warehouse.read_bytes()
     rubbish = bytearray(old.ljust(len(new), b"\0"))
-    for place in range(HEADERS, len(new), PAGE):
-        if old[place : place + PAGE] != new[place : place + PAGE]:
-            rubbish[place : place + PAGE] = os.urandom(PAGE)
+    for place in changed(old, new):
+        rubbish[place : place + PAGE] = os.urandom(PAGE)
     pipeline.home.warehouse.write_bytes(rubbish)
     assert held(pipeline) == held(Pipeline(killed.spec, killed.folder, completed))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.sources import quoted
+from batch_platform.sources import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
 QUANTILES = (0.1, 0.5, 0.9)
@@ -63,11 +63,7 @@ def committed_distributions(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Sequence[str]
 ) -> dict[str, ScoreDistribution]:
     """The distributions of partitions that are committed, by key; one without predictions is left out."""
-    query = (
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-        "AND schema_name = $schema AND table_name = 'predictions'"
-    )
-    if not partition_keys or not con.execute(query, {"schema": pipeline}).fetchall():
+    if not partition_keys or not has_table(con, pipeline, "predictions"):
         return {}
     rows = f"(FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys)"
     return _distributions(con, rows, {"keys": list(partition_keys)})
