@@ -11,6 +11,8 @@ import duckdb
 from batch_platform.errors import DataError, listed
 from batch_platform.sources import quoted
 
+_NOTHING = '"NULL"'  # the type of a column without a single value, which fits any
+
 
 def replace_rows(
     con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], files: Sequence[Path]
@@ -35,7 +37,8 @@ def replace_rows(
         if column not in have:
             con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
     lossy: dict[str, str] = {}  # what does not fit, and a partition with it
-    for column, old, dtype in [(one, have[one], new[one]) for one in new if have.get(one, new[one]) != new[one]]:
+    other = [one for one in new if have.get(one, new[one]) != new[one] and new[one] != _NOTHING]
+    for column, old, dtype in [(one, have[one], new[one]) for one in other]:
         if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
             con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
         elif found := con.execute(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batch_platform.errors import WarehouseBusyError
@@ -148,6 +148,7 @@ CHANGE = st.one_of(
 
 @settings(max_examples=12, deadline=None)
 @given(st.lists(CHANGE, max_size=8))
+@example([("write", KEYS[0], 1), ("column", KEYS[0], "a"), ("write", KEYS[0], 0)])
 def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
     with tempfile.TemporaryDirectory() as name:
         home, folder = Home(Path(name) / "home").create(), Path(name)
