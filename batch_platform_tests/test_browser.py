@@ -11,10 +11,10 @@ from playwright.sync_api import expect
 
 from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import write_dagster_project
+from batch_platform_tests.dagster_project import write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import range_tags
 from batch_platform_tests.served import Ui, served
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.small_pipeline import small_declaration, small_events
 
 SCORED = [f"2024-02-0{day}" for day in range(1, 6)]
 RANGE_START, RANGE_END = range_tags("first", "last")
@@ -33,13 +33,16 @@ query ($selector: ScheduleSelector!) {scheduleOrError(scheduleSelector: $selecto
 def ui(tmp_path_factory) -> Iterator[Ui]:
     """The small pipeline with its first model and five scored days, and both processes on it."""
     folder = write_dagster_project(
-        tmp_path_factory.mktemp("browser") / "orders",
-        events=small_events(last=date(2024, 3, 31)),
+        tmp_path_factory.mktemp("browser") / "orders", events=small_events(last=date(2024, 3, 31))
+    )
+    declared = small_declaration(
         partitions={"end": "2024-04-01"},
         predictions={"schedule": "* * * * *"},
         monitoring={"performance": {"warn_below": 0.6}},
         owners=["team:shop"],
     )
+    declared["model"] = {**declared["model"], "params": {**declared["model"]["params"], "max_depth": None}}
+    write_defs_yaml(folder, declared)
     answer = run_command(folder, "run", "small", "--from", SCORED[0], "--to", SCORED[-1])
     assert answer.code == 0, answer.err
     with served(folder, folder / ".batch_platform") as running:
@@ -89,7 +92,7 @@ def test_the_graph_shows_every_asset_and_says_what_each_is(dagster):
     for check in ("rows_balance", "rejected_share", "score_distribution"):
         expect(page.get_by_role("link", name=check)).to_be_visible()
     dagster.words("model").first.click()
-    dagster.sees("HistGradientBoostingClassifier")
+    dagster.sees("A HistGradientBoostingClassifier for each month.", exact=False)
     dagster.sees("max_leaf_nodes")
 
 
@@ -208,7 +211,7 @@ def test_a_training_is_launched_with_other_parameters_from_the_launchpad(ui, dag
     assert run["status"] == "SUCCESS"
     query = f"SELECT params FROM batch_platform.model_versions WHERE run_id = '{run['runId']}'"
     ((params,),) = ui.published(query)
-    assert json.loads(params)["max_iter"] == 9
+    assert json.loads(params) == {"max_iter": 9, "max_leaf_nodes": 7, "early_stopping": False, "max_depth": None}
     dagster.open("/assets/small/model?view=partitions&partition=2024-02-01")
     dagster.sees("max_iter")
     expect(page.get_by_role("img", name="2 values, the last")).to_be_visible()

@@ -140,6 +140,22 @@ def test_nothing_missing_is_skipped_with_a_reason(template, tmp_path, monkeypatc
     assert reason == "Nothing is due: every partition is up to date."
 
 
+def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    reasons = {schedule: look(deployment, schedule, AFTER_ALL)[1] for schedule in ("training", "performance")}
+    assert reasons == {
+        "training": "Nothing can be done here yet: 1 of model, waiting for 59 of features (small_score_when_due).",
+        "performance": "Nothing can be done here yet: 29 of performance, waiting for 59 of features (small_score_when_due), "
+        "1 of model (small_train_when_due), 29 of predictions (small_score_when_due).",
+    }
+    assert all(tick(deployment, "predictions", AFTER_ALL))
+    _, reason = look(deployment, "predictions", AFTER_ALL)
+    assert reason == "Nothing can be done here yet: 29 of predictions, waiting for 1 of model (small_train_when_due)."
+    assert all(tick(deployment, "training", AFTER_ALL))
+    _, reason = look(deployment, "training", AFTER_ALL)
+    assert reason == "Nothing is due here; elsewhere: 29 of predictions (small_score_when_due)."
+
+
 def test_three_days_of_down_time_are_one_range(trained):
     trained.score("2024-02-01", "2024-02-04")
     assert requested(trained, "predictions", at("2024-02-06T05:00")) == [
@@ -214,7 +230,7 @@ def test_a_partition_that_somebody_runs_in_the_ui_is_not_requested(trained):
     under_way(trained, "features", tags={PARTITION_NAME_TAG: "2024-02-01"})
     requests, reason = look(trained, "predictions", at("2024-02-02T05:00"))
     assert requests == []
-    assert reason == "Under way: 2024-02-01; nothing else is due."
+    assert reason == "Under way: 2024-02-01; nothing else can be done here yet."
 
 
 def test_a_run_that_ended_holds_nothing(trained):

@@ -16,6 +16,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
 from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.instance import prepare_instance
+from batch_platform.components.jobs import DUTY_OF, job_name
 from batch_platform.components.progress import Listener, listening
 from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, this_process
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
@@ -33,14 +34,6 @@ from batch_platform.plan import (
     matures,
     stale_reason,
 )
-
-JOBS: dict[Kind, str] = {
-    "features": "score",
-    "model": "train",
-    "challengers": "train",
-    "predictions": "score",
-    "performance": "evaluate",
-}
 
 
 class RunFailedError(BatchPlatformError):
@@ -171,7 +164,7 @@ class Runs:
 
     def _run(self, assets: Sequence[Kind], first: str, last: str) -> None:
         name = self.wiring.spec.name
-        job = self.project.definitions.resolve_job_def(f"{name}_{JOBS[assets[0]]}")
+        job = self.project.definitions.resolve_job_def(job_name(name, DUTY_OF[assets[0]]))
         tags = {PIPELINE_TAG: name, PROCESS_TAG: this_process()}
         if not self._is_single_model(assets):
             tags |= {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}

@@ -5,15 +5,14 @@ Each calls one step of `pipeline.py` for the partitions of its run and logs each
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
-from pydantic import Field
 
 from batch_platform.components import challengers, checks, describe, lineage
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
+from batch_platform.components.run_config import FeaturesConfig, PredictionsConfig, TrainingConfig, training_schema
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.errors import BatchPlatformError
@@ -27,50 +26,6 @@ from batch_platform.scoring_run import Committed
 from batch_platform.stream import Watch
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()
-
-
-class FeaturesConfig(dg.Config):
-    """How features are built."""
-
-    force: bool = Field(
-        default=False,
-        description="Build again even where neither the SQL nor the sources changed. Otherwise such a partition is skipped.",
-    )
-
-
-class ModelConfig(dg.Config):
-    """How a model is trained."""
-
-    params: dict[str, Any] = Field(
-        default_factory=dict[str, Any],
-        description="Parameters of the estimator for this training only, such as {max_iter: 300}; they replace or add to "
-        "those of model.params. The version that comes of it is judged by the gate like any other.",
-    )
-    until: str | None = Field(
-        default=None,
-        description="Only for a model without `train.every`: key of the first partition that it serves.",
-    )
-    challengers_only: bool = Field(
-        default=False,
-        description="Train only the challengers that this serving period lacks; the model stays as it is.",
-    )
-
-
-class PredictionsConfig(dg.Config):
-    """How partitions are scored."""
-
-    force: bool = Field(
-        default=False,
-        description="Score again even where neither features, model nor rules changed; a partition may become empty.",
-    )
-    model: str | None = Field(
-        default=None,
-        description="Score by this version, such as 2013-03-01-3f9c1a2b, instead of the champion as of the partition's start.",
-    )
-    replay: bool = Field(
-        default=False,
-        description="Score only the rows that were rejected before, after a fix; goes with neither `force` nor `model`.",
-    )
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
@@ -135,9 +90,10 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         deps=[features, *(wiring.key(name) for name in read_by_labels(wiring))],
         backfill_policy=SINGLE_RUN,
         check_specs=[checks.gate(key), *challengers.specs(wiring, key)],
+        config_schema=training_schema(wiring),
     )
-    def model(context: dg.AssetExecutionContext, config: ModelConfig) -> dg.MaterializeResult:
-        decided: list[Trained] = []
+    def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        config, decided = TrainingConfig(**context.op_execution_context.op_config), list[Trained]()
         with wiring.step() as pipeline:
             due = _asked_periods(wiring, context, config)
             with PartitionLog(context, key, len(due)) as log:
@@ -164,13 +120,10 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
     return model
 
 
-def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: ModelConfig) -> list[Partition]:
+def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: TrainingConfig) -> list[Partition]:
     """The serving periods to train for, oldest first."""
     if wiring.serving_periods is None:
         return [_single_period(wiring, config.until)]
-    if config.until is not None:
-        msg = f"{wiring.spec.name}: `until` has no meaning here, since each serving period has its own model."
-        raise BatchPlatformError(msg, hint="leave it out; the partition of the run is the serving period.")
     periods = [wiring.serving_period(key) for key in context.partition_keys]
     return sorted(periods, key=lambda period: period.start)
 

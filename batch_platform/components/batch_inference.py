@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
 from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
+from batch_platform.components.jobs import build_jobs
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.scaffolding import BatchInferenceScaffolder
-from batch_platform.components.schedules import build_jobs, build_schedules
+from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.redaction import protect
 from batch_platform.spec import PipelineSpec

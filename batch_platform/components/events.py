@@ -27,7 +27,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.progress import Pace, Step, report
-from batch_platform.components.runs import PROCESS_TAG, this_process
+from batch_platform.components.runs import PROCESS_TAG, range_tag, this_process
 from batch_platform.components.wiring import Wiring
 from batch_platform.partitions import Partition
 from batch_platform.plan import State
@@ -42,7 +42,7 @@ class PartitionLog:
 
     def __init__(self, context: dg.AssetExecutionContext, asset: dg.AssetKey, total: int) -> None:
         """Note whose work it is and what the upstream assets are before it begins; `total` partitions are to come."""
-        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process()})
+        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process(), **range_tag(context)})
         self._context, self._asset = context, asset
         self._pace = Pace(asset.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES

@@ -14,12 +14,16 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
+from batch_platform.components.jobs import MAKES, assets_of, job_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.errors import WrongUseError
 from batch_platform.plan import serving_calendar
 
 PROCESS_TAG = ".dagster/batch_platform_process"  # a tag with such a name is kept and not shown
 RECENT = 200
+PARTITIONS_TAG = (
+    "batch_platform/partitions"  # the list of runs shows it; Dagster's own tags of a range are hidden there
+)
 Target = tuple[str, str]  # asset and partition key; the key is "" where a run leaves it open
 
 
@@ -55,6 +59,14 @@ def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
 def this_process() -> str:
     """A tag by which a later process on this machine can tell whether this one still lives."""
     return f"{_process(os.getpid())} {_place()}"
+
+
+def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """A tag that shows which partitions a run of a range is about; none of a run of one partition, which shows it itself."""
+    if PARTITION_NAME_TAG in context.run.tags or not context.has_partition_key_range:
+        return {}
+    first, last = context.partition_key_range
+    return {PARTITIONS_TAG: first if first == last else f"{first}...{last}"}
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
@@ -101,12 +113,7 @@ def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
     name = wiring.spec.name
     if run.asset_selection:
         return [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
-    jobs = {
-        f"{name}_score": ["features", "predictions"],
-        f"{name}_train": ["model"],
-        f"{name}_evaluate": ["performance"],
-    }
-    return jobs.get(run.job_name, [])
+    return [asset for duty in MAKES if run.job_name == job_name(name, duty) for asset in assets_of(duty)]
 
 
 def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:

@@ -1,0 +1,71 @@
+"""What a launch can be told, and what the list of runs shows of it."""
+
+from dataclasses import replace
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.runs import PARTITIONS_TAG
+from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.small_pipeline import DECLARATION
+
+DECLARED = DECLARATION["model"]["params"]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+def offered(deployment: Deployment) -> dict[str, Any]:
+    """What the launchpad fills in for a training."""
+    schema = deployment.definitions.resolve_job_def("small_train").run_config_schema
+    return schema.run_config_schema_type.fields["ops"].default_value["small__model"]["config"]
+
+
+def test_the_declared_parameters_are_filled_in_and_nothing_that_has_no_meaning_here(tmp_path, monkeypatch):
+    assert offered(deploy(tmp_path, monkeypatch)) == {"params": DECLARED}
+    challenged = deploy(tmp_path, monkeypatch, challengers=[{"name": "linear", "estimator": "sklearn.svm.LinearSVC"}])
+    assert offered(challenged) == {"params": DECLARED, "challengers_only": False}
+
+
+def test_a_parameter_of_none_is_a_value_like_any_other(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+    unbounded = trained.pipeline.spec.model_copy(deep=True)
+    unbounded.model.params["max_depth"] = None
+    trained = replace(trained, definitions=build_definitions(unbounded, trained.pipeline.folder))
+    assert offered(trained) == {"params": {**DECLARED, "max_depth": None}}
+    result = trained.run("model", first="2024-02-01", config={"model": {"params": {"max_leaf_nodes": None}}})
+    assert result.success
+    (logged,) = trained.materializations("model", result.run_id)
+    shown = logged.asset_materialization.metadata["params"].value
+    assert {"| max_depth | null |", "| max_leaf_nodes | null |", "| max_iter | 5 |"} <= set(shown.splitlines())
+
+
+def test_a_secret_among_the_parameters_is_not_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOP_TOKEN", "hunter2hunter2")
+    secret = {"build": "shop.models.remote", "estimator": None, "params": {"password": "hunter2hunter2"}}
+    assert offered(deploy(tmp_path, monkeypatch, model=secret))["params"] == {}
+
+
+def test_until_is_refused_where_each_period_has_its_own_model(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+    with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "until"'):
+        trained.run("model", first="2024-02-01", config={"model": {"until": "2024-02-10"}})
+
+
+def test_a_run_over_a_range_shows_which(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+
+    def shown(first: str, last: str | None) -> str | None:
+        result = trained.run("features", "predictions", first=first, last=last)
+        assert result.success
+        run = trained.instance.get_run_by_id(result.run_id)
+        assert run is not None
+        return run.tags.get(PARTITIONS_TAG)
+
+    assert shown("2024-02-01", "2024-02-03") == "2024-02-01...2024-02-03"
+    assert shown("2024-02-04", "2024-02-04") == "2024-02-04"
+    assert shown("2024-02-05", None) is None, "Dagster shows one partition itself"
