@@ -16,9 +16,10 @@ from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failur
 from batch_platform.errors import DataError, WarehouseBusyError
 from batch_platform.forest import arrays
 from batch_platform.models import bundle
-from batch_platform.partitions import Calendar
+from batch_platform.partitions import Calendar, Partition
 from batch_platform.plan import serving_calendar
 from batch_platform.scoring_run import Committed
+from batch_platform.sources import Sources, SourceState
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
 from batch_platform_tests.small_pipeline import small_events, small_spec, write_small_project
 
@@ -517,11 +518,6 @@ def test_training_that_the_data_refuse_fails_in_one_paragraph(tmp_path, monkeypa
     assert "Traceback" not in message
 
 
-def test_until_is_refused_where_each_period_has_its_own_model(trained):
-    result = trained.run("model", first="2024-02-01", config={"model": {"until": "2024-02-10"}})
-    assert "until" in failure(result)
-
-
 def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
     one_for_all = {"train": {"every": None}}
     deployment = deploy(tmp_path, monkeypatch, model=one_for_all)
@@ -558,7 +554,7 @@ def test_performance_warns_of_partitions_below_the_rule(template, tmp_path, monk
     assert not any(evaluation.passed for evaluation in found.values())
     assert found[days[0]].severity == dg.AssetCheckSeverity.WARN
     assert found[days[0]].metadata["roc_auc"].value == value(logged[0], "roc_auc")
-    assert days[2] in found[None].metadata["worse"].value
+    assert days[2] in found[None].metadata["the_worst"].value
 
 
 def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
@@ -612,6 +608,39 @@ def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
         assert types.items() >= columns.items()
         assert metadata["location"].value
         assert seen.asset_observation.data_version
+
+
+def test_a_run_notes_what_a_source_holds_and_opens_it_for_that_only_where_it_is_new(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    opened: list[str] = []
+    state = Sources.state
+
+    def noted(sources: Sources, name: str, partition: Partition | None) -> SourceState:
+        opened.append(name)
+        return state(sources, name, partition)
+
+    monkeypatch.setattr(Sources, "state", noted)
+    for day in ("2024-01-01", "2024-01-02"):
+        assert deployment.run("features", first=day).success
+    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
+    assert deployment.run("features", first="2024-01-03").success
+    seen = [one.asset_observation.metadata for one in deployment.observations("events")]
+    assert [metadata["dagster/row_count"].value for metadata in seen] == [2400, 2400, 100]
+    assert all("amount" in {one.name for one in metadata["dagster/column_schema"].value.columns} for metadata in seen)
+    assert opened == ["events", "events"]
+
+
+def test_how_many_rows_a_function_gives_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "growing_source.py").write_text(
+        "from batch_platform_tests.small_pipeline import small_events\ndef events():\n    return small_events()\n"
+    )
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "growing_source.events", "parquet": None}})
+    for day in ("2024-01-01", "2024-01-02"):
+        assert deployment.run("features", first=day).success
+    first, second = [one.asset_observation.metadata for one in deployment.observations("events")]
+    assert first["dagster/row_count"].value == 2400
+    assert second.keys() == first.keys() - {"dagster/row_count"}
 
 
 def test_a_changed_file_has_another_data_version(tmp_path, monkeypatch):

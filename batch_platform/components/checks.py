@@ -12,10 +12,10 @@ from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
-from batch_platform.errors import listed
+from batch_platform.errors import MOST_LISTED, listed
 from batch_platform.evaluation import Evaluated
 from batch_platform.learning import Trained
-from batch_platform.monitoring.performance import DEFAULT_METRIC, is_worse
+from batch_platform.monitoring.performance import DEFAULT_METRIC, LOWER_IS_BETTER, is_worse
 from batch_platform.plan import State, make_plan
 from batch_platform.scoring_run import Committed
 from batch_platform.staleness import Staleness
@@ -252,7 +252,10 @@ def performance(wiring: Wiring, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
     rule = wiring.spec.monitoring.performance
     if rule is None:
         return []
-    description = f"The metric of the gate is at least {rule.warn_below:g} (an error: at most)."
+    bar = describe.meets(wiring.spec.model.promote.metric, rule.warn_below)
+    description = (
+        f"Measured on its true outcomes, each partition has {bar}. One that has not is warned of; its predictions stay."
+    )
     return [dg.AssetCheckSpec(PERFORMANCE, asset=asset, description=description)]
 
 
@@ -292,14 +295,16 @@ def log_performance(log: PartitionLog, judged: Judged) -> None:
 
 
 def performance_summary(judged: Sequence[Judged]) -> dg.AssetCheckResult:
-    """Which partitions of a run did worse than declared."""
-    worse = [f"{one.partition_key} ({one.value:.4f})" for one in judged if not one.passed]
+    """How many partitions of a run did worse than declared, and which did worst."""
+    worse = [one for one in judged if not one.passed]
+    metadata: dict[str, Any] = {"partitions": _counted(judged), "worse": _counted(worse)}
+    if worse:
+        metric = worse[0].metric
+        worst = sorted(worse, key=lambda one: one.value, reverse=metric in LOWER_IS_BETTER)[:MOST_LISTED]
+        shown = describe.table(("partition", metric), {one.partition_key: f"{one.value:.4f}" for one in worst})
+        metadata["the_worst"] = dg.MetadataValue.md(shown)
     return dg.AssetCheckResult(
-        check_name=PERFORMANCE,
-        description=_TOGETHER,
-        passed=not worse,
-        severity=_WARN,
-        metadata={"partitions": f"{len(judged)}", "worse": ", ".join(worse) or "none"},
+        check_name=PERFORMANCE, description=_TOGETHER, passed=not worse, severity=_WARN, metadata=metadata
     )
 
 

@@ -24,6 +24,7 @@ from batch_platform.redaction import redact, redacted
 from batch_platform.scoring_run import LOCAL, Committed
 from batch_platform.sources import SourceState
 
+ROW_COUNT = "dagster/row_count"
 DIGITS = 6  # of a metric, where it is shown
 
 
@@ -66,16 +67,22 @@ def model(wiring: Wiring) -> str:
             f"Imported from `{redact(declared.import_)}` {period}. Its contract is learnt from the features before its serving "
             "period; where labels are known by then, the gate judges it, and a version that does not pass never serves."
         )
-    side = "at most" if promote.metric in LOWER_IS_BETTER else "at least"
-    bar = [] if promote.at_least is None else [f"{promote.metric or 'its metric'} {side} {promote.at_least:g}"]
+    bar = [] if promote.at_least is None else [meets(promote.metric, promote.at_least)]
     bar += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
     gate = f" ({', '.join(bar)})" if bar else ""
     text = (
-        f"A `{(declared.estimator or declared.build or '').rpartition('.')[2]}` {period}. It is trained on "
+        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. It is trained on "
         f"{_history(train.window)} before its serving period, with the labels known by then, and evaluated on the last "
         f"{train.evaluate} of it. A version that does not pass the gate{gate} is kept and never serves."
     )
     return f"{text}\n\n{_parameters(redacted(declared.params))}" if declared.params else text
+
+
+def meets(metric: str | None, value: float) -> str:
+    """What a metric is asked to be."""
+    if metric is None:
+        return f"its metric at least {value:g} (an error: at most)"
+    return f"{metric} {'at most' if metric in LOWER_IS_BETTER else 'at least'} {value:g}"
 
 
 def model_kind(wiring: Wiring) -> str:
@@ -151,7 +158,7 @@ def table_schema(columns: Mapping[str, str]) -> dg.TableSchema:
 def source_state(state: SourceState) -> dict[str, Any]:
     """Metadata of a source as it was read."""
     return {
-        "dagster/row_count": state.rows,
+        ROW_COUNT: state.rows,
         "dagster/column_schema": table_schema(state.columns),
         "location": redact(state.location),
     }
@@ -160,7 +167,7 @@ def source_state(state: SourceState) -> dict[str, Any]:
 def built(one: Built, file: Path) -> dict[str, Any]:
     """Metadata of a partition of features."""
     metadata: dict[str, Any] = {
-        "dagster/row_count": one.build.rows,
+        ROW_COUNT: one.build.rows,
         "dagster/uri": str(file),
         "sha256": one.build.sha256,
         "skipped": one.skipped,
@@ -203,7 +210,7 @@ def committed(one: Committed) -> dict[str, Any]:
     """Metadata of a partition of predictions: what came in and out, by which model, and its scores."""
     run = one.run
     metadata: dict[str, Any] = {
-        "dagster/row_count": run.rows_scored,
+        ROW_COUNT: run.rows_scored,
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
     }
@@ -258,7 +265,7 @@ def speed(one: Committed) -> dict[str, Any]:
 
 def evaluated(one: Evaluated) -> dict[str, Any]:
     """Metadata of an evaluated partition."""
-    return {"dagster/row_count": one.run.rows_labelled, "model_version": one.model_version, **to_read(one.metrics)}
+    return {ROW_COUNT: one.run.rows_labelled, "model_version": one.model_version, **to_read(one.metrics)}
 
 
 def to_read(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """Raw sources in the graph: external assets, observed on demand and by every run that builds features from them."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import dagster as dg
 
@@ -35,16 +36,35 @@ def read_by_labels(wiring: Wiring) -> list[str]:
 
 
 def observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
-    """Log in which state a run finds the sources that it reads; no file is opened for it.
+    """Log in which state a run finds the sources that it reads.
 
-    A source without its file is left out: building the features that need it says so.
+    Only one whose version is new is opened for it, and none that has a file for each partition. A source without its file
+    is left out: building the features that need it says so.
     """
     for name in read_by_features(wiring):
         own = wiring.spec.sources[name].by_partition
         for partition in partitions if own else partitions[:1]:
             with suppress(SourceError):
                 version = wiring.pipeline().builder.sources.version(name, partition)
-                observed(context, wiring.key(name), partition.key if own else None, data_version=version)
+                holds = None if own else _holds(context, wiring, name, partition, version)
+                observed(
+                    context, wiring.key(name), partition.key if own else None, data_version=version, metadata=holds
+                )
+
+
+def _holds(
+    context: dg.AssetExecutionContext, wiring: Wiring, name: str, partition: Partition, version: str
+) -> Mapping[str, Any]:
+    """What a source holds: as last seen if its version is the same, else as it is read.
+
+    The version of a function is that of its code: the same code may give other rows, so their number is not repeated.
+    """
+    record = context.instance.get_latest_data_version_record(wiring.key(name))
+    seen = record.event_log_entry.asset_observation if record else None
+    if seen is None or not seen.metadata or seen.data_version != version:
+        return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
+    dropped = describe.ROW_COUNT if wiring.spec.sources[name].python else None
+    return {key: value for key, value in seen.metadata.items() if key != dropped}
 
 
 def _observable(wiring: Wiring, name: str) -> dg.AssetsDefinition:
