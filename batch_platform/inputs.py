@@ -30,7 +30,9 @@ class Partitions(Block):
 
     every: Every = Field(description="Length of one partition.", examples=["day"])
     start: LocalTime = Field(description="First partition, local date or time in `timezone`.", examples=["2013-01-01"])
-    end: LocalTime | None = Field(default=None, description="No partition starts at or after this local date or time.")
+    end: LocalTime | None = Field(
+        default=None, description="No partition starts at or after this local date or time.", examples=["2014-01-01"]
+    )
     timezone: str = Field(
         default="UTC", description="IANA time zone in which partitions begin.", examples=["Europe/Berlin"]
     )
@@ -39,6 +41,7 @@ class Partitions(Block):
         ge=0,
         le=1,
         description="1 makes a partition due when it starts, for rows that are all known by then; 0 when it has closed.",
+        examples=[1],
     )
 
     @field_validator("timezone")
@@ -87,12 +90,21 @@ class Source(Block):
     python: str | None = Field(
         default=None,
         description="module.function returning a Polars frame or an Arrow table; takes `partition` if it likes.",
+        examples=["shop.sources.orders"],
     )
     parquet: str | None = Field(
-        default=None, description="Path or glob, relative to this file; {partition_key} allowed."
+        default=None,
+        description="Path or glob, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.parquet", "orders/{partition_key}.parquet"],
     )
-    csv: str | None = Field(default=None, description="Path or glob, relative to this file; {partition_key} allowed.")
-    duckdb: str | None = Field(default=None, description="Path of a DuckDB file, relative to this file.")
+    csv: str | None = Field(
+        default=None,
+        description="Path or glob, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.csv", "orders/{partition_key}.csv"],
+    )
+    duckdb: str | None = Field(
+        default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
+    )
     postgres: str | None = Field(default=None, description="Not available yet.")
     table: str | None = Field(
         default=None, description="The table or view in the DuckDB file.", examples=["main.orders"]
@@ -131,8 +143,8 @@ class ColumnRule(Block):
 
     type: ColumnType | None = Field(default=None, description="Type in the contract.")
     nullable: bool | None = Field(default=None, description="Whether a null is allowed.")
-    min: float | None = Field(default=None, description="A smaller value is rejected.")
-    max: float | None = Field(default=None, description="A larger value is rejected.")
+    min: float | None = Field(default=None, description="A smaller value is rejected.", examples=[0])
+    max: float | None = Field(default=None, description="A larger value is rejected.", examples=[100])
     feature: bool = Field(default=True, description="false: the column is not given to the model.")
 
     @model_validator(mode="after")
@@ -149,8 +161,10 @@ class ColumnRule(Block):
 class Driving(Block):
     """The source of which every row inside a partition must give one row of features: no join may add or lose any."""
 
-    source: str = Field(description="Name of the source whose rows are counted.")
-    time: str = Field(description="Its column with a row's time, by which it belongs to a partition.")
+    source: str = Field(description="Name of the source whose rows are counted.", examples=["orders"])
+    time: str = Field(
+        description="Its column with a row's time, by which it belongs to a partition.", examples=["ordered_at"]
+    )
 
 
 class Features(Block):
@@ -159,15 +173,27 @@ class Features(Block):
     sql: str | None = Field(
         default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
     )
-    python: str | None = Field(default=None, description="module.function: Polars LazyFrames in, a LazyFrame out.")
+    python: str | None = Field(
+        default=None,
+        description="module.function: Polars LazyFrames in, a LazyFrame out.",
+        examples=["shop.features.of_orders"],
+    )
     key: list[str] = Field(
         min_length=1, description="Columns that name a row; unique within a partition.", examples=[["order_id"]]
     )
-    time: str | None = Field(default=None, description="Column with the row's time; outside the partition is an error.")
-    driving: Driving | None = Field(
-        default=None, description="Source that has as many rows in a partition as its features; otherwise an error."
+    time: str | None = Field(
+        default=None,
+        description="Column with the row's time; outside the partition is an error.",
+        examples=["ordered_at"],
     )
-    columns: dict[str, ColumnRule] = Field(default_factory=dict, description="Overrides of what training infers.")
+    driving: Driving | None = Field(
+        default=None,
+        description="Source that has as many rows in a partition as its features; otherwise an error.",
+        examples=[{"source": "orders", "time": "ordered_at"}],
+    )
+    columns: dict[str, ColumnRule] = Field(
+        default_factory=dict, description="Overrides of what training infers.", examples=[{"amount": {"min": 0}}]
+    )
     max_rejected: Share = Field(
         default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.", examples=["1%"]
     )
@@ -195,12 +221,14 @@ class Labels(Block):
     """The true outcomes, and how long after the end of a partition they are known."""
 
     sql: str = Field(description="DuckDB SQL file giving the key columns and the label.", examples=["labels.sql"])
-    column: str = Field(description="The label among its columns.")
+    column: str = Field(description="The label among its columns.", examples=["returned"])
     delay: DurationText = Field(
         default="0 days", description="From the end of a partition until its labels are known.", examples=["1 day"]
     )
     outcomes: list[str] = Field(
-        default_factory=list, description="Columns known only with the label; refused among the features, as it is."
+        default_factory=list,
+        description="Columns known only with the label; refused among the features, as it is.",
+        examples=[["returned_at"]],
     )
 
     @field_validator("sql")

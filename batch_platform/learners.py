@@ -27,16 +27,23 @@ class Learner(Block):
         description="Import path of a scikit-learn-compatible estimator.",
         examples=["sklearn.ensemble.HistGradientBoostingClassifier"],
     )
-    build: str | None = Field(default=None, description="module.function that takes `params` and returns an estimator.")
+    build: str | None = Field(
+        default=None,
+        description="module.function that takes `params` and returns an estimator.",
+        examples=["shop.networks.network"],
+    )
     import_: str | None = Field(
         default=None,
         alias="import",
         description="A model made elsewhere: a file, MLflow's models:/ or runs:/ or folder, or package.module.Class.",
+        examples=["churn.onnx", "models:/churn@champion", "shop.rules.Rules"],
     )
-    flavour: str | None = Field(default=None, description="Of the import; left out: by its form.")
+    flavour: str | None = Field(default=None, description="Of the import; left out: by its form.", examples=[*FLAVOURS])
     task: Task | None = Field(default=None, description="Of the import; left out where its file tells.")
     classes: list[bool | int | float | str] | None = Field(
-        default=None, description="Of the import, in the order of its probabilities; left out where its file tells."
+        default=None,
+        description="Of the import, in the order of its probabilities; left out where its file tells.",
+        examples=[[False, True]],
     )
     allow_pickle: bool = Field(
         default=False,

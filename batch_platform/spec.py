@@ -55,18 +55,25 @@ class Train(Block):
 
     every: Every | None = Field(default=None, description="One model per such period; left out: one model for all.")
     start: LocalTime | None = Field(
-        default=None, description="First serving period; left out: as soon as data suffice."
+        default=None, description="First serving period; left out: as soon as data suffice.", examples=["2013-03-01"]
     )
     window: str = Field(
         default="all", description="How far back training reads: 'all', or for example '60 days'.", examples=["60 days"]
     )
     evaluate: DurationText = Field(
-        default="14 days", description="The end of the window, kept out of training to evaluate on."
+        default="14 days",
+        description="The end of the window, kept out of training to evaluate on.",
+        examples=["14 days"],
     )
     max_rows: int | None = Field(
-        default=None, ge=100, description="Learn from a sample of so many rows at most, each class in proportion."
+        default=None,
+        ge=100,
+        description="Learn from a sample of so many rows at most, each class in proportion.",
+        examples=[1_000_000],
     )
-    schedule: Cron = Field(default="30 * * * *", description="Cron on which due models are looked for.")
+    schedule: Cron = Field(
+        default="30 * * * *", description="Cron on which due models are looked for.", examples=["30 * * * *"]
+    )
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -91,9 +98,15 @@ class Train(Block):
 class Promote(Block):
     """The gate between a trained version and the predictions."""
 
-    metric: str | None = Field(default=None, description=f"One of {', '.join(METRICS)}; default by the kind of model.")
-    at_least: float | None = Field(default=None, description="Worse than this is not approved (an error: not more).")
-    tolerance: float | None = Field(default=None, ge=0, description="Worse than the champion by more is not approved.")
+    metric: str | None = Field(
+        default=None, description=f"One of {', '.join(METRICS)}; default by the kind of model.", examples=[*METRICS]
+    )
+    at_least: float | None = Field(
+        default=None, description="Worse than this is not approved (an error: not more).", examples=[0.6]
+    )
+    tolerance: float | None = Field(
+        default=None, ge=0, description="Worse than the champion by more is not approved.", examples=[0.02]
+    )
     manual: bool = Field(
         default=False, description="A version that passes waits for `batch-platform models … promote`."
     )
@@ -113,8 +126,16 @@ GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"},
 class Model(Learner):
     """What learns, when, and when it may serve."""
 
-    train: Train = Field(default_factory=Train, description="When, and on how much history.")
-    promote: GateOrManual = Field(default_factory=Promote, description="The gate; 'manual': a version waits for you.")
+    train: Train = Field(
+        default_factory=Train,
+        description="When, and on how much history.",
+        examples=[{"every": "month", "window": "all", "evaluate": "14 days"}],
+    )
+    promote: GateOrManual = Field(
+        default_factory=Promote,
+        description="The gate; 'manual': a version waits for you.",
+        examples=[{"metric": "roc_auc", "at_least": 0.6, "tolerance": 0.02}, "manual"],
+    )
     publish: Literal["mlflow"] | None = Field(
         default=None, description="Register each version in MLflow as well, at MLFLOW_TRACKING_URI."
     )
@@ -130,12 +151,14 @@ class Predictions(Block):
 
     keep: list[str] = Field(default_factory=list, description="Feature columns to carry along.", examples=[["country"]])
     schedule: Cron | None = Field(
-        default=None, description="Cron in the pipeline's time zone; default: each partition."
+        default=None, description="Cron in the pipeline's time zone; default: each partition.", examples=["0 5 * * *"]
     )
     rescore: Literal["when_stale", "never"] = Field(
         default="when_stale", description="Whether the schedule re-scores what a newer model, input or code outdates."
     )
-    limit: int = Field(default=400, ge=1, description="Most partitions that one tick of a schedule requests.")
+    limit: int = Field(
+        default=400, ge=1, description="Most partitions that one tick of a schedule requests.", examples=[400]
+    )
 
 
 class Psi(Block):
@@ -154,14 +177,18 @@ class Drift(Block):
 class PerformanceRule(Block):
     """When a partition's performance is worth a warning."""
 
-    warn_below: float = Field(description="The gate's metric worse than this gives a warning on the partition.")
+    warn_below: float = Field(
+        description="The gate's metric worse than this gives a warning on the partition.", examples=[0.6]
+    )
 
 
 class Monitoring(Block):
     """What is watched once a partition is scored."""
 
     drift: Drift | None = Field(default=None, description="Not available yet.")
-    performance: PerformanceRule | None = Field(default=None, description="When to warn of a partition.")
+    performance: PerformanceRule | None = Field(
+        default=None, description="When to warn of a partition.", examples=[{"warn_below": 0.6}]
+    )
 
     @model_validator(mode="after")
     def _available(self) -> Self:
@@ -188,29 +215,56 @@ class PipelineSpec(Block):
     """One pipeline."""
 
     name: str = Field(description="Schema of its tables and prefix of its assets.", examples=["flight_delays"])
-    description: str = Field(default="", description="One sentence: what is predicted, for what.")
+    description: str = Field(
+        default="",
+        description="One sentence: what is predicted, for what.",
+        examples=["Probability that a customer leaves within a month."],
+    )
     owners: list[str] = Field(
         default_factory=list,
         description="Owners shown in the UI: an e-mail or 'team:…'.",
         examples=[["team:operations"]],
     )
-    partitions: Partitions = Field(description="The time windows, each scored on its own.")
+    partitions: Partitions = Field(
+        description="The time windows, each scored on its own.",
+        examples=[{"every": "day", "start": "2026-01-01", "timezone": "Europe/Berlin"}],
+    )
     sources: dict[str, Source] = Field(
         min_length=1,
         description="Raw tables by the name that the SQL uses.",
         examples=[{"orders": {"parquet": "orders/*.parquet"}}],
     )
-    features: Features = Field(description="One row per thing to score, made from the sources.")
-    labels: Labels | None = Field(default=None, description="The true outcomes; left out for a clustering.")
-    model: Model = Field(description="What learns, when it is trained, and what it must reach to serve.")
+    features: Features = Field(
+        description="One row per thing to score, made from the sources.",
+        examples=[{"sql": "features.sql", "key": ["order_id"], "time": "ordered_at"}],
+    )
+    labels: Labels | None = Field(
+        default=None,
+        description="The true outcomes; left out for a clustering.",
+        examples=[{"sql": "labels.sql", "column": "returned", "delay": "14 days"}],
+    )
+    model: Model = Field(
+        description="What learns, when it is trained, and what it must reach to serve.",
+        examples=[{"estimator": "sklearn.ensemble.HistGradientBoostingClassifier", "train": {"every": "month"}}],
+    )
     challengers: list[Challenger] = Field(
         default_factory=list,
         description="Other models that score the same rows beside the champion, to be compared with it; none serves.",
         examples=[[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]],
     )
-    predictions: Predictions = Field(default_factory=Predictions, description="The table of scores, and its schedule.")
-    monitoring: Monitoring = Field(default_factory=Monitoring, description="What is watched once scored.")
-    engine: LocalOrEngine = Field(default_factory=Engine, description="'local'; a Spark cluster is not available yet.")
+    predictions: Predictions = Field(
+        default_factory=Predictions,
+        description="The table of scores, and its schedule.",
+        examples=[{"keep": ["country"], "schedule": "0 5 * * *"}],
+    )
+    monitoring: Monitoring = Field(
+        default_factory=Monitoring,
+        description="What is watched once scored.",
+        examples=[{"performance": {"warn_below": 0.6}}],
+    )
+    engine: LocalOrEngine = Field(
+        default_factory=Engine, description="'local'; a Spark cluster is not available yet.", examples=["local"]
+    )
 
     @field_validator("name")
     @classmethod
