@@ -23,6 +23,7 @@ A tour, from the inside out; a module imports from its own stop and from those b
   they did; what is scored and committed.
 - `pipeline`, `replay`, `backtested`, `backtesting`, `status`, `provenance`, `cleaning`: the steps of one pipeline, what
   another model would have done, what came of them and from what, and what they leave behind.
+- `proposing`: a first pipeline for a table that nobody has described.
 - `components`, `definitions`, `defs`: Dagster, thin wiring round the above, and the pipelines that ship with it.
 - `cli`: the `batch-platform` command.
 """

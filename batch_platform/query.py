@@ -36,7 +36,7 @@ class Query:
             if not path.resolve().is_relative_to(folder.resolve()):
                 msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
                 raise SourceError(msg, hint="put the SQL itself into the folder of the pipeline.")
-            self.text = path.read_text(encoding="utf-8")
+            self.text = path.read_bytes().decode()  # as it is: a quoted name may hold a carriage return
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             msg = f"{pipeline}: {path} cannot be read ({reason})."

@@ -36,7 +36,7 @@ ROWS = (
     ("publish", "registry", "history", "promotion", "challenger_periods", "tables", "backtested"),
     ("plan",),
     ("gate", "staleness"),
-    ("importing",),
+    ("importing", "proposing"),
     ("learning", "challengers", "evaluation", "scoring_run"),
     ("pipeline", "status", "provenance", "replay", "backtesting", "cleaning"),
     ("components",),

@@ -20,6 +20,7 @@ import click
 from batch_platform import __version__
 from batch_platform.cli import failures, terminal
 from batch_platform.cli.backtest import backtest
+from batch_platform.cli.new import new
 from batch_platform.cli.options import project_of, reports
 from batch_platform.errors import WrongUseError
 from batch_platform.redaction import redact
@@ -282,6 +283,7 @@ def roll_back_model(chosen: "_Chosen", first: str | None, reason: str, *, rescor
 
 
 app.add_command(backtest)
+app.add_command(new)
 
 
 @dataclass(frozen=True)

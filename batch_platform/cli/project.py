@@ -98,10 +98,8 @@ def find_project(folder: Path | None) -> Project:
     if not os.path.isdir(start):  # noqa: PTH112 - a Path's own raises where a name is too long to be one
         msg = f"{start} is no folder."
         raise WrongUseError(msg, hint="--project names the folder of a Dagster project.")
-    for candidate in (start, *start.parents):
-        declared = _dg_project(candidate / "pyproject.toml")
-        if declared is not None:
-            return _at_home(_declared(candidate, declared))
+    if (found := _around(start)) is not None:
+        return _at_home(_declared(*found))
     if folder is None:
         return shipped_project()
     msg = f"{start} has no pyproject.toml with [tool.dg.project], nor has a folder above it."
@@ -111,6 +109,20 @@ def find_project(folder: Path | None) -> Project:
 def shipped_project() -> Project:
     """The pipelines that ship with this package, with their data in the current folder."""
     return _at_home(Project(Path.cwd(), SHIPPED, declarations=_folder_of("batch_platform.defs")))
+
+
+def is_in_project(folder: Path) -> bool:
+    """Whether a folder or one above it is that of a Dagster project."""
+    return _around(folder.absolute()) is not None
+
+
+def _around(start: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The nearest folder of a project, with what its pyproject.toml says of it."""
+    for candidate in (start, *start.parents):
+        declared = _dg_project(candidate / "pyproject.toml")
+        if declared is not None:
+            return candidate, declared
+    return None
 
 
 def _at_home(project: Project) -> Project:

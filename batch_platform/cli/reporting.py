@@ -70,10 +70,7 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
         BatchPlatformError: One would not; the message says where and why.
     """
     for wiring in project.pipelines.values():
-        folder = wiring.pipeline().builder.sources.folder
-        check_model(wiring.spec.model, folder)
-        check_challengers(wiring.spec, folder)
-        _check_sql(wiring, now)
+        check_pipeline(wiring, now)
     if as_json:
         terminal.show_json({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
         return
@@ -184,6 +181,18 @@ def _standing(one: ChallengerStatus) -> str:
         return one.failure or "no version yet"
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(one.metrics.items()))
     return f"{one.version} ({metrics})" + (f"; could not be trained again: {one.failure}" if one.failure else "")
+
+
+def check_pipeline(wiring: Wiring, now: datetime) -> None:
+    """Check that the SQL, the functions and the estimator of one pipeline would run.
+
+    Raises:
+        BatchPlatformError: One would not.
+    """
+    folder = wiring.pipeline().builder.sources.folder
+    check_model(wiring.spec.model, folder)
+    check_challengers(wiring.spec, folder)
+    _check_sql(wiring, now)
 
 
 def _check_sql(wiring: Wiring, now: datetime) -> None:
