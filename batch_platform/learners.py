@@ -3,6 +3,7 @@
 Knows nothing of when models are trained or what they must reach to serve.
 """
 
+import json
 import re
 from hashlib import sha256
 from typing import Any, Literal, Self
@@ -77,6 +78,17 @@ class Learner(Block):
             msg = f"`classes` names one more than once: {listed(map(repr, self.classes))}"
             raise ValueError(msg)
         return self
+
+    @field_validator("params")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, given in value.items():
+            try:
+                json.dumps(given, sort_keys=True)
+            except TypeError as error:
+                msg = f"{name!r} is {given!r}, which is no plain value; a date or a time is written in quotes"
+                raise ValueError(msg) from error
+        return value
 
     @field_validator("flavour")
     @classmethod

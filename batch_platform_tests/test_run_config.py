@@ -1,5 +1,6 @@
 """What a launch can be told, and what the list of runs shows of it."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,18 @@ def test_a_parameter_of_none_is_a_value_like_any_other(template, tmp_path, monke
     (logged,) = trained.materializations("model", result.run_id)
     shown = logged.asset_materialization.metadata["params"].value
     assert {"| max_depth | null |", "| max_leaf_nodes | null |", "| max_iter | 5 |"} <= set(shown.splitlines())
+
+
+def test_what_is_left_as_it_was_filled_in_counts_as_declared(template, tmp_path, monkeypatch):
+    weights = {"class_weight": {False: 1, True: 2.5}}
+    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": weights})
+    sent = {**weights, "max_iter": 3}
+    sent = json.loads(json.dumps(sent))  # as a launch is stored
+    assert "false" in sent["class_weight"]
+    result = trained.run("model", first="2024-02-01", config={"model": {"params": sent}})
+    assert result.success
+    (version,) = [one for one in trained.pipeline.state().registry.versions if one.run_id == result.run_id]
+    assert json.loads(version.params) == {**DECLARED, "max_iter": 3, "class_weight": {"false": 1, "true": 2.5}}
 
 
 def test_a_secret_among_the_parameters_is_not_filled_in(tmp_path, monkeypatch):

@@ -364,6 +364,11 @@ def test_columns_may_have_any_name(name):
         (("challengers", 1, "version"), "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
         (("challengers", 1, "version"), "2013-03-01-3F9C1A2B", "is not the name of a version such as"),
         (("challengers", 1, "version"), "../2013-03-01-3f9c1a2b", "is not the name of a version such as"),
+        (
+            ("model", "params"),
+            {"since": date(2024, 1, 1)},
+            "'since' is datetime.date(2024, 1, 1), which is no plain value",
+        ),
         (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
         (("features", "key"), ["Challenger"], "'Challenger' may be no key, no time and not kept"),
         (("engine",), "locl", "'locl' is not an engine; allowed is 'local'; did you mean 'local'?"),

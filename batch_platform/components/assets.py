@@ -12,7 +12,13 @@ from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValu
 from batch_platform.components import challengers, checks, describe, lineage
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
-from batch_platform.components.run_config import FeaturesConfig, PredictionsConfig, TrainingConfig, training_schema
+from batch_platform.components.run_config import (
+    FeaturesConfig,
+    PredictionsConfig,
+    TrainingConfig,
+    training_config,
+    training_schema,
+)
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.errors import BatchPlatformError
@@ -93,7 +99,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         config_schema=training_schema(wiring),
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        config, decided = TrainingConfig(**context.op_execution_context.op_config), list[Trained]()
+        config, decided = training_config(wiring, context.op_execution_context.op_config), list[Trained]()
         with wiring.step() as pipeline:
             due = _asked_periods(wiring, context, config)
             with PartitionLog(context, key, len(due)) as log:

@@ -1,7 +1,8 @@
 """What a run can be told: in the launchpad, and by who launches one otherwise."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -50,6 +51,21 @@ class TrainingConfig:
     params: dict[str, Any] = field(default_factory=dict[str, Any])
     until: str | None = None
     challengers_only: bool = False
+
+
+def training_config(wiring: Wiring, given: Mapping[str, Any]) -> TrainingConfig:
+    """What a training was told.
+
+    A parameter that is as declared is left to the declaration: on its way through JSON, `{0: 1}` has become `{"0": 1}`.
+    """
+    declared = wiring.spec.model.params
+    told = TrainingConfig(**given)
+    changed = {
+        name: value
+        for name, value in told.params.items()
+        if name not in declared or json.dumps(value, sort_keys=True) != json.dumps(declared[name], sort_keys=True)
+    }
+    return replace(told, params=changed)
 
 
 def training_schema(wiring: Wiring) -> Mapping[str, Any]:
