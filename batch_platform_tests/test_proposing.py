@@ -256,12 +256,13 @@ def test_what_is_lacking_with_the_label_is_no_feature(tmp_path):
     )
 
 
-def test_rows_without_a_time_are_told(tmp_path):
-    lacking = [None if at % 10 == 0 else one for at, one in enumerate(orders()["at"])]
+@pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
+def test_rows_without_a_time_are_told(tmp_path, stand_in):
+    lacking = [stand_in if at % 10 == 0 else one for at, one in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
-    assert proposal.time.nulls == ROWS // 10
-    assert "-- Rows without at, of which there are 300, belong to no partition." in files["features.sql"]
+    assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
+    assert "-- 300 rows belong to no partition: at holds no time of theirs." in files["features.sql"]
     answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert "and 300 rows without, which belong to no partition" in answer.out
 

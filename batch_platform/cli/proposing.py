@@ -129,7 +129,7 @@ def _report(name: str, target: Path, seen: Survey, proposal: Proposal) -> dict[s
         "key": [one.name for one in proposal.key],
         "key_unique": proposal.key_holds,
         "time": proposal.time.name,
-        "rows_without_time": proposal.time.nulls,
+        "rows_without_time": proposal.timeless,
         "first": proposal.span.first,
         "last": proposal.span.last,
         "every": proposal.every,

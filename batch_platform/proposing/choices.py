@@ -79,6 +79,7 @@ class Proposal:
         key: Names a row within a partition.
         key_holds: Where it does: everywhere, or within one partition only.
         time: When a row's thing happens.
+        timeless: Rows without one, which belong to no partition.
         span: Where the times lie.
         every: Length of a partition.
         start: First partition, by local clocks.
@@ -96,6 +97,7 @@ class Proposal:
     key: tuple[Column, ...]
     key_holds: str
     time: Column
+    timeless: int
     span: Span
     every: Every
     start: datetime
@@ -128,6 +130,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         key=key,
         key_holds=holds,
         time=time,
+        timeless=survey.rows - span.rows,
         span=span,
         every=every,
         start=start,
@@ -248,12 +251,10 @@ def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetim
     before = (span.first.astimezone(zone) - 2 * _LENGTHS[every]).replace(tzinfo=None, microsecond=0)
     calendar = Calendar(every, zone, before)
     first, last = calendar.holding(span.first), calendar.holding(span.last)
-    if first is None or last is None:  # it begins before the first instant
-        raise AssertionError
-    return (
-        first.start.astimezone(zone).replace(tzinfo=None),
-        last.end.astimezone(zone).replace(tzinfo=None),
-    )
+    if first is None or last is None:
+        msg = "a calendar that begins before an instant holds it"
+        raise RuntimeError(msg)
+    return first.start.astimezone(zone).replace(tzinfo=None), last.end.astimezone(zone).replace(tzinfo=None)
 
 
 def _training(every: Every, length: timedelta) -> tuple[Duration, Every | None]:

@@ -87,14 +87,14 @@ def _features(source: str, proposal: Proposal) -> str:
     columns = [*_keys(proposal), (time, "the time")]
     columns += [(_as(_value(one), one, _name(one)), "") for one in proposal.features]
     left_out = [f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items()]
-    timeless = f"-- Rows without {shortened(proposal.time.name)}, of which there are {proposal.time.nulls:,}, belong to no partition."
+    lost = f"-- {proposal.timeless:,} rows belong to no partition: {shortened(proposal.time.name)} holds no time of theirs."
     return _select(
         "A row for each key, with what is known of it when its partition starts. What is known only later must go:\n"
         "-- with it, a model looks better than it can be.",
         columns,
         source,
         _within(proposal),
-        *([timeless] if proposal.time.nulls else []),
+        *([lost] if proposal.timeless else []),
         *(["-- Left out:", *left_out] if left_out else []),
     )
 

@@ -21,6 +21,8 @@ from batch_platform.sources import literal, quoted
 Kind = Literal["parquet", "csv", "duckdb"]
 Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
 
+EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # what lies beyond is no time
+
 _KINDS: dict[Kind, tuple[str, ...]] = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv", ".csv.gz", ".tsv", ".txt"),
@@ -81,10 +83,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Span:
-    """Where the times of a column lie: the first and the last instant (UTC), and how many windows hold a row."""
+    """Where the times of a column lie, those left out that stand for none, such as 9999-12-31.
+
+    Args:
+        first: The first instant, in UTC.
+        last: The last one.
+        rows: How many have such a time.
+        filled: How many windows hold one.
+    """
 
     first: datetime
     last: datetime
+    rows: int
     filled: dict[Every, int]
 
     @property
@@ -144,12 +154,12 @@ class Survey:
         at = instant(time)
         windows: tuple[Every, ...] = ("hour", "day", "week", "month")
         counted = ", ".join(f"count(DISTINCT date_trunc('{every}', {at}))" for every in windows)
-        query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), {counted} FROM seen WHERE isfinite({at})"
-        ((first, last, *filled),) = self._con.execute(query).fetchall()
+        query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), count(*), {counted} FROM seen WHERE {at} BETWEEN $low AND $high"
+        ((first, last, rows, *filled),) = self._con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
         if first is None:
             return None
         of = dict(zip(windows, map(int, filled), strict=True))
-        return Span(_EPOCH + timedelta(microseconds=first), _EPOCH + timedelta(microseconds=last), of)
+        return Span(_EPOCH + timedelta(microseconds=first), _EPOCH + timedelta(microseconds=last), rows, of)
 
     def _one(self, query: str) -> int:
         ((value,),) = self._con.execute(query).fetchall()
