@@ -630,6 +630,16 @@ def test_a_run_notes_what_a_source_holds_and_opens_it_for_that_only_where_it_is_
     assert opened == ["events", "events"]
 
 
+def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": None, "csv": "events.csv"}})
+    small_events().write_csv(deployment.pipeline.folder / "events.csv")
+    assert deployment.run("features", first="2024-01-01").success
+    assert deployment.run("events").success
+    assert deployment.run("features", first="2024-01-02").success
+    rows = [one.asset_observation.metadata.get("dagster/row_count") for one in deployment.observations("events")]
+    assert [one and one.value for one in rows] == [None, 2400, 2400]
+
+
 def test_how_many_rows_a_function_gives_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "growing_source.py").write_text(

@@ -57,14 +57,18 @@ def _holds(
 ) -> Mapping[str, Any]:
     """What a source holds: as last seen if its version is the same, else as it is read.
 
-    The version of a function is that of its code: the same code may give other rows, so their number is not repeated.
+    A CSV file is not read for it, since its rows are counted only by reading all of it: *Observe* does that. The
+    version of a function is that of its code: the same code may give other rows, so their number is not repeated.
     """
+    source = wiring.spec.sources[name]
     record = context.instance.get_latest_data_version_record(wiring.key(name))
     seen = record.event_log_entry.asset_observation if record else None
-    if seen is None or not seen.metadata or seen.data_version != version:
-        return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
-    dropped = describe.ROW_COUNT if wiring.spec.sources[name].python else None
-    return {key: value for key, value in seen.metadata.items() if key != dropped}
+    if seen is not None and seen.metadata and seen.data_version == version:
+        dropped = describe.ROW_COUNT if source.python else None
+        return {key: value for key, value in seen.metadata.items() if key != dropped}
+    if source.csv is not None:
+        return {}
+    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
 
 
 def _observable(wiring: Wiring, name: str) -> dg.AssetsDefinition:
