@@ -5,8 +5,9 @@ is meant for the person who declared the pipeline; anything else that escapes is
 """
 
 import difflib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from batch_platform.redaction import redact
 
@@ -33,6 +34,9 @@ class BatchPlatformError(Exception):
     def __str__(self) -> str:
         """Give the message with its hint, as one paragraph."""
         return f"{self.message} Hint: {self.hint}" if self.hint else self.message
+
+
+Failed = TypeVar("Failed", bound=BatchPlatformError)
 
 
 class WrongUseError(BatchPlatformError):
@@ -78,6 +82,19 @@ def listed(items: Iterable[object]) -> str:
     names = sorted(str(item) for item in items)
     shown = ", ".join(names[:MOST_LISTED])
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
+
+
+def told_of_all(failed: Sequence[tuple[str, Failed]], done: int) -> Failed:
+    """The error of the first of some partitions that failed alike, with how many more did and how many did not.
+
+    Args:
+        failed: Key and error of each, in order.
+        done: How many partitions were done all the same.
+    """
+    (_, first), *others = failed
+    more = [f"So it is with {len(others)} more, the last of them {others[-1][0]}."] if others else []
+    rest = [f"The other {done} of this run {'are' if done > 1 else 'is'} done."] if done else []
+    return type(first)(" ".join([first.message, *more, *rest]), hint=first.hint)
 
 
 def shortened(value: object) -> str:

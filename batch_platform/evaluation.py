@@ -54,11 +54,25 @@ class EvaluatedChallenger:
     metrics: dict[str, float]
 
 
+def split_by_scored(
+    spec: PipelineSpec, published: Path, partitions: Sequence[Partition]
+) -> tuple[list[Partition], list[tuple[str, DataError]]]:
+    """The partitions that are scored, and of each other one its key and what to do."""
+    with duckdb.connect(str(published), read_only=True) as con:
+        runs = read_latest(con, ScoreRun, spec.name)
+    hint = f"batch-platform run {spec.name} --partition"
+    unscored = [
+        (one.key, DataError(f"{spec.name}, partition {one.key}: it is not scored yet.", hint=f"{hint} {one.key}"))
+        for one in partitions
+        if one.key not in runs
+    ]
+    return [one for one in partitions if one.key in runs], unscored
+
+
 def evaluated(history: History, published: Path, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
     """Measure scored partitions against the labels known now, oldest first; the records are not committed yet.
 
     Raises:
-        DataError: A partition is not scored.
         SourceError: `labels.sql` fails.
         IntegrityError: A clustering's features or manifest are not those that it was scored with.
     """
@@ -71,11 +85,7 @@ def evaluated(history: History, published: Path, partitions: Sequence[Partition]
             challengers[one.partition_key].append(one)
         known = _Known(history, read_registry(con, name), read_latest(con, FeatureBuild, name), challengers)
         for partition in partitions:
-            run = runs.get(partition.key)
-            if run is None:
-                msg = f"{name}, partition {partition.key}: it is not scored yet."
-                raise DataError(msg, hint=f"batch-platform run {name} --partition {partition.key}")
-            yield _evaluated(known, con, session, partition, run=run, stamp=stamp)
+            yield _evaluated(known, con, session, partition, run=runs[partition.key], stamp=stamp)
 
 
 def measured(

@@ -15,8 +15,8 @@ from typing import Any
 
 from batch_platform.challenger_periods import untrained
 from batch_platform.challengers import Challengers, train_challengers, trusted
-from batch_platform.errors import BatchPlatformError, memory_explained
-from batch_platform.evaluation import Evaluated, evaluated, metric_rows
+from batch_platform.errors import BatchPlatformError, NoChampionError, memory_explained, told_of_all
+from batch_platform.evaluation import Evaluated, evaluated, metric_rows, split_by_scored
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
@@ -194,6 +194,8 @@ class Pipeline:
     ) -> Iterator[Committed]:
         """Score partitions, oldest first, each by its champion or by a given version; what is skipped comes first.
 
+        Those that no model serves do not hold up the others; they fail once the others are committed.
+
         Args:
             partitions: What to score; their features are built.
             stamp: Of the run.
@@ -209,10 +211,12 @@ class Pipeline:
         """
         state = self.state()
         challengers = Challengers(self.spec, state.registry, self.bundle)
-        due, failure = list[Due](), None
+        due, unserved, failure = list[Due](), list[tuple[str, BatchPlatformError]](), None
         for partition in partitions:
             try:
                 due.append(self._due(state, partition, version))
+            except NoChampionError as error:
+                unserved.append((partition.key, error))
             except BatchPlatformError as error:
                 failure = error  # once those before it are committed
                 break
@@ -226,23 +230,29 @@ class Pipeline:
             )
         if failure is not None:
             raise failure
+        if unserved:
+            raise told_of_all(unserved, len(due))
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Hold scored partitions against the labels known now, oldest first.
 
         Raises:
-            DataError: A partition is not scored.
+            DataError: Partitions are not scored; the others are evaluated by then.
             SourceError: `labels.sql` fails.
         """
         if not partitions:
             return
+        readable = publish(self.home)
+        scored, unscored = split_by_scored(self.spec, readable, partitions)
         group: list[Evaluated] = []
-        for one in evaluated(self.history, publish(self.home), partitions, stamp):
+        for one in evaluated(self.history, readable, scored, stamp) if scored else ():
             group.append(one)
             if is_full(len(group), sum(done.run.rows_scored for done in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)
+        if unscored:
+            raise told_of_all(unscored, len(scored))
 
     def publish(self) -> None:
         """Bring the readers' copy up to date."""

@@ -557,6 +557,22 @@ def test_performance_warns_of_partitions_below_the_rule(template, tmp_path, monk
     assert days[2] in found[None].metadata["the_worst"].value
 
 
+def test_partitions_that_cannot_be_done_hold_up_no_other_of_the_run(trained):
+    trained.score("2024-02-06", "2024-02-06")  # builds its features
+    assert trained.run("features", first="2024-01-30", last="2024-02-06").success
+    scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
+    message = failure(scoring)
+    assert message.startswith("small, partition 2024-01-30: no model serves it; the earliest approved one, 2024-02-01-")
+    assert "So it is with 1 more, the last of them 2024-01-31. The other 5 of this run are done." in message
+    served = trained.days("2024-02-01", "2024-02-05")
+    assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
+    measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")
+    message = failure(measuring)
+    assert message.startswith("small, partition 2024-01-31: it is not scored yet. The other 5 of this run are done.")
+    assert partitions_of(trained.materializations("performance", measuring.run_id)) == served
+    assert published(trained, "SELECT count(DISTINCT partition_key) FROM small.performance") == [(5,)]
+
+
 def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
     message = failure(trained.run("performance", first="2024-02-01"))
     assert "2024-02-01" in message

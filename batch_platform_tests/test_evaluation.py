@@ -112,11 +112,12 @@ def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tm
         list(other.evaluate([day(other)], Stamp("again", NOW)))
 
 
-def test_a_failing_partition_keeps_back_only_its_own_group(tmp_path):
+def test_a_partition_that_is_not_scored_keeps_back_no_other(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, datetime(2024, 2, 10, tzinfo=UTC))
     seen = []
     with pytest.raises(DataError, match="2024-02-20: it is not scored yet"):
-        seen += pipeline.evaluate([day(pipeline), day(pipeline, "2024-02-20")], Stamp("again", NOW))
-    assert seen == []
+        seen += pipeline.evaluate([day(pipeline, "2024-02-20"), day(pipeline)], Stamp("again", NOW))
+    assert [one.partition for one in seen] == [day(pipeline)]
+    assert pipeline.state().evaluations[day(pipeline).key].run_id == "again"
     assert make_plan(pipeline.spec, pipeline.state(), datetime(2024, 2, 10, tzinfo=UTC)).items == []
