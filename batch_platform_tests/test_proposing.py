@@ -321,7 +321,27 @@ def test_a_project_of_another_kind_is_left_alone(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\nversion = '1'\n")
     answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (answer.code, "[tool.dg.project]" in answer.error) == (2, True)
-    assert {path.name for path in tmp_path.iterdir()} == {"orders.parquet", "pyproject.toml"}
+    (tmp_path / "pyproject.toml").unlink()
+    (tmp_path / "pipelines").mkdir()
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (answer.code, "has a 'pipelines' of its own" in answer.error) == (2, True)
+    assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
+
+
+def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
+    words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
+    orders(200, **{word: range(200) for word in words}).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet", key=("yes",))
+    assert names(proposal.features)[-7:] == [word for word in words if word != "yes"]
+    assert "\n    name\n" in files["features.sql"]
+    declared = yaml.safe_load(files["defs.yaml"])["attributes"]
+    assert declared["features"]["key"] == ["yes"]
+    query = pipeline_of(files, tmp_path).builder.query
+    assert query is not None
+    with duckdb.connect() as con:
+        con.execute(f"CREATE VIEW orders AS FROM '{tmp_path / 'orders.parquet'}'")
+        bounds = {"partition_start": START, "partition_end": START + timedelta(days=DAYS)}
+        assert set(words) <= set(con.sql(query.text, params=bounds).columns)
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)

@@ -3,6 +3,8 @@
 import importlib
 import os
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,16 +92,24 @@ def _project(folder: Path | None) -> tuple[Project, bool]:
     root = (folder or Path.cwd()).absolute()
     made = root.is_dir() and not is_in_project(root)
     if made:
-        if (root / "pyproject.toml").exists():
-            msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so that Dagster finds no pipelines there."
-            raise WrongUseError(
-                msg, hint='add to it: [tool.dg] directory_type = "project" and [tool.dg.project] root_module.'
-            )
+        _make_project(root)
+        importlib.invalidate_caches()
+    return find_project(root), made
+
+
+def _make_project(root: Path) -> None:
+    """The least that Dagster takes for a project; nothing that is there is changed."""
+    if (root / "pyproject.toml").exists():
+        msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so that Dagster finds no pipelines there."
+        hint = 'add to it: [tool.dg] directory_type = "project" and [tool.dg.project] root_module.'
+        raise WrongUseError(msg, hint=hint)
+    if (root / PACKAGE).exists():
+        msg = f"{root} is no Dagster project, and cannot be made one: it has a {PACKAGE!r} of its own."
+        raise WrongUseError(msg, hint="name another folder with --project.")
+    with _explained(root):
         for path, text in _PROJECT_FILES.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, encoding="utf-8")
-        importlib.invalidate_caches()
-    return find_project(root), made
 
 
 def _write(target: Path, files: dict[str, str]) -> None:
@@ -107,7 +117,7 @@ def _write(target: Path, files: dict[str, str]) -> None:
     if target.exists():
         msg = f"{target} exists already."
         raise WrongUseError(msg, hint="choose another name, or remove the folder.")
-    try:
+    with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as aside:
             written = Path(aside) / target.name
@@ -115,6 +125,13 @@ def _write(target: Path, files: dict[str, str]) -> None:
             for file, text in files.items():
                 (written / file).write_bytes(text.encode())
             written.rename(target)
+
+
+@contextmanager
+def _explained(target: Path) -> Generator[None]:
+    """Say what cannot be written."""
+    try:
+        yield
     except OSError as error:
         msg = f"{target} cannot be written ({error.strerror})."
         raise BatchPlatformError(msg, hint="mend the permissions, or choose another folder with --project.") from error

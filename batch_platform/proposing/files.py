@@ -155,8 +155,9 @@ def _identifier(name: str) -> str:
 
 @cache
 def _keywords() -> frozenset[str]:
+    query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'"
     with duckdb.connect(":memory:") as con:
-        return frozenset(word for (word,) in con.execute("SELECT keyword_name FROM duckdb_keywords()").fetchall())
+        return frozenset(word for (word,) in con.execute(query).fetchall())
 
 
 def _scalar(value: object) -> str:
