@@ -3,11 +3,11 @@
 from datetime import datetime
 from functools import cached_property
 from typing import Literal, Self
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
 
-from batch_platform.errors import did_you_mean, listed
+from batch_platform.errors import listed
 from batch_platform.notation import (
     Block,
     DurationText,
@@ -15,6 +15,7 @@ from batch_platform.notation import (
     Share,
     check_dotted,
     check_inside,
+    check_timezone,
     parse_duration,
     refuse_for_now,
 )
@@ -47,10 +48,7 @@ class Partitions(Block):
     @field_validator("timezone")
     @classmethod
     def _zone(cls, value: str) -> str:
-        if value not in available_timezones():
-            msg = f"{value!r} is not an IANA time zone"
-            guess = did_you_mean(value, available_timezones())
-            raise ValueError("; ".join(filter(None, [msg, guess])))
+        check_timezone(value)
         return value
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Annotated, Any
+from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
 
@@ -83,6 +84,27 @@ def check_name(value: str) -> None:
     if not _NAME.fullmatch(value) or value in RESERVED_NAMES:
         msg = f"{value!r} is not a name: use small letters, digits and _ (at most 63), not {listed(RESERVED_NAMES)}"
         raise ValueError(msg)
+
+
+def name_of(text: str) -> str | None:
+    """A text as a name, as far as it can be one."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
+    try:
+        check_name(name)
+    except ValueError:
+        return None
+    return name
+
+
+def check_timezone(value: str) -> None:
+    """Refuse what is not the name of a time zone.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value not in available_timezones():
+        msg = f"{value!r} is not an IANA time zone"
+        raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, available_timezones())])))
 
 
 def check_dotted(value: str) -> None:

@@ -328,6 +328,24 @@ def test_a_project_of_another_kind_is_left_alone(tmp_path):
     assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
 
 
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("main.parquet", "rows"),
+        ("features.parquet", "rows"),
+        ("select.parquet", "rows"),
+        ("数.parquet", "rows"),
+        (f"{'long' * 20}.parquet", "rows"),
+        ("2024-Orders (v2).parquet", "orders_v2"),
+    ],
+)
+def test_the_table_is_called_as_its_file_where_that_can_be_a_name(tmp_path, file, source):
+    orders(100).write_parquet(tmp_path / file)
+    _, files = proposed(tmp_path / file)
+    assert list(PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).sources) == [source]
+    assert f"\nFROM {source}\n" in files["features.sql"]
+
+
 def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
     words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
     orders(200, **{word: range(200) for word in words}).write_parquet(tmp_path / "orders.parquet")

@@ -9,13 +9,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from zoneinfo import available_timezones
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project, is_in_project
 from batch_platform.cli.reporting import check_pipeline
-from batch_platform.errors import BatchPlatformError, WrongUseError, did_you_mean, listed
-from batch_platform.notation import check_name
+from batch_platform.errors import BatchPlatformError, WrongUseError, listed
+from batch_platform.notation import check_name, check_timezone
 from batch_platform.proposing.choices import ESTIMATORS, Asked, Proposal, propose
 from batch_platform.proposing.files import files_of
 from batch_platform.proposing.survey import Survey, locate, survey
@@ -73,18 +72,16 @@ def new(folder: Path | None, name: str, given: str, table: str | None, asked: As
         terminal.show_json(report)
     else:
         _show(report)
-    check_pipeline(find_project(folder).pipeline(name), datetime.now(UTC))
+    check_pipeline(project.pipeline(name), datetime.now(UTC))
 
 
 def _check(name: str, asked: Asked) -> None:
     try:
         check_name(name)
+        check_timezone(asked.timezone)
     except ValueError as error:
         msg = f"{error}."
         raise WrongUseError(msg) from error
-    if asked.timezone not in available_timezones():
-        msg = f"{asked.timezone!r} is not an IANA time zone."
-        raise WrongUseError(msg, hint=did_you_mean(asked.timezone, available_timezones()))
 
 
 def _project(folder: Path | None) -> tuple[Project, bool]:

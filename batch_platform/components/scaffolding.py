@@ -1,11 +1,9 @@
 """What `dg scaffold defs batch_platform.components.BatchInference NAME` writes: a pipeline to be filled in."""
 
-import re
-
 import dagster as dg
 
 from batch_platform.errors import WrongUseError
-from batch_platform.notation import check_name
+from batch_platform.notation import name_of
 
 DEFS_YAML = """\
 type: batch_platform.components.BatchInference
@@ -65,17 +63,7 @@ class BatchInferenceScaffolder(dg.Scaffolder):
                 msg, hint="leave --format and --append out; BatchInference(name=…, …) says the same in Python."
             )
         folder = request.target_path
-        files = {"defs.yaml": DEFS_YAML.format(name=_name(folder.name))}
+        files = {"defs.yaml": DEFS_YAML.format(name=name_of(folder.name) or "my_pipeline")}
         files |= {"features.sql": FEATURES_SQL, "labels.sql": LABELS_SQL}
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def _name(folder: str) -> str:
-    """The pipeline's name by that of its folder, as far as it can be one."""
-    name = re.sub(r"[^a-z0-9_]+", "_", folder.lower()).strip("_")
-    try:
-        check_name(name)
-    except ValueError:
-        return "my_pipeline"
-    return name

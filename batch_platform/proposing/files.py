@@ -10,6 +10,7 @@ import duckdb
 import yaml
 
 from batch_platform.errors import shortened
+from batch_platform.notation import name_of
 from batch_platform.partitions import KEY_FORMATS
 from batch_platform.proposing.choices import ESTIMATORS, PARAMS, Proposal
 from batch_platform.proposing.survey import Column, Origin, instant
@@ -19,7 +20,6 @@ from batch_platform.spec import ADDED_COLUMNS, ASSETS
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars reads patterns, Dagster templates
-LONGEST_NAME = 40
 _ROWS = "rows"  # of a table whose own name cannot be one
 
 
@@ -174,6 +174,5 @@ def _quoted(text: str) -> str:
 def _source_name(origin: Origin) -> str:
     """What the SQL calls the table: as its file, as far as that can be a name."""
     own = origin.table.rpartition(".")[2] if origin.table else origin.path.name.partition(".")[0]
-    name = re.sub(r"[^a-z0-9]+", "_", own.lower()).strip("_0123456789")
-    taken = {*ASSETS, "partition", *_keywords()}
-    return name if name and len(name) <= LONGEST_NAME and name not in taken else _ROWS
+    name = name_of(own.strip("0123456789"))
+    return name if name and name not in {*ASSETS, "partition", *_keywords()} else _ROWS
