@@ -54,38 +54,33 @@ class EvaluatedChallenger:
     metrics: dict[str, float]
 
 
-def split_by_scored(
-    spec: PipelineSpec, published: Path, partitions: Sequence[Partition]
-) -> tuple[list[Partition], list[tuple[str, DataError]]]:
-    """The partitions that are scored, and of each other one its key and what to do."""
-    with duckdb.connect(str(published), read_only=True) as con:
-        runs = read_latest(con, ScoreRun, spec.name)
-    hint = f"batch-platform run {spec.name} --partition"
-    unscored = [
-        (one.key, DataError(f"{spec.name}, partition {one.key}: it is not scored yet.", hint=f"{hint} {one.key}"))
-        for one in partitions
-        if one.key not in runs
-    ]
-    return [one for one in partitions if one.key in runs], unscored
-
-
 def evaluated(history: History, published: Path, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-    """Measure scored partitions against the labels known now, oldest first; the records are not committed yet.
+    """Measure the scored ones of some partitions against the labels known now; the records are not committed yet.
 
     Raises:
         SourceError: `labels.sql` fails.
         IntegrityError: A clustering's features or manifest are not those that it was scored with.
     """
     name = history.spec.name
-    with duckdb.connect(str(published), read_only=True) as con, history.builder.session(partitions[0]) as session:
+    with duckdb.connect(str(published), read_only=True) as con:
         con.execute("SET TimeZone = 'UTC'")
         runs = read_latest(con, ScoreRun, name)
+        scored = [partition for partition in partitions if partition.key in runs]
+        if not scored:
+            return
         challengers: dict[str, list[ChallengerRun]] = defaultdict(list)
         for one in read_challenger_runs(con, name):
             challengers[one.partition_key].append(one)
         known = _Known(history, read_registry(con, name), read_latest(con, FeatureBuild, name), challengers)
-        for partition in partitions:
-            yield _evaluated(known, con, session, partition, run=runs[partition.key], stamp=stamp)
+        with history.builder.session(scored[0]) as session:
+            for partition in scored:
+                yield _evaluated(known, con, session, partition, run=runs[partition.key], stamp=stamp)
+
+
+def not_scored(pipeline: str, partition_key: str) -> DataError:
+    """The error of a partition that cannot be measured, since it is not scored."""
+    msg = f"{pipeline}, partition {partition_key}: it is not scored yet."
+    return DataError(msg, hint=f"batch-platform run {pipeline} --partition {partition_key}")
 
 
 def measured(

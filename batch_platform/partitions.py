@@ -49,6 +49,11 @@ class Duration:
         """The instant (UTC) this long before another one, as clocks in the zone show it."""
         return self._shift(instant, zone, -1)
 
+    @property
+    def nominal(self) -> timedelta:
+        """The length where every day has 24 hours."""
+        return timedelta(days=self.days, hours=self.hours, minutes=self.minutes)
+
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
         if self.days:  # adding to local time forgets which of two equal hours it was
             instant = instant.astimezone(zone) + sign * timedelta(days=self.days)
@@ -58,6 +63,14 @@ class Duration:
         """Write it as it is declared in YAML."""
         parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute")]
         return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
+
+
+LONGEST: dict[Every, Duration] = {
+    "hour": Duration(hours=1),
+    "day": Duration(days=1),
+    "week": Duration(days=7),
+    "month": Duration(days=31),
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from batch_platform.challenger_periods import untrained
 from batch_platform.challengers import Challengers, train_challengers, trusted
 from batch_platform.errors import BatchPlatformError, NoChampionError, memory_explained, told_of_all
-from batch_platform.evaluation import Evaluated, evaluated, metric_rows, split_by_scored
+from batch_platform.evaluation import Evaluated, evaluated, metric_rows, not_scored
 from batch_platform.features import FeatureBuilder, FeatureFile, FeatureSession
 from batch_platform.history import History
 from batch_platform.home import Home
@@ -242,17 +242,17 @@ class Pipeline:
         """
         if not partitions:
             return
-        readable = publish(self.home)
-        scored, unscored = split_by_scored(self.spec, readable, partitions)
-        group: list[Evaluated] = []
-        for one in evaluated(self.history, readable, scored, stamp) if scored else ():
+        group, left = list[Evaluated](), dict.fromkeys(partition.key for partition in partitions)
+        for one in evaluated(self.history, publish(self.home), partitions, stamp):
             group.append(one)
+            left.pop(one.partition.key, None)
             if is_full(len(group), sum(done.run.rows_scored for done in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)
-        if unscored:
-            raise told_of_all(unscored, len(scored))
+        if left:
+            unscored = [(key, not_scored(self.spec.name, key)) for key in left]
+            raise told_of_all(unscored, len(partitions) - len(left))
 
     def publish(self) -> None:
         """Bring the readers' copy up to date."""

@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import has_magic
@@ -242,7 +242,7 @@ class SourceConnection:
     def _attach(self, name: str, partition: Partition) -> None:
         (path,) = self.sources.files(name, partition)
         try:
-            self.duckdb.execute(f"ATTACH IF NOT EXISTS {literal(str(path))} AS {quoted(str(path))} (READ_ONLY)")
+            self.duckdb.execute(attaching(path))
         except duckdb.Error as error:
             msg = f"Source {name!r} of {self.sources.spec.name!r}: {path} cannot be opened: {_told(error)}."
             raise SourceError(msg, hint="another process may be writing to it; close it or read a copy.") from error
@@ -254,14 +254,8 @@ class SourceConnection:
             if source.python is not None:
                 self.duckdb.register(name, sources.call(name, partition).lazy().collect())
                 return
-            paths = [str(path) for path in sources.files(name, partition)]
-            if source.duckdb is not None:
-                schema, _, table = (source.table or "").rpartition(".")
-                relation = ".".join(quoted(part) for part in (paths[0], schema or "main", table))
-            else:
-                files = ", ".join(literal(path) for path in paths)
-                relation = f"read_{source.kind}([{files}], hive_partitioning = false)"
-            self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {relation}")
+            stored = relation(source.kind, sources.files(name, partition), source.table)
+            self.duckdb.execute(f"CREATE OR REPLACE TEMP VIEW {quoted(name)} AS FROM {stored}")
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
             msg = f"Source {name!r} of {sources.spec.name!r} cannot be read: {_told(error)}."
             raise SourceError(msg, hint=f"correct sources.{name}.") from error
@@ -315,6 +309,20 @@ def quoted(identifier: str) -> str:
 def literal(text: str) -> str:
     """An SQL string, for the few statements that take no bound values."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def attaching(database: Path) -> str:
+    """SQL that opens a DuckDB file to be read, under its path as its name."""
+    return f"ATTACH IF NOT EXISTS {literal(str(database))} AS {quoted(str(database))} (READ_ONLY)"
+
+
+def relation(kind: str, paths: Sequence[Path], table: str | None = None) -> str:
+    """SQL for what Parquet or CSV files hold together, or for a table of an attached DuckDB file."""
+    if kind == "duckdb":
+        schema, _, name = (table or "").rpartition(".")
+        return ".".join(quoted(part) for part in (str(paths[0]), schema or "main", name))
+    files = ", ".join(literal(str(path)) for path in paths)
+    return f"read_{kind}([{files}], hive_partitioning = false)"
 
 
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:

@@ -4,7 +4,6 @@ The field names are the keys of the YAML. A wrong key, type or name is refused w
 nearest match. Keys whose behaviour does not exist yet are checked like the others and then refused by name.
 """
 
-from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
@@ -21,7 +20,7 @@ from batch_platform.notation import (
     parse_duration,
     refuse_for_now,
 )
-from batch_platform.partitions import Duration, Every, shifts_by_whole_hours
+from batch_platform.partitions import LONGEST, Duration, Every, shifts_by_whole_hours
 
 __all__ = [
     "FLAVOURS",
@@ -41,13 +40,6 @@ __all__ = [
 METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette", "outlier_share")
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
-
-_LONGEST: dict[Every, Duration] = {
-    "hour": Duration(hours=1),
-    "day": Duration(days=1),
-    "week": Duration(days=7),
-    "month": Duration(days=31),
-}
 
 
 class Train(Block):
@@ -328,20 +320,16 @@ class PipelineSpec(Block):
         """Refuse lengths with which no model could ever be trained or approved."""
         if self.model.import_ is not None:
             return  # nothing is trained
-        train, partition = self.model.train, _LONGEST[self.partitions.every]
-        if _nominal(train.evaluation_length) < _nominal(partition):
+        train, partition = self.model.train, LONGEST[self.partitions.every]
+        if train.evaluation_length.nominal < partition.nominal:
             msg = f"model.train.evaluate ({train.evaluate}) must hold one partition ({partition}) or more"
             raise ValueError(msg)
         delay = Duration() if self.labels is None else self.labels.maturity
-        least = 2 * _nominal(train.evaluation_length) + _nominal(delay)
-        if train.window_length is not None and _nominal(train.window_length) < least:
+        least = 2 * train.evaluation_length.nominal + delay.nominal
+        if train.window_length is not None and train.window_length.nominal < least:
             msg = f"model.train.window ({train.window}) must be twice as long as evaluate ({train.evaluate}) or more"
             msg += f", and labels.delay ({delay}) on top" if self.labels is not None else ""
             raise ValueError(msg)
         if train.every == "hour" and not shifts_by_whole_hours(self.partitions.calendar.zone, range(2000, 2050)):
             msg = f"model.train.every: clocks in {self.partitions.timezone} shift by part of an hour; take 'day'"
             raise ValueError(msg)
-
-
-def _nominal(duration: Duration) -> timedelta:
-    return timedelta(days=duration.days, hours=duration.hours, minutes=duration.minutes)

@@ -113,25 +113,20 @@ def _scoring_requests(tick: Tick) -> list[Request]:
 
 def _training_requests(tick: Tick) -> list[Request]:
     lacking = {item.partition.key for item in tick.retried.of("features")}
-    spec = tick.wiring.spec
-    periods = [
-        item.partition
-        for item in tick.retried.of("model")
-        if not any(partition.key in lacking for partition in training_window(spec, item.partition.start))
-    ]
     busy = {key for asset, key in tick.held if asset == "model"}
     if busy and tick.wiring.serving_periods is None:
         return []
-    challenged = [
-        item.partition
-        for item in tick.retried.of("challengers")
-        if not any(partition.key in lacking for partition in training_window(spec, item.partition.start))
-    ]
-    groups: dict[tuple[Kind, ...], list[Partition]] = {
-        ("model",): [period for period in periods if period.key not in busy],
-        ("challengers",): [period for period in challenged if period.key not in busy],
-    }
-    return _limited(tick, groups)
+
+    def ready(kind: Kind) -> list[Partition]:
+        """The serving periods whose history is built and that no run trains for."""
+        return [
+            item.partition
+            for item in tick.retried.of(kind)
+            if item.partition.key not in busy
+            and not any(one.key in lacking for one in training_window(tick.wiring.spec, item.partition.start))
+        ]
+
+    return _limited(tick, {("model",): ready("model"), ("challengers",): ready("challengers")})
 
 
 def _performance_requests(tick: Tick) -> list[Request]:

@@ -5,12 +5,12 @@ Everything is a guess by names, types and what is unique; what somebody names is
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from batch_platform.errors import WrongUseError, listed, shortened
-from batch_platform.partitions import Calendar, Duration, Every
+from batch_platform.partitions import LONGEST, Calendar, Duration, Every
 from batch_platform.proposing.survey import Column, Span, Survey
 
 ESTIMATORS = {
@@ -53,12 +53,6 @@ _LABEL_NAMES = frozenset(
         "canceled",
     ]
 )
-_LENGTHS: dict[Every, timedelta] = {
-    "hour": timedelta(hours=1),
-    "day": timedelta(days=1),
-    "week": timedelta(days=7),
-    "month": timedelta(days=31),
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ class Proposal:
         left_out: Why other columns are not among them.
         evaluate: The end of the training window.
         train_every: How often a model is trained; None for one model.
-        others: What else could have been key, time or label.
+        others: What else could have been key or time.
     """
 
     key: tuple[Column, ...]
@@ -109,7 +103,7 @@ class Proposal:
     left_out: dict[str, str]
     evaluate: Duration
     train_every: Every | None
-    others: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    others: dict[str, list[str]]
 
 
 def propose(survey: Survey, asked: Asked) -> Proposal:
@@ -237,9 +231,9 @@ def _no_feature(survey: Survey, column: Column, label: Column | None) -> str | N
 
 def _every(rows: int, span: Span) -> Every:
     """The shortest window of which half or more hold rows, and enough of them."""
-    for every, length in _LENGTHS.items():
+    for every, longest in LONGEST.items():
         filled = span.filled[every]
-        windows = span.length / length + 1
+        windows = span.length / longest.nominal + 1
         worth = filled * 2 >= windows and rows >= filled * ROWS_PER_WINDOW
         if worth and (every != "hour" or span.length < timedelta(days=3)):
             return every
@@ -248,7 +242,7 @@ def _every(rows: int, span: Span) -> Every:
 
 def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """From the start of the window that holds the first row to the end of that which holds the last, by local clocks."""
-    before = (span.first.astimezone(zone) - 2 * _LENGTHS[every]).replace(tzinfo=None, microsecond=0)
+    before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
     calendar = Calendar(every, zone, before)
     first, last = calendar.holding(span.first), calendar.holding(span.last)
     if first is None or last is None:
@@ -261,7 +255,7 @@ def _training(every: Every, length: timedelta) -> tuple[Duration, Every | None]:
     """How much of the end is evaluated on, and how often a model is trained."""
     if every == "hour":
         return Duration(hours=max(1, int(length / timedelta(hours=5)))), None
-    days = max(_LENGTHS[every].days, min(14, int(length / timedelta(days=5))))
+    days = max(LONGEST[every].days, min(14, int(length / timedelta(days=5))))
     often = length >= timedelta(days=90) + 2 * timedelta(days=days)
     return Duration(days=days), "month" if often else None
 

@@ -16,7 +16,7 @@ import duckdb
 
 from batch_platform.errors import SourceError, WrongUseError, did_you_mean, listed
 from batch_platform.partitions import Every
-from batch_platform.sources import literal, quoted
+from batch_platform.sources import attaching, literal, quoted, relation
 
 Kind = Literal["parquet", "csv", "duckdb"]
 Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
@@ -65,7 +65,7 @@ class Column:
         dtype: DuckDB's type.
         holds: What can be done with it; "time" also where a text reads as one.
         nulls: Rows without a value.
-        distinct: About how many values there are; 0 of lists and the like.
+        distinct: About how many values there are; 0 of what holds other things.
     """
 
     position: int
@@ -78,7 +78,7 @@ class Column:
     @property
     def is_text(self) -> bool:
         """Whether it is stored as a text, whatever that reads as."""
-        return self.dtype in ("VARCHAR", "UUID") or self.dtype.startswith("ENUM")
+        return _stored_as(self.dtype) == "text"
 
 
 @dataclass(frozen=True)
@@ -239,14 +239,17 @@ def _holds(dtype: str, present: int, times: int) -> Holds:
         return "nothing"
     if dtype == "VARCHAR" and times == present:
         return "time"
+    return _stored_as(dtype)
+
+
+def _stored_as(dtype: str) -> Holds:
+    """What a type is for; lists and the like are other things, whatever is in them."""
     word = re.match(r"\w+", dtype)
-    nested = dtype.endswith("]")
-    return "other" if nested or word is None else _HOLDS.get(word[0], "other")
+    return "other" if dtype.endswith("]") or word is None else _HOLDS.get(word[0], "other")
 
 
 def _distinct(name: str, dtype: str) -> str:
-    simple = not dtype.endswith("]") and not dtype.startswith(("STRUCT", "MAP", "UNION"))
-    return f"approx_count_distinct({quoted(name)})" if simple else "0"
+    return "0" if _stored_as(dtype) == "other" else f"approx_count_distinct({quoted(name)})"
 
 
 def _read_as_times(name: str, dtype: str) -> str:
@@ -255,11 +258,9 @@ def _read_as_times(name: str, dtype: str) -> str:
 
 def _relation(con: duckdb.DuckDBPyConnection, origin: Origin) -> str:
     if origin.kind == "duckdb":
-        con.execute(f"ATTACH {literal(str(origin.path))} AS opened (READ_ONLY)")
-        schema, _, table = (origin.table or "").rpartition(".")
-        return ".".join(quoted(part) for part in ("opened", schema or "main", table))
-    files = ", ".join(literal(str(path)) for path in _found(origin.path))
-    return f"read_{origin.kind}([{files}], hive_partitioning = false)"
+        con.execute(attaching(origin.path))
+        return relation(origin.kind, [origin.path], origin.table)
+    return relation(origin.kind, _found(origin.path))
 
 
 def _found(path: Path) -> list[Path]:
