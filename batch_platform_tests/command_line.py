@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 
 from batch_platform.cli import main, terminal
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.small_pipeline import small_events
 

@@ -12,8 +12,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring, stamp_of
-from batch_platform.home import HOME_VARIABLE
-from batch_platform.pipeline import Pipeline
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.small_pipeline import small_pipeline
 
 SCORED_FROM = "2024-02-01"  # the first day that the small pipeline's only model serves

@@ -1,4 +1,4 @@
-"""One model of each kind that users bring, kept in a bundle: what `test_flavours.py` holds against the same laws."""
+"""One model of each kind that users bring, kept in a bundle: what `models/test_flavours.py` holds against the same laws."""
 
 import pickle
 from collections.abc import Callable
@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from batch_platform.contract import Contract, infer_contract
+from batch_platform.declaration.spec import Features, Model
+from batch_platform.features.labelled import TrainingData
 from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, write_bundle
-from batch_platform.models.flavours import flavour, flavour_of
+from batch_platform.models.contract import Contract, infer_contract
+from batch_platform.models.fitting import fit
+from batch_platform.models.flavours.known import flavour, flavour_of
+from batch_platform.models.flavours.steps import has_steps
+from batch_platform.models.forest.proof import NEVER_TRIED
 from batch_platform.models.imports import read_import
-from batch_platform.models.proof import NEVER_TRIED
-from batch_platform.models.steps import has_steps
-from batch_platform.spec import Features, Model
-from batch_platform.training import TrainingData, fit
 
 Expected = Callable[[pl.DataFrame], Any]
 
@@ -361,7 +362,7 @@ def _onnx_of_columns(folder: Path) -> Made:
 
 
 def _mlflow_folder(folder: Path) -> Made:
-    from batch_platform.models.mlflow import library
+    from batch_platform.models.flavours.mlflow import library
 
     mlflow = library()
     rows = table().select("shop", "x")

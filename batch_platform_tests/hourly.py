@@ -15,9 +15,9 @@ from batch_platform.cli.project import Project, find_project
 from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring
-from batch_platform.ledger import EvaluationRun, FeatureBuild, ScoreRun, append, read_latest
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Pipeline
+from batch_platform.declaration.calendar import Partition
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, append, read_latest
 from batch_platform_tests.dagster_project import write_dagster_project
 from batch_platform_tests.small_pipeline import small_events
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, expect
 
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.command_line import run_command

@@ -13,11 +13,11 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import KINDS, Plan, make_plan
-from batch_platform.scoring import Stamp
-from batch_platform.spec import PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import KINDS, Plan, make_plan
+from batch_platform.warehouse.home import Home
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)

@@ -14,13 +14,13 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform import stream
-from batch_platform.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
+from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WarehouseError
+from batch_platform.declaration.spec import Predictions
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import open_bundle
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import make_plan
-from batch_platform.scoring import Stamp
-from batch_platform.spec import Predictions
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.scoring.engines import local as stream
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)

@@ -8,9 +8,9 @@ import duckdb
 import pytest
 import yaml
 
-from batch_platform.backtesting import Candidate, backtest
-from batch_platform.scoring import Stamp
-from batch_platform.spec import PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.backtest import Candidate, backtest
 from batch_platform_tests.checkout import ROOT, copy_checkout, shell
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
 

@@ -1,4 +1,7 @@
-"""The `batch-platform` command."""
+"""The `batch-platform` command.
+
+Imports every room, and heavy ones only once a command needs them. Start with `app.py`.
+"""
 
 from batch_platform.cli.app import main, process
 

@@ -22,8 +22,8 @@ from batch_platform.cli import failures, terminal
 from batch_platform.cli.backtest import backtest
 from batch_platform.cli.new import new
 from batch_platform.cli.options import project_of, reports
-from batch_platform.errors import WrongUseError
-from batch_platform.redaction import redact
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.redaction import redact
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from batch_platform.cli.options import project_of, reports
-from batch_platform.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError
 
 
 @click.command()
@@ -44,9 +44,9 @@ def backtest(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint=hint)
     given = dict(map(_parameter, params))
 
-    from batch_platform.backtesting import Candidate
     from batch_platform.cli.backtesting import Ordered, run_backtest
     from batch_platform.cli.running import asked_for
+    from batch_platform.pipeline.backtest import Candidate
 
     wiring = project_of(folder).pipeline(pipeline)
     now = datetime.now(UTC)

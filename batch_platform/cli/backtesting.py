@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from batch_platform.backtested import BACKTESTS, SCORES, Tested, Total, totals
-from batch_platform.backtesting import Candidate, backtest
 from batch_platform.cli import terminal
 from batch_platform.components.progress import Pace
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.performance import DEFAULT_METRIC
-from batch_platform.outcomes import COVERAGE
-from batch_platform.partitions import Partition
-from batch_platform.scoring import Stamp
+from batch_platform.pipeline.backtest import Candidate, backtest
+from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, Tested, Total, totals
+from batch_platform.pipeline.evaluate import COVERAGE
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from batch_platform.cli.execution import Order
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.running import Outcome, bring_up_to_date
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.performance import measure_classes
-from batch_platform.partitions import Partition
-from batch_platform.scoring import Stamp
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
 

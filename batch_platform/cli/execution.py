@@ -20,9 +20,10 @@ from batch_platform.components.jobs import DUTY_OF, job_name
 from batch_platform.components.progress import Listener, listening
 from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, this_process
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.errors import BatchPlatformError
-from batch_platform.partitions import Partition
-from batch_platform.plan import (
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.windows import matures
+from batch_platform.pipeline.plan import (
     ASSET_OF,
     Item,
     Kind,
@@ -31,7 +32,6 @@ from batch_platform.plan import (
     contiguous,
     features_due,
     make_plan,
-    matures,
     stale_reason,
 )
 

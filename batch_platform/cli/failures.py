@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
-
 _READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 INTERRUPTED = 130  # as of a process that SIGINT ended
 

@@ -33,7 +33,7 @@ def new(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Propose a pipeline NAME for a table: key, time, features, label and a first model, as files to read and change."""
     from batch_platform.cli import proposing
-    from batch_platform.proposing.choices import Asked
+    from batch_platform.cli.proposal.choices import Asked
 
     asked = Asked(key=key, time=time, label=label, timezone=timezone)
     proposing.new(folder, name, given, table, asked, as_json=as_json)

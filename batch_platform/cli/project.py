@@ -15,9 +15,9 @@ from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValu
 from dagster.components.definitions import LazyDefinitions
 
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
-from batch_platform.errors import WrongUseError, did_you_mean, listed
-from batch_platform.home import HOME_VARIABLE, Home
-from batch_platform.yaml_file import check_file, files_below
+from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.declaration.yaml_file import check_file, files_below
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
 SHIPPED = "batch_platform.definitions"
 

@@ -10,8 +10,8 @@ from batch_platform.cli.project import Project
 from batch_platform.cli.running import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.bundle import read_manifest
-from batch_platform.promotion import Decision, Maker, compared, promote, roll_back
-from batch_platform.registry import record_decisions
+from batch_platform.models.promotion import Decision, Maker, compared, promote, roll_back
+from batch_platform.models.registry import record_decisions
 
 
 @dataclass(frozen=True)

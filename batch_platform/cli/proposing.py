@@ -12,12 +12,12 @@ from typing import Any
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project, is_in_project
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
+from batch_platform.cli.proposal.files import files_of
+from batch_platform.cli.proposal.survey import Survey, locate, survey
 from batch_platform.cli.reporting import check_pipeline
-from batch_platform.errors import BatchPlatformError, WrongUseError, listed
-from batch_platform.notation import check_name, check_timezone
-from batch_platform.proposing.choices import ESTIMATORS, Asked, Proposal, propose
-from batch_platform.proposing.files import files_of
-from batch_platform.proposing.survey import Survey, locate, survey
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
+from batch_platform.declaration.notation import check_name, check_timezone
 
 PACKAGE = "pipelines"  # of a project that is made here
 _PYPROJECT = f"""\

@@ -8,10 +8,10 @@ from batch_platform.cli import terminal
 from batch_platform.cli.execution import Order, RunFailedError, Runs, open_instance, plan_order
 from batch_platform.cli.project import Project
 from batch_platform.components.wiring import Wiring
-from batch_platform.ledger import ScoreRun
-from batch_platform.partitions import Partition
-from batch_platform.plan import Item
-from batch_platform.rejections import RejectedRow, rejections
+from batch_platform.declaration.calendar import Partition
+from batch_platform.pipeline.plan import Item
+from batch_platform.scoring.rejected_rows import RejectedRow, rejections
+from batch_platform.warehouse.ledger import ScoreRun
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,20 @@ from itertools import groupby
 
 import dagster as dg
 
-from batch_platform.challengers import check_challengers
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import open_instance
 from batch_platform.cli.project import Project
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import Wiring, note_found
-from batch_platform.errors import listed
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.imports import check_model
-from batch_platform.plan import State, make_plan
-from batch_platform.registry import Promotion, Registry, Version
-from batch_platform.scoring import Stamp
-from batch_platform.status import ChallengerStatus, PipelineStatus, status_of
+from batch_platform.models.registry import Promotion, Registry, Version
+from batch_platform.pipeline.challenger_training import check_challengers
+from batch_platform.pipeline.plan import State, make_plan
+from batch_platform.pipeline.staleness import relabelled
+from batch_platform.pipeline.status import ChallengerStatus, PipelineStatus, status_of
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
     """All versions, the champion marked."""
     pipeline = wiring.pipeline()
     registry = pipeline.state().registry
-    champion, relabelled = registry.champion(now), pipeline.history.relabelled(registry.versions)
-    versions = [_summary(registry, version, champion, relabelled) for version in registry.versions]
+    champion, corrected = registry.champion(now), relabelled(pipeline.history, registry.versions)
+    versions = [_summary(registry, version, champion, corrected) for version in registry.versions]
     if as_json:
         terminal.show_json(versions)
         return
@@ -215,7 +216,7 @@ def _told_of(one: VersionSummary) -> str:
 
 
 def _summary(
-    registry: Registry, version: Version, champion: Version | None, relabelled: AbstractSet[str]
+    registry: Registry, version: Version, champion: Version | None, corrected: AbstractSet[str]
 ) -> VersionSummary:
     decided = registry.standing(version.version)
     return VersionSummary(
@@ -228,7 +229,7 @@ def _summary(
         rows_trained=version.rows_trained,
         metrics=version.metric_values,
         created_at=version.created_at,
-        labels_corrected=version.version in relabelled,
+        labels_corrected=version.version in corrected,
     )
 
 

@@ -11,9 +11,9 @@ from batch_platform.cli.project import Project
 from batch_platform.components.events import tell_committed
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
-from batch_platform.errors import WrongUseError
-from batch_platform.partitions import Partition
-from batch_platform.plan import KINDS, Item, Kind, Plan, contiguous
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.plan import KINDS, Item, Kind, Plan, contiguous
 
 TASKS: dict[Kind, tuple[str, str]] = {  # how they are announced: what is done, to what
     "features": ("build features of", "partition"),

@@ -11,7 +11,7 @@ from types import FrameType
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
 from batch_platform.components.instance import prepare_instance
-from batch_platform.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 20

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from batch_platform.redaction import redact
+from batch_platform.declaration.redaction import redact
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from batch_platform.components.progress import Listener, Step
-
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 WIDE = 10_000  # columns where there is no terminal: nothing is cut
 _JOINERS = "\u200c\u200d"  # parts of words and of pictures
 LINES = 10  # at most so many lines of progress for an asset where there is no terminal
-
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 

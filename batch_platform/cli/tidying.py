@@ -6,12 +6,12 @@ from zoneinfo import ZoneInfo
 
 from rich.filesize import decimal
 
-from batch_platform.cleaning import Garbage, find_garbage, remove_garbage
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
-from batch_platform.errors import WrongUseError
-from batch_platform.notation import parse_duration
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.notation import parse_duration
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from itertools import groupby
 
 from batch_platform.cli import terminal
 from batch_platform.components.wiring import Wiring
-from batch_platform.provenance import Dependents, dependents, with_source_rows
-from batch_platform.status import TracedSource, trace
+from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, trace, with_source_rows
 
 
 def show_trace(wiring: Wiring, key: Mapping[str, str], *, as_json: bool) -> None:

@@ -21,15 +21,15 @@ from batch_platform.components.run_config import (
 )
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
-from batch_platform.errors import BatchPlatformError
-from batch_platform.learning import Trained
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import make_plan
-from batch_platform.replay import replay
-from batch_platform.scoring import Stamp
-from batch_platform.scoring_run import Committed
-from batch_platform.stream import Watch
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.train import Trained
+from batch_platform.scoring.engines.local import Watch
+from batch_platform.scoring.run import Committed
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()
 

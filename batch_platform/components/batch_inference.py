@@ -15,9 +15,9 @@ from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.scaffolding import BatchInferenceScaffolder
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
-from batch_platform.redaction import protect
-from batch_platform.spec import PipelineSpec
-from batch_platform.yaml_file import FILE_NAMES, check_file
+from batch_platform.declaration.redaction import protect
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
 
 
 @dg.scaffold_with(BatchInferenceScaffolder)

@@ -8,13 +8,13 @@ import dagster as dg
 from batch_platform.components.describe import markdown
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.wiring import Wiring
-from batch_platform.errors import listed
-from batch_platform.evaluation import Evaluated
-from batch_platform.learning import Trained, TrainedChallenger
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Pipeline
-from batch_platform.scoring import Stamp
-from batch_platform.scoring_run import Committed
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.train import Trained, TrainedChallenger
+from batch_platform.scoring.run import Committed
 
 CHECK = "challengers"
 _WARN = dg.AssetCheckSeverity.WARN

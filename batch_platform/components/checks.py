@@ -12,13 +12,13 @@ from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
-from batch_platform.errors import MOST_LISTED, listed
-from batch_platform.evaluation import Evaluated
-from batch_platform.learning import Trained
+from batch_platform.declaration.errors import MOST_LISTED, listed
 from batch_platform.monitoring.performance import DEFAULT_METRIC, LOWER_IS_BETTER, is_worse
-from batch_platform.plan import State, make_plan
-from batch_platform.scoring_run import Committed
-from batch_platform.staleness import Staleness
+from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.plan import State, make_plan
+from batch_platform.pipeline.staleness import Staleness
+from batch_platform.pipeline.train import Trained
+from batch_platform.scoring.run import Committed
 
 ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
 GATE, PERFORMANCE, UP_TO_DATE = "gate", "performance", "up_to_date"

@@ -1,28 +1,32 @@
 """What the UI shows of a pipeline: descriptions, schemas and the metadata of each event."""
 
+import ast
 import html
+import importlib.util
+import inspect
 import json
 import re
 import resource
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from batch_platform.components import drawing
 from batch_platform.components.wiring import Wiring
-from batch_platform.components.wording import docstring_of, opening_comment
-from batch_platform.evaluation import Evaluated
-from batch_platform.learning import Trained
-from batch_platform.monitoring.performance import LOWER_IS_BETTER
+from batch_platform.declaration.redaction import redact, redacted
+from batch_platform.features.sources.opening import SourceState
+from batch_platform.models.registry import Version, read_registry
+from batch_platform.monitoring.charts import Point, bars, curve, histogram
+from batch_platform.monitoring.performance import DEFAULT_METRIC, LOWER_IS_BETTER
 from batch_platform.monitoring.scores import ScoreDistribution
-from batch_platform.pipeline import Built
-from batch_platform.redaction import redact, redacted
-from batch_platform.scoring_run import LOCAL, Committed
-from batch_platform.sources import SourceState
+from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.pipeline import Built
+from batch_platform.pipeline.train import Trained
+from batch_platform.scoring.run import LOCAL, Committed
 
 ROW_COUNT = "dagster/row_count"
 DIGITS = 6  # of a metric, where it is shown
@@ -180,7 +184,7 @@ def built(one: Built, file: Path) -> dict[str, Any]:
 def trained(wiring: Wiring, one: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
     version = one.version
-    picture = drawing.versions_until(wiring, version)
+    picture = versions_until(wiring, version)
     metadata: dict[str, Any] = {
         "version": version.version,
         "decision": f"{one.decision.action}: {one.decision.reason}",
@@ -218,7 +222,7 @@ def committed(one: Committed) -> dict[str, Any]:
         metadata["rejected"] = dg.MetadataValue.md(table(("reason", "rows"), one.reasons))
     metadata |= {
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(drawing.distribution(one.scores))} if one.scores else {}),
+        **({"scores": dg.MetadataValue.md(distribution(one.scores))} if one.scores else {}),
         **score_numbers(one.scores),
         "in_sample": run.in_sample,
         "skipped": one.skipped,
@@ -302,3 +306,63 @@ def markdown(text: str) -> str:
 
 
 _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside of a word is none
+MOST_VERSIONS = 18  # in one picture
+
+
+def distribution(scores: ScoreDistribution) -> str:
+    """The scores of one partition: a histogram, or the shares of the classes."""
+    if scores.low is None or scores.high is None:
+        return bars(scores.bars)
+    return histogram([count for _, count in scores.bars], scores.low, scores.high)
+
+
+def versions_until(wiring: Wiring, version: Version) -> str | None:
+    """The gate's metric of every version up to a registered one, by serving period, refused ones in another colour.
+
+    None where the metric has no value for that version.
+    """
+    promote = wiring.spec.model.promote
+    metric = promote.metric or DEFAULT_METRIC[version.task]
+    if metric not in version.metric_values:
+        return None
+    with wiring.pipeline().warehouse.open() as con:
+        registry = read_registry(con, wiring.spec.name)
+    approved = {known.version for known in registry.approved()}
+    earlier = [known for known in registry.of_model if known.version != version.version]
+    earlier = [known for known in earlier if known.serving_start <= version.serving_start]
+    points = [
+        Point(known.serving_period, known.metric_values[metric], good=known.version in approved)
+        for known in [*sorted(earlier, key=lambda known: (known.serving_start, known.seq)), version]
+        if metric in known.metric_values
+    ]
+    bound = None if promote.at_least is None else Point("gate", promote.at_least)
+    return f"{metric} of each version, by serving period\n\n{curve(points[-MOST_VERSIONS:], bound=bound)}"
+
+
+def opening_comment(sql: str) -> tuple[str, str]:
+    """The first paragraph of the comment that a query begins with, on one line, and the query without it."""
+    lines = sql.strip().splitlines()
+    words = [line.strip().removeprefix("--").strip() for line in takewhile(_is_comment, lines)]
+    paragraph = list(takewhile(bool, words))
+    rest = lines[len(paragraph) :]
+    return " ".join(paragraph), "\n".join(dropwhile(lambda line: line.strip() in ("", "--"), rest))
+
+
+def _is_comment(line: str) -> bool:
+    return line.strip().startswith("--")
+
+
+def docstring_of(function: str) -> str | None:
+    """The docstring of a function by its import path; None where there is none or it cannot be found."""
+    module, _, name = function.rpartition(".")
+    try:
+        found = importlib.util.find_spec(module)
+        tree = (
+            ast.parse(Path(found.origin).read_text(encoding="utf-8")) if found and found.origin else ast.Module([], [])
+        )
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name and (text := ast.get_docstring(node)):
+            return inspect.cleandoc(text)
+    return None

@@ -29,8 +29,8 @@ from batch_platform.components.event_log import quick_event_log
 from batch_platform.components.progress import Pace, Step, report
 from batch_platform.components.runs import PROCESS_TAG, range_tag, this_process
 from batch_platform.components.wiring import Wiring
-from batch_platform.partitions import Partition
-from batch_platform.plan import State
+from batch_platform.declaration.calendar import Partition
+from batch_platform.pipeline.plan import State
 
 LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 MOST_TOLD = 500  # partitions of an asset for which one look tells what others left untold; the next one goes on

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from batch_platform.home import Home
+from batch_platform.warehouse.home import Home
 
 DAGSTER_YAML = """\
 # Written by batch-platform on first use; yours to change.

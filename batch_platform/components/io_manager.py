@@ -16,12 +16,19 @@ from pydantic import Field
 
 from batch_platform.components import describe
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
-from batch_platform.errors import DataError, WrongUseError, did_you_mean, listed
-from batch_platform.home import Home
-from batch_platform.publish import publish
-from batch_platform.staging import staging_folder
-from batch_platform.tables import PARTITION, TableName, check_own, open_table, store_table, stored_partitions
-from batch_platform.warehouse import Warehouse
+from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.user_tables import (
+    PARTITION,
+    TableName,
+    check_own,
+    open_table,
+    store_table,
+    stored_partitions,
+)
 
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"

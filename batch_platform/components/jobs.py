@@ -6,7 +6,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.plan import ASSET_OF, Kind
+from batch_platform.pipeline.plan import ASSET_OF, Kind
 
 Duty = Literal["score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Kind, ...]] = {

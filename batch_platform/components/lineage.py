@@ -12,12 +12,12 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components.wiring import Wiring
-from batch_platform.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.functions import import_function
+from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 from batch_platform.models.bundle import read_manifest
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Built, Committed, Pipeline
-from batch_platform.scoring import prediction_columns
-from batch_platform.sources import import_function
+from batch_platform.pipeline.pipeline import Built, Committed, Pipeline
+from batch_platform.scoring.batch import prediction_columns
 
 LINEAGE, READABLE, CODE = "dagster/column_lineage", "where_columns_come_from", "dagster/code_references"
 ADDED = ("partition_key", "model_version", "scored_at", "run_id")  # to the predictions, from no column

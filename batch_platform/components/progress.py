@@ -81,7 +81,6 @@ class Pace:
 
 
 Listener = Callable[[Step], None]
-
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
 
 

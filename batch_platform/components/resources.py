@@ -7,9 +7,9 @@ import duckdb
 from dagster_duckdb import DuckDBResource
 from pydantic import Field
 
-from batch_platform.errors import WarehouseError
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
 
 
 class WarehouseResource(DuckDBResource):

@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from batch_platform.components.wiring import Wiring
-from batch_platform.redaction import redacted
+from batch_platform.declaration.redaction import redacted
 
 
 class FeaturesConfig(dg.Config):

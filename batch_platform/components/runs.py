@@ -16,8 +16,8 @@ from dagster._core.storage.tags import (
 
 from batch_platform.components.jobs import MAKES, assets_of, job_name
 from batch_platform.components.wiring import Wiring
-from batch_platform.errors import WrongUseError
-from batch_platform.plan import serving_calendar
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.windows import serving_calendar
 
 PROCESS_TAG = ".dagster/batch_platform_process"  # a tag with such a name is kept and not shown
 RECENT = 200

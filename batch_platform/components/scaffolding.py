@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from batch_platform.errors import WrongUseError
-from batch_platform.notation import name_of
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.notation import name_of
 
 DEFS_YAML = """\
 type: batch_platform.components.BatchInference

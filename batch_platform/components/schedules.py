@@ -10,8 +10,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from batch_platform.components.jobs import Duty, schedule_name
 from batch_platform.components.ticks import Request, Tick, look_at, requests_of, skip_reason
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.plan import ASSET_OF
-from batch_platform.spec import PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.plan import ASSET_OF
 
 _GAPS = "Where nothing is due, the tick is skipped and says why; what was missed while this was off is made up for."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}

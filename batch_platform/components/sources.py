@@ -10,9 +10,9 @@ import dagster as dg
 from batch_platform.components import describe, lineage
 from batch_platform.components.events import LOGGED_IN_THE_BODY, observed
 from batch_platform.components.wiring import Wiring, clear_failures, now
-from batch_platform.errors import SourceError
-from batch_platform.partitions import Partition
-from batch_platform.sources import import_function
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.functions import import_function
 
 
 def build_sources(wiring: Wiring) -> list[dg.AssetsDefinition]:

@@ -15,10 +15,11 @@ from batch_platform.components import runs
 from batch_platform.components.events import tell_committed
 from batch_platform.components.jobs import DUTY_OF, MAKES, Duty, schedule_name
 from batch_platform.components.wiring import Wiring, note_found
-from batch_platform.errors import listed
-from batch_platform.partitions import Partition
-from batch_platform.plan import KINDS, Item, Kind, Plan, State, contiguous, make_plan, training_window
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import training_window
+from batch_platform.pipeline.plan import KINDS, Item, Kind, Plan, State, contiguous, make_plan
 
 _WAITED_FOR: frozenset[Kind] = frozenset({"features", "model", "predictions"})  # by other kinds
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import dagster as dg
 
-from batch_platform.errors import BatchPlatformError, WarehouseBusyError
-from batch_platform.home import Home
-from batch_platform.partitions import KEY_FORMATS, Calendar, Every, Partition
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import Plan, State, serving_calendar
-from batch_platform.redaction import redact
-from batch_platform.scoring import Stamp
-from batch_platform.spec import PipelineSpec
-from batch_platform.staleness import Staleness, note_staleness, staleness_of
+from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
+from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import Plan, State
+from batch_platform.pipeline.staleness import Staleness, note_staleness, staleness_of
+from batch_platform.warehouse.home import Home
 
 SPEC_METADATA = "batch_platform/wiring"
 PIPELINE_TAG = "batch_platform/pipeline"
-
 _CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * 0", "month": "0 0 1 * *"}
 _SHORTEST_HOURS: dict[Every, int] = {"hour": 1, "day": 24, "week": 7 * 24, "month": 28 * 24}
 _ALL_HISTORY_HOURS = 20 * 366 * 24  # what "all history" means in the graph

@@ -22,20 +22,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.contract import Contract
-from batch_platform.errors import IntegrityError, WrongUseError, listed
-from batch_platform.forest.ensembles import NotCompilableError
-from batch_platform.models.compiled import WORTH_COMPILING, OfParts
-from batch_platform.models.extras import installed, missing
-from batch_platform.models.flavours import Flavour, flavour
-from batch_platform.models.kept import TREES_FILE
-from batch_platform.models.proof import NEVER_TRIED, Compiled, proven_kept, proven_predictor
+from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
+from batch_platform.models.contract import Contract
+from batch_platform.models.flavours.extras import installed, missing
+from batch_platform.models.flavours.known import Flavour, flavour
+from batch_platform.models.forest.compiled import WORTH_COMPILING, OfParts
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.forest.kept import TREES_FILE
+from batch_platform.models.forest.proof import NEVER_TRIED, Compiled, proven_kept, proven_predictor
 from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
 
 FORMAT = 3
 MANIFEST = "manifest.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
-
 _log = logging.getLogger(__name__)
 
 

@@ -8,14 +8,14 @@ learnt here is kept in the bundle.
 import inspect
 from typing import Any
 
-from batch_platform.contract import Contract
-from batch_platform.errors import TrainingRefusedError, WrongUseError, did_you_mean, listed
-from batch_platform.models.extras import installed, missing
-from batch_platform.models.flavours import flavour_of
-from batch_platform.models.keras import prepare
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.spec import Model
+from batch_platform.models.contract import Contract
+from batch_platform.models.flavours.extras import installed, missing
+from batch_platform.models.flavours.keras import prepare
+from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.signature import Task
-from batch_platform.sources import import_function
-from batch_platform.spec import Model
 
 SEED = 0
 
@@ -170,7 +170,7 @@ def _parameters(made: type) -> set[str]:
         return names
     names |= set(made().get_params(deep=False))
     if made.__module__.startswith("lightgbm."):
-        from batch_platform.models.lightgbm import parameters
+        from batch_platform.models.flavours.lightgbm import parameters
 
         names |= parameters()
     return names

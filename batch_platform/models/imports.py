@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_platform.contract import Contract
-from batch_platform.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.spec import Model
+from batch_platform.models.contract import Contract
 from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.models.flavours import flavour, flavour_of_reference
+from batch_platform.models.flavours.known import flavour, flavour_of_reference
+from batch_platform.models.flavours.sklearn import PICKLES
 from batch_platform.models.signature import ClassLabel, Found, Signature, Task, held_against
-from batch_platform.models.sklearn import PICKLES
-from batch_platform.spec import Model
 
 _NO_FILES = ("mlflow", "python")
 

@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 
 from batch_platform import __version__
-from batch_platform.contract import REASON, Column
-from batch_platform.errors import DataError, listed
+from batch_platform.declaration.errors import DataError, listed
 from batch_platform.models.bundle import Bundle, Manifest, open_bundle, read_manifest
-from batch_platform.models.mlflow import library, require_server
+from batch_platform.models.contract import REASON, Column
+from batch_platform.models.flavours.mlflow import library, require_server
 
 CHAMPION = "champion"
 _NOTE = "published.json"

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.contract import STORED_AS, Column, Contract
-from batch_platform.errors import DataError, did_you_mean, listed
-from batch_platform.spec import Task
+from batch_platform.declaration.errors import DataError, did_you_mean, listed
+from batch_platform.declaration.spec import Task
+from batch_platform.models.contract import STORED_AS, Column, Contract
 
 ClassLabel = bool | int | float | str
 InputKind = Literal["number", "whole", "code", "text", "any"]  # whole: never null; code: stands for a category

@@ -1,1 +1,4 @@
-"""Measures of how well a model does, on plain arrays."""
+"""Measures on plain arrays and frames (performance, agreement, leakage, score distributions), and charts of them.
+
+Imports `declaration` and `warehouse.sql` only; no measure knows where its data come from. Start with `performance.py`.
+"""

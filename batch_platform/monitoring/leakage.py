@@ -16,7 +16,6 @@ LEAST_ROWS = 20  # fewer may agree by chance
 LEAST_OF_A_CLASS = 5
 LEAST_SEEN_AGAIN = 0.5  # categories that hardly ever come back, such as names, tell nothing of rows to come
 MOST_BINS = 100
-
 Values = NDArray[np.float64]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.sources import has_table, quoted
+from batch_platform.warehouse.sql import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
 QUANTILES = (0.1, 0.5, 0.9)

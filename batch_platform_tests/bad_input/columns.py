@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from batch_platform.components import describe
-from batch_platform.errors import DataError, SourceError
+from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, assert_same, changed
 from batch_platform_tests.small_pipeline import FEATURES_SQL

@@ -16,8 +16,8 @@ import pytest
 from batch_platform.cli import main
 from batch_platform.components import describe
 from batch_platform.components.wiring import Wiring
-from batch_platform.errors import BatchPlatformError, DataError, SourceError
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names
 from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment

@@ -16,13 +16,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from batch_platform.errors import BatchPlatformError
-from batch_platform.home import Home
-from batch_platform.learning import Trained
-from batch_platform.ledger import ScoreRun
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Committed, Pipeline
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Committed, Pipeline
+from batch_platform.pipeline.train import Trained
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.small_pipeline import small_events, small_pipeline, small_spec, write_small_project
 
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")

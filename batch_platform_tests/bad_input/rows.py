@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from batch_platform.errors import DataError, SourceError, TrainingRefusedError
-from batch_platform.pipeline import Committed
+from batch_platform.declaration.errors import DataError, SourceError, TrainingRefusedError
+from batch_platform.pipeline.pipeline import Committed
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, changed, on_the_day
 from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY

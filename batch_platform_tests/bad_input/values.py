@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 
 from batch_platform.components import describe
-from batch_platform.errors import DataError, SourceError, WrongUseError
-from batch_platform.sources import quoted
+from batch_platform.declaration.errors import DataError, SourceError, WrongUseError
+from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
 from batch_platform_tests.bad_input.fed import DAY, EVENTS, Fed, assert_names, changed, on_the_day
 from batch_platform_tests.small_pipeline import FEATURES_SQL

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.sources import literal, quoted
+from batch_platform.warehouse.sql import literal, quoted
 
 MEMORY = "4GB"
 

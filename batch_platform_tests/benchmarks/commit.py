@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.home import Home
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.warehouse_work import PIPELINE

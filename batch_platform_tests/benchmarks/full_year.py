@@ -19,7 +19,7 @@ import polars as pl
 from sklearn.metrics import roc_auc_score
 
 from batch_platform.defs.flight_delays import sources
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.benchmarks.measuring import COMMAND, ROOT, run
 from batch_platform_tests.benchmarks.reporting import machine, versions
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
 
-from batch_platform.ledger import FeatureBuild
-from batch_platform.recorded import open_recorded
-from batch_platform.warehouse import Warehouse
+from batch_platform.features.lake import open_recorded
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.benchmarks import project
 from batch_platform_tests.benchmarks.contenders import Job
 from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, ROOT, Cost, Result, in_turn, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.hourly import MADE, PARTITIONS, PIPELINE, write_hourly_project

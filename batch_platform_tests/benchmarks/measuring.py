@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.home import HOME_VARIABLE
+from batch_platform.warehouse.home import HOME_VARIABLE
 
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", HOME_VARIABLE, "DAGSTER_HOME", "PYTHONWARNINGS")
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from batch_platform.home import HOME_VARIABLE, Home
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, NUMBERS, TEXTS, Days
 from batch_platform_tests.benchmarks.measuring import COMMAND, Cost, run
 
@@ -143,7 +143,7 @@ class Project:
         import joblib
         from skops import io
 
-        from batch_platform.models.sklearn import MODEL_FILE, TRUSTED_TYPES
+        from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES
 
         bundles = sorted((self.ready.models / self.pipeline).iterdir())
         bundle = next(folder for folder in bundles if version in (None, folder.name))

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.home import Home
-from batch_platform.ledger import ScoreRun
-from batch_platform.publish import publish
-from batch_platform.sources import literal
-from batch_platform.warehouse import StagedScores, Warehouse
+from batch_platform.warehouse.database import StagedScores, Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.sql import literal
 
 PIPELINE = "measured"
 FIRST_DAY = date(2020, 1, 1)

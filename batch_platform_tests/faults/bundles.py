@@ -14,10 +14,11 @@ import pytest
 from sklearn.preprocessing import FunctionTransformer
 from skops import io
 
-from batch_platform.errors import BatchPlatformError, IntegrityError, WrongUseError
-from batch_platform.models import bundle, sklearn
-from batch_platform.pipeline import Pipeline
-from batch_platform.registry import Version
+from batch_platform.declaration.errors import BatchPlatformError, IntegrityError, WrongUseError
+from batch_platform.models import bundle
+from batch_platform.models.flavours import sklearn
+from batch_platform.models.registry import Version
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
     SCORED,

@@ -9,11 +9,11 @@ import polars as pl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from batch_platform.ledger import EvaluationRun
-from batch_platform.partitions import Partition
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import make_plan
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.warehouse.ledger import EvaluationRun
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline

@@ -11,10 +11,10 @@ from typing import Any
 import duckdb
 import polars as pl
 
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import make_plan
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)

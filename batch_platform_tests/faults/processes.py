@@ -18,10 +18,18 @@ import pytest
 
 from batch_platform.components import wiring
 from batch_platform.components.instance import DAGSTER_YAML
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
+from batch_platform_tests.components.test_ui_processes import (
+    BACKFILL,
+    BACKFILL_STATUS,
+    LAUNCH,
+    SELECTION,
+    finished,
+    repository,
+)
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -38,14 +46,6 @@ from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import asked
 from batch_platform_tests.served import PATIENCE, Ui, answers, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
-from batch_platform_tests.test_ui_processes import (
-    BACKFILL,
-    BACKFILL_STATUS,
-    LAUNCH,
-    SELECTION,
-    finished,
-    repository,
-)
 
 HELD_SOURCE = """
 import os

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from batch_platform.home import Home
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.invariants import Held, published
 
 PAUSE_SECONDS = 0.02

@@ -6,8 +6,8 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case

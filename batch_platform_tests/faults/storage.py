@@ -12,10 +12,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.errors import DataError, IntegrityError, WarehouseError
-from batch_platform.pipeline import Pipeline
-from batch_platform.plan import make_plan
-from batch_platform.status import status_of
+from batch_platform.declaration.errors import DataError, IntegrityError, WarehouseError
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from batch_platform.models.bundle import open_bundle
-from batch_platform.pipeline import Pipeline
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import (
     NOW,
     SCORED,

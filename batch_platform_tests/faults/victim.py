@@ -19,10 +19,10 @@ from typing import Any
 
 import duckdb
 
-from batch_platform import warehouse
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse import database as warehouse
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.small_pipeline import small_spec
 

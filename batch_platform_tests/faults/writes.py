@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from batch_platform.errors import WarehouseBusyError
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
+from batch_platform.declaration.errors import WarehouseBusyError
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
     NOW,

@@ -1,0 +1,242 @@
+"""The calendar of a pipeline: its partitions as half-open windows of time, and their keys.
+
+The windows and keys are those of Dagster's time-window partitions (weeks start on Sunday; in the hour that a change
+to winter time repeats, the second one's key carries its UTC offset), computed here so that nothing below the
+components needs Dagster. A test holds the two against each other over many zones.
+"""
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property
+from itertools import pairwise
+from threading import Lock
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from batch_platform.declaration.errors import WrongUseError
+
+Every = Literal["hour", "day", "week", "month"]
+KEY_FORMATS: dict[Every, str] = {"hour": "%Y-%m-%d-%H:%M", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m-%d"}
+_HOUR = timedelta(hours=1)
+_SUNDAY = 6
+_GROWING = Lock()  # schedules of one pipeline are evaluated on threads
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One window of time, `start <= t < end`, both instants in UTC."""
+
+    key: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length on the wall clock: a day is a day, be it of 23, 24 or 25 hours."""
+
+    days: int = 0
+    hours: int = 0
+    minutes: int = 0
+
+    def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
+        """The instant (UTC) this long after another one, as clocks in the zone show it."""
+        return self._shift(instant, zone, 1)
+
+    def before(self, instant: datetime, zone: ZoneInfo) -> datetime:
+        """The instant (UTC) this long before another one, as clocks in the zone show it."""
+        return self._shift(instant, zone, -1)
+
+    @property
+    def nominal(self) -> timedelta:
+        """The length where every day has 24 hours."""
+        return timedelta(days=self.days, hours=self.hours, minutes=self.minutes)
+
+    def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
+        if self.days:  # adding to local time forgets which of two equal hours it was
+            instant = instant.astimezone(zone) + sign * timedelta(days=self.days)
+        return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes)
+
+    def __str__(self) -> str:
+        """Write it as it is declared in YAML."""
+        parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute")]
+        return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
+
+
+LONGEST: dict[Every, Duration] = {
+    "hour": Duration(hours=1),
+    "day": Duration(days=1),
+    "week": Duration(days=7),
+    "month": Duration(days=31),
+}
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """All partitions from `start` on: consecutive, without gap or overlap.
+
+    Args:
+        every: The length of a window.
+        zone: The time zone in which days, weeks and months begin.
+        start: The first window begins at or after this local time (naive, in `zone`).
+        end: No window begins at or after this local time (naive, in `zone`); None for no end.
+        end_offset: How many windows are due before they close (1: the current one, from its start on).
+    """
+
+    every: Every
+    zone: ZoneInfo
+    start: datetime
+    end: datetime | None = None
+    end_offset: int = 0
+    _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
+    _made: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
+    _by_key: dict[str, Partition] = field(default_factory=dict[str, Partition], init=False, repr=False, compare=False)
+
+    @cached_property
+    def first_start(self) -> datetime:
+        """The instant (UTC) at which the first window begins."""
+        return self._boundary_from(self.start)
+
+    @cached_property
+    def last_end(self) -> datetime | None:
+        """The instant (UTC) at which the last window ends; None for no end."""
+        return None if self.end is None else self._boundary_from(self.end)
+
+    def due(self, now: datetime) -> list[Partition]:
+        """Every partition that is closed at `now`, oldest first, and `end_offset` more."""
+        starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)
+        closed = bisect_right(starts, now) - 1
+        count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
+        return self._consecutive(0, count)
+
+    def named(self, key: str) -> Partition:
+        """The partition of that key, be it past or future.
+
+        Raises:
+            WrongUseError: No partition has that key.
+        """
+        partition = self._by_key.get(key) or self._parsed(key)
+        if partition is None:
+            first = self._key(self.first_start)
+            msg = f"{key!r} is not the key of a partition: {self.every} partitions have keys like {first!r}."
+            raise WrongUseError(msg)
+        if partition.start < self.first_start:
+            msg = f"Partition {key!r} lies before the first one, {self._key(self.first_start)!r}."
+            raise WrongUseError(msg, hint="partitions.start says where the partitions begin.")
+        if self.last_end is not None and partition.start >= self.last_end:
+            msg = f"Partition {key!r} lies at or after the end of the partitions, {self.end}."
+            raise WrongUseError(msg, hint="partitions.end says where the partitions end.")
+        return partition
+
+    def holding(self, instant: datetime) -> Partition | None:
+        """The partition whose window holds the instant; None before the first and after the last one."""
+        if instant < self.first_start:
+            return None
+        starts = self._starts_up_to(instant, extra=1)
+        at = bisect_right(starts, instant) - 1
+        if at >= self._count_before_end(starts):
+            return None
+        return self._between(starts[at], starts[at + 1])
+
+    def within(self, start: datetime, end: datetime) -> list[Partition]:
+        """Every partition that lies wholly in `start <= t < end`, oldest first."""
+        starts = self._starts_up_to(end, extra=1)
+        low, high = bisect_left(starts, start), bisect_right(starts, end) - 1
+        high = min(max(high, 0), self._count_before_end(starts))
+        return self._consecutive(low, high)
+
+    def _consecutive(self, low: int, high: int) -> list[Partition]:
+        """The partitions from one position to before another, each made once."""
+        with _GROWING:
+            made = [self._between(start, end) for start, end in pairwise(self._starts[len(self._made) : high + 1])]
+            self._made.extend(made)
+            self._by_key.update((partition.key, partition) for partition in made)
+        return self._made[low:high]
+
+    def _between(self, start: datetime, end: datetime) -> Partition:
+        return Partition(key=self._key(start), start=start, end=end)
+
+    def _key(self, start: datetime) -> str:
+        local = start.astimezone(self.zone)
+        key = local.strftime(KEY_FORMATS[self.every])
+        repeated = self.every == "hour" and local.fold == 1
+        return key + local.strftime("%z") if repeated else key
+
+    def _parsed(self, key: str) -> Partition | None:
+        """The window of a key, be it before the first or after the last partition; None for no key."""
+        for fmt in (KEY_FORMATS[self.every], KEY_FORMATS[self.every] + "%z"):
+            try:
+                parsed = datetime.strptime(key, fmt)  # noqa: DTZ007 - the zone is the calendar's
+                start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
+                if self._key(start) == key and self._begins(start):
+                    return self._between(start, self._next(start))
+            except (ValueError, OverflowError):  # not of that form; beyond what a datetime can hold
+                continue
+        return None
+
+    def _begins(self, start: datetime) -> bool:
+        local = start.astimezone(self.zone).date()
+        if self.every == "hour":
+            return _whole_hour(start, self.zone) == start
+        right_day = {"day": True, "week": local.weekday() == _SUNDAY, "month": local.day == 1}[self.every]
+        return right_day and _midnight(local, self.zone) == start
+
+    def _boundary_from(self, local: datetime) -> datetime:
+        """The first instant (UTC) at or after a local time at which a window begins."""
+        if self.every == "hour":
+            instant = _instant(local, self.zone)
+            aligned = _whole_hour(instant, self.zone)
+            return aligned if aligned >= instant else aligned + _HOUR
+        day = local.date() if local.time() == time() else local.date() + timedelta(days=1)
+        if self.every == "week":
+            day += timedelta(days=(_SUNDAY - day.weekday()) % 7)
+        if self.every == "month" and day.day != 1:
+            day = _next_month(day)
+        return _midnight(day, self.zone)
+
+    def _next(self, start: datetime) -> datetime:
+        if self.every == "hour":
+            return start + _HOUR
+        local = start.astimezone(self.zone).date()
+        if self.every == "month":
+            return _midnight(_next_month(local), self.zone)
+        return _midnight(local + timedelta(days=7 if self.every == "week" else 1), self.zone)
+
+    def _starts_up_to(self, instant: datetime, *, extra: int) -> list[datetime]:
+        starts = self._starts
+        with _GROWING:
+            if not starts:
+                starts.append(self.first_start)
+            past = sum(1 for start in reversed(starts[-(extra + 1) :]) if start > instant)
+            while past <= extra:
+                starts.append(self._next(starts[-1]))
+                past += starts[-1] > instant
+        return starts
+
+    def _count_before_end(self, starts: list[datetime]) -> int:
+        return len(starts) - 1 if self.last_end is None else bisect_left(starts, self.last_end)
+
+
+def shifts_by_whole_hours(zone: ZoneInfo, years: range) -> bool:
+    """Whether clocks in a zone show whole hours at the same instants all the time, so that hours can be partitions."""
+    firsts = (datetime(year, month, 1, tzinfo=zone) for year in years for month in range(1, 13))
+    offsets = {first.utcoffset() or timedelta() for first in firsts}
+    return len({offset % _HOUR for offset in offsets}) == 1
+
+
+def _instant(local: datetime, zone: ZoneInfo) -> datetime:
+    return local.replace(tzinfo=zone).astimezone(UTC)
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    return _instant(datetime.combine(day, time()), zone)
+
+
+def _whole_hour(instant: datetime, zone: ZoneInfo) -> datetime:
+    local = instant.astimezone(zone)
+    return instant - timedelta(minutes=local.minute, seconds=local.second, microseconds=local.microsecond)
+
+
+def _next_month(day: date) -> date:
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)

@@ -1,0 +1,50 @@
+"""Functions that a declaration names as `module.function`: import them, read their parameters and their source code."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from batch_platform.declaration.errors import WrongUseError, did_you_mean
+
+
+def import_function(dotted: str, key: str) -> Callable[..., Any]:
+    """Import `module.function`.
+
+    Raises:
+        WrongUseError: There is no such module or function; the message names the key of the YAML.
+    """
+    module_name, _, name = dotted.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        msg = f"{key}: the module {module_name!r} cannot be imported ({error})."
+        raise WrongUseError(msg, hint="write it as 'package.module.function', importable from the project.") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        public = [other for other in vars(module) if not other.startswith("_")]
+        msg = f"{key}: {module_name!r} has no function {name!r}."
+        raise WrongUseError(msg, hint=did_you_mean(name, public))
+    return function
+
+
+def parameters_of(function: Callable[..., Any]) -> list[str]:
+    """The names of a function's parameters; none where Python cannot tell."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except ValueError:  # written in C
+        return []
+
+
+def source_code(dotted: str, key: str) -> str:
+    """The text of the modules that a function is named in and comes from: its version, as far as it can be seen.
+
+    Raises:
+        WrongUseError: There is no such module or function.
+    """
+    function = import_function(dotted, key)
+    modules = (sys.modules[dotted.rpartition(".")[0]], inspect.getmodule(function))
+    files = dict.fromkeys(str(module.__file__) for module in modules if module and getattr(module, "__file__", None))
+    return "\0".join(Path(file).read_bytes().decode(errors="replace") for file in files)

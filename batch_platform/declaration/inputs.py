@@ -1,0 +1,245 @@
+"""What a pipeline reads, as it is declared: its partitions, sources, features and labels; frozen values, checked."""
+
+from datetime import datetime
+from functools import cached_property
+from typing import Literal, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, field_validator, model_validator
+
+from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.notation import (
+    Block,
+    DurationText,
+    LocalTime,
+    Share,
+    check_dotted,
+    check_inside,
+    check_timezone,
+    parse_duration,
+    refuse_for_now,
+)
+
+SOURCE_KINDS = ("python", "parquet", "csv", "duckdb")
+ColumnType = Literal["float", "integer", "boolean", "category"]
+
+
+class Partitions(Block):
+    """The time windows of a pipeline; each is scored on its own."""
+
+    every: Every = Field(description="Length of one partition.", examples=["day"])
+    start: LocalTime = Field(description="First partition, local date or time in `timezone`.", examples=["2013-01-01"])
+    end: LocalTime | None = Field(
+        default=None, description="No partition starts at or after this local date or time.", examples=["2014-01-01"]
+    )
+    timezone: str = Field(
+        default="UTC", description="IANA time zone in which partitions begin.", examples=["Europe/Berlin"]
+    )
+    end_offset: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="1 makes a partition due when it starts, for rows that are all known by then; 0 when it has closed.",
+        examples=[1],
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        check_timezone(value)
+        return value
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        calendar = self.calendar
+        start, end = datetime.fromisoformat(self.start), calendar.end
+        years = range(start.year, (end or start).year + 2)
+        if self.every == "hour" and not shifts_by_whole_hours(calendar.zone, years):
+            msg = f"clocks in {self.timezone} shift by part of an hour, so that hours are no partitions; take UTC"
+            raise ValueError(msg)
+        if end is None or calendar.last_end is None:
+            return self
+        if calendar.last_end <= calendar.first_start:
+            msg = f"no {self.every} lies between start ({self.start}) and end ({self.end})"
+            raise ValueError(msg)
+        boundary = calendar.last_end.astimezone(calendar.zone).replace(tzinfo=None)
+        if boundary.date() != end.date() or (self.every == "hour" and boundary != end):
+            msg = f"no {self.every} ends at {self.end}; the next one ends at {boundary.isoformat()}"
+            raise ValueError(msg)
+        return self
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """The windows that this declares."""
+        return Calendar(
+            every=self.every,
+            zone=ZoneInfo(self.timezone),
+            start=datetime.fromisoformat(self.start),
+            end=None if self.end is None else datetime.fromisoformat(self.end),
+            end_offset=self.end_offset,
+        )
+
+
+class Source(Block):
+    """A raw table, read under its name by the features and the labels; exactly one of the kinds."""
+
+    python: str | None = Field(
+        default=None,
+        description="module.function returning a Polars frame or an Arrow table; takes `partition` if it likes.",
+        examples=["shop.sources.orders"],
+    )
+    parquet: str | None = Field(
+        default=None,
+        description="Path or glob, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.parquet", "orders/{partition_key}.parquet"],
+    )
+    csv: str | None = Field(
+        default=None,
+        description="Path or glob, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.csv", "orders/{partition_key}.csv"],
+    )
+    duckdb: str | None = Field(
+        default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
+    )
+    postgres: str | None = Field(default=None, description="Not available yet.")
+    table: str | None = Field(
+        default=None, description="The table or view in the DuckDB file.", examples=["main.orders"]
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        refuse_for_now(self.postgres, "postgres")
+        kinds = [kind for kind in SOURCE_KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            msg = f"give exactly one of {listed(SOURCE_KINDS)}; found {listed(kinds) or 'none'}"
+            raise ValueError(msg)
+        if not getattr(self, kinds[0]):
+            msg = f"{kinds[0]} is empty"
+            raise ValueError(msg)
+        if (self.duckdb is None) != (self.table is None):
+            msg = "`duckdb` and `table` go together: the file, and the table in it"
+            raise ValueError(msg)
+        if self.python is not None:
+            check_dotted(self.python)
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the kinds it is."""
+        return next(kind for kind in SOURCE_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def by_partition(self) -> bool:
+        """Whether each partition has a file of its own."""
+        return "{partition_key}" in (self.parquet or self.csv or "")
+
+
+class ColumnRule(Block):
+    """What is declared of one column; the rest is inferred when training."""
+
+    type: ColumnType | None = Field(default=None, description="Type in the contract.")
+    nullable: bool | None = Field(default=None, description="Whether a null is allowed.")
+    min: float | None = Field(default=None, description="A smaller value is rejected.", examples=[0])
+    max: float | None = Field(default=None, description="A larger value is rejected.", examples=[100])
+    feature: bool = Field(default=True, description="false: the column is not given to the model.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            msg = f"min ({self.min}) is above max ({self.max})"
+            raise ValueError(msg)
+        if self.type in ("boolean", "category") and not self.min is self.max is None:
+            msg = f"a {self.type} has no min and max"
+            raise ValueError(msg)
+        return self
+
+
+class Driving(Block):
+    """The source of which every row inside a partition must give one row of features: no join may add or lose any."""
+
+    source: str = Field(description="Name of the source whose rows are counted.", examples=["orders"])
+    time: str = Field(
+        description="Its column with a row's time, by which it belongs to a partition.", examples=["ordered_at"]
+    )
+
+
+class Features(Block):
+    """One row per thing to score, made for one partition from the sources."""
+
+    sql: str | None = Field(
+        default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
+    )
+    python: str | None = Field(
+        default=None,
+        description="module.function: Polars LazyFrames in, a LazyFrame out.",
+        examples=["shop.features.of_orders"],
+    )
+    key: list[str] = Field(
+        min_length=1, description="Columns that name a row; unique within a partition.", examples=[["order_id"]]
+    )
+    time: str | None = Field(
+        default=None,
+        description="Column with the row's time; outside the partition is an error.",
+        examples=["ordered_at"],
+    )
+    driving: Driving | None = Field(
+        default=None,
+        description="Source that has as many rows in a partition as its features; otherwise an error.",
+        examples=[{"source": "orders", "time": "ordered_at"}],
+    )
+    columns: dict[str, ColumnRule] = Field(
+        default_factory=dict, description="Overrides of what training infers.", examples=[{"amount": {"min": 0}}]
+    )
+    max_rejected: Share = Field(
+        default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.", examples=["1%"]
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.sql is None) == (self.python is None):
+            msg = "give either `sql` or `python`"
+            raise ValueError(msg)
+        if self.sql is not None:
+            check_inside(self.sql)
+        if self.python is not None:
+            check_dotted(self.python)
+        apart = [*self.key, *([self.time] if self.time is not None else [])]
+        if twice := {name for name in apart if apart.count(name) > 1}:
+            msg = f"key and time name {listed(map(repr, twice))} more than once"
+            raise ValueError(msg)
+        if named := {*apart} & {*self.columns}:
+            msg = f"`columns` overrides feature columns; {listed(map(repr, named))} is key or time"
+            raise ValueError(msg)
+        return self
+
+
+class Labels(Block):
+    """The true outcomes, and how long after the end of a partition they are known."""
+
+    sql: str = Field(description="DuckDB SQL file giving the key columns and the label.", examples=["labels.sql"])
+    column: str = Field(description="The label among its columns.", examples=["returned"])
+    delay: DurationText = Field(
+        default="0 days", description="From the end of a partition until its labels are known.", examples=["1 day"]
+    )
+    outcomes: list[str] = Field(
+        default_factory=list,
+        description="Columns known only with the label; refused among the features, as it is.",
+        examples=[["returned_at"]],
+    )
+
+    @field_validator("sql")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        check_inside(value)
+        return value
+
+    @cached_property
+    def maturity(self) -> Duration:
+        """The delay, read."""
+        return parse_duration(self.delay)
+
+    @property
+    def too_late(self) -> list[str]:
+        """The columns that are not known when a row is scored: the label, and what is known with it."""
+        return [self.column, *self.outcomes]

@@ -1,0 +1,220 @@
+"""How a declaration is written: strict blocks of keys, and values such as names, durations, shares, times, schedules.
+
+Each check raises a ValueError that says what is allowed; which key it was, is added by whoever reads the declaration.
+Knows nothing of what is declared.
+"""
+
+import re
+from collections.abc import Collection
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
+
+from batch_platform.declaration.calendar import Duration
+from batch_platform.declaration.errors import did_you_mean, listed
+
+RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_DURATION = re.compile(r"([0-9]{1,5})\s*(minute|hour|day|week)s?")
+_PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_CRON_FIELDS: dict[str, tuple[int, int, dict[str, int]]] = {  # lowest and highest value, and words for values
+    "minute": (0, 59, {}),
+    "hour": (0, 23, {}),
+    "day of month": (1, 31, {}),
+    "month": (1, 12, {word: at for at, word in enumerate(_MONTHS, start=1)}),
+    "day of week": (0, 7, {word: at for at, word in enumerate(_WEEKDAYS)}),
+}
+_CRON_ITEM = re.compile(r"(?:\*|(?P<low>\w+)-(?P<high>\w+))(?:/(?P<step>[1-9][0-9]?))?|(?P<only>\w+)")
+_DAYS_IN_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+
+
+class Block(BaseModel):
+    """A part of the declaration: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        check_keys(data, [field.alias or name for name, field in cls.model_fields.items()])
+        return data
+
+
+def check_keys(data: object, allowed: Collection[str]) -> None:
+    """Refuse keys that are not allowed, each with its nearest match.
+
+    Raises:
+        ValueError: `data` is a mapping with a key that is not allowed.
+    """
+    if not isinstance(data, dict):
+        return
+    unknown = [str(key) for key in data if key not in allowed]  # pyright: ignore[reportUnknownVariableType] - YAML
+    if unknown:
+        guesses = [guess for key in unknown if (guess := did_you_mean(key, allowed))]
+        msg = f"unknown key {listed(repr(key) for key in unknown)}; allowed are {listed(allowed)}"
+        raise ValueError("; ".join([msg, *guesses]))
+
+
+def refuse_for_now(value: object, key: str) -> None:
+    """Refuse a key, by name, whose behaviour does not exist yet.
+
+    Raises:
+        ValueError: It has a value.
+    """
+    if value is not None:
+        msg = f"{key!r} is not available yet; leave it out"
+        raise ValueError(msg)
+
+
+def check_name(value: str) -> None:
+    """Refuse a name that could not be a schema, a folder and an asset key all at once.
+
+    Raises:
+        ValueError: The name is none.
+    """
+    if not _NAME.fullmatch(value) or value in RESERVED_NAMES:
+        msg = f"{value!r} is not a name: use small letters, digits and _ (at most 63), not {listed(RESERVED_NAMES)}"
+        raise ValueError(msg)
+
+
+def name_of(text: str) -> str | None:
+    """A text as a name, as far as it can be one."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
+    try:
+        check_name(name)
+    except ValueError:
+        return None
+    return name
+
+
+def check_timezone(value: str) -> None:
+    """Refuse what is not the name of a time zone.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value not in available_timezones():
+        msg = f"{value!r} is not an IANA time zone"
+        raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, available_timezones())])))
+
+
+def check_dotted(value: str) -> None:
+    """Refuse what is not the import path of something in a module.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _DOTTED.fullmatch(value):
+        msg = f"{value!r} is not an import path such as 'package.module.function'"
+        raise ValueError(msg)
+
+
+def check_inside(value: str) -> None:
+    """Refuse the name of a file that does not lie in the pipeline's folder or below it.
+
+    Raises:
+        ValueError: It is absolute, leads out of the folder or is no file's name.
+    """
+    path = PurePosixPath(value)
+    if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
+        msg = f"{value!r} is not the name of a file in this folder or below it"
+        raise ValueError(msg)
+
+
+def check_cron(value: str) -> None:
+    """Refuse what is not a schedule of five cron fields, or one that no day of any year meets.
+
+    Raises:
+        ValueError: It is none.
+    """
+    fields = value.lower().split()
+    if len(fields) != len(_CRON_FIELDS):
+        msg = f"{value!r} is not a cron expression of five fields such as '0 5 * * *'"
+        raise ValueError(msg)
+    meant = {name: _cron_values(field, name) for name, field in zip(_CRON_FIELDS, fields, strict=True)}
+    days, months = meant["day of month"], meant["month"]
+    if min(days) > max(_DAYS_IN_MONTH[month - 1] for month in months):
+        msg = f"{value!r} never comes: no such month has a day {min(days)}"
+        raise ValueError(msg)
+
+
+def _cron_values(field: str, name: str) -> set[int]:
+    low, high, words = _CRON_FIELDS[name]
+    values: set[int] = set()
+    for item in field.split(","):
+        found = _CRON_ITEM.fullmatch(item)
+        bounds = (found["only"] or found["low"] or low, found["only"] or found["high"] or high) if found else ()
+        numbers = [words.get(str(bound), bound) for bound in bounds]
+        numbers = [int(number) for number in numbers if str(number).isdecimal()]
+        in_order = numbers == sorted(number for number in numbers if low <= number <= high)
+        if found is None or not in_order or len(numbers) != len(bounds):
+            msg = f"{item!r} is not a {name} of a cron expression: numbers from {low} to {high}, '*', '1-5' or '*/2'"
+            raise ValueError(msg)
+        values.update(range(numbers[0], numbers[1] + 1, int(found["step"] or 1)))
+    return values
+
+
+def parse_duration(text: str) -> Duration:
+    """Read '1 day', '60 days', '6 hours' or '90 minutes'.
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    if not found:
+        msg = f"{text!r} is not a duration; write for example '1 day', '60 days', '6 hours' or '2 weeks'"
+        raise ValueError(msg)
+    number, unit = int(found[1]), found[2]
+    if unit == "week":
+        return Duration(days=7 * number)
+    return Duration(**{f"{unit}s": number})
+
+
+def _written(value: object) -> object:
+    """YAML reads an unquoted 2013-01-01 as a date; take it as it was written."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _local_time(value: str) -> str:
+    try:
+        offset = datetime.fromisoformat(value).tzinfo
+    except ValueError:
+        msg = f"{value!r} is not a date or a time such as '2013-01-01' or '2013-01-01T06:00'"
+        raise ValueError(msg) from None
+    if offset is not None:
+        msg = f"{value!r} carries an offset; give the local time in `timezone`"
+        raise ValueError(msg)
+    return value
+
+
+def _duration(value: str) -> str:
+    parse_duration(value)
+    return value
+
+
+def _cron(value: str) -> str:
+    check_cron(value)
+    return value
+
+
+def _share(value: object) -> object:
+    """Read '1%' as 0.01, and '0.7%' as 0.007 and not a little less, as dividing a float would."""
+    found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return float(Decimal(found[1]) / 100) if found else value
+
+
+LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
+DurationText = Annotated[str, AfterValidator(_duration)]
+Cron = Annotated[str, AfterValidator(_cron)]
+Share = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", "pattern": _PERCENT.pattern}]}),
+]

@@ -1,0 +1,66 @@
+"""Serving periods, training windows and label maturity of a pipeline, by its declaration alone."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.spec import PipelineSpec
+
+
+def serving_calendar(spec: PipelineSpec) -> Calendar | None:
+    """The serving periods of a pipeline's models; None for one unpartitioned model."""
+    train = spec.model.train
+    if train.every is None:
+        return None
+    partitions = spec.partitions
+    start = datetime.fromisoformat(train.start or partitions.start)
+    end = None if partitions.end is None else datetime.fromisoformat(partitions.end)
+    return Calendar(every=train.every, zone=ZoneInfo(partitions.timezone), start=start, end=end, end_offset=1)
+
+
+def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
+    """The partitions that a model may learn from: wholly before its serving period, labels mature at its start.
+
+    Of an import, which learns from no label, its contract does: labels need not be mature.
+    """
+    calendar = spec.partitions.calendar
+    zone = calendar.zone
+    length = spec.model.train.window_length
+    start = calendar.first_start if length is None else length.before(serving_start, zone)
+    inside = calendar.within(max(start, calendar.first_start), serving_start)
+    if spec.model.import_ is not None:
+        return [partition for partition in inside if partition.end <= serving_start]
+    while inside and matures(spec, inside[-1]) > serving_start:  # a later partition never matures earlier
+        inside.pop()
+    return inside
+
+
+def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
+    """Where the end of a training window begins that is kept for evaluation."""
+    return spec.model.train.evaluation_length.before(window[-1].end, spec.partitions.calendar.zone)
+
+
+def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
+    """Whether a window is long enough: at least as much to learn from as to evaluate on; for an import, one partition."""
+    if not window or spec.model.import_ is not None:
+        return bool(window)
+    evaluation = spec.model.train.evaluation_length
+    begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
+    return window[0].start <= begins
+
+
+def matures(spec: PipelineSpec, partition: Partition) -> datetime:
+    """When the labels of a partition are known; without labels, when it has closed."""
+    if spec.labels is None:
+        return partition.end
+    return spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)
+
+
+def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
+    """The serving periods that have begun and whose window is long enough to train on, oldest first."""
+    calendar = serving_calendar(spec)
+    if calendar is None:
+        return []
+    begun = [period for period in calendar.due(now) if period.start <= now]
+    return [period for period in begun if can_train(spec, training_window(spec, period.start))]

@@ -1,0 +1,279 @@
+"""Features of one partition: run `features.sql` or a Polars function over the sources and write one Parquet file.
+
+The file is complete or absent: it is written aside, checked (unique keys, times inside the window) and moved into
+place. Rows are in the order of the key, so the same rows give the same bytes. Labels come from here too, as a frame.
+Knows nothing of models or of the warehouse.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    SourceError,
+    WrongUseError,
+    did_you_mean,
+    listed,
+)
+from batch_platform.declaration.functions import import_function, parameters_of, source_code
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.lake import BATCH_ROWS, _digests, aside_of, left_aside, parquet_writer
+from batch_platform.features.lineage.columns import column_lineage
+from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.query import Query
+from batch_platform.features.row_checks import RowChecks, require_unique
+from batch_platform.features.row_count import require_every_row
+from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.warehouse.sql import quoted
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """One written partition of features."""
+
+    path: Path
+    rows: int
+    sha256: str  # names what it holds
+    xxh3: str  # of the same bytes, some fifteen times quicker: tells damage, not intent
+    columns: dict[str, str]  # Arrow types by name, in order
+
+
+@dataclass(frozen=True)
+class FeatureBuilder:
+    """Builds the features and labels of one pipeline."""
+
+    spec: PipelineSpec
+    sources: Sources
+
+    @cached_property
+    def query(self) -> Query | None:
+        """`features.sql`; None where a Polars function makes the features."""
+        sql = self.spec.features.sql
+        return None if sql is None else Query(self.spec.name, self.sources.folder, sql)
+
+    @cached_property
+    def labels_query(self) -> Query | None:
+        """`labels.sql`; None for a pipeline without labels."""
+        labels = self.spec.labels
+        return None if labels is None else Query(self.spec.name, self.sources.folder, labels.sql)
+
+    @cached_property
+    def own_feature_sources(self) -> list[str]:
+        """The sources of the features that have a file for each partition."""
+        if self.query is None:
+            named = parameters_of(import_function(self.spec.features.python or "", "features.python"))
+        else:
+            named = self.query.reads(self.spec.sources)
+        return [name for name, source in self.spec.sources.items() if source.by_partition and name in named]
+
+    @cached_property
+    def own_label_sources(self) -> list[str]:
+        """The sources of the labels that have a file for each partition."""
+        query = self.labels_query
+        named = [] if query is None else query.reads(self.spec.sources)
+        return [name for name in named if self.spec.sources[name].by_partition]
+
+    def label_versions(self, partition: Partition) -> str:
+        """The versions now of `own_label_sources`, as JSON; cheap (no file is read).
+
+        Raises:
+            SourceError: A file is missing.
+        """
+        found = {name: self.sources.version(name, partition) for name in self.own_label_sources}
+        return json.dumps(found, sort_keys=True)
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """Which source columns the features are made from, as far as the SQL alone tells; nothing is opened for it."""
+        if self.query is None:
+            return Lineage(
+                sources=tuple(self.spec.sources), reason=f"the features are made by {self.spec.features.python}"
+            )
+        return column_lineage(self.query.text, dict.fromkeys(self.spec.sources, ()))
+
+    @cached_property
+    def labels_lineage(self) -> Lineage:
+        """The same of the labels."""
+        query = self.labels_query
+        return Lineage() if query is None else column_lineage(query.text, dict.fromkeys(self.spec.sources, ()))
+
+    def asked_lineage(self, partition: Partition) -> Lineage:
+        """The same of the features, with the columns that the sources of a partition have.
+
+        Raises:
+            SourceError: A source cannot be read, or the SQL fails.
+        """
+        if self.query is None or self.lineage.complete:
+            return self.lineage
+        with self.sources.connect() as con:
+            con.open(partition)
+            columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
+            made = self.query.run(con, partition, self.spec.features.key).columns
+        return column_lineage(self.query.text, columns, made)
+
+    @cached_property
+    def code_version(self) -> str:
+        """Changes when the same sources could give other features, or none: a rule newly declared holds for all."""
+        features = self.spec.features
+        code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
+        declared = self.spec.model_dump_json(
+            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}}
+        )
+        if features.driving is not None:
+            declared += features.driving.model_dump_json()
+        return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
+
+    @contextmanager
+    def session(self, first: Partition, *, spill: Path | None = None) -> Generator["FeatureSession"]:
+        """Open the sources once, to build many partitions.
+
+        Args:
+            first: The first one.
+            spill: A folder for what does not fit into memory; see `Sources.connect`.
+
+        Raises:
+            SourceError: A source cannot be read.
+        """
+        with self.sources.connect(spill) as con:
+            con.open(first)
+            yield FeatureSession(self, con, first)
+
+
+class FeatureSession:
+    """Sources held open while partition after partition is built from them."""
+
+    def __init__(self, builder: FeatureBuilder, con: SourceConnection, at: Partition) -> None:
+        """Take an opened connection."""
+        self._builder, self._con, self._at = builder, con, at
+        self._swept = False
+
+    def write(self, partition: Partition, path: Path) -> FeatureFile:
+        """Write the features of a partition to `path`, wholly or not at all.
+
+        Raises:
+            SourceError: The SQL or the function fails.
+            DataError: Keys are not unique, a time is null or outside the partition, or a row of the driving source is lost.
+            BatchPlatformError: The file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(path.parent)
+            return self._write_whole(partition, path)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            msg = f"{self._builder.spec.name}, partition {partition.key}: {path} cannot be written ({reason})."
+            hint = "make room, or mend the permissions of the home; then run it again."
+            raise BatchPlatformError(msg, hint=hint) from error
+
+    def labels(self, partition: Partition) -> pl.DataFrame:
+        """The labels known now for a partition: key columns and the label; rows without a label are left out.
+
+        Raises:
+            SourceError: The SQL fails.
+            DataError: Keys are not unique.
+        """
+        spec, query = self._builder.spec, self._builder.labels_query
+        if query is None or spec.labels is None:
+            msg = f"{spec.name} declares no labels."
+            raise DataError(msg, hint="add `labels` to its YAML.")
+        self._move(partition)
+        columns = [*spec.features.key, spec.labels.column]
+        with query.explained(partition):
+            frame = query.run(self._con, partition, columns).pl().select(columns)
+        frame = frame.drop_nulls(spec.labels.column)
+        require_unique(spec, partition, frame, what="labels")
+        return frame
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove, once, what killed processes left aside."""
+        for aside in () if self._swept else left_aside(folder):
+            aside.unlink(missing_ok=True)
+        self._swept = True
+
+    def _write_whole(self, partition: Partition, path: Path) -> FeatureFile:
+        aside = aside_of(path)
+        try:
+            written = self._write_aside(partition, aside)
+            self._require_every_row(partition, written)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return replace(written, path=path)
+
+    def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
+        batches, schema = self._batches(partition)
+        checks = RowChecks(self._builder.spec, partition, schema)
+        rows = 0
+        with parquet_writer(aside, schema) as writer:
+            for batch in batches:
+                checks.see(batch)
+                writer.write_batch(batch)
+                rows += batch.num_rows
+        columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
+        sha256, xxh3 = _digests(aside)
+        return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
+
+    def _require_every_row(self, partition: Partition, written: FeatureFile) -> None:
+        if self._builder.spec.features.driving is not None:
+            self._move(partition)
+            require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
+
+    def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
+        query = self._builder.query
+        if query is None:
+            table = self._call(partition)
+            return iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
+        self._move(partition)
+        with query.explained(partition):
+            relation = query.run(self._con, partition, self._builder.spec.features.key)
+            reader = relation.to_arrow_reader(BATCH_ROWS)
+        return _explained(reader, query, partition), reader.schema
+
+    def _call(self, partition: Partition) -> pa.Table:
+        """What the declared function makes of the sources that it names, in the order of the key."""
+        builder = self._builder
+        dotted, key = builder.spec.features.python or "", builder.spec.features.key
+        function = import_function(dotted, "features.python")
+        names, allowed = parameters_of(function), [*builder.spec.sources, "partition"]
+        if unknown := [name for name in names if name not in allowed]:
+            msg = f"{builder.spec.name}: {dotted} takes {listed(unknown)}; it can take {listed(allowed)}."
+            raise WrongUseError(msg, hint=did_you_mean(unknown[0], allowed))
+        frames = builder.sources.frames(partition, [name for name in names if name != "partition"])
+        given = {**frames, "partition": partition} if "partition" in names else frames
+        try:
+            result = function(**given)
+            frame = result.collect() if isinstance(result, pl.LazyFrame) else result
+        except Exception as error:  # a user's own code may raise anything
+            msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
+            raise SourceError(msg, hint="mend the function, or name another one in features.python.") from error
+        if not isinstance(frame, pl.DataFrame):
+            msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is no table."
+            raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")
+        return frame.sort([name for name in key if name in frame.columns]).to_arrow()
+
+    def _move(self, partition: Partition) -> None:
+        if partition != self._at:
+            self._con.move(partition)
+            self._at = partition
+
+
+def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:
+    """The batches of a reader; what fails on the way names the SQL file."""
+    batches = iter(reader)
+    while True:
+        with query.explained(partition):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,159 @@
+"""A recorded file of features, opened to be read: what is hashed is what is read, whoever replaces it meanwhile."""
+
+import hashlib
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from xxhash import xxh3_128
+
+from batch_platform.declaration.errors import (
+    IntegrityError,
+)
+
+BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as they come, and has little to tidy
+
+
+def aside_of(path: Path) -> Path:
+    """Where this process writes a file before it is moved into place."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def left_aside(folder: Path) -> list[Path]:
+    """What killed processes left aside in a folder of features."""
+    return [path for path in sorted(folder.glob(".*.parquet.*")) if not Path("/proc", path.suffix[1:]).exists()]
+
+
+def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
+    """Write what is read soon and whole.
+
+    Only text is kept as a dictionary: numbers are mostly distinct, and a dictionary of those is larger than they are.
+
+    Args:
+        path: Of the file.
+        schema: Of its rows.
+        lasting: Whether the file stays, with Arrow's own types; if not, it is read once and is best written quickly:
+            columns that Arrow keeps as dictionaries are plain, numbers are not compressed, and nothing is told of values.
+    """
+    repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
+    compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression=compression,  # pyright: ignore[reportArgumentType] - one for each column is allowed, the stubs say str
+        use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - a list of names is allowed, the stubs say bool
+        store_schema=lasting,
+        write_statistics=lasting,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes."""
+    return _digests(path)[0]
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    """The SHA-256 and the XXH3 (128 bits) of a file's bytes, in hexadecimal."""
+    digests = hashlib.sha256(), xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            for digest in digests:
+                digest.update(block)
+    sha256, xxh3 = (digest.hexdigest() for digest in digests)
+    return sha256, xxh3
+
+
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """An open file and what its bytes must be.
+
+    Args:
+        where: Pipeline and partition, for messages.
+        path: As it was opened.
+        sha256: As recorded.
+        xxh3: As recorded, or empty; where it is there it is what is checked, for it costs next to nothing.
+        descriptor: Of the open file.
+        opened: Its size and time of change when it was opened.
+        hint: What to do when it is another one.
+    """
+
+    where: str
+    path: Path
+    sha256: str
+    xxh3: str
+    descriptor: int
+    opened: tuple[int, int]
+    hint: str
+
+    def require_unchanged(self, stop: Event | None = None) -> None:
+        """Check every byte; on any thread, also while the file is read.
+
+        Args:
+            stop: Once set, nobody waits for the answer any more.
+
+        Raises:
+            IntegrityError: A byte differs from what was recorded.
+        """
+        digest, at = xxh3_128() if self.xxh3 else hashlib.sha256(), 0
+        while block := os.pread(self.descriptor, _HASH_BLOCK, at):
+            if stop is not None and stop.is_set():
+                return
+            digest.update(block)
+            at += len(block)
+        if digest.hexdigest() != (self.xxh3 or self.sha256):
+            self._refuse()
+
+    def require_untouched(self) -> None:
+        """Check that nobody wrote into the file since it was opened.
+
+        Raises:
+            IntegrityError: Somebody did.
+        """
+        if _state(self.descriptor) != self.opened:
+            self._refuse()
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Its rows in batches; a file without rows gives one empty batch, so that its columns are known.
+
+        Args:
+            rows: Of a batch, at most.
+        """
+        with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
+            if not file.metadata.num_rows:
+                yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
+            yield from file.iter_batches(batch_size=rows, use_threads=False)
+
+    def _refuse(self) -> None:
+        msg = f"{self.where}: the bytes of {self.path} are not those that were recorded."
+        raise IntegrityError(msg, hint=self.hint)
+
+
+@contextmanager
+def open_recorded(
+    path: Path, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
+) -> Generator[RecordedFile]:
+    """Open a file of features.
+
+    Raises:
+        IntegrityError: It is gone.
+    """
+    where = f"{pipeline}, partition {partition_key}"
+    hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."
+    if not path.is_file():
+        msg = f"{where}: its feature file {path} is gone."
+        raise IntegrityError(msg, hint=hint)
+    with path.open("rb") as file:
+        yield RecordedFile(where, path, sha256, xxh3, file.fileno(), _state(file.fileno()), hint)
+
+
+def _state(descriptor: int) -> tuple[int, int]:
+    stat = os.fstat(descriptor)
+    return stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,137 @@
+"""The user's SQL: one SELECT in a file, checked once and run for many partitions, in the order of its key.
+
+Knows how to name the file and the line of what fails; knows nothing of what its rows mean.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import SourceError, did_you_mean, listed
+from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.warehouse.sql import quoted
+
+PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
+
+
+class Query:
+    """One SELECT over the sources, with the bounds and the key of a partition as parameters."""
+
+    def __init__(self, pipeline: str, folder: Path, name: str) -> None:
+        """Read the file.
+
+        Raises:
+            SourceError: It cannot be read, is a link that leads out of the folder, is not one SELECT, or uses a
+                parameter that there is not.
+        """
+        self.pipeline, self.path = pipeline, folder / name
+        path = self.path
+        try:
+            if not path.resolve().is_relative_to(folder.resolve()):
+                msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
+                raise SourceError(msg, hint="put the SQL itself into the folder of the pipeline.")
+            self.text = path.read_bytes().decode()  # as it is: a quoted name may hold a carriage return
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            msg = f"{pipeline}: {path} cannot be read ({reason})."
+            raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
+        with self._explained():
+            statements = duckdb.extract_statements(self.text)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            found = listed(statement.type.name for statement in statements) or "nothing"
+            msg = f"{pipeline}: {path} must be one SELECT; it holds {found}."
+            raise SourceError(msg, hint="write helper tables as WITH … AS (…) in front of the SELECT.")
+        self.parameters = frozenset(statements[0].named_parameters)
+        if unknown := self.parameters - PARAMETERS:
+            msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
+            raise SourceError(msg, hint=f"there are {listed('$' + name for name in PARAMETERS)}.")
+        self._select = _without_end(self.text)
+        self._columns: list[str] | None = None
+
+    def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
+        """The result for one partition, lazily, in the order of some of its columns; fetch it within `explained`.
+
+        Raises:
+            SourceError: The SQL fails or lacks one of those columns; the message has file and line.
+        """
+        values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
+        bound = {name: values[name] for name in self.parameters}
+        with self.explained(partition):
+            if self._columns is None:
+                self._columns = con.duckdb.sql(self._select, params=bound).columns
+            self._require(self._columns, order_by)
+            order = ", ".join(quoted(column) for column in order_by)
+            return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
+
+    def reads(self, names: Iterable[str]) -> list[str]:
+        """Which of some tables it names, by DuckDB's own parser; all of them where that cannot tell."""
+        with duckdb.connect(":memory:") as con:
+            ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": self.text}).fetchall()
+        tree = json.loads(text)
+        if tree["error"]:
+            return list(names)
+        named = {table.lower() for table in _base_tables(tree)}
+        return [name for name in names if name in named]
+
+    @contextmanager
+    def explained(self, partition: Partition) -> Generator[None]:
+        """Raise what fails in fetching from a result as a SourceError that names partition, file and line."""
+        with self._explained(f", partition {partition.key}"):
+            yield
+
+    @contextmanager
+    def _explained(self, at: str = "") -> Generator[None]:
+        try:
+            yield
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow hands on what DuckDB says
+            message = " ".join(str(error).split())
+            line = _line_of(message, self.text)
+            where = f"{self.path}:{line}" if line else str(self.path)
+            msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
+            hint = "mend the SQL, or the source that it reads; batch-platform check tries it without reading a row."
+            raise SourceError(msg, hint=hint) from error
+
+    def _require(self, present: list[str], wanted: list[str]) -> None:
+        counts = Counter(name.lower() for name in present)
+        if twice := [name for name in present if counts[name.lower()] > 1]:
+            msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
+            raise SourceError(msg, hint="name each with AS; capitals make no difference in SQL.")
+        if missing := [column for column in wanted if column not in present]:
+            guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, present))]
+            msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
+            raise SourceError(msg, hint=" ".join(guesses) or "add it to the SELECT or correct the YAML.")
+
+
+def _base_tables(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if node.get("type") == "BASE_TABLE":
+            yield str(node["table_name"])
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _base_tables(child)
+
+
+def _without_end(text: str) -> str:
+    """The statement without its semicolon and what follows it, so that it can stand in brackets."""
+    encoded = text.encode()
+    code = [at for at, kind in duckdb.tokenize(text) if kind != duckdb.token_type.comment]
+    ends = [at for at in code if encoded[at : at + 1] == b";"]
+    return encoded[: ends[0]].decode() if ends else text
+
+
+def _line_of(message: str, text: str) -> str | None:
+    """The line that DuckDB names, else the first one with the identifier that it complains of."""
+    if named := re.search(r"LINE (\d+):", message):
+        return named[1]
+    complained = re.search(r'"([^"]+)"|with name (\S+)', message)
+    wanted = (complained[1] or complained[2]) if complained else None
+    lines = enumerate(text.splitlines(), start=1)
+    return next((str(number) for number, line in lines if wanted and wanted in line), None)

@@ -1,0 +1,245 @@
+"""A fitted model from a training window: fit on its beginning, evaluate on its end, judge by the gate.
+
+Rows come in the order of time and are never shuffled between the two parts. Knows nothing of where the rows lie or
+where the model goes.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import TrainingRefusedError, listed
+from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.features.labelled import TrainingData, feature_columns
+from batch_platform.models.bundle import ClassLabel, Predictor, Task
+from batch_platform.models.contract import Column, Contract, declare_column, infer_contract
+from batch_platform.models.estimator import fit_estimator, make_estimator, name_of, task_of
+from batch_platform.models.flavours.known import flavour_of, predictor_of
+from batch_platform.models.flavours.sklearn import FLAVOUR as SKLEARN
+from batch_platform.models.flavours.sklearn import SklearnPredictor
+from batch_platform.models.flavours.steps import has_steps
+from batch_platform.models.forest.compiled import OfParts
+from batch_platform.models.forest.proof import NO_PARTS, Proof, prove
+from batch_platform.models.native_threads import one_thread
+from batch_platform.models.signature import Signature
+from batch_platform.monitoring.leakage import nearly_deciding
+from batch_platform.monitoring.performance import (
+    DEFAULT_METRIC,
+    is_worse,
+    measure_classes,
+    measure_outliers,
+    measure_segments,
+    measure_values,
+)
+
+LEAST_ROWS = 20
+MANY_ROWS = 50_000  # from here on several threads fit sooner than one; on few rows they mostly wait
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted estimator, what it expects, and how it did on rows that it had not seen."""
+
+    estimator: Any
+    task: Task
+    classes: list[ClassLabel]
+    contract: Contract
+    metrics: dict[str, float]
+    rows_fitted: int
+    rows_evaluated: int
+    rows_rejected: int
+    suspicious: list[str]  # features that alone nearly decide the label
+    proof: Proof
+    flavour: str
+    predictor: Predictor
+    preprocessed: bool  # whether transformers of scikit-learn stand in front of a model of another library
+    details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model tells
+
+
+def fit(model: Model, features: Features, data: TrainingData, params: dict[str, Any]) -> Fitted:
+    """Fit the declared estimator and evaluate it.
+
+    Raises:
+        TrainingRefusedError: Too few rows, one class only, or an estimator that cannot serve.
+        DataError: A column cannot be a feature.
+        WrongUseError: The estimator does not exist or lacks a parameter.
+    """
+    names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
+    contract = infer_contract(data.fit.select(names), declared_columns(features, data.fit.select(names)))
+    kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
+    if not names:
+        msg = "There is no feature column to learn from: the features hold key, time and excluded columns only."
+        raise TrainingRefusedError(msg, hint="add columns to the features.")
+    if kept.kept.height < LEAST_ROWS:
+        msg = f"There are {kept.kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or give a longer model.train.window.")
+    matrix = contract.encode(kept.kept)
+    truth = None if data.label is None else as_truth(kept.kept[data.label])
+    estimator = make_estimator(model, params, contract)
+    classes = _classes(estimator, truth)
+    task = task_of(estimator, len(classes))
+    if task not in ("clustering", "outliers") and truth is None:
+        msg = f"{name_of(estimator)} learns from labels, and the pipeline declares none."
+        raise TrainingRefusedError(msg, hint="add `labels` to its YAML.")
+    if task == "regression" and truth is not None and len(np.unique(truth)) < 2:  # noqa: PLR2004 - it varies
+        msg = f"All labels to learn from are {truth[0]!r}; a regression needs values that differ."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+    try:
+        with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
+            fit_estimator(estimator, matrix, truth, contract)
+        predictor = _predictor(estimator, Signature(task, classes, contract))
+        metrics = evaluate(
+            predictor,
+            task=task,
+            classes=classes,
+            contract=contract,
+            rows=evaluated.kept,
+            label=data.label,
+        )
+    except (ValueError, TypeError) as error:
+        msg = f"{name_of(estimator)} refuses the training data: {' '.join(str(error).split())}"
+        raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
+    return Fitted(
+        estimator=estimator,
+        task=task,
+        classes=classes,
+        contract=contract,
+        metrics=metrics,
+        rows_fitted=kept.kept.height,
+        rows_evaluated=evaluated.kept.height,
+        rows_rejected=kept.rejected.height + evaluated.rejected.height,
+        suspicious=_suspicious(contract, matrix, truth, task),
+        proof=compiled_form(predictor, contract, evaluated.kept),
+        flavour=flavour_of(estimator),
+        predictor=predictor,
+        preprocessed=flavour_of(estimator) != SKLEARN and has_steps(estimator),
+    )
+
+
+def evaluate(  # noqa: PLR0913 - a fitted model is all of these
+    predictor: Predictor,
+    *,
+    task: Task,
+    classes: list[ClassLabel],
+    contract: Contract,
+    rows: pl.DataFrame,
+    label: str | None,
+) -> dict[str, float]:
+    """Measure a fitted model on rows that keep its contract; rows of a class it does not know are left out."""
+    if label is not None and task in ("binary", "multiclass"):
+        rows = rows.filter(known_to(classes, rows[label]))
+    if not rows.height:
+        return {}
+    matrix = contract.encode(rows)
+    with one_thread():
+        found = predictor.predict(matrix)
+    if task == "outliers":
+        return measure_outliers(found, None if label is None else as_truth(rows[label]))
+    if task == "clustering" or label is None:
+        return measure_segments(matrix, found)
+    truth = as_truth(rows[label])
+    if task == "regression":
+        return measure_values(truth.astype(np.float64), found)
+    return measure_classes(truth, found, classes)
+
+
+def as_truth(labels: pl.Series) -> NDArray[Any]:
+    """Labels as an estimator takes them: decimals as floats, enumerations as text, all else as it is."""
+    if labels.dtype.is_decimal():
+        return labels.cast(pl.Float64).to_numpy()
+    if isinstance(labels.dtype, pl.Categorical | pl.Enum):
+        return labels.cast(pl.String).to_numpy()
+    return labels.to_numpy()
+
+
+def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
+    """Which labels are one of a model's classes."""
+    known = set(classes)
+    return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
+
+
+def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
+    """Why a version may not serve; None if it may.
+
+    Args:
+        gate: What it must meet.
+        task: Decides the metric where the gate names none.
+        metrics: Of the version, on the evaluation rows.
+        champion: Of the version that serves now, on the same rows; None if there is none.
+    """
+    metric = gate.metric or DEFAULT_METRIC[task]
+    value = metrics.get(metric)
+    if value is None:
+        return f"{metric} cannot be measured on the evaluation rows (measured: {listed(metrics) or 'nothing'})"
+    if gate.at_least is not None and is_worse(metric, value, gate.at_least):
+        return f"{metric} {value:.4f} is worse than the required {gate.at_least:g}"
+    standing = None if champion is None else champion.get(metric)
+    if gate.tolerance is not None and standing is not None:
+        lower = is_worse(metric, 1.0, 0.0)
+        if is_worse(metric, value, standing + gate.tolerance if lower else standing - gate.tolerance):
+            return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
+    return None
+
+
+def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Proof:
+    """The compiled form of a model, proven on rows that it was not fitted on."""
+    return prove(predictor, contract.encode(rows)) if isinstance(predictor, OfParts) else NO_PARTS
+
+
+def _predictor(estimator: Any, signature: Signature) -> Predictor:
+    """What will score; estimators of scikit-learn come back from disk exactly as they are."""
+    name = flavour_of(estimator)
+    if name == SKLEARN:
+        return SklearnPredictor(estimator, signature.task)
+    return predictor_of(name, estimator, signature)
+
+
+def declared_columns(features: Features, training: pl.DataFrame) -> dict[str, Column]:
+    """What is declared of the columns of training data.
+
+    Raises:
+        DataError: What is declared does not suit what a column holds.
+    """
+    declared: dict[str, Column] = {}
+    for name, rule in features.columns.items():
+        if rule.feature and name in training.columns:
+            values = training[name]
+            bounds = rule.model_dump(exclude={"feature"})
+            declared[name] = declare_column(name, values.dtype, nulls=values.null_count() > 0, **bounds)
+        elif rule.feature:
+            declared[name] = Column(name=name, type="float", nullable=True)
+    return declared
+
+
+def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
+    from sklearn.base import is_classifier
+
+    if truth is None or not is_classifier(estimator):
+        return []
+    classes: list[ClassLabel] = np.unique(truth).tolist()
+    if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to learn
+        msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
+        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+    return classes
+
+
+def _hint(contract: Contract) -> str:
+    """What may keep an estimator from learning: some cannot be given a number that never has a value."""
+    empty = [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
+    if not empty:
+        return "see model.params, the features and the labels."
+    return f"there is no value in {listed(empty)}: leave it out of the features, or set features.columns.<name>.feature: false."
+
+
+def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
+    """Features that alone nearly decide the label: a sign that they know the outcome."""
+    if truth is None or task in ("clustering", "outliers"):
+        return []
+    categorical = [column.type == "category" for column in contract.columns]
+    found = nearly_deciding(matrix, categorical, truth, classes=task != "regression")
+    return [contract.columns[at].name for at in found]

@@ -1,0 +1,226 @@
+"""Boosters of LightGBM and XGBoost as plain trees, as the libraries' own files tell them.
+
+LightGBM 4 adds doubles and asks whether a value is at most a threshold; XGBoost 3 rounds values and sums to 32 bits and
+asks whether a value is below it. Both know a category by its code. What is not known here is refused by name.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Constant, Ensemble, Finish, NotCompilableError, Tree
+from batch_platform.models.forest.links import Link
+
+_BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # of LightGBM's decision types
+_ZERO_IS_MISSING, _NAN_IS_MISSING = 1, 2
+_TAKEN_FOR_ZERO = float(np.float32(1e-35))  # what is not larger, LightGBM reads as 0
+_SAME = ("regression", "regression_l1", "huber", "fair", "quantile", "mape")
+_EXPONENTIAL = ("poisson", "gamma", "tweedie")
+_TOO_MANY = f"a column has more than {MOST_CATEGORIES} categories"
+
+
+def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
+    """Read a model in LightGBM's text format.
+
+    Args:
+        text: The whole file.
+        categories: How many codes a categorical column can have, where that is known.
+
+    Raises:
+        NotCompilableError: It has something that is not known here.
+    """
+    head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
+    told = _fields(head)
+    features, outputs = int(told["max_feature_idx"]) + 1, int(told["num_tree_per_iteration"])
+    trees = [_lightgbm_tree(_fields(block), at % outputs) for at, block in enumerate(blocks)]
+    averaged = len(blocks) // outputs if "average_output" in head.splitlines() else 1
+    return _ensemble(
+        trees,
+        features=features,
+        categories=categories,
+        start=np.zeros(outputs),
+        finish=_lightgbm_link(told.get("objective", "none"), averaged),
+        single=False,
+    )
+
+
+def read_xgboost(
+    learner: Mapping[str, Any],
+    *,
+    rounds: int,
+    categories: Mapping[int, int],
+    start: NDArray[np.float32],
+    finish: Finish,
+) -> Ensemble:
+    """Read a model in XGBoost's JSON format.
+
+    Args:
+        learner: What the file says of it.
+        rounds: Those that count, from the first; 0 for all.
+        categories: How many codes a categorical column can have, where that is known.
+        start: The margins to begin with [outputs], which the library makes of the base score.
+        finish: Gives the prediction from the margins.
+
+    Raises:
+        NotCompilableError: It has something that is not known here.
+    """
+    model = learner["gradient_booster"]["model"]
+    count = model["iteration_indptr"][rounds] if rounds else len(model["trees"])
+    some = zip(model["trees"][:count], model["tree_info"][:count], strict=True)
+    return _ensemble(
+        [_xgboost_tree(tree, output) for tree, output in some],
+        features=int(learner["learner_model_param"]["num_feature"]),
+        categories=categories,
+        start=start.astype(np.float64),
+        finish=finish,
+        single=True,
+    )
+
+
+def _ensemble(  # noqa: PLR0913 - each is one fact of the ensemble
+    trees: Sequence[Tree],
+    *,
+    features: int,
+    categories: Mapping[int, int],
+    start: NDArray[np.float64],
+    finish: Finish,
+    single: bool,
+) -> Ensemble:
+    """What both have in common: a code that no training can have seen goes to the library, which has rules for it."""
+    if not trees:
+        msg = "it has no trees"
+        raise NotCompilableError(msg)
+    asked = [np.unique(tree.feature[tree.left_set >= 0]) for tree in trees]
+    columns = np.unique(np.concatenate(asked)).tolist()
+    known = {at: np.arange(float(categories.get(at, MOST_CATEGORIES))) for at in columns}
+    if any(len(codes) > MOST_CATEGORIES for codes in known.values()):
+        raise NotCompilableError(_TOO_MANY)
+    by_size = [np.unique(tree.feature[(tree.left >= 0) & (tree.left_set < 0)]) for tree in trees]
+    if np.isin(np.concatenate(by_size), columns).any():
+        msg = "its trees compare categories by size"
+        raise NotCompilableError(msg)
+    return Ensemble(
+        features=features,
+        trees=trees,
+        start=Constant(start),
+        finish=finish,
+        single=single,
+        single_sums=single,
+        nan_refused=False,
+        infinity_refused=np.isin(np.arange(features), columns),
+        categories=known,
+        unknown_refused=True,
+    )
+
+
+def _fields(block: str) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition("=") for line in block.splitlines())}
+
+
+def _lightgbm_link(objective: str, averaged: int) -> Finish:
+    """What is done to sums, told by the objective and the parameters behind it."""
+    name, *rest = objective.split()
+    params = {key: value for key, _, value in (one.partition(":") for one in rest)}
+    steepness = float(params.get("sigmoid", "1"))
+    if name in ("binary", "cross_entropy"):
+        return Link("probability", averaged, steepness)
+    if name == "multiclass":
+        return Link("C softmax", averaged)
+    if name in _EXPONENTIAL:
+        return Link("C exponential", averaged)
+    if name in _SAME and "sqrt" not in rest:
+        return Link("value", averaged)
+    msg = f"what its objective {objective!r} does to a sum is not known here"
+    raise NotCompilableError(msg)
+
+
+def _lightgbm_tree(told: Mapping[str, str], output: int) -> Tree:
+    """Inner nodes come first, then leaves, of which a parent speaks by the complement of their number."""
+    if told.get("is_linear", "0") != "0":
+        msg = "its leaves are linear models"
+        raise NotCompilableError(msg)
+    leaves = int(told["num_leaves"])
+    inner = np.arange(2 * leaves - 1) < leaves - 1
+
+    def numbers(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        return np.array([*told.get(name, "").split()[: leaves - 1], *["0"] * leaves], dtype)
+
+    decision, threshold = numbers("decision_type", np.int64), numbers("threshold", np.float64)
+    by_set, missing = decision & _BY_SET != 0, decision >> _MISSING_SHIFT & 3
+    if (missing[inner & ~by_set] == _ZERO_IS_MISSING).any():
+        msg = "it takes zeros for missing values"
+        raise NotCompilableError(msg)
+    children = (numbers(name, np.int64) for name in ("left_child", "right_child"))
+    left, right = (np.where(inner, np.where(child < 0, leaves - 1 + ~child, child), -1) for child in children)
+    bounds = [int(bound) for bound in told.get("cat_boundaries", "0").split()]
+    words = np.array(told.get("cat_threshold", "").split(), np.uint32)
+    value = np.zeros((len(inner), 1))
+    value[~inner, 0] = told["leaf_value"].split()
+    return Tree(
+        feature=numbers("split_feature", np.int64),
+        threshold=_beside_zero(threshold),
+        left=left,
+        right=right,
+        missing_left=~by_set & np.where(missing == _NAN_IS_MISSING, decision & _DEFAULT_LEFT != 0, threshold >= 0),
+        value=value,
+        left_set=np.where(by_set, threshold, -1).astype(np.int64),
+        left_sets=_stacked([_members(_bits(words[at:end])) for at, end in pairwise(bounds)]),
+        output=output,
+    )
+
+
+def _beside_zero(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds that part what LightGBM reads as zero from the rest wholly, as it does."""
+    to = np.where(threshold >= 0, _TAKEN_FOR_ZERO, np.nextafter(-_TAKEN_FOR_ZERO, -np.inf))
+    return np.where(np.abs(threshold) <= _TAKEN_FOR_ZERO, to, threshold)
+
+
+def _xgboost_tree(told: Mapping[str, Any], output: int) -> Tree:
+    """A row goes left where its value is below the threshold, or its code is not in the set."""
+    if told["tree_param"]["size_leaf_vector"] not in ("0", "1"):
+        msg = "its leaves hold a value for each output"
+        raise NotCompilableError(msg)
+    left, right, feature = (
+        np.array(told[name], np.int64) for name in ("left_children", "right_children", "split_indices")
+    )
+    condition, missing_left = np.array(told["split_conditions"], np.float32), np.array(told["default_left"]) != 0
+    left_set = np.full(len(left), -1)
+    sets: list[NDArray[np.bool_]] = []
+    spans = zip(told["categories_nodes"], told["categories_segments"], told["categories_sizes"], strict=True)
+    for node, at, size in spans:
+        goes_left = ~_members(np.array(told["categories"][at : at + size], np.int64))
+        goes_left[MOST_CATEGORIES] = missing_left[node]
+        left_set[node] = len(sets)
+        sets.append(goes_left)
+    return Tree(
+        feature=np.where(left >= 0, feature, 0),
+        threshold=np.nextafter(condition, np.float32(-np.inf)).astype(np.float64),
+        left=left,
+        right=right,
+        missing_left=missing_left,
+        value=condition.astype(np.float64)[:, None],  # a leaf has its value there
+        left_set=left_set,
+        left_sets=_stacked(sets),
+        output=output,
+    )
+
+
+def _bits(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The places of the bits that are set, in words of 32."""
+    return np.flatnonzero(words[:, None] >> np.arange(32, dtype=np.uint32) & 1)
+
+
+def _members(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of all codes are in a set [256]; missing values, which have the last place, are in none."""
+    if len(codes) and codes.max() >= MOST_CATEGORIES:
+        raise NotCompilableError(_TOO_MANY)
+    inside = np.zeros(MOST_CATEGORIES + 1, np.bool_)
+    inside[codes] = True
+    return inside
+
+
+def _stacked(sets: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    return np.array(sets, np.bool_).reshape(-1, MOST_CATEGORIES + 1)

@@ -1,0 +1,261 @@
+"""Fitted tree ensembles of scikit-learn as plain trees, estimator by estimator, as scikit-learn 1.9 evaluates them.
+
+Whatever is not known here is refused by name.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.models.forest.ensembles import (
+    MOST_CATEGORIES,
+    Constant,
+    Ensemble,
+    Finish,
+    NotCompilableError,
+    Start,
+    Tree,
+)
+from batch_platform.models.forest.links import Link
+
+
+def read_estimator(estimator: Any) -> Ensemble:
+    """Read a fitted estimator.
+
+    Raises:
+        NotCompilableError: It is none of those that are known here, or has something that is not.
+    """
+    read = _READERS.get(f"{type(estimator).__module__}.{type(estimator).__qualname__}")
+    if read is None:
+        msg = f"{type(estimator).__name__} is no tree ensemble that can be compiled"
+        raise NotCompilableError(msg)
+    if getattr(estimator, "n_outputs_", 1) != 1:
+        msg = f"{type(estimator).__name__} predicts {estimator.n_outputs_} columns at once"
+        raise NotCompilableError(msg)
+    return read(estimator)
+
+
+def _histogram(estimator: Any) -> Ensemble:
+    """Histogram gradient boosting: the class of each iteration in turn, on top of the baseline."""
+    categorical: NDArray[np.int64] = np.empty(0, np.int64)
+    column: NDArray[np.int64] = np.arange(estimator.n_features_in_)
+    categories: dict[int, NDArray[np.float64]] = {}
+    if estimator._preprocessor is not None:
+        mask = np.asarray(estimator.is_categorical_)
+        categorical = np.flatnonzero(mask)
+        column = np.concatenate([categorical, np.flatnonzero(~mask)])  # trees see the categorical columns first
+        encoder = estimator._preprocessor.named_transformers_["encoder"]
+        for at, known in zip(categorical.tolist(), encoder.categories_, strict=True):
+            if not np.issubdtype(known.dtype, np.number):
+                msg = "its categories are no numbers"
+                raise NotCompilableError(msg)
+            categories[at] = np.asarray(known[~np.isnan(known)], np.float64)
+    bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()
+    known_sets = _unpacked(bitsets)
+    outputs = estimator.n_trees_per_iteration_
+    trees: list[Tree] = []
+    for iteration in estimator._predictors:
+        for output, predictor in enumerate(iteration):
+            nodes, sets = predictor.nodes, _unpacked(predictor.raw_left_cat_bitsets)
+            inner = nodes["is_leaf"] == 0
+            by_set = inner & (nodes["is_categorical"] != 0)
+            left_set = np.where(by_set, nodes["bitset_idx"].astype(np.int64), -1)
+            for node in np.flatnonzero(by_set).tolist():
+                known, at = known_sets[place[nodes["feature_idx"][node]]], left_set[node]
+                sets[at] = np.where(known | sets[at], sets[at], bool(nodes["missing_go_to_left"][node]))
+            tree = Tree(
+                feature=np.where(inner, column[nodes["feature_idx"].astype(np.int64)], 0),
+                threshold=nodes["num_threshold"].astype(np.float64),
+                left=np.where(inner, nodes["left"].astype(np.int64), -1),
+                right=np.where(inner, nodes["right"].astype(np.int64), -1),
+                missing_left=nodes["missing_go_to_left"] != 0,
+                value=nodes["value"].astype(np.float64)[:, None],
+                left_set=left_set,
+                left_sets=sets,
+                output=output,
+            )
+            if (
+                not np.isin(tree.feature[by_set], categorical).all()
+                or np.isin(tree.feature[inner & ~by_set], categorical).any()
+            ):
+                msg = "its trees compare categories by size"
+                raise NotCompilableError(msg)
+            trees.append(tree)
+    return Ensemble(
+        features=estimator.n_features_in_,
+        trees=trees,
+        start=Constant(np.zeros(outputs) + np.ravel(estimator._baseline_prediction), by_output=True),
+        finish=_link(estimator),
+        single=False,
+        nan_refused=False,
+        infinity_refused=np.isin(np.arange(estimator.n_features_in_), categorical),
+        categories=categories,
+    )
+
+
+def _link(estimator: Any) -> Link:
+    """What boosting does to its sums, told by its loss."""
+    loss = type(estimator._loss).__name__
+    if (link := _LINKS.get(loss)) is None:
+        msg = f"what the loss {loss} does to a sum is not known here"
+        raise NotCompilableError(msg)
+    return link
+
+
+def _averaged(estimator: Any) -> Ensemble:
+    """Forests: the mean of what the trees say, class shares or values."""
+    shares = hasattr(estimator, "predict_proba")
+    outputs = estimator.n_classes_ if shares else 1
+    return _compared_in_single(
+        estimator,
+        members=estimator.estimators_,
+        values=[member.tree_.value[:, 0, :outputs] for member in estimator.estimators_],
+        start=Constant(np.zeros(outputs)),
+        finish=Link("values" if shares else "value", divisor=len(estimator.estimators_)),
+        nan_refused=not _takes_nan(estimator.estimators_[0]),
+    )
+
+
+def _alone(estimator: Any) -> Ensemble:
+    """A single tree."""
+    shares = hasattr(estimator, "predict_proba")
+    outputs = estimator.n_classes_ if shares else 1
+    return _compared_in_single(
+        estimator,
+        members=[estimator],
+        values=[estimator.tree_.value[:, 0, :outputs]],
+        start=Constant(np.full(outputs, -0.0)),  # the one number that changes no other by being added
+        finish=Link("values" if shares else "value"),
+        nan_refused=not _takes_nan(estimator),
+    )
+
+
+def _boosted(estimator: Any) -> Ensemble:
+    """Gradient boosting: scaled trees of each class in turn, on top of what the first estimator says."""
+    stages = estimator.estimators_
+    members = stages.ravel().tolist()
+    outputs = stages.shape[1]
+    begin: Callable[[Any], Any] = estimator._raw_predict_init
+    same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
+
+    def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        rounded = np.asarray(matrix, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
+        return np.array(begin(rounded), dtype=np.float64, order="K")
+
+    return _compared_in_single(
+        estimator,
+        members=members,
+        values=[estimator.learning_rate * member.tree_.value[:, 0, :1] for member in members],
+        start=Constant(begin(np.zeros((2, estimator.n_features_in_)))[0]) if same_for_all else start,
+        finish=_link(estimator),
+        nan_refused=True,
+        outputs=[at % outputs for at in range(len(members))],
+    )
+
+
+def _isolating(estimator: Any) -> Ensemble:
+    """Isolation forests: depths added up; above 0 where a row is easier to part from the others than the offset asks."""
+    from sklearn.ensemble._iforest import _average_path_length
+
+    lengths = zip(estimator._decision_path_lengths, estimator._average_path_length_per_tree, strict=True)
+    denominator = len(estimator.estimators_) * _average_path_length([estimator._max_samples])
+
+    def finish(sums: NDArray[np.float64]) -> NDArray[Any]:
+        depths = sums[:, 0]
+        shares = np.divide(depths, denominator, out=np.ones_like(depths), where=denominator != 0)
+        decision = -(2**-shares) - estimator.offset_
+        return -decision
+
+    return _compared_in_single(
+        estimator,
+        members=estimator.estimators_,
+        values=[(path + average - 1.0)[:, None] for path, average in lengths],
+        start=Constant(np.zeros(1)),
+        finish=finish,
+        nan_refused=False,
+        infinity_refused=False,
+        columns=estimator.estimators_features_,
+    )
+
+
+def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
+    estimator: Any,
+    *,
+    members: Sequence[Any],
+    values: Sequence[NDArray[np.float64]],
+    start: Start,
+    finish: Finish,
+    nan_refused: bool,
+    infinity_refused: bool = True,
+    outputs: Sequence[int] | None = None,
+    columns: Sequence[NDArray[np.int64]] | None = None,
+) -> Ensemble:
+    """An ensemble of the trees of `sklearn.tree`, which round every value to 32 bits first."""
+    features = estimator.n_features_in_
+    every = np.arange(features)
+    trees: list[Tree] = []
+    for at, (member, value) in enumerate(zip(members, values, strict=True)):
+        tree = member.tree_
+        inner = tree.children_left >= 0
+        column = every if columns is None else np.asarray(columns[at])
+        trees.append(
+            Tree(
+                feature=np.where(inner, column[np.where(inner, tree.feature, 0)], 0),
+                threshold=tree.threshold.astype(np.float64),
+                left=tree.children_left.astype(np.int64),
+                right=tree.children_right.astype(np.int64),
+                missing_left=tree.missing_go_to_left != 0,
+                value=np.array(value, dtype=np.float64),
+                left_set=np.full(len(inner), -1),
+                left_sets=np.empty((0, MOST_CATEGORIES + 1), np.bool_),
+                output=0 if outputs is None else outputs[at],
+            )
+        )
+    return Ensemble(
+        features=features,
+        trees=trees,
+        start=start,
+        finish=finish,
+        single=True,
+        nan_refused=nan_refused,
+        infinity_refused=np.full(features, infinity_refused),
+    )
+
+
+def _takes_nan(estimator: Any) -> bool:
+    return estimator.__sklearn_tags__().input_tags.allow_nan
+
+
+def _unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Sets of eight words each as [sets, 256]."""
+    bits = np.arange(32, dtype=np.uint32)
+    return (np.asarray(words)[:, :, None] >> bits & 1).astype(np.bool_).reshape(-1, MOST_CATEGORIES + 1)
+
+
+_LINKS = {
+    "HalfBinomialLoss": Link("probabilities"),
+    "ExponentialLoss": Link("probabilities", steepness=2.0),
+    "HalfMultinomialLoss": Link("softmax"),
+    **dict.fromkeys(("HalfPoissonLoss", "HalfGammaLoss"), Link("exponential")),
+    **dict.fromkeys(("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"), Link("value")),
+}
+_READERS: dict[str, Callable[[Any], Ensemble]] = {
+    **{
+        f"sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting{kind}": _histogram
+        for kind in ("Classifier", "Regressor")
+    },
+    **{
+        f"sklearn.ensemble._forest.{name}{kind}": _averaged
+        for name in ("RandomForest", "ExtraTrees")
+        for kind in ("Classifier", "Regressor")
+    },
+    **{
+        f"sklearn.tree._classes.{name}{kind}": _alone
+        for name in ("DecisionTree", "ExtraTree")
+        for kind in ("Classifier", "Regressor")
+    },
+    **{f"sklearn.ensemble._gb.GradientBoosting{kind}": _boosted for kind in ("Classifier", "Regressor")},
+    "sklearn.ensemble._iforest.IsolationForest": _isolating,
+}

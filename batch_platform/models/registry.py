@@ -1,0 +1,300 @@
+"""Trained versions, what happened to them, and which one serves when.
+
+Both tables are only ever added to: a version is a fact, a promotion an event. The champion is a function of what is
+recorded and of the partition's start; no clock is read.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal
+
+import duckdb
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import NoChampionError, WrongUseError, did_you_mean, listed
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, insert, next_numbers, note
+from batch_platform.warehouse.sql import has_table
+
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What was decided of a version, and from which partition start on it holds (None: for all that it can serve)."""
+
+    pipeline: str
+    version: str
+    action: Action
+    reason: str
+    evidence: str  # JSON
+    actor: str
+    decided_at: datetime
+    run_id: str
+    seq: int = 0
+    holds_from: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Version:
+    """One trained version as registered."""
+
+    pipeline: str
+    version: str
+    serving_period: str
+    serving_start: datetime
+    sha256: str
+    flavour: str
+    task: str
+    estimator: str
+    params: str  # JSON
+    trained_from: datetime
+    trained_until: datetime
+    rows_trained: int
+    rows_evaluated: int
+    metrics: str  # JSON
+    features_code_version: str
+    created_at: datetime
+    run_id: str
+    classes: str = "[]"  # JSON, in the order of the model's probabilities
+    label_sources: str = ""  # a hash over the versions of the files of labels that it learnt from; see `History`
+    seq: int = 0
+
+    @property
+    def metric_values(self) -> dict[str, float]:
+        """The metrics of its evaluation, read."""
+        return json.loads(self.metrics)
+
+    @property
+    def class_labels(self) -> list[Any]:
+        """The classes that it tells apart, read; none for a regression or a clustering."""
+        return json.loads(self.classes)
+
+    def has_seen(self, partition: Partition) -> bool:
+        """Whether its training data reach into a partition: what it scores there is in-sample."""
+        return self.trained_from < partition.end and partition.start < self.trained_until
+
+
+@dataclass(frozen=True)
+class ChallengerTraining:
+    """What came of a challenger's training for a serving period: a version, or the reason why there is none."""
+
+    pipeline: str
+    challenger: str
+    declared: str  # a hash of what was declared of it
+    serving_period: str
+    version: str | None
+    failure: str | None
+    trained_at: datetime
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The recorded versions of one pipeline.
+
+    Args:
+        pipeline: Its name.
+        versions: In the order in which they were registered.
+        promotions: In the order in which they happened.
+        challenged: The trainings of challengers, in the order in which they happened.
+    """
+
+    pipeline: str
+    versions: Sequence[Version] = ()
+    promotions: Sequence[Promotion] = ()
+    challenged: Sequence[ChallengerTraining] = ()
+
+    def standing(self, version: str) -> Promotion | None:
+        """The last decision on a version."""
+        return self._decisions.get(version, [None])[-1]
+
+    def approved(self) -> list[Version]:
+        """The versions that were approved last, from whenever on, by serving period and then by age."""
+        return [
+            version
+            for version in self._by_period
+            if (last := self.standing(version.version)) and last.action == "approved"
+        ]
+
+    def serves(self, version: Version, at: datetime) -> bool:
+        """Whether a version may score what starts at an instant: the last decision that holds there is an approval."""
+        if version.serving_start > at:
+            return False
+        decisions = reversed(self._decisions.get(version.version, ()))
+        last = next((event for event in decisions if event.holds_from is None or event.holds_from <= at), None)
+        return last is not None and last.action == "approved"
+
+    def champion(self, at: datetime) -> Version | None:
+        """The version of the newest serving period, of those the newest version, that serves at an instant."""
+        begins, champions = self._eras
+        era = bisect_right(begins, at)
+        return champions[era - 1] if era else None
+
+    @cached_property
+    def of_model(self) -> list[Version]:
+        """The versions of the model itself, in the order in which they were registered: those of no challenger."""
+        return [version for version in self.versions if version.version not in self.challengers]
+
+    @cached_property
+    def challengers(self) -> dict[str, str]:
+        """The challenger by the version that was trained as one."""
+        return {one.version: one.challenger for one in self.challenged if one.version is not None}
+
+    def contender(self, challenger: str, at: datetime) -> Version | None:
+        """The version of a challenger for what starts at an instant: of its newest serving period, of those the newest."""
+        own = (one for one in reversed(self._by_period) if self.challengers.get(one.version) == challenger)
+        return next((one for one in own if one.serving_start <= at and not self._is_removed(one)), None)
+
+    def _is_removed(self, version: Version) -> bool:
+        last = self.standing(version.version)
+        return last is not None and last.action == "removed"
+
+    def _waits(self, version: Version) -> bool:
+        last = self.standing(version.version)
+        return last is not None and last.action == "waiting"
+
+    @cached_property
+    def _eras(self) -> tuple[list[datetime], list[Version | None]]:
+        """When another version may begin to serve, in order, and the champion from then on."""
+        held = {event.holds_from for event in self.promotions if event.holds_from is not None}
+        begins = sorted(held | {version.serving_start for version in self.versions})
+        newest_first = list(reversed(self._by_period))
+        return begins, [next((one for one in newest_first if self.serves(one, at)), None) for at in begins]
+
+    @cached_property
+    def _by_period(self) -> list[Version]:
+        return sorted(self.versions, key=lambda version: (version.serving_start, version.seq))
+
+    @cached_property
+    def _decisions(self) -> dict[str, list[Promotion]]:
+        found: dict[str, list[Promotion]] = {}
+        for event in self.promotions:
+            found.setdefault(event.version, []).append(event)
+        return found
+
+    def require_champion(self, at: datetime, partition_key: str) -> Version:
+        """The champion, which must exist.
+
+        Raises:
+            NoChampionError: There is none; the message names the earliest approved one.
+        """
+        if found := self.champion(at):
+            return found
+        approved = self.approved()
+        earliest = "none is approved"
+        if approved:
+            first = approved[0]
+            earliest = f"the earliest approved one, {first.version}, serves from {first.serving_period} on"
+        msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
+        hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it all the same."
+        waiting = [version for version in self._by_period if version.serving_start <= at and self._waits(version)]
+        if waiting:
+            hint = f"{waiting[-1].version} waits: batch-platform models {self.pipeline} promote {waiting[-1].version}"
+        raise NoChampionError(msg, hint=hint)
+
+    def named(self, version: str) -> Version:
+        """The version of that name, approved or not.
+
+        Raises:
+            WrongUseError: There is none.
+        """
+        for known in self.versions:
+            if known.version == version:
+                return known
+        names = [known.version for known in self.versions]
+        msg = f"{self.pipeline} has no version {version!r}; there are {listed(names) or 'none'}."
+        raise WrongUseError(
+            msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
+        )
+
+    def present(self, version: str) -> Version:
+        """The version of that name, whose bundle was not removed.
+
+        Raises:
+            WrongUseError: There is none, or it was removed.
+        """
+        known, last = self.named(version), self.standing(version)
+        if last is not None and last.action == "removed":
+            msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
+            raise WrongUseError(msg, hint="train its serving period again.")
+        return known
+
+    def of_period(self, serving_period: str) -> list[Version]:
+        """All versions trained for a serving period, oldest first."""
+        return [version for version in self.versions if version.serving_period == serving_period]
+
+
+def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
+    """Read what is recorded of a pipeline's models."""
+    return Registry(
+        pipeline=pipeline,
+        versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
+        promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
+        challenged=_challenged(con, pipeline),
+    )
+
+
+def register(
+    warehouse: Warehouse, version: Version, decision: Promotion, challenged: ChallengerTraining | None = None
+) -> None:
+    """Record a trained version, what was decided of it and, of a challenger's, whose it is, in one transaction.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        seqs = next_numbers(con, 2)
+        if challenged is not None:
+            insert(con, "challenger_trainings", [{**vars(challenged), "seq": seqs[0]}])
+        insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
+        insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
+        note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
+
+
+def record_failure(warehouse: Warehouse, challenged: ChallengerTraining) -> None:
+    """Record that a challenger could not be trained.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        (seq,) = next_numbers(con, 1)
+        insert(con, "challenger_trainings", [{**vars(challenged), "seq": seq}])
+        note(con, [Change(seq, challenged.pipeline, "models", challenged.serving_period)])
+
+
+def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:
+    """Record what was decided of registered versions, in one transaction.
+
+    Raises:
+        WarehouseBusyError: The warehouse was held by another process for too long.
+    """
+    with warehouse.transaction() as con:
+        seqs = next_numbers(con, len(decisions))
+        numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
+        insert(con, "promotions", [vars(decision) for decision in numbered])
+        note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
+
+
+def _challenged(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
+    """What came of training challengers; a readers' copy that is older than they are has no table of it."""
+    table = "challenger_trainings"
+    if not has_table(con, LEDGERS_SCHEMA, table):
+        return ()
+    return tuple(ChallengerTraining(**row) for row in _rows(con, table, ChallengerTraining, pipeline))
+
+
+def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
+    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
+    rows = con.sql(
+        f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
+    )
+    kept = [(at, item.name) for item in fields(record) for at, name in enumerate(rows.columns) if name == item.name]
+    for row in rows.fetchall():
+        yield {name: row[at] for at, name in kept}

@@ -1,0 +1,166 @@
+"""Challengers: trained with the model of a serving period on the same rows, and sent to score beside the champion.
+
+What goes wrong with a challenger is recorded with its reason, and production goes on without it. Nothing here decides
+who serves.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.learners import Challenger
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import training_window
+from batch_platform.features.history import History
+from batch_platform.features.labelled import TrainingData
+from batch_platform.models.gate import pass_gate
+from batch_platform.models.imports import check_model
+from batch_platform.models.registry import ChallengerTraining, Promotion, Registry, Version
+from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.train import Trained, TrainedChallenger, learn
+from batch_platform.scoring.challengers import OpenVersion, failure_of
+from batch_platform.warehouse.staging import staging_folder
+
+_log = logging.getLogger(__name__)
+_MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
+
+
+def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
+    """The pipeline as if a challenger were its model: trained when the model is, on the same window."""
+    own = {name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")}
+    return spec.model_copy(update={"model": spec.model.model_copy(update={**own, "publish": None})})
+
+
+def check_challengers(spec: PipelineSpec, folder: Path) -> None:
+    """Check, without data and without a server, that the challengers could be trained or imported.
+
+    Raises:
+        WrongUseError: One could not; the message names it.
+        DataError: The file of an import is not of its kind.
+    """
+    for one in spec.challengers:
+        if one.version is None:
+            try:
+                check_model(as_model(spec, one).model, folder)
+            except BatchPlatformError as error:
+                hint = None if error.hint is None else _of_challenger(error.hint, one.name)
+                raise type(error)(_of_challenger(error.message, one.name), hint=hint) from error
+
+
+def trusted(spec: PipelineSpec, registry: Registry, version: Version) -> bool:
+    """Whether the declaration trusts the files of a version to run code: as its model, or as a challenger."""
+    name = registry.challengers.get(version.version)
+    own = [one.allow_pickle for one in spec.challengers if one.name == name or one.version == version.version]
+    return spec.model.allow_pickle or any(own)
+
+
+def train_challengers(  # noqa: PLR0913 - each is one fact of the training
+    history: History,
+    challengers: list[Challenger],
+    *,
+    state: State,
+    period: Partition,
+    stamp: Stamp,
+    open_version: OpenVersion,
+    model: Trained | None = None,
+) -> Iterator[TrainedChallenger]:
+    """Train challengers for a serving period, one after the other, on the rows that its model was trained on.
+
+    Args:
+        history: Of the pipeline.
+        challengers: To be trained.
+        state: What is recorded.
+        period: The serving period.
+        stamp: Of the run.
+        open_version: Loads what they are compared with.
+        model: Of the same training; None reads the rows anew, once for all.
+    """
+    spec, data = history.spec, None if model is None else model.data
+    window = training_window(spec, period.start)  # whose features are built
+    opponent = state.registry.champion(period.start)
+    if model is not None and model.decision.action == "approved":
+        opponent = model.version
+    for one in challengers:
+        try:
+            trained, data = _trained(
+                History(as_model(spec, one), history.home, history.builder),
+                one,
+                state=state,
+                period=period,
+                stamp=stamp,
+                data=data,
+                window=window,
+                opponent=opponent,
+                open_version=open_version,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever users' estimators raise: it is recorded, and production goes on
+            failure = _of_challenger(failure_of(error), one.name)
+            _log.warning("%s: challenger %r could not be trained for %s: %s", spec.name, one.name, period.key, failure)
+            yield TrainedChallenger(_training(spec, one, period, None, failure, stamp))
+        else:
+            yield trained
+
+
+def _trained(  # noqa: PLR0913 - each is one fact of the training
+    history: History,
+    one: Challenger,
+    *,
+    state: State,
+    period: Partition,
+    stamp: Stamp,
+    data: TrainingData | None,
+    window: Sequence[Partition],
+    opponent: Version | None,
+    open_version: OpenVersion,
+) -> tuple[TrainedChallenger, TrainingData | None]:
+    spec = history.spec
+    learnt = learn(history, state=state, period=period, params=one.params, stamp=stamp, data=data, within=window)
+    if opponent is not None and opponent.task != learnt.fitted.task:
+        msg = f"challengers.{one.name}: it is a {learnt.fitted.task} model, and {opponent.version} is {opponent.task}."
+        raise WrongUseError(msg, hint="only models of one task can be compared.")
+    said, evidence = "there are no labels to judge it by", "{}"
+    if learnt.data is not None:
+        verdict = pass_gate(
+            spec.model.promote.model_copy(update={"manual": False}), learnt.fitted, learnt.data, opponent, open_version
+        )
+        evidence = verdict.evidence
+        said = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
+    with staging_folder(history.home, stamp.run_id) as staging:
+        version = learnt.write(staging, history.home.models / spec.name, allow_pickle=one.allow_pickle)
+    decision = Promotion(
+        pipeline=spec.name,
+        version=version.version,
+        action="challenger",
+        reason=f"{one.name}; {said}",
+        evidence=evidence,
+        actor="declaration",
+        decided_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
+    training = _training(spec, one, period, version.version, None, stamp)
+    kept = data if one.import_ is not None else learnt.data
+    return TrainedChallenger(training, version, decision), kept
+
+
+def _training(  # noqa: PLR0913 - each is one fact of the training
+    spec: PipelineSpec, one: Challenger, period: Partition, version: str | None, failure: str | None, stamp: Stamp
+) -> ChallengerTraining:
+    return ChallengerTraining(
+        pipeline=spec.name,
+        challenger=one.name,
+        declared=one.fingerprint,
+        serving_period=period.key,
+        version=version,
+        failure=failure,
+        trained_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
+
+
+def _of_challenger(text: str, name: str) -> str:
+    """What is said of keys of the model, said of those of a challenger."""
+    return _MODEL_KEY.sub(rf"challengers.{name}.\1", text)

@@ -1,0 +1,141 @@
+"""Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
+
+It creates folders and nothing else, and knows nothing of what the files hold. No name, whoever chose it, leads out of
+the home.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+
+HOME_VARIABLE = "BATCH_PLATFORM_HOME"
+DEFAULT_HOME = ".batch_platform"
+FEATURES = ".parquet"  # after the partition key
+LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
+_ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+
+
+@dataclass(frozen=True)
+class Home:
+    """The root of one installation's data.
+
+    Args:
+        root: An absolute path.
+    """
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, folder: Path | None = None) -> "Home":
+        """The home that BATCH_PLATFORM_HOME names, else `.batch_platform` in a folder (default: the current one)."""
+        named = os.environ.get(HOME_VARIABLE)
+        return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
+
+    def create(self) -> "Home":
+        """Make the folders that are missing.
+
+        Raises:
+            BatchPlatformError: The root cannot be written to.
+        """
+        try:
+            for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"The home {self.root} cannot be written to ({error.strerror})."
+            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.") from error
+        if not os.access(self.root, os.W_OK):
+            msg = f"The home {self.root} cannot be written to (permission denied)."
+            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
+        return self
+
+    @property
+    def warehouse(self) -> Path:
+        """The live DuckDB file; only `warehouse.py` opens it."""
+        return self.root / "warehouse.duckdb"
+
+    @property
+    def warehouse_log(self) -> Path:
+        """DuckDB's log of what was committed since the last checkpoint; it has this name and is there while it is needed."""
+        return self.root / "warehouse.duckdb.wal"
+
+    @property
+    def warehouse_rollback(self) -> Path:
+        """What a checkpoint may write over, saved until it is complete."""
+        return self.root / "warehouse.rollback"
+
+    @property
+    def warehouse_lock(self) -> Path:
+        """The file whose flock serialises all use of the warehouse."""
+        return self.root / "warehouse.lock"
+
+    @property
+    def published(self) -> Path:
+        """The link that readers open."""
+        return self.root / "published.duckdb"
+
+    @property
+    def lake(self) -> Path:
+        """Parquet files of features."""
+        return self.root / "lake"
+
+    @property
+    def models(self) -> Path:
+        """Bundles by pipeline and version."""
+        return self.root / "models"
+
+    @property
+    def staging(self) -> Path:
+        """Scored batches on their way; one folder per run."""
+        return self.root / "staging"
+
+    @property
+    def dagster(self) -> Path:
+        """DAGSTER_HOME."""
+        return self.root / "dagster"
+
+    def features(self, pipeline: str, partition_key: str) -> Path:
+        """The features of one partition.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        return _below(self.lake, pipeline, "features", partition_key + FEATURES)
+
+    def feature_files(self, pipeline: str) -> dict[str, os.stat_result]:
+        """The state of every file of features by partition key, read at one go; one that is a link is left out.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        try:
+            entries = os.scandir(_below(self.lake, pipeline, "features"))
+        except FileNotFoundError:
+            return {}
+        with entries:
+            plain = [entry for entry in entries if entry.name.endswith(FEATURES) and not entry.is_symlink()]
+            return {entry.name.removesuffix(FEATURES): entry.stat() for entry in plain}
+
+    def bundle(self, pipeline: str, version: str) -> Path:
+        """The folder of one trained version.
+
+        Raises:
+            WrongUseError: A name would lead elsewhere.
+        """
+        return _below(self.models, pipeline, version)
+
+
+def _below(folder: Path, *names: str) -> Path:
+    """A path below a folder; the folder itself may be a link to another disk, what lies below it may not leave it."""
+    for name in names:
+        if name in ("", ".", "..") or not _ONE_NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+            msg = f"{name[:80]!r} cannot be the name of a file or a folder in {folder}."
+            raise WrongUseError(msg, hint="names hold letters, digits and _ - + : . and at most 200 bytes.")
+    path = folder.joinpath(*names)
+    inner = (path, *path.parents[: len(names) - 1])
+    if any(map(os.path.islink, inner)) and not os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep):
+        msg = f"{path} leads out of {folder} by a link; nothing is read or written there."
+        raise WrongUseError(msg, hint=f"remove the link, or move {folder} as a whole and make a link of it.")
+    return path

@@ -1,0 +1,317 @@
+"""What the warehouse records of itself: its own tables, one frozen record for each row, and how they are written.
+
+A ledger is only ever added to; the newest row of a partition is the one that holds. Every addition is noted in the
+journal `batch_platform.changes` in the same transaction, from which the readers' copy is brought up to date. Works on
+a connection that somebody else opened, within their transaction.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, TypeVar
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from batch_platform.warehouse.sql import quoted
+
+LEDGERS_SCHEMA = "batch_platform"
+
+
+@dataclass(frozen=True)
+class FeatureBuild:
+    """One built partition of features."""
+
+    pipeline: str
+    partition_key: str
+    rows: int
+    sha256: str
+    file_bytes: int
+    file_mtime_ns: int
+    code_version: str
+    sources: str  # versions by source, as JSON
+    built_at: datetime
+    run_id: str
+    xxh3: str = ""  # of the same bytes as `sha256`; empty where an earlier version of this project recorded none
+
+
+@dataclass(frozen=True)
+class ScoreRun:
+    """One committed partition of predictions."""
+
+    pipeline: str
+    partition_key: str
+    partition_start: datetime
+    partition_end: datetime
+    model_version: str
+    model_sha256: str
+    input_hash: str
+    code_version: str
+    engine: str
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    in_sample: bool
+    started_at: datetime
+    committed_at: datetime  # given by the warehouse when the row is committed, like `seq`
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """One evaluated partition."""
+
+    pipeline: str
+    partition_key: str
+    score_seq: int  # the ledger row of the predictions that were measured
+    rows_scored: int
+    rows_labelled: int
+    evaluated_at: datetime
+    run_id: str
+    label_sources: str = "{}"  # versions, by source, of those that have a file of labels for each partition; as JSON
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a pipeline was declared to be when somebody looked at it, as far as its predictions depend on it."""
+
+    pipeline: str
+    features_code_version: str
+    scoring_code_version: str
+    noted_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class PartitionNote:
+    """What somebody found of a committed partition that no other ledger tells; no reason where there is nothing."""
+
+    pipeline: str
+    partition_key: str
+    score_seq: int  # the ledger row of the predictions that it is about
+    stale: bool
+    reason: str | None
+    noted_at: datetime
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One partition of one table that changed, as the journal notes it."""
+
+    seq: int
+    schema_name: str
+    table_name: str
+    partition_key: str
+
+
+Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun, PartitionNote)
+_LEDGERS: dict[type, str] = {
+    FeatureBuild: "feature_builds",
+    ScoreRun: "score_runs",
+    EvaluationRun: "evaluations",
+    PartitionNote: "partition_notes",
+}
+_NOTES = """
+CREATE TABLE batch_platform.declarations (
+    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, noted_at TIMESTAMPTZ,
+    run_id VARCHAR);
+CREATE TABLE batch_platform.partition_notes (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, stale BOOLEAN, reason VARCHAR,
+    noted_at TIMESTAMPTZ, run_id VARCHAR);
+"""
+_TRAININGS = """
+CREATE TABLE batch_platform.challenger_trainings (
+    seq BIGINT, pipeline VARCHAR, challenger VARCHAR, declared VARCHAR, serving_period VARCHAR, version VARCHAR,
+    failure VARCHAR, trained_at TIMESTAMPTZ, run_id VARCHAR);
+"""
+SCHEMA = f"""
+CREATE SCHEMA batch_platform;
+CREATE SEQUENCE batch_platform.seq;
+CREATE TABLE batch_platform.meta (format INTEGER NOT NULL);
+CREATE TABLE batch_platform.changes (
+    seq BIGINT, change_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, partition_key VARCHAR);
+CREATE TABLE batch_platform.feature_builds (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, rows BIGINT, sha256 VARCHAR, file_bytes BIGINT,
+    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR, xxh3 VARCHAR);
+CREATE TABLE batch_platform.score_runs (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, partition_start TIMESTAMPTZ, partition_end TIMESTAMPTZ,
+    model_version VARCHAR, model_sha256 VARCHAR, input_hash VARCHAR, code_version VARCHAR, engine VARCHAR,
+    rows_in BIGINT, rows_scored BIGINT, rows_rejected BIGINT, in_sample BOOLEAN, started_at TIMESTAMPTZ,
+    committed_at TIMESTAMPTZ, run_id VARCHAR);
+CREATE TABLE batch_platform.evaluations (
+    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, rows_scored BIGINT, rows_labelled BIGINT,
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
+CREATE TABLE batch_platform.model_versions (
+    seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
+    flavour VARCHAR, task VARCHAR, classes VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
+    trained_until TIMESTAMPTZ, rows_trained BIGINT, rows_evaluated BIGINT, metrics VARCHAR, features_code_version VARCHAR,
+    created_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
+CREATE TABLE batch_platform.promotions (
+    seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
+    decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
+{_TRAININGS}{_NOTES}"""
+UPGRADES = {  # what brings a warehouse of one format to the next
+    1: """
+ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
+ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';
+""",
+    2: """
+ALTER TABLE batch_platform.feature_builds ADD COLUMN xxh3 VARCHAR DEFAULT '';
+""",
+    3: f"""
+ALTER TABLE batch_platform.model_versions ADD COLUMN label_sources VARCHAR DEFAULT '';
+{_NOTES}""",
+    4: _TRAININGS,
+}
+FORMAT = 1 + len(UPGRADES)
+PARTITION_STATUS = """
+CREATE OR REPLACE VIEW {catalog}batch_platform.partition_status AS
+WITH scored AS (
+    FROM batch_platform.score_runs
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+), built AS (
+    FROM batch_platform.feature_builds
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+), declared AS (  -- as the newest run of each pipeline, or whoever looked at it since, found it
+    SELECT pipeline, arg_max(code_version, seq) AS code_version
+    FROM (
+        SELECT pipeline, code_version, seq FROM batch_platform.score_runs
+        UNION ALL SELECT pipeline, scoring_code_version, seq FROM batch_platform.declarations
+    )
+    GROUP BY pipeline
+), asked AS (
+    SELECT pipeline, arg_max(code_version, seq) AS code_version
+    FROM (
+        SELECT pipeline, code_version, seq FROM batch_platform.feature_builds
+        UNION ALL SELECT pipeline, features_code_version, seq FROM batch_platform.declarations
+    )
+    GROUP BY pipeline
+), noted AS (  -- what only the sources and the calendar tell, as whoever looked last found it
+    FROM batch_platform.partition_notes
+    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
+), decided AS (  -- of each version that could serve a partition, the last decision that holds at the partition's start
+    SELECT s.pipeline, s.partition_key, v.version, v.serving_start, v.seq, p.action
+    FROM scored AS s
+    JOIN batch_platform.model_versions AS v ON v.pipeline = s.pipeline AND v.serving_start <= s.partition_start
+    JOIN batch_platform.promotions AS p ON p.pipeline = v.pipeline AND p.version = v.version
+        AND (p.holds_from IS NULL OR p.holds_from <= s.partition_start)
+    QUALIFY row_number() OVER (PARTITION BY s.pipeline, s.partition_key, v.version ORDER BY p.seq DESC) = 1
+), champions AS (
+    SELECT pipeline, partition_key, arg_max(version, (serving_start, seq)) AS champion
+    FROM decided WHERE action = 'approved' GROUP BY ALL
+), reasons AS (
+    SELECT
+        s.*, c.champion, n.stale AS noted_stale, n.reason AS noted,
+        CASE
+            WHEN c.champion <> s.model_version THEN 'scored by ' || s.model_version || ', the champion is ' || c.champion
+            WHEN b.sha256 <> s.input_hash THEN 'its features changed'
+            WHEN s.code_version <> d.code_version THEN 'its declaration or the scoring code changed'
+            WHEN b.code_version <> a.code_version THEN 'the SQL or its declaration changed'
+        END AS reason
+    FROM scored AS s
+    LEFT JOIN champions AS c USING (pipeline, partition_key)
+    LEFT JOIN built AS b USING (pipeline, partition_key)
+    LEFT JOIN declared AS d USING (pipeline)
+    LEFT JOIN asked AS a USING (pipeline)
+    LEFT JOIN noted AS n ON n.pipeline = s.pipeline AND n.partition_key = s.partition_key AND n.score_seq = s.seq
+)
+SELECT
+    pipeline, partition_key, partition_start, partition_end,
+    CASE WHEN reason IS NOT NULL OR noted_stale THEN 'stale' ELSE 'scored' END AS condition,
+    coalesce(reason, noted) AS reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
+FROM reasons
+"""
+PERFORMANCE = """
+CREATE TABLE IF NOT EXISTS {schema}.performance (
+    partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
+    evaluated_at TIMESTAMPTZ, run_id VARCHAR, challenger VARCHAR);
+ALTER TABLE {schema}.performance ADD COLUMN IF NOT EXISTS challenger VARCHAR
+"""
+
+
+def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables and the view of an empty warehouse, in one transaction."""
+    con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
+    insert(con, "meta", [{"format": FORMAT}])
+    con.execute("COMMIT")
+
+
+def upgrade_ledgers(con: duckdb.DuckDBPyConnection, found: int) -> None:
+    """Bring a warehouse of an earlier format to this one, in one transaction; the journal says so to the readers' copy."""
+    steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
+    con.execute(f"BEGIN; {steps}; {PARTITION_STATUS.format(catalog='')}")
+    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
+    note(con, [Change(seq, LEDGERS_SCHEMA, "meta", "") for seq in next_numbers(con, 1)])
+    con.execute("COMMIT")
+
+
+def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
+    """The newest row of a ledger for each partition of a pipeline, by key."""
+    columns = ", ".join(quoted(item.name) for item in fields(ledger))
+    query = (
+        f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "
+        "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
+    )
+    rows = [ledger(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
+    return {row.partition_key: row for row in rows}
+
+
+def newest_declaration(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[str | None, str | None]:
+    """The code versions of features and of scoring that the view takes for those declared: the last that were recorded."""
+    query = f"""
+        SELECT
+            (SELECT arg_max(code_version, seq) FROM (
+                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $pipeline
+                UNION ALL
+                SELECT features_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline)),
+            (SELECT arg_max(code_version, seq) FROM (
+                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline
+                UNION ALL
+                SELECT scoring_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline))
+    """
+    ((features, scoring),) = con.execute(query, {"pipeline": pipeline}).fetchall()
+    return features, scoring
+
+
+def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
+    """Add rows to their ledger and note which of the pipeline's tables changed with them.
+
+    Returns:
+        The number (`seq`) of each row, greater than that of every row before.
+    """
+    seqs = next_numbers(con, len(rows))
+    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for row, seq in zip(rows, seqs, strict=True)])
+    changes = [
+        Change(seq, row.pipeline, table, row.partition_key)
+        for row, seq in zip(rows, seqs, strict=True)
+        for table in changed
+    ]
+    note(con, changes)
+    return seqs
+
+
+def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
+    """Numbers for rows about to be added, ascending."""
+    found = con.execute(f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)", {"count": count}).fetchall()
+    return sorted(int(seq) for (seq,) in found)
+
+
+def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
+    """Note changes in the journal; each gets a name that no other history of this warehouse shares."""
+    insert(con, "changes", [{**vars(change), "change_id": uuid.uuid4().hex} for change in changes])
+
+
+def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows of the same columns into a table of schema `batch_platform`, by name."""
+    con.register("new_rows", as_arrow(rows))
+    con.execute(f"INSERT INTO {LEDGERS_SCHEMA}.{table} BY NAME FROM new_rows")
+    con.unregister("new_rows")
+
+
+def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of the same columns as a table; through polars, since Arrow's own way first imports pandas where there is one."""
+    return pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow()

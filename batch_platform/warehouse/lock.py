@@ -1,0 +1,133 @@
+"""The lock on the warehouse: one process at a time has it, others wait for a bounded time and are told who.
+
+A flock on a file beside the database, which names the process that has it; it is free as soon as that one ends, however
+it ends. Knows nothing of what is read or written under it.
+"""
+
+import fcntl
+import math
+import os
+import random
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import TIMEOUT_MAX, Lock, Thread
+
+from batch_platform.declaration.errors import WarehouseBusyError, WrongUseError
+from batch_platform.warehouse.home import Home
+
+TIMEOUT_VARIABLE = "BATCH_PLATFORM_LOCK_TIMEOUT"
+LOCK_TIMEOUT_SECONDS = 120.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
+
+
+def lock_timeout() -> float:
+    """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 where it is not set.
+
+    Raises:
+        WrongUseError: The variable holds no number of seconds.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if not text:
+        return LOCK_TIMEOUT_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is no number of seconds."
+        raise WrongUseError(msg, hint=f"for example {TIMEOUT_VARIABLE}=300; without it, {LOCK_TIMEOUT_SECONDS:g}.")
+    return seconds
+
+
+@dataclass
+class Patience:
+    """The time that one process will wait, all in all, for another one to let go of the warehouse."""
+
+    home: Home
+    timeout: float  # seconds
+    _began: float = field(default_factory=time.monotonic)
+    _pause: float = _FIRST_PAUSE_SECONDS
+
+    @property
+    def left(self) -> float:
+        """Seconds, never less than none."""
+        return max(0.0, self._began + self.timeout - time.monotonic())
+
+    def busy(self, holder: str) -> WarehouseBusyError:
+        """What to raise when none is left."""
+        msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
+        hint = f"end that process, set {TIMEOUT_VARIABLE}, or read {self.home.published}, which is never locked."
+        return WarehouseBusyError(msg, hint=hint)
+
+    def pause(self, holder: str) -> None:
+        """Wait before the next try: each time a little longer, with jitter.
+
+        Raises:
+            WarehouseBusyError: The time is over.
+        """
+        if not self.left:
+            raise self.busy(holder)
+        time.sleep(min(self.left, self._pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, not a secret
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
+@contextmanager
+def locked(patience: Patience) -> Generator[None]:
+    """Hold the lock of a home.
+
+    Raises:
+        WarehouseBusyError: Another process kept it for longer than the patience lasts.
+    """
+    descriptor = os.open(patience.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
+    if not _taken_at_once(descriptor) and not _Queued(descriptor).taken_within(patience.left):
+        raise patience.busy(patience.home.warehouse_lock.read_text(encoding="ascii") or "unknown")
+    try:
+        name = str(os.getpid()).encode()
+        os.pwrite(descriptor, name, 0)  # never empty for whoever reads it meanwhile
+        os.ftruncate(descriptor, len(name))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _taken_at_once(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class _Queued(Thread):
+    """Waits for a lock in the kernel's queue, since whoever tries again and again may starve among many.
+
+    The call has no time-out of its own: it is made in a thread, which is left behind when the time is over and lets go
+    of the lock as soon as it gets it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._descriptor = descriptor
+        self._settling = Lock()
+        self._taken = self._left_behind = False
+
+    def taken_within(self, seconds: float) -> bool:
+        """Whether the lock is taken; if not, the descriptor is no longer the caller's."""
+        self.start()
+        try:
+            self.join(min(seconds, TIMEOUT_MAX))
+        finally:
+            with self._settling:
+                self._left_behind = not self._taken
+        return self._taken
+
+    def run(self) -> None:
+        """Wait."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        with self._settling:
+            if self._left_behind:
+                os.close(self._descriptor)
+            else:
+                self._taken = True

@@ -1,0 +1,22 @@
+"""SQL text: quoted identifiers, string literals, and whether a table exists."""
+
+import duckdb
+
+
+def quoted(identifier: str) -> str:
+    """An SQL identifier, whatever it holds."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """An SQL string, for the few statements that take no bound values."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
+    """Whether the current database of a connection has such a table."""
+    known = (
+        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
+        "AND schema_name = $schema AND table_name = $table"
+    )
+    return bool(con.execute(known, {"schema": schema, "table": table}).fetchall())

@@ -1,0 +1,69 @@
+"""A run's own folder for files on their way, held by a lock as long as the run lives.
+
+The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live one uses. The lock
+is on the folder itself, so there is no moment in which a folder is there and nobody can tell whose it is.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batch_platform.warehouse.home import Home
+
+
+@contextmanager
+def staging_folder(home: Home, run_id: str) -> Generator[Path]:
+    """A fresh folder, removed at the end; sweeps those of dead runs first."""
+    home.create()
+    for folder in home.staging.iterdir():
+        sweep(folder)
+    folder, descriptor = _claim(home, run_id)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _claim(home: Home, run_id: str) -> tuple[Path, int]:
+    """Make a folder and lock it; again, if another run swept it before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=home.staging))
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if folder.is_dir():
+            return folder, descriptor
+        os.close(descriptor)
+
+
+def left_behind(home: Home) -> list[Path]:
+    """The folders of runs that are gone."""
+    return [folder for folder in sorted(home.staging.iterdir()) if _if_free(folder, lambda _: None)]
+
+
+def sweep(folder: Path) -> None:
+    """Remove a folder whose run is gone; one of a live run stays."""
+    _if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
+
+
+def _if_free(folder: Path, do: Callable[[Path], None]) -> bool:
+    """Do something with a folder that no run holds, and hold it meanwhile; False for any other."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # being removed by another run, or none of ours
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        do(folder)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,221 @@
+"""Tables by name: any one read from the readers' copy, and users' own stored in the warehouse beside a pipeline's.
+
+A user's table is replaced by partition or as a whole, in one transaction with its note in the journal of changes, from
+which the readers' copy is brought up to date. The tables of a pipeline are its own and are only read here. Knows
+nothing of Dagster.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.notation import RESERVED_NAMES
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
+from batch_platform.warehouse.partition_writes import replace_rows
+from batch_platform.warehouse.sql import literal, quoted
+
+PARTITION = "partition_key"
+CHALLENGER = "challenger"  # column of performance; rows that have one are read only where it is asked for
+WHOLE = ""  # the partition key of rows that belong to none
+_OF_PIPELINES = frozenset(
+    {
+        *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
+        *("backtests", "backtest_scores"),
+        *("challengers", "challenger_scores"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table of the warehouse."""
+
+    schema: str
+    table: str
+
+    def __str__(self) -> str:
+        """Write it as SQL does."""
+        return f"{quoted(self.schema)}.{quoted(self.table)}"
+
+    @property
+    def shown(self) -> str:
+        """As messages name it."""
+        return f"{self.schema}.{self.table}"
+
+
+def open_table(
+    home: Home, name: TableName, *, partitions: Collection[str] | None = None, columns: Sequence[str] | None = None
+) -> duckdb.DuckDBPyRelation:
+    """A table as it was last published, read-only and lazy: no writer waits for it, nor does it wait for one.
+
+    Args:
+        home: Where the published copy lies.
+        name: The table.
+        partitions: Keys of the partitions to read; all rows if None.
+        columns: The columns to read; all if None. A table without partitions has no column for them. Of a pipeline's
+            performance, what challengers reached is read only where the column `challenger` is named.
+
+    Raises:
+        DataError: Nothing of the table is published, one of the partitions is not, or a column is missing.
+    """
+    con = _published(home, name)
+    try:
+        return con.sql(_select(con, name, partitions, columns))
+    except BaseException:
+        con.close()
+        raise
+
+
+def _select(
+    con: duckdb.DuckDBPyConnection,
+    name: TableName,
+    partitions: Collection[str] | None,
+    columns: Sequence[str] | None,
+) -> str:
+    present = [str(column) for column, *_ in con.execute(f"DESCRIBE {name}").fetchall()]
+    stored = published_partitions(con, name)
+    if stored == {WHOLE}:
+        present.remove(PARTITION)
+    of_production = CHALLENGER in present and CHALLENGER not in (columns or ()) and _is_performance(con, name)
+    if of_production and columns is None:
+        present.remove(CHALLENGER)
+    wanted = list(present if columns is None else columns)
+    if unknown := [column for column in wanted if column not in present]:
+        msg = f"{name.shown} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
+        raise DataError(msg, hint=did_you_mean(unknown[0], present))
+    source = f"(FROM {name} WHERE {CHALLENGER} IS NULL)" if of_production else name
+    rows = f"SELECT {', '.join(map(quoted, wanted))} FROM {source}"
+    if partitions is None:
+        return rows
+    if missing := set(partitions) - stored:
+        msg = f"{name.shown}: no rows are published of partition {listed(missing)}."
+        raise DataError(msg, hint="materialize it first, or say allow_missing_partitions in the input's metadata.")
+    return f"{rows} WHERE {PARTITION} IN ({', '.join(map(literal, sorted(partitions))) or 'NULL'})"
+
+
+def _is_performance(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
+    """Whether a table is the performance of a pipeline, which has rows of challengers too."""
+    return name.table == "performance" and _is_pipelines(con, name.schema)
+
+
+def stored_partitions(home: Home, name: TableName) -> set[str]:
+    """The keys of the partitions that are published of a table, be they with rows or without.
+
+    Raises:
+        DataError: Nothing of the table is published.
+    """
+    with _published(home, name) as con:
+        return published_partitions(con, name)
+
+
+def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set[str]:
+    """The same, on an open copy."""
+    query = (
+        f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
+    )
+    return {str(key) for (key,) in con.execute(query, vars(name)).fetchall()}
+
+
+def check_own(name: TableName) -> None:
+    """Refuse a name that no user's table can have.
+
+    Raises:
+        WrongUseError: It is reserved.
+    """
+    if name.schema.lower() in RESERVED_NAMES or not name.schema or not name.table:
+        msg = f"{name.shown} cannot be a table of yours: the schemas {listed(RESERVED_NAMES)} are reserved."
+        raise WrongUseError(msg, hint="name another one: metadata={'schema': 'reports'} on the asset.")
+
+
+def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collection[str] | None) -> int:
+    """Replace partitions of a user's table, or all of it, by the rows of a Parquet file, by column name.
+
+    Args:
+        warehouse: Where it goes.
+        name: The table; it and its schema are made if missing.
+        file: The rows; with keys, the column `partition_key` says to which each belongs.
+        keys: The partitions to replace, with rows or without; None replaces the whole table, columns included.
+
+    Returns:
+        How many rows it holds of them now.
+
+    Raises:
+        WrongUseError: The name is reserved, or the table is one of a pipeline's.
+        DataError: Rows belong to other partitions, or values or columns do not fit; nothing is changed.
+        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
+    """
+    check_own(name)
+    with warehouse.transaction() as con:
+        _require_no_pipelines(con, name)
+        try:
+            count, changed = _replace_whole(con, name, file) if keys is None else _replace_some(con, name, file, keys)
+        except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException) as error:
+            msg = f"{name.shown}: the rows do not fit: {str(error).splitlines()[0]}; nothing is changed."
+            raise DataError(msg) from error
+        ordered = sorted(changed)
+        seqs = next_numbers(con, len(ordered))
+        note(con, [Change(seq, name.schema, name.table, key) for seq, key in zip(seqs, ordered, strict=True)])
+    return count
+
+
+def _replace_whole(con: duckdb.DuckDBPyConnection, name: TableName, file: Path) -> tuple[int, set[str]]:
+    before = published_partitions(con, name)
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(name.schema)}")
+    rows = f"SELECT *, $whole AS {PARTITION} FROM read_parquet($path)"
+    values = {"whole": WHOLE, "path": str(file)}
+    ((count,),) = con.execute(f"CREATE OR REPLACE TABLE {name} AS {rows}", values).fetchall()
+    return int(count), before | {WHOLE}
+
+
+def _replace_some(
+    con: duckdb.DuckDBPyConnection, name: TableName, file: Path, keys: Collection[str]
+) -> tuple[int, set[str]]:
+    query = f"SELECT DISTINCT {PARTITION} FROM read_parquet($path)"
+    held = {key for (key,) in con.execute(query, {"path": str(file)}).fetchall()}
+    if strange := held - set(keys):
+        msg = f"{name.shown}: rows belong to partition {listed(map(repr, strange))}; the run is for {listed(keys)}."
+        hint = (
+            f"the column {PARTITION!r} holds the partition of each row; call a column with another meaning otherwise."
+        )
+        raise DataError(msg, hint=hint)
+    was_whole = {WHOLE} & published_partitions(con, name)
+    return replace_rows(con, name.schema, name.table, [*keys, *was_whole], [file]), {*keys, *was_whole}
+
+
+def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
+    if name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema):
+        msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
+        raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
+
+
+def _is_pipelines(con: duckdb.DuckDBPyConnection, schema: str) -> bool:
+    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
+    return bool(con.execute(query, {"schema": schema}).fetchall())
+
+
+def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
+    """The readers' copy, which has the table.
+
+    Raises:
+        DataError: It has not.
+    """
+    if not home.published.exists():
+        msg = f"{name.shown}: nothing is published in {home.root} yet."
+        raise DataError(msg, hint="materialize it first.")
+    con = duckdb.connect(str(home.published.resolve()), read_only=True)
+    con.execute("SET TimeZone = 'UTC'")
+    tables = [(str(schema), str(table)) for schema, table in con.execute(_TABLES).fetchall()]
+    if (name.schema, name.table) not in tables:
+        con.close()
+        others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]
+        msg = f"{name.shown} is not published; there are {listed(others) or 'no tables yet'}."
+        raise DataError(msg, hint=did_you_mean(name.shown, others) or "materialize it first.")
+    return con
+
+
+_TABLES = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"

@@ -1,0 +1,386 @@
+"""What the command says of wrong use and of bad input: one paragraph, the right exit code, nothing half-written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import duckdb
+import pytest
+
+from batch_platform import __version__
+from batch_platform.cli import failures
+from batch_platform.cli.app import app
+from batch_platform.declaration.errors import DataError, SourceError
+from batch_platform_tests.command_line import (
+    clean_environment,
+    published,
+    run_command,
+    write_project,
+)
+from batch_platform_tests.dagster_project import pipeline_folder
+from batch_platform_tests.small_pipeline import FEATURES_SQL
+
+DAY = "2024-02-10"
+
+
+def everything(folder):
+    return published(folder, "FROM small.predictions ORDER BY ALL"), published(folder, "FROM batch_platform.score_runs")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("run", "smal"),
+        ("status", "smal"),
+        ("trace", "smal", "id=1"),
+        ("models", "smal"),
+        ("models", "smal", "list"),
+        ("models", "smal", "show", "v"),
+    ],
+)
+def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
+    answer = cli(fresh, *args)
+    assert answer.code == 2
+    assert answer.error == "There is no pipeline 'smal'; there are small. Hint: did you mean 'small'?"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (
+            ("--partition", "10 February"),
+            "'10 February' is not the key of a partition: day partitions have keys like '2024-01-01'.",
+        ),
+        (("--partition", "2024-2-1"), "'2024-2-1' is not the key of a partition"),
+        (("--partition", "2024-02-30"), "'2024-02-30' is not the key of a partition"),
+        (("--from", ""), None),
+        (
+            ("--partition", "2023-12-31"),
+            "Partition '2023-12-31' lies before the first one, '2024-01-01'. Hint: partitions.start",
+        ),
+        (("--to", "2024-03-01"), "Partition '2024-03-01' lies at or after the end of the partitions"),
+        (("--partition", DAY, "--from", DAY), "--partition names one partition; leave --from and --to out."),
+        (("--partition", DAY, "--to", DAY), "--partition names one partition; leave --from and --to out."),
+        (("--from", "2024-02-11", "--to", DAY), "small: --from 2024-02-11 lies after --to 2024-02-10."),
+        (("--partition", DAY, "--model", "nosuch"), "small has no version 'nosuch'; there are 2024-02-01-"),
+    ],
+)
+def test_partitions_and_versions_that_cannot_be_meant(cli, project, args, says):
+    answer = cli(project, "run", "small", *args)
+    if says is None:  # an empty option is none
+        assert answer.code == 0
+        return
+    assert answer.code == 2
+    assert answer.error.startswith(says)
+
+
+def test_partition_in_the_future_names_the_newest_that_is_due(cli, tmp_path):
+    folder = write_project(tmp_path / "project", partitions={"end": None})
+    answer = cli(folder, "run", "small", "--partition", "2999-01-01")
+    assert answer.code == 2
+    assert re.match(
+        r"small: partition '2999-01-01' lies in the future; the newest that is due is '20\d\d-\d\d-\d\d'\. Hint: ",
+        answer.error,
+    )
+
+
+def test_partition_before_every_model_names_the_earliest_one(cli, project):
+    answer = cli(project, "run", "small", "--partition", "2024-01-05")
+    assert answer.code == 1
+    assert "small, partition 2024-01-05: no model serves it; the earliest approved one, 2024-02-01-" in answer.error
+    assert "--model VERSION" in answer.error
+
+
+def test_missing_source_file_is_named(cli, project):
+    before = everything(project)
+    (pipeline_folder(project) / "events.parquet").rename(pipeline_folder(project) / "event.parquet")
+    for args in (("run", "small", "--partition", DAY, "--force"), ("check",)):
+        answer = cli(project, *args)
+        assert answer.code == 1
+        assert (
+            f"there is no file {pipeline_folder(project) / 'events.parquet'}. Hint: did you mean 'event.parquet'?"
+            in answer.error
+        )
+    assert everything(project) == before
+
+
+@pytest.mark.parametrize(
+    ("sql", "line", "says"),
+    [
+        (FEATURES_SQL.replace("amount,", "\n amout,"), 2, "amout"),
+        (FEATURES_SQL.replace("FROM events", "FROM evens"), 2, "evens"),
+        (FEATURES_SQL.replace("SELECT", "SELEKT"), 1, "syntax error"),
+    ],
+)
+def test_sql_that_fails_names_error_file_and_line(cli, project, sql, line, says):
+    before = everything(project)
+    file = pipeline_folder(project) / "features.sql"
+    file.write_text(sql, encoding="utf-8")
+    for args in (("run", "small", "--partition", DAY), ("check",)):
+        answer = cli(project, *args)
+        assert answer.code == 1
+        assert f"{file}:{line} fails: " in answer.error
+        assert says in answer.error
+    assert everything(project) == before
+
+
+def test_sql_that_fails_on_a_row_names_partition_and_file(cli, project):
+    file = pipeline_folder(project) / "features.sql"
+    file.write_text(FEATURES_SQL.replace("items", "CAST(shop AS INTEGER) AS items"), encoding="utf-8")
+    answer = cli(project, "run", "small", "--partition", DAY)
+    assert answer.code == 1
+    assert answer.error.startswith(f"small, partition {DAY}: the SQL of {file}")
+    assert "Could not convert string" in answer.error
+
+
+def test_keys_that_are_not_unique_are_named(cli, project):
+    before = everything(project)
+    (pipeline_folder(project) / "features.sql").write_text(
+        FEATURES_SQL.replace("SELECT id", "SELECT 7 AS id"), encoding="utf-8"
+    )
+    answer = cli(project, "run", "small", "--partition", DAY)
+    assert answer.code == 1
+    assert answer.error.startswith(f"small, partition {DAY}: keys occur more than once in the features: id=7 shop=")
+    assert everything(project) == before
+
+
+def test_label_among_the_features_is_refused(cli, project):
+    (pipeline_folder(project) / "features.sql").write_text(
+        FEATURES_SQL.replace("known", "known, returned"), encoding="utf-8"
+    )
+    answer = cli(project, "run", "small", "--partition", DAY)
+    assert answer.code == 1
+    assert answer.error.startswith(f"small, partition {DAY}: the label 'returned' is among the features.")
+
+
+def test_label_declared_as_a_feature_is_refused(cli, tmp_path):
+    folder = write_project(tmp_path / "project", predictions={"keep": ["returned"]})
+    answer = cli(folder, "check")
+    assert answer.code == 2
+    assert "the label 'returned' may not be a feature, a key or kept" in answer.error
+
+
+@pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
+def test_home_that_cannot_be_written_is_named(cli, fresh, tmp_path, args):
+    (tmp_path / "file").touch()
+    home = tmp_path / "file" / "home"
+    answer = cli(fresh, *args, BATCH_PLATFORM_HOME=str(home))
+    assert answer.code == 1
+    assert (
+        answer.error
+        == f"The home {home} cannot be written to (Not a directory). Hint: set BATCH_PLATFORM_HOME to a folder of yours."
+    )
+
+
+@pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
+def test_warehouse_of_another_format_is_left_alone(cli, project, args):
+    warehouse = project / ".batch_platform" / "warehouse.duckdb"
+    with duckdb.connect(str(warehouse)) as con:
+        con.execute("UPDATE batch_platform.meta SET format = 99")
+    before = warehouse.read_bytes()
+    answer = cli(project, *args)
+    assert answer.code == 1
+    assert f"The warehouse {warehouse} has format 99" in answer.error
+    assert warehouse.read_bytes() == before
+
+
+def test_file_that_is_no_warehouse_is_left_alone(cli, fresh):
+    warehouse = fresh / ".batch_platform" / "warehouse.duckdb"
+    warehouse.parent.mkdir()
+    warehouse.write_text("my notes\n" * 10_000)
+    answer = cli(fresh, "status")
+    assert answer.code == 1
+    assert f"The warehouse {warehouse} cannot be opened" in answer.error
+    assert warehouse.read_text() == "my notes\n" * 10_000
+
+
+def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
+    file = pipeline_folder(fresh) / "defs.yaml"
+    text = file.read_text(encoding="utf-8").replace("evaluate:", "evalute:")
+    file.write_text(text, encoding="utf-8")
+    for args in (("check",), ("run", "small"), ("status",)):
+        answer = cli(fresh, *args)
+        assert answer.code == 2
+        found = re.fullmatch(
+            r"(.+):(\d+): attributes\.model\.train: unknown key 'evalute'; allowed are (.+); did you mean 'evaluate'\.",
+            answer.error,
+        )
+        assert found, answer.error
+        assert Path(found[1]) == file
+        assert "evalute" in "\n".join(text.splitlines()[int(found[2]) - 1 : int(found[2]) + 5])
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"params": {"max_itr": 5}}, "HistGradientBoostingClassifier has no parameter max_itr;"),
+        (
+            {"estimator": "sklearn.ensemble.HistGradientBoostingClasifier"},
+            "did you mean 'HistGradientBoostingClassifier'?",
+        ),
+        ({"estimator": "nosuch.Model"}, "model.estimator: the module 'nosuch' cannot be imported"),
+    ],
+)
+def test_check_tries_the_estimator(cli, tmp_path, model, says):
+    answer = cli(write_project(tmp_path / "project", model=model), "check")
+    assert answer.code == 2
+    assert says in answer.error
+
+
+def test_check_resolves_the_key_columns_and_the_label(cli, fresh):
+    file = pipeline_folder(fresh) / "labels.sql"
+    file.write_text("SELECT id, returned FROM events", encoding="utf-8")
+    answer = cli(fresh, "check")
+    assert answer.code == 1
+    assert f"{file} gives no column 'shop'; it gives id, returned." in answer.error
+
+
+def test_check_reports(cli, fresh):
+    assert cli(fresh, "check").out == "small: ok\n"
+    assert cli(fresh, "check", "--json").json == {"project": str(fresh), "pipelines": ["small"], "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("bogus",), "No such command 'bogus'. Hint: batch-platform --help"),
+        (("run",), "Missing argument 'PIPELINE'. Hint: batch-platform run --help"),
+        (("run", "small", "--bogus"), "No such option '--bogus'. Hint: batch-platform run --help"),
+        (("trace", "small"), "give either KEY=VALUE of a row, or --source, to which --partition may be added."),
+        (("trace", "small", "17"), "'17' is not KEY=VALUE. Hint: batch-platform trace small id=… shop=…"),
+        (("trace", "small", "idd=17"), "small has no key column 'idd'; its key is id, shop. Hint: did you mean 'id'?"),
+        (("models", "small", "bogus"), "No such command 'bogus'. Hint: batch-platform models --help"),
+        (("--project", "nosuch", "check"), "{cwd}/nosuch is no folder."),
+        (("--project", ".", "demo"), "demo runs the shipped pipeline. Hint: leave --project out"),
+    ],
+)
+def test_wrong_use_is_one_paragraph(cli, fresh, args, says):
+    answer = cli(fresh, *args)
+    assert answer.code == 2
+    assert answer.error.startswith(says.format(cwd=fresh))
+
+
+def test_folder_that_is_no_project_is_refused(cli, tmp_path):
+    answer = cli(tmp_path, "--project", str(tmp_path), "check")
+    assert answer.code == 2
+    assert answer.error.startswith(f"{tmp_path} has no pyproject.toml with [tool.dg.project]")
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "says"),
+    [
+        (
+            "[tool.dg.project]\nroot_module = 'nosuch_module'\n",
+            "the module 'nosuch_module.definitions' cannot be imported",
+        ),
+        ("[tool.dg\n", "cannot be read: "),
+    ],
+)
+def test_pyproject_that_leads_nowhere_is_named(cli, fresh, pyproject, says):
+    (fresh / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    answer = cli(fresh, "check")
+    assert answer.code == 2
+    assert str(fresh / "pyproject.toml") in answer.error
+    assert says in answer.error
+
+
+def test_project_without_a_definitions_module_is_served(cli, fresh):
+    (fresh / "shop" / "definitions.py").unlink()
+    assert cli(fresh, "check").out == "small: ok\n"
+
+
+def test_definitions_that_fail_are_explained_by_the_innermost_error(cli, fresh):
+    (fresh / "shop" / "definitions.py").write_text("import nosuch_library\n", encoding="utf-8")
+    answer = cli(fresh, "check")
+    assert answer.code == 1
+    assert (
+        answer.error
+        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: batch-platform --debug, before the command, shows where."
+    )
+
+
+def test_debug_shows_the_traceback(cli, project):
+    (pipeline_folder(project) / "features.sql").write_text(
+        FEATURES_SQL.replace("SELECT id", "SELECT 7 AS id"), encoding="utf-8"
+    )
+    answer = cli(project, "--debug", "run", "small", "--partition", DAY)
+    assert answer.code == 1
+    assert "Traceback (most recent call last)" in answer.err
+    assert "require_unique" in answer.err
+    assert answer.err.splitlines()[-1].startswith("Error: small, partition")
+
+
+def test_project_is_found_from_a_folder_below_it_and_by_name(cli, fresh, tmp_path):
+    assert cli(pipeline_folder(fresh), "check", "--json").json["project"] == str(fresh)
+    assert cli(tmp_path, "--project", "project", "check", "--json").json["project"] == str(fresh)
+
+
+def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
+    (status,) = cli(tmp_path, "status", "--json").json
+    assert status["pipeline"] == "flight_delays"
+    assert (tmp_path / ".batch_platform" / "warehouse.duckdb").is_file()
+
+
+def test_home_is_where_the_environment_says(cli, fresh, tmp_path):
+    answer = cli(fresh, "status", "--json", BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere"))
+    assert answer.json[0]["counts"] == {"blocked": 31, "missing": 29}
+    assert (tmp_path / "elsewhere" / "warehouse.duckdb").is_file()
+    assert not (fresh / ".batch_platform").exists()
+
+
+def test_version_and_help(tmp_path):
+    assert run_command(tmp_path, "--version").out.strip().endswith(__version__)
+    answer = run_command(tmp_path, "--help")
+    assert answer.code == 0
+    assert all(command in answer.out for command in app.commands)
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from batch_platform.cli import main; sys.argv = ['batch-platform', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({'dagster', 'sklearn', 'polars', 'duckdb', 'pydantic'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_hints_name_commands_that_exist():
+    package = Path(failures.__file__).parents[1]
+    named = [
+        (file.name, command)
+        for file in [*package.rglob("*.py"), package.parent / "README.md"]
+        for command in re.findall(
+            r"(?<!of )(?<!by )batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
+        )
+    ]
+    assert [one for one in named if one[1] not in app.commands] == []
+    assert len(named) > 10
+
+
+def test_error_that_adds_where_it_happened_is_the_one_told(capfd):
+    told = DataError("small: column x")
+    told.__cause__ = DataError("column x")
+    told.__cause__.__cause__ = ValueError("innermost")
+    wrapped = RuntimeError("Dagster says a step failed")
+    wrapped.__cause__ = told
+    assert failures.explain(wrapped) == 1
+    assert capfd.readouterr().err == "Error: small: column x\n"
+
+
+def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
+    second = DataError("publishing failed as well")
+    second.__context__ = SourceError("the first", hint="mend it")
+    assert failures.explain(second) == 1
+    assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
+
+
+def test_every_command_and_option_has_help():
+    for command in [*app.commands.values(), *app.commands["models"].commands.values()]:
+        assert command.help
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        assert all(option.help for option in options), command.name

@@ -1,0 +1,392 @@
+"""`batch-platform new`: from somebody's table to scores, whatever its columns are called and hold."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from batch_platform.cli.proposal.choices import Asked, Proposal, propose
+from batch_platform.cli.proposal.files import files_of
+from batch_platform.cli.proposal.survey import locate, survey
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.command_line import published, run_command
+from batch_platform_tests.small_pipeline import carry_out
+
+ROWS = 3_000
+DAYS = 100
+START = datetime(2025, 1, 1)  # noqa: DTZ001 - clocks without a zone, as most tables have them
+AFTER_ALL = datetime(2026, 1, 1, tzinfo=UTC)
+ODD = {
+    "Customer ID": "id",
+    "Order Date": "at",
+    "Total €": "amount",
+    "select": "items",
+    'na"me; DROP TABLE x --': "shop",
+    "{{ env.HOME }}": "share",
+    "*": "few",
+}
+
+
+def orders(rows: int = ROWS, **columns: Any) -> pl.DataFrame:
+    """Orders over a hundred days of 2025, `returned` being learnable from `amount`; further columns as given, None takes one away."""
+    random = np.random.default_rng(7)
+    seconds = np.sort(random.integers(0, DAYS * 86_400, rows))
+    amount = random.gamma(2.0, 40.0, rows)
+    shops = ["north'", "süd--", "", None]
+    given: dict[str, Any] = {
+        "id": [f"C-{at:05}" for at in random.permutation(rows)],
+        "at": [START + timedelta(seconds=int(second)) for second in seconds],
+        "amount": [
+            None if lost else float(value) for value, lost in zip(amount, random.random(rows) < 0.1, strict=True)
+        ],
+        "items": random.integers(1, 9, rows),
+        "shop": [shops[at] for at in random.integers(0, len(shops), rows)],
+        "returned": (amount > 80) ^ (random.random(rows) < 0.1),
+        **columns,
+    }
+    return pl.DataFrame({name: values for name, values in given.items() if values is not None}, strict=False)
+
+
+def proposed(file: Path, table: str | None = None, **asked: Any) -> tuple[Proposal, dict[str, str]]:
+    """What is proposed for a file, and the files of a pipeline `orders` in the same folder."""
+    origin = locate(str(file), table)
+    with survey(origin, asked.get("timezone", "UTC")) as seen:
+        proposal = propose(seen, Asked(**asked))
+    return proposal, files_of("orders", proposal, origin)
+
+
+def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:
+    for name, text in files.items():
+        (folder / name).write_bytes(text.encode())
+    spec = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
+    return Pipeline(spec, folder, Home(folder / "home").create())
+
+
+def scored(pipeline: Pipeline) -> dict[str, int]:
+    """The rows scored by partition, once all is done that is due."""
+    carry_out(pipeline, AFTER_ALL)
+    carry_out(pipeline, AFTER_ALL)  # features first, where a model waits for them
+    return {key: run.rows_scored for key, run in pipeline.state().scores.items()}
+
+
+def names(columns: tuple[Any, ...]) -> list[str]:
+    return [column.name for column in columns]
+
+
+def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(tmp_path):
+    folder = tmp_path / "my own data"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    more: dict[str, Any] = {
+        "share": random.random(ROWS),
+        "few": random.integers(0, 3, ROWS),
+        "born": [date(1980, 1, 1)] * ROWS,
+        "notes": [f"note {at}" for at in range(ROWS)],
+        "tags": [["a"]] * ROWS,
+        "empty": pl.Series([None] * ROWS, dtype=pl.Int64),
+    }
+    odd = {own: name for name, own in ODD.items()}
+    orders(**more).rename(odd).rename({"returned": "Churned"}).write_parquet(folder / "customers (v2) é.parquet")
+    answer = run_command(folder, "new", "churn", "--from", "customers (v2) é.parquet")
+    assert (answer.code, answer.err) == (0, "")
+    assert f"{folder} is a Dagster project now." in answer.out
+    assert "Customer ID, unique everywhere" in answer.out
+    assert "batch-platform run churn" in answer.out
+    ran = run_command(folder, "run", "churn")
+    assert ran.code == 0, ran.err
+    query = (
+        'SELECT count(*), count(DISTINCT "Customer ID"), count(DISTINCT partition_key), bool_and(score BETWEEN 0 AND 1) '
+        "FROM churn.predictions"
+    )
+    ((rows, keys, days, all_scored),) = published(folder, query)
+    with duckdb.connect() as con:
+        file = str(folder / "customers (v2) é.parquet")
+        since = ran.out and published(folder, "SELECT min(partition_key) FROM churn.predictions")[0][0]
+        ((there,),) = con.execute(
+            'SELECT count(*) FROM read_parquet($file) WHERE "Order Date" >= CAST($since AS TIMESTAMP)',
+            {"file": file, "since": since},
+        ).fetchall()
+    assert (rows, keys, all_scored) == (there, there, True)
+    assert days == (date(2025, 4, 11) - date.fromisoformat(since)).days
+    assert published(folder, "SELECT count(*) FROM churn.rejected_rows") == [(0,)]
+    assert run_command(folder, "check").out == "churn: ok\n"
+
+
+def test_the_report_as_json_names_every_choice_and_what_else_could_be(tmp_path):
+    orders(signed_up_at=[START] * ROWS, code=range(ROWS)).write_parquet(tmp_path / "orders.parquet")
+    report = run_command(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
+    assert (report["key"], report["time"], report["label"]) == (["id"], "at", "returned")
+    assert report["others"] == {"key": ["code"], "time": ["signed_up_at"]}
+    assert (report["every"], report["partitions"], report["rows"]) == ("day", DAYS, ROWS)
+    assert report["features"] == ["amount", "items", "shop", "code"]
+    assert report["left_out"] == {"signed_up_at": "a time; a number made of it could be one, such as an age in days"}
+    assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
+    taken = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (taken.code, "exists already" in taken.error) == (2, True)
+    unknown = run_command(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
+    assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
+
+
+@pytest.mark.parametrize("kind", ["csv", "duckdb", "glob"])
+def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
+    file, table = tmp_path / f"orders.{kind}", None
+    match kind:
+        case "csv":
+            orders().write_csv(file)
+        case "duckdb":
+            frame, table = orders(), "shop.orders"
+            with duckdb.connect(str(file)) as con:
+                con.register("frame", frame)
+                con.execute("CREATE SCHEMA shop; CREATE TABLE shop.orders AS FROM frame")
+        case _:
+            file = tmp_path / "orders-*.parquet"
+            for at in (0, 1):
+                orders().slice(at * ROWS // 2, ROWS // 2).write_parquet(tmp_path / f"orders-{at}.parquet")
+    proposal, files = proposed(file, table)
+    assert (names(proposal.key), proposal.every, proposal.target) == (["id"], "day", "classes")
+    rows = scored(pipeline_of(files, tmp_path))
+    assert sum(rows.values()) == orders().filter(pl.col("at") >= datetime.fromisoformat(min(rows))).height
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "estimator"),
+    [
+        ({}, "classes", "HistGradientBoostingClassifier"),
+        (
+            {"returned": None, "label": ["yes", "no", "later"] * (ROWS // 3)},
+            "classes",
+            "HistGradientBoostingClassifier",
+        ),
+        ({"returned": None, "target": list(range(ROWS))}, "numbers", "HistGradientBoostingRegressor"),
+        ({"returned": None, "y": [at % 4 for at in range(ROWS)]}, "classes", "HistGradientBoostingClassifier"),
+        ({"returned": None}, "none", "KMeans"),
+    ],
+)
+def test_what_learns_follows_from_the_label(tmp_path, columns, target, estimator):
+    orders(**columns).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert proposal.target == target
+    assert estimator in files["defs.yaml"]
+    assert ("labels.sql" in files) == (target != "none")
+    assert sum(scored(pipeline_of(files, tmp_path)).values()) > ROWS / 2
+
+
+def times(**step: int) -> list[datetime]:
+    return [START + timedelta(**step) * at for at in range(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "every", "start", "end"),
+    [
+        ({"at": times(seconds=60)}, "hour", "2025-01-01-00:00", "2025-01-03-02:00"),
+        ({"at": times(hours=1)}, "day", "2025-01-01", "2025-05-06"),
+        ({"at": times(hours=30)}, "week", "2024-12-29", "2035-04-08"),
+        ({"at": [date(2025, 1 + at % 12, 1) for at in range(ROWS)]}, "month", "2025-01-01", "2026-01-01"),
+    ],
+)
+def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start, end):
+    orders(**columns).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    partitions = yaml.safe_load(files["defs.yaml"])["attributes"]["partitions"]
+    assert (proposal.every, partitions["start"], partitions["end"]) == (every, start, end)
+    calendar = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).partitions.calendar
+    first, last = proposal.span.first, proposal.span.last
+    assert calendar.first_start <= first
+    assert calendar.last_end is not None
+    assert calendar.last_end > last
+    assert calendar.holding(first) is not None
+
+
+def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clocks_that_are_named(tmp_path):
+    texts = [f"{at:%Y-%m-%d %H:%M:%S}" for at in orders()["at"]]
+    orders(at=texts).write_parquet(tmp_path / "texts.parquet")
+    proposal, files = proposed(tmp_path / "texts.parquet", timezone="America/New_York")
+    assert proposal.span.first == datetime(2025, 1, 1, 5, tzinfo=UTC) + (orders()["at"][0] - START)
+    assert "CAST(" in files["features.sql"]
+    assert sum(scored(pipeline_of(files, tmp_path)).values()) > ROWS / 2
+
+
+def test_a_key_of_snapshots_names_a_row_within_its_partition(tmp_path):
+    monthly = [date(2025, 1 + at // 250, 1) for at in range(ROWS)]
+    orders(id=[at % 250 for at in range(ROWS)], at=monthly).write_parquet(tmp_path / "snapshots.parquet")
+    proposal, files = proposed(tmp_path / "snapshots.parquet")
+    assert (names(proposal.key), proposal.key_holds, proposal.every) == (["id"], "within a month", "month")
+    assert "unique within a month" in files["defs.yaml"]
+    assert set(scored(pipeline_of(files, tmp_path)).values()) == {250}
+
+
+def test_a_key_of_two_columns_is_found_by_their_names_and_can_be_named(tmp_path):
+    columns = {"id": None, "customer_id": [at // 3 for at in range(ROWS)], "product_id": [at % 3 for at in range(ROWS)]}
+    orders(**columns).write_parquet(tmp_path / "orders.parquet")
+    assert names(proposed(tmp_path / "orders.parquet")[0].key) == ["customer_id", "product_id"]
+    asked = proposed(tmp_path / "orders.parquet", key=("product_id", "customer_id"))[0]
+    assert names(asked.key) == ["product_id", "customer_id"]
+    with pytest.raises(WrongUseError, match="product_id do not name the rows"):
+        proposed(tmp_path / "orders.parquet", key=("product_id",))
+
+
+def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
+    orders().rename({"id": "run_id", "at": "scored_at", "amount": "score"}).write_parquet(tmp_path / "orders.parquet")
+    _, files = proposed(tmp_path / "orders.parquet")
+    features = yaml.safe_load(files["defs.yaml"])["attributes"]["features"]
+    assert (features["key"], features["time"]) == (["run_id_given"], "scored_at_given")
+    assert sum(scored(pipeline_of(files, tmp_path)).values()) > ROWS / 2
+
+
+def test_what_is_lacking_with_the_label_is_no_feature(tmp_path):
+    known = [None if at % 7 == 0 else one for at, one in enumerate(orders()["returned"])]
+    with_it = [None if one is None else at for at, one in enumerate(known)]
+    not_quite = [None if at % 7 == 1 else at for at in range(ROWS)]
+    orders(returned=known, refund=with_it, other=not_quite).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert names(proposal.features) == ["amount", "items", "shop", "other"]
+    assert (
+        "--   refund: lacks a value exactly where returned does, so that it may be known only with it"
+        in files["features.sql"]
+    )
+
+
+@pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
+def test_rows_without_a_time_are_told(tmp_path, stand_in):
+    lacking = [stand_in if at % 10 == 0 else one for at, one in enumerate(orders()["at"])]
+    orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
+    assert "-- 300 rows belong to no partition: at holds no time of theirs." in files["features.sql"]
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert "and 300 rows without, which belong to no partition" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "said"),
+    [
+        ({"at": None}, {}, "No column of .* holds times"),
+        ({"id": None}, {}, "No column of .* names its rows"),
+        ({}, {"time": "shop"}, "'shop' of .* is of type VARCHAR and reads as no time"),
+        ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
+        ({}, {"key": ("shop",)}, "shop do not name the rows"),
+        ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
+    ],
+)
+def test_a_table_that_gives_no_pipeline_is_told_why(tmp_path, columns, asked, said):
+    if columns.get("id", "") is None:
+        columns = {**columns, "amount": None, "items": [at % 9 for at in range(ROWS)]}
+    orders(**columns).write_parquet(tmp_path / "orders.parquet")
+    with pytest.raises(WrongUseError, match=said):
+        proposed(tmp_path / "orders.parquet", **asked)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("new", "Orders", "--from", "orders.parquet"), 2, "'Orders' is not a name"),
+        (("new", "orders", "--from", "oders.parquet"), 2, "did you mean 'orders.parquet'?"),
+        (
+            ("new", "orders", "--from", "orders.parquet", "--timezone", "Europe/Berlim"),
+            2,
+            "did you mean 'Europe/Berlin'?",
+        ),
+        (("new", "orders", "--from", "orders.parquet", "--table", "orders"), 2, "--table goes with a DuckDB file"),
+        (("new", "orders", "--from", "orders.xlsx"), 2, "is no file of a known kind"),
+        (("new", "orders", "--from", "broken.parquet"), 1, "broken.parquet cannot be read"),
+        (("new", "orders", "--from", "empty.parquet"), 2, "has no row"),
+        (("new", "orders", "--from", "{{ x }}.parquet"), 2, "brackets that mean something"),
+        (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is no folder"),
+    ],
+)
+def test_wrong_use_is_told_in_one_paragraph_and_writes_nothing(tmp_path, arguments, code, said):
+    orders(100).write_parquet(tmp_path / "orders.parquet")
+    orders(100).clear().write_parquet(tmp_path / "empty.parquet")
+    for name in ("orders.xlsx", "broken.parquet", "{{ x }}.parquet"):
+        (tmp_path / name).write_bytes(b"PAR1 no table")
+    before = {path.name for path in tmp_path.iterdir()}
+    answer = run_command(tmp_path, *arguments)
+    assert answer.code == code
+    assert said in answer.error
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_project_of_another_kind_is_left_alone(tmp_path):
+    orders(100).write_parquet(tmp_path / "orders.parquet")
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\nversion = '1'\n")
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (answer.code, "[tool.dg.project]" in answer.error) == (2, True)
+    (tmp_path / "pyproject.toml").unlink()
+    (tmp_path / "pipelines").mkdir()
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (answer.code, "has a 'pipelines' of its own" in answer.error) == (2, True)
+    assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("main.parquet", "rows"),
+        ("features.parquet", "rows"),
+        ("select.parquet", "rows"),
+        ("数.parquet", "rows"),
+        (f"{'long' * 20}.parquet", "rows"),
+        ("2024-Orders (v2).parquet", "orders_v2"),
+    ],
+)
+def test_the_table_is_called_as_its_file_where_that_can_be_a_name(tmp_path, file, source):
+    orders(100).write_parquet(tmp_path / file)
+    _, files = proposed(tmp_path / file)
+    assert list(PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).sources) == [source]
+    assert f"\nFROM {source}\n" in files["features.sql"]
+
+
+def test_words_of_sql_and_of_yaml_are_quoted_where_they_must_be(tmp_path):
+    words = ["select", "order", "yes", "null", "date", "Group", "left", "name"]
+    orders(200, **{word: range(200) for word in words}).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet", key=("yes",))
+    assert names(proposal.features)[-7:] == [word for word in words if word != "yes"]
+    assert "\n    name\n" in files["features.sql"]
+    declared = yaml.safe_load(files["defs.yaml"])["attributes"]
+    assert declared["features"]["key"] == ["yes"]
+    query = pipeline_of(files, tmp_path).builder.query
+    assert query is not None
+    with duckdb.connect() as con:
+        con.execute(f"CREATE VIEW orders AS FROM '{tmp_path / 'orders.parquet'}'")
+        bounds = {"partition_start": START, "partition_end": START + timedelta(days=DAYS)}
+        assert set(words) <= set(con.sql(query.text, params=bounds).columns)
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(found=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
+def test_whatever_the_columns_are_called_the_files_mean_them(tmp_path_factory, found):
+    folder = tmp_path_factory.mktemp("named")
+    key, time, label, feature = found
+    own = {"id": key, "at": time, "returned": label, "amount": feature}
+    orders(60, items=None, shop=None).rename(own).write_parquet(folder / "orders.parquet")
+    with survey(locate(str(folder / "orders.parquet"), None), "UTC") as seen:
+        assume({column.name for column in seen.columns} == {*found})  # DuckDB renames what differs in capitals alone
+    proposal, files = proposed(folder / "orders.parquet", key=(key,), time=time, label=label)
+    declared = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
+    pipeline = pipeline_of(files, folder)
+    calendar = declared.partitions.calendar
+    partition = calendar.holding(proposal.span.first)
+    assert partition is not None
+    with pipeline.builder.sources.connect() as con:
+        con.open(partition)
+        assert pipeline.builder.query is not None
+        assert pipeline.builder.labels_query is not None
+        made = pipeline.builder.query.run(con, partition, [*declared.features.key, declared.features.time or ""])
+        assert len(made.columns) == 3
+        assert made.pl().height
+        assert declared.labels is not None
+        labels = pipeline.builder.labels_query.run(con, partition, [*declared.features.key, declared.labels.column])
+        assert labels.pl().height

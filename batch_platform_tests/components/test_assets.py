@@ -1,0 +1,774 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from batch_platform.components import checks
+from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
+from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.errors import DataError, WarehouseBusyError
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.features.sources.opening import Sources, SourceState
+from batch_platform.models import bundle
+from batch_platform.models.forest import arrays
+from batch_platform.scoring.run import Committed
+from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+from batch_platform_tests.small_pipeline import small_events, small_spec, write_small_project
+
+RULE = {"performance": {"warn_below": 0.6}}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture
+def trained(template, tmp_path, monkeypatch):
+    return deploy_trained(template, tmp_path, monkeypatch)
+
+
+def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
+    return {spec.key.path[1]: spec for spec in deployment.definitions.resolve_all_asset_specs()}
+
+
+def evaluations(deployment: Deployment, asset: str, check: str) -> dict[str | None, Any]:
+    """The newest evaluation of a check, by partition key; None for that of the whole run."""
+    key = dg.AssetCheckKey(deployment.key(asset), check)
+    found = {}
+    for record in deployment.instance.event_log_storage.get_asset_check_execution_history(key, limit=1000):
+        event = record.event.dagster_event if record.event else None
+        if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            found.setdefault(event.asset_check_evaluation_data.partition, event.asset_check_evaluation_data)
+    return found
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    """What the only failed step says."""
+    assert not result.success
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    data = failed.step_failure_data
+    return (data.user_failure_data.description if data.user_failure_data else data.error.message) or ""
+
+
+def value(entry: dg.EventLogEntry, name: str) -> Any:
+    return entry.asset_materialization.metadata[name].value
+
+
+def partitions_of(entries: list[dg.EventLogEntry]) -> list[str | None]:
+    return [entry.asset_materialization.partition for entry in entries]
+
+
+def published(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
+        return con.execute(query).fetchall()
+
+
+def test_assets_say_what_they_are(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, owners=["team:shop", "a@example.com"], monitoring=RULE)
+    found = specs(deployment)
+    kinds = {name: spec.kinds for name, spec in found.items()}
+    assert kinds == {
+        "events": {"parquet"},
+        "features": {"duckdb", "parquet"},
+        "model": {"scikitlearn"},
+        "predictions": {"duckdb", "table"},
+        "performance": {"duckdb", "table"},
+    }
+    assert {spec.key.path[0] for spec in found.values()} == {"small"}
+    assert {spec.group_name for spec in found.values()} == {"small"}
+    assert all(list(spec.owners) == ["team:shop", "a@example.com"] for spec in found.values())
+    assert all(len(spec.description or "") > 60 for spec in found.values())
+    assert all(spec.code_version for name, spec in found.items() if name != "events")
+    assert "WHERE ts >= $partition_start" in found["features"].description
+    assert found["predictions"].metadata["dagster/table_name"] == "small.predictions"
+    assert found["performance"].metadata["dagster/table_name"] == "small.performance"
+    assert found["features"].metadata[SPEC_METADATA].instance.spec == deployment.pipeline.spec
+    names = {key.name: key.asset_key.path[1] for key in deployment.definitions.resolve_asset_graph().asset_check_keys}
+    assert names == {
+        "rows_balance": "predictions",
+        "rejected_share": "predictions",
+        "score_distribution": "predictions",
+        "up_to_date": "predictions",
+        "gate": "model",
+        "performance": "performance",
+    }
+
+
+def test_code_versions_change_with_the_code_that_they_stand_for(tmp_path, monkeypatch):
+    def versions(name: str, **overrides: Any) -> dict[str, str | None]:
+        found = specs(deploy(tmp_path / name, monkeypatch, **overrides))
+        return {asset: spec.code_version for asset, spec in found.items()}
+
+    def changed(name: str, **overrides: Any) -> set[str]:
+        return {asset for asset, version in versions(name, **overrides).items() if version != before[asset]}
+
+    before = versions("before")
+    sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+    assert changed("sql", features_sql=sql) == {"features", "model"}
+    assert changed("params", model={"params": {"max_iter": 6}}) == {"model"}
+    assert changed("kept", predictions={"keep": []}) == {"predictions"}
+    assert changed("labels", labels_sql="SELECT id, returned FROM events WHERE returned IS NOT NULL") == {
+        "model",
+        "performance",
+    }
+    assert changed("cron", model={"train": {"schedule": "0 0 * * *"}}, predictions={"schedule": "0 1 * * *"}) == set()
+
+
+def test_dependencies_are_those_of_the_sql(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, sources={"unread": {"csv": "unread.csv"}}, features_sql=WITH_CASE)
+    graph = deployment.definitions.resolve_asset_graph()
+    parents = {
+        key.path[1]: {parent.path[1] for parent in graph.get(key).parent_keys} for key in graph.get_all_asset_keys()
+    }
+    assert parents == {
+        "events": set(),
+        "unread": set(),
+        "features": {"events"},
+        "model": {"features", "events"},
+        "predictions": {"features", "model"},
+        "performance": {"predictions", "events"},
+    }
+
+
+WITH_CASE = """\
+WITH day AS (SELECT * FROM "Events" WHERE ts >= $partition_start AND ts < $partition_end)
+SELECT id, ts, amount, items, shop, known FROM day
+"""
+
+
+def upstream(deployment: Deployment, asset: str, of: str, key: str) -> list[str]:
+    graph = deployment.definitions.resolve_asset_graph()
+    node, parent = graph.get(deployment.key(asset)), graph.get(deployment.key(of))
+    mapped = graph.get_partition_mapping(node.key, parent.key).get_upstream_mapped_partitions_result_for_partitions(
+        node.partitions_def.subset_with_partition_keys([key]), node.partitions_def, parent.partitions_def
+    )
+    assert not list(mapped.required_but_nonexistent_subset.get_partition_keys())
+    return list(mapped.partitions_subset.get_partition_keys())
+
+
+def test_a_day_is_scored_by_the_model_of_its_month(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert upstream(deployment, "predictions", "model", "2024-02-17") == ["2024-02-01"]
+    assert upstream(deployment, "predictions", "features", "2024-02-17") == ["2024-02-17"]
+
+
+def test_a_day_before_the_first_serving_period_has_no_model_upstream(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"start": "2024-02-01"}})
+    assert upstream(deployment, "predictions", "model", "2024-01-31") == []
+
+
+def test_a_model_learns_from_the_history_before_its_period(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert upstream(deployment, "model", "features", "2024-02-01") == deployment.days("2024-01-01", "2024-01-31")
+
+
+def test_the_graph_shows_no_more_history_than_the_window_holds(tmp_path, monkeypatch):
+    partitions = {"start": "2020-01-01", "end": None}
+    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"window": "30 days"}})
+    assert upstream(deployment, "model", "features", "2023-05-01") == deployment.days("2023-03-01", "2023-04-30")
+    train = {"every": "week", "window": "21 days"}
+    deployment = deploy(tmp_path / "weekly", monkeypatch, partitions=partitions, model={"train": train})
+    assert upstream(deployment, "model", "features", "2023-05-07") == deployment.days("2023-04-16", "2023-05-06")
+
+
+@pytest.mark.parametrize("every", ["hour", "day", "week", "month"])
+def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, every):
+    partitions = {"every": "hour", "start": "2014-01-01", "end": "2024-01-01"}
+    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": {"every": every}})
+    period = {"hour": "2023-12-31-23:00", "day": "2023-12-31", "week": "2023-12-31", "month": "2023-12-01"}[every]
+    before = upstream(deployment, "model", "features", period)
+    assert before[0] == "2014-01-01-00:00"
+    start = deployment.wiring.serving_period(period).start
+    assert before == [one.key for one in deployment.pipeline.spec.partitions.calendar.due(start)]
+
+
+TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
+ENDS = {"hour": "2024-05-17T13:00", "day": "2024-05-17", "week": "2024-06-02", "month": "2024-06-01"}
+
+
+@pytest.mark.parametrize("every", list(ENDS))
+@pytest.mark.parametrize("timezone", TIMEZONES)
+def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, timezone):
+    if every == "hour" and timezone == "Australia/Lord_Howe":  # refused: its clocks shift by half an hour
+        timezone = "Australia/Sydney"
+    partitions = {"every": every, "start": "2023-02-10T06:00", "end": ENDS[every], "timezone": timezone}
+    spec = small_spec(partitions=partitions, model={"train": {"evaluate": "31 days"}})
+    assert_same_partitions(Wiring(spec, tmp_path).partitions, spec.partitions.calendar)
+
+
+@pytest.mark.parametrize("every", list(ENDS))
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
+def test_dagster_and_the_calendar_name_the_same_serving_periods(tmp_path, every, timezone):
+    partitions = {"start": "2023-02-10", "end": "2024-05-17", "timezone": timezone}
+    spec = small_spec(partitions=partitions, model={"train": {"every": every}})
+    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, serving_calendar(spec))
+
+
+def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar: Calendar) -> None:
+    ours = calendar.due(calendar.last_end)
+    assert list(dagsters.get_partition_keys()) == [partition.key for partition in ours]
+    for partition in (ours[0], *ours[-400:]):
+        window = dagsters.time_window_for_partition_key(partition.key)
+        assert (window.start, window.end) == (partition.start, partition.end)
+
+
+def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
+    days = trained.days("2024-02-01", "2024-02-10")
+    result = trained.run("features", "predictions", first=days[0], last=days[-1])
+    assert result.success
+    features, predictions = trained.materializations("features"), trained.materializations("predictions")
+    assert partitions_of(features) == partitions_of(predictions) == days
+    assert len({entry.tags["dagster/data_version"] for entry in features}) == len(days)
+    assert len({entry.tags["dagster/data_version"] for entry in predictions}) == len(days)
+    for entry in features:
+        assert value(entry, "dagster/row_count") == 40
+        schema = value(entry, "dagster/column_schema")
+        assert {column.name: column.type for column in schema.columns}["shop"] in ("string", "large_string")
+        assert pl.read_parquet(value(entry, "dagster/uri")).height == 40
+    for entry in predictions:
+        assert value(entry, "rows_in") == value(entry, "dagster/row_count") + value(entry, "rows_rejected") == 40
+        assert value(entry, "model_version").startswith("2024-02-01-")
+        assert value(entry, "rows_per_second") > 0
+        assert value(entry, "peak_memory_mib") > 1
+        shares = [value(entry, f"share_of_time_in_{name}") for name in ("read", "score", "commit")]
+        assert sum(shares) == pytest.approx(1, abs=1e-3)
+        assert "| rows/s | peak memory | time to read | time to score | time to commit |" in value(entry, "speed")
+    balances = evaluations(trained, "predictions", "rows_balance")
+    assert set(balances) == {*days, None}
+    assert all(balances[day].metadata["rows_in"].value == 40 for day in days)
+    assert balances[None].metadata["balance"].value == "400 rows in = 400 scored + 0 rejected"
+    assert all(balance.passed for balance in balances.values())
+    assert published(trained, "SELECT count(*), count(DISTINCT partition_key) FROM small.predictions") == [(400, 10)]
+    assert published(trained, "SELECT bool_and(committed_at > started_at) FROM batch_platform.score_runs") == [(True,)]
+
+
+def test_a_partition_run_alone_is_logged_like_one_of_a_range(trained):
+    assert trained.run("features", "predictions", first="2024-02-05").success
+    assert partitions_of(trained.materializations("predictions")) == ["2024-02-05"]
+    assert set(evaluations(trained, "predictions", "rows_balance")) == {"2024-02-05", None}
+
+
+def test_the_data_version_of_equal_rows_is_equal(trained):
+    first, again = (trained.run("features", first="2024-02-05", config={"features": {"force": True}}) for _ in range(2))
+    assert first.success
+    assert again.success
+    one, other = trained.materializations("features")
+    assert one.tags["dagster/data_version"] == other.tags["dagster/data_version"]
+
+
+def test_nothing_is_out_of_date_after_a_run_and_what_follows_a_change_is(trained):
+    days = trained.days("2024-02-01", "2024-02-03")
+    assert trained.run("model", first="2024-02-01").success
+    assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
+    assert trained.run("performance", first=days[0], last=days[-1]).success
+    assert trained.run("events").success
+    assert {status(trained, asset, day) for asset in PARTITIONED for day in days} == {StaleStatus.FRESH}
+    other = small_events().with_columns(pl.col("amount") + 1)
+    other.write_parquet(trained.pipeline.folder / "events.parquet")
+    assert trained.run("features", first=days[1], config={"features": {"force": True}}).success
+    assert status(trained, "features", days[1]) == StaleStatus.FRESH
+    assert status(trained, "predictions", days[1]) == StaleStatus.STALE
+    assert status(trained, "predictions", days[2]) == StaleStatus.FRESH
+
+
+PARTITIONED = ("features", "predictions", "performance")
+
+
+def status(deployment: Deployment, asset: str, day: str) -> StaleStatus:
+    graph = deployment.definitions.resolve_asset_graph()
+    loading = LoadingContextForTest(deployment.instance)
+    return CachingStaleStatusResolver(deployment.instance, graph, loading).get_status(deployment.key(asset), day)
+
+
+def broken_day(day: str) -> pl.DataFrame:
+    """The orders, with the key of one day's first order given twice."""
+    events = small_events()
+    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+    return events.with_columns(
+        pl.when(local == day).then(pl.col("id").first().over(local)).otherwise(pl.col("id")).alias("id")
+    )
+
+
+def test_a_retry_keeps_what_is_committed_and_does_the_rest(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, events=broken_day("2024-02-03"))
+    days = trained.days("2024-02-01", "2024-02-06")
+    result = trained.run("features", "predictions", first=days[0], last=days[-1])
+    message = failure(result)
+    assert "small" in message
+    assert "2024-02-03" in message
+    assert "Traceback" not in message
+    assert partitions_of(trained.materializations("features")) == days[:2]
+    assert trained.materializations("predictions") == []
+    small_events().write_parquet(trained.pipeline.folder / "events.parquet")
+    again = trained.run("features", "predictions", first=days[0], last=days[-1])
+    assert again.success
+    logged = trained.materializations("features", again.run_id)
+    assert partitions_of(logged) == days
+    assert [value(entry, "skipped") for entry in logged] == [True, True, False, False, False, False]
+    assert partitions_of(trained.materializations("predictions")) == days
+
+
+def test_a_failure_while_scoring_keeps_the_partitions_before_it(trained):
+    days = trained.days("2024-02-01", "2024-02-06")
+    assert trained.run("features", first=days[0], last=days[-1]).success
+    spoilt = trained.pipeline.home.features("small", days[3])
+    spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"!")
+    result = trained.run("predictions", first=days[0], last=days[-1])
+    assert days[3] in failure(result)
+    assert partitions_of(trained.materializations("predictions")) == days[:3]
+    assert published(trained, "SELECT DISTINCT partition_key FROM small.predictions ORDER BY 1") == [
+        (day,) for day in days[:3]
+    ]
+    again = trained.run("features", "predictions", first=days[0], last=days[-1])
+    assert again.success
+    logged = trained.materializations("predictions", again.run_id)
+    assert [value(entry, "skipped") for entry in logged] == [True, True, True, False, False, False]
+
+
+def test_a_commit_that_dagster_never_heard_of_is_told_by_the_next_run(trained):
+    trained.score("2024-02-01", "2024-02-02", run_id="died")
+    result = trained.run("predictions", first="2024-02-01", last="2024-02-02")
+    assert result.success
+    logged = trained.materializations("predictions")
+    assert partitions_of(logged) == ["2024-02-01", "2024-02-02"]
+    assert all(value(entry, "skipped") for entry in logged)
+    assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [("died",)]
+
+
+def test_force_scores_again_what_is_up_to_date(trained):
+    trained.score("2024-02-01", "2024-02-01")
+    result = trained.run("predictions", first="2024-02-01", config={"predictions": {"force": True}})
+    assert result.success
+    (logged,) = trained.materializations("predictions")
+    assert not value(logged, "skipped")
+    assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
+
+
+def test_numbers_that_are_there_to_be_plotted_stand_last(trained):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    (logged,) = trained.materializations("predictions")
+    names = list(logged.asset_materialization.metadata)
+    plotted = [
+        "rows_per_second",
+        "peak_memory_mib",
+        *(f"share_of_time_in_{one}" for one in ("read", "score", "commit")),
+    ]
+    assert names[-6:] == ["speed", *plotted]
+    assert names[:3] == ["dagster/row_count", "rows_in", "rows_rejected"]
+
+
+def test_a_metric_is_shown_with_six_digits(trained):
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    version = trained.pipeline.state().registry.named(value(logged, "version"))
+    assert value(logged, "log_loss") == pytest.approx(version.metric_values["log_loss"], rel=1e-5)
+    assert len(str(value(logged, "log_loss"))) <= len("0.123456")
+
+
+def test_a_model_without_parameters_is_said_to_have_none(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": None})
+    assert trained.run("model", first="2024-02-01").success
+    (logged,) = trained.materializations("model")
+    assert value(logged, "params") == "none"
+
+
+def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path, monkeypatch):
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    monkeypatch.setattr(bundle, "WORTH_COMPILING", 1)
+    again = deploy(tmp_path, monkeypatch)  # as another process, which has loaded no model yet
+    assert again.run("features", "predictions", first="2024-02-02").success
+    as_ever, native = again.materializations("predictions")
+    assert "engine" not in as_ever.asset_materialization.metadata
+    assert value(native, "engine").startswith("local; not compiled, since on this machine the compiled form differs")
+    assert again.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
+
+
+def test_a_version_can_be_asked_for(trained):
+    assert trained.run("features", first="2024-01-10").success
+    (version,) = [one.version for one in trained.pipeline.state().registry.versions]
+    result = trained.run("predictions", first="2024-01-10", config={"predictions": {"model": version}})
+    assert result.success
+    (logged,) = trained.materializations("predictions")
+    assert value(logged, "model_version") == version
+    assert value(logged, "in_sample")
+
+
+def test_a_partition_before_every_model_fails_in_one_paragraph(trained):
+    trained.run("features", first="2024-01-10")
+    message = failure(trained.run("predictions", first="2024-01-10"))
+    assert "small" in message
+    assert "2024-01-10" in message
+    assert "2024-02-01" in message
+    assert "\n" not in message
+
+
+def test_rows_balance_blocks(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    graph = deployment.definitions.resolve_asset_graph()
+    assert graph.get(dg.AssetCheckKey(deployment.key("predictions"), checks.ROWS_BALANCE)).blocking
+
+
+@pytest.mark.parametrize(("rows_rejected", "goes_on"), [(1, True), (0, False)])
+def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trained, rows_rejected, goes_on):
+    trained.score("2024-02-01", "2024-02-01")
+    run = replace(
+        trained.pipeline.state().scores["2024-02-01"], rows_in=40, rows_scored=39, rows_rejected=rows_rejected
+    )
+    committed = Committed(trained.wiring.named(["2024-02-01"])[0], run, skipped=False)
+    key = dg.AssetKey("scores")
+
+    @dg.asset(key=key, check_specs=[checks.rows_balance(key)])
+    def scores() -> dg.MaterializeResult:
+        return dg.MaterializeResult(check_results=[checks.rows_balance_summary([committed])])
+
+    @dg.asset(deps=[scores])
+    def emails() -> None: ...
+
+    result = dg.materialize([scores, emails], instance=trained.instance, raise_on_error=False)
+    assert result.success is goes_on
+    assert bool(result.asset_materializations_for_node("emails")) is goes_on
+
+
+def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+    ran: list[str] = []
+
+    @dg.asset(partitions_def=trained.wiring.partitions, deps=[trained.key("predictions")])
+    def emails(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        rows = published(
+            trained, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{context.partition_key}'"
+        )
+        ran.append(context.partition_key)
+        return dg.MaterializeResult(metadata={"emails": rows[0][0]})
+
+    @dg.asset(deps=[emails])
+    def count() -> None:
+        ran.append("count")
+
+    together = dg.Definitions.merge(
+        build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[emails, count])
+    )
+    job = together.resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=trained.instance,
+        partition_key="2024-02-07",
+        asset_selection=[trained.key("features"), trained.key("predictions"), emails.key, count.key],
+    )
+    assert result.success
+    assert ran == ["2024-02-07", "count"]
+    events = {
+        event.asset_key.path[-1]: event.step_materialization_data.materialization
+        for event in result.all_events
+        if event.is_step_materialization
+    }
+    assert set(events) == {"features", "predictions", "emails", "count"}
+    assert events["emails"].metadata["emails"].value == 40
+    assert events["emails"].partition == "2024-02-07"
+    assert "dagster/input_data_version/small/predictions" in events["emails"].tags
+    assert not {tag for tag in trained.instance.get_run_by_id(result.run_id).tags if "defer" in tag}
+
+
+def test_a_model_is_logged_with_its_gate(trained):
+    assert trained.run("model", first="2024-02-01", config={"model": {"params": {"max_iter": 3}}}).success
+    (logged,) = trained.materializations("model")
+    assert value(logged, "decision").startswith("approved")
+    assert "| max_iter | 3 |" in value(logged, "params")
+    assert "| max_leaf_nodes | 7 |" in value(logged, "params")
+    gates = evaluations(trained, "model", "gate")
+    assert gates["2024-02-01"].passed
+    assert gates[None].passed
+    assert gates["2024-02-01"].metadata["version"].value == value(logged, "version")
+
+
+def test_a_refused_model_is_a_warning_and_not_a_failure(template, tmp_path, monkeypatch):
+    demanding = {"promote": {"metric": "roc_auc", "at_least": 1.1}}
+    trained = deploy_trained(template, tmp_path, monkeypatch, model=demanding)
+    champion = trained.pipeline.state().registry.versions[0].version
+    assert trained.run("model", first="2024-02-01").success
+    gate = evaluations(trained, "model", "gate")["2024-02-01"]
+    assert not gate.passed
+    assert gate.severity == dg.AssetCheckSeverity.WARN
+    assert "roc_auc" in gate.metadata["reason"].value
+    assert trained.run("features", "predictions", first="2024-02-01").success
+    assert value(trained.materializations("predictions")[0], "model_version") == champion
+
+
+def test_training_that_the_data_refuse_fails_in_one_paragraph(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    message = failure(deployment.run("model", first="2024-01-01"))
+    assert message.startswith("small, serving period 2024-01-01:")
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
+    one_for_all = {"train": {"every": None}}
+    deployment = deploy(tmp_path, monkeypatch, model=one_for_all)
+    assert specs(deployment)["model"].partitions_def is None
+    assert deployment.run("features", first="2024-01-01", last="2024-02-10").success
+    trained = deployment.run("model", config={"model": {"until": "2024-02-05"}})
+    assert trained.success
+    (logged,) = deployment.materializations("model")
+    assert logged.asset_materialization.partition is None
+    assert value(logged, "trained_until") == "2024-02-04 00:00 Europe/Berlin"  # a day's labels are known a day later
+    assert evaluations(deployment, "model", "gate")[None].passed
+    assert deployment.run("predictions", first="2024-02-05", last="2024-02-10").success
+    assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
+
+
+def test_one_model_for_all_serves_from_where_it_was_first_needed(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
+    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
+    assert deployment.run("model").success
+    (version,) = deployment.pipeline.state().registry.versions
+    assert version.serving_period == "2024-01-16"  # the first one with 14 days and a day of delay before it
+
+
+def test_performance_warns_of_partitions_below_the_rule(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch, monitoring={"performance": {"warn_below": 1.1}})
+    trained.score("2024-02-01", "2024-02-03")
+    days = trained.days("2024-02-01", "2024-02-03")
+    assert trained.run("performance", first=days[0], last=days[-1]).success
+    logged = trained.materializations("performance")
+    assert partitions_of(logged) == days
+    assert all(0.5 < value(entry, "roc_auc") <= 1 for entry in logged)
+    found = evaluations(trained, "performance", "performance")
+    assert set(found) == {*days, None}
+    assert not any(evaluation.passed for evaluation in found.values())
+    assert found[days[0]].severity == dg.AssetCheckSeverity.WARN
+    assert found[days[0]].metadata["roc_auc"].value == value(logged[0], "roc_auc")
+    assert days[2] in found[None].metadata["the_worst"].value
+
+
+def test_partitions_that_cannot_be_done_hold_up_no_other_of_the_run(trained):
+    trained.score("2024-02-06", "2024-02-06")  # builds its features
+    assert trained.run("features", first="2024-01-30", last="2024-02-06").success
+    scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
+    message = failure(scoring)
+    assert message.startswith("small, partition 2024-01-30: no model serves it; the earliest approved one, 2024-02-01-")
+    assert "So it is with 1 more, the last of them 2024-01-31. The other 5 of this run are done." in message
+    served = trained.days("2024-02-01", "2024-02-05")
+    assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
+    measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")
+    message = failure(measuring)
+    assert message.startswith("small, partition 2024-01-31: it is not scored yet. The other 5 of this run are done.")
+    assert partitions_of(trained.materializations("performance", measuring.run_id)) == served
+    assert published(trained, "SELECT count(DISTINCT partition_key) FROM small.performance") == [(5,)]
+
+
+def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
+    message = failure(trained.run("performance", first="2024-02-01"))
+    assert "2024-02-01" in message
+    assert "batch-platform run small" in message
+
+
+def test_a_day_without_rows_is_a_success_with_zeros(template, tmp_path, monkeypatch):
+    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+    trained = deploy_trained(template, tmp_path, monkeypatch, events=small_events().filter(local != "2024-02-02"))
+    days = trained.days("2024-02-01", "2024-02-03")
+    assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
+    assert trained.run("performance", first=days[0], last=days[-1]).success
+    assert [value(entry, "rows_in") for entry in trained.materializations("predictions")] == [40, 0, 40]
+    assert [value(entry, "dagster/row_count") for entry in trained.materializations("performance")] == [40, 0, 40]
+    assert published(
+        trained,
+        "SELECT rows_in, rows_scored, rows_rejected FROM batch_platform.score_runs WHERE partition_key = '2024-02-02'",
+    ) == [(0, 0, 0)]
+
+
+def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "observed_source.py").write_text(
+        "import polars as pl\ndef shops():\n    return pl.DataFrame({'shop': ['a', 'b', 'c']})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    sources = {
+        "shops": {"python": "observed_source.shops"},
+        "prices": {"csv": "prices.csv"},
+        "stock": {"duckdb": "stock.duckdb", "table": "stock"},
+    }
+    deployment = deploy(tmp_path, monkeypatch, sources=sources)
+    folder = deployment.pipeline.folder
+    (folder / "prices.csv").write_text("item,price\n1,2.5\n2,3.5\n")
+    with duckdb.connect(str(folder / "stock.duckdb")) as con:
+        con.execute("CREATE TABLE stock AS SELECT 1 AS item, 'x' AS shelf")
+    expected = {
+        "events": (2400, {"id": "BIGINT", "amount": "DOUBLE"}),
+        "shops": (3, {"shop": "VARCHAR"}),
+        "prices": (2, {"item": "BIGINT", "price": "DOUBLE"}),
+        "stock": (1, {"item": "INTEGER", "shelf": "VARCHAR"}),
+    }
+    for name, (rows, columns) in expected.items():
+        assert deployment.run(name).success
+        (seen,) = deployment.observations(name)
+        metadata = seen.asset_observation.metadata
+        assert metadata["dagster/row_count"].value == rows
+        types = {column.name: column.type for column in metadata["dagster/column_schema"].value.columns}
+        assert types.items() >= columns.items()
+        assert metadata["location"].value
+        assert seen.asset_observation.data_version
+
+
+def test_a_run_notes_what_a_source_holds_and_opens_it_for_that_only_where_it_is_new(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    opened: list[str] = []
+    state = Sources.state
+
+    def noted(sources: Sources, name: str, partition: Partition | None) -> SourceState:
+        opened.append(name)
+        return state(sources, name, partition)
+
+    monkeypatch.setattr(Sources, "state", noted)
+    for day in ("2024-01-01", "2024-01-02"):
+        assert deployment.run("features", first=day).success
+    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
+    assert deployment.run("features", first="2024-01-03").success
+    seen = [one.asset_observation.metadata for one in deployment.observations("events")]
+    assert [metadata["dagster/row_count"].value for metadata in seen] == [2400, 2400, 100]
+    assert all("amount" in {one.name for one in metadata["dagster/column_schema"].value.columns} for metadata in seen)
+    assert opened == ["events", "events"]
+
+
+def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": None, "csv": "events.csv"}})
+    small_events().write_csv(deployment.pipeline.folder / "events.csv")
+    assert deployment.run("features", first="2024-01-01").success
+    assert deployment.run("events").success
+    assert deployment.run("features", first="2024-01-02").success
+    rows = [one.asset_observation.metadata.get("dagster/row_count") for one in deployment.observations("events")]
+    assert [one and one.value for one in rows] == [None, 2400, 2400]
+
+
+def test_how_many_rows_a_function_gives_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "growing_source.py").write_text(
+        "from batch_platform_tests.small_pipeline import small_events\ndef events():\n    return small_events()\n"
+    )
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "growing_source.events", "parquet": None}})
+    for day in ("2024-01-01", "2024-01-02"):
+        assert deployment.run("features", first=day).success
+    first, second = [one.asset_observation.metadata for one in deployment.observations("events")]
+    assert first["dagster/row_count"].value == 2400
+    assert second.keys() == first.keys() - {"dagster/row_count"}
+
+
+def test_a_changed_file_has_another_data_version(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert deployment.run("events").success
+    assert deployment.run("events").success
+    small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
+    assert deployment.run("events").success
+    first, same, other = [seen.asset_observation.data_version for seen in deployment.observations("events")]
+    assert first == same != other
+
+
+def test_a_run_notes_the_same_version_of_a_source_as_an_observation(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "noted_source.py").write_text(
+        "import polars as pl\n"
+        "from batch_platform_tests.small_pipeline import small_events\n"
+        "def events():\n    return small_events()\n"
+    )
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "noted_source.events", "parquet": None}})
+    assert deployment.run("features", first="2024-01-01").success
+    assert deployment.run("events").success
+    by_run, by_observation = [seen.asset_observation.data_version for seen in deployment.observations("events")]
+    assert by_run == by_observation
+
+
+def daily_files(tmp_path: Path, monkeypatch: Any, days: list[str]) -> Deployment:
+    deployment = deploy(tmp_path, monkeypatch, sources={"events": {"parquet": "daily/{partition_key}.parquet"}})
+    local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
+    (deployment.pipeline.folder / "daily").mkdir()
+    for day in days:
+        small_events().filter(local == day).write_parquet(deployment.pipeline.folder / "daily" / f"{day}.parquet")
+    return deployment
+
+
+def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path, monkeypatch):
+    days = ["2024-01-01", "2024-01-03", "2024-01-04"]
+    deployment = daily_files(tmp_path, monkeypatch, days)
+    assert deployment.run("events").success
+    seen = {one.asset_observation.partition: one.asset_observation for one in deployment.observations("events")}
+    assert list(seen) == days
+    assert len({observation.data_version for observation in seen.values()}) == 3
+    assert all(observation.metadata["dagster/row_count"].value == 40 for observation in seen.values())
+    assert deployment.run("events", first="2024-01-03").success
+    assert [one.asset_observation.partition for one in deployment.observations("events")] == [*days, "2024-01-03"]
+
+
+def test_a_missing_file_fails_its_partition_and_keeps_those_before(tmp_path, monkeypatch):
+    deployment = daily_files(tmp_path, monkeypatch, ["2024-01-01", "2024-01-02", "2024-01-04"])
+    result = deployment.run("features", first="2024-01-01", last="2024-01-04")
+    assert "2024-01-03.parquet" in failure(result)
+    assert partitions_of(deployment.materializations("features")) == ["2024-01-01", "2024-01-02"]
+    seen = {one.asset_observation.partition for one in deployment.observations("events")}
+    assert seen == {"2024-01-01", "2024-01-02", "2024-01-04"}
+    assert status(deployment, "features", "2024-01-02") == StaleStatus.FRESH
+
+
+def test_sql_that_fails_is_told_with_its_file_and_line(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, features_sql="SELECT id, ts,\n  amout\nFROM events")
+    message = failure(deployment.run("features", first="2024-01-01"))
+    assert "features.sql" in message
+    assert "2" in message
+    assert "amount" in message
+
+
+def test_only_a_held_warehouse_is_worth_a_retry():
+    with pytest.raises(dg.Failure) as busy, clear_failures():
+        raise WarehouseBusyError("held", hint="wait")
+    with pytest.raises(dg.Failure) as wrong, clear_failures():
+        raise DataError("wrong")
+    assert (busy.value.allow_retries, wrong.value.allow_retries) == (True, False)
+    assert busy.value.description == "held Hint: wait"
+
+
+def test_two_pipelines_live_side_by_side(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    other = write_small_project(tmp_path / "other")
+    both = dg.Definitions.merge(
+        build_definitions(deployment.pipeline.spec, deployment.pipeline.folder),
+        build_definitions(small_spec(name="other"), other),
+    )
+    assert {spec.key.path[0] for spec in both.resolve_all_asset_specs()} == {"small", "other"}
+    assert len(list(both.schedules or [])) == 6
+    dg.Definitions.validate_loadable(both)
+
+
+def test_users_assets_read_through_the_warehouse_resource(trained):
+    trained.score("2024-02-01", "2024-02-01")
+    trained.pipeline.publish()
+    found: list[int] = []
+
+    @dg.asset(required_resource_keys={"batch_platform_warehouse"})
+    def summary(context: dg.AssetExecutionContext) -> None:
+        warehouse = context.resources.batch_platform_warehouse
+        with warehouse.published() as con:
+            found.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
+        with warehouse.get_connection() as con:
+            found.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
+
+    together = dg.Definitions.merge(
+        build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[summary])
+    )
+    job = together.resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(instance=trained.instance, asset_selection=[summary.key]).success
+    assert found == [40, 40]

@@ -1,0 +1,156 @@
+"""What Dagster and the command line show of challengers, and how they bring them up to date."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_platform_tests.command_line import InProcess, copy_of, published, run_command, write_project
+from batch_platform_tests.components.test_assets import evaluations, value
+from batch_platform_tests.components.test_schedules import at, look, shown, tick
+from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
+
+LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
+BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}
+FIRST, LAST = "2024-02-01", "2024-02-03"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+def names(deployment: Deployment) -> set[str | None]:
+    registry = deployment.pipeline.state().registry
+    return {registry.challengers.get(version.version) for version in registry.versions}
+
+
+def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their_numbers(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, challengers=[LINEAR, BROKEN])
+    assert deployment.run("features", first="2024-01-01", last=LAST).success
+    assert deployment.run("model", first=FIRST).success
+    (model,) = deployment.materializations("model")
+    assert value(model, "linear_roc_auc") > 0.5
+    assert "has no parameter max_dept" in value(model, "challengers")
+    found = evaluations(deployment, "model", "challengers")
+    assert (found[FIRST].passed, found[FIRST].severity.value) == (False, "WARN")
+    assert found[None].metadata["failed"].value == f"broken ({FIRST})"
+    assert evaluations(deployment, "model", "gate")[FIRST].passed
+    assert deployment.run("predictions", first=FIRST, last=LAST).success
+    for entry in deployment.materializations("predictions"):
+        assert -1 <= value(entry, "linear_rank_correlation") <= 1
+        assert 0 <= value(entry, "linear_decisions_flipped") <= 1
+        assert value(entry, "linear_rows_rejected") == 0
+        assert "| linear | 2024-02-01-" in value(entry, "challengers")
+    found = evaluations(deployment, "predictions", "challengers")
+    assert found[FIRST].passed
+    assert found[None].metadata["scored"].value == "3"
+    assert deployment.run("performance", first=FIRST, last=LAST).success
+    (entry, *_) = deployment.materializations("performance")
+    assert value(entry, "linear_roc_auc") != value(entry, "roc_auc")
+    shown_of = {spec.key.path[1]: spec for spec in deployment.definitions.resolve_all_asset_specs()}
+    for asset in ("model", "predictions"):
+        assert "Challengers (`linear`, `broken`) score the same rows" in shown_of[asset].description
+    assert "`small.challenger_scores`" in shown_of["predictions"].metadata["where_columns_come_from"].value
+    assert "null of production" in shown_of["performance"].description
+
+
+def test_who_declares_no_challengers_sees_none(template, tmp_path, monkeypatch):
+    trained = deploy_trained(template, tmp_path, monkeypatch)
+    checks = trained.definitions.resolve_asset_graph().asset_check_keys
+    assert "challengers" not in {check.name for check in checks}
+    assert not any("hallenge" in (spec.description or "") for spec in trained.definitions.resolve_all_asset_specs())
+
+
+@pytest.mark.parametrize("every", ["month", None])
+def test_the_schedule_of_training_brings_a_challenger_that_was_added_and_leaves_the_model(
+    template, tmp_path, monkeypatch, every
+):
+    folder = template / str(every)
+    model = {"train": {"every": every}}
+    if not (folder / "home").exists():
+        with monkeypatch.context() as aside:
+            deploy(folder, aside, model=model).train()
+    shutil.copytree(folder / "home", tmp_path / "home", symlinks=True)
+    deployment = deploy(tmp_path, monkeypatch, model=model, challengers=[LINEAR])
+    when = at("2024-02-06T05:00")
+    (champion,) = [one.version for one in deployment.pipeline.state().registry.versions]
+    requests, _ = look(deployment, "training", when)
+    assert [request.run_config["ops"]["small__model"]["config"]["challengers_only"] for request in requests] == [True]
+    if every:
+        assert [shown(request) for request in requests] == [(("model",), FIRST, FIRST)]
+    assert tick(deployment, "training", when) == [True]
+    assert names(deployment) == {None, "linear"}
+    assert deployment.pipeline.state().registry.champion(when).version == champion
+    assert look(deployment, "training", when)[0] == []
+    assert deployment.materializations("model") == [], "the model is as it was"
+    (seen,) = deployment.observations("model")
+    assert "linear_roc_auc" in seen.asset_observation.metadata
+    assert evaluations(deployment, "model", "gate")[None].metadata["refused"].value == "none"
+
+
+@pytest.fixture(scope="module")
+def challenged(tmp_path_factory) -> Path:
+    """A project with two challengers of which one cannot be trained, all that is due done."""
+    folder = write_project(tmp_path_factory.mktemp("challenged") / "project", challengers=[LINEAR, BROKEN])
+    answer = run_command(folder, "run", "small")
+    assert answer.code == 0, answer.err
+    assert "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept" in answer.err
+    return folder
+
+
+@pytest.fixture
+def project(challenged: Path, tmp_path: Path) -> Path:
+    return copy_of(challenged, tmp_path / "project")
+
+
+def by_challenger(cli: InProcess, project: Path) -> dict[str | None, dict[str, Any]]:
+    return {one["challenger"]: one for one in cli(project, "models", "small", "list", "--json").json}
+
+
+def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, project):
+    (status,) = cli(project, "status", "small", "--json").json
+    listed = by_challenger(cli, project)
+    linear, broken = status["challengers"]
+    assert (linear["name"], linear["version"]) == ("linear", listed["linear"]["version"])
+    assert broken["version"] is None
+    assert "max_dept" in broken["failure"]
+    assert status["champion"] == listed[None]["version"]
+    assert status["due"] == {}
+    said = cli(project, "status", "small").out
+    assert f"challenger linear: {linear['version']} (accuracy" in said
+    assert "challenger broken: challengers.broken.params: " in said
+    assert "challenger" in cli(project, "models", "small").out.splitlines()[0]
+    shown_of = cli(project, "models", "small", "show", linear["version"], "--json").json
+    assert shown_of["manifest"]["estimator"] == LINEAR["estimator"]
+    assert shown_of["decisions"][0]["action"] == "challenger"
+    compared = cli(project, "models", "small", "compare", status["champion"], linear["version"], "--json").json
+    assert compared["estimator"][linear["version"]] == LINEAR["estimator"]
+    promoted = cli(project, "models", "small", "promote", linear["version"], "--json").json
+    assert (promoted["champion_before"], promoted["champion_after"]) == (status["champion"], linear["version"])
+    assert by_challenger(cli, project)["linear"]["champion"]
+    (status,) = cli(project, "status", "small", "--json").json
+    assert status["counts"]["stale"] == len(promoted["partitions"]) == 29
+    scored = "SELECT count(*) FROM small.challenger_scores WHERE challenger = 'linear'"
+    assert published(project, scored) == published(project, "SELECT count(*) FROM small.predictions")
+
+
+def test_a_rollback_that_scores_again_scores_the_challengers_too(cli, project):
+    linear = by_challenger(cli, project)["linear"]["version"]
+    model = by_challenger(cli, project)[None]["version"]
+    cli(project, "models", "small", "promote", linear, "--json")
+    assert cli(project, "run", "small", "--json").code == 0
+    assert published(project, "SELECT DISTINCT model_version FROM small.predictions") == [(linear,)]
+    answer = cli(project, "models", "small", "rollback", "--rescore", "--json")
+    assert answer.code == 0, answer.err
+    assert published(project, "SELECT DISTINCT model_version FROM small.predictions") == [(model,)]
+    query = "SELECT DISTINCT champion_version, model_version FROM small.challengers WHERE challenger = 'linear'"
+    assert published(project, query) == [(model, linear)]
+
+
+def test_check_names_the_challenger_and_the_key(cli, project):
+    answer = cli(project, "check")
+    assert answer.code == 2
+    assert answer.error.startswith("challengers.broken.params: DecisionTreeClassifier has no parameter max_dept")
+    assert "did you mean 'max_depth'" in answer.error

@@ -1,0 +1,500 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from inspect import isclass
+from pathlib import Path
+from typing import Any, get_args
+
+import dagster as dg
+import duckdb
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+
+import batch_platform
+from batch_platform.components import BatchInference
+from batch_platform.components.batch_inference import build_definitions
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
+from batch_platform_tests.declaration.test_spec import NOT_YET, given_keys, keys_of
+from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
+
+CHECKOUT = Path(batch_platform.__file__).parent.parent
+EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that are there
+    "name": "small",
+    "description": "Whether an order comes back.",
+    "owners": ["team:shop"],
+    "partitions": {
+        "every": "day",
+        "start": "2024-01-01",
+        "end": "2024-03-01",
+        "timezone": "Europe/Berlin",
+        "end_offset": 1,
+    },
+    "sources": {
+        "events": {"parquet": "daily/{partition_key}.parquet"},
+        "prices": {"csv": "prices.csv"},
+        "stock": {"duckdb": "stock.duckdb", "table": "main.stock"},
+        "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
+    },
+    "features": {
+        "sql": "features.sql",
+        "key": ["id"],
+        "time": "ts",
+        "driving": {"source": "events", "time": "ts"},
+        "columns": {"amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True}},
+        "max_rejected": "1%",
+    },
+    "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"]},
+    "model": {
+        "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+        "params": {"max_iter": 5},
+        "allow_pickle": False,
+        "publish": "mlflow",
+        "train": {
+            "every": "month",
+            "start": "2024-02-01",
+            "window": "40 days",
+            "max_rows": 100_000,
+            "evaluate": "7 days",
+            "schedule": "15 * * * *",
+        },
+        "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05, "manual": False},
+    },
+    "challengers": [
+        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {"name": "previous", "version": "2024-02-01-3f9c1a2b", "allow_pickle": False},
+    ],
+    "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "rescore": "never", "limit": 10},
+    "monitoring": {"performance": {"warn_below": 0.6}},
+    "engine": "local",
+}
+FUNCTIONS = """\
+import polars as pl
+
+
+def shops():
+    return pl.DataFrame({"shop": ["a"]})
+
+
+def features(events):
+    return events.select("id", "ts", "amount")
+
+
+def forest(params):
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(**params)
+"""
+OTHER_OF_TWO = {
+    "features.python",
+    *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
+    folder = write_dagster_project(tmp_path / "project")
+    (pipeline_folder(folder) / "functions.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+
+
+def load(project: Path) -> dg.Definitions:
+    return dg.load_from_defs_folder(path_within_project=project)
+
+
+def refusal(project: Path) -> str:
+    """All that a failed load says."""
+    with pytest.raises(Exception) as refused:  # noqa: PT011 - of Dagster's
+        load(project)
+    said: list[str] = []
+    error: BaseException | None = refused.value
+    while error is not None:
+        said.append(str(error))
+        error = error.__cause__
+    return "\n".join(said)
+
+
+def loaded_spec(definitions: dg.Definitions) -> PipelineSpec:
+    (spec,) = [
+        spec.metadata["batch_platform/wiring"].instance.spec
+        for spec in definitions.resolve_all_asset_specs()
+        if "batch_platform/wiring" in spec.metadata
+    ]
+    return spec
+
+
+def shown(definitions: dg.Definitions) -> dict[str, Any]:
+    """What a user sees of definitions."""
+    graph = definitions.resolve_asset_graph()
+    return {
+        "assets": {
+            spec.key: (
+                {dep.asset_key: repr(dep.partition_mapping) for dep in spec.deps},
+                spec.group_name,
+                spec.kinds,
+                spec.owners,
+                spec.description,
+                spec.code_version,
+                spec.partitions_def,
+            )
+            for spec in definitions.resolve_all_asset_specs()
+        },
+        "checks": {key: graph.get(key).blocking for key in graph.asset_check_keys},
+        "jobs": {job.name: (job.description, job.partitions_def) for job in definitions.resolve_all_job_defs()},
+        "schedules": {
+            schedule.name: (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name)
+            for schedule in definitions.schedules or []
+        },
+        "resources": set(definitions.resources or {}),
+    }
+
+
+def with_everything(project: Path) -> Path:
+    folder = pipeline_folder(project)
+    (folder / "prices.csv").write_text("item,price\n1,2.5\n")
+    with duckdb.connect(str(folder / "stock.duckdb")) as con:
+        con.execute("CREATE TABLE stock AS SELECT 1 AS item")
+    (folder / "daily").mkdir()
+    small_events().write_parquet(folder / "daily" / "2024-01-01.parquet")
+    return folder
+
+
+def changed(*path: str | Any) -> dict[str, Any]:
+    """Everything declared, with the key of that path (but for the last item) set to the last item."""
+    *keys, value = path
+    declared = json.loads(json.dumps(EVERYTHING))
+    block = declared
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+    return declared
+
+
+def test_yaml_and_python_give_the_same_definitions(project):
+    by_yaml = shown(load(project))
+    in_python = pipeline_folder(project) / "component.py"
+    in_python.write_text(
+        "import dagster as dg\n"
+        "from batch_platform.components import BatchInference\n\n\n"
+        "@dg.component_instance\n"
+        f"def small(context):\n    return BatchInference(**{small_declaration()!r})\n"
+    )
+    (pipeline_folder(project) / "defs.yaml").unlink()
+    by_component = shown(load(project))
+    directly = shown(build_definitions(small_spec(), pipeline_folder(project)))
+    assert by_yaml == by_component == directly
+    assert len(by_yaml["assets"]) == 5
+    assert len(by_yaml["schedules"]) == 3
+
+
+def test_every_key_reaches_the_specification(project):
+    with_everything(project)
+    write_defs_yaml(project, EVERYTHING)
+    assert loaded_spec(load(project)) == BatchInference.model_validate(EVERYTHING)
+    usable = {key for key in keys_of(PipelineSpec) if not key.startswith(("monitoring.drift", "engine."))}
+    assert given_keys(EVERYTHING) | OTHER_OF_TWO == usable - NOT_YET | {"engine"}
+
+
+def test_functions_in_place_of_sql_and_estimator_are_read(project):
+    with_everything(project)
+    declared = changed("features", {"python": f"{PACKAGE}.defs.small.functions.features", "key": ["id"], "time": "ts"})
+    declared["model"] |= {"build": f"{PACKAGE}.defs.small.functions.forest", "estimator": None}
+    write_defs_yaml(project, declared)
+    definitions = load(project)
+    assert loaded_spec(definitions).model.build == f"{PACKAGE}.defs.small.functions.forest"
+    graph = definitions.resolve_asset_graph()
+    features = graph.get(dg.AssetKey(["small", "features"]))
+    assert {key.path[1] for key in features.parent_keys} == {"events"}
+    specs = {spec.key.path[1]: spec for spec in definitions.resolve_all_asset_specs()}
+    assert specs["features"].kinds == {"polars", "parquet"}
+
+
+def test_templates_are_rendered(project, monkeypatch):
+    monkeypatch.setenv("OWNER", "team:night")
+    write_defs_yaml(project, small_declaration(owners=["{{ env.OWNER }}"]))
+    assert loaded_spec(load(project)).owners == ["team:night"]
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        (changed("partitons", {}), ["attributes at", "'partitons'", "did you mean 'partitions'?"]),
+        (
+            changed("partitions", "evry", "day"),
+            ["attributes.partitions at", "'evry'", "allowed are end, end_offset, every, start, timezone", "'every'"],
+        ),
+        (changed("sources", "prices", "cvs", "x.csv"), ["attributes.sources.prices", "'cvs'", "'csv'"]),
+        (
+            changed("features", "columns", "amount", "mim", 0),
+            ["attributes.features.columns.amount", "'mim'", "'min'"],
+        ),
+        (changed("labels", "colum", "late"), ["attributes.labels at", "'colum'", "'column'"]),
+        (changed("model", "parms", {}), ["attributes.model at", "'parms'", "'params'"]),
+        (changed("model", "train", "windw", "all"), ["attributes.model.train at", "'windw'", "'window'"]),
+        (
+            changed("model", "promote", "metrc", "auc"),
+            ["attributes.model.promote at", "'metrc'", "allowed are at_least, manual, metric, tolerance", "'metric'"],
+        ),
+        (changed("predictions", "shedule", "x"), ["attributes.predictions at", "'shedule'", "'schedule'"]),
+        (
+            changed("monitoring", "performance", "warn_belo", 1),
+            ["attributes.monitoring.performance at", "'warn_belo'", "'warn_below'"],
+        ),
+        (changed("monitoring", "perfomance", {}), ["attributes.monitoring at", "'perfomance'", "'performance'"]),
+        (changed("engine", "sparc"), ["attributes.engine at", "'sparc'", "'local'"]),
+    ],
+)
+def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, declared, says):
+    file = write_defs_yaml(project, declared)
+    message = refusal(project)
+    assert f"{file}:" in message
+    missing = [part for part in says if part not in message]
+    assert not missing, message
+
+
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        (changed("predictions", "keep", "shop"), ["attributes.predictions.keep at", "valid array"]),
+        (changed("predictions", "limit", "many"), ["attributes.predictions.limit at", "valid integer"]),
+        (changed("partitions", "every", "dy"), ["attributes.partitions.every at", "'hour', 'day', 'week' or 'month'"]),
+        (changed("partitions", "start", "tomorrow"), ["attributes.partitions.start at", "is not a date"]),
+        (changed("predictions", "schedule", "* * *"), ["attributes.predictions.schedule at", "cron"]),
+        (changed("labels", "delay", "soon"), ["attributes.labels.delay at", "'1 day'"]),
+        (changed("name", "Small One"), ["attributes.name at", "is not a name"]),
+        (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),
+        (changed("sources", "model", {"csv": "x.csv"}), ["attributes.sources at", "'model'"]),
+        (changed("model", "train", "max_rows", 10), ["attributes.model.train.max_rows at", "100"]),
+        (changed("engine", {"spark": {"master": "local"}}), ["'engine: spark' is not available yet"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_file_line_path_and_what_is_allowed(project, declared, says):
+    file = write_defs_yaml(project, declared)
+    message = refusal(project)
+    assert f"{file}:" in message or "engine" in message
+    missing = [part for part in says if part not in message]
+    assert not missing, message
+
+
+def test_the_line_is_that_of_the_block_with_the_wrong_key(project):
+    file = write_defs_yaml(project, changed("model", "promote", "metrc", "auc"))
+    line = file.read_text().splitlines().index("    promote:") + 1
+    assert f"attributes.model.promote at {file}:{line}" in refusal(project)
+
+
+def test_a_missing_key_is_named(project):
+    declared = changed("features", "key", [])
+    del declared["partitions"]
+    write_defs_yaml(project, declared)
+    message = refusal(project)
+    assert "attributes.partitions at" in message
+    assert "Field required" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        (("features", "sql", "featres.sql"), ["featres.sql", "cannot be read"]),
+        (("labels", "sql", "lables.sql"), ["lables.sql", "cannot be read"]),
+    ],
+)
+def test_a_missing_file_is_named_when_loading(project, path, says):
+    with_everything(project)
+    write_defs_yaml(project, changed(*path))
+    message = refusal(project)
+    assert all(part in message for part in says), message
+
+
+def test_two_pipelines_of_one_name_are_refused(project):
+    shutil.copytree(pipeline_folder(project), pipeline_folder(project, "again"))
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="small"):
+        dg.Definitions.validate_loadable(load(project))
+
+
+def test_two_pipelines_of_two_names_load_together(project):
+    shutil.copytree(pipeline_folder(project), pipeline_folder(project, "other"))
+    write_defs_yaml(project, small_declaration(name="other"), "other")
+    definitions = load(project)
+    dg.Definitions.validate_loadable(definitions)
+    assert {spec.group_name for spec in definitions.resolve_all_asset_specs()} == {"small", "other"}
+
+
+def test_the_schema_of_the_component_holds_every_key():
+    schema = BatchInference.get_model_cls().model_json_schema()
+    assert set(schema["required"]) == {"name", "partitions", "sources", "features", "model"}
+    assert set(schema["properties"]) == {key.partition(".")[0] for key in keys_of(PipelineSpec)}
+    model = schema["$defs"]["Model"]["properties"]
+    assert set(model) == {key.split(".")[1] for key in keys_of(PipelineSpec) if key.startswith("model.")}
+    (percent,) = [
+        option for option in schema["$defs"]["Features"]["properties"]["max_rejected"]["anyOf"] if "pattern" in option
+    ]
+    assert percent["type"] == "string"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """For processes that leave nothing in the checkout."""
+    (home / "dagster").mkdir(parents=True, exist_ok=True)
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DAGSTER_HOME": str(home / "dagster"),
+        HOME_VARIABLE: str(home),
+        "DAGSTER_DISABLE_TELEMETRY": "yes",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NO_COLOR": "1",
+        **more,
+    }
+
+
+def command(*arguments: str, cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of Dagster's."""
+    program = Path(sys.executable).with_name(arguments[0])
+    return subprocess.run([str(program), *arguments[1:]], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def accepted(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
+    """What a command says that must succeed."""
+    done = command(*arguments, cwd=cwd, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def lying_in_the_checkout() -> set[Path]:
+    return {*CHECKOUT.iterdir(), *(CHECKOUT / "batch_platform" / "defs").rglob("*")}
+
+
+def test_dagsters_own_commands_accept_the_shipped_project(tmp_path):
+    env = environment(tmp_path)
+    before = lying_in_the_checkout()
+    assert "loaded successfully" in accepted("dg", "check", "defs", cwd=CHECKOUT, env=env)
+    listed = json.loads(command("dg", "list", "defs", "--json", cwd=CHECKOUT, env=env).stdout)
+    assert {"flight_delays/features", "flight_delays/predictions"} <= {one["asset_key"] for one in listed["assets"]}
+    said = accepted("dagster", "definitions", "validate", "-w", "workspace.yaml", cwd=CHECKOUT, env=env)
+    assert "All code locations passed validation" in said
+    assert "does not match the name" not in said
+    assert lying_in_the_checkout() == before
+
+
+def test_dagsters_own_commands_accept_somebody_elses_project(tmp_path):
+    folder = write_dagster_project(tmp_path / "project")
+    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
+    assert "loaded successfully" in accepted("dg", "check", "defs", cwd=folder, env=env)
+    assert "BatchInference" in accepted("dg", "list", "components", cwd=folder, env=env)
+    schema = accepted("dg", "utils", "inspect-component", NAME, cwd=folder, env=env)
+    assert all(f'"{key}"' in schema for key in ("partitions", "promote", "max_rejected", "warn_below"))
+
+
+NAME = "batch_platform.components.BatchInference"
+
+
+def test_dg_says_which_key_is_wrong(tmp_path):
+    folder = write_dagster_project(tmp_path / "project")
+    file = write_defs_yaml(folder, small_declaration(model={"train": {"windw": "all"}}))
+    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
+    done = command("dg", "check", "yaml", cwd=folder, env=env)
+    assert done.returncode != 0
+    assert f"{file}:" in done.stdout + done.stderr
+    assert "windw" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("batch_platform", {"dagster", "sklearn", "numba", "polars", "duckdb", "scipy", "pandas"}),
+        ("batch_platform.components", {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"}),
+        ("batch_platform.definitions", {"sklearn", "numba", "scipy", "pandas", "dagster_webserver"}),
+    ],
+)
+def test_imports_bring_nothing_heavy_and_no_warning(tmp_path, modules, absent):
+    then = "batch_platform.definitions.defs()" if modules.endswith("definitions") else "pass"
+    script = f"import sys, {modules}\n{then}\nprint(*set({sorted(absent)!r}) & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == []
+    assert done.stderr == ""
+
+
+def test_the_shipped_yaml_says_what_the_shipped_pipeline_is():
+    file = CHECKOUT / "batch_platform" / "defs" / "flight_delays" / "defs.yaml"
+    declared = yaml.safe_load(file.read_text())
+    assert declared["type"] == "batch_platform.components.BatchInference"
+    assert PipelineSpec.model_validate(declared["attributes"]).name == "flight_delays"
+
+
+def told_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the schema says of each key, by block and key."""
+    blocks = {"": schema, **schema["$defs"]}
+    return {
+        f"{block}.{key}": about for block, told in blocks.items() for key, about in told.get("properties", {}).items()
+    }
+
+
+def chosen_from_a_list(about: dict[str, Any]) -> bool:
+    """Whether the schema itself tells every value that can be given."""
+    types = [about, *about.get("anyOf", [])]
+    return any("enum" in one or "const" in one or one.get("type") == "boolean" for one in types)
+
+
+def blocks_below(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """A block and all blocks inside of it."""
+    found = {model}
+    for field in model.model_fields.values():
+        parts = [field.annotation, *get_args(field.annotation)]
+        found |= {inner for one in parts if isclass(one) and issubclass(one, BaseModel) for inner in blocks_below(one)}
+    return found
+
+
+def test_every_key_of_the_schema_is_described_for_editors_with_an_example():
+    schema = BatchInference.get_model_cls().model_json_schema()
+    assert len(schema["$defs"]) > 8
+    keys = told_of(schema)
+    assert [key for key, about in keys.items() if not about.get("description")] == []
+    lacking = {key for key, about in keys.items() if not about.get("examples") and not chosen_from_a_list(about)}
+    assert lacking == {"Source.postgres", "Monitoring.drift", "Drift.psi", "Psi.warn", "Psi.fail"}, "not available yet"
+
+
+@pytest.mark.parametrize("block", sorted(blocks_below(PipelineSpec), key=lambda block: block.__name__))
+def test_every_example_can_be_given(block: type[BaseModel]):
+    for name, field in block.model_fields.items():
+        for example in field.examples or []:
+            try:
+                block.model_validate({field.alias or name: example})
+            except ValidationError as error:
+                wrong = [one for one in error.errors() if one["loc"][:1] == (field.alias or name,)]
+                assert wrong == [], (name, example)
+
+
+def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_there(tmp_path):
+    folder = write_dagster_project(tmp_path / "project")
+    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
+    accepted("dg", "scaffold", "defs", NAME, "churn-2", cwd=folder, env=env)
+    made = pipeline_folder(folder, "churn-2")
+    assert {file.name for file in made.iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
+    text = (made / "defs.yaml").read_text()
+    assert PipelineSpec.model_validate(yaml.safe_load(text)["attributes"]).name == "churn_2"
+    loose = "\n".join(re.sub(r"^( *)# (\w+: .*)$", r"\1\2", line) for line in text.splitlines())
+    assert set(PipelineSpec.model_validate(yaml.safe_load(loose)["attributes"]).features.columns) == {"amount"}
+    listed = json.loads(command("dg", "list", "defs", "--json", cwd=folder, env=env).stdout)
+    assert {"churn_2/features", "churn_2/predictions", "small/predictions"} <= {
+        one["asset_key"] for one in listed["assets"]
+    }
+    with duckdb.connect() as con:
+        columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS happened_at, 2.0 AS amount, true AS label"
+        con.execute(f"COPY (SELECT {columns}) TO '{made / 'events.parquet'}'")
+    assert "churn_2: ok" in accepted("batch-platform", "check", cwd=folder, env=env)

@@ -1,0 +1,38 @@
+"""`dg launch` on somebody else's project, as processes: partitions and ranges, from the first features to performance."""
+
+import os
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from batch_platform_tests.components.test_component import CHECKOUT, accepted, environment
+from batch_platform_tests.dagster_project import write_dagster_project
+
+BOTH = "key:small/features or key:small/predictions"
+
+
+@pytest.fixture
+def launch(tmp_path):
+    folder = write_dagster_project(tmp_path / "project")
+    env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
+
+    def launched(assets: str, *partitions: str) -> None:
+        accepted("dg", "launch", "--assets", assets, *partitions, cwd=folder, env=env)
+
+    return launched
+
+
+def scored(home: Path) -> list[tuple[str, int]]:
+    with duckdb.connect(str(home / "published.duckdb"), read_only=True) as con:
+        query = "SELECT partition_key, count(*) FROM small.predictions GROUP BY ALL ORDER BY ALL"
+        return con.execute(query).fetchall()
+
+
+def test_a_partition_and_a_range_are_launched_by_dg(launch, tmp_path):
+    launch("key:small/features", "--partition-range", "2024-01-01...2024-01-31")
+    launch("key:small/model", "--partition", "2024-02-01")
+    launch(BOTH, "--partition", "2024-02-01")
+    assert scored(tmp_path / "home") == [("2024-02-01", 40)]
+    launch(BOTH, "--partition-range", "2024-02-02...2024-02-05")
+    assert scored(tmp_path / "home") == [(f"2024-02-0{day}", 40) for day in range(1, 6)]

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from batch_platform.components.instance import DAGSTER_YAML, prepare_instance
+from batch_platform.warehouse.home import Home
+
+PREPARE = """\
+import sys
+from pathlib import Path
+
+import dagster as dg
+from batch_platform.components.instance import prepare_instance
+from batch_platform.home import Home
+
+prepare_instance(Home(Path(sys.argv[1])))
+with dg.DagsterInstance.get() as instance:
+    instance.get_runs()
+    instance.get_asset_keys()
+    instance.all_instigator_state()
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "set back after the test")
+    return Home(tmp_path / "home")
+
+
+def runs_recorded(folder: Path) -> int:
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        return len(instance.get_runs())
+
+
+def test_a_new_home_gets_an_instance_that_works(home):
+    folder = prepare_instance(home)
+    assert folder == home.dagster
+    assert (folder / "dagster.yaml").read_text() == DAGSTER_YAML
+    assert runs_recorded(folder) == 0
+
+
+def test_processes_that_ask_at_the_same_time_all_get_it(home):
+    asking = [
+        subprocess.Popen([sys.executable, "-c", PREPARE, str(home.root)], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [process.communicate()[1] for process in asking]
+    assert [process.returncode for process in asking] == [0] * 4, said
+
+
+def test_a_dagster_yaml_of_ones_own_stays(home):
+    home.create()
+    own = "telemetry:\n  enabled: false\n"
+    (home.dagster / "dagster.yaml").write_text(own)
+    folder = prepare_instance(home)
+    assert (folder / "dagster.yaml").read_text() == own
+    assert runs_recorded(folder) == 0
+
+
+def test_preparing_that_was_cut_off_is_finished_by_the_next(home):
+    home.create()
+    (home.dagster / "dagster.yaml").write_text(DAGSTER_YAML)
+    prepare_instance(home)
+    assert list(home.dagster.rglob("runs.db"))

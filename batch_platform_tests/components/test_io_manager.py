@@ -1,0 +1,473 @@
+"""Users' own assets on a pipeline's tables: the situations in which stock IO managers lose or swap data, and the others."""
+
+import fcntl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_trained, range_tags
+
+pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # a user's single-run backfill is in beta
+
+DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01", end_date="2024-03-01", timezone="Europe/Berlin")
+LAST = "2024-02-10"
+ODD = ["it's", 'say "hi"', "../up", "a b", "ключ", "'; DROP TABLE reports.odd; --"]
+
+
+@pytest.fixture
+def deployment(tmp_path, tmp_path_factory, monkeypatch) -> Deployment:
+    """Ten days of the small pipeline, scored and published."""
+    deployed = deploy_trained(tmp_path_factory.getbasetemp() / "io_manager", tmp_path, monkeypatch)
+    deployed.score(SCORED_FROM, LAST)
+    deployed.pipeline.publish()
+    return deployed
+
+
+def materialize(
+    deployment: Deployment,
+    *assets: dg.AssetsDefinition,
+    first: str | None = None,
+    last: str | None = None,
+    **resources: Any,
+) -> dg.ExecuteInProcessResult:
+    """Run a user's assets beside the pipeline, over a range if `last` is given."""
+    mine = dg.Definitions(assets=[*assets], resources=resources)
+    job = dg.Definitions.merge(deployment.definitions, mine).resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        run_config={"loggers": QUIET},
+        instance=deployment.instance,
+        asset_selection=[asset.key for asset in assets],
+        partition_key=first if last is None else None,
+        tags=range_tags(first, last),
+        raise_on_error=False,
+    )
+
+
+def succeeded(deployment: Deployment, *assets: dg.AssetsDefinition, **options: Any) -> dg.ExecuteInProcessResult:
+    done = materialize(deployment, *assets, **options)
+    assert done.success, [failure_of(done)]
+    return done
+
+
+def failure_of(done: dg.ExecuteInProcessResult) -> str:
+    (failure,) = [event for event in done.all_events if event.is_step_failure]
+    data = failure.step_failure_data
+    return data.user_failure_data.description if data.user_failure_data else data.error.to_string()
+
+
+def reading(
+    take: type, see: Callable[[Any], None], *, partitioned: bool = True, **metadata: Any
+) -> dg.AssetsDefinition:
+    """An asset that shows what it is given of the predictions."""
+
+    def seen(predictions):
+        see(predictions)
+        return dg.MaterializeResult()
+
+    seen.__annotations__ = {"predictions": take}
+    return dg.asset(
+        key=["reports", "seen"],
+        ins={"predictions": dg.AssetIn(["small", "predictions"], metadata=metadata)},
+        partitions_def=DAYS if partitioned else None,
+        backfill_policy=dg.BackfillPolicy.single_run() if partitioned else None,
+    )(seen)
+
+
+def writing(make: Callable[[str], Any], *key: str, partitions: dg.PartitionsDefinition | None = DAYS, **options: Any):
+    """An asset whose table is what a function makes of the run's partition."""
+
+    def table(context: dg.AssetExecutionContext):
+        return make(context.partition_key if context.has_partition_key else "")
+
+    return dg.asset(
+        key=[*(key or ("reports", "table"))],
+        partitions_def=partitions,
+        io_manager_key=IO_MANAGER_KEY,
+        backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
+        **options,
+    )(table)
+
+
+def stored(deployment: Deployment, query: str = "FROM reports.table ORDER BY ALL") -> list[tuple[Any, ...]]:
+    """What readers find."""
+    with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
+        return con.execute(query).fetchall()
+
+
+def height(rows: Any) -> int:
+    if isinstance(rows, duckdb.DuckDBPyRelation):
+        return rows.aggregate("count(*)").fetchall()[0][0]
+    return rows.lazy().collect().height
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("take", [pl.LazyFrame, pl.DataFrame, duckdb.DuckDBPyRelation])
+def test_predictions_come_as_each_type_of_one_partition_of_a_range_and_of_all(deployment, take):
+    seen: list[Any] = []
+    succeeded(deployment, reading(take, seen.append), first=SCORED_FROM)
+    succeeded(deployment, reading(take, seen.append), first="2024-02-02", last="2024-02-04")
+    succeeded(deployment, reading(take, seen.append, partitioned=False))
+    assert all(isinstance(one, take) for one in seen)
+    assert [height(one) for one in seen] == [40, 120, 400]
+
+
+def test_only_the_columns_asked_for_are_read(deployment):
+    seen: list[pl.LazyFrame] = []
+    succeeded(deployment, reading(pl.LazyFrame, seen.append, columns=["shop", "score"]), first=SCORED_FROM)
+    assert seen[0].collect_schema().names() == ["shop", "score"]
+    done = materialize(deployment, reading(pl.LazyFrame, seen.append, columns=["shp"]), first=SCORED_FROM)
+    assert "small.predictions has no column 'shp'" in failure_of(done)
+    assert "did you mean 'shop'?" in failure_of(done)
+
+
+def test_what_is_asked_of_a_lazy_frame_is_asked_of_the_database(deployment):
+    seen: list[str] = []
+    dear = reading(pl.LazyFrame, lambda rows: seen.append(rows.filter(pl.col("score") > 0.5).select("id").explain()))
+    succeeded(deployment, dear, first=SCORED_FROM)
+    assert "PYTHON SCAN" in seen[0]
+    assert "FILTER" not in seen[0]
+
+
+def test_other_tables_of_a_pipeline_can_be_read(deployment):
+    seen: list[pl.DataFrame] = []
+    succeeded(deployment, reading(pl.DataFrame, seen.append, table="rejected_rows"), first=SCORED_FROM)
+    assert "reason" in seen[0].columns
+
+    @dg.asset(
+        key=["reports", "inputs"],
+        ins={"rows": dg.AssetIn(["small", "features"], metadata={"columns": ["id"]})},
+        partitions_def=DAYS,
+    )
+    def inputs(rows: pl.DataFrame):
+        seen.append(rows)
+        return dg.MaterializeResult()
+
+    succeeded(deployment, inputs, first=SCORED_FROM)
+    assert (seen[1].height, seen[1].columns) == (40, ["id"])
+
+
+def test_a_partition_that_is_not_there_is_refused_and_not_taken_for_an_empty_one(deployment):
+    done = materialize(deployment, reading(pl.LazyFrame, print), first="2024-02-10", last="2024-02-12")
+    assert "no rows are published of partition 2024-02-11, 2024-02-12" in failure_of(done)
+    seen: list[pl.DataFrame] = []
+    lenient = reading(pl.DataFrame, seen.append, allow_missing_partitions=True)
+    succeeded(deployment, lenient, first="2024-02-10", last="2024-02-12")
+    assert seen[0].height == 40
+
+
+def test_unknown_metadata_and_types_of_an_input_are_refused(deployment):
+    done = materialize(deployment, reading(pl.LazyFrame, print, colums=["id"]), first=SCORED_FROM)
+    assert "unknown metadata 'colums'" in failure_of(done)
+    done = materialize(deployment, reading(dict, print), first=SCORED_FROM)
+    assert "cannot be of type dict" in failure_of(done)
+
+
+def test_a_pipeline_that_has_published_nothing_is_named(deployment):
+    deployment.pipeline.home.published.unlink()
+    assert "small.predictions: nothing is published" in failure_of(
+        materialize(deployment, reading(pl.LazyFrame, print), first=SCORED_FROM)
+    )
+
+
+def test_an_input_is_read_while_another_process_writes(deployment):
+    seen: list[pl.DataFrame] = []
+    with Held(deployment):
+        succeeded(deployment, reading(pl.DataFrame, seen.append), first=SCORED_FROM)
+    assert seen[0].height == 40
+
+
+def test_a_frame_that_is_still_held_neither_changes_nor_hinders_later_runs(deployment):
+    kept: list[pl.LazyFrame] = []
+    succeeded(deployment, reading(pl.LazyFrame, kept.append), first=SCORED_FROM)
+    before = kept[0].select(pl.len()).collect().item()
+    for n in range(4):
+        succeeded(deployment, writing(lambda _, n=n: pl.DataFrame({"n": [n]})), first=SCORED_FROM)
+    assert kept[0].select(pl.len()).collect().item() == before == 40
+    assert stored(deployment) == [(3, SCORED_FROM)]
+
+
+# Outputs
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: pl.DataFrame({"n": [1, 2]}),
+        lambda _: pl.LazyFrame({"n": [1, 2]}),
+        lambda _: duckdb.sql("SELECT * FROM (VALUES (1), (2)) AS v(n)"),
+    ],
+)
+def test_a_table_of_each_type_is_stored_and_published_with_what_the_ui_shows_of_it(deployment, make):
+    done = succeeded(deployment, writing(make), first=SCORED_FROM)
+    assert stored(deployment) == [(1, SCORED_FROM), (2, SCORED_FROM)]
+    (event,) = done.asset_materializations_for_node("reports__table")
+    assert event.metadata["dagster/table_name"].value == "reports.table"
+    assert event.metadata["dagster/row_count"].value == 2
+    assert [column.name for column in event.metadata["dagster/column_schema"].value.columns] == ["n"]
+
+
+def test_a_partition_is_replaced_and_the_others_stay(deployment):
+    for day, n in (("2024-02-01", 1), ("2024-02-02", 2), ("2024-02-01", 3)):
+        succeeded(deployment, writing(lambda _, n=n: pl.DataFrame({"n": [n]})), first=day)
+    assert stored(deployment) == [(2, "2024-02-02"), (3, "2024-02-01")]
+
+
+def test_a_failed_insert_leaves_the_old_partition(deployment):
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"n": [1, 2]})), first=SCORED_FROM)
+    done = materialize(deployment, writing(lambda _: pl.DataFrame({"n": ["1", "two"]})), first=SCORED_FROM)
+    assert "values do not fit reports.table: n is BIGINT, now VARCHAR; nothing is changed" in failure_of(done)
+    assert stored(deployment) == [(1, SCORED_FROM), (2, SCORED_FROM)]
+
+
+def test_rows_that_fail_on_their_way_leave_the_old_partition_and_nothing_in_staging(deployment):
+    def torn(_: str) -> pl.LazyFrame:
+        return pl.LazyFrame({"n": [1, 2]}).map_batches(lambda frame: frame.select(pl.col("nosuch")))
+
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"n": [1]})), first=SCORED_FROM)
+    assert "nosuch" in failure_of(materialize(deployment, writing(torn), first=SCORED_FROM))
+    assert stored(deployment) == [(1, SCORED_FROM)]
+    assert not list(deployment.pipeline.home.staging.iterdir())
+
+
+def test_columns_in_another_order_are_matched_by_name(deployment):
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"a": [1], "b": [10]})), first="2024-02-01")
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"b": [20], "a": [2]})), first="2024-02-02")
+    assert stored(deployment, "SELECT a, b FROM reports.table ORDER BY a") == [(1, 10), (2, 20)]
+
+
+def test_a_new_column_is_added_and_one_left_out_is_null(deployment):
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"a": [1]})), first="2024-02-01")
+    succeeded(deployment, writing(lambda _: pl.DataFrame({"b": ["x"]})), first="2024-02-02")
+    assert stored(deployment, "SELECT a, b FROM reports.table ORDER BY a") == [(1, None), (None, "x")]
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_partition_keys_hold_any_text(deployment, key):
+    days = dg.StaticPartitionsDefinition(ODD)
+    for one in (ODD[0], key):
+        succeeded(deployment, writing(lambda of: pl.DataFrame({"of": [of]}), partitions=days), first=one)
+    assert {*stored(deployment)} == {(one, one) for one in (ODD[0], key)}
+    relation = open_table(deployment.pipeline.home, TableName("reports", "table"), partitions=[key])
+    assert relation.fetchall() == [(key, key)]
+
+
+def test_schemas_tables_and_columns_are_quoted(deployment):
+    rows = pl.DataFrame({'a"b': [1], "select": [2], "it's": [3]})
+    succeeded(
+        deployment,
+        writing(lambda _: rows, "reports", "select", metadata={"schema": 'a "schema"; --'}),
+        first=SCORED_FROM,
+    )
+    relation = open_table(deployment.pipeline.home, TableName('a "schema"; --', "select"), columns=['a"b', "it's"])
+    assert relation.fetchall() == [(1, 3)]
+
+
+def test_a_range_is_stored_in_one_run_by_the_partition_of_each_row(deployment):
+    @dg.asset(
+        key=["reports", "table"],
+        ins={"predictions": dg.AssetIn(["small", "predictions"], metadata={"columns": ["id", "partition_key"]})},
+        partitions_def=DAYS,
+        io_manager_key=IO_MANAGER_KEY,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def table(predictions: pl.LazyFrame) -> pl.LazyFrame:
+        return predictions.group_by("partition_key").agg(pl.len().alias("n"))
+
+    succeeded(deployment, table, first="2024-02-02", last="2024-02-04")
+    expected = {("2024-02-02", 40), ("2024-02-03", 40), ("2024-02-04", 40)}
+    assert {*stored(deployment, "SELECT partition_key, n FROM reports.table")} == expected
+
+
+def test_rows_of_a_range_without_their_partition_are_refused(deployment):
+    def rows(_: str) -> pl.DataFrame:
+        return pl.DataFrame({"n": [1]})
+
+    done = materialize(deployment, writing(rows), first="2024-02-02", last="2024-02-04")
+    assert "the run is for 3 partitions; to which one a row belongs cannot be told" in failure_of(done)
+
+
+def test_rows_of_another_partition_are_refused(deployment):
+    rows = pl.DataFrame({"n": [1], "partition_key": ["2024-02-09"]})
+    done = materialize(deployment, writing(lambda _: rows), first=SCORED_FROM)
+    assert "rows belong to partition '2024-02-09'; the run is for 2024-02-01" in failure_of(done)
+
+
+def test_a_table_without_partitions_is_replaced_whole_columns_included(deployment):
+    for rows in (pl.DataFrame({"a": [1, 2]}), pl.DataFrame({"b": ["x"]})):
+        succeeded(deployment, writing(lambda _, rows=rows: rows, partitions=None))
+    assert open_table(deployment.pipeline.home, TableName("reports", "table")).pl().to_dicts() == [{"b": "x"}]
+
+
+def test_a_table_that_gains_or_loses_its_partitions_keeps_no_rows_of_before(deployment):
+    def rows(of: str) -> pl.DataFrame:
+        return pl.DataFrame({"of": [of]})
+
+    succeeded(deployment, writing(rows), first="2024-02-01")
+    succeeded(deployment, writing(rows, partitions=None))
+    assert stored(deployment) == [("", "")]
+    succeeded(deployment, writing(rows), first="2024-02-02")
+    assert stored(deployment) == [("2024-02-02", "2024-02-02")]
+
+
+def test_an_empty_partition_is_one_and_not_a_missing_one(deployment):
+    succeeded(deployment, writing(lambda _: pl.DataFrame(schema={"n": pl.Int64})), first=SCORED_FROM)
+    assert (
+        open_table(deployment.pipeline.home, TableName("reports", "table"), partitions=[SCORED_FROM]).fetchall() == []
+    )
+
+
+def test_tables_of_a_pipeline_and_reserved_schemas_are_not_written(deployment):
+    rows = pl.DataFrame({"n": [1]})
+    before = stored(deployment, "SELECT count(*) FROM small.predictions")
+    for schema, table in (
+        ("small", "rejected_rows"),
+        ("small", "predictions"),
+        ("batch_platform", "changes"),
+        ("main", "t"),
+    ):
+        name = {"schema": schema}
+        done = materialize(deployment, writing(lambda _: rows, "mine", table, metadata=name), first=SCORED_FROM)
+        assert "of yours" in failure_of(done)
+    assert stored(deployment, "SELECT count(*) FROM small.predictions") == before
+
+
+@pytest.mark.parametrize("wrong", [None, [1], {"a": 1}])
+def test_what_is_no_table_is_refused(deployment, wrong):
+    done = materialize(deployment, writing(lambda _: wrong), first=SCORED_FROM)
+    assert f"the asset returned {type(wrong).__name__}, which is no table" in failure_of(done)
+
+
+def test_a_key_of_one_part_goes_to_the_schema_that_the_io_manager_names(deployment):
+    own = writing(lambda _: pl.DataFrame({"n": [1]}), "lonely", partitions=None)
+    succeeded(deployment, own)
+    assert stored(deployment, "SELECT n FROM assets.lonely") == [(1,)]
+
+    @dg.asset(name="lonely", io_manager_key="mine")
+    def lonely():
+        return pl.DataFrame({"n": [2]})
+
+    succeeded(deployment, lonely, mine=TableIOManager(default_schema="night"))
+    assert stored(deployment, "SELECT n FROM night.lonely") == [(2,)]
+
+
+def test_an_io_manager_of_the_users_own_is_left_in_place(deployment):
+    @dg.asset
+    def plain():
+        return [1, 2]
+
+    done = succeeded(deployment, plain, io_manager=dg.mem_io_manager)
+    assert done.output_for_node("plain") == [1, 2]
+    assert deployment.definitions.resources[IO_MANAGER_KEY] is IO_MANAGER
+
+
+class Held:
+    """The warehouse, held as another process holds it, until the end or for some seconds."""
+
+    def __init__(self, deployment: Deployment, seconds: float | None = None) -> None:
+        self._file, self._seconds = deployment.pipeline.home.warehouse_lock.open("r+"), seconds
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if self._seconds is not None:
+            threading.Timer(self._seconds, self._file.close).start()
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def test_a_store_waits_for_a_warehouse_that_is_held(deployment):
+    began = time.monotonic()
+    with Held(deployment, seconds=1.5):
+        succeeded(deployment, writing(lambda _: pl.DataFrame({"n": [1]})), first=SCORED_FROM)
+    assert time.monotonic() - began >= 1.5
+    assert stored(deployment) == [(1, SCORED_FROM)]
+
+
+def test_no_lock_is_left_after_a_failure(deployment):
+    materialize(deployment, writing(lambda _: pl.DataFrame({"n": ["x"], "N": [1]})), first=SCORED_FROM)
+    materialize(deployment, writing(lambda _: 1), first=SCORED_FROM)
+    materialize(deployment, reading(pl.LazyFrame, print, columns=["nosuch"]), first=SCORED_FROM)
+    with deployment.pipeline.home.warehouse_lock.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held
+    with Warehouse(deployment.pipeline.home, timeout=0).open():
+        pass
+
+
+def test_a_large_table_passes_in_batches(tmp_path: Path):
+    """The memory that a store takes does not grow with the table."""
+    script = (
+        "import sys, resource, polars as pl\n"
+        "from pathlib import Path\n"
+        "from batch_platform.components.io_manager import _write\n"
+        "from batch_platform.warehouse.user_tables import TableName\n"
+        "n = int(sys.argv[1])\n"
+        "rows = pl.scan_parquet(sys.argv[2]).with_columns((pl.col('x') * 2).alias('y'))\n"
+        "rows = pl.concat([rows] * n)\n"
+        "_write(TableName('a', 'b'), rows, Path(sys.argv[3]), None)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    source = tmp_path / "x.parquet"
+    pl.DataFrame({"x": pl.int_range(2_000_000, eager=True).shuffle(seed=1)}).write_parquet(source)
+    peaks = [
+        int(
+            subprocess.check_output([sys.executable, "-c", script, str(n), str(source), str(tmp_path / f"{n}.parquet")])
+        )
+        for n in (1, 10)
+    ]
+    assert peaks[1] - peaks[0] < 20_000_000 * 16 / 1024 / 2, peaks
+
+
+WEEKLY_SUMMARY = """\
+import dagster as dg
+import polars as pl
+
+
+@dg.asset(
+    key=["reports", "late_by_carrier"],
+    partitions_def=dg.WeeklyPartitionsDefinition("2013-03-03", end_date="2013-12-29", timezone="America/New_York"),
+    ins={"predictions": dg.AssetIn(["flight_delays", "predictions"], metadata={"columns": ["carrier", "score"]})},
+    io_manager_key="batch_platform_io_manager",
+)
+def late_by_carrier(predictions: pl.LazyFrame) -> pl.LazyFrame:
+    return predictions.group_by("carrier").agg(pl.len().alias("flights"), pl.mean("score").alias("expected_late"))
+"""
+
+
+def test_the_weekly_summary_of_the_readme_works_as_it_stands(deployment):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "def late_by_carrier" not in readme or WEEKLY_SUMMARY in readme
+    ours = {
+        "flight_delays": "small",
+        "2013-03-03": "2024-01-28",
+        "2013-12-29": "2024-02-25",
+        "America/New_York": "Europe/Berlin",
+    }
+    text = WEEKLY_SUMMARY.replace('"carrier"', '"shop"')
+    for theirs, own in ours.items():
+        text = text.replace(theirs, own)
+    written: dict[str, Any] = {}
+    exec(text, written)
+    succeeded(deployment, written["late_by_carrier"], first="2024-02-04")
+    (first, *_) = stored(
+        deployment, "SELECT shop, flights, expected_late, partition_key FROM reports.late_by_carrier ORDER BY ALL"
+    )
+    query = "SELECT shop, count(*), avg(score) FROM small.predictions WHERE partition_key BETWEEN '2024-02-04' AND '2024-02-10' GROUP BY shop ORDER BY ALL"
+    expected = stored(deployment, query)[0]
+    assert (first[0], first[1], first[3]) == (*expected[:2], "2024-02-04")
+    assert first[2] == pytest.approx(expected[2])
+    missing = materialize(deployment, written["late_by_carrier"], first="2024-01-28")
+    assert "no rows are published of partition 2024-01-28" in failure_of(missing)

@@ -1,0 +1,548 @@
+import json
+from copy import deepcopy
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from dagster._utils.schedules import is_valid_cron_string
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from batch_platform.declaration.calendar import Duration
+from batch_platform.declaration.notation import Block, check_cron, parse_duration
+from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
+from batch_platform_tests.small_pipeline import small_declaration, small_spec
+
+ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
+    "name": "flight_delays",
+    "description": "Probability that a scheduled flight arrives 30 minutes late or more.",
+    "owners": ["team:operations"],
+    "partitions": {
+        "every": "day",
+        "start": "2013-01-01",
+        "end": "2014-01-01",
+        "timezone": "America/New_York",
+        "end_offset": 1,
+    },
+    "sources": {
+        "flights": {"python": "package.sources.flights"},
+        "weather": {"parquet": "weather/{partition_key}.parquet"},
+        "planes": {"csv": "planes.csv"},
+        "airports": {"duckdb": "airports.duckdb", "table": "main.airports"},
+    },
+    "features": {
+        "sql": "features.sql",
+        "key": ["flight_id"],
+        "time": "scheduled_departure",
+        "driving": {"source": "flights", "time": "scheduled_departure"},
+        "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
+        "max_rejected": "1%",
+    },
+    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
+    "model": {
+        "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
+        "params": {"max_iter": 200},
+        "allow_pickle": False,
+        "publish": "mlflow",
+        "train": {
+            "every": "month",
+            "start": "2013-03-01",
+            "window": "60 days",
+            "evaluate": "14 days",
+            "max_rows": 100_000,
+            "schedule": "30 * * * *",
+        },
+        "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "manual": False},
+    },
+    "challengers": [
+        {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
+        {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
+    ],
+    "predictions": {"keep": ["carrier"], "schedule": "0 5 * * *", "rescore": "when_stale", "limit": 100},
+    "monitoring": {"performance": {"warn_below": 0.6}},
+    "engine": "local",
+}
+ELSEWHERE = {  # the other of two keys of which one is given, and what goes with it
+    "features.python",
+    "model.build",
+    "model.import",
+    "model.flavour",
+    "model.task",
+    "model.classes",
+    "challengers.build",
+    "challengers.import",
+    "challengers.flavour",
+    "challengers.task",
+    "challengers.classes",
+}
+NOT_YET = {
+    "sources.postgres",
+    "monitoring.drift",
+    "engine.spark",
+}
+BLOCKS = [
+    (),
+    ("partitions",),
+    ("sources", "flights"),
+    ("features",),
+    ("features", "columns", "distance"),
+    ("features", "driving"),
+    ("labels",),
+    ("model",),
+    ("model", "train"),
+    ("model", "promote"),
+    ("challengers", 0),
+    ("predictions",),
+    ("monitoring",),
+    ("monitoring", "performance"),
+]
+
+
+def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    """Everything that can be declared, with one key set to something else."""
+    declared = deepcopy(ALL_KEYS)
+    block = declared
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    return declared
+
+
+def refusal(declared: dict[str, Any]) -> str:
+    """The path and the message of the one thing that is wrong."""
+    with pytest.raises(ValidationError) as refused:
+        PipelineSpec.model_validate(declared)
+    (error,) = refused.value.errors()
+    return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
+
+
+def keys_of(block: type[BaseModel], path: str = "") -> set[str]:
+    keys: set[str] = set()
+    for name, field in block.model_fields.items():
+        key = f"{path}{field.alias or name}"
+        parts = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, Block)]
+        keys |= keys_of(parts[0], f"{key}.") if parts else {key}
+    return keys
+
+
+def _parts(annotation: Any) -> list[Any]:
+    inner = getattr(annotation, "__args__", ())
+    return [annotation, *(part for argument in inner for part in _parts(argument))]
+
+
+def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
+    """The keys in use, without the names of sources and columns."""
+    keys: set[str] = set()
+    for key, value in declared.items():
+        blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
+        for block in blocks:
+            deeper = isinstance(block, dict) and key != "params"
+            keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}
+    return keys
+
+
+def test_every_key_of_a_declaration_is_read():
+    spec = PipelineSpec.model_validate(ALL_KEYS)
+    assert spec.features.max_rejected == 0.01
+    assert spec.labels.maturity == Duration(days=1)
+    assert spec.model.train.window_length == Duration(days=60)
+    assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "duckdb"]
+    assert [name for name, source in spec.sources.items() if source.by_partition] == ["weather"]
+    assert given_keys(ALL_KEYS) - {"engine"} | ELSEWHERE | NOT_YET == {
+        *(key for key in keys_of(PipelineSpec) if not key.startswith(("monitoring.drift", "engine"))),
+        "monitoring.drift",
+        "engine.spark",
+    }
+
+
+def test_only_five_keys_are_required():
+    needed = ("name", "partitions", "sources", "features", "model")
+    spec = PipelineSpec.model_validate({key: small_declaration()[key] for key in needed})
+    assert spec.labels is None
+    assert spec.engine.spark is None
+    for key in needed:
+        assert refusal({name: small_declaration()[name] for name in needed if name != key}).startswith(f"{key}: ")
+
+
+def test_a_declaration_survives_being_written_and_read():
+    spec = PipelineSpec.model_validate(ALL_KEYS)
+    assert spec.partitions.calendar.zone.key == "America/New_York"
+    assert PipelineSpec.model_validate(spec.model_dump(by_alias=True)) == spec
+    assert spec == PipelineSpec.model_validate(ALL_KEYS)
+
+
+def test_a_declaration_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        small_spec().name = "other"
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=lambda path: ".".join(map(str, path)))
+def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_what_is_near(path):
+    declared = deepcopy(ALL_KEYS)
+    block = declared
+    for key in path:
+        block = block[key]
+    known = next(iter(block))
+    said = refusal(changed((*path, f"{known}x"), block[known]))
+    assert said.startswith(f"{'.'.join(map(str, path))}: ")
+    assert f"unknown key '{known}x'; allowed are " in said
+    assert f"did you mean '{known}'?" in said
+
+
+def test_every_unknown_key_of_a_block_is_named_at_once():
+    said = refusal(changed(("model", "train"), {"evry": "month", "windw": "all", "xyz": 1}))
+    assert "'evry', 'windw', 'xyz'" in said
+    assert "did you mean 'every'?" in said
+    assert "did you mean 'window'?" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("sources", "flights"), {"postgres": "postgres://host/db", "table": "flights"}, "postgres"),
+        (("monitoring", "drift"), {"psi": {"warn": 0.1, "fail": 0.25}}, "drift"),
+        (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: spark"),
+        (("engine",), "spark", "engine: spark"),
+    ],
+)
+def test_a_key_that_is_not_available_yet_is_refused_by_name(path, value, named):
+    assert f"{named!r} is not available yet" in refusal(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("name",), False, "name: Input should be a valid string"),  # YAML reads `no` as False
+        (("features", "key"), [False], "features.key.0: Input should be a valid string"),
+        (("predictions", "keep"), ["origin", False], "predictions.keep.1: Input should be a valid string"),
+        (("labels", "column"), True, "labels.column: Input should be a valid string"),
+        (("features", "columns"), {False: {}}, "features.columns.0.[key]: Input should be a valid string"),
+        (("partitions", "end_offset"), True, "partitions.end_offset: Input should be a valid integer"),
+        (("features", "columns", "distance", "nullable"), "yes", "nullable: Input should be a valid boolean"),
+        (("predictions", "rescore"), False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
+    ],
+)
+def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, said):
+    assert said in refusal(changed(path, value))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../etc",
+        "a/b",
+        "/a",
+        "..",
+        ".",
+        "%2e%2e",
+        "a'b",
+        'a"b',
+        "a;b",
+        "a--b",
+        "a b",
+        "A",
+        "Ünder",
+        "1a",
+        "",
+        "a\n",
+        "a\0",
+        "a" * 64,
+        "a" * 300,
+        "main",
+        "batch_platform",
+        "information_schema",
+        "temp",
+    ],
+)
+def test_a_name_that_is_no_name_everywhere_is_refused(name):
+    assert "is not a name: use small letters" in refusal(changed(("name",), name))
+    assert "is not a name: use small letters" in refusal(changed(("sources", name), {"csv": "a.csv"}))
+
+
+def test_the_longest_name_is_one():
+    assert small_spec(name="a" * 63).name == "a" * 63
+
+
+@pytest.mark.parametrize("name", [*ASSETS, "partition"])
+def test_a_source_cannot_have_a_name_that_is_taken(name):
+    assert f"a source cannot be named {name!r}" in refusal(changed(("sources", name), {"csv": "a.csv"}))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("features", "key"), ["flight_id", "late"]),
+        (("features", "time"), "late"),
+        (("features", "columns"), {"late": {}}),
+        (("predictions", "keep"), ["carrier", "late"]),
+    ],
+)
+def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
+    assert "the label 'late' may not be a feature, a key or kept" in refusal(changed(path, value))
+    known_with_it = json.loads(json.dumps(value).replace("late", "arr_time"))
+    assert "known only with the label: 'arr_time' may not be" in refusal(changed(path, known_with_it))
+
+
+def test_the_driving_source_is_one_of_the_sources():
+    said = refusal(changed(("features", "driving", "source"), "fligths"))
+    assert "features.driving.source: there is no source 'fligths'" in said
+    assert "did you mean 'flights'?" in said
+
+
+@pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
+@pytest.mark.parametrize("path", [("features", "sql"), ("labels", "sql")])
+def test_sql_lies_in_the_folder_of_the_pipeline(path, name):
+    assert "is not the name of a file in this folder or below it" in refusal(changed(path, name))
+
+
+def test_sql_may_lie_in_a_folder_below():
+    assert PipelineSpec.model_validate(changed(("features", "sql"), "sql/v1.%2e/features.sql")).features.sql
+
+
+@pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])
+def test_no_key_and_no_kept_column_has_the_name_of_one_that_scoring_adds(name):
+    assert f"{name!r} may be no key" in refusal(changed(("features", "key"), [name]))
+    assert f"{name!r} may be no key" in refusal(changed(("features", "time"), name))
+    assert f"{name!r} may be no key" in refusal(changed(("predictions", "keep"), [name]))
+
+
+@pytest.mark.parametrize("name", ['say "hi"', "'; DROP TABLE x; --", "größe", "价格", "a b", "-- x"])
+def test_columns_may_have_any_name(name):
+    spec = small_spec(features={"key": [name], "columns": {f"{name}2": {"min": 0}}}, predictions={"keep": [f"{name}2"]})
+    assert spec.features.key == [name]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("features", "key"), [], "features.key: List should have at least 1 item"),
+        (("features", "key"), ["a", "a"], "key and time name 'a' more than once"),
+        (("features", "key"), ["scheduled_departure"], "key and time name 'scheduled_departure' more than once"),
+        (("features", "columns"), {"flight_id": {}}, "'flight_id' is key or time"),
+        (("features", "columns"), {"scheduled_departure": {}}, "'scheduled_departure' is key or time"),
+        (("features", "columns", "distance"), {"min": 2, "max": 1}, "min (2.0) is above max (1.0)"),
+        (("features", "columns", "distance"), {"min": float("nan")}, "Input should be a finite number"),
+        (("features", "columns", "distance"), {"type": "category", "max": 1}, "a category has no min and max"),
+        (("features", "columns", "distance"), {"type": "boolean", "min": 0}, "a boolean has no min and max"),
+        (("features", "columns", "distance"), {"type": "text"}, "Input should be 'float', 'integer', 'boolean'"),
+        (("features", "python"), "package.features", "give either `sql` or `python`"),
+        (("features",), {"key": ["flight_id"]}, "give either `sql` or `python`"),
+        (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
+        (("sources",), {}, "sources: Dictionary should have at least 1 item"),
+        (("sources", "flights"), {}, "give exactly one of csv, duckdb, parquet, python; found none"),
+        (("sources", "flights"), {"csv": "a", "parquet": "b"}, "found csv, parquet"),
+        (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
+        (("sources", "flights"), {"csv": "a.csv", "table": "t"}, "`duckdb` and `table` go together"),
+        (("sources", "flights"), {"python": "os; import sys"}, "is not an import path"),
+        (("model", "build"), "package.build", "give one of `estimator`, `build` and `import`"),
+        (("model",), {}, "give one of `estimator`, `build` and `import`"),
+        (("model",), {"estimator": "LogisticRegression"}, "is not an import path"),
+        (("model", "promote", "metric"), "roc_auk", "'roc_auk' is not a metric; allowed are accuracy, brier"),
+        (("model", "promote", "metric"), "roc_auk", "did you mean 'roc_auc'?"),
+        (("model", "promote", "at_least"), float("nan"), "Input should be a finite number"),
+        (("model", "promote", "tolerance"), -0.1, "greater than or equal to 0"),
+        (("model", "challengers"), [], "model: Value error, unknown key 'challengers'; allowed are"),
+        (("challengers",), {"linear": {}}, "challengers: Input should be a valid list"),
+        (("challengers", 0), {"estimator": "a.B"}, "challengers.0.name: Field required"),
+        (("challengers", 0, "name"), "Linear", "challengers.0.name: Value error, 'Linear' is not a name: use small"),
+        (("challengers", 0, "name"), "../x", "'../x' is not a name"),
+        (
+            ("challengers", 0, "name"),
+            "previous",
+            "challengers: Value error, more than one challenger is named 'previous'",
+        ),
+        (("challengers", 0), {"name": "a"}, "give one of `estimator`, `build`, `import` and `version`"),
+        (
+            ("challengers", 0, "version"),
+            "2013-03-01-3f9c1a2b",
+            "give one of `estimator`, `build`, `import` and `version`",
+        ),
+        (("challengers", 0, "estimator"), "LogisticRegression", "'LogisticRegression' is not an import path"),
+        (("challengers", 0, "task"), "binary", "'task' tells of an import only"),
+        (("challengers", 0, "flavour"), "sklaern", "challengers.0.flavour: Value error, 'sklaern' is not a flavour"),
+        (("challengers", 1, "version"), "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
+        (("challengers", 1, "version"), "2013-03-01-3F9C1A2B", "is not the name of a version such as"),
+        (("challengers", 1, "version"), "../2013-03-01-3f9c1a2b", "is not the name of a version such as"),
+        (
+            ("model", "params"),
+            {"since": date(2024, 1, 1)},
+            "'since' is datetime.date(2024, 1, 1), which is no plain value",
+        ),
+        (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
+        (("features", "key"), ["Challenger"], "'Challenger' may be no key, no time and not kept"),
+        (("engine",), "locl", "'locl' is not an engine; allowed is 'local'; did you mean 'local'?"),
+        (("predictions", "limit"), 0, "greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(path, value, said):
+    assert said in refusal(changed(path, value))
+
+
+@pytest.mark.parametrize(("written", "share"), [("1%", 0.01), ("0.5 %", 0.005), (0, 0.0), (0.2, 0.2), ("100%", 1.0)])
+def test_a_share_may_be_written_in_percent(written, share):
+    assert small_spec(features={"max_rejected": written}).features.max_rejected == pytest.approx(share)
+
+
+@pytest.mark.parametrize("written", ["101%", "-1%", "1", "%", 1.5, -0.1, float("nan"), True])
+def test_what_is_no_share_is_refused(written):
+    assert refusal(changed(("features", "max_rejected"), written)).startswith("features.max_rejected: ")
+
+
+@pytest.mark.parametrize(
+    ("written", "duration"),
+    [
+        ("0 days", Duration()),
+        ("1 day", Duration(days=1)),
+        ("60days", Duration(days=60)),
+        ("6 hours", Duration(hours=6)),
+        ("90 minutes", Duration(minutes=90)),
+        (" 2 weeks ", Duration(days=14)),
+    ],
+)
+def test_a_duration_is_read(written, duration):
+    assert parse_duration(written) == duration
+
+
+@pytest.mark.parametrize(
+    "written", ["1", "day", "-1 day", "1.5 days", "1 month", "1 year", "1 day 2 hours", "", "\u0661 day", "999999 days"]
+)
+def test_what_is_no_duration_is_refused(written):
+    assert "is not a duration; write for example '1 day'" in refusal(changed(("labels", "delay"), written))
+    assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "evaluate"), written))
+    assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "window"), written))
+
+
+@pytest.mark.parametrize("written", [date(2013, 1, 6), "2013-01-06", "2013-01-06T00:00", "20130106"])
+def test_a_date_may_be_written_with_and_without_quotes(written):
+    spec = PipelineSpec.model_validate(changed(("partitions", "start"), written))
+    assert spec.partitions.calendar.due(spec.partitions.calendar.first_start + timedelta(days=2))[0].key == "2013-01-06"
+
+
+@pytest.mark.parametrize(
+    "path", [("partitions", "start"), ("partitions", "end"), ("model", "train", "start")], ids=".".join
+)
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("2013-02-30", "is not a date or a time such as '2013-01-01'"),
+        ("first of May", "is not a date or a time such as '2013-01-01'"),
+        ("", "is not a date or a time such as '2013-01-01'"),
+        ("2013-06-01T00:00Z", "carries an offset; give the local time in `timezone`"),
+        ("2013-06-01T00:00+02:00", "carries an offset; give the local time in `timezone`"),
+        (2013, "Input should be a valid string"),
+    ],
+)
+def test_what_is_no_local_time_is_refused(path, written, said):
+    assert f"{'.'.join(path)}: " in refusal(changed(path, written))
+    assert said in refusal(changed(path, written))
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"timezone": "America/New_Yrk"}, "did you mean 'America/New_York'?"),
+        ({"timezone": "../UTC"}, "is not an IANA time zone"),
+        ({"timezone": "+02:00"}, "is not an IANA time zone"),
+        ({"every": "minute"}, "Input should be 'hour', 'day', 'week' or 'month'"),
+        ({"end": "2013-01-01"}, "no day lies between start (2013-01-01) and end (2013-01-01)"),
+        ({"end": "2012-01-01"}, "no day lies between"),
+        ({"every": "month", "end": "2013-02-10"}, "no month ends at 2013-02-10; the next one ends at 2013-03-01"),
+        ({"every": "week", "end": "2013-12-31"}, "no week ends at 2013-12-31; the next one ends at 2014-01-05"),
+        ({"end": "2014-01-01T12:00"}, "no day ends at 2014-01-01T12:00; the next one ends at 2014-01-02"),
+        ({"every": "hour", "end": "2014-01-01T12:30"}, "no hour ends at 2014-01-01T12:30"),
+        ({"every": "hour", "timezone": "Australia/Lord_Howe"}, "hours are no partitions; take UTC"),
+        ({"end_offset": 2}, "less than or equal to 1"),
+    ],
+)
+def test_partitions_that_cannot_be_are_refused(declared, said):
+    assert said in refusal(changed(("partitions",), {**ALL_KEYS["partitions"], **declared}))
+
+
+def test_the_end_may_be_a_midnight_that_clocks_skip():
+    spec = small_spec(partitions={"timezone": "Asia/Beirut", "start": "2024-03-01", "end": "2024-03-31"})
+    assert spec.partitions.calendar.holding(spec.partitions.calendar.last_end - timedelta(hours=1)).key == "2024-03-30"
+
+
+@pytest.mark.parametrize(
+    ("train", "every", "said"),
+    [
+        ({"evaluate": "0 days"}, "day", "evaluate (0 days) must hold one partition (1 day) or more"),
+        ({"evaluate": "14 days"}, "month", "evaluate (14 days) must hold one partition (31 days) or more"),
+        (
+            {"evaluate": "7 days", "window": "7 days"},
+            "day",
+            "window (7 days) must be twice as long as evaluate (7 days)",
+        ),
+        ({"evaluate": "7 days", "window": "14 days"}, "day", "and labels.delay (1 day) on top"),
+        ({"every": None, "start": "2013-03-01"}, "day", "`start` needs `every`"),
+    ],
+)
+def test_lengths_with_which_no_model_could_be_trained_are_refused(train, every, said):
+    declared = changed(("model", "train"), {**ALL_KEYS["model"]["train"], **train})
+    declared["partitions"] = {**declared["partitions"], "every": every}
+    assert said in refusal(declared)
+
+
+CRON = ["0 5 * * *", "*/15 * * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *", "0 0 * * 7"]
+NO_CRON = [
+    "",
+    "daily",
+    "@daily",
+    "* * * *",
+    "* * * * * *",
+    "60 * * * *",
+    "* 24 * * *",
+    "* * 0 * *",
+    "* * 32 * *",
+    "* * * 13 *",
+    "* * * * 8",
+    "*/0 * * * *",
+    "5-1 * * * *",
+    "1-2-3 * * * *",
+    "a * * * *",
+    ", * * * *",
+    "1, * * * *",
+    "-1 * * * *",
+    "1.5 * * * *",
+    "0 0 30 2 *",
+    "0 0 31 apr,jun *",
+    "* * * monday *",
+    "; rm -rf * *",
+]
+
+
+@pytest.mark.parametrize("written", CRON)
+def test_a_schedule_is_five_cron_fields(written):
+    check_cron(written)
+    assert is_valid_cron_string(written)
+    assert small_spec(predictions={"schedule": written}).predictions.schedule == written
+
+
+@pytest.mark.parametrize("written", NO_CRON)
+def test_what_is_no_schedule_is_refused(written):
+    assert "cron" in refusal(changed(("predictions", "schedule"), written)) or "never comes" in refusal(
+        changed(("predictions", "schedule"), written)
+    )
+    assert refusal(changed(("model", "train", "schedule"), written)).startswith("model.train.schedule: ")
+
+
+cron_numbers = st.integers(0, 61).map(str)
+cron_items = st.one_of(
+    st.just("*"),
+    cron_numbers,
+    st.tuples(cron_numbers, cron_numbers).map("-".join),
+    st.integers(0, 70).map("*/{}".format),
+    st.sampled_from(["jan", "feb", "mon-fri", "sun", "sat-sun"]),
+)
+cron_fields = st.lists(cron_items, min_size=1, max_size=3).map(",".join)
+
+
+@given(fields=st.lists(cron_fields, min_size=4, max_size=6))
+def test_dagster_takes_every_schedule_that_is_allowed(fields):
+    written = " ".join(fields)
+    try:
+        check_cron(written)
+    except ValueError:
+        return
+    assert is_valid_cron_string(written)

@@ -1,0 +1,525 @@
+import os
+import resource
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError, WrongUseError
+from batch_platform.features.build import FeatureBuilder, FeatureFile
+from batch_platform.features.lake import BATCH_ROWS, file_sha256
+from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.small_pipeline import (
+    BERLIN,
+    FEATURES_SQL,
+    ROWS_PER_DAY,
+    small_events,
+    small_spec,
+    write_small_project,
+)
+
+FIRST_KEY = "2024-01-01"
+NOON = datetime(2024, 1, 1, 12, tzinfo=BERLIN)
+DUMMY_LABELS = "SELECT id, returned FROM events"
+
+
+class Built:
+    """A project in a folder, and the means to build one partition of it."""
+
+    def __init__(self, folder: Path, events: pl.DataFrame | None, sql: str, labels_sql: str, spec: dict[str, Any]):
+        write_small_project(folder, events=events, features_sql=sql, labels_sql=labels_sql)
+        self.spec = small_spec(**spec)
+        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder))
+        self.path = folder / "lake" / "features.parquet"
+
+    def partition(self, key: str = FIRST_KEY) -> Partition:
+        return self.spec.partitions.calendar.named(key)
+
+    def write(self, key: str = FIRST_KEY) -> FeatureFile:
+        with self.builder.session(self.partition(key)) as session:
+            return session.write(self.partition(key), self.path)
+
+    def labels(self, key: str = FIRST_KEY) -> pl.DataFrame:
+        with self.builder.session(self.partition(key)) as session:
+            return session.labels(self.partition(key))
+
+    def refusal(self, error: type[Exception] = DataError, key: str = FIRST_KEY) -> str:
+        """The message of the failure of a write, which leaves nothing behind."""
+        with pytest.raises(error) as refused:
+            self.write(key)
+        assert not self.path.parent.exists() or not [*self.path.parent.iterdir()]
+        return str(refused.value)
+
+
+Project = Callable[..., Built]
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    def make(
+        events: pl.DataFrame | None = None,
+        *,
+        sql: str = FEATURES_SQL,
+        labels_sql: str = DUMMY_LABELS,
+        **spec: Any,
+    ) -> Built:
+        return Built(tmp_path, events, sql, labels_sql, spec)
+
+    return make
+
+
+@pytest.fixture
+def function(tmp_path, monkeypatch):
+    """Writes a module with a function `make` and gives its import path."""
+    name = f"features_of_{abs(hash(tmp_path))}"
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(code: str) -> dict[str, Any]:
+        (tmp_path / f"{name}.py").write_text(f"import polars as pl\n\n{code}\n")
+        return {"sql": None, "python": f"{name}.make"}
+
+    yield write
+    sys.modules.pop(name, None)
+
+
+def orders(*rows: dict[str, Any]) -> pl.DataFrame:
+    """A few orders at noon of the first day; what a row does not say is as for any other."""
+    usual = {"ts": NOON, "amount": 1.0, "items": 1, "shop": "a", "known": True, "returned": False}
+    schema = {"id": pl.Int64, "ts": pl.Datetime("us", "UTC")}
+    return pl.DataFrame([{"id": at} | usual | row for at, row in enumerate(rows)], schema_overrides=schema)
+
+
+def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(project):
+    small = project()
+    file = small.write("2024-01-02")
+    rows = pl.read_parquet(file.path)
+    start = small.partition("2024-01-02").start
+    expected = small_events().filter(pl.col("ts").is_between(start, start + timedelta(days=1), closed="left"))
+    assert rows.rows() == expected.sort("id").drop("returned").rows()
+    assert file.rows == rows.height == ROWS_PER_DAY
+    assert file.columns["ts"] == "timestamp[us, tz=Europe/Berlin]"
+    assert [*file.columns] == rows.columns
+    assert file.sha256 == file_sha256(small.path)
+    assert [*small.path.parent.iterdir()] == [small.path]
+
+
+def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
+    hashes = set()
+    for events in (small_events(), small_events().reverse(), small_events().sample(fraction=1, shuffle=True, seed=1)):
+        small = project(events)
+        hashes |= {small.write().sha256, small.write().sha256}
+    assert len(hashes) == 1
+
+
+def test_one_session_builds_many_partitions_as_a_session_for_each_would(project):
+    small = project()
+    keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
+    with small.builder.session(small.partition(keys[0])) as session:
+        together = [session.write(small.partition(key), small.path.with_name(key)).sha256 for key in keys]
+    assert together == [small.write(key).sha256 for key in keys]
+
+
+def test_a_partition_without_rows_is_a_file_without_rows(project):
+    file = project(orders({})).write("2024-01-05")
+    assert file.rows == 0
+    assert pl.read_parquet(file.path).schema == pl.read_parquet(project(orders({})).write().path).schema
+
+
+def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project):
+    small = project()
+    small.write()
+    before = small.path.read_bytes()
+    late = project(sql="SELECT *, error('row ' || id) AS e FROM events WHERE id > 2")
+    for broken in (late, project(sql="SELECT id, ts FROM nothing"), project(orders({"id": 1}, {"id": 1}))):
+        with pytest.raises((SourceError, DataError)):
+            broken.write()
+        assert broken.path.read_bytes() == before
+        assert [*broken.path.parent.iterdir()] == [broken.path]
+
+
+def test_a_full_disk_is_told_and_the_old_file_stays(project):
+    small = project()
+    small.write()
+    before = small.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(
+            BatchPlatformError, match=r"small, partition 2024-01-02: .* cannot be written \(File too large"
+        ):
+            small.write("2024-01-02")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert small.path.read_bytes() == before
+    assert [*small.path.parent.iterdir()] == [small.path]
+    assert small.write("2024-01-02").rows == ROWS_PER_DAY
+
+
+def test_a_folder_that_cannot_be_made_is_told(project):
+    small = project()
+    small.path.parent.touch()
+    with pytest.raises(BatchPlatformError, match=r"cannot be written \(File exists\)"):
+        small.write()
+
+
+def test_what_a_killed_process_left_aside_is_removed_and_what_a_live_one_writes_is_not(project):
+    small = project()
+    small.path.parent.mkdir()
+    dead, alive = (small.path.parent / f".2024-01-09.parquet.{pid}" for pid in (2**22 + 1, os.getppid()))
+    dead.touch()
+    alive.touch()
+    small.write()
+    assert sorted(small.path.parent.iterdir()) == sorted([alive, small.path])
+
+
+@pytest.mark.parametrize(
+    ("ts", "key"),
+    [
+        ("2024-01-01T00:00+01:00", "2024-01-01"),
+        ("2024-01-01T23:59:59.999999+01:00", "2024-01-01"),
+        ("2024-01-02T00:00+01:00", "2024-01-02"),
+    ],
+)
+def test_a_window_holds_its_start_and_not_its_end(project, ts, key):
+    small = project(orders({"ts": datetime.fromisoformat(ts)}), sql="SELECT * EXCLUDE returned FROM events")
+    assert small.write(key).rows == 1
+    other = {"2024-01-01": "2024-01-02", "2024-01-02": "2024-01-01"}[key]
+    with pytest.raises(DataError, match=f"small, partition {other}: 1 rows lie outside the partition .* by 'ts'"):
+        small.write(other)
+
+
+def test_a_row_outside_is_named_with_its_key_and_time(project):
+    events = orders({}, {"id": 17, "ts": NOON + timedelta(days=1)})
+    said = project(events, sql="SELECT * EXCLUDE returned FROM events").refusal()
+    assert "1 rows lie outside the partition (2024-01-01 00:00:00+01:00 to 2024-01-02 00:00:00+01:00)" in said
+    assert "id=17 at 2024-01-02 12:00:00+01:00" in said
+    assert "Hint: filter on $partition_start and $partition_end" in said
+
+
+def test_a_null_time_is_refused(project):
+    said = project(orders({}, {"ts": None}), sql="SELECT * EXCLUDE returned FROM events").refusal()
+    assert "small, partition 2024-01-01: 1 rows have no 'ts'." in said
+
+
+def test_a_null_key_is_refused(project):
+    said = project(orders({}, {"id": None})).refusal()
+    assert "small, partition 2024-01-01: the key has nulls in id." in said
+
+
+@pytest.mark.parametrize("extra", [[], ["shop"]])
+def test_keys_that_occur_twice_are_named(project, extra):
+    events = orders({"id": 1}, {"id": 1}, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3})
+    said = project(events, features={"key": ["id", *extra]}, predictions=None).refusal()
+    named = [f"id={at} shop=a" if extra else f"id={at}" for at in (1, 3)]
+    assert f"keys occur more than once in the features: {', '.join(named)}." in said
+
+
+def test_at_most_ten_keys_are_named_and_the_rest_is_counted(project):
+    said = project(orders(*({"id": at // 2} for at in range(30)))).refusal()
+    assert "and 5 more" in said
+
+
+def test_a_key_of_two_columns_is_unique_as_a_pair(project):
+    events = orders({"id": 1, "shop": "a"}, {"id": 1, "shop": "b"}, {"id": 2, "shop": "a"})
+    assert project(events, features={"key": ["id", "shop"]}).write().rows == 3
+
+
+@pytest.mark.parametrize("at", [BATCH_ROWS - 1, BATCH_ROWS, 2 * BATCH_ROWS - 1])
+def test_a_key_that_occurs_twice_is_found_across_the_border_of_two_batches(project, at):
+    n = 2 * BATCH_ROWS + 10
+    many = f"SELECT CASE WHEN i > {at} THEN i - 1 ELSE i END AS id, $partition_start AS ts FROM range({n}) t(i)"
+    assert f"keys occur more than once in the features: id={at}." in project(sql=many).refusal()
+    assert project(sql=f"SELECT i AS id, $partition_start AS ts FROM range({n}) t(i)").write().rows == n
+
+
+def test_a_null_and_a_duplicate_late_in_the_partition_are_found(project):
+    n = 2 * BATCH_ROWS
+    sql = f"SELECT CASE WHEN i < {n} THEN i END AS id, $partition_start AS ts FROM range({n} + 1) t(i)"
+    assert "the key has nulls in id" in project(sql=sql).refusal()
+
+
+@pytest.mark.parametrize(
+    ("time", "inside", "outside"),
+    [
+        ("TIMESTAMP '2024-01-01 00:00'", "2024-01-01", "2023-12-31"),
+        ("TIMESTAMP '2024-01-01 23:59:59'", "2024-01-01", "2024-01-02"),
+        ("TIMESTAMP_NS '2024-01-01 23:59:59.999999999'", "2024-01-01", "2024-01-02"),
+        ("TIMESTAMP_S '2024-01-01 12:00:00'", "2024-01-01", "2024-01-02"),
+        ("DATE '2024-01-01'", "2024-01-01", "2024-01-02"),
+        ("DATE '2024-03-31'", "2024-03-31", "2024-04-01"),
+        ("TIMESTAMP '2024-03-31 02:30'", "2024-03-31", "2024-04-01"),  # clocks skip it
+        ("TIMESTAMP '2024-10-27 02:30'", "2024-10-27", "2024-10-28"),  # clocks show it twice
+    ],
+)
+def test_a_time_without_a_zone_and_a_date_are_local(project, time, inside, outside):
+    calendar = {"start": "2023-12-01", "end": None}
+    small = project(orders({}), sql=f"SELECT id, {time} AS ts FROM events", partitions=calendar)
+    assert small.write(inside).rows == 1
+    with pytest.raises(DataError, match="lie outside the partition"):
+        small.write(outside)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Asia/Beirut", "2024-03-31"), ("America/Sao_Paulo", "2018-11-04"), ("America/Havana", "2024-03-10")],
+)
+def test_a_date_belongs_to_its_day_even_where_clocks_skip_midnight(project, zone, day):
+    calendar = {"start": "2018-01-01", "end": None, "timezone": zone}
+    small = project(orders({}), sql=f"SELECT id, DATE '{day}' AS ts FROM events", partitions=calendar)
+    assert small.write(day).rows == 1
+    for days in (-1, 1):
+        with pytest.raises(DataError, match="lie outside the partition"):
+            small.write((date.fromisoformat(day) + timedelta(days=days)).isoformat())
+
+
+@pytest.mark.parametrize("time", ["id", "'2024-01-01'", "TIME '12:00'"])
+def test_a_time_that_is_none_is_refused(project, time):
+    assert "not a date or a timestamp" in project(orders({}), sql=f"SELECT id, {time} AS ts FROM events").refusal()
+
+
+def test_without_a_time_column_no_window_is_checked(project):
+    small = project(orders({}, {}), sql="SELECT id, amount FROM events", features={"time": None}, predictions=None)
+    assert small.write("2024-02-01").rows == 2
+
+
+@pytest.mark.parametrize(
+    ("sql", "line", "said"),
+    [
+        ("SELECT id,\n  ts,\n  nope\nFROM events", 3, 'Referenced column "nope" not found'),
+        ("SELECT id, ts\nFROM evnts", 2, "Table with name evnts does not exist"),
+        ("-- größe\n\nSELECT id ts,\nFROM\n  (", 5, "syntax error"),
+        ("SELECT id,\n ts,\n ('x' || id)::INTEGER AS x\nFROM events", 3, "Could not convert string"),
+    ],
+)
+def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line, said):
+    message = project(sql=sql).refusal(SourceError)
+    assert message.startswith("small")
+    assert f"{tmp_path}/features.sql:{line} fails: " in message
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("", "nothing"),
+        ("-- nothing yet", "nothing"),
+        ("SELECT 1 AS id; SELECT 2 AS id", "SELECT, SELECT"),
+        ("DROP TABLE events", "DROP"),
+        ("SELECT 1 AS id; DROP TABLE events; --", "DROP, SELECT"),
+        ("CREATE TABLE x AS SELECT 1 AS id", "CREATE"),
+        ("COPY events TO 'stolen.csv'", "COPY"),
+        ("ATTACH 'x.duckdb'", "ATTACH"),
+    ],
+)
+def test_a_file_that_is_not_one_select_is_refused(project, sql, found):
+    assert f"features.sql must be one SELECT; it holds {found}." in project(sql=sql).refusal(SourceError)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"{FEATURES_SQL};",
+        f"{FEATURES_SQL};\n-- the end; really\n",
+        f"{FEATURES_SQL} -- the end",
+        f"/* größe; */ {FEATURES_SQL} /* ; */ ; /* ; */",
+        f"WITH x AS ({FEATURES_SQL}) FROM x",
+        f"{FEATURES_SQL} ORDER BY amount LIMIT 1000",
+        f"SELECT * REPLACE (';' AS shop) FROM ({FEATURES_SQL});",
+    ],
+)
+def test_one_select_may_be_written_in_any_way(project, sql):
+    assert project(sql=sql).write().rows == ROWS_PER_DAY
+
+
+def test_the_parameters_of_a_partition_are_bound(project):
+    sql = "SELECT 1 AS id, $partition_start AS ts, $partition_end AS after, $partition_key AS k, $partition_key AS k2"
+    small = project(sql=sql)
+    (row,) = pl.read_parquet(small.write("2024-01-31").path).rows()
+    partition = small.partition("2024-01-31")
+    assert row == (1, partition.start, partition.end, "2024-01-31", "2024-01-31")
+
+
+@pytest.mark.parametrize("parameter", ["$partition", "$1", "?", "$now"])
+def test_a_parameter_that_there_is_not_is_refused(project, parameter):
+    said = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
+    assert "features.sql uses the parameters $" in said
+    assert "there are $partition_end, $partition_key, $partition_start" in said
+
+
+def test_a_missing_or_unreadable_file_is_an_error_of_the_source(project):
+    small = project(features={"sql": "faetures.sql"})
+    assert "faetures.sql cannot be read (No such file or directory)" in small.refusal(SourceError)
+    (small.builder.sources.folder / "latin.sql").write_bytes("SELECT 'größe'".encode("latin-1"))
+    assert "latin.sql cannot be read (it is not UTF-8)" in project(features={"sql": "latin.sql"}).refusal(SourceError)
+
+
+def test_a_missing_key_is_named_with_the_nearest_column(project):
+    said = project(sql="SELECT id AS ID, ts FROM events").refusal(SourceError)
+    assert "features.sql gives no column 'id'; it gives ID, ts." in said
+    assert "did you mean 'ID'?" in said
+
+
+@pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"])
+def test_a_missing_time_is_found_even_in_a_partition_without_rows(project, key):
+    sql = "SELECT id, ts AS tss FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+    assert "the features lack 'ts'; there are id, tss. Hint: did you mean 'tss'?" in project(
+        orders({}), sql=sql
+    ).refusal(key=key)
+
+
+@pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"])
+@pytest.mark.parametrize("name", ["returned", "Returned"])
+def test_the_label_among_the_features_is_refused_even_in_a_partition_without_rows(project, key, name):
+    sql = f"SELECT id, ts, returned AS {name} FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+    assert "the label 'returned' is among the features" in project(orders({}), sql=sql).refusal(key=key)
+
+
+def test_two_columns_of_one_name_are_refused(project):
+    said = project(sql="SELECT id, ts, amount AS x, items AS X FROM events").refusal(SourceError)
+    assert "gives more than one column 'X', 'x'." in said
+
+
+@pytest.mark.parametrize("name", ["*", "^a.*$"])
+def test_a_column_whose_name_is_a_pattern_is_refused(project, name):
+    said = project(orders({}), sql=f"SELECT id, ts, amount AS {quoted(name)} FROM events").refusal()
+    assert f"{name!r} cannot name a column" in said
+
+
+ODD = ["'; DROP TABLE events; --", 'say "hi"', "O'Brien", "größe", "أ", "a b", "x--y", "SELECT", "a.b"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_keys_and_columns_may_have_any_name(project, name):
+    sql = f"SELECT id AS {quoted(name)}, ts, amount AS {quoted(name + '2')} FROM events"
+    small = project(orders({"id": 2}, {"id": 1}), sql=sql, features={"key": [name]}, predictions=None, labels=None)
+    file = small.write()
+    assert pl.read_parquet(file.path)[name].to_list() == [1, 2]
+    assert [*file.columns] == [name, "ts", f"{name}2"]
+
+
+@pytest.mark.parametrize("value", [*ODD, "", " ", "\n", "a\0b", "x" * 100_000, "=1+1", "<script>", "\u202eabc"])
+def test_keys_may_have_any_value(project, value):
+    events = orders({"shop": value}, {"shop": f"{value}2"})
+    small = project(
+        events, features={"key": ["shop"]}, labels={"sql": "labels.sql"}, labels_sql="SELECT shop, returned FROM events"
+    )
+    assert set(pl.read_parquet(small.write().path)["shop"]) == {value, f"{value}2"}
+    assert set(small.labels()["shop"]) == {value, f"{value}2"}
+
+
+def test_a_polars_function_makes_the_features(project, function):
+    python = function(
+        "def make(events, partition):\n"
+        "    inside = pl.col('ts').is_between(partition.start, partition.end, closed='left')\n"
+        "    return events.filter(inside).drop('returned').select(pl.all().shuffle(seed=1))"
+    )
+    small = project(small_events().sort("id", descending=True), features=python)
+    file = small.write("2024-01-02")
+    rows = pl.read_parquet(file.path)
+    assert rows.height == ROWS_PER_DAY
+    assert rows["id"].is_sorted()
+    assert file.sha256 == small.write("2024-01-02").sha256
+    assert small.builder.query is None
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("def make(events): return None", SourceError, "returned NoneType, which is no table"),
+        ("def make(events): return events.select('nope')", SourceError, "make fails: ColumnNotFoundError: .*nope"),
+        ("def make(events): raise KeyError('x')", SourceError, "small, partition 2024-01-01: .*make fails: KeyError"),
+        ("def make(evnets): return evnets", WrongUseError, "takes evnets; .*did you mean 'events'?"),
+        ("def make(events): return events.drop('id', 'returned')", DataError, "the features lack 'id'"),
+        ("def make(events): return events", DataError, "the label 'returned' is among the features"),
+        ("def make(events): return events.drop('returned')", DataError, "lie outside the partition"),
+        (
+            "def make(events): return events.drop('returned').head(1).with_columns(id=None)",
+            DataError,
+            "has nulls in id",
+        ),
+        ("def other(): pass", WrongUseError, "has no function 'make'"),
+    ],
+)
+def test_a_function_that_gives_no_features_is_refused(project, function, code, error, said):
+    with pytest.raises(error, match=said):
+        project(features=function(code)).write()
+
+
+def test_a_function_that_makes_nothing_gives_a_file_without_rows(project, function):
+    code = "def make(events): return events.drop('returned').filter(False)"
+    assert project(features=function(code)).write().rows == 0
+
+
+def test_labels_are_the_keys_and_the_label_without_nulls(project):
+    events = orders({"returned": True}, {"returned": None}, {"returned": False})
+    labels = project(events, labels_sql="SELECT amount, returned, id FROM events ORDER BY id DESC").labels()
+    assert labels.columns == ["id", "returned"]
+    assert labels.rows() == [(0, True), (2, False)]
+
+
+def test_labels_whose_keys_occur_twice_are_refused(project):
+    with pytest.raises(DataError, match="keys occur more than once in the labels: id=1"):
+        project(orders({"id": 1}, {"id": 1})).labels()
+
+
+def test_labels_that_lack_a_column_or_fail_are_named_with_their_file(project):
+    with pytest.raises(
+        SourceError, match=r"labels.sql gives no column 'returned'; it gives id, returnd.* did you mean"
+    ):
+        project(labels_sql="SELECT id, 1 AS returnd FROM events").labels()
+    with pytest.raises(SourceError, match=r"small, partition 2024-01-01: the SQL of .*labels.sql:2 fails: .*convert"):
+        project(labels_sql="SELECT id,\n ('x' || id)::INTEGER AS returned FROM events").labels()
+
+
+def test_a_pipeline_without_labels_has_none_to_give(project):
+    with pytest.raises(DataError, match="small declares no labels"):
+        project(labels=None).labels()
+
+
+def code_version(project: Project, **spec: Any) -> str:
+    return project(**spec).builder.code_version
+
+
+def test_the_code_version_changes_with_what_can_change_the_features(project, function):
+    versions = [
+        code_version(project),
+        code_version(project, sql=FEATURES_SQL + "-- changed"),
+        code_version(project, features={"key": ["id", "shop"]}),
+        code_version(project, features={"time": None}),
+        code_version(project, sources={"events": {"parquet": "*.parquet"}}),
+        code_version(project, partitions={"timezone": "UTC"}),
+        code_version(project, features=function("def make(events): return events")),
+        code_version(project, features=function("def make(events): return events.head()")),
+    ]
+    assert len({*versions}) == len(versions)
+
+
+def test_the_code_version_does_not_change_with_what_cannot(project):
+    version = code_version(project)
+    assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version
+    assert code_version(project, partitions={"end": None}, model={"params": {"max_iter": 9}}) == version
+    assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
+
+
+def test_files_are_hashed_by_their_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    assert file_sha256(tmp_path / "a") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_the_partitions_of_a_month_add_up_to_the_source(project):
+    small = project(small_events(), partitions={"every": "month"}, model={"train": {"evaluate": "31 days"}})
+    assert [small.write(key).rows for key in ("2024-01-01", "2024-02-01")] == [31 * ROWS_PER_DAY, 29 * ROWS_PER_DAY]
+
+
+def test_days_of_23_and_25_hours_add_up_to_the_source(project):
+    hours = [datetime(2024, 3, 30, tzinfo=UTC) + timedelta(hours=at) for at in range(24 * 230)]
+    small = project(orders(*({"ts": hour} for hour in hours)), partitions={"start": "2024-03-30", "end": None})
+    sizes = {key: small.write(key).rows for key in ("2024-03-31", "2024-04-01", "2024-10-27")}
+    assert sizes == {"2024-03-31": 23, "2024-04-01": 24, "2024-10-27": 25}

@@ -1,0 +1,295 @@
+"""What a column of the user's SQL is made from: followed through every form of SELECT, held against DuckDB's answers."""
+
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+import yaml
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.defs.flight_delays import sources as shipped
+from batch_platform.features.lineage.columns import column_lineage
+from batch_platform.features.lineage.records import Lineage, SourceColumn
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
+
+ORDERS = pl.DataFrame(
+    {
+        "id": [1, 2, 3, 4],
+        "customer": ["a", "b", "a", "c"],
+        "amount": [5.0, 7.0, 11.0, 13.0],
+        'Odd "name"': [1, 0, 1, 1],
+        "items": [[1, 2], [3], [4, 5], [6]],
+        "place": [{"city": "x", "zip": 1}, {"city": "y", "zip": 2}, {"city": "x", "zip": 3}, {"city": "z", "zip": 4}],
+    }
+)
+CUSTOMERS = pl.DataFrame({"customer": ["a", "b", "c"], "age": [30, 40, 50], "id": [7, 8, 9]})
+TABLES = {"orders": ORDERS, "customers": CUSTOMERS}
+COLUMNS = {name: frame.columns for name, frame in TABLES.items()}
+NOT_TOLD: dict[str, tuple[str, ...]] = {"orders": (), "customers": ()}
+
+# SQL, then what each column reads: o. and c. for orders and customers, `*` for rows, `?` for unknown, `=` for a copy.
+TOLD = [
+    ("SELECT id, amount * 2 AS twice FROM orders", {"id": "= o.id", "twice": "o.amount"}),
+    ("FROM orders SELECT id", {"id": "= o.id"}),
+    (
+        "SELECT o.id, c.age FROM orders AS o JOIN customers AS c ON c.customer = o.customer",
+        {"id": "= o.id", "age": "= c.age"},
+    ),
+    (
+        "WITH x AS (SELECT id AS n, amount FROM orders) SELECT n, amount + n AS s FROM x",
+        {"n": "= o.id", "s": "o.amount o.id"},
+    ),
+    ("WITH x(p, q) AS (SELECT id, amount FROM orders) SELECT q FROM x", {"q": "= o.amount"}),
+    ("WITH orders AS (SELECT customer AS id FROM orders) SELECT id FROM orders", {"id": "= o.customer"}),
+    ("SELECT s.m FROM (SELECT max(amount) AS m FROM orders) AS s", {"m": "o.amount"}),
+    ("SELECT count(*) AS n, sum(amount) FILTER (WHERE id > 1) AS s FROM orders", {"n": "o.*", "s": "o.amount o.id"}),
+    ("SELECT row_number() OVER (PARTITION BY customer ORDER BY amount) AS r FROM orders", {"r": "o.amount o.customer"}),
+    (
+        "SELECT sum(amount) OVER (w ROWS 1 PRECEDING) AS s FROM orders WINDOW w AS (PARTITION BY customer ORDER BY id)",
+        {"s": "o.amount o.customer o.id"},
+    ),
+    ("SELECT id FROM orders UNION ALL SELECT age FROM customers", {"id": "c.age o.id"}),
+    (
+        "SELECT id, amount FROM orders UNION ALL BY NAME SELECT age AS amount, id FROM customers",
+        {"id": "c.id o.id", "amount": "c.age o.amount"},
+    ),
+    ("SELECT customer FROM orders EXCEPT SELECT customer FROM customers", {"customer": "= o.customer"}),
+    ('SELECT "Odd ""name""" AS "a.b", "id" FROM orders', {"a.b": '= o.Odd "name"', "id": "= o.id"}),
+    ("SELECT temp.main.orders.id FROM temp.main.orders", {"id": "= o.id"}),
+    ("SELECT main.orders.id AS x FROM main.orders", {"x": "= o.id"}),
+    ("SELECT CASE WHEN o.amount > 6 THEN o.customer END AS big FROM orders o", {"big": "o.amount o.customer"}),
+    ("SELECT $partition_start AS at, id::DOUBLE AS d FROM orders", {"at": "", "d": "o.id"}),
+    (
+        "SELECT o.id, (SELECT count(*) FROM customers AS c WHERE c.customer = o.customer) AS n FROM orders o",
+        {"n": "c.* c.customer o.customer"},
+    ),
+    (
+        "SELECT id, EXISTS (SELECT 1 FROM customers c WHERE c.age > o.amount) AS e FROM orders o",
+        {"e": "c.age o.amount"},
+    ),
+    ("SELECT list_transform(o.items, lambda x: x + o.id) AS l FROM orders o", {"l": "o.id o.items"}),
+    ("SELECT [x * 2 FOR x IN items IF x > 1] AS l FROM orders", {"l": "o.items"}),
+    ("SELECT {'id': amount} AS s FROM orders", {"s": "o.amount"}),
+    (
+        "SELECT list_reduce(o.items, lambda x, y: x + y) AS l, list_filter(items, lambda x: x > 1) AS f FROM orders o",
+        {"l": "o.items", "f": "o.items"},
+    ),
+    (
+        "WITH RECURSIVE up AS (SELECT id, amount AS v FROM orders UNION ALL SELECT id, v + id FROM up WHERE v < 20) SELECT v FROM up",
+        {"v": "o.amount o.id"},
+    ),
+    ("SELECT coalesce(c.age, 0) AS a FROM orders o LEFT JOIN customers c USING (customer)", {"a": "c.age"}),
+    ("SELECT o.id FROM (orders o JOIN customers c ON c.customer = o.customer)", {"id": "= o.id"}),
+    (
+        "SELECT max_by(amount, id) AS amount, max_by(amount, id) FILTER (WHERE id < 3) AS early FROM orders",
+        {"amount": "o.amount o.id", "early": "o.amount o.id"},
+    ),
+    ("SELECT u.n FROM orders o, unnest(o.items) AS u(n)", {"n": "o.items"}),
+    ("SELECT r.i FROM range(3) AS r(i)", {"i": ""}),
+    ("SELECT id FROM orders o SEMI JOIN customers c ON c.customer = o.customer", {"id": "= o.id"}),
+]
+
+# What the text alone does not tell, and the columns of the sources do.
+ASKED = [
+    ("SELECT * FROM orders", {"id": "= o.id", "amount": "= o.amount", 'Odd "name"': '= o.Odd "name"'}),
+    (
+        "SELECT * EXCLUDE (id) REPLACE (amount + id AS amount) FROM orders",
+        {"amount": "o.amount o.id", "customer": "= o.customer"},
+    ),
+    ("SELECT * RENAME (id AS n) FROM orders", {"n": "= o.id"}),
+    ("SELECT c.* FROM orders o JOIN customers c ON c.customer = o.customer", {"age": "= c.age", "id": "= c.id"}),
+    ("SELECT amount, age FROM orders JOIN customers USING (customer)", {"amount": "= o.amount", "age": "= c.age"}),
+    (
+        "SELECT customer FROM orders NATURAL JOIN (SELECT customer, age FROM customers)",
+        {"customer": "c.customer o.customer"},
+    ),
+    (
+        "WITH x AS (SELECT *, amount * 2 AS twice FROM orders) SELECT twice, id FROM x",
+        {"twice": "o.amount", "id": "= o.id"},
+    ),
+    ("SELECT amount * id AS both_, both_ + 1 AS more FROM orders", {"more": "o.amount o.id"}),
+    ("SELECT age AS amount, amount + 1 AS more FROM orders, customers", {"more": "o.amount"}),
+    ("SELECT id, (SELECT max(age) FROM customers WHERE amount > age) AS m FROM orders", {"m": "c.age o.amount"}),
+    ("SELECT place.city AS city, orders.place.zip AS zip FROM orders", {"city": "o.place", "zip": "o.place"}),
+    ("SELECT id FROM orders o JOIN (SELECT customer FROM customers) c USING (customer)", {"id": "= o.id"}),
+]
+
+# What cannot be followed, whatever is known.
+UNKNOWN = [
+    ("SELECT id, min(COLUMNS('am.*')) AS a FROM orders GROUP BY id", {"a": "?"}),
+    (
+        "SELECT * FROM (SELECT customer, id, amount FROM orders) PIVOT (sum(amount) FOR customer IN ('a', 'b'))",
+        {"a": "?"},
+    ),
+    ("SELECT x FROM query('SELECT 1 AS x')", {"x": "?"}),
+    ("SELECT o AS whole FROM orders o", {"whole": "?"}),
+    ("SELECT id FROM (SELECT o.id, c.id FROM orders o, customers c)", {"id": "?"}),
+]
+
+
+def written(lineage: Lineage) -> dict[str, str]:
+    """As the tables above write it."""
+    short = {"orders": "o", "customers": "c"}
+    return {
+        one.column: ("= " if one.copy_of else "") + " ".join(f"{short[r.source]}.{r.column}" for r in one.reads)
+        if one.known
+        else "?"
+        for one in lineage.columns
+    }
+
+
+def given(con: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
+    bound = {"partition_start": "2024-01-01"} if "$partition_start" in sql else {}
+    return con.sql(sql, params=bound).pl()
+
+
+@pytest.fixture
+def con():
+    with duckdb.connect() as con:
+        for name, frame in TABLES.items():
+            con.register(name, frame)
+        yield con
+
+
+@pytest.mark.parametrize(("sql", "expected"), TOLD)
+def test_the_text_alone_tells_where_columns_come_from(sql, expected):
+    found = written(column_lineage(sql, NOT_TOLD))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(("sql", "expected"), [*TOLD, *ASKED, *UNKNOWN])
+def test_with_the_columns_of_the_sources_every_column_is_followed_or_said_to_be_unknown(con, sql, expected):
+    columns = given(con, sql).columns
+    found = written(column_lineage(sql, COLUMNS, columns))
+    assert list(found) == columns
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("sql", [sql for sql, _ in ASKED])
+def test_what_the_text_does_not_tell_is_unknown_and_not_guessed(con, sql):
+    true = written(column_lineage(sql, COLUMNS, given(con, sql).columns))
+    lineage = column_lineage(sql, NOT_TOLD)
+    told = written(lineage)
+    assert all(told[name] in ("?", true[name]) for name in told)
+    assert not lineage.complete or told == true
+
+
+@pytest.mark.parametrize("sql", [sql for sql, _ in [*TOLD, *ASKED]])
+@pytest.mark.parametrize("known", [COLUMNS, NOT_TOLD])
+def test_a_column_that_changes_with_a_source_column_is_said_to_read_it(con, sql, known):
+    """The other way round: change the values of a source column, and see which columns of the result change."""
+    before = given(con, sql)
+    lineage = column_lineage(sql, known, before.columns)
+    for name, frame in TABLES.items():
+        for column in frame.columns:
+            con.register(name, frame.with_columns(frame[column].gather([*range(1, frame.height), 0])))
+            after = given(con, sql)
+            con.register(name, frame)
+            if SourceColumn(name, column) in lineage.deciders:
+                continue
+            assert after.height == before.height
+            changed = [one for one in before.columns if not sorted_rows(after[one]).equals(sorted_rows(before[one]))]
+            assert not [one for one in changed if not reads(lineage, one, name, column)], column
+
+
+def sorted_rows(values: pl.Series) -> pl.Series:
+    return pl.Series(sorted(map(str, values.to_list())))
+
+
+def reads(lineage: Lineage, column: str, source: str, wanted: str) -> bool:
+    one = lineage.of(column)
+    return not one.known or SourceColumn(source, wanted) in one.reads
+
+
+def test_sql_that_the_parser_does_not_know_has_no_lineage_and_says_why():
+    lineage = column_lineage("SELECT FROM WHERE ((", NOT_TOLD, ["a"])
+    assert (lineage.of("a").known, lineage.complete, lineage.sources) == (False, False, ("orders", "customers"))
+    assert "does not understand" in lineage.reason
+
+
+def test_what_decides_the_rows_is_named_apart_from_what_makes_the_values():
+    sql = "SELECT o.id FROM orders o JOIN customers c USING (customer) WHERE c.age > 20 QUALIFY row_number() OVER (ORDER BY amount) = 1"
+    lineage = column_lineage(sql, COLUMNS)
+    assert lineage.of("id").reads == (SourceColumn("orders", "id"),)
+    assert {f"{one.source}.{one.column}" for one in lineage.deciders} == {
+        "customers.age",
+        "customers.customer",
+        "orders.amount",
+        "orders.customer",
+    }
+    assert lineage.read_of("orders") == ["amount", "customer", "id"]
+
+
+def shipped_pipeline() -> Pipeline:
+    folder = Path(shipped.__file__).parent
+    declared = yaml.safe_load((folder / "defs.yaml").read_text())["attributes"]
+    return Pipeline(PipelineSpec.model_validate(declared), folder, Home(folder))
+
+
+@pytest.fixture(scope="module")
+def flights() -> dict[str, pl.DataFrame]:
+    """The shipped tables, a few weeks of them."""
+    window = pl.col("time_hour").dt.convert_time_zone("America/New_York").dt.date()
+    days = window.is_between(pl.date(2013, 5, 10), pl.date(2013, 6, 11))
+    tables = {
+        "flights": shipped.flights().filter(days),
+        "weather": shipped.weather().filter(days),
+        "planes": shipped.planes(),
+    }
+    return {name: frame.collect() for name, frame in tables.items()}
+
+
+@pytest.fixture(scope="module")
+def flight_sql() -> tuple[str, Partition]:
+    pipeline = shipped_pipeline()
+    return pipeline.builder.query.text, pipeline.spec.partitions.calendar.named("2013-06-10")
+
+
+def features_of(con: duckdb.DuckDBPyConnection, sql: str, partition: Partition) -> pl.DataFrame:
+    con.execute("SET TimeZone = 'America/New_York'")
+    bound = {"partition_start": partition.start, "partition_end": partition.end}
+    return con.sql(sql, params=bound).pl()
+
+
+def test_every_feature_of_the_flights_is_followed_without_asking_for_columns(flight_sql):
+    lineage = column_lineage(flight_sql[0], dict.fromkeys(("flights", "weather", "planes"), ()))
+    assert lineage.complete
+    assert lineage.sources == ("flights", "weather", "planes")
+    read = {one.column: {f"{r.source}.{r.column}" for r in one.reads} for one in lineage.columns}
+    assert len(read) == 48
+    assert read["flight_id"] == {"flights.flight_id"}
+    assert read["plane_age"] == {"planes.year"}
+    assert read["origin_flights_so_far"] == {"flights.*", "flights.origin", "flights.scheduled_departure"}
+    assert read["flight_late_30d"] == {"flights.*", "flights.arr_delay"}
+    assert read["schedule_slack"] == {
+        "flights.*",
+        *(f"flights.{name}" for name in ("arr_delay", "dep_delay", "scheduled_arrival", "scheduled_departure")),
+    }
+    assert read["temp_change"] == {"weather.temp", "weather.time_hour"}
+    assert lineage.of("plane_seats").copy_of == SourceColumn("planes", "seats")
+    known_only_afterwards = {"flights.dep_time", "flights.arr_time", "flights.air_time"}
+    assert not known_only_afterwards & {one for reads in read.values() for one in reads}
+
+
+def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_said_to_read(flights, flight_sql):
+    lineage = column_lineage(flight_sql[0], {name: frame.columns for name, frame in flights.items()})
+    deciders = set(lineage.deciders)
+    with duckdb.connect() as con:
+        for name, frame in flights.items():
+            con.register(name, frame)
+        before = features_of(con, *flight_sql)
+        changes = 0
+        for name, frame in flights.items():
+            for column in frame.columns:
+                if SourceColumn(name, column) in deciders or column == "flight_id":  # it names the rows
+                    continue
+                con.register(name, frame.with_columns(frame[column].reverse()))
+                after = features_of(con, *flight_sql)
+                con.register(name, frame)
+                changed = [one for one in before.columns if not after[one].equals(before[one])]
+                assert not [one for one in changed if SourceColumn(name, column) not in lineage.of(one).reads], column
+                changes += bool(changed)
+    assert changes >= 10

@@ -1,0 +1,72 @@
+"""The cap on training rows: exactly so many, each class in proportion, the same ones every time, in their order."""
+
+from collections import Counter
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch_platform.features.sample import Sample
+
+
+def drawn(frames: list[pl.DataFrame], most: int | None, by: str | None) -> pl.DataFrame:
+    sample = Sample(most, by)
+    for frame in frames:
+        sample.add(frame)
+    assert sample.seen == sum(frame.height for frame in frames)
+    return pl.concat(sample.frames())
+
+
+def labelled(labels: list[str], at: int = 0) -> pl.DataFrame:
+    return pl.DataFrame({"at": range(at, at + len(labels)), "label": pl.Series(labels, dtype=pl.String)})
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), min_size=1, max_size=8),
+    st.integers(3, 60),
+    st.sampled_from(["label", None]),
+)
+def test_a_sample_holds_so_many_rows_in_their_order_with_each_class_in_proportion(labels, most, by):
+    frames, at = [], 0
+    for part in labels:
+        frames.append(labelled(part, at))
+        at += len(part)
+    found = drawn(frames, most, by)
+    assert found.height == min(most, at)
+    assert found["at"].is_sorted()
+    assert found["at"].n_unique() == found.height
+    if by is not None and at > most:
+        before, after = (Counter(pl.concat(frames)["label"]), Counter(found["label"]))
+        assert set(after) == set(before), "no class is lost while there is room"
+        assert all(abs(after[name] - most * before[name] / at) <= 2 for name in before)
+
+
+def test_a_rare_class_keeps_a_row():
+    found = drawn([labelled(["common"] * 5000 + ["rare"])], 100, "label")
+    assert Counter(found["label"]) == {"common": 99, "rare": 1}
+
+
+@pytest.mark.parametrize("by", ["label", None])
+def test_the_same_rows_are_drawn_every_time_whatever_is_let_go_on_the_way(by):
+    frames = [labelled(["a", "b", "b", "c"] * 25, at) for at in range(0, 10_000, 100)]
+    found = drawn(frames, 150, by)
+    assert found.equals(drawn(frames, 150, by))
+    assert found.equals(drawn([pl.concat(frames)], 150, by)), "one frame or many"
+    spread = Counter(at // 1000 for at in found["at"])
+    assert len(spread) == 10, "from the whole of the window"
+
+
+def test_without_a_cap_all_rows_stay():
+    frame = labelled(["a"] * 50)
+    assert drawn([frame], None, "label").equals(frame)
+    assert drawn([frame], 50, "label").equals(frame)
+
+
+def test_what_is_held_is_bounded_by_the_sample():
+    sample = Sample(10, None)
+    for at in range(0, 10_000, 20):
+        sample.add(labelled(["a"] * 20, at))
+        assert sum(frame.height for frame in sample._frames) <= 4 * 10
+    assert sum(frame.height for frame in sample.frames()) == 10

@@ -1,0 +1,366 @@
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.functions import import_function, source_code
+from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.sql import literal, quoted
+from batch_platform_tests.small_pipeline import small_spec
+
+FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
+ODD_FOLDERS = ["plain", "a b", "[x]", "it's", 'say "hi"', "größe", "a*b", "a?b", "a=b"]
+FUNCTIONS = """
+import polars as pl
+import pyarrow as pa
+
+def table():
+    return pl.LazyFrame({"x": [1, 2]})
+
+def by_partition(partition):
+    return pl.DataFrame({"key": [partition.key]})
+
+def with_default(rows=3):
+    return pl.DataFrame({"x": range(rows)})
+
+def arrow():
+    return pa.table({"x": [1, None], "text": ["a", "b"]})
+
+def breaks():
+    raise RuntimeError("no connection")
+
+def breaks_late():
+    return pl.LazyFrame({"x": [1]}).select("nope")
+
+def none():
+    return None
+
+def numbers():
+    return [1, 2]
+
+def needs_more(partition, other):
+    return table()
+
+not_a_function = 3
+"""
+
+
+def sources(folder: Path, **declared: dict[str, str]) -> Sources:
+    """Sources below a folder, instead of those of the small pipeline."""
+    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
+    return Sources(small_spec().model_validate({**spec, "sources": declared}), folder)
+
+
+def rows(of: Sources, sql: str, partition: Partition = FIRST) -> list[tuple[object, ...]]:
+    with of.connect() as con:
+        con.open(partition)
+        return con.duckdb.execute(sql).fetchall()
+
+
+def write_duckdb(path: Path, *statements: str) -> None:
+    with duckdb.connect(str(path)) as con:
+        for statement in statements:
+            con.execute(statement)
+
+
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    """The name of a module with the functions above, importable for one test."""
+    name = f"functions_of_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize("folder", ODD_FOLDERS)
+def test_a_file_is_read_whatever_the_folder_is_called(tmp_path, kind, folder):
+    (tmp_path / folder).mkdir()
+    table = pl.DataFrame({"x": [1, 2], "größe": ["a", "b"]})
+    getattr(table, f"write_{kind}")(tmp_path / folder / f"table.{kind}")
+    below = sources(tmp_path / folder, a={kind: f"table.{kind}"})
+    assert rows(below, "FROM a ORDER BY x") == table.rows()
+    assert below.frames(FIRST, ["a"])["a"].collect().rows() == table.rows()
+
+
+def test_a_path_may_be_absolute(tmp_path):
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "a.parquet")
+    assert rows(sources(Path("/nowhere"), a={"parquet": str(tmp_path / "a.parquet")}), "FROM a") == [(1,)]
+
+
+def test_all_files_of_a_glob_are_read(tmp_path):
+    for at, name in enumerate(["2024/b.parquet", "2023/a.parquet", "2023/deep/c.parquet"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame({"x": [at]}).write_parquet(tmp_path / name)
+    assert rows(sources(tmp_path, a={"parquet": "20*/*.parquet"}), "SELECT sum(x) FROM a") == [(1,)]
+    assert rows(sources(tmp_path, a={"parquet": "**/*.parquet"}), "SELECT sum(x) FROM a") == [(3,)]
+    below = sources(tmp_path, a={"parquet": "**/*.parquet"})
+    assert [path.name for path in below.files("a", FIRST)] == ["a.parquet", "c.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize("pattern", ["{partition_key}.csv", "{partition_key}/x.csv", "at={partition_key}/*.csv"])
+def test_each_partition_has_a_file_of_its_own(tmp_path, pattern):
+    for at, partition in enumerate([FIRST, SECOND]):
+        path = tmp_path / pattern.replace("{partition_key}", partition.key).replace("*", "x")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"x\n{at}\n")
+    below = sources(tmp_path, a={"csv": pattern})
+    assert below.takes_partition("a")
+    with below.connect() as con:
+        con.open(FIRST)
+        assert con.duckdb.execute("FROM a").fetchall() == [(0,)]
+        con.move(SECOND)
+        assert con.duckdb.execute("FROM a").fetchall() == [(1,)]
+    assert below.versions(FIRST) != below.versions(SECOND)
+    assert below.frames(SECOND, ["a"])["a"].collect().rows() == [(1,)]
+
+
+@pytest.mark.parametrize("table", ["t", "main.t", 'other.say "hi"; DROP TABLE t'])
+def test_a_table_of_a_duckdb_file_is_read(tmp_path, table):
+    schema, _, name = table.rpartition(".")
+    write_duckdb(
+        tmp_path / "it's.duckdb",
+        "CREATE SCHEMA other",
+        f"CREATE TABLE {quoted(schema or 'main')}.{quoted(name)} AS SELECT 7 AS x",
+    )
+    below = sources(tmp_path, a={"duckdb": "it's.duckdb", "table": table})
+    assert rows(below, "FROM a") == [(7,)]
+    assert below.frames(FIRST, ["a"])["a"].collect().rows() == [(7,)]
+
+
+def test_two_sources_may_be_tables_of_one_duckdb_file(tmp_path):
+    write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a AS SELECT 1 AS x", "CREATE VIEW b AS SELECT 2 AS x")
+    below = sources(tmp_path, a={"duckdb": "x.duckdb", "table": "a"}, b={"duckdb": "x.duckdb", "table": "b"})
+    assert rows(below, "FROM a UNION ALL FROM b ORDER BY x") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("table", [(1,), (2,)]),
+        ("by_partition", [("2024-01-01",)]),
+        ("with_default", [(0,), (1,), (2,)]),
+        ("arrow", [(1, "a"), (None, "b")]),
+    ],
+)
+def test_a_function_gives_a_table_with_or_without_the_partition(tmp_path, functions, function, expected):
+    below = sources(tmp_path, a={"python": f"{functions}.{function}"})
+    assert below.takes_partition("a") == (function == "by_partition")
+    assert rows(below, "FROM a") == expected
+    assert below.frames(FIRST, ["a"])["a"].collect().rows() == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("breaks", "Source 'a' of 'small': .*breaks failed with RuntimeError: no connection"),
+        ("breaks_late", "Source 'a' of 'small' cannot be read: .*nope"),
+        ("none", "returned NoneType, which is no table"),
+        ("numbers", "returned list, which is no table"),
+        ("needs_more", "failed with TypeError: .*'other'"),
+    ],
+)
+def test_a_function_that_gives_no_table_is_an_error_of_the_source(tmp_path, functions, function, said):
+    with pytest.raises(SourceError, match=said):
+        rows(sources(tmp_path, a={"python": f"{functions}.{function}"}), "FROM a")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "said"),
+    [
+        ("no.such.module", "sources.a.python: the module 'no.such' cannot be imported"),
+        ("batch_platform.warehouse.sql.quotted", "has no function 'quotted'. Hint: did you mean 'quoted'?"),
+        ("{functions}.not_a_function", "has no function 'not_a_function'"),
+    ],
+)
+def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, said):
+    with pytest.raises(WrongUseError) as refused:
+        rows(sources(tmp_path, a={"python": dotted.format(functions=functions)}), "FROM a")
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "duckdb"])
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path, kind):
+    (tmp_path / f"Flights.{kind}").touch()
+    declared = {kind: f"flihgts.{kind}"} | ({"table": "t"} if kind == "duckdb" else {})
+    for call in (lambda of: rows(of, "FROM a"), lambda of: of.versions(FIRST)):
+        with pytest.raises(SourceError, match=f"there is no file .*flihgts.{kind}") as refused:
+            call(sources(tmp_path, a=declared))
+        assert f"did you mean 'Flights.{kind}'?" in str(refused.value)
+
+
+@pytest.mark.parametrize("pattern", ["*.parquet", "nowhere/*.parquet", "nowhere/a.parquet"])
+def test_no_file_at_all_says_what_was_looked_for(tmp_path, pattern):
+    with pytest.raises(SourceError, match=r"there is no file .*Hint: correct sources.a or bring the file"):
+        rows(sources(tmp_path, a={"parquet": pattern}), "FROM a")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "duckdb"])
+def test_a_file_that_is_none_of_its_kind_is_an_error_of_the_source(tmp_path, kind):
+    (tmp_path / "a").write_bytes(b"not a table at all" * 500)
+    declared = {kind: "a"} | ({"table": "t"} if kind == "duckdb" else {})
+    with pytest.raises(SourceError, match="Source 'a' of 'small'"):
+        rows(sources(tmp_path, a=declared), "FROM a")
+
+
+def test_a_table_that_is_not_in_the_duckdb_file_is_an_error_of_the_source(tmp_path):
+    write_duckdb(tmp_path / "x.duckdb", "CREATE TABLE a (x INTEGER)")
+    with pytest.raises(SourceError, match=r"Source 'a' of 'small' cannot be read: .*nope"):
+        rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "nope"}), "FROM a")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "duckdb"])
+def test_a_changed_file_has_another_version_and_an_unchanged_one_has_not(tmp_path, kind):
+    def write(value: int) -> None:
+        (tmp_path / "a").unlink(missing_ok=True)
+        if kind == "duckdb":
+            write_duckdb(tmp_path / "a", f"CREATE TABLE t AS SELECT {value} AS x")
+        else:
+            getattr(pl.DataFrame({"x": [value]}), f"write_{kind}")(tmp_path / "a")
+        os.utime(tmp_path / "a", ns=(value, value))
+
+    below = sources(tmp_path, a={kind: "a"} | ({"table": "t"} if kind == "duckdb" else {}))
+    versions = []
+    for value in (1, 2, 1):
+        write(value)
+        versions.append(below.versions(FIRST)["a"])
+        assert below.state("a", FIRST).version == versions[-1]
+    assert versions[0] != versions[1]
+    assert versions[0] == versions[2]
+
+
+def test_a_file_that_joins_a_glob_or_moves_in_it_changes_the_version(tmp_path):
+    below = sources(tmp_path, a={"csv": "**/*.csv"})
+    seen = set()
+    for present in (["a.csv"], ["a.csv", "b.csv"], ["a.csv", "deep/b.csv"]):
+        for path in tmp_path.rglob("*.csv"):
+            path.unlink()
+        for name in present:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("x\n1\n")
+            os.utime(tmp_path / name, ns=(0, 0))
+        seen.add(below.versions(FIRST)["a"])
+    assert len(seen) == 3
+
+
+def test_a_version_does_not_depend_on_where_the_project_lies(tmp_path):
+    versions = []
+    for folder in (tmp_path / "here", tmp_path / "there"):
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "a.csv").write_text("x\n1\n")
+        os.utime(folder / "data" / "a.csv", ns=(0, 0))
+        versions.append(sources(folder, a={"csv": "data/*.csv"}).versions(FIRST))
+    assert versions[0] == versions[1]
+
+
+def test_the_version_of_a_function_is_that_of_its_code(tmp_path, functions):
+    below = sources(tmp_path, a={"python": f"{functions}.table"})
+    before = below.versions(FIRST)
+    assert below.versions(SECOND) == before
+    (tmp_path / f"{functions}.py").write_text(FUNCTIONS + "\n# changed\n")
+    assert below.versions(FIRST) != before
+
+
+@pytest.mark.parametrize("dotted", ["functools.partial", "math.sqrt", "builtins.len", "pathlib.Path"])
+def test_code_written_in_any_way_has_a_version(dotted):
+    assert source_code(dotted, "key") == source_code(dotted, "key")
+    assert callable(import_function(dotted, "key"))
+
+
+def test_the_state_of_a_source_is_what_it_holds(tmp_path):
+    pl.DataFrame({"x": pl.Series([1, 2], dtype=pl.Int32), "at": [datetime(2024, 1, 1, tzinfo=UTC)] * 2}).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    state = sources(tmp_path, a={"parquet": "a.parquet"}).state("a", None)
+    assert state.rows == 2
+    assert state.columns == {"x": "INTEGER", "at": "TIMESTAMP WITH TIME ZONE"}
+    assert state.location == str(tmp_path / "a.parquet")
+
+
+def test_the_state_of_a_function_changes_with_the_number_of_its_rows(tmp_path, functions):
+    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.with_default"})
+    assert below.state("a", None).rows == 2
+    assert below.state("a", None) == below.state("a", None)
+    assert below.state("a", None).version != below.state("b", None).version
+
+
+def test_only_the_sources_that_are_asked_for_are_read(tmp_path, functions):
+    below = sources(tmp_path, a={"python": f"{functions}.table"}, b={"python": f"{functions}.breaks"})
+    assert [*below.frames(FIRST, ["a"])] == ["a"]
+    assert below.state("a", None).rows == 2
+
+
+FORBIDDEN = [
+    "FROM '{folder}/secret.parquet'",
+    "FROM read_parquet('{folder}/*.parquet')",
+    "FROM read_text('{folder}/secret.parquet')",
+    "FROM read_csv('/etc/passwd')",
+    "FROM glob('{folder}/*')",
+    "FROM local_frame",
+    "COPY a TO '{folder}/stolen.csv'",
+    "COPY a TO '{folder}/a.parquet'",
+    "EXPORT DATABASE '{folder}/stolen'",
+    "ATTACH '{folder}/stolen.duckdb'",
+    "INSTALL httpfs",
+    "LOAD httpfs",
+    "SET enable_external_access = true",
+    "SET allowed_directories = ['/']",
+    "SET lock_configuration = false",
+    "SET python_enable_replacements = true",
+    "CREATE TABLE {database}.main.stolen (x INTEGER)",
+    "DROP TABLE {database}.main.t",
+]
+
+
+@pytest.mark.parametrize("sql", FORBIDDEN)
+def test_sql_can_read_and_write_nothing_but_its_sources(tmp_path, sql):
+    local_frame = pl.DataFrame({"x": [1]})  # found by name in the caller's variables, if DuckDB is allowed to
+    for name in ("a", "secret"):
+        local_frame.write_parquet(tmp_path / f"{name}.parquet")
+    write_duckdb(tmp_path / "b.duckdb", "CREATE TABLE t AS SELECT 1 AS x")
+    below = sources(tmp_path, a={"parquet": "a.parquet"}, b={"duckdb": "b.duckdb", "table": "t"})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with below.connect() as con:
+        con.open(FIRST)
+        assert con.duckdb.execute("FROM a UNION ALL FROM b").fetchall() == [(1,), (1,)]
+        with pytest.raises(duckdb.Error):
+            con.duckdb.execute(sql.format(folder=tmp_path, database=quoted(str(tmp_path / "b.duckdb")))).fetchall()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_sql_can_read_no_other_folder_where_each_partition_has_a_file(tmp_path):
+    (tmp_path / "data").mkdir()
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "data" / f"{FIRST.key}.parquet")
+    pl.DataFrame({"x": [2]}).write_parquet(tmp_path / "secret.parquet")
+    below = sources(tmp_path, a={"parquet": "data/{partition_key}.parquet"})
+    assert rows(below, "FROM a") == [(1,)]
+    with pytest.raises(duckdb.PermissionException):
+        rows(below, f"FROM '{tmp_path}/secret.parquet'")
+
+
+def test_sql_reads_times_in_the_zone_of_the_pipeline(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    (found,) = rows(sources(tmp_path, a={"csv": "a.csv"}), "SELECT TIMESTAMPTZ '2024-07-01T00:00Z'::TIMESTAMP::TEXT")
+    assert found == ("2024-07-01 02:00:00",)
+
+
+@pytest.mark.parametrize("text", ["plain", 'say "hi"', "it's", "'; DROP TABLE x; --", "größe", "a.b", ""])
+def test_any_text_can_be_quoted(text):
+    with duckdb.connect() as con:
+        assert con.execute(f"SELECT {literal(text)}").fetchall() == [(text,)]
+        if text:
+            assert con.execute(f"SELECT 1 AS {quoted(text)}").description[0][0] == text
+
+
+def test_a_polars_and_an_arrow_table_give_the_same_rows(tmp_path, functions):
+    below = sources(tmp_path, a={"python": f"{functions}.arrow"})
+    assert isinstance(import_function(f"{functions}.arrow", "key")(), pa.Table)
+    assert below.call("a", FIRST).lazy().collect().rows() == rows(below, "FROM a")

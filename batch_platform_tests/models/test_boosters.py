@@ -1,0 +1,197 @@
+"""Compiled boosters: the bits of LightGBM's and XGBoost's own code, for whatever matrix comes."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+import xgboost
+from hypothesis import given, settings
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from batch_platform.models.contract import Column, Contract
+from batch_platform.models.flavours.known import flavour_of, predictor_of
+from batch_platform.models.forest.compiled import OfParts, compile_predictor
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.forest.proof import prove, same_outcome
+from batch_platform.models.native_threads import one_thread
+from batch_platform.models.signature import Signature
+from batch_platform_tests.models.test_forest import SHAPES, Shape, assert_the_same_bits, table
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def light(kind: type = lightgbm.LGBMRegressor, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(
+        n_estimators=shape.trees,
+        num_leaves=shape.leaves,
+        max_depth=-1,
+        min_child_samples=1,
+        min_data_per_group=1,
+        cat_smooth=0,
+        n_jobs=1,
+        verbose=-1,
+        **params,
+    )
+
+
+def extreme(kind: type = xgboost.XGBRegressor, **params: Any) -> Callable[[Shape], Any]:
+    return lambda shape: kind(
+        n_estimators=shape.trees,
+        max_leaves=shape.leaves,
+        max_depth=min(shape.depth, 8),
+        min_child_weight=0,
+        n_jobs=1,
+        enable_categorical=bool(shape.categories),
+        feature_types=["q"] * (shape.columns - 1) + ["c"] if shape.categories else None,
+        **params,
+    )
+
+
+BOOSTERS: dict[str, Callable[[Shape], Any]] = {
+    "lightgbm, classes": light(lightgbm.LGBMClassifier),
+    "lightgbm, classes of a forest": light(
+        lightgbm.LGBMClassifier, boosting_type="rf", bagging_freq=1, bagging_fraction=0.7
+    ),
+    "lightgbm, dropped trees": light(lightgbm.LGBMClassifier, boosting_type="dart", drop_rate=0.5),
+    "lightgbm, values": light(),
+    "lightgbm, counts": light(objective="poisson"),
+    "lightgbm, medians": light(objective="regression_l1"),
+    "lightgbm, nothing known of missing values": light(use_missing=False),
+    "lightgbm, shares": light(objective="cross_entropy"),
+    "lightgbm, in front a scaler": lambda shape: make_pipeline(StandardScaler(), light()(shape)),
+    "xgboost, classes": extreme(xgboost.XGBClassifier),
+    "xgboost, classes of a forest": extreme(xgboost.XGBRFClassifier),
+    "xgboost, values": extreme(),
+    "xgboost, counts": extreme(objective="count:poisson"),
+    "xgboost, medians": extreme(objective="reg:absoluteerror"),
+    "xgboost, one category against the rest": extreme(max_cat_to_onehot=1000),
+    "xgboost, in front a scaler": lambda shape: make_pipeline(StandardScaler(), extreme()(shape)),
+}
+
+
+def learnt(name: str, shape: Shape) -> OfParts:
+    """A booster fitted to labels that follow every column, as it comes back from disk."""
+    if "scaler" in name:
+        shape = replace(shape, categories=0)
+    matrix = table(shape, shape.rows)
+    random = np.random.default_rng(shape.seed)
+    signal = np.sin(3 * np.nan_to_num(matrix, nan=0.7)).sum(axis=1) + 0.1 * random.normal(size=shape.rows)
+    if "classes" in name or "dropped" in name:
+        task = "binary" if shape.classes == 2 else "multiclass"
+        truth = np.digitize(signal, np.quantile(signal, np.arange(1, shape.classes) / shape.classes))
+        classes = np.unique(truth).tolist()
+    else:
+        task, classes, truth = "regression", [], 1 / (1 + np.exp(-signal))
+    model = BOOSTERS[name](shape)
+    known = {"categorical_feature": [shape.columns - 1]} if shape.categories and flavour_of(model) == "lightgbm" else {}
+    model.fit(matrix, truth, **known)
+    predictor = predictor_of(flavour_of(model), model, Signature(task, classes, contract(shape)))
+    assert isinstance(predictor, OfParts)
+    return predictor
+
+
+def contract(shape: Shape) -> Contract:
+    numbers = [Column(name=f"x{at}", type="float", nullable=True) for at in range(shape.columns)]
+    if shape.categories:
+        codes = tuple(map(str, range(shape.categories)))
+        numbers[-1] = Column(name="code", type="category", nullable=True, categories=codes)
+    return Contract(tuple(numbers))
+
+
+@pytest.mark.parametrize("name", BOOSTERS)
+@settings(max_examples=12)
+@given(shape=SHAPES)
+def test_every_booster_gives_the_scores_of_its_library_bit_for_bit(name: str, shape: Shape):
+    assert_the_same_bits(shape, learnt(name, shape))
+
+
+@pytest.mark.parametrize("name", BOOSTERS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(rows=3000, missing=0.1, categories=7),
+        Shape(rows=3000, classes=3, categories=70),
+        Shape(rows=3000, leaves=200, depth=20),
+    ],
+    ids=["categories", "many categories", "many leaves"],
+)
+def test_the_compiled_form_itself_answers_what_a_contract_lets_through(monkeypatch, name: str, shape: Shape):
+    predictor = learnt(name, shape)
+    compiled = compile_predictor(predictor)
+    rows = table(replace(shape, categories=0) if "scaler" in name else shape, 2000)
+    expected = predictor.predict(rows)
+    monkeypatch.setattr(type(predictor), "predict", None)
+    assert compiled.predict(rows).tobytes() == expected.tobytes()
+    with ThreadPoolExecutor(4) as threads:
+        assert {found.tobytes() for found in threads.map(compiled.predict, [rows] * 8)} == {expected.tobytes()}
+
+
+def test_numbers_that_lightgbm_takes_for_zero_go_where_zero_goes():
+    random = np.random.default_rng(0)
+    matrix = random.choice([-1.0, 0.0, 1.0], (500, 2))
+    model = lightgbm.LGBMRegressor(n_estimators=4, min_child_samples=1, verbose=-1)
+    model.fit(matrix, (matrix[:, 0] == 0) * 3.0 + matrix[:, 1])
+    shape = Shape(columns=2)
+    predictor = predictor_of("lightgbm", model, Signature("regression", [], contract(shape)))
+    assert isinstance(predictor, OfParts)
+    compiled = assert_the_same_bits(shape, predictor)
+    smallest = float(np.float32(1e-35))
+    assert smallest in np.abs(compiled.parts.ensemble.trees[0].threshold)
+    near = [0.0, -0.0, 1e-36, -1e-36, smallest, -smallest, np.nextafter(smallest, 1), np.nextafter(-smallest, -1)]
+    rows = np.column_stack([near * 2, near[::-1] * 2])
+    assert len(set(predictor.predict(rows).tolist())) > 1
+    assert same_outcome(predictor, compiled, rows)
+
+
+def test_only_the_rounds_up_to_the_best_count_where_training_stopped_early():
+    shape = Shape(rows=400)
+    matrix = table(shape, shape.rows)
+    truth = np.nan_to_num(matrix[:, 0]) + np.random.default_rng(0).normal(size=shape.rows)
+    known, held_out = (matrix[:200], truth[:200]), (matrix[200:], truth[200:])
+    extremely = xgboost.XGBRegressor(n_estimators=200, early_stopping_rounds=3, n_jobs=1)
+    lightly = lightgbm.LGBMRegressor(n_estimators=200, early_stopping_rounds=3, verbose=-1)
+    extremely.fit(*known, eval_set=[held_out], verbose=False)
+    lightly.fit(*known, eval_X=held_out[0], eval_y=held_out[1])
+    for model in (extremely, lightly):
+        predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
+        assert isinstance(predictor, OfParts)
+        compiled = assert_the_same_bits(shape, predictor)
+        best = model.best_iteration + 1 if isinstance(model, xgboost.XGBModel) else model.best_iteration_
+        assert len(compiled.parts.ensemble.trees) == best < 100
+
+
+NOT_COMPILABLE = {
+    "linear models in the leaves": (light(linear_tree=True), Shape(), "its leaves are linear models"),
+    "zeros are missing": (light(zero_as_missing=True), Shape(), "it takes zeros for missing values"),
+    "roots": (light(reg_sqrt=True), Shape(), "'regression sqrt' does to a sum is not known"),
+    "a linear booster": (extreme(booster="gblinear"), Shape(), "gblinear is more than a sum of trees"),
+    "weighted trees": (extreme(booster="dart"), Shape(), "dart is more than a sum of trees"),
+    "many categories": (light(), Shape(rows=2000, categories=300), "more than 255 categories"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_COMPILABLE)
+def test_what_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
+    make, shape, reason = NOT_COMPILABLE[name]
+    matrix = table(shape, shape.rows)
+    model = make(shape)
+    if name == "a linear booster":
+        model.set_params(max_leaves=None, max_depth=None, min_child_weight=None)
+    known = {"categorical_feature": [shape.columns - 1]} if shape.categories else {}
+    model.fit(matrix, np.sin(3 * matrix).sum(axis=1), **known)
+    predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
+    assert isinstance(predictor, OfParts)
+    with pytest.raises(NotCompilableError, match=reason):
+        compile_predictor(predictor)
+    proof = prove(predictor, matrix).compiled
+    assert (proof.kernel, proof.rows) == (None, 0)
+    assert reason in (proof.reason or "")

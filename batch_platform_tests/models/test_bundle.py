@@ -1,0 +1,301 @@
+"""Bundles: what was trained comes back exactly, and a changed byte or a foreign type never gets in."""
+
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.base import BaseEstimator
+
+from batch_platform.declaration.errors import IntegrityError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.spec import Model
+from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
+from batch_platform.models.contract import Column, Contract
+from batch_platform.models.estimator import make_estimator
+from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
+from batch_platform.models.forest import arrays
+from batch_platform.models.forest.compiled import WORTH_COMPILING, CompiledPredictor
+from batch_platform.models.forest.proof import NEVER_TRIED, Compiled, prove
+
+CONTRACT = Contract(
+    (Column("x", "float", nullable=True), Column("shop", "category", nullable=True, categories=("a", "b", "c")))
+)
+ESTIMATORS = {
+    "sklearn.ensemble.HistGradientBoostingClassifier": ("binary", {"max_iter": 3}),
+    "sklearn.ensemble.HistGradientBoostingRegressor": ("regression", {"max_iter": 3}),
+    "sklearn.ensemble.RandomForestClassifier": ("binary", {"n_estimators": 3}),
+    "sklearn.ensemble.ExtraTreesRegressor": ("regression", {"n_estimators": 3}),
+    "sklearn.ensemble.GradientBoostingClassifier": ("binary", {"n_estimators": 3}),
+    "sklearn.ensemble.AdaBoostClassifier": ("binary", {"n_estimators": 3}),
+    "sklearn.tree.DecisionTreeClassifier": ("binary", {"max_depth": 3}),
+    "sklearn.linear_model.LogisticRegression": ("binary", {}),
+    "sklearn.linear_model.Ridge": ("regression", {}),
+    "sklearn.linear_model.LinearRegression": ("regression", {}),
+    "sklearn.linear_model.SGDClassifier": ("binary", {"loss": "log_loss"}),
+    "sklearn.linear_model.SGDRegressor": ("regression", {}),
+    "sklearn.tree.DecisionTreeRegressor": ("regression", {"max_depth": 3}),
+    "sklearn.calibration.CalibratedClassifierCV": ("binary", {"cv": 2}),
+    "sklearn.neural_network.MLPClassifier": ("binary", {"max_iter": 2000, "hidden_layer_sizes": [4]}),
+    "sklearn.neural_network.MLPRegressor": ("regression", {"max_iter": 3000, "hidden_layer_sizes": [4], "tol": 0.01}),
+    "sklearn.naive_bayes.GaussianNB": ("binary", {}),
+    "sklearn.cluster.KMeans": ("clustering", {"n_clusters": 2}),
+    "sklearn.ensemble.IsolationForest": ("outliers", {"n_estimators": 5}),
+}
+
+
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    matrix = np.column_stack([random.normal(size=120), random.integers(0, 3, 120).astype(float)])
+    matrix[::17, 0] = np.nan
+    return np.asfortranarray(matrix), np.nan_to_num(matrix[:, 0]) > 0
+
+
+def manifest(task: str = "binary", **changes) -> Manifest:
+    window = Window("2024-01-01T00:00:00+00:00", "2024-02-01T00:00:00+00:00", 31, 120, 0, "ab")
+    values = {
+        "pipeline": "small",
+        "serving_period": "2024-02-01",
+        "serving_start": "2024-02-01T00:00:00+00:00",
+        "flavour": "sklearn",
+        "task": task,
+        "classes": [False, True] if task == "binary" else [],
+        "estimator": "e",
+        "params": {"max_iter": 3},
+        "contract": CONTRACT.to_json(),
+        "training": window,
+        "evaluation": Evaluation(window.start, window.end, 20, {"roc_auc": 0.75}),
+        "features_code_version": "f",
+        "libraries": libraries(),
+        "created_at": "2024-02-01T00:00:00+00:00",
+        "run_id": "run",
+        "compiled": NEVER_TRIED,
+    }
+    return Manifest(**(values | changes))
+
+
+def written(tmp_path: Path, estimator="sklearn.tree.DecisionTreeClassifier", params=None, **changes):
+    """A fitted estimator, and its bundle's folder and hash."""
+    matrix, truth = rows()
+    task = ESTIMATORS[estimator][0]
+    fitted = make_estimator(Model(estimator=estimator), params or {}, CONTRACT)
+    fitted.fit(matrix, {"regression": truth.astype(float), "clustering": None, "outliers": None}.get(task, truth))
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    version, sha256, _ = write_bundle(manifest(task, **changes), fitted, staging, tmp_path / "models")
+    return fitted, tmp_path / "models" / version, sha256
+
+
+def rehashed(folder: Path, name: str, data: bytes) -> str:
+    """Change a file and every hash above it, as somebody who may write anything could; gives the bundle's hash."""
+    (folder / name).write_bytes(data)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["files"][name] = hashlib.sha256(data).hexdigest()
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    return hashlib.sha256(text).hexdigest()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_what_was_trained_comes_back_exactly(tmp_path, estimator):
+    task, params = ESTIMATORS[estimator]
+    fitted, folder, sha256 = written(tmp_path, estimator, params)
+    opened = open_bundle(folder, sha256)
+    matrix, _ = rows()
+    expected = fitted.predict_proba(matrix) if task == "binary" else fitted.predict(matrix)
+    expected = -fitted.decision_function(matrix) if task == "outliers" else expected
+    np.testing.assert_array_equal(opened.predictor.predict(matrix), expected)
+    assert opened.contract == CONTRACT
+    assert opened.manifest == replace(manifest(task), files=opened.manifest.files, contract=opened.manifest.contract)
+    assert opened.version == f"2024-02-01-{sha256[:8]}"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", MODEL_FILE])
+def test_a_changed_byte_is_refused_before_anything_is_parsed(tmp_path, name):
+    _, folder, sha256 = written(tmp_path)
+    original = (folder / name).read_bytes()
+    for at in (0, len(original) // 2, len(original) - 1):
+        changed = bytearray(original)
+        changed[at] ^= 1
+        (folder / name).write_bytes(changed)
+        with pytest.raises(IntegrityError, match=r"is not (the one that was registered|the one that was trained)"):
+            open_bundle(folder, sha256)
+    (folder / name).write_bytes(original)
+    open_bundle(folder, sha256)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", MODEL_FILE])
+def test_a_missing_file_is_refused(tmp_path, name):
+    _, folder, sha256 = written(tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(IntegrityError, match="2024-02-01-"):
+        open_bundle(folder, sha256)
+
+
+class Canary(BaseEstimator):
+    """Leaves a file behind when a pickle of it is loaded."""
+
+    def __init__(self, path: str = "canary") -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_in_place_of_the_model_is_refused_and_never_run(tmp_path):
+    _, folder, _ = written(tmp_path)
+    canary = tmp_path / "canary"
+    sha256 = rehashed(folder, MODEL_FILE, pickle.dumps(Canary(str(canary))))
+    with pytest.raises(IntegrityError, match="not written by skops"):
+        open_bundle(folder, sha256)
+    assert not canary.exists()
+
+
+def test_a_file_that_asks_for_a_foreign_type_is_refused_and_never_built(tmp_path):
+    _, folder, _ = written(tmp_path)
+    canary = tmp_path / "canary"
+    with zipfile.ZipFile(folder / MODEL_FILE) as archive:
+        schema = json.loads(archive.read("schema.json"))
+    schema |= {"__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "content": f"touch {canary}"}
+    evil = tmp_path / "evil.skops"
+    with zipfile.ZipFile(evil, "w") as archive:
+        archive.writestr("schema.json", json.dumps(schema))
+    sha256 = rehashed(folder, MODEL_FILE, evil.read_bytes())
+    with pytest.raises(IntegrityError, match=r"asks for types that are not trusted: os\.system"):
+        open_bundle(folder, sha256)
+    assert not canary.exists()
+
+
+class Homemade(BaseEstimator):
+    """An estimator that skops does not trust."""
+
+
+def test_an_estimator_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path):
+    with pytest.raises(TrainingRefusedError, match="Homemade"):
+        write_bundle(manifest(), Homemade(), tmp_path, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_the_list_of_trusted_types_holds_nothing_that_runs_commands():
+    assert all(name.startswith(("sklearn.", "numpy.", "functools.partial")) for name in TRUSTED_TYPES)
+
+
+@pytest.mark.parametrize("library", ["scikit-learn", "skops", "numpy"])
+def test_other_libraries_than_in_training_are_refused(tmp_path, library):
+    _, folder, sha256 = written(tmp_path, libraries={**libraries(), library: "0.1.2"})
+    with pytest.raises(WrongUseError, match=rf"trained with {library} 0\.1\.2 \(here {libraries()[library]}\)"):
+        open_bundle(folder, sha256)
+
+
+def test_another_patch_release_is_taken(tmp_path):
+    major, minor, *_ = libraries()["scikit-learn"].split(".")
+    _, folder, sha256 = written(tmp_path, libraries={**libraries(), "scikit-learn": f"{major}.{minor}.99"})
+    open_bundle(folder, sha256)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is no flavour")],
+)
+def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
+    _, folder, _ = written(tmp_path)
+    values = json.loads((folder / "manifest.json").read_text()) | changes
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    sha256 = hashlib.sha256(text).hexdigest()
+    with pytest.raises(WrongUseError, match=f"{said}.*upgrade batch-platform"):
+        open_bundle(folder, sha256)
+
+
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if "ensemble.Hist" in name or "RandomF" in name])
+def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(tmp_path, estimator):
+    fitted, _, _ = written(tmp_path, estimator, ESTIMATORS[estimator][1])
+    matrix, _ = rows()
+    proof = prove(SklearnPredictor(fitted, ESTIMATORS[estimator][0]), matrix).compiled
+    assert (proof.kernel, proof.reason, proof.trees) == ("leaf masks of 32 bits", None, 3)
+    (tmp_path / "staging" / "again").mkdir()
+    described = manifest(ESTIMATORS[estimator][0], compiled=proof)
+    version, sha256, _ = write_bundle(described, fitted, tmp_path / "staging" / "again", tmp_path / "models")
+    opened = open_bundle(tmp_path / "models" / version, sha256)
+    assert opened.manifest.compiled == proof
+    assert opened.for_rows(1000) is opened.predictor
+    compiled = opened.for_rows(WORTH_COMPILING)
+    assert isinstance(compiled, CompiledPredictor)
+    assert compiled.predict(matrix).tobytes() == opened.predictor.predict(matrix).tobytes()
+    assert opened.for_rows(WORTH_COMPILING) is compiled
+
+
+def test_a_model_whose_proof_failed_is_served_natively_whatever_the_rows(tmp_path):
+    _, folder, sha256 = written(tmp_path, compiled=Compiled(kernel=None, trees=3, rows=0, reason="it differs"))
+    opened = open_bundle(folder, sha256)
+    assert opened.for_rows(10**12) is opened.predictor
+
+
+def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
+    _, folder, sha256 = written(tmp_path, compiled=Compiled("leaf masks of 32 bits", trees=1, rows=9, reason=None))
+    flatten = arrays.flatten
+
+    def wrong(ensemble):
+        flat = flatten(ensemble)
+        flat.trees.value[:] = np.nextafter(flat.trees.value, 2)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    opened = open_bundle(folder, sha256)
+    assert opened.for_rows(1000) is opened.predictor
+    assert (opened.not_compiled, caplog.text) == ("", "")
+    assert opened.for_rows(10**12) is opened.for_rows(10**12) is opened.predictor
+    assert "differs from the library's own result" in opened.not_compiled
+    assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
+
+
+def test_a_bundle_of_the_first_format_is_read_and_served_natively(tmp_path):
+    _, folder, _ = written(tmp_path)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["format"] = 1
+    del values["compiled"]
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    opened = open_bundle(folder, hashlib.sha256(text).hexdigest())
+    assert opened.manifest.compiled == NEVER_TRIED
+    assert opened.for_rows(10**12) is opened.predictor
+
+
+def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
+    _, folder, _ = written(tmp_path)
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    values = json.loads((folder / "manifest.json").read_text())
+    values["files"] = {"../../outside": hashlib.sha256(b"secret").hexdigest()}
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    with pytest.raises(IntegrityError):
+        open_bundle(folder, hashlib.sha256(text).hexdigest())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from batch_platform.models import sklearn as flavour
+from batch_platform_tests.models.test_bundle import written
+save = flavour.save
+def save_half(model, folder):
+    save(model, folder)
+    os.kill(os.getpid(), signal.SIGKILL)
+flavour.save = save_half
+written(Path(sys.argv[1]))
+"""
+
+
+def test_a_half_written_bundle_is_never_visible(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "models").iterdir()) == []
+    assert (tmp_path / "staging" / "bundle" / MODEL_FILE).exists()

@@ -1,0 +1,381 @@
+import json
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from itertools import pairwise
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from batch_platform.declaration.errors import DataError
+from batch_platform.models.contract import (
+    MAX_CATEGORIES,
+    MAX_EXACT_INTEGER,
+    OFFENDER,
+    REASON,
+    Column,
+    Contract,
+    Split,
+    declare_column,
+    infer_contract,
+)
+
+ODD_NAMES = [
+    'say "hi"',
+    "O'Brien",
+    "'; DROP TABLE x; --",
+    "größe",
+    "价格",
+    "a b",
+    "count",
+    "value",
+    "literal",
+    "{x}",
+    "a.b",
+    "\u202eabc",
+]
+CONTRACT = Contract(
+    (
+        Column("amount", "float", nullable=True, min=0, max=1000),
+        Column("items", "integer", nullable=False, min=1),
+        Column("known", "boolean", nullable=True),
+        Column("shop", "category", nullable=True, categories=("a", "b", "c")),
+    )
+)
+floats = st.one_of(st.none(), st.floats(width=64), st.sampled_from([-1.0, 0.0, 1000.0, 1000.5]))
+ROWS = st.lists(
+    st.tuples(
+        floats,
+        st.one_of(st.none(), st.integers(-2, 3), st.just(2**60)),
+        st.one_of(st.none(), st.booleans()),
+        st.one_of(st.none(), st.sampled_from(["a", "b", "c", "d", "", "null"])),
+    ),
+    max_size=30,
+)
+SCHEMA = {"amount": pl.Float64, "items": pl.Int64, "known": pl.Boolean, "shop": pl.String}
+
+
+def frame(rows: list[tuple[object, ...]]) -> pl.DataFrame:
+    """The rows with their number as a further column."""
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row").with_row_index("row")
+
+
+def breaks_the_contract(row: tuple[object, ...]) -> bool:
+    amount, items, _, _ = row
+    wrong_amount = amount is not None and not 0 <= amount <= 1000  # NaN is not between, either
+    return wrong_amount or items is None or items < 1
+
+
+def unseen(contract: Contract, split: Split) -> dict[str, int]:
+    """How many of the kept rows have a category that the model does not know."""
+    return contract.unseen(split.kept, contract.encode(split.kept))
+
+
+def of_type(type_: str, *, nullable: bool = True, **given) -> Contract:
+    return Contract((Column("x", type_, nullable=nullable, **given),))
+
+
+@given(rows=ROWS)
+def test_every_row_is_kept_or_rejected_in_order(rows):
+    split = CONTRACT.split(frame(rows))
+    assert split.kept["row"].to_list() == [at for at, row in enumerate(rows) if not breaks_the_contract(row)]
+    assert split.rejected["row"].to_list() == [at for at, row in enumerate(rows) if breaks_the_contract(row)]
+    assert split.rejected[REASON].null_count() == 0
+    assert split.rejected[OFFENDER].is_in(["amount", "items"]).all()
+
+
+@given(rows=ROWS)
+def test_rejected_rows_keep_the_values_that_they_came_with(rows):
+    original = frame(rows)
+    rejected = CONTRACT.split(original).rejected
+    assert_frame_equal(
+        rejected.drop(REASON, OFFENDER), original.filter(original["row"].is_in(rejected["row"].to_list()))
+    )
+
+
+@given(rows=ROWS, order=st.permutations([*SCHEMA, "row", "unused"]))
+def test_the_order_of_columns_and_further_columns_do_not_matter(rows, order):
+    rows = frame(rows)
+    plain, shuffled = CONTRACT.split(rows), CONTRACT.split(rows.with_columns(unused=pl.lit("x")).select(order))
+    assert_frame_equal(plain.kept, shuffled.kept.select(plain.kept.columns))
+    assert_frame_equal(plain.rejected, shuffled.rejected.select(plain.rejected.columns))
+    np.testing.assert_array_equal(CONTRACT.encode(plain.kept), CONTRACT.encode(shuffled.kept))
+
+
+@given(rows=ROWS, cuts=st.lists(st.integers(0, 30), max_size=4))
+def test_where_batches_end_does_not_matter(rows, cuts):
+    rows = frame(rows)
+    bounds = sorted({0, rows.height, *(cut for cut in cuts if cut < rows.height)})
+    batches = [rows[low:high] for low, high in pairwise(bounds)] or [rows]
+    whole, parts = CONTRACT.split(rows), [CONTRACT.split(batch) for batch in batches]
+    assert_frame_equal(whole.kept, pl.concat(part.kept for part in parts))
+    assert_frame_equal(whole.rejected, pl.concat(part.rejected for part in parts))
+    np.testing.assert_array_equal(
+        CONTRACT.encode(whole.kept), np.vstack([CONTRACT.encode(part.kept) for part in parts])
+    )
+    assert unseen(CONTRACT, whole).get("shop", 0) == sum(unseen(CONTRACT, part).get("shop", 0) for part in parts)
+
+
+@given(rows=ROWS)
+def test_a_matrix_is_float64_in_fortran_order_without_infinities(rows):
+    kept = CONTRACT.split(frame(rows)).kept
+    matrix = CONTRACT.encode(kept)
+    assert matrix.dtype == np.float64
+    assert matrix.flags.f_contiguous
+    assert matrix.shape == (kept.height, 4)
+    assert not np.isinf(matrix).any()
+    for at, name in enumerate(["amount", "items", "known"]):
+        expected = [np.nan if value is None else float(value) for value in kept[name]]
+        np.testing.assert_array_equal(matrix[:, at], np.array(expected))
+    codes = {"a": 0.0, "b": 1.0, "c": 2.0}
+    np.testing.assert_array_equal(matrix[:, 3], np.array([codes.get(value, np.nan) for value in kept["shop"]]))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "NaN or infinite"),
+        (float("inf"), "NaN or infinite"),
+        (float("-inf"), "NaN or infinite"),
+        (None, "null where training saw none"),
+        (-1e-9, "below the minimum 0"),
+        (1000000.1, "above the maximum 1000000"),
+    ],
+)
+def test_a_number_that_breaks_a_rule_is_rejected_with_the_rule(value, reason):
+    contract = of_type("float", nullable=False, min=0, max=1000000)
+    split = contract.split(pl.DataFrame({"x": [1.0, value, 2.0]}))
+    assert split.kept["x"].to_list() == [1.0, 2.0]
+    assert split.rejected.select(REASON, OFFENDER).rows() == [(reason, "x")]
+
+
+def test_bounds_belong_to_what_is_allowed():
+    split = of_type("integer", min=1, max=3).split(pl.DataFrame({"x": [0, 1, 3, 4]}))
+    assert split.kept["x"].to_list() == [1, 3]
+    assert split.rejected[REASON].to_list() == ["below the minimum 1", "above the maximum 3"]
+
+
+def test_the_first_rule_that_a_row_breaks_is_the_one_named():
+    rows = pl.DataFrame({"amount": [-1.0], "items": [None], "known": [None], "shop": [None]}, schema=SCHEMA)
+    assert CONTRACT.split(rows).rejected.select(OFFENDER, REASON).rows() == [("amount", "below the minimum 0")]
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "read"),
+    [
+        ("float", ["12", "-1.5e3", "x", "12x", "", " 1", "inf", "nan", "1e400"], [12.0, -1500.0]),
+        ("float", [True, False], [1.0, 0.0]),
+        ("float", [MAX_EXACT_INTEGER, -MAX_EXACT_INTEGER, MAX_EXACT_INTEGER + 2, 2**62], [2.0**53 - 1, -(2.0**53 - 1)]),
+        ("float", [Decimal("1.25"), Decimal("-3.50")], [1.25, -3.5]),
+        ("integer", ["12", "12.0", "12x", "12.5", "9007199254740993"], [12, 12]),
+        ("integer", [1.0, 1.5, float("nan"), float("inf"), 1e300, -2.0], [1, -2]),
+        ("integer", [True, False], [1, 0]),
+        ("integer", [Decimal("7.00"), Decimal("7.10")], [7]),
+        ("boolean", ["true", "False", "yes", "1", ""], [True, False]),
+        ("boolean", [0, 1, 2, -1], [False, True]),
+        ("boolean", [0.0, 1.0, 0.5, float("nan")], [False, True]),
+        ("category", [1, 23], ["1", "23"]),
+        ("category", [True, False], ["true", "false"]),
+        ("category", [date(2024, 1, 1)], ["2024-01-01"]),
+    ],
+)
+def test_only_what_loses_nothing_is_read_as_another_type(type_, values, read):
+    split = of_type(type_).split(pl.DataFrame({"x": values}))
+    assert split.kept["x"].to_list() == read
+    assert split.kept.height + split.rejected.height == len(values)
+    assert set(split.rejected[REASON]) <= {f"not a value of type {type_}", "NaN or infinite"}
+    assert all(value in values or np.isnan(value) for value in split.rejected["x"])
+
+
+@pytest.mark.parametrize("type_", ["float", "integer", "boolean", "category"])
+@pytest.mark.parametrize(
+    "values",
+    [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [{"a": 1}], [b"12"]],  # noqa: DTZ001 - as a file holds it
+    ids=["time", "duration", "list", "struct", "bytes"],
+)
+def test_a_time_or_a_list_is_no_number_and_no_text(type_, values):
+    split = of_type(type_).split(pl.DataFrame({"x": values}))
+    assert split.rejected[REASON].to_list() == [f"not a value of type {type_}"]
+    assert split.rejected["x"].to_list() == values
+
+
+def test_a_date_is_no_number():
+    assert of_type("float").split(pl.DataFrame({"x": [date(2024, 1, 1)]})).kept.is_empty()
+
+
+@pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt8, pl.Int16, pl.UInt32, pl.UInt64, pl.Int128])
+def test_integers_of_any_width_are_read(dtype):
+    for type_ in ("integer", "float"):
+        split = of_type(type_).split(pl.DataFrame({"x": pl.Series([1, None, 100], dtype=dtype)}))
+        assert split.kept["x"].to_list() == [1, None, 100]
+
+
+def test_an_integer_beyond_64_bits_is_rejected():
+    split = of_type("integer").split(pl.DataFrame({"x": pl.Series([2**63, 1], dtype=pl.UInt64)}))
+    assert split.kept["x"].to_list() == [1]
+
+
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["a", "b", "z"])])
+def test_text_is_text_however_it_is_stored(dtype):
+    contract = of_type("category", categories=("a", "b"))
+    split = contract.split(pl.DataFrame({"x": pl.Series(["b", "z", None], dtype=dtype)}))
+    np.testing.assert_array_equal(contract.encode(split.kept)[:, 0], [1, np.nan, np.nan])
+    assert unseen(contract, split) == {"x": 1}
+
+
+def test_a_category_never_seen_is_counted_and_a_null_is_not():
+    contract = of_type("category", categories=("a",))
+    split = contract.split(pl.DataFrame({"x": ["a", "new", None, "new", ""]}))
+    assert split.kept.height == 5
+    assert unseen(contract, split) == {"x": 3}
+    np.testing.assert_array_equal(contract.encode(split.kept)[:, 0], [0, np.nan, np.nan, np.nan, np.nan])
+
+
+def test_a_null_category_is_rejected_where_training_saw_none():
+    split = of_type("category", nullable=False, categories=("a",)).split(pl.DataFrame({"x": ["new", None]}))
+    assert split.kept["x"].to_list() == ["new"]
+    assert split.rejected[REASON].to_list() == ["null where training saw none"]
+
+
+def test_rejected_rows_are_not_counted_as_unseen():
+    rows = pl.DataFrame({"amount": [1.0], "items": [0], "known": [None], "shop": ["new"]}, schema=SCHEMA)
+    assert unseen(CONTRACT, CONTRACT.split(rows)) == {}
+
+
+def test_a_missing_column_is_named_with_the_nearest_one():
+    rows = frame([]).rename({"amount": "amuont"})
+    with pytest.raises(DataError, match=r"lack the columns amount; there are .*'amount': did you mean 'amuont'\?"):
+        CONTRACT.split(rows)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_column_may_have_any_name(name):
+    training = pl.DataFrame({name: ["a", "b", "a", None], f"{name}2": [1.0, 2.0, 3.0, 4.0]})
+    contract = Contract.from_json(json.loads(json.dumps(infer_contract(training, {}).to_json())))
+    assert contract.columns[0].categories == ("a", "b")
+    split = contract.split(pl.DataFrame({name: ["b", "x"], f"{name}2": [1.0, None]}))
+    assert split.kept[name].to_list() == ["b"]
+    assert split.rejected[OFFENDER].to_list() == [f"{name}2"]
+
+
+@given(rows=ROWS)
+def test_a_contract_survives_json(rows):
+    contract = infer_contract(frame(rows), {"amount": declare_column("amount", pl.Float64(), nulls=True, min=0)})
+    written = json.loads(json.dumps(contract.to_json(), allow_nan=False))
+    assert written == contract.to_json()
+    assert Contract.from_json(written) == contract
+
+
+@given(rows=ROWS)
+def test_what_a_contract_was_inferred_from_keeps_it_but_for_numbers_that_are_none(rows):
+    training = frame(rows)
+    contract = infer_contract(training, {})
+    split = contract.split(training)
+    assert set(split.rejected[REASON]) <= {"NaN or infinite"}
+    assert split.kept.height == sum(row[0] is None or bool(np.isfinite(row[0])) for row in rows)
+    assert unseen(contract, split) == {}
+
+
+def test_a_contract_holds_what_training_saw():
+    training = pl.DataFrame(
+        {
+            "a": [1.5, float("inf"), float("nan"), -2.0],
+            "b": [3, None, 1, 2],
+            "c": [True, False, True, True],
+            "d": ["y", "x", "y", None],
+            "e": [None, None, None, None],
+            "f": [Decimal(1), Decimal(2), Decimal(3), Decimal(4)],
+        }
+    )
+    assert infer_contract(training, {}).columns == (
+        Column("a", "float", nullable=False, lowest=-2.0, highest=1.5),
+        Column("b", "integer", nullable=True, lowest=1, highest=3),
+        Column("c", "boolean", nullable=False, lowest=0, highest=1),
+        Column("d", "category", nullable=True, categories=("x", "y")),
+        Column("e", "float", nullable=True),
+        Column("f", "float", nullable=False, lowest=1, highest=4),
+    )
+
+
+def test_an_all_null_category_has_no_categories_and_encodes_as_missing():
+    training = pl.DataFrame({"x": pl.Series([None, None], dtype=pl.String)})
+    contract = infer_contract(training, {})
+    assert contract.columns == (Column("x", "category", nullable=True),)
+    split = contract.split(pl.DataFrame({"x": ["a", None]}))
+    assert unseen(contract, split) == {"x": 1}
+    assert np.isnan(contract.encode(split.kept)).all()
+
+
+@pytest.mark.parametrize("many", [MAX_CATEGORIES - 1, MAX_CATEGORIES, MAX_CATEGORIES + 1, 2000])
+def test_the_most_frequent_categories_are_known_and_never_more_than_254(many):
+    values = [f"{at:04}" for at in range(many)]
+    contract = infer_contract(pl.DataFrame({"x": values + values[-10:]}), {})
+    known = contract.columns[0].categories
+    assert len(known) == min(many, MAX_CATEGORIES)
+    assert set(values[-10:]) <= set(known)
+    assert list(known) == sorted(known)
+    codes = contract.encode(contract.split(pl.DataFrame({"x": list(known)})).kept)
+    assert codes[:, 0].tolist() == list(range(len(known)))
+
+
+def test_equally_frequent_categories_are_known_by_their_order_not_by_chance():
+    values = [f"{at:04}" for at in range(1000)]
+    one, other = infer_contract(pl.DataFrame({"x": values}), {}), infer_contract(pl.DataFrame({"x": values[::-1]}), {})
+    assert one == other
+
+
+def test_what_is_declared_goes_before_what_is_inferred():
+    training = pl.DataFrame({"x": ["1", "2", "x"], "y": [1, 2, 3]})
+    declared = {
+        "x": declare_column("x", pl.String(), nulls=False, type="integer", nullable=True, min=0.0),
+        "y": declare_column("y", pl.Int64(), nulls=False, type="category"),
+    }
+    assert infer_contract(training, declared).columns == (
+        Column("x", "integer", nullable=True, min=0.0, lowest=1, highest=2),
+        Column("y", "category", nullable=False, categories=("1", "2", "3")),
+    )
+
+
+def test_a_declared_column_that_is_not_there_is_named_with_the_nearest_one():
+    with pytest.raises(DataError, match=r"features.columns names distnace, .* did you mean 'distance'\?"):
+        infer_contract(pl.DataFrame({"distance": [1.0]}), {"distnace": Column("distnace", "float", nullable=True)})
+
+
+@pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.Date(), pl.Duration(), pl.List(pl.Int8), pl.Binary()])
+def test_a_column_that_cannot_be_a_feature_is_refused(dtype):
+    with pytest.raises(DataError, match=r"Column 'x' is of type .* cannot be a feature") as refused:
+        infer_contract(pl.DataFrame({"x": pl.Series([None], dtype=dtype)}), {})
+    assert "features.columns.<name>.feature: false" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "declared", "said"),
+    [
+        (pl.Datetime("us"), {"type": "float"}, "features.columns.x.type is 'float', but the column holds Datetime"),
+        (pl.List(pl.Int8), {"type": "category"}, "features.columns.x.type is 'category', but the column holds List"),
+        (pl.String(), {"min": 0.0}, "features.columns.x declares bounds, but the column is a category"),
+        (pl.Boolean(), {"max": 0.0}, "features.columns.x declares bounds, but the column is a boolean"),
+    ],
+)
+def test_a_declaration_that_does_not_suit_the_column_is_refused(dtype, declared, said):
+    with pytest.raises(DataError, match=said):
+        declare_column("x", dtype, nulls=False, **declared)
+
+
+def test_no_rows_and_no_columns_are_fine():
+    empty = frame([])
+    assert CONTRACT.split(empty).kept.height == CONTRACT.split(empty).rejected.height == 0
+    assert CONTRACT.encode(CONTRACT.split(empty).kept).shape == (0, 4)
+    assert Contract(()).encode(Contract(()).split(pl.DataFrame({"x": [1, 2]})).kept).shape == (2, 0)
+
+
+def test_long_and_odd_text_goes_through_as_it_is():
+    values = ["x" * 100_000, "a\0b", "אבג", "👩‍👩‍👧", "\ufffd", "=1+1", "<script>"]
+    training = pl.DataFrame({"x": values})
+    contract = Contract.from_json(json.loads(json.dumps(infer_contract(training, {}).to_json())))
+    split = contract.split(training)
+    assert split.kept["x"].to_list() == values
+    assert unseen(contract, split) == {}

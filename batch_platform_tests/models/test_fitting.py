@@ -1,0 +1,376 @@
+"""Training: in the order of time, on a contract learnt from the beginning, judged by the gate."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.labelled import TrainingData, feature_columns
+from batch_platform.models.bundle import Sampled, read_manifest
+from batch_platform.models.estimator import check_estimator_exists, make_estimator, needs_labels
+from batch_platform.models.fitting import LEAST_ROWS, fit, judge
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
+FEATURES = Features(sql="features.sql", key=["id"], time="ts")
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+
+
+def data(n: int = 200, label=None, **columns) -> TrainingData:
+    """Rows whose label follows `x`; the last quarter is for evaluation."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=n)
+    frame = pl.DataFrame(
+        {
+            "x": pl.Series(np.where(random.random(n) < 0.1, np.nan, x)).fill_nan(None),
+            "shop": random.choice(["a", "b", "c"], n),
+            "flag": random.random(n) < 0.5,
+            "late": pl.Series(values=(x + random.normal(size=n) > 0).tolist() if label is None else label),
+            **columns,
+        }
+    )
+    return TrainingData(fit=frame.head(n * 3 // 4), evaluate=frame.tail(n - n * 3 // 4), label="late")
+
+
+def fitted(training: TrainingData | None = None, estimator: str = HGB, params=None, features: Features = FEATURES):
+    return fit(Model(estimator=estimator), features, training or data(), params or {})
+
+
+def test_the_contract_is_learnt_from_the_beginning_of_the_window_alone():
+    training = data(amount=[float(n) for n in range(200)], kind=["old"] * 150 + ["new"] * 50)
+    contract = {column.name: column for column in fitted(training).contract.columns}
+    assert contract["amount"].highest == 149.0
+    assert contract["kind"].categories == ("old",)
+
+
+def test_the_metrics_are_those_of_the_end_of_the_window():
+    training = data()
+    flipped = TrainingData(training.fit, training.evaluate.with_columns(~pl.col("late")), "late")
+    assert fitted(training).metrics["roc_auc"] == pytest.approx(1 - fitted(flipped).metrics["roc_auc"])
+    assert fitted(training).rows_evaluated == 50
+
+
+def test_key_time_and_excluded_columns_are_no_features():
+    features = Features.model_validate(
+        {"sql": "f.sql", "key": ["id"], "time": "ts", "columns": {"shop": {"feature": False}}}
+    )
+    assert feature_columns(features, dict.fromkeys(["id", "ts", "shop", "x"], pl.Int64())) == ["x"]
+
+
+def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    window = [f"2024-01-{day:02}" for day in range(1, 31)]
+    calendar = pipeline.spec.partitions.calendar
+    boundary = calendar.named("2024-01-24").start
+    found = pipeline.history.training_data(
+        pipeline.state().features, [calendar.named(key) for key in window], boundary, Stamp("r", NOW)
+    )
+    labelled = small_events().filter(pl.col("returned").is_not_null(), pl.col("ts") < calendar.named("2024-01-30").end)
+    assert found.fit.equals(labelled.filter(pl.col("ts") < boundary).select(found.fit.columns))
+    assert found.evaluate.equals(labelled.filter(pl.col("ts") >= boundary).select(found.fit.columns))
+    assert found.fit.columns == ["amount", "items", "shop", "known", "returned"], (
+        "neither key nor time is read for a model"
+    )
+    assert version.trained_until == calendar.named("2024-01-30").end
+    assert (version.rows_trained, version.rows_evaluated) == (found.fit.height, found.evaluate.height)
+
+
+def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert manifest.sampled == Sampled(max_rows=200, rows_before=900, rows_after=200, stratified=True, seed=0)
+    assert manifest.training.rows == version.rows_trained == 200
+    assert version.rows_evaluated > 200, "evaluation sees all rows"
+    again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}})
+    carry_out(again, NOW)
+    (other,) = again.state().registry.versions
+    assert other.metrics == version.metrics, "the same rows are drawn"
+
+
+def test_a_window_within_the_cap_is_learnt_from_as_a_whole(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 100_000}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    assert read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled is None
+
+
+def test_an_empty_partition_in_the_window_changes_nothing(tmp_path):
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    pipeline = small_pipeline(tmp_path, events=small_events().filter(day != "2024-01-10"))
+    carry_out(pipeline, NOW)
+    assert pipeline.state().features["2024-01-10"].rows == 0
+    assert len(pipeline.state().registry.approved()) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ([True] * 200, "All labels to learn from are True"),
+        (["yes"] * 200, "All labels to learn from are 'yes'"),
+    ],
+)
+def test_one_class_is_refused(label, reason):
+    with pytest.raises(TrainingRefusedError, match=reason):
+        fitted(data(label=label))
+
+
+def test_a_constant_target_is_refused():
+    with pytest.raises(TrainingRefusedError, match="a regression needs values that differ"):
+        fitted(data(label=[2.5] * 200), "sklearn.ensemble.HistGradientBoostingRegressor")
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(TrainingRefusedError, match=f"There are 15 rows to learn from; at least {LEAST_ROWS}"):
+        fitted(data(20))
+
+
+def test_labels_that_are_needed_and_not_declared_are_refused():
+    training = data()
+    without = TrainingData(training.fit.drop("late"), training.evaluate.drop("late"), None)
+    with pytest.raises(TrainingRefusedError, match=r"learns from labels.*add `labels`"):
+        fitted(without)
+
+
+def test_features_without_a_column_to_learn_from_are_refused():
+    training = data()
+    bare = TrainingData(training.fit.select("late"), training.evaluate.select("late"), "late")
+    with pytest.raises(TrainingRefusedError, match="no feature column"):
+        fitted(bare)
+
+
+def test_a_declared_column_that_is_not_there_is_refused_with_the_nearest_name():
+    features = Features.model_validate({"sql": "f.sql", "key": ["id"], "columns": {"flagg": {"min": 0}}})
+    with pytest.raises(DataError, match=r"flagg.*did you mean 'flag'"):
+        fitted(features=features)
+
+
+def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
+    with pytest.raises(TrainingRefusedError, match="Ridge refuses the training data: could not convert string"):
+        fitted(data(label=["a", "b"] * 100), "sklearn.linear_model.Ridge")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kernel", "reason"),
+    [
+        (HGB, "leaf masks of 32 bits", None),
+        ("sklearn.ensemble.RandomForestClassifier", "leaf masks of 64 bits", None),
+        ("sklearn.ensemble.GradientBoostingClassifier", "leaf masks of 32 bits", None),
+        (
+            "sklearn.linear_model.LogisticRegression",
+            None,
+            "LogisticRegression is no tree ensemble that can be compiled",
+        ),
+    ],
+)
+def test_a_compiled_form_is_proven_on_held_out_and_made_rows_or_it_is_said_why_there_is_none(estimator, kernel, reason):
+    found = fitted(estimator=estimator)
+    assert (found.proof.compiled.kernel, found.proof.compiled.reason) == (kernel, reason)
+    assert found.proof.compiled.rows > found.rows_evaluated if kernel else found.proof.compiled.rows == 0
+
+
+def test_the_manifest_of_a_trained_version_tells_of_its_compiled_form(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert (manifest.compiled.kernel, manifest.compiled.trees) == ("leaf masks of 32 bits", 5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (pl.Series([True, False] * 100), [False, True]),
+        (pl.Series([1, 0] * 100, dtype=pl.Int8), [0, 1]),
+        (pl.Series(["yes", "no"] * 100), ["no", "yes"]),
+        (pl.Series(["yes", "no"] * 100, dtype=pl.Categorical), ["no", "yes"]),
+        (pl.Series([Decimal("1.0"), Decimal("0.0")] * 100), [0.0, 1.0]),
+        (pl.Series([1.0, 0.0] * 100), [0.0, 1.0]),
+    ],
+    ids=["bool", "int", "str", "categorical", "decimal", "float"],
+)
+def test_labels_of_any_type_are_learnt_and_evaluated(labels, classes):
+    found = fitted(data(label=labels), params={"max_iter": 2})
+    assert found.classes == classes
+    assert "accuracy" in found.metrics
+
+
+def test_decimals_are_values_of_a_regression():
+    labels = pl.Series([Decimal("1.5"), Decimal("0.5"), Decimal("2.5"), Decimal("9.5")] * 50)
+    assert "rmse" in fitted(data(label=labels), "sklearn.linear_model.Ridge").metrics
+
+
+def test_evaluation_rows_of_a_class_never_seen_are_left_out():
+    found = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
+    assert found.classes == ["a", "b"]
+    assert found.metrics == {}
+    assert "cannot be measured" in judge(Promote(), found.task, found.metrics, None)
+
+
+def test_a_feature_that_alone_decides_the_label_is_flagged():
+    training = data()
+    outcome = pl.concat([training.fit, training.evaluate])["late"].cast(pl.Float64) * -3
+    found = fitted(data(arrival=outcome, noise=np.arange(200.0)))
+    assert found.suspicious == ["arrival"]
+    assert fitted().suspicious == []
+
+
+GATE = [
+    ({}, {"roc_auc": 0.4}, None, None),
+    ({"at_least": 0.6}, {"roc_auc": 0.6}, None, None),
+    ({"at_least": 0.6}, {"roc_auc": 0.59}, None, "roc_auc 0.5900 is worse than the required 0.6"),
+    (
+        {"metric": "log_loss", "at_least": 0.6},
+        {"log_loss": 0.7},
+        None,
+        "log_loss 0.7000 is worse than the required 0.6",
+    ),
+    ({"metric": "log_loss", "at_least": 0.6}, {"log_loss": 0.5}, None, None),
+    ({"tolerance": 0.01}, {"roc_auc": 0.69}, {"roc_auc": 0.7}, None),
+    ({"tolerance": 0.01}, {"roc_auc": 0.68}, {"roc_auc": 0.7}, "worse than the champion's 0.7000 by more than 0.01"),
+    ({"metric": "mae", "tolerance": 0.5}, {"mae": 2.4}, {"mae": 2.0}, None),
+    ({"metric": "mae", "tolerance": 0.5}, {"mae": 2.6}, {"mae": 2.0}, "mae 2.6000 is worse than the champion's"),
+    ({"tolerance": 0.01}, {"roc_auc": 0.5}, None, None),
+    ({"tolerance": 0.01}, {"roc_auc": 0.5}, {"accuracy": 1.0}, None),
+    ({"metric": "brier"}, {"roc_auc": 0.9}, None, "brier cannot be measured"),
+]
+
+
+@pytest.mark.parametrize(("gate", "metrics", "champion", "refusal"), GATE)
+def test_the_gate(gate, metrics, champion, refusal):
+    found = judge(Promote.model_validate(gate), "binary", metrics, champion)
+    assert (found is None) if refusal is None else (refusal in found)
+
+
+def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
+    plan = carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
+    assert [item.kind for item in plan.of("model")] == ["model"]
+    registry = pipeline.state().registry
+    (version,) = registry.versions
+    assert registry.standing(version.version).action == "refused"
+    assert "worse than the required 0.9999" in registry.standing(version.version).reason
+    assert registry.champion(NOW) is None
+
+
+@pytest.mark.parametrize("damage", ["deleted", "changed"])
+def test_a_champion_that_can_no_longer_be_loaded_keeps_no_new_model_away(tmp_path, damage):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.01}})
+    carry_out(pipeline, datetime(2024, 2, 5, 12, tzinfo=UTC))
+    (old,) = pipeline.state().registry.versions
+    file = pipeline.home.bundle("small", old.version) / "model.skops"
+    file.unlink() if damage == "deleted" else file.write_bytes(file.read_bytes() + b"x")
+    fresh = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.01}})
+    period = pipeline.state().registry.versions[0]
+    trained = fresh.train(calendar_period(fresh, period.serving_period), Stamp("again", NOW))
+    assert trained.decision.action == "approved"
+    assert f"the champion {old.version} was not compared" in trained.decision.reason
+
+
+def calendar_period(pipeline, key):
+    from batch_platform.declaration.windows import serving_calendar
+
+    return serving_calendar(pipeline.spec).named(key)
+
+
+def test_features_of_an_earlier_sql_are_not_learnt_from(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
+    sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+    changed = small_pipeline(tmp_path, features_sql=sql)
+    with pytest.raises(DataError, match="2024-01-01: its features were built by an earlier version"):
+        changed.train(calendar_period(changed, "2024-02-01"), Stamp("again", NOW))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "steps"),
+    [
+        ("sklearn.ensemble.HistGradientBoostingClassifier", []),
+        ("sklearn.ensemble.RandomForestClassifier", []),
+        ("sklearn.tree.DecisionTreeClassifier", []),
+        ("sklearn.ensemble.GradientBoostingClassifier", ["simpleimputer"]),
+        ("sklearn.linear_model.LogisticRegression", ["columntransformer"]),
+        ("sklearn.neural_network.MLPClassifier", ["columntransformer"]),
+        ("sklearn.cluster.KMeans", ["columntransformer"]),
+    ],
+)
+def test_an_estimator_gets_the_preprocessing_that_it_needs(estimator, steps):
+    made = make_estimator(Model(estimator=estimator), {}, fitted().contract)
+    assert [name for name, _ in getattr(made, "steps", [])][:-1] == steps
+
+
+def test_histogram_trees_are_told_which_columns_are_categories():
+    made = make_estimator(Model(estimator=HGB), {}, fitted().contract)
+    assert made.categorical_features == [1]
+    assert made.random_state == 0, "seeded unless the declaration says otherwise"
+
+
+def test_linear_models_get_one_column_for_each_category():
+    found = fitted(estimator="sklearn.linear_model.LogisticRegression")
+    assert found.estimator[-1].coef_.shape == (1, 2 + 3)
+
+
+def test_what_preprocessing_learnt_comes_from_the_beginning_of_the_window():
+    training = data(big=[1.0] * 75 + [3.0] * 75 + [1000.0] * 50)
+    found = fitted(training, "sklearn.linear_model.LogisticRegression")
+    scaler = found.estimator[0].named_transformers_["scaled"][-1]
+    assert scaler.mean_[-1] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params", "said"),
+    [
+        (HGB, {"max_itr": 3}, "has no parameter max_itr.*'max_itr': did you mean 'max_iter'"),
+        ("sklearn.ensemble.HistGradientBoostingClasifier", {}, "did you mean 'HistGradientBoostingClassifier'"),
+        ("sklearn.metrics.roc_auc_score", {}, "is no scikit-learn-compatible estimator"),
+        ("nowhere.at.all", {}, "cannot be imported"),
+    ],
+)
+def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, params, said):
+    with pytest.raises(WrongUseError, match=said):
+        check_estimator_exists(Model(estimator=estimator, params=params))
+
+
+def test_a_classifier_without_probabilities_is_refused():
+    with pytest.raises(TrainingRefusedError, match=r"RidgeClassifier gives no probabilities.*CalibratedClassifierCV"):
+        fitted(estimator="sklearn.linear_model.RidgeClassifier")
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TrainingRefusedError, match="neither a classifier, a regressor nor a clustering"):
+        fitted(estimator="sklearn.preprocessing.StandardScaler")
+
+
+def test_only_a_clustering_needs_no_labels():
+    assert not needs_labels(Model(estimator="sklearn.cluster.KMeans"))
+    assert needs_labels(Model(estimator=HGB))
+
+
+def calibrated(C: float = 1.0):  # noqa: N803 - scikit-learn's name
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MaxAbsScaler
+
+    from sklearn.impute import SimpleImputer  # isort: skip
+
+    return make_pipeline(SimpleImputer(), MaxAbsScaler(), LogisticRegression(C=C))
+
+
+def nothing() -> str:
+    return "no estimator"
+
+
+def test_a_function_may_build_the_estimator_with_its_own_preprocessing():
+    model = Model(build=f"{__name__}.calibrated")
+    found = fit(model, FEATURES, data(), {"C": 0.5})
+    assert found.estimator[-1].C == 0.5
+    with pytest.raises(WrongUseError, match="returned str, which is no estimator"):
+        check_estimator_exists(Model(build=f"{__name__}.nothing"))

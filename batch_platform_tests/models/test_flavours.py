@@ -1,0 +1,164 @@
+"""Every kind of model against the same laws: what comes back, what cannot change it, and what is refused."""
+
+import hashlib
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
+from batch_platform.models.flavours.known import flavour
+from batch_platform.models.forest.compiled import OfParts
+from batch_platform.models.forest.proof import prove
+from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
+
+ROWS = table(257, seed=1)
+
+
+@cache
+def kept_in(folder: Path, case: str) -> Kept:
+    files = folder / case.replace(" ", "-")
+    files.mkdir(exist_ok=True)
+    return keep(CASES[case](files), files)
+
+
+@pytest.fixture(params=CASES)
+def kept(request, tmp_path_factory) -> Kept:
+    return kept_in(tmp_path_factory.getbasetemp(), request.param)
+
+
+@pytest.fixture
+def opened(kept):
+    return open_bundle(kept.folder, kept.sha256, allow_pickle=True)
+
+
+def both(expected: np.ndarray, task: str) -> np.ndarray:
+    """Of two classes, a library may give the probability of the second one only."""
+    raw = np.asarray(expected)
+    one = task == "binary" and (raw.ndim == 1 or raw.shape[1] == 1)
+    return np.column_stack([1 - raw.ravel(), raw.ravel()]) if one else raw
+
+
+def predicted(bundle, rows: pl.DataFrame) -> np.ndarray:
+    return bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(rows).kept))
+
+
+def test_what_its_own_library_says_comes_back(kept, opened):
+    found, expected = predicted(opened, ROWS), both(kept.made.expected(ROWS), kept.made.task)
+    assert opened.contract == kept.made.contract
+    if kept.made.tolerance:
+        np.testing.assert_allclose(found, expected, rtol=0, atol=kept.made.tolerance)
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_the_size_of_a_batch_changes_nothing(kept, opened, size):
+    parts = [predicted(opened, ROWS[at : at + size]) for at in range(0, ROWS.height, size)]
+    sums_in_other_order = 1e-9 if kept.made.linear else 0
+    np.testing.assert_allclose(np.concatenate(parts), predicted(opened, ROWS), rtol=0, atol=sums_in_other_order)
+
+
+def test_several_threads_at_once_change_nothing(opened):
+    alone = predicted(opened, ROWS)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: predicted(opened, ROWS), range(16)):
+            np.testing.assert_array_equal(found, alone)
+
+
+def test_the_order_of_the_columns_changes_nothing(opened):
+    np.testing.assert_array_equal(predicted(opened, ROWS.select(reversed(ROWS.columns))), predicted(opened, ROWS))
+
+
+def test_nulls_and_unknown_categories_are_scored_as_such_and_change_no_other_row(kept, opened):
+    blank = {column.name: None for column in opened.contract.columns if column.nullable}
+    odd = ROWS.head(3).with_columns(pl.lit(value, dtype=ROWS.schema[name]).alias(name) for name, value in blank.items())
+    if "shop" in opened.contract.names:
+        odd = odd.with_columns(shop=pl.Series(["never seen", None, "'; DROP TABLE"]))
+    found = predicted(opened, pl.concat([odd, ROWS]))
+    assert len(found) == ROWS.height + 3
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[3:], predicted(opened, ROWS), rtol=0, atol=1e-9 if kept.made.linear else 0)
+
+
+def test_a_changed_byte_of_any_file_is_refused_before_it_is_parsed(kept, tmp_path):
+    folder = shutil.copytree(kept.folder, tmp_path / kept.folder.name)
+    for path in sorted(folder.iterdir()):
+        original = path.read_bytes()
+        changed = bytearray(original)
+        changed[len(changed) // 2] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(IntegrityError, match=r"is not the one that was (registered|trained)"):
+            open_bundle(folder, kept.sha256, allow_pickle=True)
+        path.write_bytes(original)
+    open_bundle(folder, kept.sha256, allow_pickle=True)
+
+
+def test_a_missing_library_is_told_with_the_extra_that_brings_it(kept, monkeypatch):
+    name = kept.made.flavour
+    if name not in EXTRAS:
+        return  # it needs none
+    for module in [module for module in sys.modules if module.partition(".")[0] == EXTRAS[name]]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, EXTRAS[name], None)
+    if name == "keras":
+        flavour("keras")._library.cache_clear()
+    with pytest.raises(WrongUseError, match=rf"{EXTRAS[name]}.*pip install 'batch-platform\[{name}\]'"):
+        open_bundle(kept.folder, kept.sha256, allow_pickle=True)
+
+
+def test_features_of_another_signature_are_refused_with_the_column(opened):
+    first, *_ = opened.contract.names
+    renamed = ROWS.rename({first: f"{first}_"})
+    with pytest.raises(DataError, match=rf"lack the columns {first};.*did you mean '{first}_'"):
+        predicted(opened, renamed)
+
+
+def rewritten(kept: Kept, folder: Path, **changes) -> tuple[Path, str]:
+    """A copy whose manifest says something else, registered as such."""
+    copy = shutil.copytree(kept.folder, folder / kept.folder.name)
+    text = json.dumps(json.loads((copy / "manifest.json").read_text()) | changes).encode()
+    (copy / "manifest.json").write_bytes(text)
+    return copy, hashlib.sha256(text).hexdigest()
+
+
+def test_another_version_of_its_library_is_refused_unless_that_is_allowed(kept, tmp_path, monkeypatch):
+    name, *_ = flavour(kept.made.flavour).LIBRARIES
+    folder, sha256 = rewritten(kept, tmp_path, libraries={**kept.made.libraries, name: "0.0.1"})
+    with pytest.raises(WrongUseError, match=rf"trained with {name} 0\.0\.1 \(here .*{ALLOW_VARIABLE}=1"):
+        open_bundle(folder, sha256, allow_pickle=True)
+    monkeypatch.setenv(ALLOW_VARIABLE, "1")
+    opened = open_bundle(folder, sha256, allow_pickle=True)
+    assert opened.other_libraries == f"{name} 0.0.1 (here {kept.made.libraries[name]})"
+
+
+def test_what_may_run_code_is_loaded_only_where_that_is_declared_and_says_so(kept, caplog):
+    manifest = open_bundle(kept.folder, kept.sha256, allow_pickle=True).manifest
+    assert (
+        manifest.pickle
+        == ("may run code" in caplog.text)
+        == (kept.made.flavour == "mlflow" or "model.pkl" in manifest.files)
+    )
+    if manifest.pickle:
+        with pytest.raises(WrongUseError, match=r"may run code.*model\.allow_pickle: true"):
+            open_bundle(kept.folder, kept.sha256)
+    else:
+        open_bundle(kept.folder, kept.sha256)
+
+
+def test_boosters_are_compiled_to_the_same_bits_and_other_manifests_say_what_evaluates_the_model(kept, opened):
+    boosted = kept.made.flavour in ("lightgbm", "xgboost")
+    assert ("evaluated" in opened.manifest.details) == (not boosted and kept.made.flavour != "sklearn")
+    if isinstance(opened.predictor, OfParts):
+        proof = prove(opened.predictor, opened.contract.encode(opened.contract.split(ROWS).kept)).compiled
+        assert (proof.kernel is None) == bool(proof.reason)
+        assert proof.kernel or not boosted
+    else:
+        assert not boosted

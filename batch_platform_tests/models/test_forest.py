@@ -1,0 +1,401 @@
+"""Compiled trees: the bits, and the errors, of scikit-learn's own code, for whatever matrix comes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import ensemble, tree
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from batch_platform.models.flavours.sklearn import SklearnPredictor
+from batch_platform.models.forest import arrays
+from batch_platform.models.forest import proof as proof_of
+from batch_platform.models.forest.compiled import CompiledPredictor, OfParts, compile_predictor
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.forest.estimators import read_estimator
+from batch_platform.models.forest.proof import made_rows, prove, proven_predictor, same_outcome
+from batch_platform.models.native_threads import one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an ensemble is learnt from, and how large it grows."""
+
+    seed: int = 0
+    rows: int = 200
+    columns: int = 4
+    classes: int = 2
+    trees: int = 5
+    leaves: int = 31
+    depth: int = 6
+    missing: float = 0.0
+    categories: int = 0  # of the last column; 0 makes it a number
+
+
+SHAPES = st.builds(
+    Shape,
+    seed=st.integers(0, 10_000),
+    rows=st.integers(40, 250),
+    columns=st.integers(1, 5),
+    classes=st.sampled_from([2, 3, 9]),
+    trees=st.integers(1, 6),
+    leaves=st.sampled_from([2, 3, 31, 32, 33, 64, 65, 200]),
+    depth=st.sampled_from([1, 3, 5, 6, 7, 20]),
+    missing=st.sampled_from([0.0, 0.2]),
+    categories=st.sampled_from([0, 3, 63, 64, 65, 200]),
+)
+
+
+def histogram(shape: Shape, kind: type, **params: Any) -> Any:
+    categorical = [shape.columns - 1] if shape.categories else None
+    return kind(
+        max_iter=shape.trees,
+        max_leaf_nodes=shape.leaves,
+        min_samples_leaf=1,
+        categorical_features=categorical,
+        early_stopping=False,
+        **params,
+    )
+
+
+def grown(shape: Shape, kind: type, **params: Any) -> Any:
+    return kind(n_estimators=shape.trees, max_depth=shape.depth, random_state=shape.seed, **params)
+
+
+def single(shape: Shape, kind: type, **params: Any) -> Any:
+    return kind(max_depth=shape.depth, random_state=shape.seed, **params)
+
+
+def boosted(shape: Shape, kind: type, **params: Any) -> Any:
+    return kind(n_estimators=shape.trees, max_depth=min(shape.depth, 8), random_state=shape.seed, **params)
+
+
+CLASSIFIERS: dict[str, Callable[[Shape], Any]] = {
+    "histogram": lambda shape: histogram(shape, ensemble.HistGradientBoostingClassifier),
+    "random forest": lambda shape: grown(shape, ensemble.RandomForestClassifier),
+    "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesClassifier, max_features=1),
+    "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier),
+    "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier, init="zero"),
+    "boosted from a model": lambda shape: boosted(shape, ensemble.GradientBoostingClassifier, init=GaussianNB()),
+    "decision tree": lambda shape: single(shape, tree.DecisionTreeClassifier),
+    "extra tree": lambda shape: single(shape, tree.ExtraTreeClassifier),
+    "imputed forest": lambda shape: make_pipeline(
+        SimpleImputer(keep_empty_features=True), grown(shape, ensemble.RandomForestClassifier)
+    ),
+    "scaled histogram": lambda shape: make_pipeline(
+        StandardScaler(), histogram(replace(shape, categories=0), ensemble.HistGradientBoostingClassifier)
+    ),
+}
+REGRESSORS: dict[str, Callable[[Shape], Any]] = {
+    "histogram": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor),
+    "histogram, poisson": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="poisson"),
+    "histogram, gamma": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="gamma"),
+    "histogram, median": lambda shape: histogram(shape, ensemble.HistGradientBoostingRegressor, loss="absolute_error"),
+    "random forest": lambda shape: grown(shape, ensemble.RandomForestRegressor),
+    "extra trees": lambda shape: grown(shape, ensemble.ExtraTreesRegressor),
+    "boosted": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor),
+    "boosted, huber": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, loss="huber"),
+    "boosted from zero": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, init="zero"),
+    "boosted from a model": lambda shape: boosted(shape, ensemble.GradientBoostingRegressor, init=LinearRegression()),
+    "decision tree": lambda shape: single(shape, tree.DecisionTreeRegressor),
+    "decision tree, median": lambda shape: single(shape, tree.DecisionTreeRegressor, criterion="absolute_error"),
+    "extra tree": lambda shape: single(shape, tree.ExtraTreeRegressor),
+}
+OUTLIERS: dict[str, Callable[[Shape], Any]] = {
+    "isolation forest": lambda shape: ensemble.IsolationForest(n_estimators=shape.trees, random_state=shape.seed),
+    "isolation forest of some columns": lambda shape: ensemble.IsolationForest(
+        n_estimators=shape.trees, max_features=(shape.columns + 1) // 2, random_state=shape.seed
+    ),
+}
+
+
+def table(shape: Shape, rows: int, *, missing: bool = True) -> np.ndarray:
+    """Rows with ties, numbers that 32 bits cannot hold, and codes of categories in the last column."""
+    random = np.random.default_rng([shape.seed, rows])
+    matrix = random.normal(size=(rows, shape.columns))
+    matrix[:, ::2] = matrix[:, ::2].round(1)
+    if shape.categories:
+        matrix[:, -1] = random.integers(0, shape.categories, rows)
+    if missing:
+        matrix[random.random(matrix.shape) < shape.missing] = np.nan
+    return np.asfortranarray(matrix)
+
+
+def learnt(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> SklearnPredictor:
+    """An estimator fitted to labels that follow every column."""
+    matrix = table(shape, shape.rows, missing=not name.startswith("boosted"))
+    random = np.random.default_rng(shape.seed)
+    signal = np.sin(3 * np.nan_to_num(matrix, nan=0.7)).sum(axis=1) + 0.1 * random.normal(size=shape.rows)
+    if task == "regression":
+        truth = np.exp(signal)
+    else:
+        truth = np.digitize(signal, np.quantile(signal, np.arange(1, shape.classes) / shape.classes))
+    with one_thread():
+        return SklearnPredictor(make(shape).fit(matrix, truth), task)
+
+
+def odd_rows(shape: Shape, predictor: OfParts) -> list[np.ndarray]:
+    """Fresh rows, some unlike any in training, some without a value, and those that a proof is made of."""
+    fresh = table(shape, 300)
+    strange = fresh.copy(order="F")
+    strange[::3] *= 1.7
+    strange[1::7, -1] = np.arange(-3.5, 300, 0.5)[: len(strange[1::7])]
+    unseen = fresh.copy(order="F")
+    unseen[::2, -1] = np.nan
+    return [fresh, strange, unseen, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
+
+
+def assert_the_same_bits(shape: Shape, predictor: OfParts) -> CompiledPredictor:
+    compiled = compile_predictor(predictor)
+    for matrix in odd_rows(shape, predictor):
+        assert same_outcome(predictor, compiled, matrix)
+    return compiled
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@settings(max_examples=8)
+@given(shape=SHAPES)
+def test_every_classifier_gives_the_probabilities_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
+    task = "binary" if shape.classes == 2 else "multiclass"
+    assert_the_same_bits(shape, learnt(name, CLASSIFIERS[name], shape, task))
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@settings(max_examples=8)
+@given(shape=SHAPES)
+def test_every_regressor_gives_the_values_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
+    assert_the_same_bits(shape, learnt(name, REGRESSORS[name], shape, "regression"))
+
+
+@pytest.mark.parametrize("name", OUTLIERS)
+@settings(max_examples=8)
+@given(shape=SHAPES)
+def test_every_outlier_detector_gives_the_scores_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
+    shape = replace(shape, missing=0.0)
+    fitted = OUTLIERS[name](shape).fit(table(shape, shape.rows))
+    assert_the_same_bits(shape, SklearnPredictor(fitted, "outliers"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        (Shape(leaves=32), "leaf masks of 32 bits"),
+        (Shape(leaves=33), "leaf masks of 64 bits"),
+        (Shape(leaves=64), "leaf masks of 64 bits"),
+        (Shape(leaves=65), "descent"),
+        (Shape(leaves=32, categories=70), "leaf masks of 32 bits"),
+        (Shape(leaves=64, categories=200, missing=0.1), "leaf masks of 64 bits"),
+        (Shape(leaves=65, categories=200, missing=0.1), "descent with sets"),
+    ],
+)
+def test_the_kernel_follows_from_the_largest_tree_and_the_categories(shape: Shape, kernel: str):
+    shape = replace(shape, rows=2000)
+    predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
+    assert assert_the_same_bits(shape, predictor).flat.kernel_name == kernel
+
+
+def test_a_search_among_ten_thousand_thresholds_finds_each():
+    shape = Shape(rows=4000, columns=2, trees=8, depth=40)
+    predictor = learnt("extra trees", REGRESSORS["extra trees"], shape, "regression")
+    compiled = assert_the_same_bits(shape, predictor)
+    assert compiled.flat.encoding.levels.max() == 4
+    thresholds = np.unique(np.concatenate([member.tree_.threshold for member in predictor.estimator.estimators_]))
+    for values in (thresholds, np.nextafter(thresholds, np.inf), np.nextafter(thresholds, -np.inf)):
+        assert same_outcome(predictor, compiled, np.column_stack([values, values[::-1]]))
+
+
+def test_a_value_goes_left_exactly_up_to_its_threshold_as_32_bits_hold_it():
+    predictor = SklearnPredictor(tree.DecisionTreeRegressor().fit([[0.1], [0.3]], [1.0, 2.0]), "regression")
+    cut = np.float32(predictor.estimator.tree_.threshold[0])
+    up = np.nextafter(cut, np.float32(1))
+    halfway = (float(cut) + float(up)) / 2
+    matrix = np.array([[float(cut)], [np.nextafter(halfway, 0)], [np.nextafter(halfway, 1)], [float(up)]])
+    expected = predictor.predict(matrix)
+    assert {1.0, 2.0} == set(expected.tolist())
+    np.testing.assert_array_equal(compile_predictor(predictor).predict(matrix), expected)
+
+
+@pytest.mark.parametrize("name", ["histogram", "random forest", "boosted"])
+@pytest.mark.parametrize("classes", [2, 9])
+def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
+    shape = Shape(rows=600, classes=classes, missing=0.0 if name.startswith("boosted") else 0.1, categories=7)
+    native = learnt(name, CLASSIFIERS[name], shape, "multiclass")
+    compiled = compile_predictor(native)
+    matrix = table(shape, 3000)
+    whole = native.predict(matrix)
+    shared = matrix.copy(order="F")
+    shared.flags.writeable = False
+    for given_rows in (matrix, np.ascontiguousarray(matrix), np.repeat(matrix, 2, axis=0)[::2], shared):
+        assert compiled.predict(given_rows).tobytes() == whole.tobytes()
+    for predictor in (native, compiled):
+        for size in (1, 2, 63, 64, 65, 2047, 2048, 2049):
+            head = matrix[: size * 40]
+            parts = [predictor.predict(head[at : at + size]) for at in range(0, len(head), size)]
+            assert np.concatenate(parts).tobytes() == whole[: len(head)].tobytes()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(compiled.predict, [matrix] * 12))
+    assert {result.tobytes() for result in found} == {whole.tobytes()}
+
+
+@pytest.mark.parametrize("name", ["histogram", "random forest", "boosted", "decision tree", "imputed forest"])
+@pytest.mark.parametrize(
+    "matrix",
+    [np.empty((0, 4)), np.zeros((5, 3)), np.full((5, 4), np.inf), np.full((5, 4), 1e39), np.full((5, 4), np.nan)],
+    ids=["no rows", "a column too few", "infinite", "too large for 32 bits", "missing"],
+)
+def test_what_scikit_learn_refuses_is_refused_in_the_same_words(name: str, matrix: np.ndarray):
+    predictor = learnt(name, CLASSIFIERS[name], Shape(), "binary")
+    assert same_outcome(predictor, compile_predictor(predictor), matrix)
+
+
+def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(monkeypatch):
+    shape = Shape()
+    predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
+    monkeypatch.setattr(proof_of, "MOST_HELD_OUT", 100)
+    none, *more = [prove(predictor, table(shape, rows)).compiled.rows for rows in (0, 100, 101, 200, 201)]
+    assert [rows - none for rows in more] == [100, 51, 100, 67]
+
+
+class Renamed(ensemble.RandomForestClassifier):
+    """A forest that might predict anything."""
+
+
+@pytest.mark.parametrize(
+    ("estimator", "truth", "reason"),
+    [
+        (ensemble.AdaBoostClassifier(n_estimators=2), [0, 1] * 10, "AdaBoostClassifier is no tree ensemble"),
+        (LogisticRegression(), [0, 1] * 10, "LogisticRegression is no tree ensemble"),
+        (Renamed(n_estimators=2), [0, 1] * 10, "Renamed is no tree ensemble"),
+        (make_pipeline(StandardScaler(), LinearRegression()), [0.0, 1.0] * 10, "LinearRegression is no tree ensemble"),
+        (ensemble.RandomForestRegressor(2), [[0.0, 1.0]] * 20, "RandomForestRegressor predicts 2 columns at once"),
+        (MultiOutputRegressor(LinearRegression()), [[0.0, 1.0]] * 20, "MultiOutputRegressor is no tree ensemble"),
+    ],
+    ids=lambda given: type(given).__name__ if hasattr(given, "fit") else "",
+)
+def test_what_cannot_be_compiled_stays_native_and_says_why(estimator: Any, truth: list[Any], reason: str):
+    matrix = np.random.default_rng(0).normal(size=(20, 2))
+    predictor = SklearnPredictor(estimator.fit(matrix, truth), "regression")
+    with pytest.raises(NotCompilableError, match=reason):
+        compile_predictor(predictor)
+    proof = prove(predictor, matrix).compiled
+    assert (proof.kernel, proof.rows) == (None, 0)
+    assert reason in (proof.reason or "")
+    with pytest.raises(NotCompilableError, match=reason):
+        proven_predictor(predictor)
+
+
+def a_leaf_off_by_its_last_bit(flat: arrays.Flat) -> None:
+    flat.trees.value[-1] = np.nextafter(flat.trees.value[-1], np.inf)
+
+
+def a_threshold_off_by_one(flat: arrays.Flat) -> None:
+    flat.trees.cut[len(flat.trees.cut) // 2] += 1
+
+
+def missing_values_sent_the_other_way(flat: arrays.Flat) -> None:
+    flat.encoding.missing[:] = 0
+
+
+def infinities_let_in(flat: arrays.Flat) -> None:
+    flat.encoding.kind[:] = 0
+
+
+FAULTS = [
+    (a_leaf_off_by_its_last_bit, "random forest"),
+    (a_threshold_off_by_one, "histogram"),
+    (missing_values_sent_the_other_way, "histogram"),
+    (infinities_let_in, "random forest"),
+]
+
+
+@pytest.mark.parametrize(("fault", "name"), FAULTS, ids=lambda given: getattr(given, "__name__", ""))
+def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypatch, fault, name: str):
+    shape = Shape(missing=0.2, depth=5)
+    predictor = learnt(name, CLASSIFIERS[name], shape, "binary")
+    assert prove(predictor, table(shape, 100)).compiled.kernel == "leaf masks of 32 bits"
+    flatten = arrays.flatten
+
+    def wrong(read: Any) -> arrays.Flat:
+        flat = flatten(read)
+        fault(flat)
+        return flat
+
+    monkeypatch.setattr(arrays, "flatten", wrong)
+    proof = prove(predictor, table(shape, 100)).compiled
+    assert proof.kernel is None
+    assert "differs from the library's own result" in (proof.reason or "")
+    with pytest.raises(NotCompilableError, match="differs from the library's own result"):
+        proven_predictor(predictor)
+
+
+def test_every_inner_node_is_compared_once():
+    predictor = learnt("histogram", CLASSIFIERS["histogram"], Shape(), "binary")
+    flat = arrays.flatten(read_estimator(predictor.estimator))
+    inner = sum(int((each.nodes["is_leaf"] == 0).sum()) for (each,) in predictor.estimator._predictors)
+    assert (flat.trees.first_node[-1], flat.trees.first_test[-1]) == (inner, 0)
+
+
+@pytest.mark.parametrize("name", ["histogram", "random forest", "boosted", "decision tree"])
+def test_trees_that_never_split_say_the_same_of_every_row(name: str):
+    shape = Shape(rows=30)
+    matrix = np.zeros((30, 4))
+    fitted = REGRESSORS[name](shape).fit(matrix, np.arange(30.0))
+    compiled = assert_the_same_bits(shape, SklearnPredictor(fitted, "regression"))
+    assert len(set(compiled.predict(matrix).tolist())) == 1
+
+
+CHILD = """
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingRegressor
+from batch_platform.forest import kernels
+from batch_platform.models.compiled import compile_predictor
+from batch_platform.models.sklearn import SklearnPredictor
+matrix = np.random.default_rng(0).normal(size=(200, 3))
+native = SklearnPredictor(HistGradientBoostingRegressor(max_iter=3).fit(matrix, matrix[:, 0]), "regression")
+compiled = compile_predictor(native)
+assert compiled.predict(matrix).tobytes() == native.predict(matrix).tobytes()
+print(sum(kernels.leaf_masks_32.stats.cache_hits.values()), sum(kernels.leaf_masks_32.stats.cache_misses.values()))
+"""
+
+
+def child(**environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD], env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    return out.strip()
+
+
+def test_what_one_process_compiled_the_next_one_loads_and_processes_at_once_do_not_break(tmp_path):
+    folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    at_once = [child(**folder), child(**folder)]
+    assert all(said(process) in ("0 1", "1 0") for process in at_once)
+    assert said(child(**folder)) == "1 0"
+
+
+def test_without_a_folder_to_write_the_compiled_code_lives_as_long_as_the_process():
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # which finds no place for what lies in no archive
+    assert [said(child(**nowhere)) for _ in range(2)] == ["0 1", "0 1"]

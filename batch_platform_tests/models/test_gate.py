@@ -1,0 +1,100 @@
+"""Whether a version may serve: held against the champion on the same rows, or kept until somebody promotes it."""
+
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import NoChampionError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.models.promotion import Maker, promote
+from batch_platform.models.registry import record_decisions
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
+
+
+def retrain(pipeline: Pipeline, **params):
+    period = serving_calendar(pipeline.spec).named("2024-02-01")
+    return pipeline.train(period, Stamp("again", NOW), params=params)
+
+
+def test_the_first_version_has_nobody_to_be_held_against(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    (decision,) = pipeline.state().registry.promotions
+    assert json.loads(decision.evidence)["comparison"] is None
+    assert (decision.action, decision.reason) == ("approved", "meets the gate")
+
+
+def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_champion_goes_on(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
+    carry_out(pipeline, NOW)
+    (champion,) = pipeline.state().registry.versions
+    trained = retrain(pipeline, max_iter=1)
+    assert trained.decision.action == "refused"
+    evidence = json.loads(trained.decision.evidence)["comparison"]
+    assert evidence["champion"] == champion.version
+    assert evidence["champion_metrics"] == pytest.approx(champion.metric_values), "measured on the same rows"
+    difference = evidence["difference"]
+    assert (difference["metric"], difference["level"]) == ("log_loss", 0.95)
+    assert difference["estimate"] == pytest.approx(
+        evidence["metrics"]["log_loss"] - evidence["champion_metrics"]["log_loss"]
+    )
+    assert 0 < difference["low"] < difference["estimate"] < difference["high"]
+    assert pipeline.state().registry.champion(NOW) == champion
+
+
+def test_the_same_model_again_differs_by_nothing(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.0}})
+    carry_out(pipeline, NOW)
+    trained = retrain(pipeline)
+    difference = json.loads(trained.decision.evidence)["comparison"]["difference"]
+    assert (trained.decision.action, difference["low"], difference["high"]) == ("approved", 0.0, 0.0)
+
+
+def test_both_are_measured_on_the_rows_that_both_can_be_given(tmp_path):
+    """The champion never saw a missing number of items; the new version did, and would have more rows to show for it."""
+    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.5}})
+    carry_out(pipeline, NOW)
+    holes = small_events().with_columns(items=pl.when(pl.col("id") % 10 == 0).then(None).otherwise(pl.col("items")))
+    later = small_pipeline(tmp_path, events=holes, model={"promote": {"tolerance": 0.5}})
+    january = serving_calendar(later.spec).named("2024-02-01").start
+    window = later.spec.partitions.calendar.within(later.spec.partitions.calendar.first_start, january)
+    list(later.build_features(window, Stamp("again", NOW), force=True))
+    comparison = json.loads(retrain(later).decision.evidence)["comparison"]
+    assert comparison["not_compared"] == ""
+    everywhere = retrain(later).version
+    assert comparison["difference"]["rows"] < everywhere.rows_evaluated
+
+
+def trained_only(tmp_path, promote) -> Pipeline:
+    """The pipeline with January's features and one trained version."""
+    pipeline = small_pipeline(tmp_path, model={"promote": promote})
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    list(pipeline.build_features([item.partition for item in plan.of("features")], Stamp("run", NOW)))
+    retrain(pipeline)
+    return pipeline
+
+
+def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
+    pipeline = trained_only(tmp_path, "manual")
+    (decision,) = pipeline.state().registry.promotions
+    assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits to be promoted")
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    assert (plan.items, len(plan.blocked)) == ([], 35), "it is trained once, and nothing is scored by it"
+    with pytest.raises(NoChampionError, match=f"{decision.version} waits: .* models small promote {decision.version}"):
+        list(pipeline.score([plan.blocked[-1].partition], Stamp("run", NOW)))
+    made = promote(pipeline.state().registry, {}, decision.version, Maker("me", NOW))
+    record_decisions(pipeline.warehouse, [made.promotion])
+    assert pipeline.state().registry.champion(NOW).version == decision.version
+    assert len(make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")) == 4
+
+
+def test_a_version_that_would_wait_may_still_be_refused_by_the_gate(tmp_path):
+    (decision,) = trained_only(tmp_path, {"manual": True, "at_least": 0.9999}).state().registry.promotions
+    assert decision.action == "refused"

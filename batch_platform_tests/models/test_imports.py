@@ -1,0 +1,306 @@
+"""Imports: no training, but the contract, the hash, the registry and the gate; what does not fit is told and refused."""
+
+import pickle
+import sys
+from datetime import UTC, datetime
+
+import lightgbm
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    IntegrityError,
+    NoChampionError,
+    TrainingRefusedError,
+    WrongUseError,
+)
+from batch_platform.declaration.spec import Model
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.estimator import check_estimator_exists
+from batch_platform.models.imports import check_model, read_import
+from batch_platform.models.signature import Input, decoded, held_against
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.train import UNJUDGED
+from batch_platform_tests.flavour_cases import COLUMNS, infer_contract, table
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+NUMBERS_SQL = "SELECT id, ts, amount, items, known FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+BOOSTER = {"import": "returns.txt", "estimator": None, "params": None}
+RULE = """\
+class Rule:
+    def __init__(self, above=80.0):
+        self.above = above
+
+    def predict(self, batch):
+        return (batch["amount"].fill_null(0.0) > self.above).cast(float) * 0.8 + 0.1
+"""
+
+
+def booster(folder, *, good: bool = True):
+    """A file that LightGBM wrote somewhere else; a bad one has learnt the opposite."""
+    rows = small_events().filter(pl.col("returned").is_not_null())
+    matrix = rows.select(pl.col("amount", "items", "known").cast(pl.Float64)).to_numpy()
+    truth = rows["returned"].to_numpy() == good
+    data = lightgbm.Dataset(matrix, truth, feature_name=["amount", "items", "known"])
+    model = lightgbm.train({"objective": "binary", "verbose": -1, "num_threads": 1}, data, 10)
+    folder.mkdir(exist_ok=True)
+    model.save_model(folder / "returns.txt")
+    return model
+
+
+def pipeline_of(tmp_path, *, model=BOOSTER, **overrides):
+    return small_pipeline(tmp_path, model=model, features_sql=NUMBERS_SQL, predictions=None, **overrides)
+
+
+def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(tmp_path):
+    made = booster(tmp_path / "project")
+    pipeline = pipeline_of(tmp_path)
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    assert [version.serving_period for version in registry.approved()] == ["2024-02-01"]
+    version = registry.approved()[0]
+    assert (version.flavour, version.estimator, version.rows_trained) == ("lightgbm", "returns.txt", 0)
+    assert version.metric_values["roc_auc"] > 0.8
+    assert registry.standing(version.version).reason == "meets the gate"
+    bundle = pipeline.bundle(version)
+    assert bundle.manifest.imported_from == "returns.txt"
+    rows = small_events().tail(50)
+    matrix = rows.select(pl.col("amount", "items", "known").cast(pl.Float64)).to_numpy()
+    np.testing.assert_array_equal(bundle.predictor.predict(bundle.contract.encode(rows))[:, 1], made.predict(matrix))
+    assert pipeline.state().scores["2024-02-10"].model_version == version.version
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
+    booster(tmp_path / "project", good=False)
+    pipeline = pipeline_of(tmp_path, model={**BOOSTER, "promote": {"at_least": 0.6}})
+    with pytest.raises(NoChampionError, match="none is approved"):
+        carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    assert registry.approved() == []
+    assert "worse than the required 0.6" in registry.promotions[0].reason
+
+
+@pytest.mark.parametrize("overrides", [{"labels": None}, {"labels": {"delay": "90 days"}}])
+def test_without_a_known_label_it_is_approved_and_says_so(tmp_path, overrides):
+    booster(tmp_path / "project")
+    pipeline = pipeline_of(tmp_path, **overrides)
+    for built in (item.partition for item in make_plan(pipeline.spec, pipeline.state(), NOW).of("features")):
+        list(pipeline.build_features([built], Stamp("run", NOW)))
+    (period, *_) = make_plan(pipeline.spec, pipeline.state(), NOW).of("model")
+    trained = pipeline.train(period.partition, Stamp("run", NOW))
+    assert (trained.decision.action, trained.decision.reason) == ("approved", UNJUDGED)
+
+
+def test_one_partition_of_history_is_enough(tmp_path):
+    booster(tmp_path / "project")
+    pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    assert version.serving_period == "2024-01-02"
+    assert min(pipeline.state().scores) == "2024-01-02"
+
+
+def test_columns_come_by_name_whatever_their_order_and_others_are_left_out(tmp_path):
+    booster(tmp_path / "project")
+    sql = NUMBERS_SQL.replace("amount, items, known", "known, 1 AS more, items, amount")
+    pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
+    carry_out(pipeline, NOW)
+    assert pipeline.bundle(pipeline.state().registry.versions[0]).contract.names == ["amount", "items", "known"]
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        (
+            NUMBERS_SQL.replace("amount", "amount AS amounts", 1),
+            r"asks for the columns amount;.*did you mean 'amounts'",
+        ),
+        (NUMBERS_SQL.replace("items", "shop AS items", 1), "Column 'items' holds text, and the model takes numbers"),
+    ],
+)
+def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp_path, sql, said):
+    booster(tmp_path / "project")
+    pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
+    with pytest.raises(DataError, match=rf"small, serving period 2024-02-01: .*{said}"):
+        carry_out(pipeline, NOW)
+    assert pipeline.state().registry.versions == []
+
+
+def test_no_history_at_all_is_refused(tmp_path):
+    booster(tmp_path / "project")
+    pipeline = pipeline_of(tmp_path, model={**BOOSTER, "train": {"every": None}})
+    first = pipeline.spec.partitions.calendar.named("2024-01-01")
+    with pytest.raises(TrainingRefusedError, match="its training window holds 0 partitions"):
+        pipeline.train(first, Stamp("run", NOW))
+
+
+@pytest.fixture
+def rule(tmp_path, monkeypatch):
+    """A module of the user's own."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "my_rules.py").write_text(RULE)
+    monkeypatch.syspath_prepend(folder)
+    yield folder / "my_rules.py"
+    sys.modules.pop("my_rules", None)
+
+
+def test_a_changed_source_is_refused_until_it_is_imported_again(tmp_path, rule):
+    model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True], "estimator": None}
+    model |= {"params": None, "train": {"every": None}}
+    pipeline = pipeline_of(tmp_path, model=model)
+    carry_out(pipeline, NOW)
+    rule.write_text(RULE.replace("0.8", "0.7"))
+    again = pipeline_of(tmp_path, model=model)
+    day = again.spec.partitions.calendar.named("2024-02-10")
+    with pytest.raises(IntegrityError, match=r"source of my_rules\.Rule is not the one that was imported"):
+        list(again.score([day], Stamp("again", NOW), force=True))
+    later = again.spec.partitions.calendar.named("2024-02-01")
+    imported = again.train(later, Stamp("again", NOW)).version
+    (scored,) = again.score([day], Stamp("again", NOW), force=True)
+    assert scored.run.model_version == imported.version
+
+
+@pytest.mark.usefixtures("rule")
+def test_parameters_go_to_a_class_and_to_nothing_else(tmp_path):
+    model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True]}
+    read = read_import(Model.model_validate(model), tmp_path, {"above": 10.0})
+    assert read.found.model.params == {"above": 10.0}
+    with pytest.raises(WrongUseError, match=r"cannot be made of abov: TypeError.*'abov'"):
+        read_import(Model.model_validate(model), tmp_path, {"abov": 10.0})
+    booster(tmp_path)
+    with pytest.raises(WrongUseError, match="above cannot be given to an imported lightgbm model"):
+        read_import(Model.model_validate({"import": "returns.txt"}), tmp_path, {"above": 1})
+
+
+def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return open, (str(tmp_path / "canary"), "w")
+
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(Canary()))
+    with pytest.raises(WrongUseError, match=r"may run code.*model\.allow_pickle: true"):
+        read_import(Model.model_validate({"import": "model.pkl"}), tmp_path, {})
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("declared", "error", "said"),
+    [
+        ({"import": "return.txt"}, WrongUseError, "there is no file .*return.txt.*did you mean 'returns.txt'"),
+        ({"import": "./returns.bin"}, WrongUseError, r"does not tell what kind of model.*model\.flavour"),
+        ({"import": "returns.txt", "flavour": "xgboost"}, DataError, "XGBoost cannot read the model"),
+        ({"import": "rubbish.txt"}, DataError, "LightGBM cannot read the model"),
+        ({"import": "rubbish.onnx"}, DataError, "ONNX Runtime cannot read the model"),
+        ({"import": "rubbish.skops"}, IntegrityError, "rubbish.skops was not written by skops"),
+        ({"import": "returns.txt", "task": "regression"}, DataError, "is 'regression', but .* is a binary model"),
+        ({"import": "returns.txt", "classes": [1, 2, 3]}, DataError, "model.classes names 3, but .* tells 2 apart"),
+        ({"import": "nowhere.at.All", "task": "regression"}, WrongUseError, "'nowhere.at' cannot be imported"),
+        ({"import": "batch_platform.declaration.errors.listed"}, WrongUseError, "is no class"),
+        ({"import": "batch_platform.declaration.errors.DataError"}, WrongUseError, "has no method `predict"),
+        ({"import": "models:/churn@champion", "allow_pickle": True}, WrongUseError, "MLFLOW_TRACKING_URI is not set"),
+        ({"import": "models:/churn@champion"}, WrongUseError, "allow_pickle"),
+    ],
+)
+def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, declared, error, said):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    booster(tmp_path)
+    for name in ("returns.bin", "rubbish.txt", "rubbish.onnx", "rubbish.skops"):
+        (tmp_path / name).write_bytes(b"rubbish")
+    with pytest.raises(error, match=said):
+        read_import(Model.model_validate(declared), tmp_path, {})
+
+
+@pytest.mark.usefixtures("rule")
+def test_a_class_must_say_what_it_gives(tmp_path):
+    for declared, said in (({}, r"does not tell its task"), ({"task": "binary"}, r"does not tell its classes")):
+        with pytest.raises(WrongUseError, match=said):
+            read_import(Model.model_validate({"import": "my_rules.Rule", **declared}), tmp_path, {})
+    model = Model.model_validate({"import": "my_rules.Rule", "task": "multiclass", "classes": ["a", "b"]})
+    with pytest.raises(DataError, match="a multiclass model cannot have 2 classes"):
+        read_import(model, tmp_path, {})
+
+
+def test_a_model_that_gives_something_else_than_it_is_declared_to_is_refused(tmp_path, rule):
+    rule.write_text(RULE.replace("* 0.8 + 0.1", "* 8"))
+    model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True], "estimator": None, "params": None}
+    with pytest.raises(DataError, match="numbers from -7 to 8, which are no probabilities"):
+        carry_out(pipeline_of(tmp_path, model=model), NOW)
+
+
+CONTRACT = infer_contract(table().select(COLUMNS), {})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([Input("", "number")] * 3, "takes 3 columns, and the features have 4"),
+        ([Input("shops", "text")], "asks for the columns shops.*did you mean 'shop'"),
+        ([Input("x", "text")], "is of type float, and the model takes text"),
+        ([Input("shop", "code")], "holds text, and the model takes numbers"),
+    ],
+)
+def test_a_signature_that_the_features_do_not_meet_is_told(inputs, said):
+    with pytest.raises(DataError, match=said):
+        held_against(CONTRACT, inputs)
+
+
+def test_whole_numbers_are_never_null_and_categories_are_the_models_own():
+    held = held_against(CONTRACT, [Input("shop", "code", ("c", "a")), Input("x", "whole")])
+    assert [column.nullable for column in held.columns] == [True, False]
+    assert held.columns[0].categories == ("c", "a")
+
+
+def test_what_was_encoded_comes_back_as_it_was():
+    rows = CONTRACT.split(table()).kept.select(COLUMNS)
+    assert decoded(CONTRACT.encode(rows), CONTRACT).equals(rows)
+
+
+def given_too_little(depth: int):
+    return depth
+
+
+def broken():
+    raise RuntimeError("no network today")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"build": f"{__name__}.given_too_little"}, "takes depth, and is given none: missing a required argument"),
+        ({"build": f"{__name__}.given_too_little", "params": {"deph": 1}}, "'deph': did you mean 'depth'"),
+        ({"build": f"{__name__}.broken"}, "raised RuntimeError: no network today"),
+        ({"estimator": "lightgbm.LGBMClassifier", "params": {"learning_rte": 1}}, "did you mean 'learning_rate'"),
+        ({"estimator": "xgboost.XGBClassifier", "params": {"max_dept": 1}}, "did you mean 'max_depth'"),
+        ({"estimator": "sklearn.ensemble.VotingClassifier"}, "cannot be made of no parameters"),
+    ],
+)
+def test_a_declaration_that_makes_no_estimator_is_told(model, said):
+    with pytest.raises(WrongUseError, match=said):
+        check_estimator_exists(Model.model_validate(model))
+
+
+def test_parameters_that_only_the_library_knows_are_taken():
+    check_estimator_exists(Model(estimator="lightgbm.LGBMClassifier", params={"max_bin": 63, "feature_fraction": 0.5}))
+
+
+def test_an_estimator_whose_library_is_missing_is_told_with_its_extra(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(BatchPlatformError, match=r"pip install 'batch-platform\[xgboost\]'"):
+        check_estimator_exists(Model(estimator="xgboost.XGBClassifier"))
+
+
+def test_a_pipeline_is_checked_without_data_and_without_a_server(tmp_path):
+    booster(tmp_path)
+    check_model(Model.model_validate({"import": "returns.txt"}), tmp_path)
+    check_model(Model.model_validate({"import": "models:/churn@champion", "allow_pickle": True}), tmp_path)
+    check_model(Model(estimator="sklearn.linear_model.Ridge"), tmp_path)
+    with pytest.raises(WrongUseError, match="there is no file"):
+        check_model(Model.model_validate({"import": "gone.txt"}), tmp_path)
+    with pytest.raises(WrongUseError, match="allow_pickle"):
+        check_model(Model.model_validate({"import": "models:/churn@champion"}), tmp_path)

@@ -1,0 +1,191 @@
+"""Trees kept beside a model: the same bits without the library that grew them, and the library wherever there is a doubt."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest
+
+from batch_platform.declaration.errors import IntegrityError
+from batch_platform.models.bundle import Bundle, Native, open_bundle, write_bundle
+from batch_platform.models.flavours.sklearn import SklearnPredictor
+from batch_platform.models.forest.compiled import CompiledPredictor, OfParts, compile_predictor
+from batch_platform.models.forest.ensembles import NotCompilableError
+from batch_platform.models.forest.kept import TREES_FILE, kept_file, read_kept
+from batch_platform.models.forest.proof import Proof, made_rows, prove, proven_kept
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.command_line import COMMAND, run_command
+from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.models import test_boosters
+from batch_platform_tests.models.test_bundle import manifest
+from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learnt, table
+
+MODELS = [
+    *(("classes", name) for name in CLASSIFIERS),
+    *(("values", name) for name in REGRESSORS),
+    *(("boosters", name) for name in test_boosters.BOOSTERS),
+]
+NEEDED = (
+    "imputed",
+    "scaled",
+    "scaler",
+    "from a model",
+    "xgboost",
+)  # transformers, starts and ends that only a library knows
+SHAPE = Shape(rows=400, classes=3, missing=0.1, categories=70)
+
+
+def native_of(kind: str, name: str, shape: Shape = SHAPE) -> OfParts:
+    if kind == "boosters":
+        return test_boosters.learnt(name, shape)
+    if kind == "classes":
+        return learnt(name, CLASSIFIERS[name], shape, "multiclass")
+    return learnt(name, REGRESSORS[name], shape, "regression")
+
+
+class Unasked:
+    """A library that must not be needed."""
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        raise AssertionError(len(matrix))
+
+
+@pytest.mark.parametrize(("kind", "name"), MODELS)
+def test_kept_trees_give_the_bits_of_the_library_without_it_or_are_not_kept(kind: str, name: str):
+    native = native_of(kind, name)
+    proof = prove(native, table(SHAPE, 200))
+    assert proof.compiled.kernel
+    assert bool(proof.trees) == (not any(word in name for word in NEEDED))
+    if not proof.trees:
+        return
+    rows = table(SHAPE, 500, missing=not name.startswith("boosted"))
+    kept = proven_kept(proof.trees, Unasked())
+    assert kept.predict(rows).tobytes() == native.predict(rows).tobytes()
+    again = read_kept(proof.trees)
+    assert kept_file(again.parts, again.digests) == proof.trees, "a file is the same whenever it is written"
+
+
+def test_what_the_trees_refuse_and_a_single_row_are_asked_of_the_library():
+    native = native_of("classes", "random forest")
+    proof = prove(native, table(SHAPE, 200))
+    kept = proven_kept(proof.trees, native)
+    assert kept.predict(table(SHAPE, 1)).tobytes() == native.predict(table(SHAPE, 1)).tobytes()
+    with pytest.raises(ValueError, match="infinity"):
+        kept.predict(np.full((5, SHAPE.columns), np.inf))
+
+
+def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
+    proof = prove(native_of("classes", "histogram"), table(SHAPE, 200))
+    kept = read_kept(proof.trees)
+    wrong = kept.parts.ensemble.trees[-1]
+    value = np.where(
+        np.arange(len(wrong.value))[:, None] == len(wrong.value) - 1, np.nextafter(wrong.value, 9), wrong.value
+    )
+    trees = [*kept.parts.ensemble.trees[:-1], replace(wrong, value=value)]
+    parts = replace(kept.parts, ensemble=replace(kept.parts.ensemble, trees=trees))
+    with pytest.raises(NotCompilableError, match="differs from the library's own result"):
+        proven_kept(kept_file(parts, kept.digests), Unasked())
+
+
+def test_each_digest_is_of_one_matrix_of_made_rows():
+    native = native_of("classes", "histogram")
+    kept = read_kept(prove(native, table(SHAPE, 200)).trees)
+    assert len(set(kept.digests)) == len(kept.digests) == len(list(made_rows(compile_predictor(native).parts)))
+    assert "refused" in kept.digests, "categories are never infinite"
+
+
+def test_an_outlier_forest_is_compiled_but_not_kept():
+    matrix = table(Shape(), 200)
+    proof = prove(SklearnPredictor(IsolationForest(n_estimators=5, random_state=0).fit(matrix), "outliers"), matrix)
+    assert (proof.compiled.kernel is not None, proof.trees) == (True, b"")
+
+
+def written(folder: Path) -> tuple[SklearnPredictor, Proof, Path, str]:
+    matrix = table(Shape(columns=3), 300)
+    native = SklearnPredictor(HistGradientBoostingClassifier(max_iter=3).fit(matrix, matrix[:, 0] > 0), "binary")
+    proof = prove(native, matrix)
+    (folder / "staging").mkdir()
+    described = manifest("binary", compiled=proof.compiled)
+    version, sha256, _ = write_bundle(described, native.estimator, folder / "staging", folder / "models", proof.trees)
+    return native, proof, folder / "models" / version, sha256
+
+
+def loaded(bundle: Bundle) -> bool:
+    return bundle.native._loaded is not None
+
+
+def test_a_bundle_with_trees_scores_without_loading_its_library_which_comes_when_it_is_asked(tmp_path):
+    native, _, folder, sha256 = written(tmp_path)
+    bundle = open_bundle(folder, sha256)
+    rows = table(Shape(columns=3), 50)
+    predictor = bundle.for_rows(1)
+    assert isinstance(predictor, CompiledPredictor)
+    assert bundle.for_rows(10**9) is predictor
+    assert predictor.predict(rows).tobytes() == native.predict(rows).tobytes()
+    assert not loaded(bundle)
+    assert predictor.predict(rows[:1]).tobytes() == native.predict(rows[:1]).tobytes()
+    assert loaded(bundle)
+    assert bundle.predictor is bundle.predictor
+
+
+def test_a_changed_byte_of_the_trees_is_refused(tmp_path):
+    _, _, folder, sha256 = written(tmp_path)
+    data = bytearray((folder / TREES_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / TREES_FILE).write_bytes(data)
+    with pytest.raises(IntegrityError, match=f"{TREES_FILE} of the bundle .* is not the one that was trained"):
+        open_bundle(folder, sha256)
+
+
+def test_where_the_kept_proof_fails_the_library_proves_its_trees_anew(tmp_path):
+    native, proof, folder, _ = written(tmp_path)
+    kept = read_kept(proof.trees)
+    elsewhere = kept_file(
+        kept.parts, [digest[::-1] for digest in kept.digests]
+    )  # as another processor would have rounded
+    (folder / TREES_FILE).write_bytes(elsewhere)
+    values = json.loads((folder / "manifest.json").read_text())
+    values["files"][TREES_FILE] = hashlib.sha256(elsewhere).hexdigest()
+    text = json.dumps(values).encode()
+    (folder / "manifest.json").write_bytes(text)
+    bundle = open_bundle(folder, hashlib.sha256(text).hexdigest())
+    predictor = bundle.for_rows(1)
+    assert isinstance(predictor, CompiledPredictor)
+    assert isinstance(predictor.native, SklearnPredictor)
+    assert not bundle.not_compiled
+    rows = table(Shape(columns=3), 50)
+    assert predictor.predict(rows).tobytes() == native.predict(rows).tobytes()
+
+
+def test_a_library_is_loaded_once_however_many_threads_ask():
+    asked: list[int] = []
+    native = Native(lambda: asked.append(1) or Unasked())
+    with ThreadPoolExecutor(4) as threads:
+        found = set(threads.map(lambda _: id(native.loaded()), range(20)))
+    assert (len(found), len(asked)) == (1, 1)
+
+
+def test_a_partition_is_scored_by_kept_trees_without_importing_scikit_learn(tmp_path):
+    folder = write_dagster_project(tmp_path / "shop")
+    trained = run_command(folder, "run", "small", "--partition", "2024-02-01")
+    assert trained.code == 0, trained.err
+    home = folder / ".batch_platform"
+    asked = ["--select", "key:small/features or key:small/predictions", "--partition", "2024-02-02"]
+    done = run_command(
+        folder,
+        *["asset", "materialize", "-m", f"{PACKAGE}.definitions", *asked],
+        command=str(Path(COMMAND).with_name("dagster")),
+        DAGSTER_HOME=str(Home(home).dagster),
+        PYTHONPROFILEIMPORTTIME="1",
+    )
+    assert done.code == 0, done.err
+    imported = {line.rpartition("|")[2].strip() for line in done.err.splitlines() if line.startswith("import time:")}
+    assert "numba" in imported
+    assert not {"sklearn", "skops", "pandas"} & imported
+    with duckdb.connect(str((home / "published.duckdb").resolve()), read_only=True) as con:
+        assert con.execute("FROM small.predictions WHERE partition_key = '2024-02-02'").fetchall()

@@ -1,0 +1,43 @@
+"""Models that find odd rows: -1 and 1 as scikit-learn gives them, and a score that is the higher the odder."""
+
+from datetime import UTC, datetime
+
+import duckdb
+import numpy as np
+import pytest
+
+from batch_platform.declaration.spec import Model
+from batch_platform.models.estimator import needs_labels
+from batch_platform.monitoring.performance import measure_outliers
+from batch_platform.pipeline.plan import make_plan
+from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+FOREST = {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 10, "max_iter": None}}
+FOREST["params"] |= {"max_leaf_nodes": None, "early_stopping": None}
+
+
+@pytest.mark.parametrize("labels", [None, {}], ids=["without labels", "with labels"])
+def test_odd_rows_are_scored_and_measured(tmp_path, labels):
+    overrides = {} if labels is not None else {"labels": None}
+    pipeline = small_pipeline(tmp_path, model=FOREST, **overrides)
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.approved()
+    assert version.task == "outliers"
+    assert 0 < version.metric_values["outlier_share"] < 1
+    assert ("roc_auc" in version.metric_values) == (labels is not None)
+    with duckdb.connect(str(pipeline.home.published.resolve()), read_only=True) as con:
+        rows = con.sql("FROM small.predictions").pl()
+        measured = dict(con.sql("SELECT metric, avg(value) FROM small.performance GROUP BY metric").fetchall())
+    assert set(rows["prediction"].unique()) == {-1, 1}
+    assert (rows["prediction"] == -1).equals(rows["score"] > 0)
+    assert "outlier_share" in measured
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_no_label_is_needed_and_one_tells_how_well_odd_rows_are_found():
+    assert not needs_labels(Model(estimator="sklearn.ensemble.IsolationForest"))
+    scores = np.array([-0.2, -0.1, 0.1, 0.3])
+    assert measure_outliers(scores, None) == {"outlier_share": 0.5}
+    assert measure_outliers(scores, np.array([False, False, True, True])) == {"outlier_share": 0.5, "roc_auc": 1.0}
+    assert measure_outliers(scores[:0], None) == {}

@@ -1,0 +1,130 @@
+"""Who serves when: a function of what is recorded and of the partition's start."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_platform.declaration.errors import NoChampionError, WrongUseError
+from batch_platform.models.registry import Promotion, Registry, Version, read_registry, register
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def version(name: str, serves_from: int, seq: int = 1) -> Version:
+    start = START + timedelta(days=serves_from)
+    return Version(
+        pipeline="small",
+        version=name,
+        serving_period=f"{start:%Y-%m-%d}",
+        serving_start=start,
+        sha256="ab",
+        flavour="sklearn",
+        task="binary",
+        estimator="e",
+        params='{"max_iter": 5}',
+        trained_from=START,
+        trained_until=start,
+        rows_trained=10,
+        rows_evaluated=5,
+        metrics='{"roc_auc": 0.75}',
+        features_code_version="f",
+        created_at=START,
+        run_id="run",
+        classes="[false, true]",
+        seq=seq,
+    )
+
+
+def decision(name: str, action: str, seq: int = 1) -> Promotion:
+    return Promotion("small", name, action, "because", "{}", "gate", START, "run", seq)
+
+
+def at(days: int) -> datetime:
+    return START + timedelta(days=days)
+
+
+def test_the_champion_is_the_newest_approved_version_that_serves_by_then():
+    registry = Registry(
+        "small",
+        [version("a", 0, 1), version("b", 10, 2), version("c", 10, 3), version("d", 20, 4)],
+        [decision("a", "approved"), decision("b", "approved"), decision("c", "approved"), decision("d", "refused")],
+    )
+    assert registry.champion(at(-1)) is None
+    assert [registry.champion(at(day)).version for day in (0, 9, 10, 19, 20, 99)] == ["a", "a", "c", "c", "c", "c"]
+
+
+def test_the_last_decision_on_a_version_counts():
+    decisions = [decision("a", "approved", 1), decision("b", "approved", 2), decision("b", "refused", 3)]
+    registry = Registry("small", [version("a", 0, 1), version("b", 1, 2)], decisions)
+    assert registry.champion(at(5)).version == "a"
+    assert registry.standing("b").action == "refused"
+    assert registry.standing("c") is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=8), st.integers(-5, 40))
+def test_the_champion_is_approved_and_never_from_the_future(made, day):
+    versions = [version(f"v{n}", start, n) for n, (start, _) in enumerate(made)]
+    decisions = [decision(f"v{n}", "approved" if ok else "refused", n) for n, (_, ok) in enumerate(made)]
+    champion = Registry("small", versions, decisions).champion(at(day))
+    fit = [start for start, ok in made if ok and start <= day]
+    assert (champion is None) == (not fit)
+    if champion is not None:
+        assert champion.serving_start == at(max(fit))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["approved", "refused", "withdrawn"]), st.integers(-2, 40))),
+    st.integers(-5, 45),
+)
+def test_the_champion_is_the_newest_version_whose_last_decision_that_holds_then_is_an_approval(starts, decided, day):
+    versions = [version(f"v{n}", start, n) for n, start in enumerate(starts)]
+    events = [
+        replace(decision(f"v{which % len(starts)}", action, n), holds_from=None if begin < 0 else at(begin))
+        for n, (which, action, begin) in enumerate(decided)
+    ]
+    registry = Registry("small", versions, events)
+    serving = [one for one in versions if registry.serves(one, at(day))]
+    newest = max(serving, key=lambda one: (one.serving_start, one.seq), default=None)
+    assert registry.champion(at(day)) == newest
+
+
+def test_a_partition_without_a_champion_is_told_of_the_earliest_one():
+    registry = Registry("small", [version("a", 5)], [decision("a", "approved")])
+    with pytest.raises(
+        NoChampionError, match=r"partition 2024-01-02.*earliest approved one, a, serves from 2024-01-06 on"
+    ):
+        registry.require_champion(at(1), "2024-01-02")
+    with pytest.raises(NoChampionError, match="none is approved"):
+        Registry("small").require_champion(at(1), "2024-01-02")
+    assert registry.require_champion(at(5), "2024-01-06").version == "a"
+
+
+def test_an_unknown_version_is_refused_with_the_nearest_one():
+    registry = Registry("small", [version("2024-01-01-3f9c1a2b", 0)])
+    with pytest.raises(WrongUseError, match="did you mean '2024-01-01-3f9c1a2b'"):
+        registry.named("2024-01-01-3f9c1a2c")
+    assert registry.named("2024-01-01-3f9c1a2b") == registry.of_period("2024-01-01")[0]
+
+
+def test_what_is_registered_is_read_back(tmp_path: Path):
+    warehouse = Warehouse(Home(tmp_path / "home"))
+    register(warehouse, version("a", 0), decision("a", "approved"))
+    register(warehouse, version("b", 3), decision("b", "refused"))
+    with warehouse.open() as con:
+        registry = read_registry(con, "small")
+        assert read_registry(con, "other") == Registry("other", [], [])
+    assert [replace(found, seq=1) for found in registry.versions] == [version("a", 0), version("b", 3)]
+    assert [replace(found, seq=1) for found in registry.promotions] == [
+        decision("a", "approved"),
+        decision("b", "refused"),
+    ]
+    assert registry.champion(at(9)).version == "a"
+    assert registry.versions[0].metric_values == {"roc_auc": 0.75}
+    assert registry.versions[0].class_labels == [False, True]

@@ -1,0 +1,291 @@
+"""Backtests: another model on the past as it was, held against production, which stays as it is."""
+
+import hashlib
+from datetime import UTC, datetime
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.backtest import Candidate, backtest
+from batch_platform.pipeline.backtest_tables import totals
+from batch_platform_tests.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 27, 12, tzinfo=UTC)
+DECLARED = Candidate(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
+TREE = Candidate(estimator="sklearn.tree.DecisionTreeClassifier", params={"max_depth": 2})
+WEEKLY = {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}}
+OWN_TABLES = {"small.backtests", "small.backtest_scores", "batch_platform.changes"}
+
+
+def made(tmp_path, **overrides):
+    pipeline = small_pipeline(tmp_path, **overrides)
+    carry_out(pipeline, NOW)
+    return pipeline
+
+
+def days(pipeline, first="2024-02-03", last="2024-02-10"):
+    return [one for one in pipeline.spec.partitions.calendar.due(NOW) if first <= one.key <= last]
+
+
+def backtested(pipeline, candidate, partitions=None, name="b1", **options):
+    return backtest(pipeline, partitions or days(pipeline), candidate, Stamp(name, NOW), **options)
+
+
+def stored(pipeline, query):
+    with duckdb.connect(str(pipeline.home.published.resolve()), read_only=True) as con:
+        return con.execute(query).fetchall()
+
+
+def everything(pipeline):
+    """Each table but those of backtests, each file of models and features, and what is being staged."""
+    with pipeline.warehouse.open() as con:
+        names = [f"{schema}.{table}" for schema, table in con.execute(_TABLES).fetchall()]
+        rows = {name: con.execute(f"FROM {name} ORDER BY ALL").fetchall() for name in set(names) - OWN_TABLES}
+    files = [*pipeline.home.models.rglob("*"), *pipeline.home.lake.rglob("*"), *pipeline.home.staging.rglob("*")]
+    return rows, {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}
+
+
+_TABLES = "SELECT schema_name, table_name FROM duckdb_tables() WHERE schema_name IN ('small', 'batch_platform')"
+
+
+def test_the_declared_estimator_would_have_done_exactly_what_production_did(tmp_path):
+    pipeline = made(tmp_path, model=WEEKLY)
+    found = backtested(pipeline, DECLARED, days(pipeline, "2024-02-04", "2024-02-20"), keep_scores=True)
+    assert len(found) == 17
+    assert all(one.comparison.metrics == one.comparison.production for one in found)
+    assert sum(one.comparison.rows for one in found) > 600
+    both = stored(
+        pipeline,
+        "SELECT count(*), count(*) FILTER (p.score = b.score AND p.prediction = b.prediction AND p.shop = b.shop) "
+        "FROM small.predictions AS p JOIN small.backtest_scores AS b USING (id, partition_key)",
+    )
+    assert both == [(17 * 40, 17 * 40)]
+
+
+def test_each_partition_is_scored_by_the_model_of_its_serving_period(tmp_path):
+    found = backtested(pipeline := made(tmp_path, model=WEEKLY), TREE, days(pipeline, "2024-02-09", "2024-02-12"))
+    assert [(one.partition, one.model.serving_period) for one in found] == [
+        ("2024-02-09", "2024-02-04"),
+        ("2024-02-10", "2024-02-04"),
+        ("2024-02-11", "2024-02-11"),
+        ("2024-02-12", "2024-02-11"),
+    ]
+    assert all(
+        one.model.trained_until <= day.start for one, day in zip(found, days(pipeline, "2024-02-09"), strict=False)
+    )
+    assert not any(one.in_sample for one in found)
+
+
+def test_labels_that_were_not_known_by_then_are_not_learnt_from(tmp_path):
+    known = pl.col("ts") < datetime(2024, 1, 30, 23, tzinfo=UTC)  # with the delay of a day, on 1 February in Berlin
+    flipped = small_events().with_columns(returned=pl.when(known).then("returned").otherwise(~pl.col("returned")))
+    query = "SELECT id, score FROM small.backtest_scores ORDER BY id"
+    scores = []
+    for name, events in (("as it was", small_events()), ("otherwise", flipped)):
+        pipeline = made(tmp_path / name, events=events)
+        backtested(pipeline, TREE, keep_scores=True)
+        scores.append(stored(pipeline, query))
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 8 * 40
+
+
+@pytest.mark.parametrize("candidate", ["version", "estimator"])
+def test_nothing_of_production_changes(tmp_path, candidate):
+    pipeline = made(tmp_path)
+    (version,) = pipeline.state().registry.versions
+    before = everything(pipeline)
+    backtested(pipeline, TREE if candidate == "estimator" else Candidate(version.version), keep_scores=True)
+    assert everything(pipeline) == before
+
+
+def test_a_version_scores_every_partition_and_what_it_learnt_from_is_marked(tmp_path):
+    pipeline = made(tmp_path, model=WEEKLY)
+    *_, newest = pipeline.state().registry.versions
+    found = backtested(pipeline, Candidate(newest.version), days(pipeline, "2024-02-05", "2024-02-26"))
+    assert {one.model.version for one in found} == {newest.version}
+    until = {one.partition: one.in_sample for one in found}
+    assert until["2024-02-05"]
+    assert not until["2024-02-26"]
+    rows = stored(pipeline, "SELECT DISTINCT in_sample, model_version, production_in_sample FROM small.backtests")
+    assert set(rows) == {(True, newest.version, False), (False, newest.version, False)}
+    assert stored(pipeline, "SELECT DISTINCT in_sample FROM batch_platform.score_runs") == [(False,)]
+
+
+def test_both_are_measured_on_the_rows_that_both_scored(tmp_path):
+    minimum = {"features": {"columns": {"amount": {"min": 50}}, "max_rejected": "100%"}}
+    pipeline = made(tmp_path, **minimum)
+    loose = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 0}}, "max_rejected": "100%"})
+    (one,) = backtested(loose, DECLARED, days(loose)[:1])
+    run = pipeline.state().scores[one.partition]
+    assert (one.rows_scored, one.rows_rejected) == (40, 0)
+    assert one.comparison.rows <= run.rows_scored < 40
+    query = f"SELECT value FROM small.performance WHERE metric = 'roc_auc' AND partition_key = '{one.partition}'"
+    assert stored(pipeline, query) == [(one.comparison.production["roc_auc"],)]
+
+
+def test_partitions_whose_labels_are_not_known_yet_are_scored_and_say_so(tmp_path):
+    pipeline = made(tmp_path)
+    found = backtested(pipeline, TREE, days(pipeline, "2024-02-25", "2024-02-26"))
+    assert [one.note for one in found] == ["", "its labels are known from 2024-02-27 23:00 UTC on"]
+    assert (found[1].comparison.metrics, found[1].rows_scored) == ({}, 40)
+    rows = stored(pipeline, "SELECT metric, value, note FROM small.backtests WHERE partition_key = '2024-02-26'")
+    assert rows == [(None, None, found[1].note)]
+
+
+def test_partitions_without_a_single_label_say_so(tmp_path):
+    lost = pl.when(pl.col("ts") < datetime(2024, 2, 4, 23, tzinfo=UTC)).then("returned")
+    pipeline = made(tmp_path, events=small_events().with_columns(returned=lost))
+    *_, one = backtested(pipeline, TREE, days(pipeline, "2024-02-04", "2024-02-05"))
+    assert (one.note, one.comparison.rows) == ("none of its rows can be measured", 0)
+
+
+def test_what_production_never_scored_is_measured_alone(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    stamp = Stamp("features", NOW)
+    list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), stamp))
+    found = backtested(pipeline, TREE)
+    assert all(one.production_version is None and not one.comparison.production for one in found)
+    assert all(one.comparison.metrics["roc_auc"] > 0.5 for one in found)
+
+
+KINDS = {
+    "several classes": (
+        pl.when(pl.col("amount") > 90).then(pl.lit("a")).when(pl.col("known")).then(pl.lit("b")).otherwise(pl.lit("c")),
+        {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5}},
+        Candidate(estimator="sklearn.linear_model.LogisticRegression"),
+        "log_loss",
+    ),
+    "numbers": (
+        pl.col("items") * 2.0 + pl.col("amount").fill_null(0),
+        {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "params": {"max_iter": 5}},
+        Candidate(estimator="sklearn.linear_model.Ridge", params={"alpha": 0.1}),
+        "rmse",
+    ),
+    "segments": (
+        None,
+        {"estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 2}},
+        Candidate(estimator="sklearn.cluster.KMeans", params={"n_clusters": 3}),
+        "silhouette",
+    ),
+    "outliers": (
+        None,
+        {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 5}},
+        Candidate(estimator="sklearn.ensemble.IsolationForest", params={"n_estimators": 9}),
+        "outlier_share",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_is_held_against_production(tmp_path, kind):
+    label, model, candidate, metric = KINDS[kind]
+    none = {"max_leaf_nodes": None, "early_stopping": None, "max_iter": None}
+    overrides = {"model": {**model, "params": {**none, **model["params"]}}}
+    if label is None:
+        overrides["labels"] = None
+    else:
+        overrides["events"] = small_events().with_columns(returned=label)
+    pipeline = made(tmp_path, **overrides)
+    before = everything(pipeline)
+    found = backtested(pipeline, candidate)
+    assert all(set(one.comparison.metrics) == set(one.comparison.production) for one in found)
+    performance = stored(pipeline, f"SELECT partition_key, value FROM small.performance WHERE metric = '{metric}'")
+    for one in found:
+        assert one.comparison.production[metric] == pytest.approx(dict(performance)[one.partition])
+    (total,) = [one for one in totals(found) if one.metric == metric]
+    assert (total.partitions, total.compared, total.better + total.worse <= 8) == (8, 8, True)
+    assert everything(pipeline) == before
+
+
+def test_a_later_backtest_stands_beside_the_earlier_ones(tmp_path):
+    pipeline = made(tmp_path)
+    backtested(pipeline, TREE, name="b1", keep_scores=True)
+    first = stored(pipeline, "FROM small.backtests ORDER BY ALL")
+    backtested(pipeline, DECLARED, name="b2", keep_scores=True)
+    assert stored(pipeline, "FROM small.backtests WHERE backtest_id = 'b1' ORDER BY ALL") == first
+    counts = stored(pipeline, "SELECT backtest_id, count(*) FROM small.backtest_scores GROUP BY ALL ORDER BY ALL")
+    assert counts == [("b1", 320), ("b2", 320)]
+    assert stored(pipeline, "SELECT DISTINCT estimator FROM small.backtests WHERE backtest_id = 'b2'") == [
+        (DECLARED.estimator,)
+    ]
+
+
+def test_more_rejected_rows_than_could_be_published_are_measured_and_told(tmp_path):
+    pipeline = made(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "100%"})
+    strict = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "1%"})
+    (one,) = backtested(strict, DECLARED, days(pipeline)[:1])
+    assert one.note.endswith("of its rows are rejected, more than max_rejected (1.00%) lets be published")
+    assert one.comparison.metrics == one.comparison.production
+
+
+def test_one_model_for_all_is_trained_as_of_the_first_partition(tmp_path):
+    pipeline = made(tmp_path, model={"train": {"every": None}})
+    list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), Stamp("features", NOW)))
+    found = backtested(pipeline, DECLARED, days(pipeline, "2024-02-10", "2024-02-20"))
+    assert {one.model.serving_period for one in found} == {"2024-02-10"}
+    with pytest.raises(WrongUseError, match=r"lies before 2024-01-10 .*Hint: --from 2024-01-16"):
+        backtested(pipeline, DECLARED, days(pipeline, "2024-01-10", "2024-01-10"))
+
+
+def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp_path):
+    pipeline = made(tmp_path)
+    with pytest.raises(
+        WrongUseError, match=r"too little history lies before 2024-01-30, 2024-01-31 .*--from 2024-02-01"
+    ):
+        backtested(pipeline, TREE, days(pipeline, "2024-01-30", "2024-02-02"))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "error", "says"),
+    [
+        (Candidate("2024-02-01-0000000f"), WrongUseError, r"has no version '2024-02-01-0000000f'"),
+        (
+            Candidate(estimator="sklearn.tree.DecisionTreeClasifier"),
+            WrongUseError,
+            "did you mean 'DecisionTreeClassifier'",
+        ),
+        (Candidate(estimator="sklearnn.tree.X"), WrongUseError, "the module 'sklearnn.tree' cannot be imported"),
+        (Candidate(estimator="Tree"), WrongUseError, "the estimator: 'Tree'"),
+        (Candidate(estimator="pathlib.Path"), WrongUseError, r"pathlib\.Path is no scikit-learn-compatible estimator"),
+        (Candidate(estimator="os.getcwd"), WrongUseError, r"os\.getcwd returned str, which is no estimator"),
+        (
+            Candidate(estimator=TREE.estimator, params={"max_dept": 2}),
+            WrongUseError,
+            r"no parameter max_dept.*'max_dept': did you mean 'max_depth'",
+        ),
+        (
+            Candidate(estimator=TREE.estimator, params={"max_depth": -1}),
+            TrainingRefusedError,
+            "serving period 2024-02-01: DecisionTreeClassifier refuses the training data: The 'max_depth' parameter",
+        ),
+        (
+            Candidate(estimator="sklearn.linear_model.Ridge"),
+            TrainingRefusedError,
+            "refuses|string",
+        ),
+    ],
+)
+def test_a_candidate_that_cannot_be_leaves_nothing_behind(tmp_path, candidate, error, says):
+    kind = pl.when(pl.col("returned")).then(pl.lit("yes")).otherwise(pl.lit("no"))
+    pipeline = made(tmp_path, events=small_events().with_columns(returned=kind))
+    before = everything(pipeline)
+    with pytest.raises(error, match=says):
+        backtested(pipeline, candidate)
+    assert everything(pipeline) == before
+    assert list(pipeline.home.staging.iterdir()) == []
+    with pipeline.warehouse.open() as con:
+        assert not {f"{schema}.{table}" for schema, table in con.execute(_TABLES).fetchall()} & {"small.backtests"}
+
+
+def test_features_that_are_not_there_or_of_another_sql_are_not_built(tmp_path):
+    pipeline = made(tmp_path)
+    pipeline.history.file(days(pipeline)[1]).unlink()
+    with pytest.raises(DataError, match=r"features of 2024-02-04 are not built.*run small --partition 2024-02-04"):
+        backtested(pipeline, TREE)
+    (pipeline.folder / "features.sql").write_text((pipeline.folder / "features.sql").read_text() + "-- changed\n")
+    changed = type(pipeline)(pipeline.spec, pipeline.folder, pipeline.home)
+    with pytest.raises(DataError, match=r"features of 2024-01-01, .* more are built by an earlier version of the SQL"):
+        backtested(changed, TREE, days(changed, "2024-02-05"))

@@ -1,0 +1,163 @@
+"""What nothing refers to is found and removed, and nothing else."""
+
+import os
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.staging import staging_folder
+from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+LATER = NOW + timedelta(days=40)
+UNMET = {"promote": {"metric": "roc_auc", "at_least": 0.999}}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All carried out by an approved model; then two refused ones, and an approved one that scored nothing."""
+    folder = tmp_path_factory.mktemp("done")
+    pipeline = small_pipeline(folder)
+    carry_out(pipeline, NOW)
+    period = pipeline.spec.partitions.calendar.named("2024-02-01")
+    strict = small_pipeline(folder, model=UNMET)
+    for leaves in (3, 4):
+        strict.train(period, Stamp("refused", NOW), params={"max_leaf_nodes": leaves})
+    pipeline.train(period, Stamp("unused", NOW), params={"max_leaf_nodes": 5})
+    return folder
+
+
+@pytest.fixture
+def pipeline(done: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(tmp_path)
+
+
+def everything(pipeline: Pipeline) -> set[Path]:
+    return {path for path in pipeline.home.root.rglob("*") if "published" not in path.name}
+
+
+def found(pipeline: Pipeline, now: datetime = LATER, keep: timedelta = timedelta(days=30)):
+    return find_garbage([pipeline.spec], pipeline.home, now, trained_before=now - keep)
+
+
+def age(path: Path, days: float) -> None:
+    """Make a path look as old as that, as of LATER."""
+    then = (LATER - timedelta(days=days)).timestamp()
+    os.utime(path, (then, then))
+
+
+def test_only_versions_that_never_served_and_are_old_go_and_the_newest_stays(pipeline):
+    scored, *refused, unused = [version.version for version in pipeline.state().registry.versions]
+    assert [one.version for one in found(pipeline)] == sorted(refused)
+    assert found(pipeline, now=NOW + timedelta(days=1)) == [], "somebody may still promote them"
+    remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
+    left = {folder.name for folder in (pipeline.home.models / "small").iterdir()}
+    assert left == {scored, unused}
+    registry = pipeline.state().registry
+    assert [registry.standing(version).action for version in refused] == ["removed", "removed"]
+    assert len(registry.versions) == 4, "what was trained stays on record"
+    assert found(pipeline) == []
+
+
+def test_a_removed_version_is_refused_in_words_that_say_so(pipeline):
+    (first, *_) = found(pipeline)
+    remove_garbage([first], pipeline.home, Stamp("gc", LATER))
+    day = pipeline.spec.partitions.calendar.named("2024-02-02")
+    with pytest.raises(WrongUseError, match=f"{first.version} was removed by gc on 2024-04-11: never promoted"):
+        list(pipeline.score([day], Stamp("again", LATER), version=first.version))
+
+
+def test_a_refused_version_that_scored_on_demand_stays(pipeline):
+    refused = pipeline.state().registry.versions[1].version
+    day = pipeline.spec.partitions.calendar.named("2024-02-02")
+    list(pipeline.score([day], Stamp("on demand", NOW), version=refused))
+    list(pipeline.score([day], Stamp("champion", NOW)))
+    assert refused not in [one.version for one in found(pipeline)], "rows of it may be asked for: trace names it"
+
+
+def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_at_it(pipeline):
+    versions = pipeline.home.models / "small"
+    orphan = shutil.copytree(next(versions.iterdir()), versions / "2024-02-01-00000000")
+    age(orphan, days=0.5)
+    assert orphan not in [one.path for one in found(pipeline)]
+    age(orphan, days=1.5)
+    (one,) = [one for one in found(pipeline) if one.path == orphan]
+    assert (one.kind, one.version, one.reason) == ("bundle", "", "never registered: its run was killed")
+    assert one.size == sum(file.stat().st_size for file in orphan.iterdir())
+    remove_garbage([one], pipeline.home, Stamp("gc", LATER))
+    assert not orphan.exists()
+
+
+def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatch):
+    def cut_off(_):
+        raise OSError("cut off")
+
+    garbage = found(pipeline)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            remove_garbage(garbage, pipeline.home, Stamp("gc", LATER))
+    assert {one.reason for one in found(pipeline)} == {"removed before, but not wholly"}
+    remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
+    assert found(pipeline) == []
+
+
+def test_features_of_dropped_partitions_and_unrecorded_ones_go(pipeline):
+    later = small_spec(partitions={"start": "2024-01-03"})
+    dropped = find_garbage([later], pipeline.home, NOW, trained_before=NOW - timedelta(days=30))
+    assert [one.path.name for one in dropped] == ["2024-01-01.parquet", "2024-01-02.parquet"]
+    folder = pipeline.history.file(pipeline.spec.partitions.calendar.named("2024-01-01")).parent
+    unrecorded, stray, aside = folder / "2024-02-30.parquet", folder / "notes.txt", folder / ".x.parquet.999999999"
+    for path in (unrecorded, stray, aside):
+        path.write_bytes(b"x")
+    assert {one.path for one in found(pipeline) if one.kind == "features"} == {unrecorded, aside}
+    remove_garbage(dropped, pipeline.home, Stamp("gc", NOW))
+    assert not (folder / "2024-01-01.parquet").exists()
+    assert (folder / "2024-01-03.parquet").exists()
+
+
+def test_a_file_that_a_run_has_not_recorded_yet_stays_for_a_day(pipeline):
+    calendar = pipeline.spec.partitions.calendar
+    with pipeline.warehouse.transaction() as con:
+        con.execute("DELETE FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'")
+    path = pipeline.history.file(calendar.named("2024-01-05"))
+    age(path, days=0.9)
+    assert path not in [one.path for one in found(pipeline)]
+    age(path, days=1.1)
+    assert path in [one.path for one in found(pipeline)]
+
+
+def test_staging_of_live_runs_is_never_listed(pipeline):
+    (pipeline.home.staging / "killed-abc").mkdir()
+    with staging_folder(pipeline.home, "live") as live:
+        (pipeline.home.staging / "another-killed").mkdir()
+        listed = [one.path for one in found(pipeline) if one.kind == "staging"]
+        assert listed == [pipeline.home.staging / "another-killed"]
+        remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
+        assert list(pipeline.home.staging.iterdir()) == [live]
+
+
+def test_other_pipelines_and_links_are_left_alone(pipeline, tmp_path):
+    theirs = pipeline.home.lake / "theirs" / "features"
+    theirs.mkdir(parents=True)
+    (theirs / "1999-01-01.parquet").write_bytes(b"x")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = pipeline.home.models / "small" / "2024-02-01-ffffffff"
+    link.symlink_to(outside)
+    os.utime(link, (0, 0), follow_symlinks=False)
+    assert not [one for one in found(pipeline) if one.path == link or theirs in one.path.parents]
+
+
+def test_a_home_in_use_holds_nothing_to_remove(pipeline):
+    before = everything(pipeline)
+    assert found(pipeline, now=NOW) == []
+    remove_garbage([], pipeline.home, Stamp("gc", NOW))
+    assert everything(pipeline) == before

@@ -1,0 +1,123 @@
+"""Evaluation: what was committed held against the labels known now, whatever became of the model since."""
+
+import shutil
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import BatchPlatformError, DataError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.performance import measure_classes
+from batch_platform.pipeline.plan import make_plan
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+CLUSTERS = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
+IN_FEBRUARY = pl.col("ts") >= datetime(2024, 1, 31, 23, tzinfo=UTC)
+
+
+def day(pipeline, key="2024-02-03"):
+    return pipeline.spec.partitions.calendar.named(key)
+
+
+def performance(pipeline, key="2024-02-03") -> dict[str, float]:
+    with pipeline.warehouse.open() as con:
+        query = "SELECT metric, value FROM small.performance WHERE partition_key = $key"
+        return dict(con.execute(query, {"key": key}).fetchall())
+
+
+def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    with pipeline.warehouse.open() as con:
+        scored = con.sql("SELECT id, score FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
+    both = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
+    probabilities = both.select(1 - pl.col("score"), score2="score").to_numpy()
+    expected = measure_classes(both["returned"].to_numpy(), probabilities, [False, True])
+    assert performance(pipeline) == pytest.approx(expected | {"label_coverage": both.height / scored.height})
+    assert pipeline.state().evaluations["2024-02-03"].rows_labelled == both.height
+
+
+def test_a_partition_is_evaluated_although_its_model_is_no_longer_on_disk(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    before = performance(pipeline)
+    shutil.rmtree(pipeline.home.models)
+    fresh = small_pipeline(tmp_path)
+    (found,) = fresh.evaluate([day(fresh)], Stamp("again", NOW))
+    assert found.metrics == before == performance(fresh)
+
+
+def test_corrected_labels_change_the_metrics_of_their_partition_alone(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    before = performance(pipeline), performance(pipeline, "2024-02-04")
+    corrected = small_events().with_columns(returned=~pl.col("returned"))
+    fresh = small_pipeline(tmp_path, events=corrected)
+    list(fresh.evaluate([day(fresh)], Stamp("again", NOW)))
+    assert performance(fresh)["accuracy"] == pytest.approx(1 - before[0]["accuracy"])
+    assert performance(fresh, "2024-02-04") == before[1]
+
+
+def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    before = performance(pipeline)
+    small_events().with_columns(returned=~pl.col("returned")).write_parquet(tmp_path / "project" / "events.parquet")
+    list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
+    assert performance(pipeline)["accuracy"] == pytest.approx(1 - before["accuracy"])
+
+
+def test_labels_that_are_nan_or_of_an_unknown_class_count_as_not_known(tmp_path):
+    kind = pl.when(pl.col("returned")).then(1.0).otherwise(0.0)
+    odd = (
+        pl.when(pl.col("id") % 4 == 0)
+        .then(float("nan"))
+        .when((pl.col("id") % 4 == 1) & IN_FEBRUARY)
+        .then(7.0)
+        .otherwise(kind)
+    )
+    pipeline = small_pipeline(tmp_path, events=small_events().with_columns(returned=odd))
+    carry_out(pipeline, NOW)
+    assert performance(pipeline)["label_coverage"] == 0.5
+
+
+def test_a_regression_is_evaluated(tmp_path):
+    pipeline = small_pipeline(
+        tmp_path,
+        events=small_events().with_columns(returned=(pl.col("items") * 2).cast(pl.Decimal(8, 2))),
+        model={"estimator": "sklearn.linear_model.Ridge", "params": None},
+    )
+    carry_out(pipeline, NOW)
+    assert performance(pipeline)["mae"] < 0.1
+    assert set(performance(pipeline)) == {"mae", "rmse", "r2", "label_coverage"}
+
+
+def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
+    pipeline = small_pipeline(tmp_path, **CLUSTERS)
+    carry_out(pipeline, NOW)
+    assert set(performance(pipeline)) == {"silhouette"}
+    pipeline.history.file(day(pipeline)).unlink()
+    with pytest.raises(BatchPlatformError, match=r"2024-02-03"):
+        list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
+
+
+def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tmp_path):
+    pipeline = small_pipeline(tmp_path, **CLUSTERS)
+    carry_out(pipeline, NOW)
+    other = small_pipeline(tmp_path, events=small_events().with_columns(items=pl.col("items") + 1), **CLUSTERS)
+    list(other.build_features([day(other)], Stamp("again", NOW), force=True))
+    with pytest.raises(DataError, match=r"its features changed after it was scored.*run small --partition 2024-02-03"):
+        list(other.evaluate([day(other)], Stamp("again", NOW)))
+
+
+def test_a_partition_that_is_not_scored_keeps_back_no_other(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, datetime(2024, 2, 10, tzinfo=UTC))
+    seen = []
+    with pytest.raises(DataError, match="2024-02-20: it is not scored yet"):
+        seen += pipeline.evaluate([day(pipeline, "2024-02-20"), day(pipeline)], Stamp("again", NOW))
+    assert [one.partition for one in seen] == [day(pipeline)]
+    assert pipeline.state().evaluations[day(pipeline).key].run_id == "again"
+    assert make_plan(pipeline.spec, pipeline.state(), datetime(2024, 2, 10, tzinfo=UTC)).items == []

@@ -1,0 +1,156 @@
+"""The life of a model over a year of flights: monthly versions, one refused, a challenger, a rollback and what came of it.
+
+Everything through the command line, the UI's own interface and SQL, as people would.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from batch_platform.defs.flight_delays import sources
+from batch_platform_tests.command_line import Answer, published, run_command
+from batch_platform_tests.components.test_ui_processes import LAUNCH, finished, repository
+from batch_platform_tests.dagster_project import DEFINITIONS, PACKAGE, PYPROJECT
+from batch_platform_tests.served import Ui, served
+
+SHIPPED = Path(sources.__file__).parent
+NAME = "flight_delays"
+FIRST, LAST = "2013-03-01", "2013-12-31"
+SCORED = 306
+WORSE = {"max_iter": 1, "max_leaf_nodes": 2, "min_samples_leaf": 40_000}
+REFUSED_PERIOD, WITHDRAWN_FROM = "2013-10-01", "2013-12-10"
+CHALLENGER = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 200}}
+CHECKED = """
+query ($key: AssetKeyInput!, $check: String!) {assetCheckExecutions(assetKey: $key, checkName: $check, limit: 1000) {
+  evaluation {success partition}
+}}"""
+
+
+def command(project: Path, *arguments: str) -> Answer:
+    answer = run_command(project, *arguments)
+    assert answer.code == 0, answer.err
+    return answer
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """The shipped pipeline with a challenger, in a project of its own, brought up to date for the year."""
+    folder = tmp_path_factory.mktemp("year")
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    defs = folder / PACKAGE / "defs" / NAME
+    defs.mkdir(parents=True)
+    for package in (folder / PACKAGE, folder / PACKAGE / "defs"):
+        (package / "__init__.py").touch()
+    (folder / PACKAGE / "definitions.py").write_text(DEFINITIONS)
+    for name in ("features.sql", "labels.sql"):
+        shutil.copy(SHIPPED / name, defs / name)
+    declared = yaml.safe_load((SHIPPED / "defs.yaml").read_text())
+    declared["attributes"]["challengers"] = [CHALLENGER]
+    (defs / "defs.yaml").write_text(yaml.safe_dump(declared))
+    command(folder, "run", NAME, "--from", FIRST, "--to", LAST)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ui(project) -> Iterator[Ui]:
+    with served(project, project / ".batch_platform") as running:
+        yield running
+
+
+def serving(project: Path) -> list[tuple[str, str, int]]:
+    """Month, version and scored days."""
+    query = (
+        "SELECT left(partition_key, 7), model_version, count(DISTINCT partition_key) FROM flight_delays.predictions "
+        "GROUP BY ALL ORDER BY ALL"
+    )
+    return published(project, query)
+
+
+def test_each_month_is_scored_by_the_version_of_its_own(project):
+    months = serving(project)
+    assert [month for month, *_ in months] == [f"2013-{month:02}" for month in range(3, 13)]
+    assert all(version.startswith(f"{month}-01-") for month, version, _ in months)
+    assert sum(days for *_, days in months) == SCORED
+
+
+def test_the_challenger_scored_every_row_that_the_champion_scored_and_is_measured_beside_it(project):
+    rows = "SELECT (SELECT count(*) FROM flight_delays.predictions), (SELECT count(*) FROM flight_delays.challenger_scores)"
+    ((by_champion, by_challenger),) = published(project, rows)
+    assert by_champion == by_challenger
+    query = (
+        "SELECT challenger, count(*), avg(value) FROM flight_delays.performance WHERE metric = 'roc_auc' "
+        "GROUP BY challenger ORDER BY challenger NULLS FIRST"
+    )
+    (_, days, champion), (name, days_of_challenger, challenger) = published(project, query)
+    assert (name, days, days_of_challenger) == ("linear", SCORED, SCORED)
+    assert 0.6 < challenger < champion, "that is why it is only a challenger"
+    served_by = published(project, "SELECT DISTINCT model_version FROM flight_delays.predictions")
+    never = published(project, "SELECT DISTINCT model_version FROM flight_delays.challenger_scores")
+    assert not set(served_by) & set(never)
+
+
+def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_on(project, ui):
+    before = serving(project)
+    launched = ui.ask(
+        LAUNCH,
+        executionParams={
+            "mode": "default",
+            "runConfigData": json.dumps({"ops": {f"{NAME}__model": {"config": {"params": WORSE}}}}),
+            "selector": {
+                **repository(ui),
+                "pipelineName": f"{NAME}_train",
+                "assetSelection": [{"path": [NAME, "model"]}],
+            },
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": REFUSED_PERIOD}]},
+        },
+    )
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    run = ui.wait(lambda: finished(ui, launched["run"]["runId"]))
+    assert run["status"] == "SUCCESS", "to be refused is no failure"
+    assert not passed(ui, "model", "gate", REFUSED_PERIOD)
+    assert passed(ui, "model", "gate", "2013-09-01")
+    decided = (
+        "SELECT action, version FROM batch_platform.promotions WHERE action <> 'challenger' ORDER BY seq DESC LIMIT 1"
+    )
+    ((action, refused),) = published(project, decided)
+    assert (action, refused[:10]) == ("refused", REFUSED_PERIOD)
+    shown = command(project, "models", NAME, "show", refused).out
+    assert "refused" in shown
+    compared = command(project, "models", NAME, "compare", refused, before[7][1], "--json").json
+    assert compared["metrics.roc_auc"][refused] < compared["metrics.roc_auc"][before[7][1]]
+    assert command(project, "status", NAME, "--json").json[0]["counts"] == {"scored": SCORED, "blocked": 365 - SCORED}
+    assert serving(project) == before
+
+
+def test_a_rollback_scores_again_and_sql_tells_which_model_then_and_which_today(project, ui):
+    *_, november, december = [version for _, version, _ in serving(project)]
+    flight = "SELECT min(flight_id) FROM flight_delays.predictions WHERE partition_key = '2013-12-24'"
+    then_and_today = (
+        "SELECT p.model_version, s.champion, s.condition FROM flight_delays.predictions AS p "
+        "JOIN batch_platform.partition_status AS s ON s.pipeline = 'flight_delays' AND s.partition_key = p.partition_key "
+        f"WHERE p.flight_id = ({flight})"
+    )
+    assert published(project, then_and_today) == [(december, december, "scored")]
+    told = command(project, "models", NAME, "rollback", "--from", WITHDRAWN_FROM, "--reason", "too many alarms").out
+    assert f"champion there: {november}, before {december}" in told
+    assert published(project, then_and_today) == [(december, november, "stale")]
+    command(project, "run", NAME, "--from", WITHDRAWN_FROM, "--to", LAST)
+    assert published(project, then_and_today) == [(november, november, "scored")]
+    days = {version: days for month, version, days in serving(project) if month == "2013-12"}
+    assert days == {december: 9, november: 22}
+    history = "SELECT action, version, reason FROM batch_platform.promotions ORDER BY seq DESC LIMIT 1"
+    assert published(project, history) == [("withdrawn", december, "too many alarms")]
+    traced = command(project, "trace", NAME, f"flight_id={published(project, flight)[0][0]}", "--json").json
+    assert traced[0]["model"]["version"] == november
+    assert passed(ui, "predictions", "rows_balance", "2013-12-24")
+
+
+def passed(ui: Ui, asset: str, check: str, partition: str) -> bool:
+    """Whether the newest evaluation of a check passed, as the UI tells it."""
+    executions = ui.ask(CHECKED, key={"path": [NAME, asset]}, check=check)
+    found = [one["evaluation"] for one in executions if one["evaluation"]]
+    return next(one["success"] for one in found if one["partition"] == partition)

@@ -1,0 +1,103 @@
+"""The steps of a pipeline: what is recorded, what is skipped, and what a changed source makes due."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.plan import make_plan
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "shops": {"csv": "shops.csv"}}}
+
+
+def by_day(tmp_path):
+    """A pipeline whose source has a file for each day, beside one for all."""
+    pipeline = small_pipeline(tmp_path, **BY_DAY)
+    days = pipeline.folder / "days"
+    days.mkdir(exist_ok=True)
+    (pipeline.folder / "shops.csv").write_text("shop\nx\n", encoding="utf-8")
+    key = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    for (name,), rows in small_events().with_columns(key=key).partition_by("key", as_dict=True).items():
+        rows.drop("key").write_parquet(days / f"{name}.parquet")
+    return pipeline
+
+
+def test_a_changed_file_of_one_partition_makes_that_one_due(tmp_path):
+    pipeline = by_day(tmp_path)
+    carry_out(pipeline, NOW)
+    file = pipeline.folder / "days" / "2024-02-03.parquet"
+    pl.read_parquet(file).head(10).write_parquet(file)
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    assert [(item.kind, item.partition.key) for item in plan.items] == [
+        (kind, "2024-02-03") for kind in ("features", "predictions", "performance")
+    ]
+    carry_out(pipeline, NOW, "again")
+    assert pipeline.state().scores["2024-02-03"].rows_in == 10
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_a_file_for_all_partitions_that_grows_makes_no_past_partition_due(tmp_path):
+    pipeline = by_day(tmp_path)
+    carry_out(pipeline, NOW)
+    (pipeline.folder / "shops.csv").write_text("shop\nx\ny\n", encoding="utf-8")
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_a_source_file_that_is_archived_stands_in_nobodys_way(tmp_path):
+    pipeline = by_day(tmp_path)
+    carry_out(pipeline, NOW)
+    (pipeline.folder / "days" / "2024-01-03.parquet").unlink()
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_features_are_known_by_size_and_time_of_their_file_or_else_by_its_bytes(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    kept, touched, linked, changed, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
+    files = {day: pipeline.home.features("small", day) for day in days}
+    os.utime(files[touched])
+    files[linked].rename(files[linked].with_name("elsewhere"))
+    files[linked].symlink_to("elsewhere")
+    with files[changed].open("r+b") as file:
+        file.write(b"X")
+    files[gone].unlink()
+    assert pipeline.state().features.keys() & set(days) == {kept, touched, linked}
+
+
+def test_the_ledger_says_when_each_thing_really_happened(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    ticks = iter(range(10**6))
+    stamp = Stamp("run", NOW, lambda: NOW + timedelta(seconds=next(ticks)))
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    list(pipeline.build_features([item.partition for item in plan.of("features")], stamp))
+    (period,) = plan.of("model")
+    trained = pipeline.train(period.partition, stamp)
+    runs = [done.run for done in pipeline.score([item.partition for item in plan.of("predictions")], stamp)]
+    evaluations = [done.run for done in pipeline.evaluate([item.partition for item in plan.of("performance")], stamp)]
+    assert NOW < trained.version.created_at < trained.decision.decided_at < runs[0].started_at
+    assert [run.started_at for run in runs] == sorted({run.started_at for run in runs})
+    assert {run.committed_at for run in runs} == {runs[-1].started_at + timedelta(seconds=1)}, (
+        "one transaction, one time"
+    )
+    assert runs[-1].committed_at < evaluations[0].evaluated_at
+
+
+def test_without_a_clock_everything_happens_when_the_run_began():
+    assert Stamp("run", NOW).now() == NOW
+
+
+def test_recorded_sources_are_the_versions_that_were_read(tmp_path):
+    pipeline = by_day(tmp_path)
+    carry_out(pipeline, NOW)
+    build = pipeline.state().features["2024-02-03"]
+    day = pipeline.spec.partitions.calendar.named("2024-02-03")
+    assert json.loads(build.sources) == pipeline.builder.sources.versions(day)
+
+
+def test_no_partitions_are_no_work(tmp_path):
+    pipeline, stamp = small_pipeline(tmp_path), Stamp("run", NOW)
+    assert [*pipeline.build_features([], stamp), *pipeline.score([], stamp), *pipeline.evaluate([], stamp)] == []

@@ -1,0 +1,356 @@
+"""The plan: what is due and in which order; carried out, nothing is due at the same time."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import (
+    can_train,
+    evaluation_start,
+    matures,
+    serving_calendar,
+    serving_periods,
+    training_window,
+)
+from batch_platform.models.registry import Promotion, Registry, Version
+from batch_platform.pipeline.plan import KINDS, Plan, State, contiguous, features_due, make_plan, stale_reason
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
+
+
+def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] = frozenset()) -> State:
+    """The state after a plan, as the pipeline would record it."""
+    features, scores, evaluations = dict(state.features), dict(state.scores), dict(state.evaluations)
+    versions, promotions = list(state.registry.versions), list(state.registry.promotions)
+    seq = 1 + max([0, *(run.seq for run in scores.values()), *(version.seq for version in versions)])
+    for item in plan.items:
+        seq, key = seq + 1, item.partition.key
+        registry = Registry("small", versions, promotions)
+        if item.kind == "features":
+            sources = state.source_versions.get(key, "{}")
+            features[key] = FeatureBuild(
+                "small", key, 1, f"{key} {seq}", 1, 1, state.features_code_version, sources, NOW, "run"
+            )
+        elif item.kind == "model":
+            for partition in training_window(spec, item.partition.start):
+                assert features_due(replace(state, features=features), partition) is None, (
+                    "features come before the model"
+                )
+            versions.append(trained(item.partition, f"{key} {seq}", seq))
+            action = "refused" if key in refused else "approved"
+            promotions.append(Promotion("small", f"{key} {seq}", action, "", "{}", "gate", NOW, "run", seq))
+        elif item.kind == "predictions":
+            champion = registry.champion(item.partition.start)
+            if champion is not None:
+                assert key in features, "features come before predictions"
+                scores[key] = scored(
+                    item.partition, champion.version, features[key].sha256, state.scoring_code_version, seq
+                )
+        elif key in scores:
+            evaluations[key] = EvaluationRun("small", key, scores[key].seq, 1, 1, NOW, "run")
+    return replace(
+        state,
+        features=features,
+        scores=scores,
+        evaluations=evaluations,
+        registry=Registry("small", versions, promotions),
+    )
+
+
+def trained(period: Partition, name: str, seq: int = 1) -> Version:
+    return Version(
+        pipeline="small",
+        version=name,
+        serving_period=period.key,
+        serving_start=period.start,
+        sha256="",
+        flavour="sklearn",
+        task="binary",
+        estimator="",
+        params="{}",
+        trained_from=period.start,
+        trained_until=period.start,
+        rows_trained=1,
+        rows_evaluated=1,
+        metrics="{}",
+        features_code_version="f1",
+        created_at=NOW,
+        run_id="run",
+        seq=seq,
+    )
+
+
+def scored(partition: Partition, version: str, input_hash: str, code: str = "s1", seq: int = 1) -> ScoreRun:
+    return ScoreRun(
+        pipeline="small",
+        partition_key=partition.key,
+        partition_start=partition.start,
+        partition_end=partition.end,
+        model_version=version,
+        model_sha256="",
+        input_hash=input_hash,
+        code_version=code,
+        engine="local",
+        rows_in=1,
+        rows_scored=1,
+        rows_rejected=0,
+        in_sample=False,
+        started_at=NOW,
+        committed_at=NOW,
+        run_id="run",
+        seq=seq,
+    )
+
+
+SPECS = {
+    "monthly models": small_spec(),
+    "weekly models": small_spec(model={"train": {"every": "week", "evaluate": "2 days"}}),
+    "one model": small_spec(model={"train": {"every": None, "evaluate": "3 days"}}),
+    "never rescored": small_spec(predictions={"rescore": "never"}),
+    "due at their start": small_spec(partitions={"end_offset": 1}, labels={"delay": "0 days"}),
+    "short window": small_spec(model={"train": {"every": "week", "window": "10 days", "evaluate": "2 days"}}),
+    "late labels": small_spec(labels={"delay": "9 days"}),
+    "no labels": small_spec(labels=None, model={"estimator": "sklearn.cluster.KMeans", "params": None}),
+    "hours": small_spec(
+        partitions={"every": "hour", "end": "2024-01-06"}, model={"train": {"every": "day", "evaluate": "5 hours"}}
+    ),
+}
+
+KEYS = [f"2024-01-{day:02}" for day in range(1, 32)] + [f"2024-02-{day:02}" for day in range(1, 30)]
+HAPPENING = st.one_of(
+    st.tuples(st.just("time passes"), st.integers(1, 20)),
+    st.tuples(st.just("files are lost"), st.lists(st.sampled_from(KEYS), max_size=6)),
+    st.tuples(st.just("sources change"), st.lists(st.sampled_from(KEYS), max_size=6)),
+    st.tuples(st.just("features change"), st.integers(0, 3)),
+    st.tuples(st.just("scoring changes"), st.integers(0, 3)),
+    st.tuples(st.just("the champion is refused"), st.none()),
+    st.tuples(st.just("the champion is withdrawn from a day on"), st.sampled_from(KEYS)),
+)
+
+
+def happened(state: State, what: str, detail) -> State:
+    if what == "files are lost":
+        return replace(state, features={key: build for key, build in state.features.items() if key not in detail})
+    if what == "sources change":
+        changed = {key: f'"changed from {state.features[key].sources}"' for key in detail if key in state.features}
+        return replace(state, source_versions={**state.source_versions, **changed})
+    if what == "features change":
+        return replace(state, features_code_version=f"f{detail}")
+    if what == "scoring changes":
+        return replace(state, scoring_code_version=f"s{detail}")
+    if what.startswith("the champion is") and (approved := state.registry.approved()):
+        begin = small_spec().partitions.calendar.named(detail).start if detail else None
+        event = Promotion("small", approved[-1].version, "withdrawn", "", "{}", "me", NOW, "run", 10**6, begin)
+        return replace(state, registry=replace(state.registry, promotions=[*state.registry.promotions, event]))
+    return state
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(sorted(SPECS)),
+    st.integers(1, 40),
+    st.lists(HAPPENING, max_size=5),
+    st.sets(st.sampled_from(["2024-02-01", "2024-01-14", "2024-01-21"])),
+)
+def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name, day, happenings, refused):
+    spec, state, now = SPECS[name], EMPTY, datetime(2024, 1, 1, 6, tzinfo=UTC) + timedelta(days=day)
+    for what, detail in [("nothing", None), *happenings]:
+        state = happened(state, what, detail)
+        now += timedelta(days=detail if what == "time passes" else 0)
+        plan = make_plan(spec, state, now)
+        kinds = [KINDS.index(item.kind) for item in plan.items]
+        assert kinds == sorted(kinds)
+        state = carried_out(spec, state, plan, refused)
+        assert make_plan(spec, state, now).items == []
+
+
+@pytest.mark.parametrize("name", ["monthly models", "one model", "no labels", "due at their start"])
+def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name):
+    overrides = {
+        "monthly models": {},
+        "one model": {"model": {"train": {"every": None}}},
+        "no labels": {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}},
+        "due at their start": {"partitions": {"end_offset": 1}},
+    }[name]
+    pipeline = small_pipeline(tmp_path, **overrides)
+    for now in (datetime(2024, 2, 10, 12, tzinfo=UTC), NOW):
+        plan = carry_out(pipeline, now)
+        assert {item.kind for item in plan.items} >= {"features", "predictions", "performance"}
+        assert make_plan(pipeline.spec, pipeline.state(), now).items == []
+
+
+def test_features_come_before_models_before_predictions_before_performance():
+    plan = make_plan(SPECS["monthly models"], EMPTY, NOW)
+    assert list(dict.fromkeys(item.kind for item in plan.items)) == [kind for kind in KINDS if kind != "challengers"]
+    assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
+    assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= "2024-02-01"]
+    assert [item.partition.key for item in plan.of("features")] == [key for key in KEYS if key != "2024-01-31"]
+    assert {item.partition.key for item in plan.blocked} == {key for key in KEYS if key < "2024-02-01"}
+
+
+@pytest.mark.parametrize(("offset", "last"), [(0, "2024-02-14"), (1, "2024-02-15")])
+def test_only_closed_partitions_are_due_unless_they_are_known_at_their_start(offset, last):
+    spec = small_spec(partitions={"end_offset": offset})
+    plan = make_plan(spec, EMPTY, datetime(2024, 2, 15, 12, tzinfo=UTC))
+    assert plan.of("predictions")[-1].partition.key == last
+
+
+def test_performance_waits_until_labels_are_known():
+    spec = SPECS["late labels"]
+    plan = make_plan(spec, EMPTY, datetime(2024, 2, 15, 12, tzinfo=UTC))
+    assert plan.of("performance")[-1].partition.key == "2024-02-05"
+    calendar = spec.partitions.calendar
+    assert matures(spec, calendar.named("2024-02-05")) == calendar.named("2024-02-14").end
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3, 100])
+def test_ranges_are_contiguous_oldest_first_and_limited_in_all(limit):
+    calendar = small_spec().partitions.calendar
+    keys = ["2024-01-05", "2024-01-01", "2024-01-02", "2024-01-04", "2024-01-09"]
+    ranges = contiguous("features", [calendar.named(key) for key in keys], limit)
+    joined = [[p.key for p in found.partitions] for found in ranges]
+    assert sum(map(len, joined)) == min(limit or 99, 5)
+    if limit is None:
+        assert joined == [["2024-01-01", "2024-01-02"], ["2024-01-04", "2024-01-05"], ["2024-01-09"]]
+        assert (ranges[0].first, ranges[0].last) == ("2024-01-01", "2024-01-02")
+    assert joined[0][0] == "2024-01-01"
+
+
+def test_one_model_is_trained_before_the_first_partition_that_it_can_serve():
+    spec = SPECS["one model"]
+    (model,) = make_plan(spec, EMPTY, NOW).of("model")
+    window = training_window(spec, model.partition.start)
+    assert can_train(spec, window)
+    assert not can_train(
+        spec, training_window(spec, spec.partitions.calendar.named(model.partition.key).start - timedelta(days=1))
+    )
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    assert len(state.registry.versions) == 1
+    assert {item.partition.key for item in make_plan(spec, state, NOW).blocked} == {
+        key for key in KEYS if key < model.partition.key
+    }
+
+
+def test_one_model_that_failed_is_tried_again_from_the_next_partition():
+    spec = SPECS["one model"]
+    (model,) = make_plan(spec, EMPTY, NOW).of("model")
+    (after,) = make_plan(spec, EMPTY, NOW, failed_models={model.partition.key}).of("model")
+    assert after.partition.start == spec.partitions.calendar.named(model.partition.key).end
+
+
+def test_when_a_model_failed_the_older_champion_serves():
+    spec = SPECS["weekly models"]
+    first = datetime(2024, 2, 4, 12, tzinfo=UTC)
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, first))
+    newest = serving_periods(spec, NOW)[-1].key
+    due = {item.partition.key for item in make_plan(spec, state, NOW).of("model")}
+    plan = make_plan(spec, state, NOW, failed_models=due)
+    assert newest in due
+    assert plan.of("model") == []
+    assert plan.of("predictions")[-1].partition.key == KEYS[-1]
+    assert make_plan(spec, carried_out(spec, state, plan), NOW, failed_models=due).items == []
+
+
+def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_missing():
+    spec = SPECS["never rescored"]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, datetime(2024, 2, 10, tzinfo=UTC)))
+    changed = replace(state, features_code_version="new", scoring_code_version="new")
+    keys = [item.partition.key for item in make_plan(spec, changed, NOW).of("predictions")]
+    assert keys == [key for key in KEYS if key > "2024-02-09"]
+    assert set(keys).isdisjoint(state.scores)
+    assert set(make_plan(spec, changed, NOW).stale) == set(state.scores), "which does not keep it from being known"
+    forced = make_plan(spec, changed, NOW, only=[spec.partitions.calendar.named("2024-02-03")], force=True)
+    assert [item.reason for item in forced.of("predictions")] == ["forced"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scoring_code_version": "new"}, "its declaration or the scoring code changed"),
+        ({"features_code_version": "new"}, "the SQL or its declaration changed"),
+        ({"source_versions": {"2024-02-03": "new"}}, "a source file changed"),
+    ],
+)
+def test_stale_predictions_are_due_with_the_reason(change, reason):
+    spec = SPECS["monthly models"]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    plan = make_plan(spec, replace(state, **change), NOW)
+    assert {item.partition.key: item.reason for item in plan.of("predictions")}["2024-02-03"] == reason
+    assert stale_reason(state, state.scores["2024-02-03"], state.registry.champion(NOW)) is None
+
+
+def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
+    spec = SPECS["weekly models"]
+    calendar = spec.partitions.calendar
+    plan = make_plan(spec, EMPTY, NOW, only=[calendar.named("2024-02-20")])
+    assert [item.partition.key for item in plan.of("model")] == ["2024-02-18"]
+    assert [item.partition.key for item in plan.of("predictions", "performance")] == ["2024-02-20", "2024-02-20"]
+    needed = {p.key for p in training_window(spec, calendar.named("2024-02-18").start)} | {"2024-02-20"}
+    assert {item.partition.key for item in plan.of("features")} == needed
+
+
+@pytest.mark.parametrize(
+    ("window", "delay", "first", "last"),
+    [
+        ("all", "1 day", "2024-01-01", "2024-01-30"),
+        ("all", "0 days", "2024-01-01", "2024-01-31"),
+        ("10 days", "1 day", "2024-01-22", "2024-01-30"),
+        ("90 days", "1 day", "2024-01-01", "2024-01-30"),
+        ("2 weeks", "3 days", "2024-01-18", "2024-01-28"),
+    ],
+)
+def test_a_window_ends_with_the_labels_known_at_its_boundary(window, delay, first, last):
+    spec = small_spec(labels={"delay": delay}, model={"train": {"window": window, "evaluate": "3 days"}})
+    boundary = spec.partitions.calendar.named("2024-02-01").start
+    found = training_window(spec, boundary)
+    assert (found[0].key, found[-1].key) == (first, last)
+    assert evaluation_start(spec, found) == found[-3].start
+
+
+@given(st.sampled_from(sorted(SPECS)), st.integers(0, 70))
+def test_law_5_a_training_window_holds_nothing_that_is_not_known_at_its_boundary(name, day):
+    spec = SPECS[name]
+    boundary = datetime(2024, 1, 1, 3, tzinfo=UTC) + timedelta(days=day)
+    window = training_window(spec, boundary)
+    assert all(partition.end <= boundary and matures(spec, partition) <= boundary for partition in window)
+    if can_train(spec, window):
+        assert window[0].start < evaluation_start(spec, window) < window[-1].end
+
+
+def test_serving_periods_exist_from_their_start_on():
+    spec = SPECS["monthly models"]
+    first = serving_calendar(spec).named("2024-02-01").start
+    assert [period.key for period in serving_periods(spec, first)] == ["2024-02-01"]
+    assert serving_periods(spec, first - timedelta(seconds=1)) == []
+    assert serving_calendar(SPECS["one model"]) is None
+
+
+def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipeline(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"every": "week", "evaluate": "2 days", "window": "14 days"}})
+    carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
+    champion = pipeline.state().registry.champion(NOW)
+    one_class = "SELECT id, true AS returned FROM events WHERE ts >= $partition_start AND ts < $partition_end"
+    failing = small_pipeline(tmp_path, labels_sql=one_class, model={"train": {"every": "week", "evaluate": "2 days"}})
+    plan = make_plan(failing.spec, failing.state(), NOW)
+    stamp = Stamp("later", NOW)
+    list(failing.build_features([item.partition for item in plan.of("features")], stamp))
+    for item in plan.of("model"):
+        with pytest.raises(TrainingRefusedError, match=f"small, serving period {item.partition.key}: All labels"):
+            failing.train(item.partition, stamp)
+    assert failing.state().registry.champion(NOW) == champion
+    again = make_plan(
+        failing.spec, failing.state(), NOW, failed_models={item.partition.key for item in plan.of("model")}
+    )
+    runs = list(failing.score([item.partition for item in again.of("predictions")], stamp))
+    assert {done.run.model_version for done in runs} == {champion.version}
+    assert runs[-1].partition.key == "2024-02-29"

@@ -1,0 +1,235 @@
+"""Rejected rows, listed and replayed, through a whole pipeline."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, WarehouseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.replay import replay
+from batch_platform.scoring.rejected_rows import rejections, rows_as_json
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+RULES = {"columns": {"amount": {"min": 5}}, "max_rejected": "50%"}
+DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
+
+
+def events(*, least: float = 0.0) -> pl.DataFrame:
+    """Two rows of 2 February and one of the 3rd have a negative amount, unless raised to a least one."""
+    broken = pl.col("id").is_in([1290, 1300, 1330])
+    return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("done")
+    carry_out(small_pipeline(folder, features=RULES, events=events()), NOW)
+    return folder
+
+
+@pytest.fixture
+def pipeline(done: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(tmp_path, features=RULES, events=events())
+
+
+def rows(pipeline: Pipeline, table: str = "predictions") -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        frame = con.sql(f"FROM small.{table}").pl()
+    return frame.sort("id" if table == "predictions" else "key")
+
+
+def days(pipeline: Pipeline, *keys: str):
+    return [pipeline.spec.partitions.calendar.named(key) for key in keys or DAYS]
+
+
+def replayed(pipeline: Pipeline, *keys: str, run_id: str = "replay"):
+    return list(replay(pipeline, days(pipeline, *keys), Stamp(run_id, NOW)))
+
+
+def scored_from_scratch(pipeline: Pipeline, folder: Path, **declared) -> pl.DataFrame:
+    """What a whole scoring of the same days by the same model gives."""
+    shutil.copytree(pipeline.home.root.parent, folder, symlinks=True)
+    fresh = small_pipeline(folder, **declared)
+    list(fresh.build_features(days(fresh), Stamp("whole", NOW), force=True))
+    list(fresh.score(days(fresh), Stamp("whole", NOW), force=True))
+    return rows(fresh).drop("run_id", "scored_at")
+
+
+def test_a_fix_in_the_source_moves_the_rejected_rows_and_no_other(pipeline, tmp_path):
+    before, aside = rows(pipeline), rows(pipeline, "rejected_rows")
+    fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
+    assert [one.partition.key for one in replayed(fixed)] == ["2024-02-02", "2024-02-03"]
+    after = rows(fixed)
+    moved = after.join(before, on="id", how="anti")
+    assert moved["id"].to_list() == [1290, 1300, 1330]
+    assert set(moved["run_id"]) == {"replay"}
+    left = rows(fixed, "rejected_rows")
+    assert left["key"].to_list() == [
+        key for key in aside["key"] if key not in ('{"id":1290}', '{"id":1300}', '{"id":1330}')
+    ]
+    assert after.join(moved, on="id", how="anti").equals(before), "the other rows are byte-equal"
+    assert after.drop("run_id", "scored_at").equals(
+        scored_from_scratch(fixed, tmp_path / "whole", features=RULES, events=events(least=12.5))
+    ), "a whole scoring would give the same"
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_rows_that_still_break_the_rules_stay_with_their_reason(tmp_path):
+    fixed = small_pipeline(
+        tmp_path,
+        features=RULES,
+        events=events().with_columns(amount=pl.when(pl.col("id") == 1290).then(8.0).otherwise(pl.col("amount"))),
+    )
+    before = fixed.state().scores["2024-02-02"]
+    (one,) = replayed(fixed, "2024-02-02")
+    assert one.run.rows_scored == before.rows_scored + 1
+    assert one.run.rows_rejected == before.rows_rejected - 1 > 0
+    assert one.run.rows_in == before.rows_in
+    assert set(one.reasons) == {"amount: below the minimum 5"}
+    left = rows(fixed, "rejected_rows").filter(pl.col("partition_key") == "2024-02-02")
+    assert left.height == one.run.rows_rejected
+    assert '{"id":1290}' not in left["key"].to_list()
+    assert '{"id":1300}' in left["key"].to_list()
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_rule_that_is_loosened_moves_the_rows_that_keep_it_now(tmp_path):
+    loosened = RULES | {"columns": {"amount": {"min": -2}}}
+    fixed = small_pipeline(tmp_path, features=loosened, events=events())
+    before = fixed.state().scores
+    found = replayed(fixed)
+    assert {one.partition.key for one in found} == {key for key in DAYS if before[key].rows_rejected}
+    assert all(
+        one.run.rows_rejected == 0 and one.run.input_hash == before[one.partition.key].input_hash for one in found
+    )
+    assert (
+        rows(fixed)
+        .drop("run_id", "scored_at")
+        .equals(scored_from_scratch(fixed, tmp_path / "whole", features=loosened, events=events()))
+    )
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_replayed_partition_is_up_to_date(tmp_path):
+    fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
+    replayed(fixed)
+    assert replayed(fixed, run_id="again") == []
+    scored = list(fixed.score(days(fixed), Stamp("again", NOW)))
+    assert all(one.skipped for one in scored)
+
+
+def test_where_nothing_was_fixed_nothing_changes(pipeline):
+    before, ledger = rows(pipeline), pipeline.state().scores
+    assert replayed(pipeline) == []
+    assert rows(pipeline).equals(before)
+    assert pipeline.state().scores == ledger
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_rejected_rows_that_the_fix_takes_away_are_gone(tmp_path):
+    fixed = small_pipeline(tmp_path, features=RULES, events=events().filter(pl.col("id") != 1330))
+    before = fixed.state().scores["2024-02-03"]
+    (one,) = replayed(fixed, "2024-02-03")
+    assert (one.run.rows_in, one.run.rows_rejected) == (before.rows_in - 1, before.rows_rejected - 1)
+    assert one.run.rows_scored == before.rows_scored
+
+
+def change_a_scored_row(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(items=pl.when(pl.col("id") == 1291).then(7 - pl.col("items")).otherwise(pl.col("items")))
+
+
+def take_a_scored_row_away(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("id") != 1291)
+
+
+def take_the_last_row_away(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("id") != 1320)
+
+
+@pytest.mark.parametrize("change", [change_a_scored_row, take_a_scored_row_away, take_the_last_row_away])
+@pytest.mark.usefixtures("pipeline")
+def test_a_partition_whose_other_rows_changed_too_is_left_as_it_is_and_the_others_are_done(tmp_path, change):
+    fixed = small_pipeline(tmp_path, features=RULES, events=change(events(least=12.5)))
+    before, ledger = rows(fixed), fixed.state().scores
+    done = []
+    with pytest.raises(DataError, match=r"2024-02-02: rows that were scored .* now|no longer") as caught:
+        done.extend(replay(fixed, days(fixed), Stamp("replay", NOW)))
+    assert "--from 2024-02-02 --to 2024-02-02 --force" in str(caught.value)
+    assert fixed.state().scores["2024-02-02"] == ledger["2024-02-02"]
+    assert fixed.state().scores["2024-02-03"].run_id == "replay"
+    same = pl.col("partition_key") == "2024-02-02"
+    assert rows(fixed).filter(same).equals(before.filter(same))
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_rule_that_is_tightened_at_the_same_time_leaves_the_partition_as_it_is(tmp_path):
+    both = RULES | {"columns": {"amount": {"min": -2, "max": 60}}}
+    fixed = small_pipeline(tmp_path, features=both, events=events())
+    with pytest.raises(DataError, match="rows that were scored break the rules as they are declared now"):
+        replayed(fixed, "2024-02-02")
+
+
+def test_a_partition_of_another_champion_or_another_form_is_left_as_it_is(pipeline, tmp_path):
+    wider = small_pipeline(tmp_path, features=RULES, events=events(), predictions={"keep": ["shop", "items"]})
+    with pytest.raises(DataError, match="the form of the predictions is declared otherwise now"):
+        replayed(wider, "2024-02-02")
+    pipeline.train(days(pipeline, "2024-02-01")[0], Stamp("again", NOW), params={"max_iter": 3})
+    with pytest.raises(DataError, match=r"scored by 2024-02-01-\w+, the champion is 2024-02-01-\w+"):
+        replayed(pipeline, "2024-02-02")
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_replay_never_overwrites_a_newer_commit(tmp_path):
+    fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
+    slow = replay(fixed, days(fixed, "2024-02-02", "2024-02-03"), Stamp("slow", NOW))
+    assert next(slow).partition.key == "2024-02-02"
+    list(fixed.score(days(fixed, "2024-02-03"), Stamp("fast", NOW), force=True))
+    with pytest.raises(WarehouseError, match="2024-02-03: run fast committed it"):
+        list(slow)
+    assert fixed.state().scores["2024-02-03"].run_id == "fast"
+
+
+def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
+    found = rejections("small", pipeline.home)
+    assert (
+        found.rows == sum(run.rows_rejected for run in pipeline.state().scores.values()) == sum(found.reasons.values())
+    )
+    assert [row.partition for row in found.listed] == sorted(row.partition for row in found.listed)
+    few = rejections("small", pipeline.home, partition_key="2024-02-02", most=1)
+    assert (few.rows, len(few.listed)) == (pipeline.state().scores["2024-02-02"].rows_rejected, 1)
+    by_id = {row.key["id"]: row for row in rejections("small", pipeline.home, partition_key="2024-02-02").listed}
+    assert (by_id[1290].column, by_id[1290].reason) == ("amount", "below the minimum 5")
+    assert by_id[1290].row["amount"] == -1.0
+
+
+def test_where_nothing_was_published_nothing_is_rejected(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    assert rejections("small", pipeline.home).rows == 0
+    pipeline.publish()
+    assert rejections("small", pipeline.home).rows == 0
+
+
+def test_a_row_as_json_loses_nothing():
+    frame = pl.DataFrame(
+        {
+            "number": [1.5, float("inf"), float("-inf"), float("nan"), None],
+            "text": ["x\0y", '"', "é", None, "\u202e"],
+            "bytes": [b"\xff\x00", b"", None, b"a", b"b"],
+            "other": [float("nan"), 1.0, 2.0, 3.0, 4.0],
+        }
+    )
+    assert rows_as_json(frame).to_list() == [
+        '{"number":1.5,"text":"x\\u0000y","bytes":"ff00","other":"NaN"}',
+        '{"number":"Infinity","text":"\\"","bytes":"","other":1.0}',
+        '{"number":"-Infinity","text":"é","bytes":null,"other":2.0}',
+        '{"number":"NaN","text":null,"bytes":"61","other":3.0}',
+        '{"number":null,"text":"\u202e","bytes":"62","other":4.0}',
+    ]
+    assert rows_as_json(frame.clear()).to_list() == []
+    assert rows_as_json(frame.select("text").head(1)).to_list() == ['{"text":"x\\u0000y"}']

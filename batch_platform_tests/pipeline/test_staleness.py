@@ -1,0 +1,275 @@
+"""What is out of date and why: each reason in `status`, in the view, in the check and in what the schedule requests."""
+
+import os
+import re
+import shutil
+from datetime import UTC, datetime
+
+import dagster as dg
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.wiring import note_found, stamp_of
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.promotion import Maker, roll_back
+from batch_platform.models.registry import record_decisions
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.staleness import relabelled
+from batch_platform.pipeline.status import status_of
+from batch_platform_tests.components.test_schedules import look, requested
+from batch_platform_tests.deployment import QUIET, Deployment, deploy
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_declaration, small_events
+
+NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
+LABELS_SQL = "SELECT id, returned FROM answers WHERE returned IS NOT NULL"
+OVERRIDES = {
+    "sources": {
+        "events": {"parquet": "days/{partition_key}.parquet"},
+        "answers": {"parquet": "answers/{partition_key}.parquet"},
+    },
+    "model": {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}},
+}
+FIRST, LAST = "2024-02-04", "2024-02-16"  # that are scored at NOW
+ALL = [f"2024-02-{day:02}" for day in range(4, 17)]
+
+
+def check_of(deployment: Deployment) -> dg.AssetCheckKey:
+    return dg.AssetCheckKey(deployment.key("predictions"), "up_to_date")
+
+
+def rewrite(deployment: Deployment, folder: str, key: str, *values: pl.Expr) -> None:
+    """Give a partition's file of a source other values, and the time of a later write."""
+    path = deployment.pipeline.folder / folder / f"{key}.parquet"
+    before = path.stat().st_mtime_ns
+    pl.read_parquet(path).with_columns(*values).write_parquet(path)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def lay_out(deployment: Deployment) -> None:
+    """Write what happened as a file for each day, and the outcomes as another."""
+    zone = deployment.pipeline.spec.partitions.calendar.zone.key
+    day = pl.col("ts").dt.convert_time_zone(zone).dt.strftime("%Y-%m-%d")
+    for (key,), rows in small_events().group_by(day, maintain_order=True):
+        for folder, columns in (("days", pl.all().exclude("returned")), ("answers", pl.col("id", "returned"))):
+            path = deployment.pipeline.folder / folder / f"{key}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            rows.select(columns).write_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """The project with all done that is due at NOW: models of two weeks, and the partitions of both scored."""
+    folder = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as aside:
+        deployment = deploy(folder, aside, labels_sql=LABELS_SQL, **OVERRIDES)
+        lay_out(deployment)
+        carry_out(deployment.pipeline, NOW)
+    return folder
+
+
+@pytest.fixture
+def deployment(template, tmp_path, monkeypatch):
+    for folder in ("home", "project"):
+        shutil.copytree(template / folder, tmp_path / folder, symlinks=True)
+    made = deploy(tmp_path, monkeypatch, labels_sql=LABELS_SQL, **OVERRIDES)
+    assert conditions(made) == dict.fromkeys(ALL, ("scored", None))
+    return made
+
+
+def redeclared(deployment: Deployment, **overrides) -> Deployment:
+    """The same as it is loaded after somebody edited its files."""
+    spec = PipelineSpec.model_validate(small_declaration(**{**OVERRIDES, **overrides}))
+    pipeline = Pipeline(spec, deployment.pipeline.folder, deployment.pipeline.home)
+    return Deployment(pipeline, build_definitions(spec, pipeline.folder), deployment.instance)
+
+
+def conditions(deployment: Deployment, when: datetime = NOW) -> dict[str, tuple[str, str | None]]:
+    """What `status` says of the scored partitions."""
+    state = deployment.pipeline.state()
+    spec = deployment.pipeline.spec
+    report = status_of(spec, state, make_plan(spec, state, when), when, {})
+    return {one.partition: (one.condition, one.reason or None) for one in report.partitions if one.run_id}
+
+
+def viewed(deployment: Deployment) -> dict[str, tuple[str, str | None]]:
+    query = "SELECT partition_key, condition, reason FROM batch_platform.partition_status ORDER BY ALL"
+    with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
+        return {key: (condition, reason) for key, condition, reason in con.execute(query).fetchall()}
+
+
+def checked(deployment: Deployment) -> dg.AssetCheckEvaluation:
+    """What the check says when it is executed alone; nothing is scored for it."""
+    before = len(deployment.materializations("predictions"))
+    check = check_of(deployment)
+    job = deployment.definitions.resolve_implicit_global_asset_job_def()
+    alone = job.get_subset(asset_selection=set(), asset_check_selection={check})
+    result = alone.execute_in_process(instance=deployment.instance, run_config={"loggers": QUIET})
+    assert result.success
+    (found,) = result.get_asset_check_evaluations()
+    assert len(deployment.materializations("predictions")) == before
+    assert found.severity == dg.AssetCheckSeverity.WARN
+    return found
+
+
+def a_rollback(deployment: Deployment) -> Deployment:
+    state = deployment.pipeline.state()
+    made = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"), holds_from=None)
+    record_decisions(deployment.pipeline.warehouse, [made.promotion])
+    return deployment
+
+
+def a_rollback_of_some_days(deployment: Deployment) -> Deployment:
+    state = deployment.pipeline.state()
+    begin = deployment.pipeline.spec.partitions.calendar.named("2024-02-14").start
+    made = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"), holds_from=begin)
+    record_decisions(deployment.pipeline.warehouse, [made.promotion])
+    return deployment
+
+
+def other_features(deployment: Deployment) -> Deployment:
+    rewrite(deployment, "days", "2024-02-06", pl.col("items") + 1)
+    days = [deployment.pipeline.spec.partitions.calendar.named("2024-02-06")]
+    list(deployment.pipeline.build_features(days, Stamp("rebuilt", NOW)))
+    return deployment
+
+
+def other_sql(deployment: Deployment) -> Deployment:
+    (deployment.pipeline.folder / "features.sql").write_text(f"{FEATURES_SQL} AND amount < 1000\n")
+    return redeclared(deployment)
+
+
+def other_declaration(deployment: Deployment) -> Deployment:
+    return redeclared(deployment, predictions={"keep": ["shop", "items"]})
+
+
+def another_source_file(deployment: Deployment) -> Deployment:
+    rewrite(deployment, "days", "2024-02-12", pl.col("items") + 1)
+    return deployment
+
+
+FIRST_WEEK, SECOND = [key for key in ALL if key < "2024-02-11"], [key for key in ALL if key >= "2024-02-11"]
+REASONS = {
+    "another champion": (a_rollback, SECOND, r"scored by 2024-02-11-\w{8}, the champion is 2024-02-04-\w{8}"),
+    "another champion from a day on": (a_rollback_of_some_days, SECOND[3:], "scored by .*, the champion is 2024-02-04"),
+    "other features": (other_features, ["2024-02-06"], "its features changed"),
+    "other SQL": (other_sql, ALL, "the SQL or its declaration changed"),
+    "another declaration": (other_declaration, ALL, "its declaration or the scoring code changed"),
+    "another source file": (another_source_file, ["2024-02-12"], "a source file changed"),
+}
+
+
+@pytest.mark.parametrize("why", REASONS)
+def test_each_reason_is_told_by_status_check_and_view_and_scored_again_by_the_schedule(deployment, why):
+    change, keys, reason = REASONS[why]
+    changed = change(deployment)
+    told = conditions(changed)
+    assert {key for key, (condition, _) in told.items() if condition == "stale"} == set(keys)
+    (words,) = {told[key][1] for key in keys}
+    assert re.match(reason, words)
+    found = checked(changed)
+    assert (found.passed, found.metadata["stale"].value) == (False, len(keys))
+    assert (found.metadata["first_stale"].value, found.metadata["last_stale"].value) == (keys[0], keys[-1])
+    assert found.description == f"{len(keys)} {words}"
+    assert viewed(changed) == told
+    assert [(first, last) for _, first, last in requested(changed, "predictions", NOW)] == [(keys[0], keys[-1])]
+    carry_out(changed.pipeline, NOW, "again")
+    assert conditions(changed) == dict.fromkeys(ALL, ("scored", None)) == viewed(changed)
+    assert requested(changed, "predictions", NOW) == []
+    assert checked(changed).passed
+
+
+@pytest.mark.parametrize("why", ["other SQL", "another declaration", "another source file"])
+def test_a_look_by_the_schedule_is_enough_for_the_view(deployment, why):
+    change, keys, _ = REASONS[why]
+    changed = change(deployment)
+    assert viewed(changed) == dict.fromkeys(ALL, ("scored", None)), "no run has told the ledgers yet"
+    look(changed, "training", NOW)
+    assert viewed(changed) == conditions(changed)
+    assert [key for key, (condition, _) in viewed(changed).items() if condition == "stale"] == keys
+
+
+def test_an_edit_that_is_taken_back_is_stale_nowhere_from_the_next_look_on(deployment):
+    changed = other_sql(deployment)
+    assert not checked(changed).passed
+    (deployment.pipeline.folder / "features.sql").write_text(FEATURES_SQL)
+    back = redeclared(deployment)
+    found = checked(back)
+    assert (found.passed, found.description) == (True, "none is stale")
+    assert viewed(back) == conditions(back) == dict.fromkeys(ALL, ("scored", None))
+
+
+def test_what_is_never_scored_again_is_told_all_the_same(deployment):
+    changed = redeclared(other_sql(deployment), predictions={"rescore": "never", "keep": ["shop"]})
+    told = conditions(changed)
+    assert told == dict.fromkeys(ALL, ("stale", "the SQL or its declaration changed"))
+    found = checked(changed)
+    assert (found.passed, found.metadata["stale"].value) == (False, len(ALL))
+    assert viewed(changed) == told
+    assert requested(changed, "predictions", NOW) == []
+
+
+def test_predictions_that_wait_for_a_newer_model_are_told(deployment):
+    later = datetime(2024, 2, 20, 12, tzinfo=UTC)
+    pipeline = deployment.pipeline
+    days = [pipeline.spec.partitions.calendar.named(key) for key in ("2024-02-17", "2024-02-18")]
+    list(pipeline.build_features(days, Stamp("late", later)))
+    list(pipeline.score(days, Stamp("late", later)))
+    told = conditions(deployment, later)
+    assert told["2024-02-17"] == ("scored", None)
+    assert told["2024-02-18"] == ("stale", "a newer model is due")
+    assert checked(deployment).description == "1 a newer model is due"
+    assert viewed(deployment) == told
+
+
+def test_corrected_labels_are_told_of_the_model_and_change_no_prediction(deployment):
+    rewrite(deployment, "answers", "2024-02-06", ~pl.col("returned"))
+    first, second = (version.version for version in deployment.pipeline.state().registry.versions)
+    told = conditions(deployment)
+    remark = f"its model {second} learnt from labels that were corrected since"
+    assert told == {key: ("scored", remark if key in SECOND else None) for key in ALL}
+    found = checked(deployment)
+    assert (found.passed, found.metadata["models_with_corrected_labels"].value) == (True, second)
+    assert viewed(deployment) == told
+    assert requested(deployment, "predictions", NOW) == []
+    assert requested(deployment, "performance", NOW) == [(("performance",), "2024-02-06", "2024-02-06")]
+    versions = deployment.pipeline.state().registry.versions
+    assert relabelled(deployment.pipeline.history, versions) == {second}
+    rewrite(deployment, "answers", "2024-01-20", ~pl.col("returned"))
+    assert deployment.pipeline.state().relabelled == {first, second}
+    deployment.pipeline.train(deployment.wiring.serving_period("2024-02-11"), stamp_of("again"))
+    assert {key for key, (condition, _) in conditions(deployment).items() if condition == "stale"} == set(SECOND)
+    carry_out(deployment.pipeline, NOW, "again")
+    assert checked(deployment).metadata["models_with_corrected_labels"].value == first
+    remark = f"its model {first} learnt from labels that were corrected since"
+    assert viewed(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
+
+
+def test_a_run_of_predictions_ends_with_the_check(deployment):
+    changed = other_declaration(deployment)
+    result = changed.run("predictions", first=FIRST, last="2024-02-10")
+    assert result.success
+    found = [one for one in result.get_asset_check_evaluations() if one.check_name == "up_to_date"]
+    assert {one.partition: one.passed for one in found} == {**dict.fromkeys(FIRST_WEEK, True), None: False}
+    assert found[-1].metadata["stale"].value == len(SECOND)
+    assert viewed(changed) == conditions(changed)
+    history = changed.instance.event_log_storage.get_asset_check_execution_history(check_of(changed), limit=100)
+    assert len(history) == len(FIRST_WEEK) + 1, "nothing is left that the UI would show as skipped"
+
+
+def test_looking_twice_notes_nothing_new(deployment):
+    changed = another_source_file(deployment)
+    state = changed.pipeline.state()
+    plan = make_plan(changed.pipeline.spec, state, NOW)
+
+    def journal():
+        with changed.pipeline.warehouse.open() as con:
+            return con.execute("SELECT count(*) FROM batch_platform.changes").fetchall()
+
+    note_found(changed.wiring, state, plan, Stamp("one", NOW))
+    before = journal()
+    note_found(changed.wiring, state, plan, Stamp("two", NOW))
+    assert journal() == before

@@ -1,0 +1,169 @@
+"""Where partitions stand and why, and what a row is traced back to."""
+
+import json
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
+from batch_platform.pipeline.trace import trace
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
+
+
+def status(pipeline, now=NOW, failed=None):
+    state = pipeline.state()
+    return status_of(pipeline.spec, state, make_plan(pipeline.spec, state, now), now, failed or {})
+
+
+def conditions(report):
+    return {one.partition: (one.condition, one.reason) for one in report.partitions}
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    made = small_pipeline(tmp_path)
+    carry_out(made, NOW)
+    return made
+
+
+def test_scored_partitions_name_their_model_rows_and_run(pipeline):
+    report = status(pipeline)
+    (version,) = pipeline.state().registry.versions
+    one = report.partitions[-1]
+    assert (one.partition, one.condition, one.reason) == ("2024-02-10", "scored", "")
+    assert (one.model_version, one.rows_in, one.rows_scored, one.rows_rejected) == (version.version, 40, 40, 0)
+    assert (one.run_id, one.evaluated) == ("run", False)  # its labels are known a day later
+    assert report.partitions[-2].evaluated
+    assert report.counts == {"blocked": 31, "scored": 10}
+    assert (report.champion, report.champion_metrics) == (version.version, version.metric_values)
+    assert (report.last_commit, report.last_run) == (NOW, "run")
+    assert report.due == {}
+
+
+def test_partitions_that_are_not_scored_yet_are_missing_or_blocked(tmp_path):
+    report = status(small_pipeline(tmp_path))
+    assert conditions(report)["2024-01-31"] == ("blocked", "no model serves it")
+    assert conditions(report)["2024-02-01"] == ("missing", "")
+    assert (report.champion, report.last_commit, report.last_run) == (None, None, None)
+    assert report.due == {"features": 40, "model": 1, "predictions": 10, "performance": 9}
+
+
+def test_partition_that_has_not_closed_is_not_listed(pipeline):
+    assert "2024-02-11" not in conditions(status(pipeline))
+
+
+def test_stale_partitions_say_why(pipeline):
+    folder = pipeline.folder
+    (folder / "features.sql").write_text(FEATURES_SQL + "AND amount < 200\n")
+    changed = type(pipeline)(pipeline.spec, folder, pipeline.home)
+    assert conditions(status(changed))["2024-02-10"] == ("stale", "the SQL or its declaration changed")
+
+
+def test_failed_partitions_name_the_run_until_they_are_scored(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    failed = {"2024-02-03": "r1", "2024-01-02": "r1"}
+    assert conditions(status(pipeline, failed=failed))["2024-02-03"] == ("failed", "run r1 failed")
+    assert conditions(status(pipeline, failed=failed))["2024-01-02"] == ("blocked", "no model serves it")
+    carry_out(pipeline, NOW)
+    assert conditions(status(pipeline, failed=failed))["2024-02-03"] == ("scored", "")
+
+
+def test_trace_gives_the_row_its_commit_model_and_features(pipeline):
+    (one,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
+    (version,) = pipeline.state().registry.versions
+    run = pipeline.state().scores["2024-02-07"]
+    build = pipeline.state().features["2024-02-07"]
+    assert one.outcome == "scored"
+    assert one.row["ts"].tzinfo is not None
+    assert one.commit == run
+    assert (one.model.version, one.model.sha256) == (version.version, version.sha256)
+    assert one.model.params == json.loads(version.params)
+    assert one.model.decision.startswith("approved by gate: ")
+    assert (one.features.sha256, one.features.run_id) == (build.sha256, build.run_id)
+    assert one.features.sources == json.loads(build.sources)
+
+
+def test_trace_names_the_build_that_was_scored_not_a_later_one(pipeline):
+    later = Stamp("later", NOW)
+    partition = pipeline.spec.partitions.calendar.named("2024-02-07")
+    list(pipeline.build_features([partition], later, force=True))
+    pipeline.publish()
+    (one,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
+    assert one.features.run_id == "run"
+
+
+def test_trace_finds_every_partition_of_a_key_newest_first(tmp_path):
+    pipeline = small_pipeline(
+        tmp_path,
+        features={"key": ["id", "shop"]},
+        predictions={"keep": []},
+        labels=None,
+        model={
+            "estimator": "sklearn.cluster.KMeans",
+            "params": {"n_clusters": 2, "early_stopping": None, "max_leaf_nodes": None},
+        },
+    )
+    carry_out(pipeline, NOW)
+    found = trace(pipeline.spec, pipeline.home, {"shop": "Zürich"})
+    keys = [one.commit.partition_key for one in found]
+    assert keys == sorted(keys, reverse=True)
+    assert len(set(keys)) == 10
+    assert {one.row["shop"] for one in found} == {"Zürich"}
+
+
+ODD = 'order "no"/~1'
+
+
+def test_trace_takes_key_columns_of_any_name_and_type(tmp_path):
+    sql = FEATURES_SQL.replace(
+        "SELECT id, ts,", 'SELECT id AS "order ""no""/~1", ts, date_trunc(\'hour\', ts)::TIMESTAMP AS hour,'
+    )
+    labels = 'SELECT id AS "order ""no""/~1", ts, date_trunc(\'hour\', ts)::TIMESTAMP AS hour, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end'
+    events = small_events().with_columns(pl.when(pl.col("id") == 1501).then(-1.0).otherwise("amount").alias("amount"))
+    pipeline = small_pipeline(
+        tmp_path,
+        events=events,
+        features_sql=sql,
+        labels_sql=labels,
+        features={"key": [ODD, "hour"], "columns": {"amount": {"min": 0}}, "max_rejected": "5%"},
+    )
+    carry_out(pipeline, NOW)
+    for number, outcome in (("1500", "scored"), ("1501", "rejected")):
+        (one,) = trace(pipeline.spec, pipeline.home, {ODD: number})
+        assert one.outcome == outcome
+        hour = one.row["hour"] if outcome == "scored" else one.row["key"]["hour"]
+        for written in (str(hour), str(hour).replace(" ", "T")):
+            (same,) = trace(pipeline.spec, pipeline.home, {ODD: number, "hour": written})
+            assert same == one
+
+
+def test_trace_refuses_a_name_that_is_no_key(pipeline):
+    with pytest.raises(
+        WrongUseError, match=r"small has no key column 'idd'; its key is id\. Hint: did you mean 'id'\?"
+    ):
+        trace(pipeline.spec, pipeline.home, {"idd": "1"})
+
+
+def test_trace_of_an_unknown_row_names_what_was_asked(pipeline, tmp_path):
+    with pytest.raises(DataError, match="no scored or rejected row has id=nosuch"):
+        trace(pipeline.spec, pipeline.home, {"id": "nosuch"})
+    empty = small_pipeline(tmp_path / "empty")
+    with pytest.raises(DataError, match="no scored or rejected row has id=1"):
+        trace(empty.spec, empty.home, {"id": "1"})
+
+
+def test_trace_of_a_row_without_its_ledger_is_refused(pipeline):
+    with pipeline.warehouse.transaction() as con:
+        con.execute("DELETE FROM batch_platform.score_runs")
+        con.execute("UPDATE batch_platform.changes SET change_id = 'other'")
+    for copy in pipeline.home.root.glob("published*"):
+        copy.unlink()
+    pipeline.publish()
+    with pytest.raises(IntegrityError, match="score_runs holds no row of it"):
+        trace(pipeline.spec, pipeline.home, {"id": "1500"})

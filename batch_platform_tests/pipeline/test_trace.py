@@ -1,0 +1,175 @@
+"""From a score back to the rows of its sources, and from a source forward to predictions."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import DataError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.trace import dependents, trace, with_source_rows
+from batch_platform_tests.small_pipeline import BERLIN, carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
+TWO_SOURCES: dict[str, dict[str, str]] = {
+    "events": {"parquet": "events.parquet"},
+    "shops": {"csv": "shops.csv"},
+    "notes": {"csv": "notes.csv"},
+}
+JOINED = """\
+SELECT e.id, e.ts, e.amount, s.size,
+    (SELECT count(*) FROM events AS o WHERE o.shop = e.shop AND o.ts < $partition_start) AS before
+FROM events AS e LEFT JOIN shops AS s ON s.shop = e.shop
+WHERE e.ts >= $partition_start AND e.ts < $partition_end
+"""
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Pipeline:
+    """Features from two tables, one of them without the key; a third one is declared that nothing reads."""
+    made = small_pipeline(tmp_path, sources=TWO_SOURCES, features_sql=JOINED, predictions={"keep": []})
+    (made.folder / "shops.csv").write_text("shop,size\nZürich,3\nO'Brien,5\n")
+    (made.folder / "notes.csv").write_text("id,note\n1500,late\n")
+    carry_out(made, NOW)
+    return made
+
+
+@pytest.fixture
+def by_day(tmp_path: Path) -> Pipeline:
+    """Each day has a file of its own."""
+    made = small_pipeline(tmp_path, sources={"events": {"parquet": "days/{partition_key}.parquet"}})
+    (made.folder / "days").mkdir()
+    events = small_events().with_columns(pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().alias("day"))
+    for (day,), rows in events.group_by("day"):
+        rows.drop("day").write_parquet(made.folder / "days" / f"{day}.parquet")
+    carry_out(made, NOW)
+    return made
+
+
+def sources_of(pipeline: Pipeline, **key: str):
+    (one,) = with_source_rows(pipeline.builder, trace(pipeline.spec, pipeline.home, key))
+    return {source.name: source for source in one.sources}
+
+
+def test_a_score_is_traced_to_the_rows_of_its_key_in_the_sources_that_have_the_key(joined):
+    sources = sources_of(joined, id="1500")
+    assert set(sources) == {"events", "shops"}  # what nothing reads made nothing
+    events = sources["events"]
+    assert (events.kind, events.unchanged, events.rows_of_key, events.note) == ("parquet", True, 1, "")
+    assert events.columns == ["amount", "id", "shop", "ts"]
+    (row,) = events.rows
+    true = small_events().filter(pl.col("id") == 1500).select("id", "ts", "amount", "shop").row(0, named=True)
+    assert {**row, "ts": row["ts"].astimezone(UTC)} == {**true, "ts": true["ts"].astimezone(UTC)}
+
+
+def test_a_source_without_the_key_is_named_with_its_version_and_the_columns_read(joined):
+    shops = sources_of(joined, id="1500")["shops"]
+    assert (shops.columns, shops.rows_of_key, shops.rows) == (["shop", "size"], None, ())
+    assert (
+        shops.version == joined.builder.sources.versions(joined.spec.partitions.calendar.named("2024-02-07"))["shops"]
+    )
+    assert shops.note == "lacks columns of the key: which of its rows were used cannot be told"
+
+
+def test_a_source_that_has_changed_or_gone_is_said_to_have(joined):
+    small_events().filter(pl.col("id") != 1500).write_parquet(joined.folder / "events.parquet")
+    (joined.folder / "shops.csv").unlink()
+    sources = sources_of(joined, id="1500")
+    events, shops = sources["events"], sources["shops"]
+    assert (events.unchanged, events.rows_of_key) == (False, 0)
+    assert events.note == "has changed since the features were built from it"
+    assert (shops.unchanged, shops.rows_of_key) == (None, None)
+    assert "cannot be read now: Source 'shops'" in shops.note
+
+
+def test_the_key_is_found_under_the_name_that_the_source_has_for_it(tmp_path):
+    made = small_pipeline(
+        tmp_path,
+        features={"key": ["order_number"]},
+        features_sql="SELECT id AS order_number, ts, amount, shop FROM events WHERE ts >= $partition_start AND ts < $partition_end",
+        labels_sql="SELECT id AS order_number, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end",
+    )
+    carry_out(made, NOW)
+    events = sources_of(made, order_number="1500")["events"]
+    assert events.rows_of_key == 1
+    assert events.rows[0]["id"] == 1500
+
+
+def test_each_trace_reads_its_own_partition_of_a_source(by_day):
+    found = with_source_rows(by_day.builder, trace(by_day.spec, by_day.home, {"id": "1500"}))
+    later = with_source_rows(by_day.builder, [*found, *trace(by_day.spec, by_day.home, {"id": "1300"})])
+    assert [one.sources[0].rows[0]["id"] for one in later] == [1500, 1300]
+
+
+def test_every_partition_depends_on_a_table_for_all_with_the_version_it_was_built_from(joined):
+    found = dependents(joined.builder, joined.home, "events", None)
+    assert [one.partition for one in found.partitions] == [f"2024-02-{day:02}" for day in range(1, 11)]
+    assert {one.through for one in found.partitions} == {("features", "model")}
+    version = joined.builder.sources.versions(joined.spec.partitions.calendar.named("2024-02-07"))["events"]
+    assert found.versions == {version: 10}
+    assert found.rows_scored == 400
+    assert found.models == [joined.state().registry.versions[0].version]
+    assert "one table for all partitions" in found.note
+    one_day = dependents(joined.builder, joined.home, "events", "2024-01-05")
+    assert one_day.partitions == found.partitions
+    assert "what lies in 2024-01-05 cannot be told apart" in one_day.note
+
+
+def test_partitions_built_from_another_version_are_told_apart(joined):
+    first = dependents(joined.builder, joined.home, "events", None).versions
+    small_events(rows_per_day=41).write_parquet(joined.folder / "events.parquet")
+    again = type(joined)(joined.spec, joined.folder, joined.home)
+    later = again.spec.partitions.calendar.within(NOW - timedelta(days=3), NOW)
+    stamp = Stamp("again", NOW)
+    list(again.build_features(later, stamp, force=True))
+    list(again.score(later, stamp))
+    again.publish()
+    found = dependents(again.builder, again.home, "events", None)
+    assert len(later) == 2
+    assert sorted(found.versions.values()) == [2, 8]
+    assert found.versions.keys() > first.keys()
+    assert {one.partition for one in found.partitions if one.source_version not in first} == {one.key for one in later}
+
+
+def test_a_partition_with_a_file_of_its_own_goes_into_its_own_predictions_and_into_what_was_learnt_from_it(by_day):
+    learnt = dependents(by_day.builder, by_day.home, "events", "2024-01-15")
+    assert {one.through for one in learnt.partitions} == {("model",)}
+    assert len(learnt.partitions) == 10
+    assert learnt.versions == {}
+    served = dependents(by_day.builder, by_day.home, "events", "2024-02-05")
+    assert [(one.partition, one.through) for one in served.partitions] == [("2024-02-05", ("features",))]
+    assert served.models == []
+    assert sum(served.versions.values()) == 1
+
+
+def test_a_source_that_nothing_reads_has_no_dependents(joined):
+    found = dependents(joined.builder, joined.home, "notes", None)
+    assert (found.partitions, found.rows_scored) == ([], 0)
+    assert found.note == "neither the features nor the labels read 'notes'."
+
+
+def test_a_wrong_source_or_partition_is_refused_with_what_there_is(joined, tmp_path):
+    with pytest.raises(WrongUseError, match=r"'event'; it has events, notes, shops\. Hint: did you mean 'events'"):
+        dependents(joined.builder, joined.home, "event", None)
+    with pytest.raises(WrongUseError, match="'2024-13-01' is not the key"):
+        dependents(joined.builder, joined.home, "events", "2024-13-01")
+    empty = small_pipeline(tmp_path / "empty")
+    with pytest.raises(DataError, match="nothing is published"):
+        dependents(empty.builder, empty.home, "events", None)
+
+
+def test_features_made_by_a_function_are_traced_by_the_name_of_the_key(tmp_path, monkeypatch):
+    (tmp_path / "made_by_a_function.py").write_text(
+        "import polars as pl\n\n\ndef features(events, partition):\n"
+        "    inside = pl.col('ts').is_between(partition.start, partition.end, closed='left')\n"
+        "    return events.filter(inside).drop('returned')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = small_pipeline(tmp_path, features={"sql": None, "python": "made_by_a_function.features"})
+    carry_out(made, NOW)
+    events = sources_of(made, id="1500")["events"]
+    assert (events.columns, events.rows_of_key) == (None, 1)
+    assert events.rows[0]["ts"].astimezone(BERLIN).date().isoformat() == "2024-02-07"
+    assert len(dependents(made.builder, made.home, "events", None).partitions) == 10

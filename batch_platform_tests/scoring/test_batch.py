@@ -1,0 +1,290 @@
+"""Scoring: every row is scored or rejected with a reason, whatever the batch and the model."""
+
+import json
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.labelled import TrainingData
+from batch_platform.features.lake import file_sha256
+from batch_platform.models.bundle import Bundle, Native
+from batch_platform.models.contract import Column, Contract
+from batch_platform.models.fitting import fit
+from batch_platform.scoring.batch import NOT_FINITE, prediction_columns, score_batch
+from batch_platform.scoring.engines import local as stream
+from batch_platform.scoring.engines.local import stage
+from batch_platform.scoring.partition import Order
+from batch_platform_tests.models.test_bundle import manifest
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+
+SPEC = small_spec(features={"max_rejected": "10%"})
+DAY = SPEC.partitions.calendar.named("2024-02-03")
+STAMP = Stamp("run", datetime(2024, 3, 1, tzinfo=UTC))
+CONTRACT = Contract(
+    (
+        Column("amount", "float", nullable=True, max=1000),
+        Column("items", "integer", nullable=False),
+        Column("shop", "category", nullable=True, categories=("a", "b")),
+    )
+)
+
+
+class Sum:
+    """A model that anybody can compute by hand; NaN where the amount is 13."""
+
+    def __init__(self, task: str, classes: int = 2) -> None:
+        self.task, self.classes = task, classes
+
+    def predict(self, matrix):
+        amount = np.nan_to_num(matrix[:, 0])
+        score = np.where(amount == 13, np.nan, amount / 1000)
+        if self.task == "regression":
+            return score
+        if self.task == "clustering":
+            return (np.nan_to_num(score) > 0.5).astype(np.int32)
+        if self.task == "binary":
+            return np.column_stack([1 - score, score])
+        return np.column_stack([score, *[(1 - score) / (self.classes - 1)] * (self.classes - 1)])
+
+
+def bundle(task: str = "binary", classes=(False, True)) -> Bundle:
+    described = manifest(task, classes=list(classes))
+    return Bundle("2024-02-01-0a0a0a0a", "ab", described, CONTRACT, Native(partial(Sum, task, len(classes))))
+
+
+def rows(amount, items=None, shop=None) -> pl.DataFrame:
+    n = len(amount)
+    return pl.DataFrame(
+        {
+            "id": pl.Series(range(n), dtype=pl.Int64),
+            "ts": pl.Series([DAY.start] * n, dtype=pl.Datetime("us", "UTC")),
+            "amount": pl.Series(amount, dtype=pl.Float64),
+            "items": pl.Series(items or [1] * n, dtype=pl.Int64),
+            "shop": pl.Series(shop or ["a"] * n, dtype=pl.String),
+        }
+    )
+
+
+def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> Order:
+    model = model or bundle()
+    return Order(DAY, features, sha256 or file_sha256(features), rows, model, model.predictor)
+
+
+def staged(tmp_path: Path, frame: pl.DataFrame, model: Bundle | None = None, spec=SPEC):
+    features = tmp_path / "features.parquet"
+    frame.write_parquet(features)
+    return stage(order(features, frame.height, model), spec, tmp_path, STAMP)
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.one_of(st.none(), st.sampled_from([13.0, float("nan"), float("inf"), 2000.0]), st.floats(0, 1000)),
+        st.one_of(st.none(), st.integers(-5, 5)),
+        st.one_of(st.none(), st.sampled_from(["a", "b", "never seen", ""])),
+    ),
+    max_size=40,
+)
+
+
+@given(ROWS)
+def test_law_2_every_row_is_scored_or_rejected_and_never_both(table):
+    frame = rows(*(list(column) for column in zip(*table, strict=True))) if table else rows([])
+    scored = score_batch(frame, bundle(), SPEC)
+    assert scored.predictions.height + scored.rejected.height == frame.height
+    assert sorted([*scored.predictions["id"], *scored.rejected["id"]]) == list(range(frame.height))
+    assert scored.predictions["score"].is_finite().all()
+    assert scored.rejected["__reason"].null_count() == 0
+
+
+@given(ROWS, st.integers(1, 7))
+def test_law_4_the_size_of_a_batch_changes_nothing(table, size):
+    frame = rows(*(list(column) for column in zip(*table, strict=True))) if table else rows([])
+    whole = score_batch(frame, bundle(), SPEC)
+    parts = [score_batch(frame[at : at + size], bundle(), SPEC) for at in range(0, max(frame.height, 1), size)]
+    assert pl.concat([part.predictions for part in parts]).equals(whole.predictions)
+    assert pl.concat([part.rejected for part in parts]).sort("id").equals(whole.rejected.sort("id"))
+
+
+ESTIMATORS = [
+    ("sklearn.ensemble.HistGradientBoostingClassifier", 0.0),
+    ("sklearn.ensemble.RandomForestClassifier", 0.0),
+    ("sklearn.linear_model.LogisticRegression", 1e-9),
+    ("sklearn.neural_network.MLPClassifier", 1e-9),
+]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("estimator", "tolerance"), ESTIMATORS)
+def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, tolerance):
+    events = small_events().drop("id", "ts").filter(pl.col("returned").is_not_null())
+    spec = small_spec(model={"estimator": estimator, "params": {}})
+    found = fit(spec.model, spec.features, TrainingData(events.head(1000), events.tail(100), "returned"), {})
+    from batch_platform.models.flavours.sklearn import SklearnPredictor
+
+    predictor = SklearnPredictor(found.estimator, found.task)
+    matrix = found.contract.encode(found.contract.split(events).kept)
+    whole = predictor.predict(matrix)
+    for size in (1, 7, 200):
+        rows_of = range(0, 200, size)
+        parts = np.concatenate([predictor.predict(np.asfortranarray(matrix[at : at + size])) for at in rows_of])
+        assert np.abs(parts[:200] - whole[:200]).max() <= tolerance
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_a_partition_read_in_batches_is_staged_the_same(tmp_path, monkeypatch, batch):
+    frame = rows([float(n) for n in range(50)], shop=["a", "new"] * 25)
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    found = staged(tmp_path, frame, spec=small_spec(features={"max_rejected": 0.5}))
+    assert (found.rows_in, found.rows_scored, found.rows_rejected) == (50, 49, 1)
+    assert found.reasons == {NOT_FINITE: 1}
+    assert found.unseen == {"shop": 25}
+    assert pl.read_parquet(found.predictions)["id"].to_list() == [n for n in range(50) if n != 13]
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_a_score_that_is_not_finite_is_rejected_with_its_row(tmp_path, task):
+    found = staged(tmp_path, rows([13.0, *[1.0] * 19]), bundle(task, () if task == "regression" else (False, True)))
+    assert found.rows_rejected == 1
+    (row,) = pl.read_parquet(found.rejected).to_dicts()
+    assert row["reason"] == NOT_FINITE
+    assert row["column_name"] is None
+    assert json.loads(row["key"]) == {"id": 0}
+    assert json.loads(row["row"])["amount"] == 13.0
+
+
+def test_rows_rejected_by_contract_and_by_score_may_come_in_another_type_than_the_contracts():
+    frame = rows([13.0, 1.0, 2.0]).with_columns(items=pl.Series(["1", "x", "3"]))
+    scored = score_batch(frame, bundle(), SPEC)
+    assert scored.rejected["id"].to_list() == [1, 0]
+    assert scored.rejected["items"].to_list() == ["x", "1"]
+    assert scored.predictions["id"].to_list() == [2]
+
+
+@pytest.mark.parametrize(("bad", "passes"), [(0, True), (9, True), (10, True), (11, False), (100, False)])
+def test_the_budget_holds_to_the_row(tmp_path, bad, passes):
+    frame = rows([2000.0] * bad + [1.0] * (100 - bad))
+    if passes:
+        assert staged(tmp_path, frame).rows_rejected == bad
+        return
+    with pytest.raises(DataError) as caught:
+        staged(tmp_path, frame)
+    said = str(caught.value)
+    assert f"small, partition 2024-02-03: {bad} of 100 rows break the contract, more than max_rejected (10.00%)" in said
+    assert f"{bad} times amount: above the maximum 1000" in said
+    assert "id=0 (amount=2000.0)" in said
+
+
+def test_an_empty_partition_gives_files_without_rows_but_with_columns(tmp_path):
+    found = staged(tmp_path, rows([]))
+    assert (found.rows_in, found.rows_scored, found.rows_rejected) == (0, 0, 0)
+    columns = pl.read_parquet(found.predictions).schema
+    assert columns["score"] == pl.Float64
+    assert columns["prediction"] == pl.Boolean
+    assert pl.read_parquet(found.rejected).height == 0
+
+
+def test_an_empty_partition_gives_a_ledger_row(tmp_path):
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    pipeline = small_pipeline(tmp_path, events=small_events().filter(day != "2024-02-10"))
+    carry_out(pipeline, datetime(2024, 3, 2, tzinfo=UTC))
+    run = pipeline.state().scores["2024-02-10"]
+    assert (run.rows_in, run.rows_scored, run.rows_rejected) == (0, 0, 0)
+    assert pipeline.state().evaluations["2024-02-10"].rows_labelled == 0
+
+
+def test_a_row_carries_its_key_its_time_what_is_kept_and_where_it_comes_from(tmp_path):
+    found = pl.read_parquet(staged(tmp_path, rows([250.0])).predictions)
+    assert found.to_dicts() == [
+        {
+            "id": 0,
+            "ts": DAY.start,
+            "shop": "a",
+            "prediction": False,
+            "score": 0.25,
+            "partition_key": "2024-02-03",
+            "model_version": "2024-02-01-0a0a0a0a",
+            "scored_at": STAMP.at,
+            "run_id": "run",
+        }
+    ]
+
+
+def test_the_time_of_scoring_is_read_from_the_edges_clock(tmp_path):
+    features = tmp_path / "features.parquet"
+    rows([1.0]).write_parquet(features)
+    later = datetime(2024, 3, 1, 5, tzinfo=UTC)
+    found = stage(order(features, 1), SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
+    assert found.started_at == later
+    assert pl.read_parquet(found.predictions)["scored_at"].to_list() == [later]
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "columns", "values"),
+    [
+        ("binary", ("no", "yes"), ["prediction", "score"], ["yes", 0.75]),
+        ("binary", (0, 1), ["prediction", "score"], [1, 0.75]),
+        ("multiclass", ("x", "y", "z"), ["prediction", "score_x", "score_y", "score_z"], ["x", 0.75, 0.125, 0.125]),
+        ("multiclass", (1, 2, 3), ["prediction", "score_1", "score_2", "score_3"], [1, 0.75, 0.125, 0.125]),
+        ("regression", (), ["prediction"], [0.75]),
+        ("clustering", (), ["prediction"], [1]),
+    ],
+)
+def test_the_columns_of_each_task(task, classes, columns, values):
+    scored = score_batch(rows([750.0]), bundle(task, classes), SPEC)
+    assert prediction_columns(task, classes) == columns
+    assert list(scored.predictions.select(columns).row(0)) == values
+    empty = score_batch(rows([]), bundle(task, classes), SPEC)
+    assert empty.predictions.schema == scored.predictions.schema
+
+
+def test_a_kept_column_that_is_not_there_is_refused():
+    with pytest.raises(DataError, match="small: the features lack nothing_like_it"):
+        score_batch(rows([1.0]), bundle(), small_spec(predictions={"keep": ["nothing_like_it"]}))
+
+
+@pytest.mark.parametrize("name", ["score_x", "Score_Y"])
+def test_a_kept_column_may_not_take_the_place_of_a_classs_score(name):
+    frame = rows([1.0]).with_columns(pl.lit("mine").alias(name))
+    with pytest.raises(DataError, match=f"the columns {name} cannot be carried along"):
+        score_batch(frame, bundle("multiclass", ("x", "y", "z")), small_spec(predictions={"keep": [name]}))
+
+
+def test_a_missing_feature_is_refused_with_the_nearest_name():
+    with pytest.raises(DataError, match="'amount': did you mean 'amout'"):
+        score_batch(rows([1.0]).rename({"amount": "amout"}), bundle(), SPEC)
+
+
+def test_columns_in_another_order_and_further_ones_change_nothing():
+    frame = rows([1.0, 2.0, 13.0])
+    other = frame.select(*reversed(frame.columns), pl.lit(1).alias("extra"))
+    assert score_batch(other, bundle(), SPEC).predictions.equals(score_batch(frame, bundle(), SPEC).predictions)
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
+def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_is_scored(tmp_path, damage):
+    features = tmp_path / "features.parquet"
+    rows([1.0] * 100).write_parquet(features)
+    sha256 = file_sha256(features)
+    if damage == "gone":
+        features.unlink()
+    else:
+        original = features.read_bytes()
+        features.write_bytes(original[:-9] if damage == "truncated" else original[:50] + b"?" + original[51:])
+    with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03.*--force builds it again"):
+        stage(order(features, 100, sha256=sha256), SPEC, tmp_path, STAMP)
+    assert not list(tmp_path.glob("*predictions*"))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30), min_size=1, max_size=5))
+def test_any_text_comes_through_as_it_was(texts):
+    scored = score_batch(rows([1.0] * len(texts), shop=texts), bundle(), SPEC)
+    assert scored.predictions["shop"].to_list() == texts

@@ -1,0 +1,628 @@
+"""Challengers: trained and scored beside the champion, compared with it, and never in its way."""
+
+import json
+import logging
+import shutil
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+from scipy.stats import spearmanr
+
+from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.history import History
+from batch_platform.features.lake import RecordedFile
+from batch_platform.models.promotion import Maker, promote, roll_back
+from batch_platform.models.registry import record_decisions
+from batch_platform.monitoring.performance import measure_classes
+from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.replay import replay
+from batch_platform.scoring.challenger_tables import read_challenger_runs
+from batch_platform.scoring.engines import local as stream
+from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.faults.nursery import Nursery
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, write_small_project
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+AGAIN = Stamp("again", NOW)
+LINEAR = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
+TREE = {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}}
+BOTH = {"challengers": [LINEAR, TREE]}
+BROKEN = {"name": "broken", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_dept": 3}}
+RULE = """\
+class Rule:
+    def __init__(self, above=80.0):
+        self.above = above
+
+    def predict(self, batch):
+        return (batch["amount"].fill_null(0.0) > self.above).cast(float) * 0.8 + 0.1
+"""
+MOODY = """\
+class Moody:
+    def predict(self, batch):
+        if (batch["id_of_mood"] > {above}).any():
+            raise RuntimeError("not today")
+        return batch["amount"].fill_null(0.0) * 0 + 0.25
+"""
+MOODY_SQL = """\
+SELECT id, ts, amount, items, shop, known, id AS id_of_mood
+FROM events
+WHERE ts >= $partition_start AND ts < $partition_end
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All carried out with two challengers, to be copied."""
+    folder = tmp_path_factory.mktemp("done")
+    carry_out(small_pipeline(folder, **BOTH), NOW)
+    return folder
+
+
+@pytest.fixture
+def pipeline(done: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(tmp_path, **BOTH)
+
+
+def table(pipeline: Pipeline, name: str, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        return con.sql(f"FROM small.{name}").pl().drop(without)
+
+
+def scores(pipeline: Pipeline, challenger: str, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
+    """What a challenger gave, by key."""
+    frame = table(pipeline, "challenger_scores", without=without)
+    return frame.filter(pl.col("challenger") == challenger).sort("id")
+
+
+def predictions(pipeline: Pipeline, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
+    return table(pipeline, "predictions", without=without).sort("id")
+
+
+def runs(pipeline: Pipeline) -> dict[tuple[str, str], Any]:
+    with pipeline.warehouse.open() as con:
+        return {(run.partition_key, run.challenger): run for run in read_challenger_runs(con, "small")}
+
+
+def tables(pipeline: Pipeline) -> set[str]:
+    with pipeline.warehouse.open() as con:
+        return {name for (name,) in con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+
+
+def days(pipeline: Pipeline, *keys: str):
+    return [pipeline.spec.partitions.calendar.named(key) for key in keys]
+
+
+def versions(pipeline: Pipeline) -> dict[str | None, str]:
+    """The version by the name of its challenger; under None that of the model."""
+    registry = pipeline.state().registry
+    return {registry.challengers.get(version.version): version.version for version in registry.versions}
+
+
+def test_every_row_that_the_champion_scores_is_scored_by_every_challenger(pipeline):
+    served = predictions(pipeline)
+    for name in ("linear", "tree"):
+        given = scores(pipeline, name)
+        assert given.select("id", "ts", "partition_key", "run_id").equals(
+            served.select("id", "ts", "partition_key", "run_id")
+        )
+        assert set(given["model_version"]) == {versions(pipeline)[name]}
+    assert list(given.columns) == [
+        *("id", "ts", "challenger", "model_version", "prediction", "score"),
+        *("partition_key", "scored_at", "run_id"),
+    ]
+    for (key, _), run in runs(pipeline).items():
+        assert run.rows_in == run.rows_scored == pipeline.state().scores[key].rows_scored
+        assert (run.rows_rejected, run.reasons, run.failure, run.in_sample) == (0, "{}", None, False)
+        assert run.champion_version == versions(pipeline)[None]
+
+
+def test_a_challenger_scores_what_its_version_would_give_in_production(pipeline, tmp_path):
+    shutil.copytree(tmp_path, tmp_path / "other", symlinks=True)
+    alone = small_pipeline(tmp_path / "other")
+    every = [one for one in alone.spec.partitions.calendar.due(NOW) if one.key >= "2024-02-01"]
+    list(alone.score(every, AGAIN, force=True, version=versions(pipeline)["tree"]))
+    same = ["id", "prediction", "score"]
+    assert scores(pipeline, "tree").select(same).equals(predictions(alone).select(same))
+
+
+def test_production_is_the_same_with_and_without_challengers(pipeline, tmp_path):
+    alone = small_pipeline(tmp_path / "alone")
+    carry_out(alone, NOW)
+    assert predictions(alone, without=("model_version",)).equals(predictions(pipeline, without=("model_version",)))
+    assert not {"challenger_scores", "challengers"} & tables(alone), "who has no challengers pays nothing"
+
+
+def test_one_read_of_the_features_serves_all(pipeline, monkeypatch):
+    read: list[str] = []
+    batches = RecordedFile.batches
+    monkeypatch.setattr(RecordedFile, "batches", lambda file, rows: read.append(file.path.stem) or batches(file, rows))
+    list(pipeline.score(days(pipeline, "2024-02-02", "2024-02-03"), AGAIN, force=True))
+    assert sorted(read) == ["2024-02-02", "2024-02-03"]
+
+
+def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
+    read: list[str] = []
+    learnable = History._learnable
+    monkeypatch.setattr(
+        History, "_learnable", lambda one, build, day: read.append(day.key) or learnable(one, build, day)
+    )
+    pipeline = small_pipeline(tmp_path, **BOTH)
+    carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
+    assert len(read) == len(set(read)) == 30
+    trained = {name: pipeline.state().registry.named(version) for name, version in versions(pipeline).items()}
+    assert set(trained) == {None, "linear", "tree"}
+    window = {(one.trained_from, one.trained_until, one.rows_trained, one.rows_evaluated) for one in trained.values()}
+    assert len(window) == 1, "on the same rows"
+
+
+def test_an_import_may_challenge_a_model_that_is_trained(tmp_path):
+    folder = tmp_path / "project"
+    write_small_project(folder)
+    (folder / "rules_of_thumb.py").write_text(RULE, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    rule = {"name": "rule", "import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
+    pipeline = small_pipeline(tmp_path, challengers=[{**rule, "params": {"above": 60.0}}])
+    carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
+    (version,) = [one for one in pipeline.state().registry.versions if one.version == versions(pipeline)["rule"]]
+    assert (version.flavour, version.rows_trained) == ("python", 0)
+    assert set(version.metric_values) >= {"roc_auc", "accuracy"}
+    given = scores(pipeline, "rule").join(small_events(), on="id")
+    assert given["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in given["amount"].fill_null(0.0)]
+
+
+def test_a_trained_model_may_challenge_an_import(tmp_path):
+    folder = tmp_path / "project"
+    write_small_project(folder)
+    (folder / "rules_of_thumb.py").write_text(RULE, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    rule = {"import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
+    pipeline = small_pipeline(
+        tmp_path, model={**rule, "estimator": None, "params": None, "train": {"evaluate": "7 days"}}, challengers=[TREE]
+    )
+    carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
+    registry = pipeline.state().registry
+    tree = registry.contender("tree", datetime(2024, 2, 4, tzinfo=UTC))
+    assert tree.rows_trained > 0
+    begin = datetime.fromisoformat(tree.serving_period).replace(tzinfo=UTC)
+    assert tree.trained_until <= begin, "only from what was known at the start of the period"
+    assert {name for _, name in runs(pipeline)} == {"tree"}
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_batches_change_no_score_of_a_challenger_and_no_measure_of_it(pipeline, monkeypatch, large):
+    before, measured = {name: scores(pipeline, name) for name in ("linear", "tree")}, runs(pipeline)
+    monkeypatch.setattr(stream, "BATCH_ROWS", 7 if large else 100)
+    list(pipeline.score(days(pipeline, *[f"2024-02-{day:02}" for day in range(1, 30)]), AGAIN, force=True))
+    marks = ("run_id", "scored_at")
+    assert scores(pipeline, "tree", without=marks).equals(before["tree"].drop(marks)), "bit for bit"
+    found = scores(pipeline, "linear")
+    assert found["score"].to_numpy() == pytest.approx(before["linear"]["score"].to_numpy(), abs=1e-9)
+    assert {key: replace(run, run_id="run") for key, run in runs(pipeline).items()} == measured
+
+
+CLASSES = {
+    "events": small_events().with_columns(
+        returned=pl.when(pl.col("items") < 3)
+        .then(pl.lit("a"))
+        .when(pl.col("known"))
+        .then(pl.lit("b"))
+        .otherwise(pl.lit("c"))
+    )
+}
+VALUES = {
+    "events": small_events().with_columns(returned=pl.col("amount").fill_null(9.0) * 2 + pl.col("items")),
+    "model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"},
+}
+RIDGE = {"name": "linear", "estimator": "sklearn.linear_model.Ridge"}
+ODD = {"labels": None, "model": {"estimator": "sklearn.ensemble.IsolationForest", "params": None}}
+OTHER_ODD = {"name": "linear", "estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 20}}
+
+
+@pytest.mark.parametrize(
+    ("declared", "challenger", "columns", "decides"),
+    [
+        ({}, LINEAR, ["score"], True),
+        (CLASSES, LINEAR, ["score_a", "score_b", "score_c"], True),
+        (VALUES, RIDGE, ["prediction"], False),
+        (ODD, OTHER_ODD, ["score"], True),
+    ],
+    ids=["binary", "multiclass", "regression", "outliers"],
+)
+def test_rank_correlation_and_flipped_decisions_are_those_of_scipy_and_numpy(
+    tmp_path, declared, challenger, columns, decides
+):
+    pipeline = small_pipeline(tmp_path, **declared, challengers=[challenger])
+    carry_out(pipeline, datetime(2024, 2, 5, tzinfo=UTC))
+    served, given = predictions(pipeline), scores(pipeline, "linear")
+    assert served["id"].equals(given["id"])
+    for key in ("2024-02-01", "2024-02-02"):
+        here = served["partition_key"] == key
+        one, other = served.filter(here), given.filter(here)
+        expected = np.mean([spearmanr(one[name].to_numpy(), other[name].to_numpy()).statistic for name in columns])
+        run = runs(pipeline)[key, "linear"]
+        assert run.rank_correlation == pytest.approx(expected, abs=1e-12)
+        flipped = float(np.mean(one["prediction"].to_numpy() != other["prediction"].to_numpy()))
+        assert run.decisions_flipped == (flipped if decides else None)
+
+
+def test_segments_have_no_order_and_flip_no_decision(tmp_path):
+    clusters = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
+    other = {"name": "four", "estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 4}}
+    pipeline = small_pipeline(tmp_path, **clusters, challengers=[other])
+    carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
+    run = runs(pipeline)["2024-02-02", "four"]
+    assert (run.rank_correlation, run.decisions_flipped, run.rows_scored) == (None, None, 40)
+    measured = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-02-02").sort("challenger")
+    assert measured.select("metric", "challenger").rows() == [("silhouette", None), ("silhouette", "four")]
+
+
+def test_a_challenger_never_serves_however_good_it_is(tmp_path):
+    weak = {"params": {"max_iter": 1, "max_leaf_nodes": 2}}
+    pipeline = small_pipeline(tmp_path, model=weak, **BOTH)
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    champion, tree = registry.champion(NOW), registry.contender("tree", NOW)
+    assert tree.metric_values["roc_auc"] > champion.metric_values["roc_auc"]
+    assert champion.version == versions(pipeline)[None]
+    assert registry.standing(tree.version).action == "challenger"
+    assert set(predictions(pipeline)["model_version"]) == {champion.version}
+    assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_a_challenger_that_somebody_promotes_serves_and_is_no_challenger_to_itself(pipeline):
+    state, tree, me = pipeline.state(), versions(pipeline)["tree"], Maker("me", NOW)
+    decision = promote(state.registry, state.scores, tree, me)
+    assert (decision.before.version, decision.after.version) == (versions(pipeline)[None], tree)
+    assert decision.promotion.reason.startswith("promoted by hand; it was a challenger: tree; ")
+    record_decisions(pipeline.warehouse, [decision.promotion])
+    stale = make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")
+    assert {item.reason for item in stale} == {f"scored by {versions(pipeline)[None]}, the champion is {tree}"}
+    before = scores(pipeline, "tree")
+    carry_out(pipeline, NOW, "promoted")
+    assert set(predictions(pipeline)["model_version"]) == {tree}
+    assert scores(pipeline, "tree").equals(before), "it is not scored beside itself; what it had given stays"
+    assert {run.champion_version for run in runs(pipeline).values() if run.challenger == "linear"} == {tree}
+    back = roll_back(pipeline.state().registry, pipeline.state().scores, me)
+    assert (back.promotion.version, back.after.version) == (tree, versions(pipeline)[None])
+
+
+def test_performance_tells_the_challengers_from_production_once_labels_are_known(pipeline):
+    measured = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-02-03")
+    truth = small_events().filter(pl.col("returned").is_not_null())
+    for name in (None, "linear", "tree"):
+        own = measured.filter(pl.col("challenger").eq_missing(pl.lit(name)))
+        given = predictions(pipeline) if name is None else scores(pipeline, name)
+        both = given.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
+        shares = both.select(1 - pl.col("score"), score2="score").to_numpy()
+        expected = measure_classes(both["returned"].to_numpy(), shares, [False, True])
+        coverage = {"label_coverage": both.height / 40}
+        assert dict(own.select("metric", "value").iter_rows()) == pytest.approx(expected | coverage)
+        assert set(own["model_version"]) == {versions(pipeline)[name]}
+        assert set(own["rows_labelled"]) == {both.height}
+    late = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-03-01")
+    assert late.is_empty()
+
+
+def test_the_performance_of_production_is_what_it_is_without_challengers(pipeline, tmp_path):
+    alone = small_pipeline(tmp_path / "alone")
+    carry_out(alone, NOW)
+    marks = ("model_version", "challenger")
+    own = table(pipeline, "performance").filter(pl.col("challenger").is_null())
+    assert own.drop(marks).equals(table(alone, "performance", without=marks))
+
+
+def test_a_table_of_performance_from_before_takes_challengers(pipeline):
+    with pipeline.warehouse.transaction() as con:
+        con.execute("ALTER TABLE small.performance DROP COLUMN challenger")
+    list(pipeline.evaluate(days(pipeline, "2024-02-03"), AGAIN))
+    found = table(pipeline, "performance").filter(pl.col("run_id") == "again")
+    assert set(found["challenger"]) == {None, "linear", "tree"}
+
+
+def test_readers_find_all_of_it_in_the_published_copy(pipeline):
+    list(pipeline.score(days(pipeline, "2024-02-03"), AGAIN, force=True))
+    pipeline.publish()
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as con:
+        con.execute("SET TimeZone = 'UTC'")
+        for name in ("challenger_scores", "challengers", "performance"):
+            found = con.sql(f"FROM small.{name}").pl()
+            assert found.sort(pl.all()).equals(table(pipeline, name).sort(pl.all()))
+        assert con.execute("SELECT count(*) FROM batch_platform.challenger_trainings").fetchall() == [(2,)]
+
+
+def test_assets_of_users_that_read_performance_get_production_unless_they_ask_who(pipeline, tmp_path):
+    alone = small_pipeline(tmp_path / "alone")
+    carry_out(alone, NOW)
+    name, marks = TableName("small", "performance"), ["model_version", "evaluated_at"]
+    found = open_table(pipeline.home, name).pl()
+    assert "challenger" not in found.columns
+    assert found.drop(marks).sort(pl.all()).equals(open_table(alone.home, name).pl().drop(marks).sort(pl.all()))
+    of_day = open_table(pipeline.home, name, partitions=["2024-02-03"], columns=["metric", "value"]).pl()
+    assert of_day["metric"].is_unique().all()
+    asked = open_table(pipeline.home, name, columns=["challenger"]).pl()
+    assert set(asked["challenger"]) == {None, "linear", "tree"}
+
+
+def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_goes_on(tmp_path, caplog):
+    pipeline = small_pipeline(tmp_path, challengers=[BROKEN, TREE])
+    with caplog.at_level(logging.WARNING):
+        carry_out(pipeline, NOW)
+    said = "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept"
+    assert any(said in record.message for record in caplog.records)
+    state = pipeline.state()
+    assert set(versions(pipeline)) == {None, "tree"}
+    (failed,) = [one for one in state.registry.challenged if one.failure]
+    assert failed.failure.startswith(said)
+    assert "did you mean 'max_depth'" in failed.failure
+    assert (failed.challenger, failed.serving_period, failed.version) == ("broken", "2024-02-01", None)
+    assert len(state.scores) == 29
+    assert {name for _, name in runs(pipeline)} == {"tree"}
+    assert make_plan(pipeline.spec, state, NOW).items == [], "it is not tried again and again"
+    mended = small_pipeline(tmp_path, challengers=[{**BROKEN, "params": {"max_depth": 3}}, TREE])
+    (item,) = make_plan(mended.spec, mended.state(), NOW).items
+    assert (item.kind, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: broken")
+    champion = versions(mended)[None]
+    carry_out(mended, NOW, "mended")
+    assert set(versions(mended)) == {None, "tree", "broken"}
+    assert versions(mended)[None] == champion, "the model is not trained again for it"
+
+
+def test_one_of_another_task_is_refused_when_it_is_trained(tmp_path):
+    pipeline = small_pipeline(tmp_path, challengers=[{"name": "other", "estimator": "sklearn.linear_model.Ridge"}])
+    carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
+    (failed,) = pipeline.state().registry.challenged
+    assert "challengers.other: it is a regression model, and" in failed.failure
+    assert list((pipeline.home.models / "small").iterdir()) == [
+        pipeline.home.models / "small" / versions(pipeline)[None]
+    ]
+
+
+def test_one_whose_bundle_is_damaged_scores_nothing_and_production_is_untouched(pipeline, tmp_path, caplog):
+    before = predictions(pipeline, without=("run_id", "scored_at"))
+    (pipeline.home.bundle("small", versions(pipeline)["tree"]) / "model.skops").write_bytes(b"x")
+    fresh = small_pipeline(tmp_path, **BOTH)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(fresh.score(days(fresh, "2024-02-02"), AGAIN, force=True))) == 1
+    assert predictions(fresh, without=("run_id", "scored_at")).equals(before)
+    run = runs(fresh)["2024-02-02", "tree"]
+    assert (run.rows_in, run.rows_scored, run.rows_rejected, run.rank_correlation) == (40, 0, 0, None)
+    assert "is not the one that was trained" in run.failure
+    assert any("challenger 'tree'" in record.message for record in caplog.records)
+    assert not scores(fresh, "tree").filter(pl.col("partition_key") == "2024-02-02").height, "old rows went with it"
+    assert runs(fresh)["2024-02-02", "linear"].run_id == "again"
+    assert runs(fresh)["2024-02-03", "tree"].rows_scored == 40
+
+
+def moody(tmp_path: Path, above: int) -> dict[str, Any]:
+    """A challenger that raises where an id is above a bound."""
+    module = f"moody{above}"
+    (tmp_path / f"{module}.py").write_text(MOODY.format(above=above), encoding="utf-8")
+    sys.path.insert(0, str(tmp_path))
+    return {"name": "moody", "import": f"{module}.Moody", "task": "binary", "classes": [False, True]}
+
+
+def test_one_that_raises_while_it_scores_ends_its_own_part_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 16)
+    declared = {"features_sql": MOODY_SQL, "challengers": [moody(tmp_path, 1310), LINEAR]}
+    pipeline = small_pipeline(tmp_path, **declared)
+    carry_out(pipeline, NOW)
+    found = runs(pipeline)
+    assert found["2024-02-01", "moody"].rows_scored == 40
+    assert found["2024-02-01", "moody"].rank_correlation is None, "one score for all rows has no order"
+    assert found["2024-02-02", "moody"].failure == "RuntimeError: not today"
+    assert found["2024-02-02", "moody"].rows_scored == 0, "the batches that went well are not kept either"
+    assert set(scores(pipeline, "moody")["partition_key"]) == {"2024-02-01"}
+    assert len(pipeline.state().scores) == 29
+    assert found["2024-02-02", "linear"].rows_scored == 40
+
+
+def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reason(tmp_path):
+    early = pl.col("ts") < datetime(2024, 2, 1, tzinfo=UTC)
+    events = small_events().with_columns(
+        amount=pl.when(early).then(pl.col("amount").fill_null(10.0)).otherwise("amount")
+    )
+    weekly = {"train": {"every": "week", "window": "all", "evaluate": "7 days"}}
+    declared = {"events": events, "model": weekly, "features": {"max_rejected": "50%"}}
+    pipeline = small_pipeline(tmp_path, **declared)
+    carry_out(pipeline, NOW)
+    strict = pipeline.state().registry.champion(datetime(2024, 1, 30, tzinfo=UTC)).version
+    pinned = small_pipeline(tmp_path, **declared, challengers=[{"name": "previous", "version": strict}])
+    list(pinned.score(days(pinned, "2024-02-20"), AGAIN, force=True))
+    run = runs(pinned)["2024-02-20", "previous"]
+    served = pinned.state().scores["2024-02-20"]
+    nulls = pl.read_parquet(pinned.history.file(days(pinned, "2024-02-20")[0]))["amount"].null_count()
+    assert (served.rows_rejected, run.rows_rejected) == (0, nulls)
+    assert nulls
+    assert run.rows_scored + run.rows_rejected == run.rows_in == served.rows_scored
+    assert json.loads(run.reasons) == {"amount: null where training saw none": nulls}
+    both = scores(pinned, "previous").join(predictions(pinned), on="id")
+    assert run.rank_correlation == pytest.approx(spearmanr(both["score"], both["score_right"]).statistic)
+    flipped = float((both["prediction"] != both["prediction_right"]).mean())
+    assert run.decisions_flipped == pytest.approx(flipped)
+
+
+def test_a_pinned_version_scores_whatever_its_period_and_says_where_it_had_seen_the_data(pipeline, tmp_path):
+    pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": versions(pipeline)["linear"]}])
+    assert make_plan(pinned.spec, pinned.state(), NOW).items == [], "nothing is trained for it"
+    list(pinned.score(days(pinned, "2024-01-20", "2024-02-02"), AGAIN, force=True, version=versions(pinned)["tree"]))
+    found = runs(pinned)
+    assert (found["2024-01-20", "old"].in_sample, found["2024-02-02", "old"].in_sample) == (True, False)
+    assert found["2024-02-02", "old"].champion_version == versions(pinned)["tree"]
+
+
+def test_a_pinned_version_that_is_not_there_is_told_and_stops_nothing(pipeline, tmp_path):
+    pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": "2024-02-01-00000000"}])
+    list(pinned.score(days(pinned, "2024-02-02"), AGAIN, force=True))
+    run = runs(pinned)["2024-02-02", "old"]
+    assert run.model_version is None
+    assert run.failure.startswith("small has no version '2024-02-01-00000000'; there are 2024-02-01-")
+    assert pinned.state().scores["2024-02-02"].run_id == "again"
+    assert pipeline.state().scores["2024-02-03"].run_id == "run"
+
+
+def test_one_that_is_added_later_is_trained_alone_and_makes_no_prediction_stale(tmp_path):
+    carry_out(small_pipeline(tmp_path), NOW)
+    added = small_pipeline(tmp_path, challengers=[LINEAR])
+    before, champion = predictions(added), versions(added)[None]
+    (item,) = make_plan(added.spec, added.state(), NOW).items
+    assert (item.kind, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: linear")
+    carry_out(added, NOW, "added")
+    assert versions(added)[None] == champion
+    assert make_plan(added.spec, added.state(), NOW).items == []
+    keys = days(added, "2024-02-02", "2024-02-03")
+    assert all(one.skipped for one in added.score(keys, AGAIN))
+    assert predictions(added).equals(before)
+    assert "challenger_scores" not in tables(added), "what is scored already is not scored for its sake"
+    list(added.score(keys, AGAIN, force=True))
+    assert {key for key, _ in runs(added)} == {"2024-02-02", "2024-02-03"}
+    assert predictions(added, without=("run_id", "scored_at")).equals(before.drop("run_id", "scored_at"))
+
+
+def test_older_periods_get_a_challenger_only_by_force(tmp_path):
+    weekly = {"train": {"every": "week", "window": "all", "evaluate": "7 days"}}
+    carry_out(small_pipeline(tmp_path, model=weekly), NOW)
+    added = small_pipeline(tmp_path, model=weekly, challengers=[LINEAR])
+    state, wanted = added.state(), days(added, "2024-02-06", "2024-02-20")
+    newest = max(version.serving_period for version in state.registry.of_model)
+    assert [item.partition.key for item in make_plan(added.spec, state, NOW).of("challengers")] == [newest]
+    assert make_plan(added.spec, state, NOW, only=wanted).of("challengers") == []
+    forced = make_plan(added.spec, state, NOW, only=wanted, force=True)
+    assert [item.partition.key for item in forced.of("challengers")] == ["2024-02-04", "2024-02-18"]
+
+
+def test_the_scores_of_one_that_is_no_longer_declared_stay(pipeline, tmp_path):
+    before, measured = scores(pipeline, "tree"), runs(pipeline)
+    fewer = small_pipeline(tmp_path, challengers=[LINEAR])
+    assert make_plan(fewer.spec, fewer.state(), NOW).items == []
+    list(fewer.score(days(fewer, "2024-02-02"), AGAIN, force=True))
+    list(fewer.evaluate(days(fewer, "2024-02-02"), AGAIN))
+    assert scores(fewer, "tree").equals(before)
+    assert runs(fewer)["2024-02-02", "tree"] == measured["2024-02-02", "tree"]
+    assert runs(fewer)["2024-02-02", "linear"].run_id == "again"
+    found = table(fewer, "performance").filter(pl.col("run_id") == "again")
+    assert set(found["challenger"]) == {None, "linear", "tree"}, "what is there is measured"
+
+
+def test_a_commit_that_fails_leaves_predictions_and_challengers_as_they_were(pipeline):
+    with pipeline.warehouse.transaction() as con:  # a value that would not fit comes last of all
+        con.execute("ALTER TABLE small.challenger_scores ALTER score TYPE TINYINT USING 1")
+    before = [table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")]
+    ledger = pipeline.state().scores
+    with pytest.raises(DataError, match=r"values do not fit small\.challenger_scores"):
+        list(pipeline.score(days(pipeline, "2024-02-02"), AGAIN, force=True))
+    after = [table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")]
+    assert all(one.equals(other) for one, other in zip(before, after, strict=True))
+    assert pipeline.state().scores == ledger
+    assert not list(pipeline.home.staging.iterdir())
+
+
+def test_a_run_that_is_killed_within_the_commit_leaves_both_as_they_were(pipeline, tmp_path):
+    before = {name: table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")}
+    job = {
+        "root": str(pipeline.home.root),
+        "project": str(pipeline.folder),
+        "run_id": "killed",
+        "at": NOW.isoformat(),
+        "declared": BOTH,
+    }
+    spare = shutil.copytree(pipeline.home.root, tmp_path / "spare", symlinks=True)
+    with Nursery() as nursery:
+        child = nursery.fork("write", job={**job, "root": str(spare)}, keys=["2024-02-02"], name_steps=True)
+        steps = [mark.removeprefix("step ") for mark in child.rest() if mark.startswith("step ")]
+        child.bury()
+        begin = next(at for at, step in enumerate(steps) if "predictions" in step and step.startswith("DELETE"))
+        within = [at for at, step in enumerate(steps) if at > begin and _is_told(step)]
+        within = within[: next(at for at, step in enumerate(within) if steps[step].startswith("COMMIT")) + 1]
+        assert sum("challenger" in steps[at] for at in within) >= 4, [steps[at] for at in within]
+        for at in within:
+            child = nursery.fork("write", job=job, keys=["2024-02-02"], stop_at=at)
+            assert child.bury() == -9, steps[at]
+            for name, rows in before.items():
+                assert table(pipeline, name).equals(rows), f"{name}, killed before {steps[at]}"
+    assert list(pipeline.score(days(pipeline, "2024-02-02"), AGAIN, force=True))
+    found = [table(pipeline, name).filter(pl.col("partition_key") == "2024-02-02")["run_id"] for name in before]
+    assert [set(one) for one in found] == [{"again"}] * 3
+
+
+def _is_told(step: str) -> bool:
+    return step.startswith(("DELETE", "INSERT", "COMMIT"))
+
+
+RULES = {"columns": {"amount": {"min": 5}}, "max_rejected": "50%"}
+
+
+def spoilt(least: float | None = None) -> pl.DataFrame:
+    broken = pl.col("id").is_in([1290, 1300, 1330])
+    return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
+
+
+def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
+    carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
+    shutil.copytree(tmp_path, tmp_path.with_name("whole"), symlinks=True)
+    fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), challengers=[LINEAR])
+    wanted = days(fixed, "2024-02-02", "2024-02-03")
+    found = list(replay(fixed, wanted, Stamp("replay", NOW)))
+    assert [{one.challenger for one in each.challengers} for each in found] == [{"linear", "tree"}] * 2
+    whole = small_pipeline(tmp_path.with_name("whole"), features=RULES, events=spoilt(12.5), **BOTH)
+    list(whole.build_features(wanted, AGAIN, force=True))
+    list(whole.score(wanted, Stamp("replay", NOW), force=True))
+    for name, close in (("linear", 1e-9), ("tree", 0.0)):  # products depend on the batch, by their last bit
+        of_both = (scores(project, name, without=("run_id",)) for project in (fixed, whole))
+        assert_frame_equal(*of_both, rel_tol=0.0, abs_tol=close)
+    for key, run in runs(whole).items():
+        other = runs(fixed)[key]
+        measured = (other.rank_correlation, other.decisions_flipped)
+        assert measured == pytest.approx((run.rank_correlation, run.decisions_flipped), abs=1e-12)
+        assert replace(other, rank_correlation=0, decisions_flipped=0) == replace(
+            run, rank_correlation=0, decisions_flipped=0
+        )
+    for key in ("2024-02-02", "2024-02-03"):
+        assert runs(fixed)[key, "tree"].rows_in == fixed.state().scores[key].rows_scored
+
+
+def test_a_challenger_that_can_no_longer_score_ends_with_a_replay(tmp_path):
+    carry_out(small_pipeline(tmp_path, features=RULES, events=spoilt(), **BOTH), NOW)
+    fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)
+    (fixed.home.bundle("small", versions(fixed)["tree"]) / "model.skops").write_bytes(b"x")
+    list(replay(fixed, days(fixed, "2024-02-02"), Stamp("replay", NOW)))
+    served, run = fixed.state().scores["2024-02-02"], runs(fixed)["2024-02-02", "tree"]
+    assert served.run_id == "replay"
+    assert (run.rows_in, run.rows_scored, run.model_version) == (served.rows_scored, 0, versions(fixed)["tree"])
+    assert run.failure
+    assert not scores(fixed, "tree").filter(pl.col("partition_key") == "2024-02-02").height
+
+
+def test_what_challenged_is_kept_on_disk(pipeline, tmp_path):
+    later = NOW + timedelta(days=40)
+    assert find_garbage([pipeline.spec], pipeline.home, later, trained_before=NOW + timedelta(days=1)) == []
+    spare = small_pipeline(tmp_path, challengers=[{**LINEAR, "params": {"C": 0.1}}])
+    carry_out(spare, NOW, "again")
+    carry_out(small_pipeline(tmp_path, challengers=[{**LINEAR, "params": {"C": 0.2}}]), NOW, "again")
+    middle = spare.state().registry.versions[-2].version
+    pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": middle}])
+    assert find_garbage([pinned.spec], spare.home, later, trained_before=NOW + timedelta(days=1)) == []
+    (garbage,) = find_garbage([spare.spec], spare.home, later, trained_before=NOW + timedelta(days=1))
+    assert garbage.version == middle
+    remove_garbage([garbage], spare.home, Stamp("gc", later))
+    assert spare.state().registry.contender("linear", NOW).version != middle
+
+
+def test_pickle_is_trusted_of_the_challenger_that_says_so_alone(tmp_path):
+    declared = {**LINEAR, "allow_pickle": True}
+    pipeline = small_pipeline(tmp_path, challengers=[declared, TREE])
+    carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
+    registry = pipeline.state().registry
+    trusted = {name: pipeline._trusts(registry.named(version)) for name, version in versions(pipeline).items()}
+    assert trusted == {None: False, "linear": True, "tree": False}

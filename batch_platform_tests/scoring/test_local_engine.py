@@ -1,0 +1,288 @@
+"""The stream: the number of threads and the way change nothing, what fails stops all, memory is that of a few batches."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import polars.testing
+import pytest
+from threadpoolctl import threadpool_info
+from xxhash import xxh3_128
+
+from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.features.lake import file_sha256, parquet_writer
+from batch_platform.models.bundle import Bundle, Native
+from batch_platform.scoring.engines import local as stream
+from batch_platform.scoring.engines.local import Stream
+from batch_platform.scoring.partition import Order, Staged
+from batch_platform_tests.scoring.test_batch import STAMP, Sum, bundle, rows
+from batch_platform_tests.small_pipeline import small_spec
+
+SPEC = small_spec(features={"max_rejected": "50%"})
+CALENDAR = SPEC.partitions.calendar
+ROWS = 50
+
+
+class Watched(Sum):
+    """The same model, with something that happens at each call."""
+
+    def __init__(self, happens: Callable[[np.ndarray], None]) -> None:
+        super().__init__("binary")
+        self._happens = happens
+
+    def predict(self, matrix):
+        self._happens(matrix)
+        return super().predict(matrix)
+
+
+def model(happens: Callable[[np.ndarray], None]) -> Bundle:
+    return replace(bundle(), native=Native(partial(Watched, happens)))
+
+
+def table() -> pl.DataFrame:
+    """Some rows break the contract, some have a category that the model does not know, one has no score."""
+    amount = [float(n) if n % 9 else 2000.0 for n in range(ROWS)]
+    return rows(amount, shop=["a", "new", "b", "a", "a"] * (ROWS // 5))
+
+
+def order(folder: Path, day: int = 3, frame: pl.DataFrame | None = None, scored_by: Bundle | None = None) -> Order:
+    frame = table() if frame is None else frame
+    path = folder / f"features-{day}.parquet"
+    frame.write_parquet(path)
+    found = scored_by or bundle()
+    return Order(CALENDAR.named(f"2024-02-{day:02}"), path, file_sha256(path), frame.height, found, found.predictor)
+
+
+def staged(orders: list[Order], folder: Path, **options) -> list[Staged]:
+    folder.mkdir(exist_ok=True)
+    with Stream(SPEC, folder, STAMP, **options) as opened:
+        return list(opened.staged(orders))
+
+
+def frames(one: Staged) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return pl.read_parquet(one.predictions), pl.read_parquet(one.rejected)
+
+
+@pytest.fixture
+def no_thread_left():
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) == before
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 7, ROWS - 1, ROWS])
+def test_law_4_the_number_of_threads_and_the_way_change_nothing(tmp_path, monkeypatch, threads, batch):
+    (whole,) = staged([order(tmp_path)], tmp_path / "whole", threads=1)
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    (parts,) = staged([order(tmp_path)], tmp_path / "parts", threads=threads)
+    for expected, found in zip(frames(whole), frames(parts), strict=True):
+        pl.testing.assert_frame_equal(found.sort(found.columns[:2]), expected.sort(expected.columns[:2]))
+    assert frames(parts)[0].equals(frames(whole)[0]), "and the order of the scored rows is that of the features"
+    facts = ("rows_in", "rows_scored", "rows_rejected", "reasons", "unseen", "started_at")
+    assert [getattr(parts, fact) for fact in facts] == [getattr(whole, fact) for fact in facts]
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_the_order_of_the_rows_is_that_of_the_features_whichever_thread_is_done_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    slow_at_first = model(lambda matrix: time.sleep(0.05 / (1 + matrix[0, 0])))
+    (found,) = staged([order(tmp_path, scored_by=slow_at_first)], tmp_path / "out", threads=4)
+    assert pl.read_parquet(found.predictions)["id"].is_sorted()
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_partitions_come_in_their_order_small_and_large_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
+    sizes = [5, 50, 20, 0, 21, 3, 50]
+    orders = [order(tmp_path, day, table().head(size)) for day, size in enumerate(sizes, start=1)]
+    found = staged(orders, tmp_path / "out", threads=3)
+    assert [one.partition for one in found] == [one.partition for one in orders]
+    assert [one.rows_in for one in found] == sizes
+    assert all(one.rows_in == one.rows_scored + one.rows_rejected for one in found)
+
+
+def broken(matrix: np.ndarray) -> None:
+    if (matrix[:, 0] == 31.0).any():
+        msg = "this model is broken"
+        raise ArithmeticError(msg)
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_an_error_on_a_thread_surfaces_after_what_was_done_before_and_leaves_nothing(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    out = tmp_path / "out"
+    out.mkdir()
+    orders = [order(tmp_path, 1), order(tmp_path, 2, scored_by=model(broken)), order(tmp_path, 3)]
+    with Stream(SPEC, out, STAMP) as opened:
+        results = opened.staged(orders)
+        assert next(results).partition == orders[0].partition
+        with pytest.raises(ArithmeticError, match="this model is broken"):
+            next(results)
+    assert not [file.name for file in out.iterdir() if file.name.startswith("2024-02-02")]
+
+
+@pytest.mark.usefixtures("no_thread_left")
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    frame = table().rename({"amount": "amout"})
+    with pytest.raises(
+        DataError, match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'"
+    ):
+        staged([order(tmp_path, frame=frame)], tmp_path / "out")
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        staged([order(tmp_path)], tmp_path / "out", watch=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_thread_left")
+def test_a_stream_that_is_left_in_the_middle_ends_its_threads(tmp_path):
+    (tmp_path / "out").mkdir()
+    orders = [order(tmp_path, day) for day in range(1, 9)]
+    with Stream(SPEC, tmp_path / "out", STAMP, threads=2) as opened:
+        results = opened.staged(orders)
+        assert next(results).partition == orders[0].partition
+        results.close()
+
+
+@pytest.mark.parametrize("batch", [7, 1000])
+@pytest.mark.parametrize("at", [4, 300, -9, -200])
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, monkeypatch, batch, at, quick):
+    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    damaged = order(tmp_path)
+    if quick:
+        damaged = replace(damaged, xxh3=xxh3_128(damaged.features.read_bytes()).hexdigest())
+        staged([damaged], tmp_path / "out")  # as long as it is whole
+        shutil.rmtree(tmp_path / "out")
+    content = bytearray(damaged.features.read_bytes())
+    content[at] ^= 1
+    damaged.features.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03: the bytes of .*--force builds it again"):
+        staged([damaged], tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_that_is_replaced_while_it_is_read_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    path = tmp_path / "features-3.parquet"
+
+    def replace_it(_: np.ndarray) -> None:
+        rows([7.0] * 9).write_parquet(tmp_path / "other.parquet")
+        (tmp_path / "other.parquet").replace(path)
+
+    (expected,) = staged([order(tmp_path)], tmp_path / "expected")
+    (found,) = staged([order(tmp_path, scored_by=model(replace_it))], tmp_path / "out", threads=1)
+    assert frames(found)[0].equals(frames(expected)[0])
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    path = tmp_path / "features-3.parquet"
+    touched = model(lambda _: os.utime(path, (1, 1)))
+    with pytest.raises(IntegrityError, match="are not those that were recorded"):
+        staged([order(tmp_path, scored_by=touched)], tmp_path / "out")
+
+
+def test_progress_is_told_by_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
+    told: list[tuple[str, int, int]] = []
+    orders = [order(tmp_path, 1, table().head(9)), order(tmp_path, 2)]
+    staged(orders, tmp_path / "out", watch=lambda partition, done, of: told.append((partition.key, done, of)))
+    assert told == [("2024-02-01", 9, 9), ("2024-02-02", 20, 50), ("2024-02-02", 40, 50), ("2024-02-02", 50, 50)]
+
+
+def test_a_staged_partition_knows_where_its_time_went(tmp_path):
+    (found,) = staged([order(tmp_path)], tmp_path / "out")
+    assert found.spent.clock > 0
+    assert set(found.spent.shares) == {"read", "score", "commit"}
+    assert sum(found.spent.shares.values()) == pytest.approx(1)
+
+
+def test_the_numeric_libraries_run_one_thread_each_while_it_scores_and_as_before_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
+    seen: list[set[int]] = []
+    before = threads_of_libraries()
+    watching = model(lambda _: seen.append(set(threads_of_libraries().values())))
+    staged([order(tmp_path, scored_by=watching)], tmp_path / "out", threads=3)
+    assert seen == [{1}] * 3
+    assert threads_of_libraries() == before
+
+
+def threads_of_libraries() -> dict[str, int]:
+    import sklearn.ensemble  # noqa: F401 - it brings OpenMP
+
+    return {library["filepath"]: library["num_threads"] for library in threadpool_info()}
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from batch_platform.staged import Order
+from batch_platform.stream import Stream
+from batch_platform_tests.scoring.test_batch import STAMP, bundle
+from batch_platform_tests.scoring.test_local_engine import SPEC, CALENDAR
+path, sha256, rows, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+model = bundle()
+with Stream(SPEC, out, STAMP) as stream:
+    (staged,) = stream.staged([Order(CALENDAR.named("2024-02-03"), path, sha256, rows, model, model.predictor)])
+assert staged.rows_scored == rows
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def many_rows(path: Path, batches: int, batch: int = 125_000) -> int:
+    """Random numbers, written as features are; none breaks the contract."""
+    random = np.random.default_rng(1)
+    writer = None
+    for number in range(batches):
+        frame = pl.DataFrame(
+            {
+                "id": np.arange(batch) + number * batch,
+                "ts": rows([1.0])["ts"].new_from_index(0, batch),
+                "amount": random.uniform(20, 900, batch),
+                "items": random.integers(1, 9, batch),
+                "shop": pl.Series(["a", "b"] * (batch // 2)),
+                **{f"further_{n}": random.uniform(size=batch) for n in range(6)},
+            }
+        )
+        content = frame.to_arrow()
+        writer = writer or parquet_writer(path, content.schema)
+        writer.write_table(content)
+    assert writer is not None
+    writer.close()
+    return batches * batch
+
+
+def test_memory_does_not_grow_with_the_partition(tmp_path):
+    peaks: list[int] = []
+    for batches in (8, 32):
+        path, out = tmp_path / f"{batches}.parquet", tmp_path / f"out-{batches}"
+        out.mkdir()
+        count = many_rows(path, batches)
+        command = [sys.executable, "-c", CHILD, str(path), file_sha256(path), str(count), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    assert peaks[1] <= 1.1 * peaks[0], f"1 million rows: {peaks[0]} KiB, 4 million: {peaks[1]} KiB"

@@ -1,0 +1,156 @@
+"""A checkpoint that is killed anywhere leaves what was committed, whatever part of its writing was done."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from batch_platform.declaration.errors import WarehouseBusyError, WarehouseError
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.faults.invariants import SCORED, held, prepared
+from batch_platform_tests.faults.storage import committed_to_the_log, held_or_refused
+from batch_platform_tests.faults.writes import OPEN_WITHOUT_THE_LOCK, holder
+
+KEY, PAGE, HEADERS = SCORED[4], 4096, 3 * 4096
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Pipeline:
+    """Killed right before a checkpoint, when all that it may write over is saved."""
+    pipeline = prepared(tmp_path_factory.mktemp("checkpoint") / "project")
+    committed_to_the_log(pipeline, KEY)
+    assert pipeline.home.warehouse_rollback.exists()
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def completed(killed, tmp_path_factory) -> Home:
+    """The same, opened again: the checkpoint came to its end."""
+    home = copied(killed, tmp_path_factory.mktemp("completed")).home
+    with Warehouse(home).open():
+        pass
+    assert not home.warehouse_log.exists()
+    assert not home.warehouse_rollback.exists()
+    return home
+
+
+def copied(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """The warehouse of a pipeline in a home of its own, as it is."""
+    home = Home(folder / "home").create()
+    for name in ("warehouse", "warehouse_log", "warehouse_rollback"):
+        shutil.copy(getattr(pipeline.home, name), getattr(home, name))
+    return Pipeline(pipeline.spec, pipeline.folder, home)
+
+
+def changed(old: bytes, new: bytes) -> list[int]:
+    """Where the pages behind the headers begin that a checkpoint wrote."""
+    places = range(HEADERS, len(new), PAGE)
+    return [place for place in places if old[place : place + PAGE] != new[place : place + PAGE]]
+
+
+def half_written(killed: Pipeline, completed: Home) -> Iterator[bytes]:
+    """The file as a kill may leave it: of a block that the checkpoint writes over, one page is new."""
+    old, new = killed.home.warehouse.read_bytes(), completed.warehouse.read_bytes()
+    for place in changed(old, new[: len(old)]):
+        yield old[:place] + new[place : place + PAGE] + old[place + PAGE :]
+
+
+def test_a_block_that_is_half_written_is_put_back_and_the_commit_stands(killed, completed, tmp_path):
+    expected = held(Pipeline(killed.spec, killed.folder, completed))
+    damaged = []
+    for number, torn in enumerate(half_written(killed, completed)):
+        safe, unsafe = (copied(killed, tmp_path / f"{number}-{name}") for name in ("safe", "unsafe"))
+        for pipeline in (safe, unsafe):
+            pipeline.home.warehouse.write_bytes(torn)
+        unsafe.home.warehouse_rollback.unlink()
+        found = held_or_refused(unsafe)
+        assert found == expected or "is damaged" in str(found)
+        damaged += [found] if found != expected else []
+        assert held(safe) == expected
+        assert not safe.home.warehouse_rollback.exists()
+    assert damaged, "without what was saved such a file cannot be read"
+
+
+def test_whatever_a_checkpoint_writes_before_its_header_is_not_needed(killed, completed, tmp_path):
+    pipeline = copied(killed, tmp_path)
+    old, new = killed.home.warehouse.read_bytes(), completed.warehouse.read_bytes()
+    rubbish = bytearray(old.ljust(len(new), b"\0"))
+    for place in changed(old, new):
+        rubbish[place : place + PAGE] = os.urandom(PAGE)
+    pipeline.home.warehouse.write_bytes(rubbish)
+    assert held(pipeline) == held(Pipeline(killed.spec, killed.folder, completed))
+
+
+def test_a_checkpoint_that_was_completed_is_not_undone(killed, completed, tmp_path):
+    pipeline = copied(killed, tmp_path)
+    shutil.copy(completed.warehouse, pipeline.home.warehouse)
+    pipeline.home.warehouse_log.unlink()
+    assert held(pipeline) == held(Pipeline(killed.spec, killed.folder, completed))
+    assert pipeline.home.warehouse.read_bytes() == completed.warehouse.read_bytes()
+    assert not pipeline.home.warehouse_rollback.exists()
+
+
+def test_nothing_is_put_back_into_a_file_that_somebody_else_has_open(killed, tmp_path, monkeypatch):
+    pipeline = copied(killed, tmp_path)
+    shutil.copy(pipeline.home.warehouse_rollback, tmp_path / "saved")
+    with holder(OPEN_WITHOUT_THE_LOCK, pipeline.home, 3600):
+        monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.2")
+        with pytest.raises(WarehouseBusyError), Warehouse(pipeline.home).open():
+            pass
+        assert pipeline.home.warehouse_rollback.read_bytes() == (tmp_path / "saved").read_bytes()
+    assert held(pipeline)[KEY].run_id == "in-the-log"
+
+
+@pytest.mark.parametrize("spot", [3, 70, -1], ids=["in the digest", "in the places", "in a block"])
+def test_saved_blocks_that_are_damaged_are_refused_and_stay(killed, tmp_path, spot):
+    pipeline = copied(killed, tmp_path)
+    saved = pipeline.home.warehouse_rollback
+    damaged = bytearray(saved.read_bytes())
+    damaged[spot] ^= 1
+    saved.write_bytes(damaged)
+    with (
+        pytest.raises(WarehouseError, match=r"is damaged: .*Hint: nothing was changed"),
+        Warehouse(pipeline.home).open(),
+    ):
+        pass
+    assert saved.read_bytes() == damaged
+    assert pipeline.home.warehouse.read_bytes() == killed.home.warehouse.read_bytes()
+
+
+def test_a_warehouse_that_was_half_made_is_made_again(tmp_path):
+    home = Home(tmp_path / "home").create()
+    (home.root / ".warehouse.duckdb").write_bytes(b"\0" * 5000)
+    with Warehouse(home).open() as con:
+        assert con.execute("SELECT count(*) FROM batch_platform.meta").fetchall() == [(1,)]
+    assert not list(home.root.glob(".warehouse*"))
+
+
+MAKE_AND_SAY_SO = """
+import sys
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.warehouse import Warehouse
+print("ready", flush=True)
+sys.stdin.readline()
+with Warehouse(Home(Path(sys.argv[1]))).open():
+    print("made", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_processes_may_make_it_at_once(tmp_path):
+    root = tmp_path / "home"
+    command = [sys.executable, "-c", MAKE_AND_SAY_SO, str(root)]
+    runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 2
+    for run in runs:
+        run.stdin.write("\n\n")
+        run.stdin.flush()
+    assert [run.communicate()[0] for run in runs] == ["made\n"] * 2
+    assert [run.returncode for run in runs] == [0, 0]

@@ -1,0 +1,421 @@
+"""The warehouse: a partition is replaced wholly with its ledger row, or not at all."""
+
+import fcntl
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import (
+    DataError,
+    IntegrityError,
+    WarehouseBusyError,
+    WarehouseError,
+    WrongUseError,
+)
+from batch_platform.warehouse.database import StagedScores, Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform.warehouse.sql import quoted
+
+DAY = datetime(2024, 1, 1, tzinfo=UTC)
+KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home").create()
+
+
+@pytest.fixture
+def warehouse(home: Home) -> Warehouse:
+    return Warehouse(home)
+
+
+def staged(folder: Path, key: str = KEYS[0], *, seen: int = 0, run_id: str = "run", rejected: int = 0, **columns):
+    """Scores of one partition as scoring leaves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = columns or {"id": [1, 2], "score": [0.25, 0.5]}
+    frame = pl.DataFrame(values).with_columns(pl.lit(key).alias("partition_key"), pl.lit(run_id).alias("run_id"))
+    good, bad = folder / f"{key}.{run_id}.parquet", folder / f"{key}.{run_id}.rejected.parquet"
+    frame.write_parquet(good)
+    pl.DataFrame(
+        {"partition_key": [key] * rejected, "reason": ["null"] * rejected},
+        schema={"partition_key": pl.String, "reason": pl.String},
+    ).write_parquet(bad)
+    start = DAY + timedelta(days=int(key[-2:]) - 1)
+    run = ScoreRun(
+        pipeline="small",
+        partition_key=key,
+        partition_start=start,
+        partition_end=start + timedelta(days=1),
+        model_version="m1",
+        model_sha256="a",
+        input_hash="b",
+        code_version="c",
+        engine="local",
+        rows_in=frame.height + rejected,
+        rows_scored=frame.height,
+        rows_rejected=rejected,
+        in_sample=False,
+        started_at=DAY,
+        committed_at=DAY,
+        run_id=run_id,
+    )
+    return StagedScores(good, bad, run, seen)
+
+
+def commit(warehouse: Warehouse, *scores: StagedScores, may_empty: bool = False, schema: str = "small"):
+    return warehouse.commit_scores(schema, scores, may_empty=may_empty, clock=lambda: DAY + timedelta(hours=3))
+
+
+def held(warehouse: Warehouse) -> dict[str, list[tuple]]:
+    """Everything that the warehouse holds, table by table."""
+    with warehouse.open() as con:
+        tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
+        return {
+            f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
+            for schema, table in tables
+        }
+
+
+def test_a_partition_is_replaced_together_with_its_ledger_row(warehouse, tmp_path):
+    (first,) = commit(warehouse, staged(tmp_path))
+    (second,) = commit(warehouse, staged(tmp_path, seen=first.seq, run_id="again", id=[7], score=[0.75], rejected=1))
+    tables = held(warehouse)
+    assert [row[:2] for row in tables["small.predictions"]] == [(7, 0.75)]
+    assert len(tables["small.rejected_rows"]) == 1
+    assert warehouse.latest(ScoreRun, "small") == {KEYS[0]: second}
+    assert second.seq > first.seq
+    assert len(tables["batch_platform.score_runs"]) == 2, "the ledger is only ever added to"
+
+
+def test_the_commit_has_its_own_time(warehouse, tmp_path):
+    (run,) = commit(warehouse, staged(tmp_path))
+    assert (run.started_at, run.committed_at) == (DAY, DAY + timedelta(hours=3))
+    assert warehouse.latest(ScoreRun, "small")[KEYS[0]].committed_at == DAY + timedelta(hours=3)
+
+
+def test_a_failed_insert_leaves_all_as_it_was(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path))
+    before = held(warehouse)
+    broken = staged(tmp_path, KEYS[1], run_id="broken")
+    broken.rejected.write_bytes(b"no Parquet at all")
+    with pytest.raises(duckdb.Error, match="magic"):
+        commit(warehouse, staged(tmp_path, KEYS[2]), broken)
+    assert held(warehouse) == before
+
+
+def test_a_group_of_partitions_is_committed_as_one(warehouse, tmp_path):
+    runs = commit(warehouse, *(staged(tmp_path, key) for key in KEYS))
+    assert [run.partition_key for run in runs] == KEYS
+    assert len({run.seq for run in runs}) == 3
+    assert len(held(warehouse)["small.predictions"]) == 6
+
+
+def test_columns_are_matched_by_name_whatever_their_order(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], id=[1], score=[0.25]))
+    commit(warehouse, staged(tmp_path, KEYS[1], score=[0.75], id=[2]))
+    assert [row[:2] for row in held(warehouse)["small.predictions"]] == [(1, 0.25), (2, 0.75)]
+
+
+def test_a_new_column_is_added_and_null_in_older_rows(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], id=[1]))
+    commit(warehouse, staged(tmp_path, KEYS[1], id=[2], shop=["x"]))
+    with warehouse.open() as con:
+        assert con.execute("SELECT id, shop FROM small.predictions ORDER BY id").fetchall() == [(1, None), (2, "x")]
+
+
+def test_partitions_of_one_group_may_differ_in_their_columns(warehouse, tmp_path):
+    commit(
+        warehouse, staged(tmp_path, KEYS[0], id=[1], score_a=[0.5]), staged(tmp_path, KEYS[1], id=[2], score_b=[0.75])
+    )
+    with warehouse.open() as con:
+        found = con.execute("SELECT id, score_a, score_b FROM small.predictions ORDER BY id").fetchall()
+    assert found == [(1, 0.5, None), (2, None, 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [([1, 2], [1.5, 2.0]), ([1, 2], ["1", "x"]), ([True], ["yes"]), ([1], [2**70 * 1.0])],
+    ids=["a fraction in integers", "text in integers", "text in booleans", "beyond 64 bits"],
+)
+def test_a_value_that_does_not_fit_the_tables_type_is_refused_and_not_rounded(warehouse, tmp_path, first, then):
+    commit(warehouse, staged(tmp_path, KEYS[0], value=first))
+    before = held(warehouse)
+    with pytest.raises(DataError, match=r"value is (BIGINT|BOOLEAN)"):
+        commit(warehouse, staged(tmp_path, KEYS[1], value=then))
+    assert held(warehouse) == before
+
+
+def test_another_type_whose_values_fit_is_taken(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], value=[1]))
+    commit(warehouse, staged(tmp_path, KEYS[1], value=pl.Series([2, None], dtype=pl.Int8)))
+    with warehouse.open() as con:
+        assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [(1,), (2,), (None,)]
+
+
+def test_a_column_that_held_nothing_takes_the_type_of_its_first_values(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], value=pl.Series([None], dtype=pl.Null)))
+    commit(warehouse, staged(tmp_path, KEYS[1], value=["text"]))
+    with warehouse.open() as con:
+        assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [("text",), (None,)]
+
+
+def test_an_older_slower_run_is_refused(warehouse, tmp_path):
+    slow = staged(tmp_path, run_id="slow", id=[0], score=[0.0])
+    commit(warehouse, staged(tmp_path, run_id="fast"))
+    before = held(warehouse)
+    with pytest.raises(
+        WarehouseError, match=r"small, partition 2024-01-01: run fast committed it at 2024-01-01 03:00:00"
+    ):
+        commit(warehouse, staged(tmp_path, KEYS[1]), slow)
+    assert held(warehouse) == before
+
+
+def test_a_partition_that_had_rows_becomes_empty_only_on_demand(warehouse, tmp_path):
+    (run,) = commit(warehouse, staged(tmp_path))
+    empty = staged(tmp_path, seen=run.seq, run_id="empty", id=pl.Series([], dtype=pl.Int64))
+    with pytest.raises(DataError, match="it had 2 rows and would become empty"):
+        commit(warehouse, empty)
+    commit(warehouse, empty, may_empty=True)
+    assert held(warehouse)["small.predictions"] == []
+
+
+def test_staged_rows_that_are_not_those_counted_are_refused(warehouse, tmp_path):
+    scores = staged(tmp_path)
+    pl.read_parquet(scores.predictions).head(1).write_parquet(scores.predictions)
+    with pytest.raises(IntegrityError, match="not those that were counted"):
+        commit(warehouse, scores)
+    assert "small.predictions" not in held(warehouse)
+
+
+@pytest.mark.parametrize("name", ["'; DROP TABLE x; --", 'sa"y', "--", "schéma", "a.b"])
+def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
+    scores = staged(tmp_path, **{name: [name, "other"], 'c"; DROP SCHEMA batch_platform; --': [1, 2]})
+    commit(warehouse, scores, schema=name)
+    tables = held(warehouse)
+    assert tables["batch_platform.meta"] == [(FORMAT,)]
+    assert [row[0] for row in tables[f"{name}.predictions"]] == sorted([name, "other"])
+
+
+def test_features_and_evaluations_have_their_ledgers_too(warehouse):
+    build = FeatureBuild("small", KEYS[0], 3, "s", 10, 11, "c", "{}", DAY, "run")
+    warehouse.record_features([build])
+    run = EvaluationRun("small", KEYS[0], 1, 3, 2, DAY, "run")
+    metrics = pl.DataFrame({"partition_key": [KEYS[0]], "metric": ["mae"], "value": [0.5]})
+    for _ in range(2):
+        warehouse.commit_evaluations("small", [run], metrics)
+    assert warehouse.latest(FeatureBuild, "small") == {KEYS[0]: build}
+    assert warehouse.latest(EvaluationRun, "small") == {KEYS[0]: run}
+    assert len(held(warehouse)["small.performance"]) == 1
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.warehouse import Warehouse
+with Warehouse(Home(Path(sys.argv[1]))).open():
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def holder(home: Home) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_warehouse_held_for_a_while_is_waited_for(home, tmp_path):
+    with holder(home) as process:
+        releaser = subprocess.Popen(["sh", "-c", f"sleep 0.5; echo >/proc/{process.pid}/fd/0"])
+        commit(Warehouse(home), staged(tmp_path))
+        releaser.wait()
+    assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
+
+
+def test_a_warehouse_held_for_good_times_out_and_names_the_holder(home):
+    with holder(home) as process:
+        with pytest.raises(WarehouseBusyError) as caught, Warehouse(home, timeout=0.2).open():
+            pass
+        process.communicate("\n")
+    assert f"held by process {process.pid}; waited 0.2 s" in str(caught.value)
+    assert "published.duckdb" in str(caught.value)
+
+
+def test_a_process_that_opened_the_file_without_the_lock_is_named(home):
+    with Warehouse(home).open():
+        pass
+    script = f"import duckdb; c = duckdb.connect({str(home.warehouse)!r}); print('held', flush=True); input()"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(WarehouseBusyError, match=f"held by process {process.pid}"),
+            Warehouse(home, timeout=0.2).open(),
+        ):
+            pass
+        process.communicate("\n")
+
+
+def test_a_process_that_opened_the_file_without_the_lock_is_waited_for(home, tmp_path):
+    with Warehouse(home).open():
+        pass
+    script = (
+        f"import duckdb, time; c = duckdb.connect({str(home.warehouse)!r}); print('held', flush=True); time.sleep(0.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        commit(Warehouse(home), staged(tmp_path))
+    assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
+
+
+def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
+    assert Warehouse(home).timeout == 120
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
+    assert Warehouse(home).timeout == 0.5
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
+def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(home, monkeypatch, text):
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
+    with pytest.raises(WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is no number of seconds"):
+        Warehouse(home)
+
+
+def test_the_lock_is_free_after_an_error(warehouse):
+    with pytest.raises(ZeroDivisionError), warehouse.transaction():
+        raise ZeroDivisionError
+    descriptor = os.open(warehouse.home.warehouse_lock, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def test_the_format_of_another_version_is_refused(warehouse):
+    with warehouse.open() as con:
+        con.execute("UPDATE batch_platform.meta SET format = 99")
+    with (
+        pytest.raises(WarehouseError, match=f"has format 99; this version of batch-platform uses {FORMAT}"),
+        warehouse.open(),
+    ):
+        pass
+
+
+def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
+    with warehouse.open() as con:
+        con.execute("DROP VIEW batch_platform.partition_status")
+        con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
+        con.execute("ALTER TABLE batch_platform.promotions DROP COLUMN holds_from")
+        con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN xxh3")
+        con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
+        con.execute("DROP TABLE batch_platform.declarations; DROP TABLE batch_platform.partition_notes")
+        con.execute("DROP TABLE batch_platform.challenger_trainings")
+        con.execute("UPDATE batch_platform.meta SET format = 1")
+        con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
+        con.execute("INSERT INTO batch_platform.feature_builds (seq, pipeline, partition_key) VALUES (2, 'small', 'k')")
+    assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
+    assert warehouse.latest(FeatureBuild, "small")["k"].xxh3 == ""
+    assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
+    assert held(warehouse)["batch_platform.promotions"] == []
+    assert held(warehouse)["batch_platform.partition_notes"] == []
+    assert held(warehouse)["batch_platform.challenger_trainings"] == []
+    with warehouse.open() as con:
+        assert con.execute("FROM batch_platform.partition_status").fetchall() == []
+
+
+def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, id=list(range(50_000))))
+    data = warehouse.home.warehouse.read_bytes()
+    warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
+    with pytest.raises(WarehouseError, match=r"is damaged: .*Hint: nothing was changed or deleted"), warehouse.open():
+        pass
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
+    warehouse.home.warehouse.write_bytes(b"precious" * 1000)
+    with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():
+        pass
+    assert warehouse.home.warehouse.read_bytes() == b"precious" * 1000
+
+
+COMMITTING = """
+import sys
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.warehouse import Warehouse
+from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
+from batch_platform.ledger import ScoreRun
+warehouse, folder, n = Warehouse(Home(Path(sys.argv[1]))), Path(sys.argv[2]), int(sys.argv[3])
+seen = warehouse.latest(ScoreRun, "small")
+group = [
+    staged(folder, key, seen=seen[key].seq if key in seen else 0, run_id=f"r{n}", id=list(range(20_000)), n=[n] * 20_000)
+    for key in KEYS
+]
+print("go", flush=True)
+commit(warehouse, *group)
+"""
+
+
+def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_wholly_new(home, tmp_path):
+    """Moments are drawn from twice the time that the commits before took, so that some fall on either side."""
+    warehouse = Warehouse(home)
+    moments = random.Random(1)
+    outcomes, longest = set(), 0.1
+    for n in range(40):
+        before = warehouse.latest(ScoreRun, "small")
+        command = [sys.executable, "-c", COMMITTING, str(home.root), str(tmp_path / "staged"), str(n)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "go\n"
+            pause = moments.uniform(0, longest)
+            time.sleep(pause)
+            process.send_signal(signal.SIGKILL)
+        after = warehouse.latest(ScoreRun, "small")
+        longest = max(longest, 2 * pause) if after == before else max(0.05, pause)
+        assert after == before or {run.run_id for run in after.values()} == {f"r{n}"}
+        outcomes.add(after == before)
+        with warehouse.open() as con:
+            if after:
+                query = (
+                    "SELECT partition_key, min(n), max(n), count(*) FROM small.predictions GROUP BY ALL ORDER BY ALL"
+                )
+                last = int(after[KEYS[0]].run_id[1:])
+                assert con.execute(query).fetchall() == [(key, last, last, 20_000) for key in KEYS]
+    assert outcomes == {True, False}, "some were killed before the commit and some after"
+
+
+def test_a_transaction_that_does_not_fit_the_disk_changes_nothing(home, tmp_path):
+    warehouse = Warehouse(home)
+    commit(warehouse, staged(tmp_path))
+    before = held(warehouse)
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from batch_platform.errors import WarehouseError
+from batch_platform.home import Home
+from batch_platform.warehouse import Warehouse
+from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
+scores = staged(Path(sys.argv[2]), KEYS[1], id=list(range(400_000)), text=[str(hash(str(i))) for i in range(400_000)])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+try:
+    commit(Warehouse(Home(Path(sys.argv[1]))), scores)
+except WarehouseError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(home.root), str(tmp_path / "staged")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"The warehouse .* Hint: .*room on the disk", done.stdout)
+    assert held(warehouse) == before

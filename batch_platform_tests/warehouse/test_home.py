@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
+
+
+def test_the_home_is_what_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    assert Home.from_environment(Path("/elsewhere")).root == tmp_path / "home"
+
+
+def test_a_tilde_in_the_environment_is_the_home_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(HOME_VARIABLE, "~/platform")
+    assert Home.from_environment().root == tmp_path / "platform"
+
+
+@pytest.mark.parametrize("named", [None, ""])
+def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named):
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    if named is not None:
+        monkeypatch.setenv(HOME_VARIABLE, named)
+    monkeypatch.chdir(tmp_path)
+    assert Home.from_environment().root == tmp_path / ".batch_platform"
+    assert Home.from_environment(tmp_path / "project").root == tmp_path / "project" / ".batch_platform"
+
+
+def test_everything_lies_below_the_root(tmp_path):
+    home = Home(tmp_path / "home").create()
+    assert home.create() == home
+    paths = [
+        home.warehouse,
+        home.warehouse_lock,
+        home.published,
+        home.lake,
+        home.models,
+        home.staging,
+        home.dagster,
+        home.features("small", "2024-01-01"),
+        home.bundle("small", "2024-01-01-3f9c1a2b"),
+    ]
+    assert all(path.is_relative_to(home.root) for path in paths)
+    assert len({*paths}) == len(paths)
+
+
+def test_a_home_that_cannot_be_made_says_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):
+        Home(tmp_path / "file" / "home").create()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
+def test_no_name_leads_out_of_the_home(tmp_path, name):
+    home = Home(tmp_path / "home").create()
+    for path in (lambda: home.bundle("small", name), lambda: home.bundle(name, "v"), lambda: home.features(name, "k")):
+        with pytest.raises(WrongUseError, match="cannot be the name of a file"):
+            path()
+
+
+@pytest.mark.parametrize("key", ["2013-01-01", "2013-11-03-01:00", "2013-11-03-01:00-0500", "2013-11-03-01:00+0530"])
+def test_every_partition_key_can_be_the_name_of_a_file(tmp_path, key):
+    assert Home(tmp_path).features("small", key).name == f"{key}.parquet"
+
+
+def test_a_link_below_the_lake_or_the_models_may_not_leave_them_but_a_whole_folder_may_be_elsewhere(tmp_path):
+    home, outside = Home(tmp_path / "home").create(), tmp_path / "home" / "lake-of-others"
+    (outside / "features").mkdir(parents=True)
+    (home.lake / "small").symlink_to(outside)
+    (home.models / "small").mkdir()
+    (home.models / "small" / "v").symlink_to(outside)
+    for path in (lambda: home.features("small", "2013-01-01"), lambda: home.bundle("small", "v")):
+        with pytest.raises(WrongUseError, match="leads out of"):
+            path()
+    moved = Home(tmp_path / "moved")
+    moved.root.mkdir()
+    moved.lake.symlink_to(outside)
+    assert moved.create().features("small", "2013-01-01").parent.parent.parent == moved.lake

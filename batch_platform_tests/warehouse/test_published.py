@@ -1,0 +1,306 @@
+"""The readers' copy: complete at every moment, equal to the warehouse, never in anybody's way."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from batch_platform.declaration.errors import WarehouseBusyError
+from batch_platform.models.registry import read_registry, register
+from batch_platform.warehouse.database import READABLE_FROM, Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, publish
+from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.models.test_registry import decision, version
+from batch_platform_tests.warehouse.test_database import KEYS, commit, held, staged
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home").create()
+
+
+def write(home: Home, folder: Path, key: str, run_id: str, **columns) -> None:
+    seen = Warehouse(home).latest(ScoreRun, "small").get(key)
+    commit(Warehouse(home), staged(folder, key, seen=seen.seq if seen else 0, run_id=run_id, **columns), may_empty=True)
+
+
+def shown(path: Path) -> dict[str, list[tuple]]:
+    """Everything that a reader sees, table by table."""
+    with duckdb.connect(str(path), read_only=True) as con:
+        con.execute("SET TimeZone = 'UTC'")
+        tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables() ORDER BY ALL").fetchall()
+        return {
+            f"{schema}.{table}": con.execute(f"FROM {quoted(schema)}.{quoted(table)} ORDER BY ALL").fetchall()
+            for schema, table in tables
+        }
+
+
+def test_readers_see_exactly_what_the_warehouse_holds(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_an_empty_warehouse_can_be_published(home):
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_publishing_what_is_published_changes_nothing(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    first = publish(home)
+    inode = first.stat().st_ino, first.stat().st_mtime_ns
+    assert publish(home) == first
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
+
+
+def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
+    inodes = []
+    for n in range(5):
+        write(home, tmp_path, KEYS[n % 3], f"r{n}")
+        inodes.append(publish(home).stat().st_ino)
+    assert len(set(inodes)) == 2
+    assert len(list(home.root.glob("published-*"))) == 2
+
+
+def test_where_most_rows_changed_the_bytes_are_copied_and_the_next_changes_are_added_to_them(home, tmp_path):
+    many = list(range(MUCH_ROWS + 1))
+    write(home, tmp_path, KEYS[0], "r0")
+    first = publish(home).stat().st_ino
+    write(home, tmp_path, KEYS[0], "r1")
+    second = publish(home).stat().st_ino
+    write(home, tmp_path, KEYS[1], "many", id=many)
+    copied = publish(home)
+    assert copied.stat().st_ino not in (first, second)
+    assert copied.stat().st_size == home.warehouse.stat().st_size
+    assert shown(copied) == held(Warehouse(home))
+    for run_id in ("r2", "r3", "r4"):
+        write(home, tmp_path, KEYS[0], run_id)
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+    assert len(list(home.root.glob("published-*"))) == 2
+    assert not list(home.root.glob(".published-*"))
+
+
+def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    opening = f"import duckdb; duckdb.connect({str(home.warehouse)!r})"
+    with Warehouse(home).open():
+        copy_bytes(home, home.root / "published-0.duckdb")
+        stranger = subprocess.run([sys.executable, "-c", opening], capture_output=True, text=True, check=False)
+    assert "Could not set lock" in stranger.stderr
+
+
+def test_a_warehouse_of_a_newer_form_is_copied_row_by_row_into_one_that_readers_can_open(home, tmp_path):
+    with duckdb.connect(str(home.warehouse)) as con:
+        con.execute("CREATE SCHEMA of_another_form")
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    for file, form in ((home.warehouse, "v2.0.0+"), (home.published, f"{READABLE_FROM}+")):
+        with duckdb.connect(str(file), read_only=True) as con:
+            query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
+            assert con.execute(query).fetchall() == [(form,)]
+
+
+def test_the_remains_of_a_killed_copy_are_removed(home, tmp_path):
+    (home.root / ".published-0.duckdb").write_bytes(b"half")
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    assert not list(home.root.glob(".published-*"))
+
+
+def test_a_copy_of_an_earlier_format_is_brought_to_this_one_and_can_be_read_until_then(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    register(Warehouse(home), version("a", 0), decision("a", "approved"))
+    for path in (home.warehouse, publish(home)):
+        with duckdb.connect(str(path)) as con:
+            con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
+            con.execute("DROP VIEW batch_platform.partition_status")
+            for table in ("declarations", "partition_notes", "challenger_trainings"):
+                con.execute(f"DROP TABLE batch_platform.{table}")
+            con.execute("UPDATE batch_platform.meta SET format = 3")
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        assert read_registry(con, "small").named("a").label_sources == ""
+    publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as con:
+        assert con.execute("SELECT label_sources FROM batch_platform.model_versions").fetchall() == [("",)]
+        assert con.execute("SELECT partition_key FROM batch_platform.partition_status").fetchall() == [(KEYS[0],)]
+
+
+CHANGE = st.one_of(
+    st.tuples(st.just("write"), st.sampled_from(KEYS), st.integers(0, 3)),
+    st.tuples(st.just("column"), st.sampled_from(KEYS), st.sampled_from(["a", "b"])),
+    st.tuples(st.just("publish"), st.just(""), st.just(0)),
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(CHANGE, max_size=8))
+@example([("write", KEYS[0], 1), ("column", KEYS[0], "a"), ("write", KEYS[0], 0)])
+def test_an_incremental_copy_equals_a_full_one_after_any_changes(changes):
+    with tempfile.TemporaryDirectory() as name:
+        home, folder = Home(Path(name) / "home").create(), Path(name)
+        for n, (what, key, detail) in enumerate(changes):
+            if what == "publish":
+                publish(home)
+            elif what == "write":
+                write(home, folder, key, f"r{n}", id=list(range(detail)), n=[n] * detail)
+            else:
+                write(home, folder, key, f"r{n}", id=[n], **{detail: [n]})
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
+READ = """
+import sys, duckdb
+con = duckdb.connect(sys.argv[1], read_only=True)
+print(con.execute("SELECT run_id FROM small.predictions LIMIT 1").fetchall()[0][0], flush=True)
+sys.stdin.readline()
+print(con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall()[0][0], flush=True)
+"""
+
+
+def test_a_reader_in_another_process_is_left_alone_and_delays_nothing(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    command = [sys.executable, "-c", READ, str(home.published)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout.readline() == "r0\n"
+        for n in range(1, 5):
+            write(home, tmp_path, KEYS[0], f"r{n}")
+            publish(home)
+            assert {row[3] for row in shown(home.published)["small.predictions"]} == {f"r{n}"}
+        assert reader.communicate("\n")[0] == "r0\n"
+
+
+def test_a_reader_in_this_process_is_left_alone_and_keeps_its_lock(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    held_file = publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as reader:
+        publish(home)
+        for n in range(1, 5):
+            write(home, tmp_path, KEYS[0], f"r{n}")
+            publish(home)
+            assert reader.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r0",)]
+        assert home.published.resolve() != held_file
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r4"}
+
+
+def test_the_copy_can_be_read_while_the_warehouse_is_written(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    with Warehouse(home).transaction() as con:
+        con.execute("DELETE FROM small.predictions")
+        assert len(shown(home.published)["small.predictions"]) == 2
+        with pytest.raises(WarehouseBusyError, match=r"published\.duckdb"), Warehouse(home, timeout=0.01).open():
+            pass
+
+
+def test_a_reader_cannot_write(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    publish(home)
+    with duckdb.connect(str(home.published), read_only=True) as con, pytest.raises(duckdb.Error, match="read-only"):
+        con.execute("DELETE FROM small.predictions")
+
+
+def test_a_warehouse_put_back_from_a_backup_is_published_as_it_is_even_when_it_has_gone_on(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    backup = tmp_path / "backup.duckdb"
+    shutil.copy(home.warehouse, backup)
+    for run_id in ("lost1", "lost2"):
+        write(home, tmp_path, KEYS[1], run_id)
+        publish(home)
+    shutil.copy(backup, home.warehouse)
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    for run_id in ("kept1", "kept2", "kept3"):
+        write(home, tmp_path, KEYS[1], run_id)
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
+def test_the_same_number_of_changes_of_another_past_is_not_taken_for_the_same(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0")
+    backup = tmp_path / "backup.duckdb"
+    shutil.copy(home.warehouse, backup)
+    write(home, tmp_path, KEYS[1], "lost")
+    publish(home)
+    shutil.copy(backup, home.warehouse)
+    write(home, tmp_path, KEYS[1], "kept")
+    publish(home)
+    assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "kept"}
+
+
+def test_another_warehouse_in_its_place_is_published(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "old")
+    publish(home)
+    home.warehouse.unlink()
+    write(home, tmp_path, KEYS[2], "new")
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
+def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_path, rubbish):
+    write(home, tmp_path, KEYS[0], "r0")
+    broken = home.root / "published-0.duckdb"
+    broken.write_bytes(rubbish)
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    assert not broken.exists()
+
+
+@pytest.mark.parametrize("at", [0, 8, 100, 4096, 4104, 4200, 8192, 8200, 8300, 12288, 12300, 12400])
+def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, tmp_path, at):
+    for n in range(3):
+        write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
+        publish(home)
+    (spare,) = set(home.root.glob("published-*.duckdb")) - {home.published.resolve()}
+    data = bytearray(spare.read_bytes())
+    data[at] ^= 1
+    spare.write_bytes(data)
+    for n in range(3):
+        write(home, tmp_path, KEYS[n % 2], f"again{n}")
+        publish(home)
+        assert shown(home.published) == held(Warehouse(home))
+
+
+PUBLISHING = """
+import sys
+from pathlib import Path
+from batch_platform.home import Home
+from batch_platform.publish import publish
+print("go", flush=True)
+publish(Home(Path(sys.argv[1])))
+"""
+
+
+def test_a_killed_publish_leaves_a_complete_copy_and_the_next_one_goes_on(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
+    publish(home)
+    pauses = random.Random(2)
+    for n in range(1, 9):
+        before = shown(home.published)
+        write(home, tmp_path, KEYS[n % 3], f"r{n}", id=list(range(20_000)))
+        with subprocess.Popen(
+            [sys.executable, "-c", PUBLISHING, str(home.root)], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "go\n"
+            time.sleep(pauses.uniform(0, 0.08))
+            process.send_signal(signal.SIGKILL)
+        assert shown(home.published) in (before, held(Warehouse(home)))
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))
+    assert len(list(home.root.glob("published-*.duckdb"))) <= 2
