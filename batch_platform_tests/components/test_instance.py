@@ -14,7 +14,7 @@ from pathlib import Path
 
 import dagster as dg
 from batch_platform.components.instance import prepare_instance
-from batch_platform.home import Home
+from batch_platform.warehouse.home import Home
 
 prepare_instance(Home(Path(sys.argv[1])))
 with dg.DagsterInstance.get() as instance:

@@ -37,9 +37,9 @@ KEY = SCORED[4]
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from batch_platform.errors import BatchPlatformError
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.warehouse.home import Home
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.small_pipeline import small_spec
 import duckdb, polars, skops.io, sklearn.ensemble
@@ -181,10 +181,10 @@ import os, signal, sys
 from pathlib import Path
 import duckdb
 from batch_platform import warehouse
-from batch_platform.home import Home
-from batch_platform.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import NOW, days
-from batch_platform.scoring import Stamp
+from batch_platform.declaration.stamp import Stamp
 from batch_platform_tests.small_pipeline import small_spec
 pipeline, keys = Pipeline(small_spec(), Path(sys.argv[2]), Home(Path(sys.argv[1]))), sys.argv[3:]
 

@@ -37,8 +37,8 @@ KEY = SCORED[3]
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
 with Warehouse(Home(Path(sys.argv[1]))).open():
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

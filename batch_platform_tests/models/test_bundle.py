@@ -283,7 +283,7 @@ def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from batch_platform.models import sklearn as flavour
+from batch_platform.models.flavours import sklearn as flavour
 from batch_platform_tests.models.test_bundle import written
 save = flavour.save
 def save_half(model, folder):

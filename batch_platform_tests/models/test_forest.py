@@ -366,9 +366,9 @@ def test_trees_that_never_split_say_the_same_of_every_row(name: str):
 CHILD = """
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
-from batch_platform.forest import kernels
-from batch_platform.models.compiled import compile_predictor
-from batch_platform.models.sklearn import SklearnPredictor
+from batch_platform.models.forest import kernels
+from batch_platform.models.forest.compiled import compile_predictor
+from batch_platform.models.flavours.sklearn import SklearnPredictor
 matrix = np.random.default_rng(0).normal(size=(200, 3))
 native = SklearnPredictor(HistGradientBoostingRegressor(max_iter=3).fit(matrix, matrix[:, 0]), "regression")
 compiled = compile_predictor(native)

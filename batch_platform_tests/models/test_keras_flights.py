@@ -129,8 +129,8 @@ def test_its_partitions_are_scored_whole_and_evaluated(trained):
 AGAIN = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.scoring import Stamp
+from batch_platform.warehouse.home import Home
+from batch_platform.declaration.stamp import Stamp
 from batch_platform_tests.models.test_keras_flights import DECLARED, NOW, WEEK, flights
 pipeline = flights(Home(Path(sys.argv[1])), model=DECLARED)
 week = [pipeline.spec.partitions.calendar.named(key) for key in WEEK]

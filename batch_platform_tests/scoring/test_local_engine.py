@@ -239,8 +239,8 @@ def threads_of_libraries() -> dict[str, int]:
 CHILD = """
 import resource, sys
 from pathlib import Path
-from batch_platform.staged import Order
-from batch_platform.stream import Stream
+from batch_platform.scoring.partition import Order
+from batch_platform.scoring.engines.local import Stream
 from batch_platform_tests.scoring.test_batch import STAMP, bundle
 from batch_platform_tests.scoring.test_local_engine import SPEC, CALENDAR
 path, sha256, rows, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])

@@ -134,8 +134,8 @@ def test_a_warehouse_that_was_half_made_is_made_again(tmp_path):
 MAKE_AND_SAY_SO = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
 print("ready", flush=True)
 sys.stdin.readline()
 with Warehouse(Home(Path(sys.argv[1]))).open():

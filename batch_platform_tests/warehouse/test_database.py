@@ -223,8 +223,8 @@ def test_features_and_evaluations_have_their_ledgers_too(warehouse):
 HOLD = """
 import sys, time
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
 with Warehouse(Home(Path(sys.argv[1]))).open():
     print("held", flush=True)
     sys.stdin.readline()
@@ -354,10 +354,10 @@ def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
 COMMITTING = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
 from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
-from batch_platform.ledger import ScoreRun
+from batch_platform.warehouse.ledger import ScoreRun
 warehouse, folder, n = Warehouse(Home(Path(sys.argv[1]))), Path(sys.argv[2]), int(sys.argv[3])
 seen = warehouse.latest(ScoreRun, "small")
 group = [
@@ -403,9 +403,9 @@ def test_a_transaction_that_does_not_fit_the_disk_changes_nothing(home, tmp_path
     script = """
 import resource, signal, sys
 from pathlib import Path
-from batch_platform.errors import WarehouseError
-from batch_platform.home import Home
-from batch_platform.warehouse import Warehouse
+from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.database import Warehouse
 from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
 scores = staged(Path(sys.argv[2]), KEYS[1], id=list(range(400_000)), text=[str(hash(str(i))) for i in range(400_000)])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -280,8 +280,8 @@ def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, 
 PUBLISHING = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.publish import publish
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
 print("go", flush=True)
 publish(Home(Path(sys.argv[1])))
 """

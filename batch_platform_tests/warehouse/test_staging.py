@@ -14,8 +14,8 @@ from batch_platform.warehouse.staging import staging_folder
 HOLD = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.staging import staging_folder
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.staging import staging_folder
 with staging_folder(Home(Path(sys.argv[1])), "other") as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)
@@ -86,8 +86,8 @@ def test_a_stray_file_in_staging_stands_in_nobodys_way(home):
 STORM = """
 import sys
 from pathlib import Path
-from batch_platform.home import Home
-from batch_platform.staging import staging_folder
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.staging import staging_folder
 for n in range(150):
     with staging_folder(Home(Path(sys.argv[1])), "storm") as folder:
         (folder / "file").write_text(str(n))
