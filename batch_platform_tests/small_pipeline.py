@@ -16,7 +16,7 @@ import polars as pl
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import KINDS, Plan, make_plan
+from batch_platform.pipeline.plan import STEPS, Plan, make_plan
 from batch_platform.warehouse.home import Home
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -121,7 +121,7 @@ def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: 
     """Do all that is due at a time, in order, as the schedules would; gives the plan."""
     stamp = Stamp(run_id, now)
     plan = make_plan(pipeline.spec, pipeline.state(), now)
-    due = {kind: [item.partition for item in plan.of(kind)] for kind in KINDS}
+    due = {kind: [item.partition for item in plan.of(kind)] for kind in STEPS}
     list(pipeline.build_features(due["features"], stamp, force=force))
     for period in due["model"]:
         pipeline.train(period, stamp)

@@ -89,15 +89,15 @@ def run(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Bring partitions of PIPELINE up to date, with whatever upstream they lack."""
     with _keeping_all():
-        from batch_platform.cli.execution import Order
+        from batch_platform.cli.execution import RunOptions
         from batch_platform.cli.running import asked_for, bring_up_to_date
 
         project = project_of(folder)
         wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
-    order = Order(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
-    outcome = bring_up_to_date(project, wiring, order, quiet=as_json)
+    options = RunOptions(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
+    outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
     if as_json:
         terminal.show_json(outcome)
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import Order
+from batch_platform.cli.execution import RunOptions
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.running import Outcome, bring_up_to_date
 from batch_platform.components.wiring import Wiring
@@ -48,9 +48,9 @@ def run(*, as_json: bool) -> None:
     partitions = calendar.within(calendar.named(FIRST).start, calendar.named(LAST).end)
     if not as_json:
         terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
-    order = Order(partitions=partitions, now=datetime.now(UTC), named=True)
-    outcome = bring_up_to_date(project, wiring, order, quiet=as_json)
-    report = Report(outcome, _months(wiring, partitions, order.now))
+    options = RunOptions(partitions=partitions, now=datetime.now(UTC), named=True)
+    outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
+    report = Report(outcome, _months(wiring, partitions, options.now))
     if as_json:
         terminal.show_json(report)
     else:

@@ -26,9 +26,9 @@ from batch_platform.declaration.windows import matures
 from batch_platform.pipeline.plan import (
     ASSET_OF,
     Item,
-    Kind,
     Plan,
     State,
+    Step,
     contiguous,
     features_due,
     make_plan,
@@ -41,7 +41,7 @@ class RunFailedError(BatchPlatformError):
 
 
 @dataclass(frozen=True)
-class Order:
+class RunOptions:
     """What was asked for.
 
     Args:
@@ -83,25 +83,25 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
             yield instance
 
 
-def plan_order(wiring: Wiring, order: Order) -> Plan:
-    """What has to be done for an order, upstream included.
+def plan_run(wiring: Wiring, options: RunOptions) -> Plan:
+    """Plan what a run has to do, upstream included.
 
     Raises:
         WrongUseError: The given version does not exist.
     """
     state = wiring.pipeline().state()
-    if order.model is not None:
-        return _plan_for_version(wiring, state, order, order.model)
-    plan = make_plan(wiring.spec, state, order.now, only=order.partitions, force=order.force)
-    if not order.force:
+    if options.model is not None:
+        return _plan_for_version(wiring, state, options, options.model)
+    plan = make_plan(wiring.spec, state, options.now, only=options.partitions, force=options.force)
+    if not options.force:
         return plan
     due = {item.partition.key for item in plan.of("features")}
-    again = [Item("features", one, "forced") for one in order.partitions if one.key not in due]
+    again = [Item("features", one, "forced") for one in options.partitions if one.key not in due]
     return Plan(items=[*again, *plan.items], blocked=plan.blocked)
 
 
 def carry_out(runs: "Runs", plan: Plan) -> Plan:
-    """Do what an order needs; gives the plan after it, which holds what no model serves.
+    """Carry out a plan; returns the plan that is left, which holds what no model serves.
 
     Once models are trained, what they serve is planned anew: a refused one serves nothing.
 
@@ -114,7 +114,7 @@ def carry_out(runs: "Runs", plan: Plan) -> Plan:
         runs.bring(features, "features")
         runs.bring(plan.of("model"), "model")
         runs.bring(plan.of("challengers"), "challengers")
-        features, plan = [], plan_order(runs.wiring, runs.order)
+        features, plan = [], plan_run(runs.wiring, runs.options)
     scores = plan.of("predictions")
     built = {item.partition.key for item in features}
     scored = {item.partition.key for item in scores}
@@ -122,18 +122,18 @@ def carry_out(runs: "Runs", plan: Plan) -> Plan:
     runs.bring([item for item in scores if item.partition.key in built], "features", "predictions")
     runs.bring([item for item in scores if item.partition.key not in built], "predictions")
     if models or features or scores:
-        plan = plan_order(runs.wiring, runs.order)
+        plan = plan_run(runs.wiring, runs.options)
     runs.bring(plan.of("performance"), "performance")
     return plan
 
 
-def _plan_for_version(wiring: Wiring, state: State, order: Order, name: str) -> Plan:
+def _plan_for_version(wiring: Wiring, state: State, options: RunOptions, name: str) -> Plan:
     """As `make_plan`, with a given version in the place of the champions."""
     version = state.registry.named(name)
     items: list[Item] = []
-    for partition in order.partitions:
+    for partition in options.partitions:
         run = state.scores.get(partition.key)
-        forced = "forced" if order.force else None
+        forced = "forced" if options.force else None
         build = forced or features_due(state, partition)
         score = forced or build or (stale_reason(state, run, version) if run else "missing")
         evaluated = state.evaluations.get(partition.key)
@@ -142,27 +142,27 @@ def _plan_for_version(wiring: Wiring, state: State, order: Order, name: str) -> 
             items.append(Item("features", partition, build))
         if score:
             items.append(Item("predictions", partition, score))
-        if (score or not measured) and matures(wiring.spec, partition) <= order.now:
+        if (score or not measured) and matures(wiring.spec, partition) <= options.now:
             items.append(Item("performance", partition, "scored"))
     return Plan(items=items, blocked=[])
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of Dagster's in this process, for one order."""
+    """Dagster runs in this process with the same options."""
 
     wiring: Wiring
     project: Project
     instance: dg.DagsterInstance
-    order: Order
+    options: RunOptions
     listener: Listener
 
-    def bring(self, items: Sequence[Item], *assets: Kind) -> None:
+    def bring(self, items: Sequence[Item], *assets: Step) -> None:
         """Bring some assets up to date, each range of partitions without a gap in one run."""
         for found in contiguous(assets[0], [item.partition for item in items]):
             self._run(assets, found.first, found.last)
 
-    def _run(self, assets: Sequence[Kind], first: str, last: str) -> None:
+    def _run(self, assets: Sequence[Step], first: str, last: str) -> None:
         name = self.wiring.spec.name
         job = self.project.definitions.resolve_job_def(job_name(name, DUTY_OF[assets[0]]))
         tags = {PIPELINE_TAG: name, PROCESS_TAG: this_process()}
@@ -182,15 +182,15 @@ class Runs:
         if not result.success:
             raise _failure(result)
 
-    def _config(self, assets: Sequence[Kind], first: str) -> dict[str, Any]:
-        config: dict[Kind, dict[str, Any]] = {asset: {} for asset in assets}
-        if self.order.force:
+    def _config(self, assets: Sequence[Step], first: str) -> dict[str, Any]:
+        config: dict[Step, dict[str, Any]] = {asset: {} for asset in assets}
+        if self.options.force:
             for asset in assets:
                 if asset in ("features", "predictions"):
                     config[asset]["force"] = True
-        if "predictions" in config and self.order.model:
-            config["predictions"]["model"] = self.order.model
-        if "predictions" in config and self.order.replay:
+        if "predictions" in config and self.options.model:
+            config["predictions"]["model"] = self.options.model
+        if "predictions" in config and self.options.replay:
             config["predictions"]["replay"] = True
         if "challengers" in config:
             config["model"] = {"challengers_only": True, **config.pop("challengers")}
@@ -198,7 +198,7 @@ class Runs:
             config["model"]["until"] = first
         return {f"{self.wiring.spec.name}__{asset}": {"config": values} for asset, values in config.items() if values}
 
-    def _is_single_model(self, assets: Sequence[Kind]) -> bool:
+    def _is_single_model(self, assets: Sequence[Step]) -> bool:
         return bool({"model", "challengers"} & {*assets}) and self.wiring.serving_periods is None
 
 

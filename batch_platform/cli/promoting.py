@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import Order
+from batch_platform.cli.execution import RunOptions
 from batch_platform.cli.project import Project
 from batch_platform.cli.running import bring_up_to_date
 from batch_platform.components.wiring import Wiring
@@ -85,8 +85,8 @@ def roll_back_champion(project: Project, wiring: Wiring, decided: Decided, *, re
     _tell(wiring, decision, rescored=again, as_json=as_json)
     if again:
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
-        order = Order(partitions=partitions, now=decided.at, named=True)
-        bring_up_to_date(project, wiring, order, quiet=as_json)
+        options = RunOptions(partitions=partitions, now=decided.at, named=True)
+        bring_up_to_date(project, wiring, options, quiet=as_json)
 
 
 def _me() -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import Order, RunFailedError, Runs, open_instance, plan_order
+from batch_platform.cli.execution import RunFailedError, RunOptions, Runs, open_instance, plan_run
 from batch_platform.cli.project import Project
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
@@ -67,15 +67,15 @@ def replay_rejected(
         terminal.say(
             f"{name}: replay {sum(run.rows_rejected for run in before.values()):,} rows of {len(due)} partitions"
         )
-    order = Order(partitions=due, now=now, replay=True)
+    options = RunOptions(partitions=due, now=now, replay=True)
     with open_instance(project) as instance, terminal.progress({}, quiet=as_json) as listener:
-        runs = Runs(wiring, project, instance, order, listener)
+        runs = Runs(wiring, project, instance, options, listener)
         failure: RunFailedError | None = None
         try:
             runs.bring([Item("predictions", partition, "replay") for partition in due], "predictions")
         except RunFailedError as error:
             failure = error
-        runs.bring(plan_order(wiring, order).of("performance"), "performance")
+        runs.bring(plan_run(wiring, options).of("performance"), "performance")
     if failure is not None:
         raise failure
     done = _outcome(name, before, pipeline.state().scores)

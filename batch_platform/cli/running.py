@@ -1,4 +1,4 @@
-"""The `run` command: say what an order needs, do it, say what came of it."""
+"""The `run` command: announce the plan, carry it out, report the outcome."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import Order, Runs, carry_out, open_instance, plan_order
+from batch_platform.cli.execution import RunOptions, Runs, carry_out, open_instance, plan_run
 from batch_platform.cli.project import Project
 from batch_platform.components.events import tell_committed
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.plan import KINDS, Item, Kind, Plan, contiguous
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Step, contiguous
 
-TASKS: dict[Kind, tuple[str, str]] = {  # how they are announced: what is done, to what
+TASKS: dict[Step, tuple[str, str]] = {  # how they are announced: what is done, to what
     "features": ("build features of", "partition"),
     "model": ("train", "model"),
     "challengers": ("train the challengers of", "serving period"),
@@ -61,7 +61,7 @@ def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None
     ]
 
 
-def bring_up_to_date(project: Project, wiring: Wiring, order: Order, *, quiet: bool = False) -> Outcome:
+def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions, *, quiet: bool = False) -> Outcome:
     """Do what the asked partitions need, upstream included; say so unless quiet.
 
     Raises:
@@ -71,16 +71,16 @@ def bring_up_to_date(project: Project, wiring: Wiring, order: Order, *, quiet: b
     with open_instance(project) as instance:
         busy = held(wiring, instance)
         tell_committed(wiring, instance, wiring.pipeline().state(), busy)
-        plan = plan_order(wiring, order)
+        plan = plan_run(wiring, options)
         if not quiet:
-            _announce(wiring, order, plan)
-        totals = Counter[str](item.kind for item in plan.items)
+            _announce(wiring, options, plan)
+        totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals, quiet=quiet) as listener:
-            left = carry_out(Runs(wiring, project, instance, order, listener), plan)
-    outcome = _outcome(wiring, project, order, left)
+            left = carry_out(Runs(wiring, project, instance, options, listener), plan)
+    outcome = _outcome(wiring, project, options, left)
     if not quiet:
         _conclude(outcome)
-    if left.blocked and (order.named or not outcome.scored):
+    if left.blocked and (options.named or not outcome.scored):
         first = left.blocked[0].partition
         wiring.pipeline().state().registry.require_champion(first.start, first.key)
     return outcome
@@ -96,19 +96,19 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     return partition
 
 
-def _announce(wiring: Wiring, order: Order, plan: Plan) -> None:
+def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
     name = wiring.spec.name
-    if not order.partitions:
+    if not options.partitions:
         terminal.say(f"{name}: no partition is due yet.")
     elif plan.items:
         terminal.say(f"{name}: to do")
-    elif len(plan.blocked) == len(order.partitions):
+    elif len(plan.blocked) == len(options.partitions):
         terminal.say(f"{name}: nothing can be scored")
     else:
         terminal.say(f"{name}: everything asked for is up to date.")
-    for kind in KINDS:
-        verb, noun = TASKS[kind]
-        for count, span in _spans(plan.of(kind)):
+    for step in STEPS:
+        verb, noun = TASKS[step]
+        for count, span in _spans(plan.of(step)):
             terminal.say(f"  {verb} {count} {noun}{'s' if count > 1 else ''} ({span})")
     for count, span in _spans(plan.blocked):
         terminal.say(f"  no model serves {count} partition{'s' if count > 1 else ''} ({span})")
@@ -122,12 +122,12 @@ def _spans(items: Sequence[Item]) -> list[tuple[int, str]]:
     ]
 
 
-def _outcome(wiring: Wiring, project: Project, order: Order, left: Plan) -> Outcome:
+def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) -> Outcome:
     scores = wiring.pipeline().state().scores
-    runs = [scores[partition.key] for partition in order.partitions if partition.key in scores]
+    runs = [scores[partition.key] for partition in options.partitions if partition.key in scores]
     return Outcome(
         pipeline=wiring.spec.name,
-        partitions=len(order.partitions),
+        partitions=len(options.partitions),
         scored=len(runs),
         unserved=len(left.blocked),
         rows_in=sum(run.rows_in for run in runs),

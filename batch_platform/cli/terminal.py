@@ -21,7 +21,7 @@ from batch_platform.declaration.redaction import redact
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from batch_platform.components.progress import Listener, Step
+    from batch_platform.components.progress import Listener, RunProgress
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 WIDE = 10_000  # columns where there is no terminal: nothing is cut
 _JOINERS = "\u200c\u200d"  # parts of words and of pictures
@@ -104,19 +104,19 @@ def progress(totals: Mapping[str, int], *, quiet: bool) -> Generator["Listener"]
         yield _counted(totals, _lines())
 
 
-Show = Callable[["Step", float, int], None]  # a step, how many partitions are done, also in part, of how many
+Show = Callable[["RunProgress", float, int], None]  # progress, how many partitions are done, also in part, of how many
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
     """Count over all runs: a run knows only of its own range."""
     done: Counter[str] = Counter()
 
-    def step(one: "Step") -> None:
-        done[one.asset] += one.of is None
-        so_far = done[one.asset] + one.part
-        show(one, so_far, max(math.ceil(so_far), totals.get(one.asset, one.total)))
+    def tell(progress: "RunProgress") -> None:
+        done[progress.asset] += progress.of is None
+        so_far = done[progress.asset] + progress.part
+        show(progress, so_far, max(math.ceil(so_far), totals.get(progress.asset, progress.total)))
 
-    return step
+    return tell
 
 
 @contextmanager
@@ -132,12 +132,12 @@ def _bars() -> Generator[Show]:
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
 
-        def show(step: "Step", done: float, total: int) -> None:
-            if step.asset not in tasks:
-                tasks[step.asset] = bars.add_task(step.asset, total=total, last="")
-            of = f" of {step.of:,}" if step.of else ""
-            last = f"{step.partition_key}  {step.rows:,}{of} rows  {step.rows_per_second:,.0f} rows/s"
-            bars.update(tasks[step.asset], completed=done, total=total, last=last)
+        def show(progress: "RunProgress", done: float, total: int) -> None:
+            if progress.asset not in tasks:
+                tasks[progress.asset] = bars.add_task(progress.asset, total=total, last="")
+            of = f" of {progress.of:,}" if progress.of else ""
+            last = f"{progress.partition_key}  {progress.rows:,}{of} rows  {progress.rows_per_second:,.0f} rows/s"
+            bars.update(tasks[progress.asset], completed=done, total=total, last=last)
 
         yield show
 
@@ -146,10 +146,10 @@ def _lines() -> Show:
     """At most LINES for an asset, by partitions or by the rows of a large one."""
     said: Counter[str] = Counter()
 
-    def line(step: "Step", done: float, total: int) -> None:
-        if (reached := math.floor(done * LINES / total)) > said[step.asset]:
-            said[step.asset] = reached
-            say(f"{step.asset}: {dataclasses.replace(step, done=math.floor(done), total=total)}")
+    def line(progress: "RunProgress", done: float, total: int) -> None:
+        if (reached := math.floor(done * LINES / total)) > said[progress.asset]:
+            said[progress.asset] = reached
+            say(f"{progress.asset}: {dataclasses.replace(progress, done=math.floor(done), total=total)}")
 
     return line
 

@@ -26,7 +26,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from batch_platform.components.event_log import quick_event_log
-from batch_platform.components.progress import Pace, Step, report
+from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import PROCESS_TAG, range_tag, this_process
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
@@ -77,12 +77,12 @@ class PartitionLog:
         """Tell how many rows of a partition are done that is not finished yet."""
         self._tell(self._pace.on_the_way(partition.key, rows, of))
 
-    def _tell(self, step: Step) -> None:
+    def _tell(self, progress: RunProgress) -> None:
         """To who listens, and now and then to the run's log."""
-        report(step)
+        report(progress)
         if (now := monotonic()) >= self._next_line:
             self._next_line = now + SECONDS_BETWEEN_LINES
-            self._context.log.info(str(step))
+            self._context.log.info(str(progress))
 
     def checked(
         self,

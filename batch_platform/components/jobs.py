@@ -6,15 +6,15 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.pipeline.plan import ASSET_OF, Kind
+from batch_platform.pipeline.plan import ASSET_OF, Step
 
 Duty = Literal["score", "train", "evaluate"]
-MAKES: dict[Duty, tuple[Kind, ...]] = {
+MAKES: dict[Duty, tuple[Step, ...]] = {
     "score": ("features", "predictions"),
     "train": ("model", "challengers"),
     "evaluate": ("performance",),
 }
-DUTY_OF: dict[Kind, Duty] = {kind: duty for duty, kinds in MAKES.items() for kind in kinds}
+DUTY_OF: dict[Step, Duty] = {step: duty for duty, steps in MAKES.items() for step in steps}
 _DESCRIPTIONS: dict[Duty, str] = {
     "score": "Builds the features of partitions and scores them by their champions.",
     "train": "Trains the model of a serving period and judges it by the gate. The parameters shown are those declared; "
@@ -33,9 +33,9 @@ def schedule_name(pipeline: str, duty: Duty) -> str:
     return f"{job_name(pipeline, duty)}_when_due"
 
 
-def assets_of(duty: Duty) -> tuple[Kind, ...]:
+def assets_of(duty: Duty) -> tuple[Step, ...]:
     """The assets that the job makes; challengers are of the model's."""
-    return tuple(dict.fromkeys(ASSET_OF.get(kind, kind) for kind in MAKES[duty]))
+    return tuple(dict.fromkeys(ASSET_OF.get(step, step) for step in MAKES[duty]))
 
 
 def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:

@@ -8,7 +8,7 @@ from time import monotonic
 
 
 @dataclass(frozen=True)
-class Step:
+class RunProgress:
     """What a run of an asset has done so far, told when a partition is finished and on the way through a large one.
 
     Args:
@@ -54,21 +54,21 @@ class Pace:
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
 
-    def on_the_way(self, partition_key: str, rows: int, of: int) -> Step:
+    def on_the_way(self, partition_key: str, rows: int, of: int) -> RunProgress:
         """Where a partition of `of` rows is now."""
         return self._step(partition_key, rows, of)
 
-    def finished(self, partition_key: str, rows: int) -> Step:
+    def finished(self, partition_key: str, rows: int) -> RunProgress:
         """Where the run is with one more partition."""
         self._done += 1
         return self._step(partition_key, rows, None)
 
-    def _step(self, partition_key: str, rows: int, of: int | None) -> Step:
+    def _step(self, partition_key: str, rows: int, of: int | None) -> RunProgress:
         self._seen += rows - self._rows.get(partition_key, 0)
         self._rows[partition_key] = rows
         passed = self._clock() - self._began
         done = self._done + (min(rows / of, 1.0) if of else 0.0)
-        return Step(
+        return RunProgress(
             asset=self._asset,
             partition_key=partition_key,
             done=self._done,
@@ -80,13 +80,13 @@ class Pace:
         )
 
 
-Listener = Callable[[Step], None]
+Listener = Callable[[RunProgress], None]
 _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
 
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None]:
-    """Call a function for every step that a run in this thread tells of."""
+    """Call a function for all progress that a run in this thread tells of."""
     token = _listener.set(listener)
     try:
         yield
@@ -94,7 +94,7 @@ def listening(listener: Listener) -> Generator[None]:
         _listener.reset(token)
 
 
-def report(step: Step) -> None:
+def report(progress: RunProgress) -> None:
     """Tell the listener, if there is one."""
     if (listener := _listener.get()) is not None:
-        listener(step)
+        listener(progress)

@@ -19,9 +19,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
-from batch_platform.pipeline.plan import KINDS, Item, Kind, Plan, State, contiguous, make_plan
+from batch_platform.pipeline.plan import STEPS, Item, Plan, State, Step, contiguous, make_plan
 
-_WAITED_FOR: frozenset[Kind] = frozenset({"features", "model", "predictions"})  # by other kinds
+_WAITED_FOR: frozenset[Step] = frozenset({"features", "model", "predictions"})  # by other steps
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tick:
 class Request:
     """Consecutive partitions of some assets, to be brought up to date in one run."""
 
-    assets: tuple[Kind, ...]
+    assets: tuple[Step, ...]
     partitions: tuple[Partition, ...]
 
 
@@ -79,12 +79,12 @@ def skip_reason(duty: Duty, tick: Tick) -> str:
     """Why a schedule asks for none: what its own work waits for, and which schedule does that."""
     if tick.held:
         return f"Under way: {listed({key or asset for asset, key in tick.held})}; nothing else can be done here yet."
-    due: dict[Kind, str] = {kind: f"{len(items)} of {kind}" for kind in KINDS if (items := tick.retried.of(kind))}
-    own: list[Kind] = [kind for kind in due if kind in MAKES[duty]]
-    others: list[Kind] = [kind for kind in due if kind in _WAITED_FOR and kind not in own]
+    due: dict[Step, str] = {step: f"{len(items)} of {step}" for step in STEPS if (items := tick.retried.of(step))}
+    own: list[Step] = [step for step in due if step in MAKES[duty]]
+    others: list[Step] = [step for step in due if step in _WAITED_FOR and step not in own]
     if own:
-        first: list[Kind] = [kind for kind in others if KINDS.index(kind) < KINDS.index(own[-1])]
-        waiting = ", ".join(due[kind] for kind in own)
+        first: list[Step] = [step for step in others if STEPS.index(step) < STEPS.index(own[-1])]
+        waiting = ", ".join(due[step] for step in own)
         return f"Nothing can be done here yet: {waiting}, waiting for {_by_schedule(tick, first, due)}."
     if others:
         return f"Nothing is due here; elsewhere: {_by_schedule(tick, others, due)}."
@@ -93,9 +93,9 @@ def skip_reason(duty: Duty, tick: Tick) -> str:
     return "Nothing is due: every partition is up to date."
 
 
-def _by_schedule(tick: Tick, kinds: Iterable[Kind], due: Mapping[Kind, str]) -> str:
-    """How much is due of some kinds, and the schedule that does it."""
-    return ", ".join(f"{due[kind]} ({schedule_name(tick.wiring.spec.name, DUTY_OF[kind])})" for kind in kinds)
+def _by_schedule(tick: Tick, steps: Iterable[Step], due: Mapping[Step, str]) -> str:
+    """How much is due of some steps, and the schedule that does it."""
+    return ", ".join(f"{due[step]} ({schedule_name(tick.wiring.spec.name, DUTY_OF[step])})" for step in steps)
 
 
 def _scoring_requests(tick: Tick) -> list[Request]:
@@ -104,7 +104,7 @@ def _scoring_requests(tick: Tick) -> list[Request]:
     awaits = _awaiting_models(tick)
     scores = {item.partition.key: item.partition for item in tick.plan.of("predictions") if not awaits(item)}
     busy = {key for asset, key in tick.held if asset in ("features", "predictions")}
-    groups: dict[tuple[Kind, ...], list[Partition]] = {
+    groups: dict[tuple[Step, ...], list[Partition]] = {
         ("features", "predictions"): [scores[key] for key in features.keys() & scores.keys() - busy],
         ("features",): [features[key] for key in features.keys() - scores.keys() - busy],
         ("predictions",): [scores[key] for key in scores.keys() - features.keys() - busy],
@@ -118,11 +118,11 @@ def _training_requests(tick: Tick) -> list[Request]:
     if busy and tick.wiring.serving_periods is None:
         return []
 
-    def ready(kind: Kind) -> list[Partition]:
+    def ready(step: Step) -> list[Partition]:
         """The serving periods whose history is built and that no run trains for."""
         return [
             item.partition
-            for item in tick.retried.of(kind)
+            for item in tick.retried.of(step)
             if item.partition.key not in busy
             and not any(one.key in lacking for one in training_window(tick.wiring.spec, item.partition.start))
         ]
@@ -137,7 +137,7 @@ def _performance_requests(tick: Tick) -> list[Request]:
     return _limited(tick, {("performance",): due})
 
 
-def _limited(tick: Tick, groups: Mapping[tuple[Kind, ...], list[Partition]]) -> list[Request]:
+def _limited(tick: Tick, groups: Mapping[tuple[Step, ...], list[Partition]]) -> list[Request]:
     """The oldest partitions of all groups, as many as one tick may request, in ranges without gaps."""
     tagged = [(partition, assets) for assets, partitions in groups.items() for partition in partitions]
     oldest = sorted(tagged, key=lambda pair: pair[0].start)[: tick.wiring.spec.predictions.limit]
@@ -150,7 +150,7 @@ def _limited(tick: Tick, groups: Mapping[tuple[Kind, ...], list[Partition]]) -> 
 
 
 def _set_apart(
-    tick: Tick, assets: tuple[Kind, ...], partitions: tuple[Partition, ...]
+    tick: Tick, assets: tuple[Step, ...], partitions: tuple[Partition, ...]
 ) -> Iterable[tuple[Partition, ...]]:
     """A range, without its first partition if that is where the run before stopped."""
     first, others = partitions[:1], partitions[1:]

@@ -52,10 +52,10 @@ def untrained_periods(
     return {period: names for period, names in found.items() if names}
 
 
-Kind = Literal["features", "model", "challengers", "predictions", "performance"]
-KINDS: tuple[Kind, ...] = ("features", "model", "challengers", "predictions", "performance")
+Step = Literal["features", "model", "challengers", "predictions", "performance"]
+STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance")
 SOURCE_CHANGED, MODEL_DUE, BUILT_AGAIN = "a source file changed", "a newer model is due", "its features are built again"
-ASSET_OF: dict[Kind, Kind] = {"challengers": "model"}  # of the kinds that are no asset of their own
+ASSET_OF: dict[Step, Step] = {"challengers": "model"}  # of the steps that are no asset of their own
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class State:
 
 @dataclass(frozen=True)
 class Item:
-    """One partition of one kind that is due, and why."""
+    """One partition of one step that is due, and why."""
 
-    kind: Kind
+    step: Step
     partition: Partition
     reason: str
 
@@ -105,16 +105,16 @@ class Plan:
     blocked: list[Item]
     stale: dict[str, str] = field(default_factory=dict[str, str])
 
-    def of(self, *kinds: Kind) -> list[Item]:
-        """The due items of some kinds, oldest first."""
-        return [item for item in self.items if item.kind in kinds]
+    def of(self, *steps: Step) -> list[Item]:
+        """The due items of some steps, oldest first."""
+        return [item for item in self.items if item.step in steps]
 
 
 @dataclass(frozen=True)
 class Range:
-    """Consecutive partitions of one kind, to be requested together."""
+    """Consecutive partitions of one step, to be requested together."""
 
-    kind: Kind
+    step: Step
     partitions: tuple[Partition, ...]
 
     @property
@@ -196,7 +196,7 @@ def stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str |
     return None
 
 
-def contiguous(kind: Kind, partitions: Iterable[Partition], limit: int | None = None) -> list[Range]:
+def contiguous(step: Step, partitions: Iterable[Partition], limit: int | None = None) -> list[Range]:
     """Join partitions to ranges without gaps, oldest first, at most `limit` partitions in all."""
     ranges: list[list[Partition]] = []
     for partition in sorted(partitions, key=lambda partition: partition.start)[:limit]:
@@ -204,7 +204,7 @@ def contiguous(kind: Kind, partitions: Iterable[Partition], limit: int | None = 
             ranges[-1].append(partition)
         else:
             ranges.append([partition])
-    return [Range(kind, tuple(members)) for members in ranges]
+    return [Range(step, tuple(members)) for members in ranges]
 
 
 def _due_models(  # noqa: PLR0913 - the plan's questions

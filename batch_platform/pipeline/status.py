@@ -13,7 +13,7 @@ from typing import Literal
 from batch_platform.declaration.learners import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry
-from batch_platform.pipeline.plan import Item, Kind, Plan, State
+from batch_platform.pipeline.plan import Item, Plan, State, Step
 from batch_platform.pipeline.staleness import Staleness, staleness_of
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
@@ -57,7 +57,7 @@ class PipelineStatus:
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
     last_run: str | None
-    due: dict[Kind, int]  # how many partitions of each kind are to be brought up to date
+    due: dict[Step, int]  # how many partitions of each step are to be brought up to date
     only_in_dagster: list[str]  # partitions of predictions that it thinks done and the ledger does not hold
     only_in_ledger: list[str]  # and the reverse: committed, but Dagster never heard of it
     partitions: list[PartitionStatus]
@@ -101,7 +101,7 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         challengers=[_challenger_status(state.registry, one, now) for one in spec.challengers],
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
-        due=dict(Counter(item.kind for item in plan.items)),
+        due=dict(Counter(item.step for item in plan.items)),
         only_in_dagster=sorted(told - committed),
         only_in_ledger=sorted(committed - told),
         partitions=partitions,

@@ -149,7 +149,7 @@ def corrected_labels(folder: Path) -> None:
     path = pipeline.folder / "returns" / f"{SCORED[1]}.parquet"
     pl.read_parquet(path).with_columns(~pl.col("returned")).write_parquet(path)
     plan = carry_out(pipeline, NOW, "corrected")
-    assert [(item.kind, item.partition.key, item.reason) for item in plan.items] == [
+    assert [(item.step, item.partition.key, item.reason) for item in plan.items] == [
         ("performance", SCORED[1], "its labels changed")
     ]
     after = metrics(pipeline)
@@ -171,7 +171,7 @@ def late_labels(folder: Path) -> None:
     assert evaluations(pipeline)[SCORED[-1]].rows_labelled <= 5
     whole.write_parquet(path)
     plan = carry_out(pipeline, later, "rest")
-    assert [(item.kind, item.partition.key) for item in plan.items] == [("performance", SCORED[-1])]
+    assert [(item.step, item.partition.key) for item in plan.items] == [("performance", SCORED[-1])]
     assert evaluations(pipeline)[SCORED[-1]].rows_labelled > 30
     assert held(pipeline) == before
 

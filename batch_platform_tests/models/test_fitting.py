@@ -253,7 +253,7 @@ def test_the_gate(gate, metrics, champion, refusal):
 def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
     plan = carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
-    assert [item.kind for item in plan.of("model")] == ["model"]
+    assert [item.step for item in plan.of("model")] == ["model"]
     registry = pipeline.state().registry
     (version,) = registry.versions
     assert registry.standing(version.version).action == "refused"

@@ -32,7 +32,7 @@ def test_a_changed_file_of_one_partition_makes_that_one_due(tmp_path):
     file = pipeline.folder / "days" / "2024-02-03.parquet"
     pl.read_parquet(file).head(10).write_parquet(file)
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
-    assert [(item.kind, item.partition.key) for item in plan.items] == [
+    assert [(item.step, item.partition.key) for item in plan.items] == [
         (kind, "2024-02-03") for kind in ("features", "predictions", "performance")
     ]
     carry_out(pipeline, NOW, "again")

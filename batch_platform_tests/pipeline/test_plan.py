@@ -20,7 +20,7 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import KINDS, Plan, State, contiguous, features_due, make_plan, stale_reason
+from batch_platform.pipeline.plan import STEPS, Plan, State, contiguous, features_due, make_plan, stale_reason
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
@@ -36,12 +36,12 @@ def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] 
     for item in plan.items:
         seq, key = seq + 1, item.partition.key
         registry = Registry("small", versions, promotions)
-        if item.kind == "features":
+        if item.step == "features":
             sources = state.source_versions.get(key, "{}")
             features[key] = FeatureBuild(
                 "small", key, 1, f"{key} {seq}", 1, 1, state.features_code_version, sources, NOW, "run"
             )
-        elif item.kind == "model":
+        elif item.step == "model":
             for partition in training_window(spec, item.partition.start):
                 assert features_due(replace(state, features=features), partition) is None, (
                     "features come before the model"
@@ -49,7 +49,7 @@ def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] 
             versions.append(trained(item.partition, f"{key} {seq}", seq))
             action = "refused" if key in refused else "approved"
             promotions.append(Promotion("small", f"{key} {seq}", action, "", "{}", "gate", NOW, "run", seq))
-        elif item.kind == "predictions":
+        elif item.step == "predictions":
             champion = registry.champion(item.partition.start)
             if champion is not None:
                 assert key in features, "features come before predictions"
@@ -168,7 +168,7 @@ def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name,
         state = happened(state, what, detail)
         now += timedelta(days=detail if what == "time passes" else 0)
         plan = make_plan(spec, state, now)
-        kinds = [KINDS.index(item.kind) for item in plan.items]
+        kinds = [STEPS.index(item.step) for item in plan.items]
         assert kinds == sorted(kinds)
         state = carried_out(spec, state, plan, refused)
         assert make_plan(spec, state, now).items == []
@@ -185,13 +185,13 @@ def test_a_plan_carried_out_by_a_real_pipeline_leaves_nothing_due(tmp_path, name
     pipeline = small_pipeline(tmp_path, **overrides)
     for now in (datetime(2024, 2, 10, 12, tzinfo=UTC), NOW):
         plan = carry_out(pipeline, now)
-        assert {item.kind for item in plan.items} >= {"features", "predictions", "performance"}
+        assert {item.step for item in plan.items} >= {"features", "predictions", "performance"}
         assert make_plan(pipeline.spec, pipeline.state(), now).items == []
 
 
 def test_features_come_before_models_before_predictions_before_performance():
     plan = make_plan(SPECS["monthly models"], EMPTY, NOW)
-    assert list(dict.fromkeys(item.kind for item in plan.items)) == [kind for kind in KINDS if kind != "challengers"]
+    assert list(dict.fromkeys(item.step for item in plan.items)) == [kind for kind in STEPS if kind != "challengers"]
     assert [item.partition.key for item in plan.of("model")] == ["2024-02-01"]
     assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= "2024-02-01"]
     assert [item.partition.key for item in plan.of("features")] == [key for key in KEYS if key != "2024-01-31"]

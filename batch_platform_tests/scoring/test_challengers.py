@@ -372,7 +372,7 @@ def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_g
     assert make_plan(pipeline.spec, state, NOW).items == [], "it is not tried again and again"
     mended = small_pipeline(tmp_path, challengers=[{**BROKEN, "params": {"max_depth": 3}}, TREE])
     (item,) = make_plan(mended.spec, mended.state(), NOW).items
-    assert (item.kind, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: broken")
+    assert (item.step, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: broken")
     champion = versions(mended)[None]
     carry_out(mended, NOW, "mended")
     assert set(versions(mended)) == {None, "tree", "broken"}
@@ -477,7 +477,7 @@ def test_one_that_is_added_later_is_trained_alone_and_makes_no_prediction_stale(
     added = small_pipeline(tmp_path, challengers=[LINEAR])
     before, champion = predictions(added), versions(added)[None]
     (item,) = make_plan(added.spec, added.state(), NOW).items
-    assert (item.kind, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: linear")
+    assert (item.step, item.partition.key, item.reason) == ("challengers", "2024-02-01", "not trained: linear")
     carry_out(added, NOW, "added")
     assert versions(added)[None] == champion
     assert make_plan(added.spec, added.state(), NOW).items == []
