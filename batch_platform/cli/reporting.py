@@ -218,7 +218,7 @@ def _told_of(one: VersionSummary) -> str:
 def _summary(
     registry: Registry, version: Version, champion: Version | None, corrected: AbstractSet[str]
 ) -> VersionSummary:
-    decided = registry.standing(version.version)
+    decided = registry.last_decision(version.version)
     return VersionSummary(
         version=version.version,
         serving_period=version.serving_period,

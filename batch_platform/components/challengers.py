@@ -53,7 +53,7 @@ def challenged(
     log_trained(log, partition_key, done)
     registry = pipeline.state().registry
     own = [version for version in registry.of_model if version.serving_period == period.key]
-    standing = registry.standing(own[-1].version) if own else None
+    standing = registry.last_decision(own[-1].version) if own else None
     return [] if standing is None else [Trained(own[-1], standing, [], challengers=done)]
 
 

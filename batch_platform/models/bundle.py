@@ -26,7 +26,7 @@ from batch_platform.declaration.errors import IntegrityError, WrongUseError, lis
 from batch_platform.models.contract import Contract
 from batch_platform.models.flavours.extras import installed, missing
 from batch_platform.models.flavours.known import Flavour, flavour
-from batch_platform.models.forest.compiled import WORTH_COMPILING, OfParts
+from batch_platform.models.forest.compiled import WORTH_COMPILING, CompilablePredictor
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.kept import TREES_FILE
 from batch_platform.models.forest.proof import NEVER_TRIED, Compiled, proven_kept, proven_predictor
@@ -46,7 +46,7 @@ class Window:
     end: str
     partitions: int
     rows: int
-    rows_rejected: int  # rows that could not be learnt from: NaN, infinite or out of declared bounds
+    rows_rejected: int  # rows that could not be learned from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
     label_sources: str = ""  # over the versions of the files of labels; empty where not each partition has its own
 
@@ -165,7 +165,7 @@ class Bundle:
             with suppress(NotCompilableError):
                 return proven_kept(self.trees, self.native)
         try:
-            return proven_predictor(self.predictor) if isinstance(self.predictor, OfParts) else "no trees"
+            return proven_predictor(self.predictor) if isinstance(self.predictor, CompilablePredictor) else "no trees"
         except NotCompilableError as error:
             _log.warning("%s is scored by its library's own code on this machine: %s.", self.version, error)
             return str(error)

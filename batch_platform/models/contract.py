@@ -73,10 +73,10 @@ class Contract:
         return [column.name for column in self.columns]
 
     def under(self, rules: Mapping[str, ColumnRule]) -> "Contract":
-        """This contract with what is declared of its columns now in the place of what was declared when it was learnt.
+        """This contract with what is declared of its columns now in the place of what was declared when it was learned.
 
-        Bounds are only ever declared; whether nulls are allowed is learnt where it is not. Types and categories stay:
-        the model has learnt them.
+        Bounds are only ever declared; whether nulls are allowed is learned where it is not. Types and categories stay:
+        the model has learned them.
         """
         return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
 

@@ -2,7 +2,7 @@
 
 The contract has already turned categories into codes and nulls into NaN. Histogram trees take that as it is; other
 trees take the codes as numbers; linear models, networks and clusterings get scaling and one-hot columns. All that is
-learnt here is kept in the bundle.
+learned here is kept in the bundle.
 """
 
 import inspect

@@ -23,7 +23,7 @@ from batch_platform.models.flavours.known import flavour_of, predictor_of
 from batch_platform.models.flavours.sklearn import FLAVOUR as SKLEARN
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.flavours.steps import has_steps
-from batch_platform.models.forest.compiled import OfParts
+from batch_platform.models.forest.compiled import CompilablePredictor
 from batch_platform.models.forest.proof import NO_PARTS, Proof, prove
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.signature import Signature
@@ -188,7 +188,7 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
 
 def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Proof:
     """The compiled form of a model, proven on rows that it was not fitted on."""
-    return prove(predictor, contract.encode(rows)) if isinstance(predictor, OfParts) else NO_PARTS
+    return prove(predictor, contract.encode(rows)) if isinstance(predictor, CompilablePredictor) else NO_PARTS
 
 
 def _predictor(estimator: Any, signature: Signature) -> Predictor:

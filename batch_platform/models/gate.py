@@ -26,7 +26,7 @@ _ROW = "__row"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ChampionComparison:
     """A version and the champion on the rows that both can be given."""
 
     champion: str
@@ -75,15 +75,15 @@ def pass_gate(
 
 def _compared(
     metric: str, fitted: Fitted, data: TrainingData, champion: Version, open_version: Callable[[Version], Bundle]
-) -> Comparison:
+) -> ChampionComparison:
     try:
         bundle = open_version(champion)
         rows = _shared(data.evaluate, fitted.contract, bundle.contract)
     except (DataError, IntegrityError, WrongUseError) as error:
-        return Comparison(champion.version, {}, {}, None, error.message)
+        return ChampionComparison(champion.version, {}, {}, None, error.message)
     manifest = bundle.manifest
     if manifest.task != fitted.task:
-        return Comparison(champion.version, {}, {}, None, f"it is of another task, {manifest.task}")
+        return ChampionComparison(champion.version, {}, {}, None, f"it is of another task, {manifest.task}")
     metrics, champion_metrics = (
         evaluate(
             predictor,
@@ -107,7 +107,7 @@ def _compared(
                 for predictor, contract in ((fitted.predictor, fitted.contract), (bundle.predictor, bundle.contract))
             )
         difference = paired_difference(metric, as_truth(known[data.label]), one, other, fitted.classes)
-    return Comparison(champion.version, metrics, champion_metrics, difference)
+    return ChampionComparison(champion.version, metrics, champion_metrics, difference)
 
 
 def _shared(rows: pl.DataFrame, *contracts: Contract) -> pl.DataFrame:

@@ -57,7 +57,7 @@ def promote(
     if registry.serves(version, begin):
         msg = f"{registry.pipeline}: {name} serves already from {_day(begin)} on."
         raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists what was decided.")
-    last = registry.standing(name)
+    last = registry.last_decision(name)
     said = maker.reason or "promoted by hand"
     if last is not None and last.action == "refused":
         said += f"; the gate had refused it: {last.reason}"

@@ -61,7 +61,7 @@ class Version:
     created_at: datetime
     run_id: str
     classes: str = "[]"  # JSON, in the order of the model's probabilities
-    label_sources: str = ""  # a hash over the versions of the files of labels that it learnt from; see `History`
+    label_sources: str = ""  # a hash over the versions of the files of labels that it learned from; see `History`
     seq: int = 0
 
     @property
@@ -102,15 +102,15 @@ class Registry:
         pipeline: Its name.
         versions: In the order in which they were registered.
         promotions: In the order in which they happened.
-        challenged: The trainings of challengers, in the order in which they happened.
+        challenger_trainings: The trainings of challengers, in the order in which they happened.
     """
 
     pipeline: str
     versions: Sequence[Version] = ()
     promotions: Sequence[Promotion] = ()
-    challenged: Sequence[ChallengerTraining] = ()
+    challenger_trainings: Sequence[ChallengerTraining] = ()
 
-    def standing(self, version: str) -> Promotion | None:
+    def last_decision(self, version: str) -> Promotion | None:
         """The last decision on a version."""
         return self._decisions.get(version, [None])[-1]
 
@@ -119,7 +119,7 @@ class Registry:
         return [
             version
             for version in self._by_period
-            if (last := self.standing(version.version)) and last.action == "approved"
+            if (last := self.last_decision(version.version)) and last.action == "approved"
         ]
 
     def serves(self, version: Version, at: datetime) -> bool:
@@ -144,19 +144,19 @@ class Registry:
     @cached_property
     def challengers(self) -> dict[str, str]:
         """The challenger by the version that was trained as one."""
-        return {one.version: one.challenger for one in self.challenged if one.version is not None}
+        return {one.version: one.challenger for one in self.challenger_trainings if one.version is not None}
 
-    def contender(self, challenger: str, at: datetime) -> Version | None:
+    def challenger_at(self, challenger: str, at: datetime) -> Version | None:
         """The version of a challenger for what starts at an instant: of its newest serving period, of those the newest."""
         own = (one for one in reversed(self._by_period) if self.challengers.get(one.version) == challenger)
         return next((one for one in own if one.serving_start <= at and not self._is_removed(one)), None)
 
     def _is_removed(self, version: Version) -> bool:
-        last = self.standing(version.version)
+        last = self.last_decision(version.version)
         return last is not None and last.action == "removed"
 
     def _waits(self, version: Version) -> bool:
-        last = self.standing(version.version)
+        last = self.last_decision(version.version)
         return last is not None and last.action == "waiting"
 
     @cached_property
@@ -219,7 +219,7 @@ class Registry:
         Raises:
             WrongUseError: There is none, or it was removed.
         """
-        known, last = self.named(version), self.standing(version)
+        known, last = self.named(version), self.last_decision(version)
         if last is not None and last.action == "removed":
             msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
             raise WrongUseError(msg, hint="train its serving period again.")
@@ -236,12 +236,12 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
         pipeline=pipeline,
         versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
         promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
-        challenged=_challenged(con, pipeline),
+        challenger_trainings=_challenger_trainings(con, pipeline),
     )
 
 
 def register(
-    warehouse: Warehouse, version: Version, decision: Promotion, challenged: ChallengerTraining | None = None
+    warehouse: Warehouse, version: Version, decision: Promotion, training: ChallengerTraining | None = None
 ) -> None:
     """Record a trained version, what was decided of it and, of a challenger's, whose it is, in one transaction.
 
@@ -250,14 +250,14 @@ def register(
     """
     with warehouse.transaction() as con:
         seqs = next_numbers(con, 2)
-        if challenged is not None:
-            insert(con, "challenger_trainings", [{**vars(challenged), "seq": seqs[0]}])
+        if training is not None:
+            insert(con, "challenger_trainings", [{**vars(training), "seq": seqs[0]}])
         insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
         insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
         note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
 
 
-def record_failure(warehouse: Warehouse, challenged: ChallengerTraining) -> None:
+def record_failure(warehouse: Warehouse, training: ChallengerTraining) -> None:
     """Record that a challenger could not be trained.
 
     Raises:
@@ -265,8 +265,8 @@ def record_failure(warehouse: Warehouse, challenged: ChallengerTraining) -> None
     """
     with warehouse.transaction() as con:
         (seq,) = next_numbers(con, 1)
-        insert(con, "challenger_trainings", [{**vars(challenged), "seq": seq}])
-        note(con, [Change(seq, challenged.pipeline, "models", challenged.serving_period)])
+        insert(con, "challenger_trainings", [{**vars(training), "seq": seq}])
+        note(con, [Change(seq, training.pipeline, "models", training.serving_period)])
 
 
 def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:
@@ -282,7 +282,7 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
-def _challenged(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
+def _challenger_trainings(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
     """What came of training challengers; a readers' copy that is older than they are has no table of it."""
     table = "challenger_trainings"
     if not has_table(con, LEDGERS_SCHEMA, table):

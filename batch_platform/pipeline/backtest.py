@@ -122,9 +122,9 @@ def _trained(  # noqa: PLR0913 - what is trained, for what, from what
     _require_features(pipeline, state, [*partitions, *windows], as_declared=True)
     made: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
-        learnt = learn(pipeline.history, state=state, period=period, params=candidate.params, stamp=stamp)
+        learned = learn(pipeline.history, state=state, period=period, params=candidate.params, stamp=stamp)
         allowed = pipeline.spec.model.allow_pickle
-        made[period.key] = learnt.write(folder, folder / "models", allow_pickle=allowed)
+        made[period.key] = learned.write(folder, folder / "models", allow_pickle=allowed)
     return {key: made[period.key] for key, period in periods.items()}
 
 

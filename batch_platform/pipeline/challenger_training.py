@@ -118,19 +118,23 @@ def _trained(  # noqa: PLR0913 - each is one fact of the training
     open_version: OpenVersion,
 ) -> tuple[TrainedChallenger, TrainingData | None]:
     spec = history.spec
-    learnt = learn(history, state=state, period=period, params=one.params, stamp=stamp, data=data, within=window)
-    if opponent is not None and opponent.task != learnt.fitted.task:
-        msg = f"challengers.{one.name}: it is a {learnt.fitted.task} model, and {opponent.version} is {opponent.task}."
+    learned = learn(history, state=state, period=period, params=one.params, stamp=stamp, data=data, within=window)
+    if opponent is not None and opponent.task != learned.fitted.task:
+        msg = f"challengers.{one.name}: it is a {learned.fitted.task} model, and {opponent.version} is {opponent.task}."
         raise WrongUseError(msg, hint="only models of one task can be compared.")
     said, evidence = "there are no labels to judge it by", "{}"
-    if learnt.data is not None:
+    if learned.data is not None:
         verdict = pass_gate(
-            spec.model.promote.model_copy(update={"manual": False}), learnt.fitted, learnt.data, opponent, open_version
+            spec.model.promote.model_copy(update={"manual": False}),
+            learned.fitted,
+            learned.data,
+            opponent,
+            open_version,
         )
         evidence = verdict.evidence
         said = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
     with staging_folder(history.home, stamp.run_id) as staging:
-        version = learnt.write(staging, history.home.models / spec.name, allow_pickle=one.allow_pickle)
+        version = learned.write(staging, history.home.models / spec.name, allow_pickle=one.allow_pickle)
     decision = Promotion(
         pipeline=spec.name,
         version=version.version,
@@ -142,7 +146,7 @@ def _trained(  # noqa: PLR0913 - each is one fact of the training
         run_id=stamp.run_id,
     )
     training = _training(spec, one, period, version.version, None, stamp)
-    kept = data if one.import_ is not None else learnt.data
+    kept = data if one.import_ is not None else learned.data
     return TrainedChallenger(training, version, decision), kept
 
 

@@ -25,7 +25,9 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
     One that could not be trained is not tried again until it is declared otherwise.
     """
-    tried = {(one.challenger, one.declared) for one in registry.challenged if one.serving_period == serving_period}
+    tried = {
+        (one.challenger, one.declared) for one in registry.challenger_trainings if one.serving_period == serving_period
+    }
     return [one for one in spec.challengers if one.version is None and (one.name, one.fingerprint) not in tried]
 
 

@@ -109,9 +109,9 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
 
 
 def _challenger_status(registry: Registry, one: Challenger, now: datetime) -> ChallengerStatus:
-    tried = [training for training in registry.challenged if training.challenger == one.name]
+    tried = [training for training in registry.challenger_trainings if training.challenger == one.name]
     if one.version is None:
-        version = registry.contender(one.name, now)
+        version = registry.challenger_at(one.name, now)
         failure = tried[-1].failure if tried else None
     else:
         version = next((known for known in registry.versions if known.version == one.version), None)

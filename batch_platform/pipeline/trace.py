@@ -182,7 +182,7 @@ class _Tracer:
 
     def _model(self, name: str) -> TracedModel:
         version = self.registry.named(name)
-        decided = self.registry.standing(name)
+        decided = self.registry.last_decision(name)
         return TracedModel(
             version=name,
             sha256=version.sha256,

@@ -64,7 +64,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
         The model, and the labelled rows to judge it by; None where no label is known.
 
     Raises:
-        TrainingRefusedError: There is no row of features from which a contract could be learnt.
+        TrainingRefusedError: There is no row of features from which a contract could be learned.
         DataError: The model and the features do not go together.
         WrongUseError: The model is not there, or cannot be used as it is declared.
         IntegrityError: A feature file is not what was recorded.
@@ -72,7 +72,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
     spec = history.spec
     seen = history.rows(builds, window)
     if not seen.height:
-        msg = "There is no row of features before it from which the contract of the import could be learnt."
+        msg = "There is no row of features before it from which the contract of the import could be learned."
         raise TrainingRefusedError(msg, hint="import it for a later serving period.")
     read = read_import(spec.model, history.builder.sources.folder, params)
     signature = read.signature(_contract(history, seen))
@@ -134,7 +134,7 @@ def _labelled(
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LearnedModel:
     """A fitted or imported model with all there is to tell of it, nowhere on disk yet."""
 
     fitted: Fitted
@@ -199,14 +199,14 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         IntegrityError: A feature file is not what was recorded.
     """
     spec = history.spec
-    learnt = learn(history, state=state, period=period, params=params, stamp=stamp)
-    if learnt.data is None:
+    learned = learn(history, state=state, period=period, params=params, stamp=stamp)
+    if learned.data is None:
         verdict = unjudged(spec.model.promote)
     else:
         champion = state.registry.champion(period.start)
-        verdict = pass_gate(spec.model.promote, learnt.fitted, learnt.data, champion, open_version)
+        verdict = pass_gate(spec.model.promote, learned.fitted, learned.data, champion, open_version)
     with staging_folder(history.home, stamp.run_id) as staging:
-        version = learnt.write(staging, history.home.models / spec.name, allow_pickle=spec.model.allow_pickle)
+        version = learned.write(staging, history.home.models / spec.name, allow_pickle=spec.model.allow_pickle)
     decision = Promotion(
         pipeline=spec.name,
         version=version.version,
@@ -217,8 +217,8 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
         decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
-    data = learnt.data if spec.model.import_ is None else None
-    return Trained(version, decision, learnt.fitted.suspicious, data)
+    data = learned.data if spec.model.import_ is None else None
+    return Trained(version, decision, learned.fitted.suspicious, data)
 
 
 def learn(  # noqa: PLR0913 - each is one fact of the training
@@ -230,7 +230,7 @@ def learn(  # noqa: PLR0913 - each is one fact of the training
     stamp: Stamp,
     data: TrainingData | None = None,
     within: Sequence[Partition] | None = None,
-) -> Learnt:
+) -> LearnedModel:
     """Fit or import the model of a serving period from what is known at its start; writes nothing.
 
     Args:
@@ -283,7 +283,7 @@ def learn(  # noqa: PLR0913 - each is one fact of the training
         stamp=stamp,
         sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
     )
-    return Learnt(fitted, data, manifest)
+    return LearnedModel(fitted, data, manifest)
 
 
 def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:

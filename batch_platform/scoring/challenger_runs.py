@@ -67,7 +67,7 @@ class Challengers:
     def _one(self, one: Challenger, at: datetime, champion: Version) -> Challenged | None:
         version = one.version
         if version is None:
-            found = self._registry.contender(one.name, at)
+            found = self._registry.challenger_at(one.name, at)
             version = None if found is None else found.version
         return None if version in (None, champion.version) else self.named(one.name, version)
 

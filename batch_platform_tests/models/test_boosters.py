@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.flavours.known import flavour_of, predictor_of
-from batch_platform.models.forest.compiled import OfParts, compile_predictor
+from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.proof import prove, same_outcome
 from batch_platform.models.native_threads import one_thread
@@ -78,7 +78,7 @@ BOOSTERS: dict[str, Callable[[Shape], Any]] = {
 }
 
 
-def learnt(name: str, shape: Shape) -> OfParts:
+def learned(name: str, shape: Shape) -> CompilablePredictor:
     """A booster fitted to labels that follow every column, as it comes back from disk."""
     if "scaler" in name:
         shape = replace(shape, categories=0)
@@ -95,7 +95,7 @@ def learnt(name: str, shape: Shape) -> OfParts:
     known = {"categorical_feature": [shape.columns - 1]} if shape.categories and flavour_of(model) == "lightgbm" else {}
     model.fit(matrix, truth, **known)
     predictor = predictor_of(flavour_of(model), model, Signature(task, classes, contract(shape)))
-    assert isinstance(predictor, OfParts)
+    assert isinstance(predictor, CompilablePredictor)
     return predictor
 
 
@@ -111,7 +111,7 @@ def contract(shape: Shape) -> Contract:
 @settings(max_examples=12)
 @given(shape=SHAPES)
 def test_every_booster_gives_the_scores_of_its_library_bit_for_bit(name: str, shape: Shape):
-    assert_the_same_bits(shape, learnt(name, shape))
+    assert_the_same_bits(shape, learned(name, shape))
 
 
 @pytest.mark.parametrize("name", BOOSTERS)
@@ -125,7 +125,7 @@ def test_every_booster_gives_the_scores_of_its_library_bit_for_bit(name: str, sh
     ids=["categories", "many categories", "many leaves"],
 )
 def test_the_compiled_form_itself_answers_what_a_contract_lets_through(monkeypatch, name: str, shape: Shape):
-    predictor = learnt(name, shape)
+    predictor = learned(name, shape)
     compiled = compile_predictor(predictor)
     rows = table(replace(shape, categories=0) if "scaler" in name else shape, 2000)
     expected = predictor.predict(rows)
@@ -142,7 +142,7 @@ def test_numbers_that_lightgbm_takes_for_zero_go_where_zero_goes():
     model.fit(matrix, (matrix[:, 0] == 0) * 3.0 + matrix[:, 1])
     shape = Shape(columns=2)
     predictor = predictor_of("lightgbm", model, Signature("regression", [], contract(shape)))
-    assert isinstance(predictor, OfParts)
+    assert isinstance(predictor, CompilablePredictor)
     compiled = assert_the_same_bits(shape, predictor)
     smallest = float(np.float32(1e-35))
     assert smallest in np.abs(compiled.parts.ensemble.trees[0].threshold)
@@ -163,7 +163,7 @@ def test_only_the_rounds_up_to_the_best_count_where_training_stopped_early():
     lightly.fit(*known, eval_X=held_out[0], eval_y=held_out[1])
     for model in (extremely, lightly):
         predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
-        assert isinstance(predictor, OfParts)
+        assert isinstance(predictor, CompilablePredictor)
         compiled = assert_the_same_bits(shape, predictor)
         best = model.best_iteration + 1 if isinstance(model, xgboost.XGBModel) else model.best_iteration_
         assert len(compiled.parts.ensemble.trees) == best < 100
@@ -189,7 +189,7 @@ def test_what_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
     known = {"categorical_feature": [shape.columns - 1]} if shape.categories else {}
     model.fit(matrix, np.sin(3 * matrix).sum(axis=1), **known)
     predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
-    assert isinstance(predictor, OfParts)
+    assert isinstance(predictor, CompilablePredictor)
     with pytest.raises(NotCompilableError, match=reason):
         compile_predictor(predictor)
     proof = prove(predictor, matrix).compiled

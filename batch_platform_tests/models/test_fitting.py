@@ -1,4 +1,4 @@
-"""Training: in the order of time, on a contract learnt from the beginning, judged by the gate."""
+"""Training: in the order of time, on a contract learned from the beginning, judged by the gate."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -256,8 +256,8 @@ def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_p
     assert [item.step for item in plan.of("model")] == ["model"]
     registry = pipeline.state().registry
     (version,) = registry.versions
-    assert registry.standing(version.version).action == "refused"
-    assert "worse than the required 0.9999" in registry.standing(version.version).reason
+    assert registry.last_decision(version.version).action == "refused"
+    assert "worse than the required 0.9999" in registry.last_decision(version.version).reason
     assert registry.champion(NOW) is None
 
 

@@ -15,7 +15,7 @@ import pytest
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
 from batch_platform.models.flavours.known import flavour
-from batch_platform.models.forest.compiled import OfParts
+from batch_platform.models.forest.compiled import CompilablePredictor
 from batch_platform.models.forest.proof import prove
 from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
 
@@ -156,7 +156,7 @@ def test_what_may_run_code_is_loaded_only_where_that_is_declared_and_says_so(kep
 def test_boosters_are_compiled_to_the_same_bits_and_other_manifests_say_what_evaluates_the_model(kept, opened):
     boosted = kept.made.flavour in ("lightgbm", "xgboost")
     assert ("evaluated" in opened.manifest.details) == (not boosted and kept.made.flavour != "sklearn")
-    if isinstance(opened.predictor, OfParts):
+    if isinstance(opened.predictor, CompilablePredictor):
         proof = prove(opened.predictor, opened.contract.encode(opened.contract.split(ROWS).kept)).compiled
         assert (proof.kernel is None) == bool(proof.reason)
         assert proof.kernel or not boosted

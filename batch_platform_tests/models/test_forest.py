@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest import arrays
 from batch_platform.models.forest import proof as proof_of
-from batch_platform.models.forest.compiled import CompiledPredictor, OfParts, compile_predictor
+from batch_platform.models.forest.compiled import CompilablePredictor, CompiledPredictor, compile_predictor
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.estimators import read_estimator
 from batch_platform.models.forest.proof import made_rows, prove, proven_predictor, same_outcome
@@ -38,7 +38,7 @@ def on_one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an ensemble is learnt from, and how large it grows."""
+    """What an ensemble is learned from, and how large it grows."""
 
     seed: int = 0
     rows: int = 200
@@ -140,7 +140,7 @@ def table(shape: Shape, rows: int, *, missing: bool = True) -> np.ndarray:
     return np.asfortranarray(matrix)
 
 
-def learnt(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> SklearnPredictor:
+def learned(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> SklearnPredictor:
     """An estimator fitted to labels that follow every column."""
     matrix = table(shape, shape.rows, missing=not name.startswith("boosted"))
     random = np.random.default_rng(shape.seed)
@@ -153,7 +153,7 @@ def learnt(name: str, make: Callable[[Shape], Any], shape: Shape, task: str) -> 
         return SklearnPredictor(make(shape).fit(matrix, truth), task)
 
 
-def odd_rows(shape: Shape, predictor: OfParts) -> list[np.ndarray]:
+def odd_rows(shape: Shape, predictor: CompilablePredictor) -> list[np.ndarray]:
     """Fresh rows, some unlike any in training, some without a value, and those that a proof is made of."""
     fresh = table(shape, 300)
     strange = fresh.copy(order="F")
@@ -164,7 +164,7 @@ def odd_rows(shape: Shape, predictor: OfParts) -> list[np.ndarray]:
     return [fresh, strange, unseen, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
 
 
-def assert_the_same_bits(shape: Shape, predictor: OfParts) -> CompiledPredictor:
+def assert_the_same_bits(shape: Shape, predictor: CompilablePredictor) -> CompiledPredictor:
     compiled = compile_predictor(predictor)
     for matrix in odd_rows(shape, predictor):
         assert same_outcome(predictor, compiled, matrix)
@@ -176,14 +176,14 @@ def assert_the_same_bits(shape: Shape, predictor: OfParts) -> CompiledPredictor:
 @given(shape=SHAPES)
 def test_every_classifier_gives_the_probabilities_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
     task = "binary" if shape.classes == 2 else "multiclass"
-    assert_the_same_bits(shape, learnt(name, CLASSIFIERS[name], shape, task))
+    assert_the_same_bits(shape, learned(name, CLASSIFIERS[name], shape, task))
 
 
 @pytest.mark.parametrize("name", REGRESSORS)
 @settings(max_examples=8)
 @given(shape=SHAPES)
 def test_every_regressor_gives_the_values_of_scikit_learn_bit_for_bit(name: str, shape: Shape):
-    assert_the_same_bits(shape, learnt(name, REGRESSORS[name], shape, "regression"))
+    assert_the_same_bits(shape, learned(name, REGRESSORS[name], shape, "regression"))
 
 
 @pytest.mark.parametrize("name", OUTLIERS)
@@ -209,13 +209,13 @@ def test_every_outlier_detector_gives_the_scores_of_scikit_learn_bit_for_bit(nam
 )
 def test_the_kernel_follows_from_the_largest_tree_and_the_categories(shape: Shape, kernel: str):
     shape = replace(shape, rows=2000)
-    predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
+    predictor = learned("histogram", CLASSIFIERS["histogram"], shape, "binary")
     assert assert_the_same_bits(shape, predictor).flat.kernel_name == kernel
 
 
 def test_a_search_among_ten_thousand_thresholds_finds_each():
     shape = Shape(rows=4000, columns=2, trees=8, depth=40)
-    predictor = learnt("extra trees", REGRESSORS["extra trees"], shape, "regression")
+    predictor = learned("extra trees", REGRESSORS["extra trees"], shape, "regression")
     compiled = assert_the_same_bits(shape, predictor)
     assert compiled.flat.encoding.levels.max() == 4
     thresholds = np.unique(np.concatenate([member.tree_.threshold for member in predictor.estimator.estimators_]))
@@ -238,7 +238,7 @@ def test_a_value_goes_left_exactly_up_to_its_threshold_as_32_bits_hold_it():
 @pytest.mark.parametrize("classes", [2, 9])
 def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
     shape = Shape(rows=600, classes=classes, missing=0.0 if name.startswith("boosted") else 0.1, categories=7)
-    native = learnt(name, CLASSIFIERS[name], shape, "multiclass")
+    native = learned(name, CLASSIFIERS[name], shape, "multiclass")
     compiled = compile_predictor(native)
     matrix = table(shape, 3000)
     whole = native.predict(matrix)
@@ -263,13 +263,13 @@ def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
     ids=["no rows", "a column too few", "infinite", "too large for 32 bits", "missing"],
 )
 def test_what_scikit_learn_refuses_is_refused_in_the_same_words(name: str, matrix: np.ndarray):
-    predictor = learnt(name, CLASSIFIERS[name], Shape(), "binary")
+    predictor = learned(name, CLASSIFIERS[name], Shape(), "binary")
     assert same_outcome(predictor, compile_predictor(predictor), matrix)
 
 
 def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(monkeypatch):
     shape = Shape()
-    predictor = learnt("histogram", CLASSIFIERS["histogram"], shape, "binary")
+    predictor = learned("histogram", CLASSIFIERS["histogram"], shape, "binary")
     monkeypatch.setattr(proof_of, "MOST_HELD_OUT", 100)
     none, *more = [prove(predictor, table(shape, rows)).compiled.rows for rows in (0, 100, 101, 200, 201)]
     assert [rows - none for rows in more] == [100, 51, 100, 67]
@@ -330,7 +330,7 @@ FAULTS = [
 @pytest.mark.parametrize(("fault", "name"), FAULTS, ids=lambda given: getattr(given, "__name__", ""))
 def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypatch, fault, name: str):
     shape = Shape(missing=0.2, depth=5)
-    predictor = learnt(name, CLASSIFIERS[name], shape, "binary")
+    predictor = learned(name, CLASSIFIERS[name], shape, "binary")
     assert prove(predictor, table(shape, 100)).compiled.kernel == "leaf masks of 32 bits"
     flatten = arrays.flatten
 
@@ -348,7 +348,7 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
 
 
 def test_every_inner_node_is_compared_once():
-    predictor = learnt("histogram", CLASSIFIERS["histogram"], Shape(), "binary")
+    predictor = learned("histogram", CLASSIFIERS["histogram"], Shape(), "binary")
     flat = arrays.flatten(read_estimator(predictor.estimator))
     inner = sum(int((each.nodes["is_leaf"] == 0).sum()) for (each,) in predictor.estimator._predictors)
     assert (flat.trees.first_node[-1], flat.trees.first_test[-1]) == (inner, 0)

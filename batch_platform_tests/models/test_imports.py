@@ -41,7 +41,7 @@ class Rule:
 
 
 def booster(folder, *, good: bool = True):
-    """A file that LightGBM wrote somewhere else; a bad one has learnt the opposite."""
+    """A file that LightGBM wrote somewhere else; a bad one has learned the opposite."""
     rows = small_events().filter(pl.col("returned").is_not_null())
     matrix = rows.select(pl.col("amount", "items", "known").cast(pl.Float64)).to_numpy()
     truth = rows["returned"].to_numpy() == good
@@ -65,7 +65,7 @@ def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(t
     version = registry.approved()[0]
     assert (version.flavour, version.estimator, version.rows_trained) == ("lightgbm", "returns.txt", 0)
     assert version.metric_values["roc_auc"] > 0.8
-    assert registry.standing(version.version).reason == "meets the gate"
+    assert registry.last_decision(version.version).reason == "meets the gate"
     bundle = pipeline.bundle(version)
     assert bundle.manifest.imported_from == "returns.txt"
     rows = small_events().tail(50)

@@ -14,7 +14,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest
 from batch_platform.declaration.errors import IntegrityError
 from batch_platform.models.bundle import Bundle, Native, open_bundle, write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
-from batch_platform.models.forest.compiled import CompiledPredictor, OfParts, compile_predictor
+from batch_platform.models.forest.compiled import CompilablePredictor, CompiledPredictor, compile_predictor
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.kept import TREES_FILE, kept_file, read_kept
 from batch_platform.models.forest.proof import Proof, made_rows, prove, proven_kept
@@ -23,7 +23,7 @@ from batch_platform_tests.command_line import COMMAND, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.models import test_boosters
 from batch_platform_tests.models.test_bundle import manifest
-from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learnt, table
+from batch_platform_tests.models.test_forest import CLASSIFIERS, REGRESSORS, Shape, learned, table
 
 MODELS = [
     *(("classes", name) for name in CLASSIFIERS),
@@ -40,12 +40,12 @@ NEEDED = (
 SHAPE = Shape(rows=400, classes=3, missing=0.1, categories=70)
 
 
-def native_of(kind: str, name: str, shape: Shape = SHAPE) -> OfParts:
+def native_of(kind: str, name: str, shape: Shape = SHAPE) -> CompilablePredictor:
     if kind == "boosters":
-        return test_boosters.learnt(name, shape)
+        return test_boosters.learned(name, shape)
     if kind == "classes":
-        return learnt(name, CLASSIFIERS[name], shape, "multiclass")
-    return learnt(name, REGRESSORS[name], shape, "regression")
+        return learned(name, CLASSIFIERS[name], shape, "multiclass")
+    return learned(name, REGRESSORS[name], shape, "regression")
 
 
 class Unasked:

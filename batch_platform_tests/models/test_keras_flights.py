@@ -109,7 +109,7 @@ def trained(tmp_path_factory) -> Pipeline:
 
 def test_a_network_is_trained_on_the_flights_passes_the_gate_and_ranks_the_flights_of_a_later_week(trained):
     (version,) = trained.state().registry.versions
-    assert trained.state().registry.standing(version.version).action == "approved"
+    assert trained.state().registry.last_decision(version.version).action == "approved"
     assert version.trained_until <= trained.spec.partitions.calendar.named(WEEK[0]).start
     manifest = read_manifest(trained.home.bundle("flight_delays", version.version), version.sha256)
     assert (manifest.flavour, manifest.pickle, manifest.params) == ("keras", False, {"epochs": 4})
@@ -185,5 +185,5 @@ def test_a_network_made_elsewhere_is_imported_and_ranks_the_same_week(trained, t
     )
     carry_out(pipeline)
     (version,) = pipeline.state().registry.versions
-    assert (version.flavour, pipeline.state().registry.standing(version.version).action) == ("keras", "approved")
+    assert (version.flavour, pipeline.state().registry.last_decision(version.version).action) == ("keras", "approved")
     assert auc(pipeline) > 0.6

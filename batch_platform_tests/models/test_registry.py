@@ -63,8 +63,8 @@ def test_the_last_decision_on_a_version_counts():
     decisions = [decision("a", "approved", 1), decision("b", "approved", 2), decision("b", "refused", 3)]
     registry = Registry("small", [version("a", 0, 1), version("b", 1, 2)], decisions)
     assert registry.champion(at(5)).version == "a"
-    assert registry.standing("b").action == "refused"
-    assert registry.standing("c") is None
+    assert registry.last_decision("b").action == "refused"
+    assert registry.last_decision("c") is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=8), st.integers(-5, 40))

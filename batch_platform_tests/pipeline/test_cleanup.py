@@ -61,7 +61,7 @@ def test_only_versions_that_never_served_and_are_old_go_and_the_newest_stays(pip
     left = {folder.name for folder in (pipeline.home.models / "small").iterdir()}
     assert left == {scored, unused}
     registry = pipeline.state().registry
-    assert [registry.standing(version).action for version in refused] == ["removed", "removed"]
+    assert [registry.last_decision(version).action for version in refused] == ["removed", "removed"]
     assert len(registry.versions) == 4, "what was trained stays on record"
     assert found(pipeline) == []
 

@@ -193,7 +193,7 @@ def test_a_trained_model_may_challenge_an_import(tmp_path):
     )
     carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
     registry = pipeline.state().registry
-    tree = registry.contender("tree", datetime(2024, 2, 4, tzinfo=UTC))
+    tree = registry.challenger_at("tree", datetime(2024, 2, 4, tzinfo=UTC))
     assert tree.rows_trained > 0
     begin = datetime.fromisoformat(tree.serving_period).replace(tzinfo=UTC)
     assert tree.trained_until <= begin, "only from what was known at the start of the period"
@@ -273,10 +273,10 @@ def test_a_challenger_never_serves_however_good_it_is(tmp_path):
     pipeline = small_pipeline(tmp_path, model=weak, **BOTH)
     carry_out(pipeline, NOW)
     registry = pipeline.state().registry
-    champion, tree = registry.champion(NOW), registry.contender("tree", NOW)
+    champion, tree = registry.champion(NOW), registry.challenger_at("tree", NOW)
     assert tree.metric_values["roc_auc"] > champion.metric_values["roc_auc"]
     assert champion.version == versions(pipeline)[None]
-    assert registry.standing(tree.version).action == "challenger"
+    assert registry.last_decision(tree.version).action == "challenger"
     assert set(predictions(pipeline)["model_version"]) == {champion.version}
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
@@ -363,7 +363,7 @@ def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_g
     assert any(said in record.message for record in caplog.records)
     state = pipeline.state()
     assert set(versions(pipeline)) == {None, "tree"}
-    (failed,) = [one for one in state.registry.challenged if one.failure]
+    (failed,) = [one for one in state.registry.challenger_trainings if one.failure]
     assert failed.failure.startswith(said)
     assert "did you mean 'max_depth'" in failed.failure
     assert (failed.challenger, failed.serving_period, failed.version) == ("broken", "2024-02-01", None)
@@ -382,7 +382,7 @@ def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_g
 def test_one_of_another_task_is_refused_when_it_is_trained(tmp_path):
     pipeline = small_pipeline(tmp_path, challengers=[{"name": "other", "estimator": "sklearn.linear_model.Ridge"}])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
-    (failed,) = pipeline.state().registry.challenged
+    (failed,) = pipeline.state().registry.challenger_trainings
     assert "challengers.other: it is a regression model, and" in failed.failure
     assert list((pipeline.home.models / "small").iterdir()) == [
         pipeline.home.models / "small" / versions(pipeline)[None]
@@ -616,7 +616,7 @@ def test_what_challenged_is_kept_on_disk(pipeline, tmp_path):
     (garbage,) = find_garbage([spare.spec], spare.home, later, trained_before=NOW + timedelta(days=1))
     assert garbage.version == middle
     remove_garbage([garbage], spare.home, Stamp("gc", later))
-    assert spare.state().registry.contender("linear", NOW).version != middle
+    assert spare.state().registry.challenger_at("linear", NOW).version != middle
 
 
 def test_pickle_is_trusted_of_the_challenger_that_says_so_alone(tmp_path):

@@ -38,7 +38,7 @@ class Parts:
 
 
 @runtime_checkable
-class OfParts(Predictor, Protocol):
+class CompilablePredictor(Predictor, Protocol):
     """A predictor, evaluated by the model's own library, that can tell what it does."""
 
     def parts(self) -> Parts:
@@ -84,7 +84,7 @@ class CompiledPredictor:
         return len(given) > 1 and given.shape[1] == self.parts.ensemble.features
 
 
-def compile_predictor(native: OfParts) -> CompiledPredictor:
+def compile_predictor(native: CompilablePredictor) -> CompiledPredictor:
     """Lay the trees of a fitted model out and compile for them, or load what was compiled before.
 
     Raises:

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.compiled import CompiledPredictor, OfParts, Parts, compile_parts, compile_predictor
+from batch_platform.models.forest.compiled import (
+    CompilablePredictor,
+    CompiledPredictor,
+    Parts,
+    compile_parts,
+    compile_predictor,
+)
 from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError
 from batch_platform.models.forest.kept import kept_file, read_kept
 from batch_platform.models.native_threads import one_thread
@@ -47,7 +53,7 @@ NEVER_TRIED = Compiled(kernel=None, trees=0, rows=0, reason="trained before ther
 NO_PARTS = Proof(Compiled(kernel=None, trees=0, rows=0, reason="only its library can tell what it does"))
 
 
-def proven_predictor(native: OfParts) -> CompiledPredictor:
+def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
     """The compiled form, which agrees with the native one on made rows, on this machine.
 
     Raises:
@@ -76,7 +82,7 @@ def proven_kept(file: bytes, native: Predictor) -> CompiledPredictor:
     return predictor
 
 
-def prove(native: OfParts, held_out: NDArray[np.float64]) -> Proof:
+def prove(native: CompilablePredictor, held_out: NDArray[np.float64]) -> Proof:
     """Compare the compiled form of a fitted model with the native one, bit for bit.
 
     Args:
