@@ -97,22 +97,25 @@ class ScoringRun:
             yield from self._in_groups(committer, zip(due, results, strict=True))
 
     def _in_groups(self, committer: Executor, scored: Iterable[tuple[Due, Staged]]) -> Generator[Committed]:
-        """Commit a group while the next one is scored; what is staged when something fails is committed before it is told."""
+        """Commit a group while the next one is scored; after a failure, what is staged is committed before it is raised."""
         group, behind = list[tuple[Due, Staged]](), _NOTHING
         try:
-            for one in scored:
-                group.append(one)
-                full = is_full(len(group), sum(staged.rows_in for _, staged in group))
-                if full or behind.done():
-                    ended, behind = behind, _NOTHING
-                    yield from ended.result()
-                if full:
-                    behind, group = committer.submit(self._commit, group), []
-        except Exception:
+            try:
+                for one in scored:
+                    group.append(one)
+                    full = is_full(len(group), sum(staged.rows_in for _, staged in group))
+                    if full or behind.done():
+                        ended, behind = behind, _NOTHING
+                        yield from ended.result()
+                    if full:
+                        behind, group = committer.submit(self._commit, group), []
+            except Exception:
+                yield from behind.result()
+                raise
             yield from behind.result()
+        except Exception:
             yield from committer.submit(self._commit, group).result()
             raise
-        yield from behind.result()
         yield from committer.submit(self._commit, group).result()
 
     def _order(self, due: Due, rows: Mapping[str, int]) -> Order:
