@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any, Self
 
 VICTIMS = "batch_platform_tests.faults.victim"
-IMPORTED = ("batch_platform.pipeline", "skops.io", "sklearn.ensemble", "sklearn.metrics", VICTIMS)
+IMPORTED = ("batch_platform.pipeline.pipeline", "skops.io", "sklearn.ensemble", "sklearn.metrics", VICTIMS)
 ENDS = ("done", "failed")
 
 
