@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 
-import duckdb
 import numpy as np
 import polars as pl
 
@@ -17,6 +16,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.performance import measure_classes
+from batch_platform.warehouse.published import open_published
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
 
@@ -62,7 +62,7 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     pipeline, stamp = wiring.pipeline(), Stamp(run_id="demo", at=now)
     found: list[Month] = []
     with (
-        duckdb.connect(str(pipeline.home.published.resolve()), read_only=True) as con,
+        open_published(pipeline.home) as con,
         pipeline.builder.session(partitions[0]) as session,
     ):
         for month, members in groupby(partitions, key=lambda partition: partition.key[:7]):

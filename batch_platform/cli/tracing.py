@@ -14,7 +14,8 @@ def show_trace(wiring: Wiring, key: Mapping[str, str], *, as_json: bool) -> None
 
     Raises:
         WrongUseError: A name is no key column.
-        DataError: Nothing is published, or no row has the key.
+        DataError: No row has the key.
+        WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     pipeline = wiring.pipeline()
     found = with_source_rows(pipeline.builder, trace(wiring.spec, pipeline.home, key))
@@ -34,7 +35,7 @@ def show_dependents(wiring: Wiring, source: str, partition_key: str | None, *, a
 
     Raises:
         WrongUseError: There is no such source or partition.
-        DataError: Nothing is published.
+        WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     pipeline = wiring.pipeline()
     found = dependents(pipeline.builder, pipeline.home, source, partition_key)

@@ -7,9 +7,9 @@ import duckdb
 from dagster_duckdb import DuckDBResource
 from pydantic import Field
 
-from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
 
 
 class WarehouseResource(DuckDBResource):
@@ -35,13 +35,10 @@ class WarehouseResource(DuckDBResource):
         """The readers' copy as of the last run, read-only.
 
         Raises:
-            WarehouseError: Nothing is published yet.
+            NothingPublishedError: Nothing is published yet.
+            WarehouseError: The copy cannot be read.
         """
-        home = Home.from_environment()
-        if not home.published.exists():
-            msg = f"Nothing is published in {home.root} yet."
-            raise WarehouseError(msg, hint="run a pipeline first.")
-        with duckdb.connect(str(home.published.resolve()), read_only=True) as con:
+        with open_published(Home.from_environment()) as con:
             yield con
 
 

@@ -73,6 +73,10 @@ class WarehouseError(BatchPlatformError):
     """The warehouse cannot be opened or holds what this version does not understand."""
 
 
+class NothingPublishedError(WarehouseError):
+    """The home has no published copy yet."""
+
+
 class WarehouseBusyError(WarehouseError):
     """Another process holds the warehouse; the same call may succeed later."""
 

@@ -40,7 +40,7 @@ from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.engines.local import Stream, Watch
 from batch_platform.scoring.partition import Order, Staged
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
-from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 
 OpenVersion = Callable[[Version], Bundle]
@@ -226,13 +226,13 @@ class _Backtest:
         for one in partitions:
             rows[self.models[one.key].version] += self.state.features[one.key].rows
         orders = (self._order(one, rows) for one in partitions)
+        publish(self.pipeline.home)
         with (
-            duckdb.connect(str(publish(self.pipeline.home)), read_only=True) as con,
+            open_published(self.pipeline.home) as con,
             self.pipeline.builder.session(partitions[0]) as session,
             Stream(spec.model_copy(update={"features": features}), self.folder, self.stamp, watch=watch) as stream,
             closing(stream.staged(orders)) as results,
         ):
-            con.execute("SET TimeZone = 'UTC'")
             production = _Production(con, read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name))
             for one, staged in zip(partitions, results, strict=True):
                 yield self._tested(one, staged, production, session)

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -30,6 +29,7 @@ from batch_platform.monitoring.performance import measure_classes, measure_outli
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs, read_challenger_scores
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class EvaluatedChallenger:
     metrics: dict[str, float]
 
 
-def evaluated(history: History, published: Path, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
+def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
     """Measure the scored ones of some partitions against the labels known now; the records are not committed yet.
 
     Raises:
@@ -64,8 +64,7 @@ def evaluated(history: History, published: Path, partitions: Sequence[Partition]
         IntegrityError: A clustering's features or manifest are not those that it was scored with.
     """
     name = history.spec.name
-    with duckdb.connect(str(published), read_only=True) as con:
-        con.execute("SET TimeZone = 'UTC'")
+    with open_published(history.home) as con:
         runs = read_latest(con, ScoreRun, name)
         scored = [partition for partition in partitions if partition.key in runs]
         if not scored:

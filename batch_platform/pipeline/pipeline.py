@@ -244,7 +244,8 @@ class Pipeline:
         if not partitions:
             return
         group, left = list[Evaluated](), dict.fromkeys(partition.key for partition in partitions)
-        for one in evaluated(self.history, publish(self.home), partitions, stamp):
+        publish(self.home)
+        for one in evaluated(self.history, partitions, stamp):
             group.append(one)
             left.pop(one.partition.key, None)
             if is_full(len(group), sum(done.run.rows_scored for done in group)):

@@ -31,6 +31,7 @@ from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
 
 
@@ -99,17 +100,15 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
 
     Raises:
         WrongUseError: A name is no key column.
-        DataError: Nothing is published, or no row has the key.
+        DataError: No row has the key.
+        WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     known = spec.features.key
     if unknown := [name for name in key if name not in known]:
         msg = f"{spec.name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
-    found: list[Trace] = []
-    if home.published.exists():
-        with duckdb.connect(str(home.published.resolve()), read_only=True) as con:
-            con.execute("SET TimeZone = 'UTC'")
-            found = _Tracer(con, spec, home, read_registry(con, spec.name)).traces(key)
+    with open_published(home) as con:
+        found = _Tracer(con, spec, home, read_registry(con, spec.name)).traces(key)
     if not found:
         row = ", ".join(f"{name}={value}" for name, value in key.items())
         msg = f"{spec.name}: no scored or rejected row has {row}."
@@ -269,7 +268,7 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
 
     Raises:
         WrongUseError: There is no such source or partition.
-        DataError: Nothing is published.
+        WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     spec = builder.spec
     if source not in spec.sources:
@@ -277,11 +276,7 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
         raise WrongUseError(msg, hint=did_you_mean(source, spec.sources))
     asked = None if partition_key is None else spec.partitions.calendar.named(partition_key)
     own = spec.sources[source].by_partition
-    if not home.published.exists():
-        msg = f"{spec.name}: nothing is published in {home.root} yet."
-        raise DataError(msg, hint=f"batch-platform run {spec.name} scores what is due.")
-    with duckdb.connect(str(home.published.resolve()), read_only=True) as con:
-        con.execute("SET TimeZone = 'UTC'")
+    with open_published(home) as con:
         rows = con.execute(_COMMITTED, {"pipeline": spec.name}).fetchall()
         versions = {one.version: one for one in read_registry(con, spec.name).versions}
     window = asked if own else None

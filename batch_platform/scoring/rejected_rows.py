@@ -12,7 +12,9 @@ import duckdb
 import polars as pl
 import polars.selectors as cs
 
+from batch_platform.declaration.errors import NothingPublishedError
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
 
 TABLE = "rejected_rows"
@@ -66,12 +68,14 @@ def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, m
         most: How many are listed; None for all.
     """
     nothing = Rejections(pipeline, 0, {}, [])
-    if not home.published.exists():
+    try:
+        con = open_published(home)
+    except NothingPublishedError:
         return nothing
     where = "" if partition_key is None else "WHERE partition_key = $key"
     values = {} if partition_key is None else {"key": partition_key}
     table = f"{quoted(pipeline)}.{TABLE}"
-    with duckdb.connect(str(home.published.resolve()), read_only=True) as con:
+    with con:
         if not has_table(con, pipeline, TABLE):
             return nothing
         counts = con.execute(

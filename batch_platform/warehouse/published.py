@@ -19,7 +19,7 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.errors import WarehouseError
+from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 from batch_platform.warehouse.home import Home
@@ -30,8 +30,34 @@ MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
 
 
+def open_published(home: Home) -> duckdb.DuckDBPyConnection:
+    """Connect to the published copy, read-only and with time zone UTC; close the connection, or use it in `with`.
+
+    A connection goes on reading the copy it opened, whatever is published meanwhile.
+
+    Raises:
+        NothingPublishedError: The home has no published copy yet.
+        WarehouseError: The copy is missing or cannot be read.
+    """
+    while True:
+        copy = _current_copy(home)
+        if copy is None:
+            msg = f"Nothing is published in {home.root} yet."
+            raise NothingPublishedError(msg, hint="run a pipeline first: batch-platform run NAME.")
+        try:
+            con = duckdb.connect(str(copy), read_only=True)
+        except duckdb.Error as error:
+            if _current_copy(home) != copy:  # the next publish but one takes the file away
+                continue
+            msg = f"The published copy {copy} cannot be opened: {error}"
+            hint = f"remove {copy} and run a pipeline: batch-platform run NAME publishes a new copy."
+            raise WarehouseError(msg, hint=hint) from error
+        con.execute("SET TimeZone = 'UTC'")
+        return con
+
+
 def publish(home: Home) -> Path:
-    """Bring `published.duckdb` up to date and flip it; gives the file that it points to.
+    """Bring `published.duckdb` up to date and return the file that it points to.
 
     Raises:
         WarehouseBusyError: The warehouse was held by another process for too long.
@@ -39,7 +65,7 @@ def publish(home: Home) -> Path:
     """
     with Warehouse(home).open() as con:
         wanted = home.root / f"published-{_newest_change(con)}.duckdb"
-        current = home.published.resolve() if home.published.is_symlink() else None
+        current = _current_copy(home)
         if current == wanted and wanted.is_file():
             return wanted
         spares = [path for path in _copies(home) if path != current]
@@ -54,6 +80,11 @@ def publish(home: Home) -> Path:
             if other not in (wanted, current):
                 _remove(other)
     return wanted
+
+
+def _current_copy(home: Home) -> Path | None:
+    """The file that the link points to, whether it exists or not; None without a link."""
+    return home.published.resolve() if home.published.is_symlink() else None
 
 
 def _copies(home: Home) -> list[Path]:

@@ -17,6 +17,7 @@ from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.partition_writes import replace_rows
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import literal, quoted
 
 PARTITION = "partition_key"
@@ -204,11 +205,7 @@ def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
     Raises:
         DataError: It has not.
     """
-    if not home.published.exists():
-        msg = f"{name.shown}: nothing is published in {home.root} yet."
-        raise DataError(msg, hint="materialize it first.")
-    con = duckdb.connect(str(home.published.resolve()), read_only=True)
-    con.execute("SET TimeZone = 'UTC'")
+    con = open_published(home)
     tables = [(str(schema), str(table)) for schema, table in con.execute(_TABLES).fetchall()]
     if (name.schema, name.table) not in tables:
         con.close()

@@ -176,9 +176,9 @@ def test_unknown_metadata_and_types_of_an_input_are_refused(deployment):
     assert "cannot be of type dict" in failure_of(done)
 
 
-def test_a_pipeline_that_has_published_nothing_is_named(deployment):
+def test_an_input_is_refused_where_nothing_is_published(deployment):
     deployment.pipeline.home.published.unlink()
-    assert "small.predictions: nothing is published" in failure_of(
+    assert "Nothing is published" in failure_of(
         materialize(deployment, reading(pl.LazyFrame, print), first=SCORED_FROM)
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, WrongUseError
+from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
@@ -156,7 +156,7 @@ def test_a_wrong_source_or_partition_is_refused_with_what_there_is(joined, tmp_p
     with pytest.raises(WrongUseError, match="'2024-13-01' is not the key"):
         dependents(joined.builder, joined.home, "events", "2024-13-01")
     empty = small_pipeline(tmp_path / "empty")
-    with pytest.raises(DataError, match="nothing is published"):
+    with pytest.raises(WarehouseError, match="Nothing is published"):
         dependents(empty.builder, empty.home, "events", None)
 
 

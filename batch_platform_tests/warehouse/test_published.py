@@ -14,12 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from batch_platform.declaration.errors import WarehouseBusyError
+from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
 from batch_platform.models.registry import read_registry, register
 from batch_platform.warehouse.database import READABLE_FROM, Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, publish
+from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.models.test_registry import decision, version
 from batch_platform_tests.warehouse.test_database import KEYS, commit, held, staged
@@ -137,6 +137,45 @@ def test_a_copy_of_an_earlier_format_is_brought_to_this_one_and_can_be_read_unti
     with duckdb.connect(str(home.published), read_only=True) as con:
         assert con.execute("SELECT label_sources FROM batch_platform.model_versions").fetchall() == [("",)]
         assert con.execute("SELECT partition_key FROM batch_platform.partition_status").fetchall() == [(KEYS[0],)]
+
+
+def test_a_copy_that_two_publishes_take_away_between_resolving_the_link_and_connecting_is_not_missed(
+    home, tmp_path, monkeypatch
+):
+    write(home, tmp_path, KEYS[0], "r0")
+    resolved = publish(home)
+    connect, publishes = duckdb.connect, iter(["r1", "r2"])
+
+    def connect_late(database: str, **options) -> duckdb.DuckDBPyConnection:
+        if database == str(resolved):
+            for run_id in publishes:
+                write(home, tmp_path, KEYS[0], run_id)
+                publish(home)
+            assert not resolved.exists()
+        return connect(database, **options)
+
+    monkeypatch.setattr(duckdb, "connect", connect_late)
+    with open_published(home) as con:
+        assert con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r2",)]
+        assert con.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+
+
+def test_opening_a_home_where_nothing_is_published_says_what_to_do(home):
+    with pytest.raises(NothingPublishedError, match=r"Nothing is published in .*Hint: run a pipeline first"):
+        open_published(home)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda copy: copy.write_bytes(b"half a file")])
+def test_a_published_copy_that_cannot_be_opened_is_named_and_the_hint_brings_it_back(home, tmp_path, damage):
+    write(home, tmp_path, KEYS[0], "r0")
+    copy = publish(home)
+    damage(copy)
+    with pytest.raises(WarehouseError, match=rf"{copy} cannot be opened.*Hint: remove {copy} and run"):
+        open_published(home)
+    copy.unlink(missing_ok=True)
+    publish(home)
+    with open_published(home) as con:
+        assert con.execute("SELECT DISTINCT run_id FROM small.predictions").fetchall() == [("r0",)]
 
 
 CHANGE = st.one_of(
