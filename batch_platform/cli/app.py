@@ -140,7 +140,7 @@ def rejected(folder: Path | None, pipeline: str, only: str | None, limit: int, *
 def replay(  # noqa: PLR0913 - the options of the command
     folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None, *, as_json: bool
 ) -> None:
-    """Score only the rows of PIPELINE that were rejected, after a fix in the sources or in the declared rules."""
+    """Score the partitions of PIPELINE that have rejected rows again, after a fix in the sources or in the rules."""
     from batch_platform.cli.rejecting import replay_rejected
     from batch_platform.cli.running import asked_for
 

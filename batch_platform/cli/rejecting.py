@@ -1,4 +1,4 @@
-"""The commands on rows that were kept aside: `rejected` lists them, `replay` scores them again after a fix."""
+"""The commands on rejected rows: `rejected` lists them, `replay` scores their partitions again after a fix."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,56 +16,59 @@ from batch_platform.warehouse.ledger import ScoreRun
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of the rejected rows of some partitions."""
+    """What a replay changed in the partitions that had rejected rows."""
 
     pipeline: str
-    partitions: int  # that were committed anew
-    rows_scored: int  # that were rejected and are predictions now
-    rows_gone: int  # that were rejected and are no longer among the features
-    rows_rejected: int  # that still are
+    partitions: int  # committed by the replay
+    rows_scored: int  # how many more rows are scored than before
+    rows_gone: int  # how many fewer rows the features have than before
+    rows_rejected: int  # rows that are still rejected
 
 
 def show_rejected(wiring: Wiring, partition_key: str | None, most: int, *, as_json: bool) -> None:
-    """The rejected rows of a pipeline.
+    """Show the rejected rows of a pipeline.
 
     Raises:
-        WrongUseError: There is no such partition.
+        WrongUseError: The partition does not exist.
     """
     if partition_key is not None:
         wiring.spec.partitions.calendar.named(partition_key)
     name, home = wiring.spec.name, wiring.pipeline().home
-    found = rejections(name, home, partition_key=partition_key, most=None if as_json else most)
+    rejected = rejections(name, home, partition_key=partition_key, most=None if as_json else most)
     if as_json:
-        terminal.show_json(found)
+        terminal.show_json(rejected)
         return
     where = f", partition {partition_key}" if partition_key else ""
-    if not found.rows:
-        terminal.say(f"{name}{where}: no row is rejected.")
+    if not rejected.rows:
+        terminal.say(f"{name}{where}: no rejected rows.")
         return
-    terminal.say(f"{name}{where}: {found.rows:,} rejected rows")
-    terminal.show_table(("rows", "reason"), [(count, reason) for reason, count in found.reasons.items()])
+    terminal.say(f"{name}{where}: {rejected.rows:,} rejected rows")
+    terminal.show_table(("rows", "reason"), [(count, reason) for reason, count in rejected.reasons.items()])
     terminal.say()
     columns = ("partition", "key", "column", "value", "reason")
-    terminal.show_table(columns, [_line(row) for row in found.listed])
-    if found.rows > len(found.listed):
-        terminal.say(f"and {found.rows - len(found.listed):,} more; --limit lists more, --json all with every value.")
-    terminal.say(f"After a fix: batch-platform replay {name}")
+    terminal.show_table(columns, [_line(row) for row in rejected.listed])
+    if rejected.rows > len(rejected.listed):
+        terminal.say(
+            f"and {rejected.rows - len(rejected.listed):,} more rows. Hint: --limit N lists more; --json lists all of them with every value."
+        )
+    terminal.say(f"Hint: after a fix, batch-platform replay {name} scores these partitions again.")
 
 
 def replay_rejected(
     project: Project, wiring: Wiring, partitions: Sequence[Partition], now: datetime, *, as_json: bool
 ) -> None:
-    """Score the rejected rows of partitions again; measure anew what had been measured.
+    """Score the partitions that have rejected rows again, and evaluate them again where their labels are known.
 
     Raises:
-        RunFailedError: A run failed, or partitions could not be replayed; what could be is committed.
+        RunFailedError: A run failed, or some partitions were refused; all others are committed.
     """
     name, pipeline = wiring.spec.name, wiring.pipeline()
-    before = _with_rejected(pipeline.state().scores, partitions)
-    due = [partition for partition in partitions if partition.key in before]
+    scores = pipeline.state().scores
+    due = [one for one in partitions if one.key in scores and scores[one.key].rows_rejected]
+    before = {partition.key: scores[partition.key] for partition in due}
     if not as_json:
         terminal.say(
-            f"{name}: replay {sum(run.rows_rejected for run in before.values()):,} rows of {len(due)} partitions"
+            f"{name}: replaying {len(due)} partitions with {sum(run.rows_rejected for run in before.values()):,} rejected rows"
         )
     options = RunOptions(partitions=due, now=now, replay=True)
     with open_instance(project) as instance, terminal.progress({}, quiet=as_json) as listener:
@@ -83,14 +86,9 @@ def replay_rejected(
         terminal.show_json(done)
         return
     terminal.say(
-        f"{done.partitions} partitions committed: {done.rows_scored:,} rows scored, {done.rows_gone:,} no longer there, "
-        f"{done.rows_rejected:,} still rejected."
+        f"{done.partitions} partitions committed: {done.rows_scored:,} more rows scored, "
+        f"{done.rows_gone:,} fewer rows in the features, {done.rows_rejected:,} rows still rejected."
     )
-
-
-def _with_rejected(scores: dict[str, ScoreRun], partitions: Sequence[Partition]) -> dict[str, ScoreRun]:
-    found = {partition.key: scores[partition.key] for partition in partitions if partition.key in scores}
-    return {key: run for key, run in found.items() if run.rows_rejected}
 
 
 def _outcome(pipeline: str, before: dict[str, ScoreRun], scores: dict[str, ScoreRun]) -> Replay:

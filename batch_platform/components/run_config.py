@@ -34,7 +34,7 @@ class PredictionsConfig(dg.Config):
     )
     replay: bool = Field(
         default=False,
-        description="Score only the rows that were rejected before, after a fix; goes with neither `force` nor `model`.",
+        description="Rebuild and score only the partitions that have rejected rows. Cannot be combined with `force` or `model`.",
     )
 
 

@@ -76,20 +76,6 @@ class Agreement:
         )
 
 
-def agreed_on(frame: pl.DataFrame, columns: Sequence[str], *, decides: bool) -> Agreed:
-    """How far two models agree on all rows of a frame.
-
-    Args:
-        frame: Of one model `prediction` and the columns, of the other the same with `_other` appended to their names.
-        columns: Scores, by which rows are put in order.
-        decides: Whether a prediction is a decision.
-    """
-    found, others = Agreement(), columns_of(frame, [f"{name}_other" for name in columns])
-    flipped = (frame["prediction"] != frame["prediction_other"]).to_numpy() if decides else None
-    found.add(columns_of(frame, columns), others, flipped)
-    return found.result()
-
-
 def columns_of(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.float64]:
     """Some columns as a matrix [n, columns]."""
     return np.column_stack([frame[name].to_numpy() for name in columns]) if columns else np.empty((frame.height, 0))

@@ -6,7 +6,7 @@ as it is committed; what is already as asked is skipped unless forced.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -18,12 +18,12 @@ from batch_platform.declaration.errors import BatchPlatformError, NoChampionErro
 from batch_platform.declaration.learners import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.build import FeatureBuilder, FeatureFile, FeatureSession
+from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle, open_bundle
 from batch_platform.models.registry import Version, read_registry, record_failure, register
-from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
+from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.challenger_training import train_challengers, trusted
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, metric_rows, not_scored
 from batch_platform.pipeline.plan import State, features_due, untrained
@@ -263,12 +263,8 @@ class Pipeline:
     def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
         sources = self.builder.sources.versions(partition)
         file = session.write(partition, self.history.file(partition))
-        return Built(partition, self.built(partition, file, sources, stamp), skipped=False, columns=file.columns)
-
-    def built(self, partition: Partition, file: FeatureFile, sources: Mapping[str, str], stamp: Stamp) -> FeatureBuild:
-        """The record of a written feature file; the versions of its sources were read before it was."""
         stat = file.path.stat()
-        return FeatureBuild(
+        build = FeatureBuild(
             pipeline=self.spec.name,
             partition_key=partition.key,
             rows=file.rows,
@@ -281,6 +277,7 @@ class Pipeline:
             run_id=stamp.run_id,
             xxh3=file.xxh3,
         )
+        return Built(partition, build, skipped=False, columns=file.columns)
 
     def _record(self, group: list[Built]) -> Iterator[Built]:
         if group:
@@ -295,16 +292,14 @@ class Pipeline:
         return Due(partition, model, build, state.scores.get(partition.key))
 
     def _skipped(self, held: Sequence[Due]) -> Iterator[Committed]:
-        distributions = self.distributions([one.partition.key for one in held]) if held else {}
+        if not held:
+            return
+        with self.warehouse.open() as con:
+            distributions = committed_distributions(con, self.spec.name, [one.partition.key for one in held])
         for one in held:
             if one.standing is not None:
                 scores = distributions.get(one.partition.key)
                 yield Committed(one.partition, one.standing, skipped=True, scores=scores)
-
-    def distributions(self, partition_keys: Sequence[str]) -> dict[str, ScoreDistribution]:
-        """How the committed scores of partitions are distributed, by key."""
-        with self.warehouse.open() as con:
-            return committed_distributions(con, self.spec.name, partition_keys)
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 from batch_platform.declaration.calendar import Partition
@@ -13,8 +13,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Registry, Version
-from batch_platform.scoring.challenger_tables import ChallengerRun, Measured, StagedChallenger
-from batch_platform.scoring.challengers import DECIDING, Contender, OpenVersion, Shadowed, compared_columns, failure_of
+from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger
+from batch_platform.scoring.challengers import Contender, OpenVersion, Shadowed, failure_of
 from batch_platform.scoring.partition import Staged
 
 _log = logging.getLogger(__name__)
@@ -57,12 +57,6 @@ class Challengers:
             return Challenged(name, None, None, failure_of(error))
         bundle = self._bundle(found)
         return Challenged(name, found, None, bundle) if isinstance(bundle, str) else Challenged(name, found, bundle)
-
-    def again(self, run: ChallengerRun) -> Challenged:
-        """Who scored a partition before; one that could not, still cannot."""
-        if run.failure is None and run.model_version is not None:
-            return self.named(run.challenger, run.model_version)
-        return Challenged(run.challenger, None, None, run.failure or "")
 
     def _one(self, one: Challenger, at: datetime, champion: Version) -> Challenged | None:
         version = one.version
@@ -121,14 +115,3 @@ def _staged(one: Challenged, given: Shadowed | None, staged: Staged, champion: s
         run_id=stamp.run_id,
     )
     return StagedChallenger(run, None if given is None else given.file)
-
-
-def added(one: StagedChallenger, before: ChallengerRun, spec: PipelineSpec, registry: Registry) -> StagedChallenger:
-    """What a challenger commits where rows are added to those that it scored before."""
-    if one.run.failure is not None or before.model_version is None:
-        failed = replace(one.run, model_version=before.model_version, rows_in=before.rows_in + one.run.rows_in)
-        return replace(one, run=failed)
-    model, champion = registry.named(before.model_version), registry.named(before.champion_version)
-    columns = compared_columns(model.task, champion.class_labels, model.class_labels)
-    how = Measured(tuple(spec.features.key), tuple(columns), decides=model.task in DECIDING)
-    return replace(one, added_to=before, measured=how)

@@ -4,10 +4,9 @@ Written in the transaction of the champion's predictions, by the warehouse. The 
 declared stay as they are. Knows nothing of models.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import IntegrityError
-from batch_platform.monitoring.agreement import Agreed, agreed_on
 from batch_platform.warehouse.ledger import Change, ScoreRun, as_arrow, note
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
@@ -50,29 +48,16 @@ class ChallengerRun:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """How to measure the agreement of stored rows, where rows are added to those that stay."""
-
-    key: Sequence[str]  # names a row
-    columns: Sequence[str]  # by which rows are put in order
-    decides: bool  # whether a prediction is a decision
-
-
-@dataclass(frozen=True)
 class StagedChallenger:
     """What one challenger of one partition commits.
 
     Args:
-        run: Its row; where rows are added, that of the added ones.
+        run: Its row.
         file: Its scores; None where it failed.
-        added_to: What stands of it already, to which this is added; None replaces it.
-        measured: How to measure all of it anew; given where rows are added.
     """
 
     run: ChallengerRun
     file: Path | None
-    added_to: ChallengerRun | None = None
-    measured: Measured = field(default_factory=lambda: Measured((), (), decides=False))
 
 
 def replace_challengers(
@@ -95,16 +80,16 @@ def replace_challengers(
     pipeline = committed[0].pipeline
     create_schema(con, pipeline)
     con.execute(_RUNS.format(table=_table(pipeline, RUNS)))
-    _delete(con, pipeline, SCORES, [one for one in staged if one.added_to is None or one.file is None])
+    _delete(con, pipeline, SCORES, staged)
     files = [one.file for one in staged if one.file is not None]
     scored = replace_rows(con, pipeline, SCORES, [], files) if files else 0
     if scored != sum(one.run.rows_scored for one in staged):
         raise _not_as_counted(pipeline, staged)
-    totals = [_total(con, pipeline, one) for one in staged]
-    if any(run.rows_scored + run.rows_rejected != (0 if run.failure else run.rows_in) for run in totals):
+    runs = [one.run for one in staged]
+    if any(run.rows_scored + run.rows_rejected != (0 if run.failure else run.rows_in) for run in runs):
         raise _not_as_counted(pipeline, staged)
     _delete(con, pipeline, RUNS, staged)
-    con.register("new_runs", as_arrow([vars(run) for run in totals]))
+    con.register("new_runs", as_arrow([vars(run) for run in runs]))
     con.execute(f"INSERT INTO {_table(pipeline, RUNS)} BY NAME FROM new_runs")
     con.unregister("new_runs")
     touched = [(run.seq, run.partition_key) for run in committed if challengers.get(run.partition_key)]
@@ -132,41 +117,6 @@ def read_challenger_scores(
     names = ", ".join(quoted(name) for name in columns)
     query = f"SELECT {names} FROM {_table(pipeline, SCORES)} WHERE partition_key = $key AND challenger = $name"
     return con.sql(query, params={"key": run.partition_key, "name": run.challenger}).pl()
-
-
-def _total(con: duckdb.DuckDBPyConnection, pipeline: str, one: StagedChallenger) -> ChallengerRun:
-    """The row of a challenger with what stood there before, if that stays."""
-    before, run = one.added_to, one.run
-    if before is None or run.failure:
-        return run
-    reasons = json.loads(before.reasons)
-    for reason, count in json.loads(run.reasons).items():
-        reasons[reason] = reasons.get(reason, 0) + count
-    agreed = _agreed(con, pipeline, run, one.measured)
-    return replace(
-        run,
-        rows_in=before.rows_in + run.rows_in,
-        rows_scored=before.rows_scored + run.rows_scored,
-        rows_rejected=before.rows_rejected + run.rows_rejected,
-        reasons=json.dumps(reasons),
-        rank_correlation=agreed.rank_correlation,
-        decisions_flipped=agreed.decisions_flipped,
-    )
-
-
-def _agreed(con: duckdb.DuckDBPyConnection, pipeline: str, run: ChallengerRun, how: Measured) -> Agreed:
-    same = " AND ".join(f"one.{quoted(name)} = other.{quoted(name)}" for name in how.key)
-    names = [quoted(name) for name in dict.fromkeys(["prediction", *how.columns])]
-    others = [
-        f"other.{quoted(name)} AS {quoted(f'{name}_other')}" for name in dict.fromkeys(["prediction", *how.columns])
-    ]
-    query = (
-        f"SELECT {', '.join(f'one.{name}' for name in names)}, {', '.join(others)} "
-        f"FROM {_table(pipeline, 'predictions')} AS one JOIN {_table(pipeline, SCORES)} AS other ON {same} "
-        f"WHERE one.partition_key = $key AND other.partition_key = $key AND challenger = $name ORDER BY ALL"
-    )
-    found = con.sql(query, params={"key": run.partition_key, "name": run.challenger}).pl()
-    return agreed_on(found, how.columns, decides=how.decides)
 
 
 def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, staged: Sequence[StagedChallenger]) -> None:

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import duckdb
 import polars as pl
 import polars.selectors as cs
 
@@ -96,12 +95,6 @@ def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, m
             for partition, key, column, reason, row, run_id in rows
         ],
     )
-
-
-def rejected_keys(con: duckdb.DuckDBPyConnection, pipeline: str, partition_key: str) -> frozenset[str]:
-    """The keys of a partition's rejected rows, as the JSON in which they are kept."""
-    query = f"SELECT key FROM {quoted(pipeline)}.{TABLE} WHERE partition_key = $key"
-    return frozenset(key for (key,) in con.execute(query, {"key": partition_key}).fetchall())
 
 
 def _with_names_of_numbers(text: str, numbers: dict[str, float | None]) -> str:

@@ -59,7 +59,6 @@ class StagedScores:
     rejected: Path
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
-    kept: int = 0  # committed predictions that stay, to which the staged ones are added; 0 replaces the partition
     beside: tuple[Path, ...] = ()  # files of what else was scored on the same rows
 
     def unlink(self) -> None:
@@ -172,11 +171,9 @@ class Warehouse:
                 _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             if new:
                 keys = [scores.run.partition_key for scores in new]
-                replaced = [scores.run.partition_key for scores in new if not scores.kept]
-                scored = replace_rows(con, pipeline, "predictions", replaced, [scores.predictions for scores in new])
+                scored = replace_rows(con, pipeline, "predictions", keys, [scores.predictions for scores in new])
                 rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in new])
                 _require_balance(new, scored, rejected)
-                _require_kept(con, [scores.run for scores in new if scores.kept])
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]
                 seqs = append(con, runs, "predictions", "rejected_rows")
@@ -291,17 +288,8 @@ def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int)
     """Law 2, once more, where the rows go in."""
     runs = [scores.run for scores in staged]
     counted = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
-    added = sum(scores.run.rows_scored - scores.kept for scores in staged)
-    if counted or scored != added or rejected != sum(run.rows_rejected for run in runs):
+    if counted or scored != sum(run.rows_scored for run in runs) or rejected != sum(run.rows_rejected for run in runs):
         raise _not_as_counted(counted or runs)
-
-
-def _require_kept(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
-    """The same of partitions that were added to: what stayed and what came is what the ledger says."""
-    for run in runs:
-        query = f"SELECT count(*) FROM {quoted(run.pipeline)}.predictions WHERE partition_key = $key"
-        if con.execute(query, {"key": run.partition_key}).fetchall() != [(run.rows_scored,)]:
-            raise _not_as_counted([run])
 
 
 def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
@@ -313,9 +301,7 @@ def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
 def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
     """Whether another run committed, since scoring began, just what was staged: the same rows, by law 3."""
     found = standing.get(scores.run.partition_key)
-    if found is None or scores.kept:
-        return False
-    return found.seq > scores.seen_seq and _outcome(found) == _outcome(scores.run)
+    return found is not None and found.seq > scores.seen_seq and _outcome(found) == _outcome(scores.run)
 
 
 def _outcome(run: ScoreRun) -> tuple[object, ...]:

@@ -31,7 +31,7 @@ def test_rejected_lists_rows_with_column_value_and_reason(cli, project):
     (row,) = [line for line in lines if line.startswith(REJECTED_DAY)]
     assert f"id={REJECTED_ID} shop=" in row
     assert row.split()[-5:] == ["-1.0", "below", "the", "minimum", "0"]
-    assert lines[-1] == "After a fix: batch-platform replay small"
+    assert lines[-1] == "Hint: after a fix, batch-platform replay small scores these partitions again."
 
 
 def test_rejected_of_one_partition(cli, project):
@@ -39,7 +39,7 @@ def test_rejected_of_one_partition(cli, project):
         f"small, partition {REJECTED_DAY}: 1 rejected rows"
     )
     other = cli(project, "rejected", "small", "--partition", "2024-02-20")
-    assert other.out == "small, partition 2024-02-20: no row is rejected.\n"
+    assert other.out == "small, partition 2024-02-20: no rejected rows.\n"
     assert (
         "'2024-02-30' is not the key of a partition"
         in cli(project, "rejected", "small", "--partition", "2024-02-30").error
@@ -56,16 +56,17 @@ def test_rejected_reports_every_value_as_json(cli, project):
 
 
 @pytest.mark.parametrize("fix", [mend_the_source, loosen_the_rule])
-def test_replay_after_a_fix_moves_the_row_and_no_other(cli, project, fix):
-    before = published(project, "FROM small.predictions ORDER BY id")
+def test_replay_after_a_fix_scores_the_row_and_changes_no_other_score(cli, project, fix):
+    scores = "SELECT id, prediction, score, partition_key FROM small.predictions ORDER BY id"
+    before = published(project, scores)
     fix(project)
     answer = cli(project, "replay", "small")
     assert answer.err == ""
-    assert answer.out.splitlines()[0] == "small: replay 1 rows of 1 partitions"
+    assert answer.out.splitlines()[0] == "small: replaying 1 partitions with 1 rejected rows"
     assert answer.out.splitlines()[-1] == (
-        "1 partitions committed: 1 rows scored, 0 no longer there, 0 still rejected."
+        "1 partitions committed: 1 more rows scored, 0 fewer rows in the features, 0 rows still rejected."
     )
-    after = published(project, "FROM small.predictions ORDER BY id")
+    after = published(project, scores)
     (new,) = set(after) - set(before)
     assert (new[0], len(after)) == (REJECTED_ID, len(before) + 1)
     assert published(project, "FROM small.rejected_rows") == []
@@ -86,12 +87,12 @@ def test_replay_reports_as_json_and_finds_nothing_to_do(cli, project):
     }
 
 
-def test_replay_of_what_changed_otherwise_too_fails_and_says_what_to_do(cli, project):
-    path = pipeline_folder(project) / "events.parquet"
-    pl.read_parquet(path).with_columns(items=pl.col("items") + 1).write_parquet(path)
+def test_replay_refuses_predictions_of_another_form_and_says_what_to_do(cli, project):
+    predictions = {**OVERRIDES.get("predictions", {}), "keep": ["shop", "items"]}
+    write_defs_yaml(project, small_declaration(**{**OVERRIDES, "predictions": predictions}))
     before = published(project, "FROM small.predictions")
     answer = cli(project, "replay", "small", "--partition", REJECTED_DAY)
-    assert f"{REJECTED_DAY}: rows that were scored are other ones in the features now" in answer.error
+    assert f"{REJECTED_DAY}: features.key, features.time or predictions.keep are declared differently" in answer.error
     assert f"batch-platform run small --from {REJECTED_DAY} --to {REJECTED_DAY} --force" in answer.error
     assert published(project, "FROM small.predictions") == before
 

@@ -1,13 +1,12 @@
 """How far two models agree: held against scipy, whatever the batches, and in bounded memory."""
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from batch_platform.monitoring.agreement import Agreed, Agreement, agreed_on
+from batch_platform.monitoring.agreement import Agreed, Agreement
 
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=60)
 
@@ -63,17 +62,3 @@ def test_of_several_columns_it_is_the_mean_and_unknown_if_one_is():
     constant = Agreement()
     constant.add(np.column_stack([one, np.zeros(50)]), np.column_stack([other, np.zeros(50)]), None)
     assert constant.result() == Agreed(None, None)
-
-
-def test_stored_rows_give_the_same():
-    frame = pl.DataFrame(
-        {
-            "prediction": ["a", "b", "a", "b"],
-            "score": [0.1, 0.2, 0.3, 0.4],
-            "prediction_other": ["a", "a", "a", "b"],
-            "score_other": [0.2, 0.1, 0.3, 0.4],
-        }
-    )
-    assert agreed_on(frame, ["score"], decides=True) == Agreed(pytest.approx(0.8), 0.25)
-    assert agreed_on(frame, [], decides=False) == Agreed(None, None)
-    assert agreed_on(frame.clear(), ["score"], decides=True) == Agreed(None, None)
