@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import dagster as dg
-from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 
 from batch_platform.components import challengers, checks, describe, lineage
+from batch_platform.components.dagster_internals import held_object
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.run_config import (
@@ -56,7 +56,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         description=describe.features(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
-        metadata={SPEC_METADATA: ObjectMetadataValue(wiring), **lineage.features(wiring)},
+        metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key(name) for name in read_by_features(wiring)],
         backfill_policy=SINGLE_RUN,

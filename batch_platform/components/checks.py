@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster_shared.utils.warnings import disable_dagster_warnings
 
 from batch_platform.components import describe
-from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
@@ -166,16 +165,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
                     context.op_execution_context.log_event(_partition_up_to_date(asset, key, found))
         return _up_to_date(found, state)
 
-    return _StandingCheck(**up_to_date.get_attributes_dict())
-
-
-class _StandingCheck(dg.AssetChecksDefinition):
-    """A check that stays one. Dagster turns checks of a component into assets and back, and warns of its own doing."""
-
-    @staticmethod
-    def dagster_internal_init(**attributes: Any) -> "_StandingCheck":  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - handed on as they are
-        with disable_dagster_warnings():
-            return _StandingCheck(**attributes)
+    return StandingCheck.of(up_to_date)
 
 
 def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any:  # noqa: ANN401 - as in PartitionLog
