@@ -11,12 +11,11 @@ import polars as pl
 
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.labelled import TrainingData
-from batch_platform.models.bundle import Evaluation, Manifest, Window, libraries, write_bundle
+from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.fitting import fit
-from batch_platform.models.flavours.known import flavour, flavour_of
-from batch_platform.models.flavours.steps import has_steps
-from batch_platform.models.forest.proof import NEVER_TRIED
+from batch_platform.models.flavours.known import FLAVOURS, flavour_of
+from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.imports import read_import
 
 Expected = Callable[[pl.DataFrame], Any]
@@ -32,7 +31,6 @@ class Made:
     classes: list[Any]
     contract: Contract
     expected: Expected  # the library's own answer for rows of the table, in the form of scoring
-    libraries: dict[str, str]
     tolerance: float = 0.0  # between its library on its own and here
     linear: bool = False  # sums of scikit-learn, whose last digit depends on how many rows there are
 
@@ -84,9 +82,8 @@ def trained(label: str, tolerance: float = 0.0, *, linear: bool = False, **decla
             return estimator.predict_proba(matrix)
         return estimator.decision_function(matrix) if fitted.classes else estimator.predict(matrix)
 
-    name = flavour_of(estimator)
-    needed = libraries(name, preprocessed=has_steps(estimator))
-    return Made(name, estimator, fitted.task, fitted.classes, contract, expected, needed, tolerance, linear)
+    name = flavour_of(estimator).name
+    return Made(name, estimator, fitted.task, fitted.classes, contract, expected, tolerance, linear)
 
 
 def imported(  # noqa: PLR0913 - each is one fact of the case
@@ -105,13 +102,12 @@ def imported(  # noqa: PLR0913 - each is one fact of the case
     contract = infer_contract(table().select(columns), {}, most_categories=None)
     signature = read.signature(contract)
     return Made(
-        read.flavour,
-        read.found.model,
+        read.flavour.name,
+        read.source.model,
         read.task,
         read.classes,
         signature.contract,
         expected,
-        libraries(read.flavour),
         tolerance,
         linear,
     )
@@ -133,10 +129,9 @@ def keep(made: Made, folder: Path) -> Kept:
         training=window,
         evaluation=Evaluation(window.start, window.end, 50, {}),
         features_code_version="f",
-        libraries=made.libraries,
         created_at="2024-02-01T00:00:00+00:00",
         run_id="run",
-        compiled=NEVER_TRIED,
+        compiled=NOT_TREES.compiled,
     )
     staging = folder / "staging"
     staging.mkdir(parents=True)
@@ -455,5 +450,4 @@ EXTRAS = {
     "keras": "tensorflow",
     "mlflow": "mlflow",
 }
-assert set(EXTRAS) < {"sklearn", "python", *EXTRAS}
-assert all(name == flavour(name).FLAVOUR for name in ("sklearn", "python", *EXTRAS))
+assert {case.partition(" ")[0] for case in CASES} == set(FLAVOURS), "every flavour has a case"

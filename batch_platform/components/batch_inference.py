@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Self
 
 import dagster as dg
+from dagster_shared.utils.warnings import disable_dagster_warnings
 from pydantic import BaseModel
 
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
-from batch_platform.components.dagster_internals import without_beta_warnings
 from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.jobs import build_jobs
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
@@ -18,6 +18,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
+from batch_platform.models.imports import check_flavours
 
 
 @dg.scaffold_with(BatchInferenceScaffolder)
@@ -62,10 +63,13 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
     """The definitions of a pipeline whose files lie in a folder (or beside a file).
 
     Raises:
-        BatchPlatformError: Its SQL, functions or estimator cannot be read.
+        BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
     """
+    check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
-    with without_beta_warnings():  # single-run backfills and observable sources
+    with (
+        disable_dagster_warnings()
+    ):  # single-run backfills and observable sources are "in beta": our risk, not the user's
         jobs = build_jobs(wiring)
         return dg.Definitions(
             assets=build_assets(wiring),

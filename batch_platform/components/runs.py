@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-
-from batch_platform.components.dagster_internals import (
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
-    FINISHED_STATUSES,
-    NOT_FINISHED_STATUSES,
     PARTITION_NAME_TAG,
 )
+
 from batch_platform.components.jobs import MAKES, assets_of, job_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError

@@ -10,10 +10,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from batch_platform.declaration.errors import did_you_mean, listed
+from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import Block, check_dotted, check_name
 
-FLAVOURS = ("sklearn", "onnx", "lightgbm", "xgboost", "keras", "mlflow", "python")
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
 
@@ -37,7 +36,11 @@ class Learner(Block):
         description="A model made elsewhere: a file, MLflow's models:/ or runs:/ or folder, or package.module.Class.",
         examples=["churn.onnx", "models:/churn@champion", "shop.rules.Rules"],
     )
-    flavour: str | None = Field(default=None, description="Of the import; left out: by its form.", examples=[*FLAVOURS])
+    flavour: str | None = Field(
+        default=None,
+        description="Kind of the imported model. Left out: recognised by its file ending or reference.",
+        examples=["onnx"],
+    )
     task: Task | None = Field(default=None, description="Of the import; left out where its file tells.")
     classes: list[bool | int | float | str] | None = Field(
         default=None,
@@ -86,14 +89,6 @@ class Learner(Block):
             except TypeError as error:
                 msg = f"{name!r} is {given!r}, which is no plain value; a date or a time is written in quotes"
                 raise ValueError(msg) from error
-        return value
-
-    @field_validator("flavour")
-    @classmethod
-    def _flavour(cls, value: str | None) -> str | None:
-        if value is not None and value not in FLAVOURS:
-            msg = f"{value!r} is not a flavour; allowed are {listed(FLAVOURS)}"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, FLAVOURS)])))
         return value
 
 

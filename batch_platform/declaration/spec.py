@@ -11,7 +11,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.inputs import ColumnRule, Features, Labels, Partitions, Source
-from batch_platform.declaration.learners import FLAVOURS, Challenger, Learner, Task, check_challengers
+from batch_platform.declaration.learners import Challenger, Learner, Task, check_challengers
 from batch_platform.declaration.notation import (
     Block,
     Cron,
@@ -23,7 +23,6 @@ from batch_platform.declaration.notation import (
 )
 
 __all__ = [
-    "FLAVOURS",
     "Challenger",
     "ColumnRule",
     "Features",

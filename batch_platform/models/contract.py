@@ -72,6 +72,11 @@ class Contract:
         """The column names, in order."""
         return [column.name for column in self.columns]
 
+    @property
+    def categorical(self) -> list[int]:
+        """The positions of the columns that hold categories."""
+        return [at for at, column in enumerate(self.columns) if column.type == "category"]
+
     def under(self, rules: Mapping[str, ColumnRule]) -> "Contract":
         """This contract with what is declared of its columns now in the place of what was declared when it was learned.
 

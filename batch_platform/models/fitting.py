@@ -4,9 +4,10 @@ Rows come in the order of time and are never shuffled between the two parts. Kno
 where the model goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,21 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model, Promote
 from batch_platform.features.labelled import TrainingData, feature_columns
-from batch_platform.models.bundle import ClassLabel, Predictor, Task
 from batch_platform.models.contract import Column, Contract, declare_column, infer_contract
-from batch_platform.models.estimator import fit_estimator, make_estimator, name_of, task_of
+from batch_platform.models.estimator import make_estimator, name_of, task_of
+from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import flavour_of, predictor_of
-from batch_platform.models.flavours.sklearn import FLAVOUR as SKLEARN
-from batch_platform.models.flavours.sklearn import SklearnPredictor
-from batch_platform.models.flavours.steps import has_steps
-from batch_platform.models.forest.compiled import CompilablePredictor
-from batch_platform.models.forest.proof import NO_PARTS, Proof, prove
+from batch_platform.models.forest.compiled import NOT_TREES, CompilablePredictor, Proof, prove
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import Signature
+from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
 from batch_platform.monitoring.leakage import nearly_deciding
-from batch_platform.monitoring.metrics import (
-    Outcomes,
-    as_truth,
-    default_metric,
+from batch_platform.monitoring.performance import (
+    DEFAULT_METRIC,
     is_worse,
-    known_to,
-    lower_is_better,
-    measure,
+    measure_classes,
+    measure_outliers,
+    measure_segments,
+    measure_values,
 )
 
 LEAST_ROWS = 20
@@ -44,7 +40,7 @@ MANY_ROWS = 50_000  # from here on several threads fit sooner than one; on few r
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted estimator, what it expects, and how it did on rows that it had not seen."""
+    """A fitted or imported model, what it takes, and how it did on rows that it had not seen."""
 
     estimator: Any
     task: Task
@@ -56,10 +52,9 @@ class Fitted:
     rows_rejected: int
     suspicious: list[str]  # features that alone nearly decide the label
     proof: Proof
-    flavour: str
+    flavour: Flavour
     predictor: Predictor
-    preprocessed: bool  # whether transformers of scikit-learn stand in front of a model of another library
-    details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model tells
+    details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
 
 
 def fit(model: Model, features: Features, data: TrainingData, params: dict[str, Any]) -> Fitted:
@@ -82,6 +77,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     matrix = contract.encode(kept.kept)
     truth = None if data.label is None else as_truth(kept.kept[data.label])
     estimator = make_estimator(model, params, contract)
+    kind = flavour_of(estimator)
     classes = _classes(estimator, truth)
     task = task_of(estimator, len(classes))
     if task not in ("clustering", "outliers") and truth is None:
@@ -92,8 +88,9 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
     try:
         with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
-            fit_estimator(estimator, matrix, truth, contract)
-        predictor = _predictor(estimator, Signature(task, classes, contract))
+            kind.training.fit(estimator, matrix, truth, contract)
+        signature = Signature(task, classes, contract)
+        predictor = (kind.training.predictor or partial(predictor_of, kind))(estimator, signature)
         metrics = evaluate(
             predictor,
             task=task,
@@ -116,9 +113,8 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         rows_rejected=kept.rejected.height + evaluated.rejected.height,
         suspicious=_suspicious(contract, matrix, truth, task),
         proof=compiled_form(predictor, contract, evaluated.kept),
-        flavour=flavour_of(estimator),
+        flavour=kind,
         predictor=predictor,
-        preprocessed=flavour_of(estimator) != SKLEARN and has_steps(estimator),
     )
 
 
@@ -138,8 +134,30 @@ def evaluate(  # noqa: PLR0913 - a fitted model is all of these
         return {}
     matrix = contract.encode(rows)
     with one_thread():
-        predicted = predictor.predict(matrix)
-    return measure(Outcomes(task, predicted, None if label is None else as_truth(rows[label]), classes, matrix))
+        found = predictor.predict(matrix)
+    if task == "outliers":
+        return measure_outliers(found, None if label is None else as_truth(rows[label]))
+    if task == "clustering" or label is None:
+        return measure_segments(matrix, found)
+    truth = as_truth(rows[label])
+    if task == "regression":
+        return measure_values(truth.astype(np.float64), found)
+    return measure_classes(truth, found, classes)
+
+
+def as_truth(labels: pl.Series) -> NDArray[Any]:
+    """Labels as an estimator takes them: decimals as floats, enumerations as text, all else as it is."""
+    if labels.dtype.is_decimal():
+        return labels.cast(pl.Float64).to_numpy()
+    if isinstance(labels.dtype, pl.Categorical | pl.Enum):
+        return labels.cast(pl.String).to_numpy()
+    return labels.to_numpy()
+
+
+def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
+    """Which labels are one of a model's classes."""
+    known = set(classes)
+    return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
@@ -151,7 +169,7 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
         metrics: Of the version, on the evaluation rows.
         champion: Of the version that serves now, on the same rows; None if there is none.
     """
-    metric = gate.metric or default_metric(task)
+    metric = gate.metric or DEFAULT_METRIC[task]
     value = metrics.get(metric)
     if value is None:
         return f"{metric} cannot be measured on the evaluation rows (measured: {listed(metrics) or 'nothing'})"
@@ -159,23 +177,15 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
         return f"{metric} {value:.4f} is worse than the required {gate.at_least:g}"
     standing = None if champion is None else champion.get(metric)
     if gate.tolerance is not None and standing is not None:
-        bound = standing + gate.tolerance if lower_is_better(metric) else standing - gate.tolerance
-        if is_worse(metric, value, bound):
+        lower = is_worse(metric, 1.0, 0.0)
+        if is_worse(metric, value, standing + gate.tolerance if lower else standing - gate.tolerance):
             return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
     return None
 
 
 def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Proof:
     """The compiled form of a model, proven on rows that it was not fitted on."""
-    return prove(predictor, contract.encode(rows)) if isinstance(predictor, CompilablePredictor) else NO_PARTS
-
-
-def _predictor(estimator: Any, signature: Signature) -> Predictor:
-    """What will score; estimators of scikit-learn come back from disk exactly as they are."""
-    name = flavour_of(estimator)
-    if name == SKLEARN:
-        return SklearnPredictor(estimator, signature.task)
-    return predictor_of(name, estimator, signature)
+    return prove(predictor, contract.encode(rows)) if isinstance(predictor, CompilablePredictor) else NOT_TREES
 
 
 def declared_columns(features: Features, training: pl.DataFrame) -> dict[str, Column]:

@@ -1,67 +1,74 @@
-"""A model that was made elsewhere: where it is, what kind it is, and what it tells about itself."""
+"""A model that was made elsewhere: its flavour, its task and classes, and the columns that it takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
-from batch_platform.declaration.spec import Model
+from batch_platform.declaration.errors import DataError, WrongUseError, listed
+from batch_platform.declaration.spec import Model, PipelineSpec
 from batch_platform.models.contract import Contract
 from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.models.flavours.known import flavour, flavour_of_reference
-from batch_platform.models.flavours.sklearn import PICKLES
-from batch_platform.models.signature import ClassLabel, Found, Signature, Task, held_against
-
-_NO_FILES = ("mlflow", "python")
+from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.known import flavour, flavour_of_import
+from batch_platform.models.signature import ClassLabel, ForeignModel, Signature, Task, matched_contract
 
 
 @dataclass(frozen=True)
-class Import:
-    """A model as it was read."""
+class ImportedModel:
+    """A model as its file and the declaration describe it."""
 
-    flavour: str
-    found: Found
+    flavour: Flavour
+    source: ForeignModel
     task: Task
     classes: list[ClassLabel]
 
     def signature(self, contract: Contract) -> Signature:
-        """What it reads and gives, where the features keep a contract.
+        """Its signature, on features with a given contract.
 
         Raises:
-            DataError: It asks for other columns.
+            DataError: It takes other columns.
         """
-        asked = contract if self.found.inputs is None else held_against(contract, self.found.inputs)
-        return Signature(self.task, self.classes, asked)
+        inputs = self.source.inputs
+        return Signature(self.task, self.classes, contract if inputs is None else matched_contract(contract, inputs))
 
 
-def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> Import:
+def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> ImportedModel:
     """Read the model that a pipeline imports.
 
     Args:
         model: As declared.
-        folder: The folder of the declaration, from which paths count.
-        params: For the class of a model in Python.
+        folder: The folder of the declaration; paths are relative to it.
+        params: Arguments for a model class in Python.
 
     Raises:
-        WrongUseError: It is not there, it does not tell what it gives, its library is missing, or trust is needed.
-        DataError: The file is not of its kind, or what is declared of it is not so.
+        WrongUseError: It does not exist, does not state its task or classes, its library is missing, or it needs trust.
+        DataError: The file is not of its flavour, or contradicts the declaration.
     """
-    reference = model.import_ or ""
-    name = model.flavour or flavour_of_reference(reference)
-    if params and name != "python":
-        msg = f"model.params: {listed(params)} cannot be given to an imported {name} model, which is finished."
+    kind, reference = _located(model, folder)
+    if params and not kind.takes_params:
+        msg = f"model.params: {listed(params)} cannot be given to an imported {kind.name} model, which is already trained."
         raise WrongUseError(msg, hint="leave them out.")
-    if name not in _NO_FILES:
-        reference = str(_existing(folder, reference))
-    elif name == "mlflow" and (folder / reference).is_dir():
-        reference = str(folder / reference)
-    kind = flavour(name)
-    if name == "mlflow" or reference.lower().endswith(PICKLES):
-        require_trust(model, reference)
-    found = kind.read(reference, params)
-    task = _agreed("task", model.task, found.task, reference)
-    return Import(name, found, task, _classes(model, found, task, reference))
+    if kind.runs_code(reference):
+        _require_trust(model, reference)
+    source = kind.read(reference, params)
+    task = _agreed_task(model.task, source.task, reference)
+    return ImportedModel(kind, source, task, _classes(model, source, task, reference))
+
+
+def check_flavours(spec: PipelineSpec) -> None:
+    """Check the declared flavours of the model and of the challengers by name.
+
+    Raises:
+        WrongUseError: There is no flavour of that name.
+    """
+    learners = {"model": spec.model} | {f"challengers.{challenger.name}": challenger for challenger in spec.challengers}
+    for key, learner in learners.items():
+        try:
+            _ = learner.flavour and flavour(learner.flavour)
+        except WrongUseError as error:
+            msg = f"{spec.name}: {key}.flavour: {error.message}"
+            raise WrongUseError(msg, hint=error.hint) from error
 
 
 def check_model(model: Model, folder: Path) -> None:
@@ -69,61 +76,56 @@ def check_model(model: Model, folder: Path) -> None:
 
     Raises:
         WrongUseError: It could not.
-        DataError: The file of an import is not of its kind.
+        DataError: The file of an import is not of its flavour.
     """
     if model.import_ is None:
         check_estimator_exists(model)
-    elif model.flavour == "mlflow" or model.import_.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
-        require_trust(model, model.import_)
-    else:
+        return
+    kind, reference = _located(model, folder)
+    if not kind.is_remote(reference):
         read_import(model, folder, model.params)
+    elif kind.runs_code(reference):
+        _require_trust(model, reference)
 
 
-def require_trust(model: Model, reference: str) -> None:
-    """Check that the declaration allows to run code that a model's files hold.
+def _located(model: Model, folder: Path) -> tuple[Flavour, str]:
+    reference = model.import_ or ""
+    kind = flavour(model.flavour) if model.flavour else flavour_of_import(folder, reference)
+    return kind, kind.locate(folder, reference)
 
-    Raises:
-        WrongUseError: It does not.
-    """
+
+def _require_trust(model: Model, reference: str) -> None:
     if not model.allow_pickle:
-        msg = f"model.import: loading {reference} may run code that its files hold (pickle), and that is not allowed."
-        raise WrongUseError(msg, hint="if you trust whoever made it, declare model.allow_pickle: true.")
+        msg = f"model.import: loading {reference} may run code stored in its files (pickle), which is not allowed."
+        raise WrongUseError(msg, hint="if you trust its author, declare model.allow_pickle: true.")
 
 
-def _existing(folder: Path, reference: str) -> Path:
-    path = folder / reference
-    if not path.is_file():
-        near = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
-        msg = f"model.import: there is no file {path}."
-        raise WrongUseError(msg, hint=did_you_mean(path.name, near) or "a path counts from the folder of the YAML.")
-    return path
+def _agreed_task(declared: Task | None, stated: Task | None, reference: str) -> Task:
+    task = declared or stated
+    if task is None:
+        msg = f"model.import: {reference} does not state its task."
+        raise WrongUseError(msg, hint="declare model.task: binary, multiclass, regression, clustering or outliers.")
+    if stated not in (None, task):
+        msg = f"model.task is {declared!r}, but {reference} is a {stated} model."
+        raise DataError(msg, hint="leave model.task out, or import another model.")
+    return task
 
 
-def _agreed(key: str, declared: Any, told: Any, reference: str) -> Any:
-    if declared is None and told is None:
-        msg = f"model.import: {reference} does not tell its {key}."
-        raise WrongUseError(msg, hint=f"declare model.{key}: binary, multiclass, regression, clustering or outliers.")
-    if declared is not None and told is not None and declared != told:
-        msg = f"model.{key} is {declared!r}, but {reference} is a {told} model."
-        raise DataError(msg, hint=f"leave model.{key} out, or import another model.")
-    return declared or told
-
-
-def _classes(model: Model, found: Found, task: Task, reference: str) -> list[ClassLabel]:
+def _classes(model: Model, source: ForeignModel, task: Task, reference: str) -> list[ClassLabel]:
+    declared, stated = model.classes, source.classes
     if task not in ("binary", "multiclass"):
-        if model.classes:
-            msg = f"model.classes: a {task} model has none."
+        if declared:
+            msg = f"model.classes: a {task} model has no classes."
             raise WrongUseError(msg, hint="leave them out.")
         return []
-    declared, told = model.classes, found.classes
-    if declared is None and told is None:
-        msg = f"model.import: {reference} does not tell its classes."
+    if declared is None and stated is None:
+        msg = f"model.import: {reference} does not state its classes."
         raise WrongUseError(msg, hint="declare them in the order of its probabilities: model.classes: [false, true]")
-    if declared is not None and told is not None and len(declared) != len(told):
-        msg = f"model.classes names {len(declared)}, but {reference} tells {len(told)} apart: {listed(told)}."
-        raise DataError(msg, hint="name them all, in the order of its probabilities.")
-    classes = list(declared or told or [])
+    if declared is not None and stated is not None and len(declared) != len(stated):
+        msg = f"model.classes lists {len(declared)} classes, but {reference} has {len(stated)}: {listed(stated)}."
+        raise DataError(msg, hint="list all of them, in the order of its probabilities.")
+    classes = list(declared or stated or [])
     if (len(classes) == 2) != (task == "binary"):  # noqa: PLR2004 - two classes are binary
         msg = f"{reference}: a {task} model cannot have {len(classes)} classes ({listed(classes)})."
-        raise DataError(msg, hint="see model.task and model.classes.")
+        raise DataError(msg, hint="check model.task and model.classes.")
     return classes

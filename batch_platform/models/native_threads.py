@@ -1,18 +1,67 @@
 """How many threads the native libraries below NumPy and the estimators use."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from threading import Lock, local
 
 from threadpoolctl import ThreadpoolController
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """Hold the numeric libraries loaded by now to one thread each, in this process: for many short calls.
+class _Process:
+    """What all threads share."""
 
-    Waking more threads costs more than a batch is worth, and sums come out the same on every machine.
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.limits: list[
+            ExitStack
+        ] = []  # of the `one_thread` blocks that are running, in the order in which they began
+        self.loads = 0  # how often libraries may have been loaded
+
+
+class _Thread(local):
+    loads = 0  # after how many of the loads this thread set its limit
+
+
+_process, _thread = _Process(), _Thread()
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Hold the numeric libraries of this process to one thread each, those loaded later included: for many short calls.
+
+    Waking more threads costs more than a batch is worth, and sums come out the same on every machine. A library that is loaded inside
+    the block is held once `libraries_loaded` says so.
     """
-    return ThreadpoolController().limit(limits=1)
+    with ExitStack() as limits:
+        limits.enter_context(ThreadpoolController().limit(limits=1))
+        with _process.lock:
+            _process.limits.append(limits)
+        _thread.loads = _process.loads
+        try:
+            yield
+        finally:
+            with _process.lock:
+                _process.limits.remove(limits)
 
 
 def one_thread_here() -> None:
-    """The same for a new thread that lives within `one_thread`: OpenMP keeps its limit for each thread that calls it."""
+    """Hold OpenMP to one thread on a new thread that lives within `one_thread`: OpenMP has a limit per calling thread."""
+    _thread.loads = _process.loads
     ThreadpoolController().select(user_api="openmp").limit(limits=1)
+
+
+def libraries_loaded() -> None:
+    """Say that libraries may have been loaded; where `one_thread` holds, they are held too."""
+    with _process.lock:
+        _process.loads += 1
+    hold_loaded_libraries()
+
+
+def hold_loaded_libraries() -> None:
+    """Within `one_thread`, hold libraries that were loaded since this thread last looked; cheap if there are none."""
+    if _thread.loads == _process.loads or not _process.limits:
+        return
+    with _process.lock:
+        if _process.limits:  # until the first of the running blocks ends
+            _process.limits[0].enter_context(ThreadpoolController().limit(limits=1))
+            _thread.loads = _process.loads

@@ -18,7 +18,7 @@ from batch_platform import __version__
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.models.bundle import Bundle, Manifest, open_bundle, read_manifest
 from batch_platform.models.contract import REASON, Column
-from batch_platform.models.flavours.mlflow import library, require_server
+from batch_platform.models.flavours.mlflow import data_frame, library, require_server
 
 CHAMPION = "champion"
 _NOTE = "published.json"
@@ -95,15 +95,14 @@ def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
 
 
 def _signature(mlflow: Any, manifest: Manifest) -> Any:
-    from mlflow.types import ColSpec, Schema
-
+    column_spec, schema = mlflow.types.ColSpec, mlflow.types.Schema
     inputs: list[Any] = [
-        ColSpec(_type(Column(**column)), name=column["name"], required=not column["nullable"])
+        column_spec(_type(Column(**column)), name=column["name"], required=not column["nullable"])
         for column in manifest.contract
     ]
-    outputs: list[Any] = [ColSpec(_label_type(manifest), name="prediction")]
-    outputs += [ColSpec("double", name=name) for name in _score_names(manifest)]
-    return mlflow.models.ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+    outputs: list[Any] = [column_spec(_label_type(manifest), name="prediction")]
+    outputs += [column_spec("double", name=name) for name in _score_names(manifest)]
+    return mlflow.models.ModelSignature(inputs=schema(inputs), outputs=schema(outputs))
 
 
 def _type(column: Column) -> str:
@@ -131,8 +130,6 @@ class _PublishedModel:
     bundle: Bundle
 
     def predict(self, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002 - MLflow calls it so
-        import pandas as pd
-
         split = self.bundle.contract.split(pl.from_pandas(model_input))
         if split.rejected.height:
             msg = f"{split.rejected.height} of {len(model_input)} rows break the contract: {listed(set(split.rejected[REASON]))}."
@@ -141,13 +138,13 @@ class _PublishedModel:
         manifest = self.bundle.manifest
         if manifest.task == "outliers":
             flags = np.where(raw > 0, -1, 1).astype(np.int32)
-            return pd.DataFrame({"prediction": flags, "score": raw}, index=model_input.index)
+            return data_frame({"prediction": flags, "score": raw}, index=model_input.index)
         if not manifest.classes:
-            return pd.DataFrame({"prediction": raw}, index=model_input.index)
+            return data_frame({"prediction": raw}, index=model_input.index)
         labels = np.array(manifest.classes)[raw.argmax(axis=1)]
         shown = raw[:, 1:] if manifest.task == "binary" else raw
         scores = dict(zip(_score_names(manifest), shown.T, strict=True))
-        return pd.DataFrame({"prediction": labels, **scores}, index=model_input.index)
+        return data_frame({"prediction": labels, **scores}, index=model_input.index)
 
 
 def _load_pyfunc(path: str) -> _PublishedModel:  # pyright: ignore[reportUnusedFunction] - MLflow calls it by its name

@@ -22,13 +22,11 @@ from batch_platform.declaration.windows import can_train, evaluation_start, matu
 from batch_platform.features.history import History, fingerprint
 from batch_platform.features.labelled import TrainingData, feature_columns
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, libraries, write_bundle
+from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import Contract, infer_contract
 from batch_platform.models.estimator import is_classification
 from batch_platform.models.fitting import Fitted, compiled_form, declared_columns, evaluate, fit
 from batch_platform.models.flavours.known import predictor_of
-from batch_platform.models.flavours.sklearn import FLAVOUR as SKLEARN
-from batch_platform.models.flavours.sklearn import safest
 from batch_platform.models.gate import Verdict, pass_gate
 from batch_platform.models.imports import read_import
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
@@ -76,7 +74,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
         raise TrainingRefusedError(msg, hint="import it for a later serving period.")
     read = read_import(spec.model, history.builder.sources.folder, params)
     signature = read.signature(_contract(history, seen))
-    predictor, contract = predictor_of(read.flavour, read.found.model, signature), signature.contract
+    predictor, contract = predictor_of(read.flavour, read.source.model, signature), signature.contract
     trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
     if trial.height:  # what the model gives must be what it is declared to give
         predictor.predict(contract.encode(trial))
@@ -89,7 +87,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
             predictor, task=signature.task, classes=classes, contract=contract, rows=rows.kept, label=label
         )
     fitted = Fitted(
-        estimator=read.found.model,
+        estimator=read.source.model,
         task=signature.task,
         classes=classes,
         contract=contract,
@@ -101,8 +99,7 @@ def import_model(  # noqa: PLR0913 - each is one fact of the import
         proof=compiled_form(predictor, contract, trial),
         flavour=read.flavour,
         predictor=predictor,
-        preprocessed=False,
-        details=read.found.details,
+        details=read.source.details,
     )
     return fitted, data if metrics else None
 
@@ -147,8 +144,7 @@ class LearnedModel:
         Raises:
             TrainingRefusedError: The model holds a type that would not be trusted when it is loaded.
         """
-        pickles = allow_pickle and self.fitted.flavour == SKLEARN
-        model = safest(self.fitted.estimator) if pickles else self.fitted.estimator
+        model = self.fitted.flavour.to_save(self.fitted.estimator, allow_pickle=allow_pickle)
         version, sha256, manifest = write_bundle(self.manifest, model, staging, models, self.fitted.proof.trees)
         return _version_row(manifest, version, sha256)
 
@@ -327,7 +323,7 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
         pipeline=spec.name,
         serving_period=period.key,
         serving_start=period.start.isoformat(),
-        flavour=fitted.flavour,
+        flavour=fitted.flavour.name,
         task=fitted.task,
         classes=fitted.classes,
         estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
@@ -349,7 +345,6 @@ def _describe(  # noqa: PLR0913 - each is one fact of the model
             metrics=fitted.metrics,
         ),
         features_code_version=features_code_version,
-        libraries=libraries(fitted.flavour, preprocessed=fitted.preprocessed),
         created_at=stamp.now().isoformat(),
         run_id=stamp.run_id,
         compiled=fitted.proof.compiled,

@@ -20,6 +20,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import parquet_writer
 from batch_platform.models.bundle import Bundle, Predictor
+from batch_platform.models.native_threads import hold_loaded_libraries
 from batch_platform.scoring.batch import REJECTED, ignored_columns, reasons_of, rejected_rows, samples_of, score_batch
 from batch_platform.scoring.challengers import Contender, Shadowed, ShadowPart, score_beside
 from batch_platform.scoring.repeated import repeated_text, repeated_time
@@ -104,6 +105,7 @@ class Part:
 def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: Stamp, started: datetime) -> Part:
     """Score one batch, on any thread, and give its rows as they are stored."""
     began = perf_counter()
+    hold_loaded_libraries()
     if order.contenders:
         scored, shadows = score_beside(
             rows,

@@ -10,8 +10,7 @@ import numpy as np
 
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.flavours.known import flavour_of, predictor_of
-from batch_platform.models.forest.compiled import compile_predictor
-from batch_platform.models.forest.proof import same_outcome
+from batch_platform.models.forest.compiled import compile_predictor, same_outcome
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.signature import Predictor, Signature
 from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn

@@ -360,7 +360,6 @@ def test_columns_may_have_any_name(name):
         ),
         (("challengers", 0, "estimator"), "LogisticRegression", "'LogisticRegression' is not an import path"),
         (("challengers", 0, "task"), "binary", "'task' tells of an import only"),
-        (("challengers", 0, "flavour"), "sklaern", "challengers.0.flavour: Value error, 'sklaern' is not a flavour"),
         (("challengers", 1, "version"), "3f9c1a2b", "'3f9c1a2b' is not the name of a version such as"),
         (("challengers", 1, "version"), "2013-03-01-3F9C1A2B", "is not the name of a version such as"),
         (("challengers", 1, "version"), "../2013-03-01-3f9c1a2b", "is not the name of a version such as"),

@@ -15,9 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.flavours.known import flavour_of, predictor_of
-from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor
+from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
-from batch_platform.models.forest.proof import prove, same_outcome
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.signature import Signature
 from batch_platform_tests.models.test_forest import SHAPES, Shape, assert_the_same_bits, table
@@ -92,7 +91,11 @@ def learned(name: str, shape: Shape) -> CompilablePredictor:
     else:
         task, classes, truth = "regression", [], 1 / (1 + np.exp(-signal))
     model = BOOSTERS[name](shape)
-    known = {"categorical_feature": [shape.columns - 1]} if shape.categories and flavour_of(model) == "lightgbm" else {}
+    known = (
+        {"categorical_feature": [shape.columns - 1]}
+        if shape.categories and flavour_of(model).name == "lightgbm"
+        else {}
+    )
     model.fit(matrix, truth, **known)
     predictor = predictor_of(flavour_of(model), model, Signature(task, classes, contract(shape)))
     assert isinstance(predictor, CompilablePredictor)

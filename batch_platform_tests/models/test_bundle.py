@@ -20,10 +20,10 @@ from batch_platform.declaration.spec import Model
 from batch_platform.models.bundle import FORMAT, Evaluation, Manifest, Window, libraries, open_bundle, write_bundle
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.estimator import make_estimator
+from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform.models.flavours.sklearn import MODEL_FILE, TRUSTED_TYPES, SklearnPredictor
 from batch_platform.models.forest import arrays
-from batch_platform.models.forest.compiled import WORTH_COMPILING, CompiledPredictor
-from batch_platform.models.forest.proof import NEVER_TRIED, Compiled, prove
+from batch_platform.models.forest.compiled import NOT_TREES, WORTH_COMPILING, Compilation, CompiledPredictor, prove
 
 CONTRACT = Contract(
     (Column("x", "float", nullable=True), Column("shop", "category", nullable=True, categories=("a", "b", "c")))
@@ -50,6 +50,8 @@ ESTIMATORS = {
     "sklearn.ensemble.IsolationForest": ("outliers", {"n_estimators": 5}),
 }
 
+INSTALLED = libraries(FLAVOURS["sklearn"], [MODEL_FILE])
+
 
 def rows() -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
@@ -73,10 +75,9 @@ def manifest(task: str = "binary", **changes) -> Manifest:
         "training": window,
         "evaluation": Evaluation(window.start, window.end, 20, {"roc_auc": 0.75}),
         "features_code_version": "f",
-        "libraries": libraries(),
         "created_at": "2024-02-01T00:00:00+00:00",
         "run_id": "run",
-        "compiled": NEVER_TRIED,
+        "compiled": NOT_TREES.compiled,
     }
     return Manifest(**(values | changes))
 
@@ -93,14 +94,19 @@ def written(tmp_path: Path, estimator="sklearn.tree.DecisionTreeClassifier", par
     return fitted, tmp_path / "models" / version, sha256
 
 
-def rehashed(folder: Path, name: str, data: bytes) -> str:
-    """Change a file and every hash above it, as somebody who may write anything could; gives the bundle's hash."""
-    (folder / name).write_bytes(data)
-    values = json.loads((folder / "manifest.json").read_text())
-    values["files"][name] = hashlib.sha256(data).hexdigest()
+def restated(folder: Path, **changes) -> str:
+    """Change what the manifest states, as if it had been registered so; gives the bundle's hash."""
+    values = json.loads((folder / "manifest.json").read_text()) | changes
     text = json.dumps(values).encode()
     (folder / "manifest.json").write_bytes(text)
     return hashlib.sha256(text).hexdigest()
+
+
+def rehashed(folder: Path, name: str, data: bytes) -> str:
+    """Change a file and every hash above it, as somebody who may write anything could; gives the bundle's hash."""
+    (folder / name).write_bytes(data)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    return restated(folder, files=files | {name: hashlib.sha256(data).hexdigest()})
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -113,7 +119,9 @@ def test_what_was_trained_comes_back_exactly(tmp_path, estimator):
     expected = -fitted.decision_function(matrix) if task == "outliers" else expected
     np.testing.assert_array_equal(opened.predictor.predict(matrix), expected)
     assert opened.contract == CONTRACT
-    assert opened.manifest == replace(manifest(task), files=opened.manifest.files, contract=opened.manifest.contract)
+    assert opened.manifest == replace(
+        manifest(task), files=opened.manifest.files, libraries=INSTALLED, contract=opened.manifest.contract
+    )
     assert opened.version == f"2024-02-01-{sha256[:8]}"
 
 
@@ -189,27 +197,26 @@ def test_the_list_of_trusted_types_holds_nothing_that_runs_commands():
 
 @pytest.mark.parametrize("library", ["scikit-learn", "skops", "numpy"])
 def test_other_libraries_than_in_training_are_refused(tmp_path, library):
-    _, folder, sha256 = written(tmp_path, libraries={**libraries(), library: "0.1.2"})
-    with pytest.raises(WrongUseError, match=rf"trained with {library} 0\.1\.2 \(here {libraries()[library]}\)"):
+    _, folder, _ = written(tmp_path)
+    sha256 = restated(folder, libraries={**INSTALLED, library: "0.1.2"})
+    with pytest.raises(WrongUseError, match=rf"trained with {library} 0\.1\.2 \(here {INSTALLED[library]}\)"):
         open_bundle(folder, sha256)
 
 
 def test_another_patch_release_is_taken(tmp_path):
-    major, minor, *_ = libraries()["scikit-learn"].split(".")
-    _, folder, sha256 = written(tmp_path, libraries={**libraries(), "scikit-learn": f"{major}.{minor}.99"})
+    major, minor, *_ = INSTALLED["scikit-learn"].split(".")
+    _, folder, _ = written(tmp_path)
+    sha256 = restated(folder, libraries={**INSTALLED, "scikit-learn": f"{major}.{minor}.99"})
     open_bundle(folder, sha256)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is no flavour")],
+    [({"format": FORMAT + 1}, f"has format {FORMAT + 1}"), ({"flavour": "magic"}, "'magic' is not a flavour")],
 )
 def test_what_a_newer_version_wrote_is_refused(tmp_path, changes, said):
     _, folder, _ = written(tmp_path)
-    values = json.loads((folder / "manifest.json").read_text()) | changes
-    text = json.dumps(values).encode()
-    (folder / "manifest.json").write_bytes(text)
-    sha256 = hashlib.sha256(text).hexdigest()
+    sha256 = restated(folder, **changes)
     with pytest.raises(WrongUseError, match=f"{said}.*upgrade batch-platform"):
         open_bundle(folder, sha256)
 
@@ -233,13 +240,13 @@ def test_few_rows_go_the_native_way_and_many_the_compiled_one_to_the_same_bits(t
 
 
 def test_a_model_whose_proof_failed_is_served_natively_whatever_the_rows(tmp_path):
-    _, folder, sha256 = written(tmp_path, compiled=Compiled(kernel=None, trees=3, rows=0, reason="it differs"))
+    _, folder, sha256 = written(tmp_path, compiled=Compilation(kernel=None, trees=3, rows=0, reason="it differs"))
     opened = open_bundle(folder, sha256)
     assert opened.for_rows(10**12) is opened.predictor
 
 
 def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp_path, monkeypatch, caplog):
-    _, folder, sha256 = written(tmp_path, compiled=Compiled("leaf masks of 32 bits", trees=1, rows=9, reason=None))
+    _, folder, sha256 = written(tmp_path, compiled=Compilation("leaf masks of 32 bits", trees=1, rows=9, reason=None))
     flatten = arrays.flatten
 
     def wrong(ensemble):
@@ -256,40 +263,26 @@ def test_a_model_that_differs_on_this_machine_is_served_natively_and_says_so(tmp
     assert caplog.text.count(f"{opened.version} is scored by its library's own code on this machine") == 1
 
 
-def test_a_bundle_of_the_first_format_is_read_and_served_natively(tmp_path):
-    _, folder, _ = written(tmp_path)
-    values = json.loads((folder / "manifest.json").read_text())
-    values["format"] = 1
-    del values["compiled"]
-    text = json.dumps(values).encode()
-    (folder / "manifest.json").write_bytes(text)
-    opened = open_bundle(folder, hashlib.sha256(text).hexdigest())
-    assert opened.manifest.compiled == NEVER_TRIED
-    assert opened.for_rows(10**12) is opened.predictor
-
-
 def test_a_path_in_the_manifest_cannot_leave_the_bundle(tmp_path):
     _, folder, _ = written(tmp_path)
     outside = tmp_path / "outside"
     outside.write_text("secret")
-    values = json.loads((folder / "manifest.json").read_text())
-    values["files"] = {"../../outside": hashlib.sha256(b"secret").hexdigest()}
-    text = json.dumps(values).encode()
-    (folder / "manifest.json").write_bytes(text)
+    sha256 = restated(folder, files={"../../outside": hashlib.sha256(b"secret").hexdigest()})
     with pytest.raises(IntegrityError):
-        open_bundle(folder, hashlib.sha256(text).hexdigest())
+        open_bundle(folder, sha256)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from batch_platform.models.flavours import sklearn as flavour
+from dataclasses import replace
+from batch_platform.models.flavours.known import FLAVOURS
 from batch_platform_tests.models.test_bundle import written
-save = flavour.save
+whole = FLAVOURS["sklearn"]
 def save_half(model, folder):
-    save(model, folder)
+    whole.save(model, folder)
     os.kill(os.getpid(), signal.SIGKILL)
-flavour.save = save_half
+FLAVOURS["sklearn"] = replace(whole, save=save_half)
 written(Path(sys.argv[1]))
 """
 

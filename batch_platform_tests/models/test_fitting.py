@@ -330,7 +330,7 @@ def test_what_preprocessing_learnt_comes_from_the_beginning_of_the_window():
     [
         (HGB, {"max_itr": 3}, "has no parameter max_itr.*'max_itr': did you mean 'max_iter'"),
         ("sklearn.ensemble.HistGradientBoostingClasifier", {}, "did you mean 'HistGradientBoostingClassifier'"),
-        ("sklearn.metrics.roc_auc_score", {}, "is no scikit-learn-compatible estimator"),
+        ("sklearn.metrics.roc_auc_score", {}, "is not a scikit-learn-compatible estimator"),
         ("nowhere.at.all", {}, "cannot be imported"),
     ],
 )
@@ -340,12 +340,14 @@ def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, par
 
 
 def test_a_classifier_without_probabilities_is_refused():
-    with pytest.raises(TrainingRefusedError, match=r"RidgeClassifier gives no probabilities.*CalibratedClassifierCV"):
+    with pytest.raises(
+        TrainingRefusedError, match=r"RidgeClassifier does not return probabilities.*CalibratedClassifierCV"
+    ):
         fitted(estimator="sklearn.linear_model.RidgeClassifier")
 
 
 def test_what_is_no_model_is_refused():
-    with pytest.raises(TrainingRefusedError, match="neither a classifier, a regressor nor a clustering"):
+    with pytest.raises(TrainingRefusedError, match="not a classifier, a regressor, or a clustering"):
         fitted(estimator="sklearn.preprocessing.StandardScaler")
 
 
@@ -372,5 +374,5 @@ def test_a_function_may_build_the_estimator_with_its_own_preprocessing():
     model = Model(build=f"{__name__}.calibrated")
     found = fit(model, FEATURES, data(), {"C": 0.5})
     assert found.estimator[-1].C == 0.5
-    with pytest.raises(WrongUseError, match="returned str, which is no estimator"):
+    with pytest.raises(WrongUseError, match="returned str, which is not an estimator"):
         check_estimator_exists(Model(build=f"{__name__}.nothing"))

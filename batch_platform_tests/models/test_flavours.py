@@ -5,6 +5,8 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -12,12 +14,18 @@ import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
-from batch_platform.models.flavours.known import flavour
-from batch_platform.models.forest.compiled import CompilablePredictor
-from batch_platform.models.forest.proof import prove
+from batch_platform.models.flavours import keras
+from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.known import FLAVOURS, flavour
+from batch_platform.models.forest.compiled import CompilablePredictor, prove
+from batch_platform.models.imports import check_flavours
+from batch_platform.models.signature import ForeignModel, Input, Signature
+from batch_platform.warehouse.published import open_published
 from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
+from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
 ROWS = table(257, seed=1)
 
@@ -109,7 +117,7 @@ def test_a_missing_library_is_told_with_the_extra_that_brings_it(kept, monkeypat
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, EXTRAS[name], None)
     if name == "keras":
-        flavour("keras")._library.cache_clear()
+        keras._library.cache_clear()
     with pytest.raises(WrongUseError, match=rf"{EXTRAS[name]}.*pip install 'batch-platform\[{name}\]'"):
         open_bundle(kept.folder, kept.sha256, allow_pickle=True)
 
@@ -129,14 +137,14 @@ def rewritten(kept: Kept, folder: Path, **changes) -> tuple[Path, str]:
     return copy, hashlib.sha256(text).hexdigest()
 
 
-def test_another_version_of_its_library_is_refused_unless_that_is_allowed(kept, tmp_path, monkeypatch):
-    name, *_ = flavour(kept.made.flavour).LIBRARIES
-    folder, sha256 = rewritten(kept, tmp_path, libraries={**kept.made.libraries, name: "0.0.1"})
+def test_another_version_of_its_library_is_refused_unless_that_is_allowed(kept, opened, tmp_path, monkeypatch):
+    name, *_ = flavour(kept.made.flavour).libraries
+    folder, sha256 = rewritten(kept, tmp_path, libraries={**opened.manifest.libraries, name: "0.0.1"})
     with pytest.raises(WrongUseError, match=rf"trained with {name} 0\.0\.1 \(here .*{ALLOW_VARIABLE}=1"):
         open_bundle(folder, sha256, allow_pickle=True)
     monkeypatch.setenv(ALLOW_VARIABLE, "1")
-    opened = open_bundle(folder, sha256, allow_pickle=True)
-    assert opened.other_libraries == f"{name} 0.0.1 (here {kept.made.libraries[name]})"
+    allowed = open_bundle(folder, sha256, allow_pickle=True)
+    assert allowed.other_libraries == f"{name} 0.0.1 (here {opened.manifest.libraries[name]})"
 
 
 def test_what_may_run_code_is_loaded_only_where_that_is_declared_and_says_so(kept, caplog):
@@ -162,3 +170,66 @@ def test_boosters_are_compiled_to_the_same_bits_and_other_manifests_say_what_eva
         assert proof.kernel or not boosted
     else:
         assert not boosted
+
+
+class Threshold:
+    """A model of a library that the package does not know."""
+
+    def __init__(self, column: str, above: float) -> None:
+        self.column, self.above = column, above
+
+
+@dataclass(frozen=True)
+class ThresholdPredictor:
+    model: Threshold
+    signature: Signature
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        at = self.signature.contract.names.index(self.model.column)
+        odds = np.where(matrix[:, at] > self.model.above, 0.75, 0.25)
+        return np.column_stack([1 - odds, odds])
+
+
+def _save_threshold(model: Threshold, folder: Path) -> list[str]:
+    (folder / "model.ini").write_text(f"{model.column} > {model.above}")
+    return ["model.ini"]
+
+
+def _loaded_threshold(text: str) -> Threshold:
+    column, above = text.split(" > ")
+    return Threshold(column, float(above))
+
+
+THRESHOLD = Flavour(
+    name="threshold",
+    libraries=("numpy",),
+    save=_save_threshold,
+    load=lambda files, signature: ThresholdPredictor(_loaded_threshold(files["model.ini"].decode()), signature),
+    read=lambda reference, _: ForeignModel(
+        _loaded_threshold(Path(reference).read_text()), [Input("amount", "number")], "binary", [False, True]
+    ),
+    endings=(".ini",),
+)
+
+
+@pytest.mark.parametrize("declared", [{}, {"flavour": "threshold"}], ids=["by its ending", "by its name"])
+def test_a_flavour_registered_from_outside_is_imported_and_scores(tmp_path, monkeypatch, declared):
+    monkeypatch.setitem(FLAVOURS, "threshold", THRESHOLD)
+    pipeline = small_pipeline(tmp_path, model={"estimator": None, "params": None, "import": "rule.ini", **declared})
+    (pipeline.builder.sources.folder / "rule.ini").write_text("amount > 80.0")
+    check_flavours(pipeline.spec)
+    carry_out(pipeline, datetime(2024, 3, 1, tzinfo=UTC))
+    (version,) = pipeline.state().registry.approved()
+    assert (version.flavour, version.task) == ("threshold", "binary")
+    assert version.metric_values["accuracy"] > 0.6
+    with open_published(pipeline.home) as con:
+        scores = con.sql("FROM small.predictions SELECT DISTINCT score ORDER BY score").fetchall()
+    assert scores == [(0.25,), (0.75,)]
+
+
+def test_a_flavour_that_does_not_exist_is_refused_when_the_pipeline_loads():
+    spec = small_spec(challengers=[{"name": "other", "import": "rule.ini", "flavour": "sklaern"}])
+    with pytest.raises(
+        WrongUseError, match=r"small: challengers\.other\.flavour: 'sklaern' is not a flavour.*'sklearn'"
+    ):
+        build_definitions(spec, Path())

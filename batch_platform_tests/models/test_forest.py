@@ -22,11 +22,18 @@ from sklearn.preprocessing import StandardScaler
 
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest import arrays
-from batch_platform.models.forest import proof as proof_of
-from batch_platform.models.forest.compiled import CompilablePredictor, CompiledPredictor, compile_predictor
+from batch_platform.models.forest import compiled as proof_of
+from batch_platform.models.forest.compiled import (
+    CompilablePredictor,
+    CompiledPredictor,
+    compile_predictor,
+    generated_rows,
+    prove,
+    proven_predictor,
+    same_outcome,
+)
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.forest.estimators import read_estimator
-from batch_platform.models.forest.proof import made_rows, prove, proven_predictor, same_outcome
 from batch_platform.models.native_threads import one_thread
 
 
@@ -161,7 +168,7 @@ def odd_rows(shape: Shape, predictor: CompilablePredictor) -> list[np.ndarray]:
     strange[1::7, -1] = np.arange(-3.5, 300, 0.5)[: len(strange[1::7])]
     unseen = fresh.copy(order="F")
     unseen[::2, -1] = np.nan
-    return [fresh, strange, unseen, fresh[:64], fresh[:1], *made_rows(predictor.parts(), shape.seed)]
+    return [fresh, strange, unseen, fresh[:64], fresh[:1], *generated_rows(predictor.parts(), shape.seed)]
 
 
 def assert_the_same_bits(shape: Shape, predictor: CompilablePredictor) -> CompiledPredictor:
@@ -270,7 +277,7 @@ def test_what_scikit_learn_refuses_is_refused_in_the_same_words(name: str, matri
 def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(monkeypatch):
     shape = Shape()
     predictor = learned("histogram", CLASSIFIERS["histogram"], shape, "binary")
-    monkeypatch.setattr(proof_of, "MOST_HELD_OUT", 100)
+    monkeypatch.setattr(proof_of, "MAX_HELD_OUT", 100)
     none, *more = [prove(predictor, table(shape, rows)).compiled.rows for rows in (0, 100, 101, 200, 201)]
     assert [rows - none for rows in more] == [100, 51, 100, 67]
 

@@ -21,7 +21,7 @@ from batch_platform.declaration.spec import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.models.imports import check_model, read_import
-from batch_platform.models.signature import Input, decoded, held_against
+from batch_platform.models.signature import Input, decoded, matched_contract
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
 from batch_platform_tests.flavour_cases import COLUMNS, infer_contract, table
@@ -118,9 +118,9 @@ def test_columns_come_by_name_whatever_their_order_and_others_are_left_out(tmp_p
     [
         (
             NUMBERS_SQL.replace("amount", "amount AS amounts", 1),
-            r"asks for the columns amount;.*did you mean 'amounts'",
+            r"takes the columns amount;.*did you mean 'amounts'",
         ),
-        (NUMBERS_SQL.replace("items", "shop AS items", 1), "Column 'items' holds text, and the model takes numbers"),
+        (NUMBERS_SQL.replace("items", "shop AS items", 1), "Column 'items' holds text, but the model takes numbers"),
     ],
 )
 def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp_path, sql, said):
@@ -158,7 +158,7 @@ def test_a_changed_source_is_refused_until_it_is_imported_again(tmp_path, rule):
     rule.write_text(RULE.replace("0.8", "0.7"))
     again = pipeline_of(tmp_path, model=model)
     day = again.spec.partitions.calendar.named("2024-02-10")
-    with pytest.raises(IntegrityError, match=r"source of my_rules\.Rule is not the one that was imported"):
+    with pytest.raises(IntegrityError, match=r"source of my_rules\.Rule has changed since it was imported"):
         list(again.score([day], Stamp("again", NOW), force=True))
     later = again.spec.partitions.calendar.named("2024-02-01")
     imported = again.train(later, Stamp("again", NOW)).version
@@ -170,8 +170,8 @@ def test_a_changed_source_is_refused_until_it_is_imported_again(tmp_path, rule):
 def test_parameters_go_to_a_class_and_to_nothing_else(tmp_path):
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True]}
     read = read_import(Model.model_validate(model), tmp_path, {"above": 10.0})
-    assert read.found.model.params == {"above": 10.0}
-    with pytest.raises(WrongUseError, match=r"cannot be made of abov: TypeError.*'abov'"):
+    assert read.source.model.params == {"above": 10.0}
+    with pytest.raises(WrongUseError, match=r"cannot be built with abov: TypeError.*'abov'"):
         read_import(Model.model_validate(model), tmp_path, {"abov": 10.0})
     booster(tmp_path)
     with pytest.raises(WrongUseError, match="above cannot be given to an imported lightgbm model"):
@@ -193,15 +193,15 @@ def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
     ("declared", "error", "said"),
     [
         ({"import": "return.txt"}, WrongUseError, "there is no file .*return.txt.*did you mean 'returns.txt'"),
-        ({"import": "./returns.bin"}, WrongUseError, r"does not tell what kind of model.*model\.flavour"),
+        ({"import": "./returns.bin"}, WrongUseError, r"does not show what kind of model.*model\.flavour"),
         ({"import": "returns.txt", "flavour": "xgboost"}, DataError, "XGBoost cannot read the model"),
         ({"import": "rubbish.txt"}, DataError, "LightGBM cannot read the model"),
         ({"import": "rubbish.onnx"}, DataError, "ONNX Runtime cannot read the model"),
         ({"import": "rubbish.skops"}, IntegrityError, "rubbish.skops was not written by skops"),
         ({"import": "returns.txt", "task": "regression"}, DataError, "is 'regression', but .* is a binary model"),
-        ({"import": "returns.txt", "classes": [1, 2, 3]}, DataError, "model.classes names 3, but .* tells 2 apart"),
+        ({"import": "returns.txt", "classes": [1, 2, 3]}, DataError, "model.classes lists 3 classes, but .* has 2"),
         ({"import": "nowhere.at.All", "task": "regression"}, WrongUseError, "'nowhere.at' cannot be imported"),
-        ({"import": "batch_platform.declaration.errors.listed"}, WrongUseError, "is no class"),
+        ({"import": "batch_platform.declaration.errors.listed"}, WrongUseError, "is not a class"),
         ({"import": "batch_platform.declaration.errors.DataError"}, WrongUseError, "has no method `predict"),
         ({"import": "models:/churn@champion", "allow_pickle": True}, WrongUseError, "MLFLOW_TRACKING_URI is not set"),
         ({"import": "models:/churn@champion"}, WrongUseError, "allow_pickle"),
@@ -218,7 +218,7 @@ def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, declared, error,
 
 @pytest.mark.usefixtures("rule")
 def test_a_class_must_say_what_it_gives(tmp_path):
-    for declared, said in (({}, r"does not tell its task"), ({"task": "binary"}, r"does not tell its classes")):
+    for declared, said in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
         with pytest.raises(WrongUseError, match=said):
             read_import(Model.model_validate({"import": "my_rules.Rule", **declared}), tmp_path, {})
     model = Model.model_validate({"import": "my_rules.Rule", "task": "multiclass", "classes": ["a", "b"]})
@@ -229,7 +229,7 @@ def test_a_class_must_say_what_it_gives(tmp_path):
 def test_a_model_that_gives_something_else_than_it_is_declared_to_is_refused(tmp_path, rule):
     rule.write_text(RULE.replace("* 0.8 + 0.1", "* 8"))
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True], "estimator": None, "params": None}
-    with pytest.raises(DataError, match="numbers from -7 to 8, which are no probabilities"):
+    with pytest.raises(DataError, match="numbers from -7 to 8, which are not probabilities"):
         carry_out(pipeline_of(tmp_path, model=model), NOW)
 
 
@@ -239,19 +239,19 @@ CONTRACT = infer_contract(table().select(COLUMNS), {})
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ([Input("", "number")] * 3, "takes 3 columns, and the features have 4"),
-        ([Input("shops", "text")], "asks for the columns shops.*did you mean 'shop'"),
-        ([Input("x", "text")], "is of type float, and the model takes text"),
-        ([Input("shop", "code")], "holds text, and the model takes numbers"),
+        ([Input("", "number")] * 3, "takes 3 columns, but the features have 4"),
+        ([Input("shops", "text")], "takes the columns shops.*did you mean 'shop'"),
+        ([Input("x", "text")], "is of type float, but the model takes text"),
+        ([Input("shop", "code")], "holds text, but the model takes numbers"),
     ],
 )
 def test_a_signature_that_the_features_do_not_meet_is_told(inputs, said):
     with pytest.raises(DataError, match=said):
-        held_against(CONTRACT, inputs)
+        matched_contract(CONTRACT, inputs)
 
 
 def test_whole_numbers_are_never_null_and_categories_are_the_models_own():
-    held = held_against(CONTRACT, [Input("shop", "code", ("c", "a")), Input("x", "whole")])
+    held = matched_contract(CONTRACT, [Input("shop", "code", ("c", "a")), Input("x", "whole")])
     assert [column.nullable for column in held.columns] == [True, False]
     assert held.columns[0].categories == ("c", "a")
 
@@ -272,12 +272,12 @@ def broken():
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({"build": f"{__name__}.given_too_little"}, "takes depth, and is given none: missing a required argument"),
+        ({"build": f"{__name__}.given_too_little"}, "takes depth, but got none: missing a required argument"),
         ({"build": f"{__name__}.given_too_little", "params": {"deph": 1}}, "'deph': did you mean 'depth'"),
         ({"build": f"{__name__}.broken"}, "raised RuntimeError: no network today"),
         ({"estimator": "lightgbm.LGBMClassifier", "params": {"learning_rte": 1}}, "did you mean 'learning_rate'"),
         ({"estimator": "xgboost.XGBClassifier", "params": {"max_dept": 1}}, "did you mean 'max_depth'"),
-        ({"estimator": "sklearn.ensemble.VotingClassifier"}, "cannot be made of no parameters"),
+        ({"estimator": "sklearn.ensemble.VotingClassifier"}, "cannot be built with no parameters"),
     ],
 )
 def test_a_declaration_that_makes_no_estimator_is_told(model, said):

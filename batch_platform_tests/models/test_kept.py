@@ -14,10 +14,17 @@ from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest
 from batch_platform.declaration.errors import IntegrityError
 from batch_platform.models.bundle import Bundle, Native, open_bundle, write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
-from batch_platform.models.forest.compiled import CompilablePredictor, CompiledPredictor, compile_predictor
+from batch_platform.models.forest.compiled import (
+    CompilablePredictor,
+    CompiledPredictor,
+    Proof,
+    compile_predictor,
+    generated_rows,
+    prove,
+    proven_from_file,
+)
 from batch_platform.models.forest.ensembles import NotCompilableError
-from batch_platform.models.forest.kept import TREES_FILE, kept_file, read_kept
-from batch_platform.models.forest.proof import Proof, made_rows, prove, proven_kept
+from batch_platform.models.forest.trees_file import TREES_FILE, read_trees, trees_file
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
@@ -64,16 +71,16 @@ def test_kept_trees_give_the_bits_of_the_library_without_it_or_are_not_kept(kind
     if not proof.trees:
         return
     rows = table(SHAPE, 500, missing=not name.startswith("boosted"))
-    kept = proven_kept(proof.trees, Unasked())
+    kept = proven_from_file(proof.trees, Unasked())
     assert kept.predict(rows).tobytes() == native.predict(rows).tobytes()
-    again = read_kept(proof.trees)
-    assert kept_file(again.parts, again.digests) == proof.trees, "a file is the same whenever it is written"
+    again = read_trees(proof.trees)
+    assert trees_file(again.parts, again.digests) == proof.trees, "a file is the same whenever it is written"
 
 
 def test_what_the_trees_refuse_and_a_single_row_are_asked_of_the_library():
     native = native_of("classes", "random forest")
     proof = prove(native, table(SHAPE, 200))
-    kept = proven_kept(proof.trees, native)
+    kept = proven_from_file(proof.trees, native)
     assert kept.predict(table(SHAPE, 1)).tobytes() == native.predict(table(SHAPE, 1)).tobytes()
     with pytest.raises(ValueError, match="infinity"):
         kept.predict(np.full((5, SHAPE.columns), np.inf))
@@ -81,7 +88,7 @@ def test_what_the_trees_refuse_and_a_single_row_are_asked_of_the_library():
 
 def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
     proof = prove(native_of("classes", "histogram"), table(SHAPE, 200))
-    kept = read_kept(proof.trees)
+    kept = read_trees(proof.trees)
     wrong = kept.parts.ensemble.trees[-1]
     value = np.where(
         np.arange(len(wrong.value))[:, None] == len(wrong.value) - 1, np.nextafter(wrong.value, 9), wrong.value
@@ -89,13 +96,13 @@ def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
     trees = [*kept.parts.ensemble.trees[:-1], replace(wrong, value=value)]
     parts = replace(kept.parts, ensemble=replace(kept.parts.ensemble, trees=trees))
     with pytest.raises(NotCompilableError, match="differs from the library's own result"):
-        proven_kept(kept_file(parts, kept.digests), Unasked())
+        proven_from_file(trees_file(parts, kept.digests), Unasked())
 
 
 def test_each_digest_is_of_one_matrix_of_made_rows():
     native = native_of("classes", "histogram")
-    kept = read_kept(prove(native, table(SHAPE, 200)).trees)
-    assert len(set(kept.digests)) == len(kept.digests) == len(list(made_rows(compile_predictor(native).parts)))
+    kept = read_trees(prove(native, table(SHAPE, 200)).trees)
+    assert len(set(kept.digests)) == len(kept.digests) == len(list(generated_rows(compile_predictor(native).parts)))
     assert "refused" in kept.digests, "categories are never infinite"
 
 
@@ -144,8 +151,8 @@ def test_a_changed_byte_of_the_trees_is_refused(tmp_path):
 
 def test_where_the_kept_proof_fails_the_library_proves_its_trees_anew(tmp_path):
     native, proof, folder, _ = written(tmp_path)
-    kept = read_kept(proof.trees)
-    elsewhere = kept_file(
+    kept = read_trees(proof.trees)
+    elsewhere = trees_file(
         kept.parts, [digest[::-1] for digest in kept.digests]
     )  # as another processor would have rounded
     (folder / TREES_FILE).write_bytes(elsewhere)

@@ -150,7 +150,7 @@ def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_pat
 def test_a_model_that_gives_a_table_is_no_regression(tmp_path):
     model = {"import": f"models:/small@{CHAMPION}", "task": "regression", "allow_pickle": True}
     pipeline = small_pipeline(tmp_path, model={**model, "estimator": None, "params": None})
-    with pytest.raises(DataError, match=r"of the shape \[.*, 2\].*a regression must give one number for each row"):
+    with pytest.raises(DataError, match=r"of shape \[.*, 2\].*a regression must return one number per row"):
         carry_out(pipeline, NOW)
 
 

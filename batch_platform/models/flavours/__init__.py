@@ -1,4 +1,4 @@
-"""The kinds of models: how each is recognised, saved, loaded and asked for scores; one module per kind.
+"""Flavours, the kinds of models: one module for each, which imports its own library late and no other.
 
-A module imports its own library late, and only its own. Start with `known.py` (the table of kinds), then `sklearn.py`.
+Start with `flavour.py` (the record that each module fills in) and `known.py` (the table of records), then `sklearn.py`.
 """

@@ -1,10 +1,8 @@
-"""The Keras flavour: networks as `.keras` archives, opened in safe mode and run by TensorFlow on one thread of the CPU.
+"""The Keras flavour: networks as `.keras` archives, opened in safe mode and run by TensorFlow on one CPU thread.
 
-A network computes in float32, and its last digits depend on how many rows it is given at a time: it is always given
-the same number.
+A network computes in float32, and its last digits depend on the number of rows per call, so every call gets the same number.
 """
 
-import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,31 +15,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.models.flavours.extras import needed
+from batch_platform.models.flavours.flavour import Flavour, Training, needed
 from batch_platform.models.flavours.outputs import as_scores, in_blocks
 from batch_platform.models.flavours.steps import Transform, last_of, load_steps, save_steps
-from batch_platform.models.signature import Found, Input, Signature, Task
+from batch_platform.models.signature import ForeignModel, Input, Signature, Task
 
-FLAVOUR = "keras"
 MODEL_FILE = "model.keras"
-LIBRARIES = ("keras", "tensorflow", "numpy")
-UNPICKLES: tuple[str, ...] = ()
-DETAILS: Mapping[str, Any] = {"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"}
-_ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 @dataclass(frozen=True)
 class KerasPredictor:
-    """A network, and the transformers in front of it."""
+    """A network with the preprocessing in front of it."""
 
     network: Any
     transform: Transform | None
     signature: Signature
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values [n]."""
-        given = matrix if self.transform is None else self.transform(matrix)
-        raw = in_blocks(np.ascontiguousarray(given, dtype=np.float32), self._run)
+        """Return class probabilities [rows, classes] or values [rows]."""
+        inputs = matrix if self.transform is None else self.transform(matrix)
+        raw = in_blocks(np.ascontiguousarray(inputs, dtype=np.float32), self._run)
         return as_scores(raw, len(matrix), self.signature)
 
     def _run(self, block: NDArray[np.float32]) -> NDArray[Any]:
@@ -49,41 +42,41 @@ class KerasPredictor:
 
 
 def save(model: Any, folder: Path) -> list[str]:
-    """Write a fitted wrapper for scikit-learn, or a network; gives the names of the files."""
+    """Write a network, or a fitted scikit-learn wrapper around one, and return the names of the files."""
     last = last_of(model)
     getattr(last, "model_", last).save(folder / MODEL_FILE)
     return [MODEL_FILE, *save_steps(model, folder)]
 
 
 def load(files: Mapping[str, bytes], signature: Signature) -> KerasPredictor:
-    """Read a network.
+    """Load a network.
 
     Raises:
-        IntegrityError: It is no archive, or asks for code that safe mode does not run.
+        IntegrityError: The file is not an archive, or it needs code that safe mode does not run.
         WrongUseError: Keras or TensorFlow is not installed.
     """
     return KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - a file has no parameters
+def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     """Read an archive that Keras wrote.
 
     Raises:
-        DataError: It takes or gives something else than a table.
-        IntegrityError: It is no archive, or asks for code that safe mode does not run.
+        DataError: The network does not map one table to one table.
+        IntegrityError: The file is not an archive, or it needs code that safe mode does not run.
         WrongUseError: Keras or TensorFlow is not installed.
     """
     network = _network(Path(reference).read_bytes(), reference)
-    asked, given = network.input_shape, network.output_shape
-    if not (_is_table(asked) and _is_table(given)):
-        msg = f"{reference} takes {asked} and gives {given}; it must take and give one table, [rows, columns]."
-        raise DataError(msg, hint="build it with one Input of as many numbers as there are columns, and one output.")
-    last = getattr(getattr(network.layers[-1], "activation", None), "__name__", "")
-    told: Task | None = None
-    if (last == "sigmoid" and given[1] == 1) or (last == "softmax" and given[1] > 1):
-        told = "binary" if given[1] <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
-    details = {"inputs": str(asked), "outputs": str(given), "parameters": int(network.count_params())}
-    return Found(network, [Input("", "number")] * asked[1], told, details=details)
+    inputs, outputs = network.input_shape, network.output_shape
+    if not (_is_table(inputs) and _is_table(outputs)):
+        msg = f"{reference} takes {inputs} and returns {outputs}; it must take and return one table, [rows, columns]."
+        raise DataError(msg, hint="build it with a single Input of one number per column, and a single output.")
+    activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", "")
+    task: Task | None = None
+    if (activation == "sigmoid" and outputs[1] == 1) or (activation == "softmax" and outputs[1] > 1):
+        task = "binary" if outputs[1] <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
+    details = {"inputs": str(inputs), "outputs": str(outputs), "parameters": int(network.count_params())}
+    return ForeignModel(network, [Input("", "number")] * inputs[1], task, details=details)
 
 
 def _is_table(shape: Any) -> bool:
@@ -97,27 +90,21 @@ def _network(data: bytes, name: str) -> Any:
         path.write_bytes(data)
         try:
             return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except Exception as error:  # what is wrong with an archive comes as any of Python's own errors
-            msg = f"Keras does not open {name}: {' '.join(str(error).split())}"
+        except Exception as error:  # a damaged archive raises any of Python's own errors
+            msg = f"Keras cannot open {name}: {' '.join(str(error).split())}"
             hint = "give a .keras archive of Keras 3 without code of its own (Lambda layers, custom objects)."
             raise IntegrityError(msg.rstrip(".") + ".", hint=hint) from error
 
 
-def prepare() -> None:
-    """Say how TensorFlow is to compute, before anybody starts it: a network that is fitted scores as one that is loaded."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
 @cache
 def _library() -> Any:
-    """Keras, on TensorFlow for the CPU and one thread; where something else has started it before, it stays as it is.
+    """Keras on TensorFlow, on one CPU thread unless other code has started TensorFlow before.
 
     Raises:
-        WrongUseError: It or TensorFlow is not installed.
+        WrongUseError: Keras or TensorFlow is not installed.
     """
-    prepare()
-    with needed("keras and tensorflow", extra=FLAVOUR):
+    FLAVOUR.set_environment()
+    with needed("keras and tensorflow", extra="keras"):
         import keras
         import tensorflow as tf
     with suppress(RuntimeError):
@@ -125,3 +112,17 @@ def _library() -> Any:
         tf.config.threading.set_inter_op_parallelism_threads(1)
         tf.config.set_visible_devices([], "GPU")
     return keras
+
+
+FLAVOUR = Flavour(
+    name="keras",
+    libraries=("keras", "tensorflow", "numpy"),
+    save=save,
+    load=load,
+    read=read,
+    details={"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"},
+    endings=(".keras",),
+    # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.
+    environment={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"},
+    training=Training(package="keras"),
+)

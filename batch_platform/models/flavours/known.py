@@ -1,96 +1,68 @@
-"""The kinds of models by name, each a module that is imported when a model of its kind is met.
+"""The known flavours, by name, and which of them a model belongs to.
 
-A flavour is a module with `save` and `load`, and with `read` where models made elsewhere can be imported. It names
-itself, the libraries on which its predictions depend, and what the manifest is to say of every model of its kind.
+To add a flavour, write a module beside this one that ends in a `Flavour` record, and add the record to `FLAVOURS`.
 """
 
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
-from batch_platform.declaration.spec import FLAVOURS
+from batch_platform.models.flavours import keras, lightgbm, mlflow, onnx, python, sklearn, xgboost
+from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.steps import last_of
-from batch_platform.models.signature import Found, Predictor, Signature
+from batch_platform.models.signature import Predictor, Signature
 
-_MODULES = {name: f"batch_platform.models.flavours.{name}" for name in FLAVOURS}
-_ENDINGS = {
-    "sklearn": (".skops", ".pkl", ".pickle", ".joblib"),
-    "onnx": (".onnx",),
-    "lightgbm": (".txt", ".lgb"),
-    "xgboost": (".ubj", ".json", ".xgb"),
-    "keras": (".keras",),
+FLAVOURS: dict[str, Flavour] = {
+    module.FLAVOUR.name: module.FLAVOUR for module in (sklearn, onnx, lightgbm, xgboost, keras, mlflow, python)
 }
-_MLFLOW = re.compile(r"(models|runs|mlflow-artifacts):/.*|.*/")
-_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-
-
-class Flavour(Protocol):
-    """What a module of a flavour offers."""
-
-    FLAVOUR: str
-    LIBRARIES: tuple[str, ...]  # as distributions are named; another minor version might score differently
-    UNPICKLES: tuple[str, ...]  # files of it whose loading may run code that they hold
-    DETAILS: Mapping[str, Any]  # for every manifest
-
-    def save(self, model: object, folder: Path) -> Sequence[str]:
-        """Write a model into a folder; gives the names of the files."""
-        ...
-
-    def load(self, files: Mapping[str, bytes], signature: Signature) -> Predictor:
-        """Make a predictor from bytes that were found unchanged."""
-        ...
-
-    def read(self, reference: str, params: Mapping[str, Any]) -> Found:
-        """Read a model that was made elsewhere."""
-        ...
 
 
 def flavour(name: str) -> Flavour:
-    """The flavour of that name.
+    """Look up a flavour by name.
 
     Raises:
-        WrongUseError: There is none.
+        WrongUseError: There is no flavour of that name.
     """
-    if name not in _MODULES:
-        guess = did_you_mean(name, FLAVOURS)
-        msg = f"{name!r} is no flavour that this version knows; it knows {listed(FLAVOURS)}."
-        raise WrongUseError(msg, hint=guess or "upgrade batch-platform.")
-    return import_module(_MODULES[name])  # pyright: ignore[reportReturnType] - a test holds every module to the protocol
+    if name not in FLAVOURS:
+        msg = f"{name!r} is not a flavour; allowed are {listed(FLAVOURS)}."
+        raise WrongUseError(msg, hint=did_you_mean(name, FLAVOURS) or "upgrade batch-platform.")
+    return FLAVOURS[name]
 
 
-def flavour_of(estimator: object) -> str:
-    """The flavour in which a fitted estimator is kept: that of its library, whatever stands in front of it."""
-    libraries = {cls.__module__.partition(".")[0] for cls in type(last_of(estimator)).__mro__}
-    return next((name for name in ("lightgbm", "xgboost", "keras") if name in libraries), "sklearn")
+def flavour_of(estimator: Any) -> Flavour:
+    """The flavour of a fitted or unfitted estimator, whatever preprocessing is in front of it."""
+    return flavour_of_class(type(last_of(estimator)))
 
 
-def flavour_of_reference(reference: str) -> str:
-    """The flavour of a model made elsewhere, by the form in which it is named.
+def flavour_of_class(estimator_class: type) -> Flavour:
+    """The flavour of a class of estimators: that of its library. Wrappers derive from scikit-learn, which comes last."""
+    packages = {parent.__module__.partition(".")[0] for parent in estimator_class.__mro__}
+    trained = (kind for kind in FLAVOURS.values() if kind is not sklearn.FLAVOUR and kind.training.package in packages)
+    return next(trained, sklearn.FLAVOUR)
+
+
+def flavour_of_import(folder: Path, reference: str) -> Flavour:
+    """The flavour of a model made elsewhere, by its file ending or the form of its reference.
 
     Raises:
-        WrongUseError: The form does not tell.
+        WrongUseError: Neither is known.
     """
-    for name, endings in _ENDINGS.items():
-        if reference.lower().endswith(endings):
-            return name
-    if _MLFLOW.fullmatch(reference) or (Path(reference) / "MLmodel").is_file():
-        return "mlflow"
-    if _DOTTED.fullmatch(reference):
-        return "python"
-    endings = listed(ending for known in _ENDINGS.values() for ending in known)
-    msg = f"model.import: {reference!r} does not tell what kind of model it is; known are files in {endings}, "
-    msg += "MLflow's models:/ and runs:/ and folders, and a class as package.module.Class."
-    raise WrongUseError(msg, hint=f"say it with model.flavour: one of {listed(FLAVOURS)}.")
+    for kind in FLAVOURS.values():
+        if reference.lower().endswith(kind.endings):
+            return kind
+    for kind in FLAVOURS.values():
+        if kind.recognises(folder, reference):
+            return kind
+    endings = listed(ending for kind in FLAVOURS.values() for ending in kind.endings)
+    msg = f"model.import: {reference!r} does not show what kind of model it is. Known are files that end in {endings}, "
+    msg += "MLflow folders, MLflow's models:/ and runs:/ URIs, and classes as package.module.Class."
+    raise WrongUseError(msg, hint=f"set model.flavour to one of {listed(FLAVOURS)}.")
 
 
-def predictor_of(name: str, model: object, signature: Signature) -> Predictor:
-    """What would serve, were the model saved now: saved and loaded, so that what is evaluated is what will score."""
-    made = flavour(name)
+def predictor_of(kind: Flavour, model: object, signature: Signature) -> Predictor:
+    """Save a model and load it again, so that what is evaluated is exactly what will score."""
     with tempfile.TemporaryDirectory() as folder:
-        names = made.save(model, Path(folder))
+        names = kind.save(model, Path(folder))
         files = {name: (Path(folder) / name).read_bytes() for name in names}
-    return made.load(files, signature)
+    return kind.load(files, signature)

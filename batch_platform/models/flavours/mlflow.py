@@ -1,10 +1,11 @@
 """The MLflow flavour: any model that MLflow can load as a Python function, from a registry, a run or a folder.
 
-Such a model may unpickle: whoever opens its bundle asks for trust. Its own signature is enforced, by us on the contract
-and by MLflow on every call. The whole folder is kept in the bundle; no server is needed to score.
+Such a model may contain pickles, so opening its bundle needs trust. Its signature is enforced twice: by the contract, and by MLflow
+on every call. The bundle holds the model's whole folder; scoring needs no server.
 """
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -22,17 +23,14 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.redaction import redact
-from batch_platform.models.flavours.extras import needed
+from batch_platform.models.flavours.flavour import Flavour, needed
 from batch_platform.models.flavours.outputs import as_scores
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import Found, Input, InputKind, Signature, decoded
+from batch_platform.models.signature import ForeignModel, Input, InputKind, Signature, decoded
 
-FLAVOUR = "mlflow"
 MODEL_FILE = "model.zip"
-LIBRARIES = ("mlflow", "pandas", "numpy")
-UNPICKLES = (MODEL_FILE,)
-DETAILS: Mapping[str, Any] = {"evaluated": "by MLflow's Python function, one call at a time"}
 TRACKING = "MLFLOW_TRACKING_URI"
+_REFERENCE = re.compile(r"(models|runs|mlflow-artifacts):/.*|.*/")
 _KINDS: dict[str, InputKind] = {
     "double": "number",
     "float": "number",
@@ -41,46 +39,44 @@ _KINDS: dict[str, InputKind] = {
     "boolean": "whole",
     "string": "text",
 }
-_STORED = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32", "boolean": "bool"}
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # of files in an archive, so that the same folder gives the same bytes
+_DTYPES = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32", "boolean": "bool"}
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in an archive, so that the same folder gives the same bytes
 
 
 @dataclass(frozen=True)
 class MlflowPredictor:
-    """A Python function of MLflow; it is not asked to be safe with threads."""
+    """A Python function of MLflow. It need not be thread-safe: calls take turns."""
 
     model: Any
     signature: Signature
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values or segments [n]."""
+        """Return class probabilities [rows, classes], or values or segments [rows]."""
         with self._lock, one_thread():
-            raw = self.model.predict(self._frame(matrix))
+            raw = self.model.predict(self._table(matrix))
         return as_scores(raw, len(matrix), self.signature)
 
-    def _frame(self, matrix: NDArray[np.float64]) -> Any:
-        asked = self.model.metadata.signature.inputs
-        if asked.is_tensor_spec():
-            return np.ascontiguousarray(matrix, dtype=asked.inputs[0].type)
-        import pandas as pd
-
+    def _table(self, matrix: NDArray[np.float64]) -> Any:
+        schema = self.model.metadata.signature.inputs
+        if schema.is_tensor_spec():
+            return np.ascontiguousarray(matrix, dtype=schema.inputs[0].type)
         rows = decoded(matrix, self.signature.contract)
-        stored = {spec.name: _STORED.get(spec.type.name, "object") for spec in asked.inputs}
-        return pd.DataFrame({name: rows[name].to_numpy().astype(dtype) for name, dtype in stored.items()})
+        dtypes = {column.name: _DTYPES.get(column.type.name, "object") for column in schema.inputs}
+        return data_frame({name: rows[name].to_numpy().astype(dtype) for name, dtype in dtypes.items()})
 
 
 def save(model: bytes, folder: Path) -> list[str]:
-    """Write an archive of a model's folder as it is; gives its name."""
+    """Write the archive of a model's folder and return its name."""
     (folder / MODEL_FILE).write_bytes(model)
     return [MODEL_FILE]
 
 
 def load(files: Mapping[str, bytes], signature: Signature) -> MlflowPredictor:
-    """Unpack a model's folder and load it; the folder lives as long as the model.
+    """Unpack a model's folder and load the model; the folder lives as long as the model.
 
     Raises:
-        IntegrityError: The archive leads out of its folder.
+        IntegrityError: The archive has paths that lead out of its folder.
         DataError: MLflow cannot load it.
         WrongUseError: MLflow is not installed.
     """
@@ -96,78 +92,94 @@ def load(files: Mapping[str, bytes], signature: Signature) -> MlflowPredictor:
     return MlflowPredictor(model, signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - a finished model has no parameters
+def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a finished model has no parameters
     """Fetch a model's folder and read its signature.
 
     Raises:
-        WrongUseError: It is not there, no server is named, or MLflow is not installed.
-        DataError: It has no signature, or one that no table meets.
+        WrongUseError: The model does not exist, no server is set, or MLflow is not installed.
+        DataError: The model has no signature, or one that a table cannot meet.
     """
     mlflow = library()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(reference) if Path(reference).is_dir() else _fetched(mlflow, reference, scratch)
         if not (folder / "MLmodel").is_file():
-            msg = f"model.import: {reference} holds no file MLmodel."
+            msg = f"model.import: {reference} has no file MLmodel."
             raise WrongUseError(msg, hint="name the folder that mlflow.<flavour>.save_model wrote.")
-        told = mlflow.models.Model.load(str(folder))
+        model = mlflow.models.Model.load(str(folder))
         packed = _packed(folder)
-    if told.signature is None or told.signature.inputs is None:
-        msg = f"model.import: {reference} has no signature, so nothing can be held against it."
+    if model.signature is None or model.signature.inputs is None:
+        msg = f"model.import: {reference} has no signature to check the features against."
         raise DataError(msg, hint="log it with `signature=mlflow.models.infer_signature(inputs, outputs)`.")
     details = {
-        "flavors": sorted(told.flavors),
-        "run_id": told.run_id,
-        "model_id": told.model_id,
-        "mlflow_version": told.mlflow_version,
-        "signature": told.signature.to_dict(),
+        "flavors": sorted(model.flavors),
+        "run_id": model.run_id,
+        "model_id": model.model_id,
+        "mlflow_version": model.mlflow_version,
+        "signature": model.signature.to_dict(),
     }
-    return Found(packed, _inputs(told.signature.inputs, reference), details=details)
+    return ForeignModel(packed, _inputs(model.signature.inputs, reference), details=details)
 
 
 def library() -> Any:
-    """MLflow, which is not to call home.
+    """Import MLflow with its telemetry off.
 
     Raises:
-        WrongUseError: It is not installed.
+        WrongUseError: MLflow is not installed.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with needed("mlflow", extra=FLAVOUR), warnings.catch_warnings():
+    with needed("mlflow", extra="mlflow"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of its own code
         import mlflow
     return mlflow
 
 
-def require_server(what: str) -> None:
-    """Check that a tracking server is named; MLflow would make a database of its own in the current folder.
+def data_frame(columns: Mapping[str, Any], index: Any = None) -> Any:
+    """Build a pandas data frame, which is what MLflow's Python functions take and return."""
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns), index=index)
+
+
+def require_server(purpose: str) -> None:
+    """Check that a tracking server is set; without one, MLflow would create a database in the current folder.
 
     Raises:
-        WrongUseError: None is.
+        WrongUseError: No server is set.
     """
     if not os.environ.get(TRACKING):
-        msg = f"{what} needs MLflow's tracking server, and {TRACKING} is not set."
-        raise WrongUseError(msg, hint=f"export {TRACKING}=http://127.0.0.1:5000 or the like.")
+        msg = f"{purpose} needs MLflow's tracking server, and {TRACKING} is not set."
+        raise WrongUseError(msg, hint=f"export {TRACKING}, e.g. {TRACKING}=http://127.0.0.1:5000.")
+
+
+def _recognises(folder: Path, reference: str) -> bool:
+    return _REFERENCE.fullmatch(reference) is not None or (folder / reference / "MLmodel").is_file()
+
+
+def _locate(folder: Path, reference: str) -> str:
+    return str(folder / reference) if (folder / reference).is_dir() else reference
 
 
 def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:
     require_server(f"model.import: {reference}")
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=reference, dst_path=scratch))
-    except Exception as error:  # MLflow's own, those of the network and of the disk share no class
+    except Exception as error:  # errors of MLflow, the network and the disk share no class
         msg = f"model.import: {reference} cannot be fetched from {redact(os.environ[TRACKING])}: {' '.join(str(error).split())}"
-        raise WrongUseError(msg.rstrip(".") + ".", hint="see its name, version or alias in MLflow.") from error
+        raise WrongUseError(msg.rstrip(".") + ".", hint="check its name, version or alias in MLflow.") from error
 
 
-def _inputs(asked: Any, reference: str) -> Sequence[Input]:
-    if asked.is_tensor_spec():
-        shape = asked.inputs[0].shape
-        if len(asked.inputs) > 1 or len(shape) != 2:  # noqa: PLR2004 - a table
-            msg = f"model.import: {reference} takes tensors of the shapes {[spec.shape for spec in asked.inputs]}, no table."
+def _inputs(schema: Any, reference: str) -> Sequence[Input]:
+    if schema.is_tensor_spec():
+        shape = schema.inputs[0].shape
+        if len(schema.inputs) > 1 or len(shape) != 2:  # noqa: PLR2004 - a table
+            shapes = [tensor.shape for tensor in schema.inputs]
+            msg = f"model.import: {reference} takes tensors of shapes {shapes}, not a table."
             raise DataError(msg, hint="log it with a signature of columns.")
         return [Input("", "number")] * shape[1]
-    types = {spec.name or str(at): getattr(spec.type, "name", str(spec.type)) for at, spec in enumerate(asked.inputs)}
-    if other := [f"{name} ({kind})" for name, kind in types.items() if kind not in _KINDS]:
-        msg = f"model.import: {reference} takes {listed(other)}, which are no columns of numbers or text."
-        raise DataError(msg, hint=f"log it with columns of {listed(_KINDS)}.")
+    types = {spec.name or str(at): getattr(spec.type, "name", str(spec.type)) for at, spec in enumerate(schema.inputs)}
+    if unknown := [f"{name} ({kind})" for name, kind in types.items() if kind not in _KINDS]:
+        msg = f"model.import: {reference} takes {listed(unknown)}, which are not columns of numbers or text."
+        raise DataError(msg, hint=f"log it with columns of type {listed(_KINDS)}.")
     return [Input(name, _KINDS[kind]) for name, kind in types.items()]
 
 
@@ -187,3 +199,18 @@ def _unpack(data: bytes, folder: Path) -> None:
             msg = f"{MODEL_FILE} holds the paths {listed(outside)}, which lead out of its folder; it is not loaded."
             raise IntegrityError(msg, hint="import the model again.")
         archive.extractall(folder)
+
+
+FLAVOUR = Flavour(
+    name="mlflow",
+    libraries=("mlflow", "pandas", "numpy"),
+    save=save,
+    load=load,
+    read=read,
+    details={"evaluated": "by MLflow's Python function, one call at a time"},
+    recognises=_recognises,
+    locate=_locate,
+    is_remote=lambda reference: not Path(reference).is_dir(),
+    runs_code=lambda _: True,
+    pickle_files=(MODEL_FILE,),
+)

@@ -1,6 +1,6 @@
-"""The transformers in front of a model of another library: kept with skops beside it, applied before it.
+"""Preprocessing in front of a model of another library: saved beside the model with skops, applied before it.
 
-A pipeline of scikit-learn whose last step is a booster or a network is two things on disk, each in its own format.
+A scikit-learn pipeline that ends in a booster or a network becomes two files, each in its library's own format.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,36 +10,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.flavours import sklearn as sklearn_flavour
+from batch_platform.models.flavours.sklearn import loads, saved
 
 STEPS_FILE = "preprocessing.skops"
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]
 
 
 def last_of(model: Any) -> Any:
-    """A model without the transformers in front of it."""
+    """The last step of a pipeline; a model without preprocessing as it is."""
     return model.steps[-1][1] if hasattr(model, "named_steps") else model
 
 
-def has_steps(model: Any) -> bool:
-    """Whether there are transformers in front of it, which are kept apart."""
-    return hasattr(model, "named_steps") and len(model.steps) > 1
-
-
 def save_steps(model: Any, folder: Path) -> list[str]:
-    """Write the transformers in front of a model; gives the names of the files, none if there are none.
+    """Write the preprocessing of a model and return the names of the files; none if there is no preprocessing.
 
     Raises:
-        TrainingRefusedError: They hold a type that would not be trusted when they are loaded.
+        TrainingRefusedError: It holds a type that would not be trusted on loading.
     """
-    if not has_steps(model):
+    if not hasattr(model, "named_steps") or len(model.steps) == 1:
         return []
-    (folder / STEPS_FILE).write_bytes(sklearn_flavour.dumped(model[:-1]))
+    (folder / STEPS_FILE).write_bytes(saved(model[:-1]))
     return [STEPS_FILE]
 
 
 def load_steps(files: Mapping[str, bytes]) -> Transform | None:
-    """What to do with a matrix before the model gets it; None for nothing."""
-    if STEPS_FILE not in files:
-        return None
-    return sklearn_flavour.constructed(files[STEPS_FILE], STEPS_FILE).transform
+    """Load the preprocessing of a model; None if it has none."""
+    return loads(files[STEPS_FILE], STEPS_FILE).transform if STEPS_FILE in files else None

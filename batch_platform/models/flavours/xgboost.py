@@ -1,11 +1,12 @@
-"""The XGBoost flavour: boosters in their own binary JSON, evaluated by XGBoost on one thread a call, or compiled.
+"""The XGBoost flavour: boosters in their own binary JSON, evaluated by XGBoost on one thread per call, or compiled.
 
-XGBoost holds every value, every threshold and every sum as float32.
+XGBoost holds every value, threshold and sum as float32.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +14,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.models.flavours.boosted import codes, parts_of
-from batch_platform.models.flavours.extras import needed
-from batch_platform.models.flavours.outputs import as_scores
-from batch_platform.models.flavours.steps import Transform, last_of, load_steps, save_steps
+from batch_platform.models.contract import Contract
+from batch_platform.models.flavours.boosted import BoosterPredictor
+from batch_platform.models.flavours.flavour import Flavour, Training, needed
+from batch_platform.models.flavours.steps import last_of, load_steps, save_steps
 from batch_platform.models.forest.boosters import read_xgboost
-from batch_platform.models.forest.compiled import Parts
-from batch_platform.models.forest.ensembles import NotCompilableError
-from batch_platform.models.signature import Found, Input, Signature, Task
+from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError
+from batch_platform.models.signature import ForeignModel, Input, Signature, Task
 
-FLAVOUR = "xgboost"
 MODEL_FILE = "model.ubj"
-LIBRARIES = ("xgboost", "numpy")
-UNPICKLES: tuple[str, ...] = ()
-DETAILS: Mapping[str, Any] = {"precision": "float32"}
 _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
 _NUMBERS = ("reg:", "count:", "survival:")
 
 
-@dataclass(frozen=True)
-class XgboostPredictor:
-    """A booster, and the transformers in front of it."""
+def save(model: Any, folder: Path) -> list[str]:
+    """Write a fitted XGBoost estimator, or a booster, and return the names of the files."""
+    last = last_of(model)
+    booster = last.get_booster() if hasattr(last, "get_booster") else last
+    (folder / MODEL_FILE).write_bytes(booster.save_raw(raw_format="ubj"))
+    return [MODEL_FILE, *save_steps(model, folder)]
 
-    booster: Any
-    transform: Transform | None
-    signature: Signature
-    rounds: tuple[int, int]  # those that count; (0, 0) for all
 
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values [n]."""
-        given = matrix if self.transform is None else self.transform(matrix)
-        raw = self.booster.inplace_predict(given, iteration_range=self.rounds, validate_features=False)
-        return as_scores(raw, len(matrix), self.signature)
+def load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
+    """Load a booster.
 
-    def parts(self) -> Parts:
-        """What it does, where its trees are of a known kind."""
-        described = json.loads(self.booster.save_raw(raw_format="json"))
-        if (kind := described["learner"]["gradient_booster"]["name"]) != "gbtree":
-            msg = f"the booster {kind} is more than a sum of trees"
-            raise NotCompilableError(msg)
-        link = _Link(_stump(described))
-        ensemble = read_xgboost(
-            described["learner"],
-            rounds=self.rounds[1],
-            categories=codes(self.transform, self.signature),
-            start=link.start(),
-            finish=link,
-        )
-        return parts_of(ensemble, self.transform, self.signature)
+    Raises:
+        WrongUseError: XGBoost is not installed.
+    """
+    booster = _booster(files[MODEL_FILE])
+    best = booster.attr("best_iteration")
+    rounds = 0 if best is None else int(best) + 1  # boosting rounds that count; 0 for all
+    run = partial(booster.inplace_predict, iteration_range=(0, rounds), validate_features=False)
+    return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
+
+
+def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+    """Read a file that XGBoost wrote.
+
+    Raises:
+        DataError: XGBoost cannot read it, or it returns neither probabilities nor values.
+        WrongUseError: XGBoost is not installed.
+    """
+    booster = _booster(Path(reference).read_bytes())
+    learner = json.loads(booster.save_config())["learner"]
+    objective = learner["objective"]["name"]
+    if objective not in _TASKS and not objective.startswith(_NUMBERS):
+        msg = f"{reference}: its objective {objective!r} returns neither probabilities nor values."
+        hint = "train it with multi:softprob, which returns probabilities." if objective == "multi:softmax" else None
+        raise DataError(msg, hint=hint or "train it with one of XGBoost's objectives for classes or numbers.")
+    task = _TASKS.get(objective, "regression")
+    classes = [] if task == "regression" else list(range(max(int(learner["learner_model_param"]["num_class"]), 2)))
+    return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
+
+
+def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract) -> None:  # noqa: ARG001 - the columns are set already
+    """Fit an estimator; XGBoost takes classes only by their position."""
+    from sklearn.base import is_classifier
+
+    if labels is not None and is_classifier(estimator):
+        labels = np.unique(labels, return_inverse=True)[1]
+    estimator.fit(matrix, labels)
+
+
+def _accept_codes(estimator: Any, contract: Contract) -> None:
+    if contract.categorical:
+        kinds = ["c" if column.type == "category" else "q" for column in contract.columns]
+        estimator.set_params(enable_categorical=True, feature_types=kinds)
+
+
+def _trees(booster: Any, rounds: int, categories: Mapping[int, int]) -> Ensemble:
+    description = json.loads(booster.save_raw(raw_format="json"))
+    if (kind := description["learner"]["gradient_booster"]["name"]) != "gbtree":
+        msg = f"the booster {kind} is more than a sum of trees"
+        raise NotCompilableError(msg)
+    link = _Link(_stump(description))
+    return read_xgboost(description["learner"], rounds=rounds, categories=categories, start=link.start(), finish=link)
 
 
 @dataclass(frozen=True)
 class _Link:
-    """What XGBoost does before the first tree and after the last, told by a booster that has but one leaf, of 0."""
+    """What XGBoost does before the first tree and after the last, asked of a booster with a single leaf of value 0."""
 
     stump: Any
 
     def start(self) -> NDArray[np.float32]:
-        """The margins that the base score stands for, [outputs]."""
+        """Return the margins that stand for the base score, [outputs]."""
         return self.stump.inplace_predict(np.zeros((1, 1)), predict_type="margin").ravel()
 
     def __call__(self, sums: NDArray[np.float64]) -> NDArray[Any]:
-        """Give the prediction for margins [n, outputs]."""
+        """Return the prediction for margins [rows, outputs]."""
         margins = np.ascontiguousarray(sums, np.float32)
         return self.stump.inplace_predict(np.zeros((len(sums), 1)), base_margin=margins)
 
 
 def _stump(described: dict[str, Any]) -> Any:
-    """A booster of the same objective and base score, of one column and a leaf that adds nothing."""
+    """A booster of the same objective and base score, with one column and one leaf that adds nothing."""
     learner = described["learner"]
     column = {"feature_names": [], "feature_types": []}
     sizes = learner["learner_model_param"] | {"num_feature": "1"}
@@ -112,48 +140,8 @@ _LEAF = {
 }
 
 
-def save(model: Any, folder: Path) -> list[str]:
-    """Write a fitted estimator of XGBoost, or a booster; gives the names of the files."""
-    last = last_of(model)
-    booster = last.get_booster() if hasattr(last, "get_booster") else last
-    (folder / MODEL_FILE).write_bytes(booster.save_raw(raw_format="ubj"))
-    return [MODEL_FILE, *save_steps(model, folder)]
-
-
-def load(files: Mapping[str, bytes], signature: Signature) -> XgboostPredictor:
-    """Read a booster.
-
-    Raises:
-        WrongUseError: XGBoost is not installed.
-    """
-    booster = _booster(files[MODEL_FILE])
-    best = booster.attr("best_iteration")
-    rounds = (0, 0) if best is None else (0, int(best) + 1)
-    return XgboostPredictor(booster, load_steps(files), signature, rounds)
-
-
-def read(reference: str, params: Mapping[str, Any]) -> Found:  # noqa: ARG001 - a file has no parameters
-    """Read a file that XGBoost wrote.
-
-    Raises:
-        DataError: It is none, or gives neither probabilities nor values.
-        WrongUseError: XGBoost is not installed.
-    """
-    booster = _booster(Path(reference).read_bytes())
-    learner = json.loads(booster.save_config())["learner"]
-    objective = learner["objective"]["name"]
-    if objective not in _TASKS and not objective.startswith(_NUMBERS):
-        msg = f"{reference}: its objective is {objective!r}, which gives neither probabilities nor values."
-        hint = "train it with multi:softprob, which gives probabilities." if objective == "multi:softmax" else None
-        raise DataError(msg, hint=hint or "train it with one of XGBoost's objectives for classes or numbers.")
-    task = _TASKS.get(objective, "regression")
-    count = max(int(learner["learner_model_param"]["num_class"]), 2)
-    classes = [] if task == "regression" else list(range(count))
-    return Found(booster, _inputs(booster), task, classes, {"objective": objective})
-
-
 def _booster(data: bytes) -> Any:
-    with needed("xgboost", extra=FLAVOUR):
+    with needed("xgboost", extra="xgboost"):
         import xgboost
     booster = xgboost.Booster()
     try:
@@ -166,13 +154,25 @@ def _booster(data: bytes) -> Any:
 
 
 def _inputs(booster: Any) -> list[Input]:
-    """Codes of categories are numbers to us, unless the booster kept what they stand for."""
+    """The columns; category codes count as numbers unless the booster kept the names of the categories."""
     count = booster.num_features()
     names = booster.feature_names or [""] * count
     types = booster.feature_types or ["float"] * count
-    kept = booster.get_categories(export_to_arrow=True).to_arrow() if "c" in types else []
-    known = {name: tuple(map(str, values.to_pylist())) for name, values in kept or [] if values is not None}
+    stored = booster.get_categories(export_to_arrow=True).to_arrow() if "c" in types else []
+    categories = {name: tuple(map(str, values.to_pylist())) for name, values in stored or [] if values is not None}
     return [
-        Input(name, "code" if kind == "c" else "number", known.get(name, ()))
+        Input(name, "code" if kind == "c" else "number", categories.get(name, ()))
         for name, kind in zip(names, types, strict=True)
     ]
+
+
+FLAVOUR = Flavour(
+    name="xgboost",
+    libraries=("xgboost", "numpy"),
+    save=save,
+    load=load,
+    read=read,
+    details={"precision": "float32"},
+    endings=(".ubj", ".json", ".xgb"),
+    training=Training(package="xgboost", fit=_fit, accept_codes=_accept_codes),
+)

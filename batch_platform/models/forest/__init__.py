@@ -1,5 +1,5 @@
-"""Tree ensembles as flat arrays, and the compiled kernels that evaluate them bit for bit as their library does.
+"""Tree ensembles as flat arrays, and the compiled kernels that evaluate them with the same bits as their library.
 
-Start with `ensembles.py` (the form every ensemble is read into), then `arrays.py`, `kernels.py` and `proof.py` (how a compiled
-form is proven equal before it is used).
+Imports only the ground of `models` (`signature`, `native_threads`). Start with `ensembles.py` (the form that every ensemble is read
+into), then `compiled.py` (how a compiled form is proven equal before it is used), `arrays.py` and `kernels.py`.
 """

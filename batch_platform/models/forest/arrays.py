@@ -13,7 +13,6 @@ from numba import typeof
 from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.compiling import MATRIX, OUT, make_ready
 from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree
 from batch_platform.models.forest.kernels import (
     CATEGORIES,
@@ -22,16 +21,21 @@ from batch_platform.models.forest.kernels import (
     FAN,
     INFINITY_REFUSED,
     LEFT_BITS,
+    MATRIX,
     NAN_REFUSED,
+    OUT,
     SET_SHIFT,
     UNKNOWN_REFUSED,
+    Descent,
+    Encoding,
     Kernel,
+    Masks,
     descent,
     descent_with_sets,
     leaf_masks_32,
     leaf_masks_64,
+    make_ready,
 )
-from batch_platform.models.forest.layout import Descent, Encoding, Masks
 
 MOST_LEAVES = 64  # of a tree with leaf masks
 LAST_CUT = (1 << (64 - CUT_SHIFT)) - 1  # of a packed node: no rank is above

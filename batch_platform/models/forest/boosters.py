@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Constant, Ensemble, Finish, NotCompilableError, Tree
-from batch_platform.models.forest.links import Link
+from batch_platform.models.forest.ensembles import (
+    MOST_CATEGORIES,
+    Constant,
+    Ensemble,
+    Finish,
+    Link,
+    NotCompilableError,
+    Tree,
+)
 
 _BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # of LightGBM's decision types
 _ZERO_IS_MISSING, _NAN_IS_MISSING = 1, 2

@@ -1,102 +1,256 @@
-"""A model whose trees are evaluated by compiled code.
+"""Models whose trees are evaluated by compiled code, and the proof that both ways give the same bits.
 
-Preprocessing in front of the trees stays scikit-learn's own, and so does every matrix that the model's library refuses
-or that is not plain numbers: it goes the native way, to the same result or the same error.
+The proof is made when a model is trained, on rows that it was not fitted on and on generated ones. It is repeated on generated rows
+when a process loads the model for scoring, because another processor may round differently. Where the trees are stored beside
+the model, the second proof compares with what the library answered for these rows in training.
+
+Preprocessing in front of the trees stays scikit-learn's own. Every matrix that the model's library refuses, or that is not plain
+numbers, goes the native way, to the same result or the same error.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.ensembles import Ensemble
+from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError, Parts
+from batch_platform.models.forest.trees_file import read_trees, trees_file
+from batch_platform.models.native_threads import one_thread
 from batch_platform.models.signature import Predictor
 
 if TYPE_CHECKING:  # it imports numba
     from batch_platform.models.forest.arrays import Flat
-# Rows times trees from which compiled code is worth its loading: importing numba and loading a kernel take about 0.4 s
-# of one core, and scikit-learn needs some 40 ns for a row and a tree, which is 0.8 s for this many. The first process
-# on a machine compiles for about 1.5 s instead, once.
+# Rows times trees from which compiled code is worth loading: importing numba and loading a kernel takes about 0.4 s of one
+# core, and scikit-learn needs some 40 ns per row and tree, which is 0.8 s for this many. The first process on a machine
+# compiles for about 1.5 s instead, once.
 WORTH_COMPILING = 20_000_000
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a model does to a matrix.
-
-    Args:
-        steps: Transformers in front of the trees; each may work in place.
-        columns: Of the matrix.
-        ensemble: The trees.
-    """
-
-    steps: Sequence[Callable[[NDArray[np.float64]], Any]]
-    columns: int
-    ensemble: Ensemble
+MAX_HELD_OUT = 20_000  # rows used for a proof, evenly spaced
+GENERATED_ROWS = 512
+MAX_THRESHOLDS = 64  # per column, that generated rows hit
+_ORDINARY = np.array([0.0, -0.0, 1.0, -1.0, 0.5, 255.0, 256.0, 1e-40, -1e30, 1e30])
 
 
 @runtime_checkable
 class CompilablePredictor(Predictor, Protocol):
-    """A predictor, evaluated by the model's own library, that can tell what it does."""
+    """A predictor of the model's own library that can describe what it computes."""
 
     def parts(self) -> Parts:
-        """Tell it.
+        """Describe it.
 
         Raises:
-            NotCompilableError: It is no tree ensemble that is known.
+            NotCompilableError: It is not a known tree ensemble.
         """
         ...
 
 
 @dataclass(frozen=True)
 class CompiledPredictor:
-    """Gives what the native predictor gives, bit for bit, sooner; safe to call from several threads at once."""
+    """Returns the bits that the native predictor returns, but sooner; safe to call from several threads at once."""
 
     native: Predictor
     parts: Parts
     flat: "Flat"
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Give class probabilities [n, classes], else values or segments [n]."""
-        found = self.evaluated(matrix)
-        return self.native.predict(matrix) if found is None else found
+        """Return class probabilities [rows, classes], or values or segments [rows]."""
+        scores = self.evaluated(matrix)
+        return self.native.predict(matrix) if scores is None else scores
 
     def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
-        """What the compiled trees say; None of what they leave to the library."""
+        """Evaluate the compiled trees; None for a matrix that they leave to the library."""
         steps, ensemble = self.parts.steps, self.parts.ensemble
-        given: Any = matrix.copy(order="F") if steps else matrix
+        inputs: Any = matrix.copy(order="F") if steps else matrix
         for step in steps:
-            given = step(given)
-        if not self._is_plain(given):
+            inputs = step(inputs)
+        if not self._is_plain(inputs):
             return None
         try:
-            sums = ensemble.start(given)
-        except ValueError:  # the native way tells it in the words of the estimator
+            sums = ensemble.start(inputs)
+        except ValueError:  # the library raises its own error for it
             return None
-        return np.asarray(ensemble.finish(sums)) if self.flat.add(given, sums) else None
+        return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
 
-    def _is_plain(self, given: Any) -> bool:
-        """Whether it is what the kernels read; a single row goes the native way, see there."""
-        if not isinstance(given, np.ndarray) or given.dtype != np.float64 or given.ndim != 2:  # noqa: PLR2004 - a matrix
+    def _is_plain(self, inputs: Any) -> bool:
+        """Whether the kernels can read it. A single row goes the native way; see `SklearnPredictor`."""
+        if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float64 or inputs.ndim != 2:  # noqa: PLR2004 - a matrix
             return False
-        return len(given) > 1 and given.shape[1] == self.parts.ensemble.features
+        return len(inputs) > 1 and inputs.shape[1] == self.parts.ensemble.features
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What a manifest states about the compiled form of a model.
+
+    Args:
+        kernel: The kernel that evaluates its trees; None if its library does.
+        trees: The number of trees.
+        rows: The number of rows on which both gave the same bits.
+        reason: Why its library evaluates it; None if a kernel does.
+    """
+
+    kernel: str | None
+    trees: int
+    rows: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result of comparing both forms of a model."""
+
+    compiled: Compilation
+    trees: bytes = b""  # the file that stores the trees beside the model; empty if they cannot be stored
+
+
+NOT_TREES = Proof(Compilation(kernel=None, trees=0, rows=0, reason="only its library knows how to evaluate it"))
 
 
 def compile_predictor(native: CompilablePredictor) -> CompiledPredictor:
-    """Lay the trees of a fitted model out and compile for them, or load what was compiled before.
+    """Compile a fitted model, or load what was compiled before.
 
     Raises:
         NotCompilableError: The model stays with its library's own code.
     """
-    return compile_parts(native.parts(), native)
+    return _compiled(native.parts(), native)
 
 
-def compile_parts(parts: Parts, native: Predictor) -> CompiledPredictor:
-    """The same for what a model is known to do; `native` is asked for what the compiled trees leave to it."""
+def _compiled(parts: Parts, native: Predictor) -> CompiledPredictor:
     from batch_platform.models.forest.arrays import flatten
 
     flat = flatten(parts.ensemble)
     flat.prepare()
     return CompiledPredictor(native, parts, flat)
+
+
+def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
+    """The compiled form of a model, after comparing it with the native one on generated rows on this machine.
+
+    Raises:
+        NotCompilableError: They differ, or the model cannot be compiled.
+    """
+    predictor = compile_predictor(native)
+    for matrix in generated_rows(predictor.parts):
+        if not same_outcome(native, predictor, matrix):
+            raise NotCompilableError(_differs(len(matrix)))
+    return predictor
+
+
+def proven_from_file(file: bytes, native: Predictor) -> CompiledPredictor:
+    """The compiled form of stored trees, after comparing it on generated rows with what the library answered in training.
+
+    Raises:
+        NotCompilableError: They differ, or the trees cannot be compiled.
+    """
+    stored = read_trees(file)
+    predictor = _compiled(stored.parts, native)
+    for matrix, digest in zip(generated_rows(stored.parts), stored.digests, strict=True):
+        with np.errstate(all="ignore"):
+            scores = predictor.evaluated(matrix)
+        if scores is not None and _digest(scores) != digest:
+            raise NotCompilableError(_differs(len(matrix)))
+    return predictor
+
+
+def prove(native: CompilablePredictor, held_out: NDArray[np.float64]) -> Proof:
+    """Compare the compiled form of a fitted model with the native one, bit for bit.
+
+    Args:
+        native: The fitted model.
+        held_out: Rows that it was not fitted on [rows, columns]. Generated ones are added: missing values, unseen categories,
+            infinities, values at thresholds.
+    """
+    try:
+        predictor = compile_predictor(native)
+    except NotCompilableError as error:
+        return Proof(Compilation(kernel=None, trees=0, rows=0, reason=str(error)))
+    trees = len(predictor.parts.ensemble.trees)
+    spaced = held_out[:: max(1, -(-len(held_out) // MAX_HELD_OUT))]
+    compared, digests = 0, list[str]()
+    for matrix in (spaced, *generated_rows(predictor.parts)):
+        with _quiet():
+            outcome = _outcome(native, matrix)
+            same = _same(outcome, _outcome(predictor, matrix))
+        if not same:
+            return Proof(Compilation(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix))))
+        compared += len(matrix)
+        digests.append(_digest(outcome))
+    compilation = Compilation(kernel=predictor.flat.kernel_name, trees=trees, rows=compared, reason=None)
+    return Proof(compilation, trees_file(predictor.parts, digests[1:]))
+
+
+def _differs(rows: int) -> str:
+    return f"the compiled form differs from the library's own result on some of {rows} rows"
+
+
+def same_outcome(first: Any, second: Any, matrix: NDArray[np.float64]) -> bool:
+    """Whether two predictors return the same bits, or raise the same error."""
+    with _quiet():
+        return _same(_outcome(first, matrix), _outcome(second, matrix))
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    with one_thread(), np.errstate(all="ignore"):  # casts warn of what the library then refuses
+        yield
+
+
+def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:
+    try:
+        return predictor.predict(matrix)
+    except ValueError as error:
+        return str(error)
+
+
+def _same(first: NDArray[Any] | str, second: NDArray[Any] | str) -> bool:
+    if isinstance(first, str) or isinstance(second, str):
+        return isinstance(first, str) and isinstance(second, str) and first == second
+    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+
+
+def _digest(outcome: NDArray[Any] | str) -> str:
+    """A hash of the bits of a prediction; `refused` for an error."""
+    if isinstance(outcome, str):
+        return "refused"
+    return hashlib.sha256(f"{outcome.dtype.str} {outcome.shape} ".encode() + outcome.tobytes()).hexdigest()
+
+
+def generated_rows(parts: Parts, seed: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Generate matrices, in Fortran order, of the values on which a tree could go wrong.
+
+    First plain numbers: thresholds, their neighbours in 64 and in 32 bits, zeros of both signs, categories known and
+    unseen. Then the same with missing values, with values too large for 32 bits, and with infinities.
+    """
+    random = np.random.default_rng(seed)
+    direct = parts.columns == parts.ensemble.features  # the columns of the trees are those of the matrix
+    pools = _pools(parts.ensemble) if direct else [_ORDINARY] * parts.columns
+    plain = np.asfortranarray(np.column_stack([random.choice(pool, GENERATED_ROWS) for pool in pools]))
+    yield plain
+    for odd in ([np.nan], [1e39, -1e39], [np.inf, -np.inf]):
+        few = plain[: GENERATED_ROWS // 4].copy(order="F")
+        at = random.random(few.shape) < 0.2  # noqa: PLR2004 - some in most rows, not all
+        few[at] = random.choice(odd, int(at.sum()))
+        yield few
+
+
+def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
+    """The values to try, by column."""
+    asked: list[list[NDArray[np.float64]]] = [[_ORDINARY] for _ in range(ensemble.features)]
+    for tree in ensemble.trees:
+        inner = (tree.left >= 0) & (tree.left_set < 0) & np.isfinite(tree.threshold)
+        for at in np.unique(tree.feature[inner]).tolist():
+            asked[at].append(tree.threshold[inner & (tree.feature == at)])
+    for at, known in ensemble.categories.items():
+        asked[at] += [known, known + 0.5, -known - 1.0, known + len(known)]
+    pools: list[NDArray[np.float64]] = []
+    for values in asked:
+        cuts = np.unique(np.concatenate(values))
+        cuts = cuts[:: len(cuts) // MAX_THRESHOLDS + 1]
+        single = cuts.astype(np.float32)
+        beside = [np.nextafter(kind, kind.dtype.type(way)) for kind in (cuts, single) for way in (-np.inf, np.inf)]
+        halfway = (single.astype(np.float64) + beside[3].astype(np.float64)) / 2
+        pools.append(np.concatenate([_ORDINARY, cuts, single, halfway, *beside], dtype=np.float64))
+    return pools

@@ -6,7 +6,8 @@ link behind the sum are all that one library's trees differ in from another's. `
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import reduce
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,3 +96,85 @@ class Ensemble:
     categories: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, NDArray[np.float64]])
     single_sums: bool = False
     unknown_refused: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model does to a matrix.
+
+    Args:
+        steps: Transformers in front of the trees; each may work in place.
+        columns: Number of columns of the matrix.
+        ensemble: The trees.
+    """
+
+    steps: Sequence[Callable[[NDArray[np.float64]], Any]]
+    columns: int
+    ensemble: Ensemble
+
+
+Sums = NDArray[np.float64]
+LinkName = Literal[
+    "value", "values", "probability", "probabilities", "softmax", "C softmax", "exponential", "C exponential"
+]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A finish of sums [n, outputs].
+
+    Args:
+        name: `value` and `values` are the sums, [n] or [n, outputs]; `probability` is the logistic function of the sums [n],
+            and `probabilities` that of both classes [n, 2]; `softmax` [n, outputs]; `exponential` [n].
+        divisor: Of the sums, before all else: how many trees a mean is of.
+        steepness: Of the logistic function.
+    """
+
+    name: LinkName
+    divisor: int = 1
+    steepness: float = 1.0
+
+    def __call__(self, sums: Sums) -> NDArray[Any]:
+        """Give the prediction; uses the memory of the sums."""
+        if self.divisor != 1:
+            sums /= self.divisor
+        if self.name == "probability":
+            return _probability(sums, self.steepness)
+        if self.name == "probabilities":
+            of_second = _probability(sums, self.steepness)
+            return np.column_stack([1 - of_second, of_second])
+        return _LINKS[self.name](sums)
+
+
+def _probability(sums: Sums, steepness: float) -> Sums:
+    return 1 / (1 + _c_exponentials(-(steepness * sums))[:, 0])
+
+
+def _softmax(sums: Sums) -> Sums:
+    """As scikit-learn does it; in which order classes are added follows from the memory."""
+    parts = sums - sums.max(axis=1, keepdims=True)
+    np.exp(parts, out=parts)
+    parts /= parts.sum(axis=1, keepdims=True)
+    return parts
+
+
+def _c_softmax(sums: Sums) -> Sums:
+    """As LightGBM does it: class after class."""
+    parts = _c_exponentials(sums - sums.max(axis=1, keepdims=True))
+    return parts / reduce(np.add, parts.T)[:, None]
+
+
+def _c_exponentials(values: Sums) -> Sums:
+    from batch_platform.models.forest.kernels import exponentials  # imports numba
+
+    return exponentials(values)
+
+
+_LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
+    "value": lambda sums: sums[:, 0],
+    "values": lambda sums: sums,
+    "softmax": _softmax,
+    "C softmax": _c_softmax,
+    "exponential": lambda sums: np.exp(sums[:, 0]),
+    "C exponential": lambda sums: _c_exponentials(sums)[:, 0],
+}

@@ -14,11 +14,11 @@ from batch_platform.models.forest.ensembles import (
     Constant,
     Ensemble,
     Finish,
+    Link,
     NotCompilableError,
     Start,
     Tree,
 )
-from batch_platform.models.forest.links import Link
 
 
 def read_estimator(estimator: Any) -> Ensemble:

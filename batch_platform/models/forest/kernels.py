@@ -9,8 +9,11 @@ that compile at once must not give one name to two things.
 # pyright: basic, reportMissingImports=none
 # numba publishes no types, and what it compiles is typed by the signature.
 
+import math
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -21,9 +24,6 @@ from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import register_model
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.compiling import OPTIONS
-from batch_platform.models.forest.layout import Encoding
-
 LANES = 64  # rows that leaf masks handle together
 BLOCK = 2048  # rows that go down a tree before the next tree has its turn; a multiple of eight
 FAN = 16  # children of a node of the search for a rank
@@ -33,8 +33,72 @@ SET_SHIFT = LEFT_BITS + COLUMN_BITS
 CUT_SHIFT = SET_SHIFT + 1
 LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
 TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(n) for n in range(2, 8))
+MATRIX = types.Array(types.float64, 2, "A", readonly=True)  # of any layout
+OUT = types.Array(types.float64, 2, "A")
+OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+_COMPILING = Lock()
 intrinsic: Any = numba_intrinsic  # called without its first argument, which a checker cannot know
+
+
+class Encoding(NamedTuple):
+    """How rows become ranks; the first four by feature."""
+
+    kind: NDArray[np.uint8]
+    levels: NDArray[np.int64]  # of the search for a rank; 0 where no tree asks for the feature
+    level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
+    columns: NDArray[np.int64]  # [features, 2]: the column where missing is least, the one where it is `missing`; or -1
+    cuts: NDArray[np.float64]
+    missing: NDArray[np.int64]
+    single: bool  # whether values are rounded to 32 bits first
+    width: int  # how many columns of ranks
+
+
+class Masks(NamedTuple):
+    """Trees of few leaves; what a row that goes right clears are the leaves to the left."""
+
+    first_node: NDArray[np.int64]  # [trees + 1]
+    cut: NDArray[np.uint16]
+    column: NDArray[np.int64]
+    keep: NDArray[Any]
+    first_test: NDArray[np.int64]  # [trees + 1]; tests for sets of categories, 64 to a word
+    test_column: NDArray[np.int64]
+    test_word: NDArray[np.uint16]
+    test_set: NDArray[np.uint64]
+    test_keep: NDArray[Any]
+    first_value: NDArray[np.int64]  # [trees + 1]; the leaves of a tree for one output, then for the next
+    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
+    value: NDArray[np.float64]
+    width: int  # outputs of a tree
+    single: bool  # whether the sum is rounded to 32 bits after each tree
+
+
+class Descent(NamedTuple):
+    """Trees of any size; children stand side by side, leaves point at themselves."""
+
+    node: NDArray[np.uint64]
+    root: NDArray[np.int64]  # [trees]
+    depth: NDArray[np.int64]  # [trees]
+    sets: NDArray[np.uint64]  # four words for each: the categories that go right
+    output: NDArray[np.int64]  # [trees]: the first that a tree adds to
+    value: NDArray[np.float64]  # [nodes * width]
+    width: int  # outputs of a tree
+    single: bool  # as above
+
+
 Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], bool]
+
+
+def make_ready(function: Any, *signature: Any) -> None:
+    """Compile a function for the one signature that it has, or load it where some process has left it.
+
+    Where there is no folder that may be written, the compiled code lives as long as the process.
+    """
+    with _COMPILING:
+        if not function.signatures:
+            with suppress(RuntimeError):
+                function.enable_caching()
+            function.compile(signature)
+            function.disable_compile()
 
 
 class _Alive(types.Type):
@@ -326,3 +390,18 @@ def descent(matrix, encoding, trees, out):
 def descent_with_sets(matrix, encoding, trees, out):
     """The same where trees ask for sets of categories."""
     return _descend(matrix, encoding, trees, out, trees.sets)
+
+
+def exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The exponential of each of [n, outputs]."""
+    make_ready(_write_exponentials, MATRIX, OUT)
+    out = np.empty_like(values)
+    _write_exponentials(values, out)
+    return out
+
+
+@numba.njit(**OPTIONS)
+def _write_exponentials(values, out):
+    for r in range(values.shape[0]):
+        for o in range(values.shape[1]):
+            out[r, o] = math.exp(values[r, o])

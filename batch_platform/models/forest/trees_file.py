@@ -1,8 +1,8 @@
 """The trees of a model as one file of its bundle, so that scoring need not load the library that grew them.
 
-The file holds the plain trees, what goes before and after their sum, and digests of what the library itself said of the
-rows that every proof is made of. What cannot be written down so is not kept: transformers in front of the trees, a
-start that depends on the row, or an end that only the library knows.
+The file holds the plain trees, the start and the finish of their sum, and digests of what the library itself answered for the
+generated rows of every proof. Some models cannot be stored this way: those with transformers in front of the trees, with a start
+that depends on the row, or with a finish that only the library knows.
 """
 
 import json
@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.compiled import Parts
-from batch_platform.models.forest.ensembles import Constant, Ensemble, Tree
-from batch_platform.models.forest.links import Link
+from batch_platform.models.forest.ensembles import Constant, Ensemble, Link, Parts, Tree
 
 TREES_FILE = "trees.npz"
 _BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value")
@@ -25,24 +23,24 @@ _FLAGS = ("single", "single_sums", "nan_refused", "unknown_refused")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a file of trees holds.
+class StoredTrees:
+    """The content of a file of trees.
 
     Args:
-        parts: The trees, with nothing in front.
-        digests: Of what the library said of each matrix of made rows, in their order.
+        parts: The trees, with nothing in front of them.
+        digests: Of what the library answered for each matrix of generated rows, in their order.
     """
 
     parts: Parts
     digests: list[str]
 
 
-def kept_file(parts: Parts, digests: Sequence[str]) -> bytes:
-    """What to write; nothing where a model cannot be kept so."""
+def trees_file(parts: Parts, digests: Sequence[str]) -> bytes:
+    """Return the file of a model's trees; empty if they cannot be stored."""
     ensemble = parts.ensemble
     if parts.steps or not isinstance(ensemble.start, Constant) or not isinstance(ensemble.finish, Link):
         return b""
-    told = {
+    header = {
         "features": ensemble.features,
         "by_output": ensemble.start.by_output,
         "link": asdict(ensemble.finish),
@@ -51,7 +49,7 @@ def kept_file(parts: Parts, digests: Sequence[str]) -> bytes:
     }
     columns = sorted(ensemble.categories)
     arrays: dict[str, NDArray[Any]] = {
-        "told": np.frombuffer(json.dumps(told).encode(), np.uint8),
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
         "start": ensemble.start.row,
         "infinity_refused": ensemble.infinity_refused,
         "category_column": np.array(columns, np.int32),
@@ -70,24 +68,24 @@ def kept_file(parts: Parts, digests: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def read_kept(data: bytes) -> Kept:
-    """What a file holds, of bytes that were found unchanged."""
+def read_trees(data: bytes) -> StoredTrees:
+    """Read a file whose hash was checked."""
     with np.load(BytesIO(data), allow_pickle=False) as file:
         arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
-    told = json.loads(arrays["told"].tobytes())
+    header = json.loads(arrays["header"].tobytes())
     counts = np.cumsum(arrays["category_count"])[:-1]
     columns = arrays["category_column"].tolist()
     categories = dict(zip(columns, np.split(arrays["category"], counts), strict=True)) if columns else {}
     ensemble = Ensemble(
-        features=told["features"],
+        features=header["features"],
         trees=list(_trees(arrays)),
-        start=Constant(arrays["start"], told["by_output"]),
-        finish=Link(**told["link"]),
+        start=Constant(arrays["start"], header["by_output"]),
+        finish=Link(**header["link"]),
         infinity_refused=arrays["infinity_refused"],
         categories=categories,
-        **{name: told[name] for name in _FLAGS},
+        **{name: header[name] for name in _FLAGS},
     )
-    return Kept(Parts([], ensemble.features, ensemble), told["digests"])
+    return StoredTrees(Parts([], ensemble.features, ensemble), header["digests"])
 
 
 def _trees(arrays: dict[str, NDArray[Any]]) -> Iterator[Tree]:
