@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import dagster as dg
-from dagster._utils.warnings import suppress_dagster_warnings
 
 from batch_platform import defs as shipped
 
 
 @dg.definitions
-@suppress_dagster_warnings  # as `dg.load_from_defs_folder` has it, which looks for a pyproject.toml that a wheel lacks
 def defs() -> dg.Definitions:
-    """The shipped pipelines."""
-    return dg.ComponentTree.from_module(defs_module=shipped, project_root=Path(__file__).parents[1]).build_defs()
+    """Load the shipped pipelines; `dg.load_from_defs_folder` needs a pyproject.toml, which a wheel lacks."""
+    from batch_platform.components.dagster_internals import without_beta_warnings
+
+    with without_beta_warnings():
+        return dg.ComponentTree.from_module(defs_module=shipped, project_root=Path(__file__).parents[1]).build_defs()

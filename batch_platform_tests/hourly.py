@@ -12,7 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from batch_platform.cli.project import Project, find_project
-from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition

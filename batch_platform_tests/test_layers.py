@@ -96,6 +96,28 @@ def test_domain_modules_do_not_know_dagster():
     ]
 
 
+INTERNALS = "batch_platform.components.dagster_internals"
+PRIVATE = re.compile(
+    r"\bdagster\w*(\.\w+)*\._\w+|\bdagster\w*\.\w+(\.\w+)* import|dagster_shared|dagster_internal_init|step_context|SLF001"
+)
+INTERPRETER = {"batch_platform.cli.app"}  # ends the interpreter through a private name of Python's own
+
+
+def test_only_one_module_uses_private_names_of_dagster():
+    knowing = [name for name, room in ROOMS.items() if room in KNOW_DAGSTER and name not in {INTERNALS, *INTERPRETER}]
+    wrong = [
+        f"{module}: {line.strip()}"
+        for module in knowing
+        for line in MODULES[module].read_text(encoding="utf-8").splitlines()
+        if PRIVATE.search(line)
+    ]
+    assert not wrong, (
+        "move it into components/dagster_internals.py, with the public alternative if there is one, and pin it"
+    )
+    text = MODULES[INTERNALS].read_text(encoding="utf-8")
+    assert len(PRIVATE.findall(text)) > 10
+
+
 def test_a_module_is_one_thing_with_a_name_that_says_which():
     assert not [name for name in MODULES if set(name.split(".")) & VAGUE]
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}

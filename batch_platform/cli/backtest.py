@@ -46,12 +46,12 @@ def backtest(  # noqa: PLR0913 - the options of the command
 
     from batch_platform.cli.backtesting import Ordered, run_backtest
     from batch_platform.cli.running import asked_for
-    from batch_platform.pipeline.backtest import Candidate
+    from batch_platform.pipeline.backtest import BacktestModel
 
     wiring = project_of(folder).pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, None)
-    ordered = Ordered(partitions, Candidate(version, estimator, given), now, keep_scores=scores)
+    ordered = Ordered(partitions, BacktestModel(version, estimator, given), now, keep_scores=scores)
     run_backtest(wiring, ordered, as_json=as_json)
 
 

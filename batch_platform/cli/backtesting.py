@@ -11,10 +11,10 @@ from batch_platform.components.progress import Pace
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.performance import DEFAULT_METRIC
-from batch_platform.pipeline.backtest import Candidate, backtest
-from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, Tested, Total, totals
-from batch_platform.pipeline.evaluate import COVERAGE
+from batch_platform.monitoring.metrics import default_metric
+from batch_platform.monitoring.performance import COVERAGE
+from batch_platform.pipeline.backtest import BacktestModel, backtest
+from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, TestedPartition, Total, totals
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Ordered:
     """What is to be tested, on which partitions, and when that was asked."""
 
     partitions: Sequence[Partition]
-    candidate: Candidate
+    candidate: BacktestModel
     now: datetime
     keep_scores: bool
 
 
 @dataclass(frozen=True)
-class TestedPartition:
+class ReportedPartition:
     """One partition of the report."""
 
     partition: str
@@ -46,13 +46,13 @@ class TestedPartition:
 
 
 @dataclass(frozen=True)
-class Report:
+class BacktestReport:
     """What a backtest found."""
 
     pipeline: str
     backtest_id: str
     candidate: dict[str, Any]
-    partitions: list[TestedPartition]
+    partitions: list[ReportedPartition]
     totals: list[Total]
     table: str
     published: str
@@ -80,7 +80,7 @@ def run_backtest(wiring: Wiring, ordered: Ordered, *, as_json: bool) -> None:
             listener(pace.finished(partition.key, rows) if done else pace.on_the_way(partition.key, rows, of))
 
         found = backtest(pipeline, ordered.partitions, candidate, stamp, keep_scores=ordered.keep_scores, watch=watch)
-    report = Report(
+    report = BacktestReport(
         pipeline=wiring.spec.name,
         backtest_id=stamp.run_id,
         candidate={"version": candidate.version, "estimator": candidate.estimator, "params": candidate.params},
@@ -97,8 +97,8 @@ def run_backtest(wiring: Wiring, ordered: Ordered, *, as_json: bool) -> None:
         terminal.say(f"  the score of every row: table {wiring.spec.name}.{SCORES}")
 
 
-def _reported(one: Tested) -> TestedPartition:
-    return TestedPartition(
+def _reported(one: TestedPartition) -> ReportedPartition:
+    return ReportedPartition(
         partition=one.partition,
         model=_named(one),
         in_sample=one.in_sample,
@@ -114,11 +114,11 @@ def _reported(one: Tested) -> TestedPartition:
     )
 
 
-def _named(one: Tested) -> str:
+def _named(one: TestedPartition) -> str:
     return one.model.version if one.registered else f"trained for {one.model.serving_period}"
 
 
-def _show(wiring: Wiring, report: Report, found: Sequence[Tested]) -> None:
+def _show(wiring: Wiring, report: BacktestReport, found: Sequence[TestedPartition]) -> None:
     metric = _metric_shown(wiring, found)
     terminal.show_table(
         ("partition", "model", metric, "production", "by", "rows", "rejected", "note"),
@@ -149,8 +149,8 @@ def _show(wiring: Wiring, report: Report, found: Sequence[Tested]) -> None:
     terminal.say(f"Read it in {report.published}, table {report.table}, backtest_id '{report.backtest_id}'.")
 
 
-def _metric_shown(wiring: Wiring, found: Sequence[Tested]) -> str:
+def _metric_shown(wiring: Wiring, found: Sequence[TestedPartition]) -> str:
     """The metric of the gate where it is measured, else that of the task, else any."""
     measured = {name for one in found for name in one.comparison.metrics}
-    wanted = (wiring.spec.model.promote.metric, DEFAULT_METRIC[found[0].model.task], *sorted(measured - {COVERAGE}))
-    return next((name for name in wanted if name in measured), DEFAULT_METRIC[found[0].model.task])
+    wanted = (wiring.spec.model.promote.metric, default_metric(found[0].model.task), *sorted(measured - {COVERAGE}))
+    return next((name for name in wanted if name in measured), default_metric(found[0].model.task))

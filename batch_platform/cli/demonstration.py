@@ -15,7 +15,7 @@ from batch_platform.cli.running import Outcome, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.performance import measure_classes
+from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.warehouse.published import open_published
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
@@ -73,8 +73,8 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
             joined = scored.join(known, on="flight_id")
             late = joined["late"].cast(pl.Boolean).to_numpy()
             score = joined["score"].to_numpy()
-            measured = measure_classes(late, np.column_stack([1 - score, score]), [False, True])
-            found.append(Month(month, scored.height, joined.height, float(late.mean()), measured["roc_auc"]))
+            metrics = measure(Outcomes("binary", np.column_stack([1 - score, score]), late, [False, True]))
+            found.append(Month(month, scored.height, joined.height, float(late.mean()), metrics["roc_auc"]))
     return found
 
 

@@ -7,14 +7,16 @@ from datetime import datetime
 from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.execution.plan.objects import ErrorSource
-from dagster._core.instance.ref import InstanceRef
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
-from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    open_without_capture,
+    quick_event_log,
+    was_interrupted,
+)
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.jobs import DUTY_OF, job_name
 from batch_platform.components.progress import Listener, listening
@@ -61,23 +63,13 @@ class RunOptions:
     named: bool = False
 
 
-NO_CAPTURE = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-        "config": {},
-    }
-}
-
-
 @contextmanager
 def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
     """The Dagster instance of a project's home, made on first use; runs of killed processes are closed in it.
 
     What runs here print is on the terminal; it is not captured a second time, which would cost processes for every step.
     """
-    folder = str(prepare_instance(project.home))
-    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides=NO_CAPTURE)) as instance:
+    with open_without_capture(prepare_instance(project.home)) as instance:
         close_dead_runs(instance)
         with quick_event_log(instance):
             yield instance
@@ -177,7 +169,7 @@ class Runs:
                     run_config={"loggers": _loggers(), "ops": self._config(assets, first)},
                     raise_on_error=terminal.debugging(),
                 )
-        except DagsterExecutionInterruptedError as interruption:
+        except dg.DagsterExecutionInterruptedError as interruption:
             raise KeyboardInterrupt from interruption
         if not result.success:
             raise _failure(result)
@@ -212,7 +204,7 @@ def _failure(result: dg.ExecuteInProcessResult) -> BaseException:
     if not failures:
         return RunFailedError(f"Run {result.run_id} failed before its first step.", hint="batch-platform ui shows it.")
     failure = failures[0]
-    if failure.error_source == ErrorSource.INTERRUPT:
+    if was_interrupted(failure):
         return KeyboardInterrupt()
     if failure.user_failure_data is not None and failure.user_failure_data.description:
         return RunFailedError(failure.user_failure_data.description)

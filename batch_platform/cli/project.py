@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
-from dagster.components.definitions import LazyDefinitions
 
+from batch_platform.components.dagster_internals import LazyDefinitions, object_held
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
 from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
 from batch_platform.declaration.yaml_file import check_file, files_below
@@ -68,9 +67,9 @@ class Project:
         """Its pipelines by name."""
         found: dict[str, Wiring] = {}
         for spec in self.definitions.resolve_all_asset_specs():
-            value = spec.metadata.get(SPEC_METADATA)
-            if isinstance(value, ObjectMetadataValue) and isinstance(value.instance, Wiring):
-                found[value.instance.spec.name] = value.instance
+            wiring = object_held(spec.metadata.get(SPEC_METADATA))
+            if isinstance(wiring, Wiring):
+                found[wiring.spec.name] = wiring
         return dict(sorted(found.items()))
 
     def pipeline(self, name: str) -> Wiring:

@@ -10,6 +10,7 @@ from types import FrameType
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project
+from batch_platform.components.dagster_internals import DAEMON_COMMAND
 from batch_platform.components.instance import prepare_instance
 from batch_platform.declaration.errors import BatchPlatformError
 
@@ -30,7 +31,7 @@ def serve(project: Project, host: str, port: int) -> None:
     target = ["-w", str(_workspace(project, home))]
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *target],
-        [sys.executable, "-m", "dagster._daemon", "run", *target],
+        [*DAEMON_COMMAND, *target],
     ]
     children: list[subprocess.Popen[bytes]] = []
     asked_to_stop: list[int] = []

@@ -7,9 +7,9 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import dagster as dg
-from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 
 from batch_platform.components import challengers, checks, describe, lineage
+from batch_platform.components.dagster_internals import held_object
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.io_manager import IO_MANAGER_KEY
 from batch_platform.components.run_config import (
@@ -56,7 +56,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         description=describe.features(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
-        metadata={SPEC_METADATA: ObjectMetadataValue(wiring), **lineage.features(wiring)},
+        metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key(name) for name in read_by_features(wiring)],
         backfill_policy=SINGLE_RUN,
@@ -209,38 +209,34 @@ def _scored(
 
 def _performance(wiring: Wiring) -> dg.AssetsDefinition:
     key = wiring.key("performance")
-    judges = wiring.spec.monitoring.performance is not None
 
     @dg.asset(
         key=key,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
-        description=describe.performance(wiring),
+        description=describe.evaluation(wiring),
         io_manager_key=IO_MANAGER_KEY,
-        code_version=describe.performance_code_version(wiring),
+        code_version=describe.evaluation_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("predictions"), *(wiring.key(name) for name in read_by_labels(wiring))],
         backfill_policy=SINGLE_RUN,
-        check_specs=checks.performance(wiring, key),
+        check_specs=checks.measures(wiring, key),
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         judged: list[checks.Judged] = []
         with wiring.step() as pipeline:
-            tasks = checks.tasks_of_versions(wiring)
             partitions = wiring.named(context.partition_keys)
             with PartitionLog(context, key, len(partitions)) as log:
-                for done in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
                     log.materialized(
-                        done.partition.key,
-                        data_version=describe.outcome_version(done),
-                        rows=done.run.rows_labelled,
-                        metadata=describe.evaluated(done) | challengers.measured(done),
+                        evaluated.partition.key,
+                        data_version=describe.evaluation_version(evaluated),
+                        rows=evaluated.run.rows_labelled,
+                        metadata=describe.evaluated(evaluated),
                     )
-                    if (one := checks.judge(wiring, tasks, done)) is not None:
-                        checks.log_performance(log, one)
-                        judged.append(one)
-        return log.finish(*([checks.performance_summary(judged)] if judges else []))
+                    judged += checks.log_measures(wiring, log, evaluated)
+        return log.finish(*checks.measures_summary(wiring, judged))
 
     return performance

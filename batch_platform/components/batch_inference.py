@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Self
 
 import dagster as dg
-from dagster_shared.utils.warnings import disable_dagster_warnings
 from pydantic import BaseModel
 
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
+from batch_platform.components.dagster_internals import without_beta_warnings
 from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.jobs import build_jobs
 from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
@@ -67,9 +67,7 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
     """
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
-    with (
-        disable_dagster_warnings()
-    ):  # single-run backfills and observable sources are "in beta": our risk, not the user's
+    with without_beta_warnings():  # single-run backfills and observable sources
         jobs = build_jobs(wiring)
         return dg.Definitions(
             assets=build_assets(wiring),

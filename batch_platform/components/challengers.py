@@ -11,7 +11,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.run import Committed
@@ -106,11 +105,6 @@ def scored_summary(wiring: Wiring, done: Sequence[Committed]) -> list[dg.AssetCh
     return _summary(
         wiring, "scored", len(runs), [f"{run.challenger} ({run.partition_key})" for run in runs if run.failure]
     )
-
-
-def measured(one: Evaluated) -> dict[str, float]:
-    """The metrics of a partition's challengers, as numbers to plot."""
-    return {f"{each.name}_{metric}": value for each in one.challengers for metric, value in each.metrics.items()}
 
 
 def _trained_metadata(done: Sequence[TrainedChallenger]) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from dagster_shared.utils.warnings import disable_dagster_warnings
 
 from batch_platform.components import describe
-from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
 from batch_platform.declaration.errors import MOST_LISTED, listed
-from batch_platform.monitoring.performance import DEFAULT_METRIC, LOWER_IS_BETTER, is_worse
+from batch_platform.monitoring.catalogue import declared_checks
+from batch_platform.monitoring.measure import Judgement
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.plan import State, make_plan
 from batch_platform.pipeline.staleness import Staleness
@@ -21,7 +21,7 @@ from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
 
 ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
-GATE, PERFORMANCE, UP_TO_DATE = "gate", "performance", "up_to_date"
+GATE, UP_TO_DATE = "gate", "up_to_date"
 NEAR_BUDGET = 0.5  # of max_rejected: from there on a partition is worth a look
 _TOGETHER = "the run as a whole"
 _WARN = dg.AssetCheckSeverity.WARN
@@ -165,16 +165,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
                     context.op_execution_context.log_event(_partition_up_to_date(asset, key, found))
         return _up_to_date(found, state)
 
-    return _StandingCheck(**up_to_date.get_attributes_dict())
-
-
-class _StandingCheck(dg.AssetChecksDefinition):
-    """A check that stays one. Dagster turns checks of a component into assets and back, and warns of its own doing."""
-
-    @staticmethod
-    def dagster_internal_init(**attributes: Any) -> "_StandingCheck":  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - handed on as they are
-        with disable_dagster_warnings():
-            return _StandingCheck(**attributes)
+    return StandingCheck.of(up_to_date)
 
 
 def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any:  # noqa: ANN401 - as in PartitionLog
@@ -230,7 +221,7 @@ def log_gate(log: PartitionLog, partition_key: str | None, trained: Trained) -> 
             "version": trained.version.version,
             "decision": trained.decision.action,
             "reason": trained.decision.reason,
-            **describe.to_read(trained.version.metric_values),
+            **describe.rounded(trained.version.metric_values),
         },
     )
 
@@ -247,64 +238,53 @@ def gate_summary(decisions: Sequence[Trained]) -> dg.AssetCheckResult:
     )
 
 
-def performance(wiring: Wiring, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """A warning when a partition's metric is worse than declared; none where nothing is declared."""
-    rule = wiring.spec.monitoring.performance
-    if rule is None:
-        return []
-    bar = describe.meets(wiring.spec.model.promote.metric, rule.warn_below)
-    description = (
-        f"Measured on its true outcomes, each partition has {bar}. One that has not is warned of; its predictions stay."
-    )
-    return [dg.AssetCheckSpec(PERFORMANCE, asset=asset, description=description)]
+def measures(wiring: Wiring, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
+    """One check for each measure that the pipeline declares a bound for."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset, description=check.description)
+        for name, check in declared_checks(wiring.spec).items()
+    ]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One evaluated partition, held against what is declared."""
+    """One evaluated partition, judged by one measure."""
 
+    measure: str
     partition_key: str
-    metric: str
-    value: float
-    passed: bool
+    judgement: Judgement
 
 
-def tasks_of_versions(wiring: Wiring) -> dict[str, str]:
-    """What kind of model each version is, as far as performance is held against anything."""
-    if wiring.spec.monitoring.performance is None:
-        return {}
-    return {version.version: version.task for version in wiring.pipeline().state().registry.versions}
+def log_measures(wiring: Wiring, log: PartitionLog, evaluated: Evaluated) -> list[Judged]:
+    """Judge a partition by every measure, and log the results; a measure that has nothing to judge is left out."""
+    judged: list[Judged] = []
+    for name, check in declared_checks(wiring.spec).items():
+        judgement = check.judge(evaluated.served.numbers_of(name), evaluated.served.version.task)
+        if judgement is not None:
+            judged.append(Judged(name, evaluated.partition.key, judgement))
+            metadata = {"metric": judgement.name, **describe.rounded({judgement.name: judgement.value})}
+            log.checked(evaluated.partition.key, name, passed=judgement.passed, severity=_WARN, metadata=metadata)
+    return judged
 
 
-def judge(wiring: Wiring, tasks: Mapping[str, str], one: Evaluated) -> Judged | None:
-    """Hold a partition against what is declared; None where nothing is, or where the gate's metric has no value."""
-    rule = wiring.spec.monitoring.performance
-    if rule is None:
-        return None
-    metric = wiring.spec.model.promote.metric or DEFAULT_METRIC[tasks[one.model_version]]
-    if metric not in one.metrics:
-        return None
-    value = one.metrics[metric]
-    return Judged(one.partition.key, metric, value, passed=not is_worse(metric, value, rule.warn_below))
+def measures_summary(wiring: Wiring, judged: Sequence[Judged]) -> list[dg.AssetCheckResult]:
+    """How many partitions of a run miss their bound, and the worst of them, by measure."""
+    return [
+        _measure_summary(name, [partition for partition in judged if partition.measure == name])
+        for name in declared_checks(wiring.spec)
+    ]
 
 
-def log_performance(log: PartitionLog, judged: Judged) -> None:
-    """Log how one partition did."""
-    metadata = {"metric": judged.metric, **describe.to_read({judged.metric: judged.value})}
-    log.checked(judged.partition_key, PERFORMANCE, passed=judged.passed, severity=_WARN, metadata=metadata)
-
-
-def performance_summary(judged: Sequence[Judged]) -> dg.AssetCheckResult:
-    """How many partitions of a run did worse than declared, and which did worst."""
-    worse = [one for one in judged if not one.passed]
+def _measure_summary(measure: str, judged: Sequence[Judged]) -> dg.AssetCheckResult:
+    worse = [partition for partition in judged if not partition.judgement.passed]
     metadata: dict[str, Any] = {"partitions": _counted(judged), "worse": _counted(worse)}
     if worse:
-        metric = worse[0].metric
-        worst = sorted(worse, key=lambda one: one.value, reverse=metric in LOWER_IS_BETTER)[:MOST_LISTED]
-        shown = describe.table(("partition", metric), {one.partition_key: f"{one.value:.4f}" for one in worst})
-        metadata["the_worst"] = dg.MetadataValue.md(shown)
+        first = worse[0].judgement
+        worst_first = sorted(worse, key=lambda partition: partition.judgement.value, reverse=first.lower_is_better)
+        values = {each.partition_key: f"{each.judgement.value:.4f}" for each in worst_first[:MOST_LISTED]}
+        metadata["the_worst"] = dg.MetadataValue.md(describe.table(("partition", first.name), values))
     return dg.AssetCheckResult(
-        check_name=PERFORMANCE, description=_TOGETHER, passed=not worse, severity=_WARN, metadata=metadata
+        check_name=measure, description=_TOGETHER, passed=not worse, severity=_WARN, metadata=metadata
     )
 
 

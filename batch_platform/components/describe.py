@@ -20,8 +20,10 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SourceState
 from batch_platform.models.registry import Version, read_registry
+from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.charts import Point, bars, curve, histogram
-from batch_platform.monitoring.performance import DEFAULT_METRIC, LOWER_IS_BETTER
+from batch_platform.monitoring.metrics import default_metric
+from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.pipeline import Built
@@ -71,7 +73,7 @@ def model(wiring: Wiring) -> str:
             f"Imported from `{redact(declared.import_)}` {period}. Its contract is learnt from the features before its serving "
             "period; where labels are known by then, the gate judges it, and a version that does not pass never serves."
         )
-    bar = [] if promote.at_least is None else [meets(promote.metric, promote.at_least)]
+    bar = [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
     bar += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
     gate = f" ({', '.join(bar)})" if bar else ""
     text = (
@@ -80,13 +82,6 @@ def model(wiring: Wiring) -> str:
         f"{train.evaluate} of it. A version that does not pass the gate{gate} is kept and never serves."
     )
     return f"{text}\n\n{_parameters(redacted(declared.params))}" if declared.params else text
-
-
-def meets(metric: str | None, value: float) -> str:
-    """What a metric is asked to be."""
-    if metric is None:
-        return f"its metric at least {value:g} (an error: at most)"
-    return f"{metric} {'at most' if metric in LOWER_IS_BETTER else 'at least'} {value:g}"
 
 
 def model_kind(wiring: Wiring) -> str:
@@ -134,20 +129,19 @@ def predictions(wiring: Wiring) -> str:
     )
 
 
-def performance(wiring: Wiring) -> str:
-    """The performance."""
-    labels, challengers = wiring.spec.labels, wiring.spec.challengers
-    when = (
-        f"{labels.delay} after a partition's end, when its labels are known" if labels else "once a partition is scored"
+def evaluation(wiring: Wiring) -> str:
+    """The evaluation: what each measure says of a partition, and when it is computed."""
+    labels = wiring.spec.labels
+    when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
+    text = (
+        f"{' '.join(measure.description for measure in MEASURES.values())} A partition is measured {when}. "
+        "*Metadata → Plots → Events* plots each number, partition by partition."
     )
-    return (
-        f"How good the predictions of each partition were, by metric, measured {when}. *Metadata → Plots → Events* draws "
-        "each metric, partition by partition."
-        + (" Rows of challengers bear their name in `challenger`; it is null of production." if challengers else "")
-    )
+    challengers = " Rows of a challenger have its name in `challenger`; it is null for the model that serves."
+    return text + (challengers if wiring.spec.challengers else "")
 
 
-def performance_code_version(wiring: Wiring) -> str:
+def evaluation_code_version(wiring: Wiring) -> str:
     """Changes when measuring the same predictions would give other numbers."""
     query = wiring.pipeline().builder.labels_query
     declared = wiring.spec.model_dump_json(include={"labels"}) + (query.text if query else "")
@@ -189,7 +183,7 @@ def trained(wiring: Wiring, one: Trained) -> dict[str, Any]:
         "version": version.version,
         "decision": f"{one.decision.action}: {one.decision.reason}",
         **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
-        **to_read(version.metric_values),
+        **rounded(version.metric_values),
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
         "trained_from": _moment(wiring, version.trained_from),
@@ -267,19 +261,26 @@ def speed(one: Committed) -> dict[str, Any]:
     }
 
 
-def evaluated(one: Evaluated) -> dict[str, Any]:
-    """Metadata of an evaluated partition."""
-    return {ROW_COUNT: one.run.rows_labelled, "model_version": one.model_version, **to_read(one.metrics)}
+def evaluated(partition: Evaluated) -> dict[str, Any]:
+    """Metadata of an evaluated partition: the numbers of every measure, and those of challengers beside them."""
+    return {
+        ROW_COUNT: partition.run.rows_labelled,
+        "model_version": partition.served.version.version,
+        **rounded(partition.served.numbers),
+        **{f"{model.challenger}_{name}": v for model in partition.challengers for name, v in model.numbers.items()},
+    }
 
 
-def to_read(numbers: Mapping[str, float]) -> dict[str, float]:
+def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
     """Numbers with as many digits as are read; the tables hold them whole."""
     return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}
 
 
-def outcome_version(one: Evaluated) -> str:
+def evaluation_version(partition: Evaluated) -> str:
     """Data version of an evaluated partition."""
-    return sha256(json.dumps([one.run.score_seq, one.metrics], sort_keys=True).encode()).hexdigest()[:16]
+    return sha256(json.dumps([partition.run.score_seq, partition.served.numbers], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 def _parameters(params: Mapping[str, object]) -> str:
@@ -322,7 +323,7 @@ def versions_until(wiring: Wiring, version: Version) -> str | None:
     None where the metric has no value for that version.
     """
     promote = wiring.spec.model.promote
-    metric = promote.metric or DEFAULT_METRIC[version.task]
+    metric = promote.metric or default_metric(version.task)
     if metric not in version.metric_values:
         return None
     with wiring.pipeline().warehouse.open() as con:

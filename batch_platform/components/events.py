@@ -13,26 +13,20 @@ from time import monotonic
 from typing import Any, Self
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
-    CODE_VERSION_TAG,
-    DATA_VERSION_IS_USER_PROVIDED_TAG,
-    DATA_VERSION_TAG,
-    DEFAULT_DATA_VERSION,
-    NULL_EVENT_POINTER,
-    extract_data_version_from_entry,
-    get_input_data_version_tag,
-    get_input_event_pointer_tag,
-)
-from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
-from batch_platform.components.event_log import quick_event_log
+from batch_platform.components.dagster_internals import (
+    LOGGED_IN_THE_BODY,
+    data_version_tags,
+    observed_version_tags,
+    provenance_tags,
+    quick_event_log,
+)
 from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import PROCESS_TAG, range_tag, this_process
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.plan import State
 
-LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 MOST_TOLD = 500  # partitions of an asset for which one look tells what others left untold; the next one goes on
 SECONDS_BETWEEN_LINES = 10  # of a run's log: each is an event that is stored
 
@@ -46,7 +40,7 @@ class PartitionLog:
         self._context, self._asset = context, asset
         self._pace = Pace(asset.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
-        self._provenance = _provenance(context, asset)
+        self._provenance = provenance_tags(context, asset)
 
     def __enter__(self) -> Self:
         """Keep the event log open."""
@@ -62,7 +56,7 @@ class PartitionLog:
         self, partition_key: str | None, *, data_version: str, rows: int, metadata: Mapping[str, Any], done: str = ""
     ) -> None:
         """Log one partition that is committed; `partition_key` is None for an unpartitioned asset."""
-        tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true", **self._provenance}
+        tags = data_version_tags(data_version) | self._provenance
         self._context.log_event(
             dg.AssetMaterialization(asset_key=self._asset, partition=partition_key, metadata=metadata, tags=tags)
         )
@@ -121,7 +115,7 @@ def observed(
     """Log in which state a source was seen."""
     context.log_event(
         dg.AssetObservation(
-            asset_key=asset, partition=partition_key, metadata=metadata, tags={DATA_VERSION_TAG: data_version}
+            asset_key=asset, partition=partition_key, metadata=metadata, tags=observed_version_tags(data_version)
         )
     )
 
@@ -146,15 +140,3 @@ def tell_committed(
                 metadata = {"told_for_run": records[key].run_id}
                 event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
                 instance.report_runless_asset_event(event)
-
-
-def _provenance(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:
-    """Tags that say by which code and from what the asset is made, so that the UI can tell what is out of date."""
-    spec = context.assets_def.get_asset_spec(asset)
-    tags = {CODE_VERSION_TAG: spec.code_version or context.run.run_id}
-    for dep in spec.deps:
-        record = context.instance.get_latest_data_version_record(dep.asset_key)
-        version = extract_data_version_from_entry(record.event_log_entry) if record else None
-        tags[get_input_data_version_tag(dep.asset_key)] = (version or DEFAULT_DATA_VERSION).value
-        tags[get_input_event_pointer_tag(dep.asset_key)] = str(record.storage_id) if record else NULL_EVENT_POINTER
-    return tags

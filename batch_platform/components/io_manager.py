@@ -11,10 +11,10 @@ from typing import Any
 import dagster as dg
 import duckdb
 import polars as pl
-from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 from pydantic import Field
 
 from batch_platform.components import describe
+from batch_platform.components.dagster_internals import object_held, reads_partitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.warehouse.database import Warehouse
@@ -89,13 +89,11 @@ class TableIOManager(dg.ConfigurableIOManager):
             msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; there is {listed(INPUT_METADATA)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], INPUT_METADATA))
         above = context.upstream_output.definition_metadata if context.upstream_output else {}
-        step: Any = context.step_context  # the run's own partitions: an asset without reads all of what it is given
-        in_part = step.has_partition_key or step.has_partition_key_range
-        keys = list(context.asset_partition_keys) if context.has_asset_partitions and in_part else None
+        keys = list(context.asset_partition_keys) if reads_partitions(context) else None  # None: every partition
         home, columns = Home.from_environment(), metadata.get("columns")
-        of = above.get(SPEC_METADATA)
-        if isinstance(of, ObjectMetadataValue) and isinstance(of.instance, Wiring):
-            return _features(home, of.instance.spec.name, keys, columns)
+        wiring = object_held(above.get(SPEC_METADATA))
+        if isinstance(wiring, Wiring):
+            return _features(home, wiring.spec.name, keys, columns)
         name = self._table_of(context.asset_key, above)
         name = TableName(name.schema, metadata.get("table", name.table))
         if keys is not None and metadata.get("allow_missing_partitions"):

@@ -3,8 +3,8 @@
 from typing import Literal
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.pipeline.plan import ASSET_OF, Step
 

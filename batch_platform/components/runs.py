@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import (
+
+from batch_platform.components.dagster_internals import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    FINISHED_STATUSES,
+    NOT_FINISHED_STATUSES,
     PARTITION_NAME_TAG,
 )
-
 from batch_platform.components.jobs import MAKES, assets_of, job_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError

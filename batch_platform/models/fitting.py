@@ -4,7 +4,7 @@ Rows come in the order of time and are never shuffled between the two parts. Kno
 where the model goes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +25,14 @@ from batch_platform.models.forest.compiled import NOT_TREES, CompilablePredictor
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
 from batch_platform.monitoring.leakage import nearly_deciding
-from batch_platform.monitoring.performance import (
-    DEFAULT_METRIC,
+from batch_platform.monitoring.metrics import (
+    Outcomes,
+    as_truth,
+    default_metric,
     is_worse,
-    measure_classes,
-    measure_outliers,
-    measure_segments,
-    measure_values,
+    known_to,
+    lower_is_better,
+    measure,
 )
 
 LEAST_ROWS = 20
@@ -134,30 +135,8 @@ def evaluate(  # noqa: PLR0913 - a fitted model is all of these
         return {}
     matrix = contract.encode(rows)
     with one_thread():
-        found = predictor.predict(matrix)
-    if task == "outliers":
-        return measure_outliers(found, None if label is None else as_truth(rows[label]))
-    if task == "clustering" or label is None:
-        return measure_segments(matrix, found)
-    truth = as_truth(rows[label])
-    if task == "regression":
-        return measure_values(truth.astype(np.float64), found)
-    return measure_classes(truth, found, classes)
-
-
-def as_truth(labels: pl.Series) -> NDArray[Any]:
-    """Labels as an estimator takes them: decimals as floats, enumerations as text, all else as it is."""
-    if labels.dtype.is_decimal():
-        return labels.cast(pl.Float64).to_numpy()
-    if isinstance(labels.dtype, pl.Categorical | pl.Enum):
-        return labels.cast(pl.String).to_numpy()
-    return labels.to_numpy()
-
-
-def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
-    """Which labels are one of a model's classes."""
-    known = set(classes)
-    return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
+        predicted = predictor.predict(matrix)
+    return measure(Outcomes(task, predicted, None if label is None else as_truth(rows[label]), classes, matrix))
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
@@ -169,7 +148,7 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
         metrics: Of the version, on the evaluation rows.
         champion: Of the version that serves now, on the same rows; None if there is none.
     """
-    metric = gate.metric or DEFAULT_METRIC[task]
+    metric = gate.metric or default_metric(task)
     value = metrics.get(metric)
     if value is None:
         return f"{metric} cannot be measured on the evaluation rows (measured: {listed(metrics) or 'nothing'})"
@@ -177,8 +156,8 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
         return f"{metric} {value:.4f} is worse than the required {gate.at_least:g}"
     standing = None if champion is None else champion.get(metric)
     if gate.tolerance is not None and standing is not None:
-        lower = is_worse(metric, 1.0, 0.0)
-        if is_worse(metric, value, standing + gate.tolerance if lower else standing - gate.tolerance):
+        bound = standing + gate.tolerance if lower_is_better(metric) else standing - gate.tolerance
+        if is_worse(metric, value, bound):
             return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
     return None
 

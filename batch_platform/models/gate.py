@@ -16,11 +16,11 @@ from batch_platform.declaration.spec import Promote
 from batch_platform.features.labelled import TrainingData
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.contract import Contract
-from batch_platform.models.fitting import Fitted, as_truth, evaluate, judge, known_to
+from batch_platform.models.fitting import Fitted, evaluate, judge
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Action, Version
 from batch_platform.monitoring.comparison import Difference, paired_difference
-from batch_platform.monitoring.performance import DEFAULT_METRIC
+from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, known_to
 
 _ROW = "__row"
 
@@ -61,7 +61,7 @@ def pass_gate(
         champion: The version that serves where the model would; None where there is none.
         open_version: Loads the champion.
     """
-    metric = gate.metric or DEFAULT_METRIC[fitted.task]
+    metric = gate.metric or default_metric(fitted.task)
     comparison = None if champion is None else _compared(metric, fitted, data, champion, open_version)
     standing = comparison.champion_metrics if comparison and comparison.champion_metrics else None
     refusal = judge(gate, fitted.task, fitted.metrics, standing)
@@ -102,11 +102,14 @@ def _compared(
     known = rows.filter(known_to(fitted.classes, rows[data.label])) if data.label and fitted.classes else rows
     if data.label is not None and manifest.classes == fitted.classes and known.height:
         with one_thread():
-            one, other = (
+            predictions = [
                 np.asarray(predictor.predict(contract.encode(contract.split(known).kept)))
                 for predictor, contract in ((fitted.predictor, fitted.contract), (bundle.predictor, bundle.contract))
-            )
-        difference = paired_difference(metric, as_truth(known[data.label]), one, other, fitted.classes)
+            ]
+        truth = as_truth(known[data.label])
+        difference = paired_difference(
+            metric, *(Outcomes(fitted.task, predicted, truth, fitted.classes) for predicted in predictions)
+        )
     return ChampionComparison(champion.version, metrics, champion_metrics, difference)
 
 

@@ -1,112 +1,78 @@
-"""Measures of a model against the true outcomes, one number each, on plain arrays.
+"""The measure `performance`: every metric of a partition's predictions, against the labels known now."""
 
-A measure that is not defined on the rows at hand (the area under the ROC curve with one class only) is left out, never
-guessed. Formulas are scikit-learn's (`sklearn.metrics`).
-"""
-
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
+import polars as pl
 
-DEFAULT_METRIC = {
-    "binary": "roc_auc",
-    "multiclass": "log_loss",
-    "regression": "rmse",
-    "clustering": "silhouette",
-    "outliers": "outlier_share",
-}
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "mae", "rmse", "outlier_share"})
-SILHOUETTE_ROWS = 2_000  # the measure compares every pair of rows
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.measure import TRUTH, Check, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, lower_is_better, measure
+
+COVERAGE = "label_coverage"
 
 
-def measure_classes(
-    truth: NDArray[Any], probabilities: NDArray[np.float64], classes: Sequence[Any]
-) -> dict[str, float]:
-    """AUC, log loss, Brier score and accuracy of a classification.
-
-    Args:
-        truth: True classes [n]; each is one of `classes`.
-        probabilities: One column for each class [n, classes].
-        classes: In the order of the columns; of two, the second is the positive one.
-    """
-    from sklearn import metrics
-
-    if not len(truth):
-        return {}
-    positions = {label: at for at, label in enumerate(classes)}
-    at = np.array([positions[label] for label in truth.tolist()])
-    shares = probabilities / probabilities.sum(axis=1, keepdims=True)  # float32 models miss 1 by its last digit
-    found = {
-        "accuracy": float(np.mean(probabilities.argmax(axis=1) == at)),
-        "log_loss": float(metrics.log_loss(at, shares, labels=range(len(classes)))),
-        "brier": float(np.mean(((probabilities - np.eye(len(classes))[at]) ** 2).sum(axis=1))),
-    }
-    if len(classes) == 2:  # noqa: PLR2004 - binary
-        found["brier"] /= 2  # the usual form: of the positive class alone
-        if 0 < at.sum() < len(at):
-            found["roc_auc"] = float(metrics.roc_auc_score(at, probabilities[:, 1]))
-    elif len(np.unique(at)) == len(classes):
-        found["roc_auc"] = float(
-            metrics.roc_auc_score(at, probabilities, multi_class="ovr", labels=range(len(classes)))
-        )
-    return found
+def performance_of(partition: ScoredPartition) -> dict[str, float]:
+    """The metrics of a partition by name and, where labels are declared, the share of its rows whose label is known."""
+    metrics = measure(_outcomes(partition))
+    if partition.labels is None:
+        return metrics
+    scored = partition.predictions.height
+    return metrics | {COVERAGE: partition.labelled.height / scored if scored else 0.0}
 
 
-def measure_values(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[str, float]:
-    """Mean absolute error, root mean squared error and R² of a regression, both arrays [n]."""
-    from sklearn import metrics
-
-    if not len(truth):
-        return {}
-    found = {
-        "mae": float(metrics.mean_absolute_error(truth, prediction)),
-        "rmse": float(metrics.root_mean_squared_error(truth, prediction)),
-    }
-    if len(truth) > 1 and np.ptp(truth) > 0:
-        found["r2"] = float(metrics.r2_score(truth, prediction))
-    return found
+def asked_of(metric: str | None, value: float) -> str:
+    """What is asked of a metric, as part of a sentence."""
+    if metric is None:
+        return f"its metric at least {value:g} (an error: at most)"
+    return f"{metric} {'at most' if lower_is_better(metric) else 'at least'} {value:g}"
 
 
-def measure_segments(matrix: NDArray[np.float64], segments: NDArray[Any]) -> dict[str, float]:
-    """Silhouette of a clustering, over at most SILHOUETTE_ROWS rows taken evenly.
-
-    Args:
-        matrix: The features [n, columns]; a null (NaN) counts as its column's mean, columns are scaled to deviation 1.
-        segments: The segment of each row [n].
-    """
-    from sklearn import metrics
-
-    step = max(1, -(-len(segments) // SILHOUETTE_ROWS))
-    rows, found = matrix[::step], segments[::step]
-    if not 1 < len(np.unique(found)) < len(found):
-        return {}
-    known = ~np.isnan(rows)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, rows, 0).sum(axis=0) / count
-    filled = np.where(known, rows, mean) - mean
-    deviation = np.sqrt((filled**2).mean(axis=0))
-    return {"silhouette": float(metrics.silhouette_score(filled / np.where(deviation > 0, deviation, 1), found))}
+def _outcomes(partition: ScoredPartition) -> Outcomes:
+    task = partition.task
+    if task == "clustering":
+        rows, matrix = partition.read_features()
+        return Outcomes(task, rows["prediction"].to_numpy(), matrix=matrix)
+    rows = partition.predictions if partition.labels is None else partition.labelled
+    truth = None if partition.labels is None else as_truth(rows[TRUTH])
+    if task == "outliers":
+        return Outcomes(task, rows["score"].to_numpy(), truth)
+    if task == "regression":
+        return Outcomes(task, rows["prediction"].to_numpy(), truth)
+    scores = rows.select(partition.score_columns).to_numpy()
+    shares = np.column_stack([1 - scores[:, 0], scores[:, 0]]) if task == "binary" else scores
+    return Outcomes(task, shares, truth, partition.classes)
 
 
-def measure_outliers(scores: NDArray[np.float64], truth: NDArray[Any] | None) -> dict[str, float]:
-    """The share of rows that are found odd; with labels of two classes, how well the second one is told by the score.
-
-    Args:
-        scores: How odd each row is [n]; above 0 it is an outlier.
-        truth: Labels [n]; None where there are none.
-    """
-    from sklearn import metrics
-
-    if not len(scores):
-        return {}
-    found = {"outlier_share": float(np.mean(scores > 0))}
-    if truth is not None and len(classes := np.unique(truth)) == 2:  # noqa: PLR2004 - two classes
-        found["roc_auc"] = float(metrics.roc_auc_score(truth == classes[1], scores))
-    return found
+def _compute(partition: ScoredPartition) -> pl.DataFrame:
+    metrics = sorted(performance_of(partition).items())
+    rows = [(metric, value, partition.labelled.height) for metric, value in metrics]
+    return pl.DataFrame(rows, schema=PERFORMANCE.columns, orient="row")
 
 
-def is_worse(metric: str, value: float, bound: float) -> bool:
-    """Whether a value of a metric is worse than a bound."""
-    return value > bound if metric in LOWER_IS_BETTER else value < bound
+def _check(spec: PipelineSpec) -> Check | None:
+    rule, metric = spec.monitoring.performance, spec.model.promote.metric
+    if rule is None:
+        return None
+
+    def judge(metrics: Mapping[str, float], task: str) -> Judgement | None:
+        name = metric or default_metric(task)
+        if name not in metrics:
+            return None
+        return Judgement(name, metrics[name], rule.warn_below, lower_is_better=lower_is_better(name))
+
+    return Check(
+        description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
+        "A partition that misses this gets a warning; its predictions stay.",
+        judge=judge,
+    )
+
+
+PERFORMANCE = Measure(
+    name="performance",
+    description="How good the predictions of each partition were, by metric.",
+    columns={"metric": pl.String, "value": pl.Float64, "rows_labelled": pl.Int64},
+    compute=_compute,
+    numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
+    check=_check,
+)

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, WrongUseError, listed
@@ -29,10 +31,12 @@ from batch_platform.features.history import materialize_hint
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.models.fitting import known_to
 from batch_platform.models.registry import Registry, Version, read_registry
-from batch_platform.pipeline.backtest_tables import Comparison, Tested, commit_backtest
-from batch_platform.pipeline.evaluate import COVERAGE, committed_predictions, measure_clusters, measured
+from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.metrics import known_to
+from batch_platform.monitoring.performance import performance_of
+from batch_platform.pipeline.backtest_tables import PairedMetrics, TestedPartition, commit_backtest
+from batch_platform.pipeline.evaluate import committed_predictions, encoded_features, known_labels, scored_by
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
 from batch_platform.pipeline.train import learn
@@ -47,7 +51,7 @@ OpenVersion = Callable[[Version], Bundle]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class BacktestModel:
     """What is tested: a registered version, or else an estimator that is trained for each serving period.
 
     Args:
@@ -64,12 +68,12 @@ class Candidate:
 def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is told
     pipeline: Pipeline,
     partitions: Sequence[Partition],
-    candidate: Candidate,
+    candidate: BacktestModel,
     stamp: Stamp,
     *,
     keep_scores: bool = False,
     watch: Watch | None = None,
-) -> list[Tested]:
+) -> list[TestedPartition]:
     """Score and measure partitions by a candidate, and commit what came of all of them in one transaction.
 
     Args:
@@ -110,7 +114,7 @@ def _trained(  # noqa: PLR0913 - what is trained, for what, from what
     pipeline: Pipeline,
     state: State,
     partitions: Sequence[Partition],
-    candidate: Candidate,
+    candidate: BacktestModel,
     *,
     stamp: Stamp,
     folder: Path,
@@ -128,7 +132,7 @@ def _trained(  # noqa: PLR0913 - what is trained, for what, from what
     return {key: made[period.key] for key, period in periods.items()}
 
 
-def _with_model(spec: PipelineSpec, candidate: Candidate) -> PipelineSpec:
+def _with_model(spec: PipelineSpec, candidate: BacktestModel) -> PipelineSpec:
     """The pipeline with another estimator, trained when and on what the declared one is.
 
     Raises:
@@ -218,7 +222,7 @@ class _Backtest:
     keep_scores: bool
     kept: list[Path] = field(default_factory=list[Path])  # the scores of all rows
 
-    def tested(self, partitions: Sequence[Partition], watch: Watch | None) -> Iterator[Tested]:
+    def tested(self, partitions: Sequence[Partition], watch: Watch | None) -> Iterator[TestedPartition]:
         """Score partitions, and measure each as soon as it is scored."""
         spec = self.pipeline.spec
         features = spec.features.model_copy(update={"max_rejected": 1.0})  # nothing is published that they could spoil
@@ -256,10 +260,10 @@ class _Backtest:
 
     def _tested(
         self, partition: Partition, staged: Staged, production: "_Production", session: FeatureSession
-    ) -> Tested:
+    ) -> TestedPartition:
         spec, model, run = self.pipeline.spec, self.models[partition.key], production.runs.get(partition.key)
         known_from = matures(spec, partition)
-        comparison = Comparison()
+        comparison = PairedMetrics()
         if known_from <= self.stamp.at:
             comparison = self._compared(partition, staged, production, session)
             note = "" if comparison.rows else "none of its rows can be measured"
@@ -268,7 +272,7 @@ class _Backtest:
         if staged.rows_in and staged.rows_rejected / staged.rows_in > spec.features.max_rejected:
             budget = f"{staged.rows_rejected / staged.rows_in:.2%} of its rows are rejected, more than max_rejected"
             note = "; ".join(filter(None, [note, f"{budget} ({spec.features.max_rejected:.2%}) lets be published"]))
-        return Tested(
+        return TestedPartition(
             partition=partition.key,
             model=model,
             in_sample=model.has_seen(partition),
@@ -283,44 +287,45 @@ class _Backtest:
 
     def _compared(
         self, partition: Partition, staged: Staged, production: "_Production", session: FeatureSession
-    ) -> Comparison:
-        """The metrics of the candidate, and of production where that scored the partition: then on the same rows."""
-        spec, model = self.pipeline.spec, self.models[partition.key]
-        key = spec.features.key
-        found = pl.read_parquet(staged.predictions, columns=[*key, *prediction_columns(model.task, model.class_labels)])
-        labels = None
-        if spec.labels is not None:
-            labels = self.pipeline.history.labels(session, partition, self.stamp)
-            labels = with_keys_of(found, spec, partition, labels, what="labels")
-        served_by, committed = production.of(spec, partition)
-        if served_by is not None and committed is not None:
-            committed = with_keys_of(found, spec, partition, committed, what="predictions")
-            found, committed = (
-                one.join(other, on=key, how="semi", maintain_order="left")
-                for one, other in ((found, committed), (committed, found))
-            )
-            for classes in (model.class_labels, served_by.class_labels):
-                if labels is not None and classes:
-                    labels = labels.filter(known_to(classes, labels[labels.columns[-1]]))
-        metrics = self._measured(partition, found, model, labels)
-        rows = found.height if labels is None else round(metrics.get(COVERAGE, 0.0) * found.height)
-        if served_by is None or committed is None:
-            return Comparison(rows, metrics)
-        return Comparison(rows, metrics, self._measured(partition, committed, served_by, labels))
+    ) -> PairedMetrics:
+        """The metrics of the tested model and, on the same rows, those of production if it scored the partition."""
+        history, model, key = self.pipeline.history, self.models[partition.key], self.pipeline.spec.features.key
+        columns = [*key, *prediction_columns(model.task, model.class_labels)]
+        predictions = pl.read_parquet(staged.predictions, columns=columns)
+        labels = known_labels(history, session, partition, self.stamp, predictions)
+        run = production.runs.get(partition.key)
+        if run is None:
+            tested = self._scored(partition, model, predictions, labels)
+            return PairedMetrics(_rows_measured(tested), performance_of(tested))
+        served = production.registry.named(run.model_version)
+        committed = committed_predictions(production.con, history.spec, partition, served)
+        committed = with_keys_of(predictions, history.spec, partition, committed, what="predictions")
+        predictions, committed = (
+            rows.join(others, on=key, how="semi", maintain_order="left")
+            for rows, others in ((predictions, committed), (committed, predictions))
+        )
+        for classes in (model.class_labels, served.class_labels):
+            if labels is not None and classes:
+                labels = labels.filter(known_to(classes, labels[labels.columns[-1]]))
+        tested = self._scored(partition, model, predictions, labels)
+        of_production = performance_of(self._scored(partition, served, committed, labels))
+        return PairedMetrics(_rows_measured(tested), performance_of(tested), of_production)
 
-    def _measured(
-        self, partition: Partition, predictions: pl.DataFrame, model: Version, labels: pl.DataFrame | None
-    ) -> dict[str, float]:
-        """The metrics of some predictions; segments are told apart in the columns of the candidate, whoever gave them."""
-        history, spec = self.pipeline.history, self.pipeline.spec
+    def _scored(
+        self, partition: Partition, model: Version, predictions: pl.DataFrame, labels: pl.DataFrame | None
+    ) -> ScoredPartition:
+        """A model's scores for the measures; features are encoded by the tested model's contract, whichever model it is."""
 
-        def segments() -> dict[str, float]:
-            features = history.features(self.state.features[partition.key], partition)
+        def read_features() -> tuple[pl.DataFrame, NDArray[np.float64]]:
             contract = self.open_version(self.models[partition.key]).contract
-            keyed = with_keys_of(features, spec, partition, predictions, what="predictions")
-            return measure_clusters(keyed, features, spec.features.key, contract)
+            build = self.state.features[partition.key]
+            return encoded_features(self.pipeline.history, build, partition, predictions, contract)
 
-        return measured(spec, predictions, model, labels, segments)
+        return scored_by(model, self.pipeline.spec.features.key, predictions, labels, read_features)
+
+
+def _rows_measured(partition: ScoredPartition) -> int:
+    return partition.predictions.height if partition.labels is None else partition.labelled.height
 
 
 @dataclass(frozen=True)
@@ -328,13 +333,5 @@ class _Production:
     """What production did, as it is published."""
 
     con: duckdb.DuckDBPyConnection
-    runs: Mapping[str, ScoreRun]
+    runs: Mapping[str, ScoreRun]  # by partition key
     registry: Registry
-
-    def of(self, spec: PipelineSpec, partition: Partition) -> tuple[Version | None, pl.DataFrame | None]:
-        """The version that scored a partition, and what it gave; None where it is not scored."""
-        run = self.runs.get(partition.key)
-        if run is None:
-            return None, None
-        version = self.registry.named(run.model_version)
-        return version, committed_predictions(self.con, spec, partition, version)

@@ -14,8 +14,8 @@ import polars as pl
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Version
-from batch_platform.monitoring.performance import is_worse
-from batch_platform.pipeline.evaluate import COVERAGE
+from batch_platform.monitoring.metrics import is_worse
+from batch_platform.monitoring.performance import COVERAGE
 from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.ledger import Change, next_numbers, note
 from batch_platform.warehouse.sql import literal, quoted
@@ -47,7 +47,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedMetrics:
     """The metrics of a candidate and of production; on the same rows, where production scored the partition."""
 
     rows: int = 0
@@ -56,7 +56,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedPartition:
     """One partition as a candidate scored it, held against what production did."""
 
     partition: str
@@ -65,7 +65,7 @@ class Tested:
     rows_in: int
     rows_scored: int
     rows_rejected: int
-    comparison: Comparison
+    comparison: PairedMetrics
     production_version: str | None
     production_in_sample: bool | None
     note: str = ""  # why nothing is measured, or what would have stood in the way of publishing it
@@ -86,13 +86,13 @@ class Total:
     worse: int
 
 
-def totals(found: Sequence[Tested]) -> list[Total]:
+def totals(found: Sequence[TestedPartition]) -> list[Total]:
     """What a backtest comes to, metric by metric."""
     metrics = sorted({name for one in found for name in one.comparison.metrics} - {COVERAGE})
     return [_total(metric, found) for metric in metrics]
 
 
-def _total(metric: str, found: Sequence[Tested]) -> Total:
+def _total(metric: str, found: Sequence[TestedPartition]) -> Total:
     held = [one.comparison for one in found if metric in one.comparison.metrics]
     both = [one for one in held if metric in one.production]
     pairs = [(one.metrics[metric], one.production[metric]) for one in both]
@@ -114,7 +114,7 @@ def _mean(values: Sequence[tuple[float, int]]) -> float | None:
 
 
 def commit_backtest(
-    warehouse: Warehouse, pipeline: str, found: Sequence[Tested], stamp: Stamp, scores: Sequence[Path]
+    warehouse: Warehouse, pipeline: str, found: Sequence[TestedPartition], stamp: Stamp, scores: Sequence[Path]
 ) -> None:
     """Add a backtest to the tables of its pipeline, in one transaction with its notes in the journal of changes.
 
@@ -146,7 +146,7 @@ def commit_backtest(
         note(con, [Change(seq, pipeline, *what) for seq, what in zip(seqs, changed, strict=True)])
 
 
-def _rows(one: Tested, stamp: Stamp) -> Iterator[dict[str, Any]]:
+def _rows(one: TestedPartition, stamp: Stamp) -> Iterator[dict[str, Any]]:
     comparison, model = one.comparison, one.model
     for metric in sorted(comparison.metrics) or [None]:
         yield {

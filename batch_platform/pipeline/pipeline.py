@@ -25,7 +25,7 @@ from batch_platform.models.bundle import Bundle, open_bundle
 from batch_platform.models.registry import Version, read_registry, record_failure, register
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.challenger_training import train_challengers, trusted
-from batch_platform.pipeline.evaluate import Evaluated, evaluated, metric_rows, not_scored
+from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, not_scored
 from batch_platform.pipeline.plan import State, features_due, untrained
 from batch_platform.pipeline.staleness import relabelled
 from batch_platform.pipeline.train import Trained, TrainedChallenger, publish_version, train_version
@@ -334,5 +334,5 @@ class Pipeline:
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
-            self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], metric_rows(group))
+            self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], measure_tables(group))
         yield from group

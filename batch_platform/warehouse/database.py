@@ -21,7 +21,6 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     FORMAT,
     LEDGERS_SCHEMA,
-    PERFORMANCE,
     EvaluationRun,
     FeatureBuild,
     Row,
@@ -183,27 +182,33 @@ class Warehouse:
                 standing |= {run.partition_key: run for run in runs}
             return [standing[scores.run.partition_key] for scores in staged]
 
-    def commit_evaluations(self, pipeline: str, runs: Sequence[EvaluationRun], metrics: pl.DataFrame) -> None:
-        """Replace partitions of `performance` together with their ledger rows, in one transaction.
+    def commit_evaluations(
+        self, pipeline: str, runs: Sequence[EvaluationRun], tables: Mapping[str, pl.DataFrame]
+    ) -> None:
+        """Replace partitions of the measures' tables together with their ledger rows, in one transaction.
 
         Args:
-            pipeline: The schema of the table.
+            pipeline: The schema of the tables.
             runs: One for each partition.
-            metrics: The rows of those partitions, with the table's columns.
+            tables: The rows of those partitions by table; each has the column `partition_key`. A column that a table
+                lacks is added to it.
 
         Raises:
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
             create_schema(con, pipeline)
-            con.execute(PERFORMANCE.format(schema=quoted(pipeline)))
-            table = f"{quoted(pipeline)}.performance"
-            con.execute(
-                f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": [run.partition_key for run in runs]}
-            )
-            con.register("new_metrics", metrics)
-            con.execute(f"INSERT INTO {table} BY NAME FROM new_metrics")
-            append(con, runs, "performance")
+            for name, rows in tables.items():
+                table = f"{quoted(pipeline)}.{quoted(name)}"
+                con.register("new_rows", rows)
+                con.execute(f"CREATE TABLE IF NOT EXISTS {table} AS FROM new_rows LIMIT 0")
+                for column, dtype, *_ in con.execute("DESCRIBE FROM new_rows").fetchall():
+                    con.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quoted(column)} {dtype}")
+                keys = [run.partition_key for run in runs]
+                con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": keys})
+                con.execute(f"INSERT INTO {table} BY NAME FROM new_rows")
+                con.unregister("new_rows")
+            append(con, runs, *tables)
 
     def _file(self) -> WarehouseFile:
         """The file; where there is none, an empty one is made under another name, and has its own when it is whole."""

@@ -225,12 +225,6 @@ SELECT
     coalesce(reason, noted) AS reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
 FROM reasons
 """
-PERFORMANCE = """
-CREATE TABLE IF NOT EXISTS {schema}.performance (
-    partition_key VARCHAR, metric VARCHAR, value DOUBLE, rows_labelled BIGINT, model_version VARCHAR,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR, challenger VARCHAR);
-ALTER TABLE {schema}.performance ADD COLUMN IF NOT EXISTS challenger VARCHAR
-"""
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:

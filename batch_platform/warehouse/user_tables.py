@@ -21,7 +21,7 @@ from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import literal, quoted
 
 PARTITION = "partition_key"
-CHALLENGER = "challenger"  # column of performance; rows that have one are read only where it is asked for
+CHALLENGER = "challenger"  # column of a measure's table: whose rows they are; null for the model that serves
 WHOLE = ""  # the partition key of rows that belong to none
 _OF_PIPELINES = frozenset(
     {
@@ -58,8 +58,8 @@ def open_table(
         home: Where the published copy lies.
         name: The table.
         partitions: Keys of the partitions to read; all rows if None.
-        columns: The columns to read; all if None. A table without partitions has no column for them. Of a pipeline's
-            performance, what challengers reached is read only where the column `challenger` is named.
+        columns: The columns to read; all if None. A table without partitions has no column for them. Of a measure
+            such as `performance`, the rows of challengers are read only where the column `challenger` is named.
 
     Raises:
         DataError: Nothing of the table is published, one of the partitions is not, or a column is missing.
@@ -82,7 +82,7 @@ def _select(
     stored = published_partitions(con, name)
     if stored == {WHOLE}:
         present.remove(PARTITION)
-    of_production = CHALLENGER in present and CHALLENGER not in (columns or ()) and _is_performance(con, name)
+    of_production = CHALLENGER in present and CHALLENGER not in (columns or ()) and _is_measured(con, name)
     if of_production and columns is None:
         present.remove(CHALLENGER)
     wanted = list(present if columns is None else columns)
@@ -99,9 +99,13 @@ def _select(
     return f"{rows} WHERE {PARTITION} IN ({', '.join(map(literal, sorted(partitions))) or 'NULL'})"
 
 
-def _is_performance(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
-    """Whether a table is the performance of a pipeline, which has rows of challengers too."""
-    return name.table == "performance" and _is_pipelines(con, name.schema)
+def _is_measured(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
+    """Whether a table is a measure's, which holds rows of challengers too: evaluations are journaled under its name."""
+    query = f"""
+        SELECT 1 FROM {LEDGERS_SCHEMA}.changes JOIN {LEDGERS_SCHEMA}.evaluations USING (seq)
+        WHERE schema_name = $schema AND table_name = $table LIMIT 1
+    """
+    return bool(con.execute(query, vars(name)).fetchall())
 
 
 def stored_partitions(home: Home, name: TableName) -> set[str]:
@@ -189,7 +193,7 @@ def _replace_some(
 
 
 def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
-    if name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema):
+    if _is_measured(con, name) or (name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema)):
         msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
         raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
 

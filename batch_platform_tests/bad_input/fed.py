@@ -186,7 +186,7 @@ class Fed:
     def evaluated(self, day: str = DAY) -> dict[str, float]:
         """The metrics of a day, from labels that are read now."""
         (done,) = self.pipeline.evaluate([self.partition(day)], self.stamp())
-        return done.metrics
+        return done.served.numbers
 
     def trained(self, **params: Any) -> Trained:
         """Another version for the days' serving period."""

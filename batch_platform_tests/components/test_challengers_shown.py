@@ -53,7 +53,7 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
     for asset in ("model", "predictions"):
         assert "Challengers (`linear`, `broken`) score the same rows" in shown_of[asset].description
     assert "`small.challenger_scores`" in shown_of["predictions"].metadata["where_columns_come_from"].value
-    assert "null of production" in shown_of["performance"].description
+    assert "null for the model that serves" in shown_of["performance"].description
 
 
 def test_who_declares_no_challengers_sees_none(template, tmp_path, monkeypatch):

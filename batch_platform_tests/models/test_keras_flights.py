@@ -20,7 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.defs.flight_delays import sources
 from batch_platform.models.bundle import read_manifest
-from batch_platform.monitoring.performance import measure_classes
+from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.home import Home
@@ -97,7 +97,7 @@ def auc(pipeline: Pipeline) -> float:
     both = scored.join(late, on="flight_id")
     assert scored.height > both.height > 5_000
     probabilities = np.column_stack([1 - both["score"], both["score"]])
-    return measure_classes(both["late"].to_numpy(), probabilities, [False, True])["roc_auc"]
+    return measure(Outcomes("binary", probabilities, both["late"].to_numpy(), [False, True]))["roc_auc"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.declaration.spec import Model
 from batch_platform.models.estimator import needs_labels
-from batch_platform.monitoring.performance import measure_outliers
+from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
 
@@ -38,6 +38,9 @@ def test_odd_rows_are_scored_and_measured(tmp_path, labels):
 def test_no_label_is_needed_and_one_tells_how_well_odd_rows_are_found():
     assert not needs_labels(Model(estimator="sklearn.ensemble.IsolationForest"))
     scores = np.array([-0.2, -0.1, 0.1, 0.3])
-    assert measure_outliers(scores, None) == {"outlier_share": 0.5}
-    assert measure_outliers(scores, np.array([False, False, True, True])) == {"outlier_share": 0.5, "roc_auc": 1.0}
-    assert measure_outliers(scores[:0], None) == {}
+    assert measure(Outcomes("outliers", scores)) == {"outlier_share": 0.5}
+    assert measure(Outcomes("outliers", scores, np.array([False, False, True, True]))) == {
+        "outlier_share": 0.5,
+        "roc_auc": 1.0,
+    }
+    assert measure(Outcomes("outliers", scores[:0])) == {}

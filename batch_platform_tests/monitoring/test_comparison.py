@@ -1,80 +1,70 @@
-"""The paired bootstrap, held against scikit-learn's metrics and against what is known of it."""
+"""The paired bootstrap, against scikit-learn's metrics and against what is known of it."""
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
-from batch_platform.monitoring import comparison
-from batch_platform.monitoring.comparison import MOST_ROWS, paired_difference
-from batch_platform.monitoring.performance import measure_classes, measure_values
+from batch_platform.monitoring.comparison import MAX_ROWS, paired_difference
+from batch_platform.monitoring.metrics import METRICS, Outcomes, weighted_area
+from batch_platform_tests.monitoring.test_metrics import OUTCOMES
 
 RANDOM = np.random.default_rng(1)
 ROWS = 400
-TRUTH = RANDOM.integers(0, 3, ROWS)
-SHARES = RANDOM.dirichlet([1, 1, 1], ROWS).round(2) + 1e-3
-SHARES /= SHARES.sum(axis=1, keepdims=True)
-VALUES = RANDOM.normal(size=ROWS)
+TRUTH = RANDOM.integers(0, 2, ROWS)
+POSITIVE = RANDOM.uniform(size=ROWS).round(2)
+CASES = [(name, task) for name, metric in METRICS.items() for task in metric.tasks]
 
 
-def both(shares: np.ndarray) -> np.ndarray:
-    first = shares[:, 0]
-    return np.column_stack([1 - first, first])
+def binary(positive: np.ndarray, truth: np.ndarray = TRUTH) -> Outcomes:
+    return Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [0, 1])
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", "log_loss", "brier", "accuracy"])
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_estimate_is_the_difference_of_the_metrics(metric, classes):
-    truth = TRUTH % classes
-    one, other = (both(SHARES), both(SHARES[::-1])) if classes == 2 else (SHARES, SHARES[::-1])
-    names = list(range(classes))
-    expected = measure_classes(truth, one, names)[metric] - measure_classes(truth, other, names)[metric]
-    found = paired_difference(metric, truth, one, other, names)
-    assert found.estimate == pytest.approx(expected, abs=1e-12)
-    assert found.low <= found.estimate <= found.high
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_the_estimate_is_the_difference_of_the_metrics(name, task):
+    first = OUTCOMES[task]
+    second = Outcomes(task, np.roll(first.predicted, 7, axis=0), first.truth, first.classes, first.matrix)
+    found, metric = paired_difference(name, first, second), METRICS[name]
+    if metric.weighted is None:
+        assert found is None
+    else:
+        assert found.estimate == pytest.approx(metric.value(first) - metric.value(second), abs=1e-12)
+        assert found.low <= found.estimate <= found.high
 
 
-@pytest.mark.parametrize("metric", ["mae", "rmse", "r2"])
-def test_the_estimate_of_a_regression_is_the_difference_of_the_metrics(metric):
-    one, other = VALUES + RANDOM.normal(size=ROWS), np.zeros(ROWS)
-    expected = measure_values(VALUES, one)[metric] - measure_values(VALUES, other)[metric]
-    assert paired_difference(metric, VALUES, one, other, []).estimate == pytest.approx(expected, abs=1e-12)
-
-
-def test_an_area_with_drawn_rows_is_that_of_scikit_learn_with_weights():
+def test_the_area_of_weighted_rows_is_that_of_scikit_learn():
     weights = RANDOM.integers(0, 4, ROWS).astype(float)
-    positive, score = TRUTH == 1, SHARES[:, 1]
-    expected = metrics.roc_auc_score(positive, score, sample_weight=weights)
-    assert comparison._area(positive, score)(weights) == pytest.approx(expected, abs=1e-12)
+    expected = metrics.roc_auc_score(TRUTH, POSITIVE, sample_weight=weights)
+    assert weighted_area(TRUTH == 1, POSITIVE)(weights) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_model_against_itself_differs_by_nothing():
-    found = paired_difference("roc_auc", TRUTH % 2, both(SHARES), both(SHARES), [0, 1])
+def test_a_model_does_not_differ_from_itself():
+    found = paired_difference("roc_auc", binary(POSITIVE), binary(POSITIVE))
     assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
-def test_a_clear_difference_lies_wholly_on_one_side_and_pairing_makes_it_narrow():
-    truth = TRUTH % 2
-    good = both(np.column_stack([np.where(truth == 1, 0.9, 0.1) + RANDOM.normal(scale=0.02, size=ROWS)]))
-    found = paired_difference("brier", truth, good, both(SHARES), [0, 1])
+def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_narrow():
+    good = np.where(TRUTH == 1, 0.9, 0.1) + RANDOM.normal(scale=0.02, size=ROWS)
+    found = paired_difference("brier", binary(good), binary(POSITIVE))
     assert found.high < 0
-    shifted = good + np.array([0.01, -0.01])
-    narrow = paired_difference("brier", truth, good, shifted, [0, 1])
+    narrow = paired_difference("brier", binary(good), binary(good - 0.01))
     assert narrow.high - narrow.low < (found.high - found.low) / 10, "the same rows are hard for both"
 
 
 def test_the_same_rows_give_the_same_interval_and_many_rows_are_thinned_out():
-    truth = np.arange(3 * MOST_ROWS) % 2
-    score = both(np.linspace(0, 1, 3 * MOST_ROWS)[:, None])
-    one, two = (paired_difference("log_loss", truth, score, 0.5 * np.ones_like(score), [0, 1]) for _ in range(2))
+    truth, score = np.arange(3 * MAX_ROWS) % 2, np.linspace(0, 1, 3 * MAX_ROWS)
+    one, two = (
+        paired_difference("log_loss", binary(score, truth), binary(np.full_like(score, 0.5), truth)) for _ in range(2)
+    )
     assert one == two
-    assert one.rows == MOST_ROWS
+    assert one.rows == MAX_ROWS
 
 
 @pytest.mark.parametrize(("metric", "truth"), [("roc_auc", np.zeros(50, int)), ("silhouette", np.arange(50) % 2)])
-def test_what_is_not_defined_has_no_interval(metric, truth):
-    score = both(np.linspace(0, 1, 50)[:, None])
-    assert paired_difference(metric, truth, score, score[::-1], [0, 1]) is None
+def test_a_metric_that_is_not_defined_has_no_interval(metric, truth):
+    score = np.linspace(0, 1, 50)
+    assert paired_difference(metric, binary(score, truth), binary(score[::-1], truth)) is None
 
 
 def test_without_rows_there_is_no_interval():
-    assert paired_difference("roc_auc", np.array([], int), np.empty((0, 2)), np.empty((0, 2)), [0, 1]) is None
+    nothing = binary(np.empty(0), np.empty(0, int))
+    assert paired_difference("roc_auc", nothing, nothing) is None

@@ -9,13 +9,13 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.backtest import Candidate, backtest
+from batch_platform.pipeline.backtest import BacktestModel, backtest
 from batch_platform.pipeline.backtest_tables import totals
 from batch_platform_tests.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 27, 12, tzinfo=UTC)
-DECLARED = Candidate(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
-TREE = Candidate(estimator="sklearn.tree.DecisionTreeClassifier", params={"max_depth": 2})
+DECLARED = BacktestModel(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
+TREE = BacktestModel(estimator="sklearn.tree.DecisionTreeClassifier", params={"max_depth": 2})
 WEEKLY = {"train": {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}}
 OWN_TABLES = {"small.backtests", "small.backtest_scores", "batch_platform.changes"}
 
@@ -97,14 +97,14 @@ def test_nothing_of_production_changes(tmp_path, candidate):
     pipeline = made(tmp_path)
     (version,) = pipeline.state().registry.versions
     before = everything(pipeline)
-    backtested(pipeline, TREE if candidate == "estimator" else Candidate(version.version), keep_scores=True)
+    backtested(pipeline, TREE if candidate == "estimator" else BacktestModel(version.version), keep_scores=True)
     assert everything(pipeline) == before
 
 
 def test_a_version_scores_every_partition_and_what_it_learnt_from_is_marked(tmp_path):
     pipeline = made(tmp_path, model=WEEKLY)
     *_, newest = pipeline.state().registry.versions
-    found = backtested(pipeline, Candidate(newest.version), days(pipeline, "2024-02-05", "2024-02-26"))
+    found = backtested(pipeline, BacktestModel(newest.version), days(pipeline, "2024-02-05", "2024-02-26"))
     assert {one.model.version for one in found} == {newest.version}
     until = {one.partition: one.in_sample for one in found}
     assert until["2024-02-05"]
@@ -155,25 +155,25 @@ KINDS = {
     "several classes": (
         pl.when(pl.col("amount") > 90).then(pl.lit("a")).when(pl.col("known")).then(pl.lit("b")).otherwise(pl.lit("c")),
         {"estimator": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 5}},
-        Candidate(estimator="sklearn.linear_model.LogisticRegression"),
+        BacktestModel(estimator="sklearn.linear_model.LogisticRegression"),
         "log_loss",
     ),
     "numbers": (
         pl.col("items") * 2.0 + pl.col("amount").fill_null(0),
         {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor", "params": {"max_iter": 5}},
-        Candidate(estimator="sklearn.linear_model.Ridge", params={"alpha": 0.1}),
+        BacktestModel(estimator="sklearn.linear_model.Ridge", params={"alpha": 0.1}),
         "rmse",
     ),
     "segments": (
         None,
         {"estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 2}},
-        Candidate(estimator="sklearn.cluster.KMeans", params={"n_clusters": 3}),
+        BacktestModel(estimator="sklearn.cluster.KMeans", params={"n_clusters": 3}),
         "silhouette",
     ),
     "outliers": (
         None,
         {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 5}},
-        Candidate(estimator="sklearn.ensemble.IsolationForest", params={"n_estimators": 9}),
+        BacktestModel(estimator="sklearn.ensemble.IsolationForest", params={"n_estimators": 9}),
         "outlier_share",
     ),
 }
@@ -241,32 +241,32 @@ def test_a_range_before_the_first_model_is_refused_with_what_could_be_tested(tmp
 @pytest.mark.parametrize(
     ("candidate", "error", "says"),
     [
-        (Candidate("2024-02-01-0000000f"), WrongUseError, r"has no version '2024-02-01-0000000f'"),
+        (BacktestModel("2024-02-01-0000000f"), WrongUseError, r"has no version '2024-02-01-0000000f'"),
         (
-            Candidate(estimator="sklearn.tree.DecisionTreeClasifier"),
+            BacktestModel(estimator="sklearn.tree.DecisionTreeClasifier"),
             WrongUseError,
             "did you mean 'DecisionTreeClassifier'",
         ),
-        (Candidate(estimator="sklearnn.tree.X"), WrongUseError, "the module 'sklearnn.tree' cannot be imported"),
-        (Candidate(estimator="Tree"), WrongUseError, "the estimator: 'Tree'"),
+        (BacktestModel(estimator="sklearnn.tree.X"), WrongUseError, "the module 'sklearnn.tree' cannot be imported"),
+        (BacktestModel(estimator="Tree"), WrongUseError, "the estimator: 'Tree'"),
         (
-            Candidate(estimator="pathlib.Path"),
+            BacktestModel(estimator="pathlib.Path"),
             WrongUseError,
             r"pathlib\.Path is not a scikit-learn-compatible estimator",
         ),
-        (Candidate(estimator="os.getcwd"), WrongUseError, r"os\.getcwd returned str, which is not an estimator"),
+        (BacktestModel(estimator="os.getcwd"), WrongUseError, r"os\.getcwd returned str, which is not an estimator"),
         (
-            Candidate(estimator=TREE.estimator, params={"max_dept": 2}),
+            BacktestModel(estimator=TREE.estimator, params={"max_dept": 2}),
             WrongUseError,
             r"no parameter max_dept.*'max_dept': did you mean 'max_depth'",
         ),
         (
-            Candidate(estimator=TREE.estimator, params={"max_depth": -1}),
+            BacktestModel(estimator=TREE.estimator, params={"max_depth": -1}),
             TrainingRefusedError,
             "serving period 2024-02-01: DecisionTreeClassifier refuses the training data: The 'max_depth' parameter",
         ),
         (
-            Candidate(estimator="sklearn.linear_model.Ridge"),
+            BacktestModel(estimator="sklearn.linear_model.Ridge"),
             TrainingRefusedError,
             "refuses|string",
         ),

@@ -8,7 +8,7 @@ import pytest
 
 from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.performance import measure_classes
+from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
@@ -34,7 +34,7 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
         scored = con.sql("SELECT id, score FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
     both = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
     probabilities = both.select(1 - pl.col("score"), score2="score").to_numpy()
-    expected = measure_classes(both["returned"].to_numpy(), probabilities, [False, True])
+    expected = measure(Outcomes("binary", probabilities, both["returned"].to_numpy(), [False, True]))
     assert performance(pipeline) == pytest.approx(expected | {"label_coverage": both.height / scored.height})
     assert pipeline.state().evaluations["2024-02-03"].rows_labelled == both.height
 
@@ -46,7 +46,7 @@ def test_a_partition_is_evaluated_although_its_model_is_no_longer_on_disk(tmp_pa
     shutil.rmtree(pipeline.home.models)
     fresh = small_pipeline(tmp_path)
     (found,) = fresh.evaluate([day(fresh)], Stamp("again", NOW))
-    assert found.metrics == before == performance(fresh)
+    assert found.served.numbers == before == performance(fresh)
 
 
 def test_corrected_labels_change_the_metrics_of_their_partition_alone(tmp_path):

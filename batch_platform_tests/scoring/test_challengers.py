@@ -21,7 +21,7 @@ from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
 from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.models.registry import record_decisions
-from batch_platform.monitoring.performance import measure_classes
+from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -305,7 +305,7 @@ def test_performance_tells_the_challengers_from_production_once_labels_are_known
         given = predictions(pipeline) if name is None else scores(pipeline, name)
         both = given.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
         shares = both.select(1 - pl.col("score"), score2="score").to_numpy()
-        expected = measure_classes(both["returned"].to_numpy(), shares, [False, True])
+        expected = measure(Outcomes("binary", shares, both["returned"].to_numpy(), [False, True]))
         coverage = {"label_coverage": both.height / 40}
         assert dict(own.select("metric", "value").iter_rows()) == pytest.approx(expected | coverage)
         assert set(own["model_version"]) == {versions(pipeline)[name]}

@@ -214,7 +214,7 @@ def test_features_and_evaluations_have_their_ledgers_too(warehouse):
     run = EvaluationRun("small", KEYS[0], 1, 3, 2, DAY, "run")
     metrics = pl.DataFrame({"partition_key": [KEYS[0]], "metric": ["mae"], "value": [0.5]})
     for _ in range(2):
-        warehouse.commit_evaluations("small", [run], metrics)
+        warehouse.commit_evaluations("small", [run], {"performance": metrics})
     assert warehouse.latest(FeatureBuild, "small") == {KEYS[0]: build}
     assert warehouse.latest(EvaluationRun, "small") == {KEYS[0]: run}
     assert len(held(warehouse)["small.performance"]) == 1

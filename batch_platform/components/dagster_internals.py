@@ -1,0 +1,213 @@
+"""Every use of a private Dagster name, checked against Dagster 1.13.27. No other module may use one; a test sees to it.
+
+Each use says which public alternative there is, or that there is none. Names that look private only because Dagster exports
+no type for them count as private. A test pins each use, so that an upgrade of Dagster that breaks one fails there first.
+"""
+
+import sys
+import warnings
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    DEFAULT_DATA_VERSION,
+    NULL_EVENT_POINTER,
+    extract_data_version_from_entry,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
+from dagster.components.definitions import LazyDefinitions
+from sqlalchemy import Connection, NullPool, create_engine, text
+
+__all__ = [
+    "ASSET_PARTITION_RANGE_END_TAG",
+    "ASSET_PARTITION_RANGE_START_TAG",
+    "FINISHED_STATUSES",
+    "NOT_FINISHED_STATUSES",
+    "PARTITION_NAME_TAG",
+    "LazyDefinitions",
+    "UnresolvedAssetJobDefinition",
+]
+
+# Types and constants that other modules use as they are.
+# - UnresolvedAssetJobDefinition: what `dg.define_asset_job` returns. The type is not exported.
+# - LazyDefinitions: what the decorator `dg.definitions` returns. The type is not exported.
+# - FINISHED_STATUSES, NOT_FINISHED_STATUSES: a public alternative exists for a single run only, `DagsterRun.is_finished`.
+# - Tags of a run's partitions: the documentation gives the text of the tags; no constant is exported.
+
+# Marks the output of a step whose events were logged in the step itself. Dagster then logs no second event for every
+# partition. Dagster uses the mark for observable source assets. No public alternative.
+LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+
+# The daemon. The public command `dagster-daemon` is not always installed beside the interpreter in use.
+DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
+
+# Discards what a run prints. No public alternative except the user's own dagster.yaml.
+_NO_CAPTURE = {
+    "compute_logs": {
+        "module": "dagster._core.storage.noop_compute_log_manager",
+        "class": "NoOpComputeLogManager",
+        "config": {},
+    }
+}
+_BUSY_SECONDS = 60  # how long to wait for another process that writes to the event log
+
+
+@contextmanager
+def without_beta_warnings() -> Generator[None]:
+    """Silence Dagster's warnings about its beta features, whose risk is this project's and not the user's.
+
+    Uses public names only; replaces Dagster's own `disable_dagster_warnings`.
+    """
+    with warnings.catch_warnings():
+        for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+def held_object(value: object) -> dg.MetadataValue:
+    """Wrap a Python object as metadata of an asset, readable in this process only. No public alternative."""
+    return ObjectMetadataValue(value)
+
+
+def object_held(value: object) -> object:
+    """Unwrap a metadata value made by `held_object`; None for any other value."""
+    return value.instance if isinstance(value, ObjectMetadataValue) else None
+
+
+class StandingCheck(dg.AssetChecksDefinition):
+    """A check that stays a check.
+
+    Dagster turns the checks of a component into assets and back, and warns of its own doing. It does so through
+    `dagster_internal_init`, for which there is no public alternative.
+    """
+
+    @classmethod
+    def of(cls, checks: dg.AssetChecksDefinition) -> "StandingCheck":
+        """Make a standing check of a check."""
+        return cls.dagster_internal_init(**checks.get_attributes_dict())
+
+    @staticmethod
+    def dagster_internal_init(**attributes: Any) -> "StandingCheck":  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride] - passed on as they are
+        with without_beta_warnings():
+            return StandingCheck(**attributes)
+
+
+def data_version_tags(version: str) -> dict[str, str]:
+    """Tags that give a materialization a data version.
+
+    The public alternative, `dg.MaterializeResult(data_version=...)`, gives all partitions of a range the same version.
+    """
+    return {DATA_VERSION_TAG: version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+
+
+def observed_version_tags(version: str) -> dict[str, str]:
+    """Tags that give an observation a data version. `dg.ObserveResult` fits the body of an observable asset only."""
+    return {DATA_VERSION_TAG: version}
+
+
+def provenance_tags(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:
+    """Tags that name the code and the inputs of a materialization, by which the UI tells what is out of date.
+
+    Dagster adds them to a `dg.MaterializeResult` itself, but not to events logged in the body. No public alternative.
+    """
+    spec = context.assets_def.get_asset_spec(asset)
+    tags = {CODE_VERSION_TAG: spec.code_version or context.run.run_id}
+    for dep in spec.deps:
+        record = context.instance.get_latest_data_version_record(dep.asset_key)
+        version = extract_data_version_from_entry(record.event_log_entry) if record else None
+        tags[get_input_data_version_tag(dep.asset_key)] = (version or DEFAULT_DATA_VERSION).value
+        tags[get_input_event_pointer_tag(dep.asset_key)] = str(record.storage_id) if record else NULL_EVENT_POINTER
+    return tags
+
+
+def reads_partitions(context: dg.InputContext) -> bool:
+    """Whether an input is read for partitions of the run. An unpartitioned asset reads its whole input.
+
+    The public `has_partition_key` of an input says nothing about a range of partitions. No public alternative.
+    """
+    step: Any = context.step_context
+    return context.has_asset_partitions and (step.has_partition_key or step.has_partition_key_range)
+
+
+def was_interrupted(failure: StepFailureData) -> bool:
+    """Whether a step failed because its process was interrupted. The enumeration is not exported."""
+    return failure.error_source == ErrorSource.INTERRUPT
+
+
+def open_without_capture(folder: Path) -> dg.DagsterInstance:
+    """Open the instance of a Dagster home without capturing what its runs print.
+
+    Capturing starts two processes for every step. The public `dg.DagsterInstance.from_config` accepts no overrides.
+    """
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides=_NO_CAPTURE))
+
+
+@contextmanager
+def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
+    """Hold each SQLite database of Dagster's event log open from its first use on.
+
+    Dagster opens the databases anew for each transaction of each event, and SQLite waits for the disk at each commit, so
+    that a run over a year of daily partitions would wait longer than it works. With the databases held open, an event costs a
+    write; it is stored at once and visible to all readers. Only a loss of power can lose the last events, which the next
+    run logs again from the ledgers. Other storages stay as they are.
+
+    `_connect` is the one place where Dagster's storage opens its databases. No public alternative.
+    """
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqliteEventLogStorage) or "_connect" in vars(storage):
+        yield
+        return
+    open_shard = storage._connect  # noqa: SLF001 - see the docstring
+    held: dict[str, Connection] = {}
+    with ExitStack() as stack:
+
+        @contextmanager
+        def connect(shard: str) -> Generator[Connection]:
+            if shard not in held:
+                with open_shard(shard):  # makes the tables of a new database
+                    pass
+                held[shard] = stack.enter_context(_held_open(storage.conn_string_for_shard(shard)))
+            with storage._db_lock, held[shard].begin():  # noqa: SLF001 - as the storage does itself
+                yield held[shard]
+
+        replaced = {
+            "_connect": connect,
+            "has_table": cache(storage.has_table),
+        }  # Dagster asks for tables per event, too
+        vars(storage).update(replaced)
+        try:
+            yield
+        finally:
+            for name in replaced:
+                del vars(storage)[name]
+
+
+@contextmanager
+def _held_open(address: str) -> Generator[Connection]:
+    arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
+    engine = create_engine(address, poolclass=NullPool, connect_args=arguments)
+    with engine.connect() as connection:
+        connection.execute(text("PRAGMA synchronous = NORMAL"))
+        connection.commit()
+        yield connection
+    engine.dispose()

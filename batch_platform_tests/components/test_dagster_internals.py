@@ -1,0 +1,256 @@
+"""What this project uses of Dagster's private side still behaves as it relies on; the first tests to run after an upgrade.
+
+The event log has its own part: the same events for every reader, at a fraction of the connections.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import dagster as dg
+import pytest
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+
+from batch_platform.components import dagster_internals as internals
+from batch_platform.components.dagster_internals import quick_event_log
+from batch_platform.components.instance import prepare_instance
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.deployment import deploy_trained
+
+CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
+RANGE = {
+    internals.ASSET_PARTITION_RANGE_START_TAG: "2024-01-01",
+    internals.ASSET_PARTITION_RANGE_END_TAG: "2024-01-03",
+}
+DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-02-01")
+
+
+@dg.asset(partitions_def=DAYS, code_version="7")
+def logged(context: dg.AssetExecutionContext):
+    """Log each partition in the body, as the assets of a pipeline do."""
+    tags = internals.provenance_tags(context, context.asset_key)
+    for key in context.partition_keys:
+        event = dg.AssetMaterialization(
+            context.asset_key, partition=key, tags=internals.data_version_tags(f"v{key}") | tags
+        )
+        context.log_event(event)
+    return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
+
+
+def run(instance, *assets, **options):
+    definitions = dg.Definitions(assets=list(assets), executor=dg.in_process_executor)
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(instance=instance, **options)
+
+
+def test_a_run_of_a_range_logs_one_event_for_each_partition_with_its_own_data_version(instance):
+    assert run(instance, logged, tags=RANGE).success, CHANGED.format("the tags of a run's range")
+    records = instance.fetch_materializations(logged.key, limit=10).records
+    versions = {record.partition_key: record.asset_materialization.tags["dagster/data_version"] for record in records}
+    assert len(records) == 3, CHANGED.format("the mark of an output whose events were logged in the body")
+    assert versions == {f"2024-01-0{day}": f"v2024-01-0{day}" for day in (1, 2, 3)}
+
+
+def test_the_tags_that_name_code_and_inputs_are_those_dagster_gives_itself(instance):
+    @dg.asset(code_version="7")
+    def above(): ...
+
+    @dg.asset(deps=[above], code_version="9")
+    def by_dagster(): ...
+
+    @dg.asset(deps=[above], code_version="9")
+    def by_us(context: dg.AssetExecutionContext):
+        context.log_event(
+            dg.AssetMaterialization(context.asset_key, tags=internals.provenance_tags(context, context.asset_key))
+        )
+        return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
+
+    assert run(instance, above, by_dagster, by_us).success
+    theirs, ours = (
+        instance.get_latest_materialization_event(asset.key).asset_materialization.tags for asset in (by_dagster, by_us)
+    )
+    named = {name: value for name, value in theirs.items() if "code_version" in name or "input_" in name}
+    assert len(named) == 3
+    assert {name: ours.get(name) for name in named} == named, CHANGED.format("the tags of provenance")
+
+
+def test_statuses_are_finished_or_not_as_each_run_says():
+    finished = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+    assert {*internals.FINISHED_STATUSES} == finished, CHANGED.format("FINISHED_STATUSES")
+    unfinished = {*dg.DagsterRunStatus} - finished - {dg.DagsterRunStatus.MANAGED}
+    assert unfinished <= {*internals.NOT_FINISHED_STATUSES}, CHANGED.format("NOT_FINISHED_STATUSES")
+
+
+def test_tags_have_the_text_that_the_documentation_gives():
+    tags = (
+        internals.PARTITION_NAME_TAG,
+        internals.ASSET_PARTITION_RANGE_START_TAG,
+        internals.ASSET_PARTITION_RANGE_END_TAG,
+    )
+    assert tags == (
+        "dagster/partition",
+        "dagster/asset_partition_range_start",
+        "dagster/asset_partition_range_end",
+    ), CHANGED.format("the tags of a run's partitions")
+
+
+def test_the_exported_functions_return_the_types_that_are_not_exported():
+    job = dg.define_asset_job("all_assets")
+    assert isinstance(job, internals.UnresolvedAssetJobDefinition), CHANGED.format("what define_asset_job returns")
+
+    @dg.definitions
+    def lazy() -> dg.Definitions:
+        return dg.Definitions()
+
+    assert isinstance(lazy, internals.LazyDefinitions), CHANGED.format("what dg.definitions returns")
+    assert isinstance(lazy(), dg.Definitions)
+
+
+def test_an_object_in_the_metadata_of_an_asset_is_found_again_in_its_definitions():
+    thing = object()
+
+    @dg.asset(metadata={"thing": internals.held_object(thing), "text": "text"})
+    def holder(): ...
+
+    (spec,) = dg.Definitions(assets=[holder]).resolve_all_asset_specs()
+    assert internals.object_held(spec.metadata["thing"]) is thing, CHANGED.format("ObjectMetadataValue")
+    assert internals.object_held(spec.metadata["text"]) is None
+
+
+def test_beta_warnings_are_silenced_and_others_are_not():
+    with warnings.catch_warnings(record=True) as seen, internals.without_beta_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.warn("of this project", UserWarning, stacklevel=1)
+        dg.CodeReferencesMetadataValue(code_references=[dg.LocalFileCodeReference(file_path=__file__, line_number=1)])
+    assert [str(warning.message) for warning in seen] == ["of this project"]
+    with pytest.warns(dg.BetaWarning):
+        dg.LocalFileCodeReference(file_path=__file__, line_number=1)
+
+
+def test_a_standing_check_stays_one_in_the_definitions_of_a_component():
+    @dg.asset_check(asset="orders")
+    def check() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=True)
+
+    standing = internals.StandingCheck.of(check).with_attributes().with_attributes()  # as Dagster does for a component
+    assert isinstance(standing, internals.StandingCheck), CHANGED.format("dagster_internal_init")
+    assert standing.check_keys == check.check_keys
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"), [(RANGE, True), ({internals.PARTITION_NAME_TAG: "2024-01-01"}, True), ({}, False)]
+)
+def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, tags, expected):
+    asked = []
+
+    class Reading(dg.IOManager):
+        def handle_output(self, context, obj): ...
+
+        def load_input(self, context):
+            asked.append(internals.reads_partitions(context))
+            return 0
+
+    @dg.asset(partitions_def=DAYS if tags else None)
+    def reader(orders): ...
+
+    orders = dg.AssetSpec("orders", partitions_def=DAYS)
+    definitions = dg.Definitions(
+        assets=[orders, reader], resources={"io_manager": Reading()}, executor=dg.in_process_executor
+    )
+    job = definitions.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(instance=instance, tags=tags, asset_selection=[reader.key])
+    assert asked == [expected], CHANGED.format("step_context of an input")
+
+
+def test_an_interrupted_step_is_told_from_a_failed_one(instance):
+    @dg.asset
+    def broken():
+        raise ZeroDivisionError
+
+    (event,) = (event for event in run(instance, broken, raise_on_error=False).all_events if event.is_step_failure)
+    failure = event.step_failure_data
+    assert not internals.was_interrupted(failure)
+    interrupted = failure._replace(error_source=type(failure.error_source)["INTERRUPT"])
+    assert internals.was_interrupted(interrupted), CHANGED.format("ErrorSource")
+
+
+def test_the_instance_of_the_command_line_captures_no_output_and_keeps_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    folder = prepare_instance(Home(tmp_path).create())
+    with internals.open_without_capture(folder) as instance, dg.DagsterInstance.from_config(str(folder)) as plain:
+        assert type(instance.compute_log_manager).__name__ == "NoOpComputeLogManager", CHANGED.format("InstanceRef")
+        assert type(plain.compute_log_manager).__name__ != "NoOpComputeLogManager"
+        assert type(instance.event_log_storage) is type(plain.event_log_storage)
+        assert instance.run_monitoring_enabled == plain.run_monitoring_enabled
+
+
+def test_the_daemon_is_started_by_a_module_that_has_the_command():
+    command = [*internals.DAEMON_COMMAND, "--help"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, CHANGED.format("the module of the daemon") + f": {answer.stderr}"
+    assert "--workspace" in answer.stdout
+
+
+KEY = dg.AssetKey("orders")
+
+
+@pytest.fixture
+def instance(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    with dg.DagsterInstance.from_config(str(prepare_instance(Home(tmp_path).create()))) as instance:
+        yield instance
+
+
+def report(instance, *partitions: str) -> None:
+    for partition in partitions:
+        instance.report_runless_asset_event(dg.AssetMaterialization(KEY, partition=partition, metadata={"rows": 1}))
+
+
+def test_an_event_is_read_by_another_process_as_soon_as_it_is_logged(instance, tmp_path):
+    read = "import dagster as dg; print(sorted(dg.DagsterInstance.get().get_materialized_partitions(dg.AssetKey('orders'))))"
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path / "dagster")}
+    with quick_event_log(instance):
+        report(instance, "a", "b")
+        seen = subprocess.check_output([sys.executable, "-c", read], env=environment, text=True)
+    assert seen == "['a', 'b']\n"
+
+
+def test_an_error_within_takes_no_event_back_and_leaves_the_log_as_it_was(instance):
+    def fail():
+        with quick_event_log(instance):
+            report(instance, "a")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    report(instance, "b")
+    assert instance.get_materialized_partitions(KEY) == {"a", "b"}
+    assert "_connect" not in vars(instance.event_log_storage)
+
+
+def test_holding_it_open_twice_is_holding_it_open_once(instance):
+    with quick_event_log(instance):
+        with quick_event_log(instance):
+            report(instance, "a")
+        report(instance, "b")
+    assert instance.get_materialized_partitions(KEY) == {"a", "b"}
+
+
+def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_every_event(
+    tmp_path_factory, tmp_path, monkeypatch
+):
+    """Dagster's storage opens its databases in one place, `_connect`; without it, every event would open one."""
+    deployed = deploy_trained(tmp_path_factory.getbasetemp() / "event_log", tmp_path, monkeypatch)
+    opened = 0
+    create_engine = sqlite_event_log.create_engine
+
+    def counted(*args, **options):
+        nonlocal opened
+        opened += 1
+        return create_engine(*args, **options)
+
+    monkeypatch.setattr(sqlite_event_log, "create_engine", counted)
+    with quick_event_log(deployed.instance):
+        assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-29").success
+    assert len(deployed.materializations("predictions")) == 29
+    assert 0 < opened < 20, CHANGED.format("how SQLite's event log opens its databases")

@@ -1,0 +1,114 @@
+"""A metric and a measure that somebody adds from outside the package, in a real evaluation."""
+
+import dagster as dg
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.monitoring.measure import Check, Judgement, Measure, ScoredPartition
+from batch_platform.monitoring.metrics import METRICS, Metric, Outcomes
+from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.components.test_assets import evaluations, value
+from batch_platform_tests.deployment import Deployment, deploy_trained
+
+CHALLENGER = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"max_iter": 50}}
+
+
+def balanced_accuracy(outcomes: Outcomes) -> float:
+    """Mean over the classes of the share of its rows that are found."""
+    hits = outcomes.predicted.argmax(axis=1) == outcomes.true_positions
+    return float(np.mean([hits[outcomes.true_positions == at].mean() for at in (0, 1)]))
+
+
+def score_range(partition: ScoredPartition) -> pl.DataFrame:
+    return partition.predictions.select(low=pl.col("score").min(), high=pl.col("score").max())
+
+
+SCORE_RANGE = Measure(
+    name="score_range",
+    description="Between which values the scores lie.",
+    columns={"low": pl.Float64, "high": pl.Float64},
+    compute=score_range,
+    numbers=lambda rows: {"lowest_score": rows["low"][0], "highest_score": rows["high"][0]},
+    check=lambda spec: Check(
+        f"No score of {spec.name} is above 0.1.",
+        lambda numbers, task: Judgement(f"highest_{task}", numbers["highest_score"], 0.1, lower_is_better=True),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture
+def evaluated(template, tmp_path, monkeypatch) -> Deployment:
+    """Two evaluated days of a pipeline to which a metric and a measure were added."""
+    monkeypatch.setitem(METRICS, "balanced_accuracy", Metric("balanced_accuracy", ("binary",), balanced_accuracy))
+    monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
+    deployment = deploy_trained(template, tmp_path, monkeypatch)
+    deployment.score("2024-02-01", "2024-02-02")
+    assert deployment.run("performance", first="2024-02-01", last="2024-02-02").success
+    return deployment
+
+
+def published(deployment: Deployment, query: str) -> pl.DataFrame:
+    with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
+        return con.sql(query).pl()
+
+
+def test_an_added_metric_is_in_the_table_of_the_performance_and_on_its_plots(evaluated):
+    query = "SELECT partition_key, value FROM small.performance WHERE metric = 'balanced_accuracy' ORDER BY ALL"
+    stored = dict(published(evaluated, query).iter_rows())
+    plotted = [value(entry, "balanced_accuracy") for entry in evaluated.materializations("performance")]
+    assert list(stored) == ["2024-02-01", "2024-02-02"]
+    assert plotted == pytest.approx(list(stored.values()), rel=1e-5)
+    assert all(0.5 < share <= 1 for share in plotted)
+
+
+def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
+    scores = published(
+        evaluated,
+        "SELECT partition_key, min(score) AS low, max(score) AS high, any_value(model_version) AS model_version "
+        "FROM small.predictions GROUP BY ALL ORDER BY ALL",
+    )
+    stored = published(evaluated, "FROM small.score_range ORDER BY partition_key")
+    assert stored.select(scores.columns).equals(scores)
+    assert stored.columns == [
+        *("partition_key", "low", "high", "model_version", "evaluated_at", "run_id", "challenger"),
+    ]
+    entries = evaluated.materializations("performance")
+    assert [value(entry, "lowest_score") for entry in entries] == pytest.approx(scores["low"].to_list(), rel=1e-5)
+    found = evaluations(evaluated, "performance", "score_range")
+    assert set(found) == {"2024-02-01", "2024-02-02", None}
+    assert not any(evaluation.passed for evaluation in found.values())
+    assert found["2024-02-01"].severity == dg.AssetCheckSeverity.WARN
+    assert found["2024-02-01"].metadata["metric"].value == "highest_binary"
+    assert "2024-02-02" in found[None].metadata["the_worst"].value
+    key = dg.AssetCheckKey(evaluated.key("performance"), "score_range")
+    declared = evaluated.definitions.resolve_asset_graph().get_check_spec(key)
+    assert declared.description == "No score of small is above 0.1."
+
+
+def test_a_second_evaluation_replaces_the_rows_of_an_added_measure(evaluated):
+    before = published(evaluated, "SELECT * EXCLUDE (evaluated_at, run_id) FROM small.score_range ORDER BY ALL")
+    assert evaluated.run("performance", first="2024-02-01").success
+    assert published(evaluated, "SELECT * EXCLUDE (evaluated_at, run_id) FROM small.score_range ORDER BY ALL").equals(
+        before
+    )
+
+
+def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(
+    template, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
+    deployment = deploy_trained(template, tmp_path, monkeypatch, challengers=[CHALLENGER])
+    assert deployment.run("model", first="2024-02-01", config={"model": {"challengers_only": True}}).success
+    deployment.score("2024-02-01", "2024-02-01")
+    assert deployment.run("performance", first="2024-02-01").success
+    home, name = deployment.pipeline.home, TableName("small", "score_range")
+    assert open_table(home, name).pl().height == 1
+    assert sorted(open_table(home, name, columns=["challenger"]).pl()["challenger"], key=str) == [None, "linear"]

@@ -1,0 +1,202 @@
+"""Metrics: one suite that every metric passes, then scikit-learn's numbers and examples by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from batch_platform.declaration import spec
+from batch_platform.monitoring.metrics import (
+    METRICS,
+    SILHOUETTE_ROWS,
+    Outcomes,
+    default_metric,
+    is_worse,
+    lower_is_better,
+    measure,
+)
+
+RANDOM = np.random.default_rng(0)
+ROWS = 300
+LABELS = {"binary": ["no", "yes"], "multiclass": ["a", "b", "c"]}
+TASKS = ("binary", "multiclass", "regression", "clustering", "outliers")
+
+
+def random_outcomes(task: str) -> Outcomes:
+    """Outcomes of a task in which every metric of it is defined."""
+    if task in LABELS:
+        classes = LABELS[task]
+        shares = RANDOM.dirichlet([1] * len(classes), ROWS).round(2) + 1e-3
+        shares /= shares.sum(axis=1, keepdims=True)
+        return Outcomes(task, shares, np.array(classes)[RANDOM.integers(0, len(classes), ROWS)], classes)
+    if task == "clustering":
+        segments = RANDOM.integers(0, 3, ROWS)
+        return Outcomes(task, segments, matrix=RANDOM.normal(size=(ROWS, 2)) + segments[:, None])
+    values = RANDOM.normal(size=ROWS)
+    return Outcomes(task, values, values > 0.5 if task == "outliers" else values + RANDOM.normal(size=ROWS))
+
+
+OUTCOMES = {task: random_outcomes(task) for task in TASKS}
+CASES = [(metric, task) for metric in METRICS.values() for task in metric.tasks]
+every_metric = pytest.mark.parametrize(("metric", "task"), CASES, ids=[f"{m.name}-{task}" for m, task in CASES])
+
+
+def rows_of(outcomes: Outcomes, rows: np.ndarray) -> Outcomes:
+    return replace(
+        outcomes,
+        predicted=outcomes.predicted[rows],
+        truth=None if outcomes.truth is None else outcomes.truth[rows],
+        matrix=None if outcomes.matrix is None else outcomes.matrix[rows],
+    )
+
+
+@every_metric
+def test_without_rows_there_is_no_value(metric, task):
+    assert metric.name not in measure(rows_of(OUTCOMES[task], np.arange(0)))
+
+
+@every_metric
+def test_one_row_has_a_finite_value_or_none(metric, task):
+    value = measure(rows_of(OUTCOMES[task], np.arange(1))).get(metric.name)
+    assert value is None or math.isfinite(value)
+
+
+@every_metric
+def test_the_same_rows_give_the_same_number(metric, task):
+    assert metric.value(OUTCOMES[task]) == metric.value(rows_of(OUTCOMES[task], np.arange(ROWS)))
+    assert isinstance(metric.value(OUTCOMES[task]), float)
+
+
+@every_metric
+def test_the_order_of_the_rows_does_not_matter(metric, task):
+    shuffled = rows_of(OUTCOMES[task], RANDOM.permutation(ROWS))
+    assert metric.value(shuffled) == pytest.approx(metric.value(OUTCOMES[task]), rel=1e-12)
+
+
+@every_metric
+def test_rows_of_weight_one_give_the_metric_and_weights_stand_for_repeated_rows(metric, task):
+    outcomes = OUTCOMES[task]
+    if metric.weighted is None:
+        assert task in ("clustering", "outliers"), "every other metric of the gate has an interval"
+        return
+    weighted = metric.weighted(outcomes)
+    assert weighted(np.ones(ROWS)) == pytest.approx(metric.value(outcomes), rel=1e-9)
+    counts = RANDOM.integers(0, 4, ROWS)
+    repeated = rows_of(outcomes, np.repeat(np.arange(ROWS), counts))
+    assert weighted(counts.astype(float)) == pytest.approx(metric.value(repeated), rel=1e-9)
+
+
+SKLEARN = {
+    ("accuracy", "binary"): lambda o: metrics.accuracy_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("accuracy", "multiclass"): lambda o: metrics.accuracy_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("log_loss", "binary"): lambda o: metrics.log_loss(o.labels, o.predicted),
+    ("log_loss", "multiclass"): lambda o: metrics.log_loss(o.labels, o.predicted),
+    ("brier", "binary"): lambda o: metrics.brier_score_loss(o.true_positions, o.predicted[:, 1]),
+    ("brier", "multiclass"): lambda o: metrics.brier_score_loss(o.true_positions, o.predicted, labels=range(3)),
+    ("mae", "regression"): lambda o: metrics.mean_absolute_error(o.labels, o.predicted),
+    ("rmse", "regression"): lambda o: metrics.root_mean_squared_error(o.labels, o.predicted),
+    ("r2", "regression"): lambda o: metrics.r2_score(o.labels, o.predicted),
+    ("silhouette", "clustering"): lambda o: metrics.silhouette_score(
+        (o.matrix - o.matrix.mean(axis=0)) / o.matrix.std(axis=0), o.predicted
+    ),
+    ("roc_auc", "binary"): lambda o: metrics.roc_auc_score(o.true_positions, o.predicted[:, 1]),
+    ("roc_auc", "multiclass"): lambda o: metrics.roc_auc_score(o.labels, o.predicted, multi_class="ovr"),
+    ("roc_auc", "outliers"): lambda o: metrics.roc_auc_score(o.labels, o.predicted),
+    ("outlier_share", "outliers"): lambda o: (o.predicted > 0).mean(),
+}
+
+
+@every_metric
+def test_the_number_is_that_of_scikit_learn(metric, task):
+    assert metric.value(OUTCOMES[task]) == pytest.approx(SKLEARN[metric.name, task](OUTCOMES[task]), rel=1e-12)
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_the_docstring_gives_the_formula_and_a_value_is_worse_on_its_worse_side(metric):
+    assert metric.value.__doc__
+    assert is_worse(metric.name, 1.0, 0.0) == metric.lower_is_better == lower_is_better(metric.name)
+    assert is_worse(metric.name, 0.0, 1.0) != metric.lower_is_better
+    assert not is_worse(metric.name, 0.5, 0.5)
+
+
+def test_every_metric_can_be_declared_and_every_task_has_a_default():
+    assert set(spec.METRICS) == set(METRICS)
+    assert {name for name in METRICS if lower_is_better(name)} == {"log_loss", "brier", "mae", "rmse", "outlier_share"}
+    assert {task: default_metric(task) for task in TASKS} == {
+        "binary": "roc_auc",
+        "multiclass": "log_loss",
+        "regression": "rmse",
+        "clustering": "silhouette",
+        "outliers": "outlier_share",
+    }
+    assert all(sum(task in metric.default_for for metric in METRICS.values()) == 1 for task in TASKS)
+
+
+def test_a_supervised_model_without_labels_has_no_metrics():
+    assert all(measure(replace(OUTCOMES[task], truth=None)) == {} for task in ("binary", "multiclass", "regression"))
+    assert set(measure(replace(OUTCOMES["outliers"], truth=None))) == {"outlier_share"}
+
+
+def test_a_binary_classification_by_hand():
+    positive = np.array([0.1, 0.8, 0.4, 0.6])
+    truth = np.array(["no", "yes", "yes", "no"])
+    found = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, ["no", "yes"]))
+    assert found["accuracy"] == 0.5
+    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
+    assert found["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
+    assert found["roc_auc"] == 0.75, "of the four pairs of yes and no, three are in order"
+
+
+def test_a_regression_by_hand():
+    found = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3])))
+    assert found == pytest.approx({"mae": 1.0, "rmse": math.sqrt(5 / 3), "r2": 1 - 5 / 2})
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
+def test_any_binary_classification_gives_scikit_learns_numbers(rows):
+    truth, positive = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+    found = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [False, True]))
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(truth, positive, labels=[False, True]))
+    assert found["brier"] == pytest.approx(metrics.brier_score_loss(truth, positive, pos_label=True))
+    if truth.any() and not truth.all():
+        assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, positive))
+    else:
+        assert "roc_auc" not in found
+
+
+@pytest.mark.parametrize("classes", [[False, True], [0, 1], [0.0, 1.0], ["no", "yes"]])
+def test_classes_of_any_type_are_known_by_their_value(classes):
+    truth = np.array([classes[0], classes[1]], dtype=object if isinstance(classes[0], str) else None)
+    assert measure(Outcomes("binary", np.array([[0.9, 0.1], [0.2, 0.8]]), truth, classes))["accuracy"] == 1.0
+
+
+def test_a_metric_that_is_not_defined_is_left_out():
+    some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
+    assert set(measure(some_classes)) == {"accuracy", "log_loss", "brier"}
+    for truth, predicted in (([1.0], [2.0]), ([1.0, 1.0], [2.0, 0.0])):
+        assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == {"mae", "rmse"}
+    for matrix, segments in ((np.ones((5, 2)), np.zeros(5)), (np.ones((2, 2)), np.array([0, 1]))):
+        assert measure(Outcomes("clustering", segments, matrix=matrix)) == {}
+    for labels in (["a", "b", "c"], ["a", "a", "a"]):
+        assert "roc_auc" not in measure(Outcomes("outliers", np.array([-1.0, 0.5, 1.0]), np.array(labels)))
+
+
+def test_a_missing_value_counts_as_the_mean_of_its_column():
+    with_nulls = OUTCOMES["clustering"].matrix.copy()
+    with_nulls[0, 0] = np.nan
+    filled = with_nulls.copy()
+    filled[0, 0] = np.nanmean(with_nulls[:, 0])
+    segments = OUTCOMES["clustering"].predicted
+    found, expected = (measure(Outcomes("clustering", segments, matrix=matrix)) for matrix in (with_nulls, filled))
+    assert found == pytest.approx(expected)
+
+
+def test_a_large_clustering_is_measured_on_rows_taken_evenly():
+    n = SILHOUETTE_ROWS * 3 + 1
+    segments = np.arange(n) // (n // 2 + 1)
+    matrix = segments[:, None] * 10.0 + np.linspace(0, 1, n)[:, None]
+    assert measure(Outcomes("clustering", segments, matrix=matrix))["silhouette"] > 0.9
