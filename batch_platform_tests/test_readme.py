@@ -10,7 +10,7 @@ import yaml
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.backtest import Candidate, backtest
+from batch_platform.pipeline.backtest import BacktestModel, backtest
 from batch_platform_tests.checkout import ROOT, copy_checkout, shell
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
 
@@ -84,7 +84,7 @@ def test_tables_of_the_readme_exist_with_their_columns(demonstrated, tmp_path):
     backtest(
         pipeline,
         [pipeline.spec.partitions.calendar.named("2024-02-03")],
-        Candidate(estimator=TREE),
+        BacktestModel(estimator=TREE),
         Stamp("b", NOW),
         keep_scores=True,
     )
