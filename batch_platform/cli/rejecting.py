@@ -11,7 +11,6 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.plan import Item
 from batch_platform.scoring.rejected_rows import RejectedRow, rejections
-from batch_platform.warehouse.ledger import ScoreRun
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,8 @@ def show_rejected(wiring: Wiring, partition_key: str | None, most: int, *, as_js
     columns = ("partition", "key", "column", "value", "reason")
     terminal.show_table(columns, [_line(row) for row in rejected.listed])
     if rejected.rows > len(rejected.listed):
-        terminal.say(
-            f"and {rejected.rows - len(rejected.listed):,} more rows. Hint: --limit N lists more; --json lists all of them with every value."
-        )
+        more = rejected.rows - len(rejected.listed)
+        terminal.say(f"and {more:,} more rows. Hint: --limit N lists more, --json lists all of them with every value.")
     terminal.say(f"Hint: after a fix, batch-platform replay {name} scores these partitions again.")
 
 
@@ -64,12 +62,11 @@ def replay_rejected(
     """
     name, pipeline = wiring.spec.name, wiring.pipeline()
     scores = pipeline.state().scores
-    due = [one for one in partitions if one.key in scores and scores[one.key].rows_rejected]
-    before = {partition.key: scores[partition.key] for partition in due}
+    due = [partition for partition in partitions if (run := scores.get(partition.key)) and run.rows_rejected]
+    before = [scores[partition.key] for partition in due]
     if not as_json:
-        terminal.say(
-            f"{name}: replaying {len(due)} partitions with {sum(run.rows_rejected for run in before.values()):,} rejected rows"
-        )
+        rejected = sum(run.rows_rejected for run in before)
+        terminal.say(f"{name}: replaying {len(due)} partitions with {rejected:,} rejected rows")
     options = RunOptions(partitions=due, now=now, replay=True)
     with open_instance(project) as instance, terminal.progress({}, quiet=as_json) as listener:
         runs = Runs(wiring, project, instance, options, listener)
@@ -81,24 +78,21 @@ def replay_rejected(
         runs.bring(plan_run(wiring, options).of("performance"), "performance")
     if failure is not None:
         raise failure
-    done = _outcome(name, before, pipeline.state().scores)
+    scores = pipeline.state().scores
+    after = [scores[partition.key] for partition in due]
+    done = Replay(
+        pipeline=name,
+        partitions=sum(new.seq != old.seq for new, old in zip(after, before, strict=True)),
+        rows_scored=sum(run.rows_scored for run in after) - sum(run.rows_scored for run in before),
+        rows_gone=sum(run.rows_in for run in before) - sum(run.rows_in for run in after),
+        rows_rejected=sum(run.rows_rejected for run in after),
+    )
     if as_json:
         terminal.show_json(done)
         return
     terminal.say(
         f"{done.partitions} partitions committed: {done.rows_scored:,} more rows scored, "
         f"{done.rows_gone:,} fewer rows in the features, {done.rows_rejected:,} rows still rejected."
-    )
-
-
-def _outcome(pipeline: str, before: dict[str, ScoreRun], scores: dict[str, ScoreRun]) -> Replay:
-    after = {key: scores[key] for key in before}
-    return Replay(
-        pipeline=pipeline,
-        partitions=sum(after[key].seq != run.seq for key, run in before.items()),
-        rows_scored=sum(after[key].rows_scored - run.rows_scored for key, run in before.items()),
-        rows_gone=sum(run.rows_in - after[key].rows_in for key, run in before.items()),
-        rows_rejected=sum(run.rows_rejected for run in after.values()),
     )
 
 

@@ -28,7 +28,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.train import Trained
-from batch_platform.scoring.engines.local import Watch
+from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import Committed
 
 SINGLE_RUN = dg.BackfillPolicy.single_run()

@@ -28,7 +28,8 @@ from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.pipeline import Built
 from batch_platform.pipeline.train import Trained
-from batch_platform.scoring.run import LOCAL, Committed
+from batch_platform.scoring.engines.local import LOCAL
+from batch_platform.scoring.run import Committed
 
 ROW_COUNT = "dagster/row_count"
 DIGITS = 6  # of a metric, where it is shown

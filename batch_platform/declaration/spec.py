@@ -192,9 +192,13 @@ class Spark(Block):
     master: str = Field(description="Its URL.", examples=["spark://host:7077"])
 
 
+ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
+
+
 class Engine(Block):
     """Where scoring runs."""
 
+    name: str = Field(default="local", description="Name of the engine.", examples=["local"])
     spark: Spark | None = Field(default=None, description="Not available yet.")
 
 
@@ -285,10 +289,12 @@ class PipelineSpec(Block):
     @classmethod
     def _local(cls, value: object) -> object:
         refuse_for_now("spark" if value == "spark" else None, "engine: spark")
-        if isinstance(value, str) and value != "local":
-            msg = f"{value!r} is not an engine; allowed is 'local'"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, ["local"])])))
-        return {} if value == "local" else value
+        block = {"name": value} if isinstance(value, str) else value
+        name = block.get("name") if isinstance(block, dict) else None
+        if isinstance(name, str) and name not in ENGINES:
+            msg = f"{name!r} is not an engine; allowed is {listed(map(repr, ENGINES))}"
+            raise ValueError("; ".join(filter(None, [msg, did_you_mean(name, ENGINES)])))
+        return block
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

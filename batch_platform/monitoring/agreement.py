@@ -1,18 +1,17 @@
 """How far two models agree on the same rows: by the order in which they put them, and by what they decide.
 
-Adds up batch by batch and keeps a bounded number of rows; the result depends on the rows and their order alone, not on
-the batches. On plain arrays.
+Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
+is bounded: of very many rows, those at evenly spaced places are ranked. Works on plain arrays.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-MOST_ROWS = 500_000  # of more, evenly taken ones are ranked; with so many the coefficient is known to about 0.002
+MOST_ROWS = 500_000  # with so many ranked rows the coefficient is known to about 0.002
 
 
 @dataclass(frozen=True)
@@ -20,59 +19,75 @@ class Agreed:
     """How far two models agree.
 
     Args:
-        rank_correlation: Spearman's coefficient between their scores, ties having their mean rank; of several classes,
-            the mean over them. None where a model gives the same score to all rows, or scores have no order.
-        decisions_flipped: Share of the rows for which they decide otherwise; None where nothing is decided.
+        rank_correlation: Spearman's coefficient between their scores, where ties have their mean rank; of several
+            columns of scores, the mean over them. None where a model gives all rows the same score, or scores have no order.
+        decisions_flipped: Share of the rows on which their decisions differ; None where nothing is decided.
     """
 
     rank_correlation: float | None = None
     decisions_flipped: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
 class Agreement:
-    """Adds up what two models gave for the same rows."""
+    """What two models gave for some rows.
 
-    def __init__(self, most_rows: int = MOST_ROWS) -> None:
-        """Nothing is known yet."""
-        self._most = most_rows
-        self._seen = self._kept = self._flipped = 0
-        self._step = 1
-        self._decides = False
-        self._parts: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+    Args:
+        rows: How many rows there are.
+        flipped: On how many of them the decisions differ; None where nothing is decided.
+        places: Place in the whole of each ranked row, such as its number in a file; a multiple of `step`.
+        scores: Scores of both models for the ranked rows [2, n, columns]; no column where scores have no order.
+        step: Distance of the places whose rows are ranked, a power of two.
+        most_rows: How many rows are ranked at most.
+    """
 
-    def add(self, one: NDArray[np.float64], other: NDArray[np.float64], flipped: NDArray[np.bool_] | None) -> None:
-        """Take further rows.
+    rows: int = 0
+    flipped: int | None = None
+    places: tuple[NDArray[np.int64], ...] = ()
+    scores: tuple[NDArray[np.float64], ...] = ()
+    step: int = 1
+    most_rows: int = MOST_ROWS
 
-        Args:
-            one: Scores of one model [n, columns]; no column where scores have no order.
-            other: The same of the other model.
-            flipped: Where they decide otherwise [n]; None where nothing is decided.
-        """
-        places = np.arange(self._seen, self._seen + len(one))
-        self._seen += len(one)
-        if flipped is not None:
-            self._decides, self._flipped = True, self._flipped + int(flipped.sum())
-        kept = places % self._step == 0
-        self._parts.append((places[kept], one[kept], other[kept]))
-        self._kept += int(kept.sum())
-        while self._kept > self._most:
-            self._step *= 2
-            self._parts = [_thinned(part, self._step) for part in self._parts]
-            self._kept = sum(len(places) for places, _, _ in self._parts)
+    @classmethod
+    def of(
+        cls,
+        places: NDArray[np.int64],
+        first: NDArray[np.float64],
+        second: NDArray[np.float64],
+        flipped: NDArray[np.bool_] | None,
+        most_rows: int = MOST_ROWS,
+    ) -> "Agreement":
+        """Take the scores [n, columns] of both models for some rows, and where their decisions differ [n]."""
+        count = None if flipped is None else int(flipped.sum())
+        agreement = cls(len(places), count, (places,), (np.stack([first, second]),), most_rows=most_rows)
+        return agreement + cls(most_rows=most_rows)
+
+    def __add__(self, further: "Agreement") -> "Agreement":
+        """The agreement on the rows of both; the order of the two does not matter."""
+        flipped = [count for count in (self.flipped, further.flipped) if count is not None]
+        step = max(self.step, further.step)
+        places, scores = self.places + further.places, self.scores + further.scores
+        if self.step != further.step:
+            places, scores = _thinned(places, scores, step)
+        while sum(map(len, places)) > self.most_rows:
+            step *= 2
+            places, scores = _thinned(places, scores, step)
+        rows = self.rows + further.rows
+        return Agreement(rows, sum(flipped) if flipped else None, places, scores, step, self.most_rows)
 
     def result(self) -> Agreed:
-        """How far they agree on all rows so far."""
-        if not self._seen:
+        """How far the models agree on all of these rows."""
+        if not self.rows:
             return Agreed()
-        one, other = (
-            np.concatenate([part[1] for part in self._parts]),
-            np.concatenate([part[2] for part in self._parts]),
-        )
-        found = [_spearman(one[:, at], other[:, at]) for at in range(one.shape[1])]
-        known = [value for value in found if value is not None]
+        places, (first, second) = np.concatenate(self.places), np.concatenate(self.scores, axis=1)
+        if (np.diff(places) < 0).any():  # sums depend on the order of the rows, by their last bit
+            order = np.argsort(places)
+            first, second = first[order], second[order]
+        columns = [_spearman(first[:, at], second[:, at]) for at in range(first.shape[1])]
+        known = [value for value in columns if value is not None]
         return Agreed(
-            rank_correlation=float(np.mean(known)) if known and len(known) == len(found) else None,
-            decisions_flipped=self._flipped / self._seen if self._decides else None,
+            rank_correlation=float(np.mean(known)) if known and len(known) == len(columns) else None,
+            decisions_flipped=None if self.flipped is None else self.flipped / self.rows,
         )
 
 
@@ -81,14 +96,19 @@ def columns_of(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray[np.float6
     return np.column_stack([frame[name].to_numpy() for name in columns]) if columns else np.empty((frame.height, 0))
 
 
-def _thinned(part: tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]], step: int) -> Any:  # noqa: ANN401 - as it came
-    kept = part[0] % step == 0
-    return tuple(values[kept] for values in part)
+def _thinned(
+    places: tuple[NDArray[np.int64], ...], scores: tuple[NDArray[np.float64], ...], step: int
+) -> tuple[tuple[NDArray[np.int64], ...], tuple[NDArray[np.float64], ...]]:
+    kept = [part % step == 0 for part in places]
+    return (
+        tuple(part[keep] for part, keep in zip(places, kept, strict=True)),
+        tuple(part[:, keep] for part, keep in zip(scores, kept, strict=True)),
+    )
 
 
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
+def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
     """Pearson's coefficient of the ranks (Spearman, The Proof and Measurement of Association, 1904)."""
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:  # noqa: PLR2004 - one row has no order
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:  # noqa: PLR2004 - one row has no order
         return None
-    first, second = (pl.Series(values).rank("average").to_numpy() for values in (one, other))
-    return float(np.corrcoef(first, second)[0, 1])
+    ranks, other = (pl.Series(values).rank("average").to_numpy() for values in (first, second))
+    return float(np.corrcoef(ranks, other)[0, 1])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from batch_platform.declaration.windows import can_train, matures, serving_perio
 from batch_platform.features.build import FeatureSession
 from batch_platform.features.history import materialize_hint
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.models.bundle import Bundle
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.contract import Contract
 from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
@@ -41,13 +42,14 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
 from batch_platform.pipeline.train import learn
 from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.engines.local import Stream, Watch
-from batch_platform.scoring.partition import Order, Staged
+from batch_platform.scoring.engines.known import engine_of
+from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
+from batch_platform.scoring.partition import Staged
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 
-OpenVersion = Callable[[Version], Bundle]
+FolderOfVersion = Callable[[Version, int], BundleFolder]
 
 
 @dataclass(frozen=True)
@@ -92,22 +94,23 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is told
     """
     state = pipeline.state()
     with staging_folder(pipeline.home, stamp.run_id) as folder:
-        open_version: OpenVersion = pipeline.bundle
+        bundle_folder: FolderOfVersion = pipeline.bundle_folder
         if candidate.version is not None:
             _require_features(pipeline, state, partitions)
             models = dict.fromkeys((one.key for one in partitions), state.registry.present(candidate.version))
         else:
             models = _trained(pipeline, state, partitions, candidate, stamp=stamp, folder=folder)
-            open_version = lru_cache(1)(lambda version: pipeline.opened(_bundle(folder, version), version.sha256))
-        run = _Backtest(pipeline, state, models, open_version, stamp, folder, keep_scores=keep_scores)
+            bundle_folder = partial(_trained_bundle, pipeline.spec, folder / "models")
+        run = _Backtest(pipeline, state, models, bundle_folder, stamp, folder, keep_scores=keep_scores)
         found = [replace(one, registered=candidate.version is not None) for one in run.tested(partitions, watch)]
         commit_backtest(pipeline.warehouse, pipeline.spec.name, found, stamp, run.kept)
     pipeline.publish()
     return found
 
 
-def _bundle(folder: Path, version: Version) -> Path:
-    return folder / "models" / version.version
+def _trained_bundle(spec: PipelineSpec, models: Path, version: Version, rows: int) -> BundleFolder:
+    folder = models / version.version
+    return BundleFolder(version.version, folder, version.sha256, rows, spec.model.allow_pickle)
 
 
 def _trained(  # noqa: PLR0913 - what is trained, for what, from what
@@ -216,7 +219,7 @@ class _Backtest:
     pipeline: Pipeline
     state: State
     models: Mapping[str, Version]  # by partition key
-    open_version: OpenVersion
+    bundle_folder: FolderOfVersion
     stamp: Stamp
     folder: Path
     keep_scores: bool
@@ -234,28 +237,28 @@ class _Backtest:
         with (
             open_published(self.pipeline.home) as con,
             self.pipeline.builder.session(partitions[0]) as session,
-            Stream(spec.model_copy(update={"features": features}), self.folder, self.stamp, watch=watch) as stream,
-            closing(stream.staged(orders)) as results,
+            engine_of(spec.engine.name)(
+                spec.model_copy(update={"features": features}), self.folder, self.stamp, watch=watch
+            ) as engine,
+            closing(engine.staged(orders)) as results,
         ):
             production = _Production(con, read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name))
             for one, staged in zip(partitions, results, strict=True):
                 yield self._tested(one, staged, production, session)
-                staged.rejected.unlink()
+                for file in (*staged.rejected, *(() if self.keep_scores else staged.predictions)):
+                    file.unlink()
                 if self.keep_scores:
-                    self.kept.append(staged.predictions)
-                else:
-                    staged.predictions.unlink()
+                    self.kept.extend(staged.predictions)
 
-    def _order(self, partition: Partition, rows: Mapping[str, int]) -> Order:
+    def _order(self, partition: Partition, rows: Mapping[str, int]) -> ScoringOrder:
         build, version = self.state.features[partition.key], self.models[partition.key]
-        bundle = self.open_version(version)
-        return Order(
+        return ScoringOrder(
             partition=partition,
             features=self.pipeline.history.file(partition),
             sha256=build.sha256,
             rows=build.rows,
-            bundle=bundle,
-            predictor=bundle.for_rows(rows[version.version]),
+            model=self.bundle_folder(version, rows[version.version]),
+            xxh3=build.xxh3,
         )
 
     def _tested(
@@ -269,16 +272,17 @@ class _Backtest:
             note = "" if comparison.rows else "none of its rows can be measured"
         else:
             note = f"its labels are known from {known_from:%Y-%m-%d %H:%M} UTC on"
-        if staged.rows_in and staged.rows_rejected / staged.rows_in > spec.features.max_rejected:
-            budget = f"{staged.rows_rejected / staged.rows_in:.2%} of its rows are rejected, more than max_rejected"
+        counts = staged.counts
+        if counts.rows_in and counts.rows_rejected / counts.rows_in > spec.features.max_rejected:
+            budget = f"{counts.rows_rejected / counts.rows_in:.2%} of its rows are rejected, more than max_rejected"
             note = "; ".join(filter(None, [note, f"{budget} ({spec.features.max_rejected:.2%}) lets be published"]))
         return TestedPartition(
             partition=partition.key,
             model=model,
             in_sample=model.has_seen(partition),
-            rows_in=staged.rows_in,
-            rows_scored=staged.rows_scored,
-            rows_rejected=staged.rows_rejected,
+            rows_in=counts.rows_in,
+            rows_scored=counts.rows_scored,
+            rows_rejected=counts.rows_rejected,
             comparison=comparison,
             production_version=None if run is None else run.model_version,
             production_in_sample=None if run is None else run.in_sample,
@@ -291,7 +295,7 @@ class _Backtest:
         """The metrics of the tested model and, on the same rows, those of production if it scored the partition."""
         history, model, key = self.pipeline.history, self.models[partition.key], self.pipeline.spec.features.key
         columns = [*key, *prediction_columns(model.task, model.class_labels)]
-        predictions = pl.read_parquet(staged.predictions, columns=columns)
+        predictions = pl.read_parquet(list(staged.predictions), columns=columns)
         labels = known_labels(history, session, partition, self.stamp, predictions)
         run = production.runs.get(partition.key)
         if run is None:
@@ -317,7 +321,9 @@ class _Backtest:
         """A model's scores for the measures; features are encoded by the tested model's contract, whichever model it is."""
 
         def read_features() -> tuple[pl.DataFrame, NDArray[np.float64]]:
-            contract = self.open_version(self.models[partition.key]).contract
+            bundle = self.bundle_folder(self.models[partition.key], 0)
+            manifest = read_manifest(bundle.folder, bundle.sha256)
+            contract = Contract.from_json(manifest.contract).under(self.pipeline.spec.features.columns)
             build = self.state.features[partition.key]
             return encoded_features(self.pipeline.history, build, partition, predictions, contract)
 

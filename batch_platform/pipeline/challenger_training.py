@@ -6,7 +6,7 @@ who serves.
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
@@ -17,12 +17,13 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.features.history import History
 from batch_platform.features.labelled import TrainingData
+from batch_platform.models.bundle import Bundle
 from batch_platform.models.gate import pass_gate
 from batch_platform.models.imports import check_model
 from batch_platform.models.registry import ChallengerTraining, Promotion, Registry, Version
 from batch_platform.pipeline.plan import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger, learn
-from batch_platform.scoring.challengers import OpenVersion, failure_of
+from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.staging import staging_folder
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def train_challengers(  # noqa: PLR0913 - each is one fact of the training
     state: State,
     period: Partition,
     stamp: Stamp,
-    open_version: OpenVersion,
+    open_version: Callable[[Version], Bundle],
     model: Trained | None = None,
 ) -> Iterator[TrainedChallenger]:
     """Train challengers for a serving period, one after the other, on the rows that its model was trained on.
@@ -115,7 +116,7 @@ def _trained(  # noqa: PLR0913 - each is one fact of the training
     data: TrainingData | None,
     window: Sequence[Partition],
     opponent: Version | None,
-    open_version: OpenVersion,
+    open_version: Callable[[Version], Bundle],
 ) -> tuple[TrainedChallenger, TrainingData | None]:
     spec = history.spec
     learned = learn(history, state=state, period=period, params=one.params, stamp=stamp, data=data, within=window)

@@ -21,7 +21,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
-from batch_platform.models.bundle import Bundle, open_bundle
+from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version, read_registry, record_failure, register
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.challenger_training import train_challengers, trusted
@@ -29,8 +29,9 @@ from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_table
 from batch_platform.pipeline.plan import State, features_due, untrained
 from batch_platform.pipeline.staleness import relabelled
 from batch_platform.pipeline.train import Trained, TrainedChallenger, publish_version, train_version
-from batch_platform.scoring.challenger_runs import Challengers
-from batch_platform.scoring.engines.local import Stream, Watch
+from batch_platform.scoring.challengers import challengers_of
+from batch_platform.scoring.engines.known import engine_of
+from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.run import Committed, Due, ScoringRun, is_full
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
@@ -211,7 +212,6 @@ class Pipeline:
             WarehouseError: A newer run committed a partition meanwhile.
         """
         state = self.state()
-        challengers = Challengers(self.spec, state.registry, self.bundle)
         due, unserved, failure = list[Due](), list[tuple[str, BatchPlatformError]](), None
         for partition in partitions:
             try:
@@ -223,11 +223,18 @@ class Pipeline:
                 break
         code_version = self.scoring_code_version
         yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
-        with staging_folder(self.home, stamp.run_id) as folder, Stream(self.spec, folder, stamp, watch=watch) as stream:
-            run = ScoringRun(self.history, self.warehouse, self.bundle, code_version, stamp, force)
+        make_engine = engine_of(self.spec.engine.name)
+        with (
+            staging_folder(self.home, stamp.run_id) as folder,
+            make_engine(self.spec, folder, stamp, watch=watch, bundles=self._bundles) as engine,
+        ):
+            run = ScoringRun(self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force)
             asked = (one for one in due if force or not one.is_held(code_version))
             yield from run.committed(
-                stream, [replace(one, challengers=challengers.of(one.partition, one.model)) for one in asked]
+                [
+                    replace(one, challengers=challengers_of(self.spec, state.registry, one.partition, one.model))
+                    for one in asked
+                ]
             )
         if failure is not None:
             raise failure
@@ -309,21 +316,13 @@ class Pipeline:
             WrongUseError: It is of other libraries or of an unknown flavour.
         """
         if version.version not in self._bundles:
-            folder = self.home.bundle(self.spec.name, version.version)
-            self._bundles[version.version] = self.opened(folder, version.sha256, allow_pickle=self._trusts(version))
+            self._bundles[version.version] = self.bundle_folder(version).open(self.spec)
         return self._bundles[version.version]
 
-    def opened(self, folder: Path, sha256: str, *, allow_pickle: bool | None = None) -> Bundle:
-        """The bundle in a folder, with the rules on its columns as they are declared now; raises what `bundle` raises.
-
-        Args:
-            folder: Of the bundle.
-            sha256: As registered.
-            allow_pickle: Whether its files may run code; None: as is declared of the model.
-        """
-        trusted_files = self.spec.model.allow_pickle if allow_pickle is None else allow_pickle
-        bundle = open_bundle(folder, sha256, allow_pickle=trusted_files)
-        return replace(bundle, contract=bundle.contract.under(self.spec.features.columns))
+    def bundle_folder(self, version: Version, rows: int = 0) -> BundleFolder:
+        """Where a version's bundle lies, which scores so many rows."""
+        folder = self.home.bundle(self.spec.name, version.version)
+        return BundleFolder(version.version, folder, version.sha256, rows, self._trusts(version))
 
     def _trusts(self, version: Version) -> bool:
         """Whether the files of a version may run code; the registry is asked only where it matters."""

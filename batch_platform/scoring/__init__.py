@@ -1,4 +1,5 @@
-"""Scores and rejected rows from features and a bundle: one batch, one partition, one run, and the challengers beside it.
+"""Scoring: predictions and rejected rows from features and a model, for one batch, one partition and one run.
 
-Imports every room but `pipeline`, `components` and `cli`; fits nothing. Start with `batch.py`, then `run.py` and `engines/`.
+Fits nothing. May import every room except `pipeline`, `components` and `cli`. Start with `batch.py`, then read `orders.py`,
+`engines/` and `run.py`.
 """

@@ -1,14 +1,16 @@
 """One batch of features: every row gets a prediction, or is rejected with a reason.
 
-What any engine calls for each batch; it fits nothing, and a row's score does not depend on the rows beside it.
+Any engine calls this for each batch. It fits nothing, and a row's score does not depend on the other rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Partition
@@ -22,36 +24,46 @@ from batch_platform.scoring.rejected_rows import rows_as_json
 NOT_FINITE = "the score is NaN or infinite"
 SAMPLES = 3
 REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The outcome for some rows: every row is in exactly one of the two frames."""
+    """The outcome for a batch: every row is in exactly one of the two frames."""
 
     predictions: pl.DataFrame
-    rejected: pl.DataFrame  # all feature columns as they came, then REASON and OFFENDER
-    unseen: dict[str, int]
+    rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
+    unseen: dict[str, int]  # rows with a category that the model does not know, by column
 
 
-def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predictor: Predictor | None = None) -> Scored:
-    """Score some rows; what any engine calls for each batch, on any thread.
+def score_batch(
+    rows: pl.DataFrame,
+    bundle: Bundle,
+    spec: PipelineSpec,
+    predictor: Predictor | None = None,
+    *,
+    keep: Sequence[str] | None = None,
+) -> Scored:
+    """Score a batch, on any thread.
 
     Args:
         rows: Feature columns, in any order.
         bundle: The model.
         spec: The pipeline.
-        predictor: Of the bundle, for all rows that are scored in one go; left out: the library's own code.
+        predictor: Evaluates the model; by default the library's own code does.
+        keep: Columns to copy into the predictions beside key and time; by default those that the pipeline declares.
 
     Raises:
-        DataError: A column of the contract, the key or the kept ones is missing.
+        DataError: A column of the contract, a key column or a kept column is missing.
     """
     split = bundle.contract.split(rows)
     predictor = predictor or bundle.predictor
     matrix = bundle.contract.encode(split.kept)
     unseen = bundle.contract.unseen(split.kept, matrix)
-    with np.errstate(over="ignore", invalid="ignore"):  # a row whose score is none is rejected, not warned of
+    with np.errstate(over="ignore", invalid="ignore"):  # rows without a finite score are rejected below
         raw = predictor.predict(matrix) if len(matrix) else None
-    predictions = _predictions(split.kept, raw, bundle, spec)
+    carried = _carried(split.kept, bundle, spec, spec.predictions.keep if keep is None else keep)
+    predictions = _predictions(split.kept.select(carried), raw, bundle)
     if raw is None or np.isfinite(raw).all():
         return Scored(predictions=predictions, rejected=split.rejected, unseen=unseen)
     finite = pl.Series(values=np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1)), dtype=pl.Boolean)
@@ -62,7 +74,7 @@ def score_batch(rows: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, predicto
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
-    """The columns that a model adds to a row."""
+    """Names of the columns that a model of a task adds to a row."""
     match task:
         case "binary" | "outliers":
             return ["prediction", "score"]
@@ -72,21 +84,19 @@ def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:
             return ["prediction"]
 
 
-def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, spec: PipelineSpec) -> pl.DataFrame:
-    carried = _carried(kept, bundle, spec)
+def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) -> pl.DataFrame:
     classes = bundle.manifest.classes
-    frame = kept.select(carried)
     match bundle.manifest.task:
         case "binary" | "multiclass":
             scores = np.empty((0, len(classes))) if raw is None else raw
             best = pl.Series(np.array(classes)).gather(scores.argmax(axis=1))
             names = prediction_columns(bundle.manifest.task, classes)[1:]
-            shown = scores.T[-len(names) :]  # of two classes, the positive one
+            shown = scores.T[-len(names) :]  # with two classes only the positive one is shown
             columns = [pl.Series(name, values) for name, values in zip(names, shown, strict=True)]
             return frame.with_columns(best.alias("prediction"), *columns)
         case "regression":
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Float64))
-        case "outliers":  # as scikit-learn tells them: -1, and 1 for all others
+        case "outliers":  # as in scikit-learn: -1 for an outlier, 1 for any other row
             scores = pl.Series("score", [] if raw is None else raw, dtype=pl.Float64)
             flags = pl.select(pl.when(scores > 0).then(-1).otherwise(1).cast(pl.Int32)).to_series()
             return frame.with_columns(flags.alias("prediction"), scores)
@@ -94,32 +104,34 @@ def _predictions(kept: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle, s
             return frame.with_columns(pl.Series("prediction", [] if raw is None else raw, dtype=pl.Int32))
 
 
-def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec) -> list[str]:
+def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
     """The feature columns that go into the predictions: key, time and the kept ones."""
-    carried = _carried_by(spec)
+    carried = _carried_by(spec, keep)
     if missing := [name for name in carried if name not in kept.columns]:
-        msg = f"{spec.name}: the features lack {listed(missing)}; there are {listed(kept.columns)}."
+        msg = f"{spec.name}: the features lack the columns {listed(missing)}; they have {listed(kept.columns)}."
         raise DataError(msg, hint="correct features.key, features.time or predictions.keep.")
-    ours = {name.lower() for name in prediction_columns(bundle.manifest.task, bundle.manifest.classes)}
-    if taken := [name for name in carried if name.lower() in ours]:
-        msg = f"{spec.name}: the columns {listed(taken)} cannot be carried along: predictions have their own of that name."
-        raise DataError(msg, hint="give the column another name in the features.")
+    added = {name.lower() for name in prediction_columns(bundle.manifest.task, bundle.manifest.classes)}
+    if taken := [name for name in carried if name.lower() in added]:
+        msg = (
+            f"{spec.name}: the columns {listed(taken)} cannot be kept: predictions have their own columns of that name."
+        )
+        raise DataError(msg, hint="rename the columns in the features.")
     return carried
 
 
 def ignored_columns(present: Sequence[str], bundle: Bundle, spec: PipelineSpec) -> tuple[str, ...]:
-    """The feature columns that nobody asked for: unknown to the model, not carried along, not declared to be none."""
-    asked = {*bundle.contract.names, *_carried_by(spec), *spec.features.columns}
-    return tuple(name for name in present if name not in asked)
+    """The feature columns that are neither inputs of the model, nor kept, nor declared."""
+    used = {*bundle.contract.names, *_carried_by(spec, spec.predictions.keep), *spec.features.columns}
+    return tuple(name for name in present if name not in used)
 
 
-def _carried_by(spec: PipelineSpec) -> list[str]:
+def _carried_by(spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
     time = [] if spec.features.time is None else [spec.features.time]
-    return list(dict.fromkeys([*spec.features.key, *time, *spec.predictions.keep]))
+    return list(dict.fromkeys([*spec.features.key, *time, *keep]))
 
 
 def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:
-    """Rejected rows as the warehouse keeps them: the columns of REJECTED."""
+    """Rejected rows as the warehouse stores them, with the columns of REJECTED."""
     return rejected.select(
         pl.lit(partition.key).alias("partition_key"),
         rows_as_json(rejected.select(spec.features.key)).alias("key"),
@@ -131,18 +143,37 @@ def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partiti
 
 
 def reasons_of(rejected: pl.DataFrame) -> dict[str, int]:
-    """How many rows each column and reason made to be rejected."""
+    """Number of rejected rows by column and reason, the most frequent first."""
     pairs = rejected.group_by(OFFENDER, REASON).len().sort("len", OFFENDER, REASON, descending=[True, False, False])
     return {f"{column}: {reason}" if column else reason: count for column, reason, count in pairs.iter_rows()}
 
 
 def samples_of(rejected: pl.DataFrame, spec: PipelineSpec) -> list[str]:
-    """The first rejected rows by their key, with the value that was the reason."""
+    """Keys of the first rejected rows, each with the value that is the reason."""
     key = spec.features.key
-    shown = rejected.head(SAMPLES).select(*key, OFFENDER)
-    found: list[str] = []
-    for at, row in enumerate(shown.iter_rows()):
+    samples: list[str] = []
+    for at, row in enumerate(rejected.head(SAMPLES).select(*key, OFFENDER).iter_rows()):
         named = " ".join(f"{name}={shortened(value)}" for name, value in zip(key, row, strict=False))
         column = row[-1]
-        found.append(f"{named} ({column}={shortened(rejected[column][at])})" if column else named)
-    return found
+        samples.append(f"{named} ({column}={shortened(rejected[column][at])})" if column else named)
+    return samples
+
+
+def repeated_text(text: str, rows: int) -> pa.DictionaryArray:
+    """A column with the same text in every row, stored once.
+
+    Made of plain buffers: Arrow's own conversions from Python values first import pandas, wherever it is installed.
+    """
+    encoded = text.encode()
+    bounds = np.array([0, len(encoded)], np.int32)
+    once = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(bounds), pa.py_buffer(encoded)])
+    places = pa.Array.from_buffers(pa.int32(), rows, [None, pa.py_buffer(np.zeros(rows, np.int32))])
+    return pa.DictionaryArray.from_arrays(places, once)
+
+
+def repeated_time(moment: datetime, rows: int) -> pa.Array:
+    """A column with the same time in every row, as microseconds in UTC; see `repeated_text`."""
+    microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
+    return pa.Array.from_buffers(
+        pa.timestamp("us", "UTC"), rows, [None, pa.py_buffer(np.full(rows, microseconds, np.int64))]
+    )

@@ -1,11 +1,15 @@
-"""A partition on its way to the warehouse: what is to be scored, what each batch becomes, and the files it goes to.
+"""A partition on its way to the warehouse: what each batch becomes, the files it is written to, and the counts.
 
-Counts every row and knows where the time goes. It starts no thread and opens no database.
+An engine may stage a partition in several parts; `merged` makes one partition of them. Starts no thread and opens no database.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import reduce
+from operator import add
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -15,45 +19,64 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.errors import DataError, WarehouseError, memory_explained
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.lake import parquet_writer
-from batch_platform.models.bundle import Bundle, Predictor
+from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.models.native_threads import hold_loaded_libraries
-from batch_platform.scoring.batch import REJECTED, ignored_columns, reasons_of, rejected_rows, samples_of, score_batch
-from batch_platform.scoring.challengers import Contender, Shadowed, ShadowPart, score_beside
-from batch_platform.scoring.repeated import repeated_text, repeated_time
+from batch_platform.scoring.batch import (
+    REJECTED,
+    SAMPLES,
+    ignored_columns,
+    reasons_of,
+    rejected_rows,
+    repeated_text,
+    repeated_time,
+    samples_of,
+    score_batch,
+)
+from batch_platform.scoring.challengers import ChallengerScores, score_beside
+from batch_platform.scoring.orders import OpenOrder, ScoringOrder
 
 
 @dataclass(frozen=True)
-class Order:
-    """A partition to be scored.
+class Counts:
+    """What became of some rows of a partition.
 
     Args:
-        partition: The partition.
-        features: Its feature file.
-        sha256: What the file's bytes must be.
-        rows: How many the file holds.
-        bundle: The model.
-        predictor: What evaluates it; give the one for all rows of a run that this model scores.
-        xxh3: The same as `sha256` by a quicker hash, which is then what is checked; empty where none is recorded.
-        contenders: The challengers that score the same rows.
+        rows_in: Rows of the features.
+        rows_scored: Rows with a prediction.
+        rows_rejected: Rows without one.
+        reasons: Rejected rows by column and reason.
+        unseen: Rows with a category that the model does not know, by column.
+        samples: The first rejected rows, each by its key and the value that is the reason.
+        ignored: Feature columns that nothing uses.
     """
 
-    partition: Partition
-    features: Path
-    sha256: str
-    rows: int
-    bundle: Bundle
-    predictor: Predictor
-    xxh3: str = ""
-    contenders: tuple[Contender, ...] = ()
+    rows_in: int = 0
+    rows_scored: int = 0
+    rows_rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict[str, int])
+    unseen: dict[str, int] = field(default_factory=dict[str, int])
+    samples: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def __add__(self, further: "Counts") -> "Counts":
+        """The counts of these rows and of the rows after them."""
+        return Counts(
+            rows_in=self.rows_in + further.rows_in,
+            rows_scored=self.rows_scored + further.rows_scored,
+            rows_rejected=self.rows_rejected + further.rows_rejected,
+            reasons=dict(Counter(self.reasons) + Counter(further.reasons)),
+            unseen=dict(Counter(self.unseen) + Counter(further.unseen)),
+            samples=(self.samples + further.samples)[:SAMPLES],
+            ignored=tuple(dict.fromkeys(self.ignored + further.ignored)),
+        )
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds that some work took; those of threads that work at once add up to more than passed on the clock."""
+    """Seconds of work; threads that work at the same time add up to more than the clock shows."""
 
     read: float = 0.0
     score: float = 0.0
@@ -61,9 +84,13 @@ class Spent:
     commit: float = 0.0  # into the warehouse
     clock: float = 0.0  # from beginning to end, commit included
 
+    def __add__(self, further: "Spent") -> "Spent":
+        """The time for both, one after the other."""
+        return Spent(*(getattr(self, part) + getattr(further, part) for part in vars(self)))
+
     @property
     def shares(self) -> dict[str, float]:
-        """Which part of the work was reading, scoring and committing, which writing is a part of."""
+        """Shares of reading, scoring and committing in the work; writing staged files is a part of committing."""
         parts = {"read": self.read, "score": self.score, "commit": self.write + self.commit}
         total = sum(parts.values())
         return {name: seconds / total for name, seconds in parts.items()} if total else {}
@@ -71,120 +98,241 @@ class Spent:
 
 @dataclass(frozen=True)
 class Staged:
-    """A scored partition on disk, not yet committed."""
+    """A scored partition in files, not yet committed; or a part of one.
+
+    Args:
+        partition: The partition.
+        predictions: Parquet files with the predictions, in the order of the rows; one without rows if there are none.
+        rejected: Parquet files with the rejected rows; one without rows if there are none.
+        counts: What became of the rows.
+        started_at: When scoring began.
+        challengers: What each challenger made of the rows that were scored.
+        spent: Where the time went.
+        remarks: What the ledger should say of the engine beside its name.
+    """
 
     partition: Partition
-    predictions: Path
-    rejected: Path
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
+    predictions: tuple[Path, ...]
+    rejected: tuple[Path, ...]
+    counts: Counts
     started_at: datetime
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
-    ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
+    challengers: tuple[ChallengerScores, ...] = ()
     spent: Spent = field(default_factory=Spent)
-    shadowed: tuple[Shadowed, ...] = ()  # what the challengers gave
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, those of challengers included."""
+        return (*self.predictions, *self.rejected, *(file for scores in self.challengers for file in scores.files))
+
+
+def merged(parts: Sequence[Staged]) -> Staged:
+    """A whole partition from its parts, which are at least one and come in the order of their rows."""
+    return replace(
+        parts[0],
+        predictions=tuple(file for part in parts for file in part.predictions),
+        rejected=tuple(file for part in parts for file in part.rejected),
+        counts=reduce(add, (part.counts for part in parts)),
+        started_at=min(part.started_at for part in parts),
+        challengers=tuple(reduce(add, scores) for scores in zip(*(part.challengers for part in parts), strict=True)),
+        spent=reduce(add, (part.spent for part in parts)),
+        remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+    )
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one batch becomes."""
+class ScoredBatch:
+    """A scored batch, as it is stored.
 
-    rows: int
+    Args:
+        predictions: Its predictions.
+        rejected: Its rejected rows.
+        counts: What became of its rows.
+        challengers: What each challenger made of it, and its scores; None where it failed.
+        seconds: How long scoring took.
+    """
+
     predictions: pa.Table
     rejected: pa.Table
-    reasons: dict[str, int]
-    unseen: dict[str, int]
-    samples: list[str]
-    ignored: tuple[str, ...]
+    counts: Counts
+    challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]
     seconds: float
-    shadows: tuple[ShadowPart, ...] = ()
 
 
-def scored_part(rows: pl.DataFrame, *, order: Order, spec: PipelineSpec, stamp: Stamp, started: datetime) -> Part:
-    """Score one batch, on any thread, and give its rows as they are stored."""
+def scored_batch(
+    rows: pl.DataFrame, first_row: int, *, models: OpenOrder, spec: PipelineSpec, stamp: Stamp
+) -> ScoredBatch:
+    """Score a batch, on any thread.
+
+    Args:
+        rows: Feature columns, in any order.
+        first_row: Number in the feature file of the first of these rows.
+        models: The order, with its models open.
+        spec: The pipeline.
+        stamp: Stored with every row; its time is when the scoring of the partition began.
+
+    Raises:
+        DataError: A column is missing.
+    """
     began = perf_counter()
     hold_loaded_libraries()
-    if order.contenders:
-        scored, shadows = score_beside(
-            rows,
-            order.bundle,
-            order.predictor,
-            order.contenders,
-            spec,
-            partition=order.partition,
-            stamp=stamp,
-            started=started,
-        )
+    partition, bundle = models.order.partition, models.model.bundle
+    if models.challengers:
+        scored, challengers = score_beside(rows, first_row, models, spec, stamp)
     else:
-        scored, shadows = score_batch(rows, order.bundle, spec, order.predictor), ()
-    rejected, reasons, samples = _none_rejected(), dict[str, int](), list[str]()
+        scored, challengers = score_batch(rows, bundle, spec, models.model.predictor), []
     if scored.rejected.height:
-        rejected = rejected_rows(scored.rejected, spec, order.partition, stamp).to_arrow()
-        reasons, samples = reasons_of(scored.rejected), samples_of(scored.rejected, spec)
-    marks = {"partition_key": order.partition.key, "model_version": order.bundle.version}
-    predictions = _marked(scored.predictions.to_arrow(), {**marks, "run_id": stamp.run_id}, started)
-    ignored = ignored_columns(rows.columns, order.bundle, spec)
-    seconds = perf_counter() - began
-    return Part(rows.height, predictions, rejected, reasons, scored.unseen, samples, ignored, seconds, shadows)
+        rejected = rejected_rows(scored.rejected, spec, partition, stamp).to_arrow()
+        reasons, samples = reasons_of(scored.rejected), tuple(samples_of(scored.rejected, spec))
+    else:  # made by polars, and only now: Arrow would import pandas for it, and polars would start its threads
+        rejected = pl.DataFrame(schema=dict.fromkeys(REJECTED, pl.String)).to_arrow()
+        reasons, samples = {}, ()
+    predictions = scored.predictions.to_arrow()
+    for name, text in (("partition_key", partition.key), ("model_version", bundle.version)):
+        predictions = predictions.append_column(name, repeated_text(text, len(predictions)))
+    predictions = predictions.append_column("scored_at", repeated_time(stamp.at, len(predictions)))
+    predictions = predictions.append_column("run_id", repeated_text(stamp.run_id, len(predictions)))
+    counts = Counts(
+        rows_in=rows.height,
+        rows_scored=len(predictions),
+        rows_rejected=len(rejected),
+        reasons=reasons,
+        unseen=scored.unseen,
+        samples=samples,
+        ignored=ignored_columns(rows.columns, bundle, spec),
+    )
+    return ScoredBatch(predictions, rejected, counts, challengers, perf_counter() - began)
 
 
-def _none_rejected() -> pa.Table:
-    """Made by polars when it is wanted: Arrow would import pandas for it, and polars starts its threads."""
-    return pl.DataFrame(schema=dict.fromkeys(REJECTED, pl.String)).to_arrow()
+@contextmanager
+def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Generator[RecordedFile]:
+    """Open the feature file of an order; any error names the partition and leaves nothing staged.
+
+    Args:
+        order: The partition.
+        spec: The pipeline.
+        folder: Where the partition is staged, in files whose names begin with its key and a dot.
+
+    Raises:
+        IntegrityError: The file is gone.
+        DataError: As raised within, with the partition named.
+        WarehouseError: A file could not be read or written.
+    """
+    key = order.partition.key
+    where = f"{spec.name}, partition {key}"
+    try:
+        with (
+            memory_explained(spec.name, key),
+            open_recorded(order.features, order.sha256, order.xxh3, pipeline=spec.name, partition_key=key) as recorded,
+        ):
+            yield recorded
+    except BaseException as error:
+        for file in folder.glob(f"{key}.*"):
+            file.unlink(missing_ok=True)
+        if isinstance(error, DataError) and not error.message.startswith(where):
+            msg = f"{where}: {error.message.removeprefix(f'{spec.name}: ')}"
+            raise DataError(msg, hint=error.hint) from error
+        if isinstance(error, OSError):
+            msg = f"{where}: its features cannot be read, or its scores cannot be written: {error}."
+            hint = "make room on the disk and run again; committed partitions are skipped."
+            raise WarehouseError(msg, hint=hint) from error
+        raise
 
 
-def _marked(rows: pa.Table, texts: dict[str, str], scored_at: datetime) -> pa.Table:
-    """The rows with what is the same for each of them, kept once."""
-    columns: dict[str, pa.Array] = {name: repeated_text(text, len(rows)) for name, text in texts.items()}
-    columns["scored_at"] = repeated_time(scored_at, len(rows))
-    for name in ("partition_key", "model_version", "scored_at", "run_id"):
-        rows = rows.append_column(name, columns[name])
-    return rows
-
-
-def require_within_budget(spec: PipelineSpec, staged: Staged, samples: list[str]) -> None:
+def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
     """Check that no more rows are rejected than is declared.
 
     Raises:
-        DataError: There are more; the message has reasons and samples.
+        DataError: More rows are rejected; the message has the reasons and samples.
     """
-    budget = spec.features.max_rejected
-    if not staged.rows_rejected or staged.rows_rejected / staged.rows_in <= budget:  # 29 of 100 are 29%: no product is
+    counts, budget = staged.counts, spec.features.max_rejected
+    # Divided, for 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
+    if not counts.rows_rejected or counts.rows_rejected / counts.rows_in <= budget:
         return
-    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(staged.reasons).most_common(3))
+    top = ", ".join(f"{count} times {reason}" for reason, count in Counter(counts.reasons).most_common(3))
     msg = (
-        f"{spec.name}, partition {staged.partition.key}: {staged.rows_rejected} of {staged.rows_in} rows break the "
+        f"{spec.name}, partition {staged.partition.key}: {counts.rows_rejected} of {counts.rows_in} rows break the "
         f"contract, more than max_rejected ({budget:.2%}) allows; nothing is published. Reasons: {top}. "
-        f"For example {'; '.join(samples)}."
+        f"For example {'; '.join(counts.samples)}."
     )
-    raise DataError(msg, hint="mend the features, or raise features.max_rejected.")
+    raise DataError(msg, hint="correct the features, or raise features.max_rejected.")
 
 
-class TableWriter:
+class PartWriter:
+    """Writes scored batches to the files of a partition, or of a part of it, and counts the rows; for a `with` statement."""
+
+    def __init__(self, folder: Path, name: str, challengers: Iterable[str]) -> None:
+        """Write nothing yet.
+
+        Args:
+            folder: Where the files are written.
+            name: Begins the names of all files.
+            challengers: Names of the challengers.
+        """
+        self.counts, self.seconds = Counts(), 0.0
+        self._predictions = _TableWriter(folder / f"{name}.predictions.parquet")
+        self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
+        self._scores = {challenger: ChallengerScores(challenger) for challenger in challengers}
+        self._writers = {
+            challenger: _TableWriter(folder / f"{name}.{challenger}.challenger.parquet") for challenger in self._scores
+        }
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def write(self, batch: ScoredBatch) -> None:
+        """Write a batch; the first one defines the columns, even if it has no rows."""
+        self.counts += batch.counts
+        self.seconds += batch.seconds
+        self._predictions.write(batch.predictions)
+        self._rejected.write(batch.rejected)
+        for scores, table in batch.challengers:
+            self._scores[scores.name] += scores
+            if table is not None and not self._scores[scores.name].failure:
+                self._writers[scores.name].write(table)
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Complete the files; those of a challenger that failed are removed, and after an error those of all challengers."""
+        self._predictions.close()
+        self._rejected.close()
+        for challenger, writer in self._writers.items():
+            writer.close()
+            if error is not None or self._scores[challenger].failure:
+                writer.path.unlink(missing_ok=True)
+
+    def staged(self, models: OpenOrder, started_at: datetime, spent: Spent) -> Staged:
+        """What was written, once the files are complete."""
+        challengers = (
+            replace(scores, files=() if scores.failure else (self._writers[name].path,))
+            for name, scores in self._scores.items()
+        )
+        return Staged(
+            partition=models.order.partition,
+            predictions=(self._predictions.path,),
+            rejected=(self._rejected.path,),
+            counts=self.counts,
+            started_at=started_at,
+            challengers=tuple(challengers),
+            spent=spent,
+            remarks=models.model.remarks,
+        )
+
+
+class _TableWriter:
     """Writes tables of one schema to a Parquet file, a row group for each."""
 
     def __init__(self, path: Path) -> None:
-        """Write nothing yet."""
-        self._path = path
+        self.path = path
         self._writer: pq.ParquetWriter | None = None
-        self.rows = 0
-
-    def __enter__(self) -> Self:
-        """Give the writer."""
-        return self
 
     def write(self, table: pa.Table) -> None:
-        """Write rows; the first ones, be there none, give the columns."""
         if self._writer is None:
-            self._writer = parquet_writer(self._path, table.schema, lasting=False)
+            self._writer = parquet_writer(self.path, table.schema, lasting=False)
         elif not len(table):
             return
         self._writer.write_table(table.cast(self._writer.schema))
-        self.rows += len(table)
 
-    def __exit__(self, *_: object) -> None:
-        """Complete the file."""
+    def close(self) -> None:
         if self._writer is not None:
             self._writer.close()

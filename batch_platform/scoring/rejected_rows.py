@@ -1,7 +1,4 @@
-"""The rows that a pipeline rejected: how they are written, which there are, why, and how many of each kind.
-
-Reads the published copy; changes nothing. Scoring them again is the work of `replay.py`.
-"""
+"""Rejected rows: how they are encoded, and the report on them, which reads the published copy."""
 
 import json
 import math
@@ -17,15 +14,16 @@ from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
 
 TABLE = "rejected_rows"
+_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """One input row that broke the contract, as it came."""
+    """An input row that broke the contract, unchanged."""
 
     partition: str
     key: dict[str, Any]
-    column: str | None  # None where the score itself was none
+    column: str | None  # None if the row was rejected for its score
     reason: str
     row: dict[str, Any]
     run_id: str
@@ -36,35 +34,43 @@ class Rejections:
     """The rejected rows of some partitions."""
 
     pipeline: str
-    rows: int  # in all, listed or not
-    reasons: dict[str, int]  # rows by column and reason, the most frequent first
-    listed: list[RejectedRow]  # by partition and key
+    rows: int  # all rejected rows, listed or not
+    reasons: dict[str, int]  # number of rows by column and reason, the most frequent first
+    listed: list[RejectedRow]  # ordered by partition and key
 
 
 def rows_as_json(rows: pl.DataFrame) -> pl.Series:
-    """Each row as a JSON object, nothing of it lost: "NaN", "Infinity" and "-Infinity" as text, bytes in hexadecimal."""
+    """Encode each row as a JSON object without loss: "NaN", "Infinity" and "-Infinity" as text, bytes in hexadecimal."""
     plain = rows.with_columns(cs.binary().bin.encode("hex"))
     encoded = plain.select(pl.struct(pl.all()).struct.json_encode()).to_series()
-    unknown = rows.select(cs.float() & ~cs.decimal()).select(pl.all().is_finite().not_().fill_null(value=False))
-    if not unknown.width:
+    floats = rows.select(cs.float() & ~cs.decimal())
+    if not floats.width:
         return encoded
-    odd = unknown.select(pl.any_horizontal(pl.all())).to_series().arg_true()
-    if not odd.len():
-        return encoded
-    numbers = rows.select(unknown.columns)[odd].iter_rows(named=True)
-    return encoded.scatter(
-        odd, [_with_names_of_numbers(text, row) for text, row in zip(encoded.gather(odd), numbers, strict=True)]
+    infinite = (
+        floats.select(pl.any_horizontal(pl.all().is_finite().not_().fill_null(value=False))).to_series().arg_true()
     )
+    texts = [
+        json.dumps(json.loads(text) | _named(numbers), ensure_ascii=False, separators=(",", ":"))
+        for text, numbers in zip(encoded.gather(infinite), floats[infinite].iter_rows(named=True), strict=True)
+    ]
+    return encoded.scatter(infinite, texts) if texts else encoded
+
+
+def _named(numbers: dict[str, float | None]) -> dict[str, str]:
+    """The numbers that JSON does not have, by name."""
+    return {
+        name: _NAMES[str(value)] for name, value in numbers.items() if value is not None and not math.isfinite(value)
+    }
 
 
 def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, most: int | None = None) -> Rejections:
-    """The rejected rows of one partition, or of all.
+    """Report the rejected rows of one partition, or of all partitions.
 
     Args:
-        pipeline: Its name.
-        home: Where its published copy lies.
-        partition_key: Of one partition; None for all.
-        most: How many are listed; None for all.
+        pipeline: Name of the pipeline.
+        home: Home with the published copy.
+        partition_key: Key of the partition; None for all partitions.
+        most: Maximum number of rows to list; None for no limit.
     """
     nothing = Rejections(pipeline, 0, {}, [])
     try:
@@ -95,13 +101,3 @@ def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, m
             for partition, key, column, reason, row, run_id in rows
         ],
     )
-
-
-def _with_names_of_numbers(text: str, numbers: dict[str, float | None]) -> str:
-    named = {
-        name: _NAMES[str(value)] for name, value in numbers.items() if value is not None and not math.isfinite(value)
-    }
-    return json.dumps({**json.loads(text), **named}, ensure_ascii=False, separators=(",", ":"))
-
-
-_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}

@@ -1,33 +1,35 @@
-"""One run of scoring: what is due goes through the stream, and is committed in groups of partitions.
+"""One scoring run: an engine scores the partitions that are due, and they are committed in groups.
 
-A group is committed on a thread of its own while the next one is scored, one group at a time and in order. Decides
-nothing about what is due or by which model.
+A group is committed on a thread of its own while the next one is scored, one group at a time and in order. What is due,
+and which model scores it, is decided elsewhere.
 """
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
-from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
-from batch_platform.scoring.challenger_runs import Challenged, contenders, staged_challengers
-from batch_platform.scoring.challenger_tables import ChallengerRun, replace_challengers
-from batch_platform.scoring.engines.local import Stream
-from batch_platform.scoring.partition import Order, Spent, Staged
+from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
+from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.engines.known import Engine
+from batch_platform.scoring.orders import BundleFolder, ScoringOrder
+from batch_platform.scoring.partition import Spent, Staged
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
-LOCAL = "local"  # what the ledger says of the engine where nothing was out of the ordinary
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,31 +41,39 @@ class Committed:
     skipped: bool  # the warehouse already held these rows
     reasons: dict[str, int] = field(default_factory=dict[str, int])
     unseen: dict[str, int] = field(default_factory=dict[str, int])
-    ignored: tuple[str, ...] = ()  # feature columns that nobody asked for
-    spent: Spent = field(default_factory=Spent)  # nothing where skipped
-    scores: ScoreDistribution | None = None  # None where it has no predictions
-    challengers: tuple[ChallengerRun, ...] = ()  # what they made of it; nothing where skipped
+    ignored: tuple[str, ...] = ()  # feature columns that nothing uses
+    spent: Spent = field(default_factory=Spent)  # zero where skipped
+    scores: ScoreDistribution | None = None  # None where there are no predictions
+    challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
 
 
-_NOTHING = Future[list[Committed]]()  # has been committed
+_NOTHING = Future[list[Committed]]()  # the commit of an empty group
 _NOTHING.set_result([])
 
 
 @dataclass(frozen=True)
 class Due:
-    """A partition that is to be scored."""
+    """A partition to score.
+
+    Args:
+        partition: The partition.
+        model: The version whose scores are published.
+        build: Its recorded features.
+        standing: What the warehouse holds of the partition; None if nothing.
+        challengers: The versions that score it too, by name of the challenger; or why one cannot.
+    """
 
     partition: Partition
     model: Version
     build: FeatureBuild
-    standing: ScoreRun | None  # what the warehouse holds of it
-    challengers: tuple[Challenged, ...] = ()  # that score it too
+    standing: ScoreRun | None
+    challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
     def is_held(self, code_version: str) -> bool:
-        """Whether the warehouse holds already what scoring it would give."""
-        made_of = (self.model.sha256, self.build.sha256, code_version)
-        held = self.standing
-        return held is not None and (held.model_sha256, held.input_hash, held.code_version) == made_of
+        """Whether the warehouse already holds what scoring would give."""
+        inputs = (self.model.sha256, self.build.sha256, code_version)
+        run = self.standing
+        return run is not None and (run.model_sha256, run.input_hash, run.code_version) == inputs
 
 
 @dataclass(frozen=True)
@@ -71,29 +81,29 @@ class ScoringRun:
     """What the partitions of one run share.
 
     Args:
-        history: Where the features lie.
+        history: The recorded features.
         warehouse: Where the predictions go.
-        bundle: Loads a version.
-        code_version: Of the scoring.
-        stamp: Of the run.
+        engine: Scores them.
+        bundle_folder: Gives the bundle of a version, which scores so many rows in this run.
+        code_version: Version of the scoring code and of the declared rules.
+        stamp: Stamp of the run.
         force: Whether a partition may become empty.
     """
 
     history: History
     warehouse: Warehouse
-    bundle: Callable[[Version], Bundle]
+    engine: Engine
+    bundle_folder: Callable[[Version, int], BundleFolder]
     code_version: str
     stamp: Stamp
     force: bool
 
-    def committed(self, stream: Stream, due: Sequence[Due]) -> Generator[Committed]:
-        """Score what is due, and commit it in groups; also what was scored before something fails."""
-        rows = Counter[str]()
-        for one in due:
-            for version in (one.model, *(each.version for each in one.challengers)):
-                rows[version.version if version else ""] += one.build.rows
-        orders = (self._order(one, rows) for one in due)
-        with ThreadPoolExecutor(1, "commit") as committer, closing(stream.staged(orders)) as results:
+    def committed(self, due: Sequence[Due]) -> Generator[Committed]:
+        """Score partitions and commit them in groups; after a failure, what was scored before it is still committed."""
+        with (
+            ThreadPoolExecutor(1, "commit") as committer,
+            closing(self.engine.staged(self._orders(due))) as results,
+        ):
             yield from self._in_groups(committer, zip(due, results, strict=True))
 
     def _in_groups(self, committer: Executor, scored: Iterable[tuple[Due, Staged]]) -> Generator[Committed]:
@@ -101,9 +111,9 @@ class ScoringRun:
         group, behind = list[tuple[Due, Staged]](), _NOTHING
         try:
             try:
-                for one in scored:
-                    group.append(one)
-                    full = is_full(len(group), sum(staged.rows_in for _, staged in group))
+                for due, staged in scored:
+                    group.append((due, staged))
+                    full = is_full(len(group), sum(staged.counts.rows_in for _, staged in group))
                     if full or behind.done():
                         ended, behind = behind, _NOTHING
                         yield from ended.result()
@@ -118,18 +128,27 @@ class ScoringRun:
             raise
         yield from committer.submit(self._commit, group).result()
 
-    def _order(self, due: Due, rows: Mapping[str, int]) -> Order:
-        bundle = self.bundle(due.model)
-        return Order(
-            partition=due.partition,
-            features=self.history.file(due.partition),
-            sha256=due.build.sha256,
-            rows=due.build.rows,
-            bundle=bundle,
-            predictor=bundle.for_rows(rows[bundle.version]),
-            xxh3=due.build.xxh3,
-            contenders=contenders(due.challengers, rows),
-        )
+    def _orders(self, due: Sequence[Due]) -> Generator[ScoringOrder]:
+        versions, rows = dict[str, Version](), Counter[str]()
+        for item in due:
+            for version in (item.model, *item.challengers.values()):
+                if isinstance(version, Version):
+                    versions[version.version] = version
+                    rows[version.version] += item.build.rows
+        folders = {name: self.bundle_folder(version, rows[name]) for name, version in versions.items()}
+        for item in due:
+            yield ScoringOrder(
+                partition=item.partition,
+                features=self.history.file(item.partition),
+                sha256=item.build.sha256,
+                rows=item.build.rows,
+                model=folders[item.model.version],
+                xxh3=item.build.xxh3,
+                challengers={
+                    name: version if isinstance(version, str) else folders[version.version]
+                    for name, version in item.challengers.items()
+                },
+            )
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:
         """The ledger row of a scored partition."""
@@ -143,67 +162,86 @@ class ScoringRun:
             model_sha256=model.sha256,
             input_hash=due.build.sha256,
             code_version=self.code_version,
-            engine=_engine(self.bundle(model)),
-            rows_in=staged.rows_in,
-            rows_scored=staged.rows_scored,
-            rows_rejected=staged.rows_rejected,
+            engine="; ".join([self.engine.name, *staged.remarks]),
+            rows_in=staged.counts.rows_in,
+            rows_scored=staged.counts.rows_scored,
+            rows_rejected=staged.counts.rows_rejected,
             in_sample=model.has_seen(partition),
             started_at=staged.started_at,
-            committed_at=staged.started_at,  # until it is committed
+            committed_at=staged.started_at,  # replaced when it is committed
             run_id=self.stamp.run_id,
         )
 
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
         if not group:
             return []
-        distributions = staged_distributions([staged.predictions for _, staged in group])
+        distributions = staged_distributions([file for _, staged in group for file in staged.predictions])
         began = perf_counter()
         challengers = {
-            due.partition.key: staged_challengers(due.challengers, staged, due.model.version, self.stamp)
+            due.partition.key: [_challenger(scores, due, staged, self.stamp.run_id) for scores in staged.challengers]
             for due, staged in group
         }
-        scores = [
-            StagedScores(
-                predictions=staged.predictions,
-                rejected=staged.rejected,
-                run=self._run(due, staged),
-                seen_seq=0 if due.standing is None else due.standing.seq,
-                beside=tuple(one.file for one in challengers[due.partition.key] if one.file is not None),
-            )
-            for due, staged in group
-        ]
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
-            scores,
+            [
+                StagedScores(
+                    predictions=staged.predictions,
+                    rejected=staged.rejected,
+                    run=self._run(due, staged),
+                    seen_seq=0 if due.standing is None else due.standing.seq,
+                )
+                for due, staged in group
+            ],
             may_empty=self.force,
             clock=self.stamp.now,
             in_transaction=partial(replace_challengers, challengers=challengers),
         )
         each = (perf_counter() - began) / len(group)
-        for one in scores:
-            one.unlink()
+        for _, staged in group:
+            for file in staged.files:
+                file.unlink()
         return [
             Committed(
                 due.partition,
                 run,
-                skipped=run.run_id != self.stamp.run_id,  # another run committed just these rows meanwhile
-                reasons=staged.reasons,
-                unseen=staged.unseen,
-                ignored=staged.ignored,
-                spent=replace(staged.spent, commit=each, clock=staged.spent.clock + each),
+                skipped=run.run_id != self.stamp.run_id,  # meanwhile another run committed the same rows
+                reasons=staged.counts.reasons,
+                unseen=staged.counts.unseen,
+                ignored=staged.counts.ignored,
+                spent=staged.spent + Spent(commit=each, clock=each),
                 scores=distributions.get(due.partition.key),
-                challengers=tuple(one.run for one in challengers[due.partition.key] if run.run_id == self.stamp.run_id),
+                challengers=tuple(
+                    challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id
+                ),
             )
             for (due, staged), run in zip(group, runs, strict=True)
         ]
 
 
-def _engine(bundle: Bundle) -> str:
-    """What computed the scores, with what it should not have, and without what it should have."""
-    others, native = bundle.other_libraries, bundle.not_compiled
-    told = [f"allowed other libraries than in training: {others}"] if others else []
-    told += [f"not compiled, since on this machine {native}"] if native else []
-    return "; ".join([LOCAL, *told])
+def _challenger(scores: ChallengerScores, due: Due, staged: Staged, run_id: str) -> StagedChallenger:
+    """What a challenger of a staged partition commits; a failure is logged."""
+    partition, version = due.partition, due.challengers[scores.name]
+    if scores.failure:
+        msg = "partition %s: challenger %r could not score beside the champion: %s"
+        _log.warning(msg, partition.key, scores.name, scores.failure)
+    agreed = scores.agreement.result()
+    run = ChallengerRun(
+        partition_key=partition.key,
+        challenger=scores.name,
+        model_version=version.version if isinstance(version, Version) else None,
+        champion_version=due.model.version,
+        rows_in=staged.counts.rows_scored,
+        rows_scored=scores.rows_scored,
+        rows_rejected=0 if scores.failure else scores.rows_in - scores.rows_scored,
+        reasons=json.dumps(scores.reasons),
+        rank_correlation=agreed.rank_correlation,
+        decisions_flipped=agreed.decisions_flipped,
+        failure=scores.failure or None,
+        in_sample=isinstance(version, Version) and version.has_seen(partition),
+        scored_at=staged.started_at,
+        run_id=run_id,
+    )
+    return StagedChallenger(run, scores.files)
 
 
 def is_full(partitions: int, rows: int) -> bool:

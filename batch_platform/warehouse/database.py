@@ -52,18 +52,12 @@ InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
 @dataclass(frozen=True)
 class StagedScores:
-    """What one partition's commit needs: files, its ledger row, and the ledger as it was when scoring began."""
+    """What committing one partition needs: Parquet files, the ledger row, and the ledger as it was when scoring began."""
 
-    predictions: Path
-    rejected: Path
+    predictions: Sequence[Path]
+    rejected: Sequence[Path]
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
-    beside: tuple[Path, ...] = ()  # files of what else was scored on the same rows
-
-    def unlink(self) -> None:
-        """Remove the files, which are committed."""
-        for file in (self.predictions, self.rejected, *self.beside):
-            file.unlink()
 
 
 @dataclass(frozen=True)
@@ -170,8 +164,10 @@ class Warehouse:
                 _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             if new:
                 keys = [scores.run.partition_key for scores in new]
-                scored = replace_rows(con, pipeline, "predictions", keys, [scores.predictions for scores in new])
-                rejected = replace_rows(con, pipeline, "rejected_rows", keys, [scores.rejected for scores in new])
+                predictions = [file for scores in new for file in scores.predictions]
+                scored = replace_rows(con, pipeline, "predictions", keys, predictions)
+                rejections = [file for scores in new for file in scores.rejected]
+                rejected = replace_rows(con, pipeline, "rejected_rows", keys, rejections)
                 _require_balance(new, scored, rejected)
                 now = clock()
                 runs = [replace(scores.run, committed_at=now) for scores in new]

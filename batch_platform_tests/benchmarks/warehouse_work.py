@@ -95,7 +95,7 @@ def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[float]]:
     staged = staged_partition(home, SMALL_DAY, rows)
     began = time.perf_counter()
     with duckdb.connect(str(target)) as con:
-        con.execute(f"CREATE TABLE predictions AS FROM read_parquet({literal(str(staged.predictions))})")
+        con.execute(f"CREATE TABLE predictions AS FROM read_parquet({literal(str(staged.predictions[0]))})")
         con.execute("CHECKPOINT")
     return {"held": [time.perf_counter() - began]}
 
@@ -135,15 +135,15 @@ def staged_partition(home: Home, number: int, rows: int) -> StagedScores:
         committed_at=start,
         run_id="run",
     )
-    return StagedScores(good, bad, run, seen_seq=sys.maxsize)
+    return StagedScores([good], [bad], run, seen_seq=sys.maxsize)
 
 
 def committed(warehouse: Warehouse, group: Sequence[StagedScores]) -> None:
     """Commit staged partitions and remove their files."""
     warehouse.commit_scores(PIPELINE, group, may_empty=False, clock=lambda: datetime.now(UTC))
     for staged in group:
-        staged.predictions.unlink()
-        staged.rejected.unlink()
+        for file in (*staged.predictions, *staged.rejected):
+            file.unlink()
 
 
 def main(task: str, home: str, *rest: str) -> None:

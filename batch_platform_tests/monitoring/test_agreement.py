@@ -1,4 +1,6 @@
-"""How far two models agree: held against scipy, whatever the batches, and in bounded memory."""
+"""Agreement of two models: checked against scipy, the same whatever the parts, and in bounded memory."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,54 +13,61 @@ from batch_platform.monitoring.agreement import Agreed, Agreement
 SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=60)
 
 
-def agreement(pairs, cuts=(), most=500_000) -> Agreement:
-    one, other = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    found = Agreement(most)
-    for start, end in zip([0, *cuts], [*cuts, len(one)], strict=True):
-        part, rest = one[start:end], other[start:end]
-        found.add(part[:, None], rest[:, None], (part > 0) != (rest > 0))
-    return found
+def agreement(pairs, start: int = 0, most: int = 500_000) -> Agreement:
+    """Of some pairs of scores, the first of them at a place of the whole; a positive score is a decision."""
+    first, second = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    places = np.arange(start, start + len(first))
+    return Agreement.of(places, first[:, None], second[:, None], (first > 0) != (second > 0), most)
 
 
 @given(SCORES)
-def test_ties_have_their_mean_rank_and_what_has_no_order_has_no_coefficient(pairs):
-    one, other = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    found = agreement(pairs).result()
-    if len(pairs) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        assert found.rank_correlation is None
+def test_ties_have_their_mean_rank_and_constant_scores_have_no_coefficient(pairs):
+    first, second = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    result = agreement(pairs).result()
+    if len(pairs) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        assert result.rank_correlation is None
     else:
-        assert found.rank_correlation == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
-    assert found.decisions_flipped == (pytest.approx(np.mean((one > 0) != (other > 0))) if pairs else None)
+        assert result.rank_correlation == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
+    assert result.decisions_flipped == (pytest.approx(np.mean((first > 0) != (second > 0))) if pairs else None)
 
 
-@given(SCORES, st.lists(st.integers(0, 60), max_size=4), st.integers(1, 20))
-def test_batches_change_nothing_also_where_rows_are_thinned(pairs, cuts, most):
-    cuts = sorted(min(cut, len(pairs)) for cut in cuts)
-    assert agreement(pairs, cuts, most).result() == agreement(pairs, (), most).result()
+@given(SCORES, st.lists(st.integers(0, 60), max_size=4), st.integers(1, 20), st.randoms())
+def test_the_agreement_on_a_whole_is_the_merge_of_its_parts_in_any_order(pairs, cuts, most, random):
+    bounds = [0, *sorted(min(cut, len(pairs)) for cut in cuts), len(pairs)]
+    parts = [agreement(pairs[start:end], start, most) for start, end in pairwise(bounds)]
+    random.shuffle(parts)
+    merged = sum(parts, Agreement(most_rows=most))
+    assert merged.result() == agreement(pairs, most=most).result()
+    assert sum(map(len, merged.places)) <= most
 
 
-def test_of_many_rows_evenly_taken_ones_are_ranked_and_all_are_counted():
+def test_of_many_rows_evenly_spaced_ones_are_ranked_and_all_are_counted():
     random = np.random.default_rng(0)
-    one = random.normal(size=10_000)
-    other = one + random.normal(size=10_000)
-    found = Agreement(most_rows=1_000)
+    first = random.normal(size=10_000)
+    second = first + random.normal(size=10_000)
+    pairs = np.column_stack([first, second])
+    merged = Agreement(most_rows=1_000)
     for at in range(0, 10_000, 777):
-        part, rest = one[at : at + 777], other[at : at + 777]
-        found.add(part[:, None], rest[:, None], (part > 0) != (rest > 0))
-        assert sum(len(places) for places, _, _ in found._parts) <= 1_000
-    result = found.result()
-    assert result.rank_correlation == pytest.approx(spearmanr(one, other).statistic, abs=0.05)
-    assert result.rank_correlation == pytest.approx(spearmanr(one[::16], other[::16]).statistic, abs=1e-12)
-    assert result.decisions_flipped == np.mean((one > 0) != (other > 0))
+        merged += agreement(pairs[at : at + 777], at, 1_000)
+        assert sum(map(len, merged.places)) <= 1_000
+    result = merged.result()
+    assert result.rank_correlation == pytest.approx(spearmanr(first, second).statistic, abs=0.05)
+    assert result.rank_correlation == pytest.approx(spearmanr(first[::16], second[::16]).statistic, abs=1e-12)
+    assert result.decisions_flipped == np.mean((first > 0) != (second > 0))
 
 
 def test_of_several_columns_it_is_the_mean_and_unknown_if_one_is():
     random = np.random.default_rng(0)
-    one, other = random.normal(size=(2, 50, 3))
-    found = Agreement()
-    found.add(one, other, None)
-    expected = np.mean([spearmanr(one[:, at], other[:, at]).statistic for at in range(3)])
-    assert found.result() == Agreed(pytest.approx(expected, abs=1e-12), None)
-    constant = Agreement()
-    constant.add(np.column_stack([one, np.zeros(50)]), np.column_stack([other, np.zeros(50)]), None)
-    assert constant.result() == Agreed(None, None)
+    first, second = random.normal(size=(2, 50, 3))
+    places, constant = np.arange(50), np.zeros(50)
+    expected = np.mean([spearmanr(first[:, at], second[:, at]).statistic for at in range(3)])
+    assert Agreement.of(places, first, second, None).result() == Agreed(pytest.approx(expected, abs=1e-12), None)
+    with_constant = (np.column_stack([scores, constant]) for scores in (first, second))
+    assert Agreement.of(places, *with_constant, None).result() == Agreed(None, None)
+
+
+def test_models_without_scores_agree_by_their_decisions_alone():
+    none = np.empty((4, 0))
+    flipped = np.array([True, False, False, False])
+    assert Agreement.of(np.arange(4), none, none, flipped).result() == Agreed(None, 0.25)
+    assert Agreement().result() == Agreed(None, None)

@@ -64,7 +64,7 @@ def scored_from_scratch(pipeline: Pipeline, folder: Path, **declared) -> pl.Data
 def test_a_fix_in_the_source_scores_the_rejected_rows(pipeline, tmp_path):
     before, rejected = rows(pipeline), rows(pipeline, "rejected_rows")
     fixed = small_pipeline(tmp_path, features=RULES, events=events(least=12.5))
-    assert [one.partition.key for one in replayed(fixed)] == ["2024-02-02", "2024-02-03"]
+    assert [committed.partition.key for committed in replayed(fixed)] == ["2024-02-02", "2024-02-03"]
     after = rows(fixed)
     new = after.join(before, on="id", how="anti")
     assert new["id"].to_list() == [1290, 1300, 1330]
@@ -89,13 +89,13 @@ def test_rows_that_still_break_the_rules_stay_with_their_reason(tmp_path):
         events=events().with_columns(amount=pl.when(pl.col("id") == 1290).then(8.0).otherwise(pl.col("amount"))),
     )
     before = fixed.state().scores["2024-02-02"]
-    (one,) = replayed(fixed, "2024-02-02")
-    assert one.run.rows_scored == before.rows_scored + 1
-    assert one.run.rows_rejected == before.rows_rejected - 1 > 0
-    assert one.run.rows_in == before.rows_in
-    assert set(one.reasons) == {"amount: below the minimum 5"}
+    (committed,) = replayed(fixed, "2024-02-02")
+    assert committed.run.rows_scored == before.rows_scored + 1
+    assert committed.run.rows_rejected == before.rows_rejected - 1 > 0
+    assert committed.run.rows_in == before.rows_in
+    assert set(committed.reasons) == {"amount: below the minimum 5"}
     left = rows(fixed, "rejected_rows").filter(pl.col("partition_key") == "2024-02-02")
-    assert left.height == one.run.rows_rejected
+    assert left.height == committed.run.rows_rejected
     assert '{"id":1290}' not in left["key"].to_list()
     assert '{"id":1300}' in left["key"].to_list()
 
@@ -105,11 +105,10 @@ def test_rows_that_a_loosened_rule_accepts_are_scored(tmp_path):
     loosened = RULES | {"columns": {"amount": {"min": -2}}}
     fixed = small_pipeline(tmp_path, features=loosened, events=events())
     before = fixed.state().scores
-    committed = replayed(fixed)
-    assert {one.partition.key for one in committed} == {key for key in DAYS if before[key].rows_rejected}
-    assert all(
-        one.run.rows_rejected == 0 and one.run.input_hash == before[one.partition.key].input_hash for one in committed
-    )
+    committed = {partition.partition.key: partition.run for partition in replayed(fixed)}
+    assert set(committed) == {key for key in DAYS if before[key].rows_rejected}
+    for key, run in committed.items():
+        assert (run.rows_rejected, run.input_hash) == (0, before[key].input_hash)
     assert (
         rows(fixed)
         .drop("run_id", "scored_at")
@@ -123,7 +122,7 @@ def test_a_replayed_partition_is_up_to_date(tmp_path):
     replayed(fixed)
     assert replayed(fixed, run_id="again") == []
     scored = list(fixed.score(days(fixed), Stamp("again", NOW)))
-    assert all(one.skipped for one in scored)
+    assert all(partition.skipped for partition in scored)
 
 
 def test_a_replay_without_a_fix_changes_nothing(pipeline):
@@ -137,9 +136,9 @@ def test_a_replay_without_a_fix_changes_nothing(pipeline):
 def test_rejected_rows_that_a_fix_removes_are_gone(tmp_path):
     fixed = small_pipeline(tmp_path, features=RULES, events=events().filter(pl.col("id") != 1330))
     before = fixed.state().scores["2024-02-03"]
-    (one,) = replayed(fixed, "2024-02-03")
-    assert (one.run.rows_in, one.run.rows_rejected) == (before.rows_in - 1, before.rows_rejected - 1)
-    assert one.run.rows_scored == before.rows_scored
+    (committed,) = replayed(fixed, "2024-02-03")
+    assert (committed.run.rows_in, committed.run.rows_rejected) == (before.rows_in - 1, before.rows_rejected - 1)
+    assert committed.run.rows_scored == before.rows_scored
 
 
 @pytest.mark.usefixtures("pipeline")
@@ -177,11 +176,13 @@ def test_partitions_of_another_champion_or_another_form_are_refused_and_the_othe
 
 
 def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
-    found = rejections("small", pipeline.home)
+    rejected = rejections("small", pipeline.home)
     assert (
-        found.rows == sum(run.rows_rejected for run in pipeline.state().scores.values()) == sum(found.reasons.values())
+        rejected.rows
+        == sum(run.rows_rejected for run in pipeline.state().scores.values())
+        == sum(rejected.reasons.values())
     )
-    assert [row.partition for row in found.listed] == sorted(row.partition for row in found.listed)
+    assert [row.partition for row in rejected.listed] == sorted(row.partition for row in rejected.listed)
     few = rejections("small", pipeline.home, partition_key="2024-02-02", most=1)
     assert (few.rows, len(few.listed)) == (pipeline.state().scores["2024-02-02"].rows_rejected, 1)
     by_id = {row.key["id"]: row for row in rejections("small", pipeline.home, partition_key="2024-02-02").listed}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.labelled import TrainingData
 from batch_platform.features.lake import file_sha256
@@ -19,9 +20,10 @@ from batch_platform.models.bundle import Bundle, Native
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.fitting import fit
 from batch_platform.scoring.batch import NOT_FINITE, prediction_columns, score_batch
-from batch_platform.scoring.engines import local as stream
-from batch_platform.scoring.engines.local import stage
-from batch_platform.scoring.partition import Order
+from batch_platform.scoring.engines import local
+from batch_platform.scoring.engines.local import LocalEngine
+from batch_platform.scoring.orders import BundleFolder, ScoringOrder
+from batch_platform.scoring.partition import Staged
 from batch_platform_tests.models.test_bundle import manifest
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
 
@@ -73,15 +75,23 @@ def rows(amount, items=None, shop=None) -> pl.DataFrame:
     )
 
 
-def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> Order:
+def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> ScoringOrder:
+    """Of a model that is open already: there is no bundle in the folder that is named."""
     model = model or bundle()
-    return Order(DAY, features, sha256 or file_sha256(features), rows, model, model.predictor)
+    folder = BundleFolder(model.version, features.with_name("no-bundle"), model.sha256, rows)
+    return ScoringOrder(DAY, features, sha256 or file_sha256(features), rows, folder)
 
 
-def staged(tmp_path: Path, frame: pl.DataFrame, model: Bundle | None = None, spec=SPEC):
-    features = tmp_path / "features.parquet"
+def stage(asked: ScoringOrder, model: Bundle, spec: PipelineSpec, folder: Path, stamp: Stamp = STAMP) -> Staged:
+    with LocalEngine(spec, folder, stamp, bundles={model.version: model}) as engine:
+        (staged,) = engine.staged([asked])
+        return staged
+
+
+def staged(tmp_path: Path, frame: pl.DataFrame, model: Bundle | None = None, spec: PipelineSpec = SPEC) -> Staged:
+    features, model = tmp_path / "features.parquet", model or bundle()
     frame.write_parquet(features)
-    return stage(order(features, frame.height, model), spec, tmp_path, STAMP)
+    return stage(order(features, frame.height, model), model, spec, tmp_path)
 
 
 ROWS = st.lists(
@@ -126,11 +136,11 @@ ESTIMATORS = [
 def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, tolerance):
     events = small_events().drop("id", "ts").filter(pl.col("returned").is_not_null())
     spec = small_spec(model={"estimator": estimator, "params": {}})
-    found = fit(spec.model, spec.features, TrainingData(events.head(1000), events.tail(100), "returned"), {})
+    fitted = fit(spec.model, spec.features, TrainingData(events.head(1000), events.tail(100), "returned"), {})
     from batch_platform.models.flavours.sklearn import SklearnPredictor
 
-    predictor = SklearnPredictor(found.estimator, found.task)
-    matrix = found.contract.encode(found.contract.split(events).kept)
+    predictor = SklearnPredictor(fitted.estimator, fitted.task)
+    matrix = fitted.contract.encode(fitted.contract.split(events).kept)
     whole = predictor.predict(matrix)
     for size in (1, 7, 200):
         rows_of = range(0, 200, size)
@@ -141,26 +151,26 @@ def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, t
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_a_partition_read_in_batches_is_staged_the_same(tmp_path, monkeypatch, batch):
     frame = rows([float(n) for n in range(50)], shop=["a", "new"] * 25)
-    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
-    found = staged(tmp_path, frame, spec=small_spec(features={"max_rejected": 0.5}))
-    assert (found.rows_in, found.rows_scored, found.rows_rejected) == (50, 49, 1)
-    assert found.reasons == {NOT_FINITE: 1}
-    assert found.unseen == {"shop": 25}
-    assert pl.read_parquet(found.predictions)["id"].to_list() == [n for n in range(50) if n != 13]
+    monkeypatch.setattr(local, "BATCH_ROWS", batch)
+    partition = staged(tmp_path, frame, spec=small_spec(features={"max_rejected": 0.5}))
+    assert (partition.counts.rows_in, partition.counts.rows_scored, partition.counts.rows_rejected) == (50, 49, 1)
+    assert partition.counts.reasons == {NOT_FINITE: 1}
+    assert partition.counts.unseen == {"shop": 25}
+    assert pl.read_parquet(list(partition.predictions))["id"].to_list() == [n for n in range(50) if n != 13]
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_a_score_that_is_not_finite_is_rejected_with_its_row(tmp_path, task):
-    found = staged(tmp_path, rows([13.0, *[1.0] * 19]), bundle(task, () if task == "regression" else (False, True)))
-    assert found.rows_rejected == 1
-    (row,) = pl.read_parquet(found.rejected).to_dicts()
+    partition = staged(tmp_path, rows([13.0, *[1.0] * 19]), bundle(task, () if task == "regression" else (False, True)))
+    assert partition.counts.rows_rejected == 1
+    (row,) = pl.read_parquet(list(partition.rejected)).to_dicts()
     assert row["reason"] == NOT_FINITE
     assert row["column_name"] is None
     assert json.loads(row["key"]) == {"id": 0}
     assert json.loads(row["row"])["amount"] == 13.0
 
 
-def test_rows_rejected_by_contract_and_by_score_may_come_in_another_type_than_the_contracts():
+def test_rejected_rows_keep_the_types_of_the_features():
     frame = rows([13.0, 1.0, 2.0]).with_columns(items=pl.Series(["1", "x", "3"]))
     scored = score_batch(frame, bundle(), SPEC)
     assert scored.rejected["id"].to_list() == [1, 0]
@@ -169,29 +179,31 @@ def test_rows_rejected_by_contract_and_by_score_may_come_in_another_type_than_th
 
 
 @pytest.mark.parametrize(("bad", "passes"), [(0, True), (9, True), (10, True), (11, False), (100, False)])
-def test_the_budget_holds_to_the_row(tmp_path, bad, passes):
+def test_the_budget_is_exact_to_the_row(tmp_path, bad, passes):
     frame = rows([2000.0] * bad + [1.0] * (100 - bad))
     if passes:
-        assert staged(tmp_path, frame).rows_rejected == bad
+        assert staged(tmp_path, frame).counts.rows_rejected == bad
         return
     with pytest.raises(DataError) as caught:
         staged(tmp_path, frame)
-    said = str(caught.value)
-    assert f"small, partition 2024-02-03: {bad} of 100 rows break the contract, more than max_rejected (10.00%)" in said
-    assert f"{bad} times amount: above the maximum 1000" in said
-    assert "id=0 (amount=2000.0)" in said
+    message = str(caught.value)
+    assert (
+        f"small, partition 2024-02-03: {bad} of 100 rows break the contract, more than max_rejected (10.00%)" in message
+    )
+    assert f"{bad} times amount: above the maximum 1000" in message
+    assert "id=0 (amount=2000.0)" in message
 
 
-def test_an_empty_partition_gives_files_without_rows_but_with_columns(tmp_path):
-    found = staged(tmp_path, rows([]))
-    assert (found.rows_in, found.rows_scored, found.rows_rejected) == (0, 0, 0)
-    columns = pl.read_parquet(found.predictions).schema
+def test_an_empty_partition_has_files_with_columns_but_no_rows(tmp_path):
+    partition = staged(tmp_path, rows([]))
+    assert (partition.counts.rows_in, partition.counts.rows_scored, partition.counts.rows_rejected) == (0, 0, 0)
+    columns = pl.read_parquet(list(partition.predictions)).schema
     assert columns["score"] == pl.Float64
     assert columns["prediction"] == pl.Boolean
-    assert pl.read_parquet(found.rejected).height == 0
+    assert pl.read_parquet(list(partition.rejected)).height == 0
 
 
-def test_an_empty_partition_gives_a_ledger_row(tmp_path):
+def test_an_empty_partition_has_a_ledger_row(tmp_path):
     day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
     pipeline = small_pipeline(tmp_path, events=small_events().filter(day != "2024-02-10"))
     carry_out(pipeline, datetime(2024, 3, 2, tzinfo=UTC))
@@ -200,9 +212,9 @@ def test_an_empty_partition_gives_a_ledger_row(tmp_path):
     assert pipeline.state().evaluations["2024-02-10"].rows_labelled == 0
 
 
-def test_a_row_carries_its_key_its_time_what_is_kept_and_where_it_comes_from(tmp_path):
-    found = pl.read_parquet(staged(tmp_path, rows([250.0])).predictions)
-    assert found.to_dicts() == [
+def test_a_prediction_has_its_key_time_kept_columns_and_origin(tmp_path):
+    predictions = pl.read_parquet(list(staged(tmp_path, rows([250.0])).predictions))
+    assert predictions.to_dicts() == [
         {
             "id": 0,
             "ts": DAY.start,
@@ -217,13 +229,13 @@ def test_a_row_carries_its_key_its_time_what_is_kept_and_where_it_comes_from(tmp
     ]
 
 
-def test_the_time_of_scoring_is_read_from_the_edges_clock(tmp_path):
+def test_the_time_of_scoring_is_that_of_the_stamps_clock(tmp_path):
     features = tmp_path / "features.parquet"
     rows([1.0]).write_parquet(features)
     later = datetime(2024, 3, 1, 5, tzinfo=UTC)
-    found = stage(order(features, 1), SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
-    assert found.started_at == later
-    assert pl.read_parquet(found.predictions)["scored_at"].to_list() == [later]
+    partition = stage(order(features, 1), bundle(), SPEC, tmp_path, Stamp("run", STAMP.at, lambda: later))
+    assert partition.started_at == later
+    assert pl.read_parquet(list(partition.predictions))["scored_at"].to_list() == [later]
 
 
 @pytest.mark.parametrize(
@@ -245,15 +257,15 @@ def test_the_columns_of_each_task(task, classes, columns, values):
     assert empty.predictions.schema == scored.predictions.schema
 
 
-def test_a_kept_column_that_is_not_there_is_refused():
-    with pytest.raises(DataError, match="small: the features lack nothing_like_it"):
+def test_a_missing_kept_column_is_refused():
+    with pytest.raises(DataError, match="small: the features lack the columns nothing_like_it; they have amount, id, "):
         score_batch(rows([1.0]), bundle(), small_spec(predictions={"keep": ["nothing_like_it"]}))
 
 
 @pytest.mark.parametrize("name", ["score_x", "Score_Y"])
-def test_a_kept_column_may_not_take_the_place_of_a_classs_score(name):
+def test_a_kept_column_may_not_have_the_name_of_a_score(name):
     frame = rows([1.0]).with_columns(pl.lit("mine").alias(name))
-    with pytest.raises(DataError, match=f"the columns {name} cannot be carried along"):
+    with pytest.raises(DataError, match=f"the columns {name} cannot be kept: predictions have their own"):
         score_batch(frame, bundle("multiclass", ("x", "y", "z")), small_spec(predictions={"keep": [name]}))
 
 
@@ -262,10 +274,10 @@ def test_a_missing_feature_is_refused_with_the_nearest_name():
         score_batch(rows([1.0]).rename({"amount": "amout"}), bundle(), SPEC)
 
 
-def test_columns_in_another_order_and_further_ones_change_nothing():
+def test_the_order_of_columns_and_extra_columns_change_nothing():
     frame = rows([1.0, 2.0, 13.0])
-    other = frame.select(*reversed(frame.columns), pl.lit(1).alias("extra"))
-    assert score_batch(other, bundle(), SPEC).predictions.equals(score_batch(frame, bundle(), SPEC).predictions)
+    reordered = frame.select(*reversed(frame.columns), pl.lit(1).alias("extra"))
+    assert score_batch(reordered, bundle(), SPEC).predictions.equals(score_batch(frame, bundle(), SPEC).predictions)
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "gone"])
@@ -279,12 +291,12 @@ def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_
         original = features.read_bytes()
         features.write_bytes(original[:-9] if damage == "truncated" else original[:50] + b"?" + original[51:])
     with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03.*--force builds it again"):
-        stage(order(features, 100, sha256=sha256), SPEC, tmp_path, STAMP)
+        stage(order(features, 100, sha256=sha256), bundle(), SPEC, tmp_path)
     assert not list(tmp_path.glob("*predictions*"))
 
 
 @settings(max_examples=30)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30), min_size=1, max_size=5))
-def test_any_text_comes_through_as_it_was(texts):
+def test_any_text_is_kept_unchanged(texts):
     scored = score_batch(rows([1.0] * len(texts), shop=texts), bundle(), SPEC)
     assert scored.predictions["shop"].to_list() == texts

@@ -27,7 +27,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.replay import replay
 from batch_platform.scoring.challenger_tables import read_challenger_runs
-from batch_platform.scoring.engines import local as stream
+from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, write_small_project
@@ -112,12 +112,12 @@ def versions(pipeline: Pipeline) -> dict[str | None, str]:
 def test_every_row_that_the_champion_scores_is_scored_by_every_challenger(pipeline):
     served = predictions(pipeline)
     for name in ("linear", "tree"):
-        given = scores(pipeline, name)
-        assert given.select("id", "ts", "partition_key", "run_id").equals(
+        own = scores(pipeline, name)
+        assert own.select("id", "ts", "partition_key", "run_id").equals(
             served.select("id", "ts", "partition_key", "run_id")
         )
-        assert set(given["model_version"]) == {versions(pipeline)[name]}
-    assert list(given.columns) == [
+        assert set(own["model_version"]) == {versions(pipeline)[name]}
+    assert list(own.columns) == [
         *("id", "ts", "challenger", "model_version", "prediction", "score"),
         *("partition_key", "scored_at", "run_id"),
     ]
@@ -130,7 +130,7 @@ def test_every_row_that_the_champion_scores_is_scored_by_every_challenger(pipeli
 def test_a_challenger_scores_what_its_version_would_give_in_production(pipeline, tmp_path):
     shutil.copytree(tmp_path, tmp_path / "other", symlinks=True)
     alone = small_pipeline(tmp_path / "other")
-    every = [one for one in alone.spec.partitions.calendar.due(NOW) if one.key >= "2024-02-01"]
+    every = [day for day in alone.spec.partitions.calendar.due(NOW) if day.key >= "2024-02-01"]
     list(alone.score(every, AGAIN, force=True, version=versions(pipeline)["tree"]))
     same = ["id", "prediction", "score"]
     assert scores(pipeline, "tree").select(same).equals(predictions(alone).select(same))
@@ -174,11 +174,11 @@ def test_an_import_may_challenge_a_model_that_is_trained(tmp_path):
     rule = {"name": "rule", "import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
     pipeline = small_pipeline(tmp_path, challengers=[{**rule, "params": {"above": 60.0}}])
     carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
-    (version,) = [one for one in pipeline.state().registry.versions if one.version == versions(pipeline)["rule"]]
+    (version,) = [known for known in pipeline.state().registry.versions if known.version == versions(pipeline)["rule"]]
     assert (version.flavour, version.rows_trained) == ("python", 0)
     assert set(version.metric_values) >= {"roc_auc", "accuracy"}
-    given = scores(pipeline, "rule").join(small_events(), on="id")
-    assert given["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in given["amount"].fill_null(0.0)]
+    own = scores(pipeline, "rule").join(small_events(), on="id")
+    assert own["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in own["amount"].fill_null(0.0)]
 
 
 def test_a_trained_model_may_challenge_an_import(tmp_path):
@@ -202,12 +202,12 @@ def test_a_trained_model_may_challenge_an_import(tmp_path):
 @pytest.mark.parametrize("large", [False, True])
 def test_batches_change_no_score_of_a_challenger_and_no_measure_of_it(pipeline, monkeypatch, large):
     before, measured = {name: scores(pipeline, name) for name in ("linear", "tree")}, runs(pipeline)
-    monkeypatch.setattr(stream, "BATCH_ROWS", 7 if large else 100)
+    monkeypatch.setattr(local, "BATCH_ROWS", 7 if large else 100)
     list(pipeline.score(days(pipeline, *[f"2024-02-{day:02}" for day in range(1, 30)]), AGAIN, force=True))
     marks = ("run_id", "scored_at")
     assert scores(pipeline, "tree", without=marks).equals(before["tree"].drop(marks)), "bit for bit"
-    found = scores(pipeline, "linear")
-    assert found["score"].to_numpy() == pytest.approx(before["linear"]["score"].to_numpy(), abs=1e-9)
+    linear = scores(pipeline, "linear")
+    assert linear["score"].to_numpy() == pytest.approx(before["linear"]["score"].to_numpy(), abs=1e-9)
     assert {key: replace(run, run_id="run") for key, run in runs(pipeline).items()} == measured
 
 
@@ -244,22 +244,22 @@ def test_rank_correlation_and_flipped_decisions_are_those_of_scipy_and_numpy(
 ):
     pipeline = small_pipeline(tmp_path, **declared, challengers=[challenger])
     carry_out(pipeline, datetime(2024, 2, 5, tzinfo=UTC))
-    served, given = predictions(pipeline), scores(pipeline, "linear")
-    assert served["id"].equals(given["id"])
+    served, own = predictions(pipeline), scores(pipeline, "linear")
+    assert served["id"].equals(own["id"])
     for key in ("2024-02-01", "2024-02-02"):
         here = served["partition_key"] == key
-        one, other = served.filter(here), given.filter(here)
-        expected = np.mean([spearmanr(one[name].to_numpy(), other[name].to_numpy()).statistic for name in columns])
+        first, second = served.filter(here), own.filter(here)
+        expected = np.mean([spearmanr(first[name].to_numpy(), second[name].to_numpy()).statistic for name in columns])
         run = runs(pipeline)[key, "linear"]
         assert run.rank_correlation == pytest.approx(expected, abs=1e-12)
-        flipped = float(np.mean(one["prediction"].to_numpy() != other["prediction"].to_numpy()))
+        flipped = float(np.mean(first["prediction"].to_numpy() != second["prediction"].to_numpy()))
         assert run.decisions_flipped == (flipped if decides else None)
 
 
-def test_segments_have_no_order_and_flip_no_decision(tmp_path):
+def test_segments_have_neither_a_rank_correlation_nor_decisions(tmp_path):
     clusters = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
-    other = {"name": "four", "estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 4}}
-    pipeline = small_pipeline(tmp_path, **clusters, challengers=[other])
+    four = {"name": "four", "estimator": "sklearn.cluster.KMeans", "params": {"n_clusters": 4}}
+    pipeline = small_pipeline(tmp_path, **clusters, challengers=[four])
     carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
     run = runs(pipeline)["2024-02-02", "four"]
     assert (run.rank_correlation, run.decisions_flipped, run.rows_scored) == (None, None, 40)
@@ -297,13 +297,13 @@ def test_a_challenger_that_somebody_promotes_serves_and_is_no_challenger_to_itse
     assert (back.promotion.version, back.after.version) == (tree, versions(pipeline)[None])
 
 
-def test_performance_tells_the_challengers_from_production_once_labels_are_known(pipeline):
+def test_performance_names_the_challenger_once_labels_are_known(pipeline):
     measured = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-02-03")
     truth = small_events().filter(pl.col("returned").is_not_null())
     for name in (None, "linear", "tree"):
         own = measured.filter(pl.col("challenger").eq_missing(pl.lit(name)))
-        given = predictions(pipeline) if name is None else scores(pipeline, name)
-        both = given.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
+        predicted = predictions(pipeline) if name is None else scores(pipeline, name)
+        both = predicted.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
         shares = both.select(1 - pl.col("score"), score2="score").to_numpy()
         expected = measure(Outcomes("binary", shares, both["returned"].to_numpy(), [False, True]))
         coverage = {"label_coverage": both.height / 40}
@@ -322,48 +322,48 @@ def test_the_performance_of_production_is_what_it_is_without_challengers(pipelin
     assert own.drop(marks).equals(table(alone, "performance", without=marks))
 
 
-def test_a_table_of_performance_from_before_takes_challengers(pipeline):
+def test_an_older_table_of_performance_takes_challengers(pipeline):
     with pipeline.warehouse.transaction() as con:
         con.execute("ALTER TABLE small.performance DROP COLUMN challenger")
     list(pipeline.evaluate(days(pipeline, "2024-02-03"), AGAIN))
-    found = table(pipeline, "performance").filter(pl.col("run_id") == "again")
-    assert set(found["challenger"]) == {None, "linear", "tree"}
+    performance = table(pipeline, "performance").filter(pl.col("run_id") == "again")
+    assert set(performance["challenger"]) == {None, "linear", "tree"}
 
 
-def test_readers_find_all_of_it_in_the_published_copy(pipeline):
+def test_the_published_copy_holds_everything_about_challengers(pipeline):
     list(pipeline.score(days(pipeline, "2024-02-03"), AGAIN, force=True))
     pipeline.publish()
     with duckdb.connect(str(pipeline.home.published), read_only=True) as con:
         con.execute("SET TimeZone = 'UTC'")
         for name in ("challenger_scores", "challengers", "performance"):
-            found = con.sql(f"FROM small.{name}").pl()
-            assert found.sort(pl.all()).equals(table(pipeline, name).sort(pl.all()))
+            published = con.sql(f"FROM small.{name}").pl()
+            assert published.sort(pl.all()).equals(table(pipeline, name).sort(pl.all()))
         assert con.execute("SELECT count(*) FROM batch_platform.challenger_trainings").fetchall() == [(2,)]
 
 
-def test_assets_of_users_that_read_performance_get_production_unless_they_ask_who(pipeline, tmp_path):
+def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_challengers(pipeline, tmp_path):
     alone = small_pipeline(tmp_path / "alone")
     carry_out(alone, NOW)
     name, marks = TableName("small", "performance"), ["model_version", "evaluated_at"]
-    found = open_table(pipeline.home, name).pl()
-    assert "challenger" not in found.columns
-    assert found.drop(marks).sort(pl.all()).equals(open_table(alone.home, name).pl().drop(marks).sort(pl.all()))
+    performance = open_table(pipeline.home, name).pl()
+    assert "challenger" not in performance.columns
+    assert performance.drop(marks).sort(pl.all()).equals(open_table(alone.home, name).pl().drop(marks).sort(pl.all()))
     of_day = open_table(pipeline.home, name, partitions=["2024-02-03"], columns=["metric", "value"]).pl()
     assert of_day["metric"].is_unique().all()
     asked = open_table(pipeline.home, name, columns=["challenger"]).pl()
     assert set(asked["challenger"]) == {None, "linear", "tree"}
 
 
-def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_goes_on(tmp_path, caplog):
+def test_a_challenger_that_cannot_be_trained_is_recorded_and_warned_of_and_production_goes_on(tmp_path, caplog):
     pipeline = small_pipeline(tmp_path, challengers=[BROKEN, TREE])
     with caplog.at_level(logging.WARNING):
         carry_out(pipeline, NOW)
-    said = "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept"
-    assert any(said in record.message for record in caplog.records)
+    message = "challengers.broken.params: DecisionTreeClassifier has no parameter max_dept"
+    assert any(message in record.message for record in caplog.records)
     state = pipeline.state()
     assert set(versions(pipeline)) == {None, "tree"}
-    (failed,) = [one for one in state.registry.challenger_trainings if one.failure]
-    assert failed.failure.startswith(said)
+    (failed,) = [training for training in state.registry.challenger_trainings if training.failure]
+    assert failed.failure.startswith(message)
     assert "did you mean 'max_depth'" in failed.failure
     assert (failed.challenger, failed.serving_period, failed.version) == ("broken", "2024-02-01", None)
     assert len(state.scores) == 29
@@ -378,7 +378,7 @@ def test_one_that_cannot_be_trained_is_recorded_and_warned_of_and_the_champion_g
     assert versions(mended)[None] == champion, "the model is not trained again for it"
 
 
-def test_one_of_another_task_is_refused_when_it_is_trained(tmp_path):
+def test_a_challenger_of_another_task_is_refused_when_it_is_trained(tmp_path):
     pipeline = small_pipeline(tmp_path, challengers=[{"name": "other", "estimator": "sklearn.linear_model.Ridge"}])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
     (failed,) = pipeline.state().registry.challenger_trainings
@@ -388,7 +388,7 @@ def test_one_of_another_task_is_refused_when_it_is_trained(tmp_path):
     ]
 
 
-def test_one_whose_bundle_is_damaged_scores_nothing_and_production_is_untouched(pipeline, tmp_path, caplog):
+def test_a_challenger_whose_bundle_is_damaged_scores_nothing_and_production_goes_on(pipeline, tmp_path, caplog):
     before = predictions(pipeline, without=("run_id", "scored_at"))
     (pipeline.home.bundle("small", versions(pipeline)["tree"]) / "model.skops").write_bytes(b"x")
     fresh = small_pipeline(tmp_path, **BOTH)
@@ -412,19 +412,19 @@ def moody(tmp_path: Path, above: int) -> dict[str, Any]:
     return {"name": "moody", "import": f"{module}.Moody", "task": "binary", "classes": [False, True]}
 
 
-def test_one_that_raises_while_it_scores_ends_its_own_part_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 16)
+def test_a_challenger_that_raises_while_it_scores_ends_its_own_part_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "BATCH_ROWS", 16)
     declared = {"features_sql": MOODY_SQL, "challengers": [moody(tmp_path, 1310), LINEAR]}
     pipeline = small_pipeline(tmp_path, **declared)
     carry_out(pipeline, NOW)
-    found = runs(pipeline)
-    assert found["2024-02-01", "moody"].rows_scored == 40
-    assert found["2024-02-01", "moody"].rank_correlation is None, "one score for all rows has no order"
-    assert found["2024-02-02", "moody"].failure == "RuntimeError: not today"
-    assert found["2024-02-02", "moody"].rows_scored == 0, "the batches that went well are not kept either"
+    after = runs(pipeline)
+    assert after["2024-02-01", "moody"].rows_scored == 40
+    assert after["2024-02-01", "moody"].rank_correlation is None, "one score for all rows has no order"
+    assert after["2024-02-02", "moody"].failure == "RuntimeError: not today"
+    assert after["2024-02-02", "moody"].rows_scored == 0, "the batches that went well are not kept either"
     assert set(scores(pipeline, "moody")["partition_key"]) == {"2024-02-01"}
     assert len(pipeline.state().scores) == 29
-    assert found["2024-02-02", "linear"].rows_scored == 40
+    assert after["2024-02-02", "linear"].rows_scored == 40
 
 
 def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reason(tmp_path):
@@ -452,16 +452,16 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
     assert run.decisions_flipped == pytest.approx(flipped)
 
 
-def test_a_pinned_version_scores_whatever_its_period_and_says_where_it_had_seen_the_data(pipeline, tmp_path):
+def test_a_pinned_version_scores_any_period_and_is_marked_where_it_was_trained_on_the_data(pipeline, tmp_path):
     pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": versions(pipeline)["linear"]}])
     assert make_plan(pinned.spec, pinned.state(), NOW).items == [], "nothing is trained for it"
     list(pinned.score(days(pinned, "2024-01-20", "2024-02-02"), AGAIN, force=True, version=versions(pinned)["tree"]))
-    found = runs(pinned)
-    assert (found["2024-01-20", "old"].in_sample, found["2024-02-02", "old"].in_sample) == (True, False)
-    assert found["2024-02-02", "old"].champion_version == versions(pinned)["tree"]
+    after = runs(pinned)
+    assert (after["2024-01-20", "old"].in_sample, after["2024-02-02", "old"].in_sample) == (True, False)
+    assert after["2024-02-02", "old"].champion_version == versions(pinned)["tree"]
 
 
-def test_a_pinned_version_that_is_not_there_is_told_and_stops_nothing(pipeline, tmp_path):
+def test_a_missing_pinned_version_is_recorded_and_production_goes_on(pipeline, tmp_path):
     pinned = small_pipeline(tmp_path, challengers=[{"name": "old", "version": "2024-02-01-00000000"}])
     list(pinned.score(days(pinned, "2024-02-02"), AGAIN, force=True))
     run = runs(pinned)["2024-02-02", "old"]
@@ -471,7 +471,7 @@ def test_a_pinned_version_that_is_not_there_is_told_and_stops_nothing(pipeline, 
     assert pipeline.state().scores["2024-02-03"].run_id == "run"
 
 
-def test_one_that_is_added_later_is_trained_alone_and_makes_no_prediction_stale(tmp_path):
+def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale(tmp_path):
     carry_out(small_pipeline(tmp_path), NOW)
     added = small_pipeline(tmp_path, challengers=[LINEAR])
     before, champion = predictions(added), versions(added)[None]
@@ -481,7 +481,7 @@ def test_one_that_is_added_later_is_trained_alone_and_makes_no_prediction_stale(
     assert versions(added)[None] == champion
     assert make_plan(added.spec, added.state(), NOW).items == []
     keys = days(added, "2024-02-02", "2024-02-03")
-    assert all(one.skipped for one in added.score(keys, AGAIN))
+    assert all(partition.skipped for partition in added.score(keys, AGAIN))
     assert predictions(added).equals(before)
     assert "challenger_scores" not in tables(added), "what is scored already is not scored for its sake"
     list(added.score(keys, AGAIN, force=True))
@@ -501,7 +501,7 @@ def test_older_periods_get_a_challenger_only_by_force(tmp_path):
     assert [item.partition.key for item in forced.of("challengers")] == ["2024-02-04", "2024-02-18"]
 
 
-def test_the_scores_of_one_that_is_no_longer_declared_stay(pipeline, tmp_path):
+def test_the_scores_of_a_challenger_that_is_no_longer_declared_stay(pipeline, tmp_path):
     before, measured = scores(pipeline, "tree"), runs(pipeline)
     fewer = small_pipeline(tmp_path, challengers=[LINEAR])
     assert make_plan(fewer.spec, fewer.state(), NOW).items == []
@@ -510,11 +510,11 @@ def test_the_scores_of_one_that_is_no_longer_declared_stay(pipeline, tmp_path):
     assert scores(fewer, "tree").equals(before)
     assert runs(fewer)["2024-02-02", "tree"] == measured["2024-02-02", "tree"]
     assert runs(fewer)["2024-02-02", "linear"].run_id == "again"
-    found = table(fewer, "performance").filter(pl.col("run_id") == "again")
-    assert set(found["challenger"]) == {None, "linear", "tree"}, "what is there is measured"
+    performance = table(fewer, "performance").filter(pl.col("run_id") == "again")
+    assert set(performance["challenger"]) == {None, "linear", "tree"}, "what is there is measured"
 
 
-def test_a_commit_that_fails_leaves_predictions_and_challengers_as_they_were(pipeline):
+def test_a_failed_commit_leaves_predictions_and_challengers_unchanged(pipeline):
     with pipeline.warehouse.transaction() as con:  # a value that would not fit comes last of all
         con.execute("ALTER TABLE small.challenger_scores ALTER score TYPE TINYINT USING 1")
     before = [table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")]
@@ -522,12 +522,12 @@ def test_a_commit_that_fails_leaves_predictions_and_challengers_as_they_were(pip
     with pytest.raises(DataError, match=r"values do not fit small\.challenger_scores"):
         list(pipeline.score(days(pipeline, "2024-02-02"), AGAIN, force=True))
     after = [table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")]
-    assert all(one.equals(other) for one, other in zip(before, after, strict=True))
+    assert all(old.equals(new) for old, new in zip(before, after, strict=True))
     assert pipeline.state().scores == ledger
     assert not list(pipeline.home.staging.iterdir())
 
 
-def test_a_run_that_is_killed_within_the_commit_leaves_both_as_they_were(pipeline, tmp_path):
+def test_a_run_killed_within_the_commit_leaves_both_unchanged(pipeline, tmp_path):
     before = {name: table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")}
     job = {
         "root": str(pipeline.home.root),
@@ -551,8 +551,8 @@ def test_a_run_that_is_killed_within_the_commit_leaves_both_as_they_were(pipelin
             for name, rows in before.items():
                 assert table(pipeline, name).equals(rows), f"{name}, killed before {steps[at]}"
     assert list(pipeline.score(days(pipeline, "2024-02-02"), AGAIN, force=True))
-    found = [table(pipeline, name).filter(pl.col("partition_key") == "2024-02-02")["run_id"] for name in before]
-    assert [set(one) for one in found] == [{"again"}] * 3
+    run_ids = [table(pipeline, name).filter(pl.col("partition_key") == "2024-02-02")["run_id"] for name in before]
+    assert [set(ids) for ids in run_ids] == [{"again"}] * 3
 
 
 def _is_told(step: str) -> bool:
@@ -572,8 +572,8 @@ def test_a_replay_gives_challengers_what_a_whole_scoring_would(tmp_path):
     shutil.copytree(tmp_path, tmp_path.with_name("whole"), symlinks=True)
     fixed = small_pipeline(tmp_path, features=RULES, events=spoilt(12.5), **BOTH)
     wanted = days(fixed, "2024-02-02", "2024-02-03")
-    found = list(replay(fixed, wanted, Stamp("replay", NOW)))
-    assert [{one.challenger for one in each.challengers} for each in found] == [{"linear", "tree"}] * 2
+    committed = list(replay(fixed, wanted, Stamp("replay", NOW)))
+    assert [{run.challenger for run in partition.challengers} for partition in committed] == [{"linear", "tree"}] * 2
     whole = small_pipeline(tmp_path.with_name("whole"), features=RULES, events=spoilt(12.5), **BOTH)
     list(whole.build_features(wanted, AGAIN, force=True))
     list(whole.score(wanted, Stamp("replay", NOW), force=True))
@@ -594,7 +594,7 @@ def test_a_challenger_that_can_no_longer_score_ends_with_a_replay(tmp_path):
     assert not scores(fixed, "tree").filter(pl.col("partition_key") == "2024-02-02").height
 
 
-def test_what_challenged_is_kept_on_disk(pipeline, tmp_path):
+def test_bundles_of_challengers_are_kept_on_disk(pipeline, tmp_path):
     later = NOW + timedelta(days=40)
     assert find_garbage([pipeline.spec], pipeline.home, later, trained_before=NOW + timedelta(days=1)) == []
     spare = small_pipeline(tmp_path, challengers=[{**LINEAR, "params": {"C": 0.1}}])
@@ -609,7 +609,7 @@ def test_what_challenged_is_kept_on_disk(pipeline, tmp_path):
     assert spare.state().registry.challenger_at("linear", NOW).version != middle
 
 
-def test_pickle_is_trusted_of_the_challenger_that_says_so_alone(tmp_path):
+def test_pickle_is_allowed_only_for_the_challenger_that_declares_it(tmp_path):
     declared = {**LINEAR, "allow_pickle": True}
     pipeline = small_pipeline(tmp_path, challengers=[declared, TREE])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""The stream: the number of threads and the way change nothing, what fails stops all, memory is that of a few batches."""
+"""The local engine: threads and batches change nothing, a failure stops all work, memory is that of a few batches."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,9 +22,10 @@ from xxhash import xxh3_128
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.features.lake import file_sha256, parquet_writer
 from batch_platform.models.bundle import Bundle, Native
-from batch_platform.scoring.engines import local as stream
-from batch_platform.scoring.engines.local import Stream
-from batch_platform.scoring.partition import Order, Staged
+from batch_platform.scoring.engines import local
+from batch_platform.scoring.engines.local import LocalEngine
+from batch_platform.scoring.orders import BundleFolder, ScoringOrder
+from batch_platform.scoring.partition import Staged
 from batch_platform_tests.scoring.test_batch import STAMP, Sum, bundle, rows
 from batch_platform_tests.small_pipeline import small_spec
 
@@ -44,8 +46,18 @@ class Watched(Sum):
         return super().predict(matrix)
 
 
-def model(happens: Callable[[np.ndarray], None]) -> Bundle:
-    return replace(bundle(), native=Native(partial(Watched, happens)))
+MODELS: dict[str, Bundle] = {}  # those that are open, by version
+
+
+def opened(model: Bundle, version: str) -> BundleFolder:
+    """A bundle that an engine need not open."""
+    MODELS[version] = replace(model, version=version)
+    return BundleFolder(version, Path("no-bundle"), model.sha256, ROWS)
+
+
+def model(happens: Callable[[np.ndarray], None]) -> BundleFolder:
+    watched = replace(bundle(), native=Native(partial(Watched, happens)))
+    return opened(watched, f"2024-02-01-{len(MODELS):08}")
 
 
 def table() -> pl.DataFrame:
@@ -54,22 +66,24 @@ def table() -> pl.DataFrame:
     return rows(amount, shop=["a", "new", "b", "a", "a"] * (ROWS // 5))
 
 
-def order(folder: Path, day: int = 3, frame: pl.DataFrame | None = None, scored_by: Bundle | None = None) -> Order:
+def order(
+    folder: Path, day: int = 3, frame: pl.DataFrame | None = None, scored_by: BundleFolder | None = None
+) -> ScoringOrder:
     frame = table() if frame is None else frame
     path = folder / f"features-{day}.parquet"
     frame.write_parquet(path)
-    found = scored_by or bundle()
-    return Order(CALENDAR.named(f"2024-02-{day:02}"), path, file_sha256(path), frame.height, found, found.predictor)
+    scored_by = scored_by or opened(bundle(), bundle().version)
+    return ScoringOrder(CALENDAR.named(f"2024-02-{day:02}"), path, file_sha256(path), frame.height, scored_by)
 
 
-def staged(orders: list[Order], folder: Path, **options) -> list[Staged]:
+def staged(orders: list[ScoringOrder], folder: Path, **options: Any) -> list[Staged]:
     folder.mkdir(exist_ok=True)
-    with Stream(SPEC, folder, STAMP, **options) as opened:
-        return list(opened.staged(orders))
+    with LocalEngine(SPEC, folder, STAMP, bundles=MODELS, **options) as engine:
+        return list(engine.staged(orders))
 
 
-def frames(one: Staged) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return pl.read_parquet(one.predictions), pl.read_parquet(one.rejected)
+def frames(partition: Staged) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return pl.read_parquet(list(partition.predictions)), pl.read_parquet(list(partition.rejected))
 
 
 @pytest.fixture
@@ -84,32 +98,34 @@ def no_thread_left():
 @pytest.mark.parametrize("batch", [1, 7, ROWS - 1, ROWS])
 def test_law_4_the_number_of_threads_and_the_way_change_nothing(tmp_path, monkeypatch, threads, batch):
     (whole,) = staged([order(tmp_path)], tmp_path / "whole", threads=1)
-    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    monkeypatch.setattr(local, "BATCH_ROWS", batch)
     (parts,) = staged([order(tmp_path)], tmp_path / "parts", threads=threads)
     for expected, found in zip(frames(whole), frames(parts), strict=True):
         pl.testing.assert_frame_equal(found.sort(found.columns[:2]), expected.sort(expected.columns[:2]))
     assert frames(parts)[0].equals(frames(whole)[0]), "and the order of the scored rows is that of the features"
-    facts = ("rows_in", "rows_scored", "rows_rejected", "reasons", "unseen", "started_at")
-    assert [getattr(parts, fact) for fact in facts] == [getattr(whole, fact) for fact in facts]
+    assert (parts.counts, parts.started_at) == (whole.counts, whole.started_at)
 
 
 @pytest.mark.usefixtures("no_thread_left")
 def test_the_order_of_the_rows_is_that_of_the_features_whichever_thread_is_done_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    monkeypatch.setattr(local, "BATCH_ROWS", 5)
     slow_at_first = model(lambda matrix: time.sleep(0.05 / (1 + matrix[0, 0])))
-    (found,) = staged([order(tmp_path, scored_by=slow_at_first)], tmp_path / "out", threads=4)
-    assert pl.read_parquet(found.predictions)["id"].is_sorted()
+    (partition,) = staged([order(tmp_path, scored_by=slow_at_first)], tmp_path / "out", threads=4)
+    assert frames(partition)[0]["id"].is_sorted()
 
 
 @pytest.mark.usefixtures("no_thread_left")
-def test_partitions_come_in_their_order_small_and_large_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
+def test_small_and_large_partitions_keep_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "BATCH_ROWS", 20)
     sizes = [5, 50, 20, 0, 21, 3, 50]
     orders = [order(tmp_path, day, table().head(size)) for day, size in enumerate(sizes, start=1)]
-    found = staged(orders, tmp_path / "out", threads=3)
-    assert [one.partition for one in found] == [one.partition for one in orders]
-    assert [one.rows_in for one in found] == sizes
-    assert all(one.rows_in == one.rows_scored + one.rows_rejected for one in found)
+    partitions = staged(orders, tmp_path / "out", threads=3)
+    assert [partition.partition for partition in partitions] == [partition.partition for partition in orders]
+    assert [partition.counts.rows_in for partition in partitions] == sizes
+    assert all(
+        partition.counts.rows_in == partition.counts.rows_scored + partition.counts.rows_rejected
+        for partition in partitions
+    )
 
 
 def broken(matrix: np.ndarray) -> None:
@@ -121,12 +137,12 @@ def broken(matrix: np.ndarray) -> None:
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("batch", [7, 1000])
 def test_an_error_on_a_thread_surfaces_after_what_was_done_before_and_leaves_nothing(tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    monkeypatch.setattr(local, "BATCH_ROWS", batch)
     out = tmp_path / "out"
     out.mkdir()
     orders = [order(tmp_path, 1), order(tmp_path, 2, scored_by=model(broken)), order(tmp_path, 3)]
-    with Stream(SPEC, out, STAMP) as opened:
-        results = opened.staged(orders)
+    with LocalEngine(SPEC, out, STAMP, bundles=MODELS) as engine:
+        results = engine.staged(orders)
         assert next(results).partition == orders[0].partition
         with pytest.raises(ArithmeticError, match="this model is broken"):
             next(results)
@@ -136,7 +152,7 @@ def test_an_error_on_a_thread_surfaces_after_what_was_done_before_and_leaves_not
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("batch", [7, 1000])
 def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch, batch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    monkeypatch.setattr(local, "BATCH_ROWS", batch)
     frame = table().rename({"amount": "amout"})
     with pytest.raises(
         DataError, match=r"small, partition 2024-02-03: .* lack the columns amount.*did you mean 'amout'"
@@ -146,7 +162,7 @@ def test_an_error_in_the_data_names_pipeline_and_partition(tmp_path, monkeypatch
 
 @pytest.mark.usefixtures("no_thread_left")
 def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    monkeypatch.setattr(local, "BATCH_ROWS", 5)
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -157,11 +173,11 @@ def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, mo
 
 
 @pytest.mark.usefixtures("no_thread_left")
-def test_a_stream_that_is_left_in_the_middle_ends_its_threads(tmp_path):
+def test_an_engine_that_is_left_in_the_middle_ends_its_threads(tmp_path):
     (tmp_path / "out").mkdir()
     orders = [order(tmp_path, day) for day in range(1, 9)]
-    with Stream(SPEC, tmp_path / "out", STAMP, threads=2) as opened:
-        results = opened.staged(orders)
+    with LocalEngine(SPEC, tmp_path / "out", STAMP, bundles=MODELS, threads=2) as engine:
+        results = engine.staged(orders)
         assert next(results).partition == orders[0].partition
         results.close()
 
@@ -170,7 +186,7 @@ def test_a_stream_that_is_left_in_the_middle_ends_its_threads(tmp_path):
 @pytest.mark.parametrize("at", [4, 300, -9, -200])
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, monkeypatch, batch, at, quick):
-    monkeypatch.setattr(stream, "BATCH_ROWS", batch)
+    monkeypatch.setattr(local, "BATCH_ROWS", batch)
     damaged = order(tmp_path)
     if quick:
         damaged = replace(damaged, xxh3=xxh3_128(damaged.features.read_bytes()).hexdigest())
@@ -185,7 +201,7 @@ def test_a_changed_byte_is_refused_before_anything_can_be_committed(tmp_path, mo
 
 
 def test_a_file_that_is_replaced_while_it_is_read_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    monkeypatch.setattr(local, "BATCH_ROWS", 5)
     path = tmp_path / "features-3.parquet"
 
     def replace_it(_: np.ndarray) -> None:
@@ -193,35 +209,35 @@ def test_a_file_that_is_replaced_while_it_is_read_changes_nothing(tmp_path, monk
         (tmp_path / "other.parquet").replace(path)
 
     (expected,) = staged([order(tmp_path)], tmp_path / "expected")
-    (found,) = staged([order(tmp_path, scored_by=model(replace_it))], tmp_path / "out", threads=1)
-    assert frames(found)[0].equals(frames(expected)[0])
+    (partition,) = staged([order(tmp_path, scored_by=model(replace_it))], tmp_path / "out", threads=1)
+    assert frames(partition)[0].equals(frames(expected)[0])
 
 
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 5)
+    monkeypatch.setattr(local, "BATCH_ROWS", 5)
     path = tmp_path / "features-3.parquet"
     touched = model(lambda _: os.utime(path, (1, 1)))
     with pytest.raises(IntegrityError, match="are not those that were recorded"):
         staged([order(tmp_path, scored_by=touched)], tmp_path / "out")
 
 
-def test_progress_is_told_by_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
-    told: list[tuple[str, int, int]] = []
+def test_progress_is_reported_in_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "BATCH_ROWS", 20)
+    progress: list[tuple[str, int, int]] = []
     orders = [order(tmp_path, 1, table().head(9)), order(tmp_path, 2)]
-    staged(orders, tmp_path / "out", watch=lambda partition, done, of: told.append((partition.key, done, of)))
-    assert told == [("2024-02-01", 9, 9), ("2024-02-02", 20, 50), ("2024-02-02", 40, 50), ("2024-02-02", 50, 50)]
+    staged(orders, tmp_path / "out", watch=lambda partition, done, of: progress.append((partition.key, done, of)))
+    assert progress == [("2024-02-01", 9, 9), ("2024-02-02", 20, 50), ("2024-02-02", 40, 50), ("2024-02-02", 50, 50)]
 
 
 def test_a_staged_partition_knows_where_its_time_went(tmp_path):
-    (found,) = staged([order(tmp_path)], tmp_path / "out")
-    assert found.spent.clock > 0
-    assert set(found.spent.shares) == {"read", "score", "commit"}
-    assert sum(found.spent.shares.values()) == pytest.approx(1)
+    (partition,) = staged([order(tmp_path)], tmp_path / "out")
+    assert partition.spent.clock > 0
+    assert set(partition.spent.shares) == {"read", "score", "commit"}
+    assert sum(partition.spent.shares.values()) == pytest.approx(1)
 
 
 def test_the_numeric_libraries_run_one_thread_each_while_it_scores_and_as_before_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BATCH_ROWS", 20)
+    monkeypatch.setattr(local, "BATCH_ROWS", 20)
     seen: list[set[int]] = []
     before = threads_of_libraries()
     watching = model(lambda _: seen.append(set(threads_of_libraries().values())))
@@ -239,15 +255,12 @@ def threads_of_libraries() -> dict[str, int]:
 CHILD = """
 import resource, sys
 from pathlib import Path
-from batch_platform.scoring.partition import Order
-from batch_platform.scoring.engines.local import Stream
-from batch_platform_tests.scoring.test_batch import STAMP, bundle
-from batch_platform_tests.scoring.test_local_engine import SPEC, CALENDAR
+from batch_platform_tests.scoring.test_local_engine import CALENDAR, opened, staged
+from batch_platform.scoring.orders import ScoringOrder
+from batch_platform_tests.scoring.test_batch import bundle
 path, sha256, rows, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
-model = bundle()
-with Stream(SPEC, out, STAMP) as stream:
-    (staged,) = stream.staged([Order(CALENDAR.named("2024-02-03"), path, sha256, rows, model, model.predictor)])
-assert staged.rows_scored == rows
+(done,) = staged([ScoringOrder(CALENDAR.named("2024-02-03"), path, sha256, rows, opened(bundle(), "any"))], out)
+assert done.counts.rows_scored == rows
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -71,7 +71,7 @@ def staged(folder: Path, key: str = KEYS[0], *, seen: int = 0, run_id: str = "ru
         committed_at=DAY,
         run_id=run_id,
     )
-    return StagedScores(good, bad, run, seen)
+    return StagedScores([good], [bad], run, seen)
 
 
 def commit(warehouse: Warehouse, *scores: StagedScores, may_empty: bool = False, schema: str = "small"):
@@ -109,7 +109,7 @@ def test_a_failed_insert_leaves_all_as_it_was(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path))
     before = held(warehouse)
     broken = staged(tmp_path, KEYS[1], run_id="broken")
-    broken.rejected.write_bytes(b"no Parquet at all")
+    broken.rejected[0].write_bytes(b"no Parquet at all")
     with pytest.raises(duckdb.Error, match="magic"):
         commit(warehouse, staged(tmp_path, KEYS[2]), broken)
     assert held(warehouse) == before
@@ -193,7 +193,7 @@ def test_a_partition_that_had_rows_becomes_empty_only_on_demand(warehouse, tmp_p
 
 def test_staged_rows_that_are_not_those_counted_are_refused(warehouse, tmp_path):
     scores = staged(tmp_path)
-    pl.read_parquet(scores.predictions).head(1).write_parquet(scores.predictions)
+    pl.read_parquet(scores.predictions[0]).head(1).write_parquet(scores.predictions[0])
     with pytest.raises(IntegrityError, match="not those that were counted"):
         commit(warehouse, scores)
     assert "small.predictions" not in held(warehouse)

@@ -1,4 +1,4 @@
-"""Where scoring runs: an engine takes orders for partitions and gives staged files back.
+"""Engines: an engine takes orders to score partitions, and stages the results in files.
 
-Start with `local.py` (threads of this process).
+Start with `known.py`, the contract of an engine, then `local.py`, which scores on the threads of this process.
 """

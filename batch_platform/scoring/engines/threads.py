@@ -1,6 +1,6 @@
-"""Work on many items at once, its results in the order of the items, with few of them in memory.
+"""Work on many items at once, with the results in the order of the items and few items in memory.
 
-What is slow here runs outside Python's lock: decoding, arithmetic, compression, hashing. Knows nothing of what an item is.
+Threads suffice, because the slow work runs outside Python's lock: decoding, arithmetic, compression, hashing.
 """
 
 import os
@@ -17,17 +17,17 @@ _END = object()
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int
 ) -> Generator[Result]:
-    """What `work` makes of each item, in the order of the items, made on the threads of a pool.
+    """Call `work` on each item, on the threads of a pool; yields the results in the order of the items.
 
-    Items are taken one by one, at most `at_once` ahead of the last result that was taken. What fails, an item or the
-    work on it, is raised in its turn; however this ends, no work goes on after it.
+    Items are taken one by one, at most `at_once` ahead of the last result that was taken. An error in an item or in the
+    work on it is raised when its result is due. However this ends, no work goes on afterwards.
     """
     pending, failure = deque[Future[Result]](), None
     coming = iter(items)
@@ -37,7 +37,7 @@ def in_order(
                 item = next(coming)
             except StopIteration:
                 break
-            except Exception as error:  # noqa: BLE001 - raised below, in its turn
+            except Exception as error:  # noqa: BLE001 - raised below, after the results before it
                 failure = error
                 break
             pending.append(pool.submit(work, item))
@@ -55,9 +55,9 @@ def in_order(
 
 
 def read_ahead(reader: Executor, items: Iterator[Item], *, at_once: int) -> Generator[Item]:
-    """The same items, taken on the one thread of a pool while the last ones are in use."""
+    """Yield the same items, read ahead on the single thread of a pool."""
     with closing(in_order(reader, lambda _: next(items, _END), repeat(None), at_once=at_once)) as coming:
         for item in coming:
             if item is _END:
                 return
-            yield item  # pyright: ignore[reportReturnType] - all but the end is an item
+            yield item  # pyright: ignore[reportReturnType] - the end, which is no item, has returned above

@@ -1,0 +1,83 @@
+"""The engines by name, and what each of them must do.
+
+To add an engine, write a module beside this one and add its class to `ENGINES`; `test_engines.py` holds each to the contract.
+"""
+
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Protocol, Self
+
+from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.bundle import Bundle
+from batch_platform.scoring.engines.local import LOCAL, LocalEngine
+from batch_platform.scoring.orders import ScoringOrder, Watch
+from batch_platform.scoring.partition import Staged
+
+
+class Engine(Protocol):
+    """Scores the partitions of one pipeline into files; for a `with` statement, at whose end nothing runs any more."""
+
+    name: str  # as the ledger records it
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        ...
+
+    def __exit__(self, *_: object) -> None:
+        """End all work."""
+        ...
+
+    def staged(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
+        """Score partitions into files, and yield them in the order of their orders.
+
+        Orders are taken a few at a time. A failure is raised when its partition is due, after all partitions before it
+        were yielded, and leaves no file of that partition. Predictions are those that `score_batch` gives: the same bits
+        for trees, within 1e-9 for linear algebra.
+
+        Raises:
+            IntegrityError: A feature file or a bundle is not what was recorded.
+            DataError: Columns are missing, or more rows are rejected than the budget allows.
+            WarehouseError: A file cannot be read or written.
+        """
+        ...
+
+
+class EngineFactory(Protocol):
+    """Makes an engine."""
+
+    def __call__(
+        self,
+        spec: PipelineSpec,
+        folder: Path,
+        stamp: Stamp,
+        *,
+        watch: Watch | None = None,
+        bundles: dict[str, Bundle] | None = None,
+    ) -> Engine:
+        """Make an engine that has not begun to work.
+
+        Args:
+            spec: The pipeline.
+            folder: An existing folder for the files; names begin with the partition's key and a dot.
+            stamp: Stored with every row; its clock says when the scoring of a partition begins.
+            watch: Called with the progress of a partition, on the thread that takes the results.
+            bundles: Bundles that are open in this process, by version; an engine that opens more here adds them.
+        """
+        ...
+
+
+ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine}
+
+
+def engine_of(name: str) -> EngineFactory:
+    """The engine of that name.
+
+    Raises:
+        WrongUseError: There is no such engine.
+    """
+    if name not in ENGINES:
+        msg = f"engine: {name!r} is not an engine; allowed are {listed(ENGINES)}."
+        raise WrongUseError(msg, hint=did_you_mean(name, ENGINES) or "correct `engine` in the YAML file.")
+    return ENGINES[name]

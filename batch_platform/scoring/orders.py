@@ -1,0 +1,140 @@
+"""What an engine is asked to score, as plain data, and the models that it opens for it.
+
+Plain data, so that an engine may send an order to other processes and machines and open there what the order names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.models.bundle import Bundle, Predictor, open_bundle
+
+Watch = Callable[[Partition, int, int], None]  # a partition, how many of its rows are staged, and how many it has
+
+
+@dataclass(frozen=True)
+class BundleFolder:
+    """A bundle on disk.
+
+    Args:
+        version: Its name.
+        folder: Where it lies.
+        sha256: As registered.
+        rows: How many rows it scores in the whole run, which decides whether compiling its trees is worthwhile.
+        allow_pickle: Whether its files may run code when they are loaded.
+    """
+
+    version: str
+    folder: Path
+    sha256: str
+    rows: int
+    allow_pickle: bool = False
+
+    def open(self, spec: PipelineSpec) -> Bundle:
+        """Load the bundle, with the rules on its columns as they are declared now.
+
+        Raises:
+            IntegrityError: A byte differs from what was registered.
+            WrongUseError: It needs other libraries, is of an unknown flavour, or may run code without permission.
+        """
+        bundle = open_bundle(self.folder, self.sha256, allow_pickle=self.allow_pickle)
+        return replace(bundle, contract=bundle.contract.under(spec.features.columns))
+
+
+@dataclass(frozen=True)
+class ScoringOrder:
+    """A partition to score.
+
+    Args:
+        partition: The partition.
+        features: Its feature file.
+        sha256: SHA-256 of the file's bytes.
+        rows: How many rows the file holds.
+        model: The model whose scores are published.
+        xxh3: XXH3 of the same bytes, which is checked instead because it is faster; empty if it was not recorded.
+        challengers: The models that score the same rows, by name of the challenger; or why there is none.
+    """
+
+    partition: Partition
+    features: Path
+    sha256: str
+    rows: int
+    model: BundleFolder
+    xxh3: str = ""
+    challengers: Mapping[str, BundleFolder | str] = field(default_factory=dict[str, BundleFolder | str])
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A bundle, and what evaluates it fastest for the rows of a run; safe to use on several threads."""
+
+    bundle: Bundle
+    predictor: Predictor
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the ledger should say of how this model is evaluated; empty if nothing is unusual."""
+        others, native = self.bundle.other_libraries, self.bundle.not_compiled
+        remarks = [f"allowed other libraries than in training: {others}"] if others else []
+        return (*remarks, *([f"not compiled, since on this machine {native}"] if native else []))
+
+
+@dataclass(frozen=True)
+class OpenOrder:
+    """An order with its models open; a challenger that cannot be opened is replaced by the reason."""
+
+    order: ScoringOrder
+    model: OpenModel
+    challengers: Mapping[str, OpenModel | str]
+
+
+class OpenModels:
+    """The models of a run in one process, each opened once."""
+
+    def __init__(self, spec: PipelineSpec, bundles: dict[str, Bundle] | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            spec: The pipeline.
+            bundles: Bundles that are open already, by version; those that are opened here are added.
+        """
+        self._spec = spec
+        self._bundles = {} if bundles is None else bundles
+        self._failures: dict[str, str] = {}  # of challengers, by version
+
+    def opened(self, order: ScoringOrder) -> OpenOrder:
+        """Open the models of an order.
+
+        Raises:
+            IntegrityError: A byte of the published model differs from what was registered.
+            WrongUseError: It cannot be loaded here.
+        """
+        challengers = {name: self._challenger(model) for name, model in order.challengers.items()}
+        return OpenOrder(order, self._model(order.model), challengers)
+
+    def _model(self, folder: BundleFolder) -> OpenModel:
+        bundle = self._bundles.get(folder.version)
+        if bundle is None:
+            bundle = self._bundles[folder.version] = folder.open(self._spec)
+        return OpenModel(bundle, bundle.for_rows(folder.rows))
+
+    def _challenger(self, folder: BundleFolder | str) -> OpenModel | str:
+        if isinstance(folder, str):
+            return folder
+        if folder.version not in self._failures:
+            try:
+                return self._model(folder)
+            except Exception as error:  # noqa: BLE001 - loading runs users' code: it is recorded, and production goes on
+                self._failures[folder.version] = failure_of(error)
+        return self._failures[folder.version]
+
+
+def failure_of(error: Exception) -> str:
+    """Why a challenger failed, in one line without secrets."""
+    if isinstance(error, BatchPlatformError):
+        return str(error)
+    return redact(f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))

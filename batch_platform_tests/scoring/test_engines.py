@@ -1,0 +1,453 @@
+"""Every engine does what the contract of engines says; one that is registered from outside the package included."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache, reduce
+from itertools import pairwise
+from multiprocessing import get_context
+from operator import add
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_platform.declaration import spec as declaration
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.lake import file_sha256
+from batch_platform.models.bundle import Bundle
+from batch_platform.models.registry import Version
+from batch_platform.monitoring.agreement import Agreement
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.scoring.batch import SAMPLES, score_batch
+from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.engines.known import ENGINES, EngineFactory, engine_of
+from batch_platform.scoring.engines.local import LOCAL
+from batch_platform.scoring.orders import OpenModels, ScoringOrder, Watch
+from batch_platform.scoring.partition import (
+    Counts,
+    PartWriter,
+    Spent,
+    Staged,
+    merged,
+    opened_features,
+    require_within_budget,
+    scored_batch,
+)
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
+STAMP = Stamp("engine", NOW)
+DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
+ROWS = "rows"  # name of the engine that is registered here
+ROWS_PER_FILE = 16  # a day has 40 rows, and so three files
+POOL = ProcessPoolExecutor(1, mp_context=get_context("spawn"))  # starts its process when it is first used
+MODELS: dict[str, dict[str, Any]] = {
+    "trees": {},
+    "linear": {
+        "model": {"estimator": "sklearn.linear_model.LogisticRegression", "params": None},
+        "features": {"max_rejected": "50%"},
+    },
+}
+CHALLENGERS = [
+    {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
+    {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
+]
+
+
+def stage_in_parts(order: ScoringOrder, spec: PipelineSpec, folder: Path, stamp: Stamp, name: str) -> Staged:
+    """Score a partition in a process that knows nothing but the order."""
+    models = OpenModels(spec).opened(order)
+    parts: list[Staged] = []
+    with opened_features(order, spec, folder) as recorded:
+        recorded.require_unchanged()
+        first_row = 0
+        for batch in recorded.batches(ROWS_PER_FILE):
+            with PartWriter(folder, f"{order.partition.key}.{len(parts)}", order.challengers) as writer:
+                rows = pl.DataFrame(batch)
+                writer.write(scored_batch(rows, first_row, models=models, spec=spec, stamp=stamp))
+                first_row += rows.height
+            part = writer.staged(models, stamp.at, Spent(score=writer.seconds))
+            parts.append(replace(part, remarks=(*part.remarks, f"run by {name}")))
+        staged = merged(parts)
+        require_within_budget(spec, staged)
+    return staged
+
+
+@dataclass
+class RowsEngine:
+    """Scores in one other process, and writes a file for every few rows."""
+
+    spec: PipelineSpec
+    folder: Path
+    stamp: Stamp
+    watch: Watch | None = None
+    bundles: dict[str, Bundle] | None = None
+    name: str = field(default=ROWS, init=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Each partition is waited for; nothing is left to end."""
+
+    def staged(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
+        for order in orders:
+            stamp = Stamp(self.stamp.run_id, self.stamp.now())
+            staged = POOL.submit(stage_in_parts, order, self.spec, self.folder, stamp, self.name).result()
+            if self.watch is not None:
+                self.watch(order.partition, staged.counts.rows_in, order.rows)
+            yield staged
+
+
+def events() -> pl.DataFrame:
+    """Some amounts of 2 and 3 February are negative, which the declared rules reject; nobody ordered on the 4th."""
+    broken = pl.col("id").is_in([1290, 1300, 1330])
+    day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    amount = pl.when(broken).then(-1.0).otherwise(pl.col("amount").fill_null(20.0))
+    return small_events().with_columns(amount=amount).filter(day != "2024-02-04")
+
+
+def declared(model: str) -> dict[str, Any]:
+    """A pipeline with a text column, two challengers and rules that some rows break."""
+    features = {"columns": {"amount": {"min": 0}}, "max_rejected": "50%"}
+    return {"events": events(), "challengers": CHALLENGERS, **MODELS[model], "features": features}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def end_of_pool() -> Iterator[None]:
+    yield
+    POOL.shutdown()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a pipeline that the local engine has scored, to be copied."""
+
+    @cache
+    def made(model: str) -> Path:
+        folder = tmp_path_factory.mktemp(model)
+        carry_out(small_pipeline(folder, **declared(model)), NOW)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def model() -> str:
+    return "trees"
+
+
+@pytest.fixture(params=[LOCAL, ROWS])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an engine; a throw-away one is registered by its name and by its class, and nowhere else."""
+    monkeypatch.setitem(ENGINES, ROWS, RowsEngine)
+    monkeypatch.setattr(declaration, "ENGINES", [LOCAL, ROWS])
+    return request.param
+
+
+@pytest.fixture
+def pipeline(scored: Callable[[str], Path], model: str, engine: str, tmp_path: Path) -> Pipeline:
+    shutil.copytree(scored(model), tmp_path, dirs_exist_ok=True, symlinks=True)
+    return small_pipeline(tmp_path, **declared(model), engine=engine)
+
+
+def days(pipeline: Pipeline, *keys: str) -> list[Partition]:
+    return [pipeline.spec.partitions.calendar.named(key) for key in keys or DAYS]
+
+
+def orders(pipeline: Pipeline, *keys: str) -> list[ScoringOrder]:
+    state = pipeline.state()
+    folders = {
+        state.registry.challengers.get(version.version): pipeline.bundle_folder(version, 120)
+        for version in state.registry.versions
+    }
+    return [
+        ScoringOrder(
+            partition=day,
+            features=pipeline.history.file(day),
+            sha256=state.features[day.key].sha256,
+            rows=state.features[day.key].rows,
+            model=folders[None],
+            xxh3=state.features[day.key].xxh3,
+            challengers={name: folder for name, folder in folders.items() if name} | {"absent": "it is not here"},
+        )
+        for day in days(pipeline, *keys)
+    ]
+
+
+def stage(pipeline: Pipeline, asked: Sequence[ScoringOrder], folder: Path, **options: Any) -> list[Staged]:
+    folder.mkdir(exist_ok=True)
+    factory: EngineFactory = ENGINES[pipeline.spec.engine.name]
+    with factory(pipeline.spec, folder, STAMP, **options) as opened:
+        return list(opened.staged(asked))
+
+
+def frame(files: Sequence[Path]) -> pl.DataFrame:
+    return pl.read_parquet(list(files))
+
+
+def champion(pipeline: Pipeline) -> Version:
+    (version,) = pipeline.state().registry.of_model
+    return version
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_predictions_are_those_of_one_batch(pipeline, tmp_path, model):
+    for order, staged in zip(orders(pipeline), stage(pipeline, orders(pipeline), tmp_path / "out"), strict=True):
+        whole = score_batch(pl.read_parquet(order.features), pipeline.bundle(champion(pipeline)), pipeline.spec)
+        predictions = frame(staged.predictions)
+        same = ["id", pl.col("ts").dt.epoch("us"), "shop", "prediction"]
+        assert predictions.select(same).equals(whole.predictions.select(same))
+        tolerance = 0.0 if model == "trees" else 1e-9
+        assert (
+            np.abs(predictions["score"].to_numpy() - whole.predictions["score"].to_numpy()).max(initial=0) <= tolerance
+        )
+        marks = predictions.select("partition_key", "model_version", "scored_at", "run_id").unique()
+        expected = (order.partition.key, champion(pipeline).version, NOW, "engine")
+        assert marks.rows() == ([expected] if predictions.height else [])
+
+
+def test_rejected_rows_have_a_reason_and_the_counts_balance(pipeline, tmp_path):
+    staged = stage(pipeline, orders(pipeline), tmp_path / "out")
+    assert [part.partition.key for part in staged] == list(DAYS)
+    for part in staged:
+        counts, rejected = part.counts, frame(part.rejected)
+        assert counts.rows_in == counts.rows_scored + counts.rows_rejected
+        assert (frame(part.predictions).height, rejected.height) == (counts.rows_scored, counts.rows_rejected)
+        assert sum(counts.reasons.values()) == counts.rows_rejected
+    assert [part.counts.rows_rejected for part in staged] == [2, 1, 0]
+    assert staged[0].counts.reasons == {"amount: below the minimum 0": 2}
+    assert staged[0].counts.samples == ("id=1290 (amount=-1.0)", "id=1300 (amount=-1.0)")
+    assert [json.loads(key) for key in frame(staged[0].rejected)["key"]] == [{"id": 1290}, {"id": 1300}]
+
+
+def test_an_empty_partition_has_files_with_columns_and_no_rows(pipeline, tmp_path):
+    (staged,) = stage(pipeline, orders(pipeline, "2024-02-04"), tmp_path / "out")
+    assert staged.counts == Counts(ignored=staged.counts.ignored)
+    assert frame(staged.predictions).schema["score"] == pl.Float64
+    assert frame(staged.rejected).columns == ["partition_key", "key", "reason", "column_name", "row", "run_id"]
+
+
+def test_challengers_score_what_the_champion_scored_and_one_that_cannot_says_why(pipeline, tmp_path):
+    (staged,) = stage(pipeline, orders(pipeline, "2024-02-02"), tmp_path / "out")
+    served = frame(staged.predictions)
+    by_name = {scores.name: scores for scores in staged.challengers}
+    assert set(by_name) == {"tree", "linear", "absent"}
+    absent = by_name.pop("absent")
+    assert (absent.rows_in, absent.rows_scored, absent.files, absent.failure) == (
+        served.height,
+        0,
+        (),
+        "it is not here",
+    )
+    for name, scores in by_name.items():
+        own = frame(scores.files)
+        assert own["id"].equals(served["id"])
+        assert set(own["challenger"]) == {name}
+        assert scores.rows_in == scores.rows_scored == scores.agreement.rows == served.height
+        whole = Agreement.of(
+            np.arange(served.height),
+            served.select("score").to_numpy(),
+            own.select("score").to_numpy(),
+            (served["prediction"] != own["prediction"]).to_numpy(),
+        )
+        assert scores.agreement.result() == whole.result()
+
+
+@pytest.mark.parametrize("at", [4, 300, -9])
+def test_a_changed_byte_is_refused_and_leaves_no_file_of_its_partition(pipeline, tmp_path, at):
+    asked = orders(pipeline, "2024-02-02", "2024-02-03")
+    content = bytearray(asked[1].features.read_bytes())
+    content[at] ^= 1
+    asked[1].features.write_bytes(content)
+    out = tmp_path / "out"
+    with pytest.raises(IntegrityError, match=r"small, partition 2024-02-03: the bytes of .*--force builds it again"):
+        stage(pipeline, asked, out)
+    assert not [file.name for file in out.iterdir() if file.name.startswith("2024-02-03")]
+
+
+def test_a_changed_bundle_is_refused(pipeline, tmp_path):
+    (order,) = orders(pipeline, "2024-02-02")
+    (order.model.folder / "model.skops").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match=r"model\.skops of the bundle .* the bundle is not loaded"):
+        stage(pipeline, [order], tmp_path / "out")
+
+
+def test_more_rejected_rows_than_the_budget_allows_are_refused_with_reasons_and_samples(pipeline, tmp_path):
+    strict = replace(
+        pipeline,
+        spec=pipeline.spec.model_copy(
+            update={"features": pipeline.spec.features.model_copy(update={"max_rejected": 0.01})}
+        ),
+    )
+    said = r"small, partition 2024-02-02: 2 of 40 rows break .*2 times amount: below the minimum 0\. .* id=1290 "
+    with pytest.raises(DataError, match=said):
+        stage(strict, orders(strict, "2024-02-02"), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_missing_column_names_the_partition(pipeline, tmp_path):
+    (order,) = orders(pipeline, "2024-02-02")
+    renamed = tmp_path / "renamed.parquet"
+    pl.read_parquet(order.features).rename({"amount": "amout"}).write_parquet(renamed)
+    with pytest.raises(DataError, match=r"small, partition 2024-02-02: .*did you mean 'amout'"):
+        stage(pipeline, [replace(order, features=renamed, sha256=file_sha256(renamed), xxh3="")], tmp_path / "out")
+
+
+def test_partitions_before_a_failure_are_yielded_and_orders_are_taken_as_they_are_needed(pipeline, tmp_path):
+    def failing() -> Iterator[ScoringOrder]:
+        yield from orders(pipeline, "2024-02-02", "2024-02-03")
+        msg = "no more orders"
+        raise LookupError(msg)
+
+    (tmp_path / "out").mkdir()
+    done: list[str] = []
+    with (
+        ENGINES[pipeline.spec.engine.name](pipeline.spec, tmp_path / "out", STAMP) as opened,
+        pytest.raises(LookupError, match="no more orders"),
+    ):
+        done.extend(staged.partition.key for staged in opened.staged(failing()))
+    assert done == ["2024-02-02", "2024-02-03"]
+
+
+def test_progress_ends_with_all_rows_of_a_partition(pipeline, tmp_path):
+    progress: dict[str, tuple[int, int]] = {}
+    stage(
+        pipeline,
+        orders(pipeline),
+        tmp_path / "out",
+        watch=lambda partition, done, rows: progress.update({partition.key: (done, rows)}),
+    )
+    assert progress == {"2024-02-02": (40, 40), "2024-02-03": (40, 40), "2024-02-04": (0, 0)}
+
+
+def table(pipeline: Pipeline, name: str) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        frame = con.sql(f"FROM small.{name}").pl()
+    return frame.drop("run_id", "scored_at", strict=False).sort(pl.all())
+
+
+def test_a_pipeline_holds_the_same_rows_whatever_its_engine(pipeline, engine):
+    names = ("predictions", "rejected_rows", "challenger_scores", "challengers")
+    before = {name: table(pipeline, name) for name in names}
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    assert not plan.of("predictions"), "another engine makes no prediction stale"
+    committed = list(pipeline.score(days(pipeline), STAMP, force=True))
+    for name in ("rejected_rows", "challengers"):
+        assert table(pipeline, name).equals(before[name])
+    for name in ("predictions", "challenger_scores"):
+        after = table(pipeline, name)
+        assert after.drop("score").equals(before[name].drop("score"))
+        assert after["score"].to_numpy() == pytest.approx(before[name]["score"].to_numpy(), abs=1e-9)
+    expected = engine if engine == LOCAL else f"{engine}; run by {engine}"
+    assert {partition.run.engine for partition in committed} == {expected}
+    assert all(state.engine == expected for key, state in pipeline.state().scores.items() if key in DAYS)
+
+
+def test_partitions_committed_before_a_failure_stay(pipeline):
+    path, before = pipeline.history.file(days(pipeline, "2024-02-03")[0]), pipeline.state().scores
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # found only by reading it
+    with pytest.raises(IntegrityError, match="small, partition 2024-02-03: the bytes of"):
+        list(pipeline.score(days(pipeline), Stamp("again", NOW), force=True))
+    after = pipeline.state().scores
+    assert after["2024-02-02"].run_id == "again"
+    assert (after["2024-02-03"], after["2024-02-04"]) == (before["2024-02-03"], before["2024-02-04"])
+
+
+def test_an_order_is_plain_data(pipeline):
+    def require_plain(value: object) -> None:
+        match value:
+            case None | bool() | int() | float() | str() | Path() | datetime():
+                return
+            case dict():
+                for key, item in value.items():
+                    assert isinstance(key, str)
+                    require_plain(item)
+            case tuple() | list():
+                for item in value:
+                    require_plain(item)
+            case _:
+                pytest.fail(f"{value!r} is not plain data")
+
+    for order in orders(pipeline):
+        assert pickle.loads(pickle.dumps(order)) == order
+        require_plain(asdict(order))
+        assert json.loads(json.dumps(asdict(order), default=str))["partition"]["key"] == order.partition.key
+
+
+def test_the_declaration_accepts_every_engine_and_no_other():
+    assert list(ENGINES) == declaration.ENGINES
+    with pytest.raises(WrongUseError, match=r"engine: 'lokal' is not an engine; allowed are local\. .*'local'"):
+        engine_of("lokal")
+
+
+NAMES = st.sampled_from(["amount", "items", "shop"])
+COUNTS = st.builds(
+    Counts,
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.dictionaries(NAMES, st.integers(1, 9)),
+    st.dictionaries(NAMES, st.integers(1, 9)),
+    st.lists(NAMES, max_size=SAMPLES).map(tuple),
+    st.lists(NAMES, unique=True).map(tuple),
+)
+
+
+@given(st.lists(COUNTS, max_size=6), st.integers(0, 6))
+def test_counts_of_a_whole_are_the_merge_of_those_of_its_parts(parts, cut):
+    whole = reduce(add, parts, Counts())
+    assert reduce(add, parts[:cut], Counts()) + reduce(add, parts[cut:], Counts()) == whole
+    assert whole.rows_in == sum(part.rows_in for part in parts)
+    assert whole.reasons == {
+        name: sum(part.reasons.get(name, 0) for part in parts)
+        for name in {name for part in parts for name in part.reasons}
+    }
+    assert whole.samples == tuple(sample for part in parts for sample in part.samples)[:SAMPLES]
+
+
+ROWS_OF_CHALLENGER = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), st.booleans()), min_size=1, max_size=30)
+
+
+def challenger(rows: Sequence[tuple[int, int, bool]], start: int, failure: str = "") -> ChallengerScores:
+    """Of rows with both scores, of which the challenger may reject each."""
+    if failure:
+        return ChallengerScores("linear", len(rows), failure=failure)
+    both = np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2)
+    places = start + np.array([at for at, row in enumerate(rows) if row[2]], dtype=np.int64)
+    agreement = Agreement.of(places, both[:, :1], both[:, 1:], both[:, 0] != both[:, 1])
+    rejected = len(rows) - len(both)
+    reasons = {"shop: never seen": rejected} if rejected else {}
+    return ChallengerScores("linear", len(rows), len(both), reasons, agreement, files=(Path(f"{start}.parquet"),))
+
+
+@given(ROWS_OF_CHALLENGER, st.lists(st.integers(0, 30), max_size=4), st.integers(-1, 5))
+def test_challenger_scores_of_a_whole_are_the_merge_of_those_of_its_parts(rows, cuts, fails):
+    bounds = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
+    parts = [
+        challenger(rows[start:end], start, "it broke" if number == fails else "")
+        for number, (start, end) in enumerate(pairwise(bounds))
+    ]
+    whole, total = challenger(rows, 0), reduce(add, parts)
+    if 0 <= fails < len(parts):
+        assert (total.failure, total.rows_in, total.rows_scored, total.files) == ("it broke", len(rows), 0, ())
+        return
+    assert (total.rows_in, total.rows_scored, total.reasons) == (whole.rows_in, whole.rows_scored, whole.reasons)
+    assert total.agreement.result() == whole.agreement.result()
+    assert len(total.files) == len(parts)
