@@ -18,9 +18,9 @@ from batch_platform.models.bundle import Bundle
 from batch_platform.models.contract import Contract
 from batch_platform.models.fitting import Fitted, evaluate, judge
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.registry import Action, Version
 from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, known_to
+from batch_platform.warehouse.ledger import Action, Version
 
 _ROW = "__row"
 

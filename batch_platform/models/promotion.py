@@ -11,8 +11,8 @@ from typing import Any
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.models.bundle import Manifest
-from batch_platform.models.registry import Action, Promotion, Registry, Version
-from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.models.registry import Registry
+from batch_platform.warehouse.ledger import Action, Promotion, ScoreRun, Version
 
 DATA_WINDOWS = ("training", "evaluation")
 

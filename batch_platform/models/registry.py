@@ -4,94 +4,29 @@ Both tables are only ever added to: a version is a fact, a promotion an event. T
 recorded and of the partition's start; no clock is read.
 """
 
-import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import TypeVar
 
 import duckdb
 
-from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, did_you_mean, listed
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, insert, next_numbers, note
-from batch_platform.warehouse.sql import has_table
+from batch_platform.warehouse.ledger import (
+    LEDGERS_SCHEMA,
+    ChallengerTraining,
+    Change,
+    Promotion,
+    Version,
+    insert,
+    next_numbers,
+    note,
+)
 
-Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """What was decided of a version, and from which partition start on it holds (None: for all that it can serve)."""
-
-    pipeline: str
-    version: str
-    action: Action
-    reason: str
-    evidence: str  # JSON
-    actor: str
-    decided_at: datetime
-    run_id: str
-    seq: int = 0
-    holds_from: datetime | None = None
-
-
-@dataclass(frozen=True)
-class Version:
-    """One trained version as registered."""
-
-    pipeline: str
-    version: str
-    serving_period: str
-    serving_start: datetime
-    sha256: str
-    flavour: str
-    task: str
-    estimator: str
-    params: str  # JSON
-    trained_from: datetime
-    trained_until: datetime
-    rows_trained: int
-    rows_evaluated: int
-    metrics: str  # JSON
-    features_code_version: str
-    created_at: datetime
-    run_id: str
-    classes: str = "[]"  # JSON, in the order of the model's probabilities
-    label_sources: str = ""  # a hash over the versions of the files of labels that it learned from; see `History`
-    seq: int = 0
-
-    @property
-    def metric_values(self) -> dict[str, float]:
-        """The metrics of its evaluation, read."""
-        return json.loads(self.metrics)
-
-    @property
-    def class_labels(self) -> list[Any]:
-        """The classes that it tells apart, read; none for a regression or a clustering."""
-        return json.loads(self.classes)
-
-    def has_seen(self, partition: Partition) -> bool:
-        """Whether its training data reach into a partition: what it scores there is in-sample."""
-        return self.trained_from < partition.end and partition.start < self.trained_until
-
-
-@dataclass(frozen=True)
-class ChallengerTraining:
-    """What came of a challenger's training for a serving period: a version, or the reason why there is none."""
-
-    pipeline: str
-    challenger: str
-    declared: str  # a hash of what was declared of it
-    serving_period: str
-    version: str | None
-    failure: str | None
-    trained_at: datetime
-    run_id: str
-    seq: int = 0
+Recorded = TypeVar("Recorded", Version, Promotion, ChallengerTraining)
 
 
 @dataclass(frozen=True)
@@ -234,9 +169,9 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
     """Read what is recorded of a pipeline's models."""
     return Registry(
         pipeline=pipeline,
-        versions=[Version(**row) for row in _rows(con, "model_versions", Version, pipeline)],
-        promotions=[Promotion(**row) for row in _rows(con, "promotions", Promotion, pipeline)],
-        challenger_trainings=_challenger_trainings(con, pipeline),
+        versions=_rows(con, "model_versions", Version, pipeline),
+        promotions=_rows(con, "promotions", Promotion, pipeline),
+        challenger_trainings=tuple(_rows(con, "challenger_trainings", ChallengerTraining, pipeline)),
     )
 
 
@@ -282,19 +217,7 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
 
 
-def _challenger_trainings(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[ChallengerTraining, ...]:
-    """What came of training challengers; a readers' copy that is older than they are has no table of it."""
-    table = "challenger_trainings"
-    if not has_table(con, LEDGERS_SCHEMA, table):
-        return ()
-    return tuple(ChallengerTraining(**row) for row in _rows(con, table, ChallengerTraining, pipeline))
-
-
-def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type, pipeline: str) -> Iterator[dict[str, Any]]:
-    """Rows by column; a readers' copy of an earlier format lacks the newest ones, which have a default."""
-    rows = con.sql(
-        f"FROM batch_platform.{table} WHERE pipeline = $pipeline ORDER BY seq", params={"pipeline": pipeline}
-    )
-    kept = [(at, item.name) for item in fields(record) for at, name in enumerate(rows.columns) if name == item.name]
-    for row in rows.fetchall():
-        yield {name: row[at] for at, name in kept}
+def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pipeline: str) -> list[Recorded]:
+    columns = ", ".join(item.name for item in fields(record))
+    query = f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline ORDER BY seq"
+    return [record(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]

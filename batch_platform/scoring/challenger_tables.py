@@ -14,17 +14,11 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import IntegrityError, listed
-from batch_platform.warehouse.ledger import Change, ScoreRun, as_arrow, note
+from batch_platform.warehouse.ledger import Change, ScoreRun, as_arrow, column_definitions, note
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
 SCORES, RUNS = "challenger_scores", "challengers"
-_RUNS = """
-CREATE TABLE IF NOT EXISTS {table} (
-    partition_key VARCHAR, challenger VARCHAR, model_version VARCHAR, champion_version VARCHAR, rows_in BIGINT,
-    rows_scored BIGINT, rows_rejected BIGINT, reasons VARCHAR, rank_correlation DOUBLE, decisions_flipped DOUBLE,
-    failure VARCHAR, in_sample BOOLEAN, scored_at TIMESTAMPTZ, run_id VARCHAR)
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,8 @@ def replace_challengers(
         return
     pipeline = committed[0].pipeline
     create_schema(con, pipeline)
-    con.execute(_RUNS.format(table=_table(pipeline, RUNS)))
+    columns = ", ".join(column_definitions(ChallengerRun))
+    con.execute(f"CREATE TABLE IF NOT EXISTS {_table(pipeline, RUNS)} ({columns})")
     _delete(con, pipeline, SCORES, staged)
     files = [file for challenger in staged for file in challenger.files]
     scored = replace_rows(con, pipeline, SCORES, [], files) if files else 0

@@ -28,7 +28,6 @@ from batch_platform.warehouse.ledger import (
     append,
     create_ledgers,
     read_latest,
-    upgrade_ledgers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
@@ -229,14 +228,12 @@ class Warehouse:
         if not has_table(con, LEDGERS_SCHEMA, "meta"):
             create_ledgers(con)
             return
-        ((found,),) = con.execute("SELECT format FROM batch_platform.meta").fetchall()
-        if found > FORMAT:
-            msg = (
-                f"The warehouse {self.home.warehouse} has format {found}; this version of batch-platform uses {FORMAT}."
+        ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
+        if version != FORMAT:
+            msg = f"The warehouse {self.home.warehouse} has format {version}; this version of batch-platform reads {FORMAT}."
+            raise WarehouseError(
+                msg, hint="use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder."
             )
-            raise WarehouseError(msg, hint="use the version that wrote it, or another BATCH_PLATFORM_HOME.")
-        if found < FORMAT:
-            upgrade_ledgers(con, found)
 
     def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
         """Open the file, which somebody who does not know of the lock beside it may have open."""

@@ -5,16 +5,19 @@ journal `batch_platform.changes` in the same transaction, from which the readers
 a connection that somebody else opened, within their transaction.
 """
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.warehouse.sql import quoted
 
 LEDGERS_SCHEMA = "batch_platform"
@@ -34,7 +37,7 @@ class FeatureBuild:
     sources: str  # versions by source, as JSON
     built_at: datetime
     run_id: str
-    xxh3: str = ""  # of the same bytes as `sha256`; empty where an earlier version of this project recorded none
+    xxh3: str = ""  # of the same bytes as `sha256`
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,80 @@ class EvaluationRun:
     label_sources: str = "{}"  # versions, by source, of those that have a file of labels for each partition; as JSON
 
 
+Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A decision on a version."""
+
+    pipeline: str
+    version: str
+    action: Action
+    reason: str
+    evidence: str  # JSON
+    actor: str
+    decided_at: datetime
+    run_id: str
+    seq: int = 0
+    holds_from: datetime | None = None  # the first partition start for which it holds; None: every partition
+
+
+@dataclass(frozen=True)
+class Version:
+    """A trained version as registered."""
+
+    pipeline: str
+    version: str
+    serving_period: str
+    serving_start: datetime
+    sha256: str
+    flavour: str
+    task: str
+    estimator: str
+    params: str  # JSON
+    trained_from: datetime
+    trained_until: datetime
+    rows_trained: int
+    rows_evaluated: int
+    metrics: str  # JSON
+    features_code_version: str
+    created_at: datetime
+    run_id: str
+    classes: str = "[]"  # JSON, in the order of the model's probabilities
+    label_sources: str = ""  # hash over the versions of the label files it was trained on; see `History`
+    seq: int = 0
+
+    @property
+    def metric_values(self) -> dict[str, float]:
+        """The parsed metrics of its evaluation."""
+        return json.loads(self.metrics)
+
+    @property
+    def class_labels(self) -> list[Any]:
+        """The parsed classes; empty for a regression or a clustering."""
+        return json.loads(self.classes)
+
+    def has_seen(self, partition: Partition) -> bool:
+        """Whether its training data overlap a partition, so that its scores there are in-sample."""
+        return self.trained_from < partition.end and partition.start < self.trained_until
+
+
+@dataclass(frozen=True)
+class ChallengerTraining:
+    """The outcome of training a challenger for a serving period: a version or a failure."""
+
+    pipeline: str
+    challenger: str
+    declared: str  # hash of its declaration
+    serving_period: str
+    version: str | None
+    failure: str | None
+    trained_at: datetime
+    run_id: str
+    seq: int = 0
+
+
 @dataclass(frozen=True)
 class Declaration:
     """What a pipeline was declared to be when somebody looked at it, as far as its predictions depend on it."""
@@ -100,12 +177,13 @@ class PartitionNote:
 
 @dataclass(frozen=True)
 class Change:
-    """One partition of one table that changed, as the journal notes it."""
+    """One changed partition of one table, as the journal records it."""
 
     seq: int
     schema_name: str
     table_name: str
     partition_key: str
+    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # which no other history of this warehouse shares
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun, PartitionNote)
@@ -115,59 +193,15 @@ _LEDGERS: dict[type, str] = {
     EvaluationRun: "evaluations",
     PartitionNote: "partition_notes",
 }
-_NOTES = """
-CREATE TABLE batch_platform.declarations (
-    seq BIGINT, pipeline VARCHAR, features_code_version VARCHAR, scoring_code_version VARCHAR, noted_at TIMESTAMPTZ,
-    run_id VARCHAR);
-CREATE TABLE batch_platform.partition_notes (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, stale BOOLEAN, reason VARCHAR,
-    noted_at TIMESTAMPTZ, run_id VARCHAR);
-"""
-_TRAININGS = """
-CREATE TABLE batch_platform.challenger_trainings (
-    seq BIGINT, pipeline VARCHAR, challenger VARCHAR, declared VARCHAR, serving_period VARCHAR, version VARCHAR,
-    failure VARCHAR, trained_at TIMESTAMPTZ, run_id VARCHAR);
-"""
-SCHEMA = f"""
-CREATE SCHEMA batch_platform;
-CREATE SEQUENCE batch_platform.seq;
-CREATE TABLE batch_platform.meta (format INTEGER NOT NULL);
-CREATE TABLE batch_platform.changes (
-    seq BIGINT, change_id VARCHAR, schema_name VARCHAR, table_name VARCHAR, partition_key VARCHAR);
-CREATE TABLE batch_platform.feature_builds (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, rows BIGINT, sha256 VARCHAR, file_bytes BIGINT,
-    file_mtime_ns BIGINT, code_version VARCHAR, sources VARCHAR, built_at TIMESTAMPTZ, run_id VARCHAR, xxh3 VARCHAR);
-CREATE TABLE batch_platform.score_runs (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, partition_start TIMESTAMPTZ, partition_end TIMESTAMPTZ,
-    model_version VARCHAR, model_sha256 VARCHAR, input_hash VARCHAR, code_version VARCHAR, engine VARCHAR,
-    rows_in BIGINT, rows_scored BIGINT, rows_rejected BIGINT, in_sample BOOLEAN, started_at TIMESTAMPTZ,
-    committed_at TIMESTAMPTZ, run_id VARCHAR);
-CREATE TABLE batch_platform.evaluations (
-    seq BIGINT, pipeline VARCHAR, partition_key VARCHAR, score_seq BIGINT, rows_scored BIGINT, rows_labelled BIGINT,
-    evaluated_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
-CREATE TABLE batch_platform.model_versions (
-    seq BIGINT, pipeline VARCHAR, version VARCHAR, serving_period VARCHAR, serving_start TIMESTAMPTZ, sha256 VARCHAR,
-    flavour VARCHAR, task VARCHAR, classes VARCHAR, estimator VARCHAR, params VARCHAR, trained_from TIMESTAMPTZ,
-    trained_until TIMESTAMPTZ, rows_trained BIGINT, rows_evaluated BIGINT, metrics VARCHAR, features_code_version VARCHAR,
-    created_at TIMESTAMPTZ, run_id VARCHAR, label_sources VARCHAR);
-CREATE TABLE batch_platform.promotions (
-    seq BIGINT, pipeline VARCHAR, version VARCHAR, action VARCHAR, reason VARCHAR, evidence VARCHAR, actor VARCHAR,
-    decided_at TIMESTAMPTZ, run_id VARCHAR, holds_from TIMESTAMPTZ);
-{_TRAININGS}{_NOTES}"""
-UPGRADES = {  # what brings a warehouse of one format to the next
-    1: """
-ALTER TABLE batch_platform.promotions ADD COLUMN holds_from TIMESTAMPTZ;
-ALTER TABLE batch_platform.evaluations ADD COLUMN label_sources VARCHAR DEFAULT '{}';
-""",
-    2: """
-ALTER TABLE batch_platform.feature_builds ADD COLUMN xxh3 VARCHAR DEFAULT '';
-""",
-    3: f"""
-ALTER TABLE batch_platform.model_versions ADD COLUMN label_sources VARCHAR DEFAULT '';
-{_NOTES}""",
-    4: _TRAININGS,
+_TABLES: dict[type, str] = {
+    **_LEDGERS,
+    Change: "changes",
+    Version: "model_versions",
+    Promotion: "promotions",
+    ChallengerTraining: "challenger_trainings",
+    Declaration: "declarations",
 }
-FORMAT = 1 + len(UPGRADES)
+FORMAT = 1
 PARTITION_STATUS = """
 CREATE OR REPLACE VIEW {catalog}batch_platform.partition_status AS
 WITH scored AS (
@@ -228,19 +262,29 @@ FROM reasons
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
-    """Make the tables and the view of an empty warehouse, in one transaction."""
-    con.execute(f"BEGIN; {SCHEMA}; {PARTITION_STATUS.format(catalog='')}")
+    """Create the tables and the view of an empty warehouse in one transaction."""
+    con.execute(f"BEGIN; CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
+    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL)")
+    for record, table in _TABLES.items():
+        con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{table} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
+    con.execute(PARTITION_STATUS.format(catalog=""))
     insert(con, "meta", [{"format": FORMAT}])
     con.execute("COMMIT")
 
 
-def upgrade_ledgers(con: duckdb.DuckDBPyConnection, found: int) -> None:
-    """Bring a warehouse of an earlier format to this one, in one transaction; the journal says so to the readers' copy."""
-    steps = "".join(UPGRADES[older] for older in range(found, FORMAT))
-    con.execute(f"BEGIN; {steps}; {PARTITION_STATUS.format(catalog='')}")
-    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
-    note(con, [Change(seq, LEDGERS_SCHEMA, "meta", "") for seq in next_numbers(con, 1)])
-    con.execute("COMMIT")
+def column_definitions(record: type, *first: str) -> list[str]:
+    """The SQL definitions of a table's columns: some of its own, then one for each field of a record without them."""
+    return list(dict.fromkeys([*first, *(f"{item.name} {_sql_type(item.type)}" for item in fields(record))]))
+
+
+def _sql_type(annotation: Any) -> str:  # noqa: ANN401 - a type, a union or a literal
+    options = [option for option in get_args(annotation) if option is not NoneType]
+    if get_origin(annotation) is Literal:
+        return _sql_type(type(options[0]))
+    return _sql_type(options[0]) if options else _SQL_TYPES[annotation]
+
+
+_SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMPTZ"}
 
 
 def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
@@ -295,8 +339,8 @@ def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
-    """Note changes in the journal; each gets a name that no other history of this warehouse shares."""
-    insert(con, "changes", [{**vars(change), "change_id": uuid.uuid4().hex} for change in changes])
+    """Record changes in the journal."""
+    insert(con, _TABLES[Change], [vars(change) for change in changes])
 
 
 def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -236,7 +236,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
-        elif table != "meta":
+        elif table == "meta":
+            con.execute(f"DELETE FROM {copy}; INSERT INTO {copy} BY NAME FROM {live}")
+        else:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
     con.execute(PARTITION_STATUS.format(catalog="copy."))
 

@@ -22,9 +22,10 @@ from batch_platform.declaration.errors import (
     WarehouseError,
     WrongUseError,
 )
+from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions
 from batch_platform.warehouse.sql import quoted
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -304,36 +305,23 @@ def test_the_lock_is_free_after_an_error(warehouse):
     os.close(descriptor)
 
 
-def test_the_format_of_another_version_is_refused(warehouse):
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1, 99])
+def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, other):
     with warehouse.open() as con:
-        con.execute("UPDATE batch_platform.meta SET format = 99")
-    with (
-        pytest.raises(WarehouseError, match=f"has format 99; this version of batch-platform uses {FORMAT}"),
-        warehouse.open(),
-    ):
+        con.execute(f"UPDATE batch_platform.meta SET format = {other}")
+    before = warehouse.home.warehouse.read_bytes()
+    message = f"has format {other}; this version of batch-platform reads {FORMAT}. Hint: use the version that wrote it"
+    with pytest.raises(WarehouseError, match=message), warehouse.open():
         pass
+    assert warehouse.home.warehouse.read_bytes() == before
 
 
-def test_a_warehouse_of_an_earlier_format_is_brought_up_to_date(warehouse):
-    with warehouse.open() as con:
-        con.execute("DROP VIEW batch_platform.partition_status")
-        con.execute("ALTER TABLE batch_platform.evaluations DROP COLUMN label_sources")
-        con.execute("ALTER TABLE batch_platform.promotions DROP COLUMN holds_from")
-        con.execute("ALTER TABLE batch_platform.feature_builds DROP COLUMN xxh3")
-        con.execute("ALTER TABLE batch_platform.model_versions DROP COLUMN label_sources")
-        con.execute("DROP TABLE batch_platform.declarations; DROP TABLE batch_platform.partition_notes")
-        con.execute("DROP TABLE batch_platform.challenger_trainings")
-        con.execute("UPDATE batch_platform.meta SET format = 1")
-        con.execute("INSERT INTO batch_platform.evaluations (seq, pipeline, partition_key) VALUES (1, 'small', 'k')")
-        con.execute("INSERT INTO batch_platform.feature_builds (seq, pipeline, partition_key) VALUES (2, 'small', 'k')")
-    assert warehouse.latest(EvaluationRun, "small")["k"].label_sources == "{}"
-    assert warehouse.latest(FeatureBuild, "small")["k"].xxh3 == ""
-    assert held(warehouse)["batch_platform.meta"] == [(FORMAT,)]
-    assert held(warehouse)["batch_platform.promotions"] == []
-    assert held(warehouse)["batch_platform.partition_notes"] == []
-    assert held(warehouse)["batch_platform.challenger_trainings"] == []
-    with warehouse.open() as con:
-        assert con.execute("FROM batch_platform.partition_status").fetchall() == []
+def test_each_field_of_a_record_is_a_column_of_the_sql_type_that_fits_it():
+    assert column_definitions(Promotion, "seq BIGINT") == [
+        *("seq BIGINT", "pipeline VARCHAR", "version VARCHAR", "action VARCHAR", "reason VARCHAR", "evidence VARCHAR"),
+        *("actor VARCHAR", "decided_at TIMESTAMPTZ", "run_id VARCHAR", "holds_from TIMESTAMPTZ"),
+    ]
+    assert {"in_sample BOOLEAN", "rank_correlation DOUBLE", "failure VARCHAR"} < set(column_definitions(ChallengerRun))
 
 
 def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
