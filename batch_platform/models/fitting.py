@@ -23,7 +23,7 @@ from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import flavour_of, predictor_of
 from batch_platform.models.forest.compiled import NOT_TREES, CompilablePredictor, Proof, prove
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
+from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task, classes_of_one_name
 from batch_platform.monitoring.leakage import nearly_deciding
 from batch_platform.monitoring.metrics import (
     Outcomes,
@@ -193,6 +193,9 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to learn
         msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
         raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+    if len(classes) > 2 and (alike := classes_of_one_name(classes)):  # noqa: PLR2004 - two classes have one score
+        msg = f"The classes {listed(map(repr, alike))} differ only by case, so their score columns would have one name."
+        raise TrainingRefusedError(msg, hint="write each class in one way, or rename one of them, in labels.sql.")
     return classes
 
 

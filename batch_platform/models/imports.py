@@ -11,7 +11,14 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import flavour, flavour_of_import
-from batch_platform.models.signature import ClassLabel, ForeignModel, Signature, Task, matched_contract
+from batch_platform.models.signature import (
+    ClassLabel,
+    ForeignModel,
+    Signature,
+    Task,
+    classes_of_one_name,
+    matched_contract,
+)
 
 
 @dataclass(frozen=True)
@@ -128,4 +135,7 @@ def _classes(model: Model, source: ForeignModel, task: Task, reference: str) -> 
     if (len(classes) == 2) != (task == "binary"):  # noqa: PLR2004 - two classes are binary
         msg = f"{reference}: a {task} model cannot have {len(classes)} classes ({listed(classes)})."
         raise DataError(msg, hint="check model.task and model.classes.")
+    if task == "multiclass" and (alike := classes_of_one_name(classes)):
+        msg = f"{reference}: the classes {listed(map(repr, alike))} differ only by case, so their score columns would have one name."
+        raise DataError(msg, hint="give the classes other names in model.classes, in the order of its probabilities.")
     return classes

@@ -3,6 +3,7 @@
 A flavour turns a file or an object into a predictor; it knows nothing of pipelines, registries or tables.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import DataError, did_you_mean, listed
 from batch_platform.declaration.spec import Task
 from batch_platform.models.contract import STORED_AS, Column, Contract
+from batch_platform.warehouse.sql import folded
 
 ClassLabel = bool | int | float | str
 InputKind = Literal["number", "whole", "code", "text", "any"]  # whole: never null; code: stands for a category
@@ -40,6 +42,12 @@ class Signature:
     task: Task
     classes: Sequence[ClassLabel]  # in the order of the probabilities; empty unless it is a classification
     contract: Contract
+
+
+def classes_of_one_name(classes: Sequence[ClassLabel]) -> list[ClassLabel]:
+    """The classes whose columns `score_<class>` SQL cannot tell apart, since their names differ only by case."""
+    names = Counter(folded(str(label)) for label in classes)
+    return [label for label in classes if names[folded(str(label))] > 1]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,11 @@ def quoted(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def folded(identifier: str) -> str:
+    """An identifier as DuckDB compares it: without the case of ASCII letters, and of no others."""
+    return "".join(letter.lower() if letter.isascii() else letter for letter in identifier)
+
+
 def literal(text: str) -> str:
     """An SQL string, for the few statements that take no bound values."""
     return "'" + text.replace("'", "''") + "'"

@@ -304,6 +304,11 @@ CASES: dict[str, Case] = {
     "B18 one class": partial(
         no_training, events=EVENTS.with_columns(returned=pl.lit(value=False)), said="a classification needs two classes"
     ),
+    "B18 classes that differ only by case": partial(
+        no_training,
+        events=EVENTS.with_columns(returned=(pl.col("id") % 3).replace_strict({0: "a", 1: "A", 2: "b"})),
+        said="The classes 'A', 'a' differ only by case",
+    ),
     "B18 too few rows": partial(
         no_training, events=EVENTS.filter(~JANUARY | (pl.col("id") % 100 == 0)), said="at least 20 are needed"
     ),

@@ -221,6 +221,9 @@ def test_a_class_must_say_what_it_gives(tmp_path):
     for declared, said in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
         with pytest.raises(WrongUseError, match=said):
             read_import(Model.model_validate({"import": "my_rules.Rule", **declared}), tmp_path, {})
+    model = Model.model_validate({"import": "my_rules.Rule", "task": "multiclass", "classes": ["a", "A", "b"]})
+    with pytest.raises(DataError, match="the classes 'A', 'a' differ only by case"):
+        read_import(model, tmp_path, {})
     model = Model.model_validate({"import": "my_rules.Rule", "task": "multiclass", "classes": ["a", "b"]})
     with pytest.raises(DataError, match="a multiclass model cannot have 2 classes"):
         read_import(model, tmp_path, {})

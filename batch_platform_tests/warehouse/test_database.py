@@ -26,6 +26,7 @@ from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.warehouse.database import StagedScores, Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import quoted
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -143,6 +144,26 @@ def test_partitions_of_one_group_may_differ_in_their_columns(warehouse, tmp_path
     with warehouse.open() as con:
         found = con.execute("SELECT id, score_a, score_b FROM small.predictions ORDER BY id").fetchall()
     assert found == [(1, 0.5, None), (2, None, 0.75)]
+
+
+def test_a_column_whose_name_changes_only_its_case_stays_one_column_with_the_new_spelling(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], id=[1], Shop=["x"], É=[1]))
+    commit(warehouse, staged(tmp_path, KEYS[1], id=[2], shop=["y"], é=[2]))
+    publish(warehouse.home)
+    commit(warehouse, staged(tmp_path, KEYS[2], id=[3], SHOP=["z"]))
+    publish(warehouse.home)
+    with open_published(warehouse.home) as con:
+        rows = con.sql('SELECT id, shop, é, "É" FROM small.predictions ORDER BY id')
+        assert rows.columns == ["id", "SHOP", "é", "É"]
+        assert rows.fetchall() == [(1, "x", None, 1), (2, "y", 2, None), (3, "z", None, None)]
+
+
+def test_a_value_that_does_not_fit_a_column_of_another_case_is_refused_and_the_spelling_stays(warehouse, tmp_path):
+    commit(warehouse, staged(tmp_path, KEYS[0], Value=[1]))
+    with pytest.raises(DataError, match="value is BIGINT, now VARCHAR"):
+        commit(warehouse, staged(tmp_path, KEYS[1], value=["x"]))
+    with warehouse.open() as con:
+        assert con.sql("FROM small.predictions").columns[0] == "Value"
 
 
 @pytest.mark.parametrize(
