@@ -1,8 +1,8 @@
-"""What a row must look like, and its encoding to the matrix that a model reads.
+"""The contract of the feature columns, and the encoding of rows to the matrix that a model reads.
 
-Training infers a contract from its data and the declared overrides; it is kept in the bundle, and every row that is
-scored is held against it: a row either keeps the contract or is rejected with a reason. The same code encodes in
-training and in scoring. Nothing here knows of files, databases or estimators.
+Training infers a contract from its data and the declared overrides and saves it in the bundle. Scoring checks every row against
+it: a row either satisfies the contract or is rejected with a reason. Training and scoring encode with the same code. Nothing here
+knows of files, databases or estimators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ class Column:
 
     Args:
         name: As in the features.
-        type: What its values are, whatever they are stored as.
-        nullable: Whether a row without a value keeps the contract.
-        min: Declared bound; a smaller value breaks the contract.
-        max: Declared bound; a larger value breaks the contract.
+        type: Type of its values, however they are stored.
+        nullable: Whether a null satisfies the contract.
+        min: Declared lower bound.
+        max: Declared upper bound.
         lowest: Smallest value in training; None for text and empty columns.
         highest: Largest value in training.
-        categories: The values known to the model, sorted; a row with another one is scored as unknown.
+        categories: The values known to the model, sorted; any other value is scored as unknown.
     """
 
     name: str
@@ -55,15 +55,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows held against a contract; no row is in both frames, none in neither."""
+    """Rows checked against a contract; each row is in exactly one of the frames."""
 
-    kept: pl.DataFrame  # all columns; those of the contract in their contract's types
-    rejected: pl.DataFrame  # all columns as they came, then REASON and OFFENDER
+    kept: pl.DataFrame  # all columns; those of the contract in the contract's types
+    rejected: pl.DataFrame  # all columns unchanged, then REASON and OFFENDER
 
 
 @dataclass(frozen=True)
 class Contract:
-    """The feature columns of a model, in the order in which the matrix holds them."""
+    """The feature columns of a model, in the order of the matrix."""
 
     columns: tuple[Column, ...]
 
@@ -78,15 +78,14 @@ class Contract:
         return [at for at, column in enumerate(self.columns) if column.type == "category"]
 
     def under(self, rules: Mapping[str, ColumnRule]) -> "Contract":
-        """This contract with what is declared of its columns now in the place of what was declared when it was learned.
+        """This contract with the rules that are declared now instead of those that were declared in training.
 
-        Bounds are only ever declared; whether nulls are allowed is learned where it is not. Types and categories stay:
-        the model has learned them.
+        Bounds are always declared; whether nulls are allowed is learned unless it is declared. Types and categories stay as learned.
         """
         return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
 
     def require_columns(self, present: Sequence[str]) -> None:
-        """Check that every column is there, by name; order and further columns do not matter.
+        """Check that every column exists, by name; order and further columns do not matter.
 
         Raises:
             DataError: A column is missing.
@@ -99,7 +98,7 @@ class Contract:
             raise DataError(msg, hint=" ".join(guesses) or "train again if the features have changed.")
 
     def split(self, rows: pl.DataFrame) -> Split:
-        """Part the rows that keep the contract from those that break it, naming the first rule each one breaks.
+        """Separate the rows that satisfy the contract from those that do not, with the first rule that each of these breaks.
 
         Raises:
             DataError: A column is missing.
@@ -121,9 +120,9 @@ class Contract:
         return Split(kept=kept, rejected=rejected)
 
     def encode(self, kept: pl.DataFrame) -> NDArray[np.float64]:
-        """Give the matrix of rows that keep the contract: float64 [n, columns], Fortran order, null as NaN.
+        """Encode rows that satisfy the contract as a matrix: float64 [rows, columns], Fortran order, null as NaN.
 
-        A category is the position of its value among the known ones; an unknown one is NaN. Integers beyond 2^53 are
+        A category becomes its position among the known ones; an unknown category becomes NaN. Integers beyond 2^53 are
         rounded, as scikit-learn rounds them.
         """
         matrix = np.empty((kept.height, len(self.columns)), dtype=np.float64, order="F")
@@ -136,10 +135,10 @@ class Contract:
         return matrix
 
     def unseen(self, kept: pl.DataFrame, matrix: NDArray[np.float64]) -> dict[str, int]:
-        """Count the rows with a category that training did not see, by column; only where there are any.
+        """Count the rows with a category that training did not see, by column; columns without any are left out.
 
         Args:
-            kept: Rows that keep the contract.
+            kept: Rows that satisfy the contract.
             matrix: The same rows, encoded.
         """
         counts = {
@@ -150,12 +149,12 @@ class Contract:
         return {name: count for name, count in counts.items() if count}
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Give plain values for a manifest, equal to what comes back from JSON."""
+        """Return plain values for a manifest, equal to what comes back from JSON."""
         return [asdict(column) | {"categories": list(column.categories)} for column in self.columns]
 
     @classmethod
     def from_json(cls, columns: Sequence[Mapping[str, Any]]) -> "Contract":
-        """Read what `to_json` gave."""
+        """Read what `to_json` returned."""
         return cls(tuple(replace(Column(**column), categories=tuple(column["categories"])) for column in columns))
 
 
@@ -166,11 +165,11 @@ def infer_contract(
 
     Args:
         training: The feature columns only.
-        declared: What was declared of some columns; what was left open there is None or empty in type and bounds.
-        most_categories: Of a column, the most frequent ones; None for all that there are.
+        declared: The columns for which something was declared.
+        most_categories: Maximum number of categories per column, the most frequent first; None: all of them.
 
     Raises:
-        DataError: A declared column is not there, or a column's type can be no feature.
+        DataError: A declared column does not exist, or a column's type cannot be a feature.
     """
     if absent := [name for name in declared if name not in training.columns]:
         guesses = [f"{name!r}: {guess}" for name in absent if (guess := did_you_mean(name, training.columns))]
@@ -185,19 +184,19 @@ def infer_contract(
 
 
 def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: Any) -> Column:
-    """A column of which some things are declared; None leaves a thing to inference.
+    """A column with declared attributes; those that are None are inferred.
 
     Raises:
-        DataError: What is declared does not suit what the column holds.
+        DataError: The declaration does not fit the column.
     """
-    given = {key: value for key, value in declared.items() if value is not None}
-    column = replace(Column(name=name, type=given.get("type") or _type_of(name, dtype), nullable=nulls), **given)
+    known = {key: value for key, value in declared.items() if value is not None}
+    column = replace(Column(name=name, type=known.get("type") or _type_of(name, dtype), nullable=nulls), **known)
     if not _readable(column.type, dtype):
         msg = f"features.columns.{name}.type is {column.type!r}, but the column holds {dtype}."
-        raise DataError(msg, hint="make a number or a text of it in the features.")
+        raise DataError(msg, hint="convert it to a number or a text in the features.")
     if column.type in ("boolean", "category") and not column.min is column.max is None:
         msg = f"features.columns.{name} declares bounds, but the column is a {column.type}."
-        raise DataError(msg, hint="leave out min and max, or make a number of it in the features.")
+        raise DataError(msg, hint="leave out min and max, or convert it to a number in the features.")
     return column
 
 
@@ -228,7 +227,7 @@ def _type_of(name: str, dtype: pl.DataType) -> ColumnType:
     if _is_text(dtype):
         return "category"
     msg = f"Column {name!r} is of type {dtype}, which cannot be a feature."
-    hint = "make a number or a text of it in the features, or set features.columns.<name>.feature: false."
+    hint = "convert it to a number or a text in the features, or set features.columns.<name>.feature: false."
     raise DataError(msg, hint=hint)
 
 
@@ -237,7 +236,7 @@ def _is_text(dtype: pl.DataType) -> bool:
 
 
 def _readable(type_: ColumnType, dtype: pl.DataType) -> bool:
-    """Whether values stored so can be of that type: a time is no number, a list is no text."""
+    """Whether values of this storage type can be read as a column type: a time is not a number, a list is not text."""
     plain = dtype.is_numeric() or _is_text(dtype) or isinstance(dtype, pl.Boolean | pl.Null)
     return plain or (type_ == "category" and isinstance(dtype, pl.Date))
 
@@ -250,7 +249,7 @@ class _Rule:
 
 
 def _read(column: Column, dtype: pl.DataType) -> pl.Expr:
-    """The column in its contract's type; null where a value cannot be read without loss."""
+    """The column in the contract's type; null if a value cannot be read without loss."""
     value = pl.col(column.name)
     if dtype == STORED_AS[column.type]:
         return value
@@ -296,7 +295,7 @@ def _as_is(read: pl.Expr, name: str) -> bool:
 
 
 def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
-    """The rules that some row might break, cheapest knowledge first: most columns of most batches need none."""
+    """The rules that some row might break, the cheapest checks first: most columns of most batches need none."""
     name, rules = column.name, list[_Rule]()
     raw = pl.col(name)
     if not column.nullable and values.null_count():

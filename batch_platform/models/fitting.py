@@ -1,7 +1,6 @@
-"""A fitted model from a training window: fit on its beginning, evaluate on its end, judge by the gate.
+"""Fitting a model on the beginning of a training window, evaluating it on the end, and judging it by the gate's rule.
 
-Rows come in the order of time and are never shuffled between the two parts. Knows nothing of where the rows lie or
-where the model goes.
+Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from batch_platform.monitoring.metrics import (
 )
 
 LEAST_ROWS = 20
-MANY_ROWS = 50_000  # from here on several threads fit sooner than one; on few rows they mostly wait
+MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,17 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     Raises:
         TrainingRefusedError: Too few rows, one class only, or an estimator that cannot serve.
         DataError: A column cannot be a feature.
-        WrongUseError: The estimator does not exist or lacks a parameter.
+        WrongUseError: The estimator does not exist, or a parameter of it.
     """
     names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
     contract = infer_contract(data.fit.select(names), declared_columns(features, data.fit.select(names)))
     kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
     if not names:
-        msg = "There is no feature column to learn from: the features hold key, time and excluded columns only."
+        msg = "There is no feature column to learn from: the features hold only the key, the time and excluded columns."
         raise TrainingRefusedError(msg, hint="add columns to the features.")
     if kept.kept.height < LEAST_ROWS:
         msg = f"There are {kept.kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
-        raise TrainingRefusedError(msg, hint="train a later serving period, or give a longer model.train.window.")
+        raise TrainingRefusedError(msg, hint="train a later serving period, or declare a longer model.train.window.")
     matrix = contract.encode(kept.kept)
     truth = None if data.label is None else as_truth(kept.kept[data.label])
     estimator = make_estimator(model, params, contract)
@@ -82,11 +81,11 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     classes = _classes(estimator, truth)
     task = task_of(estimator, len(classes))
     if task not in ("clustering", "outliers") and truth is None:
-        msg = f"{name_of(estimator)} learns from labels, and the pipeline declares none."
+        msg = f"{name_of(estimator)} learns from labels, but the pipeline declares none."
         raise TrainingRefusedError(msg, hint="add `labels` to its YAML.")
     if task == "regression" and truth is not None and len(np.unique(truth)) < 2:  # noqa: PLR2004 - it varies
         msg = f"All labels to learn from are {truth[0]!r}; a regression needs values that differ."
-        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+        raise TrainingRefusedError(msg, hint="train a later serving period, or check labels.sql.")
     try:
         with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
             kind.training.fit(estimator, matrix, truth, contract)
@@ -101,7 +100,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
             label=data.label,
         )
     except (ValueError, TypeError) as error:
-        msg = f"{name_of(estimator)} refuses the training data: {' '.join(str(error).split())}"
+        msg = f"{name_of(estimator)} rejects the training data: {' '.join(str(error).split())}"
         raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
     return Fitted(
         estimator=estimator,
@@ -163,15 +162,15 @@ def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Map
 
 
 def compiled_form(predictor: Predictor, contract: Contract, rows: pl.DataFrame) -> Proof:
-    """The compiled form of a model, proven on rows that it was not fitted on."""
+    """Compile a model and prove the result on rows that it was not fitted on."""
     return prove(predictor, contract.encode(rows)) if isinstance(predictor, CompilablePredictor) else NOT_TREES
 
 
 def declared_columns(features: Features, training: pl.DataFrame) -> dict[str, Column]:
-    """What is declared of the columns of training data.
+    """The declared columns of training data.
 
     Raises:
-        DataError: What is declared does not suit what a column holds.
+        DataError: A declaration does not fit its column.
     """
     declared: dict[str, Column] = {}
     for name, rule in features.columns.items():
@@ -192,7 +191,7 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
     classes: list[ClassLabel] = np.unique(truth).tolist()
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to learn
         msg = f"All labels to learn from are {classes[0]!r}; a classification needs two classes."
-        raise TrainingRefusedError(msg, hint="train a later serving period, or see labels.sql.")
+        raise TrainingRefusedError(msg, hint="train a later serving period, or check labels.sql.")
     if len(classes) > 2 and (alike := classes_of_one_name(classes)):  # noqa: PLR2004 - two classes have one score
         msg = f"The classes {listed(map(repr, alike))} differ only by case, so their score columns would have one name."
         raise TrainingRefusedError(msg, hint="write each class in one way, or rename one of them, in labels.sql.")
@@ -200,17 +199,19 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
 
 
 def _hint(contract: Contract) -> str:
-    """What may keep an estimator from learning: some cannot be given a number that never has a value."""
+    """Explain what may keep an estimator from learning: some cannot take a number that is always null."""
     empty = [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
     if not empty:
-        return "see model.params, the features and the labels."
-    return f"there is no value in {listed(empty)}: leave it out of the features, or set features.columns.<name>.feature: false."
+        return "check model.params, the features and the labels."
+    return (
+        f"{listed(empty)} has no values: leave it out of the features, or set features.columns.<name>.feature: false."
+    )
 
 
 def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
-    """Features that alone nearly decide the label: a sign that they know the outcome."""
+    """Features that alone nearly decide the label, a sign that they know the outcome."""
     if truth is None or task in ("clustering", "outliers"):
         return []
     categorical = [column.type == "category" for column in contract.columns]
-    found = nearly_deciding(matrix, categorical, truth, classes=task != "regression")
-    return [contract.columns[at].name for at in found]
+    positions = nearly_deciding(matrix, categorical, truth, classes=task != "regression")
+    return [contract.columns[at].name for at in positions]

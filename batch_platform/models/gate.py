@@ -1,12 +1,13 @@
-"""The gate between a trained version and the predictions: held against the champion, on the same rows.
+"""The gate that a trained version must pass to serve: its declared rule, and a comparison with the champion on the same rows.
 
-Says whether a version may serve, and on which evidence. A champion that can no longer be loaded, or that was trained on
-other columns, must not keep a new model away: then it is said why nothing was compared. Records nothing.
+A champion that can no longer be loaded, or that was trained on other columns, must not keep a new model from serving: then the
+verdict says why nothing was compared. Records nothing.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,18 +28,18 @@ _ROW = "__row"
 
 @dataclass(frozen=True)
 class ChampionComparison:
-    """A version and the champion on the rows that both can be given."""
+    """Metrics of a version and of the champion on the rows that both can score."""
 
     champion: str
     metrics: dict[str, float]  # of the version; empty where nothing was compared
     champion_metrics: dict[str, float]
     difference: Difference | None  # of the gate's metric, version minus champion
-    not_compared: str = ""  # why
+    not_compared: str = ""  # the reason; empty if they were compared
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of a version."""
+    """The gate's decision on a version."""
 
     action: Action
     reason: str
@@ -52,25 +53,36 @@ def pass_gate(
     champion: Version | None,
     open_version: Callable[[Version], Bundle],
 ) -> Verdict:
-    """Hold a fitted model against what is declared and against the champion.
+    """Judge a fitted model by the declared rule and against the champion.
 
     Args:
-        gate: What is declared.
+        gate: The declared rule.
         fitted: The model.
-        data: Its evaluation rows are those of the comparison.
-        champion: The version that serves where the model would; None where there is none.
+        data: The comparison is made on its evaluation rows.
+        champion: The version that serves where the model would; None if there is none.
         open_version: Loads the champion.
     """
     metric = gate.metric or default_metric(fitted.task)
     comparison = None if champion is None else _compared(metric, fitted, data, champion, open_version)
     standing = comparison.champion_metrics if comparison and comparison.champion_metrics else None
-    refusal = judge(gate, fitted.task, fitted.metrics, standing)
-    meets = "meets the gate"
+    evidence = {"metrics": fitted.metrics, "comparison": None if comparison is None else asdict(comparison)}
+    if refusal := judge(gate, fitted.task, fitted.metrics, standing):
+        return Verdict("refused", refusal, json.dumps(evidence))
+    reason = "meets the gate"
     if comparison is not None and comparison.not_compared:
-        meets += f"; the champion {comparison.champion} was not compared: {comparison.not_compared}"
-    action: Action = "refused" if refusal else "waiting" if gate.manual else "approved"
-    facts = {"metrics": fitted.metrics, "comparison": None if comparison is None else asdict(comparison)}
-    return Verdict(action, refusal or meets + ("; waits to be promoted" if gate.manual else ""), json.dumps(facts))
+        reason += f"; the champion {comparison.champion} was not compared: {comparison.not_compared}"
+    return _passed(gate, reason, evidence)
+
+
+def unjudged(gate: Promote, reason: str) -> Verdict:
+    """The verdict on a model that no label can judge."""
+    return _passed(gate, reason, {"metrics": {}, "comparison": None})
+
+
+def _passed(gate: Promote, reason: str, evidence: dict[str, Any]) -> Verdict:
+    if gate.manual:
+        return Verdict("waiting", f"{reason}; waits for promotion", json.dumps(evidence))
+    return Verdict("approved", reason, json.dumps(evidence))
 
 
 def _compared(
@@ -114,10 +126,10 @@ def _compared(
 
 
 def _shared(rows: pl.DataFrame, *contracts: Contract) -> pl.DataFrame:
-    """The rows that keep every contract, as they came.
+    """The rows that satisfy every contract, unchanged.
 
     Raises:
-        DataError: A contract names a column that is not there.
+        DataError: A column of a contract is missing.
     """
     numbered = rows.with_row_index(_ROW)
     for contract in contracts:

@@ -1,10 +1,9 @@
-"""What people decide of trained versions: promote one, withdraw the champion, hold two against each other.
+"""Decisions that people make on versions: promote one, withdraw the champion, compare two.
 
-Works on what is recorded and says what would be recorded; writes nothing, and reads no clock. What a decision means for
-partitions that are scored already is told with it.
+Returns what would be recorded, with the scored partitions that it affects; writes nothing and reads no clock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -19,12 +18,14 @@ DATA_WINDOWS = ("training", "evaluation")
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision, and the scored partitions whose champion it changes."""
+    """A decision and the scored partitions whose champion it changes."""
 
     promotion: Promotion
-    before: Version | None  # the champion of what starts where the decision begins to hold
+    before: Version | None  # the champion where the decision begins to hold
     after: Version | None
-    partitions: list[str]  # scored by another version than their champion is then; oldest first
+    partitions: list[
+        str
+    ]  # keys of partitions whose champion would no longer be the version that scored them; oldest first
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,24 @@ def promote(
         scores: The newest commits, by partition key.
         name: The version.
         maker: Of the decision.
-        holds_from: It serves partitions that start then or later; None: from its serving period on.
+        holds_from: It serves partitions that start at this time or later; None: from its serving period on.
 
     Raises:
-        WrongUseError: There is no such version, its bundle was removed, or it serves already.
+        WrongUseError: There is no such version, its bundle was removed, or it already serves.
     """
     version = registry.present(name)
     begin = max(version.serving_start, holds_from or version.serving_start)
     if registry.serves(version, begin):
-        msg = f"{registry.pipeline}: {name} serves already from {_day(begin)} on."
-        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists what was decided.")
+        msg = f"{registry.pipeline}: {name} already serves from {_day(begin)} on."
+        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists the decisions.")
     last = registry.last_decision(name)
-    said = maker.reason or "promoted by hand"
+    reason = maker.reason or "promoted by hand"
     if last is not None and last.action == "refused":
-        said += f"; the gate had refused it: {last.reason}"
+        reason += f"; the gate had refused it: {last.reason}"
     if last is not None and last.action == "challenger":
-        said += f"; it was a challenger: {last.reason}"
+        reason += f"; it was a challenger: {last.reason}"
     evidence = "{}" if last is None else last.evidence
-    return _decide(registry, scores, _promotion(version, "approved", said, evidence, maker, begin))
+    return _decide(registry, scores, _promotion(version, "approved", reason, evidence, maker, begin))
 
 
 def roll_back(
@@ -75,11 +76,11 @@ def roll_back(
     Args:
         registry: As recorded.
         scores: The newest commits, by partition key.
-        maker: Of the decision; the champion is the one at that time.
-        holds_from: Withdraw it for partitions that start then or later; None: for all that it serves.
+        maker: Of the decision; the champion at that time is withdrawn.
+        holds_from: Withdraw it for partitions that start at this time or later; None: for all that it serves.
 
     Raises:
-        WrongUseError: There is no champion, or none before it.
+        WrongUseError: There is no champion, or no version would serve instead.
     """
     champion = registry.champion(maker.at if holds_from is None else max(holds_from, maker.at))
     if champion is None:
@@ -89,18 +90,18 @@ def roll_back(
     reason = maker.reason or "rolled back by hand"
     decision = _decide(registry, scores, _promotion(champion, "withdrawn", reason, "{}", maker, begin))
     if decision.after is None:
-        msg = f"{registry.pipeline}: no approved version serves {_day(begin)} but {champion.version}; nothing is withdrawn."
+        msg = f"{registry.pipeline}: no approved version but {champion.version} serves {_day(begin)}; nothing is withdrawn."
         raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} promote VERSION first.")
     return decision
 
 
-def compared(one: Manifest, other: Manifest) -> dict[str, tuple[Any, Any]]:
-    """What differs between two manifests, and their metrics, data windows and features in any case.
+def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
+    """The facts in which two manifests differ, and their metrics and data windows in any case.
 
     Returns:
-        The values of both by name; None where one has nothing of that name.
+        The values of both by name; None if a manifest has no fact of that name.
     """
-    left, right = _facts(one), _facts(other)
+    left, right = _facts(first), _facts(second)
     always = {name for name in left | right if name.startswith(("metrics.", "training.", "evaluation."))}
     return {
         name: (left.get(name), right.get(name))
@@ -158,11 +159,9 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _column(column: Mapping[str, Any]) -> str:
-    """A column in a few words."""
-    words: Sequence[str] = [column["type"]]
-    if column["categories"]:
-        words = [*words, f"{len(column['categories'])} categories"]
-    return ", ".join([*words, *(["nullable"] if column["nullable"] else [])])
+    """Describe a column in a few words."""
+    categories = f"{len(column['categories'])} categories" if column["categories"] else ""
+    return ", ".join(filter(None, [column["type"], categories, "nullable" if column["nullable"] else ""]))
 
 
 def _day(instant: datetime) -> str:

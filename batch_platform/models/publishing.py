@@ -1,7 +1,7 @@
-"""A bundle in MLflow's model registry: what was trained here, with its metrics, its signature and where it came from.
+"""Bundles in MLflow's model registry, with their metrics, signature and origin.
 
-What is kept there is the bundle itself, and this module is what MLflow loads it with: hashed before it is parsed, held
-against its contract, never unpickled unless the pipeline allowed it.
+MLflow stores the bundle itself and loads it with this module: the bundle is hashed before it is parsed, rows are checked against its
+contract, and nothing is unpickled unless the pipeline allows it.
 """
 
 import json
@@ -27,7 +27,7 @@ _TYPES = {"float": "double", "integer": "long", "boolean": "boolean", "category"
 
 @dataclass(frozen=True)
 class Published:
-    """Where a bundle is in MLflow."""
+    """The place of a bundle in MLflow."""
 
     model: str
     version: str
@@ -35,13 +35,13 @@ class Published:
 
 
 def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, allow_pickle: bool = False) -> Published:
-    """Register a bundle under the name of its pipeline; the alias `champion` moves to it if it may serve.
+    """Register a bundle under the name of its pipeline, and move the alias `champion` to it if it may serve.
 
     An older serving period does not take the alias from a newer one.
 
     Raises:
-        IntegrityError: The bundle is not what was registered here.
-        WrongUseError: No server is named, or MLflow is not installed.
+        IntegrityError: The bundle differs from what was registered here.
+        WrongUseError: No server is set, or MLflow is not installed.
     """
     require_server("model.publish: mlflow")
     mlflow = library()
@@ -70,12 +70,12 @@ def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, all
 
 
 def _is_older(client: Any, manifest: Manifest) -> bool:
-    """Whether what has the alias now serves from later on."""
+    """Whether the version that has the alias serves a newer period."""
     aliases = client.get_registered_model(manifest.pipeline).aliases
     if CHAMPION not in aliases:
         return False
-    standing = client.get_model_version(manifest.pipeline, aliases[CHAMPION])
-    return standing.tags.get("serving_start", "") > manifest.serving_start
+    champion = client.get_model_version(manifest.pipeline, aliases[CHAMPION])
+    return champion.tags.get("serving_start", "") > manifest.serving_start
 
 
 def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
@@ -106,7 +106,7 @@ def _signature(mlflow: Any, manifest: Manifest) -> Any:
 
 
 def _type(column: Column) -> str:
-    """MLflow's whole numbers and flags cannot be null."""
+    """The MLflow type of a column; its integers and booleans cannot be null."""
     return "double" if column.nullable and column.type in ("integer", "boolean") else _TYPES[column.type]
 
 
@@ -125,7 +125,7 @@ def _score_names(manifest: Manifest) -> list[str]:
 
 @dataclass(frozen=True)
 class _PublishedModel:
-    """What MLflow gets: a table in, a table of `prediction` and scores out."""
+    """What MLflow calls: a table in, a table of `prediction` and scores out."""
 
     bundle: Bundle
 
@@ -133,7 +133,7 @@ class _PublishedModel:
         split = self.bundle.contract.split(pl.from_pandas(model_input))
         if split.rejected.height:
             msg = f"{split.rejected.height} of {len(model_input)} rows break the contract: {listed(set(split.rejected[REASON]))}."
-            raise DataError(msg, hint="see the model's signature; within a pipeline such rows are kept aside.")
+            raise DataError(msg, hint="check the model's signature; in a pipeline such rows are rejected one by one.")
         raw = self.bundle.predictor.predict(self.bundle.contract.encode(split.kept))
         manifest = self.bundle.manifest
         if manifest.task == "outliers":

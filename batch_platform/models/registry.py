@@ -1,7 +1,7 @@
-"""Trained versions, what happened to them, and which one serves when.
+"""Trained versions, the decisions on them, and the rule that picks the champion of a partition.
 
-Both tables are only ever added to: a version is a fact, a promotion an event. The champion is a function of what is
-recorded and of the partition's start; no clock is read.
+The tables are append-only: a version is a fact, a promotion an event. The champion depends only on what is recorded and on the
+start of the partition; no clock is read.
 """
 
 from bisect import bisect_right
@@ -17,6 +17,7 @@ from batch_platform.declaration.errors import NoChampionError, WrongUseError, di
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
+    Action,
     ChallengerTraining,
     Change,
     Promotion,
@@ -35,9 +36,9 @@ class Registry:
 
     Args:
         pipeline: Its name.
-        versions: In the order in which they were registered.
-        promotions: In the order in which they happened.
-        challenger_trainings: The trainings of challengers, in the order in which they happened.
+        versions: In order of registration.
+        promotions: In order of time.
+        challenger_trainings: In order of time.
     """
 
     pipeline: str
@@ -50,15 +51,11 @@ class Registry:
         return self._decisions.get(version, [None])[-1]
 
     def approved(self) -> list[Version]:
-        """The versions that were approved last, from whenever on, by serving period and then by age."""
-        return [
-            version
-            for version in self._by_period
-            if (last := self.last_decision(version.version)) and last.action == "approved"
-        ]
+        """The versions whose last decision is an approval, by serving period and then by age."""
+        return [version for version in self._by_period if self._was(version, "approved")]
 
     def serves(self, version: Version, at: datetime) -> bool:
-        """Whether a version may score what starts at an instant: the last decision that holds there is an approval."""
+        """Whether a version may score a partition that starts at an instant: the last decision that holds there is an approval."""
         if version.serving_start > at:
             return False
         decisions = reversed(self._decisions.get(version.version, ()))
@@ -66,41 +63,37 @@ class Registry:
         return last is not None and last.action == "approved"
 
     def champion(self, at: datetime) -> Version | None:
-        """The version of the newest serving period, of those the newest version, that serves at an instant."""
+        """The version that scores a partition starting at an instant: of the newest serving period, the newest that serves."""
         begins, champions = self._eras
         era = bisect_right(begins, at)
         return champions[era - 1] if era else None
 
     @cached_property
     def of_model(self) -> list[Version]:
-        """The versions of the model itself, in the order in which they were registered: those of no challenger."""
+        """The versions of the model itself, without those of challengers, in order of registration."""
         return [version for version in self.versions if version.version not in self.challengers]
 
     @cached_property
     def challengers(self) -> dict[str, str]:
-        """The challenger by the version that was trained as one."""
-        return {one.version: one.challenger for one in self.challenger_trainings if one.version is not None}
+        """The name of the challenger, by version that was trained for one."""
+        return {each.version: each.challenger for each in self.challenger_trainings if each.version is not None}
 
     def challenger_at(self, challenger: str, at: datetime) -> Version | None:
-        """The version of a challenger for what starts at an instant: of its newest serving period, of those the newest."""
-        own = (one for one in reversed(self._by_period) if self.challengers.get(one.version) == challenger)
-        return next((one for one in own if one.serving_start <= at and not self._is_removed(one)), None)
+        """The version of a challenger that scores a partition starting at an instant: of its newest serving period, the newest."""
+        own = (version for version in reversed(self._by_period) if self.challengers.get(version.version) == challenger)
+        return next((each for each in own if each.serving_start <= at and not self._was(each, "removed")), None)
 
-    def _is_removed(self, version: Version) -> bool:
+    def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
-        return last is not None and last.action == "removed"
-
-    def _waits(self, version: Version) -> bool:
-        last = self.last_decision(version.version)
-        return last is not None and last.action == "waiting"
+        return last is not None and last.action == action
 
     @cached_property
     def _eras(self) -> tuple[list[datetime], list[Version | None]]:
-        """When another version may begin to serve, in order, and the champion from then on."""
-        held = {event.holds_from for event in self.promotions if event.holds_from is not None}
-        begins = sorted(held | {version.serving_start for version in self.versions})
+        """The instants at which the champion may change, in order, and the champion from each of them on."""
+        decided = {event.holds_from for event in self.promotions if event.holds_from is not None}
+        begins = sorted(decided | {version.serving_start for version in self.versions})
         newest_first = list(reversed(self._by_period))
-        return begins, [next((one for one in newest_first if self.serves(one, at)), None) for at in begins]
+        return begins, [next((version for version in newest_first if self.serves(version, at)), None) for at in begins]
 
     @cached_property
     def _by_period(self) -> list[Version]:
@@ -108,51 +101,51 @@ class Registry:
 
     @cached_property
     def _decisions(self) -> dict[str, list[Promotion]]:
-        found: dict[str, list[Promotion]] = {}
+        decisions: dict[str, list[Promotion]] = {}
         for event in self.promotions:
-            found.setdefault(event.version, []).append(event)
-        return found
+            decisions.setdefault(event.version, []).append(event)
+        return decisions
 
     def require_champion(self, at: datetime, partition_key: str) -> Version:
-        """The champion, which must exist.
+        """Return the champion.
 
         Raises:
-            NoChampionError: There is none; the message names the earliest approved one.
+            NoChampionError: No version serves the partition; the message names the earliest approved one.
         """
-        if found := self.champion(at):
-            return found
-        approved = self.approved()
-        earliest = "none is approved"
-        if approved:
+        if champion := self.champion(at):
+            return champion
+        earliest = "no version is approved"
+        if approved := self.approved():
             first = approved[0]
-            earliest = f"the earliest approved one, {first.version}, serves from {first.serving_period} on"
+            earliest = f"the earliest approved version, {first.version}, serves from {first.serving_period} on"
         msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
-        hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it all the same."
-        waiting = [version for version in self._by_period if version.serving_start <= at and self._waits(version)]
+        hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it with any version."
+        waiting = [
+            version for version in self._by_period if version.serving_start <= at and self._was(version, "waiting")
+        ]
         if waiting:
-            hint = f"{waiting[-1].version} waits: batch-platform models {self.pipeline} promote {waiting[-1].version}"
+            hint = f"{waiting[-1].version} waits for a decision: batch-platform models {self.pipeline} promote {waiting[-1].version}"
         raise NoChampionError(msg, hint=hint)
 
     def named(self, version: str) -> Version:
-        """The version of that name, approved or not.
+        """Look up a version by name, approved or not.
 
         Raises:
-            WrongUseError: There is none.
+            WrongUseError: There is no such version.
         """
         for known in self.versions:
             if known.version == version:
                 return known
         names = [known.version for known in self.versions]
         msg = f"{self.pipeline} has no version {version!r}; there are {listed(names) or 'none'}."
-        raise WrongUseError(
-            msg, hint=did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
-        )
+        hint = did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
+        raise WrongUseError(msg, hint=hint)
 
     def present(self, version: str) -> Version:
-        """The version of that name, whose bundle was not removed.
+        """Look up a version whose bundle still exists.
 
         Raises:
-            WrongUseError: There is none, or it was removed.
+            WrongUseError: There is no such version, or its bundle was removed.
         """
         known, last = self.named(version), self.last_decision(version)
         if last is not None and last.action == "removed":
@@ -166,7 +159,7 @@ class Registry:
 
 
 def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
-    """Read what is recorded of a pipeline's models."""
+    """Read the recorded versions and decisions of a pipeline."""
     return Registry(
         pipeline=pipeline,
         versions=_rows(con, "model_versions", Version, pipeline),
@@ -178,7 +171,7 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
 def register(
     warehouse: Warehouse, version: Version, decision: Promotion, training: ChallengerTraining | None = None
 ) -> None:
-    """Record a trained version, what was decided of it and, of a challenger's, whose it is, in one transaction.
+    """Record a trained version, the decision on it and, for a challenger, its training, in one transaction.
 
     Raises:
         WarehouseBusyError: The warehouse was held by another process for too long.
@@ -205,7 +198,7 @@ def record_failure(warehouse: Warehouse, training: ChallengerTraining) -> None:
 
 
 def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:
-    """Record what was decided of registered versions, in one transaction.
+    """Record decisions on registered versions, in one transaction.
 
     Raises:
         WarehouseBusyError: The warehouse was held by another process for too long.
@@ -214,7 +207,7 @@ def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> No
         seqs = next_numbers(con, len(decisions))
         numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
         insert(con, "promotions", [vars(decision) for decision in numbered])
-        note(con, [Change(one.seq, one.pipeline, "models", one.version) for one in numbered])
+        note(con, [Change(event.seq, event.pipeline, "models", event.version) for event in numbered])
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pipeline: str) -> list[Recorded]:

@@ -1,7 +1,6 @@
-"""Challengers: trained with the model of a serving period on the same rows, and sent to score beside the champion.
+"""Training of challengers, for the serving period of a model and on the same rows.
 
-What goes wrong with a challenger is recorded with its reason, and production goes on without it. Nothing here decides
-who serves.
+A challenger that fails is recorded with the reason, and production goes on without it. Nothing here decides which version serves.
 """
 
 import logging
@@ -31,7 +30,7 @@ _MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|c
 
 
 def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
-    """The pipeline as if a challenger were its model: trained when the model is, on the same window."""
+    """The pipeline with a challenger in place of its model, trained at the same times on the same windows."""
     own = {name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")}
     return spec.model_copy(update={"model": spec.model.model_copy(update={**own, "publish": None})})
 
@@ -40,22 +39,22 @@ def check_challengers(spec: PipelineSpec, folder: Path) -> None:
     """Check, without data and without a server, that the challengers could be trained or imported.
 
     Raises:
-        WrongUseError: One could not; the message names it.
-        DataError: The file of an import is not of its kind.
+        WrongUseError: A challenger could not; the message names it.
+        DataError: The file of an import is not of its flavour.
     """
-    for one in spec.challengers:
-        if one.version is None:
+    for challenger in spec.challengers:
+        if challenger.version is None:
             try:
-                check_model(as_model(spec, one).model, folder)
+                check_model(as_model(spec, challenger).model, folder)
             except BatchPlatformError as error:
-                hint = None if error.hint is None else _of_challenger(error.hint, one.name)
-                raise type(error)(_of_challenger(error.message, one.name), hint=hint) from error
+                hint = None if error.hint is None else _with_own_keys(error.hint, challenger)
+                raise type(error)(_with_own_keys(error.message, challenger), hint=hint) from error
 
 
 def trusted(spec: PipelineSpec, registry: Registry, version: Version) -> bool:
-    """Whether the declaration trusts the files of a version to run code: as its model, or as a challenger."""
+    """Whether the declaration trusts the files of a version to run code, as the model or as a challenger."""
     name = registry.challengers.get(version.version)
-    own = [one.allow_pickle for one in spec.challengers if one.name == name or one.version == version.version]
+    own = (each.allow_pickle for each in spec.challengers if each.name == name or each.version == version.version)
     return spec.model.allow_pickle or any(own)
 
 
@@ -69,27 +68,27 @@ def train_challengers(  # noqa: PLR0913 - each is one fact of the training
     open_version: Callable[[Version], Bundle],
     model: Trained | None = None,
 ) -> Iterator[TrainedChallenger]:
-    """Train challengers for a serving period, one after the other, on the rows that its model was trained on.
+    """Train challengers for a serving period, one after the other, on the rows that the model was trained on.
 
     Args:
         history: Of the pipeline.
-        challengers: To be trained.
-        state: What is recorded.
+        challengers: The challengers to train.
+        state: The recorded state.
         period: The serving period.
         stamp: Of the run.
-        open_version: Loads what they are compared with.
-        model: Of the same training; None reads the rows anew, once for all.
+        open_version: Loads the version that they are compared with.
+        model: The model of the same training. None: the rows are read again, once for all challengers.
     """
     spec, data = history.spec, None if model is None else model.data
     window = training_window(spec, period.start)  # whose features are built
     opponent = state.registry.champion(period.start)
     if model is not None and model.decision.action == "approved":
         opponent = model.version
-    for one in challengers:
+    for challenger in challengers:
         try:
             trained, data = _trained(
-                History(as_model(spec, one), history.home, history.builder),
-                one,
+                History(as_model(spec, challenger), history.home, history.builder),
+                challenger,
                 state=state,
                 period=period,
                 stamp=stamp,
@@ -99,16 +98,17 @@ def train_challengers(  # noqa: PLR0913 - each is one fact of the training
                 open_version=open_version,
             )
         except Exception as error:  # noqa: BLE001 - whatever users' estimators raise: it is recorded, and production goes on
-            failure = _of_challenger(failure_of(error), one.name)
-            _log.warning("%s: challenger %r could not be trained for %s: %s", spec.name, one.name, period.key, failure)
-            yield TrainedChallenger(_training(spec, one, period, None, failure, stamp))
+            failure = _with_own_keys(failure_of(error), challenger)
+            message = "%s: challenger %r could not be trained for %s: %s"
+            _log.warning(message, spec.name, challenger.name, period.key, failure)
+            yield TrainedChallenger(_training(spec, challenger, period, None, failure, stamp))
         else:
             yield trained
 
 
 def _trained(  # noqa: PLR0913 - each is one fact of the training
     history: History,
-    one: Challenger,
+    challenger: Challenger,
     *,
     state: State,
     period: Partition,
@@ -119,11 +119,13 @@ def _trained(  # noqa: PLR0913 - each is one fact of the training
     open_version: Callable[[Version], Bundle],
 ) -> tuple[TrainedChallenger, TrainingData | None]:
     spec = history.spec
-    learned = learn(history, state=state, period=period, params=one.params, stamp=stamp, data=data, within=window)
+    learned = learn(
+        history, state=state, period=period, params=challenger.params, stamp=stamp, data=data, within=window
+    )
     if opponent is not None and opponent.task != learned.fitted.task:
-        msg = f"challengers.{one.name}: it is a {learned.fitted.task} model, and {opponent.version} is {opponent.task}."
-        raise WrongUseError(msg, hint="only models of one task can be compared.")
-    said, evidence = "there are no labels to judge it by", "{}"
+        msg = f"challengers.{challenger.name}: it is a {learned.fitted.task} model, but {opponent.version} is a {opponent.task} model."
+        raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")
+    judgement, evidence = "there are no labels to judge it by", "{}"
     if learned.data is not None:
         verdict = pass_gate(
             spec.model.promote.model_copy(update={"manual": False}),
@@ -133,31 +135,36 @@ def _trained(  # noqa: PLR0913 - each is one fact of the training
             open_version,
         )
         evidence = verdict.evidence
-        said = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
+        judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
     with staging_folder(history.home, stamp.run_id) as staging:
-        version = learned.write(staging, history.home.models / spec.name, allow_pickle=one.allow_pickle)
+        version = learned.write(staging, history.home.models / spec.name, allow_pickle=challenger.allow_pickle)
     decision = Promotion(
         pipeline=spec.name,
         version=version.version,
         action="challenger",
-        reason=f"{one.name}; {said}",
+        reason=f"{challenger.name}; {judgement}",
         evidence=evidence,
         actor="declaration",
         decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
-    training = _training(spec, one, period, version.version, None, stamp)
-    kept = data if one.import_ is not None else learned.data
+    training = _training(spec, challenger, period, version.version, None, stamp)
+    kept = data if challenger.import_ is not None else learned.data
     return TrainedChallenger(training, version, decision), kept
 
 
 def _training(  # noqa: PLR0913 - each is one fact of the training
-    spec: PipelineSpec, one: Challenger, period: Partition, version: str | None, failure: str | None, stamp: Stamp
+    spec: PipelineSpec,
+    challenger: Challenger,
+    period: Partition,
+    version: str | None,
+    failure: str | None,
+    stamp: Stamp,
 ) -> ChallengerTraining:
     return ChallengerTraining(
         pipeline=spec.name,
-        challenger=one.name,
-        declared=one.fingerprint,
+        challenger=challenger.name,
+        declared=challenger.fingerprint,
         serving_period=period.key,
         version=version,
         failure=failure,
@@ -166,6 +173,6 @@ def _training(  # noqa: PLR0913 - each is one fact of the training
     )
 
 
-def _of_challenger(text: str, name: str) -> str:
-    """What is said of keys of the model, said of those of a challenger."""
-    return _MODEL_KEY.sub(rf"challengers.{name}.\1", text)
+def _with_own_keys(text: str, challenger: Challenger) -> str:
+    """Replace the keys of the model in a message by those of a challenger."""
+    return _MODEL_KEY.sub(rf"challengers.{challenger.name}.\1", text)

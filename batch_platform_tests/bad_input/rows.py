@@ -258,7 +258,7 @@ CASES: dict[str, Case] = {
     "B5 an all-null column to learn from": partial(
         no_training,
         events=EVENTS.with_columns(amount=pl.lit(None, dtype=pl.Float64)),
-        said="there is no value in amount: leave it out of the features",
+        said="amount has no values: leave it out of the features",
     ),
     "B8 keys that occur twice": keys_that_occur_twice,
     "B8 many keys that occur twice": many_keys_that_occur_twice,

@@ -89,7 +89,7 @@ def test_partition_in_the_future_names_the_newest_that_is_due(cli, tmp_path):
 def test_partition_before_every_model_names_the_earliest_one(cli, project):
     answer = cli(project, "run", "small", "--partition", "2024-01-05")
     assert answer.code == 1
-    assert "small, partition 2024-01-05: no model serves it; the earliest approved one, 2024-02-01-" in answer.error
+    assert "small, partition 2024-01-05: no model serves it; the earliest approved version, 2024-02-01-" in answer.error
     assert "--model VERSION" in answer.error
 
 

@@ -170,7 +170,7 @@ def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
     folder = write_project(tmp_path / "project", model={"promote": {"metric": "roc_auc", "at_least": 1.1}})
     answer = cli(folder, "run", "small", "--to", "2024-02-01")
     assert answer.code == 1
-    assert answer.error.startswith("small, partition 2024-01-01: no model serves it; none is approved.")
+    assert answer.error.startswith("small, partition 2024-01-01: no model serves it; no version is approved.")
     assert "model: 1 of 1, 2024-02-01" in answer.out
     assert cli(folder, "run", "small", "--to", "2024-02-01").out.splitlines()[0] == "small: nothing can be scored"
 

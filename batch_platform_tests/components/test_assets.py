@@ -562,7 +562,9 @@ def test_partitions_that_cannot_be_done_hold_up_no_other_of_the_run(trained):
     assert trained.run("features", first="2024-01-30", last="2024-02-06").success
     scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
     message = failure(scoring)
-    assert message.startswith("small, partition 2024-01-30: no model serves it; the earliest approved one, 2024-02-01-")
+    assert message.startswith(
+        "small, partition 2024-01-30: no model serves it; the earliest approved version, 2024-02-01-"
+    )
     assert "So it is with 1 more, the last of them 2024-01-31. The other 5 of this run are done." in message
     served = trained.days("2024-02-01", "2024-02-05")
     assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served

@@ -154,7 +154,7 @@ def test_a_declared_column_that_is_not_there_is_refused_with_the_nearest_name():
 
 
 def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
-    with pytest.raises(TrainingRefusedError, match="Ridge refuses the training data: could not convert string"):
+    with pytest.raises(TrainingRefusedError, match="Ridge rejects the training data: could not convert string"):
         fitted(data(label=["a", "b"] * 100), "sklearn.linear_model.Ridge")
 
 

@@ -84,7 +84,7 @@ def trained_only(tmp_path, promote) -> Pipeline:
 def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
     pipeline = trained_only(tmp_path, "manual")
     (decision,) = pipeline.state().registry.promotions
-    assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits to be promoted")
+    assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits for promotion")
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
     assert (plan.items, len(plan.blocked)) == ([], 35), "it is trained once, and nothing is scored by it"
     with pytest.raises(NoChampionError, match=f"{decision.version} waits: .* models small promote {decision.version}"):

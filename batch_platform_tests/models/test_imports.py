@@ -78,7 +78,7 @@ def test_a_file_serves_every_period_without_training_and_is_judged_by_the_gate(t
 def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
     booster(tmp_path / "project", good=False)
     pipeline = pipeline_of(tmp_path, model={**BOOSTER, "promote": {"at_least": 0.6}})
-    with pytest.raises(NoChampionError, match="none is approved"):
+    with pytest.raises(NoChampionError, match="no version is approved"):
         carry_out(pipeline, NOW)
     registry = pipeline.state().registry
     assert registry.approved() == []

@@ -143,7 +143,7 @@ def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_pat
         fitted.predict_proba(frame.tail(20)),
     )
     model = Model.model_validate({**declared, "import": f"runs:/{run.info.run_id}/model", "params": {}})
-    assert read_import(model, tmp_path, {}).found.details["run_id"] == run.info.run_id
+    assert read_import(model, tmp_path, {}).source.details["run_id"] == run.info.run_id
 
 
 @pytest.mark.usefixtures("published", "tracking")

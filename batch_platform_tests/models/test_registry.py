@@ -98,10 +98,10 @@ def test_the_champion_is_the_newest_version_whose_last_decision_that_holds_then_
 def test_a_partition_without_a_champion_is_told_of_the_earliest_one():
     registry = Registry("small", [version("a", 5)], [decision("a", "approved")])
     with pytest.raises(
-        NoChampionError, match=r"partition 2024-01-02.*earliest approved one, a, serves from 2024-01-06 on"
+        NoChampionError, match=r"partition 2024-01-02.*earliest approved version, a, serves from 2024-01-06 on"
     ):
         registry.require_champion(at(1), "2024-01-02")
-    with pytest.raises(NoChampionError, match="none is approved"):
+    with pytest.raises(NoChampionError, match="no version is approved"):
         Registry("small").require_champion(at(1), "2024-01-02")
     assert registry.require_champion(at(5), "2024-01-06").version == "a"
 

@@ -382,7 +382,7 @@ def test_a_challenger_of_another_task_is_refused_when_it_is_trained(tmp_path):
     pipeline = small_pipeline(tmp_path, challengers=[{"name": "other", "estimator": "sklearn.linear_model.Ridge"}])
     carry_out(pipeline, datetime(2024, 2, 3, tzinfo=UTC))
     (failed,) = pipeline.state().registry.challenger_trainings
-    assert "challengers.other: it is a regression model, and" in failed.failure
+    assert "challengers.other: it is a regression model, but" in failed.failure
     assert list((pipeline.home.models / "small").iterdir()) == [
         pipeline.home.models / "small" / versions(pipeline)[None]
     ]
