@@ -168,7 +168,8 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         check_specs=[*checks.predictions(wiring, key), *challengers.specs(wiring, key)],
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
-        found: list[checks.Checked] = []
+        committed: list[Committed] = []
+        budget = wiring.spec.features.max_rejected
         with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
             stamp = stamp_of(context.run.run_id)
@@ -177,19 +178,18 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
                 closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
             ):
                 for done in results:
-                    one = checks.Checked(done, wiring.spec.features.max_rejected)
-                    told = lineage.scored(wiring, pipeline, done, partitions[-1])
+                    read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
                     log.materialized(
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done) | challengers.scored(done) | told | describe.speed(done),
+                        metadata=describe.committed(done) | challengers.scored(done) | read_from | describe.speed(done),
                     )
-                    checks.log_predictions(log, one)
+                    checks.log_predictions(log, done, budget)
                     challengers.log_scored(log, done)
-                    found.append(one)
-        summary = challengers.scored_summary(wiring, [one.committed for one in found])
-        return log.finish(*checks.predictions_summary(found), *summary)
+                    committed.append(done)
+        summary = challengers.scored_summary(wiring, committed)
+        return log.finish(*checks.predictions_summary(committed, budget), *summary)
 
     return predictions
 

@@ -1,6 +1,6 @@
 """Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,19 +22,30 @@ from batch_platform.scoring.run import Committed
 
 ROWS_BALANCE, REJECTED_SHARE, SCORE_DISTRIBUTION = "rows_balance", "rejected_share", "score_distribution"
 GATE, UP_TO_DATE = "gate", "up_to_date"
-NEAR_BUDGET = 0.5  # of max_rejected: from there on a partition is worth a look
-_TOGETHER = "the run as a whole"
+NEAR_BUDGET = 0.5  # share of max_rejected from which a partition gets a warning
 _WARN = dg.AssetCheckSeverity.WARN
 
 
 def predictions(wiring: Wiring, asset: dg.AssetKey) -> list[dg.AssetCheckSpec]:
-    """What is checked of the predictions."""
+    """The checks of the predictions."""
     budget = wiring.spec.features.max_rejected
-    return [rows_balance(asset), _rejected_share(asset, budget), _score_distribution(asset)]
+    rejected_share = (
+        f"At most half of the budget for rejected rows (features.max_rejected, {budget:.2%}) is used. Beyond the whole "
+        "budget nothing is published and the run fails; this check warns before that."
+    )
+    score_distribution = (
+        "The predictions of a partition differ from row to row. The same score for all rows suggests that all features "
+        "are missing. Mean and quantiles are plotted, so that a shift can be seen."
+    )
+    return [
+        rows_balance(asset),
+        dg.AssetCheckSpec(REJECTED_SHARE, asset=asset, description=rejected_share),
+        dg.AssetCheckSpec(SCORE_DISTRIBUTION, asset=asset, description=score_distribution),
+    ]
 
 
 def rows_balance(asset: dg.AssetKey) -> dg.AssetCheckSpec:
-    """Every row that came in is scored or rejected; what depends on the predictions waits for it."""
+    """The check that every row is scored or rejected; it blocks what depends on the predictions."""
     return dg.AssetCheckSpec(
         ROWS_BALANCE,
         asset=asset,
@@ -43,102 +54,69 @@ def rows_balance(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
-def _rejected_share(asset: dg.AssetKey, budget: float) -> dg.AssetCheckSpec:
-    description = (
-        f"At most half of the budget for rejected rows (features.max_rejected, {budget:.2%}) is used. Past the whole of it "
-        "nothing is published and the run fails; this warns before."
-    )
-    return dg.AssetCheckSpec(REJECTED_SHARE, asset=asset, description=description)
-
-
-def _score_distribution(asset: dg.AssetKey) -> dg.AssetCheckSpec:
-    description = (
-        "The predictions of a partition differ from row to row. One score for all rows is a sign of features that are all "
-        "missing. Mean and quantiles are plotted, so that a shift is seen."
-    )
-    return dg.AssetCheckSpec(SCORE_DISTRIBUTION, asset=asset, description=description)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One committed partition."""
-
-    committed: Committed
-    budget: float
-
-    @property
-    def balanced(self) -> bool:
-        """Whether each row that came in is accounted for."""
-        return _balanced(self.committed)
-
-    @property
-    def rejected_share(self) -> float:
-        """The rejected rows among all that came in; 0 of none."""
-        run = self.committed.run
-        return run.rows_rejected / run.rows_in if run.rows_in else 0.0
-
-    @property
-    def within_budget(self) -> bool:
-        """Whether the budget for rejected rows is not nearly used up."""
-        return self.rejected_share <= NEAR_BUDGET * self.budget
-
-    @property
-    def varied(self) -> bool:
-        """Whether the scores differ."""
-        scores = self.committed.scores
-        return scores is None or not scores.constant
-
-
-def log_predictions(log: PartitionLog, one: Checked) -> None:
-    """Log what was found of one partition."""
-    run, key = one.committed.run, one.committed.partition.key
+def log_predictions(log: PartitionLog, committed: Committed, budget: float) -> None:
+    """Log the checks of one committed partition; `budget` is `features.max_rejected`."""
+    run, key = committed.run, committed.partition.key
     rows = {"rows_in": run.rows_in, "rows_scored": run.rows_scored, "rows_rejected": run.rows_rejected}
-    log.checked(key, ROWS_BALANCE, passed=one.balanced, metadata=rows)
-    share = {"rejected_share": one.rejected_share, "rows_rejected": run.rows_rejected}
-    log.checked(key, REJECTED_SHARE, passed=one.within_budget, severity=_WARN, metadata=share)
-    numbers = describe.score_numbers(one.committed.scores)
-    log.checked(key, SCORE_DISTRIBUTION, passed=one.varied, severity=_WARN, metadata=numbers)
+    log.checked(key, ROWS_BALANCE, passed=_balanced(committed), metadata=rows)
+    share = {"rejected_share": _rejected_share(committed), "rows_rejected": run.rows_rejected}
+    log.checked(key, REJECTED_SHARE, passed=_within(budget, committed), severity=_WARN, metadata=share)
+    numbers = describe.score_numbers(committed.scores)
+    log.checked(key, SCORE_DISTRIBUTION, passed=_varied(committed), severity=_WARN, metadata=numbers)
 
 
-def predictions_summary(found: Sequence[Checked]) -> list[dg.AssetCheckResult]:
-    """What was found of all partitions of a run; in words, so that no plot mixes it with the partitions' numbers."""
-    worst = max(found, key=lambda one: one.rejected_share, default=None)
-    share = "nothing" if worst is None else f"{worst.rejected_share:.2%} at most ({worst.committed.partition.key})"
+def predictions_summary(committed: Sequence[Committed], budget: float) -> list[dg.AssetCheckResult]:
+    """The checks of all partitions of a run, as text, so that no plot mixes them with the partitions' numbers."""
+    worst = max(committed, key=_rejected_share, default=None)
+    share = "nothing" if worst is None else f"{_rejected_share(worst):.2%} at most ({worst.partition.key})"
+    near_budget = [partition.partition.key for partition in committed if not _within(budget, partition)]
+    constant = [partition.partition.key for partition in committed if not _varied(partition)]
     return [
-        rows_balance_summary([one.committed for one in found]),
-        dg.AssetCheckResult(
-            check_name=REJECTED_SHARE,
-            description=_TOGETHER,
-            passed=all(one.within_budget for one in found),
-            severity=_WARN,
-            metadata={"rejected": share, "near_the_budget": _keys(found, [one.within_budget for one in found])},
+        rows_balance_summary(committed),
+        _summary(
+            REJECTED_SHARE,
+            passed=not near_budget,
+            metadata={"rejected": share, "near_the_budget": listed(near_budget) or "none"},
         ),
-        dg.AssetCheckResult(
-            check_name=SCORE_DISTRIBUTION,
-            description=_TOGETHER,
-            passed=all(one.varied for one in found),
-            severity=_WARN,
-            metadata={
-                "partitions": _counted(found),
-                "one_score_for_all_rows": _keys(found, [one.varied for one in found]),
-            },
+        _summary(
+            SCORE_DISTRIBUTION,
+            passed=not constant,
+            metadata={"partitions": _count(committed), "one_score_for_all_rows": listed(constant) or "none"},
         ),
     ]
 
 
 def rows_balance_summary(committed: Sequence[Committed]) -> dg.AssetCheckResult:
     """The balance of all partitions of a run."""
-    scored, rejected = (
-        sum(one.run.rows_scored for one in committed),
-        sum(one.run.rows_rejected for one in committed),
+    runs = [partition.run for partition in committed]
+    balance = (
+        f"{sum(run.rows_in for run in runs):,} rows in = {sum(run.rows_scored for run in runs):,} scored"
+        f" + {sum(run.rows_rejected for run in runs):,} rejected"
     )
-    balance = f"{sum(one.run.rows_in for one in committed):,} rows in = {scored:,} scored + {rejected:,} rejected"
-    return dg.AssetCheckResult(
-        check_name=ROWS_BALANCE,
-        description=_TOGETHER,
-        passed=all(_balanced(one) for one in committed),
-        metadata={"partitions": _counted(committed), "balance": balance},
+    return _summary(
+        ROWS_BALANCE,
+        passed=all(map(_balanced, committed)),
+        severity=dg.AssetCheckSeverity.ERROR,
+        metadata={"partitions": _count(committed), "balance": balance},
     )
+
+
+def _balanced(committed: Committed) -> bool:
+    run = committed.run
+    return run.rows_in == run.rows_scored + run.rows_rejected
+
+
+def _rejected_share(committed: Committed) -> float:
+    run = committed.run
+    return run.rows_rejected / run.rows_in if run.rows_in else 0.0
+
+
+def _within(budget: float, committed: Committed) -> bool:
+    return _rejected_share(committed) <= NEAR_BUDGET * budget
+
+
+def _varied(committed: Committed) -> bool:
+    return committed.scores is None or not committed.scores.constant
 
 
 def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
@@ -184,7 +162,7 @@ def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any
 def _up_to_date(found: Staleness, state: State) -> dg.AssetCheckResult:
     """How many partitions are stale and why; and which models learnt from labels that were corrected since."""
     metadata: dict[str, Any] = {
-        "partitions": _counted(state.scores),
+        "partitions": _count(state.scores),
         "stale": len(found.stale),
         "first_stale": min(found.stale, default="none"),
         "last_stale": max(found.stale, default="none"),
@@ -202,16 +180,16 @@ def _up_to_date(found: Staleness, state: State) -> dg.AssetCheckResult:
 
 
 def gate(asset: dg.AssetKey) -> dg.AssetCheckSpec:
-    """The trained version meets what the pipeline asks of a model."""
+    """The check that a trained version passes the gate."""
     return dg.AssetCheckSpec(
         GATE,
         asset=asset,
-        description="The trained version meets model.promote. A refused one is kept and never serves; the champion goes on serving.",
+        description="The trained version meets model.promote. A refused version is kept but never serves; the champion goes on serving.",
     )
 
 
 def log_gate(log: PartitionLog, partition_key: str | None, trained: Trained) -> None:
-    """Log what was decided of one version."""
+    """Log the decision on one version."""
     log.checked(
         partition_key,
         GATE,
@@ -227,14 +205,10 @@ def log_gate(log: PartitionLog, partition_key: str | None, trained: Trained) -> 
 
 
 def gate_summary(decisions: Sequence[Trained]) -> dg.AssetCheckResult:
-    """What was decided of all versions of a run."""
+    """The decisions on all versions of a run."""
     refused = [trained.version.version for trained in decisions if trained.decision.action != "approved"]
-    return dg.AssetCheckResult(
-        check_name=GATE,
-        description=_TOGETHER,
-        passed=not refused,
-        severity=_WARN,
-        metadata={"trained": f"{len(decisions)}", "refused": ", ".join(refused) or "none"},
+    return _summary(
+        GATE, passed=not refused, metadata={"trained": f"{len(decisions)}", "refused": ", ".join(refused) or "none"}
     )
 
 
@@ -277,26 +251,24 @@ def measures_summary(wiring: Wiring, judged: Sequence[Judged]) -> list[dg.AssetC
 
 def _measure_summary(measure: str, judged: Sequence[Judged]) -> dg.AssetCheckResult:
     worse = [partition for partition in judged if not partition.judgement.passed]
-    metadata: dict[str, Any] = {"partitions": _counted(judged), "worse": _counted(worse)}
+    metadata: dict[str, Any] = {"partitions": _count(judged), "worse": _count(worse)}
     if worse:
         first = worse[0].judgement
         worst_first = sorted(worse, key=lambda partition: partition.judgement.value, reverse=first.lower_is_better)
-        values = {each.partition_key: f"{each.judgement.value:.4f}" for each in worst_first[:MOST_LISTED]}
+        values = {judged.partition_key: f"{judged.judgement.value:.4f}" for judged in worst_first[:MOST_LISTED]}
         metadata["the_worst"] = dg.MetadataValue.md(describe.table(("partition", first.name), values))
+    return _summary(measure, passed=not worse, metadata=metadata)
+
+
+def _summary(
+    check: str, *, passed: bool, severity: dg.AssetCheckSeverity = _WARN, metadata: Mapping[str, Any]
+) -> dg.AssetCheckResult:
+    """The result of a check for a run as a whole."""
+    description = "the run as a whole"
     return dg.AssetCheckResult(
-        check_name=measure, description=_TOGETHER, passed=not worse, severity=_WARN, metadata=metadata
+        check_name=check, description=description, passed=passed, severity=severity, metadata=metadata
     )
 
 
-def _counted(found: Sized) -> str:
-    return f"{len(found):,}"
-
-
-def _keys(found: Sequence[Checked], passed: Sequence[bool]) -> str:
-    keys = [one.committed.partition.key for one, good in zip(found, passed, strict=True) if not good]
-    return listed(keys) or "none"
-
-
-def _balanced(committed: Committed) -> bool:
-    run = committed.run
-    return run.rows_in == run.rows_scored + run.rows_rejected
+def _count(items: Sized) -> str:
+    return f"{len(items):,}"

@@ -1,4 +1,4 @@
-"""What the UI shows of a pipeline: descriptions, schemas and the metadata of each event."""
+"""What the UI shows of a pipeline: descriptions of its assets, and the metadata of each event."""
 
 import ast
 import html
@@ -8,7 +8,6 @@ import json
 import re
 import resource
 from collections.abc import Mapping
-from datetime import datetime
 from hashlib import sha256
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -32,11 +31,11 @@ from batch_platform.scoring.engines.local import LOCAL
 from batch_platform.scoring.run import Committed
 
 ROW_COUNT = "dagster/row_count"
-DIGITS = 6  # of a metric, where it is shown
+DIGITS = 6  # significant digits of the numbers that are shown and plotted
 
 
 def source(wiring: Wiring, name: str) -> str:
-    """A raw source: in the words of its own function, if there are any, and where it is read."""
+    """The description of a raw source: the docstring of its own function, if it has one, and where it is read from."""
     declared = wiring.spec.sources[name]
     where = declared.python or declared.parquet or declared.csv or declared.duckdb or ""
     reader = {
@@ -45,42 +44,44 @@ def source(wiring: Wiring, name: str) -> str:
         "csv": "the CSV files",
         "duckdb": f"table `{declared.table}` of the DuckDB file",
     }[declared.kind]
-    own = docstring_of(declared.python) if declared.python else None
-    text = f"Read from {reader} `{redact(where)}`; observed, never changed. Its data version changes when its content may have."
-    return f"{own or f'The raw table `{name}`.'}\n\n{text}"
+    docstring = docstring_of(declared.python) if declared.python else None
+    return (
+        f"{docstring or f'The raw table `{name}`.'}\n\nRead from {reader} `{redact(where)}`; observed, never changed. "
+        "Its data version changes when its content may have changed."
+    )
 
 
 def features(wiring: Wiring) -> str:
-    """The features: the first words of the SQL's own comment, what holds for all of them, and the SQL, which the UI folds."""
+    """The description of the features: the opening comment of the SQL, what holds for every pipeline, and the SQL."""
     spec = wiring.spec
     query = wiring.pipeline().builder.query
-    own, sql = opening_comment(query.text) if query else (docstring_of(spec.features.python or ""), "")
-    key = ", ".join(spec.features.key)
+    comment, sql = opening_comment(query.text) if query else (docstring_of(spec.features.python or ""), "")
     text = (
-        f"One row for each `{key}`, built from the sources as they are known when the partition starts, and kept as one "
-        "Parquet file for each partition. Keys are unique; times lie inside the partition."
+        f"One row for each `{', '.join(spec.features.key)}`, built from the sources as they are known when the partition "
+        "starts, and kept as one Parquet file per partition. Keys are unique, and times lie inside the partition."
     )
     made = f"```sql\n{sql}\n```" if query else f"Made by `{spec.features.python}`."
-    return "\n\n".join([*([own] if own else []), text, made])
+    return "\n\n".join([*([comment] if comment else []), text, made])
 
 
 def model(wiring: Wiring) -> str:
-    """The model, with its parameters below."""
+    """The description of the model, with a table of its parameters."""
     declared = wiring.spec.model
     train, promote = declared.train, declared.promote
-    period = f"for each {train.every}" if train.every else "for all partitions from its training on"
+    period = f"for each {train.every}" if train.every else "for all partitions after its training"
     if declared.import_ is not None:
         return (
-            f"Imported from `{redact(declared.import_)}` {period}. Its contract is learnt from the features before its serving "
-            "period; where labels are known by then, the gate judges it, and a version that does not pass never serves."
+            f"Imported from `{redact(declared.import_)}` {period}. Its contract is learned from the features before its "
+            "serving period. If labels are known by then, the gate judges it, and a version that fails never serves."
         )
-    bar = [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
-    bar += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
-    gate = f" ({', '.join(bar)})" if bar else ""
+    conditions = [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
+    conditions += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
+    gate = f" ({', '.join(conditions)})" if conditions else ""
+    window = "all history" if train.window == "all" else f"the {train.window}"
     text = (
-        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. It is trained on "
-        f"{_history(train.window)} before its serving period, with the labels known by then, and evaluated on the last "
-        f"{train.evaluate} of it. A version that does not pass the gate{gate} is kept and never serves."
+        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. It is trained on {window} before its "
+        f"serving period, with the labels known by then, and evaluated on the last {train.evaluate} of it. A version that "
+        f"does not pass the gate{gate} is kept but never serves."
     )
     return f"{text}\n\n{_parameters(redacted(declared.params))}" if declared.params else text
 
@@ -88,16 +89,12 @@ def model(wiring: Wiring) -> str:
 def model_kind(wiring: Wiring) -> str:
     """The library that the UI shows beside the model."""
     declared = wiring.spec.model
-    told = declared.flavour or (declared.estimator or "").partition(".")[0] or "python"
-    return {"sklearn": "scikitlearn", "keras": "tensorflow"}.get(told, told)
-
-
-def _history(window: str) -> str:
-    return "all history" if window == "all" else f"the {window}"
+    library = declared.flavour or (declared.estimator or "").partition(".")[0] or "python"
+    return {"sklearn": "scikitlearn", "keras": "tensorflow"}.get(library, library)
 
 
 def model_code_version(wiring: Wiring) -> str:
-    """Changes when training would give another model from the same data."""
+    """A version that changes when training on the same data would give another model."""
     builder = wiring.pipeline().builder
     declared = wiring.spec.model_dump_json(
         include={
@@ -119,19 +116,19 @@ def model_code_version(wiring: Wiring) -> str:
 
 
 def predictions(wiring: Wiring) -> str:
-    """The predictions, with the query that reads them."""
+    """The description of the predictions, with the query that reads them."""
     name = wiring.spec.name
     return (
         f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
-        f"`{name}.rejected_rows` with a reason; each names the model and the run that made it. A partition is scored by the "
-        "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* draws the scores, the rows and "
-        "the speed, partition by partition.\n\n"
-        f"```sql\n-- published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
+        f"`{name}.rejected_rows` with a reason, and names the model and the run that made it. A partition is scored by the "
+        "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* plots the scores, the rows "
+        "and the speed, partition by partition.\n\n"
+        f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
     )
 
 
 def evaluation(wiring: Wiring) -> str:
-    """The evaluation: what each measure says of a partition, and when it is computed."""
+    """The description of the evaluation: what each measure says of a partition, and when it is computed."""
     labels = wiring.spec.labels
     when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
     text = (
@@ -143,7 +140,7 @@ def evaluation(wiring: Wiring) -> str:
 
 
 def evaluation_code_version(wiring: Wiring) -> str:
-    """Changes when measuring the same predictions would give other numbers."""
+    """A version that changes when measuring the same predictions would give other numbers."""
     query = wiring.pipeline().builder.labels_query
     declared = wiring.spec.model_dump_json(include={"labels"}) + (query.text if query else "")
     return sha256(declared.encode()).hexdigest()[:12]
@@ -155,7 +152,7 @@ def table_schema(columns: Mapping[str, str]) -> dg.TableSchema:
 
 
 def source_state(state: SourceState) -> dict[str, Any]:
-    """Metadata of a source as it was read."""
+    """Metadata of a source, as it was read."""
     return {
         ROW_COUNT: state.rows,
         "dagster/column_schema": table_schema(state.columns),
@@ -163,70 +160,63 @@ def source_state(state: SourceState) -> dict[str, Any]:
     }
 
 
-def built(one: Built, file: Path) -> dict[str, Any]:
+def built(features: Built, file: Path) -> dict[str, Any]:
     """Metadata of a partition of features."""
     metadata: dict[str, Any] = {
-        ROW_COUNT: one.build.rows,
+        ROW_COUNT: features.build.rows,
         "dagster/uri": str(file),
-        "sha256": one.build.sha256,
-        "skipped": one.skipped,
+        "sha256": features.build.sha256,
+        "skipped": features.skipped,
     }
-    if one.columns:
-        metadata["dagster/column_schema"] = table_schema(one.columns)
-    return metadata
+    return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
 
 
-def trained(wiring: Wiring, one: Trained) -> dict[str, Any]:
+def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
-    version = one.version
+    version = training.version
     picture = versions_until(wiring, version)
+    zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
         "version": version.version,
-        "decision": f"{one.decision.action}: {one.decision.reason}",
+        "decision": f"{training.decision.action}: {training.decision.reason}",
         **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
         **rounded(version.metric_values),
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
-        "trained_from": _moment(wiring, version.trained_from),
-        "trained_until": _moment(wiring, version.trained_until),
+        "trained_from": f"{version.trained_from.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
+        "trained_until": f"{version.trained_until.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         "params": dg.MetadataValue.md(_parameters(json.loads(version.params))),
     }
-    if one.suspicious:
+    if training.suspicious:
         metadata["nearly_decide_the_label"] = dg.MetadataValue.md(
-            "These features alone nearly decide the label; are they known when a row is scored? "
-            + ", ".join(markdown(name) for name in one.suspicious)
+            "Each of these features alone nearly decides the label. Are they known when a row is scored? "
+            + ", ".join(markdown(name) for name in training.suspicious)
         )
     return metadata
 
 
-def _moment(wiring: Wiring, at: datetime) -> str:
-    """An instant by the pipeline's own clock."""
-    zone = wiring.spec.partitions.calendar.zone
-    return f"{at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"
-
-
-def committed(one: Committed) -> dict[str, Any]:
-    """Metadata of a partition of predictions: what came in and out, by which model, and its scores."""
-    run = one.run
+def committed(partition: Committed) -> dict[str, Any]:
+    """Metadata of a partition of predictions: rows in and out, the model, and the distribution of the scores."""
+    run = partition.run
     metadata: dict[str, Any] = {
         ROW_COUNT: run.rows_scored,
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
     }
-    if one.reasons:
-        metadata["rejected"] = dg.MetadataValue.md(table(("reason", "rows"), one.reasons))
+    if partition.reasons:
+        metadata["rejected"] = dg.MetadataValue.md(table(("reason", "rows"), partition.reasons))
     metadata |= {
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(distribution(one.scores))} if one.scores else {}),
-        **score_numbers(one.scores),
+        **({"scores": dg.MetadataValue.md(distribution(partition.scores))} if partition.scores else {}),
+        **score_numbers(partition.scores),
         "in_sample": run.in_sample,
-        "skipped": one.skipped,
+        "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
     }
-    if one.unseen:
-        metadata["unknown_categories"] = dg.MetadataValue.md(table(("column", "rows"), one.unseen))
-    if one.ignored:
-        metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in one.ignored))
+    if partition.unseen:
+        metadata["unknown_categories"] = dg.MetadataValue.md(table(("column", "rows"), partition.unseen))
+    if partition.ignored:
+        metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
     return metadata
 
 
@@ -234,31 +224,33 @@ def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
     """Mean and quantiles of the scores, or the share of each class, as numbers to plot."""
     if scores is None:
         return {}
-    return {f"{scores.column}_{name}": round(number, 6) for name, number in scores.numbers.items()}
+    return {f"{scores.column}_{name}": round(number, DIGITS) for name, number in scores.numbers.items()}
 
 
-def rows_version(one: Committed) -> str:
-    """Data version of a partition of predictions: equal for equal model, features and declaration."""
-    return "-".join((one.run.model_sha256[:8], one.run.input_hash[:8], one.run.code_version))
+def rows_version(partition: Committed) -> str:
+    """Data version of a partition of predictions: equal for the same model, features and declaration."""
+    run = partition.run
+    return "-".join((run.model_sha256[:8], run.input_hash[:8], run.code_version))
 
 
-def speed(one: Committed) -> dict[str, Any]:
-    """How fast a partition was scored and where the time went: a line to read, then the numbers that the UI plots.
+def speed(partition: Committed) -> dict[str, Any]:
+    """How fast a partition was scored and where the time went: one line to read, and numbers to plot.
 
-    Nothing of a partition that was not scored as a whole.
+    Empty for a partition that was not scored as a whole.
     """
-    if not one.spent.clock:
+    spent = partition.spent
+    if not spent.clock:
         return {}
-    rate = one.run.rows_in / one.spent.clock
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of KiB: that is how Linux tells it
-    shares = one.spent.shares
-    line = {"rows/s": f"{rate:,.0f}", "peak memory": f"{peak:,.0f} MiB"}
-    line |= {f"time to {name}": f"{share:.0%}" for name, share in shares.items()}
+    rate = partition.run.rows_in / spent.clock
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux gives KiB
+    cells = {"rows/s": f"{rate:,.0f}", "peak memory": f"{peak:,.0f} MiB"}
+    cells |= {f"time to {name}": f"{share:.0%}" for name, share in spent.shares.items()}
+    lines = (cells, ["---:"] * len(cells), cells.values())
     return {
-        "speed": dg.MetadataValue.md(_line(line)),
+        "speed": dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines)),
         "rows_per_second": round(rate, 1),
         "peak_memory_mib": round(peak, 1),
-        **{f"share_of_time_in_{name}": round(share, 4) for name, share in shares.items()},
+        **{f"share_of_time_in_{name}": round(share, 4) for name, share in spent.shares.items()},
     }
 
 
@@ -273,7 +265,7 @@ def evaluated(partition: Evaluated) -> dict[str, Any]:
 
 
 def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Numbers with as many digits as are read; the tables hold them whole."""
+    """Numbers with as many digits as anybody reads; the tables hold all digits."""
     return {name: float(f"{number:.{DIGITS}g}") for name, number in numbers.items()}
 
 
@@ -296,32 +288,27 @@ def table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
     return "\n".join([*lines, *(f"| {markdown(name)} | {markdown(str(value))} |" for name, value in rows.items())])
 
 
-def _line(cells: Mapping[str, str]) -> str:
-    """A table of one row."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells, ["---:"] * len(cells), cells.values()))
-
-
 def markdown(text: str) -> str:
-    """Text of unknown origin as Markdown that shows it and does nothing else: no tags, no links, no cells of its own."""
-    shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+    """Text of unknown origin as Markdown that only shows it: without tags, links or cells of its own."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     return html.escape(_MARKUP.sub(r"\\\g<0>", shown), quote=False)
 
 
-_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside of a word is none
-MOST_VERSIONS = 18  # in one picture
+_MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
+MAX_VERSIONS = 18  # in one chart
 
 
 def distribution(scores: ScoreDistribution) -> str:
-    """The scores of one partition: a histogram, or the shares of the classes."""
+    """The scores of one partition as a chart: a histogram, or the shares of the classes."""
     if scores.low is None or scores.high is None:
         return bars(scores.bars)
     return histogram([count for _, count in scores.bars], scores.low, scores.high)
 
 
 def versions_until(wiring: Wiring, version: Version) -> str | None:
-    """The gate's metric of every version up to a registered one, by serving period, refused ones in another colour.
+    """A chart of the gate's metric up to a version, by serving period, with refused versions in another colour.
 
-    None where the metric has no value for that version.
+    None if the version has no value of that metric.
     """
     promote = wiring.spec.model.promote
     metric = promote.metric or default_metric(version.task)
@@ -329,39 +316,37 @@ def versions_until(wiring: Wiring, version: Version) -> str | None:
         return None
     with wiring.pipeline().warehouse.open() as con:
         registry = read_registry(con, wiring.spec.name)
-    approved = {known.version for known in registry.approved()}
-    earlier = [known for known in registry.of_model if known.version != version.version]
-    earlier = [known for known in earlier if known.serving_start <= version.serving_start]
+    approved = {approved.version for approved in registry.approved()}
+    earlier = [
+        other
+        for other in registry.of_model
+        if other.version != version.version and other.serving_start <= version.serving_start
+    ]
     points = [
-        Point(known.serving_period, known.metric_values[metric], good=known.version in approved)
-        for known in [*sorted(earlier, key=lambda known: (known.serving_start, known.seq)), version]
-        if metric in known.metric_values
+        Point(drawn.serving_period, drawn.metric_values[metric], good=drawn.version in approved)
+        for drawn in [*sorted(earlier, key=lambda drawn: (drawn.serving_start, drawn.seq)), version]
+        if metric in drawn.metric_values
     ]
     bound = None if promote.at_least is None else Point("gate", promote.at_least)
-    return f"{metric} of each version, by serving period\n\n{curve(points[-MOST_VERSIONS:], bound=bound)}"
+    return f"{metric} of each version, by serving period\n\n{curve(points[-MAX_VERSIONS:], bound=bound)}"
 
 
 def opening_comment(sql: str) -> tuple[str, str]:
-    """The first paragraph of the comment that a query begins with, on one line, and the query without it."""
+    """The first paragraph of the comment that a query starts with, on one line, and the query without that paragraph."""
     lines = sql.strip().splitlines()
-    words = [line.strip().removeprefix("--").strip() for line in takewhile(_is_comment, lines)]
-    paragraph = list(takewhile(bool, words))
-    rest = lines[len(paragraph) :]
-    return " ".join(paragraph), "\n".join(dropwhile(lambda line: line.strip() in ("", "--"), rest))
-
-
-def _is_comment(line: str) -> bool:
-    return line.strip().startswith("--")
+    comment = takewhile(lambda line: line.strip().startswith("--"), lines)
+    paragraph = list(takewhile(bool, (line.strip().removeprefix("--").strip() for line in comment)))
+    rest = dropwhile(lambda line: line.strip() in ("", "--"), lines[len(paragraph) :])
+    return " ".join(paragraph), "\n".join(rest)
 
 
 def docstring_of(function: str) -> str | None:
-    """The docstring of a function by its import path; None where there is none or it cannot be found."""
+    """The docstring of a function given by its import path, read without importing it; None if it has none or is not found."""
     module, _, name = function.rpartition(".")
     try:
-        found = importlib.util.find_spec(module)
-        tree = (
-            ast.parse(Path(found.origin).read_text(encoding="utf-8")) if found and found.origin else ast.Module([], [])
-        )
+        spec = importlib.util.find_spec(module)
+        source_code = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+        tree = ast.parse(source_code)
     except (ImportError, OSError, SyntaxError, ValueError):
         return None
     for node in tree.body:

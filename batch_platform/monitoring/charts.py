@@ -1,7 +1,7 @@
-"""Small charts as Markdown: SVG drawings carried in the text itself.
+"""Small charts as Markdown: SVG images embedded in the text.
 
-Dagster shows Markdown of less than 1,000 characters at once and folds what is longer, so the drawings are terse: a path
-for all bars, a path for all dots. Colours read on a light and on a dark ground. Knows nothing of what it draws.
+Dagster shows Markdown of less than 1,000 characters at once and folds longer text, so the drawings are terse: one path
+for all bars, one path for all dots. Colours are readable on a light and on a dark background.
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-WIDTH, HEIGHT = 360, 150  # pixels; the column of a page that they stand in is not much wider
+WIDTH, HEIGHT = 360, 150  # pixels; the column of the page is not much wider
 SHOWN_AT_ONCE = 1000  # characters
 _LEFT, _RIGHT, _TOP, _GROUND = 44, 340, 12, 130
-_LONGEST_LABEL = 12
-_AS_IT_IS = " ='/:;,()!*"  # what may stand as it is between the angle brackets of a link
+_MAX_LABEL = 12
+_UNQUOTED = " ='/:;,()!*"  # characters that need no escape between the angle brackets of a link
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Point:
     """One value on a curve.
 
     Args:
-        label: What it stands for.
-        value: How high it lies.
-        good: Whether its dot has the colour of the line.
+        label: Name of the point, e.g. a serving period.
+        value: Its height.
+        good: Whether its dot has the colour of the line; other dots stand out.
     """
 
     label: str
@@ -32,7 +32,7 @@ class Point:
 
 
 def histogram(counts: Sequence[int], low: float, high: float) -> str:
-    """Bars of equal width from `low` to `high`, with the share of the highest one, as Markdown."""
+    """Bars of equal width from `low` to `high`, with the share of the highest bar, as Markdown."""
     most, wide = max(counts), (_RIGHT - _LEFT) / len(counts)
     columns = "".join(
         f"M{_LEFT + (at + 0.5) * wide:.0f} {_GROUND}v-{max(count / most * (_GROUND - _TOP), 1):.0f}"
@@ -48,7 +48,7 @@ def histogram(counts: Sequence[int], low: float, high: float) -> str:
 
 
 def bars(counts: Sequence[tuple[str, int]]) -> str:
-    """One horizontal bar for each label, with its share, as Markdown."""
+    """A horizontal bar for each label, with its share, as Markdown."""
     total, most, row = sum(count for _, count in counts), max(count for _, count in counts), 18
     texts = "".join(
         _text(0, at * row + 13, f"{_cut(label)} {count / total:.1%}") for at, (label, count) in enumerate(counts)
@@ -58,7 +58,7 @@ def bars(counts: Sequence[tuple[str, int]]) -> str:
 
 
 def curve(points: Sequence[Point], *, bound: Point | None = None) -> str:
-    """Values in order, joined by a line, with a dashed line at a bound that they are held against, as Markdown."""
+    """Values in order, joined by a line, with a dashed line at a bound, as Markdown."""
     values = [point.value for point in (*points, *([bound] if bound else []))]
     low, high = min(values), max(values)
     spare = (high - low) * 0.15 or abs(high) * 0.05 or 1.0
@@ -86,16 +86,16 @@ def curve(points: Sequence[Point], *, bound: Point | None = None) -> str:
 
 
 def _cut(label: str) -> str:
-    return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+    return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…"
 
 
 def _text(x: float, y: float, text: str) -> str:
     return f"<text x='{x:.0f}' y='{y:.0f}'>{escape(text)}</text>"
 
 
-def _markdown(drawn: str, height: int, said: str) -> str:
+def _markdown(drawn: str, height: int, text: str) -> str:
     svg = (
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}' "
         f"font-size='11' font-family='sans-serif' fill='slategray'>{drawn}</svg>"
     )
-    return f"![{said}](<data:image/svg+xml,{quote(svg, safe=_AS_IT_IS)}>)"
+    return f"![{text}](<data:image/svg+xml,{quote(svg, safe=_UNQUOTED)}>)"

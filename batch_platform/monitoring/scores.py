@@ -1,6 +1,6 @@
-"""How the scores of a partition are distributed: counts, mean and quantiles, of staged or of committed predictions.
+"""Score distributions: counts, mean and quantiles of a partition's scores, staged or committed.
 
-The database bins and counts, so that memory does not grow with the rows. Says what is there, judges nothing.
+The database bins and counts, so that memory does not grow with the number of rows.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from batch_platform.warehouse.sql import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
 QUANTILES = (0.1, 0.5, 0.9)
-CLASSES = 7  # at most so many are told apart by name
+CLASSES = 7  # the most frequent classes are shown by name, the others together
 _REAL_TYPES = ("DOUBLE", "FLOAT")
 
 
@@ -26,11 +26,11 @@ class ScoreDistribution:
 
     Args:
         column: The column of the predictions.
-        bars: Labels and counts, in order: of ranges of equal width, or of the most frequent classes.
-        numbers: Mean and quantiles; of classes, the share of each.
-        low: Where the first range begins; None for classes.
-        high: Where the last range ends; None for classes.
-        constant: Whether all rows, at least two, have the same value.
+        bars: Labels and counts, in order: ranges of equal width, or the most frequent classes.
+        numbers: Mean and quantiles; for classes, the share of each class.
+        low: Start of the first range; None for classes.
+        high: End of the last range; None for classes.
+        constant: Whether there are at least two rows and all have the same value.
     """
 
     column: str
@@ -40,29 +40,23 @@ class ScoreDistribution:
     high: float | None
     constant: bool
 
-    @property
-    def rows(self) -> int:
-        """How many rows the bars count."""
-        return sum(count for _, count in self.bars)
-
 
 def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
-    """The distributions of partitions that are staged in Parquet files, by key; one without predictions is left out.
+    """The distributions of partitions staged in Parquet files, by key; a partition without predictions is left out.
 
-    Holds no lock and opens no database file.
+    Needs no lock and opens no database file.
     """
     if not files:
         return {}
     with duckdb.connect() as con:
-        return _distributions(
-            con, "read_parquet($files, union_by_name := true)", {"files": [str(one) for one in files]}
-        )
+        values = {"files": [str(file) for file in files]}
+        return _distributions(con, "read_parquet($files, union_by_name := true)", values)
 
 
 def committed_distributions(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Sequence[str]
 ) -> dict[str, ScoreDistribution]:
-    """The distributions of partitions that are committed, by key; one without predictions is left out."""
+    """The distributions of committed partitions, by key; a partition without predictions is left out."""
     if not partition_keys or not has_table(con, pipeline, "predictions"):
         return {}
     rows = f"(FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys)"
@@ -74,15 +68,15 @@ def _distributions(
 ) -> dict[str, ScoreDistribution]:
     """The distributions of all partitions of a relation.
 
-    Probabilities lie between 0 and 1, which is where their ranges begin and end; the ranges of all else are those of the
-    partition. A prediction that is not a real number is a class.
+    The ranges of probabilities span 0 to 1, those of other numbers span the partition's own minimum to maximum. A
+    prediction that is not a real number is a class.
     """
     types = {name: dtype for name, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall()}
     column = "score" if "score" in types else "prediction"
     if column not in types:
         return {}
-    found = _numeric if types[column] in _REAL_TYPES else _classes
-    return found(con, rows, values, column)
+    distributions = _numeric if types[column] in _REAL_TYPES else _classes
+    return distributions(con, rows, values, column)
 
 
 def _numeric(
@@ -107,12 +101,12 @@ def _numeric(
     for key, low, high, *of_bin in con.execute(query, values).fetchall():
         ends[key] = low, high
         bins[key].append(_Bin(*of_bin))
-    return {key: _of_bins(column, *ends[key], found) for key, found in bins.items()}
+    return {key: _of_bins(column, *ends[key], filled) for key, filled in bins.items()}
 
 
 @dataclass(frozen=True)
 class _Bin:
-    """The scores of one range, at least one."""
+    """The scores of one range that has at least one."""
 
     at: int
     rows: int
@@ -121,14 +115,14 @@ class _Bin:
     highest: float
 
 
-def _of_bins(column: str, low: float, high: float, found: Sequence[_Bin]) -> ScoreDistribution:
+def _of_bins(column: str, low: float, high: float, filled: Sequence[_Bin]) -> ScoreDistribution:
     counts = [0] * BINS
-    for one in found:
-        counts[one.at] = one.rows
+    for scores in filled:
+        counts[scores.at] = scores.rows
     rows, wide = sum(counts), (high - low) / BINS
-    constant = rows > 1 and min(one.lowest for one in found) == max(one.highest for one in found)
+    constant = rows > 1 and min(scores.lowest for scores in filled) == max(scores.highest for scores in filled)
     reached = list(accumulate(counts))
-    numbers = {"mean": fsum(one.total for one in found) / rows}
+    numbers = {"mean": fsum(scores.total for scores in filled) / rows}
     for share in QUANTILES:
         at = next(at for at, seen in enumerate(reached) if seen >= share * rows)
         numbers[f"p{share * 100:.0f}"] = low + (at + 0.5) * wide
@@ -150,11 +144,11 @@ def _classes(
     counts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for key, value, count in con.execute(query, values).fetchall():
         counts[key].append((value, count))
-    found: dict[str, ScoreDistribution] = {}
-    for key, of in counts.items():
-        total, rest = sum(count for _, count in of), sum(count for _, count in of[CLASSES:])
-        bars = (*of[:CLASSES], *([("others", rest)] if rest else []))
-        shares = {f"share_{label}": count / total for label, count in of[:CLASSES]}
-        constant = len(of) == 1 and total > 1
-        found[key] = ScoreDistribution(column, tuple(bars), shares, None, None, constant)
-    return found
+    distributions: dict[str, ScoreDistribution] = {}
+    for key, classes in counts.items():
+        total, rest = sum(count for _, count in classes), sum(count for _, count in classes[CLASSES:])
+        bars = (*classes[:CLASSES], *([("others", rest)] if rest else []))
+        shares = {f"share_{label}": count / total for label, count in classes[:CLASSES]}
+        constant = len(classes) == 1 and total > 1
+        distributions[key] = ScoreDistribution(column, bars, shares, None, None, constant)
+    return distributions

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.leakage import MOST_ROWS, nearly_deciding
+from batch_platform.monitoring.leakage import MAX_ROWS, nearly_deciding
 
 N = 400
 RANDOM = np.random.default_rng(1)
@@ -78,5 +78,5 @@ def test_too_few_rows_agree_by_chance():
 
 
 def test_of_many_rows_some_are_read():
-    many = np.arange(3.0 * MOST_ROWS + 1)
-    assert nearly_deciding(many[:, None], [False], many > MOST_ROWS, classes=True) == [0]
+    many = np.arange(3.0 * MAX_ROWS + 1)
+    assert nearly_deciding(many[:, None], [False], many > MAX_ROWS, classes=True) == [0]
