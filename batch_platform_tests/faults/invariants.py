@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -16,6 +15,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.starting_points import made_once
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 SCORED = [f"2024-02-{day:02}" for day in range(1, 11)]
@@ -91,7 +91,7 @@ def published(home: Home, schema: str = "small") -> dict[str, Held]:
 
 def prepared(folder: Path, **overrides: Any) -> Pipeline:
     """The small pipeline with ten days scored, in `folder`; made once for all tests of a session and copied."""
-    template = _template(folder.parent)
+    template = made_once(folder, "ten_days_scored", lambda made: carry_out(small_pipeline(made), NOW, "first"))
     copytree(template, folder, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(folder, **overrides)
 
@@ -168,10 +168,3 @@ def _whole(found: dict[str, Held]) -> dict[str, Held]:
     broken = {key: reason for key, one in found.items() if (reason := one.broken())}
     assert not broken, broken
     return found
-
-
-@cache
-def _template(base: Path) -> Path:
-    folder = base / "prepared_for_faults"
-    carry_out(small_pipeline(folder), NOW, "first")
-    return folder

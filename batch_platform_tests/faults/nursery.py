@@ -1,7 +1,7 @@
 """Processes that begin with everything imported, so that hundreds of them can be killed in a few minutes.
 
-The nursery imports and never starts a thread; each line on its standard input is the task of one child that it forks.
-What a child has reached it says in one line; the nursery buries it when it is told to, so that its id stays its own.
+The nursery imports and never starts a thread. Each line on its standard input is the task of a child that it forks.
+A child reports its progress one line at a time. The nursery reaps a child only on request, so that its id stays its own.
 """
 
 import json
@@ -16,8 +16,17 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
+import numba
+
 VICTIMS = "batch_platform_tests.faults.victim"
-IMPORTED = ("batch_platform.pipeline.pipeline", "skops.io", "sklearn.ensemble", "sklearn.metrics", VICTIMS)
+IMPORTED = (
+    "batch_platform.pipeline.pipeline",
+    "skops.io",
+    "sklearn.ensemble",
+    "sklearn.metrics",
+    "batch_platform.models.forest.arrays",
+    VICTIMS,
+)
 ENDS = ("done", "failed")
 
 
@@ -115,6 +124,9 @@ def main() -> None:
     for module in IMPORTED:
         import_module(module)
     tasks = import_module(VICTIMS)
+    numba.njit("float64(float64)")(
+        lambda number: number
+    )  # the compiler builds its tables with the first function, for a second
     mark("ready")
     for line in iter(sys.stdin.readline, ""):
         if line.startswith("bury "):

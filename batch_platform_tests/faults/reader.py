@@ -1,20 +1,22 @@
-"""A reader that never stops looking: every state of the published copy that it sees must be one that was complete.
+"""A reader that never stops looking: every state of the published copy that it sees must be a complete one.
 
-Given a home and the contents that each partition may have; ends, and says how often it looked, when its standard input
-is closed.
+It takes a home and the contents that each partition may have. When its standard input is closed it ends and prints how
+often it looked.
 """
 
 import json
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Self
 
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.invariants import Held, published
 
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.005  # between two checks whether the copy is another one
+PATIENCE_SECONDS = 0.5  # after which it looks at a copy that is still the same
 
 
 class Reader:
@@ -38,15 +40,21 @@ class Reader:
 
 
 def read_until_told(home: Home, contents: dict[str, list[str]]) -> tuple[int, int]:
-    """How often it looked, and how many different states it saw."""
+    """Look whenever the copy changes, and regularly; returns the numbers of looks and of different states seen."""
     looks, states, last = 0, 0, dict[str, Held]()
+    copy_seen, looked_at = None, 0.0
     while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
-        found = published(home)
-        strange = [key for key, one in found.items() if one.content not in contents.get(key, [one.content])]
+        copy = home.published.stat()
+        copy_now = (copy.st_ino, copy.st_size, copy.st_mtime_ns)
+        if copy_now == copy_seen and time.monotonic() < looked_at + PATIENCE_SECONDS:
+            continue
+        copy_seen, looked_at = copy_now, time.monotonic()
+        state = published(home)
+        strange = [key for key, held in state.items() if held.content not in contents.get(key, [held.content])]
         assert not strange, f"rows that no run ever wrote: {strange}"
-        older = [key for key, one in last.items() if key not in found or found[key].seq < one.seq]
+        older = [key for key, held in last.items() if key not in state or state[key].seq < held.seq]
         assert not older, f"went back to an older state: {older}"
-        looks, states, last = looks + 1, states + (found != last), found
+        looks, states, last = looks + 1, states + (state != last), state
     return looks, states
 
 
