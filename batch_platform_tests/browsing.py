@@ -1,13 +1,16 @@
 """A real Chromium on Dagster's pages: opened without a network and without a window, driven by roles and words."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import ConsoleMessage, Error, Locator, Page, Request, expect, sync_playwright
 
-CHROMIUM = "/usr/bin/chromium"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")  # as commands
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -96,12 +99,33 @@ class Dagster:
         field.press("Tab")
 
 
+def installed_browser() -> Path | None:
+    """The browser to test with: an installed Chromium or Chrome, else the one that Playwright brought, else None."""
+    for command in BROWSERS:
+        if executable := shutil.which(command):
+            return Path(executable)
+    with sync_playwright() as playwright:
+        brought = Path(playwright.chromium.executable_path)
+    return brought if brought.is_file() else None
+
+
+def require_browser() -> Path:
+    """The browser to test with; without one the test is skipped with the reason, and fails where CI is `true`."""
+    if browser := installed_browser():
+        return browser
+    reason = "there is no Chromium, Chrome or browser of Playwright's; python -m batch_platform_tests installs one"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @contextmanager
 def browser(url: str, width: int = 1700, height: int = 1000, scale: float = 1) -> Iterator[Dagster]:
     """A tab on a deployment, past the greeting of a first visit; nothing but the deployment can be reached."""
     expect.set_options(timeout=PATIENCE_MS)
+    executable = require_browser()
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=_chromium(), args=list(FLAGS))
+        chromium = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         try:
             context = chromium.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
             context.set_default_timeout(PATIENCE_MS)
@@ -124,10 +148,3 @@ def _note(dagster: Dagster, message: ConsoleMessage) -> None:
 def _note_failure(dagster: Dagster, request: Request) -> None:
     if request.url.startswith(dagster.url) and request.failure != "net::ERR_ABORTED":  # left for another page
         dagster.errors.append(f"{request.url}: {request.failure}")
-
-
-def _chromium() -> str:
-    if not Path(CHROMIUM).exists():
-        msg = f"{CHROMIUM} is missing; apt-get install chromium fonts-dejavu-core brings it"
-        raise Error(msg)
-    return CHROMIUM

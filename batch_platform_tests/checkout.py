@@ -1,14 +1,42 @@
 """The repository as a clean clone holds it, copied, and commands run in a copy as a newcomer runs them."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from batch_platform_tests.command_line import OWN_VARIABLES
+from batch_platform_tests.starting_points import made_once
 
 ROOT = Path(__file__).parents[1]
 OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEMO_OUTPUT = "demo.txt"
+
+
+def blocks(language: str) -> list[str]:
+    """The README's fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def command(ending: str) -> str:
+    """The only line of the README's commands that ends so."""
+    (line,) = [line for block in blocks("bash") for line in block.splitlines() if line.endswith(ending)]
+    return line
+
+
+def clone_after_demo(folder: Path) -> Path:
+    """A clone in which the README's first command has run, its output in `DEMO_OUTPUT`; made once per session.
+
+    Its environment holds the package and what the package requires, and nothing of the tests.
+    """
+
+    def make(clone: Path) -> None:
+        output = shell(command("demo"), copy_checkout(clone))
+        (clone / DEMO_OUTPUT).write_text(output, encoding="utf-8")
+
+    return made_once(folder, "clone", make)
 
 
 def copy_checkout(folder: Path) -> Path:

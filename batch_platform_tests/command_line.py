@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from batch_platform.cli import main, terminal
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.starting_points import made_once
 
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 REJECTED_ID, REJECTED_DAY = 2000, "2024-02-19"
@@ -115,13 +115,14 @@ def write_project(folder: Path, **overrides: Any) -> Path:
     return write_dagster_project(folder, **{"events": events, "labels_sql": LABELS_SQL, **OVERRIDES, **overrides})
 
 
-@cache
-def finished_project(base: Path) -> Path:
-    """The project with all that is due done; made once for all tests below a folder, which copy it."""
-    folder = write_project(base / "finished_project")
-    answer = run_command(folder, "run", "small")
-    assert answer.code == 0, answer.err
-    return folder
+def copy_of_finished_project(tmp_path: Path) -> Path:
+    """A copy below a test's folder of the project with all that is due done, which is made once per session."""
+
+    def make(folder: Path) -> None:
+        answer = run_command(write_project(folder), "run", "small")
+        assert answer.code == 0, answer.err
+
+    return copy_of(made_once(tmp_path, "finished_project", make), tmp_path / "project")
 
 
 def copy_of(project: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What all tests share: none fails for being slow, none sees the modules of another one's project; the command to call."""
+"""Fixtures and settings of all tests: no test fails for being slow or sees the modules of another test's project."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from batch_platform_tests.command_line import InProcess, copy_of, finished_project, write_project
+from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.dagster_project import PACKAGE
 
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
@@ -17,7 +17,7 @@ settings.load_profile("any_machine")
 
 @pytest.fixture(autouse=True)
 def no_project_of_another_test() -> Iterator[None]:
-    """Every project on disk is a package of one name: forget where the last one lay."""
+    """Every project on disk is a package of the same name: forget where the last project lay."""
     path = list(sys.path)
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
@@ -32,12 +32,12 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
 
 @pytest.fixture
-def project(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project of this test's own with all that is due done."""
-    return copy_of(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+def project(tmp_path: Path) -> Path:
+    """A project of the test's own with all that is due done."""
+    return copy_of_finished_project(tmp_path)
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
-    """A project of which nothing has run yet."""
+    """A project in which nothing has run yet."""
     return write_project(tmp_path / "project")

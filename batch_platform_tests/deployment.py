@@ -15,6 +15,7 @@ from batch_platform.components.wiring import Wiring, stamp_of
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.small_pipeline import small_pipeline
+from batch_platform_tests.starting_points import made_once
 
 SCORED_FROM = "2024-02-01"  # the first day that the small pipeline's only model serves
 
@@ -92,11 +93,14 @@ class Deployment:
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
-def deploy_trained(template: Path, tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
-    """As `deploy`, with January's features and February's model: made in `template` once, copied from there."""
-    if not (template / "home").exists():
+def deploy_trained(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
+    """As `deploy`, with January's features and February's model, which are made once per session and copied."""
+
+    def make(folder: Path) -> None:
         with monkeypatch.context() as aside:
-            deploy(template, aside).train()
+            deploy(folder, aside).train()
+
+    template = made_once(tmp_path, "trained", make)
     shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
     return deploy(tmp_path, monkeypatch, **overrides)
 

@@ -3,6 +3,7 @@
 import fcntl
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 
 WORKER_PREFIX = "popen-"  # of the folder that pytest-xdist gives to a worker, below that of the session
 
@@ -32,6 +33,7 @@ def made_once(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
     with (starting_points / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not finished.exists():
+            rmtree(made, ignore_errors=True)
             make(made)
             finished.touch()
     return made

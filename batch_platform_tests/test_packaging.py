@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from batch_platform import __version__
-from batch_platform_tests.checkout import ROOT, copy_checkout, shell
+from batch_platform_tests.checkout import ROOT, clone_after_demo, copy_checkout, shell
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.small_pipeline import small_declaration
 
@@ -39,7 +39,13 @@ class Installed:
 @pytest.fixture(scope="session")
 def installed(wheel, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
-    shell(f"python3 -m venv env && env/bin/pip install {quote(str(wheel))}", folder)
+    shell(f"python3 -m venv env && env/bin/pip install --no-deps {quote(str(wheel))}", folder)
+    (packages,) = (folder / "env" / "lib").glob("python*/site-packages")
+    (required,) = (clone_after_demo(tmp_path_factory.mktemp("of_clone")) / ".venv" / "lib").glob(
+        "python*/site-packages"
+    )
+    (packages / "required.pth").write_text(f"{required}\n")  # what the wheel requires, installed for the demo
+    shell("env/bin/pip check", folder)
     project = write_dagster_project(folder / "project")
     pipeline_folder(project).rename(pipeline_folder(project, "churn"))
     write_defs_yaml(project, small_declaration(name="churn", description="Whether a customer leaves."), "churn")
@@ -88,7 +94,7 @@ def test_pipeline_of_the_other_project_runs(installed):
 
 
 def test_dagster_loads_the_other_project(installed):
-    validate = f"cd {quote(str(installed.project))} && ../env/bin/dagster definitions validate -m {PACKAGE}.definitions"
+    validate = f"cd {quote(str(installed.project))} && ../env/bin/python -m dagster definitions validate -m {PACKAGE}.definitions"
     shell(validate, installed.folder)
 
 

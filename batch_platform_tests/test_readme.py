@@ -2,43 +2,40 @@
 
 import json
 import re
+import sys
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from shlex import quote
 
 import duckdb
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import BacktestModel, backtest
-from batch_platform_tests.checkout import ROOT, copy_checkout, shell
+from batch_platform_tests.checkout import (
+    DEMO_OUTPUT,
+    README,
+    ROOT,
+    blocks,
+    clone_after_demo,
+    command,
+    copy_checkout,
+    shell,
+)
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
 
 NOW = datetime(2024, 2, 10, 12, tzinfo=UTC)
 TREE = "sklearn.tree.DecisionTreeClassifier"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-
-
-def command(ending: str) -> str:
-    """The only line of the README's commands that ends so."""
-    (found,) = [line for block in blocks("bash") for line in block.splitlines() if line.endswith(ending)]
-    return found
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    return copy_checkout(tmp_path_factory.mktemp("clone"))
-
-
-@pytest.fixture(scope="module")
-def demonstrated(clone):
-    """A clone in which the first command has run, and what it said."""
-    return clone, shell(command("demo"), clone)
+def demonstrated(tmp_path_factory):
+    """A clone in which the first command has run, and its output."""
+    clone = clone_after_demo(tmp_path_factory.mktemp("of_clone"))
+    return clone, (clone / DEMO_OUTPUT).read_text(encoding="utf-8")
 
 
 def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
@@ -102,16 +99,33 @@ def test_tables_of_the_readme_exist_with_their_columns(demonstrated, tmp_path):
         assert set(re.findall(r"`([a-z_]+)`", meaning)) <= present[name], name
 
 
-def test_second_command_finds_every_test(demonstrated):
-    clone, _ = demonstrated
-    collected = shell(f"{command('.venv/bin/pytest')} --collect-only -q", clone)
+def test_second_command_finds_every_test(tmp_path):
+    """With the packages of this environment, which the installing half of the command has made."""
+    installing, _, running = command("batch_platform_tests").rpartition(" && .venv/bin/python ")
+    assert installing == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]'"
+    assert missing_requirements("test") == []
+    collected = shell(f"{quote(sys.executable)} {running} --collect-only -q", copy_checkout(tmp_path))
     files = {line.split("::")[0] for line in collected.splitlines() if "::" in line}
-    assert files == {f"batch_platform_tests/{path.name}" for path in (ROOT / "batch_platform_tests").glob("test_*.py")}
+    assert files == {str(path.relative_to(ROOT)) for path in (ROOT / "batch_platform_tests").rglob("test_*.py")}
+
+
+def missing_requirements(extra: str) -> list[str]:
+    """What the package requires with an extra and this environment lacks, or has in another version."""
+    requirements = [Requirement(text) for text in requires("batch-platform")]
+    required = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})]
+    return [str(requirement) for requirement in required if not is_installed(requirement)]
+
+
+def is_installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(version(requirement.name))
+    except PackageNotFoundError:
+        return False
 
 
 def test_the_two_commands_stand_alone_on_their_lines():
     assert command("demo") == "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/batch-platform demo"
-    assert command("pytest") == "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest"
+    assert command("batch_platform_tests").startswith("python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && ")
 
 
 def test_yaml_is_a_pipeline():

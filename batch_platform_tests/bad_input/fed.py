@@ -24,6 +24,7 @@ from batch_platform.pipeline.train import Trained
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.small_pipeline import small_events, small_pipeline, small_spec, write_small_project
+from batch_platform_tests.starting_points import made_once
 
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 DAY = DAYS[1]
@@ -67,11 +68,7 @@ class Fed:
     @classmethod
     def scored(cls, tmp_path: Path, **overrides: Any) -> "Fed":
         """Build, train and score; overrides as for `small_pipeline`. What is asked for twice is made once and copied."""
-        template = tmp_path.parent / f"fed_{_fingerprint(overrides)}"
-        if not (template / "done").exists():
-            shutil.rmtree(template, ignore_errors=True)
-            cls._made(template, overrides)
-            (template / "done").touch()
+        template = made_once(tmp_path, f"fed_{_fingerprint(overrides)}", lambda made: cls._made(made, overrides))
         for part in ("project", "home"):
             shutil.copytree(template / part, tmp_path / part, symlinks=True)
         return cls(tmp_path, dict(overrides), cls._opened(tmp_path, overrides))

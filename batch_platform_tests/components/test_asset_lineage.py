@@ -97,9 +97,8 @@ def test_what_stands_behind_a_star_is_unknown_until_a_run_has_asked_the_sources(
     assert "| `shop` | `events`: `shop` unchanged |" in readable(newest)
 
 
-def test_a_run_tells_which_columns_its_model_reads_and_gives_once(tmp_path, tmp_path_factory, monkeypatch):
-    template = tmp_path_factory.getbasetemp() / "lineage"
-    deployment = deploy_trained(template, tmp_path, monkeypatch)
+def test_a_run_tells_which_columns_its_model_reads_and_gives_once(tmp_path, monkeypatch):
+    deployment = deploy_trained(tmp_path, monkeypatch)
     assert deployment.run("features", "predictions", first=SCORED_FROM, last="2024-02-03").success
     found = logged(deployment, "predictions")
     assert [LINEAGE in found[key] for key in sorted(found)] == [False, False, True]

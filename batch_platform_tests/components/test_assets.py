@@ -26,14 +26,9 @@ from batch_platform_tests.small_pipeline import small_events, small_spec, write_
 RULE = {"performance": {"warn_below": 0.6}}
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template")
-
-
 @pytest.fixture
-def trained(template, tmp_path, monkeypatch):
-    return deploy_trained(template, tmp_path, monkeypatch)
+def trained(tmp_path, monkeypatch):
+    return deploy_trained(tmp_path, monkeypatch)
 
 
 def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
@@ -298,8 +293,8 @@ def broken_day(day: str) -> pl.DataFrame:
     )
 
 
-def test_a_retry_keeps_what_is_committed_and_does_the_rest(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch, events=broken_day("2024-02-03"))
+def test_a_retry_keeps_what_is_committed_and_does_the_rest(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, events=broken_day("2024-02-03"))
     days = trained.days("2024-02-01", "2024-02-06")
     result = trained.run("features", "predictions", first=days[0], last=days[-1])
     message = failure(result)
@@ -374,8 +369,8 @@ def test_a_metric_is_shown_with_six_digits(trained):
     assert len(str(value(logged, "log_loss"))) <= len("0.123456")
 
 
-def test_a_model_without_parameters_is_said_to_have_none(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": None})
+def test_a_model_without_parameters_is_said_to_have_none(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, model={"params": None})
     assert trained.run("model", first="2024-02-01").success
     (logged,) = trained.materializations("model")
     assert value(logged, "params") == "none"
@@ -446,8 +441,8 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     assert bool(result.asset_materializations_for_node("emails")) is goes_on
 
 
-def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
     ran: list[str] = []
 
     @dg.asset(partitions_def=trained.wiring.partitions, deps=[trained.key("predictions")])
@@ -497,9 +492,9 @@ def test_a_model_is_logged_with_its_gate(trained):
     assert gates["2024-02-01"].metadata["version"].value == value(logged, "version")
 
 
-def test_a_refused_model_is_a_warning_and_not_a_failure(template, tmp_path, monkeypatch):
+def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
     demanding = {"promote": {"metric": "roc_auc", "at_least": 1.1}}
-    trained = deploy_trained(template, tmp_path, monkeypatch, model=demanding)
+    trained = deploy_trained(tmp_path, monkeypatch, model=demanding)
     champion = trained.pipeline.state().registry.versions[0].version
     assert trained.run("model", first="2024-02-01").success
     gate = evaluations(trained, "model", "gate")["2024-02-01"]
@@ -541,8 +536,8 @@ def test_one_model_for_all_serves_from_where_it_was_first_needed(tmp_path, monke
     assert version.serving_period == "2024-01-16"  # the first one with 14 days and a day of delay before it
 
 
-def test_performance_warns_of_partitions_below_the_rule(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch, monitoring={"performance": {"warn_below": 1.1}})
+def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, monitoring={"performance": {"warn_below": 1.1}})
     trained.score("2024-02-01", "2024-02-03")
     days = trained.days("2024-02-01", "2024-02-03")
     assert trained.run("performance", first=days[0], last=days[-1]).success
@@ -581,9 +576,9 @@ def test_performance_of_what_is_not_scored_fails_in_one_paragraph(trained):
     assert "batch-platform run small" in message
 
 
-def test_a_day_without_rows_is_a_success_with_zeros(template, tmp_path, monkeypatch):
+def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):
     local = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String)
-    trained = deploy_trained(template, tmp_path, monkeypatch, events=small_events().filter(local != "2024-02-02"))
+    trained = deploy_trained(tmp_path, monkeypatch, events=small_events().filter(local != "2024-02-02"))
     days = trained.days("2024-02-01", "2024-02-03")
     assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
     assert trained.run("performance", first=days[0], last=days[-1]).success

@@ -56,8 +56,8 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
     assert "null for the model that serves" in shown_of["performance"].description
 
 
-def test_who_declares_no_challengers_sees_none(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_who_declares_no_challengers_sees_none(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
     checks = trained.definitions.resolve_asset_graph().asset_check_keys
     assert "challengers" not in {check.name for check in checks}
     assert not any("hallenge" in (spec.description or "") for spec in trained.definitions.resolve_all_asset_specs())

@@ -236,11 +236,9 @@ def test_holding_it_open_twice_is_holding_it_open_once(instance):
     assert instance.get_materialized_partitions(KEY) == {"a", "b"}
 
 
-def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_every_event(
-    tmp_path_factory, tmp_path, monkeypatch
-):
+def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_every_event(tmp_path, monkeypatch):
     """Dagster's storage opens its databases in one place, `_connect`; without it, every event would open one."""
-    deployed = deploy_trained(tmp_path_factory.getbasetemp() / "event_log", tmp_path, monkeypatch)
+    deployed = deploy_trained(tmp_path, monkeypatch)
     opened = 0
     create_engine = sqlite_event_log.create_engine
 

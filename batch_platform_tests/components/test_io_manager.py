@@ -27,9 +27,9 @@ ODD = ["it's", 'say "hi"', "../up", "a b", "ключ", "'; DROP TABLE reports.od
 
 
 @pytest.fixture
-def deployment(tmp_path, tmp_path_factory, monkeypatch) -> Deployment:
+def deployment(tmp_path, monkeypatch) -> Deployment:
     """Ten days of the small pipeline, scored and published."""
-    deployed = deploy_trained(tmp_path_factory.getbasetemp() / "io_manager", tmp_path, monkeypatch)
+    deployed = deploy_trained(tmp_path, monkeypatch)
     deployed.score(SCORED_FROM, LAST)
     deployed.pipeline.publish()
     return deployed

@@ -39,17 +39,12 @@ SCORE_RANGE = Measure(
 )
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template")
-
-
 @pytest.fixture
-def evaluated(template, tmp_path, monkeypatch) -> Deployment:
+def evaluated(tmp_path, monkeypatch) -> Deployment:
     """Two evaluated days of a pipeline to which a metric and a measure were added."""
     monkeypatch.setitem(METRICS, "balanced_accuracy", Metric("balanced_accuracy", ("binary",), balanced_accuracy))
     monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
-    deployment = deploy_trained(template, tmp_path, monkeypatch)
+    deployment = deploy_trained(tmp_path, monkeypatch)
     deployment.score("2024-02-01", "2024-02-02")
     assert deployment.run("performance", first="2024-02-01", last="2024-02-02").success
     return deployment
@@ -101,11 +96,9 @@ def test_a_second_evaluation_replaces_the_rows_of_an_added_measure(evaluated):
     )
 
 
-def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(
-    template, tmp_path, monkeypatch
-):
+def test_rows_of_challengers_are_read_from_an_added_measure_only_where_they_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(MEASURES, "score_range", SCORE_RANGE)
-    deployment = deploy_trained(template, tmp_path, monkeypatch, challengers=[CHALLENGER])
+    deployment = deploy_trained(tmp_path, monkeypatch, challengers=[CHALLENGER])
     assert deployment.run("model", first="2024-02-01", config={"model": {"challengers_only": True}}).success
     deployment.score("2024-02-01", "2024-02-01")
     assert deployment.run("performance", first="2024-02-01").success

@@ -15,11 +15,6 @@ from batch_platform_tests.small_pipeline import DECLARATION
 DECLARED = DECLARATION["model"]["params"]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template")
-
-
 def offered(deployment: Deployment) -> dict[str, Any]:
     """What the launchpad fills in for a training."""
     schema = deployment.definitions.resolve_job_def("small_train").run_config_schema
@@ -32,8 +27,8 @@ def test_the_declared_parameters_are_filled_in_and_nothing_that_has_no_meaning_h
     assert offered(challenged) == {"params": DECLARED, "challengers_only": False}
 
 
-def test_a_parameter_of_none_is_a_value_like_any_other(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_a_parameter_of_none_is_a_value_like_any_other(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
     unbounded = trained.pipeline.spec.model_copy(deep=True)
     unbounded.model.params["max_depth"] = None
     trained = replace(trained, definitions=build_definitions(unbounded, trained.pipeline.folder))
@@ -45,9 +40,9 @@ def test_a_parameter_of_none_is_a_value_like_any_other(template, tmp_path, monke
     assert {"| max_depth | null |", "| max_leaf_nodes | null |", "| max_iter | 5 |"} <= set(shown.splitlines())
 
 
-def test_what_is_left_as_it_was_filled_in_counts_as_declared(template, tmp_path, monkeypatch):
+def test_what_is_left_as_it_was_filled_in_counts_as_declared(tmp_path, monkeypatch):
     weights = {"class_weight": {False: 1, True: 2.5}}
-    trained = deploy_trained(template, tmp_path, monkeypatch, model={"params": weights})
+    trained = deploy_trained(tmp_path, monkeypatch, model={"params": weights})
     sent = {**weights, "max_iter": 3}
     sent = json.loads(json.dumps(sent))  # as a launch is stored
     assert "false" in sent["class_weight"]
@@ -63,14 +58,14 @@ def test_a_secret_among_the_parameters_is_not_filled_in(tmp_path, monkeypatch):
     assert offered(deploy(tmp_path, monkeypatch, model=secret))["params"] == {}
 
 
-def test_until_is_refused_where_each_period_has_its_own_model(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_until_is_refused_where_each_period_has_its_own_model(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
     with pytest.raises(dg.DagsterInvalidConfigError, match='unexpected config entry "until"'):
         trained.run("model", first="2024-02-01", config={"model": {"until": "2024-02-10"}})
 
 
-def test_a_run_over_a_range_shows_which(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_a_run_over_a_range_shows_which(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
 
     def shown(first: str, last: str | None) -> str | None:
         result = trained.run("features", "predictions", first=first, last=last)

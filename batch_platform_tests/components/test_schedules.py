@@ -22,14 +22,9 @@ RANGE_START, RANGE_END = range_tags("first", "last")
 Requested = tuple[tuple[str, ...], str, str]  # assets, first and last partition
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory):
-    return tmp_path_factory.mktemp("template")
-
-
 @pytest.fixture
-def trained(template, tmp_path, monkeypatch):
-    return deploy_trained(template, tmp_path, monkeypatch)
+def trained(tmp_path, monkeypatch):
+    return deploy_trained(tmp_path, monkeypatch)
 
 
 def at(text: str) -> datetime:
@@ -132,8 +127,8 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
         assert reason == "Nothing is due; no model serves 31 partitions, the last 2024-01-31."
 
 
-def test_nothing_missing_is_skipped_with_a_reason(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch, partitions={"start": "2024-02-01"})
+def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, partitions={"start": "2024-02-01"})
     trained.score("2024-02-01", "2024-02-03")
     requests, reason = look(trained, "predictions", at("2024-02-04T05:00"))
     assert requests == []
@@ -186,14 +181,14 @@ def test_features_that_are_built_are_not_asked_for_again(trained):
     ]
 
 
-def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(template, tmp_path, monkeypatch):
+def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_path, monkeypatch):
     twice = small_events().with_columns(
         pl.when(pl.col("ts").is_between(at("2024-02-03T00:00"), at("2024-02-04T00:00")))
         .then(pl.lit(1))
         .otherwise(pl.col("id"))
         .alias("id")
     )
-    trained = deploy_trained(template, tmp_path, monkeypatch, events=twice)
+    trained = deploy_trained(tmp_path, monkeypatch, events=twice)
     when = at("2024-02-07T05:00")
     assert tick(trained, "predictions", when) == [False]
     assert max(trained.pipeline.state().features) == "2024-02-02"
@@ -253,8 +248,8 @@ def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
     assert held(trained.wiring, trained.instance) == frozenset()
 
 
-def test_a_tick_requests_no_more_than_its_limit_oldest_first(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch, predictions={"limit": 4})
+def test_a_tick_requests_no_more_than_its_limit_oldest_first(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, predictions={"limit": 4})
     when = at("2024-02-12T05:00")
     assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-01", "2024-02-04")]
     assert tick(trained, "predictions", when) == [True]
@@ -432,8 +427,8 @@ def test_a_reused_process_id_is_another_process(trained):
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 
 
-def test_a_stale_partition_is_scored_again(template, tmp_path, monkeypatch):
-    trained = deploy_trained(template, tmp_path, monkeypatch)
+def test_a_stale_partition_is_scored_again(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch)
     trained.score("2024-02-01", "2024-02-02")
     other = deploy(tmp_path, monkeypatch, predictions={"keep": ["items"]})
     assert requested(other, "predictions", at("2024-02-03T05:00")) == [(("predictions",), "2024-02-01", "2024-02-02")]

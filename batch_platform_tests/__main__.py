@@ -1,0 +1,105 @@
+"""Run the tests on a machine that has Python and nothing else: `python -m batch_platform_tests [PYTEST ARGUMENTS]`.
+
+Installs what is missing with apt-get where that is possible (Debian or Ubuntu, as root), and says what to install
+otherwise. The tests' temporary files go to memory where it has room for them.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batch_platform_tests.browsing import installed_browser
+
+JDK_VERSIONS = ("17", "21")
+BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
+MEMORY = Path("/dev/shm")
+FOLDER_BYTES, SPARE_BYTES = 4 * 2**30, 8 * 2**30  # what the folder may need, and what must be free with it
+
+
+def installed_jdk() -> str | None:
+    """The major version of the `java` on the path; None without one."""
+    if shutil.which("java") is None:
+        return None
+    told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', told)
+    return version.group(1) if version else None
+
+
+def bring_what_is_missing() -> None:
+    """Install a browser and a JDK that Spark runs on, unless they are there.
+
+    Exits with 2, and says what to install, where this process cannot.
+    """
+    lacks_browser, lacks_jdk = installed_browser() is None, installed_jdk() not in JDK_VERSIONS
+    if not (lacks_browser or lacks_jdk):
+        return
+    may_install = shutil.which("apt-get") is not None and os.geteuid() == 0
+    failure = _run_quietly("apt-get", "update") if may_install else ""  # before it a bare machine knows no packages
+    packages = [*(BROWSER_PACKAGES if lacks_browser else ()), *([_jdk_package()] if lacks_jdk else [])]
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    if may_install:
+        failure = _run_quietly(*install)
+        if not failure:
+            return
+    needs = [
+        *(["Chromium, Chrome or Playwright's own browser"] if lacks_browser else []),
+        *(["a JDK 17 or 21"] if lacks_jdk else []),
+    ]
+    print(
+        f"{failure}The tests need {' and '.join(needs)}, missing on this machine.\n"
+        f"Hint: as root, on Debian or Ubuntu: apt-get update && {' '.join(install)}",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path | None]:
+    """A folder in memory, removed at the end; None where memory has no room: pytest then uses the disk."""
+    has_room = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= FOLDER_BYTES
+    if not has_room or _available_memory() < SPARE_BYTES:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tests-", dir=MEMORY, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def main(arguments: list[str]) -> int:
+    """Bring what is missing and run pytest with these arguments; returns pytest's exit code."""
+    bring_what_is_missing()
+    with temporary_folder() as folder:
+        environment = {**os.environ, "TMPDIR": str(folder)} if folder else None
+        command = [sys.executable, "-m", "pytest", *arguments]
+        return subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=False).returncode
+
+
+def _available_memory() -> int:
+    """In bytes; 0 where the system does not say."""
+    available = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    return int(available.group(1)) * 1024 if available else 0
+
+
+def _run_quietly(*command: str) -> str:
+    """Run a command of apt's; returns why it failed, or an empty text."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    return f"{done.stdout[-2000:]}{done.stderr[-2000:]}\n{' '.join(command)} ended with {done.returncode}.\n"
+
+
+def _jdk_package() -> str:
+    """The newest JDK package that this distribution has."""
+    names = [f"openjdk-{version}-jdk-headless" for version in reversed(JDK_VERSIONS)]
+    known = shutil.which("apt-cache") is not None
+    return next((name for name in names if known and not _run_quietly("apt-cache", "show", name)), names[-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
