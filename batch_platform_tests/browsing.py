@@ -33,8 +33,8 @@ class Dagster:
 
     Args:
         page: The tab.
-        url: Where the webserver answers.
-        errors: What the pages wrote to the console as errors.
+        url: Address of the webserver.
+        errors: Errors that the pages wrote to the console.
     """
 
     page: Page
@@ -47,11 +47,11 @@ class Dagster:
         return self.page
 
     def words(self, text: str, *, exact: bool = True) -> Locator:
-        """The visible places that say just this; names that are cut to fit stand in the page twice, once unseen."""
+        """The visible elements with exactly this text; a shortened name is on the page twice, once hidden."""
         return self.page.get_by_text(text, exact=exact).filter(visible=True)
 
     def sees(self, text: str, *, exact: bool = True) -> None:
-        """Wait until something says this."""
+        """Wait until the page shows this text."""
         expect(self.words(text, exact=exact).first).to_be_visible()
 
     def button(self, name: str) -> Locator:
@@ -59,24 +59,24 @@ class Dagster:
         return self.page.get_by_role("button", name=name).filter(visible=True).first
 
     def link(self, name: str) -> Locator:
-        """The first link that says this, beside its icon."""
+        """The first visible link with this text."""
         return self.page.get_by_role("link").filter(has_text=name, visible=True).first
 
     def tab(self, name: str) -> None:
-        """Turn to a tab of the page."""
+        """Choose a tab of the page."""
         self.page.get_by_role("tab", name=name, exact=True).filter(visible=True).first.click()
 
     def dismiss_the_greeting(self) -> None:
-        """Wait for the dialog of a first visit, which comes late and not always, and skip it."""
+        """Wait for the dialog of a first visit, which comes late or not at all, and skip it."""
         with suppress(Error):
             self.page.get_by_role("button", name="Skip").click(timeout=GREETING_MS)
 
     def switch(self) -> None:
-        """Turn the first switch of the page, whose own box is drawn over, and see it turn."""
+        """Toggle the first switch of the page, whose checkbox lies under a drawing, and wait until it has toggled."""
         box = self.page.get_by_role("checkbox").or_(self.page.get_by_role("switch")).first
         expect(box).to_be_enabled()
         wanted = not box.is_checked()
-        for _ in range(CLICKS):  # the page may draw itself anew under the first click
+        for _ in range(CLICKS):  # the page may be redrawn under the first click
             box.dispatch_event("click")
             with suppress(AssertionError):
                 expect(box).to_be_checked(checked=wanted, timeout=TURNING_MS)
@@ -85,7 +85,7 @@ class Dagster:
 
     def choose_partition_of_launchpad(self, key: str) -> None:
         """In the launchpad: choose one partition."""
-        for _ in range(CLICKS):  # the page may draw itself anew under the first click, which closes the list
+        for _ in range(CLICKS):  # the page may be redrawn under the first click, which closes the list
             self.page.get_by_placeholder("Partition").click()
             with suppress(Error):
                 self.words(key).first.click(timeout=TURNING_MS)
@@ -93,7 +93,7 @@ class Dagster:
         self.words(key).first.click()
 
     def choose_partitions(self, keys: str) -> None:
-        """In the dialog that launches runs: write which partitions."""
+        """In the dialog that launches runs: enter the partitions."""
         field = self.page.get_by_role("dialog").get_by_placeholder("ex: ")
         field.fill(keys)
         field.press("Tab")
@@ -121,7 +121,7 @@ def require_browser() -> Path:
 
 @contextmanager
 def browser(url: str, width: int = 1700, height: int = 1000, scale: float = 1) -> Iterator[Dagster]:
-    """A tab on a deployment, past the greeting of a first visit; nothing but the deployment can be reached."""
+    """Open a tab on a deployment, past the greeting of a first visit; only the deployment can be reached."""
     expect.set_options(timeout=PATIENCE_MS)
     executable = require_browser()
     with sync_playwright() as playwright:

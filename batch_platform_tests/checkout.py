@@ -1,4 +1,4 @@
-"""The repository as a clean clone holds it, copied, and commands run in a copy as a newcomer runs them."""
+"""Copies of the repository as a clean clone would hold it, and commands run in them as a newcomer runs them."""
 
 import os
 import re
@@ -40,7 +40,7 @@ def clone_after_demo(folder: Path) -> Path:
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what git would give to a clone, with the changes of the working tree; gives the folder."""
+    """Copy what a clone would hold, with the changes of the working tree; returns the folder."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in filter(None, subprocess.check_output(listed, cwd=ROOT, text=True).split("\0")):
         if (ROOT / name).is_file():
@@ -50,7 +50,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def shell(command: str, folder: Path) -> str:
-    """What a command of a shell prints, run in a folder and outside of any virtual environment; it must end well."""
+    """Run a shell command in a folder, outside any virtual environment; it must succeed. Returns its output."""
     own = {*OWN_VARIABLES, *OF_A_VENV, "PYTEST_CURRENT_TEST", "PYTEST_ADDOPTS"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],

@@ -1,6 +1,6 @@
-"""The `batch-platform` command as a user calls it, on somebody else's project in a temporary folder.
+"""The `batch-platform` command as a user calls it, on a user's project in a temporary folder.
 
-The project is the small pipeline with a key of two columns, one of them of odd values, and one row that is rejected.
+The project is the small pipeline with a key of two columns, one with odd values, and one row that is rejected.
 """
 
 import json
@@ -41,7 +41,7 @@ WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -49,13 +49,13 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The report: all of standard output, and nothing else was said."""
+        """The report: all of standard output, with nothing on standard error."""
         assert (self.code, self.err) == (0, "")
         return json.loads(self.out, parse_constant=pytest.fail)
 
     @property
     def error(self) -> str:
-        """The one paragraph that a failure is told in, and nothing besides."""
+        """The one paragraph that reports a failure; standard error holds nothing else."""
         assert self.code in (1, 2)
         assert self.err.startswith("Error: ")
         assert self.err.count("\n") == 1
@@ -83,17 +83,17 @@ class InProcess:
                     patch.delenv(name)
             with pytest.raises(SystemExit) as done:
                 main()
-        said = self._capfd.readouterr()
-        return Answer(int(done.value.code or 0), said.out, said.err)
+        captured = self._capfd.readouterr()
+        return Answer(int(done.value.code or 0), captured.out, captured.err)
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what points to another home."""
+    """This process's environment without the variables that choose a home."""
     return {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES} | variables
 
 
 def run_command(folder: Path, *args: str, command: str = COMMAND, **variables: str) -> Answer:
-    """Call the command in a process of its own, not on a terminal."""
+    """Call the command in a process of its own, without a terminal."""
     done = subprocess.run(
         [command, *args],
         cwd=folder,
@@ -108,7 +108,7 @@ def run_command(folder: Path, *args: str, command: str = COMMAND, **variables: s
 
 
 def write_project(folder: Path, **overrides: Any) -> Path:
-    """Write the project, with overrides as for `small_declaration`; nothing of it has run yet."""
+    """Write the project, in which nothing has run yet; overrides as for `small_declaration`."""
     events = small_events().with_columns(
         pl.when(pl.col("id") == REJECTED_ID).then(-1.0).otherwise(pl.col("amount")).alias("amount")
     )
@@ -116,7 +116,7 @@ def write_project(folder: Path, **overrides: Any) -> Path:
 
 
 def copy_of_finished_project(tmp_path: Path) -> Path:
-    """A copy below a test's folder of the project with all that is due done, which is made once per session."""
+    """Copy the project with everything done into a test's folder; the original is made once per session."""
 
     def make(folder: Path) -> None:
         answer = run_command(write_project(folder), "run", "small")
@@ -126,11 +126,11 @@ def copy_of_finished_project(tmp_path: Path) -> Path:
 
 
 def copy_of(project: Path, folder: Path) -> Path:
-    """A copy of a project with its home, as recorded: links and times kept."""
+    """Copy a project with its home, keeping links and file times; returns the copy."""
     return shutil.copytree(project, folder, symlinks=True)
 
 
 def published(folder: Path, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
-    """What readers find in the home of a project."""
+    """Query the published copy of a project."""
     with duckdb.connect(str(folder / ".batch_platform" / "published.duckdb"), read_only=True) as con:
         return con.execute(query, dict(parameters or {})).fetchall()

@@ -1,4 +1,4 @@
-"""A whole Dagster project of somebody else's, on disk: the small pipeline as one of its components."""
+"""A user's whole Dagster project on disk, with the small pipeline as one of its components."""
 
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ def defs():
 
 
 def write_dagster_project(folder: Path, **overrides: Any) -> Path:
-    """Write the project, made if missing, with the small pipeline in `shop/defs/small`; gives the folder.
+    """Write the project with the small pipeline in `shop/defs/small`; returns its folder, created if missing.
 
-    `events`, `features_sql` and `labels_sql` go to the files, everything else is declared as for `small_declaration`.
+    `events`, `features_sql` and `labels_sql` go to the files, all other overrides are as for `small_declaration`.
     """
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     write_small_project(pipeline_folder(folder), **files)
@@ -47,12 +47,12 @@ def write_dagster_project(folder: Path, **overrides: Any) -> Path:
 
 
 def pipeline_folder(folder: Path, name: str = "small") -> Path:
-    """Where the files of a pipeline of the project lie."""
+    """The folder with the files of a pipeline of the project."""
     return folder / PACKAGE / "defs" / name
 
 
 def write_defs_yaml(folder: Path, attributes: dict[str, Any], name: str = "small") -> Path:
-    """Write the `defs.yaml` of a pipeline of the project, one key to a line; gives the file."""
+    """Write the `defs.yaml` of a pipeline of the project, one key per line; returns the file."""
     file = pipeline_folder(folder, name) / "defs.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     declared = {"type": "batch_platform.components.BatchInference", "attributes": attributes}

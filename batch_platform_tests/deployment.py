@@ -1,4 +1,4 @@
-"""The small pipeline as Dagster runs it: a real instance, files and home in one temporary folder."""
+"""The small pipeline as Dagster runs it: a real instance, with files and home in one temporary folder."""
 
 import shutil
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ SCORED_FROM = "2024-02-01"  # the first day that the small pipeline's only model
 
 @dataclass(frozen=True)
 class Deployment:
-    """A pipeline and the instance that runs it."""
+    """A pipeline and the Dagster instance that runs it."""
 
     pipeline: Pipeline
     definitions: dg.Definitions
@@ -43,9 +43,11 @@ class Deployment:
         config: Mapping[str, Mapping[str, Any]] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
-        """Materialize assets in one run, over a range if `last` is given, for one partition if only `first` is."""
+        """Materialize assets in one run: over a range with `last`, for one partition with only `first`."""
         keys = [self.key(asset) for asset in assets]
-        ops = {self.key(asset).to_python_identifier(): {"config": dict(of)} for asset, of in (config or {}).items()}
+        ops = {
+            self.key(asset).to_python_identifier(): {"config": dict(values)} for asset, values in (config or {}).items()
+        }
         job = self.definitions.resolve_implicit_global_asset_job_def()
         return job.execute_in_process(
             run_config={"ops": ops, "loggers": QUIET},
@@ -68,9 +70,9 @@ class Deployment:
         return [record.event_log_entry for record in reversed(records)]
 
     def days(self, first: str, last: str) -> list[str]:
-        """The keys of the partitions from one to another."""
+        """The keys of the partitions between two keys, both included."""
         calendar = self.pipeline.spec.partitions.calendar
-        return [one.key for one in calendar.within(calendar.named(first).start, calendar.named(last).end)]
+        return [partition.key for partition in calendar.within(calendar.named(first).start, calendar.named(last).end)]
 
     def train(self, period: str = SCORED_FROM) -> None:
         """Build all features before a serving period and train its model, without Dagster."""
@@ -82,7 +84,7 @@ class Deployment:
         pipeline.train(calendar, stamp_of("training"))
 
     def score(self, first: str, last: str, run_id: str = "elsewhere") -> None:
-        """Commit predictions of which Dagster learns nothing, as a run does that dies before it can tell."""
+        """Commit predictions without any event for Dagster, as a run does that dies before it logs them."""
         partitions = self.wiring.named(self.days(first, last))
         for _ in self.pipeline.build_features(partitions, stamp_of(run_id)):
             pass
@@ -106,7 +108,7 @@ def deploy_trained(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deploy
 
 
 def deploy(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
-    """Write the small pipeline below `tmp_path` and load it; overrides as for `small_pipeline`."""
+    """Write the small pipeline below `tmp_path` and load it into Dagster; overrides as for `small_pipeline`."""
     pipeline = small_pipeline(tmp_path, **overrides)
     monkeypatch.setenv(HOME_VARIABLE, str(pipeline.home.root))
     monkeypatch.setenv("DAGSTER_HOME", str(pipeline.home.dagster))
@@ -115,7 +117,7 @@ def deploy(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
 
 
 def range_tags(first: str | None, last: str | None) -> dict[str, str]:
-    """What makes a run one over a range of partitions."""
+    """The tags that make a run cover a range of partitions."""
     if first is None or last is None:
         return {}
     return {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}

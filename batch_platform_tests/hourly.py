@@ -1,7 +1,7 @@
-"""A project whose pipeline has ten thousand hourly partitions, all done: one is made for real, the others like it.
+"""A project whose pipeline has ten thousand hourly partitions, all done: one is real, the others are recorded like it.
 
-What `status`, the schedules and the UI read of the others is there: their rows in the ledgers, their files of features
-and their events. Their predictions are not.
+The others have what `status`, the schedules and the UI read: rows in the ledgers, feature files and events. They have
+no predictions.
 """
 
 import os
@@ -28,7 +28,7 @@ AFTER_ALL = datetime(2025, 3, 1, tzinfo=UTC)
 
 
 def write_hourly_project(folder: Path) -> Path:
-    """Write the project; nothing of it has run."""
+    """Write the project, in which nothing has run."""
     return write_dagster_project(
         folder,
         events=small_events(last=date(2024, 1, 10), rows_per_day=480),
@@ -39,7 +39,7 @@ def write_hourly_project(folder: Path) -> Path:
 
 
 def fill(folder: Path) -> None:
-    """Record every partition like the one that a run has made; what comes before it is left as it is."""
+    """Record every partition after the one that a run has made as a copy of it."""
     project = find_project(folder)
     wiring = project.pipeline(PIPELINE)
     pipeline = wiring.pipeline()
@@ -51,7 +51,7 @@ def fill(folder: Path) -> None:
 
 
 def tell(project: Project, wiring: Wiring, keys: list[str]) -> None:
-    """Let Dagster know of partitions."""
+    """Report the partitions to Dagster as materialized."""
     with (
         dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance,
         quick_event_log(instance),
@@ -63,21 +63,23 @@ def tell(project: Project, wiring: Wiring, keys: list[str]) -> None:
 
 
 def _record(pipeline: Pipeline) -> list[Partition]:
-    """Add the ledger rows of the partitions after the one that was made; gives them."""
+    """Add the ledger rows of the partitions after the one that was made; returns the partitions."""
     calendar = pipeline.spec.partitions.calendar
     others = calendar.within(calendar.named(MADE).end, AFTER_ALL)
     with pipeline.warehouse.transaction() as con:
         build = read_latest(con, FeatureBuild, PIPELINE)[MADE]
         run = read_latest(con, ScoreRun, PIPELINE)[MADE]
         evaluation = read_latest(con, EvaluationRun, PIPELINE)[MADE]
-        append(con, [replace(build, partition_key=one.key) for one in others], "features")
-        runs = [replace(run, partition_key=one.key, partition_start=one.start, partition_end=one.end) for one in others]
+        append(con, [replace(build, partition_key=partition.key) for partition in others], "features")
+        runs = [
+            replace(run, partition_key=hour.key, partition_start=hour.start, partition_end=hour.end) for hour in others
+        ]
         numbers = append(con, runs, "predictions")
         append(
             con,
             [
-                replace(evaluation, partition_key=one.key, score_seq=number)
-                for one, number in zip(others, numbers, strict=True)
+                replace(evaluation, partition_key=hour.key, score_seq=number)
+                for hour, number in zip(others, numbers, strict=True)
             ],
             "performance",
         )

@@ -1,4 +1,4 @@
-"""Dagster's webserver and daemon on a project in a folder, started by `batch-platform ui`, and how to talk to them."""
+"""Dagster's webserver and daemon for a project in a folder, started by `batch-platform ui`, and a client for them."""
 
 import json
 import os
@@ -20,13 +20,13 @@ import pytest
 from batch_platform_tests.command_line import clean_environment
 
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
-PATIENCE = 300.0  # seconds; what is waited for takes a tenth of it
-Found = TypeVar("Found")
+PATIENCE = 300.0  # seconds, ten times what any wait needs
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
 class Ui:
-    """The two processes and how to talk to them."""
+    """The two processes, and a client for their GraphQL interface."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -34,34 +34,34 @@ class Ui:
     home: Path
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """The answer to a GraphQL query or mutation: its only field."""
+        """Send a GraphQL query or mutation; returns its only field."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.url}/graphql", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-            said = json.load(answer)
-        assert "errors" not in said, said["errors"]
-        (field,) = said["data"].values()
+            response = json.load(answer)
+        assert "errors" not in response, response["errors"]
+        (field,) = response["data"].values()
         return field
 
-    def wait(self, look: Callable[[], Found | None]) -> Found:
-        """What a look finds, as soon as it finds something."""
+    def wait(self, look: Callable[[], Seen | None]) -> Seen:
+        """Repeat a look until it returns something other than None; returns that."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
-            if (found := look()) is not None:
-                return found
+            if (seen := look()) is not None:
+                return seen
             time.sleep(0.5)
-        pytest.fail(f"nothing came of it\n{self.log.read_text()[-5000:]}")
+        pytest.fail(f"waited {PATIENCE:.0f} s in vain\n{self.log.read_text()[-5000:]}")
 
     def published(self, query: str) -> list[tuple[Any, ...]]:
-        """Rows of the readers' copy, read while everything runs."""
+        """Query the published copy, while everything runs."""
         with duckdb.connect(str((self.home / "published.duckdb").resolve()), read_only=True) as con:
             return con.execute(query).fetchall()
 
 
 @contextmanager
 def served(folder: Path, home: Path, **variables: str) -> Iterator[Ui]:
-    """Both processes on a project, until the block ends."""
+    """Run both processes for a project until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     log = home.parent / "ui.log"
@@ -92,13 +92,13 @@ def answers(ui: Ui) -> bool | None:
 
 
 def session_of(leader: int) -> list[int]:
-    """The processes that live in the session of a process that was started as its leader."""
-    found: list[int] = []
+    """The ids of the living processes in the session of a process that leads one."""
+    members: list[int] = []
     for entry in Path("/proc").iterdir():
         try:
             state, _, _, session = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
         except OSError:
             continue
         if int(session) == leader and state != "Z":
-            found.append(int(entry.name))
-    return found
+            members.append(int(entry.name))
+    return members

@@ -1,7 +1,7 @@
-"""A small pipeline over generated tables with odd values: what most tests build on.
+"""A small pipeline over generated tables with odd values, which most tests build on.
 
-Two months of forty orders a day in Berlin, of which the model learns whether they come back. Everything is drawn
-from one seed, so the same call gives the same bytes.
+Its source holds two months of forty orders a day in Berlin; the model learns whether an order comes back. Everything is
+drawn from one seed, so the same call gives the same bytes.
 """
 
 from collections.abc import Mapping
@@ -53,19 +53,19 @@ DECLARATION: dict[str, Any] = {
 
 
 def small_declaration(**overrides: Any) -> dict[str, Any]:
-    """What the YAML would hold; a mapping is laid over the block of that name, None leaves the key out."""
-    return _laid_over(DECLARATION, overrides)
+    """The attributes as the YAML would hold them. A mapping is merged into the block of its name; None removes the key."""
+    return _merged(DECLARATION, overrides)
 
 
 def small_spec(**overrides: Any) -> PipelineSpec:
-    """The pipeline as declared, with overrides as for `small_declaration`."""
+    """The pipeline as declared; overrides as for `small_declaration`."""
     return PipelineSpec.model_validate(small_declaration(**overrides))
 
 
 def small_events(first: date = FIRST_DAY, last: date = LAST_DAY, rows_per_day: int = ROWS_PER_DAY) -> pl.DataFrame:
-    """Orders of each local day from the first to the last one, `returned` being learnable from the others.
+    """The orders of each local day from the first to the last; `returned` can be learned from the other columns.
 
-    A tenth of the amounts and a few labels are null. `id` counts from 1 in the order of time.
+    A tenth of the amounts and a few labels are null. `id` counts from 1 in order of time.
     """
     random = np.random.default_rng(20240101)
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
@@ -85,7 +85,7 @@ def small_events(first: date = FIRST_DAY, last: date = LAST_DAY, rows_per_day: i
             ),
             "amount": pl.Series(np.where(random.random(n) < 0.1, np.nan, amount)).fill_nan(None),
             "items": pl.Series(random.integers(1, 9, n), dtype=pl.Int32),
-            "shop": [SHOPS[at] for at in shop],
+            "shop": [SHOPS[number] for number in shop],
             "known": known,
             "returned": [None if lost else bool(r) for r, lost in zip(returned, random.random(n) < 0.02, strict=True)],
         }
@@ -99,7 +99,7 @@ def write_small_project(
     features_sql: str = FEATURES_SQL,
     labels_sql: str = LABELS_SQL,
 ) -> Path:
-    """Write the source and the SQL files into a folder, made if missing; gives the folder."""
+    """Write the source and the SQL files into a folder, which is created if missing; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (small_events() if events is None else events).write_parquet(folder / "events.parquet")
     (folder / "features.sql").write_text(features_sql, encoding="utf-8")
@@ -110,7 +110,7 @@ def write_small_project(
 def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:
     """The pipeline with its files under `tmp_path/project` and its home under `tmp_path/home`.
 
-    `events`, `features_sql` and `labels_sql` go to the files, everything else is declared as for `small_declaration`.
+    `events`, `features_sql` and `labels_sql` go to the files, all other overrides are as for `small_declaration`.
     """
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     folder = write_small_project(tmp_path / "project", **files)
@@ -118,7 +118,7 @@ def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:
 
 
 def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: bool = False) -> Plan:
-    """Do all that is due at a time, in order, as the schedules would; gives the plan."""
+    """Do everything that is due at a time, in order, as the schedules would; returns the plan."""
     stamp = Stamp(run_id, now)
     plan = make_plan(pipeline.spec, pipeline.state(), now)
     due = {kind: [item.partition for item in plan.of(kind)] for kind in STEPS}
@@ -133,16 +133,16 @@ def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: 
     return plan
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    laid = dict(below)
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
     for key, value in above.items():
         if value is None:
-            laid.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(laid.get(key), Mapping):
-            laid[key] = _laid_over(laid[key], value)
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merged(merged[key], value)
         else:
-            laid[key] = value
-    return laid
+            merged[key] = value
+    return merged
 
 
 def _midnight(day: date) -> datetime:
