@@ -1,6 +1,6 @@
-"""What must happen on bad input: one case for each kind of it, named by its number.
+"""What must happen on bad input: the cases of each kind, named by the number of the kind.
 
-A module holds cases of one kind in its `CASES`; `test_bad_input.py` runs them all and holds that no number is left out.
+Each module holds related cases in its `CASES`; `test_bad_input.py` runs them all and checks that no number is left out.
 """
 
 from collections.abc import Callable

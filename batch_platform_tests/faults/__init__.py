@@ -1,6 +1,6 @@
-"""What must happen under faults: one case for each way of injecting each of them, named by its number.
+"""What must happen under faults: one case for each way of injecting a fault, named by the number of the fault.
 
-A module holds cases of one kind in its `CASES`; `test_faults.py` runs them all and holds that no number is left out.
+Each module holds related cases in its `CASES`; `test_faults.py` runs them all and checks that no number is left out.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Models that are not what was trained, and training that is killed."""
+"""Bundles that are not what was trained, and training that is killed."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def folder_of(pipeline: Pipeline) -> tuple[Path, Version]:
 
 
 def assert_refused(pipeline: Pipeline, error: type[BatchPlatformError], match: str) -> None:
-    """No score comes of it, and what stands stays."""
+    """Scoring fails with the error, and the warehouse stays as it was."""
     before = held(pipeline)
     with pytest.raises(error, match=match):
         list(fresh(pipeline).score(days(pipeline, KEY), STAMP, force=True))
@@ -54,7 +54,7 @@ def assert_refused(pipeline: Pipeline, error: type[BatchPlatformError], match: s
 
 
 def changed_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Refused before anything is made of its bytes; put back, all goes on."""
+    """A changed file is refused before its bytes are parsed; with the file put back, scoring works again."""
     pipeline = prepared(folder)
     before = held(pipeline)
     path = folder_of(pipeline)[0] / name
@@ -69,7 +69,7 @@ def changed_file(folder: Path, name: str, change: Callable[[bytes], bytes]) -> N
 
 
 def smuggled(folder: Path, model: Callable[[bytes, Path], bytes], match: str) -> None:
-    """Another model with every hash made to fit, by somebody who can write everywhere: still not loaded."""
+    """Another model with all hashes adjusted, by somebody who can write everywhere, is still not loaded."""
     pipeline = prepared(folder)
     before = held(pipeline)
     kept = folder / "kept"
@@ -113,7 +113,7 @@ def sha256(data: bytes) -> str:
 
 
 class Canary:
-    """What creates a file as soon as it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -131,7 +131,7 @@ def a_foreign_type(_: bytes, canary: Path) -> bytes:
 
 
 def an_entry_outside(model: bytes, canary: Path) -> bytes:
-    """The model itself, and beside it entries whose names lead out of wherever it would be unpacked."""
+    """The model itself, with more entries whose names lead out of the folder that it would be unpacked into."""
     changed = BytesIO(model)
     with zipfile.ZipFile(changed, "a") as archive:
         for name in (f"../{canary.name}", f"../../{canary.name}", str(canary)):
@@ -147,7 +147,7 @@ def only_entries_outside(_: bytes, canary: Path) -> bytes:
 
 
 def other_libraries(folder: Path) -> None:
-    """Refused with both versions named; allowed by the environment, the ledger says so of every score."""
+    """The bundle is refused with both versions named; where the environment allows it, the ledger records that."""
     pipeline = prepared(folder)
     before = held(pipeline)
     path, version = folder_of(pipeline)
@@ -183,7 +183,7 @@ def killed_in_training(folder: Path) -> None:
 
 
 def killed_first_training(folder: Path) -> None:
-    """No champion yet: partitions wait, and the next training serves them."""
+    """Without a champion, partitions wait, and the model of the next training serves them."""
     with Storm(folder) as storm:
         pipeline = storm.projects[0]
         assert_nothing_left_over(pipeline)

@@ -1,4 +1,4 @@
-"""Days of other lengths, and labels that come late."""
+"""Days of unusual length, and labels that come late."""
 
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -36,7 +36,7 @@ KNOWN_CHANGES = {
 
 
 def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[list[Partition], pl.DataFrame]:
-    """Features of some partitions as `features.sql` makes them of instants every seven minutes around; and the source."""
+    """Build features from a source with a row every few minutes and at every edge; returns partitions and their rows."""
     pipeline = small_pipeline(
         folder,
         events=small_events().head(1),
@@ -53,22 +53,25 @@ def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[
     )
     edges = [
         moment + timedelta(microseconds=shift)
-        for one in partitions
-        for moment in (one.start, one.end)
+        for partition in partitions
+        for moment in (partition.start, partition.end)
         for shift in (-1, 0)
     ]
     moments = pl.concat([ticks, pl.Series(edges, dtype=ticks.dtype)]).unique().sort()
     source = pl.DataFrame({"id": range(len(moments)), "ts": moments})
     source.write_parquet(pipeline.folder / "events.parquet")
     list(pipeline.build_features(partitions, STAMP, force=True))
-    frames = [pl.read_parquet(pipeline.history.file(one)).with_columns(key=pl.lit(one.key)) for one in partitions]
+    frames = [
+        pl.read_parquet(pipeline.history.file(partition)).with_columns(key=pl.lit(partition.key))
+        for partition in partitions
+    ]
     inside = source.filter((pl.col("ts") >= first) & (pl.col("ts") < last))
     assert_partitioned(frames, inside, ZoneInfo(zone), every)
     return partitions, inside
 
 
 def assert_partitioned(frames: list[pl.DataFrame], source: pl.DataFrame, zone: ZoneInfo, every: str) -> None:
-    """Every row of the source is in exactly one partition: in the one that clocks in the zone say."""
+    """Assert that every row of the source is in exactly one partition: the one that a clock in the zone shows."""
     rows = pl.concat(frames).sort("id")
     assert rows["id"].to_list() == source["id"].to_list(), "the partitions add up to the source"
     for key, moment in zip(rows["key"], rows["ts"], strict=True):
@@ -82,7 +85,7 @@ def assert_partitioned(frames: list[pl.DataFrame], source: pl.DataFrame, zone: Z
 def known_change(folder: Path, name: str) -> None:
     zone, every, start, count = KNOWN_CHANGES[name]
     partitions, _ = built(folder, zone, every, start, count)
-    hours = {(one.end - one.start) / timedelta(hours=1) for one in partitions}
+    hours = {(partition.end - partition.start) / timedelta(hours=1) for partition in partitions}
     if " of 23 hours" in name:
         assert 23 in hours
     if " of 25 hours" in name:
@@ -129,21 +132,21 @@ def metrics(pipeline: Pipeline) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def labels_by_partition(folder: Path) -> tuple[Pipeline, dict[str, Held]]:
-    """The small pipeline with labels that come in one file for each day, ten days scored and nine of them measured."""
+    """The small pipeline with one file of labels per day: ten days scored, nine evaluated."""
     overrides = {"sources": {"returns": {"parquet": "returns/{partition_key}.parquet"}}}
     sql = "SELECT id, returned FROM returns WHERE returned IS NOT NULL"
     pipeline = small_pipeline(folder, labels_sql=sql, **overrides)
     (pipeline.folder / "returns").mkdir()
     calendar = pipeline.spec.partitions.calendar
-    for one in calendar.due(datetime(2024, 3, 2, tzinfo=UTC)):
-        day = small_events().filter(pl.col("ts").is_between(one.start, one.end, closed="left"))
-        day.select("id", "returned").write_parquet(pipeline.folder / "returns" / f"{one.key}.parquet")
+    for partition in calendar.due(datetime(2024, 3, 2, tzinfo=UTC)):
+        day = small_events().filter(pl.col("ts").is_between(partition.start, partition.end, closed="left"))
+        day.select("id", "returned").write_parquet(pipeline.folder / "returns" / f"{partition.key}.parquet")
     carry_out(pipeline, NOW)
     return pipeline, held(pipeline)
 
 
 def corrected_labels(folder: Path) -> None:
-    """What is measured again is what the corrected file belongs to; no prediction is."""
+    """Only the partition of the corrected file is evaluated again, and nothing is scored again."""
     pipeline, before = labels_by_partition(folder)
     measured, known = metrics(pipeline), evaluations(pipeline)
     path = pipeline.folder / "returns" / f"{SCORED[1]}.parquet"
@@ -160,7 +163,7 @@ def corrected_labels(folder: Path) -> None:
 
 
 def late_labels(folder: Path) -> None:
-    """A day whose labels are short when it is measured is measured again when the rest has come."""
+    """A day that was evaluated with some labels missing is evaluated again once they are there."""
     pipeline, _ = labels_by_partition(folder)
     path = pipeline.folder / "returns" / f"{SCORED[-1]}.parquet"
     whole = pl.read_parquet(path)
@@ -177,7 +180,7 @@ def late_labels(folder: Path) -> None:
 
 
 def corrected_labels_in_a_shared_source(folder: Path) -> None:
-    """One file for all partitions does not say what changed in it: those that are asked for are measured again."""
+    """One file for all partitions does not show which labels changed: the requested partitions are evaluated again."""
     pipeline = prepared(folder)
     before, measured = held(pipeline), metrics(pipeline)
     small_events().with_columns(~pl.col("returned")).write_parquet(pipeline.folder / "events.parquet")

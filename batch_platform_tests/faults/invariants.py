@@ -1,4 +1,4 @@
-"""What must hold after every fault, in one place: partitions wholly old or wholly new, and a re-run that converges."""
+"""What must hold after every fault: partitions wholly old or wholly new, and a re-run that converges."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ ORDER BY partition_key
 
 @dataclass(frozen=True)
 class Held:
-    """One partition as a database holds it: its newest ledger row, and its rows by their number and hashes."""
+    """A partition as a database holds it: its newest ledger row, and the number and hashes of its rows."""
 
     key: str
     seq: int | None  # None: rows without a ledger row
@@ -54,13 +54,13 @@ class Held:
     rows_rejected: int
     predictions: int
     rejected: int
-    runs: list[str]  # of its rows
+    runs: list[str]  # that wrote its rows
     models: list[str]
     exact: str  # over every column
-    content: str  # without what names the run
+    content: str  # over the columns that do not name the run or the model
 
     def broken(self) -> str | None:
-        """Why it is not whole; None if it is."""
+        """Why the partition is not whole; None if it is."""
         if self.seq is None:
             return "rows without a ledger row"
         if (self.predictions, self.rejected) != (self.rows_scored, self.rows_rejected):
@@ -73,43 +73,50 @@ class Held:
 
 
 def look(con: duckdb.DuckDBPyConnection, schema: str = "small") -> dict[str, Held]:
-    """Every partition that a database holds, by key."""
+    """The partitions that a database holds, by key."""
     return {row[0]: Held(*row) for row in con.execute(LOOK.format(schema=schema)).fetchall()}
 
 
 def held(pipeline: Pipeline) -> dict[str, Held]:
-    """Every partition of the warehouse, each found whole."""
+    """The partitions of the warehouse by key; fails unless each is whole."""
     with pipeline.warehouse.open() as con:
         return _whole(look(con, pipeline.spec.name))
 
 
+def contents(partitions: Mapping[str, Held]) -> dict[str, str]:
+    """The hash of the rows of each partition, by key."""
+    return {key: partition.content for key, partition in partitions.items()}
+
+
 def published(home: Home, schema: str = "small") -> dict[str, Held]:
-    """Every partition that readers see, each found whole."""
+    """The partitions of the published copy by key; fails unless each is whole."""
     with duckdb.connect(str(home.published), read_only=True) as con:
         return _whole(look(con, schema))
 
 
 def prepared(folder: Path, **overrides: Any) -> Pipeline:
-    """The small pipeline with ten days scored, in `folder`; made once for all tests of a session and copied."""
+    """The small pipeline in `folder` with ten days scored, which are made once per session and copied."""
     template = made_once(folder, "ten_days_scored", lambda made: carry_out(small_pipeline(made), NOW, "first"))
     copytree(template, folder, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(folder, **overrides)
 
 
 def changed_events(*keys: str) -> pl.DataFrame:
-    """The events with other amounts and fewer rows on some days."""
-    of = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d").is_in(keys)
-    other = small_events().with_columns(amount=pl.when(of).then(pl.col("amount") + 1).otherwise(pl.col("amount")))
-    return other.filter(~of | (pl.col("items") > 2))
+    """The events with other amounts and fewer rows on the days of these keys."""
+    on_the_days = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d").is_in(keys)
+    events = small_events().with_columns(
+        amount=pl.when(on_the_days).then(pl.col("amount") + 1).otherwise(pl.col("amount"))
+    )
+    return events.filter(~on_the_days | (pl.col("items") > 2))
 
 
 def days(pipeline: Pipeline, *keys: str) -> list[Any]:
-    """The partitions of those keys."""
+    """The partitions with these keys."""
     return [pipeline.spec.partitions.calendar.named(key) for key in keys]
 
 
 def rewrite(pipeline: Pipeline, *keys: str, run_id: str = "rewrite") -> None:
-    """Build and score partitions again, whatever stands, and publish."""
+    """Build and score partitions again, whatever is committed, and publish."""
     stamp = Stamp(run_id, NOW)
     list(pipeline.build_features(days(pipeline, *keys), stamp, force=True))
     list(pipeline.score(days(pipeline, *keys), stamp, force=True))
@@ -119,13 +126,13 @@ def rewrite(pipeline: Pipeline, *keys: str, run_id: str = "rewrite") -> None:
 def assert_survived(
     pipeline: Pipeline, before: Mapping[str, Held], touched: Collection[str], now: datetime = NOW
 ) -> None:
-    """After a fault: each touched partition wholly old or new, the others byte-equal; a retry converges and repeats.
+    """Assert that touched partitions are wholly old or new and others byte-equal, and that a retry converges.
 
     Args:
-        pipeline: As declared now, the fault being over.
+        pipeline: The pipeline as declared now, after the fault.
         before: What the warehouse held before the fault.
-        touched: The partitions that the fault was about.
-        now: What is due by then is done in the retry.
+        touched: Keys of the partitions that the fault may have changed.
+        now: The retry does what is due at this time.
     """
     after = held(pipeline)
     assert_others_unchanged(before, after, touched)
@@ -137,34 +144,34 @@ def assert_survived(
     scored = [key for key in touched if key in retried]
     rewrite(pipeline, *scored, run_id="repeat")
     repeated = held(pipeline)
-    assert {key: one.content for key, one in repeated.items()} == {key: one.content for key, one in retried.items()}
+    assert contents(repeated) == contents(retried)
     assert_others_unchanged(retried, repeated, touched)
     assert published(pipeline.home) == repeated
     assert_nothing_left_over(pipeline)
 
 
 def assert_others_unchanged(before: Mapping[str, Held], after: Mapping[str, Held], touched: Collection[str]) -> None:
-    """Partitions that nothing was asked about hold the same bytes under the same ledger row."""
-    assert {key: one for key, one in after.items() if key not in touched} == {
-        key: one for key, one in before.items() if key not in touched
+    """Assert that the other partitions hold the same bytes under the same ledger row."""
+    assert {key: partition for key, partition in after.items() if key not in touched} == {
+        key: partition for key, partition in before.items() if key not in touched
     }
 
 
 def assert_nothing_in_between(pipeline: Pipeline) -> None:
-    """Nothing lies in staging, and no half file in the lake."""
+    """Assert that staging is empty and the lake holds no half-written file."""
     home, name = pipeline.home, pipeline.spec.name
     assert list(home.staging.iterdir()) == []
     assert [path.name for path in (home.lake / name).rglob(".*")] == []
 
 
 def assert_nothing_left_over(pipeline: Pipeline) -> None:
-    """Nothing in between, and no half bundle; a whole one that was not registered is only in nobody's way."""
+    """Assert that nothing is half-written; a whole bundle that was not registered may stay."""
     assert_nothing_in_between(pipeline)
     for folder in (pipeline.home.models / pipeline.spec.name).iterdir():
         assert {"manifest.json", "model.skops"} <= {file.name for file in folder.iterdir()}
 
 
-def _whole(found: dict[str, Held]) -> dict[str, Held]:
-    broken = {key: reason for key, one in found.items() if (reason := one.broken())}
+def _whole(partitions: dict[str, Held]) -> dict[str, Held]:
+    broken = {key: reason for key, partition in partitions.items() if (reason := partition.broken())}
     assert not broken, broken
-    return found
+    return partitions

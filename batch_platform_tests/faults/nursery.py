@@ -32,29 +32,29 @@ ENDS = ("done", "failed")
 
 @dataclass(frozen=True)
 class Child:
-    """A forked process, and the marks that it has passed."""
+    """A forked process, and the marks that it passes."""
 
     pid: int
     nursery: "Nursery"
 
     def next_mark(self) -> str:
-        """The next mark, once the child passes it; the last one is `done` or `failed`."""
+        """Wait for the next mark and return it; the last mark is `done` or `failed`."""
         return self.nursery.heard(self.pid)
 
     def wait_for(self, mark: str) -> None:
-        """Read on until a mark, which must come."""
+        """Wait until the child passes a mark; fails if the child ends before."""
         while (passed := self.next_mark()) != mark:
             assert passed not in ENDS, f"{passed} before {mark}"
 
     def rest(self) -> list[str]:
         """All marks from here to the end."""
-        found = [self.next_mark()]
-        while found[-1] not in ENDS:
-            found.append(self.next_mark())
-        return found
+        marks = [self.next_mark()]
+        while marks[-1] not in ENDS:
+            marks.append(self.next_mark())
+        return marks
 
     def bury(self) -> int:
-        """Wait for the end; gives the exit status, negative for a signal."""
+        """Wait for the end; returns the exit status, negative for a signal."""
         self.nursery.say(f"bury {self.pid}")
         while not (passed := self.next_mark()).startswith("buried "):
             pass
@@ -74,28 +74,28 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self._alive:  # only those that are not buried, so that the id is still theirs
+        for pid in self._alive:  # not buried yet, so that the id is still theirs
             os.kill(pid, signal.SIGKILL)
         self._process.communicate()
 
     def fork(self, task: str, **arguments: Any) -> Child:
-        """Begin a task: a function of `victim.py`, with arguments that JSON can hold."""
+        """Start a task in a new child: a function of `victim.py`, with arguments that JSON can hold."""
         self.say(json.dumps({"task": task, "arguments": arguments}))
         child = Child(int(self.heard(self._process.pid)), self)
         self._alive.add(child.pid)
         return child
 
     def heard(self, pid: int) -> str:
-        """What a process said next."""
+        """Wait for the next line of a process and return it."""
         while not self._heard[pid]:
             line = self._process.stdout.readline()
             assert line, "the nursery has ended"
-            who, _, what = line.strip().partition(" ")
-            self._heard[int(who)].append(what)
+            process, _, heard = line.strip().partition(" ")
+            self._heard[int(process)].append(heard)
         return self._heard[pid].popleft()
 
     def forget(self, pid: int) -> None:
-        """Take a child for buried."""
+        """Stop counting a child as alive."""
         self._alive.remove(pid)
 
     def say(self, line: str) -> None:
@@ -104,14 +104,14 @@ class Nursery:
 
 
 def mark(name: str) -> None:
-    """Say which point this process has reached."""
+    """Report a point that this process has reached."""
     os.write(1, f"{os.getpid()} {name}\n".encode())
 
 
 def _live(task: Callable[..., None], arguments: dict[str, Any]) -> None:
     try:
         task(**arguments)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the child says it and ends
+    except Exception as error:  # noqa: BLE001 - the child reports any error and ends
         mark(f"error {' '.join(str(error).split())}")
         traceback.print_exc()
         mark("failed")
@@ -134,10 +134,10 @@ def main() -> None:
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os.write(1, f"{pid} buried {status}\n".encode())
             continue
-        order = json.loads(line)
+        task = json.loads(line)
         pid = os.fork()
         if not pid:
-            _live(getattr(tasks, order["task"]), order["arguments"])
+            _live(getattr(tasks, task["task"]), task["arguments"])
         mark(str(pid))
 
 

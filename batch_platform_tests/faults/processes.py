@@ -43,7 +43,7 @@ from batch_platform_tests.faults.invariants import (
     prepared,
 )
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.faults.writes import asked
+from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.served import PATIENCE, Ui, answers, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 
@@ -68,32 +68,32 @@ def events(partition):
 
 @dataclass(frozen=True)
 class Project:
-    """Somebody's project whose source waits as long as a file says for which partition."""
+    """A user's project whose source waits while a file names the partition it is read for."""
 
     folder: Path
 
     @property
     def pipeline(self) -> Pipeline:
-        """Its pipeline, without Dagster."""
+        """The pipeline of the project, without Dagster."""
         sys.path.insert(0, str(self.folder))
         spec = small_spec(**OVERRIDES)
         return Pipeline(spec, self.folder / PACKAGE / "defs" / "small", Home(self.folder / ".batch_platform"))
 
     def run(self, *arguments: str) -> None:
-        """`batch-platform run small`, which must succeed."""
+        """Run `batch-platform run small`, which must succeed."""
         answer = run_command(self.folder, "run", "small", *arguments)
         assert answer.code == 0, answer.err
 
     def hold(self, key: str) -> None:
-        """Let the source wait when it is read for a partition."""
+        """Make the source wait when it is read for a partition."""
         (self.folder / "hold").write_text(key)
 
     def release(self) -> None:
-        """Let it go on, everywhere."""
+        """Let every waiting source go on."""
         (self.folder / "hold").unlink()
 
     def reached(self) -> int:
-        """The process that waits, once one does."""
+        """Wait until a process waits in the source; returns its id."""
         path = self.folder / "reached"
         wait(lambda: (path.exists() and path.read_text()) or None)
         return int(path.read_text())
@@ -105,7 +105,7 @@ class Project:
             yield instance
 
     def statuses(self) -> list[str]:
-        """How its runs stand, oldest first."""
+        """The statuses of the runs, oldest first."""
         with self.instance() as instance:
             return [run.status.value for run in reversed(instance.get_runs())]
 
@@ -117,17 +117,17 @@ OVERRIDES: dict[str, Any] = {
 
 
 def wait(look: Callable[[], Any]) -> Any:
-    """What a look finds, as soon as it finds something."""
+    """Repeat a look until it returns something true; returns that."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        if found := look():
-            return found
+        if seen := look():
+            return seen
         time.sleep(0.1)
-    pytest.fail("nothing came of it")
+    pytest.fail(f"waited {PATIENCE:.0f} s in vain")
 
 
 def write_held_project(folder: Path) -> Project:
-    """The project, with ten days scored."""
+    """Write the project and score ten days."""
     project = write_dagster_project(folder / "project", events=small_events(last=date(2024, 3, 10)), **OVERRIDES)
     (project / PACKAGE / "waiting.py").write_text(HELD_SOURCE)
     made = Project(project)
@@ -157,7 +157,7 @@ def killed_run_of_the_command_line(folder: Path) -> None:
 
 @contextmanager
 def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
-    """Webserver and daemon, each a process of its own, with run monitoring that looks every second."""
+    """Run webserver and daemon as separate processes, with run monitoring every second."""
     home = Home(project.folder / ".batch_platform")
     config = home.dagster / "dagster.yaml"
     config.write_text(DAGSTER_YAML.replace("  enabled: true\n", "  enabled: true\n  poll_interval_seconds: 1\n"))
@@ -201,7 +201,7 @@ class Daemon:
     folder: Path
 
     def start(self) -> None:
-        """Begin."""
+        """Start the daemon."""
         with (self.folder / "daemon.log").open("ab") as output:
             self.process = subprocess.Popen(
                 self.command,
@@ -213,7 +213,7 @@ class Daemon:
             )
 
     def kill(self, *, with_its_code_server: bool) -> None:
-        """By SIGKILL; the processes that it started live on, or die with it as when a machine goes down."""
+        """Kill the daemon with SIGKILL, alone or together with the processes that it started."""
         if with_its_code_server:
             end_session(self.process)
         else:
@@ -221,12 +221,12 @@ class Daemon:
             self.process.wait()
 
     def end(self) -> None:
-        """And everything that it started."""
+        """End the daemon and everything that it started."""
         end_session(self.process)
 
 
 def end_session(leader: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all that was started below it."""
+    """Kill a process and everything in its session."""
     for _ in range(3):
         for pid in session_of(leader.pid):
             with suppress(ProcessLookupError):
@@ -236,7 +236,7 @@ def end_session(leader: subprocess.Popen[bytes]) -> None:
 
 
 def killed_run_of_the_daemon(folder: Path) -> None:
-    """The process of a run dies, and then one together with the code server that would have noticed."""
+    """The process of a run dies alone, and another together with the code server that would have noticed."""
     project = write_held_project(folder)
     before = held(project.pipeline)
     with served(project) as (ui, daemon):
@@ -258,7 +258,7 @@ def killed_run_of_the_daemon(folder: Path) -> None:
 
 
 def launched(ui: Ui, project: Project, key: str) -> str:
-    """A run of one partition, started from the UI, which waits for it."""
+    """Launch a run of one partition from the UI, whose source waits; returns the id of the run."""
     project.hold(key)
     answer = ui.ask(
         LAUNCH,
@@ -274,7 +274,7 @@ def launched(ui: Ui, project: Project, key: str) -> str:
 
 
 def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
-    """In the middle of a backfill of 30 partitions, ten of which are done; each is committed once in the end."""
+    """The daemon dies during a backfill of 30 partitions, ten of them done; in the end each is committed once."""
     project = write_held_project(folder)
     before = held(project.pipeline)
     keys = [str(date(2024, 2, 1) + timedelta(days=n)) for n in range(30)]
@@ -306,18 +306,18 @@ def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
         ).fetchall()
     assert commits == [(30, 30)], "no partition was computed twice"
     with project.instance() as instance:
-        told = instance.get_materialized_partitions(dg.AssetKey(["small", "predictions"]))
-    assert told == set(keys)
+        materialized = instance.get_materialized_partitions(dg.AssetKey(["small", "predictions"]))
+    assert materialized == set(keys)
 
 
 DIES_BEFORE_TELLING = """
 import os, signal, sys
 from batch_platform.components.events import PartitionLog
-told = PartitionLog.materialized
+materialized = PartitionLog.materialized
 def dies(self, *args, **kwargs):
     if self._asset.path[-1] == "predictions":
         os.kill(os.getpid(), signal.SIGKILL)
-    told(self, *args, **kwargs)
+    materialized(self, *args, **kwargs)
 PartitionLog.materialized = dies
 from batch_platform.cli import main
 sys.argv = ["batch-platform", "run", "small", "--from", "2024-02-11", "--to", "2024-02-13"]
@@ -326,7 +326,7 @@ main()
 
 
 def dies_before_telling(project: Project) -> list[str]:
-    """Commit three partitions and die before Dagster hears of them."""
+    """Commit three partitions and die before their events are logged; returns their keys."""
     done = subprocess.run(
         [sys.executable, "-c", DIES_BEFORE_TELLING],
         cwd=project.folder,
@@ -339,13 +339,15 @@ def dies_before_telling(project: Project) -> list[str]:
 
 
 def crash_before_the_event(folder: Path) -> None:
-    """`status` shows it; the next run computes nothing and tells Dagster."""
+    """`status` shows what Dagster does not know; the next run computes nothing and logs it."""
     project = write_held_project(folder)
     keys = dies_before_telling(project)
     after = held(project.pipeline)
     assert set(keys) <= set(after)
-    said = run_command(project.folder, "status", "small")
-    assert f"{', '.join(keys)}: in the ledger, but not materialized for Dagster; the next run records them" in said.out
+    status = run_command(project.folder, "status", "small")
+    assert (
+        f"{', '.join(keys)}: in the ledger, but not materialized for Dagster; the next run records them" in status.out
+    )
     (report,) = run_command(project.folder, "status", "small", "--json").json
     assert (report["only_in_ledger"], report["only_in_dagster"]) == (keys, [])
     project.run("--from", keys[0], "--to", keys[-1])
@@ -355,7 +357,7 @@ def crash_before_the_event(folder: Path) -> None:
 
 
 def crash_before_the_event_and_a_retry(folder: Path) -> None:
-    """The same run once more: it skips what is committed, and logs each partition as if it had done it."""
+    """The same run again skips what is committed, and logs each partition as materialized."""
     with pytest.MonkeyPatch.context() as patch:
         prepared(folder)
         deployment = deploy(folder, patch)
@@ -363,14 +365,14 @@ def crash_before_the_event_and_a_retry(folder: Path) -> None:
         result = deployment.run("predictions", first=SCORED[0], last=SCORED[-1])
         assert result.success
         assert held(deployment.pipeline) == before
-        told = deployment.materializations("predictions", result.run_id)
-    assert [entry.asset_materialization.partition for entry in told] == SCORED
-    assert all(entry.asset_materialization.metadata["skipped"].value for entry in told)
+        logged = deployment.materializations("predictions", result.run_id)
+    assert [entry.asset_materialization.partition for entry in logged] == SCORED
+    assert all(entry.asset_materialization.metadata["skipped"].value for entry in logged)
     assert_survived(deployment.pipeline, before, {SCORED[0]})
 
 
 def jumping_clock(folder: Path, jump: timedelta) -> None:
-    """The clock jumps with every look at it: the same model and rows come of it, only the recorded times differ."""
+    """The clock jumps whenever it is read: model and rows are the same, only the recorded times differ."""
     with pytest.MonkeyPatch.context() as patch:
         prepared(folder)
         deployment = deploy(folder, patch)
@@ -382,34 +384,36 @@ def jumping_clock(folder: Path, jump: timedelta) -> None:
         assert result.success
         after = held(deployment.pipeline)
     assert {after[key].run_id for key in SCORED[:5]} == {result.run_id}
-    assert {key: (one.content, one.model_version) for key, one in after.items()} == {
-        key: (one.content, one.model_version) for key, one in before.items()
+    assert {key: (partition.content, partition.model_version) for key, partition in after.items()} == {
+        key: (partition.content, partition.model_version) for key, partition in before.items()
     }
     assert_others_unchanged(before, after, SCORED[:5])
     assert_survived(deployment.pipeline, before, SCORED[:5])
 
 
 def promoted_in_the_middle(folder: Path) -> None:
-    """A backfill that has begun ends with the model that it began with; what it scored is then due for the new one."""
+    """A backfill ends with the model that it began with; what it scored is then due for the new champion."""
     pipeline = prepared(folder)
     before = held(pipeline)
     (old,) = pipeline.state().registry.versions
     with Nursery() as nursery:
-        backfill = nursery.fork("write", **asked(pipeline, SCORED, "backfill"), pause=True)
+        backfill = nursery.fork("write", **task_arguments(pipeline, SCORED, "backfill"), pause=True)
         backfill.wait_for("committing")
         pipeline.train(days(pipeline, SCORED[0])[0], Stamp("promotes", NOW), params={"max_iter": 9})
         new = pipeline.state().registry.versions[-1]
         os.kill(backfill.pid, signal.SIGCONT)
         assert backfill.bury() == 0
     after = held(pipeline)
-    assert {(one.run_id, one.model_version, *one.models) for one in after.values()} == {
+    assert {(partition.run_id, partition.model_version, *partition.models) for partition in after.values()} == {
         ("backfill", old.version, old.version)
     }
     plan = carry_out(pipeline, NOW, "next")
     assert {item.reason for item in plan.of("predictions")} == {
         f"scored by {old.version}, the champion is {new.version}"
     }
-    assert {(one.model_version, *one.models) for one in held(pipeline).values()} == {(new.version, new.version)}
+    assert {(partition.model_version, *partition.models) for partition in held(pipeline).values()} == {
+        (new.version, new.version)
+    }
     assert_survived(pipeline, before, SCORED)
 
 

@@ -1,4 +1,4 @@
-"""A run over three hundred partitions, killed while it builds and again while it scores: the rest alone is made up for."""
+"""A run over three hundred partitions, killed while it builds and again while it scores, resumes with the rest."""
 
 import subprocess
 import time
@@ -15,8 +15,8 @@ from batch_platform_tests.faults.invariants import held
 from batch_platform_tests.served import PATIENCE
 from batch_platform_tests.small_pipeline import small_events, small_spec
 
-LEARNT_UNTIL, LAST = date(2024, 1, 31), date(2024, 11, 26)
-KEYS = [str(LEARNT_UNTIL + timedelta(days=n)) for n in range(1, (LAST - LEARNT_UNTIL).days + 1)]
+LEARNED_UNTIL, LAST = date(2024, 1, 31), date(2024, 11, 26)
+KEYS = [str(LEARNED_UNTIL + timedelta(days=n)) for n in range(1, (LAST - LEARNED_UNTIL).days + 1)]
 OVERRIDES: dict[str, Any] = {
     "partitions": {"end": str(LAST + timedelta(days=1))},
     "model": {"train": {"every": None, "window": "all", "evaluate": "7 days"}},
@@ -26,31 +26,31 @@ LEDGER = "SELECT partition_key, seq FROM batch_platform.{} WHERE partition_key >
 
 
 def committed(pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
-    """Every commit of the partitions, in their order."""
+    """Key and number of every commit of the partitions, in order."""
     with pipeline.warehouse.open() as con:
         return con.execute(LEDGER.format(ledger), {"first": KEYS[0]}).fetchall()
 
 
 def killed_when_some_are_committed(project: Path, pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
-    """Kill a run that has committed some but not all to a ledger, while the warehouse is held so that it cannot go on."""
+    """Kill a run that has committed some partitions to a ledger, while holding the warehouse so that it cannot go on."""
     with subprocess.Popen(
         [COMMAND, *ASKED], cwd=project, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and process.poll() is None:
             with pipeline.warehouse.open() as con:
-                found = con.execute(LEDGER.format(ledger), {"first": KEYS[0]}).fetchall()
-                if 1 < len(found) < len(KEYS):  # one is there from the start
+                commits = con.execute(LEDGER.format(ledger), {"first": KEYS[0]}).fetchall()
+                if 1 < len(commits) < len(KEYS):  # the first partition is committed from the start
                     process.kill()
                     process.wait()
-                    return found
+                    return commits
         process.kill()
     msg = f"{ledger} was never seen with some of the {len(KEYS)} partitions"
     raise AssertionError(msg)
 
 
 def killed_run_of_300_partitions(folder: Path) -> None:
-    """Nothing that was committed is computed again, neither features nor scores, and nothing is left out."""
+    """No committed features or scores are computed again, and nothing is left out."""
     assert len(KEYS) == 300
     project = write_dagster_project(folder / "project", events=small_events(last=LAST), **OVERRIDES)
     pipeline = Pipeline(small_spec(**OVERRIDES), pipeline_folder(project), Home(project / ".batch_platform"))

@@ -1,4 +1,4 @@
-"""Disks that are full, files that are damaged, memory that is short."""
+"""Full disks, damaged files and short memory."""
 
 import random
 import re
@@ -43,7 +43,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.small_pipeline import small_spec
 import duckdb, polars, skops.io, sklearn.ensemble
-numbers = polars.DataFrame({"n": range(200_000)})  # the libraries start their threads before memory is short: one that
+numbers = polars.DataFrame({"n": range(200_000)})  # the libraries start their threads before memory is short: a thread that
 assert numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]  # cannot, waits for good
 root, project, key, kind, limit = sys.argv[1:]
 pipeline = Pipeline(small_spec(), Path(project), Home(Path(root)))
@@ -61,13 +61,13 @@ else:
 
 def wide_events() -> pl.DataFrame:
     """The events with four thousand orders on one day."""
-    of = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == KEY
-    wide = small_events(rows_per_day=4000).filter(of).with_columns(pl.col("id") + 1_000_000)
-    return pl.concat([small_events().filter(~of), wide])
+    on_the_day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == KEY
+    wide = small_events(rows_per_day=4000).filter(on_the_day).with_columns(pl.col("id") + 1_000_000)
+    return pl.concat([small_events().filter(~on_the_day), wide])
 
 
 def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
-    """What a process says that writes a partition again under a limit: that it is done, or why it could not be."""
+    """The output of a process that writes a partition again under a limit: `done`, or why the write was refused."""
     arguments = [str(pipeline.home.root), str(pipeline.folder), KEY, kind, str(limit)]
     done = subprocess.run(
         [*before, sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False
@@ -77,7 +77,7 @@ def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
 
 
 def file_size_limit(folder: Path, limit: int) -> None:
-    """No file may grow beyond the limit, as on a disk that is full; the same run succeeds where there is room."""
+    """No file may grow beyond the limit, as on a full disk; without the limit the same run succeeds."""
     pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     said = limited(pipeline, "RLIMIT_FSIZE", limit)
@@ -88,7 +88,7 @@ def file_size_limit(folder: Path, limit: int) -> None:
 
 
 def full_file_system(folder: Path) -> None:
-    """A home on a small file system of its own, whose last room is taken by something else and given back."""
+    """A home on a small file system, where something else takes the last room and gives it back."""
     pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     script = folder / "script.sh"
@@ -132,7 +132,7 @@ cp -a "$1" "$2"
 
 
 def memory_limit(folder: Path, spare: int) -> None:
-    """Address space for only so much more than the imports take: the partition is scored, or the old one stands."""
+    """With little memory beyond what the imports take, the partition is scored or stays as it was."""
     pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
     said = limited(pipeline, "RLIMIT_DATA", spare)
@@ -145,7 +145,7 @@ def memory_limit(folder: Path, spare: int) -> None:
 
 
 def held_or_refused(pipeline: Pipeline) -> dict[str, Held] | WarehouseError:
-    """What the warehouse holds, or why it does not open."""
+    """The partitions of the warehouse, or the error with which it does not open."""
     try:
         return held(pipeline)
     except WarehouseError as error:
@@ -153,7 +153,7 @@ def held_or_refused(pipeline: Pipeline) -> dict[str, Held] | WarehouseError:
 
 
 def flipped_in_the_warehouse(folder: Path) -> None:
-    """In each of its blocks and headers: refused when it is read, unless it is where nothing lies."""
+    """A flipped bit in any block or header is refused when it is read, unless nothing is stored there."""
     pipeline = prepared(folder)
     before = held(pipeline)
     file = pipeline.home.warehouse
@@ -163,13 +163,13 @@ def flipped_in_the_warehouse(folder: Path) -> None:
     for spot in spots:
         damaged = flipped(intact, spot)
         file.write_bytes(damaged)
-        found = held_or_refused(pipeline)
-        if isinstance(found, WarehouseError):
+        outcome = held_or_refused(pipeline)
+        if isinstance(outcome, WarehouseError):
             refused += 1
-            assert re.search(r"(is damaged|cannot be opened): .*Hint: nothing was changed", str(found), re.DOTALL)
+            assert re.search(r"(is damaged|cannot be opened): .*Hint: nothing was changed", str(outcome), re.DOTALL)
             assert file.read_bytes() == damaged
         else:
-            assert found == before, "a block that holds nothing"
+            assert outcome == before, "a block that holds nothing"
         assert published(pipeline.home) == before
     assert refused > 10, "a block is checked when it is read, a header at once"
     file.write_bytes(intact)
@@ -205,7 +205,7 @@ list(pipeline.score(days(pipeline, *keys), Stamp("in-the-log", NOW), force=True)
 
 
 def committed_to_the_log(pipeline: Pipeline, *keys: str) -> Path:
-    """Leave a commit in the write-ahead log alone, as a run does that is killed before its checkpoint."""
+    """Leave a commit in the write-ahead log only, as a run does that is killed before its checkpoint."""
     command = [sys.executable, "-c", LEFT_IN_THE_LOG, str(pipeline.home.root), str(pipeline.folder), *keys]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     log = pipeline.home.root / "warehouse.duckdb.wal"
@@ -214,7 +214,7 @@ def committed_to_the_log(pipeline: Pipeline, *keys: str) -> Path:
 
 
 def flipped_in_the_log(folder: Path) -> None:
-    """Refused; or, in its first or last bytes, taken for a log that ends earlier: then the old state stands, whole."""
+    """A flipped bit is refused, or in the first or last bytes taken for a log that ends earlier: the old state, whole."""
     pipeline = prepared(folder)
     before = held(pipeline)
     log = committed_to_the_log(pipeline, KEY)
@@ -227,13 +227,13 @@ def flipped_in_the_log(folder: Path) -> None:
         damaged = flipped(entries, spot)
         file.write_bytes(intact)
         log.write_bytes(damaged)
-        found = held_or_refused(pipeline)
-        if isinstance(found, WarehouseError):
+        outcome = held_or_refused(pipeline)
+        if isinstance(outcome, WarehouseError):
             refused += 1
-            assert re.search(r"Hint: nothing was changed.*backup", str(found))
+            assert re.search(r"Hint: nothing was changed.*backup", str(outcome))
             assert (file.read_bytes(), log.read_bytes()) == (intact, damaged), "nothing is deleted"
         else:
-            assert found in (before, committed), "the commit is gone as a whole, or it is there as a whole"
+            assert outcome in (before, committed), "the commit is gone as a whole, or it is there as a whole"
     assert refused > 40
     file.write_bytes(intact)
     log.write_bytes(entries)
@@ -242,7 +242,7 @@ def flipped_in_the_log(folder: Path) -> None:
 
 
 def log_cut_off(folder: Path) -> None:
-    """Any length of it opens, at a state that was complete; `status` names what Dagster knows and the ledger does not."""
+    """A log of any length opens at a complete state; `status` names what Dagster knows and the ledger does not."""
     with pytest.MonkeyPatch.context() as patch:
         prepared(folder)
         deployment = deploy(folder, patch)
@@ -263,16 +263,16 @@ def log_cut_off(folder: Path) -> None:
             log.write_bytes(entries[:length])
             assert set(held(pipeline)) == set(before)
             state = pipeline.state()
-            told = deployment.instance.get_materialized_partitions(deployment.key("predictions"))
-            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, {}, told)
+            materialized = deployment.instance.get_materialized_partitions(deployment.key("predictions"))
+            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, {}, materialized)
             assert (report.only_in_dagster, report.only_in_ledger) == ([SCORED[-1]], [])
-            assert {one.partition: one.condition for one in report.partitions}[SCORED[-1]] == "missing"
+            assert {each.partition: each.condition for each in report.partitions}[SCORED[-1]] == "missing"
         assert deployment.run("predictions", first=SCORED[-1]).success
         assert_survived(pipeline, before, {SCORED[-1]})
 
 
 def damaged_features(folder: Path, damage: Callable[[bytes], bytes]) -> None:
-    """Neither scored nor learnt from, whatever the size and time of the file say; forced, it is built again."""
+    """A damaged file of the same time is not scored; forced, it is built again."""
     pipeline = prepared(folder)
     before = held(pipeline)
     path = pipeline.history.file(days(pipeline, KEY)[0])
@@ -291,12 +291,12 @@ def damaged_features(folder: Path, damage: Callable[[bytes], bytes]) -> None:
 
 
 def flipped(data: bytes, spot: int) -> bytes:
-    """The same bytes but for one bit."""
+    """The same bytes with one bit changed."""
     return data[:spot] + bytes([data[spot] ^ 1 << spot % 8]) + data[spot + 1 :]
 
 
 def damaged_everywhere(folder: Path) -> None:
-    """One bit of a feature file, at thirty places: each is noticed, where most would be read back wrong in silence."""
+    """A flipped bit of a feature file, at thirty places, is always noticed; most would silently be read back wrong."""
     pipeline = prepared(folder)
     before = held(pipeline)
     path = pipeline.history.file(days(pipeline, KEY)[0])

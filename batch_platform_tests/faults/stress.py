@@ -1,10 +1,10 @@
-"""Kill writers by the thousand, at random moments and at every step, and look after each whether anything is torn.
+"""Kill thousands of writers, at random moments and at every step, and check after each kill that nothing is torn.
 
     python -m batch_platform_tests.faults.stress --kills 2000
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
-Real processes, real files, SIGKILL. After each kill another process opens the warehouse and the published copy, holds
-every partition against its ledger row and against what may stand there, and runs the work again, while a reader in a
+Real processes, real files, SIGKILL. After each kill another process opens the warehouse and the published copy, compares
+every partition with its ledger row and with the rows it may hold, and runs the work again. Meanwhile a reader in a
 process of its own never stops looking.
 """
 
@@ -31,6 +31,7 @@ from batch_platform_tests.faults.invariants import (
     assert_nothing_left_over,
     assert_others_unchanged,
     changed_events,
+    contents,
     days,
     held,
     prepared,
@@ -43,18 +44,18 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 PERIOD = "2024-02-01"
-# How often a kill falls behind each mark, and the mark up to which the time to wait is measured.
+# The share of kills after each mark, and the mark that ends the time in which a kill may fall.
 MOMENTS = {"building": 1, "scoring": 1, "committing": 2, "checkpointing": 2, "publishing": 2}
 AFTER = dict(zip(MOMENTS, ("scoring", "committing", "checkpointing", "checkpointed", "done"), strict=True))
 
 
 @dataclass
 class Storm:
-    """One home under fire.
+    """A home whose writers are killed.
 
     Args:
-        folder: Where home and projects lie.
-        seed: Of every choice.
+        folder: Folder of the home and the projects.
+        seed: Seed of all random choices.
     """
 
     folder: Path
@@ -64,16 +65,16 @@ class Storm:
 
     def __enter__(self) -> Self:
         self._random = random.Random(self.seed)
-        one = prepared(self.folder)
+        pipeline = prepared(self.folder)
         project = write_small_project(self.folder / "other", events=changed_events(*SCORED))
-        self.projects = [one, Pipeline(small_spec(), project, one.home)]
+        self.projects = [pipeline, Pipeline(small_spec(), project, pipeline.home)]
         self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]
         self._spans = dict.fromkeys(MOMENTS, 0.1)
         self._count = 0
         with ExitStack() as stack:
             self._nursery = stack.enter_context(Nursery())
             allowed = {key: {content[key] for content in self._contents} for key in SCORED}
-            self.reader = stack.enter_context(Reader(one.home, allowed))
+            self.reader = stack.enter_context(Reader(pipeline.home, allowed))
             self._calibrate()
             self._stack = stack.pop_all()
         return self
@@ -82,7 +83,7 @@ class Storm:
         self._stack.__exit__(*error)
 
     def kill_at_random(self) -> None:
-        """Kill a write behind a mark, after a time that it takes from there to the next one or a little longer."""
+        """Kill a write after a mark, within the time that it takes to the next mark or a little longer."""
         self._count += 1
         moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
         before = self._last
@@ -100,7 +101,7 @@ class Storm:
         return self._steps("write", **self._write_arguments(0, SCORED[:2]))
 
     def kill_at_step_of_a_write(self, number: int) -> None:
-        """Let a write end itself by SIGKILL right before a step, if it comes to so many: some have less to sweep."""
+        """Let a write end itself by SIGKILL right before a step, if it has so many: some have less to clean up."""
         before = self._last
         which, keys, child = self._begin_write(stop_at=number)
         ended = child.bury()
@@ -113,7 +114,7 @@ class Storm:
         return self._steps("train", **self._train_arguments())
 
     def kill_training(self, number: int | None = None) -> None:
-        """Let a training end itself by SIGKILL right before a step; or kill it at a random time."""
+        """Let a training end itself by SIGKILL right before a step, or kill it at a random time."""
         pipeline = self.projects[0]
         before, registry = held(pipeline), pipeline.state().registry
         child = self._nursery.fork("train", **self._train_arguments(), stop_at=number)
@@ -136,10 +137,10 @@ class Storm:
 
     def _content_of(self, pipeline: Pipeline) -> dict[str, str]:
         rewrite(pipeline, *SCORED, run_id="known")
-        return {key: one.content for key, one in held(pipeline).items()}
+        return contents(held(pipeline))
 
     def _calibrate(self) -> None:
-        """How long each part of an undisturbed write takes here and now, and a training."""
+        """Measure how long each part of an undisturbed write takes here and now, and a training."""
         for _ in range(2):
             _, _, child = self._begin_write()
             times = {}
@@ -180,7 +181,7 @@ class Storm:
         return [name.removeprefix("step ") for name in passed if name.startswith("step ")]
 
     def _require_whole(self, before: dict[str, Held], which: int, keys: list[str]) -> None:
-        """The killed write changed all of its partitions or none, and nothing else; done again, it is as it should be."""
+        """Assert that a killed write changed all of its partitions or none and nothing else, and that a retry completes it."""
         pipeline = self.projects[which]
         after = held(pipeline)
         published(pipeline.home)
@@ -203,15 +204,15 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=2000, help="random kills, besides one at every step")
     options.add_argument("--minutes", type=float, help="go on for so long instead")
     options.add_argument("--seed", type=int, default=0)
-    asked = options.parse_args()
+    arguments = options.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Storm(Path(folder) / "storm", asked.seed) as storm:
+    with tempfile.TemporaryDirectory() as folder, Storm(Path(folder) / "storm", arguments.seed) as storm:
         for number in range(len(storm.steps_of_a_write())):
             storm.kill_at_step_of_a_write(number)
         for number in range(len(storm.steps_of_a_training())):
             storm.kill_training(number)
         at_random = 0
-        while time.monotonic() - began < asked.minutes * 60 if asked.minutes else at_random < asked.kills:
+        while time.monotonic() - began < arguments.minutes * 60 if arguments.minutes else at_random < arguments.kills:
             at_random += 1
             if at_random % 20:
                 storm.kill_at_random()

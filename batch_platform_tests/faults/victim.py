@@ -1,7 +1,7 @@
-"""What a killed process was about to do: tasks of the nursery's children, which may stop themselves at a step.
+"""The tasks of the nursery's children, which may kill themselves at a step.
 
-A step is a statement that changes a database, or a call that changes the folders; both are seen from outside, by
-wrapping what the product calls, so that every step there is has a number and a name, whatever the product becomes.
+A step is a statement that changes a database, or a call that changes the folders. Steps are observed by wrapping what
+the product calls, so that every step has a number and a name, however the product changes.
 """
 
 import os
@@ -32,13 +32,13 @@ FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
 
 @dataclass(frozen=True)
 class Job:
-    """Whose files a task works on, and what it writes with every row; text, so that it can be sent."""
+    """The files that a task works on, and the stamp of the rows it writes; all as JSON, so that it can be sent."""
 
     root: str
     project: str
     run_id: str
     at: str
-    declared: dict[str, Any] = field(default_factory=dict[str, Any])  # otherwise than of the small pipeline
+    declared: dict[str, Any] = field(default_factory=dict[str, Any])  # overrides as for `small_spec`
 
     @property
     def pipeline(self) -> Pipeline:
@@ -47,21 +47,21 @@ class Job:
 
     @property
     def stamp(self) -> Stamp:
-        """Of the run."""
+        """The stamp of the run."""
         return Stamp(self.run_id, datetime.fromisoformat(self.at))
 
 
 def write(
     job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
 ) -> None:
-    """Build the features of partitions, score and publish them, as a run does, forced.
+    """Build, score and publish partitions as a forced run does.
 
     Args:
         job: The fields of a `Job`.
         keys: The partitions.
-        stop_at: Number of the step before which the process ends itself.
-        name_steps: Say the name of each step.
-        pause: Stop right before the commit, until the process is told to go on.
+        stop_at: Number of the step before which the process kills itself.
+        name_steps: Mark each step by its name.
+        pause: Stop by SIGSTOP right before the commit.
     """
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _mark_commits(pause=pause)
@@ -76,7 +76,7 @@ def write(
 
 
 def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:
-    """Train and register the model of a serving period once more; arguments as for `write`."""
+    """Train and register another model of a serving period; arguments as for `write`."""
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
     _watch(stop_at, named=name_steps)
     mark("training")
@@ -86,7 +86,7 @@ def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_
 
 
 def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
-    """Score partitions and publish, again and again; says at the end how long it waited for the lock at most."""
+    """Score and publish partitions again and again; marks at the end the longest wait for the lock."""
     pipeline, stamp, waits = Job(**job).pipeline, Job(**job).stamp, list[float]()
     locked = warehouse.locked
 
@@ -106,7 +106,7 @@ def write_often(job: dict[str, str], keys: list[str], times: int) -> None:
 
 
 def _mark_commits(*, pause: bool) -> None:
-    """Say when a commit is about to begin, and the checkpoint after it."""
+    """Mark when a commit is about to begin, and the checkpoint after it."""
     commit, checkpoint = warehouse.Warehouse.commit_scores, warehouse.WarehouseFile.checkpoint
 
     def marked(*args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def _mark_commits(*, pause: bool) -> None:
 
 
 def _watch(stop_at: int | None, *, named: bool) -> None:
-    """Count the steps from here on; name each, or end the process by SIGKILL before the one of that number."""
+    """Count the steps from here on; mark each by name, or kill the process before the step of that number."""
     if stop_at is None and not named:
         return
     passed = -1

@@ -22,6 +22,7 @@ from batch_platform_tests.faults.invariants import (
     SCORED,
     assert_survived,
     changed_events,
+    contents,
     held,
     prepared,
     published,
@@ -82,7 +83,7 @@ def killed_at_every_step(folder: Path) -> None:
 
 @contextmanager
 def holder(script: str, home: Home, seconds: float) -> Generator[int]:
-    """Another process that holds the warehouse for a time; ended at the end."""
+    """Another process that holds the warehouse for a time, or until the block ends."""
     command = [sys.executable, "-c", script, str(home.root), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -116,7 +117,7 @@ def held_for_good(folder: Path, script: str) -> None:
 def reader_in_a_loop(folder: Path) -> None:
     pipeline = prepared(folder)
     before = held(pipeline)
-    with Reader(pipeline.home, {key: {one.content} for key, one in before.items()}) as reader:
+    with Reader(pipeline.home, {key: {content} for key, content in contents(before).items()}) as reader:
         for number in range(20):
             rewrite(pipeline, *SCORED[number % 5 : number % 5 + 3], run_id=f"write-{number}")
     assert reader.states > 1
@@ -131,7 +132,7 @@ def reader_that_never_closes(folder: Path) -> None:
         first = process.stdout.readline()
         for number in range(4):
             rewrite(pipeline, *SCORED, run_id=f"write-{number}")
-            assert {one.run_id for one in published(pipeline.home).values()} == {f"write-{number}"}
+            assert {partition.run_id for partition in published(pipeline.home).values()} == {f"write-{number}"}
             process.stdin.write("\n")
             process.stdin.flush()
             assert process.stdout.readline() == first, "it goes on reading the state that it opened"
@@ -139,8 +140,8 @@ def reader_that_never_closes(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
-def asked(pipeline: Pipeline, keys: list[str], run_id: str, project: Path | None = None) -> dict[str, Any]:
-    """Arguments of a task: a run of that id over some partitions, from the pipeline's files or from those of another project."""
+def task_arguments(pipeline: Pipeline, keys: list[str], run_id: str, project: Path | None = None) -> dict[str, Any]:
+    """Arguments of the task of a run over some partitions, from the files of the pipeline or of another project."""
     job = Job(str(pipeline.home.root), str(project or pipeline.folder), run_id, NOW.isoformat())
     return {"job": asdict(job), "keys": keys}
 
@@ -150,29 +151,29 @@ def same_partition_twice_at_once(folder: Path) -> None:
     before = held(pipeline)
     with Nursery() as nursery:
         for number in range(8):
-            runs = [nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{name}")) for name in "ab"]
+            runs = [nursery.fork("write", **task_arguments(pipeline, [KEY], f"{number}-{name}")) for name in "ab"]
             assert [run.bury() for run in runs] == [0, 0]
             assert held(pipeline)[KEY].content == before[KEY].content
     assert_survived(pipeline, before, {KEY})
 
 
 def same_partition_from_other_data_at_once(folder: Path) -> None:
-    """Where the two would write different rows one of them stands, and the other one says why it does not."""
+    """Of two runs that would write different rows one is committed, and the other says why it is not."""
     pipeline = prepared(folder)
     before = held(pipeline)
     other = write_small_project(folder / "other", events=changed_events(KEY))
     rewrite(Pipeline(small_spec(), other, pipeline.home), KEY)
-    contents = {before[KEY].content, held(pipeline)[KEY].content}
+    allowed = {before[KEY].content, held(pipeline)[KEY].content}
     with Nursery() as nursery:
         for number in range(8):
             runs = [
-                nursery.fork("write", **asked(pipeline, [KEY], f"{number}-{project.name}", project))
+                nursery.fork("write", **task_arguments(pipeline, [KEY], f"{number}-{project.name}", project))
                 for project in (pipeline.folder, other)
             ]
-            said = [run.rest() for run in runs]
+            marks = [run.rest() for run in runs]
             assert 0 in [run.bury() for run in runs]
-            assert held(pipeline)[KEY].content in contents
-            errors = [line for lines in said for line in lines if line.startswith("error ")]
+            assert held(pipeline)[KEY].content in allowed
+            errors = [line for lines in marks for line in lines if line.startswith("error ")]
             assert all(re.match(rf"error small, partition {KEY}: .*Hint: ", error) for error in errors)
     rewrite(pipeline, KEY)
     assert_survived(pipeline, before, {KEY})
@@ -183,31 +184,32 @@ def eight_partitions_by_eight_processes(folder: Path) -> None:
     before = held(pipeline)
     with ExitStack() as stack:
         nursery = stack.enter_context(Nursery())
-        reader = Reader(pipeline.home, {key: {one.content} for key, one in before.items()})
+        reader = Reader(pipeline.home, {key: {content} for key, content in contents(before).items()})
         stack.enter_context(reader)
         writers = [
-            nursery.fork("write_often", **asked(pipeline, [key], f"writer-{key}"), times=5) for key in SCORED[:8]
+            nursery.fork("write_often", **task_arguments(pipeline, [key], f"writer-{key}"), times=5)
+            for key in SCORED[:8]
         ]
-        said = [writer.rest() for writer in writers]
+        marks = [writer.rest() for writer in writers]
         assert [writer.bury() for writer in writers] == [0] * 8
     after = held(pipeline)
     assert {key: after[key].run_id for key in SCORED[:8]} == {key: f"writer-{key}-4" for key in SCORED[:8]}
     with pipeline.warehouse.open() as con:
         commits = con.execute("SELECT count(*) FROM batch_platform.score_runs WHERE run_id LIKE 'writer-%'").fetchall()
     assert commits == [(8 * 5,)], "no commit was lost"
-    waits = [line.split()[1] for lines in said for line in lines if line.startswith("waited")]
+    waits = [line.split()[1] for lines in marks for line in lines if line.startswith("waited")]
     print(f"longest wait for the lock among 8 writers: {max(map(float, waits)):.3f} s")
     assert_survived(pipeline, before, SCORED)
 
 
 def slow_run_after_a_newer_one(folder: Path) -> None:
-    """A run is stopped right before its commit, and goes on when a newer one has committed other rows."""
+    """A run stops right before its commit, and goes on after a newer run has committed other rows."""
     pipeline = prepared(folder)
     before = held(pipeline)
     other = write_small_project(folder / "other", events=changed_events(KEY))
     newer = Pipeline(small_spec(), other, pipeline.home)
     with Nursery() as nursery:
-        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
+        slow = nursery.fork("write", **task_arguments(pipeline, [KEY], "slow"), pause=True)
         slow.wait_for("committing")
         rewrite(newer, KEY, run_id="newer")
         os.kill(slow.pid, signal.SIGCONT)
@@ -219,11 +221,11 @@ def slow_run_after_a_newer_one(folder: Path) -> None:
 
 
 def slow_run_after_the_same_rows(folder: Path) -> None:
-    """As above, but the newer run committed just what the slow one would: there is nothing left to do."""
+    """As above, but the newer run committed the very rows of the slow run: nothing is left to do."""
     pipeline = prepared(folder)
     before = held(pipeline)
     with Nursery() as nursery:
-        slow = nursery.fork("write", **asked(pipeline, [KEY], "slow"), pause=True)
+        slow = nursery.fork("write", **task_arguments(pipeline, [KEY], "slow"), pause=True)
         slow.wait_for("committing")
         rewrite(pipeline, KEY, run_id="newer")
         os.kill(slow.pid, signal.SIGCONT)
