@@ -1,4 +1,4 @@
-"""Columns that are missing, renamed, in excess, in another order or of another type."""
+"""Columns that are missing, renamed, superfluous, in another order or of another type."""
 
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ LENIENT = {"features": {"max_rejected": "10%"}}
 def a_renamed_feature(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, features_sql=EVERY_COLUMN)
     fed.feed(events=EVENTS.rename({"amount": "amuont"}))
-    said = fed.refuses(DAY, "lack the columns amount", "there are amuont", "did you mean 'amuont'?", error=DataError)
-    assert said.startswith(f"small, partition {DAY}: ")
+    message = fed.refuses(DAY, "lack the columns amount", "there are amuont", "did you mean 'amuont'?", error=DataError)
+    assert message.startswith(f"small, partition {DAY}: ")
 
 
 def a_missing_feature(tmp_path: Path) -> None:
@@ -33,8 +33,8 @@ def a_missing_feature(tmp_path: Path) -> None:
 def a_renamed_column_that_the_sql_names(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path)
     fed.feed(events=EVENTS.rename({"amount": "amuont"}))
-    said = fed.refuses(DAY, "features.sql:1", '"amount"', "amuont", error=SourceError)
-    assert said.count("Hint:") == 1
+    message = fed.refuses(DAY, "features.sql:1", '"amount"', "amuont", error=SourceError)
+    assert message.count("Hint:") == 1
 
 
 def a_renamed_key(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def stored_otherwise(tmp_path: Path, columns: dict[str, pl.DataType]) -> None:
 
 
 def text_of_a_number(text: str, column: str = "amount") -> pl.DataFrame:
-    """The events with a column as text, two of the day's values being another one."""
+    """The events with a column as text, two of whose values on the day are replaced."""
     return changed(EVENTS.with_columns(pl.col(column).cast(pl.String)), pl.lit(text).alias(column), rows=2)
 
 
@@ -124,10 +124,10 @@ def text_that_is_no_number_within_the_budget(tmp_path: Path, column: str, text: 
 def text_that_is_no_number_past_the_budget(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, features_sql=EVERY_COLUMN)
     fed.feed(events=text_of_a_number("12x"))
-    said = fed.refuses(
+    message = fed.refuses(
         DAY, "2 of 40 rows", "max_rejected (0.00%)", "2 times amount: not a value of type float", error=DataError
     )
-    assert_names(said, "(amount=12x)", "nothing is published")
+    assert_names(message, "(amount=12x)", "nothing is published")
 
 
 def a_type_that_is_no_number(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def a_key_of_another_type(tmp_path: Path, key: pl.Expr, *, fits: bool) -> None:
 
 
 def labels_of_another_type(tmp_path: Path, key: str, *, meets: bool) -> None:
-    """The keys of the labels are stored otherwise than those of the features."""
+    """The keys of the labels have another type than those of the features."""
     sql = f"SELECT {key} AS id, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     fed = Fed.scored(tmp_path)
     usual = fed.evaluated()
@@ -159,16 +159,16 @@ def labels_of_another_type(tmp_path: Path, key: str, *, meets: bool) -> None:
         trained = fed.trained()
         assert trained.version.rows_trained > 800
     else:
-        for said in (fed.refused(fed.evaluated), fed.refused(fed.trained)):
+        for message in (fed.refused(fed.evaluated), fed.refused(fed.trained)):
             assert_names(
-                said, "small, partition 2024-0", "key column 'id' is Int64 in the features, but String in the labels"
+                message, "small, partition 2024-0", "key column 'id' is Int64 in the features, but String in the labels"
             )
-            assert_names(said, "Hint: cast 'id' in labels.sql")
+            assert_names(message, "Hint: cast 'id' in labels.sql")
     fed.holds(before)
 
 
 def a_time_with_a_zone_in_the_key(tmp_path: Path) -> None:
-    """The pipeline's zone is Berlin; the warehouse hands times out in UTC."""
+    """The pipeline's time zone is Berlin; the warehouse returns times in UTC."""
     sql = "SELECT id, ts, returned FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     fed = Fed.scored(tmp_path, labels_sql=sql, features={"key": ["id", "ts"], "time": None})
     metrics = fed.evaluated()

@@ -39,7 +39,7 @@ HOSTILE_NAMES = {
 
 
 def project(tmp_path: Path, **overrides: Any) -> Path:
-    """A project on disk that nothing has run of."""
+    """A project on disk in which nothing has run."""
     return write_dagster_project(tmp_path / "project", **overrides)
 
 
@@ -61,7 +61,7 @@ def command(folder: Path, *args: str) -> Answer:
 
 
 def refused(folder: Path, *args: str, code: int = 2) -> str:
-    """The one paragraph in which a command is refused, which leaves nothing behind."""
+    """Run a command that is refused and leaves nothing behind; returns its one paragraph."""
     before = files(folder.parent)
     answer = command(folder, *args)
     assert answer.code == code, answer
@@ -70,7 +70,7 @@ def refused(folder: Path, *args: str, code: int = 2) -> str:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that lies in a folder and beside it, but for what Python compiles and the home of Dagster."""
+    """The files of a folder, without what Python compiles and the home of Dagster."""
     return {
         str(path): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -79,21 +79,21 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def loading(folder: Path) -> str:
-    """Why Dagster's own loading refuses a project, in all words of the chain."""
+    """The whole chain of errors with which Dagster's own loading refuses a project."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
         with pytest.raises(Exception) as refusal:  # noqa: PT011 - whatever Dagster wraps it in
             dg.Definitions.validate_loadable(dg.load_from_defs_folder(path_within_project=folder / PACKAGE))
-    said, error = "", refusal.value
+    message, error = "", refusal.value
     while error is not None:
-        said, error = f"{said} {error}", error.__cause__ or error.__context__
-    return said
+        message, error = f"{message} {error}", error.__cause__ or error.__context__
+    return message
 
 
 def written(tmp_path: Path, text: str) -> tuple[Path, Path]:
-    """A project whose `defs.yaml` holds a text; gives the project and the file."""
+    """A project whose `defs.yaml` holds a text; returns the project and the file."""
     folder = project(tmp_path)
     file = pipeline_folder(folder) / "defs.yaml"
     file.write_text(text, encoding="utf-8")
@@ -105,20 +105,20 @@ def good_yaml(tmp_path: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def yaml_refused(tmp_path: Path, *, old: str, new: str, said: list[str], dagster: list[str] | None = None) -> None:
-    """A declaration in which something is replaced is refused with its file, the line of what is new, and the key."""
+def yaml_refused(tmp_path: Path, *, old: str, new: str, message: list[str], dagster: list[str] | None = None) -> None:
+    """A declaration with a replaced part is refused with its file, the line of the replacement, and the key."""
     text = good_yaml(tmp_path)
     assert old in text
     changed = text.replace(old, new, 1)
     folder, file = written(tmp_path, changed)
     error = refused(folder, "check")
     assert f"{file}:" in error
-    assert_names(error, *said)
-    assert_names(loading(folder), *([str(file), *said] if dagster is None else dagster))
+    assert_names(error, *message)
+    assert_names(loading(folder), *([str(file), *message] if dagster is None else dagster))
 
 
 def bomb(levels: int, indent: str) -> str:
-    """YAML of some lines, each of which holds the line before nine times."""
+    """YAML in which each line refers to the line before nine times."""
     names = [f"b{level}" for level in range(levels)]
     lines = [f"b0: &b0 [{', '.join(['lol'] * 9)}]"]
     lines += [f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]" for below, name in itertools.pairwise(names)]
@@ -126,7 +126,7 @@ def bomb(levels: int, indent: str) -> str:
 
 
 def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...] = ("check",)) -> None:
-    """Refused before Dagster, which would never end, sees it, by a process of its own that may take neither long nor much."""
+    """Refused before Dagster loads it, which would never end, in a process with little time and memory."""
     import subprocess
 
     text = good_yaml(tmp_path)
@@ -148,14 +148,14 @@ def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...
 
 
 def an_object(tmp_path: Path, *, tag: str) -> None:
-    """No tag makes an object: what it would run leaves no trace."""
+    """No tag creates an object: the code it names does not run."""
     canary = tmp_path / "canary"
     value = f"description: !!python/{tag}".format(canary=canary)
     yaml_refused(
         tmp_path,
         old="description: Whether an order comes back.",
         new=value,
-        said=["defs.yaml:4", "attributes.description", "asks for an object"],
+        message=["defs.yaml:4", "attributes.description", "asks for an object"],
         dagster=["python/", "line 4"],
     )
     assert not canary.exists()
@@ -174,7 +174,7 @@ def a_source_of_that_name(tmp_path: Path, *, name: str) -> None:
 
 
 def sql_of_that_name(tmp_path: Path, *, name: str, block: str) -> None:
-    """SQL lies in the folder of its pipeline."""
+    """A path of SQL outside the folder of its pipeline is refused."""
     (tmp_path / "small").write_text(FEATURES_SQL)
     folder = project(tmp_path, **{block: {"sql": name}})
     if name in (LONG, "%2e%2e%2fsmall", HOSTILE_NAMES["SQL"], "small\n"):
@@ -195,7 +195,7 @@ def sql_behind_a_link(tmp_path: Path, *, block: str) -> None:
 
 
 def a_source_path(tmp_path: Path, *, path: str) -> None:
-    """A source may lie anywhere, but must be there."""
+    """A source may be anywhere, but must exist."""
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
     fed.declare(sources={"events": {"parquet": path}})
@@ -215,12 +215,12 @@ def a_partition_key(tmp_path: Path, *, key: str) -> None:
 
 
 def a_partition_key_in_a_tag(tmp_path: Path, *, key: str) -> None:
-    """Dagster passes the tags of a run on as they are."""
+    """Dagster passes the tags of a run on unchanged."""
     with pytest.MonkeyPatch.context() as patch:
-        one = deploy(tmp_path, patch)
+        deployment = deploy(tmp_path, patch)
         for tags in ({"dagster/partition": key}, range_tags(key, DAY), range_tags(DAYS[0], key)):
-            assert not finished(one, tags)
-        home = one.pipeline.home
+            assert not finished(deployment, tags)
+        home = deployment.pipeline.home
         assert not [path for path in home.lake.rglob("*") if path.is_file()]
         assert not [
             path
@@ -229,10 +229,10 @@ def a_partition_key_in_a_tag(tmp_path: Path, *, key: str) -> None:
         ]
 
 
-def finished(one: Deployment, tags: dict[str, str]) -> bool:
+def finished(deployment: Deployment, tags: dict[str, str]) -> bool:
     try:
-        return one.run("features", tags=tags).success
-    except (dg.DagsterError, BatchPlatformError, ValueError):  # Dagster's own, of what is no date
+        return deployment.run("features", tags=tags).success
+    except (dg.DagsterError, BatchPlatformError, ValueError):  # Dagster's own errors for what is not a date
         return False
 
 
@@ -249,12 +249,12 @@ def a_version(tmp_path: Path, *, name: str) -> None:
 
 def a_project(tmp_path: Path, *, folder: str) -> None:
     (tmp_path / "empty").mkdir()
-    said = refused(tmp_path / "empty", "--project", folder, "status")
-    assert_names(said, "is no folder" if folder != "." else "has no pyproject.toml", "Hint:")
+    message = refused(tmp_path / "empty", "--project", folder, "status")
+    assert_names(message, "is no folder" if folder != "." else "has no pyproject.toml", "Hint:")
 
 
 def links_in_the_home(tmp_path: Path) -> None:
-    """What somebody linked into the home is neither written through nor emptied."""
+    """A link within the home is neither followed for writing nor emptied."""
     fed = Fed.scored(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -265,33 +265,35 @@ def links_in_the_home(tmp_path: Path) -> None:
     (outside / "features").write_bytes(usual)
     features.unlink()
     features.symlink_to(outside / "features")
-    said = fed.refused(lambda: fed.run(DAY, force=True))
-    assert_names(said, str(features), "leads out of", "by a link", "remove the link")
+    message = fed.refused(lambda: fed.run(DAY, force=True))
+    assert_names(message, str(features), "leads out of", "by a link", "remove the link")
     features.unlink()
     fed.run(DAY, force=True)
     assert features.read_bytes() == usual
     assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"precious": b"as it was", "features": usual}
 
 
-def the_label_declared(tmp_path: Path, *, overrides: dict[str, Any], said: str) -> None:
+def the_label_declared(tmp_path: Path, *, overrides: dict[str, Any], message: str) -> None:
     folder = project(tmp_path, **overrides)
-    assert_names(refused(folder, "check"), "defs.yaml:", "attributes: ", said, "it is not known when a row is scored")
+    assert_names(
+        refused(folder, "check"), "defs.yaml:", "attributes: ", message, "it is not known when a row is scored"
+    )
 
 
-def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[str], said: str) -> None:
-    """Whatever the SQL calls it in capitals."""
+def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[str], message: str) -> None:
+    """Refused however the SQL capitalises the name."""
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
     fed.declare(labels={"outcomes": outcomes})
     fed.feed(features_sql=FEATURES_SQL.replace(" known", f" known, {column}"))
     text = fed.refused(lambda: fed.run(DAY, force=True), DataError)
-    assert_names(text, f"small, partition {DAY}", said)
+    assert_names(text, f"small, partition {DAY}", message)
     assert fed.snapshot() == before
     fed.holds(before)
 
 
 def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
-    """Flagged where the model is shown; the version is trained all the same."""
+    """Flagged where the model is shown; the version is still trained."""
     regression = model is not None
     events = EVENTS.with_columns(returned=pl.col("items") * 2.0) if regression else EVENTS
     sql = FEATURES_SQL.replace(" known", f" known, {column} AS leak")
@@ -351,47 +353,47 @@ CASES: dict[str, Case] = {
         yaml_refused,
         old="parquet: events.parquet",
         new="parquet: ''",
-        said=["attributes.sources.events", "parquet is empty"],
+        message=["attributes.sources.events", "parquet is empty"],
     ),
     "B15 links in the home": links_in_the_home,
     "B16 an unknown key": partial(
         yaml_refused,
         old="  features:\n",
         new="  featurs:\n",
-        said=["attributes", "unknown key 'featurs'", "did you mean 'features'?"[:-1]],
+        message=["attributes", "unknown key 'featurs'", "did you mean 'features'?"[:-1]],
     ),
     "B16 an unknown key deep inside": partial(
         yaml_refused,
         old="      every: month\n",
         new="      evry: month\n",
-        said=["attributes.model.train", "unknown key 'evry'", "did you mean 'every'"],
+        message=["attributes.model.train", "unknown key 'evry'", "did you mean 'every'"],
     ),
     "B16 a key twice": partial(
         yaml_refused,
         old=ATTRIBUTES,
         new=f"{ATTRIBUTES}  name: other\n",
-        said=["defs.yaml:4", "attributes.name", "twice, first in line 3"],
+        message=["defs.yaml:4", "attributes.name", "twice, first in line 3"],
     ),
     "B16 a key twice deep inside": partial(
         yaml_refused,
         old="    delay: 1 day\n",
         new="    delay: 1 day\n    delay: 0 days\n",
-        said=["attributes.labels.delay", "stands there twice"],
+        message=["attributes.labels.delay", "stands there twice"],
     ),
     "B16 no as a name": partial(
-        yaml_refused, old="name: small", new="name: no", said=["defs.yaml:3", "attributes.name", "valid string"]
+        yaml_refused, old="name: small", new="name: no", message=["defs.yaml:3", "attributes.name", "valid string"]
     ),
     "B16 no in a list": partial(
-        yaml_refused, old="    - shop\n", new="    - no\n", said=["attributes.predictions.keep.0", "valid string"]
+        yaml_refused, old="    - shop\n", new="    - no\n", message=["attributes.predictions.keep.0", "valid string"]
     ),
     "B16 no as a choice": partial(
         yaml_refused,
         old="every: day",
         new="every: off",
-        said=["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"],
+        message=["attributes.partitions.every", "'hour', 'day', 'week' or 'month'"],
     ),
     "B16 no as the name of a source": partial(
-        yaml_refused, old="    events:\n", new="    no:\n", said=["attributes.sources", "valid string"]
+        yaml_refused, old="    events:\n", new="    no:\n", message=["attributes.sources", "valid string"]
     ),
     "B16 an anchor bomb": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  "),
     "B16 an anchor bomb before the UI": partial(an_anchor_bomb, at=ATTRIBUTES, indent="  ", args=("ui",)),
@@ -401,7 +403,7 @@ CASES: dict[str, Case] = {
         yaml_refused,
         old="    params:\n",
         new="    params: &all\n      again: *all\n",
-        said=["attributes.model.params", "an alias stands inside"],
+        message=["attributes.model.params", "an alias stands inside"],
         dagster=[],
     ),
     **{
@@ -419,16 +421,16 @@ CASES: dict[str, Case] = {
         yaml_refused,
         old="name: small",
         new="name: !secret small",
-        said=["defs.yaml:3", "attributes.name", "the tag !secret"],
+        message=["defs.yaml:3", "attributes.name", "the tag !secret"],
         dagster=["!secret"],
     ),
     "B16 no YAML": partial(
-        yaml_refused, old="name: small", new="name: [small", said=["it is no YAML"], dagster=["line"]
+        yaml_refused, old="name: small", new="name: [small", message=["it is no YAML"], dagster=["line"]
     ),
-    "B16 a control character": partial(yaml_refused, old="name: small", new="name: sm\x07all", said=[], dagster=[]),
+    "B16 a control character": partial(yaml_refused, old="name: small", new="name: sm\x07all", message=[], dagster=[]),
     **{
         f"B17 the label as {what}": partial(
-            the_label_declared, overrides=overrides, said="the label 'returned' may not be"
+            the_label_declared, overrides=overrides, message="the label 'returned' may not be"
         )
         for what, overrides in {
             "a column of the features": {"features": {"columns": {"returned": {"type": "boolean"}}}},
@@ -440,22 +442,25 @@ CASES: dict[str, Case] = {
     "B17 an outcome as a kept column": partial(
         the_label_declared,
         overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},
-        said="known only with the label: 'refunded_at' may not be",
+        message="known only with the label: 'refunded_at' may not be",
     ),
     "B17 the label in the SQL": partial(
-        the_label_among_the_features, column="returned", outcomes=[], said="the label 'returned' is among the features"
+        the_label_among_the_features,
+        column="returned",
+        outcomes=[],
+        message="the label 'returned' is among the features",
     ),
     "B17 the label in capitals": partial(
         the_label_among_the_features,
         column="returned AS RETURNED",
         outcomes=[],
-        said="the label 'returned' is among the features",
+        message="the label 'returned' is among the features",
     ),
     "B17 an outcome in the SQL": partial(
         the_label_among_the_features,
         column="ts AS refunded_at",
         outcomes=["refunded_at"],
-        said="the outcome 'refunded_at' is among the features",
+        message="the outcome 'refunded_at' is among the features",
     ),
     "B17 a number that decides": partial(
         a_feature_that_decides, column="coalesce(returned, false)::INT * 3", flagged=True

@@ -1,6 +1,6 @@
-"""A pipeline that is fed bad input, and what must hold whatever it is fed.
+"""A pipeline that gets bad input, and what must hold whatever the input.
 
-January is learnt from and three days of February are scored; then the input of the middle day changes. Everything runs
+The model learns from January and three days of February are scored; then the input of the middle day changes. Everything runs
 on real files and a real warehouse, by the steps that Dagster's assets and the command line call.
 """
 
@@ -39,12 +39,12 @@ Rows = dict[str, pl.DataFrame]
 
 
 def on_the_day(events: pl.DataFrame, day: str = DAY) -> pl.Series:
-    """Which events are of a day, by the clocks of the pipeline."""
+    """Whether each event is on a day in the time zone of the pipeline."""
     return events["ts"].dt.convert_time_zone("Europe/Berlin").dt.date().cast(pl.String) == day
 
 
 def changed(events: pl.DataFrame, *values: pl.Expr, rows: int | None = None, day: str = DAY) -> pl.DataFrame:
-    """The events with other values in the first rows of a day, in the order of their ids."""
+    """The events with other values in the first rows of a day, in order of id."""
     first = events.filter(on_the_day(events, day))["id"].sort()
     ids = first.head(len(first) if rows is None else rows).implode()
     return events.with_columns(
@@ -58,7 +58,7 @@ def changed(events: pl.DataFrame, *values: pl.Expr, rows: int | None = None, day
 
 @dataclass
 class Fed:
-    """A pipeline whose three days are scored, and its input."""
+    """A pipeline with three scored days, and its input."""
 
     tmp_path: Path
     overrides: dict[str, Any]
@@ -67,7 +67,7 @@ class Fed:
 
     @classmethod
     def scored(cls, tmp_path: Path, **overrides: Any) -> "Fed":
-        """Build, train and score; overrides as for `small_pipeline`. What is asked for twice is made once and copied."""
+        """Build, train and score; overrides as for `small_pipeline`. Made once per session and overrides, and copied."""
         template = made_once(tmp_path, f"fed_{_fingerprint(overrides)}", lambda made: cls._made(made, overrides))
         for part in ("project", "home"):
             shutil.copytree(template / part, tmp_path / part, symlinks=True)
@@ -93,18 +93,18 @@ class Fed:
         return self.pipeline.spec.partitions.calendar.named(day)
 
     def feed(self, **files: Any) -> None:
-        """Write the source or the SQL anew; what is not given stays as it was."""
+        """Replace the source or the SQL; files that are not given stay as they were."""
         usual = {name: self.overrides[name] for name in FILES if name in self.overrides}
         write_small_project(self.tmp_path / "project", **{**usual, **files})
         self.reopen()
 
     def declare(self, **overrides: Any) -> None:
-        """Declare the same pipeline in another way, and open it anew."""
+        """Change the declaration of the pipeline, and open it again."""
         self.overrides |= overrides
         self.reopen()
 
     def reopen(self) -> None:
-        """As another process would find it."""
+        """Open the pipeline as another process would."""
         self.pipeline = self._opened(self.tmp_path, self.overrides)
 
     def run(self, *days: str, force: bool = False) -> list[Committed]:
@@ -118,11 +118,11 @@ class Fed:
         """The rows of a day in every table, in a fixed order."""
         with self.pipeline.warehouse.open() as con:
             con.execute("SET TimeZone = 'UTC'")
-            found = {
+            tables = {
                 table: con.sql(f"FROM small.{table} WHERE partition_key = $key ORDER BY ALL", params={"key": day}).pl()
                 for table in TABLES
             }
-        return found if marks else {table: rows.drop(MARKS, strict=False) for table, rows in found.items()}
+        return tables if marks else {table: rows.drop(MARKS, strict=False) for table, rows in tables.items()}
 
     def ledger(self, day: str = DAY) -> ScoreRun:
         return self.pipeline.warehouse.latest(ScoreRun, "small")[day]
@@ -131,7 +131,7 @@ class Fed:
         return pl.read_parquet(self.pipeline.history.file(self.partition(day)))
 
     def refuses(self, *named: str, error: type[BatchPlatformError] = BatchPlatformError, force: bool = True) -> str:
-        """Run the day, which fails; all invariants hold. Gives the message, which names all that it should."""
+        """Run the day, which fails, and check all invariants; returns the message, which must name all of `named`."""
         before = self.snapshot()
         with pytest.raises(error) as refused:
             self.run(DAY, force=force)
@@ -141,14 +141,14 @@ class Fed:
         with pytest.raises(error) as again:
             self.run(DAY, force=force)
         assert str(again.value) == str(refused.value)
-        said = str(refused.value)
-        assert_names(said, "small", *named)
-        assert refused.value.hint, said
+        message = str(refused.value)
+        assert_names(message, "small", *named)
+        assert refused.value.hint, message
         self.recovers(before)
-        return said
+        return message
 
     def takes(self, *, force: bool = True) -> Committed:
-        """Run the day, which succeeds; all invariants hold."""
+        """Run the day, which succeeds, and check all invariants."""
         before = self.snapshot()
         (done,) = self.run(DAY, force=force)
         self.holds(before)
@@ -158,7 +158,7 @@ class Fed:
         (again,) = self.run(DAY, force=True)
         assert self.without_marks(again) == self.without_marks(done)
         assert_same(
-            self.rows(DAY, marks=False), {table: found.drop(MARKS, strict=False) for table, found in rows.items()}
+            self.rows(DAY, marks=False), {table: frame.drop(MARKS, strict=False) for table, frame in rows.items()}
         )
         self.holds(before)
         return done
@@ -181,19 +181,19 @@ class Fed:
         return Stamp(f"run {self.runs}", AFTER + timedelta(minutes=self.runs))
 
     def evaluated(self, day: str = DAY) -> dict[str, float]:
-        """The metrics of a day, from labels that are read now."""
+        """Evaluate a day with the present labels; returns the metrics."""
         (done,) = self.pipeline.evaluate([self.partition(day)], self.stamp())
         return done.served.numbers
 
     def trained(self, **params: Any) -> Trained:
-        """Another version for the days' serving period."""
+        """Train another version for the serving period of the days."""
         return self.pipeline.train(self.partition(PERIOD), self.stamp(), params=params)
 
     @staticmethod
     def refused(
         work: Callable[[], object], error: type[BatchPlatformError] = BatchPlatformError, *, hint: bool = True
     ) -> str:
-        """The message of work that is refused, which has a hint where there is anything to do."""
+        """Do work that is refused; returns the message, which must have a hint unless said otherwise."""
         with pytest.raises(error) as refused:
             work()
         assert refused.value.hint or not hint
@@ -204,7 +204,7 @@ class Fed:
         return Snapshot({day: _plain(self.rows(day)) for day in DAYS}, files)
 
     def holds(self, before: "Snapshot") -> None:
-        """What must hold after every case."""
+        """Assert what must hold after every case."""
         after = self.snapshot()
         for day in DAYS:
             if day != DAY:
@@ -215,7 +215,7 @@ class Fed:
         assert not [path for path in self.pipeline.home.lake.rglob("*") if path.is_file() and path.suffix != ".parquet"]
 
     def _balances(self, day: str) -> None:
-        """The ledger row and the rows are of the same run, and every row is somewhere."""
+        """Assert that ledger row and rows are of the same run, and that every row is scored or rejected."""
         run, rows = self.ledger(day), self.rows(day)
         assert run.rows_in == run.rows_scored + run.rows_rejected
         assert (rows["predictions"].height, rows["rejected_rows"].height) == (run.rows_scored, run.rows_rejected)
@@ -228,7 +228,7 @@ class Fed:
             assert not values.dtype.is_float() or values.is_finite().all()
 
     def recovers(self, before: "Snapshot") -> None:
-        """Good input again gives what was there, by the same command."""
+        """Assert that the same command with good input gives the rows of before."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.tmp_path / "project")
         self.feed()
@@ -252,7 +252,7 @@ class Snapshot:
 
 
 def _fingerprint(overrides: Mapping[str, Any]) -> str:
-    """The same for the same overrides; tables by what they hold."""
+    """A hash of the overrides; a table counts by its schema and rows."""
     facts = {
         name: (value.schema, value.hash_rows().to_list()) if isinstance(value, pl.DataFrame) else value
         for name, value in sorted(overrides.items())
@@ -260,13 +260,13 @@ def _fingerprint(overrides: Mapping[str, Any]) -> str:
     return sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def assert_names(said: str, *named: str) -> None:
-    missing = [name for name in named if name not in said]
-    assert not missing, f"{missing} not in: {said}"
+def assert_names(message: str, *named: str) -> None:
+    missing = [name for name in named if name not in message]
+    assert not missing, f"{missing} not in: {message}"
 
 
-def assert_same(found: Rows, expected: Rows) -> None:
-    assert _plain(found) == _plain(expected)
+def assert_same(actual: Rows, expected: Rows) -> None:
+    assert _plain(actual) == _plain(expected)
 
 
 def _plain(rows: Rows) -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Rows that are too many, too few, bad among good ones, or not where they belong."""
+"""Too many or too few rows, bad rows among good ones, and rows outside their partition."""
 
 from datetime import timedelta
 from functools import partial
@@ -24,7 +24,7 @@ SHOPS = sorted(set(EVENTS["shop"]))
 
 
 def joined(join: str, shops: list[str]) -> str:
-    """The features, joined with towns of some shops."""
+    """The features, joined with the towns of some shops."""
     rows = ", ".join("('{}', 'x')".format(shop.replace("'", "''")) for shop in shops)
     return JOINED_SQL.format(join=join, values=rows)
 
@@ -40,8 +40,8 @@ def keys_that_occur_twice(tmp_path: Path) -> None:
 def many_keys_that_occur_twice(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path)
     fed.feed(events=pl.concat([EVENTS, EVENTS.filter(pl.col("id").is_in(IDS[:13]))]))
-    said = fed.refuses(DAY, "keys occur more than once", "and 3 more", error=DataError)
-    assert said.count("id=") == 10
+    message = fed.refuses(DAY, "keys occur more than once", "and 3 more", error=DataError)
+    assert message.count("id=") == 10
 
 
 def keys_that_are_null(tmp_path: Path) -> None:
@@ -63,15 +63,15 @@ def label_keys_that_occur_twice(tmp_path: Path) -> None:
     fed.holds(before)
 
 
-def a_join(tmp_path: Path, *, join: str, shops: list[str], said: list[str]) -> None:
+def a_join(tmp_path: Path, *, join: str, shops: list[str], message: list[str]) -> None:
     """A join adds or loses rows of the driving source on every day."""
     fed = Fed.scored(tmp_path, **DRIVEN)
     fed.feed(features_sql=joined(join, shops))
-    fed.refuses(DAY, *said, error=DataError)
+    fed.refuses(DAY, *message, error=DataError)
 
 
 def a_join_by_a_key_of_two_columns_that_fans_out(tmp_path: Path) -> None:
-    """The second column of the key is the join's own, so that no key occurs twice."""
+    """The second key column comes from the join, so that no key occurs twice."""
     fed = Fed.scored(tmp_path, features={"key": ["id", "line"], **DRIVEN["features"]}, **TWO_KEYS)
     sql = FEATURES_SQL.replace("SELECT id", "SELECT id, line").replace("events", "events, range(1, 3) AS r(line)")
     fed.feed(features_sql=sql)
@@ -95,17 +95,17 @@ def a_join_that_does_neither(tmp_path: Path) -> None:
     assert fed.takes().run.rows_in == ROWS_PER_DAY
 
 
-def a_driving_time_that_is_not_there(tmp_path: Path, *, time: str, said: str) -> None:
+def a_driving_time_that_is_not_there(tmp_path: Path, *, time: str, message: str) -> None:
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
     fed.declare(features={"driving": {"source": "events", "time": time}})
-    assert_names(fed.refused(lambda: fed.run(DAY), SourceError), "small, partition", DAY, "'events'", said)
+    assert_names(fed.refused(lambda: fed.run(DAY), SourceError), "small, partition", DAY, "'events'", message)
     fed.holds(before)
     assert fed.snapshot() == before
 
 
 def a_rule_declared_later(tmp_path: Path) -> None:
-    """What was built before it was declared is held to it as well."""
+    """Features that were built before the declaration are checked as well."""
     fed = Fed.scored(tmp_path, features_sql=joined("INNER", SHOPS[:3]))
     before = fed.snapshot()
     fed.declare(**DRIVEN)
@@ -126,8 +126,8 @@ def a_missing_source(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
     (fed.tmp_path / "project" / "events.parquet").rename(fed.tmp_path / "project" / "event.parquet")
-    said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
-    assert_names(said, "'events' of 'small'", "there is no file", "did you mean 'event.parquet'?")
+    message = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+    assert_names(message, "'events' of 'small'", "there is no file", "did you mean 'event.parquet'?")
     assert fed.snapshot() == before
     fed.holds(before)
     fed.recovers(before)
@@ -145,8 +145,8 @@ def a_partition_that_becomes_empty(tmp_path: Path) -> None:
     before = fed.snapshot()
     fed.feed(events=EVENTS.filter(~on_the_day(EVENTS)))
     list(fed.pipeline.build_features([fed.partition()], fed.stamp(), force=True))
-    said = fed.refused(lambda: fed.run(DAY), DataError)
-    assert_names(said, f"small, partition {DAY}", "it had 40 rows and would become empty", "--force")
+    message = fed.refused(lambda: fed.run(DAY), DataError)
+    assert_names(message, f"small, partition {DAY}", "it had 40 rows and would become empty", "--force")
     assert fed.snapshot().rows == before.rows
     fed.holds(before)
 
@@ -190,15 +190,15 @@ def a_time_that_is_a_text(tmp_path: Path) -> None:
 
 
 def a_time_beyond_any_calendar(tmp_path: Path, *, column: str) -> None:
-    """Databases write infinity for a time that never comes."""
+    """Databases write infinity for a time that never comes, which is refused."""
     fed = Fed.scored(tmp_path)
     fed.feed(features_sql=FEATURES_SQL.replace(" ts,", f" {column},"))
     name = column.rpartition(" ")[2]
     fed.refuses(DAY, f"40 rows have a {name!r} before the year 1 or after the year 9999", error=DataError)
 
 
-def no_training(tmp_path: Path, *, events: pl.DataFrame, said: str, regression: bool = False) -> None:
-    """The champion stays, and no trace of another version is left."""
+def no_training(tmp_path: Path, *, events: pl.DataFrame, message: str, regression: bool = False) -> None:
+    """The champion stays, and nothing of another version is left."""
     model = {"model": {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}} if regression else {}
     good = EVENTS.with_columns(pl.col("items").cast(pl.Float64).alias("returned")) if regression else EVENTS
     overrides = {"events": good, **model} if regression else {}
@@ -214,7 +214,7 @@ def no_training(tmp_path: Path, *, events: pl.DataFrame, said: str, regression: 
         )
     )
     text = fed.refused(fed.trained, TrainingRefusedError)
-    assert_names(text, f"small, serving period {PERIOD}", said)
+    assert_names(text, f"small, serving period {PERIOD}", message)
     registry = fed.pipeline.state().registry
     assert registry.champion(fed.partition().start) == champion
     assert len(registry.versions) == 1
@@ -226,14 +226,14 @@ def no_training(tmp_path: Path, *, events: pl.DataFrame, said: str, regression: 
 
 
 def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool) -> None:
-    """Of 40 rows some are below the minimum, which half of them break in another way too."""
+    """Some of 40 rows are below the minimum, and half of these break a second rule."""
     rules = {"columns": {"amount": {"min": 0}}, "max_rejected": budget}
     fed = Fed.scored(tmp_path, features=rules)
     events = changed(EVENTS, pl.lit(-1.5).alias("amount"), rows=bad)
     events = changed(events, pl.lit(float("inf")).alias("amount"), rows=bad // 2)
     fed.feed(events=events)
     if not published:
-        said = fed.refuses(
+        message = fed.refuses(
             DAY,
             f"{bad} of 40 rows break the contract",
             f"max_rejected ({float(budget.rstrip('%')):.2f}%)",
@@ -241,7 +241,9 @@ def around_the_budget(tmp_path: Path, *, bad: int, budget: str, published: bool)
             f"{bad // 2} times amount: NaN or infinite",
             error=DataError,
         )
-        assert_names(said, f"id={IDS[0]} (amount=inf)", f"id={IDS[1]}", f"id={IDS[2]}", "raise features.max_rejected")
+        assert_names(
+            message, f"id={IDS[0]} (amount=inf)", f"id={IDS[1]}", f"id={IDS[2]}", "raise features.max_rejected"
+        )
         return
     done: Committed = fed.takes()
     assert (done.run.rows_in, done.run.rows_scored, done.run.rows_rejected) == (40, 40 - bad, bad)
@@ -258,7 +260,7 @@ CASES: dict[str, Case] = {
     "B5 an all-null column to learn from": partial(
         no_training,
         events=EVENTS.with_columns(amount=pl.lit(None, dtype=pl.Float64)),
-        said="amount has no values: leave it out of the features",
+        message="amount has no values: leave it out of the features",
     ),
     "B8 keys that occur twice": keys_that_occur_twice,
     "B8 many keys that occur twice": many_keys_that_occur_twice,
@@ -268,24 +270,24 @@ CASES: dict[str, Case] = {
         a_join,
         join="INNER",
         shops=SHOPS[1:],
-        said=["'events' has 40 rows by 'ts', but ", "; missing are id=", "LEFT JOIN"],
+        message=["'events' has 40 rows by 'ts', but ", "; missing are id=", "LEFT JOIN"],
     ),
     "B9 a join that loses all rows": partial(
         a_join,
         join="INNER",
         shops=["nowhere"],
-        said=["but 0 rows of features came out", f"missing are id={IDS[0]}", "and 30 more"],
+        message=["but 0 rows of features came out", f"missing are id={IDS[0]}", "and 30 more"],
     ),
     "B9 a join that fans out": partial(
-        a_join, join="LEFT", shops=[*SHOPS, SHOPS[0]], said=["keys occur more than once in the features: id="]
+        a_join, join="LEFT", shops=[*SHOPS, SHOPS[0]], message=["keys occur more than once in the features: id="]
     ),
     "B9 a join that fans out under a key of two columns": a_join_by_a_key_of_two_columns_that_fans_out,
     "B9 a join that does neither": a_join_that_does_neither,
     "B9 a driving time that is not there": partial(
-        a_driving_time_that_is_not_there, time="tss", said="did you mean 'ts'?"
+        a_driving_time_that_is_not_there, time="tss", message="did you mean 'ts'?"
     ),
     "B9 a driving time that is none": partial(
-        a_driving_time_that_is_not_there, time="known", said="cannot be counted by 'known'"
+        a_driving_time_that_is_not_there, time="known", message="cannot be counted by 'known'"
     ),
     "B9 a rule declared later": a_rule_declared_later,
     "B10 an empty partition": an_empty_partition,
@@ -302,26 +304,28 @@ CASES: dict[str, Case] = {
     "B12 an infinite time without a zone": partial(a_time_beyond_any_calendar, column="'-infinity'::TIMESTAMP AS ts"),
     "B12 an infinite date in another column": partial(a_time_beyond_any_calendar, column="ts, 'infinity'::DATE AS due"),
     "B18 one class": partial(
-        no_training, events=EVENTS.with_columns(returned=pl.lit(value=False)), said="a classification needs two classes"
+        no_training,
+        events=EVENTS.with_columns(returned=pl.lit(value=False)),
+        message="a classification needs two classes",
     ),
     "B18 classes that differ only by case": partial(
         no_training,
         events=EVENTS.with_columns(returned=(pl.col("id") % 3).replace_strict({0: "a", 1: "A", 2: "b"})),
-        said="The classes 'A', 'a' differ only by case",
+        message="The classes 'A', 'a' differ only by case",
     ),
     "B18 too few rows": partial(
-        no_training, events=EVENTS.filter(~JANUARY | (pl.col("id") % 100 == 0)), said="at least 20 are needed"
+        no_training, events=EVENTS.filter(~JANUARY | (pl.col("id") % 100 == 0)), message="at least 20 are needed"
     ),
-    "B18 no rows": partial(no_training, events=EVENTS.filter(~JANUARY), said="There are 0 rows to learn from"),
+    "B18 no rows": partial(no_training, events=EVENTS.filter(~JANUARY), message="There are 0 rows to learn from"),
     "B18 no labels": partial(
         no_training,
         events=EVENTS.with_columns(returned=pl.lit(None, dtype=pl.Boolean)),
-        said="There are 0 rows to learn from",
+        message="There are 0 rows to learn from",
     ),
     "B18 a constant target": partial(
         no_training,
         events=EVENTS.with_columns(returned=pl.lit(1.0)),
-        said="a regression needs values that differ",
+        message="a regression needs values that differ",
         regression=True,
     ),
     "B20 bad rows just under the budget": partial(around_the_budget, bad=3, budget="10%", published=True),

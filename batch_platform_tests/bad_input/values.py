@@ -1,4 +1,4 @@
-"""Values that break the contract, or could break what handles or shows them."""
+"""Values that break the contract, or could break the code that handles or shows them."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ def nulls_past_the_budget(tmp_path: Path) -> None:
 
 
 def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
-    """DuckDB has no type for such a column, so that it comes as whatever it likes."""
+    """DuckDB chooses the type of a column that holds only nulls."""
     fed = Fed.scored(tmp_path)
     fed.feed(features_sql=FEATURES_SQL.replace(f" {column},", f" NULL AS {column},"))
     if allowed:
@@ -72,7 +72,7 @@ def an_all_null_column(tmp_path: Path, *, column: str, allowed: bool) -> None:
 
 
 def no_finite_number(tmp_path: Path, *, value: float, stored: pl.DataType) -> None:
-    """Rejected and never scored, wherever its column is kept."""
+    """The row is rejected and never scored, wherever its column is kept."""
     fed = Fed.scored(tmp_path, **LENIENT)
     events = changed(EVENTS, pl.lit(value).alias("amount"), rows=3).with_columns(pl.col("amount").cast(stored))
     fed.feed(events=events)
@@ -88,7 +88,7 @@ def no_finite_number_past_the_budget(tmp_path: Path) -> None:
 
 
 def no_finite_score(tmp_path: Path) -> None:
-    """A line through large targets overflows for an amount that is a number still: such rows are kept aside."""
+    """A linear model of large targets overflows for a finite amount: such rows are rejected."""
     events = EVENTS.with_columns(amount=pl.col("amount").fill_null(1.0))
     events = events.with_columns(returned=pl.col("amount") * 1e10)
     model = {"estimator": "sklearn.linear_model.LinearRegression", "params": dict.fromkeys(TREES)}
@@ -116,7 +116,7 @@ def an_unseen_category(tmp_path: Path, *, text: str) -> None:
 
 
 def text_in_every_place(tmp_path: Path, *, text: str) -> None:
-    """As key, as category, kept with the prediction, in labels and in a rejected row: it comes back as it went in."""
+    """The value is unchanged as key, category, kept column, label key and in a rejected row."""
     fed = Fed.scored(tmp_path, **BY_SHOP)
     events = changed(EVENTS, pl.lit(text).alias("shop"), rows=4)
     events = changed(events, pl.lit(float("inf")).alias("amount"), rows=2)
@@ -145,7 +145,7 @@ BY_SHOP: dict[str, Any] = {
 
 
 def bytes_that_are_no_text(tmp_path: Path) -> None:
-    """A CSV in another encoding: nothing is guessed."""
+    """A CSV file in another encoding is refused; no encoding is guessed."""
     fed = Fed.scored(tmp_path)
     path = fed.tmp_path / "project" / "events.csv"
     EVENTS.write_csv(path)
@@ -161,7 +161,7 @@ def bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def a_lone_surrogate(tmp_path: Path) -> None:
-    """Python's text can hold half a character; no table can."""
+    """Python's text can hold half a character, which no table can."""
     with module("odd_sources", events=lambda: pl.DataFrame({"id": [1], "shop": ["\ud800"]})):
         fed = Fed.scored(tmp_path)
         before = fed.snapshot()
@@ -211,7 +211,7 @@ def _where(time: str) -> str:
 
 
 def hostile_sql(tmp_path: Path, *, sql: str) -> None:
-    """What the SQL of a pipeline may not do, whoever wrote it."""
+    """What the SQL of a pipeline may not do."""
     canary = tmp_path / "canary"
     fed = Fed.scored(tmp_path)
     warehouse = fed.pipeline.home.warehouse
@@ -221,7 +221,7 @@ def hostile_sql(tmp_path: Path, *, sql: str) -> None:
 
 
 def hostile_arguments(tmp_path: Path, *, text: str) -> None:
-    """Keys of partitions and names of versions are looked up, never pasted."""
+    """Partition keys and names of versions are looked up, never pasted into SQL."""
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
     said = fed.refused(lambda: fed.partition(text), WrongUseError, hint=False)
@@ -233,7 +233,7 @@ def hostile_arguments(tmp_path: Path, *, text: str) -> None:
 
 
 def shown_as_text(tmp_path: Path, *, text: str) -> None:
-    """Names from the data, in the tables of the UI and on a terminal."""
+    """Names from the data in the tables of the UI and on a terminal."""
     shown = describe.markdown(text)
     assert shown.isprintable()
     assert not re.search(r"(?<!\\)[`|*\[\]]|<", shown)
