@@ -177,12 +177,12 @@ class PartitionNote:
 
 @dataclass(frozen=True)
 class Change:
-    """One changed partition of one table, as the journal records it."""
+    """One changed partition of one table, or a whole table without a partition key, as the journal records it."""
 
     seq: int
     schema_name: str
     table_name: str
-    partition_key: str
+    partition_key: str | None
     change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # which no other history of this warehouse shares
 
 

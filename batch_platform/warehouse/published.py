@@ -221,14 +221,28 @@ def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
 
 
 def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
-    """Bring every table of the attached copy from change `since` to now."""
-    query = "SELECT database_name, schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"
-    for database, schema, table in con.execute(query).fetchall():
+    """Bring every table of the attached copy from change `since` to now, and drop the tables that are gone."""
+    query = f"""
+        SELECT schema_name, table_name, bool_or(partition_key IS NULL) FROM {LEDGERS_SCHEMA}.changes
+        WHERE seq > $since GROUP BY ALL
+    """
+    journaled = {  # whether the table is to be copied as a whole
+        (schema, table): whole for schema, table, whole in con.execute(query, {"since": since}).fetchall()
+    }
+    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = $database ORDER BY ALL"
+    ((database,),) = con.execute("SELECT current_database()").fetchall()
+    tables = con.execute(query, {"database": database}).fetchall()
+    for schema, table in set(con.execute(query, {"database": "copy"}).fetchall()) - set(tables):
+        con.execute(f"DROP TABLE copy.{quoted(schema)}.{quoted(table)}")
+    for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")
-        if _columns(con, "copy", schema, table) != _columns(con, database, schema, table):
+        differs = _columns(con, "copy", schema, table) != _columns(con, database, schema, table)
+        if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
-        elif schema != LEDGERS_SCHEMA:
+        elif schema == LEDGERS_SCHEMA:
+            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
+        elif (schema, table) in journaled:
             changed = (
                 f"partition_key IN (SELECT partition_key FROM {LEDGERS_SCHEMA}.changes "
                 "WHERE seq > $since AND schema_name = $schema AND table_name = $table)"
@@ -236,10 +250,6 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
-        elif table == "meta":
-            con.execute(f"DELETE FROM {copy}; INSERT INTO {copy} BY NAME FROM {live}")
-        else:
-            con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
     con.execute(PARTITION_STATUS.format(catalog="copy."))
 
 

@@ -18,6 +18,15 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def has_column(con: duckdb.DuckDBPyConnection, schema: str, table: str, column: str) -> bool:
+    """Whether a table of the current database of a connection has such a column."""
+    known = (
+        "SELECT 1 FROM duckdb_columns() WHERE database_name = current_database() "
+        "AND schema_name = $schema AND table_name = $table AND column_name = $column"
+    )
+    return bool(con.execute(known, {"schema": schema, "table": table, "column": column}).fetchall())
+
+
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether the current database of a connection has such a table."""
     known = (

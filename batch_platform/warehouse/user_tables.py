@@ -5,7 +5,10 @@ which the readers' copy is brought up to date. The tables of a pipeline are its 
 nothing of Dagster.
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+import re
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.partition_writes import replace_rows
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import has_column, literal, quoted
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: whose rows they are; null for the model that serves
@@ -80,7 +83,7 @@ def _select(
 ) -> str:
     present = [str(column) for column, *_ in con.execute(f"DESCRIBE {name}").fetchall()]
     stored = published_partitions(con, name)
-    if stored == {WHOLE}:
+    if stored == {WHOLE} and PARTITION in present:
         present.remove(PARTITION)
     of_production = CHALLENGER in present and CHALLENGER not in (columns or ()) and _is_measured(con, name)
     if of_production and columns is None:
@@ -123,7 +126,13 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
-    return {str(key) for (key,) in con.execute(query, vars(name)).fetchall()}
+    keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
+    if None not in keys:
+        return keys
+    if not has_column(con, name.schema, name.table, PARTITION):
+        return {WHOLE}
+    held = con.execute(f"SELECT DISTINCT {PARTITION} FROM {name} WHERE {PARTITION} IS NOT NULL").fetchall()
+    return (keys - {None}) | {str(key) for (key,) in held}
 
 
 def check_own(name: TableName) -> None:
@@ -168,6 +177,68 @@ def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collect
     return count
 
 
+@contextmanager
+def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnection]:
+    """Hold the warehouse for one transaction of a user, who may write tables of their own.
+
+    Each table that the transaction changed is journaled as a whole in the same transaction, so that the next publish
+    carries it over. To notice changes, all rows of users' tables are hashed before and after, which takes about 0.2 s
+    per million rows.
+
+    Raises:
+        WrongUseError: A table of the project was changed, which is undone; or the user began or ended a transaction.
+        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
+    """
+    with warehouse.open() as con:
+        con.execute("BEGIN")
+        try:
+            before = _fingerprints(con)
+            yield con
+            after = _fingerprints(con)
+            changed = [TableName(*name) for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+            if protected := [name.shown for name in changed if _is_of_project(con, name)]:
+                msg = f"{listed(protected)}: only the project writes its own tables; nothing is changed."
+                raise WrongUseError(msg, hint="write a table of your own, in a schema of your own.")
+            if changed:
+                seqs = next_numbers(con, len(changed))
+                note(con, [Change(seq, name.schema, name.table, None) for seq, name in zip(seqs, changed, strict=True)])
+            con.execute("COMMIT")
+        except duckdb.TransactionException as error:
+            if not _OWN_TRANSACTION.search(str(error)):
+                raise
+            msg = f"The connection to the warehouse is one transaction, which ends with its `with` block: {error}"
+            raise WrongUseError(
+                msg, hint="leave out BEGIN, COMMIT and ROLLBACK; any error undoes the block."
+            ) from error
+        finally:
+            with contextlib.suppress(duckdb.Error):
+                con.execute("ROLLBACK")
+
+
+_OWN_TRANSACTION = re.compile("within a transaction|no transaction is active|transaction is aborted")
+
+
+def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[object, ...]]:
+    """What changes with each table: its columns and rows; of the project's own tables, columns and number of rows."""
+    columns = """
+        SELECT schema_name, table_name, list([column_name, data_type] ORDER BY column_index) FROM duckdb_columns()
+        JOIN duckdb_tables() USING (database_name, schema_name, table_name)
+        WHERE database_name = current_database() GROUP BY ALL
+    """
+    fingerprints: dict[tuple[str, str], tuple[object, ...]] = {}
+    for schema, table, described in con.execute(columns).fetchall():
+        name = TableName(schema, table)
+        cells = ", ".join(quoted(column) for column, _ in described)
+        rows = "count(*)" if _is_of_project(con, name) else f"count(*), sum(hash({cells}))"
+        fingerprints[schema, table] = (described, *con.execute(f"SELECT {rows} FROM {name}").fetchall())
+    return fingerprints
+
+
+def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
+    of_pipeline = name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema)
+    return name.schema == LEDGERS_SCHEMA or of_pipeline or _is_measured(con, name)
+
+
 def _replace_whole(con: duckdb.DuckDBPyConnection, name: TableName, file: Path) -> tuple[int, set[str]]:
     before = published_partitions(con, name)
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(name.schema)}")
@@ -193,7 +264,7 @@ def _replace_some(
 
 
 def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
-    if _is_measured(con, name) or (name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema)):
+    if _is_of_project(con, name):
         msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
         raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
 
