@@ -259,7 +259,7 @@ def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
 
 
 class PartWriter:
-    """Writes scored batches to the files of a partition, or of a part of it, and counts the rows; for a `with` statement."""
+    """Writes scored batches to the files of a partition, or of a part of it, and counts the rows. Use it in a `with` statement."""
 
     def __init__(self, folder: Path, name: str, challengers: Iterable[str]) -> None:
         """Write nothing yet.

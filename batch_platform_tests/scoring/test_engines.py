@@ -1,4 +1,4 @@
-"""Every engine does what the contract of engines says; one that is registered from outside the package included."""
+"""The contract of engines, checked for every engine and for one that is registered from outside the package."""
 
 import json
 import os

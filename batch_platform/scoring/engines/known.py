@@ -1,6 +1,7 @@
-"""The engines by name, and what each of them must do.
+"""The engines by name, and the contract that each of them keeps.
 
-To add an engine, write a module beside this one and add its class to `ENGINES`; `test_engines.py` holds each to the contract.
+To add an engine, write a module beside this one, add its class to `ENGINES` and its name to `declaration.spec.ENGINES`.
+The tests in `test_engines.py` check the contract for every engine.
 """
 
 from collections.abc import Generator, Iterable
@@ -17,7 +18,7 @@ from batch_platform.scoring.partition import Staged
 
 
 class Engine(Protocol):
-    """Scores the partitions of one pipeline into files; for a `with` statement, at whose end nothing runs any more."""
+    """Scores the partitions of one pipeline into files. Use it in a `with` statement, whose end ends all its work."""
 
     name: str  # as the ledger records it
 
@@ -33,8 +34,8 @@ class Engine(Protocol):
         """Score partitions into files, and yield them in the order of their orders.
 
         Orders are taken a few at a time. A failure is raised when its partition is due, after all partitions before it
-        were yielded, and leaves no file of that partition. Predictions are those that `score_batch` gives: the same bits
-        for trees, within 1e-9 for linear algebra.
+        were yielded, and leaves no file of that partition. Predictions equal those of `score_batch`: bit for bit for trees,
+        within 1e-9 for linear algebra.
 
         Raises:
             IntegrityError: A feature file or a bundle is not what was recorded.

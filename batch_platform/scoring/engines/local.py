@@ -44,11 +44,11 @@ Spread = Callable[[Callable[[Numbered], ScoredBatch], Iterator[Numbered]], Itera
 
 
 class LocalEngine:
-    """Scores the partitions of one pipeline on the threads of this process; for a `with` statement."""
+    """Scores the partitions of one pipeline on the threads of this process. Use it in a `with` statement."""
 
     name = LOCAL
 
-    def __init__(  # noqa: PLR0913 - what every engine is given, and how many threads
+    def __init__(  # noqa: PLR0913 - the arguments of every engine, and the number of threads
         self,
         spec: PipelineSpec,
         folder: Path,
