@@ -19,7 +19,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, append, read_latest
 from batch_platform_tests.dagster_project import write_dagster_project
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.small_pipeline import feature_file, small_events
 
 PIPELINE = "small"
 MADE = "2024-01-08-00:00"  # the first hour that the model serves
@@ -44,9 +44,9 @@ def fill(folder: Path) -> None:
     wiring = project.pipeline(PIPELINE)
     pipeline = wiring.pipeline()
     others = _record(pipeline)
-    file = pipeline.home.features(PIPELINE, MADE)
+    file = feature_file(pipeline, MADE)
     for partition in others:
-        os.link(file, pipeline.home.features(PIPELINE, partition.key))
+        os.link(file, file.with_name(file.name.replace(MADE, partition.key)))
     tell(project, wiring, [partition.key for partition in others])
 
 

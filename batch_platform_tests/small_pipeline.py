@@ -18,6 +18,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import STEPS, Plan, make_plan
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import FeatureBuild
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)
@@ -115,6 +116,11 @@ def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     folder = write_small_project(tmp_path / "project", **files)
     return Pipeline(small_spec(**overrides), folder.absolute(), Home((tmp_path / "home").absolute()).create())
+
+
+def feature_file(pipeline: Pipeline, key: str) -> Path:
+    """The feature file of the newest build of a partition."""
+    return pipeline.history.file(pipeline.warehouse.latest(FeatureBuild, pipeline.spec.name)[key])
 
 
 def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: bool = False) -> Plan:

@@ -21,7 +21,7 @@ from batch_platform.models.bundle import open_bundle
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.scoring.engines import local as stream
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -248,13 +248,13 @@ def test_law_8_no_pickle_is_loaded_even_when_every_hash_fits(pipeline, tmp_path,
 
 
 def without_features(pipeline: Pipeline) -> None:
-    pipeline.history.file(day(pipeline, "2024-02-02")).unlink()
+    feature_file(pipeline, "2024-02-02").unlink()
     list(pipeline.score([day(pipeline, "2024-02-02")], STAMP))
 
 
 def training_without_features(pipeline: Pipeline) -> None:
     for number in (7, 9):
-        pipeline.history.file(day(pipeline, f"2024-01-0{number}")).unlink()
+        feature_file(pipeline, f"2024-01-0{number}").unlink()
     pipeline.train(pipeline.spec.partitions.calendar.named("2024-02-01"), STAMP)
 
 

@@ -20,7 +20,7 @@ from batch_platform.components.run_config import (
     training_schema,
 )
 from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
-from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
+from batch_platform.components.wiring import SPEC_METADATA, Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
@@ -62,17 +62,16 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         backfill_policy=SINGLE_RUN,
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
-        with clear_failures():
+        with wiring.step() as pipeline:
             partitions = wiring.named(context.partition_keys)
             observe_sources(context, wiring, partitions)
-            pipeline = wiring.pipeline()
             with PartitionLog(context, key, len(partitions)) as log:
                 for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
                     log.materialized(
                         built.partition.key,
                         data_version=built.build.sha256[:16],
                         rows=built.build.rows,
-                        metadata=describe.built(built, pipeline.history.file(built.partition))
+                        metadata=describe.built(built, pipeline.history.file(built.build))
                         | lineage.built(wiring, built, partitions[-1]),
                     )
         return log.finish()

@@ -5,6 +5,7 @@ then replace their partitions, or the whole table, in one short transaction; by 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from pydantic import Field
 from batch_platform.components import describe
 from batch_platform.components.dagster_internals import object_held, reads_partitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
-from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, NothingPublishedError, WrongUseError, did_you_mean, listed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.ledger import FeatureBuild, read_latest
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.user_tables import (
     PARTITION,
@@ -117,10 +119,13 @@ def _features(
     Raises:
         DataError: A partition is not built, or a column is missing.
     """
-    files = {key: home.features(pipeline, key) for key in keys or ()}
-    if keys is None:
-        files = {file.stem: file for file in sorted((home.lake / pipeline / "features").glob("[!.]*.parquet"))}
-    if missing := [key for key, file in files.items() if not file.is_file()]:
+    builds: dict[str, FeatureBuild] = {}
+    with suppress(NothingPublishedError), open_published(home) as published:
+        builds = read_latest(published, FeatureBuild, pipeline)
+    files = {key: home.feature_file(pipeline, key, build.sha256) for key, build in sorted(builds.items())}
+    if keys is not None:
+        files = {key: files.get(key) for key in keys}
+    if missing := [key for key, file in files.items() if file is None or not file.is_file()]:
         msg = f"{pipeline}: the features of partition {listed(missing)} are not built."
         raise DataError(msg, hint="materialize them first.")
     if not files:

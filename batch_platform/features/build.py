@@ -28,13 +28,21 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.lake import BATCH_ROWS, _digests, aside_of, left_aside, parquet_writer
+from batch_platform.features.lake import (
+    BATCH_ROWS,
+    file_digests,
+    left_aside,
+    parquet_writer,
+    remove_unlocked,
+    written_aside,
+)
 from batch_platform.features.lineage.columns import column_lineage
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import RowChecks, require_unique
 from batch_platform.features.row_count import require_every_row
 from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
 
@@ -158,8 +166,8 @@ class FeatureSession:
         self._builder, self._con, self._at = builder, con, at
         self._swept = False
 
-    def write(self, partition: Partition, path: Path) -> FeatureFile:
-        """Write the features of a partition to `path`, wholly or not at all.
+    def write(self, partition: Partition, folder: Path) -> FeatureFile:
+        """Write the features of a partition to a folder, wholly or not at all, under the name that its bytes give it.
 
         Raises:
             SourceError: The SQL or the function fails.
@@ -167,12 +175,15 @@ class FeatureSession:
             BatchPlatformError: The file cannot be written.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep(path.parent)
-            return self._write_whole(partition, path)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._sweep(folder)
+            with written_aside(folder) as aside:
+                written = self._write_aside(partition, aside)
+                self._require_every_row(partition, written)
+                return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
-            msg = f"{self._builder.spec.name}, partition {partition.key}: {path} cannot be written ({reason})."
+            msg = f"{self._builder.spec.name}, partition {partition.key}: its features cannot be written to {folder} ({reason})."
             hint = "make room, or mend the permissions of the home; then run it again."
             raise BatchPlatformError(msg, hint=hint) from error
 
@@ -198,18 +209,8 @@ class FeatureSession:
     def _sweep(self, folder: Path) -> None:
         """Remove, once, what killed processes left aside."""
         for aside in () if self._swept else left_aside(folder):
-            aside.unlink(missing_ok=True)
+            remove_unlocked(aside)
         self._swept = True
-
-    def _write_whole(self, partition: Partition, path: Path) -> FeatureFile:
-        aside = aside_of(path)
-        try:
-            written = self._write_aside(partition, aside)
-            self._require_every_row(partition, written)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-        return replace(written, path=path)
 
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
         batches, schema = self._batches(partition)
@@ -221,7 +222,7 @@ class FeatureSession:
                 writer.write_batch(batch)
                 rows += batch.num_rows
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
-        sha256, xxh3 = _digests(aside)
+        sha256, xxh3 = file_digests(aside)
         return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
     def _require_every_row(self, partition: Partition, written: FeatureFile) -> None:

@@ -1,10 +1,9 @@
-"""Recorded features joined with their labels: what training learns from and what predictions are held against.
+"""Recorded features joined with their labels: what training learns from and what predictions are compared with.
 
-Reads the lake and the label query; writes nothing, and knows nothing of models.
+Reads the lake and the label query, and writes nothing.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,82 +19,129 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.labelled import TrainingData, feature_columns
-from batch_platform.features.lake import file_sha256
+from batch_platform.features.lake import feature_file_sizes, file_sha256
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import Sample
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FeatureBuild
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home, feature_file_name, partition_of
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild
 
-RECENT_LABELS = 2_000
+MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
+
+
+class _RecentLabels:
+    """Label frames by any key, at most MOST_LABEL_BYTES of them; the oldest are dropped first."""
+
+    def __init__(self) -> None:
+        self._frames: dict[tuple[str, ...], pl.DataFrame] = {}
+        self._bytes = 0
+
+    def get(self, key: tuple[str, ...], read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        if key in self._frames:
+            return self._frames[key]
+        frame = self._frames[key] = read()
+        self._bytes += frame.estimated_size()
+        while self._bytes > MOST_LABEL_BYTES:
+            self._bytes -= self._frames.pop(next(iter(self._frames))).estimated_size()
+        return frame
 
 
 @dataclass(frozen=True)
 class History:
-    """The past of one pipeline, as recorded in one home."""
+    """The recorded past of one pipeline in one home."""
 
     spec: PipelineSpec
     home: Home
     builder: FeatureBuilder
-    _labels: dict[tuple[str, ...], pl.DataFrame] = field(
-        default_factory=dict[tuple[str, ...], pl.DataFrame], init=False, repr=False, compare=False
-    )
+    _labels: _RecentLabels = field(default_factory=_RecentLabels, init=False, repr=False, compare=False)
 
-    def file(self, partition: Partition) -> Path:
-        """Where the features of a partition lie."""
-        return self.home.features(self.spec.name, partition.key)
+    def file(self, build: FeatureBuild) -> Path:
+        """Return the path of the feature file of a build."""
+        return self.home.feature_file(self.spec.name, build.partition_key, build.sha256)
 
     def recorded(self, builds: Mapping[str, FeatureBuild]) -> dict[str, FeatureBuild]:
-        """The builds whose file is there and, by its size and time or else by its hash, the one recorded."""
-        files = self.home.feature_files(self.spec.name)
-        return {key: build for key, build in builds.items() if _is_as(build, files.get(key)) or self._is_same(build)}
+        """Select the builds whose file exists, judged by its name and size; its bytes are checked when it is read."""
+        sizes = feature_file_sizes(self.home.features(self.spec.name))
+        return {
+            key: build
+            for key, build in builds.items()
+            if sizes.get(feature_file_name(key, build.sha256)) == build.file_bytes or self._is_linked(build)
+        }
 
-    def _is_same(self, build: FeatureBuild) -> bool:
-        path = self.home.features(self.spec.name, build.partition_key)
-        return path.is_file() and (_is_as(build, path.stat()) or file_sha256(path) == build.sha256)
+    def _is_linked(self, build: FeatureBuild) -> bool:
+        """Whether the file of a build lies elsewhere in the lake, behind a link."""
+        path = self.file(build)
+        return path.is_symlink() and path.is_file() and path.stat().st_size == build.file_bytes
+
+    def superseded(self, builds: Mapping[str, FeatureBuild], partitions: Iterable[Partition]) -> dict[str, list[Path]]:
+        """Find the files of earlier builds of partitions, by partition key.
+
+        The file of a partition's newest build is not among them. A run that started before another build may still read
+        it, so remove these files only after the partition has been built once more.
+
+        Args:
+            builds: The newest build of each partition.
+            partitions: Where to look.
+        """
+        keys = {partition.key for partition in partitions}
+        newest = {feature_file_name(key, build.sha256) for key, build in builds.items()}
+        folder = self.home.features(self.spec.name)
+        others = {name for name in feature_file_sizes(folder) if partition_of(name) in keys} - newest
+        if not others:
+            return {}
+        query = f"SELECT DISTINCT partition_key, sha256 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $pipeline"
+        with Warehouse(self.home).open() as con:
+            rows = con.execute(query, {"pipeline": self.spec.name}).fetchall()
+        files: dict[str, list[Path]] = {}
+        for name in others & {feature_file_name(*row) for row in rows}:
+            files.setdefault(partition_of(name), []).append(folder / name)
+        return files
 
     def require(self, builds: Mapping[str, FeatureBuild], *partitions: Partition) -> list[FeatureBuild]:
-        """The builds of partitions, which must exist.
+        """Return the builds of partitions, all of which must exist.
 
         Raises:
-            DataError: Features are not built, or their file is gone or another one.
+            DataError: Features are not built, or their file is missing or has another size.
         """
         missing = [partition.key for partition in partitions if partition.key not in builds]
         if missing:
             name = self.spec.name
-            msg = f"{name}, partition {listed(missing)}: its features are not built, or their file has changed."
+            msg = f"{name}, partition {listed(missing)}: the features are not built, or their file has changed."
             raise DataError(msg, hint=materialize_hint(name, missing))
         return [builds[partition.key] for partition in partitions]
 
-    def features(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
-        """The features of a build, after checking every byte of their file.
+    def features(self, build: FeatureBuild) -> pl.DataFrame:
+        """Read the features of a build after checking every byte of its file.
 
         Raises:
-            IntegrityError: The file is not the one recorded.
+            IntegrityError: The bytes are not those recorded.
         """
-        self.require_unchanged(build, partition)
-        return pl.read_parquet(self.file(partition))
+        self.require_unchanged(build)
+        return pl.read_parquet(self.file(build))
 
     def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp | None = None) -> pl.DataFrame:
-        """The labels of a partition: key columns and the label, never null or NaN.
+        """Read the labels of a partition: key columns and the label, never null or NaN.
 
         Args:
-            session: Of the builder.
+            session: A session of the builder.
             partition: The partition.
-            stamp: Of a run, which reads the labels of a partition once; None reads them now.
+            stamp: The run, which reads the labels of a partition once; None reads them now.
 
         Raises:
             SourceError: `labels.sql` fails.
             DataError: Its keys are not unique.
         """
+
+        def read() -> pl.DataFrame:
+            labels = session.labels(partition)
+            label = labels.columns[-1]
+            return labels.drop_nans(label) if labels[label].dtype.is_float() else labels
+
         if stamp is None:
-            return _without_nan(session.labels(partition))
-        key = (stamp.run_id, stamp.at.isoformat(), str(self.builder.sources.versions(partition)), partition.key)
-        if key not in self._labels:
-            if len(self._labels) >= RECENT_LABELS:
-                self._labels.pop(next(iter(self._labels)))
-            self._labels[key] = self.labels(session, partition)
-        return self._labels[key]
+            return read()
+        versions = str(self.builder.sources.versions(partition))
+        return self._labels.get((stamp.run_id, stamp.at.isoformat(), versions, partition.key), read)
 
     def training_data(
         self,
@@ -106,20 +152,20 @@ class History:
         *,
         stratified: bool = False,
     ) -> TrainingData:
-        """The rows of a training window whose label is known, in the order of time: feature columns and the label.
+        """Read the rows of a training window whose label is known, in order of time: feature columns and the label.
 
-        All of them, or with `model.train.max_rows` a sample of those to learn from; no other column is read.
+        With `model.train.max_rows` the rows to fit on are a sample. No other column is read.
 
         Args:
             builds: By partition key.
-            window: Its partitions, oldest first.
-            boundary: Partitions from here on are for evaluation.
-            stamp: Of the run; labels are those known to it.
+            window: The partitions, oldest first.
+            boundary: Partitions that start here or later are for evaluation.
+            stamp: The run; its labels are used.
             stratified: Whether a sample keeps the share of each label.
 
         Raises:
-            DataError: Features are not built, or were built by an earlier version of the SQL; or the columns of two
-                partitions do not go together.
+            DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
+                partitions differ.
             IntegrityError: The bytes of a feature file are not those recorded.
         """
         label = None if self.spec.labels is None else self.spec.labels.column
@@ -127,7 +173,7 @@ class History:
         fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
         with self.builder.session(window[0]) as session:
             for build, partition in zip(self.require(builds, *window), window, strict=True):
-                rows = self._learnable(build, partition)
+                rows = self._learnable(build)
                 if label is not None:
                     known = with_keys_of(
                         rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
@@ -144,109 +190,99 @@ class History:
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
-        """All rows of a window, in the order of time, whether their label is known or not: feature columns.
+        """Read the feature columns of all rows of a window, in order of time, with or without a known label.
 
         Raises:
             DataError: As for `training_data`.
             IntegrityError: The bytes of a feature file are not those recorded.
         """
-        frames = [
-            self._learnable(build, partition)
-            for build, partition in zip(self.require(builds, *window), window, strict=True)
-        ]
+        frames = [self._learnable(build) for build in self.require(builds, *window)]
         return self._joined(frames).drop(self.spec.features.key)
 
     def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
-        """As recorded in builds, but with the versions now of the sources that have a file for each partition.
+        """Return the source versions of builds, with the present version of sources that have a file for each partition.
 
-        A build whose source files are gone is left out: they cannot give anything newer.
+        A build whose source files are gone is left out: nothing newer can be built.
         """
-        own = self.builder.own_feature_sources
-        if not own:
+        by_partition = self.builder.own_feature_sources
+        if not by_partition:
             return {}
         calendar = self.spec.partitions.calendar
-        found: dict[str, str] = {}
+        versions: dict[str, str] = {}
         for key, build in builds.items():
             with suppress(SourceError, WrongUseError):
-                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in own}
-                found[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
-        return found
+                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in by_partition}
+                versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
+        return versions
 
     def label_versions(self, evaluations: Iterable[str]) -> dict[str, str]:
-        """As recorded in evaluations, but now; where a file is gone, nothing newer can be learnt."""
+        """Return the present label versions of evaluated partitions; one whose files are gone is left out."""
         if not self.builder.own_label_sources:
             return {}
-        calendar, found = self.spec.partitions.calendar, dict[str, str]()
+        calendar, versions = self.spec.partitions.calendar, dict[str, str]()
         for key in evaluations:
             with suppress(SourceError, WrongUseError):
-                found[key] = self.builder.label_versions(calendar.named(key))
-        return found
+                versions[key] = self.builder.label_versions(calendar.named(key))
+        return versions
 
     def label_fingerprint(self, window: Iterable[Partition]) -> str:
-        """One hash over the versions now of a window's labels; empty where no source has a file of labels for each partition.
+        """Hash the present label versions of a window; empty where no label source has a file for each partition.
 
         Raises:
             SourceError: A file is missing.
         """
         return labels_fingerprint(window, self.builder.label_versions) if self.builder.own_label_sources else ""
 
-    def _learnable(self, build: FeatureBuild, partition: Partition) -> pl.DataFrame:
-        """Key and feature columns of a build; the others are not read."""
+    def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
+        """Read the key and feature columns of a build, and no others."""
         if build.code_version != self.builder.code_version:
-            msg = f"{self.spec.name}, partition {partition.key}: its features were built by an earlier version of the SQL."
-            hint = f"build them again: batch-platform run {self.spec.name} --partition {partition.key} --force"
+            where = f"{self.spec.name}, partition {build.partition_key}"
+            msg = f"{where}: the features were built by an earlier version of the SQL."
+            hint = f"build them again: batch-platform run {self.spec.name} --partition {build.partition_key} --force"
             raise DataError(msg, hint=hint)
-        self.require_unchanged(build, partition)
-        path = self.file(partition)
+        self.require_unchanged(build)
+        path = self.file(build)
         present = pl.read_parquet_schema(path)
         return pl.read_parquet(path, columns=[*self.spec.features.key, *feature_columns(self.spec.features, present)])
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-        """One frame of all; those without rows have no say in the columns' types."""
+        """Concatenate frames; those without rows do not decide the types of the columns."""
         filled = [frame for frame in frames if frame.height] or list(frames[:1])
         try:
             return pl.concat(filled, how="vertical_relaxed")
         except (pl.exceptions.SchemaError, pl.exceptions.ShapeError) as error:
-            msg = f"{self.spec.name}: the features of the training window do not go together: {error}."
+            msg = f"{self.spec.name}: partitions of the training window have different feature columns: {error}."
             raise DataError(msg, hint="give every partition the same columns and types in the features.") from error
 
-    def require_unchanged(self, build: FeatureBuild, partition: Partition) -> None:
+    def require_unchanged(self, build: FeatureBuild) -> None:
         """Check every byte of a build's file.
 
         Raises:
-            IntegrityError: The file is not the one recorded.
+            IntegrityError: The bytes are not those recorded.
         """
-        path = self.file(partition)
+        path = self.file(build)
         if not path.is_file() or file_sha256(path) != build.sha256:
-            msg = f"{self.spec.name}, partition {partition.key}: the bytes of {path} are not those that were recorded."
-            hint = f"batch-platform run {self.spec.name} --partition {partition.key} --force builds it again."
-            raise IntegrityError(msg, hint=hint)
+            name, key = self.spec.name, build.partition_key
+            msg = f"{name}, partition {key}: the bytes of {path} are not those that were recorded."
+            raise IntegrityError(msg, hint=f"batch-platform run {name} --partition {key} --force builds it again.")
 
 
 def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:
-    """What to do where features are missing."""
+    """Say how to build missing features."""
     ordered = sorted(keys)
     which = f"--partition {ordered[0]}" if len(ordered) == 1 else f"--from {ordered[0]} --to {ordered[-1]}"
-    return f"materialize them first, in the UI or where a model serves them by: batch-platform run {pipeline} {which}"
-
-
-def _is_as(build: FeatureBuild, found: os.stat_result | None) -> bool:
-    """Whether a file has the size and the time that were recorded of it."""
-    return found is not None and (found.st_size, found.st_mtime_ns) == (build.file_bytes, build.file_mtime_ns)
+    return (
+        f"materialize them first, in the UI or, where a model serves them, with: batch-platform run {pipeline} {which}"
+    )
 
 
 def labels_fingerprint(window: Iterable[Partition], version_of: Callable[[Partition], str]) -> str:
-    """One hash over the versions of the labels of a window."""
+    """Hash the label versions of a window."""
     lines = (f"{partition.key} {version_of(partition)}\n" for partition in window)
     return sha256("".join(lines).encode()).hexdigest()
 
 
-def _without_nan(labels: pl.DataFrame) -> pl.DataFrame:
-    label = labels.columns[-1]
-    return labels.drop_nans(label) if labels[label].dtype.is_float() else labels
-
-
 def fingerprint(builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> str:
-    """One hash over the partition keys and feature files of a window."""
+    """Hash the partition keys and feature files of a window."""
     lines = (f"{partition.key} {builds[partition.key].sha256}\n" for partition in window)
     return sha256("".join(lines).encode()).hexdigest()

@@ -1,5 +1,9 @@
-"""A recorded file of features, opened to be read: what is hashed is what is read, whoever replaces it meanwhile."""
+"""The feature files of a pipeline: written aside, named after their content, read only if their bytes are those recorded.
 
+A build never changes the file of an earlier one. What is hashed is what is read, whoever replaces a file meanwhile.
+"""
+
+import fcntl
 import hashlib
 import os
 from collections.abc import Generator, Iterator
@@ -7,26 +11,60 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import (
-    IntegrityError,
-)
+from batch_platform.declaration.errors import IntegrityError
+from batch_platform.warehouse.staging import if_free
 
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as they come, and has little to tidy
 
 
-def aside_of(path: Path) -> Path:
-    """Where this process writes a file before it is moved into place."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def written_aside(folder: Path) -> Generator[Path]:
+    """An empty file beside the feature files, to be filled and moved to its name; what is still there at the end is removed.
+
+    It is locked meanwhile, so that no other process takes it for the remains of a killed one, on whatever machine it runs.
+    """
+    while True:
+        path = folder / f".{uuid4().hex}.parquet"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if path.exists():
+            break
+        os.close(descriptor)  # another process removed it before it was locked
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def left_aside(folder: Path) -> list[Path]:
-    """What killed processes left aside in a folder of features."""
-    return [path for path in sorted(folder.glob(".*.parquet.*")) if not Path("/proc", path.suffix[1:]).exists()]
+    """The files that killed processes were writing in a folder of feature files."""
+    return [path for path in sorted(folder.glob(".*.parquet")) if if_free(path, lambda _: None, flags=os.O_RDWR)]
+
+
+def remove_unlocked(path: Path) -> None:
+    """Remove a file of the lake, unless a process is writing it."""
+    if_free(path, lambda free: free.unlink(missing_ok=True), flags=os.O_RDWR)
+
+
+def feature_file_sizes(folder: Path) -> dict[str, int]:
+    """The size in bytes of every feature file of a folder by its name, read in one go; links are left out."""
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return {}
+    with entries:
+        return {
+            entry.name: entry.stat().st_size
+            for entry in entries
+            if entry.name.endswith(".parquet") and not entry.name.startswith(".") and not entry.is_symlink()
+        }
 
 
 def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
@@ -54,10 +92,10 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
 
 def file_sha256(path: Path) -> str:
     """Hash a file's bytes."""
-    return _digests(path)[0]
+    return file_digests(path)[0]
 
 
-def _digests(path: Path) -> tuple[str, str]:
+def file_digests(path: Path) -> tuple[str, str]:
     """The SHA-256 and the XXH3 (128 bits) of a file's bytes, in hexadecimal."""
     digests = hashlib.sha256(), xxh3_128()
     with path.open("rb") as file:

@@ -254,7 +254,7 @@ class _Backtest:
         build, version = self.state.features[partition.key], self.models[partition.key]
         return ScoringOrder(
             partition=partition,
-            features=self.pipeline.history.file(partition),
+            features=self.pipeline.history.file(build),
             sha256=build.sha256,
             rows=build.rows,
             model=self.bundle_folder(version, rows[version.version]),

@@ -15,11 +15,11 @@ from typing import Literal
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.lake import left_aside
+from batch_platform.features.lake import left_aside, remove_unlocked
 from batch_platform.models.registry import Promotion, Registry, Version, read_registry, record_decisions
 from batch_platform.scoring.challenger_tables import read_challenger_runs
 from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.home import Home, feature_file_name, partition_of
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, read_latest
 from batch_platform.warehouse.staging import left_behind, sweep
 
@@ -91,6 +91,8 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> None
     for one in garbage:
         if one.kind == "staging":
             sweep(one.path)
+        elif one.kind == "features":
+            remove_unlocked(one.path)
         elif one.path.is_dir() and not one.path.is_symlink():
             shutil.rmtree(one.path)
         else:
@@ -123,16 +125,25 @@ def _never_promoted(registry: Registry, version: Version, before: datetime) -> s
 
 
 def _features(home: Home, spec: PipelineSpec, builds: Mapping[str, FeatureBuild], now: datetime) -> Iterator[Garbage]:
-    folder = home.lake / spec.name / "features"
+    folder = home.features(spec.name)
     for path in left_aside(folder):
         yield Garbage("features", spec.name, path, _size(path), "its run is gone")
     for path in _inside(folder):
-        if path.suffix != ".parquet":
+        if path.suffix != ".parquet" or path.name.startswith("."):
             continue
-        if not _is_partition(spec, path.stem):
-            yield Garbage("features", spec.name, path, _size(path), f"{path.stem} is no partition any more")
-        elif path.stem not in builds and _untouched_since(path, now - UNRECORDED_FOR):
-            yield Garbage("features", spec.name, path, _size(path), "never recorded: its run was killed")
+        key = partition_of(path.name)
+        build = builds.get(key)
+        if not _is_partition(spec, key):
+            yield Garbage("features", spec.name, path, _size(path), f"{key} is no longer a partition")
+        elif build is not None and path.name == feature_file_name(key, build.sha256):
+            continue
+        elif _untouched_since(path, now - UNRECORDED_FOR):
+            if build is None:
+                yield Garbage("features", spec.name, path, _size(path), "never recorded: its run was killed")
+            elif build.built_at < now - UNRECORDED_FOR:  # no run that began before it reads the file any more
+                yield Garbage(
+                    "features", spec.name, path, _size(path), f"replaced by the build of {build.built_at:%Y-%m-%d}"
+                )
 
 
 def _is_partition(spec: PipelineSpec, key: str) -> bool:

@@ -134,7 +134,7 @@ def encoded_features(
     Raises:
         IntegrityError: The feature file is not the one recorded.
     """
-    features = history.features(build, partition)
+    features = history.features(build)
     predictions = with_keys_of(features, history.spec, partition, predictions, what="predictions")
     joined = features.join(predictions, on=history.spec.features.key, how="inner", maintain_order="left")
     kept = contract.split(joined).kept

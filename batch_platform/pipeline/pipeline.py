@@ -6,7 +6,7 @@ as it is committed; what is already as asked is skipped unless forced.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -121,25 +121,27 @@ class Pipeline:
         if not partitions:
             return
         state = self.state()
+        due = {one.key: one for one in partitions if force or features_due(state, one) is not None}
+        superseded = self.history.superseded(state.features, due.values())
         group: list[Built] = []
         with (
             staging_folder(self.home, stamp.run_id) as folder,
             self.builder.session(partitions[0], spill=folder / "spill") as session,
         ):
             for partition in partitions:
-                if not force and features_due(state, partition) is None:
+                if partition.key not in due:
                     yield Built(partition, state.features[partition.key], skipped=True)
                     continue
                 try:
                     with memory_explained(self.spec.name, partition.key):
                         group.append(self._build(session, partition, stamp))
                 except Exception:
-                    yield from self._record(group)
+                    yield from self._record(group, superseded)
                     raise
                 if is_full(len(group), sum(built.build.rows for built in group)):
-                    yield from self._record(group)
+                    yield from self._record(group, superseded)
                     group = []
-        yield from self._record(group)
+        yield from self._record(group, superseded)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period, register it, approve it if it passes the gate; then its challengers.
@@ -269,15 +271,13 @@ class Pipeline:
 
     def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
         sources = self.builder.sources.versions(partition)
-        file = session.write(partition, self.history.file(partition))
-        stat = file.path.stat()
+        file = session.write(partition, self.home.features(self.spec.name))
         build = FeatureBuild(
             pipeline=self.spec.name,
             partition_key=partition.key,
             rows=file.rows,
             sha256=file.sha256,
-            file_bytes=stat.st_size,
-            file_mtime_ns=stat.st_mtime_ns,
+            file_bytes=file.path.stat().st_size,
             code_version=self.builder.code_version,
             sources=json.dumps(sources, sort_keys=True),
             built_at=stamp.now(),
@@ -286,9 +286,14 @@ class Pipeline:
         )
         return Built(partition, build, skipped=False, columns=file.columns)
 
-    def _record(self, group: list[Built]) -> Iterator[Built]:
+    def _record(self, group: list[Built], superseded: Mapping[str, list[Path]]) -> Iterator[Built]:
+        """Record builds; then remove the files of earlier ones, but for the last before: a run may be reading it."""
         if group:
             self.warehouse.record_features([built.build for built in group])
+        for built in group:
+            for file in superseded.get(built.partition.key, ()):
+                if file != self.history.file(built.build):  # the sources may be as they were once
+                    file.unlink(missing_ok=True)
         yield from group
 
     def _due(self, state: State, partition: Partition, version: str | None) -> Due:

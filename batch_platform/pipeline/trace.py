@@ -164,7 +164,7 @@ class _Tracer:
         values = {"partition_key": row["partition_key"], "sha256": commit.input_hash, "seq": commit.seq}
         condition = "partition_key = $partition_key AND sha256 = $sha256 AND seq < $seq"
         build = self._newest(FeatureBuild, "feature_builds", condition, values)
-        file = self.home.features(self.spec.name, commit.partition_key)
+        file = self.home.feature_file(self.spec.name, commit.partition_key, build.sha256)
         return Trace(outcome, row, commit, self._model(commit.model_version), _features(build, file))
 
     def _newest(self, record: type[Record], ledger: str, condition: str, values: Mapping[str, Any]) -> Record:

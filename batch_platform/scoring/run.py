@@ -139,7 +139,7 @@ class ScoringRun:
         for item in due:
             yield ScoringOrder(
                 partition=item.partition,
-                features=self.history.file(item.partition),
+                features=self.history.file(item.build),
                 sha256=item.build.sha256,
                 rows=item.build.rows,
                 model=folders[item.model.version],

@@ -13,7 +13,6 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
-FEATURES = ".parquet"  # after the partition key
 LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
@@ -96,27 +95,21 @@ class Home:
         """DAGSTER_HOME."""
         return self.root / "dagster"
 
-    def features(self, pipeline: str, partition_key: str) -> Path:
-        """The features of one partition.
+    def features(self, pipeline: str) -> Path:
+        """The folder of a pipeline's feature files.
 
         Raises:
-            WrongUseError: A name would lead elsewhere.
+            WrongUseError: The name leads out of the lake.
         """
-        return _below(self.lake, pipeline, "features", partition_key + FEATURES)
+        return _below(self.lake, pipeline, "features")
 
-    def feature_files(self, pipeline: str) -> dict[str, os.stat_result]:
-        """The state of every file of features by partition key, read at one go; one that is a link is left out.
+    def feature_file(self, pipeline: str, partition_key: str, sha256: str) -> Path:
+        """The feature file of a partition, named after its content: another build of the partition is another file.
 
         Raises:
-            WrongUseError: A name would lead elsewhere.
+            WrongUseError: A name leads out of the lake.
         """
-        try:
-            entries = os.scandir(_below(self.lake, pipeline, "features"))
-        except FileNotFoundError:
-            return {}
-        with entries:
-            plain = [entry for entry in entries if entry.name.endswith(FEATURES) and not entry.is_symlink()]
-            return {entry.name.removesuffix(FEATURES): entry.stat() for entry in plain}
+        return _below(self.lake, pipeline, "features", feature_file_name(partition_key, sha256))
 
     def bundle(self, pipeline: str, version: str) -> Path:
         """The folder of one trained version.
@@ -125,6 +118,16 @@ class Home:
             WrongUseError: A name would lead elsewhere.
         """
         return _below(self.models, pipeline, version)
+
+
+def feature_file_name(partition_key: str, sha256: str) -> str:
+    """The name of a feature file, from its partition and the SHA-256 of its bytes."""
+    return f"{partition_key}.{sha256[:12]}.parquet"
+
+
+def partition_of(feature_file: str) -> str:
+    """The partition key in the name of a feature file."""
+    return feature_file.rsplit(".", 2)[0]
 
 
 def _below(folder: Path, *names: str) -> Path:

@@ -32,7 +32,6 @@ class FeatureBuild:
     rows: int
     sha256: str
     file_bytes: int
-    file_mtime_ns: int
     code_version: str
     sources: str  # versions by source, as JSON
     built_at: datetime

@@ -45,23 +45,29 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
 
 def left_behind(home: Home) -> list[Path]:
     """The folders of runs that are gone."""
-    return [folder for folder in sorted(home.staging.iterdir()) if _if_free(folder, lambda _: None)]
+    return [folder for folder in sorted(home.staging.iterdir()) if if_free(folder, lambda _: None)]
 
 
 def sweep(folder: Path) -> None:
     """Remove a folder whose run is gone; one of a live run stays."""
-    _if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
+    if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
 
 
-def _if_free(folder: Path, do: Callable[[Path], None]) -> bool:
-    """Do something with a folder that no run holds, and hold it meanwhile; False for any other."""
+def if_free(path: Path, do: Callable[[Path], None], *, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> bool:
+    """Do something with a folder that no run has locked, and lock it meanwhile; return False for any other.
+
+    Args:
+        path: The folder; with other `flags`, a file.
+        do: Called with the path while it is locked.
+        flags: With which the path is opened.
+    """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
         return False  # being removed by another run, or none of ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        do(folder)
+        do(path)
     except BlockingIOError:
         return False
     finally:

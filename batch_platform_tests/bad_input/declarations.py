@@ -23,7 +23,7 @@ from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, a
 from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import Deployment, deploy, range_tags
-from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration
+from batch_platform_tests.small_pipeline import FEATURES_SQL, feature_file, small_declaration
 
 SECONDS, BYTES = 60, 4 * 1024**3  # far more than a refusal needs, far less than a bomb takes
 LONG = "x" * 300
@@ -260,7 +260,7 @@ def links_in_the_home(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "precious").write_text("as it was")
     (fed.pipeline.home.staging / "run-linked").symlink_to(outside)
-    features = fed.pipeline.history.file(fed.partition())
+    features = feature_file(fed.pipeline, DAY)
     usual = features.read_bytes()
     (outside / "features").write_bytes(usual)
     features.unlink()

@@ -23,7 +23,13 @@ from batch_platform.pipeline.pipeline import Committed, Pipeline
 from batch_platform.pipeline.train import Trained
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform_tests.small_pipeline import small_events, small_pipeline, small_spec, write_small_project
+from batch_platform_tests.small_pipeline import (
+    feature_file,
+    small_events,
+    small_pipeline,
+    small_spec,
+    write_small_project,
+)
 from batch_platform_tests.starting_points import made_once
 
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
@@ -128,7 +134,7 @@ class Fed:
         return self.pipeline.warehouse.latest(ScoreRun, "small")[day]
 
     def features(self, day: str = DAY) -> pl.DataFrame:
-        return pl.read_parquet(self.pipeline.history.file(self.partition(day)))
+        return pl.read_parquet(feature_file(self.pipeline, day))
 
     def refuses(self, *named: str, error: type[BatchPlatformError] = BatchPlatformError, force: bool = True) -> str:
         """Run the day, which fails, and check all invariants; returns the message, which must name all of `named`."""
@@ -200,7 +206,7 @@ class Fed:
         return str(refused.value)
 
     def snapshot(self) -> "Snapshot":
-        files = {day: self.pipeline.history.file(self.partition(day)).read_bytes() for day in DAYS}
+        files = {day: feature_file(self.pipeline, day).read_bytes() for day in DAYS}
         return Snapshot({day: _plain(self.rows(day)) for day in DAYS}, files)
 
     def holds(self, before: "Snapshot") -> None:

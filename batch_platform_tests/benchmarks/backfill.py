@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from batch_platform.defs.flight_delays import sources
+from batch_platform.warehouse.home import partition_of
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import Job, require_peers
 from batch_platform_tests.benchmarks.measuring import OURS, Cost, Result, in_turn
@@ -42,7 +43,7 @@ def measure(options: Options) -> Iterator[Result]:
     served.run(served.ready, "--partition", LAST)
     (version,) = (folder.name for folder in (served.ready.models / PIPELINE).iterdir())
     served.run(served.ready, "--model", version, "--from", FIRST, "--to", LAST)
-    keys = sorted(file.stem for file in (served.ready.lake / PIPELINE / "features").glob("*.parquet"))
+    keys = sorted(partition_of(file.name) for file in (served.ready.lake / PIPELINE / "features").glob("*.parquet"))
     model = served.export_model(options.folder / "model.joblib", version, CARRIED)
     job = Job(served, keys, model, options.environments)
     turns = {}

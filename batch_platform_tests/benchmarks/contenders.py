@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform_tests.benchmarks.agreement import Scores
 from batch_platform_tests.benchmarks.environments import Environments, java_home
 from batch_platform_tests.benchmarks.measuring import OURS, Cost, run
@@ -74,7 +76,9 @@ class Job:
     @property
     def files(self) -> list[str]:
         """The features of the partitions."""
-        return [str(self.project.ready.features(self.project.pipeline, key)) for key in self.keys]
+        home, pipeline = self.project.ready, self.project.pipeline
+        builds = Warehouse(home).latest(FeatureBuild, pipeline)
+        return [str(home.feature_file(pipeline, key, builds[key].sha256)) for key in self.keys]
 
     def score(self, contender: str, folder: Path) -> tuple[Cost, Scores]:
         """Let a contender score the partitions, with what it writes below a new folder on the project's disk."""

@@ -54,7 +54,8 @@ def _checked(job: Job, options: Options) -> Result:
     builds = Warehouse(home).latest(FeatureBuild, pipeline)
     began = perf_counter()
     for key in job.keys:
-        build, file = builds[key], home.features(pipeline, key)
+        build = builds[key]
+        file = home.feature_file(pipeline, key, build.sha256)
         with open_recorded(file, build.sha256, build.xxh3, pipeline=pipeline, partition_key=key) as recorded:
             recorded.require_unchanged()
     seconds = perf_counter() - began

@@ -125,8 +125,9 @@ def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
     assert one["model"]["params"]["max_iter"] == 5
     assert one["model"]["trained_until"] == "2024-01-30T23:00:00+00:00"
     assert one["model"]["decision"].startswith("approved by gate: ")
-    assert one["features"]["file"] == f"{project}/.batch_platform/lake/small/features/2024-02-07.parquet"
     assert one["features"]["sha256"] == one["commit"]["input_hash"]
+    name = f"2024-02-07.{one['features']['sha256'][:12]}.parquet"
+    assert one["features"]["file"] == f"{project}/.batch_platform/lake/small/features/{name}"
     assert set(one["features"]["sources"]) == {"events"}
 
 

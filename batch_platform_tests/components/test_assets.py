@@ -21,7 +21,7 @@ from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
-from batch_platform_tests.small_pipeline import small_events, small_spec, write_small_project
+from batch_platform_tests.small_pipeline import feature_file, small_events, small_spec, write_small_project
 
 RULE = {"performance": {"warn_below": 0.6}}
 
@@ -315,7 +315,7 @@ def test_a_retry_keeps_what_is_committed_and_does_the_rest(tmp_path, monkeypatch
 def test_a_failure_while_scoring_keeps_the_partitions_before_it(trained):
     days = trained.days("2024-02-01", "2024-02-06")
     assert trained.run("features", first=days[0], last=days[-1]).success
-    spoilt = trained.pipeline.home.features("small", days[3])
+    spoilt = feature_file(trained.pipeline, days[3])
     spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"!")
     result = trained.run("predictions", first=days[0], last=days[-1])
     assert days[3] in failure(result)
@@ -323,6 +323,7 @@ def test_a_failure_while_scoring_keeps_the_partitions_before_it(trained):
     assert published(trained, "SELECT DISTINCT partition_key FROM small.predictions ORDER BY 1") == [
         (day,) for day in days[:3]
     ]
+    spoilt.unlink()
     again = trained.run("features", "predictions", first=days[0], last=days[-1])
     assert again.success
     logged = trained.materializations("predictions", again.run_id)

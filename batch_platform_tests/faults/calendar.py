@@ -16,7 +16,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.ledger import EvaluationRun
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import NOW, SCORED, STAMP, Held, assert_survived, days, held, prepared
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 ZONES = sorted(available_timezones())
 KNOWN_CHANGES = {
@@ -62,7 +62,7 @@ def built(folder: Path, zone: str, every: str, start: str, count: int) -> tuple[
     source.write_parquet(pipeline.folder / "events.parquet")
     list(pipeline.build_features(partitions, STAMP, force=True))
     frames = [
-        pl.read_parquet(pipeline.history.file(partition)).with_columns(key=pl.lit(partition.key))
+        pl.read_parquet(feature_file(pipeline, partition.key)).with_columns(key=pl.lit(partition.key))
         for partition in partitions
     ]
     inside = source.filter((pl.col("ts") >= first) & (pl.col("ts") < last))

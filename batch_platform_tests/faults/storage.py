@@ -31,7 +31,7 @@ from batch_platform_tests.faults.invariants import (
     published,
     rewrite,
 )
-from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.small_pipeline import feature_file, small_events
 
 KEY = SCORED[4]
 LIMITED = """
@@ -275,7 +275,7 @@ def damaged_features(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     """A damaged file of the same time is not scored; forced, it is built again."""
     pipeline = prepared(folder)
     before = held(pipeline)
-    path = pipeline.history.file(days(pipeline, KEY)[0])
+    path = feature_file(pipeline, KEY)
     state, stat = pipeline.state(), path.stat()
     path.write_bytes(damage(path.read_bytes()))
     subprocess.run(["touch", "-d", f"@{stat.st_mtime_ns / 1e9:.9f}", str(path)], check=True)
@@ -299,7 +299,7 @@ def damaged_everywhere(folder: Path) -> None:
     """A flipped bit of a feature file, at thirty places, is always noticed; most would silently be read back wrong."""
     pipeline = prepared(folder)
     before = held(pipeline)
-    path = pipeline.history.file(days(pipeline, KEY)[0])
+    path = feature_file(pipeline, KEY)
     intact = path.read_bytes()
     choice = random.Random(10)
     for _ in range(30):

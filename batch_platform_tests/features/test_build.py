@@ -1,4 +1,3 @@
-import os
 import resource
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError, WrongUseError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
-from batch_platform.features.lake import BATCH_ROWS, file_sha256
+from batch_platform.features.lake import BATCH_ROWS, file_sha256, written_aside
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.small_pipeline import (
@@ -36,14 +35,14 @@ class Built:
         write_small_project(folder, events=events, features_sql=sql, labels_sql=labels_sql)
         self.spec = small_spec(**spec)
         self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder))
-        self.path = folder / "lake" / "features.parquet"
+        self.folder = folder / "lake"
 
     def partition(self, key: str = FIRST_KEY) -> Partition:
         return self.spec.partitions.calendar.named(key)
 
     def write(self, key: str = FIRST_KEY) -> FeatureFile:
         with self.builder.session(self.partition(key)) as session:
-            return session.write(self.partition(key), self.path)
+            return session.write(self.partition(key), self.folder)
 
     def labels(self, key: str = FIRST_KEY) -> pl.DataFrame:
         with self.builder.session(self.partition(key)) as session:
@@ -53,7 +52,7 @@ class Built:
         """The message of the failure of a write, which leaves nothing behind."""
         with pytest.raises(error) as refused:
             self.write(key)
-        assert not self.path.parent.exists() or not [*self.path.parent.iterdir()]
+        assert not self.folder.exists() or not [*self.folder.iterdir()]
         return str(refused.value)
 
 
@@ -105,8 +104,9 @@ def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(projec
     assert file.rows == rows.height == ROWS_PER_DAY
     assert file.columns["ts"] == "timestamp[us, tz=Europe/Berlin]"
     assert [*file.columns] == rows.columns
-    assert file.sha256 == file_sha256(small.path)
-    assert [*small.path.parent.iterdir()] == [small.path]
+    assert file.sha256 == file_sha256(file.path)
+    assert [*small.folder.iterdir()] == [file.path]
+    assert file.path.name == f"2024-01-02.{file.sha256[:12]}.parquet"
 
 
 def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
@@ -121,7 +121,7 @@ def test_one_session_builds_many_partitions_as_a_session_for_each_would(project)
     small = project()
     keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
     with small.builder.session(small.partition(keys[0])) as session:
-        together = [session.write(small.partition(key), small.path.with_name(key)).sha256 for key in keys]
+        together = [session.write(small.partition(key), small.folder / key).sha256 for key in keys]
     assert together == [small.write(key).sha256 for key in keys]
 
 
@@ -132,50 +132,58 @@ def test_a_partition_without_rows_is_a_file_without_rows(project):
 
 
 def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project):
-    small = project()
-    small.write()
-    before = small.path.read_bytes()
+    path = project().write().path
+    before = path.read_bytes()
     late = project(sql="SELECT *, error('row ' || id) AS e FROM events WHERE id > 2")
     for broken in (late, project(sql="SELECT id, ts FROM nothing"), project(orders({"id": 1}, {"id": 1}))):
         with pytest.raises((SourceError, DataError)):
             broken.write()
-        assert broken.path.read_bytes() == before
-        assert [*broken.path.parent.iterdir()] == [broken.path]
+        assert path.read_bytes() == before
+        assert [*broken.folder.iterdir()] == [path]
 
 
 def test_a_full_disk_is_told_and_the_old_file_stays(project):
     small = project()
-    small.write()
-    before = small.path.read_bytes()
+    path = small.write().path
+    before = path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
         with pytest.raises(
-            BatchPlatformError, match=r"small, partition 2024-01-02: .* cannot be written \(File too large"
+            BatchPlatformError,
+            match=r"small, partition 2024-01-02: its features cannot be written to .* \(File too large",
         ):
             small.write("2024-01-02")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert small.path.read_bytes() == before
-    assert [*small.path.parent.iterdir()] == [small.path]
+    assert path.read_bytes() == before
+    assert [*small.folder.iterdir()] == [path]
     assert small.write("2024-01-02").rows == ROWS_PER_DAY
 
 
 def test_a_folder_that_cannot_be_made_is_told(project):
     small = project()
-    small.path.parent.touch()
-    with pytest.raises(BatchPlatformError, match=r"cannot be written \(File exists\)"):
+    small.folder.touch()
+    with pytest.raises(BatchPlatformError, match=r"cannot be written to .* \(File exists\)"):
         small.write()
 
 
 def test_what_a_killed_process_left_aside_is_removed_and_what_a_live_one_writes_is_not(project):
     small = project()
-    small.path.parent.mkdir()
-    dead, alive = (small.path.parent / f".2024-01-09.parquet.{pid}" for pid in (2**22 + 1, os.getppid()))
-    dead.touch()
-    alive.touch()
-    small.write()
-    assert sorted(small.path.parent.iterdir()) == sorted([alive, small.path])
+    small.folder.mkdir()
+    left = small.folder / ".0123456789abcdef.parquet"  # no process of this machine needs to bear its number
+    left.touch()
+    with written_aside(small.folder) as being_written:
+        file = small.write()
+        assert sorted(small.folder.iterdir()) == sorted([being_written, file.path])
+
+
+def test_another_build_of_a_partition_leaves_the_file_of_the_one_before(project):
+    first = project().write()
+    second = project(small_events().with_columns(pl.col("amount") + 1)).write()
+    assert first.path.parent == second.path.parent
+    assert first.path != second.path
+    assert [file_sha256(file.path) for file in (first, second)] == [first.sha256, second.sha256]
 
 
 @pytest.mark.parametrize(

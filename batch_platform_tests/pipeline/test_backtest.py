@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import DataError, TrainingRefusedError, W
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import BacktestModel, backtest
 from batch_platform.pipeline.backtest_tables import totals
-from batch_platform_tests.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import DECLARATION, carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 27, 12, tzinfo=UTC)
 DECLARED = BacktestModel(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
@@ -286,7 +286,7 @@ def test_a_candidate_that_cannot_be_leaves_nothing_behind(tmp_path, candidate, e
 
 def test_features_that_are_not_there_or_of_another_sql_are_not_built(tmp_path):
     pipeline = made(tmp_path)
-    pipeline.history.file(days(pipeline)[1]).unlink()
+    feature_file(pipeline, days(pipeline)[1].key).unlink()
     with pytest.raises(DataError, match=r"features of 2024-02-04 are not built.*run small --partition 2024-02-04"):
         backtested(pipeline, TREE)
     (pipeline.folder / "features.sql").write_text((pipeline.folder / "features.sql").read_text() + "-- changed\n")

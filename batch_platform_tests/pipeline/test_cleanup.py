@@ -5,14 +5,16 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.lake import written_aside
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.staging import staging_folder
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 LATER = NOW + timedelta(days=40)
@@ -112,22 +114,38 @@ def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatc
 def test_features_of_dropped_partitions_and_unrecorded_ones_go(pipeline):
     later = small_spec(partitions={"start": "2024-01-03"})
     dropped = find_garbage([later], pipeline.home, NOW, trained_before=NOW - timedelta(days=30))
-    assert [one.path.name for one in dropped] == ["2024-01-01.parquet", "2024-01-02.parquet"]
-    folder = pipeline.history.file(pipeline.spec.partitions.calendar.named("2024-01-01")).parent
-    unrecorded, stray, aside = folder / "2024-02-30.parquet", folder / "notes.txt", folder / ".x.parquet.999999999"
+    first, second, third = (feature_file(pipeline, f"2024-01-0{day}") for day in (1, 2, 3))
+    assert [one.path for one in dropped] == [first, second]
+    folder = first.parent
+    unrecorded, stray, aside = folder / "2024-02-30.0123456789ab.parquet", folder / "notes.txt", folder / ".x.parquet"
     for path in (unrecorded, stray, aside):
         path.write_bytes(b"x")
-    assert {one.path for one in found(pipeline) if one.kind == "features"} == {unrecorded, aside}
+    with written_aside(folder):
+        assert {one.path for one in found(pipeline) if one.kind == "features"} == {unrecorded, aside}
     remove_garbage(dropped, pipeline.home, Stamp("gc", NOW))
-    assert not (folder / "2024-01-01.parquet").exists()
-    assert (folder / "2024-01-03.parquet").exists()
+    assert not first.exists()
+    assert third.exists()
+
+
+def test_the_file_of_an_earlier_build_goes_once_no_run_can_be_reading_it(pipeline):
+    day = pipeline.spec.partitions.calendar.named("2024-01-05")
+    before = feature_file(pipeline, day.key)
+    changed = small_pipeline(pipeline.folder.parent, events=small_events().with_columns(pl.col("amount") + 1))
+    list(changed.build_features([day], Stamp("again", NOW), force=True))
+    assert feature_file(pipeline, day.key) != before
+    age(before, days=50)
+    assert [one for one in found(pipeline, now=NOW + timedelta(days=0.9)) if one.kind == "features"] == []
+    (superseded,) = [one for one in found(pipeline) if one.kind == "features"]
+    assert (superseded.path, superseded.reason) == (before, "replaced by the build of 2024-03-02")
+    remove_garbage([superseded], pipeline.home, Stamp("gc", LATER))
+    assert not before.exists()
+    assert changed.history.require(changed.state().features, day)
 
 
 def test_a_file_that_a_run_has_not_recorded_yet_stays_for_a_day(pipeline):
-    calendar = pipeline.spec.partitions.calendar
+    path = feature_file(pipeline, "2024-01-05")
     with pipeline.warehouse.transaction() as con:
         con.execute("DELETE FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'")
-    path = pipeline.history.file(calendar.named("2024-01-05"))
     age(path, days=0.9)
     assert path not in [one.path for one in found(pipeline)]
     age(path, days=1.1)

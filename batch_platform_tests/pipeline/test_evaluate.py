@@ -10,7 +10,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 CLUSTERS = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
@@ -98,7 +98,7 @@ def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
     pipeline = small_pipeline(tmp_path, **CLUSTERS)
     carry_out(pipeline, NOW)
     assert set(performance(pipeline)) == {"silhouette"}
-    pipeline.history.file(day(pipeline)).unlink()
+    feature_file(pipeline, day(pipeline).key).unlink()
     with pytest.raises(BatchPlatformError, match=r"2024-02-03"):
         list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
 

@@ -3,12 +3,14 @@
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "shops": {"csv": "shops.csv"}}}
@@ -54,16 +56,16 @@ def test_a_source_file_that_is_archived_stands_in_nobodys_way(tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_features_are_known_by_size_and_time_of_their_file_or_else_by_its_bytes(tmp_path):
+def test_features_are_known_by_the_name_and_the_size_of_their_file(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
-    kept, touched, linked, changed, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
-    files = {day: pipeline.home.features("small", day) for day in days}
+    kept, touched, linked, cut, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
+    files = {day: feature_file(pipeline, day) for day in days}
     os.utime(files[touched])
     files[linked].rename(files[linked].with_name("elsewhere"))
     files[linked].symlink_to("elsewhere")
-    with files[changed].open("r+b") as file:
-        file.write(b"X")
+    with files[cut].open("ab") as file:
+        file.truncate(100)
     files[gone].unlink()
     assert pipeline.state().features.keys() & set(days) == {kept, touched, linked}
 
@@ -101,3 +103,36 @@ def test_recorded_sources_are_the_versions_that_were_read(tmp_path):
 def test_no_partitions_are_no_work(tmp_path):
     pipeline, stamp = small_pipeline(tmp_path), Stamp("run", NOW)
     assert [*pipeline.build_features([], stamp), *pipeline.score([], stamp), *pipeline.evaluate([], stamp)] == []
+
+
+def rebuilt(pipeline: Pipeline, key: str, more: float) -> Path:
+    """Build a partition from amounts that are larger by some number; gives its file."""
+    small_events().with_columns(pl.col("amount") + more).write_parquet(pipeline.folder / "events.parquet")
+    list(pipeline.build_features([pipeline.spec.partitions.calendar.named(key)], Stamp("again", NOW), force=True))
+    return feature_file(pipeline, key)
+
+
+def test_what_a_killed_build_wrote_and_did_not_record_changes_nothing_for_those_who_read(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    day = pipeline.spec.partitions.calendar.named("2024-02-02")
+    before = pipeline.state().features[day.key]
+    small_events().with_columns(pl.col("amount") + 1).write_parquet(pipeline.folder / "events.parquet")
+    with pipeline.builder.session(day) as session:
+        unrecorded = session.write(day, pipeline.home.features("small"))
+    assert unrecorded.sha256 != before.sha256
+    assert pipeline.state().features[day.key] == before
+    (scored,) = pipeline.score([day], Stamp("meanwhile", NOW), force=True)
+    assert scored.run.input_hash == before.sha256
+
+
+def test_the_file_of_the_last_build_but_one_stays_until_the_next_build(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    first = rebuilt(pipeline, "2024-02-02", 1)
+    other = rebuilt(pipeline, "2024-02-03", 1)
+    second = rebuilt(pipeline, "2024-02-02", 2)
+    assert {*first.parent.iterdir()} == {first, second, other}
+    third = rebuilt(pipeline, "2024-02-02", 3)
+    assert {*first.parent.iterdir()} == {second, third, other}
+    assert rebuilt(pipeline, "2024-02-02", 2) == second, "the sources are as they were"
+    assert {*first.parent.iterdir()} == {second, third, other}

@@ -39,7 +39,7 @@ def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] 
         if item.step == "features":
             sources = state.source_versions.get(key, "{}")
             features[key] = FeatureBuild(
-                "small", key, 1, f"{key} {seq}", 1, 1, state.features_code_version, sources, NOW, "run"
+                "small", key, 1, f"{key} {seq}", 1, state.features_code_version, sources, NOW, "run"
             )
         elif item.step == "model":
             for partition in training_window(spec, item.partition.start):

@@ -44,7 +44,7 @@ def recorded(spec: PipelineSpec, hours: int, *, done: bool) -> State:
 
 
 def build(one: Partition) -> FeatureBuild:
-    return FeatureBuild("small", one.key, 1, "x", 1, 1, "code", "{}", START, "run")
+    return FeatureBuild("small", one.key, 1, "x", 1, "code", "{}", START, "run")
 
 
 def score(one: Partition) -> ScoreRun:
@@ -106,4 +106,4 @@ def test_partitions_are_made_once_however_often_they_are_asked_for():
 def test_a_path_is_found_without_following_every_folder_above_the_home(tmp_path, monkeypatch):
     home = Home(tmp_path / "home").create()
     monkeypatch.setattr("os.path.realpath", None)  # not to be called where nothing is a link
-    assert home.features("small", "2024-01-01").name == "2024-01-01.parquet"
+    assert home.feature_file("small", "2024-01-01", "ab" * 32).name == "2024-01-01.abababababab.parquet"

@@ -30,7 +30,13 @@ from batch_platform.scoring.challenger_tables import read_challenger_runs
 from batch_platform.scoring.engines import local
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.faults.nursery import Nursery
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, write_small_project
+from batch_platform_tests.small_pipeline import (
+    carry_out,
+    feature_file,
+    small_events,
+    small_pipeline,
+    write_small_project,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 AGAIN = Stamp("again", NOW)
@@ -441,7 +447,7 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
     list(pinned.score(days(pinned, "2024-02-20"), AGAIN, force=True))
     run = runs(pinned)["2024-02-20", "previous"]
     served = pinned.state().scores["2024-02-20"]
-    nulls = pl.read_parquet(pinned.history.file(days(pinned, "2024-02-20")[0]))["amount"].null_count()
+    nulls = pl.read_parquet(feature_file(pinned, "2024-02-20"))["amount"].null_count()
     assert (served.rows_rejected, run.rows_rejected) == (0, nulls)
     assert nulls
     assert run.rows_scored + run.rows_rejected == run.rows_in == served.rows_scored

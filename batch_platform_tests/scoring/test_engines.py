@@ -47,7 +47,7 @@ from batch_platform.scoring.partition import (
     require_within_budget,
     scored_batch,
 )
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
 STAMP = Stamp("engine", NOW)
@@ -178,7 +178,7 @@ def orders(pipeline: Pipeline, *keys: str) -> list[ScoringOrder]:
     return [
         ScoringOrder(
             partition=day,
-            features=pipeline.history.file(day),
+            features=pipeline.history.file(state.features[day.key]),
             sha256=state.features[day.key].sha256,
             rows=state.features[day.key].rows,
             model=folders[None],
@@ -359,7 +359,7 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine(pipeline, engine):
 
 
 def test_partitions_committed_before_a_failure_stay(pipeline):
-    path, before = pipeline.history.file(days(pipeline, "2024-02-03")[0]), pipeline.state().scores
+    path, before = feature_file(pipeline, "2024-02-03"), pipeline.state().scores
     stat = path.stat()
     path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # found only by reading it

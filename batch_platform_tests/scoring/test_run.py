@@ -12,7 +12,7 @@ from batch_platform.declaration.errors import IntegrityError, WarehouseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring import run
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_pipeline
 
 NOW = datetime(2024, 2, 8, tzinfo=UTC)
 DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
@@ -33,7 +33,7 @@ def days(pipeline: Pipeline, *keys: str) -> list[Partition]:
 
 def damage(pipeline: Pipeline, key: str) -> None:
     """Change a byte of a feature file in a way that only reading it can find."""
-    path = pipeline.home.features("small", key)
+    path = feature_file(pipeline, key)
     stat = path.stat()
     path.write_bytes(path.read_bytes()[:-9] + b"123456789")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

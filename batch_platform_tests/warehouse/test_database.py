@@ -231,7 +231,7 @@ def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
 
 
 def test_features_and_evaluations_have_their_ledgers_too(warehouse):
-    build = FeatureBuild("small", KEYS[0], 3, "s", 10, 11, "c", "{}", DAY, "run")
+    build = FeatureBuild("small", KEYS[0], 3, "s", 10, "c", "{}", DAY, "run")
     warehouse.record_features([build])
     run = EvaluationRun("small", KEYS[0], 1, 3, 2, DAY, "run")
     metrics = pl.DataFrame({"partition_key": [KEYS[0]], "metric": ["mae"], "value": [0.5]})

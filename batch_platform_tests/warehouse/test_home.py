@@ -5,6 +5,8 @@ import pytest
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
+SHA256 = "0123456789abcdef" * 4
+
 
 def test_the_home_is_what_the_environment_names(tmp_path, monkeypatch):
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
@@ -38,7 +40,8 @@ def test_everything_lies_below_the_root(tmp_path):
         home.models,
         home.staging,
         home.dagster,
-        home.features("small", "2024-01-01"),
+        home.features("small"),
+        home.feature_file("small", "2024-01-01", SHA256),
         home.bundle("small", "2024-01-01-3f9c1a2b"),
     ]
     assert all(path.is_relative_to(home.root) for path in paths)
@@ -54,14 +57,18 @@ def test_a_home_that_cannot_be_made_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("name", ["..", ".", "", "../x", "/etc", "a/b", "%2e%2e", "a\0b", "x" * 300, "-rf", "ä"])
 def test_no_name_leads_out_of_the_home(tmp_path, name):
     home = Home(tmp_path / "home").create()
-    for path in (lambda: home.bundle("small", name), lambda: home.bundle(name, "v"), lambda: home.features(name, "k")):
+    for path in (
+        lambda: home.bundle("small", name),
+        lambda: home.bundle(name, "v"),
+        lambda: home.feature_file("small", name, SHA256),
+    ):
         with pytest.raises(WrongUseError, match="cannot be the name of a file"):
             path()
 
 
 @pytest.mark.parametrize("key", ["2013-01-01", "2013-11-03-01:00", "2013-11-03-01:00-0500", "2013-11-03-01:00+0530"])
 def test_every_partition_key_can_be_the_name_of_a_file(tmp_path, key):
-    assert Home(tmp_path).features("small", key).name == f"{key}.parquet"
+    assert Home(tmp_path).feature_file("small", key, SHA256).name == f"{key}.0123456789ab.parquet"
 
 
 def test_a_link_below_the_lake_or_the_models_may_not_leave_them_but_a_whole_folder_may_be_elsewhere(tmp_path):
@@ -70,10 +77,10 @@ def test_a_link_below_the_lake_or_the_models_may_not_leave_them_but_a_whole_fold
     (home.lake / "small").symlink_to(outside)
     (home.models / "small").mkdir()
     (home.models / "small" / "v").symlink_to(outside)
-    for path in (lambda: home.features("small", "2013-01-01"), lambda: home.bundle("small", "v")):
+    for path in (lambda: home.feature_file("small", "2013-01-01", SHA256), lambda: home.bundle("small", "v")):
         with pytest.raises(WrongUseError, match="leads out of"):
             path()
     moved = Home(tmp_path / "moved")
     moved.root.mkdir()
     moved.lake.symlink_to(outside)
-    assert moved.create().features("small", "2013-01-01").parent.parent.parent == moved.lake
+    assert moved.create().features("small").parent.parent == moved.lake
