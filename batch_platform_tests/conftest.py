@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.dagster_project import PACKAGE
@@ -13,6 +15,28 @@ from batch_platform_tests.dagster_project import PACKAGE
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
+SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
+
+
+class FilesAndCases(LoadFileScheduling):
+    """A file stays with one worker, since its tests may share what its fixtures made; cases go to any worker.
+
+    Files with many tests come first, then the others, then single cases in order of collection.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid if file.endswith(SPREAD) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAndCases | None:
+    return FilesAndCases(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest cases, so that no worker waits for one at the end."""
+    items.sort(key=lambda item: SPREAD.index(item.path.name) if item.path.name in SPREAD else len(SPREAD))
 
 
 @pytest.fixture(autouse=True)
