@@ -174,7 +174,7 @@ def test_only_the_rounds_up_to_the_best_count_where_training_stopped_early():
 
 NOT_COMPILABLE = {
     "linear models in the leaves": (light(linear_tree=True), Shape(), "its leaves are linear models"),
-    "zeros are missing": (light(zero_as_missing=True), Shape(), "it takes zeros for missing values"),
+    "zeros are missing": (light(zero_as_missing=True), Shape(), "it treats zeros as missing values"),
     "roots": (light(reg_sqrt=True), Shape(), "'regression sqrt' does to a sum is not known"),
     "a linear booster": (extreme(booster="gblinear"), Shape(), "gblinear is more than a sum of trees"),
     "weighted trees": (extreme(booster="dart"), Shape(), "dart is more than a sum of trees"),

@@ -167,7 +167,7 @@ def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
         (
             "sklearn.linear_model.LogisticRegression",
             None,
-            "LogisticRegression is no tree ensemble that can be compiled",
+            "LogisticRegression is not a tree ensemble that can be compiled",
         ),
     ],
 )

@@ -289,12 +289,16 @@ class Renamed(ensemble.RandomForestClassifier):
 @pytest.mark.parametrize(
     ("estimator", "truth", "reason"),
     [
-        (ensemble.AdaBoostClassifier(n_estimators=2), [0, 1] * 10, "AdaBoostClassifier is no tree ensemble"),
-        (LogisticRegression(), [0, 1] * 10, "LogisticRegression is no tree ensemble"),
-        (Renamed(n_estimators=2), [0, 1] * 10, "Renamed is no tree ensemble"),
-        (make_pipeline(StandardScaler(), LinearRegression()), [0.0, 1.0] * 10, "LinearRegression is no tree ensemble"),
+        (ensemble.AdaBoostClassifier(n_estimators=2), [0, 1] * 10, "AdaBoostClassifier is not a tree ensemble"),
+        (LogisticRegression(), [0, 1] * 10, "LogisticRegression is not a tree ensemble"),
+        (Renamed(n_estimators=2), [0, 1] * 10, "Renamed is not a tree ensemble"),
+        (
+            make_pipeline(StandardScaler(), LinearRegression()),
+            [0.0, 1.0] * 10,
+            "LinearRegression is not a tree ensemble",
+        ),
         (ensemble.RandomForestRegressor(2), [[0.0, 1.0]] * 20, "RandomForestRegressor predicts 2 columns at once"),
-        (MultiOutputRegressor(LinearRegression()), [[0.0, 1.0]] * 20, "MultiOutputRegressor is no tree ensemble"),
+        (MultiOutputRegressor(LinearRegression()), [[0.0, 1.0]] * 20, "MultiOutputRegressor is not a tree ensemble"),
     ],
     ids=lambda given: type(given).__name__ if hasattr(given, "fit") else "",
 )

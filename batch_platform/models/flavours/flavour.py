@@ -62,9 +62,11 @@ class Flavour:
     Args:
         name: As in `model.flavour` and in manifests.
         libraries: Distributions whose minor version may change predictions, the main one first.
-        save: Writes a model into a folder and returns the names of its files.
+        save: Writes a model into a folder and returns the names of its files. Raises TrainingRefusedError for a model that
+            could not be loaded again.
         load: Makes a predictor from files whose hashes were checked.
-        read: Reads a model made elsewhere, with the parameters declared for it.
+        read: Reads a model made elsewhere, with the parameters declared for it. Like `load`, it raises IntegrityError for a
+            file that is not to be trusted, DataError for one that it cannot use, WrongUseError without the library.
         details: Facts that every manifest of this flavour states.
         endings: Endings of the files that can be imported, in lower case.
         recognises: Whether an import without a known ending is of this flavour, given the folder of the declaration.

@@ -24,7 +24,7 @@ MODEL_FILE = "model.keras"
 
 
 @dataclass(frozen=True)
-class KerasPredictor:
+class _KerasPredictor:
     """A network with the preprocessing in front of it."""
 
     network: Any
@@ -32,7 +32,6 @@ class KerasPredictor:
     signature: Signature
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes] or values [rows]."""
         inputs = matrix if self.transform is None else self.transform(matrix)
         raw = in_blocks(np.ascontiguousarray(inputs, dtype=np.float32), self._run)
         return as_scores(raw, len(matrix), self.signature)
@@ -41,31 +40,17 @@ class KerasPredictor:
         return np.asarray(self.network(block, training=False))
 
 
-def save(model: Any, folder: Path) -> list[str]:
-    """Write a network, or a fitted scikit-learn wrapper around one, and return the names of the files."""
+def _save(model: Any, folder: Path) -> list[str]:
     last = last_of(model)
     getattr(last, "model_", last).save(folder / MODEL_FILE)
     return [MODEL_FILE, *save_steps(model, folder)]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> KerasPredictor:
-    """Load a network.
-
-    Raises:
-        IntegrityError: The file is not an archive, or it needs code that safe mode does not run.
-        WrongUseError: Keras or TensorFlow is not installed.
-    """
-    return KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
+def _load(files: Mapping[str, bytes], signature: Signature) -> _KerasPredictor:
+    return _KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
-    """Read an archive that Keras wrote.
-
-    Raises:
-        DataError: The network does not map one table to one table.
-        IntegrityError: The file is not an archive, or it needs code that safe mode does not run.
-        WrongUseError: Keras or TensorFlow is not installed.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     network = _network(Path(reference).read_bytes(), reference)
     inputs, outputs = network.input_shape, network.output_shape
     if not (_is_table(inputs) and _is_table(outputs)):
@@ -117,9 +102,9 @@ def _library() -> Any:
 FLAVOUR = Flavour(
     name="keras",
     libraries=("keras", "tensorflow", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"},
     endings=(".keras",),
     # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.

@@ -20,20 +20,14 @@ _NUMBERS = ("regression", "huber", "fair", "poisson", "quantile", "mape", "gamma
 _HINT = "give a file that Booster.save_model wrote."
 
 
-def save(model: Any, folder: Path) -> list[str]:
-    """Write a fitted LightGBM estimator, or a booster, and return the names of the files."""
+def _save(model: Any, folder: Path) -> list[str]:
     last = last_of(model)
     booster = getattr(last, "booster_", last)
     (folder / MODEL_FILE).write_text(booster.model_to_string(), encoding="utf-8")
     return [MODEL_FILE, *save_steps(model, folder)]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
-    """Load a booster.
-
-    Raises:
-        WrongUseError: LightGBM is not installed.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     booster = _booster(files[MODEL_FILE].decode())
 
     def trees(categories: Mapping[int, int]) -> Ensemble:
@@ -42,13 +36,7 @@ def load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     return BoosterPredictor(partial(booster.predict, num_threads=1), trees, load_steps(files), signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
-    """Read a file that LightGBM wrote.
-
-    Raises:
-        DataError: LightGBM cannot read it, or it returns neither probabilities nor values.
-        WrongUseError: LightGBM is not installed.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     booster = _booster(Path(reference).read_text(encoding="utf-8", errors="replace"))
     objective = str(booster.params.get("objective", ""))
     if objective not in _TASKS and not objective.startswith(_NUMBERS):
@@ -102,9 +90,9 @@ def _inputs(booster: Any) -> list[Input]:
 FLAVOUR = Flavour(
     name="lightgbm",
     libraries=("lightgbm", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"precision": "float64"},
     endings=(".txt", ".lgb"),
     training=Training(

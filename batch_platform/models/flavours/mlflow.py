@@ -44,7 +44,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in an archive, so that the 
 
 
 @dataclass(frozen=True)
-class MlflowPredictor:
+class _MlflowPredictor:
     """A Python function of MLflow. It need not be thread-safe: calls take turns."""
 
     model: Any
@@ -52,7 +52,6 @@ class MlflowPredictor:
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], or values or segments [rows]."""
         with self._lock, one_thread():
             raw = self.model.predict(self._table(matrix))
         return as_scores(raw, len(matrix), self.signature)
@@ -66,20 +65,12 @@ class MlflowPredictor:
         return data_frame({name: rows[name].to_numpy().astype(dtype) for name, dtype in dtypes.items()})
 
 
-def save(model: bytes, folder: Path) -> list[str]:
-    """Write the archive of a model's folder and return its name."""
+def _save(model: bytes, folder: Path) -> list[str]:
     (folder / MODEL_FILE).write_bytes(model)
     return [MODEL_FILE]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> MlflowPredictor:
-    """Unpack a model's folder and load the model; the folder lives as long as the model.
-
-    Raises:
-        IntegrityError: The archive has paths that lead out of its folder.
-        DataError: MLflow cannot load it.
-        WrongUseError: MLflow is not installed.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> _MlflowPredictor:
     mlflow = library()
     folder = Path(tempfile.mkdtemp(prefix="batch-platform-"))
     try:
@@ -89,16 +80,10 @@ def load(files: Mapping[str, bytes], signature: Signature) -> MlflowPredictor:
         shutil.rmtree(folder)
         raise
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    return MlflowPredictor(model, signature)
+    return _MlflowPredictor(model, signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a finished model has no parameters
-    """Fetch a model's folder and read its signature.
-
-    Raises:
-        WrongUseError: The model does not exist, no server is set, or MLflow is not installed.
-        DataError: The model has no signature, or one that a table cannot meet.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a finished model has no parameters
     mlflow = library()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(reference) if Path(reference).is_dir() else _fetched(mlflow, reference, scratch)
@@ -204,9 +189,9 @@ def _unpack(data: bytes, folder: Path) -> None:
 FLAVOUR = Flavour(
     name="mlflow",
     libraries=("mlflow", "pandas", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"evaluated": "by MLflow's Python function, one call at a time"},
     recognises=_recognises,
     locate=_locate,

@@ -34,7 +34,7 @@ _MAPS = "seq(map("
 
 
 @dataclass(frozen=True)
-class OnnxPredictor:
+class _OnnxPredictor:
     """A session and the name of the output that scoring reads."""
 
     session: Any
@@ -43,7 +43,6 @@ class OnnxPredictor:
     block: int  # rows per call
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], or values or segments [rows]."""
         return as_scores(in_blocks(matrix, self._run, self.block), len(matrix), self.signature)
 
     def _run(self, block: NDArray[np.float64]) -> NDArray[Any]:
@@ -53,32 +52,19 @@ class OnnxPredictor:
         return raw
 
 
-def save(model: bytes, folder: Path) -> list[str]:
-    """Write the file unchanged and return its name."""
+def _save(model: bytes, folder: Path) -> list[str]:
     (folder / MODEL_FILE).write_bytes(model)
     return [MODEL_FILE]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> OnnxPredictor:
-    """Open a session.
-
-    Raises:
-        DataError: ONNX Runtime cannot read the file.
-        WrongUseError: ONNX Runtime is not installed.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
     session = _session(files[MODEL_FILE])
     classified = signature.task in ("binary", "multiclass")
     fixed = [tensor.shape[0] for tensor in session.get_inputs() if tensor.shape and isinstance(tensor.shape[0], int)]
-    return OnnxPredictor(session, _output(session, classified=classified), signature, min([BLOCK_ROWS, *fixed]))
+    return _OnnxPredictor(session, _output(session, classified=classified), signature, min([BLOCK_ROWS, *fixed]))
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
-    """Read a file's inputs and outputs.
-
-    Raises:
-        DataError: ONNX Runtime cannot read it, or it takes something that a table cannot hold.
-        WrongUseError: ONNX Runtime is not installed.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     data = Path(reference).read_bytes()
     session = _session(data)
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -177,9 +163,9 @@ def _classes(session: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> lis
 FLAVOUR = Flavour(
     name="onnx",
     libraries=("onnxruntime", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"evaluated": "by ONNX Runtime on the CPU"},
     endings=(".onnx",),
 )

@@ -29,7 +29,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 @dataclass(frozen=True)
-class PythonPredictor:
+class _PythonPredictor:
     """An instance of the class. It need not be thread-safe: calls take turns."""
 
     model: Any
@@ -37,7 +37,6 @@ class PythonPredictor:
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], or values or segments [rows]."""
         rows = decoded(matrix, self.signature.contract)
         with self._lock, one_thread():
             raw = self.model.predict(rows)
@@ -53,33 +52,21 @@ class Reference:
     source_sha256: str
 
 
-def save(model: Reference, folder: Path) -> list[str]:
-    """Write the reference and return the name of its file."""
+def _save(model: Reference, folder: Path) -> list[str]:
     text = json.dumps(vars(model), indent=2, sort_keys=True, allow_nan=False)
     (folder / MODEL_FILE).write_text(text, encoding="utf-8")
     return [MODEL_FILE]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> PythonPredictor:
-    """Build an instance of the class.
-
-    Raises:
-        IntegrityError: The source changed since the import.
-        WrongUseError: The class cannot be imported or built.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> _PythonPredictor:
     reference = Reference(**json.loads(files[MODEL_FILE]))
     if _source_sha256(reference.path) != reference.source_sha256:
         msg = f"The source of {reference.path} has changed since it was imported; it is not used."
         raise IntegrityError(msg, hint="materialize the model asset to import the new source, or undo the change.")
-    return PythonPredictor(_built(reference.path, reference.params), signature)
+    return _PythonPredictor(_built(reference.path, reference.params), signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:
-    """Look the class up.
-
-    Raises:
-        WrongUseError: The class cannot be imported or built, or has no method `predict`.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:
     _built(reference, params)
     return ForeignModel(Reference(reference, dict(params), _source_sha256(reference)), inputs=None)
 
@@ -107,9 +94,9 @@ def _built(path: str, params: Mapping[str, Any]) -> Any:
 FLAVOUR = Flavour(
     name="python",
     libraries=("polars", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"evaluated": "by the class itself, one call at a time"},
     recognises=lambda _folder, reference: _IMPORT_PATH.fullmatch(reference) is not None,
     locate=lambda _folder, reference: reference,

@@ -53,9 +53,7 @@ class SklearnPredictor:
         """Return class probabilities [rows, classes], or values or segments [rows], on as many threads as the caller allows."""
         if not _is_pipeline(self.estimator):
             return self._predict(matrix)
-        starts = range(
-            0, max(1, len(matrix)), BLOCK_ROWS
-        )  # an empty matrix still reaches the first step, which refuses it
+        starts = range(0, max(1, len(matrix)), BLOCK_ROWS)  # an empty matrix still reaches the first step
         return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in starts])
 
     def parts(self) -> Parts:
@@ -88,14 +86,13 @@ class SklearnPredictor:
 
 
 @dataclass(frozen=True)
-class NamedPredictor:
+class _NamedPredictor:
     """An estimator that was fitted elsewhere on a table with column names, and is given such a table."""
 
     by_table: SklearnPredictor
     contract: Contract
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Return class probabilities [rows, classes], or values or segments [rows]."""
         if len(matrix) == 1:  # for the same reason as in SklearnPredictor
             return self.predict(np.repeat(matrix, 2, axis=0))[:1]
         return self.by_table.answer(decoded(matrix, self.contract))
@@ -108,37 +105,21 @@ class Pickled:
     data: bytes
 
 
-def save(model: object, folder: Path) -> list[str]:
-    """Write a fitted estimator and return the name of its file.
-
-    Raises:
-        TrainingRefusedError: It holds a type that would not be trusted on loading.
-    """
+def _save(model: object, folder: Path) -> list[str]:
     name, data = (PICKLE_FILE, model.data) if isinstance(model, Pickled) else (MODEL_FILE, saved(model))
     (folder / name).write_bytes(data)
     return [name]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
-    """Load an estimator.
-
-    Raises:
-        IntegrityError: The file was not written by skops, or asks for a type that is not trusted.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
     pickled = files.get(PICKLE_FILE)
     estimator = pickle.loads(pickled) if pickled is not None else loads(files[MODEL_FILE], MODEL_FILE)  # noqa: S301 - whoever opened the bundle asked for trust
     if hasattr(estimator, "feature_names_in_"):
-        return NamedPredictor(SklearnPredictor(estimator, signature.task), signature.contract)
+        return _NamedPredictor(SklearnPredictor(estimator, signature.task), signature.contract)
     return SklearnPredictor(_without_copies(estimator), signature.task)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
-    """Read an estimator that skops or pickle wrote; the caller has checked that pickle is allowed.
-
-    Raises:
-        IntegrityError: skops wrote it with types that are not trusted.
-        DataError: The file does not hold a fitted estimator.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     data = Path(reference).read_bytes()
     if not reference.lower().endswith(PICKLE_ENDINGS):
         estimator = loads(data, Path(reference).name)
@@ -256,9 +237,9 @@ def _require_plain(file: str, names: Sequence[str]) -> None:
 FLAVOUR = Flavour(
     name="sklearn",
     libraries=("scikit-learn", "skops", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     endings=(".skops", *PICKLE_ENDINGS),
     runs_code=lambda reference: reference.lower().endswith(PICKLE_ENDINGS),
     pickle_files=(PICKLE_FILE,),

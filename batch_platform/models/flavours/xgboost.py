@@ -27,20 +27,14 @@ _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multi
 _NUMBERS = ("reg:", "count:", "survival:")
 
 
-def save(model: Any, folder: Path) -> list[str]:
-    """Write a fitted XGBoost estimator, or a booster, and return the names of the files."""
+def _save(model: Any, folder: Path) -> list[str]:
     last = last_of(model)
     booster = last.get_booster() if hasattr(last, "get_booster") else last
     (folder / MODEL_FILE).write_bytes(booster.save_raw(raw_format="ubj"))
     return [MODEL_FILE, *save_steps(model, folder)]
 
 
-def load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
-    """Load a booster.
-
-    Raises:
-        WrongUseError: XGBoost is not installed.
-    """
+def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     booster = _booster(files[MODEL_FILE])
     best = booster.attr("best_iteration")
     rounds = 0 if best is None else int(best) + 1  # boosting rounds that count; 0 for all
@@ -48,13 +42,7 @@ def load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
 
 
-def read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
-    """Read a file that XGBoost wrote.
-
-    Raises:
-        DataError: XGBoost cannot read it, or it returns neither probabilities nor values.
-        WrongUseError: XGBoost is not installed.
-    """
+def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
     booster = _booster(Path(reference).read_bytes())
     learner = json.loads(booster.save_config())["learner"]
     objective = learner["objective"]["name"]
@@ -169,9 +157,9 @@ def _inputs(booster: Any) -> list[Input]:
 FLAVOUR = Flavour(
     name="xgboost",
     libraries=("xgboost", "numpy"),
-    save=save,
-    load=load,
-    read=read,
+    save=_save,
+    load=_load,
+    read=_read,
     details={"precision": "float32"},
     endings=(".ubj", ".json", ".xgb"),
     training=Training(package="xgboost", fit=_fit, accept_codes=_accept_codes),

@@ -1,7 +1,7 @@
 """Trees laid out as the kernels read them: one search for the rank of each value, then integers only.
 
-Trees of at most 64 leaves become leaf masks, all others nodes to descend by. The layout is made from the loaded
-estimator whenever it is needed and never stored; nothing here changes what the trees say.
+Trees of at most 64 leaves become leaf masks, all others nodes to descend. The layout is derived from the plain trees whenever it is
+needed and never stored; nothing here changes what the trees compute.
 """
 
 from collections.abc import Iterable
@@ -38,14 +38,14 @@ from batch_platform.models.forest.kernels import (
 )
 
 MOST_LEAVES = 64  # of a tree with leaf masks
-LAST_CUT = (1 << (64 - CUT_SHIFT)) - 1  # of a packed node: no rank is above
+LAST_CUT = (1 << (64 - CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
 MISSING_RANK = {"leaf masks": 0xFFFF, "descent": LAST_CUT}
-Kind = Literal["leaf masks", "descent"]
+Layout = Literal["leaf masks", "descent"]
 
 
 @dataclass(frozen=True)
 class Flat:
-    """An ensemble as flat arrays, and the kernel for them."""
+    """An ensemble as flat arrays, with the kernel that evaluates them."""
 
     kernel_name: str
     encoding: Encoding
@@ -53,7 +53,7 @@ class Flat:
     kernel: Kernel
 
     def prepare(self) -> None:
-        """Compile the kernel, or load what some process compiled before; safe to call from several threads at once.
+        """Compile the kernel, or load what another process compiled; safe to call from several threads at once.
 
         Raises:
             NotCompilableError: The compiler fails.
@@ -65,22 +65,22 @@ class Flat:
             raise NotCompilableError(msg) from error
 
     def add(self, matrix: NDArray[np.float64], sums: NDArray[np.float64]) -> bool:
-        """Add all trees to the sums [n, outputs] of a matrix [n, features] of any layout.
+        """Add all trees to the sums [rows, outputs] of a matrix [rows, features] of any memory layout.
 
         Returns:
-            Whether the estimator takes every row; where it refuses one, the sums are spoilt.
+            Whether the estimator accepts every row; if it refuses one, the sums are unusable.
         """
         return bool(self.kernel(matrix, self.encoding, self.trees, sums))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What trees ask of each column of the matrix.
+    """What trees test in each column of the matrix.
 
     Args:
-        cuts: Distinct thresholds or, of a categorical column, its known values; sorted, for each column.
-        column: The column of ranks by column of the matrix and by whether a missing value goes right; below zero where
-            no tree asks for it. [features, 2]
+        cuts: For each column its distinct thresholds, or the known values of a categorical column; sorted.
+        column: The column of ranks, by column of the matrix and by whether a missing value goes right; below zero if no tree
+            tests it. [features, 2]
     """
 
     cuts: list[NDArray[np.float64]]
@@ -91,7 +91,7 @@ def flatten(ensemble: Ensemble) -> Flat:
     """Lay an ensemble out.
 
     Raises:
-        NotCompilableError: It is larger than the layout has room for.
+        NotCompilableError: It is too large for the layout.
     """
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
     asked = _asked(ensemble)
@@ -125,7 +125,7 @@ def _asked(ensemble: Ensemble) -> _Asked:
     return _Asked(cuts, column)
 
 
-def _encoding(ensemble: Ensemble, asked: _Asked, kind: Kind) -> Encoding:
+def _encoding(ensemble: Ensemble, asked: _Asked, layout: Layout) -> Encoding:
     flags = np.zeros(ensemble.features, np.uint8)
     flags[:] |= np.uint8(NAN_REFUSED if ensemble.nan_refused else 0)
     flags[ensemble.infinity_refused] |= np.uint8(INFINITY_REFUSED)
@@ -139,9 +139,9 @@ def _encoding(ensemble: Ensemble, asked: _Asked, kind: Kind) -> Encoding:
         for level, cuts in enumerate(levels):
             start[at, level] = place
             place += len(cuts)
-    missing = np.full(ensemble.features, MISSING_RANK[kind])
+    missing = np.full(ensemble.features, MISSING_RANK[layout])
     for at, known in ensemble.categories.items():
-        missing[at] = len(known)  # the code after those that are known: few categories fill one word
+        missing[at] = len(known)  # the code after the known ones: few categories fit into one word
     return Encoding(
         kind=flags,
         levels=np.array([len(levels) for levels in searches], np.int64),
@@ -155,16 +155,16 @@ def _encoding(ensemble: Ensemble, asked: _Asked, kind: Kind) -> Encoding:
 
 
 def _search(cuts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Levels of a search among sorted cuts, widest last; each node has `FAN` cuts, padded with infinity."""
+    """The levels of a search among sorted cuts, the widest last; each node has `FAN` cuts, padded with infinity."""
     levels: list[NDArray[np.float64]] = []
     while True:
-        nodes = len(cuts) // FAN + 1  # the last node has room left, for what is above all cuts
+        nodes = len(cuts) // FAN + 1  # the last node has room left for values above all cuts
         padded = np.full(nodes * FAN, np.inf)
         padded[: len(cuts)] = cuts
         levels.insert(0, padded)
         if nodes == 1:
             return levels
-        cuts = padded[FAN - 1 : -1 : FAN]  # what lies above the last cut of a node lies in a later one
+        cuts = padded[FAN - 1 : -1 : FAN]  # a value above the last cut of a node is in a later node
 
 
 def _masks(ensemble: Ensemble, asked: _Asked, mask: np.dtype[Any]) -> Masks:
@@ -181,8 +181,8 @@ def _masks(ensemble: Ensemble, asked: _Asked, mask: np.dtype[Any]) -> Masks:
         for node, (first, end) in spans:
             cleared = every ^ ((1 << end) - (1 << first))
             at = tree.feature[node]
-            if (found := tree.left_set[node]) >= 0:
-                words = _right_words(tree.left_sets[found], len(asked.cuts[at]))
+            if (left_set := tree.left_set[node]) >= 0:
+                words = _right_words(tree.left_sets[left_set], len(asked.cuts[at]))
                 tests += [(asked.column[at, 1], word, bits, cleared) for word, bits in enumerate(words) if bits]
             else:
                 cut.append(rank[node])
@@ -214,7 +214,7 @@ def _left_to_right(tree: Tree) -> tuple[list[int], list[tuple[int, tuple[int, in
     """The leaves from left to right, and for each inner node the span of those below its left child."""
     leaves: list[int] = []
     spans: list[tuple[int, tuple[int, int]]] = []
-    ahead = [(0, -1)]  # a node to visit; or, where its left side is done, with the first leaf of that side
+    ahead = [(0, -1)]  # a node to visit, or one whose left side is done, with the first leaf of that side
     while ahead:
         node, first = ahead.pop()
         if first >= 0:
@@ -234,7 +234,7 @@ def _descent(ensemble: Ensemble, asked: _Asked) -> Descent:
     sets: list[NDArray[np.uint64]] = []
     depths: list[int] = []
     if asked.column.max(initial=-1) >= 1 << COLUMN_BITS or max(map(len, asked.cuts)) >= LAST_CUT:
-        msg = "it asks for more columns or thresholds than a node has room for"
+        msg = "it tests more columns or thresholds than a node has room for"
         raise NotCompilableError(msg)
     for tree in trees:
         order, left, depth = _level_by_level(tree)
@@ -271,9 +271,9 @@ def _descent(ensemble: Ensemble, asked: _Asked) -> Descent:
 
 
 def _level_by_level(tree: Tree) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """The nodes in the order of their new numbers, the new number of each one's left child, and the depth.
+    """The nodes in their new order, the new number of each node's left child, and the depth.
 
-    The right child follows the left one; a leaf has itself for a left child.
+    The right child follows the left one; a leaf is its own left child.
     """
     levels = [np.zeros(1, np.int64)]
     lefts: list[NDArray[np.int64]] = []
@@ -291,7 +291,7 @@ def _level_by_level(tree: Tree) -> tuple[NDArray[np.int64], NDArray[np.int64], i
 
 
 def _ranks(tree: Tree, asked: _Asked) -> NDArray[np.int64]:
-    """The place of each inner node's threshold among those of its column; 0 elsewhere."""
+    """The position of each inner node's threshold among those of its column; 0 elsewhere."""
     ranks = np.zeros(len(tree.left), np.int64)
     inner = (tree.left >= 0) & (tree.left_set < 0)
     for at in np.unique(tree.feature[inner]).tolist():
@@ -301,7 +301,7 @@ def _ranks(tree: Tree, asked: _Asked) -> NDArray[np.int64]:
 
 
 def _right_words(left: NDArray[np.bool_], known: int) -> list[int]:
-    """The codes that go right as four words of 64 bits; missing and unknown come after those that are known."""
+    """The codes that go right, as four words of 64 bits; missing and unknown come after the known codes."""
     right = np.zeros(MOST_CATEGORIES + 1, np.bool_)
     right[:known] = ~left[:known]
     right[known] = ~left[MOST_CATEGORIES]

@@ -1,7 +1,7 @@
-"""Boosters of LightGBM and XGBoost as plain trees, as the libraries' own files tell them.
+"""Boosters of LightGBM and XGBoost as plain trees, read from the libraries' own files.
 
-LightGBM 4 adds doubles and asks whether a value is at most a threshold; XGBoost 3 rounds values and sums to 32 bits and
-asks whether a value is below it. Both know a category by its code. What is not known here is refused by name.
+LightGBM 4 adds doubles and tests whether a value is at most a threshold; XGBoost 3 rounds values and sums to 32 bits and tests whether
+a value is below it. Both know a category by its code. Anything that is not known here is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ from batch_platform.models.forest.ensembles import (
     Tree,
 )
 
-_BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # of LightGBM's decision types
+_BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # bits of LightGBM's decision types
 _ZERO_IS_MISSING, _NAN_IS_MISSING = 1, 2
-_TAKEN_FOR_ZERO = float(np.float32(1e-35))  # what is not larger, LightGBM reads as 0
+_TAKEN_FOR_ZERO = float(np.float32(1e-35))  # LightGBM reads anything that is not larger as 0
 _SAME = ("regression", "regression_l1", "huber", "fair", "quantile", "mape")
 _EXPONENTIAL = ("poisson", "gamma", "tweedie")
 _TOO_MANY = f"a column has more than {MOST_CATEGORIES} categories"
@@ -34,14 +34,14 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
 
     Args:
         text: The whole file.
-        categories: How many codes a categorical column can have, where that is known.
+        categories: The number of codes of each categorical column, as far as it is known.
 
     Raises:
         NotCompilableError: It has something that is not known here.
     """
     head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
-    told = _fields(head)
-    features, outputs = int(told["max_feature_idx"]) + 1, int(told["num_tree_per_iteration"])
+    header = _fields(head)
+    features, outputs = int(header["max_feature_idx"]) + 1, int(header["num_tree_per_iteration"])
     trees = [_lightgbm_tree(_fields(block), at % outputs) for at, block in enumerate(blocks)]
     averaged = len(blocks) // outputs if "average_output" in head.splitlines() else 1
     return _ensemble(
@@ -49,7 +49,7 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
         features=features,
         categories=categories,
         start=np.zeros(outputs),
-        finish=_lightgbm_link(told.get("objective", "none"), averaged),
+        finish=_lightgbm_link(header.get("objective", "none"), averaged),
         single=False,
     )
 
@@ -65,11 +65,11 @@ def read_xgboost(
     """Read a model in XGBoost's JSON format.
 
     Args:
-        learner: What the file says of it.
-        rounds: Those that count, from the first; 0 for all.
-        categories: How many codes a categorical column can have, where that is known.
-        start: The margins to begin with [outputs], which the library makes of the base score.
-        finish: Gives the prediction from the margins.
+        learner: The learner in the file.
+        rounds: Number of boosting rounds that count, from the first; 0 for all.
+        categories: The number of codes of each categorical column, as far as it is known.
+        start: The initial margins [outputs], which the library derives from the base score.
+        finish: Returns the prediction for the margins.
 
     Raises:
         NotCompilableError: It has something that is not known here.
@@ -96,7 +96,7 @@ def _ensemble(  # noqa: PLR0913 - each is one fact of the ensemble
     finish: Finish,
     single: bool,
 ) -> Ensemble:
-    """What both have in common: a code that no training can have seen goes to the library, which has rules for it."""
+    """The ensemble of either library. A code that training cannot have seen is left to the library, which has rules for it."""
     if not trees:
         msg = "it has no trees"
         raise NotCompilableError(msg)
@@ -128,9 +128,9 @@ def _fields(block: str) -> dict[str, str]:
 
 
 def _lightgbm_link(objective: str, averaged: int) -> Finish:
-    """What is done to sums, told by the objective and the parameters behind it."""
+    """The link after the sum, which follows from the objective and the parameters behind it."""
     name, *rest = objective.split()
-    params = {key: value for key, _, value in (one.partition(":") for one in rest)}
+    params = {key: value for key, _, value in (word.partition(":") for word in rest)}
     steepness = float(params.get("sigmoid", "1"))
     if name in ("binary", "cross_entropy"):
         return Link("probability", averaged, steepness)
@@ -144,28 +144,28 @@ def _lightgbm_link(objective: str, averaged: int) -> Finish:
     raise NotCompilableError(msg)
 
 
-def _lightgbm_tree(told: Mapping[str, str], output: int) -> Tree:
-    """Inner nodes come first, then leaves, of which a parent speaks by the complement of their number."""
-    if told.get("is_linear", "0") != "0":
+def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
+    """Read a tree: inner nodes come first, then leaves, which a parent refers to by the complement of their number."""
+    if tree.get("is_linear", "0") != "0":
         msg = "its leaves are linear models"
         raise NotCompilableError(msg)
-    leaves = int(told["num_leaves"])
+    leaves = int(tree["num_leaves"])
     inner = np.arange(2 * leaves - 1) < leaves - 1
 
     def numbers(name: str, dtype: type[np.generic]) -> NDArray[Any]:
-        return np.array([*told.get(name, "").split()[: leaves - 1], *["0"] * leaves], dtype)
+        return np.array([*tree.get(name, "").split()[: leaves - 1], *["0"] * leaves], dtype)
 
     decision, threshold = numbers("decision_type", np.int64), numbers("threshold", np.float64)
     by_set, missing = decision & _BY_SET != 0, decision >> _MISSING_SHIFT & 3
     if (missing[inner & ~by_set] == _ZERO_IS_MISSING).any():
-        msg = "it takes zeros for missing values"
+        msg = "it treats zeros as missing values"
         raise NotCompilableError(msg)
     children = (numbers(name, np.int64) for name in ("left_child", "right_child"))
     left, right = (np.where(inner, np.where(child < 0, leaves - 1 + ~child, child), -1) for child in children)
-    bounds = [int(bound) for bound in told.get("cat_boundaries", "0").split()]
-    words = np.array(told.get("cat_threshold", "").split(), np.uint32)
+    bounds = [int(bound) for bound in tree.get("cat_boundaries", "0").split()]
+    words = np.array(tree.get("cat_threshold", "").split(), np.uint32)
     value = np.zeros((len(inner), 1))
-    value[~inner, 0] = told["leaf_value"].split()
+    value[~inner, 0] = tree["leaf_value"].split()
     return Tree(
         feature=numbers("split_feature", np.int64),
         threshold=_beside_zero(threshold),
@@ -180,25 +180,25 @@ def _lightgbm_tree(told: Mapping[str, str], output: int) -> Tree:
 
 
 def _beside_zero(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thresholds that part what LightGBM reads as zero from the rest wholly, as it does."""
+    """Move thresholds so that they separate everything that LightGBM reads as zero from the rest."""
     to = np.where(threshold >= 0, _TAKEN_FOR_ZERO, np.nextafter(-_TAKEN_FOR_ZERO, -np.inf))
     return np.where(np.abs(threshold) <= _TAKEN_FOR_ZERO, to, threshold)
 
 
-def _xgboost_tree(told: Mapping[str, Any], output: int) -> Tree:
-    """A row goes left where its value is below the threshold, or its code is not in the set."""
-    if told["tree_param"]["size_leaf_vector"] not in ("0", "1"):
+def _xgboost_tree(tree: Mapping[str, Any], output: int) -> Tree:
+    """Read a tree: a row goes left if its value is below the threshold, or its code is not in the set."""
+    if tree["tree_param"]["size_leaf_vector"] not in ("0", "1"):
         msg = "its leaves hold a value for each output"
         raise NotCompilableError(msg)
     left, right, feature = (
-        np.array(told[name], np.int64) for name in ("left_children", "right_children", "split_indices")
+        np.array(tree[name], np.int64) for name in ("left_children", "right_children", "split_indices")
     )
-    condition, missing_left = np.array(told["split_conditions"], np.float32), np.array(told["default_left"]) != 0
+    condition, missing_left = np.array(tree["split_conditions"], np.float32), np.array(tree["default_left"]) != 0
     left_set = np.full(len(left), -1)
     sets: list[NDArray[np.bool_]] = []
-    spans = zip(told["categories_nodes"], told["categories_segments"], told["categories_sizes"], strict=True)
+    spans = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
     for node, at, size in spans:
-        goes_left = ~_members(np.array(told["categories"][at : at + size], np.int64))
+        goes_left = ~_members(np.array(tree["categories"][at : at + size], np.int64))
         goes_left[MOST_CATEGORIES] = missing_left[node]
         left_set[node] = len(sets)
         sets.append(goes_left)
@@ -216,12 +216,12 @@ def _xgboost_tree(told: Mapping[str, Any], output: int) -> Tree:
 
 
 def _bits(words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """The places of the bits that are set, in words of 32."""
+    """The positions of the bits that are set, in words of 32."""
     return np.flatnonzero(words[:, None] >> np.arange(32, dtype=np.uint32) & 1)
 
 
 def _members(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of all codes are in a set [256]; missing values, which have the last place, are in none."""
+    """Which of all codes are in a set [256]; missing values, at the last position, are in none."""
     if len(codes) and codes.max() >= MOST_CATEGORIES:
         raise NotCompilableError(_TOO_MANY)
     inside = np.zeros(MOST_CATEGORIES + 1, np.bool_)

@@ -1,7 +1,7 @@
-"""Tree ensembles of whatever library as plain trees, with what goes before and after their sum.
+"""Tree ensembles of any library as plain trees, with the start and the finish of their sum.
 
-What an ensemble does to a value before it compares it, the order and the precision in which it adds its trees, and the
-link behind the sum are all that one library's trees differ in from another's. `estimators` and `boosters` read them.
+Libraries differ only in what they do to a value before they compare it, in the order and the precision in which they add trees, and in
+the link after the sum. `estimators` and `boosters` read their models into this form.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_CATEGORIES = 255  # of a column
+MOST_CATEGORIES = 255  # per column
 
 
 class NotCompilableError(Exception):
-    """Why a model stays with the code of its library."""
+    """The reason why a model stays with its library's own code."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Tree:
     """One tree, node by node, the root first.
 
     Args:
-        feature: The column of the matrix that a node asks for.
-        threshold: A row goes left where its value is not above.
+        feature: The column of the matrix that a node tests.
+        threshold: A row goes left if its value is not above.
         left: The left child; below zero at a leaf.
         right: The right child.
         missing_left: Whether a missing value goes left.
-        value: What a leaf gives to each output of the tree, [nodes, outputs].
-        left_set: The node's row of `left_sets`; below zero where it compares with its threshold.
+        value: What a leaf adds to each output of the tree, [nodes, outputs].
+        left_set: The node's row of `left_sets`; below zero if it compares with its threshold.
         left_sets: The categories that go left, by code, [sets, 256]; the last code stands for missing and unknown.
         output: The first output that the tree adds to.
     """
@@ -55,15 +55,15 @@ class Constant:
     """A start that is the same for every row.
 
     Args:
-        row: What each output begins with, [outputs].
-        by_output: Whether the sums of one output lie side by side in memory, not those of one row.
+        row: The initial value of each output, [outputs].
+        by_output: Whether the sums of one output, not those of one row, are contiguous in memory.
     """
 
     row: NDArray[np.float64]
     by_output: bool = False
 
     def __call__(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Give the sums to begin with."""
+        """Return the initial sums, [rows, outputs]."""
         sums = np.empty((len(matrix), len(self.row)), order="F" if self.by_output else "C")
         sums[:] = self.row
         return sums
@@ -74,10 +74,10 @@ class Ensemble:
     """What a model computes: trees added up in order, on top of a start, then a finish.
 
     Args:
-        features: How many columns the matrix has.
+        features: The number of columns of the matrix.
         trees: In the order of addition.
-        start: Gives the sums to begin with, [n, outputs], for a matrix; the order of its memory is the library's.
-        finish: Gives the prediction from the sums; may use their memory.
+        start: Returns the initial sums of a matrix, [rows, outputs], in the memory order of the library.
+        finish: Returns the prediction for the sums; may use their memory.
         single: Whether values are rounded to 32 bits before they are compared.
         single_sums: Whether the sum is rounded to 32 bits after each tree.
         nan_refused: Whether a matrix that holds a NaN is refused.
@@ -121,12 +121,12 @@ LinkName = Literal[
 
 @dataclass(frozen=True)
 class Link:
-    """A finish of sums [n, outputs].
+    """A finish that can be written down by name. NumPy and the C library may round exponentials differently: `C` is the latter.
 
     Args:
-        name: `value` and `values` are the sums, [n] or [n, outputs]; `probability` is the logistic function of the sums [n],
-            and `probabilities` that of both classes [n, 2]; `softmax` [n, outputs]; `exponential` [n].
-        divisor: Of the sums, before all else: how many trees a mean is of.
+        name: `value` and `values` are the sums, [rows] or [rows, outputs]; `probability` is the logistic function of the sums
+            [rows], and `probabilities` that of both classes [rows, 2]; `softmax` [rows, outputs]; `exponential` [rows].
+        divisor: Of the sums, before anything else: the number of trees if the result is a mean.
         steepness: Of the logistic function.
     """
 
@@ -135,7 +135,7 @@ class Link:
     steepness: float = 1.0
 
     def __call__(self, sums: Sums) -> NDArray[Any]:
-        """Give the prediction; uses the memory of the sums."""
+        """Return the prediction; uses the memory of the sums."""
         if self.divisor != 1:
             sums /= self.divisor
         if self.name == "probability":
@@ -151,7 +151,7 @@ def _probability(sums: Sums, steepness: float) -> Sums:
 
 
 def _softmax(sums: Sums) -> Sums:
-    """As scikit-learn does it; in which order classes are added follows from the memory."""
+    """As scikit-learn computes it; the order in which classes are added follows from the memory layout."""
     parts = sums - sums.max(axis=1, keepdims=True)
     np.exp(parts, out=parts)
     parts /= parts.sum(axis=1, keepdims=True)
@@ -159,7 +159,7 @@ def _softmax(sums: Sums) -> Sums:
 
 
 def _c_softmax(sums: Sums) -> Sums:
-    """As LightGBM does it: class after class."""
+    """As LightGBM computes it: class after class."""
     parts = _c_exponentials(sums - sums.max(axis=1, keepdims=True))
     return parts / reduce(np.add, parts.T)[:, None]
 

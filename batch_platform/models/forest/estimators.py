@@ -1,6 +1,6 @@
-"""Fitted tree ensembles of scikit-learn as plain trees, estimator by estimator, as scikit-learn 1.9 evaluates them.
+"""Fitted tree ensembles of scikit-learn as plain trees, evaluated as scikit-learn 1.9 does.
 
-Whatever is not known here is refused by name.
+Anything that is not known here is refused by name.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +25,11 @@ def read_estimator(estimator: Any) -> Ensemble:
     """Read a fitted estimator.
 
     Raises:
-        NotCompilableError: It is none of those that are known here, or has something that is not.
+        NotCompilableError: The estimator, or something in it, is not known here.
     """
     read = _READERS.get(f"{type(estimator).__module__}.{type(estimator).__qualname__}")
     if read is None:
-        msg = f"{type(estimator).__name__} is no tree ensemble that can be compiled"
+        msg = f"{type(estimator).__name__} is not a tree ensemble that can be compiled"
         raise NotCompilableError(msg)
     if getattr(estimator, "n_outputs_", 1) != 1:
         msg = f"{type(estimator).__name__} predicts {estimator.n_outputs_} columns at once"
@@ -49,7 +49,7 @@ def _histogram(estimator: Any) -> Ensemble:
         encoder = estimator._preprocessor.named_transformers_["encoder"]
         for at, known in zip(categorical.tolist(), encoder.categories_, strict=True):
             if not np.issubdtype(known.dtype, np.number):
-                msg = "its categories are no numbers"
+                msg = "its categories are not numbers"
                 raise NotCompilableError(msg)
             categories[at] = np.asarray(known[~np.isnan(known)], np.float64)
     bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()
@@ -96,7 +96,7 @@ def _histogram(estimator: Any) -> Ensemble:
 
 
 def _link(estimator: Any) -> Link:
-    """What boosting does to its sums, told by its loss."""
+    """The link after the sum of a boosting estimator, which follows from its loss."""
     loss = type(estimator._loss).__name__
     if (link := _LINKS.get(loss)) is None:
         msg = f"what the loss {loss} does to a sum is not known here"
@@ -105,7 +105,7 @@ def _link(estimator: Any) -> Link:
 
 
 def _averaged(estimator: Any) -> Ensemble:
-    """Forests: the mean of what the trees say, class shares or values."""
+    """Forests: the mean of the trees' class shares or values."""
     shares = hasattr(estimator, "predict_proba")
     outputs = estimator.n_classes_ if shares else 1
     return _compared_in_single(
@@ -133,7 +133,7 @@ def _alone(estimator: Any) -> Ensemble:
 
 
 def _boosted(estimator: Any) -> Ensemble:
-    """Gradient boosting: scaled trees of each class in turn, on top of what the first estimator says."""
+    """Gradient boosting: scaled trees of each class in turn, on top of the prediction of the first estimator."""
     stages = estimator.estimators_
     members = stages.ravel().tolist()
     outputs = stages.shape[1]
@@ -156,7 +156,7 @@ def _boosted(estimator: Any) -> Ensemble:
 
 
 def _isolating(estimator: Any) -> Ensemble:
-    """Isolation forests: depths added up; above 0 where a row is easier to part from the others than the offset asks."""
+    """Isolation forests: summed depths; above 0 if a row is easier to isolate than the offset allows."""
     from sklearn.ensemble._iforest import _average_path_length
 
     lengths = zip(estimator._decision_path_lengths, estimator._average_path_length_per_tree, strict=True)
@@ -192,7 +192,7 @@ def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
     outputs: Sequence[int] | None = None,
     columns: Sequence[NDArray[np.int64]] | None = None,
 ) -> Ensemble:
-    """An ensemble of the trees of `sklearn.tree`, which round every value to 32 bits first."""
+    """An ensemble of `sklearn.tree` trees, which round every value to 32 bits first."""
     features = estimator.n_features_in_
     every = np.arange(features)
     trees: list[Tree] = []
@@ -229,7 +229,7 @@ def _takes_nan(estimator: Any) -> bool:
 
 
 def _unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Sets of eight words each as [sets, 256]."""
+    """Unpack sets of eight words each to [sets, 256]."""
     bits = np.arange(32, dtype=np.uint32)
     return (np.asarray(words)[:, :, None] >> bits & 1).astype(np.bool_).reshape(-1, MOST_CATEGORIES + 1)
 

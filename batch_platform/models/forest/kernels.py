@@ -1,9 +1,9 @@
-"""The compiled code that evaluates flat arrays of trees, for any number of threads at once.
+"""The compiled code that evaluates flat arrays of trees, on any number of threads at once.
 
-Rows become ranks: the position of a value among the thresholds that the ensemble asks of its feature. From then on
-only small integers are compared, sixty-four rows at a time. Knows nothing of estimators. All that a kernel calls stands
-in this one file, and each has one signature: numba finds compiled code again by the file it came from, and processes
-that compile at once must not give one name to two things.
+Rows become ranks: the position of a value among the thresholds that the ensemble tests for its feature. From then on only small
+integers are compared, sixty-four rows at a time. Nothing here knows estimators. Everything that a kernel calls is in this one file, and
+each function has one signature: numba finds compiled code by the file it came from, and processes that compile at the same time must
+not give two things one name.
 """
 
 # pyright: basic, reportMissingImports=none
@@ -24,16 +24,16 @@ from numba.extending import intrinsic as numba_intrinsic
 from numba.extending import register_model
 from numpy.typing import NDArray
 
-LANES = 64  # rows that leaf masks handle together
-BLOCK = 2048  # rows that go down a tree before the next tree has its turn; a multiple of eight
-FAN = 16  # children of a node of the search for a rank
-NAN_REFUSED, INFINITY_REFUSED, CATEGORIES, UNKNOWN_REFUSED = 1, 2, 4, 8  # what holds of a feature
-LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it asks for a set, threshold
+LANES = 64  # rows that leaf masks process together
+BLOCK = 2048  # rows that descend a tree before the next tree; a multiple of eight
+FAN = 16  # children per node in the search for a rank
+NAN_REFUSED, INFINITY_REFUSED, CATEGORIES, UNKNOWN_REFUSED = 1, 2, 4, 8  # flags of a feature
+LEFT_BITS, COLUMN_BITS = 22, 13  # of a packed node: left child, column, whether it tests a set, threshold
 SET_SHIFT = LEFT_BITS + COLUMN_BITS
 CUT_SHIFT = SET_SHIFT + 1
 LEFT_MASK, COLUMN_MASK = (1 << LEFT_BITS) - 1, (1 << COLUMN_BITS) - 1
 TWO, THREE, FOUR, FIVE, SIX, SEVEN = (np.uint64(n) for n in range(2, 8))
-MATRIX = types.Array(types.float64, 2, "A", readonly=True)  # of any layout
+MATRIX = types.Array(types.float64, 2, "A", readonly=True)  # of any memory layout
 OUT = types.Array(types.float64, 2, "A")
 OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 _COMPILING = Lock()
@@ -41,20 +41,22 @@ intrinsic: Any = numba_intrinsic  # called without its first argument, which a c
 
 
 class Encoding(NamedTuple):
-    """How rows become ranks; the first four by feature."""
+    """How rows become ranks; the first four arrays are by feature."""
 
     kind: NDArray[np.uint8]
-    levels: NDArray[np.int64]  # of the search for a rank; 0 where no tree asks for the feature
+    levels: NDArray[np.int64]  # of the search for a rank; 0 if no tree tests the feature
     level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
-    columns: NDArray[np.int64]  # [features, 2]: the column where missing is least, the one where it is `missing`; or -1
+    columns: NDArray[
+        np.int64
+    ]  # [features, 2]: the column where missing ranks lowest, the one where it ranks `missing`; or -1
     cuts: NDArray[np.float64]
     missing: NDArray[np.int64]
     single: bool  # whether values are rounded to 32 bits first
-    width: int  # how many columns of ranks
+    width: int  # number of columns of ranks
 
 
 class Masks(NamedTuple):
-    """Trees of few leaves; what a row that goes right clears are the leaves to the left."""
+    """Trees of few leaves; a row that goes right clears the leaves to the left."""
 
     first_node: NDArray[np.int64]  # [trees + 1]
     cut: NDArray[np.uint16]
@@ -73,7 +75,7 @@ class Masks(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """Trees of any size; children stand side by side, leaves point at themselves."""
+    """Trees of any size; children are adjacent, leaves point at themselves."""
 
     node: NDArray[np.uint64]
     root: NDArray[np.int64]  # [trees]
@@ -89,9 +91,9 @@ Kernel = Callable[[NDArray[np.float64], Encoding, Any, NDArray[np.float64]], boo
 
 
 def make_ready(function: Any, *signature: Any) -> None:
-    """Compile a function for the one signature that it has, or load it where some process has left it.
+    """Compile a function for its one signature, or load what another process compiled.
 
-    Where there is no folder that may be written, the compiled code lives as long as the process.
+    Without a writable folder, the compiled code lives as long as the process.
     """
     with _COMPILING:
         if not function.signatures:
@@ -102,7 +104,7 @@ def make_ready(function: Any, *signature: Any) -> None:
 
 
 class _Alive(types.Type):
-    """The leaves still possible, a bit each, for every lane: a vector that stays in registers."""
+    """The leaves that are still possible, one bit each, for every lane: a vector that stays in registers."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -127,7 +129,7 @@ def _everywhere(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, to: Any) -> Any:
-    """The address of an array's element, as that of a vector."""
+    """The address of an array's element, as the address of a vector."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [at]), to.as_pointer())
 
@@ -144,7 +146,7 @@ def _all_alive(_, keep):
 
 @intrinsic
 def _clear_above(_, alive, ranks, at, cut, keep):
-    """Of the lanes whose rank is above a cut, only the leaves to keep."""
+    """In lanes whose rank is above a cut, clear all but the leaves to keep."""
 
     def generate(context, builder, signature, arguments):
         before, array, start, threshold, mask = arguments
@@ -157,7 +159,7 @@ def _clear_above(_, alive, ranks, at, cut, keep):
 
 @intrinsic
 def _clear_members(_, alive, ranks, at, word, members, keep):
-    """Of the lanes whose code is a member of a word of a set, only the leaves to keep."""
+    """In lanes whose code is in a word of a set, clear all but the leaves to keep."""
 
     def generate(context, builder, signature, arguments):
         before, array, start, number, bits, mask = arguments
@@ -175,7 +177,7 @@ def _clear_members(_, alive, ranks, at, word, members, keep):
 
 @intrinsic
 def _store_exits(_, alive, exits):
-    """The first leaf still alive, of each lane."""
+    """Store the first leaf still possible in each lane."""
 
     def generate(context, builder, signature, arguments):
         before, array = arguments
@@ -192,7 +194,7 @@ def _store_exits(_, alive, exits):
 
 @intrinsic
 def _count_below(_, cuts, at, value):
-    """How many of the cuts from a place on, as many as a node of the search has, are below a value."""
+    """Count the cuts of a search node, starting at a position, that are below a value."""
 
     def generate(context, builder, signature, arguments):
         array, start, scalar = arguments
@@ -234,9 +236,9 @@ def _round_to_single(total, first, rows):
 
 @numba.njit(**OPTIONS)
 def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, column_step):
-    """Write the ranks of some rows; False where one holds a value that the estimator refuses.
+    """Write the ranks of some rows; False if a row has a value that the estimator refuses.
 
-    `values` and `found` have room for a number of each row; indices without a sign spare a test for negative ones.
+    `values` and `found` hold one number per row; unsigned indices avoid a test for negative ones.
     """
     for f in range(encoding.kind.shape[0]):
         kind, levels = encoding.kind[f], encoding.levels[f]
@@ -321,7 +323,7 @@ def _child(at, nodes, ranks, row, sets):
 
 @numba.njit(**OPTIONS)
 def _leaves(nodes, depth, ranks, width, rows, sets, at):
-    """Write the leaf of each row; eight rows go down together, so that one need not wait for another's memory."""
+    """Write the leaf of each row; eight rows descend together, so that none waits for another's memory."""
     w = np.uint64(width)
     for r in range(0, rows, 8):
         a = b = c = d = e = f = g = h = np.uint64(0)
@@ -370,7 +372,7 @@ def _descend(matrix, encoding, trees, out, sets):
 
 @numba.njit(**OPTIONS)
 def leaf_masks_32(matrix, encoding, trees, out):
-    """Add trees of at most 32 leaves to `out` [n, outputs]; False where a row is refused, and `out` is then spoilt."""
+    """Add trees of at most 32 leaves to `out` [rows, outputs]; False if a row is refused, and `out` is then unusable."""
     return _leaf_masks(matrix, encoding, trees, out)
 
 
@@ -388,12 +390,12 @@ def descent(matrix, encoding, trees, out):
 
 @numba.njit(**OPTIONS)
 def descent_with_sets(matrix, encoding, trees, out):
-    """The same where trees ask for sets of categories."""
+    """The same for trees that test sets of categories."""
     return _descend(matrix, encoding, trees, out, trees.sets)
 
 
 def exponentials(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The exponential of each of [n, outputs]."""
+    """The exponentials of [rows, outputs] as the C library rounds them; NumPy has its own."""
     make_ready(_write_exponentials, MATRIX, OUT)
     out = np.empty_like(values)
     _write_exponentials(values, out)
