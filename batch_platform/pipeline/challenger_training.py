@@ -5,7 +5,8 @@ A challenger that fails is recorded with the reason, and production goes on with
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
@@ -15,15 +16,13 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.features.history import History
-from batch_platform.features.labelled import TrainingData
 from batch_platform.models.bundle import Bundle
-from batch_platform.models.gate import pass_gate
+from batch_platform.models.gate import Verdict, pass_gate
 from batch_platform.models.imports import check_model
-from batch_platform.models.registry import ChallengerTraining, Promotion, Registry, Version
+from batch_platform.models.registry import ChallengerTraining, Registry, Version
 from batch_platform.pipeline.plan import State
-from batch_platform.pipeline.train import Trained, TrainedChallenger, learn
+from batch_platform.pipeline.train import LearnedModel, Trained, TrainedChallenger, learn, written
 from batch_platform.scoring.orders import failure_of
-from batch_platform.warehouse.staging import staging_folder
 
 _log = logging.getLogger(__name__)
 _MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
@@ -85,92 +84,54 @@ def train_challengers(  # noqa: PLR0913 - each is one fact of the training
     if model is not None and model.decision.action == "approved":
         opponent = model.version
     for challenger in challengers:
+        training = ChallengerTraining(
+            pipeline=spec.name,
+            challenger=challenger.name,
+            declared=challenger.fingerprint,
+            serving_period=period.key,
+            version=None,
+            failure=None,
+            trained_at=stamp.now(),
+            run_id=stamp.run_id,
+        )
+        own = History(as_model(spec, challenger), history.home, history.builder)
+        params = challenger.params
         try:
-            trained, data = _trained(
-                History(as_model(spec, challenger), history.home, history.builder),
-                challenger,
-                state=state,
-                period=period,
-                stamp=stamp,
-                data=data,
-                window=window,
-                opponent=opponent,
-                open_version=open_version,
+            learned = learn(own, state=state, period=period, params=params, stamp=stamp, data=data, within=window)
+            verdict = _verdict(challenger, own.spec, learned, opponent, open_version)
+            version, decision = written(
+                learned, verdict, history.home, stamp, actor="declaration", allow_pickle=challenger.allow_pickle
             )
-        except Exception as error:  # noqa: BLE001 - whatever users' estimators raise: it is recorded, and production goes on
+        except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
             failure = _with_own_keys(failure_of(error), challenger)
             message = "%s: challenger %r could not be trained for %s: %s"
             _log.warning(message, spec.name, challenger.name, period.key, failure)
-            yield TrainedChallenger(_training(spec, challenger, period, None, failure, stamp))
+            yield TrainedChallenger(replace(training, failure=failure, trained_at=stamp.now()))
         else:
-            yield trained
+            data = data if challenger.import_ is not None else learned.data
+            training = replace(training, version=version.version, trained_at=stamp.now())
+            yield TrainedChallenger(training, version, decision)
 
 
-def _trained(  # noqa: PLR0913 - each is one fact of the training
-    history: History,
+def _verdict(
     challenger: Challenger,
-    *,
-    state: State,
-    period: Partition,
-    stamp: Stamp,
-    data: TrainingData | None,
-    window: Sequence[Partition],
+    spec: PipelineSpec,
+    learned: LearnedModel,
     opponent: Version | None,
     open_version: Callable[[Version], Bundle],
-) -> tuple[TrainedChallenger, TrainingData | None]:
-    spec = history.spec
-    learned = learn(
-        history, state=state, period=period, params=challenger.params, stamp=stamp, data=data, within=window
-    )
-    if opponent is not None and opponent.task != learned.fitted.task:
-        msg = f"challengers.{challenger.name}: it is a {learned.fitted.task} model, but {opponent.version} is a {opponent.task} model."
+) -> Verdict:
+    """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
+    task = learned.fitted.task
+    if opponent is not None and opponent.task != task:
+        msg = f"challengers.{challenger.name}: it is a {task} model, but {opponent.version} is a {opponent.task} model."
         raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")
     judgement, evidence = "there are no labels to judge it by", "{}"
     if learned.data is not None:
-        verdict = pass_gate(
-            spec.model.promote.model_copy(update={"manual": False}),
-            learned.fitted,
-            learned.data,
-            opponent,
-            open_version,
-        )
+        gate = spec.model.promote.model_copy(update={"manual": False})
+        verdict = pass_gate(gate, learned.fitted, learned.data, opponent, open_version)
         evidence = verdict.evidence
         judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
-    with staging_folder(history.home, stamp.run_id) as staging:
-        version = learned.write(staging, history.home.models / spec.name, allow_pickle=challenger.allow_pickle)
-    decision = Promotion(
-        pipeline=spec.name,
-        version=version.version,
-        action="challenger",
-        reason=f"{challenger.name}; {judgement}",
-        evidence=evidence,
-        actor="declaration",
-        decided_at=stamp.now(),
-        run_id=stamp.run_id,
-    )
-    training = _training(spec, challenger, period, version.version, None, stamp)
-    kept = data if challenger.import_ is not None else learned.data
-    return TrainedChallenger(training, version, decision), kept
-
-
-def _training(  # noqa: PLR0913 - each is one fact of the training
-    spec: PipelineSpec,
-    challenger: Challenger,
-    period: Partition,
-    version: str | None,
-    failure: str | None,
-    stamp: Stamp,
-) -> ChallengerTraining:
-    return ChallengerTraining(
-        pipeline=spec.name,
-        challenger=challenger.name,
-        declared=challenger.fingerprint,
-        serving_period=period.key,
-        version=version,
-        failure=failure,
-        trained_at=stamp.now(),
-        run_id=stamp.run_id,
-    )
+    return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
 
 
 def _with_own_keys(text: str, challenger: Challenger) -> str:

@@ -25,7 +25,7 @@ from batch_platform.models.contract import infer_contract
 from batch_platform.models.estimator import is_classification
 from batch_platform.models.fitting import Fitted, compiled_form, declared_columns, evaluate, fit
 from batch_platform.models.flavours.known import predictor_of
-from batch_platform.models.gate import pass_gate, unjudged
+from batch_platform.models.gate import Verdict, pass_gate, unjudged
 from batch_platform.models.imports import read_import
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
 from batch_platform.pipeline.plan import State
@@ -208,20 +208,30 @@ def train_version(  # noqa: PLR0913 - each is one fact of the training
     else:
         champion = state.registry.champion(period.start)
         verdict = pass_gate(spec.model.promote, learned.fitted, learned.data, champion, open_version)
-    with staging_folder(history.home, stamp.run_id) as staging:
-        version = learned.write(staging, history.home.models / spec.name, allow_pickle=spec.model.allow_pickle)
+    version, decision = written(
+        learned, verdict, history.home, stamp, actor="gate", allow_pickle=spec.model.allow_pickle
+    )
+    data = learned.data if spec.model.import_ is None else None
+    return Trained(version, decision, learned.fitted.suspicious, data)
+
+
+def written(  # noqa: PLR0913 - each is one fact of the decision
+    learned: LearnedModel, verdict: Verdict, home: Home, stamp: Stamp, *, actor: str, allow_pickle: bool
+) -> tuple[Version, Promotion]:
+    """Write the bundle of a model; return its version and the decision on it, not registered yet."""
+    with staging_folder(home, stamp.run_id) as staging:
+        version = learned.write(staging, home.models / learned.manifest.pipeline, allow_pickle=allow_pickle)
     decision = Promotion(
-        pipeline=spec.name,
+        pipeline=version.pipeline,
         version=version.version,
         action=verdict.action,
         reason=verdict.reason,
         evidence=verdict.evidence,
-        actor="gate",
+        actor=actor,
         decided_at=stamp.now(),
         run_id=stamp.run_id,
     )
-    data = learned.data if spec.model.import_ is None else None
-    return Trained(version, decision, learned.fitted.suspicious, data)
+    return version, decision
 
 
 def learn(  # noqa: PLR0913 - each is one fact of the training
