@@ -110,7 +110,7 @@ def rehashed(folder: Path, name: str, data: bytes) -> str:
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_what_was_trained_comes_back_exactly(tmp_path, estimator):
+def test_a_loaded_estimator_predicts_exactly_what_was_trained(tmp_path, estimator):
     task, params = ESTIMATORS[estimator]
     fitted, folder, sha256 = written(tmp_path, estimator, params)
     opened = open_bundle(folder, sha256)
@@ -203,7 +203,7 @@ def test_other_libraries_than_in_training_are_refused(tmp_path, library):
         open_bundle(folder, sha256)
 
 
-def test_another_patch_release_is_taken(tmp_path):
+def test_another_patch_release_is_accepted(tmp_path):
     major, minor, *_ = INSTALLED["scikit-learn"].split(".")
     _, folder, _ = written(tmp_path)
     sha256 = restated(folder, libraries={**INSTALLED, "scikit-learn": f"{major}.{minor}.99"})

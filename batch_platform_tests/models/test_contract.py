@@ -79,7 +79,7 @@ def of_type(type_: str, *, nullable: bool = True, **given) -> Contract:
 
 
 @given(rows=ROWS)
-def test_every_row_is_kept_or_rejected_in_order(rows):
+def test_every_row_is_either_kept_or_rejected_in_order(rows):
     split = CONTRACT.split(frame(rows))
     assert split.kept["row"].to_list() == [at for at, row in enumerate(rows) if not breaks_the_contract(row)]
     assert split.rejected["row"].to_list() == [at for at, row in enumerate(rows) if breaks_the_contract(row)]
@@ -196,13 +196,13 @@ def test_only_what_loses_nothing_is_read_as_another_type(type_, values, read):
     [[datetime(2024, 1, 1, 12)], [timedelta(days=1)], [[1]], [{"a": 1}], [b"12"]],  # noqa: DTZ001 - as a file holds it
     ids=["time", "duration", "list", "struct", "bytes"],
 )
-def test_a_time_or_a_list_is_no_number_and_no_text(type_, values):
+def test_times_and_lists_are_neither_numbers_nor_text(type_, values):
     split = of_type(type_).split(pl.DataFrame({"x": values}))
     assert split.rejected[REASON].to_list() == [f"not a value of type {type_}"]
     assert split.rejected["x"].to_list() == values
 
 
-def test_a_date_is_no_number():
+def test_a_date_is_not_a_number():
     assert of_type("float").split(pl.DataFrame({"x": [date(2024, 1, 1)]})).kept.is_empty()
 
 
@@ -234,7 +234,7 @@ def test_a_category_never_seen_is_counted_and_a_null_is_not():
     np.testing.assert_array_equal(contract.encode(split.kept)[:, 0], [0, np.nan, np.nan, np.nan, np.nan])
 
 
-def test_a_null_category_is_rejected_where_training_saw_none():
+def test_a_null_category_is_rejected_if_training_saw_no_null():
     split = of_type("category", nullable=False, categories=("a",)).split(pl.DataFrame({"x": ["new", None]}))
     assert split.kept["x"].to_list() == ["new"]
     assert split.rejected[REASON].to_list() == ["null where training saw none"]
@@ -270,7 +270,7 @@ def test_a_contract_survives_json(rows):
 
 
 @given(rows=ROWS)
-def test_what_a_contract_was_inferred_from_keeps_it_but_for_numbers_that_are_none(rows):
+def test_training_rows_satisfy_their_own_contract_except_for_nan_and_infinity(rows):
     training = frame(rows)
     contract = infer_contract(training, {})
     split = contract.split(training)

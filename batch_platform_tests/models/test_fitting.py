@@ -171,13 +171,13 @@ def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
         ),
     ],
 )
-def test_a_compiled_form_is_proven_on_held_out_and_made_rows_or_it_is_said_why_there_is_none(estimator, kernel, reason):
+def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_is_stated(estimator, kernel, reason):
     found = fitted(estimator=estimator)
     assert (found.proof.compiled.kernel, found.proof.compiled.reason) == (kernel, reason)
     assert found.proof.compiled.rows > found.rows_evaluated if kernel else found.proof.compiled.rows == 0
 
 
-def test_the_manifest_of_a_trained_version_tells_of_its_compiled_form(tmp_path):
+def test_the_manifest_of_a_trained_version_describes_its_compiled_form(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.versions
@@ -307,7 +307,7 @@ def test_an_estimator_gets_the_preprocessing_that_it_needs(estimator, steps):
     assert [name for name, _ in getattr(made, "steps", [])][:-1] == steps
 
 
-def test_histogram_trees_are_told_which_columns_are_categories():
+def test_histogram_trees_learn_which_columns_are_categories():
     made = make_estimator(Model(estimator=HGB), {}, fitted().contract)
     assert made.categorical_features == [1]
     assert made.random_state == 0, "seeded unless the declaration says otherwise"
@@ -346,7 +346,7 @@ def test_a_classifier_without_probabilities_is_refused():
         fitted(estimator="sklearn.linear_model.RidgeClassifier")
 
 
-def test_what_is_no_model_is_refused():
+def test_an_object_that_is_not_a_model_is_refused():
     with pytest.raises(TrainingRefusedError, match="not a classifier, a regressor, or a clustering"):
         fitted(estimator="sklearn.preprocessing.StandardScaler")
 

@@ -58,7 +58,7 @@ def predicted(bundle, rows: pl.DataFrame) -> np.ndarray:
     return bundle.predictor.predict(bundle.contract.encode(bundle.contract.split(rows).kept))
 
 
-def test_what_its_own_library_says_comes_back(kept, opened):
+def test_a_loaded_model_predicts_what_its_own_library_predicts(kept, opened):
     found, expected = predicted(opened, ROWS), both(kept.made.expected(ROWS), kept.made.task)
     assert opened.contract == kept.made.contract
     if kept.made.tolerance:
@@ -109,7 +109,7 @@ def test_a_changed_byte_of_any_file_is_refused_before_it_is_parsed(kept, tmp_pat
     open_bundle(folder, kept.sha256, allow_pickle=True)
 
 
-def test_a_missing_library_is_told_with_the_extra_that_brings_it(kept, monkeypatch):
+def test_the_error_for_a_missing_library_names_the_extra_that_installs_it(kept, monkeypatch):
     name = kept.made.flavour
     if name not in EXTRAS:
         return  # it needs none
@@ -137,7 +137,7 @@ def rewritten(kept: Kept, folder: Path, **changes) -> tuple[Path, str]:
     return copy, hashlib.sha256(text).hexdigest()
 
 
-def test_another_version_of_its_library_is_refused_unless_that_is_allowed(kept, opened, tmp_path, monkeypatch):
+def test_another_minor_version_of_its_library_is_refused_unless_the_user_allows_it(kept, opened, tmp_path, monkeypatch):
     name, *_ = flavour(kept.made.flavour).libraries
     folder, sha256 = rewritten(kept, tmp_path, libraries={**opened.manifest.libraries, name: "0.0.1"})
     with pytest.raises(WrongUseError, match=rf"trained with {name} 0\.0\.1 \(here .*{ALLOW_VARIABLE}=1"):

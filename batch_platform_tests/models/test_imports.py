@@ -207,7 +207,7 @@ def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
         ({"import": "models:/churn@champion"}, WrongUseError, "allow_pickle"),
     ],
 )
-def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, declared, error, said):
+def test_an_import_that_cannot_work_is_refused_with_the_reason(tmp_path, monkeypatch, declared, error, said):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     booster(tmp_path)
     for name in ("returns.bin", "rubbish.txt", "rubbish.onnx", "rubbish.skops"):
@@ -217,7 +217,7 @@ def test_what_cannot_be_imported_is_told(tmp_path, monkeypatch, declared, error,
 
 
 @pytest.mark.usefixtures("rule")
-def test_a_class_must_say_what_it_gives(tmp_path):
+def test_the_task_and_the_classes_of_a_python_class_must_be_declared(tmp_path):
     for declared, said in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
         with pytest.raises(WrongUseError, match=said):
             read_import(Model.model_validate({"import": "my_rules.Rule", **declared}), tmp_path, {})
@@ -229,7 +229,7 @@ def test_a_class_must_say_what_it_gives(tmp_path):
         read_import(model, tmp_path, {})
 
 
-def test_a_model_that_gives_something_else_than_it_is_declared_to_is_refused(tmp_path, rule):
+def test_a_model_that_returns_something_else_than_declared_is_refused(tmp_path, rule):
     rule.write_text(RULE.replace("* 0.8 + 0.1", "* 8"))
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True], "estimator": None, "params": None}
     with pytest.raises(DataError, match="numbers from -7 to 8, which are not probabilities"):
@@ -248,7 +248,7 @@ CONTRACT = infer_contract(table().select(COLUMNS), {})
         ([Input("shop", "code")], "holds text, but the model takes numbers"),
     ],
 )
-def test_a_signature_that_the_features_do_not_meet_is_told(inputs, said):
+def test_features_that_do_not_fit_the_signature_are_refused_with_the_column(inputs, said):
     with pytest.raises(DataError, match=said):
         matched_contract(CONTRACT, inputs)
 
@@ -259,7 +259,7 @@ def test_whole_numbers_are_never_null_and_categories_are_the_models_own():
     assert held.columns[0].categories == ("c", "a")
 
 
-def test_what_was_encoded_comes_back_as_it_was():
+def test_decoding_restores_the_encoded_rows():
     rows = CONTRACT.split(table()).kept.select(COLUMNS)
     assert decoded(CONTRACT.encode(rows), CONTRACT).equals(rows)
 
@@ -283,16 +283,16 @@ def broken():
         ({"estimator": "sklearn.ensemble.VotingClassifier"}, "cannot be built with no parameters"),
     ],
 )
-def test_a_declaration_that_makes_no_estimator_is_told(model, said):
+def test_a_declaration_that_builds_no_estimator_is_refused_with_the_reason(model, said):
     with pytest.raises(WrongUseError, match=said):
         check_estimator_exists(Model.model_validate(model))
 
 
-def test_parameters_that_only_the_library_knows_are_taken():
+def test_parameters_that_only_the_library_knows_are_accepted():
     check_estimator_exists(Model(estimator="lightgbm.LGBMClassifier", params={"max_bin": 63, "feature_fraction": 0.5}))
 
 
-def test_an_estimator_whose_library_is_missing_is_told_with_its_extra(monkeypatch):
+def test_the_error_for_an_estimator_without_its_library_names_the_extra(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(BatchPlatformError, match=r"pip install 'batch-platform\[xgboost\]'"):
         check_estimator_exists(Model(estimator="xgboost.XGBClassifier"))

@@ -147,7 +147,7 @@ def test_a_registered_model_serves_with_its_signature_enforced(tracking, tmp_pat
 
 
 @pytest.mark.usefixtures("published", "tracking")
-def test_a_model_that_gives_a_table_is_no_regression(tmp_path):
+def test_a_model_that_returns_a_table_is_not_a_regression(tmp_path):
     model = {"import": f"models:/small@{CHAMPION}", "task": "regression", "allow_pickle": True}
     pipeline = small_pipeline(tmp_path, model={**model, "estimator": None, "params": None})
     with pytest.raises(DataError, match=r"of shape \[.*, 2\].*a regression must return one number per row"):
@@ -166,7 +166,7 @@ def test_the_alias_goes_to_newer_serving_periods_and_not_back(published, trackin
 
 
 @pytest.mark.usefixtures("tracking")
-def test_what_is_not_in_the_registry_is_told(tmp_path):
+def test_a_model_that_is_not_in_the_registry_is_refused_with_its_name(tmp_path):
     model = Model.model_validate({"import": "models:/nothing@champion", "task": "regression", "allow_pickle": True})
     with pytest.raises(WrongUseError, match="models:/nothing@champion cannot be fetched"):
         read_import(model, tmp_path, {})

@@ -35,7 +35,7 @@ def test_odd_rows_are_scored_and_measured(tmp_path, labels):
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_no_label_is_needed_and_one_tells_how_well_odd_rows_are_found():
+def test_outliers_need_no_label_and_are_measured_by_one_if_there_is_one():
     assert not needs_labels(Model(estimator="sklearn.ensemble.IsolationForest"))
     scores = np.array([-0.2, -0.1, 0.1, 0.3])
     assert measure(Outcomes("outliers", scores)) == {"outlier_share": 0.5}

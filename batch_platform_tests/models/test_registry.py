@@ -95,7 +95,7 @@ def test_the_champion_is_the_newest_version_whose_last_decision_that_holds_then_
     assert registry.champion(at(day)) == newest
 
 
-def test_a_partition_without_a_champion_is_told_of_the_earliest_one():
+def test_the_error_for_a_partition_without_a_champion_names_the_earliest_one():
     registry = Registry("small", [version("a", 5)], [decision("a", "approved")])
     with pytest.raises(
         NoChampionError, match=r"partition 2024-01-02.*earliest approved version, a, serves from 2024-01-06 on"

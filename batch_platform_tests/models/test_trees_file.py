@@ -63,7 +63,7 @@ class Unasked:
 
 
 @pytest.mark.parametrize(("kind", "name"), MODELS)
-def test_kept_trees_give_the_bits_of_the_library_without_it_or_are_not_kept(kind: str, name: str):
+def test_stored_trees_return_the_bits_of_the_library_without_it_or_are_not_stored(kind: str, name: str):
     native = native_of(kind, name)
     proof = prove(native, table(SHAPE, 200))
     assert proof.compiled.kernel
@@ -99,7 +99,7 @@ def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
         proven_from_file(trees_file(parts, kept.digests), Unasked())
 
 
-def test_each_digest_is_of_one_matrix_of_made_rows():
+def test_each_digest_is_of_one_matrix_of_generated_rows():
     native = native_of("classes", "histogram")
     kept = read_trees(prove(native, table(SHAPE, 200)).trees)
     assert len(set(kept.digests)) == len(kept.digests) == len(list(generated_rows(compile_predictor(native).parts)))
@@ -149,7 +149,7 @@ def test_a_changed_byte_of_the_trees_is_refused(tmp_path):
         open_bundle(folder, sha256)
 
 
-def test_where_the_kept_proof_fails_the_library_proves_its_trees_anew(tmp_path):
+def test_if_the_stored_proof_fails_the_library_proves_its_trees_again(tmp_path):
     native, proof, folder, _ = written(tmp_path)
     kept = read_trees(proof.trees)
     elsewhere = trees_file(
@@ -177,7 +177,7 @@ def test_a_library_is_loaded_once_however_many_threads_ask():
     assert (len(found), len(asked)) == (1, 1)
 
 
-def test_a_partition_is_scored_by_kept_trees_without_importing_scikit_learn(tmp_path):
+def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tmp_path):
     folder = write_dagster_project(tmp_path / "shop")
     trained = run_command(folder, "run", "small", "--partition", "2024-02-01")
     assert trained.code == 0, trained.err
