@@ -82,14 +82,16 @@ class Deployment:
         for _ in pipeline.build_features(window, stamp_of("training")):
             pass
         pipeline.train(calendar, stamp_of("training"))
+        pipeline.conclude(stamp_of("training").at)
 
     def score(self, first: str, last: str, run_id: str = "elsewhere") -> None:
-        """Commit predictions without any event for Dagster, as a run does that dies before it logs them."""
+        """Commit and publish predictions that Dagster is not told of, as if a run had died before it told Dagster."""
         partitions = self.wiring.named(self.days(first, last))
         for _ in self.pipeline.build_features(partitions, stamp_of(run_id)):
             pass
         for _ in self.pipeline.score(partitions, stamp_of(run_id)):
             pass
+        self.pipeline.conclude(stamp_of(run_id).at)
 
 
 QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}

@@ -47,6 +47,7 @@ def fill(folder: Path) -> None:
     file = feature_file(pipeline, MADE)
     for partition in others:
         os.link(file, file.with_name(file.name.replace(MADE, partition.key)))
+    pipeline.conclude(AFTER_ALL)
     tell(project, wiring, [partition.key for partition in others])
 
 

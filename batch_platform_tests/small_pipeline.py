@@ -135,7 +135,7 @@ def carry_out(pipeline: Pipeline, now: datetime, run_id: str = "run", *, force: 
         pipeline.challenge(period, stamp)
     list(pipeline.score(due["predictions"], stamp, force=force))
     list(pipeline.evaluate(due["performance"], stamp))
-    pipeline.publish()
+    pipeline.conclude(now)
     return plan
 
 

@@ -11,7 +11,6 @@ from batch_platform.cli.running import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.promotion import Decision, Maker, compared, promote, roll_back
-from batch_platform.models.registry import record_decisions
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def show_comparison(wiring: Wiring, one: str, other: str, *, as_json: bool) -> N
         WrongUseError: There is no such version, or its bundle was removed.
     """
     pipeline = wiring.pipeline()
-    registry = pipeline.state().registry
+    registry = pipeline.published_state().registry
     manifests = [
         read_manifest(pipeline.home.bundle(wiring.spec.name, name), registry.present(name).sha256)
         for name in (one, other)
@@ -66,7 +65,7 @@ def promote_version(wiring: Wiring, version: str, decided: Decided, *, as_json: 
     state = wiring.pipeline().state()
     maker = Maker(actor=_me(), at=decided.at, reason=decided.reason)
     decision = promote(state.registry, state.scores, version, maker, holds_from=_start(wiring, decided.first))
-    _record(wiring, decision)
+    wiring.pipeline().decide(decision.promotion, state)
     _tell(wiring, decision, rescored=False, as_json=as_json)
 
 
@@ -80,7 +79,7 @@ def roll_back_champion(project: Project, wiring: Wiring, decided: Decided, *, re
     state = wiring.pipeline().state()
     maker = Maker(actor=_me(), at=decided.at, reason=decided.reason)
     decision = roll_back(state.registry, state.scores, maker, holds_from=_start(wiring, decided.first))
-    _record(wiring, decision)
+    wiring.pipeline().decide(decision.promotion, state)
     again = rescore and bool(decision.partitions)
     _tell(wiring, decision, rescored=again, as_json=as_json)
     if again:
@@ -95,12 +94,6 @@ def _me() -> str:
 
 def _start(wiring: Wiring, key: str | None) -> datetime | None:
     return None if key is None else wiring.spec.partitions.calendar.named(key).start
-
-
-def _record(wiring: Wiring, decision: Decision) -> None:
-    pipeline = wiring.pipeline()
-    record_decisions(pipeline.warehouse, [decision.promotion])
-    pipeline.publish()
 
 
 def _tell(wiring: Wiring, decision: Decision, *, rescored: bool, as_json: bool) -> None:

@@ -72,10 +72,10 @@ def replay_rejected(
         runs = Runs(wiring, project, instance, options, listener)
         failure: RunFailedError | None = None
         try:
-            runs.bring([Item("predictions", partition, "replay") for partition in due], "predictions")
+            runs.bring([Item("predictions", partition, "replay") for partition in due])
         except RunFailedError as error:
             failure = error
-        runs.bring(plan_run(wiring, options).of("performance"), "performance")
+        runs.bring(plan_run(wiring, options).of("performance"))
     if failure is not None:
         raise failure
     scores = pipeline.state().scores

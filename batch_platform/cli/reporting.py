@@ -13,9 +13,8 @@ from batch_platform.cli import terminal
 from batch_platform.cli.execution import open_instance
 from batch_platform.cli.project import Project
 from batch_platform.components.runs import failures, held
-from batch_platform.components.wiring import Wiring, note_found
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.imports import check_model
 from batch_platform.models.registry import Promotion, Registry, Version
@@ -46,7 +45,7 @@ def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, e
     with open_instance(project) as instance:
         reports: list[PipelineStatus] = []
         for wiring in wirings:
-            state = wiring.pipeline().state()
+            state = wiring.pipeline().published_state()
             plan = make_plan(wiring.spec, state, now)
             failed = {
                 key: run
@@ -54,7 +53,6 @@ def show_status(project: Project, wirings: Sequence[Wiring], now: datetime, *, e
                 if asset in ("features", "predictions")
             }
             reports.append(status_of(wiring.spec, state, plan, now, failed, _told(wiring, instance, state)))
-            note_found(wiring, state, plan, Stamp("status", now))
     if as_json:
         terminal.show_json(reports)
         return
@@ -84,7 +82,7 @@ def show_check(project: Project, now: datetime, *, as_json: bool) -> None:
 def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
     """All versions, the champion marked."""
     pipeline = wiring.pipeline()
-    registry = pipeline.state().registry
+    registry = pipeline.published_state().registry
     champion, corrected = registry.champion(now), relabelled(pipeline.history, registry.versions)
     versions = [_summary(registry, version, champion, corrected) for version in registry.versions]
     if as_json:
@@ -114,7 +112,7 @@ def show_models(wiring: Wiring, now: datetime, *, as_json: bool) -> None:
 def show_version(wiring: Wiring, name: str, *, as_json: bool) -> None:
     """Everything in a manifest, and what was decided of the version."""
     pipeline = wiring.pipeline()
-    state = pipeline.state()
+    state = pipeline.published_state()
     registry = state.registry
     version = registry.present(name)
     engines = sorted({run.engine for run in state.scores.values() if run.model_version == name})

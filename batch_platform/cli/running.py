@@ -13,9 +13,9 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Step, contiguous
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Step, ranges
 
-TASKS: dict[Step, tuple[str, str]] = {  # how they are announced: what is done, to what
+TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
     "model": ("train", "model"),
     "challengers": ("train the challengers of", "serving period"),
@@ -26,12 +26,12 @@ TASKS: dict[Step, tuple[str, str]] = {  # how they are announced: what is done, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What stands after a run, over the asked partitions."""
+    """The state of the requested partitions after a run."""
 
     pipeline: str
     partitions: int
     scored: int
-    unserved: int  # no model serves them
+    unserved: int  # partitions that no model serves
     rows_in: int
     rows_scored: int
     rows_rejected: int
@@ -40,20 +40,20 @@ class Outcome:
 
 
 def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:
-    """The due partitions that the options of `run` name; all where they name none.
+    """The due partitions that the options of `run` select; without options, all of them.
 
     Raises:
-        WrongUseError: A key is none, lies in the future, or the options contradict each other.
+        WrongUseError: A key is invalid or lies in the future, or the options contradict each other.
     """
     if only and (first or last):
-        msg = "--partition names one partition; leave --from and --to out."
-        raise WrongUseError(msg)
+        msg = "--partition selects a single partition and cannot be combined with --from or --to."
+        raise WrongUseError(msg, hint="leave --from and --to out, or use them alone.")
     spec = wiring.spec
     due = spec.partitions.calendar.due(now)
     begin, end = (_due(wiring, key, due) if key else None for key in (only or first, only or last))
     if begin is not None and end is not None and begin.start > end.start:
-        msg = f"{spec.name}: --from {begin.key} lies after --to {end.key}."
-        raise WrongUseError(msg, hint="exchange the two.")
+        msg = f"{spec.name}: --from {begin.key} is later than --to {end.key}."
+        raise WrongUseError(msg, hint=f"--from {end.key} --to {begin.key}")
     return [
         partition
         for partition in due
@@ -62,11 +62,11 @@ def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None
 
 
 def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions, *, quiet: bool = False) -> Outcome:
-    """Do what the asked partitions need, upstream included; say so unless quiet.
+    """Bring the requested partitions up to date, with whatever upstream they lack; announce and sum up unless quiet.
 
     Raises:
-        RunFailedError: A run failed; what had been committed stays.
-        NoChampionError: No model serves a partition that was asked for by name, or any at all; the others are done.
+        RunFailedError: A run failed; what was committed before stays.
+        NoChampionError: No model serves a partition that the user named, or any partition; all others are done.
     """
     with open_instance(project) as instance:
         busy = held(wiring, instance)
@@ -89,9 +89,9 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions, *, q
 def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     partition = wiring.spec.partitions.calendar.named(key)
     if not due or partition.start > due[-1].start:
-        newest = f"the newest that is due is {due[-1].key!r}" if due else "none is due yet"
+        newest = f"the newest partition that is due is {due[-1].key!r}" if due else "no partition is due yet"
         msg = f"{wiring.spec.name}: partition {key!r} lies in the future; {newest}."
-        hint = "a partition is due when it has closed; partitions.end_offset: 1 makes it due when it begins."
+        hint = "a partition is due when it ends; with partitions.end_offset: 1 it is due when it starts."
         raise WrongUseError(msg, hint=hint)
     return partition
 
@@ -115,11 +115,9 @@ def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
 
 
 def _spans(items: Sequence[Item]) -> list[tuple[int, str]]:
-    """How many partitions each range without a gap holds, and from where to where it goes."""
-    ranges = contiguous("predictions", [item.partition for item in items])
-    return [
-        (len(one.partitions), one.first if one.first == one.last else f"{one.first} to {one.last}") for one in ranges
-    ]
+    """The length and the first and last key of each range without gaps."""
+    joined = ranges(item.partition for item in items)
+    return [(len(span), span[0].key if len(span) == 1 else f"{span[0].key} to {span[-1].key}") for span in joined]
 
 
 def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) -> Outcome:

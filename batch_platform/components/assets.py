@@ -62,7 +62,8 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         backfill_policy=SINGLE_RUN,
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
-        with wiring.step() as pipeline:
+        followed = wiring.key("predictions") in (context.run.asset_selection or ())
+        with wiring.step(context, last=not followed) as pipeline:
             partitions = wiring.named(context.partition_keys)
             observe_sources(context, wiring, partitions)
             with PartitionLog(context, key, len(partitions)) as log:
@@ -99,7 +100,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         config, decided = training_config(wiring, context.op_execution_context.op_config), list[Trained]()
-        with wiring.step() as pipeline:
+        with wiring.step(context) as pipeline:
             due = _asked_periods(wiring, context, config)
             with PartitionLog(context, key, len(due)) as log:
                 for period in due:
@@ -169,7 +170,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
         committed: list[Committed] = []
         budget = wiring.spec.features.max_rejected
-        with wiring.step() as pipeline:
+        with wiring.step(context) as pipeline:
             partitions = wiring.named(context.partition_keys)
             stamp = stamp_of(context.run.run_id)
             with (
@@ -225,7 +226,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         judged: list[checks.Judged] = []
-        with wiring.step() as pipeline:
+        with wiring.step(context) as pipeline:
             partitions = wiring.named(context.partition_keys)
             with PartitionLog(context, key, len(partitions)) as log:
                 for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):

@@ -1,5 +1,6 @@
 """Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,12 @@ from batch_platform.components import describe
 from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.runs import targets
-from batch_platform.components.wiring import Wiring, clear_failures, note_found, stamp_of
+from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.errors import MOST_LISTED, listed
 from batch_platform.monitoring.catalogue import declared_checks
 from batch_platform.monitoring.measure import Judgement
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.plan import State, make_plan
-from batch_platform.pipeline.staleness import Staleness
+from batch_platform.pipeline.plan import Plan, State
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
 
@@ -120,13 +120,14 @@ def _varied(committed: Committed) -> bool:
 
 
 def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
-    """Whether all committed predictions are as scoring them now would make them; runs with them, and alone on demand."""
+    """A check that no committed prediction is out of date; runs after every scoring, and alone on demand."""
     rescored = wiring.spec.predictions.rescore != "never"
     what = "The schedule scores them again" if rescored else "They stay as they are (predictions.rescore: never)"
     description = (
-        "No committed partition is out of date: scored by a version that is no longer its champion, from features, SQL, "
-        f"sources or a declaration that changed since, or waiting for a newer model. {what}; the view "
-        "`batch_platform.partition_status` names each with its reason. *Execute check* looks again without scoring anything."
+        "No committed partition is out of date. A partition is out of date if it was scored by a version that is no longer "
+        "its champion, if its features, SQL, sources or declaration changed since, or if a newer model is due. "
+        f"{what}; the table `batch_platform.partition_status` lists each partition with its reason. *Execute check* looks "
+        "again without scoring anything."
     )
 
     asset = wiring.key("predictions")
@@ -134,47 +135,45 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures():
-            stamp = stamp_of(context.run.run_id)
-            state = wiring.pipeline().state()
-            found = note_found(wiring, state, make_plan(wiring.spec, state, stamp.at), stamp)
-            scored = sorted({key for one, key in targets(wiring, context.run) if one == asset.path[-1] and key})
+            state, plan = wiring.pipeline().conclude(now())
+            scored = sorted({key for name, key in targets(wiring, context.run) if name == asset.path[-1] and key})
             with quick_event_log(context.instance):
                 for key in scored:  # Dagster expects a result for each partition of a run
-                    context.op_execution_context.log_event(_partition_up_to_date(asset, key, found))
-        return _up_to_date(found, state)
+                    context.op_execution_context.log_event(_partition_up_to_date(asset, key, plan))
+        return _up_to_date(plan, state)
 
     return StandingCheck.of(up_to_date)
 
 
-def _partition_up_to_date(asset: dg.AssetKey, key: str, found: Staleness) -> Any:  # noqa: ANN401 - as in PartitionLog
-    reason = found.stale.get(key)
+def _partition_up_to_date(asset: dg.AssetKey, key: str, plan: Plan) -> Any:  # noqa: ANN401 - as in PartitionLog
+    reason = plan.stale.get(key)
     return dg.AssetCheckEvaluation(
         asset_key=asset,
         check_name=UP_TO_DATE,
         passed=reason is None,
         severity=_WARN,
-        metadata={"reason": reason or found.remarks.get(key, "none")},
+        metadata={"reason": reason or plan.remarks.get(key, "none")},
         partition=key,
         description=key,
     )
 
 
-def _up_to_date(found: Staleness, state: State) -> dg.AssetCheckResult:
-    """How many partitions are stale and why; and which models learnt from labels that were corrected since."""
+def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
+    """How many partitions are stale and why, and which models learned from labels that were corrected since."""
+    reasons = dict(Counter(plan.stale.values()).most_common())
     metadata: dict[str, Any] = {
         "partitions": _count(state.scores),
-        "stale": len(found.stale),
-        "first_stale": min(found.stale, default="none"),
-        "last_stale": max(found.stale, default="none"),
+        "stale": len(plan.stale),
+        "first_stale": min(plan.stale, default="none"),
+        "last_stale": max(plan.stale, default="none"),
         "models_with_corrected_labels": listed(state.relabelled) or "none",
     }
-    if found.stale:
-        metadata["reasons"] = dg.MetadataValue.md(describe.table(("reason", "partitions"), found.reasons))
-    said = [f"{count} {reason}" for reason, count in found.reasons.items()]
+    if reasons:
+        metadata["reasons"] = dg.MetadataValue.md(describe.table(("reason", "partitions"), reasons))
     return dg.AssetCheckResult(
-        passed=not found.stale,
+        passed=not reasons,
         severity=_WARN,
-        description="; ".join(said) or "none is stale",
+        description="; ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none is stale",
         metadata=metadata,
     )
 

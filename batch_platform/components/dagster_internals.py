@@ -211,3 +211,12 @@ def _held_open(address: str) -> Generator[Connection]:
         connection.commit()
         yield connection
     engine.dispose()
+
+
+def is_preview(context: dg.ScheduleEvaluationContext) -> bool:
+    """Whether a tick is only tried out in the UI, where nothing that it requests is launched.
+
+    The daemon names the log of a tick after the number of the tick. A preview gives no name, and Dagster then makes one
+    of the time, in this form. No public alternative: a context does not say who evaluates it.
+    """
+    return bool(context.log_key) and context.log_key[-1] == context.scheduled_execution_time.strftime("%Y%m%d_%H%M%S")

@@ -1,4 +1,4 @@
-"""The three jobs of a pipeline: what each makes, and what it and its schedule are called."""
+"""The three jobs of a pipeline: their names, the names of their schedules, and the steps that each does."""
 
 from typing import Literal
 
@@ -16,25 +16,25 @@ MAKES: dict[Duty, tuple[Step, ...]] = {
 }
 DUTY_OF: dict[Step, Duty] = {step: duty for duty, steps in MAKES.items() for step in steps}
 _DESCRIPTIONS: dict[Duty, str] = {
-    "score": "Builds the features of partitions and scores them by their champions.",
-    "train": "Trains the model of a serving period and judges it by the gate. The parameters shown are those declared; "
-    "other ones count for that training only.",
-    "evaluate": "Measures the predictions of partitions whose labels are known by now.",
+    "score": "Builds the features of partitions and scores them with their champions.",
+    "train": "Trains the model of a serving period and submits it to the gate. The launchpad shows the declared parameters; "
+    "changes apply to that training only.",
+    "evaluate": "Evaluates the predictions of partitions whose labels are known.",
 }
 
 
 def job_name(pipeline: str, duty: Duty) -> str:
-    """What the job is called."""
+    """Name of the job."""
     return f"{pipeline}_{duty}"
 
 
 def schedule_name(pipeline: str, duty: Duty) -> str:
-    """What the schedule of the job is called."""
+    """Name of the job's schedule."""
     return f"{job_name(pipeline, duty)}_when_due"
 
 
 def assets_of(duty: Duty) -> tuple[Step, ...]:
-    """The assets that the job makes; challengers are of the model's."""
+    """The assets that the job materializes; challengers belong to the model."""
     return tuple(dict.fromkeys(ASSET_OF.get(step, step) for step in MAKES[duty]))
 
 

@@ -16,20 +16,20 @@ from batch_platform.components.dagster_internals import (
     PARTITION_NAME_TAG,
 )
 from batch_platform.components.jobs import MAKES, assets_of, job_name
-from batch_platform.components.wiring import Wiring
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_calendar
 
-PROCESS_TAG = ".dagster/batch_platform_process"  # a tag with such a name is kept and not shown
-RECENT = 200
+PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
+RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
     "batch_platform/partitions"  # the list of runs shows it; Dagster's own tags of a range are hidden there
 )
-Target = tuple[str, str]  # asset and partition key; the key is "" where a run leaves it open
+Target = tuple[str, str]  # asset and partition key; the key is "" if a run leaves it open
 
 
 def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
-    """What runs hold that are queued or in progress, whoever started them."""
+    """What queued and running runs hold, whoever started them."""
     close_dead_runs(instance)
     statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=statuses))
@@ -37,33 +37,39 @@ def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
 
 
 def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
-    """The run by target, where the newest finished run about it failed."""
+    """Targets whose newest finished run failed, with that run's id.
+
+    The runs of a pipeline bear its tag, so that runs of others do not hide them. A run that was started in the UI and
+    ended before its first step has no tag; such a run is found among the newest of all.
+    """
+    records = [
+        record
+        for tags in ({PIPELINE_TAG: wiring.spec.name}, None)
+        for record in instance.get_run_records(
+            filters=dg.RunsFilter(statuses=FINISHED_STATUSES, tags=tags), limit=RECENT
+        )
+    ]
     newest: dict[Target, dg.DagsterRun] = {}
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=FINISHED_STATUSES), limit=RECENT):
-        for target in targets(wiring, run):
-            newest.setdefault(target, run)
+    for record in sorted(records, key=lambda record: record.storage_id, reverse=True):
+        for target in targets(wiring, record.dagster_run):
+            newest.setdefault(target, record.dagster_run)
     return {target: run.run_id for target, run in newest.items() if run.status != dg.DagsterRunStatus.SUCCESS}
 
 
-def failed(wiring: Wiring, instance: dg.DagsterInstance, asset: str) -> dict[str, str]:
-    """The run by partition key of one asset, where the newest finished run about it failed."""
-    return {key: run_id for (name, key), run_id in failures(wiring, instance).items() if name == asset}
-
-
 def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
-    """Which of the pipeline's assets and partitions a run is about."""
+    """The pipeline's assets and partitions that a run is about."""
     for asset in _assets(wiring, run):
         for key in _keys(wiring, asset, run):
             yield asset, key
 
 
 def this_process() -> str:
-    """A tag by which a later process on this machine can tell whether this one still lives."""
+    """A tag value by which a later process on this machine can tell whether this process still lives."""
     return f"{_process(os.getpid())} {_place()}"
 
 
 def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
-    """A tag that shows which partitions a run of a range is about; none of a run of one partition, which shows it itself."""
+    """A tag that shows the partitions of a run over a range; Dagster itself shows the partition of any other run."""
     if PARTITION_NAME_TAG in context.run.tags or not context.has_partition_key_range:
         return {}
     first, last = context.partition_key_range
@@ -71,17 +77,17 @@ def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process, which left its tag, is gone.
+    """Mark runs as failed whose process is gone.
 
-    Dagster itself notices when only the process of a run ends, not when that of the code server ends with it.
+    Dagster notices when the process of a run ends, but not when the code server ends with it.
     """
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         if _is_gone(run.tags.get(PROCESS_TAG, "")):
-            instance.report_run_failed(run, message="The process of this run ended without a word; run it again.")
+            instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
 
 
 def _is_gone(tag: str) -> bool:
-    """Whether the process of a tag has ended; of one elsewhere nothing can be said."""
+    """Whether the process of a tag has ended; False for a process elsewhere, of which nothing is known."""
     if not tag:
         return False
     pid, started, *place = tag.split()
@@ -96,13 +102,13 @@ def _is_gone(tag: str) -> bool:
 
 
 def _place() -> str:
-    """Where a process id has its meaning: the machine, since when it is up, and the name space of its processes."""
+    """Where a process id is valid: the machine, its current boot, and the name space of its processes."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{platform.node().replace('/', '')}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _process(pid: int) -> str:
-    """A process by its id and the tick at which it started, so that a reused id is another process."""
+    """A process id with the clock tick at which the process started, which tells a reused id apart."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

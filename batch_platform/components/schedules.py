@@ -1,4 +1,4 @@
-"""The schedules that keep a pipeline up to date, one for each job; what they request is said in `ticks.py`."""
+"""The schedules that keep a pipeline up to date, one for each job; `ticks.py` says what they request."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from batch_platform.components.dagster_internals import (
     UnresolvedAssetJobDefinition,
 )
 from batch_platform.components.jobs import Duty, schedule_name
-from batch_platform.components.ticks import Request, Tick, look_at, requests_of, skip_reason
+from batch_platform.components.ticks import Tick, look_at, requests_of, skip_reason
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.plan import ASSET_OF
+from batch_platform.pipeline.plan import ASSET_OF, Request
 
-_GAPS = "Where nothing is due, the tick is skipped and says why; what was missed while this was off is made up for."
+_GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
 
 
@@ -36,10 +36,10 @@ def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> 
     )
     def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         look = look_at(wiring, context)
-        found = requests_of(duty, look)
-        for request in found:
+        requests = requests_of(duty, look)
+        for request in requests:
             yield _run_request(look, request)
-        if not found:
+        if not requests:
             yield dg.SkipReason(skip_reason(duty, look))
 
     return tick
@@ -52,24 +52,23 @@ def _cron(spec: PipelineSpec, duty: Duty) -> str:
 
 
 def _description(spec: PipelineSpec, duty: Duty) -> str:
-    known = f"are known ({spec.labels.delay} after its end)" if spec.labels else "are not needed"
+    known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
     return {
         "score": "Builds and scores every partition that is missing, failed or stale, oldest first.",
         "train": "Trains the model of every serving period that has none, once its features are built.",
-        "evaluate": f"Measures every scored partition whose labels {known} by then.",
+        "evaluate": f"Evaluates every scored partition once its {known}.",
     }[duty]
 
 
 def _run_request(tick: Tick, request: Request) -> dg.RunRequest:
-    first, last = request.partitions[0].key, request.partitions[-1].key
-    selection = [tick.wiring.key(ASSET_OF.get(asset, asset)) for asset in request.assets]
-    run_key = f"{tick.evaluated_at} {'+'.join(request.assets)} {first}..{last}"
-    config: dict[str, Any] = {"challengers_only": True} if request.assets == ("challengers",) else {}
+    selection = [tick.wiring.key(ASSET_OF.get(step, step)) for step in request.steps]
+    run_key = f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}"
+    config: dict[str, Any] = {"challengers_only": True} if request.steps == ("challengers",) else {}
     single = "model" in {path.path[-1] for path in selection} and tick.wiring.serving_periods is None
     if single:
-        config["until"] = first
+        config["until"] = request.first
     run_config = {"ops": {f"{tick.wiring.spec.name}__model": {"config": config}}} if config else None
     if single:
         return dg.RunRequest(run_key=run_key, run_config=run_config)
-    tags = {ASSET_PARTITION_RANGE_START_TAG: first, ASSET_PARTITION_RANGE_END_TAG: last}
+    tags = {ASSET_PARTITION_RANGE_START_TAG: request.first, ASSET_PARTITION_RANGE_END_TAG: request.last}
     return dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags, run_config=run_config)

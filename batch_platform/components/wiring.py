@@ -1,4 +1,4 @@
-"""What the Dagster side of one pipeline shares: its declaration, its keys, its partitions and its windows."""
+"""One pipeline as Dagster sees it: declaration, asset keys, partitions, partition mappings, steps and their errors."""
 
 import traceback
 from collections.abc import Generator, Sequence
@@ -18,8 +18,6 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import Plan, State
-from batch_platform.pipeline.staleness import Staleness, note_staleness, staleness_of
 from batch_platform.warehouse.home import Home
 
 SPEC_METADATA = "batch_platform/wiring"
@@ -31,10 +29,10 @@ _ALL_HISTORY_HOURS = 20 * 366 * 24  # what "all history" means in the graph
 
 @dataclass(frozen=True)
 class Wiring:
-    """One declared pipeline, seen from Dagster.
+    """One declared pipeline as Dagster sees it.
 
     Args:
-        spec: As declared.
+        spec: The declaration.
         folder: Absolute path of the folder with its SQL.
     """
 
@@ -60,13 +58,13 @@ class Wiring:
 
     @cached_property
     def serving_periods(self) -> dg.TimeWindowPartitionsDefinition | None:
-        """The partitions of the model: a serving period exists from its start on; None for one model for all."""
+        """The partitions of the model, each from its start on; None if one model serves all partitions."""
         calendar = serving_calendar(self.spec)
         return None if calendar is None else _time_windows(calendar)
 
     @cached_property
     def history(self) -> dg.TimeWindowPartitionMapping | None:
-        """Which features the model of a serving period learns from: whole periods back, enough to hold the window."""
+        """The features that the model of a serving period learns from: enough whole periods to cover the window."""
         train = self.spec.model.train
         if train.every is None:
             return None
@@ -79,7 +77,7 @@ class Wiring:
 
     @cached_property
     def serving(self) -> dg.TimeWindowPartitionMapping | None:
-        """Which model scores a partition: that of the serving period which holds it."""
+        """The model that scores a partition: that of its serving period."""
         if self.spec.model.train.every is None:
             return None
         return dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
@@ -95,30 +93,26 @@ class Wiring:
         return calendar.named(key)
 
     @contextmanager
-    def step(self) -> Generator[Pipeline]:
-        """The pipeline for the length of a step, whose errors are shown clearly; at its end, published is up to date."""
+    def step(self, context: dg.AssetExecutionContext, *, last: bool = True) -> Generator[Pipeline]:
+        """The pipeline for the length of a step of a run, whose errors are shown clearly.
+
+        What the step did is published at its end; if it is not the `last` of its run, then only if it fails.
+        """
         pipeline = self.pipeline()
+        context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
         with clear_failures():
             try:
                 yield pipeline
             except BaseException:
-                with suppress(BatchPlatformError):  # what went wrong first is what is told
-                    pipeline.publish()
+                with suppress(BatchPlatformError):  # the first error is the one to show
+                    pipeline.conclude(now())
                 raise
-            pipeline.publish()
-
-
-def note_found(wiring: Wiring, state: State, plan: Plan, stamp: Stamp) -> Staleness:
-    """What is out of date of the predictions, as a plan of all partitions finds it; readers of the view see it then too."""
-    pipeline = wiring.pipeline()
-    found = staleness_of(state, plan)
-    note_staleness(pipeline.warehouse, wiring.spec.name, state, found, stamp)
-    pipeline.publish()
-    return found
+            if last:
+                pipeline.conclude(now())
 
 
 def now() -> datetime:
-    """The time: a step of Dagster's is the edge, where a clock may be read."""
+    """The current time. Steps of Dagster runs are the edge where the clock may be read."""
     return datetime.now(UTC)
 
 
@@ -129,9 +123,9 @@ def stamp_of(run_id: str) -> Stamp:
 
 @contextmanager
 def clear_failures() -> Generator[None]:
-    """Show an error of ours as the failure of the step, in its own words; only a held warehouse is worth a retry.
+    """Turn our own errors into failures of the step with the same message; only a busy warehouse allows a retry.
 
-    Dagster records an error with all its causes; where one of them holds a secret, the words are all that is left.
+    Dagster records an error with all its causes. If one of them holds a secret, only the redacted message is recorded.
     """
     try:
         yield
@@ -146,12 +140,12 @@ def clear_failures() -> Generator[None]:
 
 
 def _holds_no_secret(error: BaseException) -> bool:
-    told = "".join(traceback.format_exception(error))
-    return redact(told) == told
+    text = "".join(traceback.format_exception(error))
+    return redact(text) == text
 
 
 def _time_windows(calendar: Calendar) -> dg.TimeWindowPartitionsDefinition:
-    """The same partitions for Dagster, which leaves out a last one that would go past its end: the end is moved."""
+    """A calendar as Dagster's partitions; the end is moved so that Dagster keeps a last partition that goes past it."""
     fmt = KEY_FORMATS[calendar.every]
     return dg.TimeWindowPartitionsDefinition(
         start=calendar.first_start.astimezone(calendar.zone).strftime(fmt),

@@ -14,7 +14,6 @@ from typing import TypeVar
 import duckdb
 
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, did_you_mean, listed
-from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Action,
@@ -169,45 +168,30 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
 
 
 def register(
-    warehouse: Warehouse, version: Version, decision: Promotion, training: ChallengerTraining | None = None
+    con: duckdb.DuckDBPyConnection, version: Version, decision: Promotion, training: ChallengerTraining | None = None
 ) -> None:
-    """Record a trained version, the decision on it and, for a challenger, its training, in one transaction.
-
-    Raises:
-        WarehouseBusyError: The warehouse was held by another process for too long.
-    """
-    with warehouse.transaction() as con:
-        seqs = next_numbers(con, 2)
-        if training is not None:
-            insert(con, "challenger_trainings", [{**vars(training), "seq": seqs[0]}])
-        insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
-        insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
-        note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
+    """Record a trained version, the decision on it and, for a challenger, its training; within the caller's transaction."""
+    seqs = next_numbers(con, 2)
+    if training is not None:
+        insert(con, "challenger_trainings", [{**vars(training), "seq": seqs[0]}])
+    insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
+    insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
+    note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
 
 
-def record_failure(warehouse: Warehouse, training: ChallengerTraining) -> None:
-    """Record that a challenger could not be trained.
-
-    Raises:
-        WarehouseBusyError: The warehouse was held by another process for too long.
-    """
-    with warehouse.transaction() as con:
-        (seq,) = next_numbers(con, 1)
-        insert(con, "challenger_trainings", [{**vars(training), "seq": seq}])
-        note(con, [Change(seq, training.pipeline, "models", training.serving_period)])
+def record_failure(con: duckdb.DuckDBPyConnection, training: ChallengerTraining) -> None:
+    """Record that a challenger could not be trained, within the caller's transaction."""
+    (seq,) = next_numbers(con, 1)
+    insert(con, "challenger_trainings", [{**vars(training), "seq": seq}])
+    note(con, [Change(seq, training.pipeline, "models", training.serving_period)])
 
 
-def record_decisions(warehouse: Warehouse, decisions: Sequence[Promotion]) -> None:
-    """Record decisions on registered versions, in one transaction.
-
-    Raises:
-        WarehouseBusyError: The warehouse was held by another process for too long.
-    """
-    with warehouse.transaction() as con:
-        seqs = next_numbers(con, len(decisions))
-        numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
-        insert(con, "promotions", [vars(decision) for decision in numbered])
-        note(con, [Change(event.seq, event.pipeline, "models", event.version) for event in numbered])
+def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promotion]) -> None:
+    """Record decisions on registered versions, within the caller's transaction."""
+    seqs = next_numbers(con, len(decisions))
+    numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
+    insert(con, "promotions", [vars(decision) for decision in numbered])
+    note(con, [Change(event.seq, event.pipeline, "models", event.version) for event in numbered])
 
 
 def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pipeline: str) -> list[Recorded]:

@@ -87,7 +87,8 @@ def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> None
         if one.version
     ]
     if decisions:
-        record_decisions(Warehouse(home), decisions)
+        with Warehouse(home).transaction() as con:
+            record_decisions(con, decisions)
     for one in garbage:
         if one.kind == "staging":
             sweep(one.path)

@@ -1,20 +1,30 @@
-"""The steps of one pipeline on plain data: build features, train, score and evaluate partitions.
+"""The steps of one pipeline: build features, train, score and evaluate partitions.
 
-The one place where features, models, scoring, registry and warehouse meet; what a notebook could call and what
-Dagster's assets do call. Each step takes many partitions, commits them in groups and yields each one's record as soon
-as it is committed; what is already as asked is skipped unless forced.
+Features, models, scoring, registry and warehouse meet here. Dagster's assets call these steps, and a notebook could. A
+step takes many partitions, commits them in groups and yields the record of each partition as soon as it is committed.
+What is up to date is skipped unless forced.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, memory_explained, told_of_all
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    NoChampionError,
+    NothingPublishedError,
+    memory_explained,
+    told_of_all,
+)
 from batch_platform.declaration.learners import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
@@ -22,12 +32,20 @@ from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
-from batch_platform.models.registry import Version, read_registry, record_failure, register
+from batch_platform.models.registry import (
+    Promotion,
+    Registry,
+    Version,
+    read_registry,
+    record_decisions,
+    record_failure,
+    register,
+)
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.challenger_training import train_challengers, trusted
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, not_scored
-from batch_platform.pipeline.plan import State, features_due, untrained
-from batch_platform.pipeline.staleness import relabelled
+from batch_platform.pipeline.plan import Plan, State, features_due, make_plan, untrained
+from batch_platform.pipeline.staleness import relabelled, status_rows
 from batch_platform.pipeline.train import Trained, TrainedChallenger, publish_version, train_version
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
@@ -35,8 +53,8 @@ from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.run import Committed, Due, ScoringRun, is_full
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
-from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
@@ -48,18 +66,18 @@ class Built:
 
     partition: Partition
     build: FeatureBuild
-    skipped: bool  # it was already as asked
-    columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty where skipped
+    skipped: bool  # it was up to date
+    columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty if skipped
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One declared pipeline, in one home.
+    """One declared pipeline in one home.
 
     Args:
-        spec: As declared.
-        folder: Absolute path of the folder with its SQL.
-        home: Where its data lie.
+        spec: The declaration.
+        folder: Absolute path of the folder with the SQL files.
+        home: The home with the data.
     """
 
     spec: PipelineSpec
@@ -74,42 +92,115 @@ class Pipeline:
 
     @cached_property
     def builder(self) -> FeatureBuilder:
-        """What makes its features and labels."""
+        """Builds the features and labels."""
         return FeatureBuilder(self.spec, Sources(self.spec, self.folder))
 
     @cached_property
     def history(self) -> History:
-        """Its recorded features and their labels."""
+        """The recorded features and their labels."""
         return History(self.spec, self.home, self.builder)
 
     @cached_property
     def scoring_code_version(self) -> str:
-        """Changes when the same features and model would give other rows: of their form, then of the rules on them."""
+        """Hashes of the form of the rows and of the rules on them, joined by a dash; scoring gives other rows if one changes."""
         form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
         bounds = {"columns": {"__all__": {"nullable", "min", "max"}}, "max_rejected": True}
         rules = self.spec.model_dump_json(include={"features": bounds})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
     def state(self) -> State:
-        """What is recorded, held against the files that lie in the lake."""
+        """What is recorded now, checked against the files in the lake; waits for the warehouse."""
         with self.warehouse.open() as con:
-            features = read_latest(con, FeatureBuild, self.spec.name)
-            scores = read_latest(con, ScoreRun, self.spec.name)
-            evaluations = read_latest(con, EvaluationRun, self.spec.name)
-            registry = read_registry(con, self.spec.name)
+            recorded = self._recorded(con)
+        return self._checked(recorded)
+
+    def published_state(self) -> State:
+        """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published."""
+        try:
+            with open_published(self.home) as con:
+                recorded = self._recorded(con)
+        except NothingPublishedError:
+            recorded = State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
+        return self._checked(recorded)
+
+    def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
+        """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
+        name = self.spec.name
         return State(
-            features=self.history.recorded(features),
-            scores=scores,
-            evaluations=evaluations,
-            registry=registry,
+            features=read_latest(con, FeatureBuild, name, partition_keys),
+            scores=read_latest(con, ScoreRun, name, partition_keys),
+            evaluations=read_latest(con, EvaluationRun, name, partition_keys),
+            registry=read_registry(con, name),
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
-            source_versions=self.history.source_versions(features),
-            label_versions=self.history.label_versions(evaluations),
-            relabelled=relabelled(
-                self.history, [registry.named(version) for version in {run.model_version for run in scores.values()}]
-            ),
         )
+
+    def _checked(self, recorded: State) -> State:
+        """A recorded state, checked against the files of features, sources and labels."""
+        features = self.history.recorded(recorded.features)
+        scored_by = {run.model_version for run in recorded.scores.values()}
+        return replace(
+            recorded,
+            features=features,
+            lost={key: build for key, build in recorded.features.items() if key not in features},
+            source_versions=self.history.source_versions(recorded.features),
+            label_versions=self.history.label_versions(recorded.evaluations),
+            relabelled=relabelled(self.history, [recorded.registry.named(version) for version in scored_by]),
+        )
+
+    def _settle(
+        self, con: duckdb.DuckDBPyConnection, seen: State, now: datetime, partition_keys: Collection[str] | None = None
+    ) -> tuple[State, Plan]:
+        """Bring `partition_status` up to date within the caller's transaction: some partitions, or all.
+
+        The ledgers are read anew. Files are not looked at under the lock: they are as `seen` found them, or as recorded
+        if they were recorded since.
+        """
+        recorded = self._recorded(con, partition_keys)
+        known = {**seen.features, **seen.lost}
+        state = replace(
+            recorded,
+            features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
+            source_versions={
+                key: versions
+                for key, versions in seen.source_versions.items()
+                if key in recorded.features and recorded.features[key] == known.get(key)
+            },
+            relabelled=seen.relabelled,
+        )
+        only = None if partition_keys is None else map(self.spec.partitions.calendar.named, partition_keys)
+        plan = make_plan(self.spec, state, now, only=only)
+        replace_statuses(con, self.spec.name, status_rows(state, plan, now), partition_keys)
+        return state, plan
+
+    def conclude(self, now: datetime) -> tuple[State, Plan]:
+        """End a step: bring `partition_status` and the published copy up to date; returns the state and plan found."""
+        seen = self.state()
+        with self.warehouse.transaction() as con:
+            settled = self._settle(con, seen, now)
+        publish(self.home)
+        return settled
+
+    @contextmanager
+    def _deciding(self, seen: State, now: datetime) -> Generator[duckdb.DuckDBPyConnection]:
+        """A transaction that records decisions on models and what they mean for every committed partition."""
+        with self.warehouse.transaction() as con:
+            yield con
+            self._settle(con, seen, now)
+
+    def decide(self, decision: Promotion, seen: State) -> None:
+        """Record a decision on a registered version and publish it.
+
+        Args:
+            decision: The decision.
+            seen: The state that it was made on.
+
+        Raises:
+            WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
+        """
+        with self._deciding(seen, decision.decided_at) as con:
+            record_decisions(con, [decision])
+        publish(self.home)
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
         """Build the features of partitions, oldest first.
@@ -144,23 +235,24 @@ class Pipeline:
         yield from self._record(group, superseded)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
-        """Train or import the model of a serving period, register it, approve it if it passes the gate; then its challengers.
+        """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
 
         Args:
-            period: The model learns only from what is known at its start.
-            stamp: Of the run.
-            params: Replace or add to the declared parameters.
+            period: The serving period; the model learns only from what is known at its start.
+            stamp: Stamp of the run.
+            params: Parameters of the estimator that replace or extend the declared ones.
 
         Raises:
-            TrainingRefusedError: The data cannot give a model; nothing is registered.
-            PublishingError: It is registered here, but not in MLflow.
+            TrainingRefusedError: No model can be trained on the data; nothing is registered.
+            PublishingError: The model is registered here, but not in MLflow.
         """
-        given, state = {**self.spec.model.params, **(params or {})}, self.state()
+        params, state = {**self.spec.model.params, **(params or {})}, self.state()
         trained = train_version(
-            self.history, state=state, period=period, params=given, stamp=stamp, open_version=self.bundle
+            self.history, state=state, period=period, params=params, stamp=stamp, open_version=self.bundle
         )
-        register(self.warehouse, trained.version, trained.decision)
-        due = [one for one in self.spec.challengers if one.version is None]
+        with self._deciding(state, stamp.now()) as con:
+            register(con, trained.version, trained.decision)
+        due = [challenger for challenger in self.spec.challengers if challenger.version is None]
         challengers = self._challenge(due, state, period, stamp, trained)
         trained = replace(trained, data=None, challengers=challengers)
         if self.spec.model.publish is not None:
@@ -168,7 +260,7 @@ class Pipeline:
         return trained
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
-        """Train the challengers of a serving period that were not trained with its model; the model stays as it is."""
+        """Train the challengers that a serving period lacks; its model stays as it is."""
         state = self.state()
         return self._challenge(untrained(self.spec, state.registry, period.key), state, period, stamp)
 
@@ -177,14 +269,15 @@ class Pipeline:
     ) -> tuple[TrainedChallenger, ...]:
         """Train challengers and register each as soon as it is trained."""
         done: list[TrainedChallenger] = []
-        for one in train_challengers(
+        for challenger in train_challengers(
             self.history, due, state=state, period=period, stamp=stamp, open_version=self.bundle, model=model
         ):
-            if one.version is not None and one.decision is not None:
-                register(self.warehouse, one.version, one.decision, one.training)
-            else:
-                record_failure(self.warehouse, one.training)
-            done.append(one)
+            with self._deciding(state, stamp.now()) as con:
+                if challenger.version is not None and challenger.decision is not None:
+                    register(con, challenger.version, challenger.decision, challenger.training)
+                else:
+                    record_failure(con, challenger.training)
+            done.append(challenger)
         return tuple(done)
 
     def score(
@@ -196,22 +289,22 @@ class Pipeline:
         version: str | None = None,
         watch: Watch | None = None,
     ) -> Iterator[Committed]:
-        """Score partitions, oldest first, each by its champion or by a given version; what is skipped comes first.
+        """Score partitions, oldest first, with their champions or a named version; skipped partitions come first.
 
-        Those that no model serves do not hold up the others; they fail once the others are committed.
+        Partitions that no model serves do not hold up the others: the error is raised once the others are committed.
 
         Args:
-            partitions: What to score; their features are built.
-            stamp: Of the run.
-            force: Score even what the warehouse holds already, and let a partition become empty.
-            version: Score by this one instead of the champion.
-            watch: Is told how far a partition has come, while it is scored.
+            partitions: Partitions whose features are built.
+            stamp: Stamp of the run.
+            force: Score partitions that are up to date too, and allow a partition to become empty.
+            version: Version to score with instead of the champions.
+            watch: Called with the progress within a partition.
 
         Raises:
             NoChampionError: No approved model serves a partition.
             IntegrityError: A feature file or a bundle is not what was recorded.
-            DataError: More rows are rejected than the budget allows, or columns are missing.
-            WarehouseError: A newer run committed a partition meanwhile.
+            DataError: More rows are rejected than max_rejected allows, or columns are missing.
+            WarehouseError: A newer run committed a partition in the meantime.
         """
         state = self.state()
         due, unserved, failure = list[Due](), list[tuple[str, BatchPlatformError]](), None
@@ -221,16 +314,22 @@ class Pipeline:
             except NoChampionError as error:
                 unserved.append((partition.key, error))
             except BatchPlatformError as error:
-                failure = error  # once those before it are committed
+                failure = error  # raised once the partitions before it are committed
                 break
         code_version = self.scoring_code_version
         yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
         make_engine = engine_of(self.spec.engine.name)
+
+        def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
+            self._settle(con, state, stamp.now(), [run.partition_key for run in runs])
+
         with (
             staging_folder(self.home, stamp.run_id) as folder,
             make_engine(self.spec, folder, stamp, watch=watch, bundles=self._bundles) as engine,
         ):
-            run = ScoringRun(self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force)
+            run = ScoringRun(
+                self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle
+            )
             asked = (one for one in due if force or not one.is_held(code_version))
             yield from run.committed(
                 [
@@ -244,10 +343,10 @@ class Pipeline:
             raise told_of_all(unserved, len(due))
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-        """Hold scored partitions against the labels known now, oldest first.
+        """Compare scored partitions with the labels known now, oldest first.
 
         Raises:
-            DataError: Partitions are not scored; the others are evaluated by then.
+            DataError: Some partitions are not scored; raised once all others are evaluated.
             SourceError: `labels.sql` fails.
         """
         if not partitions:
@@ -266,7 +365,7 @@ class Pipeline:
             raise told_of_all(unscored, len(partitions) - len(left))
 
     def publish(self) -> None:
-        """Bring the readers' copy up to date."""
+        """Bring the published copy up to date."""
         publish(self.home)
 
     def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
@@ -297,7 +396,7 @@ class Pipeline:
         yield from group
 
     def _due(self, state: State, partition: Partition, version: str | None) -> Due:
-        """What scores a partition, from what: the champion or a given version, and the recorded features."""
+        """What scores a partition: its champion or a named version, and the recorded features."""
         registry = state.registry
         model = registry.present(version) if version else registry.require_champion(partition.start, partition.key)
         (build,) = self.history.require(state.features, partition)

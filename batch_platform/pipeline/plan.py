@@ -5,7 +5,7 @@ is carried out, the next plan at the same time is empty.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,61 +19,27 @@ from batch_platform.declaration.windows import can_train, matures, serving_calen
 from batch_platform.models.registry import Registry, Version
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 
-
-def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
-    """The challengers of which it is not recorded that they were trained, as they are declared now, for a serving period.
-
-    One that could not be trained is not tried again until it is declared otherwise.
-    """
-    tried = {
-        (one.challenger, one.declared) for one in registry.challenger_trainings if one.serving_period == serving_period
-    }
-    return [one for one in spec.challengers if one.version is None and (one.name, one.fingerprint) not in tried]
-
-
-def untrained_periods(
-    spec: PipelineSpec, registry: Registry, now: datetime, wanted: Sequence[Partition], *, force: bool
-) -> dict[tuple[str, datetime], list[str]]:
-    """The serving periods, by key and start, for which challengers are to be trained now, and their names.
-
-    Args:
-        spec: The pipeline.
-        registry: Its models.
-        now: The time.
-        wanted: The partitions that are to be brought up to date.
-        force: Whether all periods count that serve them, and not only the newest one that has a model.
-    """
-    if not any(one.version is None for one in spec.challengers):
-        return {}
-    starts = {one.serving_period: one.serving_start for one in registry.of_model if one.serving_start <= now}
-    periods = sorted(starts.items(), key=lambda period: period[1])
-    begins = [start for _, start in periods]
-    served = {at for partition in wanted if (at := bisect_right(begins, partition.start))}
-    due = [periods[at - 1] for at in sorted(served if force else served & {len(periods)})]
-    found = {(key, start): [one.name for one in untrained(spec, registry, key)] for key, start in due}
-    return {period: names for period, names in found.items() if names}
-
-
 Step = Literal["features", "model", "challengers", "predictions", "performance"]
 STEPS: tuple[Step, ...] = ("features", "model", "challengers", "predictions", "performance")
-SOURCE_CHANGED, MODEL_DUE, BUILT_AGAIN = "a source file changed", "a newer model is due", "its features are built again"
-ASSET_OF: dict[Step, Step] = {"challengers": "model"}  # of the steps that are no asset of their own
+ASSET_OF: dict[Step, Step] = {"challengers": "model"}  # steps without an asset of their own
 
 
 @dataclass(frozen=True)
 class State:
-    """What is recorded of a pipeline.
+    """What is recorded of a pipeline, and what its files look like.
 
     Args:
-        features: The builds whose file is as recorded, by partition key.
-        scores: The newest commits, by partition key.
-        evaluations: The newest evaluations, by partition key.
-        registry: Its models.
-        features_code_version: Of the features as declared now.
-        scoring_code_version: Of the predictions as declared now.
-        source_versions: Versions now of sources with a file for each partition, by partition key, as recorded in builds.
-        label_versions: The same of the labels' sources, as recorded in evaluations.
-        relabelled: The versions that scored something and learnt from labels that were corrected since.
+        features: Builds whose file is as recorded, by partition key.
+        scores: Newest commits, by partition key.
+        evaluations: Newest evaluations, by partition key.
+        registry: The pipeline's models.
+        features_code_version: Code version of the features as declared now.
+        scoring_code_version: Code version of the predictions as declared now.
+        lost: Builds whose file is missing or not as recorded, by partition key.
+        source_versions: Current versions of the sources with a file per partition, by partition key, in the form that
+            builds record.
+        label_versions: Current versions of such sources of labels, in the form that evaluations record.
+        relabelled: Versions that scored something and learned from labels that were corrected since.
     """
 
     features: dict[str, FeatureBuild]
@@ -82,6 +48,7 @@ class State:
     registry: Registry
     features_code_version: str
     scoring_code_version: str
+    lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
     relabelled: frozenset[str] = frozenset()
@@ -89,23 +56,29 @@ class State:
 
 @dataclass(frozen=True)
 class Item:
-    """One partition of one step that is due, and why."""
+    """A partition for which a step is due, and why."""
 
     step: Step
     partition: Partition
     reason: str
+    awaits_model: bool = False  # the model that is to score it is not trained yet
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is due, in order; what cannot be done, with the reason; and what is out of date, to be done or not.
+    """What is due, in order.
 
-    Committed predictions are stale, by partition key with the reason, if scoring them at this time would give other rows.
+    Args:
+        items: What is due, in the order in which it has to be done.
+        blocked: Predictions that no model serves.
+        stale: Why scoring a committed partition now would give other rows, by key; also where `rescore` forbids it.
+        remarks: What else readers of a committed partition should know, by key.
     """
 
     items: list[Item]
     blocked: list[Item]
-    stale: dict[str, str] = field(default_factory=dict[str, str])
+    stale: Mapping[str, str] = field(default_factory=dict[str, str])
+    remarks: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def of(self, *steps: Step) -> list[Item]:
         """The due items of some steps, oldest first."""
@@ -113,10 +86,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Range:
-    """Consecutive partitions of one step, to be requested together."""
+class Request:
+    """Consecutive partitions for which the same steps are due, to be done in one run."""
 
-    step: Step
+    steps: tuple[Step, ...]
     partitions: tuple[Partition, ...]
 
     @property
@@ -137,41 +110,90 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     *,
     only: Iterable[Partition] | None = None,
     failed_models: AbstractSet[str] = frozenset(),
+    version: Version | None = None,
     force: bool = False,
 ) -> Plan:
-    """Say what is due at a time.
+    """Plan what is due at a time.
 
     Args:
         spec: The pipeline.
         state: What is recorded.
         now: The time.
-        only: The partitions to bring up to date; all that are due if None. Their upstream is planned with them.
-        failed_models: Serving periods whose training failed: their partitions are scored by the model before.
-        force: Whether the predictions of `only` are due even though nothing changed.
+        only: Partitions to bring up to date, with whatever upstream they lack; None means all that are due.
+        failed_models: Serving periods whose training failed; the previous model scores their partitions.
+        version: Scores every partition in place of its champion; no model is trained then.
+        force: Whether features and predictions of `only` are due even though nothing changed.
     """
     wanted = list(spec.partitions.calendar.due(now) if only is None else only)
-    models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
-    predictions, blocked, stale = _due_predictions(spec, state, wanted, models, force=force)
-    with_model = {item.partition.key for item in models} | failed_models
-    challengers = _due_challengers(spec, state, now, wanted, force=force)
-    challengers = [item for item in challengers if item.partition.key not in with_model]
+    models, challengers = list[Item](), list[Item]()
+    if version is None:
+        models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
+        with_model = {item.partition.key for item in models} | failed_models
+        challengers = _due_challengers(spec, state, now, wanted, force=force)
+        challengers = [item for item in challengers if item.partition.key not in with_model]
+    predictions, blocked, stale = _due_predictions(spec, state, wanted, models, version, force=force)
+    scored = {item.partition.key for item in predictions}
+    forced = {partition.key: partition for partition in wanted} if force else {}
     windows = [training_window(spec, item.partition.start) for item in (*models, *challengers)]
     needed = {partition.key: partition for window in windows for partition in window}
-    needed |= {item.partition.key: item.partition for item in predictions}
-    due = sorted(needed.values(), key=lambda partition: partition.start)
-    features = [Item("features", partition, reason) for partition in due if (reason := features_due(state, partition))]
-    rebuilt = {item.partition.key for item in features}
-    scored = {item.partition.key for item in predictions}
-    only_rebuilt = rebuilt - scored
+    needed |= forced | {item.partition.key: item.partition for item in predictions}
+    features: list[Item] = []
+    for partition in sorted(needed.values(), key=lambda partition: partition.start):
+        reason = features_due(state, partition) or ("forced" if partition.key in forced else None)
+        if reason is not None:
+            features.append(Item("features", partition, reason))
+    rebuilt = {item.partition.key for item in features} - scored
     again = [
-        Item("predictions", partition, BUILT_AGAIN)
+        Item("predictions", partition, "its features are built again")
         for partition in wanted
-        if partition.key in only_rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
+        if partition.key in rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
     ]
-    stale = {item.partition.key: item.reason for item in again} | stale
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
-    return Plan(items=[*features, *models, *challengers, *predictions, *performance], blocked=blocked, stale=stale)
+    stale = {item.partition.key: item.reason for item in again} | stale
+    remarks = {
+        key: f"its model {run.model_version} learned from labels that were corrected since"
+        for key, run in state.scores.items()
+        if run.model_version in state.relabelled and key not in stale
+    }
+    return Plan([*features, *models, *challengers, *predictions, *performance], blocked, stale, remarks)
+
+
+def requests(
+    items: Iterable[Item], *, limit: int | None = None, failed: AbstractSet[tuple[str, str]] = frozenset()
+) -> list[Request]:
+    """Join due items to runs: ranges of partitions without gaps, those with most steps first, then oldest first.
+
+    Args:
+        items: Due items of steps that one run can do; all steps of a partition are done in the same run.
+        limit: Maximum number of partitions in all; the oldest are taken.
+        failed: Steps and partition keys whose last run failed. Such a partition is requested alone where a range would
+            begin with it, so that it does not hold up those behind it.
+    """
+    due: dict[Partition, set[Step]] = {}
+    for item in items:
+        due.setdefault(item.partition, set()).add(item.step)
+    groups: dict[tuple[Step, ...], list[Partition]] = {}
+    for partition in sorted(due, key=lambda partition: partition.start)[:limit]:
+        groups.setdefault(tuple(step for step in STEPS if step in due[partition]), []).append(partition)
+    found: list[Request] = []
+    for steps in sorted(groups, key=lambda steps: (-len(steps), STEPS.index(steps[0]))):
+        for partitions in ranges(groups[steps]):
+            apart = len(partitions) > 1 and any((step, partitions[0].key) in failed for step in steps)
+            parts = (partitions[:1], partitions[1:]) if apart else (partitions,)
+            found += [Request(steps, part) for part in parts]
+    return found
+
+
+def ranges(partitions: Iterable[Partition]) -> list[tuple[Partition, ...]]:
+    """Join partitions to ranges without gaps, oldest first."""
+    joined: list[list[Partition]] = []
+    for partition in sorted(partitions, key=lambda partition: partition.start):
+        if joined and joined[-1][-1].end == partition.start:
+            joined[-1].append(partition)
+        else:
+            joined.append([partition])
+    return [tuple(members) for members in joined]
 
 
 def features_due(state: State, partition: Partition) -> str | None:
@@ -182,12 +204,29 @@ def features_due(state: State, partition: Partition) -> str | None:
     if build.code_version != state.features_code_version:
         return "the SQL or its declaration changed"
     if state.source_versions.get(partition.key, build.sources) != build.sources:
-        return SOURCE_CHANGED
+        return "a source file changed"
     return None
 
 
-def stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
-    """Why committed predictions are out of date; None if they are not."""
+def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
+    """The challengers that were not tried for a serving period as they are declared now.
+
+    A challenger whose training failed is tried again only once its declaration changes.
+    """
+    tried = {
+        (training.challenger, training.declared)
+        for training in registry.challenger_trainings
+        if training.serving_period == serving_period
+    }
+    return [
+        challenger
+        for challenger in spec.challengers
+        if challenger.version is None and (challenger.name, challenger.fingerprint) not in tried
+    ]
+
+
+def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
+    """Why committed predictions are out of date by what is recorded; None if they are not."""
     if champion is not None and run.model_version != champion.version:
         return f"scored by {run.model_version}, the champion is {champion.version}"
     build = state.features.get(run.partition_key)
@@ -196,17 +235,6 @@ def stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str |
     if run.code_version != state.scoring_code_version:
         return "its declaration or the scoring code changed"
     return None
-
-
-def contiguous(step: Step, partitions: Iterable[Partition], limit: int | None = None) -> list[Range]:
-    """Join partitions to ranges without gaps, oldest first, at most `limit` partitions in all."""
-    ranges: list[list[Partition]] = []
-    for partition in sorted(partitions, key=lambda partition: partition.start)[:limit]:
-        if ranges and ranges[-1][-1].end == partition.start:
-            ranges[-1].append(partition)
-        else:
-            ranges.append([partition])
-    return [Range(step, tuple(members)) for members in ranges]
 
 
 def _due_models(  # noqa: PLR0913 - the plan's questions
@@ -233,7 +261,7 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
 def _due_single_model(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
 ) -> list[Item]:
-    """One model for all: trained once, before the first partition that it can serve."""
+    """The pipeline's only model: trained once, before the first partition that it can serve."""
     if state.registry.of_model:
         return []
     for partition in wanted:
@@ -248,41 +276,54 @@ def _due_single_model(
 
 
 def _due_challengers(
-    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], *, force: bool
+    spec: PipelineSpec, state: State, now: datetime, wanted: Sequence[Partition], *, force: bool
 ) -> list[Item]:
+    """Serving periods whose challengers are to be trained: the newest one that has a model; with force, each of them."""
+    if not any(challenger.version is None for challenger in spec.challengers):
+        return []
     calendar = serving_calendar(spec)
-    return [
-        Item(
-            "challengers",
-            Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key),
-            f"not trained: {listed(names)}",
-        )
-        for (key, start), names in untrained_periods(spec, state.registry, now, wanted, force=force).items()
-    ]
+    starts = {version.serving_period: version.serving_start for version in state.registry.of_model}
+    periods = sorted((start, key) for key, start in starts.items() if start <= now)
+    begins = [start for start, _ in periods]
+    served = {at for partition in wanted if (at := bisect_right(begins, partition.start))}
+    items: list[Item] = []
+    for start, key in (periods[at - 1] for at in sorted(served if force else served & {len(periods)})):
+        if names := [challenger.name for challenger in untrained(spec, state.registry, key)]:
+            period = Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key)
+            items.append(Item("challengers", period, f"not trained: {listed(names)}"))
+    return items
 
 
-def _due_predictions(
-    spec: PipelineSpec, state: State, wanted: list[Partition], models: list[Item], *, force: bool
+def _due_predictions(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    wanted: list[Partition],
+    models: list[Item],
+    version: Version | None,
+    *,
+    force: bool,
 ) -> tuple[list[Item], list[Item], dict[str, str]]:
     """What is to be scored, what no model serves, and what is stale whether it is to be scored again or not."""
     due: list[Item] = []
     blocked: list[Item] = []
     stale: dict[str, str] = {}
+    rescore = version is not None or spec.predictions.rescore != "never"
     starts = sorted(item.partition.start for item in models)
     for partition in wanted:
         run = state.scores.get(partition.key)
-        champion = state.registry.champion(partition.start)
+        champion = version or state.registry.champion(partition.start)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
         awaits = newest is not None and (champion is None or champion.serving_start < newest)
-        reason = "missing" if run is None else stale_reason(state, run, champion)
+        reason = "missing"
         if run is not None:
+            reason = _stale_reason(state, run, champion)
             if partition.key in state.features:
                 reason = reason or features_due(state, partition)
             if awaits:
-                reason = reason or MODEL_DUE
+                reason = reason or "a newer model is due"
             if reason is not None:
                 stale[partition.key] = reason
-            if spec.predictions.rescore == "never":
+            if not rescore:
                 reason = None
         if force:
             reason = reason or "forced"
@@ -291,7 +332,7 @@ def _due_predictions(
         if champion is None and not awaits:
             blocked.append(Item("predictions", partition, "no model serves it"))
         else:
-            due.append(Item("predictions", partition, reason))
+            due.append(Item("predictions", partition, reason, awaits_model=awaits))
     return due, blocked, stale
 
 
@@ -302,11 +343,14 @@ def _due_performance(
     for partition in wanted:
         if matures(spec, partition) > now:
             continue
-        run, evaluated = state.scores.get(partition.key), state.evaluations.get(partition.key)
+        run, evaluation = state.scores.get(partition.key), state.evaluations.get(partition.key)
         if partition.key in scored:
             due.append(Item("performance", partition, "scored"))
-        elif run is not None and (evaluated is None or evaluated.score_seq != run.seq):
-            due.append(Item("performance", partition, "missing" if evaluated is None else "scored again"))
-        elif evaluated and state.label_versions.get(partition.key, evaluated.label_sources) != evaluated.label_sources:
+        elif run is not None and (evaluation is None or evaluation.score_seq != run.seq):
+            due.append(Item("performance", partition, "missing" if evaluation is None else "scored again"))
+        elif (
+            evaluation is not None
+            and state.label_versions.get(partition.key, evaluation.label_sources) != evaluation.label_sources
+        ):
             due.append(Item("performance", partition, "its labels changed"))
     return due

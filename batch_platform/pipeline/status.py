@@ -1,7 +1,4 @@
-"""What is scored, missing, stale and why; and what produced a score.
-
-Reads what is recorded and asks `plan.py`; changes nothing.
-"""
+"""Where the partitions of a pipeline stand, and why; computed from what is recorded and from the plan."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,15 +10,14 @@ from typing import Literal
 from batch_platform.declaration.learners import Challenger
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry
-from batch_platform.pipeline.plan import Item, Plan, State, Step
-from batch_platform.pipeline.staleness import Staleness, staleness_of
+from batch_platform.pipeline.plan import Plan, State, Step
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
 
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """Where one partition stands."""
+    """Where one partition stands; what a commit records is None if it is not scored."""
 
     partition: str
     condition: Condition
@@ -40,9 +36,9 @@ class ChallengerStatus:
     """Where a declared challenger stands at a time."""
 
     name: str
-    version: str | None  # that scores beside the champion; None where there is none yet
+    version: str | None  # scores beside the champion; None before it is trained
     metrics: dict[str, float]
-    failure: str | None  # why there is no newer one
+    failure: str | None  # why there is no newer version
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,15 @@ class PipelineStatus:
 
     pipeline: str
     at: datetime
-    counts: dict[Condition, int]  # how many partitions are in each condition
+    counts: dict[Condition, int]  # partitions in each condition
     champion: str | None
     champion_metrics: dict[str, float]
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
     last_run: str | None
-    due: dict[Step, int]  # how many partitions of each step are to be brought up to date
-    only_in_dagster: list[str]  # partitions of predictions that it thinks done and the ledger does not hold
-    only_in_ledger: list[str]  # and the reverse: committed, but Dagster never heard of it
+    due: dict[Step, int]  # partitions for which each step is due
+    only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
+    only_in_ledger: list[str]  # committed partitions that Dagster was never told of
     partitions: list[PartitionStatus]
 
 
@@ -78,18 +74,20 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         state: What is recorded.
         plan: What is due at `now`.
         now: The time.
-        failed: Run by partition key where the last attempt failed.
-        materialized: Keys of the predictions that Dagster thinks done; None: they are not held against the ledger.
+        failed: Partitions whose last attempt failed, with the id of that run.
+        materialized: Partitions whose predictions Dagster holds done; None compares nothing with the ledger.
     """
-    due = {item.partition.key: item for item in plan.of("predictions")}
-    blocked = {item.partition.key: item for item in plan.blocked}
-    out_of_date = staleness_of(state, plan)
+    due = {item.partition.key for item in plan.of("predictions")}
+    troubles: dict[str, tuple[Condition, str]] = {item.partition.key: ("blocked", item.reason) for item in plan.blocked}
+    troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
+    troubles |= {key: ("failed", f"run {run} failed") for key, run in failed.items() if key in due}
     partitions = [
-        _partition_status(state, partition.key, due, blocked, failed, out_of_date)
+        _partition_status(state, plan, partition.key, troubles.get(partition.key))
         for partition in spec.partitions.calendar.due(now)
     ]
     keys = {partition.partition for partition in partitions}
-    told, committed = keys & (state.scores.keys() if materialized is None else materialized), keys & state.scores.keys()
+    committed = keys & state.scores.keys()
+    done = committed if materialized is None else keys & materialized
     last = max(state.scores.values(), key=lambda run: run.seq, default=None)
     champion = state.registry.champion(now)
     return PipelineStatus(
@@ -98,49 +96,35 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         counts=dict(Counter(partition.condition for partition in partitions)),
         champion=champion.version if champion else None,
         champion_metrics=champion.metric_values if champion else {},
-        challengers=[_challenger_status(state.registry, one, now) for one in spec.challengers],
+        challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
-        only_in_dagster=sorted(told - committed),
-        only_in_ledger=sorted(committed - told),
+        only_in_dagster=sorted(done - committed),
+        only_in_ledger=sorted(committed - done),
         partitions=partitions,
     )
 
 
-def _challenger_status(registry: Registry, one: Challenger, now: datetime) -> ChallengerStatus:
-    tried = [training for training in registry.challenger_trainings if training.challenger == one.name]
-    if one.version is None:
-        version = registry.challenger_at(one.name, now)
-        failure = tried[-1].failure if tried else None
+def _challenger_status(registry: Registry, challenger: Challenger, now: datetime) -> ChallengerStatus:
+    if challenger.version is None:
+        trainings = [training for training in registry.challenger_trainings if training.challenger == challenger.name]
+        version = registry.challenger_at(challenger.name, now)
+        failure = trainings[-1].failure if trainings else None
     else:
-        version = next((known for known in registry.versions if known.version == one.version), None)
-        failure = None if version else f"there is no version {one.version}"
+        version = next((version for version in registry.versions if version.version == challenger.version), None)
+        failure = None if version else f"version {challenger.version} does not exist"
     return ChallengerStatus(
-        name=one.name,
+        name=challenger.name,
         version=version.version if version else None,
         metrics=version.metric_values if version else {},
         failure=failure,
     )
 
 
-def _partition_status(  # noqa: PLR0913 - each is one record of the pipeline
-    state: State,
-    key: str,
-    due: Mapping[str, Item],
-    blocked: Mapping[str, Item],
-    failed: Mapping[str, str],
-    found: Staleness,
-) -> PartitionStatus:
+def _partition_status(state: State, plan: Plan, key: str, trouble: tuple[Condition, str] | None) -> PartitionStatus:
     run = state.scores.get(key)
-    condition: Condition = "scored" if run else "missing"
-    reason = found.remarks.get(key, "")
-    if key in due and key in failed:
-        condition, reason = "failed", f"run {failed[key]} failed"
-    elif key in found.stale:
-        condition, reason = "stale", found.stale[key]
-    elif key in blocked:
-        condition, reason = "blocked", blocked[key].reason
+    condition, reason = trouble or ("scored" if run else "missing", plan.remarks.get(key, ""))
     return PartitionStatus(
         partition=key,
         condition=condition,

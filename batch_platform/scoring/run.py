@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
+
+import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.stamp import Stamp
@@ -24,7 +25,7 @@ from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged
-from batch_platform.warehouse.database import StagedScores, Warehouse
+from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
 GROUP_PARTITIONS = 50
@@ -88,6 +89,7 @@ class ScoringRun:
         code_version: Version of the scoring code and of the declared rules.
         stamp: Stamp of the run.
         force: Whether a partition may become empty.
+        settle: Called in the transaction of each commit, with the ledger rows of its partitions.
     """
 
     history: History
@@ -97,6 +99,7 @@ class ScoringRun:
     code_version: str
     stamp: Stamp
     force: bool
+    settle: InTransaction
 
     def committed(self, due: Sequence[Due]) -> Generator[Committed]:
         """Score partitions and commit them in groups; after a failure, what was scored before it is still committed."""
@@ -181,6 +184,11 @@ class ScoringRun:
             due.partition.key: [_challenger(scores, due, staged, self.stamp.run_id) for scores in staged.challengers]
             for due, staged in group
         }
+
+        def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
+            replace_challengers(con, runs, challengers=challengers)
+            self.settle(con, runs)
+
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
             [
@@ -194,7 +202,7 @@ class ScoringRun:
             ],
             may_empty=self.force,
             clock=self.stamp.now,
-            in_transaction=partial(replace_challengers, challengers=challengers),
+            in_transaction=in_transaction,
         )
         each = (perf_counter() - began) / len(group)
         for _, staged in group:

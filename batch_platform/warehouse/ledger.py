@@ -1,13 +1,14 @@
 """What the warehouse records of itself: its own tables, one frozen record for each row, and how they are written.
 
-A ledger is only ever added to; the newest row of a partition is the one that holds. Every addition is noted in the
+A ledger is only ever added to; the newest row of a partition is the one that holds. How partitions stand is computed
+from the ledgers and the files; it is kept in `partition_status`, whose rows are replaced. Every change is noted in the
 journal `batch_platform.changes` in the same transaction, from which the readers' copy is brought up to date. Works on
 a connection that somebody else opened, within their transaction.
 """
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from types import NoneType
@@ -151,27 +152,23 @@ class ChallengerTraining:
 
 
 @dataclass(frozen=True)
-class Declaration:
-    """What a pipeline was declared to be when somebody looked at it, as far as its predictions depend on it."""
-
-    pipeline: str
-    features_code_version: str
-    scoring_code_version: str
-    noted_at: datetime
-    run_id: str
-
-
-@dataclass(frozen=True)
-class PartitionNote:
-    """What somebody found of a committed partition that no other ledger tells; no reason where there is nothing."""
+class StatusRow:
+    """How one committed partition stands; the only rows of this schema that are replaced."""
 
     pipeline: str
     partition_key: str
-    score_seq: int  # the ledger row of the predictions that it is about
-    stale: bool
+    partition_start: datetime
+    partition_end: datetime
+    condition: Literal["scored", "stale"]
     reason: str | None
-    noted_at: datetime
+    model_version: str
+    champion: str | None  # the version that would score it now
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    committed_at: datetime
     run_id: str
+    computed_at: datetime
 
 
 @dataclass(frozen=True)
@@ -185,12 +182,11 @@ class Change:
     change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # which no other history of this warehouse shares
 
 
-Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun, PartitionNote)
+Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
 _LEDGERS: dict[type, str] = {
     FeatureBuild: "feature_builds",
     ScoreRun: "score_runs",
     EvaluationRun: "evaluations",
-    PartitionNote: "partition_notes",
 }
 _TABLES: dict[type, str] = {
     **_LEDGERS,
@@ -198,75 +194,18 @@ _TABLES: dict[type, str] = {
     Version: "model_versions",
     Promotion: "promotions",
     ChallengerTraining: "challenger_trainings",
-    Declaration: "declarations",
 }
 FORMAT = 1
-PARTITION_STATUS = """
-CREATE OR REPLACE VIEW {catalog}batch_platform.partition_status AS
-WITH scored AS (
-    FROM batch_platform.score_runs
-    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
-), built AS (
-    FROM batch_platform.feature_builds
-    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
-), declared AS (  -- as the newest run of each pipeline, or whoever looked at it since, found it
-    SELECT pipeline, arg_max(code_version, seq) AS code_version
-    FROM (
-        SELECT pipeline, code_version, seq FROM batch_platform.score_runs
-        UNION ALL SELECT pipeline, scoring_code_version, seq FROM batch_platform.declarations
-    )
-    GROUP BY pipeline
-), asked AS (
-    SELECT pipeline, arg_max(code_version, seq) AS code_version
-    FROM (
-        SELECT pipeline, code_version, seq FROM batch_platform.feature_builds
-        UNION ALL SELECT pipeline, features_code_version, seq FROM batch_platform.declarations
-    )
-    GROUP BY pipeline
-), noted AS (  -- what only the sources and the calendar tell, as whoever looked last found it
-    FROM batch_platform.partition_notes
-    QUALIFY row_number() OVER (PARTITION BY pipeline, partition_key ORDER BY seq DESC) = 1
-), decided AS (  -- of each version that could serve a partition, the last decision that holds at the partition's start
-    SELECT s.pipeline, s.partition_key, v.version, v.serving_start, v.seq, p.action
-    FROM scored AS s
-    JOIN batch_platform.model_versions AS v ON v.pipeline = s.pipeline AND v.serving_start <= s.partition_start
-    JOIN batch_platform.promotions AS p ON p.pipeline = v.pipeline AND p.version = v.version
-        AND (p.holds_from IS NULL OR p.holds_from <= s.partition_start)
-    QUALIFY row_number() OVER (PARTITION BY s.pipeline, s.partition_key, v.version ORDER BY p.seq DESC) = 1
-), champions AS (
-    SELECT pipeline, partition_key, arg_max(version, (serving_start, seq)) AS champion
-    FROM decided WHERE action = 'approved' GROUP BY ALL
-), reasons AS (
-    SELECT
-        s.*, c.champion, n.stale AS noted_stale, n.reason AS noted,
-        CASE
-            WHEN c.champion <> s.model_version THEN 'scored by ' || s.model_version || ', the champion is ' || c.champion
-            WHEN b.sha256 <> s.input_hash THEN 'its features changed'
-            WHEN s.code_version <> d.code_version THEN 'its declaration or the scoring code changed'
-            WHEN b.code_version <> a.code_version THEN 'the SQL or its declaration changed'
-        END AS reason
-    FROM scored AS s
-    LEFT JOIN champions AS c USING (pipeline, partition_key)
-    LEFT JOIN built AS b USING (pipeline, partition_key)
-    LEFT JOIN declared AS d USING (pipeline)
-    LEFT JOIN asked AS a USING (pipeline)
-    LEFT JOIN noted AS n ON n.pipeline = s.pipeline AND n.partition_key = s.partition_key AND n.score_seq = s.seq
-)
-SELECT
-    pipeline, partition_key, partition_start, partition_end,
-    CASE WHEN reason IS NOT NULL OR noted_stale THEN 'stale' ELSE 'scored' END AS condition,
-    coalesce(reason, noted) AS reason, model_version, champion, rows_in, rows_scored, rows_rejected, committed_at, run_id
-FROM reasons
-"""
+STATUS_TABLE = "partition_status"
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
-    """Create the tables and the view of an empty warehouse in one transaction."""
+    """Create the tables of an empty warehouse in one transaction."""
     con.execute(f"BEGIN; CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
     con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL)")
     for record, table in _TABLES.items():
         con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{table} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
-    con.execute(PARTITION_STATUS.format(catalog=""))
+    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{STATUS_TABLE} ({', '.join(column_definitions(StatusRow))})")
     insert(con, "meta", [{"format": FORMAT}])
     con.execute("COMMIT")
 
@@ -286,32 +225,43 @@ def _sql_type(annotation: Any) -> str:  # noqa: ANN401 - a type, a union or a li
 _SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMPTZ"}
 
 
-def read_latest(con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str) -> dict[str, Row]:
-    """The newest row of a ledger for each partition of a pipeline, by key."""
+def read_latest(
+    con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str, partition_keys: Collection[str] | None = None
+) -> dict[str, Row]:
+    """The newest row of a ledger for each partition of a pipeline, by key; of some partitions if keys are given."""
     columns = ", ".join(quoted(item.name) for item in fields(ledger))
+    values: dict[str, Any] = {"pipeline": pipeline}
+    if partition_keys is not None:
+        values["keys"] = list(partition_keys)
     query = (
         f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{_LEDGERS[ledger]} WHERE pipeline = $pipeline "
+        f"{'' if partition_keys is None else 'AND partition_key IN $keys '}"
         "QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1"
     )
-    rows = [ledger(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
+    rows = [ledger(*row) for row in con.execute(query, values).fetchall()]
     return {row.partition_key: row for row in rows}
 
 
-def newest_declaration(con: duckdb.DuckDBPyConnection, pipeline: str) -> tuple[str | None, str | None]:
-    """The code versions of features and of scoring that the view takes for those declared: the last that were recorded."""
-    query = f"""
-        SELECT
-            (SELECT arg_max(code_version, seq) FROM (
-                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $pipeline
-                UNION ALL
-                SELECT features_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline)),
-            (SELECT arg_max(code_version, seq) FROM (
-                SELECT code_version, seq FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline
-                UNION ALL
-                SELECT scoring_code_version, seq FROM {LEDGERS_SCHEMA}.declarations WHERE pipeline = $pipeline))
+def replace_statuses(
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    rows: Sequence[StatusRow],
+    partition_keys: Collection[str] | None = None,
+) -> None:
+    """Replace the rows of `partition_status`: those of some partitions of a pipeline, or of all if no keys are given.
+
+    The journal names the pipeline in the place of a partition.
     """
-    ((features, scoring),) = con.execute(query, {"pipeline": pipeline}).fetchall()
-    return features, scoring
+    table, values = f"{LEDGERS_SCHEMA}.{STATUS_TABLE}", {"pipeline": pipeline}
+    if partition_keys is None:
+        con.execute(f"DELETE FROM {table} WHERE pipeline = $pipeline", values)
+    else:
+        keys = {"keys": list(partition_keys)}
+        con.execute(f"DELETE FROM {table} WHERE pipeline = $pipeline AND partition_key IN $keys", values | keys)
+    if rows:
+        insert(con, STATUS_TABLE, [vars(row) for row in rows])
+    (seq,) = next_numbers(con, 1)
+    note(con, [Change(seq, LEDGERS_SCHEMA, STATUS_TABLE, pipeline)])
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:

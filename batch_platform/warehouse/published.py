@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import NothingPublishedError, WarehouseEr
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, PARTITION_STATUS
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE
 from batch_platform.warehouse.sql import literal, quoted
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
@@ -240,17 +240,17 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         differs = _columns(con, "copy", schema, table) != _columns(con, database, schema, table)
         if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
-        elif schema == LEDGERS_SCHEMA:
+        elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
         elif (schema, table) in journaled:
+            column = "pipeline" if schema == LEDGERS_SCHEMA else "partition_key"  # what the journal names of the table
             changed = (
-                f"partition_key IN (SELECT partition_key FROM {LEDGERS_SCHEMA}.changes "
+                f"{column} IN (SELECT partition_key FROM {LEDGERS_SCHEMA}.changes "
                 "WHERE seq > $since AND schema_name = $schema AND table_name = $table)"
             )
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
-    con.execute(PARTITION_STATUS.format(catalog="copy."))
 
 
 def _columns(con: duckdb.DuckDBPyConnection, database: str, schema: str, table: str) -> list[tuple[str, str]]:

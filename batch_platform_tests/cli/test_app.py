@@ -61,9 +61,15 @@ def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
             "Partition '2023-12-31' lies before the first one, '2024-01-01'. Hint: partitions.start",
         ),
         (("--to", "2024-03-01"), "Partition '2024-03-01' lies at or after the end of the partitions"),
-        (("--partition", DAY, "--from", DAY), "--partition names one partition; leave --from and --to out."),
-        (("--partition", DAY, "--to", DAY), "--partition names one partition; leave --from and --to out."),
-        (("--from", "2024-02-11", "--to", DAY), "small: --from 2024-02-11 lies after --to 2024-02-10."),
+        (
+            ("--partition", DAY, "--from", DAY),
+            "--partition selects a single partition and cannot be combined with --from or --to.",
+        ),
+        (
+            ("--partition", DAY, "--to", DAY),
+            "--partition selects a single partition and cannot be combined with --from or --to.",
+        ),
+        (("--from", "2024-02-11", "--to", DAY), "small: --from 2024-02-11 is later than --to 2024-02-10."),
         (("--partition", DAY, "--model", "nosuch"), "small has no version 'nosuch'; there are 2024-02-01-"),
     ],
 )
@@ -81,7 +87,7 @@ def test_partition_in_the_future_names_the_newest_that_is_due(cli, tmp_path):
     answer = cli(folder, "run", "small", "--partition", "2999-01-01")
     assert answer.code == 2
     assert re.match(
-        r"small: partition '2999-01-01' lies in the future; the newest that is due is '20\d\d-\d\d-\d\d'\. Hint: ",
+        r"small: partition '2999-01-01' lies in the future; the newest partition that is due is '20\d\d-\d\d-\d\d'\. Hint: ",
         answer.error,
     )
 
@@ -297,7 +303,7 @@ def test_definitions_that_fail_are_explained_by_the_innermost_error(cli, fresh):
     assert answer.code == 1
     assert (
         answer.error
-        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: batch-platform --debug, before the command, shows where."
+        == "ModuleNotFoundError: No module named 'nosuch_library'. Hint: put --debug before the command to see the traceback: batch-platform --debug run NAME."
     )
 
 

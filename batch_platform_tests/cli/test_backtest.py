@@ -57,7 +57,7 @@ def test_backtest_of_a_version_is_reported_as_json_and_stored_as_reported(cli, p
         ((*RANGE, "--model", "2024-02-01"), "small has no version '2024-02-01'"),
         (("--from", "2023-12-31", "--to", "2024-02-03", *TREE), "2023-12-31"),
         (("--from", "2024-02-03", "--to", "2024-03-03", *TREE), "2024-03-03"),
-        (("--from", "2024-02-03", "--to", "2024-02-01", *TREE), "lies after --to"),
+        (("--from", "2024-02-03", "--to", "2024-02-01", *TREE), "is later than --to"),
         (("--from", "2024-01-02", "--to", "2024-02-01", *TREE), "Hint: --from 2024-02-01"),
         (("--from", "2024-02-01", *TREE), "Missing option '--to'"),
     ],

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import pytest
 
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import (
     OVERRIDES,
     REJECTED_DAY,
@@ -12,6 +13,7 @@ from batch_platform_tests.command_line import (
     published,
     write_project,
 )
+from batch_platform_tests.components.test_schedules import in_a_long_commit
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.small_pipeline import SHOPS, small_declaration
 
@@ -54,15 +56,33 @@ def test_status_reports_as_json(cli, project):
     assert of["2024-01-01"]["condition"] == "blocked"
 
 
-def test_status_tells_readers_of_the_view_what_it_found_and_scores_nothing(cli, project):
-    before = published(project, "FROM batch_platform.score_runs")
+def test_status_computes_what_is_stale_and_writes_nothing(cli, project):
+    home = project / ".batch_platform"
+    before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in home.iterdir() if file.is_file()}
     declared = {**OVERRIDES, "predictions": {"keep": ["items", "known"], "rescore": "never"}}
     write_defs_yaml(project, small_declaration(**declared))
     (report,) = cli(project, "status", "--json").json
     assert (report["counts"], report["due"]) == ({"blocked": 31, "stale": 29}, {})
-    view = "SELECT DISTINCT condition, reason FROM batch_platform.partition_status"
-    assert published(project, view) == [("stale", "its declaration or the scoring code changed")]
-    assert published(project, "FROM batch_platform.score_runs") == before
+    assert before == {
+        file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in home.iterdir() if file.is_file()
+    }
+
+
+def test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse(cli, project):
+    version = version_of(project)
+    reports = (
+        ("status", "--json"),
+        ("models", "small", "list", "--json"),
+        ("models", "small", "show", version, "--json"),
+        ("models", "small", "compare", version, version, "--json"),
+    )
+    expected = [cli(project, *args).json for args in reports]
+    with in_a_long_commit(Home(project / ".batch_platform")) as process:
+        answers = [cli(project, *args, BATCH_PLATFORM_LOCK_TIMEOUT="0.1").json for args in reports]
+        process.stdin.close()
+    for answer in (*expected, *answers):
+        answer[0].pop("at", None) if isinstance(answer, list) else None
+    assert answers == expected
 
 
 def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):
@@ -163,7 +183,7 @@ def test_trace_of_a_row_that_is_not_there_says_where_to_look(cli, project):
 def test_trace_before_anything_is_published_says_so(cli, tmp_path):
     answer = cli(write_project(tmp_path / "project"), "trace", "small", "id=1")
     assert answer.code == 1
-    assert answer.error.startswith("small: no scored or rejected row has id=1.")
+    assert answer.error.startswith("Nothing is published in ")
 
 
 @pytest.mark.parametrize("args", [("models", "small"), ("models", "small", "list")])

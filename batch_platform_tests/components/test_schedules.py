@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -10,9 +12,12 @@ import pytest
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
+from dagster._grpc.impl import get_external_schedule_execution
 
-from batch_platform.components.runs import PROCESS_TAG, held, this_process
+from batch_platform.components import runs
+from batch_platform.components.runs import PROCESS_TAG, failures, held, this_process
 from batch_platform.components.wiring import PIPELINE_TAG
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.small_pipeline import small_events
 
@@ -88,6 +93,27 @@ def under_way(
     ).run_id
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+with Warehouse(Home(Path(sys.argv[1]))).transaction() as con:
+    con.execute("DELETE FROM batch_platform.score_runs")
+    print("held", flush=True)
+    sys.stdin.readline()
+    raise SystemExit
+"""
+
+
+def in_a_long_commit(home: Home) -> subprocess.Popen:
+    """Another process in the middle of a transaction; it ends, and its transaction is undone, when its input is closed."""
+    command = [sys.executable, "-c", HOLD, str(home.root)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
 def recorded(deployment: Deployment) -> dict[str, int]:
     state = deployment.pipeline.state()
     return {
@@ -149,6 +175,45 @@ def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
     assert all(tick(deployment, "training", AFTER_ALL))
     _, reason = look(deployment, "training", AFTER_ALL)
     assert reason == "Nothing is due here; elsewhere: 29 of predictions (small_score_when_due)."
+
+
+def test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse(trained, monkeypatch):
+    trained.score("2024-02-01", "2024-02-02")
+    when = at("2024-02-05T05:00")
+    expected = {schedule: look(trained, schedule, when) for schedule in SCHEDULES}
+    assert expected["predictions"][0] != []
+    root = trained.pipeline.home.root
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.1")  # whoever waits for the warehouse fails
+    with in_a_long_commit(trained.pipeline.home) as process:
+        before = {file.name: file.stat() for file in root.iterdir() if file.is_file()}
+        assert {schedule: look(trained, schedule, when) for schedule in SCHEDULES} == expected
+        assert {file.name: file.stat().st_mtime_ns for file in root.iterdir() if file.is_file()} == {
+            name: stat.st_mtime_ns for name, stat in before.items()
+        }
+        process.stdin.close()
+
+
+def test_a_tick_in_an_empty_home_makes_no_warehouse(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert look(deployment, "predictions", AFTER_ALL)[0] != []
+    assert not deployment.pipeline.home.warehouse.exists()
+    assert not deployment.pipeline.home.published.exists()
+
+
+def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    assert deployment.run("features", first="2024-01-01", last="2024-01-30").success
+    assert requested(deployment, "predictions", at("2024-02-01T05:00")) == []
+
+
+@pytest.mark.parametrize(("log_key", "told"), [(None, 0), (["__repository__", "small_score_when_due", "17"], 2)])
+def test_a_tick_of_the_daemon_tells_dagster_of_commits_and_a_preview_does_not(trained, log_key, told):
+    trained.score("2024-02-01", "2024-02-02")
+    repository = trained.definitions.get_repository_def()
+    get_external_schedule_execution(
+        repository, trained.instance.get_ref(), "small_score_when_due", AFTER_ALL.timestamp(), "UTC", log_key
+    )
+    assert len(trained.materializations("predictions")) == told
 
 
 def test_three_days_of_down_time_are_one_range(trained):
@@ -400,6 +465,25 @@ def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypat
     assert recorded(deployment)["models"] == 1
     assert min(deployment.pipeline.state().scores) == "2024-01-16"
     assert recorded(deployment)["scores"] == 45
+
+
+def test_many_runs_of_another_pipeline_hide_no_failure(trained, monkeypatch):
+    monkeypatch.setattr(runs, "RECENT", 3)
+    failure = dg.DagsterRunStatus.FAILURE
+    tags = {PIPELINE_TAG: "small", **range_tags("2024-02-01", "2024-02-02")}
+    run_id = under_way(trained, "features", "predictions", status=failure, tags=tags)
+    for _ in range(4):
+        under_way(trained, job="other_score", status=failure, tags={PIPELINE_TAG: "other", **range_tags("a", "b")})
+    assert failures(trained.wiring, trained.instance)["predictions", "2024-02-01"] == run_id
+    assert requested(trained, "predictions", at("2024-02-03T05:00"))[0][1:] == ("2024-02-01", "2024-02-01")
+
+
+def test_a_run_that_somebody_starts_in_the_ui_bears_the_tag_of_the_pipeline(trained):
+    broken = {"model": {"params": {"max_iter": -1}}}
+    result = trained.run("model", first="2024-02-01", config=broken)
+    assert not result.success
+    assert trained.instance.get_run_by_id(result.run_id).tags[PIPELINE_TAG] == "small"
+    assert failures(trained.wiring, trained.instance) == {("model", "2024-02-01"): result.run_id}
 
 
 def test_a_run_left_behind_by_a_dead_process_is_closed_and_its_partitions_requested(trained):

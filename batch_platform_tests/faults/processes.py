@@ -344,6 +344,9 @@ def crash_before_the_event(folder: Path) -> None:
     keys = dies_before_telling(project)
     after = held(project.pipeline)
     assert set(keys) <= set(after)
+    (report,) = run_command(project.folder, "status", "small", "--json").json
+    assert report["only_in_ledger"] == [], "a report shows what is published, which the run did not come to"
+    project.pipeline.publish()  # as the next run does, of whichever pipeline
     status = run_command(project.folder, "status", "small")
     assert (
         f"{', '.join(keys)}: in the ledger, but not materialized for Dagster; the next run records them" in status.out

@@ -10,7 +10,6 @@ from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote
-from batch_platform.models.registry import record_decisions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
@@ -90,7 +89,7 @@ def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
     with pytest.raises(NoChampionError, match=f"{decision.version} waits: .* models small promote {decision.version}"):
         list(pipeline.score([plan.blocked[-1].partition], Stamp("run", NOW)))
     made = promote(pipeline.state().registry, {}, decision.version, Maker("me", NOW))
-    record_decisions(pipeline.warehouse, [made.promotion])
+    pipeline.decide(made.promotion, pipeline.state())
     assert pipeline.state().registry.champion(NOW).version == decision.version
     assert len(make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")) == 4
 

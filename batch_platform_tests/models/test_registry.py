@@ -115,8 +115,9 @@ def test_an_unknown_version_is_refused_with_the_nearest_one():
 
 def test_what_is_registered_is_read_back(tmp_path: Path):
     warehouse = Warehouse(Home(tmp_path / "home"))
-    register(warehouse, version("a", 0), decision("a", "approved"))
-    register(warehouse, version("b", 3), decision("b", "refused"))
+    with warehouse.transaction() as con:
+        register(con, version("a", 0), decision("a", "approved"))
+        register(con, version("b", 3), decision("b", "refused"))
     with warehouse.open() as con:
         registry = read_registry(con, "small")
         assert read_registry(con, "other") == Registry("other", [], [])

@@ -20,7 +20,7 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import STEPS, Plan, State, contiguous, features_due, make_plan, stale_reason
+from batch_platform.pipeline.plan import STEPS, Item, Plan, State, features_due, make_plan, requests
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
@@ -217,13 +217,49 @@ def test_performance_waits_until_labels_are_known():
 def test_ranges_are_contiguous_oldest_first_and_limited_in_all(limit):
     calendar = small_spec().partitions.calendar
     keys = ["2024-01-05", "2024-01-01", "2024-01-02", "2024-01-04", "2024-01-09"]
-    ranges = contiguous("features", [calendar.named(key) for key in keys], limit)
-    joined = [[p.key for p in found.partitions] for found in ranges]
+    found = requests([Item("features", calendar.named(key), "missing") for key in keys], limit=limit)
+    joined = [[partition.key for partition in request.partitions] for request in found]
     assert sum(map(len, joined)) == min(limit or 99, 5)
     if limit is None:
         assert joined == [["2024-01-01", "2024-01-02"], ["2024-01-04", "2024-01-05"], ["2024-01-09"]]
-        assert (ranges[0].first, ranges[0].last) == ("2024-01-01", "2024-01-02")
+        assert (found[0].first, found[0].last) == ("2024-01-01", "2024-01-02")
     assert joined[0][0] == "2024-01-01"
+
+
+def test_a_run_does_all_steps_of_a_partition_and_none_begins_with_one_that_failed():
+    calendar = small_spec().partitions.calendar
+    days = [calendar.named(f"2024-01-{day:02}") for day in range(1, 8)]
+    items = [Item("predictions", day, "missing") for day in days[:6]] + [
+        Item("features", day, "missing") for day in days[3:]
+    ]
+    found = requests(items, failed={("features", "2024-01-04"), ("predictions", "2024-01-02")})
+    assert [(request.steps, request.first, request.last) for request in found] == [
+        (("features", "predictions"), "2024-01-04", "2024-01-04"),
+        (("features", "predictions"), "2024-01-05", "2024-01-06"),
+        (("features",), "2024-01-07", "2024-01-07"),
+        (("predictions",), "2024-01-01", "2024-01-03"),
+    ]
+
+
+def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_for_it():
+    spec = SPECS["never rescored"]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, datetime(2024, 2, 10, tzinfo=UTC)))
+    days = [spec.partitions.calendar.named(key) for key in ("2024-01-20", "2024-02-03", "2024-02-20")]
+    (champion,) = state.registry.versions
+    assert [
+        item.partition.key for item in make_plan(spec, state, NOW, only=days, version=champion).of("predictions")
+    ] == [
+        "2024-01-20",
+        "2024-02-20",
+    ]
+    other = make_plan(
+        spec, state, NOW, only=days, version=trained(spec.partitions.calendar.named("2024-02-01"), "other")
+    )
+    assert [item.partition.key for item in other.of("predictions")] == [day.key for day in days]
+    assert other.of("model", "challengers") == other.blocked == []
+    forced = make_plan(spec, state, NOW, only=days, version=champion, force=True)
+    assert [item.partition.key for item in forced.of("features")] == [day.key for day in days]
+    assert len(forced.of("predictions")) == 3
 
 
 def test_one_model_is_trained_before_the_first_partition_that_it_can_serve():
@@ -286,7 +322,7 @@ def test_stale_predictions_are_due_with_the_reason(change, reason):
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
     plan = make_plan(spec, replace(state, **change), NOW)
     assert {item.partition.key: item.reason for item in plan.of("predictions")}["2024-02-03"] == reason
-    assert stale_reason(state, state.scores["2024-02-03"], state.registry.champion(NOW)) is None
+    assert make_plan(spec, state, NOW).stale == {}
 
 
 def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():

@@ -1,4 +1,4 @@
-"""What is out of date and why: each reason in `status`, in the view, in the check and in what the schedule requests."""
+"""What is out of date and why: each reason in `status`, in the table, in the check and in what the schedule requests."""
 
 import os
 import re
@@ -11,18 +11,17 @@ import polars as pl
 import pytest
 
 from batch_platform.components.batch_inference import build_definitions
-from batch_platform.components.wiring import note_found, stamp_of
+from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.promotion import Maker, roll_back
-from batch_platform.models.registry import record_decisions
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.staleness import relabelled
 from batch_platform.pipeline.status import status_of
-from batch_platform_tests.components.test_schedules import look, requested
+from batch_platform_tests.components.test_schedules import requested
 from batch_platform_tests.deployment import QUIET, Deployment, deploy
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_declaration, small_events
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_declaration, small_events
 
 NOW = datetime(2024, 2, 17, 12, tzinfo=UTC)
 LABELS_SQL = "SELECT id, returned FROM answers WHERE returned IS NOT NULL"
@@ -39,6 +38,12 @@ ALL = [f"2024-02-{day:02}" for day in range(4, 17)]
 
 def check_of(deployment: Deployment) -> dg.AssetCheckKey:
     return dg.AssetCheckKey(deployment.key("predictions"), "up_to_date")
+
+
+def on_disk(deployment: Deployment) -> dict[str, tuple[int, bytes]]:
+    """Time and bytes of every file of the warehouse and of what is published."""
+    files = [file for file in deployment.pipeline.home.root.iterdir() if file.is_file()]
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
 def rewrite(deployment: Deployment, folder: str, key: str, *values: pl.Expr) -> None:
@@ -95,7 +100,7 @@ def conditions(deployment: Deployment, when: datetime = NOW) -> dict[str, tuple[
     return {one.partition: (one.condition, one.reason or None) for one in report.partitions if one.run_id}
 
 
-def viewed(deployment: Deployment) -> dict[str, tuple[str, str | None]]:
+def in_table(deployment: Deployment) -> dict[str, tuple[str, str | None]]:
     query = "SELECT partition_key, condition, reason FROM batch_platform.partition_status ORDER BY ALL"
     with duckdb.connect(str(deployment.pipeline.home.published.resolve()), read_only=True) as con:
         return {key: (condition, reason) for key, condition, reason in con.execute(query).fetchall()}
@@ -118,7 +123,7 @@ def checked(deployment: Deployment) -> dg.AssetCheckEvaluation:
 def a_rollback(deployment: Deployment) -> Deployment:
     state = deployment.pipeline.state()
     made = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"), holds_from=None)
-    record_decisions(deployment.pipeline.warehouse, [made.promotion])
+    deployment.pipeline.decide(made.promotion, state)
     return deployment
 
 
@@ -126,7 +131,7 @@ def a_rollback_of_some_days(deployment: Deployment) -> Deployment:
     state = deployment.pipeline.state()
     begin = deployment.pipeline.spec.partitions.calendar.named("2024-02-14").start
     made = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"), holds_from=begin)
-    record_decisions(deployment.pipeline.warehouse, [made.promotion])
+    deployment.pipeline.decide(made.promotion, state)
     return deployment
 
 
@@ -163,7 +168,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("why", REASONS)
-def test_each_reason_is_told_by_status_check_and_view_and_scored_again_by_the_schedule(deployment, why):
+def test_status_check_and_table_tell_each_reason_and_the_schedule_scores_again(deployment, why):
     change, keys, reason = REASONS[why]
     changed = change(deployment)
     told = conditions(changed)
@@ -174,22 +179,27 @@ def test_each_reason_is_told_by_status_check_and_view_and_scored_again_by_the_sc
     assert (found.passed, found.metadata["stale"].value) == (False, len(keys))
     assert (found.metadata["first_stale"].value, found.metadata["last_stale"].value) == (keys[0], keys[-1])
     assert found.description == f"{len(keys)} {words}"
-    assert viewed(changed) == told
+    assert in_table(changed) == told
     assert [(first, last) for _, first, last in requested(changed, "predictions", NOW)] == [(keys[0], keys[-1])]
     carry_out(changed.pipeline, NOW, "again")
-    assert conditions(changed) == dict.fromkeys(ALL, ("scored", None)) == viewed(changed)
+    assert conditions(changed) == dict.fromkeys(ALL, ("scored", None)) == in_table(changed)
     assert requested(changed, "predictions", NOW) == []
     assert checked(changed).passed
 
 
 @pytest.mark.parametrize("why", ["other SQL", "another declaration", "another source file"])
-def test_a_look_by_the_schedule_is_enough_for_the_view(deployment, why):
+def test_a_report_and_a_tick_see_what_changed_and_write_nothing(deployment, why):
     change, keys, _ = REASONS[why]
-    changed = change(deployment)
-    assert viewed(changed) == dict.fromkeys(ALL, ("scored", None)), "no run has told the ledgers yet"
-    look(changed, "training", NOW)
-    assert viewed(changed) == conditions(changed)
-    assert [key for key, (condition, _) in viewed(changed).items() if condition == "stale"] == keys
+    changed, before = change(deployment), on_disk(deployment)
+    state = changed.pipeline.published_state()
+    plan = make_plan(changed.pipeline.spec, state, NOW)
+    report = status_of(changed.pipeline.spec, state, plan, NOW, {})
+    assert [one.partition for one in report.partitions if one.condition == "stale"] == keys
+    assert requested(changed, "predictions", NOW) != []
+    assert on_disk(changed) == before
+    assert in_table(changed) == dict.fromkeys(ALL, ("scored", None)), "until a run looks"
+    assert not checked(changed).passed
+    assert in_table(changed) == conditions(changed)
 
 
 def test_an_edit_that_is_taken_back_is_stale_nowhere_from_the_next_look_on(deployment):
@@ -199,7 +209,7 @@ def test_an_edit_that_is_taken_back_is_stale_nowhere_from_the_next_look_on(deplo
     back = redeclared(deployment)
     found = checked(back)
     assert (found.passed, found.description) == (True, "none is stale")
-    assert viewed(back) == conditions(back) == dict.fromkeys(ALL, ("scored", None))
+    assert in_table(back) == conditions(back) == dict.fromkeys(ALL, ("scored", None))
 
 
 def test_what_is_never_scored_again_is_told_all_the_same(deployment):
@@ -208,7 +218,7 @@ def test_what_is_never_scored_again_is_told_all_the_same(deployment):
     assert told == dict.fromkeys(ALL, ("stale", "the SQL or its declaration changed"))
     found = checked(changed)
     assert (found.passed, found.metadata["stale"].value) == (False, len(ALL))
-    assert viewed(changed) == told
+    assert in_table(changed) == told
     assert requested(changed, "predictions", NOW) == []
 
 
@@ -222,18 +232,18 @@ def test_predictions_that_wait_for_a_newer_model_are_told(deployment):
     assert told["2024-02-17"] == ("scored", None)
     assert told["2024-02-18"] == ("stale", "a newer model is due")
     assert checked(deployment).description == "1 a newer model is due"
-    assert viewed(deployment) == told
+    assert in_table(deployment) == told
 
 
 def test_corrected_labels_are_told_of_the_model_and_change_no_prediction(deployment):
     rewrite(deployment, "answers", "2024-02-06", ~pl.col("returned"))
     first, second = (version.version for version in deployment.pipeline.state().registry.versions)
     told = conditions(deployment)
-    remark = f"its model {second} learnt from labels that were corrected since"
+    remark = f"its model {second} learned from labels that were corrected since"
     assert told == {key: ("scored", remark if key in SECOND else None) for key in ALL}
     found = checked(deployment)
     assert (found.passed, found.metadata["models_with_corrected_labels"].value) == (True, second)
-    assert viewed(deployment) == told
+    assert in_table(deployment) == told
     assert requested(deployment, "predictions", NOW) == []
     assert requested(deployment, "performance", NOW) == [(("performance",), "2024-02-06", "2024-02-06")]
     versions = deployment.pipeline.state().registry.versions
@@ -244,8 +254,8 @@ def test_corrected_labels_are_told_of_the_model_and_change_no_prediction(deploym
     assert {key for key, (condition, _) in conditions(deployment).items() if condition == "stale"} == set(SECOND)
     carry_out(deployment.pipeline, NOW, "again")
     assert checked(deployment).metadata["models_with_corrected_labels"].value == first
-    remark = f"its model {first} learnt from labels that were corrected since"
-    assert viewed(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
+    remark = f"its model {first} learned from labels that were corrected since"
+    assert in_table(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
 
 
 def test_a_run_of_predictions_ends_with_the_check(deployment):
@@ -255,21 +265,76 @@ def test_a_run_of_predictions_ends_with_the_check(deployment):
     found = [one for one in result.get_asset_check_evaluations() if one.check_name == "up_to_date"]
     assert {one.partition: one.passed for one in found} == {**dict.fromkeys(FIRST_WEEK, True), None: False}
     assert found[-1].metadata["stale"].value == len(SECOND)
-    assert viewed(changed) == conditions(changed)
+    assert in_table(changed) == conditions(changed)
     history = changed.instance.event_log_storage.get_asset_check_execution_history(check_of(changed), limit=100)
     assert len(history) == len(FIRST_WEEK) + 1, "nothing is left that the UI would show as skipped"
 
 
-def test_looking_twice_notes_nothing_new(deployment):
-    changed = another_source_file(deployment)
-    state = changed.pipeline.state()
-    plan = make_plan(changed.pipeline.spec, state, NOW)
+def live(deployment: Deployment, columns: str = "partition_key, condition, reason") -> list[tuple]:
+    """What the table in the warehouse holds, published or not."""
+    with deployment.pipeline.warehouse.open() as con:
+        return con.execute(f"SELECT {columns} FROM batch_platform.partition_status ORDER BY ALL").fetchall()
 
-    def journal():
-        with changed.pipeline.warehouse.open() as con:
-            return con.execute("SELECT count(*) FROM batch_platform.changes").fetchall()
 
-    note_found(changed.wiring, state, plan, Stamp("one", NOW))
-    before = journal()
-    note_found(changed.wiring, state, plan, Stamp("two", NOW))
-    assert journal() == before
+def test_a_commit_brings_the_rows_of_its_own_partitions_up_to_date(deployment):
+    changed = other_declaration(deployment)
+    assert not checked(changed).passed
+    days = changed.pipeline.spec.partitions.calendar.within(*(datetime(2024, 2, day, tzinfo=UTC) for day in (5, 8)))
+    list(changed.pipeline.score(days, Stamp("again", NOW)))
+    told = {key: condition for key, condition, _ in live(changed)}
+    assert {key for key, condition in told.items() if condition == "scored"} == {day.key for day in days}
+    assert set(told) == set(ALL)
+
+
+def test_a_partition_that_is_scored_by_a_named_version_is_stale_from_its_commit_on(deployment):
+    pipeline = deployment.pipeline
+    first, second = (version.version for version in pipeline.state().registry.versions)
+    day = pipeline.spec.partitions.calendar.named("2024-02-14")
+    list(pipeline.score([day], Stamp("by hand", NOW), version=first))
+    stale = [row for row in live(deployment) if row[1] == "stale"]
+    assert stale == [(day.key, "stale", f"scored by {first}, the champion is {second}")]
+
+
+def test_a_commit_after_a_decision_knows_of_it(deployment, monkeypatch):
+    monkeypatch.setattr("batch_platform.scoring.run.GROUP_PARTITIONS", 1)
+    pipeline = deployment.pipeline
+    days = [pipeline.spec.partitions.calendar.named(key) for key in SECOND]
+    scoring = pipeline.score(days, Stamp("slow", NOW), force=True)
+    next(scoring)
+    a_rollback(deployment)
+    assert len(list(scoring)) == len(days) - 1
+    assert dict.fromkeys(SECOND, "stale") == {key: condition for key, condition, _ in live(deployment) if key in SECOND}
+
+
+def test_a_decision_and_a_training_bring_every_row_up_to_date_in_their_own_transaction(deployment):
+    a_rollback_of_some_days(deployment)
+    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert told == conditions(deployment)
+    assert [key for key, (condition, _) in told.items() if condition == "stale"] == SECOND[3:]
+    ((computed_at,),) = set(live(deployment, "computed_at"))
+    assert computed_at == NOW
+    later = datetime(2024, 2, 17, 13, tzinfo=UTC)
+    deployment.pipeline.train(deployment.wiring.serving_period("2024-02-11"), Stamp("retrained", later))
+    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert told == conditions(deployment)
+    assert [key for key, (condition, _) in told.items() if condition == "stale"] == SECOND
+    assert set(live(deployment, "computed_at")) == {(later,)}
+
+
+def test_features_that_are_built_again_are_not_taken_for_lost_or_outdated(deployment):
+    """What a step saw of the files when it began says nothing of what was recorded since."""
+    pipeline = deployment.pipeline
+    calendar = pipeline.spec.partitions.calendar
+    another_source_file(deployment)
+    feature_file(pipeline, "2024-02-06").unlink()
+    seen = pipeline.state()
+    assert set(seen.lost) == {"2024-02-06"}
+    days = [calendar.named(key) for key in ("2024-02-06", "2024-02-12")]
+    list(pipeline.build_features(days, Stamp("built", NOW)))
+    list(pipeline.score(days, Stamp("built", NOW)))
+    state = pipeline.state()
+    decision = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"))
+    pipeline.decide(decision.promotion, seen)
+    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert told == conditions(deployment)
+    assert told["2024-02-06"] == ("scored", None)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
+from batch_platform.declaration.errors import DataError, IntegrityError, NothingPublishedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
@@ -154,7 +154,7 @@ def test_trace_of_an_unknown_row_names_what_was_asked(pipeline, tmp_path):
     with pytest.raises(DataError, match="no scored or rejected row has id=nosuch"):
         trace(pipeline.spec, pipeline.home, {"id": "nosuch"})
     empty = small_pipeline(tmp_path / "empty")
-    with pytest.raises(DataError, match="no scored or rejected row has id=1"):
+    with pytest.raises(NothingPublishedError, match="Hint: run a pipeline first"):
         trace(empty.spec, empty.home, {"id": "1"})
 
 

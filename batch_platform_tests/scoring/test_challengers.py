@@ -20,7 +20,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
 from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.models.registry import record_decisions
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
@@ -291,7 +290,7 @@ def test_a_challenger_that_somebody_promotes_serves_and_is_no_challenger_to_itse
     decision = promote(state.registry, state.scores, tree, me)
     assert (decision.before.version, decision.after.version) == (versions(pipeline)[None], tree)
     assert decision.promotion.reason.startswith("promoted by hand; it was a challenger: tree; ")
-    record_decisions(pipeline.warehouse, [decision.promotion])
+    pipeline.decide(decision.promotion, state)
     stale = make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")
     assert {item.reason for item in stale} == {f"scored by {versions(pipeline)[None]}, the champion is {tree}"}
     before = scores(pipeline, "tree")
