@@ -200,8 +200,7 @@ def _check_sql(wiring: Wiring, now: datetime) -> None:
     due = spec.partitions.calendar.due(now)
     if not due:
         return
-    with builder.sources.connect() as con:
-        con.open(due[-1])
+    with builder.sources.connect(due[-1]) as con:
         if builder.query is not None:
             builder.query.run(con, due[-1], [*spec.features.key, *([spec.features.time] if spec.features.time else [])])
         if builder.labels_query is not None and spec.labels is not None:

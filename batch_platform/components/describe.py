@@ -17,7 +17,7 @@ import dagster as dg
 
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import redact, redacted
-from batch_platform.features.sources.opening import SourceState
+from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.registry import Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.charts import Point, bars, curve, histogram
@@ -37,18 +37,11 @@ DIGITS = 6  # significant digits of the numbers that are shown and plotted
 def source(wiring: Wiring, name: str) -> str:
     """The description of a raw source: the docstring of its own function, if it has one, and where it is read from."""
     declared = wiring.spec.sources[name]
-    where = declared.python or declared.parquet or declared.csv or declared.duckdb or ""
-    reader = {
-        "python": "the Python function",
-        "parquet": "the Parquet files",
-        "csv": "the CSV files",
-        "duckdb": f"table `{declared.table}` of the DuckDB file",
-    }[declared.kind]
-    docstring = docstring_of(declared.python) if declared.python else None
-    return (
-        f"{docstring or f'The raw table `{name}`.'}\n\nRead from {reader} `{redact(where)}`; observed, never changed. "
-        "Its data version changes when its content may have changed."
-    )
+    kind = SOURCE_KINDS[declared.kind]
+    function = kind.function(declared)
+    title = (docstring_of(function) if function else None) or f"The raw table `{name}`."
+    text = "observed, never changed. Its data version changes when its content may have changed."
+    return f"{title}\n\nRead from {kind.description(declared)}; {text}"
 
 
 def features(wiring: Wiring) -> str:

@@ -15,6 +15,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.functions import import_function
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
+from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Built, Committed, Pipeline
 from batch_platform.scoring.batch import prediction_columns
@@ -25,9 +26,10 @@ _UNKNOWN = "unknown"
 
 
 def source(wiring: Wiring, name: str) -> dict[str, Any]:
-    """Of a raw table: the function that reads it, if one does."""
-    dotted = wiring.spec.sources[name].python
-    return {} if dotted is None else _code(_function(dotted, f"sources.{name}.python"))
+    """Link a raw table to the user's function that reads it, if there is one."""
+    declared = wiring.spec.sources[name]
+    dotted = SOURCE_KINDS[declared.kind].function(declared)
+    return {} if dotted is None else _code(_function(dotted, f"sources.{name}.{declared.kind}"))
 
 
 def features(wiring: Wiring) -> dict[str, Any]:

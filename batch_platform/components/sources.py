@@ -60,13 +60,13 @@ def _holds(
     A CSV file is not read for it, since its rows are counted only by reading all of it: *Observe* does that. The
     version of a function is that of its code: the same code may give other rows, so their number is not repeated.
     """
-    source = wiring.spec.sources[name]
+    kind = wiring.pipeline().builder.sources.kind(name)
     record = context.instance.get_latest_data_version_record(wiring.key(name))
     seen = record.event_log_entry.asset_observation if record else None
     if seen is not None and seen.metadata and seen.data_version == version:
-        dropped = describe.ROW_COUNT if source.python else None
+        dropped = None if kind.version_fixes_rows else describe.ROW_COUNT
         return {key: value for key, value in seen.metadata.items() if key != dropped}
-    if source.csv is not None:
+    if not kind.counts_quickly:
         return {}
     return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
 
@@ -114,7 +114,7 @@ def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name:
     asked = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
     for partition in wiring.named(asked) or wiring.spec.partitions.calendar.due(now()):
         try:
-            sources.files(name, partition)
+            sources.version(name, partition)
         except SourceError:
             continue
         state = sources.state(name, partition)

@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import listed
@@ -16,12 +16,15 @@ from batch_platform.declaration.notation import (
     Share,
     check_dotted,
     check_inside,
+    check_keys,
     check_timezone,
     parse_duration,
     refuse_for_now,
 )
 
-SOURCE_KINDS = ("python", "parquet", "csv", "duckdb")
+SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "duckdb": str}
+"""The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
+KEY_IN_PATH = "{partition_key}"
 ColumnType = Literal["float", "integer", "boolean", "category"]
 
 
@@ -82,7 +85,12 @@ class Partitions(Block):
 
 
 class Source(Block):
-    """A raw table, read under its name by the features and the labels; exactly one of the kinds."""
+    """A raw table, read under its name by the features and the labels; exactly one of the kinds.
+
+    A kind from outside this package has no field here: its key is allowed once it is in SOURCE_KEYS.
+    """
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
     python: str | None = Field(
         default=None,
@@ -107,15 +115,28 @@ class Source(Block):
         default=None, description="The table or view in the DuckDB file.", examples=["main.orders"]
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+        outside = {kind: value_type for kind, value_type in SOURCE_KEYS.items() if kind not in cls.model_fields}
+        check_keys(data, [*cls.model_fields, *outside])
+        if not isinstance(data, dict):
+            return data
+        read = {kind: TypeAdapter(outside[kind]).validate_python(data[kind]) for kind in outside if kind in data}
+        return data | read
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         refuse_for_now(self.postgres, "postgres")
-        kinds = [kind for kind in SOURCE_KINDS if getattr(self, kind) is not None]
+        kinds = [kind for kind in SOURCE_KEYS if getattr(self, kind, None) is not None]
         if len(kinds) != 1:
-            msg = f"give exactly one of {listed(SOURCE_KINDS)}; found {listed(kinds) or 'none'}"
+            msg = f"give exactly one of {listed(SOURCE_KEYS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
         if not getattr(self, kinds[0]):
             msg = f"{kinds[0]} is empty"
+            raise ValueError(msg)
+        if KEY_IN_PATH in (self.duckdb or ""):
+            msg = f"duckdb names one file for all partitions: {KEY_IN_PATH} is not replaced"
             raise ValueError(msg)
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
@@ -126,13 +147,18 @@ class Source(Block):
 
     @property
     def kind(self) -> str:
-        """Which of the kinds it is."""
-        return next(kind for kind in SOURCE_KINDS if getattr(self, kind) is not None)
+        """The kind, which is also its YAML key."""
+        return next(kind for kind in SOURCE_KEYS if getattr(self, kind, None) is not None)
+
+    @property
+    def location(self) -> str:
+        """Where the table is read, as declared under the key of the kind."""
+        return str(getattr(self, self.kind))
 
     @property
     def by_partition(self) -> bool:
         """Whether each partition has a file of its own."""
-        return "{partition_key}" in (self.parquet or self.csv or "")
+        return KEY_IN_PATH in self.location
 
 
 class ColumnRule(Block):

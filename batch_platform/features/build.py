@@ -124,8 +124,7 @@ class FeatureBuilder:
         """
         if self.query is None or self.lineage.complete:
             return self.lineage
-        with self.sources.connect() as con:
-            con.open(partition)
+        with self.sources.connect(partition) as con:
             columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
             made = self.query.run(con, partition, self.spec.features.key).columns
         return column_lineage(self.query.text, columns, made)
@@ -153,8 +152,7 @@ class FeatureBuilder:
         Raises:
             SourceError: A source cannot be read.
         """
-        with self.sources.connect(spill) as con:
-            con.open(first)
+        with self.sources.connect(first, spill=spill) as con:
             yield FeatureSession(self, con, first)
 
 
@@ -250,7 +248,7 @@ class FeatureSession:
         if unknown := [name for name in names if name not in allowed]:
             msg = f"{builder.spec.name}: {dotted} takes {listed(unknown)}; it can take {listed(allowed)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], allowed))
-        frames = builder.sources.frames(partition, [name for name in names if name != "partition"])
+        frames = self._con.frames(partition, [name for name in names if name != "partition"])
         given = {**frames, "partition": partition} if "partition" in names else frames
         try:
             result = function(**given)

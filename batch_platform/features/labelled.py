@@ -1,4 +1,4 @@
-"""The rows of a training window: which columns a model is given, and the labels beside them."""
+"""The rows of a training window: the columns that a model is given, with the labels beside them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class TrainingData:
     """The rows of a training window.
 
     Args:
-        fit: Feature columns and, with labels, `label`; the beginning of the window.
-        evaluate: The same for its end.
-        label: The label's column; None for a clustering.
-        rows_before_cap: Of `fit`, before `model.train.max_rows` took a sample of them.
+        fit: Feature columns and, with labels, the label; the beginning of the window.
+        evaluate: The same columns for the end of the window.
+        label: Name of the label column; None for a clustering.
+        rows_before_cap: Number of rows to fit on before `model.train.max_rows` took a sample.
     """
 
     fit: pl.DataFrame
@@ -26,7 +26,6 @@ class TrainingData:
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
-    """The columns that a model is given: all but key, time and those declared to be none."""
-    apart = {*features.key, features.time}
-    declared_out = {name for name, rule in features.columns.items() if not rule.feature}
-    return [name for name in present if name not in apart | declared_out]
+    """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
+    left_out = {*features.key, features.time, *(name for name, rule in features.columns.items() if not rule.feature)}
+    return [name for name in present if name not in left_out]

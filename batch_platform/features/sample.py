@@ -1,6 +1,6 @@
-"""A sample of many frames: at most so many rows, drawn by one seed, each class in proportion, the order kept.
+"""A random sample of rows that arrive frame by frame: a fixed seed, each class in proportion, the order of rows kept.
 
-Frames come one by one, and what cannot be part of the sample is let go on the way. Knows nothing of what the rows mean.
+Rows that can no longer be in the sample are dropped on the way.
 """
 
 from collections import Counter
@@ -11,18 +11,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 SEED = 0
-_SLACK = 4  # samples that are held before one is thinned out
+_SLACK = 4  # how many times the size of the sample is held before rows are dropped
 
 
 class Sample:
-    """Draws from frames as they come."""
+    """Draws a sample from frames as they come."""
 
     def __init__(self, most: int | None, by: str | None) -> None:
-        """Draw nothing yet.
+        """Start an empty sample.
 
         Args:
-            most: Rows of the sample; None for all.
-            by: The column of the classes whose shares are kept; None where all rows are alike.
+            most: Maximum number of rows; None for all.
+            by: Column of the classes whose shares are kept; None to draw from all rows alike.
         """
         self._most, self._by = most, by
         self._random = np.random.default_rng(SEED)
@@ -33,7 +33,7 @@ class Sample:
         self.seen = 0
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Take the next rows."""
+        """Draw from more rows."""
         self.seen += rows.height
         self._frames.append(rows)
         if self._most is None:
@@ -43,30 +43,30 @@ class Sample:
         self._classes.append(classes.alias("class"))
         self._draws.append(self._random.random(rows.height))
         if sum(frame.height for frame in self._frames) > _SLACK * self._most:
-            self._thin_out(dict.fromkeys(self._counts, self._most))
+            self._keep(dict.fromkeys(self._counts, self._most))
 
     def frames(self) -> list[pl.DataFrame]:
-        """The sample: of each frame what was drawn, in its order."""
+        """Return the sampled rows of each frame, in its order."""
         if self._most is not None and self.seen > self._most:
-            self._thin_out(_shares(self._counts, self._most))
+            self._keep(_shares(self._counts, self._most))
         return self._frames
 
-    def _thin_out(self, most: Mapping[str, int]) -> None:
-        """Keep of each class the rows with the smallest draws: those that would be drawn whatever came after."""
+    def _keep(self, most: Mapping[str, int]) -> None:
+        """Keep the rows of each class with the smallest draws, which later rows cannot displace."""
         drawn = pl.DataFrame({"class": pl.concat(self._classes), "draw": np.concatenate(self._draws)})
         allowed = pl.col("class").replace_strict(dict(most), return_dtype=pl.Int64)
         kept = drawn.select(pl.col("draw").rank("ordinal").over("class") <= allowed).to_series()
-        at = 0
+        start = 0
         for number, frame in enumerate(self._frames):
-            mine = kept[at : at + frame.height]
-            at += frame.height
-            self._frames[number] = frame.filter(mine)
-            self._classes[number] = self._classes[number].filter(mine)
-            self._draws[number] = self._draws[number][mine.to_numpy()]
+            of_frame = kept[start : start + frame.height]
+            start += frame.height
+            self._frames[number] = frame.filter(of_frame)
+            self._classes[number] = self._classes[number].filter(of_frame)
+            self._draws[number] = self._draws[number][of_frame.to_numpy()]
 
 
 def _shares(counts: Mapping[str, int], most: int) -> dict[str, int]:
-    """How many rows of each class: in proportion by the largest remainder, none left out as long as there is room."""
+    """Distribute the rows of a sample over classes by largest remainder; every class gets a row while there is room."""
     total = sum(counts.values())
     shares = {name: max(1, most * count // total) for name, count in counts.items()}
     remainders = sorted(counts, key=lambda name: (-(most * counts[name] % total), name))

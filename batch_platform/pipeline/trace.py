@@ -8,6 +8,7 @@ and the columns that are read of it. Reads what is recorded and published, and t
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ from batch_platform.declaration.errors import (
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lineage.records import Lineage
-from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun
@@ -361,26 +362,28 @@ def _note(source: str, ways: Collection[Way], asked: Partition | None, *, own: b
 def _traced(
     builder: FeatureBuilder, name: str, lineage: Lineage, found: Sequence[tuple[Trace, Partition]]
 ) -> list[TracedSource]:
-    """What one source, opened once, holds of each trace."""
-    spec = builder.spec
-    alone = Sources(spec.model_copy(update={"sources": {name: spec.sources[name]}}), builder.sources.folder)
+    """What one source, opened once, holds of the key of each trace."""
+    sources = builder.sources
     read = lineage.read_of(name) if lineage.complete else None
     traced: list[TracedSource] = []
-    with alone.connect() as con:
-        opened = False
-        for one, partition in found:
-            recorded = one.features.sources.get(name)
+    with ExitStack() as stack:
+        con: SourceConnection | None = None
+        for trace, partition in found:
+            recorded = trace.features.sources.get(name)
+            source = TracedSource(name, builder.spec.sources[name].kind, recorded, None, read, None, (), "")
             try:
-                unchanged = recorded == alone.versions(partition)[name]
-                con.move(partition) if opened else con.open(partition)
-                opened = True
-                count, rows = _rows_of_key(con, name, lineage, _key_of(one, spec.features.key), read)
-            except SourceError as error:
-                note = f"cannot be read now: {error.message}"
-                traced.append(TracedSource(name, spec.sources[name].kind, recorded, None, read, None, (), note))
-                continue
-            note = _told(unchanged=unchanged, keyed=count is not None)
-            traced.append(TracedSource(name, spec.sources[name].kind, recorded, unchanged, read, count, rows, note))
+                unchanged = recorded == sources.version(name, partition)
+                if con is None:
+                    con = stack.enter_context(sources.connect(partition, names=[name]))
+                else:
+                    con.move(partition)
+                count, rows = _rows_of_key(con, name, lineage, _key_of(trace, builder.spec.features.key), read)
+            except (SourceError, duckdb.Error) as error:
+                reason = error.message if isinstance(error, SourceError) else " ".join(str(error).split())
+                traced.append(replace(source, note=f"cannot be read now: {reason}"))
+            else:
+                note = _told(unchanged=unchanged, keyed=count is not None)
+                traced.append(replace(source, unchanged=unchanged, rows_of_key=count, rows=rows, note=note))
     return traced
 
 

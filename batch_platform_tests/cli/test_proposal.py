@@ -380,8 +380,7 @@ def test_whatever_the_columns_are_called_the_files_mean_them(tmp_path_factory, f
     calendar = declared.partitions.calendar
     partition = calendar.holding(proposal.span.first)
     assert partition is not None
-    with pipeline.builder.sources.connect() as con:
-        con.open(partition)
+    with pipeline.builder.sources.connect(partition) as con:
         assert pipeline.builder.query is not None
         assert pipeline.builder.labels_query is not None
         made = pipeline.builder.query.run(con, partition, [*declared.features.key, declared.features.time or ""])

@@ -10,7 +10,7 @@ from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
-from batch_platform_tests.small_pipeline import BERLIN, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import BERLIN, ROWS_PER_DAY, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 TWO_SOURCES: dict[str, dict[str, str]] = {
@@ -82,6 +82,19 @@ def test_a_source_that_has_changed_or_gone_is_said_to_have(joined):
     assert events.note == "has changed since the features were built from it"
     assert (shops.unchanged, shops.rows_of_key) == (None, None)
     assert "cannot be read now: Source 'shops'" in shops.note
+
+
+def test_a_source_that_cannot_be_read_is_named_for_every_partition_that_holds_the_key(tmp_path):
+    events = small_events().with_columns(pl.col("id") % ROWS_PER_DAY)
+    pipeline = small_pipeline(tmp_path, events=events)
+    carry_out(pipeline, NOW)
+    (pipeline.folder / "events.parquet").write_bytes(b"not a table at all" * 500)
+    traces = with_source_rows(pipeline.builder, trace(pipeline.spec, pipeline.home, {"id": "7"}))
+    assert len(traces) > 1
+    for traced in traces:
+        (events,) = traced.sources
+        assert events.note.startswith("cannot be read now: Source 'events' of 'small' cannot be read: ")
+        assert "allowed_paths" not in events.note
 
 
 def test_the_key_is_found_under_the_name_that_the_source_has_for_it(tmp_path):

@@ -16,17 +16,13 @@ import duckdb
 
 from batch_platform.declaration.calendar import Every
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed
-from batch_platform.features.sources.opening import attaching, relation
+from batch_platform.declaration.inputs import Source
+from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
-Kind = Literal["parquet", "csv", "duckdb"]
 Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # what lies beyond is no time
-_KINDS: dict[Kind, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "csv": (".csv", ".csv.gz", ".tsv", ".txt"),
-    "duckdb": (".duckdb", ".db"),
-}
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
@@ -49,9 +45,14 @@ class Origin:
         table: Of a DuckDB file.
     """
 
-    kind: Kind
+    kind: str
     path: Path
     table: str | None = None
+
+    @property
+    def declared(self) -> Source:
+        """The source block that reads it."""
+        return Source.model_validate({self.kind: str(self.path), "table": self.table})
 
 
 @dataclass(frozen=True)
@@ -185,9 +186,12 @@ def locate(given: str, table: str | None) -> Origin:
     if _MEANT.search(str(path)):
         msg = f"{path} holds brackets that mean something in a declaration."
         raise WrongUseError(msg, hint="rename it, without {{, {%, {# and {partition_key}.")
-    kind: Kind | None = next((kind for kind, ends in _KINDS.items() if path.name.lower().endswith(ends)), None)
+    endings = {kind: source_kind.endings for kind, source_kind in SOURCE_KINDS.items()}
+    kind = next((kind for kind, ends in endings.items() if path.name.lower().endswith(ends)), None)
     if kind is None:
-        msg = f"{path} is no file of a known kind; known are {listed(end for ends in _KINDS.values() for end in ends)}."
+        msg = (
+            f"{path} is no file of a known kind; known are {listed(end for ends in endings.values() for end in ends)}."
+        )
         raise WrongUseError(msg, hint="write the table as Parquet; Polars and DuckDB both can.")
     if (kind == "duckdb") != (table is not None):
         msg = f"{path} is {'' if kind == 'duckdb' else 'not '}a DuckDB file."
@@ -206,7 +210,7 @@ def survey(origin: Origin, timezone: str) -> Generator[Survey]:
     try:
         with duckdb.connect(":memory:") as con:
             con.execute(f"SET TimeZone = {literal(timezone)}")
-            con.execute(f"CREATE TEMP VIEW seen AS FROM {_relation(con, origin)}")
+            create_view_of(con, SourceTable("", "seen", origin.declared, Path(origin.path.anchor)))
             yield _look(con, origin)
     except duckdb.Error as error:
         msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
@@ -253,13 +257,6 @@ def _distinct(name: str, dtype: str) -> str:
 
 def _read_as_times(name: str, dtype: str) -> str:
     return f"count(TRY_CAST({quoted(name)} AS TIMESTAMPTZ))" if dtype == "VARCHAR" else "0"
-
-
-def _relation(con: duckdb.DuckDBPyConnection, origin: Origin) -> str:
-    if origin.kind == "duckdb":
-        con.execute(attaching(origin.path))
-        return relation(origin.kind, [origin.path], origin.table)
-    return relation(origin.kind, _found(origin.path))
 
 
 def _found(path: Path) -> list[Path]:

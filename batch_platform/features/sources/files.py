@@ -1,0 +1,92 @@
+"""Sources of kind `parquet` and `csv`: one file, the files of a glob, or a file for each partition.
+
+DuckDB reads CSV also for Python features, so that both see the same types, delimiters and nulls.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from glob import has_magic
+from itertools import takewhile
+from pathlib import Path
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.errors import did_you_mean
+from batch_platform.declaration.inputs import KEY_IN_PATH
+from batch_platform.declaration.redaction import redact
+from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
+from batch_platform.warehouse.sql import literal
+
+
+def path_or_glob(table: SourceTable) -> tuple[Path, str]:
+    """Split a path into the folder below which the files of every partition lie, and the path or glob from there."""
+    declared = Path(table.source.location).expanduser()
+    fixed = list(takewhile(lambda part: not has_magic(part) and KEY_IN_PATH not in part, declared.parts[:-1]))
+    rest = "/".join(declared.parts[len(fixed) :])
+    if table.partition is not None:
+        rest = rest.replace(KEY_IN_PATH, table.partition.key)
+    return table.folder.joinpath(*fixed), rest
+
+
+def files_of(table: SourceTable) -> list[Path]:
+    """List the files of a source, sorted.
+
+    Raises:
+        SourceError: There is no such file.
+    """
+    head, rest = path_or_glob(table)
+    path = head / rest
+    try:
+        files = sorted(head.glob(rest)) if has_magic(rest) else [path]
+        missing = [file for file in files if not file.is_file()] or ([] if files else [path])
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        problem = f": {path} cannot be looked up ({error.strerror})."
+        raise table.error(problem) from error
+    if missing:
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        problem = f": there is no file {missing[0]}."
+        raise table.error(problem, did_you_mean(path.name, names) or f"correct sources.{table.name} or add the file.")
+    return files
+
+
+def files_version(table: SourceTable) -> str:
+    """Hash the paths, sizes and modification times of the files; where the project lies makes no difference."""
+    head, _ = path_or_glob(table)
+    facts: list[str] = []
+    for path in files_of(table):
+        stat = path.stat()
+        facts += [str(path.relative_to(head)), str(stat.st_size), str(stat.st_mtime_ns)]
+    return digest(*facts)
+
+
+def file_location(table: SourceTable) -> str:
+    """The absolute path or glob."""
+    return str(Path(*path_or_glob(table)))
+
+
+def _admit(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+    return [path_or_glob(table)[0]] if table.source.by_partition else files_of(table)
+
+
+def _relation(table: SourceTable) -> str:
+    files = ", ".join(literal(str(path)) for path in files_of(table))
+    return f"read_{table.source.kind}([{files}], hive_partitioning = false)"
+
+
+PARQUET = SourceKind(
+    version=files_version,
+    location=file_location,
+    description=lambda source: f"the Parquet files `{redact(source.location)}`",
+    admit=_admit,
+    view=lambda con, table: create_view(con, table.name, _relation(table)),
+    frame=lambda _con, table: pl.scan_parquet(files_of(table), glob=False, hive_partitioning=False),
+    endings=(".parquet", ".pq"),
+)
+CSV = replace(
+    PARQUET,
+    description=lambda source: f"the CSV files `{redact(source.location)}`",
+    frame=lambda con, table: con.sql(f"FROM {_relation(table)}").pl().lazy(),
+    counts_quickly=False,
+    endings=(".csv", ".csv.gz", ".tsv", ".txt"),
+)

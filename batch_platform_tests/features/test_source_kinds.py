@@ -1,0 +1,269 @@
+"""What every kind of source must do, for each kind, and for one from outside of the package."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.inputs import SOURCE_KEYS
+from batch_platform.features.sources.files import PARQUET, files_of
+from batch_platform.features.sources.kind import SourceTable, create_view
+from batch_platform.features.sources.opening import SOURCE_KINDS, Sources
+from batch_platform.warehouse.sql import literal
+from batch_platform_tests.deployment import deploy
+from batch_platform_tests.small_pipeline import feature_file, small_spec
+
+FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
+TABLE = pl.DataFrame({"x": [1, 2], "text": ["a", "ü"], "number": [0.5, None]})
+OTHER = pl.DataFrame({"x": [7], "text": ["b"], "number": [2.0]})
+
+
+def lines_relation(table: SourceTable) -> str:
+    files = ", ".join(literal(str(path)) for path in files_of(table))
+    return f"read_csv([{files}], delim = '|', header = true)"
+
+
+LINES = replace(  # registered by the tests as a user of the package would
+    PARQUET,
+    description=lambda source: f"the lines of `{source.location}`",
+    view=lambda con, table: create_view(con, table.name, lines_relation(table)),
+    frame=lambda con, table: con.sql(f"FROM {lines_relation(table)}").pl().lazy(),
+    endings=(".lines",),
+)
+
+
+@pytest.fixture(autouse=True)
+def lines(monkeypatch):
+    """The kind from outside."""
+    monkeypatch.setitem(SOURCE_KEYS, "lines", str)
+    monkeypatch.setitem(SOURCE_KINDS, "lines", LINES)
+
+
+def write_database(path: Path, table: pl.DataFrame) -> None:
+    path.unlink(missing_ok=True)
+    with duckdb.connect(str(path)) as con:
+        con.register("rows", table)
+        con.execute("CREATE TABLE t AS FROM rows")
+
+
+def write_function(path: Path, table: pl.DataFrame) -> None:
+    name = "by_day(partition)" if path.stem.startswith("by_day") else "table()"
+    path.write_text(f"import polars as pl\ndef {name}:\n    return pl.DataFrame({table.to_dict(as_series=False)!r})\n")
+    sys.modules.pop(path.stem, None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of source, how a table of it is written, and how it is declared."""
+
+    file: str  # {partition_key} where each partition has one
+    write: Callable[[Path, pl.DataFrame], Any]
+    declared: dict[str, str]
+    missing: dict[str, str]  # nearly the same
+    nearest: str
+
+    def put(self, folder: Path, table: pl.DataFrame, key: str = FIRST.key) -> Path:
+        path = folder / self.file.replace("{partition_key}", key)
+        path.parent.mkdir(exist_ok=True)
+        self.write(path, table)
+        return path
+
+
+CASES = {
+    "parquet": Case(
+        "a.parquet",
+        lambda path, table: table.write_parquet(path),
+        {"parquet": "a.parquet"},
+        {"parquet": "aa.parquet"},
+        "a.parquet",
+    ),
+    "csv": Case("a.csv", lambda path, table: table.write_csv(path), {"csv": "a.csv"}, {"csv": "aa.csv"}, "a.csv"),
+    "duckdb": Case(
+        "a.duckdb",
+        write_database,
+        {"duckdb": "a.duckdb", "table": "t"},
+        {"duckdb": "aa.duckdb", "table": "t"},
+        "a.duckdb",
+    ),
+    "python": Case(
+        "source_of_kinds.py",
+        write_function,
+        {"python": "source_of_kinds.table"},
+        {"python": "source_of_kinds.tabel"},
+        "table",
+    ),
+    "lines": Case(
+        "a.lines",
+        lambda path, table: table.write_csv(path, separator="|"),
+        {"lines": "a.lines"},
+        {"lines": "aa.lines"},
+        "a.lines",
+    ),
+}
+BY_PARTITION = {
+    kind: replace(
+        CASES[kind],
+        file=f"days/{{partition_key}}.{kind}",
+        declared={kind: f"days/{{partition_key}}.{kind}"},
+    )
+    for kind in ("parquet", "csv", "lines")
+}
+ALL = {**CASES, **{f"{kind} by partition": case for kind, case in BY_PARTITION.items()}}
+every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
+
+
+def declared(folder: Path, source: dict[str, str]) -> Sources:
+    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
+    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield tmp_path
+    sys.modules.pop("source_of_kinds", None)
+
+
+def seen(sources: Sources, partition=FIRST) -> tuple[Collection[Any], Collection[Any]]:
+    """The rows of the source as SQL and as Polars read them."""
+    with sources.connect(partition) as con:
+        frame = con.frames(partition, ["a"])["a"].collect()
+        return con.duckdb.execute("FROM a").fetchall(), frame.rows()
+
+
+def test_every_kind_is_tried():
+    assert {next(iter(case.declared)) for case in CASES.values()} == set(SOURCE_KINDS) == set(SOURCE_KEYS)
+
+
+@every_kind
+def test_sql_and_polars_read_the_same_rows(folder, case):
+    case.put(folder, TABLE)
+    assert seen(declared(folder, case.declared)) == (TABLE.rows(), TABLE.rows())
+
+
+@every_kind
+def test_the_version_stays_until_the_content_changes(folder, case):
+    sources = declared(folder, case.declared)
+    versions = []
+    for at, table in enumerate((TABLE, TABLE, OTHER)):
+        path = case.put(folder, table)
+        os.utime(path, ns=(0, 0)) if at < 2 else None
+        versions.append(sources.version("a", FIRST))
+    assert versions[0] == versions[1] != versions[2]
+    assert declared(folder, case.declared).version("a", FIRST) == versions[2]
+
+
+@every_kind
+def test_the_state_is_what_the_source_holds_and_where(folder, case):
+    path = case.put(folder, TABLE)
+    sources = declared(folder, case.declared)
+    state = sources.state("a", None)
+    assert (state.rows, list(state.columns.items())) == (
+        2,
+        [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
+    )
+    assert state.location in (str(path), case.declared.get("python"))
+    assert state == sources.state("a", FIRST)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_is_missing_is_named_with_the_nearest_match(folder, case):
+    case.put(folder, TABLE)
+    sources = declared(folder, case.missing)
+    for work in (lambda: sources.version("a", FIRST), lambda: seen(sources), lambda: sources.state("a", FIRST)):
+        with pytest.raises((SourceError, WrongUseError), match=f"did you mean '{re.escape(case.nearest)}'") as refused:
+            work()
+        assert case.missing[next(iter(case.missing))].rpartition(".")[2] in str(refused.value)
+
+
+@pytest.mark.parametrize("case", BY_PARTITION.values(), ids=BY_PARTITION)
+def test_each_partition_reads_its_own_file_through_one_connection(folder, case):
+    case.put(folder, TABLE, FIRST.key)
+    case.put(folder, OTHER, SECOND.key)
+    sources = declared(folder, case.declared)
+    assert sources.version("a", FIRST) != sources.version("a", SECOND)
+    with sources.connect(FIRST) as con:
+        assert con.duckdb.execute("FROM a").fetchall() == TABLE.rows()
+        assert con.frames(SECOND, ["a"])["a"].collect().rows() == OTHER.rows()
+        con.move(SECOND)
+        assert con.duckdb.execute("FROM a").fetchall() == OTHER.rows()
+        with pytest.raises(SourceError, match=r"there is no file .*2024-01-03"):
+            con.move(small_spec().partitions.calendar.named("2024-01-03"))
+
+
+def test_a_function_may_give_each_partition_its_own_rows(folder):
+    (folder / "source_of_kinds.py").write_text(
+        "import polars as pl\ndef by_day(partition):\n    return pl.DataFrame({'key': [partition.key]})\n"
+    )
+    sources = declared(folder, {"python": "source_of_kinds.by_day"})
+    with sources.connect(FIRST) as con:
+        assert con.duckdb.execute("FROM a").fetchall() == [(FIRST.key,)]
+        con.move(SECOND)
+        assert con.duckdb.execute("FROM a").fetchall() == [(SECOND.key,)]
+
+
+@every_kind
+def test_nothing_but_the_source_can_be_read(folder, case):
+    case.put(folder, TABLE)
+    TABLE.write_parquet(folder / "secret.parquet")
+    with declared(folder, case.declared).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT count(*) FROM a").fetchall() == [(2,)]
+        for sql in (
+            f"FROM '{folder}/secret.parquet'",
+            f"ATTACH '{folder}/new.duckdb'",
+            "SET allowed_directories = ['/']",
+        ):
+            with pytest.raises(duckdb.Error):
+                con.duckdb.execute(sql)
+
+
+@pytest.mark.parametrize("kind", ["csv", "lines"])
+def test_text_files_have_the_same_types_in_sql_and_in_polars(folder, kind):
+    text = "x;at;code\n1,5;01.02.2024;007\n2,5;03.02.2024;008\n" if kind == "csv" else "x|at|code\n1|2024-02-01|007\n"
+    (folder / f"a.{kind}").write_text(text)
+    with declared(folder, {kind: f"a.{kind}"}).connect(FIRST) as con:
+        assert con.frames(FIRST, ["a"])["a"].collect().equals(con.duckdb.sql("FROM a").pl())
+        assert con.duckdb.sql("FROM a").columns == ["x", "at", "code"]
+
+
+def test_a_database_for_each_partition_is_refused(folder):
+    with pytest.raises(ValueError, match="duckdb names one file for all partitions"):
+        declared(folder, {"duckdb": "{partition_key}.duckdb", "table": "t"})
+
+
+def test_a_kind_from_outside_is_refused_until_it_is_registered(folder, monkeypatch):
+    monkeypatch.delitem(SOURCE_KEYS, "lines")
+    with pytest.raises(ValueError, match=r"unknown key 'lines'; allowed are .*parquet"):
+        declared(folder, {"lines": "a.lines"})
+
+
+def test_a_pipeline_runs_with_a_kind_from_outside(tmp_path, monkeypatch):
+    deployment = deploy(
+        tmp_path,
+        monkeypatch,
+        sources={"shops": {"lines": "shops.lines"}},
+        features_sql="SELECT e.id, e.ts, e.amount, s.size FROM events AS e LEFT JOIN shops AS s USING (shop)"
+        " WHERE ts >= $partition_start AND ts < $partition_end",
+        predictions={"keep": []},
+    )
+    (deployment.pipeline.folder / "shops.lines").write_text("shop|size\nZürich|3\nO'Brien|5\n")
+    spec = next(one for one in deployment.definitions.resolve_all_asset_specs() if one.key.path[-1] == "shops")
+    assert "Read from the lines of `shops.lines`" in (spec.description or "")
+    assert deployment.run("shops").success
+    (observed,) = deployment.observations("shops")
+    assert observed.asset_observation.metadata["dagster/row_count"].value == 2
+    assert deployment.run("features", first="2024-01-02").success
+    built = pl.read_parquet(feature_file(deployment.pipeline, "2024-01-02"))
+    assert set(built["size"].drop_nulls()) == {3, 5}
+    build = deployment.pipeline.state().features["2024-01-02"]
+    version = deployment.pipeline.builder.sources.version("shops", SECOND)
+    assert f'"shops": "{version}"' in build.sources
