@@ -19,7 +19,7 @@ from batch_platform.components.run_config import (
     training_config,
     training_schema,
 )
-from batch_platform.components.sources import build_sources, observe_sources, read_by_features, read_by_labels
+from batch_platform.components.sources import build_sources, observe_sources
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError
@@ -58,7 +58,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         code_version=wiring.pipeline().builder.code_version,
         metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
-        deps=[wiring.key(name) for name in read_by_features(wiring)],
+        deps=[wiring.key(name) for name in wiring.pipeline().builder.feature_sources],
         backfill_policy=SINGLE_RUN,
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
@@ -93,7 +93,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
-        deps=[features, *(wiring.key(name) for name in read_by_labels(wiring))],
+        deps=[features, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=SINGLE_RUN,
         check_specs=[checks.gate(key), *challengers.specs(wiring, key)],
         config_schema=training_schema(wiring),
@@ -220,7 +220,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         code_version=describe.evaluation_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.partitions,
-        deps=[wiring.key("predictions"), *(wiring.key(name) for name in read_by_labels(wiring))],
+        deps=[wiring.key("predictions"), *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=SINGLE_RUN,
         check_specs=checks.measures(wiring, key),
     )

@@ -1,7 +1,7 @@
-"""Where the columns of a pipeline's tables come from, as Dagster keeps it and as a table to read; and the source code.
+"""Metadata on where columns come from, as Dagster's column lineage and as a table to read, and links to source code.
 
-What the SQL alone tells stands on the definitions, so that no event repeats it. What only a run knows (the columns of
-a source behind a star, the columns of a model) is logged with the newest partition of the run.
+What the text of the SQL tells is part of the definitions. What only a run knows (the columns of a source behind a star,
+the columns of a model) is logged with the newest partition of the run.
 """
 
 import inspect
@@ -33,48 +33,49 @@ def source(wiring: Wiring, name: str) -> dict[str, Any]:
 
 
 def features(wiring: Wiring) -> dict[str, Any]:
-    """Of the features, as far as the SQL alone tells."""
+    """Metadata of the features, as far as the text of the SQL tells."""
     declared = wiring.spec.features
     code = [wiring.folder / declared.sql] if declared.sql else _function(declared.python or "", "features.python")
     return {**_shown(wiring, wiring.pipeline().builder.lineage), **_code(code)}
 
 
-def built(wiring: Wiring, one: Built, newest: Partition) -> dict[str, Any]:
-    """Of a run's newest partition of features, where the sources had to be asked for their columns."""
+def built(wiring: Wiring, build: Built, newest: Partition) -> dict[str, Any]:
+    """Metadata of a run's newest partition of features, if only the sources could tell their columns."""
     builder = wiring.pipeline().builder
-    if one.partition != newest or one.skipped or builder.query is None or builder.lineage.complete:
+    if build.partition != newest or build.skipped or builder.query is None or builder.lineage.complete:
         return {}
     return _shown(wiring, builder.asked_lineage(newest))
 
 
 def labelled(wiring: Wiring) -> dict[str, Any]:
-    """Of what reads the labels: their SQL."""
+    """Link what reads the labels to their SQL."""
     labels = wiring.spec.labels
     return {} if labels is None else _code([wiring.folder / labels.sql])
 
 
 def predictions(wiring: Wiring) -> dict[str, Any]:
-    """Of the predictions, for as long as no run has told what the model reads and gives."""
+    """Metadata of the predictions until a run logs the columns that the model reads and returns."""
     lineage = wiring.pipeline().builder.lineage
     if not lineage.complete:
         return {}
     spec = wiring.spec.features
-    apart = {*spec.key, spec.time, *(name for name, rule in spec.columns.items() if not rule.feature)}
-    reads = [one.column for one in lineage.columns if one.column not in apart]
+    left_out = {*spec.key, spec.time, *(name for name, rule in spec.columns.items() if not rule.feature)}
+    reads = [column.column for column in lineage.columns if column.column not in left_out]
     return _of_predictions(wiring, reads, ["prediction"])
 
 
-def scored(wiring: Wiring, pipeline: Pipeline, one: Committed, newest: Partition) -> dict[str, Any]:
-    """Of a run's newest partition of predictions, by the model that made it."""
-    if one.partition != newest or one.skipped:
+def scored(wiring: Wiring, pipeline: Pipeline, committed: Committed, newest: Partition) -> dict[str, Any]:
+    """Metadata of a run's newest partition of predictions, by the model that made it."""
+    if committed.partition != newest or committed.skipped:
         return {}
-    model = read_manifest(pipeline.home.bundle(wiring.spec.name, one.run.model_version), one.run.model_sha256)
+    run = committed.run
+    model = read_manifest(pipeline.home.bundle(wiring.spec.name, run.model_version), run.model_sha256)
     reads = [str(column["name"]) for column in model.contract]
     return _of_predictions(wiring, reads, prediction_columns(model.task, model.classes))
 
 
 def performance(wiring: Wiring) -> dict[str, Any]:
-    """Of the performance: every value is measured on predictions, against the label."""
+    """Metadata of the performance: every value is measured on predictions, against the label."""
     spec, label = wiring.spec, wiring.pipeline().builder.labels_lineage
     predicted = dg.TableColumnDep(wiring.key("predictions"), "prediction")
     outcome = label.of(spec.labels.column) if spec.labels else ColumnLineage("", (), known=True)
@@ -96,21 +97,25 @@ def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str])
     rows += [*((name, "the run") for name in ADDED)]
     text = _table("comes from", rows)
     if spec.challengers:
-        names = ", ".join(_quoted(one.name) for one in spec.challengers)
-        text += f"\n\nThe challengers {names} read the same features; what they give goes to `{spec.name}.challenger_scores`."
+        names = ", ".join(_quoted(challenger.name) for challenger in spec.challengers)
+        text += (
+            f"\n\nThe challengers {names} read the same features; their scores go to `{spec.name}.challenger_scores`."
+        )
     return {LINEAGE: _lineage(deps), READABLE: dg.MetadataValue.md(text)}
 
 
 def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:
-    """What is known, for Dagster, and all of it to read; a column of which nothing is known has no place in Dagster's."""
-    text = _table("made from", [(one.column, _names(one)) for one in lineage.columns]) if lineage.columns else ""
+    """Dagster's lineage of the columns that are known, and a table of all columns to read."""
+    text = (
+        _table("made from", [(column.column, _names(column)) for column in lineage.columns]) if lineage.columns else ""
+    )
     if lineage.deciders:
-        text += f"\n\nWhich rows there are, by filters, joins and groups, is decided by {_listed(lineage.deciders)}."
+        text += f"\n\nFilters, joins and groups select the rows by {_listed(lineage.deciders)}."
     if lineage.reason:
-        text += f"\n\nWhich column comes from which is unknown: {lineage.reason}."
+        text += f"\n\nThe origin of the columns is unknown: {lineage.reason}."
     elif not lineage.complete:
-        text += "\n\nThe SQL alone does not tell more; a run asks the sources for their columns."
-    deps = {one.column: _deps(wiring, one.reads) for one in lineage.columns if one.known}
+        text += "\n\nThe text of the SQL tells no more; a run looks up the columns of the sources."
+    deps = {column.column: _deps(wiring, column.reads) for column in lineage.columns if column.known}
     shown: dict[str, Any] = {READABLE: dg.MetadataValue.md(text.strip())}
     return {LINEAGE: _lineage(deps), **shown} if deps else shown
 
@@ -120,21 +125,21 @@ def _lineage(deps: Mapping[str, Sequence[dg.TableColumnDep]]) -> dg.TableColumnL
 
 
 def _deps(wiring: Wiring, reads: Iterable[SourceColumn]) -> list[dg.TableColumnDep]:
-    return [dg.TableColumnDep(wiring.key(one.source), one.column) for one in reads if one.column != ROWS]
+    return [dg.TableColumnDep(wiring.key(read.source), read.column) for read in reads if read.column != ROWS]
 
 
-def _names(one: ColumnLineage) -> str:
-    if not one.known:
+def _names(column: ColumnLineage) -> str:
+    if not column.known:
         return _UNKNOWN
-    copied = " unchanged" if one.copy_of else ""
-    return f"{_listed(one.reads)}{copied}" if one.reads else "no source column"
+    copied = " unchanged" if column.copy_of else ""
+    return f"{_listed(column.reads)}{copied}" if column.reads else "no source column"
 
 
 def _listed(reads: Iterable[SourceColumn]) -> str:
-    """Columns by source: `orders`: `id`, `amount`; `customers`: its rows."""
+    """List columns by source: `orders`: `id`, `amount`; `customers`: its rows."""
     by_source: dict[str, list[str]] = {}
-    for one in reads:
-        by_source.setdefault(one.source, []).append("its rows" if one.column == ROWS else _quoted(one.column))
+    for read in reads:
+        by_source.setdefault(read.source, []).append("its rows" if read.column == ROWS else _quoted(read.column))
     return "; ".join(f"`{source}`: {', '.join(names)}" for source, names in by_source.items())
 
 
@@ -153,16 +158,16 @@ def _cell(text: str) -> str:
 
 
 def _code(files: Iterable[Path | tuple[Path, int]]) -> dict[str, Any]:
-    """Links to source code; Dagster adds the one to the YAML."""
-    found = [one if isinstance(one, tuple) else (one, 1) for one in files]
+    """Link to source code, each file with its line; Dagster itself links to the YAML."""
+    lines = [file if isinstance(file, tuple) else (file, 1) for file in files]
     references = [
-        dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=path.name) for path, line in found
+        dg.LocalFileCodeReference(file_path=str(path), line_number=line, label=path.name) for path, line in lines
     ]
     return {CODE: dg.CodeReferencesMetadataValue(code_references=[*references])} if references else {}
 
 
 def _function(dotted: str, key: str) -> list[tuple[Path, int]]:
-    """Where a function is written; nowhere where Python cannot tell."""
+    """File and line of a function; empty if Python does not know them."""
     function = import_function(dotted, key)
     try:
         file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]

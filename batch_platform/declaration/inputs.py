@@ -1,4 +1,4 @@
-"""What a pipeline reads, as it is declared: its partitions, sources, features and labels; frozen values, checked."""
+"""The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
 from datetime import datetime
 from functools import cached_property
@@ -29,21 +29,25 @@ ColumnType = Literal["float", "integer", "boolean", "category"]
 
 
 class Partitions(Block):
-    """The time windows of a pipeline; each is scored on its own."""
+    """The time windows of a pipeline, each scored on its own."""
 
     every: Every = Field(description="Length of one partition.", examples=["day"])
-    start: LocalTime = Field(description="First partition, local date or time in `timezone`.", examples=["2013-01-01"])
+    start: LocalTime = Field(
+        description="Start of the first partition, as local date or time in `timezone`.", examples=["2013-01-01"]
+    )
     end: LocalTime | None = Field(
-        default=None, description="No partition starts at or after this local date or time.", examples=["2014-01-01"]
+        default=None,
+        description="Local date or time at which the last partition ends. Left out: partitions go on for ever.",
+        examples=["2014-01-01"],
     )
     timezone: str = Field(
-        default="UTC", description="IANA time zone in which partitions begin.", examples=["Europe/Berlin"]
+        default="UTC", description="IANA time zone that defines when a partition starts.", examples=["Europe/Berlin"]
     )
     end_offset: int = Field(
         default=0,
         ge=0,
         le=1,
-        description="1 makes a partition due when it starts, for rows that are all known by then; 0 when it has closed.",
+        description="When a partition is due: 0 when it has ended; 1 when it starts, if all its rows are known by then.",
         examples=[1],
     )
 
@@ -59,7 +63,7 @@ class Partitions(Block):
         start, end = datetime.fromisoformat(self.start), calendar.end
         years = range(start.year, (end or start).year + 2)
         if self.every == "hour" and not shifts_by_whole_hours(calendar.zone, years):
-            msg = f"clocks in {self.timezone} shift by part of an hour, so that hours are no partitions; take UTC"
+            msg = f"clocks in {self.timezone} shift by part of an hour, so hours cannot be partitions; use timezone UTC"
             raise ValueError(msg)
         if end is None or calendar.last_end is None:
             return self
@@ -74,7 +78,7 @@ class Partitions(Block):
 
     @cached_property
     def calendar(self) -> Calendar:
-        """The windows that this declares."""
+        """The declared windows."""
         return Calendar(
             every=self.every,
             zone=ZoneInfo(self.timezone),
@@ -94,7 +98,7 @@ class Source(Block):
 
     python: str | None = Field(
         default=None,
-        description="module.function returning a Polars frame or an Arrow table; takes `partition` if it likes.",
+        description="module.function that returns a Polars frame or an Arrow table. May take an argument `partition`.",
         examples=["shop.sources.orders"],
     )
     parquet: str | None = Field(
@@ -111,9 +115,7 @@ class Source(Block):
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
     postgres: str | None = Field(default=None, description="Not available yet.")
-    table: str | None = Field(
-        default=None, description="The table or view in the DuckDB file.", examples=["main.orders"]
-    )
+    table: str | None = Field(default=None, description="Table or view in the DuckDB file.", examples=["main.orders"])
 
     @model_validator(mode="before")
     @classmethod
@@ -162,13 +164,17 @@ class Source(Block):
 
 
 class ColumnRule(Block):
-    """What is declared of one column; the rest is inferred when training."""
+    """The rules of one column; what is left out is inferred in training."""
 
-    type: ColumnType | None = Field(default=None, description="Type in the contract.")
-    nullable: bool | None = Field(default=None, description="Whether a null is allowed.")
-    min: float | None = Field(default=None, description="A smaller value is rejected.", examples=[0])
-    max: float | None = Field(default=None, description="A larger value is rejected.", examples=[100])
-    feature: bool = Field(default=True, description="false: the column is not given to the model.")
+    type: ColumnType | None = Field(default=None, description="Type of the column in the contract.")
+    nullable: bool | None = Field(default=None, description="Whether nulls are allowed.")
+    min: float | None = Field(
+        default=None, description="Minimum; rows with a smaller value are rejected.", examples=[0]
+    )
+    max: float | None = Field(
+        default=None, description="Maximum; rows with a larger value are rejected.", examples=[100]
+    )
+    feature: bool = Field(default=True, description="Whether the model is given the column.")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -176,49 +182,51 @@ class ColumnRule(Block):
             msg = f"min ({self.min}) is above max ({self.max})"
             raise ValueError(msg)
         if self.type in ("boolean", "category") and not self.min is self.max is None:
-            msg = f"a {self.type} has no min and max"
+            msg = f"min and max do not apply to a {self.type}"
             raise ValueError(msg)
         return self
 
 
 class Driving(Block):
-    """The source of which every row inside a partition must give one row of features: no join may add or lose any."""
+    """The source whose rows inside a partition must each give one row of features; no join may add or lose rows."""
 
     source: str = Field(description="Name of the source whose rows are counted.", examples=["orders"])
     time: str = Field(
-        description="Its column with a row's time, by which it belongs to a partition.", examples=["ordered_at"]
+        description="Time column of that source; it assigns a row to a partition.", examples=["ordered_at"]
     )
 
 
 class Features(Block):
-    """One row per thing to score, made for one partition from the sources."""
+    """One row per item to score, built for a partition from the sources."""
 
     sql: str | None = Field(
         default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
     )
     python: str | None = Field(
         default=None,
-        description="module.function: Polars LazyFrames in, a LazyFrame out.",
+        description="module.function that takes sources as Polars LazyFrames, by name, and returns a LazyFrame.",
         examples=["shop.features.of_orders"],
     )
     key: list[str] = Field(
-        min_length=1, description="Columns that name a row; unique within a partition.", examples=[["order_id"]]
+        min_length=1, description="Columns that identify a row; unique within a partition.", examples=[["order_id"]]
     )
     time: str | None = Field(
         default=None,
-        description="Column with the row's time; outside the partition is an error.",
+        description="Column with the time of a row; a time outside the partition is an error.",
         examples=["ordered_at"],
     )
     driving: Driving | None = Field(
         default=None,
-        description="Source that has as many rows in a partition as its features; otherwise an error.",
+        description="Source that must have as many rows in a partition as the features have.",
         examples=[{"source": "orders", "time": "ordered_at"}],
     )
     columns: dict[str, ColumnRule] = Field(
-        default_factory=dict, description="Overrides of what training infers.", examples=[{"amount": {"min": 0}}]
+        default_factory=dict,
+        description="Rules of columns that override what training infers.",
+        examples=[{"amount": {"min": 0}}],
     )
     max_rejected: Share = Field(
-        default=0.0, ge=0, le=1, description="Share of rejected rows past which a run fails.", examples=["1%"]
+        default=0.0, ge=0, le=1, description="Maximum share of rejected rows; a run with more fails.", examples=["1%"]
     )
 
     @model_validator(mode="after")
@@ -230,27 +238,27 @@ class Features(Block):
             check_inside(self.sql)
         if self.python is not None:
             check_dotted(self.python)
-        apart = [*self.key, *([self.time] if self.time is not None else [])]
-        if twice := {name for name in apart if apart.count(name) > 1}:
+        reserved = [*self.key, *([self.time] if self.time is not None else [])]
+        if twice := {name for name in reserved if reserved.count(name) > 1}:
             msg = f"key and time name {listed(map(repr, twice))} more than once"
             raise ValueError(msg)
-        if named := {*apart} & {*self.columns}:
+        if named := {*reserved} & {*self.columns}:
             msg = f"`columns` overrides feature columns; {listed(map(repr, named))} is key or time"
             raise ValueError(msg)
         return self
 
 
 class Labels(Block):
-    """The true outcomes, and how long after the end of a partition they are known."""
+    """The true outcomes, and how long after the end of a partition they become known."""
 
-    sql: str = Field(description="DuckDB SQL file giving the key columns and the label.", examples=["labels.sql"])
-    column: str = Field(description="The label among its columns.", examples=["returned"])
+    sql: str = Field(description="DuckDB SQL file that returns the key columns and the label.", examples=["labels.sql"])
+    column: str = Field(description="Name of the label column.", examples=["returned"])
     delay: DurationText = Field(
-        default="0 days", description="From the end of a partition until its labels are known.", examples=["1 day"]
+        default="0 days", description="Time from the end of a partition until its labels are known.", examples=["1 day"]
     )
     outcomes: list[str] = Field(
         default_factory=list,
-        description="Columns known only with the label; refused among the features, as it is.",
+        description="Columns that become known with the label; like the label, they may not be features.",
         examples=[["returned_at"]],
     )
 
@@ -262,10 +270,10 @@ class Labels(Block):
 
     @cached_property
     def maturity(self) -> Duration:
-        """The delay, read."""
+        """The delay as a duration."""
         return parse_duration(self.delay)
 
     @property
     def too_late(self) -> list[str]:
-        """The columns that are not known when a row is scored: the label, and what is known with it."""
+        """The columns that are unknown when a row is scored: the label and the outcomes."""
         return [self.column, *self.outcomes]

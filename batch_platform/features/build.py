@@ -1,8 +1,7 @@
-"""Features of one partition: run `features.sql` or a Polars function over the sources and write one Parquet file.
+"""Build the features of a partition: run `features.sql` or a Polars function over the sources and write a Parquet file.
 
-The file is complete or absent: it is written aside, checked (unique keys, times inside the window) and moved into
-place. Rows are in the order of the key, so the same rows give the same bytes. Labels come from here too, as a frame.
-Knows nothing of models or of the warehouse.
+A file is complete or absent: it is written aside, checked, and moved to its name. Rows are in the order of the key, so
+equal rows give equal bytes. Labels are read here too.
 """
 
 import hashlib
@@ -39,8 +38,7 @@ from batch_platform.features.lake import (
 from batch_platform.features.lineage.columns import column_lineage
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
-from batch_platform.features.row_checks import RowChecks, require_unique
-from batch_platform.features.row_count import require_every_row
+from batch_platform.features.row_checks import RowChecks, require_every_row, require_unique
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
@@ -48,12 +46,12 @@ from batch_platform.warehouse.sql import quoted
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """One written partition of features."""
+    """A written feature file."""
 
     path: Path
     rows: int
-    sha256: str  # names what it holds
-    xxh3: str  # of the same bytes, some fifteen times quicker: tells damage, not intent
+    sha256: str  # of its bytes
+    xxh3: str  # of the same bytes; fifteen times quicker to check, finds damage but not intent
     columns: dict[str, str]  # Arrow types by name, in order
 
 
@@ -66,7 +64,7 @@ class FeatureBuilder:
 
     @cached_property
     def query(self) -> Query | None:
-        """`features.sql`; None where a Polars function makes the features."""
+        """`features.sql`; None if a Polars function makes the features."""
         sql = self.spec.features.sql
         return None if sql is None else Query(self.spec.name, self.sources.folder, sql)
 
@@ -79,31 +77,38 @@ class FeatureBuilder:
     @cached_property
     def own_feature_sources(self) -> list[str]:
         """The sources of the features that have a file for each partition."""
-        if self.query is None:
-            named = parameters_of(import_function(self.spec.features.python or "", "features.python"))
-        else:
-            named = self.query.reads(self.spec.sources)
-        return [name for name, source in self.spec.sources.items() if source.by_partition and name in named]
+        return [name for name in self.feature_sources if self.spec.sources[name].by_partition]
+
+    @cached_property
+    def feature_sources(self) -> list[str]:
+        """The sources that the features read."""
+        if self.query is not None:
+            return self.query.reads(self.spec.sources)
+        function = import_function(self.spec.features.python or "", "features.python")
+        return [name for name in parameters_of(function) if name in self.spec.sources]
+
+    @cached_property
+    def label_sources(self) -> list[str]:
+        """The sources that the labels read."""
+        return [] if self.labels_query is None else self.labels_query.reads(self.spec.sources)
 
     @cached_property
     def own_label_sources(self) -> list[str]:
         """The sources of the labels that have a file for each partition."""
-        query = self.labels_query
-        named = [] if query is None else query.reads(self.spec.sources)
-        return [name for name in named if self.spec.sources[name].by_partition]
+        return [name for name in self.label_sources if self.spec.sources[name].by_partition]
 
     def label_versions(self, partition: Partition) -> str:
-        """The versions now of `own_label_sources`, as JSON; cheap (no file is read).
+        """Return the present versions of `own_label_sources` as JSON; no file is read.
 
         Raises:
             SourceError: A file is missing.
         """
-        found = {name: self.sources.version(name, partition) for name in self.own_label_sources}
-        return json.dumps(found, sort_keys=True)
+        versions = {name: self.sources.version(name, partition) for name in self.own_label_sources}
+        return json.dumps(versions, sort_keys=True)
 
     @cached_property
     def lineage(self) -> Lineage:
-        """Which source columns the features are made from, as far as the SQL alone tells; nothing is opened for it."""
+        """The source columns that the features are made from, as far as the text of the SQL tells; opens nothing."""
         if self.query is None:
             return Lineage(
                 sources=tuple(self.spec.sources), reason=f"the features are made by {self.spec.features.python}"
@@ -112,12 +117,12 @@ class FeatureBuilder:
 
     @cached_property
     def labels_lineage(self) -> Lineage:
-        """The same of the labels."""
+        """The source columns that the labels are made from, as far as the text of the SQL tells."""
         query = self.labels_query
         return Lineage() if query is None else column_lineage(query.text, dict.fromkeys(self.spec.sources, ()))
 
     def asked_lineage(self, partition: Partition) -> Lineage:
-        """The same of the features, with the columns that the sources of a partition have.
+        """The source columns that the features are made from, given the columns that the sources have for a partition.
 
         Raises:
             SourceError: A source cannot be read, or the SQL fails.
@@ -131,7 +136,7 @@ class FeatureBuilder:
 
     @cached_property
     def code_version(self) -> str:
-        """Changes when the same sources could give other features, or none: a rule newly declared holds for all."""
+        """A hash that changes when the same sources could give other features, or when a new rule could refuse them."""
         features = self.spec.features
         code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
         declared = self.spec.model_dump_json(
@@ -146,7 +151,7 @@ class FeatureBuilder:
         """Open the sources once, to build many partitions.
 
         Args:
-            first: The first one.
+            first: The first partition.
             spill: A folder for what does not fit into memory; see `Sources.connect`.
 
         Raises:
@@ -157,10 +162,10 @@ class FeatureBuilder:
 
 
 class FeatureSession:
-    """Sources held open while partition after partition is built from them."""
+    """Open sources, from which one partition after another is built."""
 
     def __init__(self, builder: FeatureBuilder, con: SourceConnection, at: Partition) -> None:
-        """Take an opened connection."""
+        """Start with a connection whose views show the partition `at`."""
         self._builder, self._con, self._at = builder, con, at
         self._swept = False
 
@@ -169,7 +174,7 @@ class FeatureSession:
 
         Raises:
             SourceError: The SQL or the function fails.
-            DataError: Keys are not unique, a time is null or outside the partition, or a row of the driving source is lost.
+            DataError: The rows break a rule; see `row_checks`.
             BatchPlatformError: The file cannot be written.
         """
         try:
@@ -182,11 +187,11 @@ class FeatureSession:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             msg = f"{self._builder.spec.name}, partition {partition.key}: its features cannot be written to {folder} ({reason})."
-            hint = "make room, or mend the permissions of the home; then run it again."
+            hint = "free disk space or correct the permissions of the home, then run it again."
             raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:
-        """The labels known now for a partition: key columns and the label; rows without a label are left out.
+        """Read the labels of a partition: key columns and the label; rows without a label are dropped.
 
         Raises:
             SourceError: The SQL fails.
@@ -205,7 +210,7 @@ class FeatureSession:
         return frame
 
     def _sweep(self, folder: Path) -> None:
-        """Remove, once, what killed processes left aside."""
+        """Remove the unfinished files of killed processes, once per session."""
         for aside in () if self._swept else left_aside(folder):
             remove_unlocked(aside)
         self._swept = True
@@ -240,7 +245,7 @@ class FeatureSession:
         return _explained(reader, query, partition), reader.schema
 
     def _call(self, partition: Partition) -> pa.Table:
-        """What the declared function makes of the sources that it names, in the order of the key."""
+        """Call the declared function with the sources that its parameters name; rows are in the order of the key."""
         builder = self._builder
         dotted, key = builder.spec.features.python or "", builder.spec.features.key
         function = import_function(dotted, "features.python")
@@ -249,15 +254,17 @@ class FeatureSession:
             msg = f"{builder.spec.name}: {dotted} takes {listed(unknown)}; it can take {listed(allowed)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], allowed))
         frames = self._con.frames(partition, [name for name in names if name != "partition"])
-        given = {**frames, "partition": partition} if "partition" in names else frames
+        arguments = {**frames, "partition": partition} if "partition" in names else frames
         try:
-            result = function(**given)
+            result = function(**arguments)
             frame = result.collect() if isinstance(result, pl.LazyFrame) else result
         except Exception as error:  # a user's own code may raise anything
-            msg = f"{builder.spec.name}, partition {partition.key}: {dotted} fails: {type(error).__name__}: {error}."
-            raise SourceError(msg, hint="mend the function, or name another one in features.python.") from error
+            msg = (
+                f"{builder.spec.name}, partition {partition.key}: {dotted} failed with {type(error).__name__}: {error}."
+            )
+            raise SourceError(msg, hint="correct the function, or name another one in features.python.") from error
         if not isinstance(frame, pl.DataFrame):
-            msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is no table."
+            msg = f"{builder.spec.name}: {dotted} returned {type(frame).__name__}, which is not a table."
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")
         return frame.sort([name for name in key if name in frame.columns]).to_arrow()
 
@@ -268,7 +275,7 @@ class FeatureSession:
 
 
 def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:
-    """The batches of a reader; what fails on the way names the SQL file."""
+    """Pass on the batches of a reader; an error on the way names the SQL file."""
     batches = iter(reader)
     while True:
         with query.explained(partition):

@@ -68,15 +68,15 @@ def feature_file_sizes(folder: Path) -> dict[str, int]:
 
 
 def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
-    """Write what is read soon and whole.
+    """Open a writer for a Parquet file.
 
-    Only text is kept as a dictionary: numbers are mostly distinct, and a dictionary of those is larger than they are.
+    Only text is dictionary-encoded: numbers are mostly distinct, so that a dictionary of them is larger.
 
     Args:
-        path: Of the file.
-        schema: Of its rows.
-        lasting: Whether the file stays, with Arrow's own types; if not, it is read once and is best written quickly:
-            columns that Arrow keeps as dictionaries are plain, numbers are not compressed, and nothing is told of values.
+        path: The file.
+        schema: Arrow schema of its rows.
+        lasting: True for a file that stays: it keeps Arrow's types and has statistics. False for a file that is read once
+            and best written quickly: numbers are not compressed, and columns that Arrow dictionary-encodes are plain.
     """
     repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
     compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
@@ -91,7 +91,7 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a file's bytes."""
+    """The SHA-256 of a file's bytes."""
     return file_digests(path)[0]
 
 
@@ -111,16 +111,16 @@ _HASH_BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class RecordedFile:
-    """An open file and what its bytes must be.
+    """An open feature file and the recorded hashes of its bytes.
 
     Args:
         where: Pipeline and partition, for messages.
-        path: As it was opened.
-        sha256: As recorded.
-        xxh3: As recorded, or empty; where it is there it is what is checked, for it costs next to nothing.
-        descriptor: Of the open file.
-        opened: Its size and time of change when it was opened.
-        hint: What to do when it is another one.
+        path: The path that was opened.
+        sha256: The recorded SHA-256.
+        xxh3: The recorded XXH3, or empty. It is checked instead of the SHA-256 if it is there, since it costs next to nothing.
+        descriptor: File descriptor of the open file.
+        opened: Size and modification time when the file was opened.
+        hint: What to do if the bytes differ.
     """
 
     where: str
@@ -135,7 +135,7 @@ class RecordedFile:
         """Check every byte; on any thread, also while the file is read.
 
         Args:
-            stop: Once set, nobody waits for the answer any more.
+            stop: Ends the check early when set, without a result.
 
         Raises:
             IntegrityError: A byte differs from what was recorded.
@@ -150,19 +150,19 @@ class RecordedFile:
             self._refuse()
 
     def require_untouched(self) -> None:
-        """Check that nobody wrote into the file since it was opened.
+        """Check that nobody wrote to the file since it was opened.
 
         Raises:
-            IntegrityError: Somebody did.
+            IntegrityError: The size or the modification time has changed.
         """
         if _state(self.descriptor) != self.opened:
             self._refuse()
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """Its rows in batches; a file without rows gives one empty batch, so that its columns are known.
+        """Read the rows in batches; a file without rows gives one empty batch, which has the columns.
 
         Args:
-            rows: Of a batch, at most.
+            rows: Maximum number of rows in a batch.
         """
         with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not file.metadata.num_rows:
@@ -178,10 +178,10 @@ class RecordedFile:
 def open_recorded(
     path: Path, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
 ) -> Generator[RecordedFile]:
-    """Open a file of features.
+    """Open a feature file.
 
     Raises:
-        IntegrityError: It is gone.
+        IntegrityError: The file is missing.
     """
     where = f"{pipeline}, partition {partition_key}"
     hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."

@@ -1,7 +1,4 @@
-"""The user's SQL: one SELECT in a file, checked once and run for many partitions, in the order of its key.
-
-Knows how to name the file and the line of what fails; knows nothing of what its rows mean.
-"""
+"""The user's SQL: one SELECT in a file, checked once and run for many partitions. Errors name the file and the line."""
 
 import json
 import re
@@ -22,22 +19,22 @@ PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 
 
 class Query:
-    """One SELECT over the sources, with the bounds and the key of a partition as parameters."""
+    """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
     def __init__(self, pipeline: str, folder: Path, name: str) -> None:
         """Read the file.
 
         Raises:
-            SourceError: It cannot be read, is a link that leads out of the folder, is not one SELECT, or uses a
-                parameter that there is not.
+            SourceError: The file cannot be read, is a link out of the folder, is not one SELECT, or uses an unknown
+                parameter.
         """
         self.pipeline, self.path = pipeline, folder / name
         path = self.path
         try:
             if not path.resolve().is_relative_to(folder.resolve()):
                 msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
-                raise SourceError(msg, hint="put the SQL itself into the folder of the pipeline.")
-            self.text = path.read_bytes().decode()  # as it is: a quoted name may hold a carriage return
+                raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
+            self.text = path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             msg = f"{pipeline}: {path} cannot be read ({reason})."
@@ -45,21 +42,21 @@ class Query:
         with self._explained():
             statements = duckdb.extract_statements(self.text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            found = listed(statement.type.name for statement in statements) or "nothing"
-            msg = f"{pipeline}: {path} must be one SELECT; it holds {found}."
+            types = listed(statement.type.name for statement in statements) or "nothing"
+            msg = f"{pipeline}: {path} must be one SELECT; it holds {types}."
             raise SourceError(msg, hint="write helper tables as WITH … AS (…) in front of the SELECT.")
         self.parameters = frozenset(statements[0].named_parameters)
         if unknown := self.parameters - PARAMETERS:
             msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
-            raise SourceError(msg, hint=f"there are {listed('$' + name for name in PARAMETERS)}.")
+            raise SourceError(msg, hint=f"use only {listed('$' + name for name in PARAMETERS)}.")
         self._select = _without_end(self.text)
         self._columns: list[str] | None = None
 
     def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
-        """The result for one partition, lazily, in the order of some of its columns; fetch it within `explained`.
+        """Run the query for a partition, lazily, in the order of some columns; fetch the result within `explained`.
 
         Raises:
-            SourceError: The SQL fails or lacks one of those columns; the message has file and line.
+            SourceError: The SQL fails or does not return these columns; the message names file and line.
         """
         values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
         bound = {name: values[name] for name in self.parameters}
@@ -71,7 +68,7 @@ class Query:
             return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
 
     def reads(self, names: Iterable[str]) -> list[str]:
-        """Which of some tables it names, by DuckDB's own parser; all of them where that cannot tell."""
+        """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
         with duckdb.connect(":memory:") as con:
             ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": self.text}).fetchall()
         tree = json.loads(text)
@@ -82,7 +79,7 @@ class Query:
 
     @contextmanager
     def explained(self, partition: Partition) -> Generator[None]:
-        """Raise what fails in fetching from a result as a SourceError that names partition, file and line."""
+        """Turn what fails while a result is fetched into a SourceError that names partition, file and line."""
         with self._explained(f", partition {partition.key}"):
             yield
 
@@ -90,19 +87,21 @@ class Query:
     def _explained(self, at: str = "") -> Generator[None]:
         try:
             yield
-        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow hands on what DuckDB says
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow passes on the errors of DuckDB
             message = " ".join(str(error).split())
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
-            hint = "mend the SQL, or the source that it reads; batch-platform check tries it without reading a row."
+            hint = (
+                "correct the SQL or the source that it reads; batch-platform check tries the SQL without reading a row."
+            )
             raise SourceError(msg, hint=hint) from error
 
     def _require(self, present: list[str], wanted: list[str]) -> None:
         counts = Counter(name.lower() for name in present)
         if twice := [name for name in present if counts[name.lower()] > 1]:
             msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
-            raise SourceError(msg, hint="name each with AS; capitals make no difference in SQL.")
+            raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
         if missing := [column for column in wanted if column not in present]:
             guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, present))]
             msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
@@ -120,7 +119,7 @@ def _base_tables(node: object) -> Iterator[str]:
 
 
 def _without_end(text: str) -> str:
-    """The statement without its semicolon and what follows it, so that it can stand in brackets."""
+    """Cut a statement at its semicolon, so that it can stand in brackets."""
     encoded = text.encode()
     code = [at for at, kind in duckdb.tokenize(text) if kind != duckdb.token_type.comment]
     ends = [at for at in code if encoded[at : at + 1] == b";"]
@@ -128,10 +127,10 @@ def _without_end(text: str) -> str:
 
 
 def _line_of(message: str, text: str) -> str | None:
-    """The line that DuckDB names, else the first one with the identifier that it complains of."""
+    """The line that DuckDB names in a message, else the first one with the identifier in question."""
     if named := re.search(r"LINE (\d+):", message):
         return named[1]
-    complained = re.search(r'"([^"]+)"|with name (\S+)', message)
-    wanted = (complained[1] or complained[2]) if complained else None
+    identifier = re.search(r'"([^"]+)"|with name (\S+)', message)
+    wanted = (identifier[1] or identifier[2]) if identifier else None
     lines = enumerate(text.splitlines(), start=1)
     return next((str(number) for number, line in lines if wanted and wanted in line), None)

@@ -1,32 +1,37 @@
-"""Rows of features as they pass: unique keys in their order, times inside the partition, no label among the columns.
+"""What the rows of features must satisfy: unique keys, times inside the partition, no label, no row lost by a join.
 
-Sees one batch at a time, so that a partition of any size is checked in the memory of a batch.
+Rows are checked batch by batch, so the memory of one batch is enough for a partition of any size.
 """
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import duckdb
 import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, did_you_mean, listed, shortened
+from batch_platform.declaration.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed, shortened
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.warehouse.sql import quoted
 
+_DRIVING, _FEATURES = "__in_the_source", "__in_the_features"
 _CALENDAR = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and to the last of the years 1 to 9999
 _PER_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_BEFORE_A_GAP = timedelta(hours=3)  # no change to summer time skips more
+_BEFORE_A_GAP = timedelta(hours=3)  # no change of clocks skips more
 
 
 class RowChecks:
-    """Checks the rows of a partition as they pass, in the order of their key."""
+    """Checks the rows of a partition batch by batch; they must come in the order of their key."""
 
     def __init__(self, spec: PipelineSpec, partition: Partition, schema: pa.Schema) -> None:
         """Check the columns.
 
         Raises:
-            DataError: Key or time is missing, the label is there, a name is none, or a type can be kept nowhere.
+            DataError: Key or time is missing, the label is present, or a column has a name or a type that cannot be stored.
         """
         self._spec, self._partition = spec, partition
         self._zone = ZoneInfo(spec.partitions.timezone)
@@ -68,11 +73,11 @@ class RowChecks:
 
     def _check_types(self, schema: pa.Schema) -> None:
         if wrong := [f"{field.name} ({field.type})" for field in schema if not _can_be_kept(field.type)]:
-            msg = f"{self._spec.name}, partition {self._partition.key}: no row can be kept with the columns {listed(wrong)}."
-            raise DataError(msg, hint="cast them in the features to a number, a text or a time, or leave them out.")
+            msg = f"{self._spec.name}, partition {self._partition.key}: rows with these columns cannot be stored: {listed(wrong)}."
+            raise DataError(msg, hint="cast them in the features to a number, text or time, or leave them out.")
 
     def _check_calendar(self, frame: pl.DataFrame) -> None:
-        """Refuse what databases write as infinity: it lies in no year that a date can be shown in."""
+        """Refuse times outside the years 1 to 9999, such as the infinity of databases: no date can show them."""
         for name in self._temporal:
             times = frame[name]
             if isinstance(times.dtype, pl.Datetime):
@@ -82,13 +87,13 @@ class RowChecks:
             if beyond := int((~seconds.is_between(*_CALENDAR)).sum()):
                 msg = f"{self._spec.name}, partition {self._partition.key}: {beyond} rows have a {name!r} before the "
                 msg += "year 1 or after the year 9999, such as infinity."
-                raise DataError(msg, hint="make a null or a real time of it in the features.")
+                raise DataError(msg, hint="replace such a time in the features by a null or by a real time.")
 
     def _check_keys(self, frame: pl.DataFrame) -> None:
         key = self._spec.features.key
         if nulls := [name for name in key if frame[name].null_count()]:
             msg = f"{self._spec.name}, partition {self._partition.key}: the key has nulls in {listed(nulls)}."
-            raise DataError(msg, hint="leave such rows out in the features or choose another key.")
+            raise DataError(msg, hint="filter such rows out in the features, or choose another key.")
         if not frame.height:
             return
         if self._last is not None and frame.select(key).row(0) == self._last:
@@ -101,12 +106,15 @@ class RowChecks:
         times = frame[column]
         if times.null_count():
             msg = f"{where}{times.null_count()} rows have no {column!r}."
-            raise DataError(msg, hint="a row without a time belongs to no partition; leave it out in the features.")
+            raise DataError(msg, hint="a row without a time belongs to no partition; filter it out in the features.")
         if times.dtype == pl.Date:
             times = times.cast(pl.Datetime("us"))
         if not isinstance(times.dtype, pl.Datetime):
             msg = f"{where}{column!r} is of type {times.dtype}, not a date or a timestamp."
-            raise DataError(msg, hint="features.time names a column with the row's time; cast it or leave it out.")
+            raise DataError(
+                msg,
+                hint="features.time must name a column with a date or a timestamp; cast the column, or drop features.time.",
+            )
         instants = times if times.dtype.time_zone else _local_instants(times, self._zone)
         outside = frame.filter(
             ~instants.dt.convert_time_zone("UTC").is_between(self._partition.start, self._partition.end, closed="left")
@@ -122,12 +130,12 @@ class RowChecks:
 
 
 def _can_be_kept(dtype: pa.DataType, *, nested: bool = False) -> bool:
-    """Whether Polars reads values of a type and JSON can show them; bytes only as a column of their own."""
+    """Whether Polars can read values of a type and JSON can show them; bytes only outside of lists and structs."""
     if isinstance(dtype, pa.BaseExtensionType) or pa.types.is_interval(dtype) or pa.types.is_union(dtype):
         return False
     if pa.types.is_nested(dtype):
         inner = (dtype.field(at).type for at in range(dtype.num_fields))
-        return all(_can_be_kept(one, nested=True) for one in inner)
+        return all(_can_be_kept(dtype, nested=True) for dtype in inner)
     if pa.types.is_fixed_size_binary(dtype):  # what Arrow makes of Python objects
         return False
     return not (
@@ -139,7 +147,7 @@ def require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame
     """Check that no key occurs twice in a frame.
 
     Raises:
-        DataError: One does; the message names them.
+        DataError: Some do; the message names them.
     """
     key = spec.features.key
     if frame.select(key).n_unique() == frame.height:
@@ -157,63 +165,130 @@ def with_keys_of(  # noqa: PLR0913 - two frames, and where they are from
     what: str,
     key: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """A frame with its key columns in the types of the rows that it is joined to: the same keys, and no others, meet.
+    """Cast the key columns of a frame to the types of the rows that it will be joined to, so that exactly equal keys meet.
 
-    The same instant in another zone or unit is the same key, as is the same number in another width and the same text
-    stored in another way.
+    Equal keys are: one instant in two zones or units, one number in two widths, one text in two encodings.
 
     Args:
-        rows: What the frame is joined to.
+        rows: The rows to join to.
         spec: The pipeline.
-        partition: The partition that both are of.
-        frame: Holds the key columns too.
-        what: What the frame is, for the message.
-        key: The key columns that it holds, if not all.
+        partition: The partition of both.
+        frame: The frame with the key columns.
+        what: What the frame holds, for messages.
+        key: The key columns of the frame; None for all.
 
     Raises:
-        DataError: A key column has a type with which no key can be the same.
+        DataError: A key column has a type in which no key can be equal.
     """
     casts: list[pl.Expr] = []
     for name in key or spec.features.key:
-        wanted, found = rows.schema[name], frame.schema[name]
-        if wanted == found or isinstance(found, pl.Null):
-            casts += [] if wanted == found else [pl.col(name).cast(wanted)]
-        elif _same_kind(wanted, found):
-            casts.append(_in_type(pl.col(name), wanted, found).alias(name))
+        wanted, present = rows.schema[name], frame.schema[name]
+        if wanted == present or isinstance(present, pl.Null):
+            casts += [] if wanted == present else [pl.col(name).cast(wanted)]
+        elif _comparable(wanted, present):
+            casts.append(_in_type(pl.col(name), wanted, present).alias(name))
         else:
             msg = f"{spec.name}, partition {partition.key}: key column {name!r} is {wanted} in the features, "
-            msg += f"but {found} in the {what}, so that no key can be the same."
-            raise DataError(msg, hint=f"cast {name!r} in labels.sql or in the features, so that both have one type.")
+            msg += f"but {present} in the {what}; such keys are never equal."
+            raise DataError(msg, hint=f"cast {name!r} in labels.sql or in the features, to one type in both.")
     return frame.with_columns(casts)
 
 
-def _same_kind(one: pl.DataType, other: pl.DataType) -> bool:
-    if isinstance(one, pl.Datetime) and isinstance(other, pl.Datetime):
-        return (one.time_zone is None) == (other.time_zone is None)
-    pairs = (
-        (one.is_integer(), other.is_integer()),
-        (one.is_float(), other.is_float()),
-        (_is_text(one), _is_text(other)),
+def _comparable(left: pl.DataType, right: pl.DataType) -> bool:
+    """Whether values of two types can be equal keys."""
+    if isinstance(left, pl.Datetime) and isinstance(right, pl.Datetime):
+        return (left.time_zone is None) == (right.time_zone is None)
+    text = pl.String | pl.Categorical | pl.Enum
+    return (
+        (left.is_integer() and right.is_integer())
+        or (left.is_float() and right.is_float())
+        or (isinstance(left, text) and isinstance(right, text))
     )
-    return any(all(pair) for pair in pairs)
 
 
-def _is_text(dtype: pl.DataType) -> bool:
-    return isinstance(dtype, pl.String | pl.Categorical | pl.Enum)
-
-
-def _in_type(key: pl.Expr, wanted: pl.DataType, found: pl.DataType) -> pl.Expr:
-    """A key in another type of the same kind; null where that one cannot hold it, which meets no key."""
-    if isinstance(wanted, pl.Datetime) and isinstance(found, pl.Datetime) and wanted.time_zone is not None:
-        key, found = key.dt.convert_time_zone(wanted.time_zone), pl.Datetime(found.time_unit, wanted.time_zone)
+def _in_type(key: pl.Expr, wanted: pl.DataType, present: pl.DataType) -> pl.Expr:
+    """Cast a key to a comparable type; null, which equals no key, if that type cannot hold the value."""
+    if isinstance(wanted, pl.Datetime) and isinstance(present, pl.Datetime) and wanted.time_zone is not None:
+        key, present = key.dt.convert_time_zone(wanted.time_zone), pl.Datetime(present.time_unit, wanted.time_zone)
     cast = key.cast(wanted, strict=False)
-    return pl.when(cast.cast(found, strict=False) == key).then(cast)
+    return pl.when(cast.cast(present, strict=False) == key).then(cast)
+
+
+def require_every_row(
+    spec: PipelineSpec, partition: Partition, con: SourceConnection, features: Path, rows: int
+) -> None:
+    """Check that a partition has as many rows of features as its driving source has, if one is declared.
+
+    Keys are compared only to name the rows that a join lost or multiplied.
+
+    Args:
+        spec: The pipeline.
+        partition: The partition.
+        con: Its sources, opened for the partition.
+        features: The file with its features.
+        rows: The number of rows in the file.
+
+    Raises:
+        DataError: The numbers differ; the message names keys that are missing or too many, if the source has key columns.
+        SourceError: The source has no such time column, or cannot be read.
+    """
+    driving = spec.features.driving
+    if driving is None:
+        return
+    where = f"{spec.name}, partition {partition.key}"
+    columns = con.duckdb.sql(f"FROM {quoted(driving.source)}").columns
+    if driving.time not in columns:
+        msg = f"{where}: the source {driving.source!r} has no column {driving.time!r}; it has {listed(columns)}."
+        raise SourceError(msg, hint=did_you_mean(driving.time, columns) or "correct features.driving.time.")
+    time = quoted(driving.time)
+    inside = f"FROM {quoted(driving.source)} WHERE {time} >= $start AND {time} < $end"
+    window = {"start": partition.start, "end": partition.end}
+    try:
+        ((expected,),) = con.duckdb.execute(f"SELECT count(*) {inside}", window).fetchall()
+        if expected == rows:
+            return
+        differing = ""
+        if shared := [name for name in spec.features.key if name in columns]:
+            source = con.duckdb.sql(f"SELECT {', '.join(map(quoted, shared))} {inside}", params=window).pl()
+            built = pl.read_parquet(features, columns=shared)
+            source = with_keys_of(built, spec, partition, source, what=f"source {driving.source!r}", key=shared)
+            differing = _differing_keys(built, source, shared)
+    except duckdb.Error as error:
+        msg = f"{where}: the rows of {driving.source!r} cannot be counted by {driving.time!r}: {' '.join(str(error).split())}."
+        raise SourceError(msg, hint="features.driving.time must name a column with a date or a timestamp.") from error
+    msg = f"{where}: {driving.source!r} has {expected} rows by {driving.time!r}, but {rows} rows of features came out{differing}."
+    hint = "no join in the features may lose rows or multiply them: use LEFT JOIN, and join on unique columns."
+    raise DataError(msg, hint=hint)
+
+
+def _differing_keys(features: pl.DataFrame, source: pl.DataFrame, key: list[str]) -> str:
+    """Name the keys that have fewer rows of features than rows in the source, and those that have more."""
+    both = (
+        source.group_by(key)
+        .len(_DRIVING)
+        .join(features.group_by(key).len(_FEATURES), on=key, how="full", coalesce=True, nulls_equal=True)
+        .with_columns(pl.col(_DRIVING, _FEATURES).fill_null(0))
+    )
+    text = ""
+    for what, differs in (
+        ("missing", pl.col(_FEATURES) < pl.col(_DRIVING)),
+        ("too many", pl.col(_FEATURES) > pl.col(_DRIVING)),
+    ):
+        keys = both.filter(differs).select(key).sort(key)
+        if keys.height:
+            shown = [
+                " ".join(f"{name}={shortened(value)}" for name, value in row.items())
+                for row in keys.head(MOST_LISTED).to_dicts()
+            ]
+            more = f" and {keys.height - MOST_LISTED} more" if keys.height > MOST_LISTED else ""
+            text += f"; {what}: {', '.join(shown)}{more}"
+    return text
 
 
 def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:
     msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
     msg += listed(_named(spec, key) for key in keys) + "."
-    return DataError(msg, hint="features.key must be unique within a partition; mend the SQL or extend the key.")
+    return DataError(msg, hint="features.key must be unique within a partition; correct the SQL or extend the key.")
 
 
 def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
@@ -221,7 +296,7 @@ def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
 
 
 def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:
-    """Naive times as the zone's clocks show them: the first of two where they repeat; past a gap, as if not moved yet."""
+    """Read naive times as local ones: the first of two where clocks repeat, and in a gap as if clocks had not moved."""
     instants = times.dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
     if not instants.null_count():
         return instants

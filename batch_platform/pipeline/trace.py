@@ -1,8 +1,8 @@
-"""From a score back to the rows of the sources, and from a source forward to the predictions made from it.
+"""Trace a score back to the rows of the sources, and a source forward to the predictions made from it.
 
-Which rows of a source made a score cannot be known in general: a feature may count a million of them. So what is shown
-of a source is the rows that bear the score's own key, where it has the key's columns, and else its name, its version
-and the columns that are read of it. Reads what is recorded and published, and the sources as they are now.
+Which rows of a source made a score cannot be known in general: a feature may count a million of them. So the trace shows
+the rows of a source that have the key of the score, or, if the source lacks columns of the key, its name, its version and
+the columns read from it. Reads the published copy, and the sources as they are now.
 """
 
 import json
@@ -38,7 +38,7 @@ from batch_platform.warehouse.sql import quoted
 
 @dataclass(frozen=True)
 class TracedModel:
-    """The model that gave a score, and what it was made from."""
+    """The model that gave a score, and how it was trained."""
 
     version: str
     sha256: str
@@ -48,13 +48,13 @@ class TracedModel:
     trained_from: datetime
     trained_until: datetime
     rows_trained: int
-    decision: str  # what was decided of it last
+    decision: str  # the last one
     run_id: str
 
 
 @dataclass(frozen=True)
 class TracedFeatures:
-    """The feature file that a score was made from, and the sources as they were read for it."""
+    """The feature file that a score was made from, and the versions of the sources it was built from."""
 
     file: str
     rows: int
@@ -67,40 +67,40 @@ class TracedFeatures:
 
 @dataclass(frozen=True)
 class TracedSource:
-    """A source that a score was made from, and what it holds of the score's key now."""
+    """A source that a score was made from, and the rows that it has for the key of the score now."""
 
     name: str
     kind: str
     version: str | None  # recorded when the features were built
-    unchanged: bool | None  # whether that is its version now; None where it cannot be read
-    columns: list[str] | None  # that the features are known to read of it; None where that is not known
-    rows_of_key: int | None  # how many rows bear the key; None where it has not the columns of the key
-    rows: tuple[dict[str, Any], ...]  # the first of them, with those columns
+    unchanged: bool | None  # whether it still has that version; None if it cannot be read
+    columns: list[str] | None  # that the features read from it; None if not known
+    rows_of_key: int | None  # number of rows with the key; None if it lacks columns of the key
+    rows: tuple[dict[str, Any], ...]  # the first of these rows, with those columns
     note: str
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What became of one row, and what produced it."""
+    """The outcome of one row, and what produced it."""
 
     outcome: Literal["scored", "rejected"]
-    row: dict[str, Any]  # as its table holds it
+    row: dict[str, Any]  # of the table `predictions` or `rejected_rows`
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures
-    sources: tuple[TracedSource, ...] = ()  # once they are looked at
+    sources: tuple[TracedSource, ...] = ()  # filled by `with_source_rows`
 
 
 def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]:
-    """What produced the scored or rejected rows of a key, newest partition first.
+    """Trace the scored and rejected rows of a key, newest partition first.
 
     Args:
         spec: The pipeline.
-        home: Where its published copy lies.
-        key: Values, as text, by key column; all key columns, or as many as are known.
+        home: The home with its published copy.
+        key: Values as text by key column; some of the key columns are enough.
 
     Raises:
-        WrongUseError: A name is no key column.
+        WrongUseError: A name is not a key column.
         DataError: No row has the key.
         WarehouseError: Nothing is published, or the published copy cannot be read.
     """
@@ -109,12 +109,12 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
         msg = f"{spec.name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
     with open_published(home) as con:
-        found = _Tracer(con, spec, home, read_registry(con, spec.name)).traces(key)
-    if not found:
+        traces = _Tracer(con, spec, home, read_registry(con, spec.name)).traces(key)
+    if not traces:
         row = ", ".join(f"{name}={value}" for name, value in key.items())
         msg = f"{spec.name}: no scored or rejected row has {row}."
         raise DataError(msg, hint=f"batch-platform status {spec.name} shows which partitions are scored.")
-    return found
+    return traces
 
 
 Record = TypeVar("Record", ScoreRun, FeatureBuild)
@@ -122,7 +122,7 @@ Record = TypeVar("Record", ScoreRun, FeatureBuild)
 
 @dataclass(frozen=True)
 class _Tracer:
-    """Follows rows back through a published copy."""
+    """Traces rows through a published copy."""
 
     con: duckdb.DuckDBPyConnection
     spec: PipelineSpec
@@ -131,19 +131,19 @@ class _Tracer:
 
     def traces(self, key: Mapping[str, str]) -> list[Trace]:
         tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
-        found = self.con.execute(tables, {"schema": self.spec.name}).fetchall()
-        types = {column: dtype for table, column, dtype in found if table == "predictions"}
-        present = {table for table, *_ in found}
+        columns = self.con.execute(tables, {"schema": self.spec.name}).fetchall()
+        types = {column: dtype for table, column, dtype in columns if table == "predictions"}
+        present = {table for table, *_ in columns}
         scored = self._rows("predictions", key, types) if "predictions" in present else []
         rejected = self._rows("rejected_rows", key, types) if "rejected_rows" in present else []
         traces = [
             *(self._trace("scored", row) for row in scored),
             *(self._trace("rejected", _read_json(row)) for row in rejected),
         ]
-        return sorted(traces, key=lambda one: one.commit.partition_start, reverse=True)
+        return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
 
     def _rows(self, table: str, key: Mapping[str, str], types: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The rows whose key has given values, which may be written as the column's type or as the text of it."""
+        """Read the rows whose key has these values, each written as the column's type or as its text."""
         conditions: list[str] = []
         bound: dict[str, str] = {}
         for at, (name, value) in enumerate(key.items()):
@@ -176,13 +176,13 @@ class _Tracer:
         )
         rows = self.con.execute(query, {"pipeline": self.spec.name, **values}).fetchall()
         if not rows:
-            msg = f"{self.spec.name}, partition {values['partition_key']}: {ledger} holds no row of it."
+            msg = f"{self.spec.name}, partition {values['partition_key']}: {ledger} has no row for this score."
             raise IntegrityError(msg, hint="the warehouse was changed by other means; restore it from a backup.")
         return record(*rows[0])
 
     def _model(self, name: str) -> TracedModel:
         version = self.registry.named(name)
-        decided = self.registry.last_decision(name)
+        decision = self.registry.last_decision(name)
         return TracedModel(
             version=name,
             sha256=version.sha256,
@@ -192,7 +192,7 @@ class _Tracer:
             trained_from=version.trained_from,
             trained_until=version.trained_until,
             rows_trained=version.rows_trained,
-            decision="none" if decided is None else f"{decided.action} by {decided.actor}: {decided.reason}",
+            decision="none" if decision is None else f"{decision.action} by {decision.actor}: {decision.reason}",
             run_id=version.run_id,
         )
 
@@ -210,7 +210,7 @@ def _features(build: FeatureBuild, file: Path) -> TracedFeatures:
 
 
 def _read_json(row: dict[str, Any]) -> dict[str, Any]:
-    """A rejected row with its key and its features read."""
+    """Parse the key and the features of a rejected row."""
     return {**row, "key": json.loads(row["key"]), "row": json.loads(row["row"])}
 
 
@@ -224,7 +224,7 @@ class Dependent:
 
     partition: str
     through: tuple[Way, ...]  # its features were built from it; its model was trained on it
-    source_version: str | None  # that its features were built from
+    source_version: str | None  # its features were built from it
     model_version: str
     rows_scored: int
     committed_at: datetime
@@ -240,32 +240,33 @@ class Dependents:
     partition: str | None  # None for all of the source
     note: str
     rows_scored: int
-    versions: dict[str, int]  # how many partitions were built from which version of the source
-    models: list[str]  # the versions trained on it that serve one of the partitions
+    versions: dict[str, int]  # number of partitions built from each version of the source
+    models: list[str]  # versions trained on the source that scored one of the partitions
     partitions: list[Dependent]
 
 
-def with_source_rows(builder: FeatureBuilder, found: Sequence[Trace]) -> list[Trace]:
-    """Traces, each with what its sources hold of it now."""
-    if not found:
+def with_source_rows(builder: FeatureBuilder, traces: Sequence[Trace]) -> list[Trace]:
+    """Add to traces what the sources hold for them now."""
+    if not traces:
         return []
-    partitions = [builder.spec.partitions.calendar.named(one.commit.partition_key) for one in found]
+    partitions = [builder.spec.partitions.calendar.named(trace.commit.partition_key) for trace in traces]
     try:
         lineage = builder.asked_lineage(partitions[0])
     except SourceError:
         lineage = builder.lineage
-    traced = [_traced(builder, name, lineage, list(zip(found, partitions, strict=True))) for name in lineage.sources]
-    return [replace(one, sources=tuple(of[at] for of in traced)) for at, one in enumerate(found)]
+    dated = list(zip(traces, partitions, strict=True))
+    by_source = [_traced(builder, name, lineage, dated) for name in lineage.sources]
+    return [replace(trace, sources=tuple(traced[at] for traced in by_source)) for at, trace in enumerate(traces)]
 
 
 def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: str | None) -> Dependents:
-    """The committed partitions of predictions that depend on a source, oldest first.
+    """List the committed partitions of predictions that depend on a source, oldest first.
 
     Args:
-        builder: Of the pipeline.
-        home: Where its published copy lies.
-        source: The name of the source.
-        partition_key: One partition of it, which tells predictions apart only where each partition has a file of its own.
+        builder: The builder of the pipeline.
+        home: The home with its published copy.
+        source: Name of the source.
+        partition_key: A partition of the source; selects predictions only if the source has a file for each partition.
 
     Raises:
         WrongUseError: There is no such source or partition.
@@ -275,22 +276,23 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
     if source not in spec.sources:
         msg = f"{spec.name} has no source {source!r}; it has {listed(spec.sources)}."
         raise WrongUseError(msg, hint=did_you_mean(source, spec.sources))
-    asked = None if partition_key is None else spec.partitions.calendar.named(partition_key)
-    own = spec.sources[source].by_partition
+    partition = None if partition_key is None else spec.partitions.calendar.named(partition_key)
+    by_partition = spec.sources[source].by_partition
     with open_published(home) as con:
         rows = con.execute(_COMMITTED, {"pipeline": spec.name}).fetchall()
-        versions = {one.version: one for one in read_registry(con, spec.name).versions}
-    window = asked if own else None
+        versions = {version.version: version for version in read_registry(con, spec.name).versions}
+    window = partition if by_partition else None
     ways = _ways(builder, source)
-    partitions = [found for row in rows if (found := _dependent(row, source, ways, window, versions)) is not None]
+    dependents = [_dependent(row, source, ways, window, versions) for row in rows]
+    partitions = [dependent for dependent in dependents if dependent is not None]
     return Dependents(
         pipeline=spec.name,
         source=source,
         partition=partition_key,
-        note=_note(source, ways, asked, own=own),
-        rows_scored=sum(one.rows_scored for one in partitions),
-        versions=dict(Counter(one.source_version for one in partitions if one.source_version is not None)),
-        models=sorted({one.model_version for one in partitions if "model" in one.through}),
+        note=_note(source, ways, partition, by_partition=by_partition),
+        rows_scored=sum(dependent.rows_scored for dependent in partitions),
+        versions=dict(Counter(dependent.source_version for dependent in partitions if dependent.source_version)),
+        models=sorted({dependent.model_version for dependent in partitions if "model" in dependent.through}),
         partitions=partitions,
     )
 
@@ -312,7 +314,7 @@ FROM newest ORDER BY partition_start
 
 
 def _ways(builder: FeatureBuilder, source: str) -> set[Way]:
-    """How predictions can depend on a source: the model learns from features and labels."""
+    """In which ways predictions can depend on a source; a model learns from both features and labels."""
     ways: set[Way] = set()
     if source in builder.lineage.sources:
         ways |= {"features", "model"}
@@ -334,10 +336,10 @@ def _dependent(
     through: list[Way] = []
     if "features" in ways and source in recorded and (window is None or window.key == key):
         through.append("features")
-    learnt = model is not None and (
+    learned = model is not None and (
         window is None or (model.trained_from < window.end and window.start < model.trained_until)
     )
-    if "model" in ways and learnt:
+    if "model" in ways and learned:
         through.append("model")
     if not through:
         return None
@@ -345,30 +347,31 @@ def _dependent(
     return Dependent(key, tuple(through), version, model_version, rows_scored, committed_at, run_id)
 
 
-def _note(source: str, ways: Collection[Way], asked: Partition | None, *, own: bool) -> str:
-    """What the list means."""
+def _note(source: str, ways: Collection[Way], partition: Partition | None, *, by_partition: bool) -> str:
+    """Explain the list."""
     if not ways:
         return f"neither the features nor the labels read {source!r}."
     if "features" not in ways:
-        return f"only the labels read {source!r}: the models learnt from it."
-    if own:
+        return f"only the labels read {source!r}: the models learned from it."
+    if by_partition:
         return (
-            f"{source!r} has a file for each partition: features are built from their own, models from all of a window."
+            f"{source!r} has a file for each partition: features are built from their own file, models learn from the "
+            "files of a training window."
         )
-    left_open = "" if asked is None else f", so that what lies in {asked.key} cannot be told apart"
-    return f"{source!r} is one table for all partitions{left_open}: each partition was built from it as it was then."
+    inseparable = "" if partition is None else f"; its rows of {partition.key} cannot be told apart"
+    return f"{source!r} is one table for all partitions{inseparable}. Each partition was built from the table as it was then."
 
 
 def _traced(
-    builder: FeatureBuilder, name: str, lineage: Lineage, found: Sequence[tuple[Trace, Partition]]
+    builder: FeatureBuilder, name: str, lineage: Lineage, dated: Sequence[tuple[Trace, Partition]]
 ) -> list[TracedSource]:
-    """What one source, opened once, holds of the key of each trace."""
+    """Look up the key of each trace in one source, which is opened once."""
     sources = builder.sources
     read = lineage.read_of(name) if lineage.complete else None
     traced: list[TracedSource] = []
     with ExitStack() as stack:
         con: SourceConnection | None = None
-        for trace, partition in found:
+        for trace, partition in dated:
             recorded = trace.features.sources.get(name)
             source = TracedSource(name, builder.spec.sources[name].kind, recorded, None, read, None, (), "")
             try:
@@ -382,36 +385,34 @@ def _traced(
                 reason = error.message if isinstance(error, SourceError) else " ".join(str(error).split())
                 traced.append(replace(source, note=f"cannot be read now: {reason}"))
             else:
-                note = _told(unchanged=unchanged, keyed=count is not None)
+                changed = [] if unchanged else ["has changed since the features were built from it"]
+                unkeyed = (
+                    [] if count is not None else ["lacks columns of the key: which of its rows were used is not known"]
+                )
+                note = "; ".join([*changed, *unkeyed])
                 traced.append(replace(source, unchanged=unchanged, rows_of_key=count, rows=rows, note=note))
     return traced
 
 
-def _key_of(one: Trace, names: Sequence[str]) -> dict[str, Any]:
-    held = one.row["key"] if one.outcome == "rejected" else one.row
-    return {name: held[name] for name in names}
-
-
-def _told(*, unchanged: bool, keyed: bool) -> str:
-    changed = [] if unchanged else ["has changed since the features were built from it"]
-    lacking = [] if keyed else ["lacks columns of the key: which of its rows were used cannot be told"]
-    return "; ".join([*changed, *lacking])
+def _key_of(trace: Trace, names: Sequence[str]) -> dict[str, Any]:
+    values = trace.row["key"] if trace.outcome == "rejected" else trace.row
+    return {name: values[name] for name in names}
 
 
 def _rows_of_key(
     con: SourceConnection, name: str, lineage: Lineage, key: Mapping[str, Any], read: Sequence[str] | None
 ) -> tuple[int | None, tuple[dict[str, Any], ...]]:
-    """How many rows of a source bear a key, and the first of them; None where it lacks a column of the key."""
+    """Count the rows of a source with a key, and return the first of them; None if the source lacks a column of the key."""
     view = con.duckdb.sql(f"FROM {quoted(name)}")
     types = {column.lower(): (column, str(dtype)) for column, dtype in zip(view.columns, view.types, strict=True)}
     named: dict[str, Any] = {}
     for column, value in key.items():
         copied = lineage.of(column).copy_of
-        own = copied.column if copied is not None and copied.source == name else column
-        if own.lower() not in types:
+        source_column = (copied.column if copied is not None and copied.source == name else column).lower()
+        if source_column not in types:
             return None, ()
-        named[own.lower()] = value
-    same = [f"{quoted(types[one][0])} = TRY_CAST($value{at} AS {types[one][1]})" for at, one in enumerate(named)]
+        named[source_column] = value
+    same = [f"{quoted(types[key][0])} = TRY_CAST($value{at} AS {types[key][1]})" for at, key in enumerate(named)]
     bound = {f"value{at}": value for at, value in enumerate(named.values())}
     where = f"FROM {quoted(name)} WHERE {' AND '.join(same)}"
     ((count,),) = con.duckdb.execute(f"SELECT count(*) {where}", bound).fetchall()

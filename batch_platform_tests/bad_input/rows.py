@@ -78,7 +78,7 @@ def a_join_by_a_key_of_two_columns_that_fans_out(tmp_path: Path) -> None:
     fed.refuses(
         DAY,
         "'events' has 40 rows by 'ts', but 80 rows of features came out",
-        f"too many are id={IDS[0]}",
+        f"too many: id={IDS[0]}",
         error=DataError,
     )
 
@@ -109,7 +109,7 @@ def a_rule_declared_later(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path, features_sql=joined("INNER", SHOPS[:3]))
     before = fed.snapshot()
     fed.declare(**DRIVEN)
-    assert_names(fed.refused(lambda: fed.run(DAY), DataError), DAY, "'events' has 40 rows", "missing are id=")
+    assert_names(fed.refused(lambda: fed.run(DAY), DataError), DAY, "'events' has 40 rows", "missing: id=")
     assert fed.snapshot() == before
 
 
@@ -270,13 +270,13 @@ CASES: dict[str, Case] = {
         a_join,
         join="INNER",
         shops=SHOPS[1:],
-        message=["'events' has 40 rows by 'ts', but ", "; missing are id=", "LEFT JOIN"],
+        message=["'events' has 40 rows by 'ts', but ", "; missing: id=", "LEFT JOIN"],
     ),
     "B9 a join that loses all rows": partial(
         a_join,
         join="INNER",
         shops=["nowhere"],
-        message=["but 0 rows of features came out", f"missing are id={IDS[0]}", "and 30 more"],
+        message=["but 0 rows of features came out", f"missing: id={IDS[0]}", "and 30 more"],
     ),
     "B9 a join that fans out": partial(
         a_join, join="LEFT", shops=[*SHOPS, SHOPS[0]], message=["keys occur more than once in the features: id="]

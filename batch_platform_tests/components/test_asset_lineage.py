@@ -85,7 +85,7 @@ def test_what_stands_behind_a_star_is_unknown_until_a_run_has_asked_the_sources(
     deployment = deploy(tmp_path, monkeypatch, features_sql=STARRED)
     before = defined(deployment, "features")
     assert LINEAGE not in before
-    assert "The SQL alone does not tell more" in readable(before)
+    assert "The text of the SQL tells no more" in readable(before)
     assert LINEAGE not in defined(deployment, "predictions")
     assert deployment.run("features", first="2024-01-01", last="2024-01-03").success
     found = logged(deployment, "features")
@@ -114,7 +114,7 @@ def test_the_lineage_of_features_made_by_a_function_is_said_to_be_unknown(tmp_pa
     deployment = deploy(tmp_path, monkeypatch, features={"sql": None, "python": "made_by_hand.features"})
     metadata = defined(deployment, "features")
     assert LINEAGE not in metadata
-    assert "is unknown: the features are made by made_by_hand.features" in readable(metadata)
+    assert "The origin of the columns is unknown: the features are made by made_by_hand.features" in readable(metadata)
     (reference,) = metadata[CODE].code_references
     assert (reference.file_path, reference.line_number) == (str(tmp_path / "made_by_hand.py"), 3)
     assert deployment.run("features", first="2024-01-01").success

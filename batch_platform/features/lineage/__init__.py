@@ -1,4 +1,4 @@
-"""Which source columns each feature is made from, read off the SQL alone.
+"""The source columns that each feature is made from, found in the text of the SQL.
 
-Imports nothing of this package. Start with `columns.py`.
+Imports nothing else of this package. Start with `columns.py`.
 """

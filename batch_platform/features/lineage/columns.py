@@ -1,8 +1,8 @@
-"""Which source columns each column of the user's SQL is made from, read off its text; nothing is run.
+"""The source columns that each column of the user's SQL is made from, found in its text; nothing is run.
 
 Follows values through WITH tables, subqueries, joins, stars, windows and unions by DuckDB's rules of scope. Where the
 text does not tell (a name that two tables could hold, a star over a table of unknown columns, syntax that the parser
-does not know) it says so and never guesses. Knows nothing of partitions or of what the columns are for.
+does not know), the result says so and never guesses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequ
 
     Args:
         sql: One SELECT of DuckDB's dialect.
-        sources: The columns of each source by its name; none where they are not known.
-        columns: The names of the query's columns as DuckDB gives them; None where DuckDB was not asked.
+        sources: The columns of each source by name; empty if they are not known.
+        columns: The columns of the result as DuckDB names them; None if DuckDB was not asked.
     """
     import sqlglot
     from sqlglot.errors import SqlglotError
@@ -35,22 +35,19 @@ def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequ
         reason = f"the parser of lineage does not understand the SQL: {str(error).splitlines()[0]}"
         unknown = tuple(ColumnLineage(name, (), known=False) for name in columns or ())
         return Lineage(columns=unknown, sources=tuple(sources), reason=reason)
-    found = _as_written(table) if columns is None else _as_given(table, columns)
-    named = columns is not None or (table.rest is None and all(one.column for one in found))
+    written = [_column(name, reads) for name, reads in table.outputs]
+    outputs = written if columns is None else _as_named(table, columns)
+    named = columns is not None or (table.rest is None and all(output.column for output in outputs))
     return Lineage(
-        columns=tuple(one for one in found if one.column),
-        complete=named and all(one.known for one in found),
+        columns=tuple(output for output in outputs if output.column),
+        complete=named and all(output.known for output in outputs),
         deciders=tuple(sorted(follower.deciders)),
         sources=tuple(name for name in sources if name in follower.sources),
     )
 
 
-def _as_written(table: "Table") -> list[ColumnLineage]:
-    return [_column(name, reads) for name, reads in table.outputs]
-
-
-def _as_given(table: "Table", columns: Sequence[str]) -> list[ColumnLineage]:
-    """The columns that DuckDB gives, each held against what was followed: by position, else by name."""
+def _as_named(table: "Table", columns: Sequence[str]) -> list[ColumnLineage]:
+    """Match the columns that DuckDB names with those that were followed: by position, else by name."""
     from batch_platform.features.lineage.scopes import UNKNOWN
 
     if table.rest is not None:
@@ -58,8 +55,7 @@ def _as_given(table: "Table", columns: Sequence[str]) -> list[ColumnLineage]:
     if len(table.outputs) != len(columns):
         return [_column(name, UNKNOWN) for name in columns]
     pairs = zip(columns, table.outputs, strict=True)
-    same = ((name, reads if found.lower() in ("", name.lower()) else UNKNOWN) for name, (found, reads) in pairs)
-    return [_column(name, reads) for name, reads in same]
+    return [_column(name, reads if text.lower() in ("", name.lower()) else UNKNOWN) for name, (text, reads) in pairs]
 
 
 def _column(name: str, reads: "Reads") -> ColumnLineage:

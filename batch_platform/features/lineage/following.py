@@ -1,6 +1,6 @@
-"""A query followed through its tree: from each of its columns down to the columns of the sources.
+"""Follows the columns of a query through its syntax tree down to the columns of the sources.
 
-Reads the tree that the parser makes of the SQL; which table a name means is for `scopes.py` to say.
+`scopes.py` decides which table a name means.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,21 +18,21 @@ _DEEPEST = 10
 
 
 class Follower:
-    """Follows one query; gathers what decides its rows and which sources it names on the way."""
+    """Follows a query; collects on the way what selects its rows and which sources it names."""
 
     def __init__(self, sources: Mapping[str, Sequence[str]]) -> None:
-        """Take the columns of each source, none where they are not known."""
+        """Start with the columns of each source, empty if they are not known."""
         self._declared = {name.lower(): (name, columns) for name, columns in sources.items()}
         self._inside, self._of_ctes = NOTHING, NOTHING
         self.sources: set[str] = set()
 
     @property
     def deciders(self) -> frozenset[SourceColumn]:
-        """What filters, joins and groups read."""
-        return frozenset(one for one in (self._inside | self._of_ctes).columns if one.column != ROWS)
+        """The source columns that filters, joins and groups read."""
+        return frozenset(read for read in (self._inside | self._of_ctes).columns if read.column != ROWS)
 
     def query(self, node: exp.Expr, ctes: Tables | None = None, outer: Scope | None = None) -> Table:
-        """What a query gives."""
+        """The table that a query returns."""
         ctes = self._with(node, ctes or {}, outer)
         if isinstance(node, exp.Subquery) and not node.args.get("pivots"):
             return self.query(node.this, ctes, outer)
@@ -47,26 +47,26 @@ class Follower:
     def _with(self, node: exp.Expr, ctes: Tables, outer: Scope | None) -> Tables:
         clause = node.args.get("with_")
         known = dict(ctes)
-        for one in clause.expressions if clause else ():
+        for cte in clause.expressions if clause else ():
             grows = bool(clause and clause.args.get("recursive"))
-            known[one.alias.lower()] = cache(partial(self._cte, one, dict(known), outer, grows=grows))
+            known[cte.alias.lower()] = cache(partial(self._cte, cte, dict(known), outer, grows=grows))
         return known
 
     def _cte(self, node: exp.Expr, ctes: Tables, outer: Scope | None, *, grows: bool) -> Table:
         inside, self._inside = self._inside, NOTHING
         names, body = [name.name for name in node.args["alias"].columns], node.this
-        own = node.alias.lower()
-        recursive = grows and isinstance(body, exp.SetOperation) and _names_table(body.expression, own)
-        table = self._grown(body, own, names, ctes, outer) if recursive else self.query(body, ctes, outer).named(names)
+        name = node.alias.lower()
+        recursive = grows and isinstance(body, exp.SetOperation) and _names_table(body.expression, name)
+        table = self._grown(body, name, names, ctes, outer) if recursive else self.query(body, ctes, outer).named(names)
         self._of_ctes, self._inside = self._of_ctes | self._inside, inside
         return table
 
-    def _grown(self, body: exp.Expr, own: str, names: Sequence[str], ctes: Tables, outer: Scope | None) -> Table:
-        """A table that reads itself: followed until nothing new comes."""
+    def _grown(self, body: exp.Expr, name: str, names: Sequence[str], ctes: Tables, outer: Scope | None) -> Table:
+        """A recursive table, followed until its columns no longer change."""
         table = self.query(body.this, ctes, outer).named(names)
         for _ in range(_DEEPEST):
             before = table
-            step = self.query(body.expression, {**ctes, own: lambda before=before: before}, outer)
+            step = self.query(body.expression, {**ctes, name: lambda before=before: before}, outer)
             table = self._combined(body, before, step)
             if table.outputs == before.outputs:
                 return table
@@ -82,12 +82,12 @@ class Follower:
         if node.args.get("by_name"):
             names = dict.fromkeys(name.lower() for name, _ in (*left.outputs, *right.outputs))
             sides = ((name, [side.output(name) for side in (left, right)]) for name in names)
-            return Table(tuple((name, reduce(or_, filter(None, found), NOTHING)) for name, found in sides), rows=rows)
+            return Table(tuple((name, reduce(or_, filter(None, reads), NOTHING)) for name, reads in sides), rows=rows)
         if len(left.outputs) != len(right.outputs):
             return Table(rest=not_known, rows=rows)
         pairs = zip(left.outputs, right.outputs, strict=True)
         return Table(
-            tuple((name, one if one == other else one | other) for (name, one), (_, other) in pairs), rows=rows
+            tuple((name, above if above == below else above | below) for (name, above), (_, below) in pairs), rows=rows
         )
 
     def _select(self, node: exp.Expr, ctes: Tables, outer: Scope | None) -> Table:
@@ -97,9 +97,8 @@ class Follower:
             self._add(first.this, scope)
         for join in node.args.get("joins") or ():
             self._join(join, scope)
-        scope.windows = {one.name.lower(): one for one in node.args.get("windows") or ()}
-        aliases = {one.alias.lower(): one.this for one in node.expressions if isinstance(one, exp.Alias)}
-        scope.aliases = aliases
+        scope.windows = {window.name.lower(): window for window in node.args.get("windows") or ()}
+        scope.aliases = {alias.alias.lower(): alias.this for alias in node.expressions if isinstance(alias, exp.Alias)}
         deciding = [node.args.get(clause) for clause in ("where", "group", "having", "qualify", "distinct")]
         deciding += [node.args.get("order")] if node.args.get("limit") or node.args.get("distinct") else []
         self._inside |= self._all(deciding, scope)
@@ -108,9 +107,9 @@ class Follower:
         for projection in node.expressions:
             star = projection.this if isinstance(projection, exp.Column) else projection
             if isinstance(star, exp.Star):
-                of = [projection.table.lower()] if isinstance(projection, exp.Column) else list(scope.tables)
-                found, rest = self._star(star, of, scope)
-                outputs += found
+                tables = [projection.table.lower()] if isinstance(projection, exp.Column) else list(scope.tables)
+                columns, rest = self._star(star, tables, scope)
+                outputs += columns
                 opened += rest
             elif projection.find(exp.Columns):
                 opened.append(not_known)
@@ -121,7 +120,7 @@ class Follower:
         return Table(tuple(outputs), rest, scope.rows)
 
     def _add(self, node: exp.Expr, scope: Scope) -> None:
-        """Add what a FROM names to a scope."""
+        """Add the tables of a FROM to a scope."""
         inner = node.this
         if isinstance(node, exp.Subquery) and isinstance(inner, exp.Table) and not node.alias:
             self._add(inner, scope)  # a join in brackets
@@ -135,11 +134,11 @@ class Follower:
         self._add(node.this, scope)
         using = {name.name.lower() for name in node.args.get("using") or ()}
         if node.args.get("method") == "NATURAL":
-            sides = [[name.lower() for name, _ in one.outputs] for one in scope.tables.values()]
-            scope.natural = scope.natural or any(one.rest for one in scope.tables.values())
+            sides = [[name.lower() for name, _ in table.outputs] for table in scope.tables.values()]
+            scope.natural = scope.natural or any(table.rest for table in scope.tables.values())
             using = {name for name in sides[-1] if any(name in side for side in sides[:-1])}
         for name in using:
-            joined = [reads for one in scope.tables.values() if (reads := one.column(name)) is not None]
+            joined = [reads for table in scope.tables.values() if (reads := table.column(name)) is not None]
             self._inside = reduce(or_, joined, self._inside)
         self._inside |= self._all([node.args.get("on")], scope)
         if node.args.get("kind") in ("SEMI", "ANTI"):
@@ -148,7 +147,7 @@ class Follower:
             scope.merged |= using
 
     def _table(self, node: exp.Expr, scope: Scope) -> Table:
-        """One table of a FROM."""
+        """The columns of one table of a FROM."""
         if node.args.get("pivots"):
             for table in node.find_all(exp.Table):
                 self._note(table.name.lower(), scope)
@@ -170,31 +169,32 @@ class Follower:
         return Table(rest=not_known)
 
     def _note(self, name: str, scope: Scope) -> Table:
-        """A source by its name."""
+        """Look up a source by name, and note that the query names it."""
         if name not in self._declared:
             return scope.ctes[name]() if name in scope.ctes else Table(rest=not_known)
         source, columns = self._declared[name]
         self.sources.add(source)
 
-        def one(column: str) -> Reads:
-            found = SourceColumn(source, column)
-            return Reads(frozenset([found]), copy=found)
+        def copied(column: str) -> Reads:
+            read = SourceColumn(source, column)
+            return Reads(frozenset([read]), copy=read)
 
-        return Table(tuple((column, one(column)) for column in columns), None if columns else one, frozenset([source]))
+        outputs = tuple((column, copied(column)) for column in columns)
+        return Table(outputs, None if columns else copied, frozenset([source]))
 
-    def _star(self, star: exp.Expr, of: Iterable[str], scope: Scope) -> tuple[list[tuple[str, Reads]], list[Rest]]:
-        """What a star stands for: columns, and what else may be among them."""
-        left_out = {one.name.lower() for one in star.args.get("except_") or ()}
-        replaced = {one.alias.lower(): self.reads(one.this, scope) for one in star.args.get("replace") or ()}
-        renamed = {one.this.name.lower(): one.alias for one in star.args.get("rename") or ()}
-        tables = [table for name in of if (table := scope.table(name)) is not None]
+    def _star(self, star: exp.Expr, names: Iterable[str], scope: Scope) -> tuple[list[tuple[str, Reads]], list[Rest]]:
+        """Expand a star over tables: the known columns, and what unknown columns among them read."""
+        left_out = {column.name.lower() for column in star.args.get("except_") or ()}
+        replaced = {alias.alias.lower(): self.reads(alias.this, scope) for alias in star.args.get("replace") or ()}
+        renamed = {alias.this.name.lower(): alias.alias for alias in star.args.get("rename") or ()}
+        tables = [table for name in names if (table := scope.table(name)) is not None]
         outputs: list[tuple[str, Reads]] = []
         for name, reads in (output for table in tables for output in table.outputs):
             lower = name.lower()
-            again = lower in scope.merged and any(lower == other.lower() for other, _ in outputs)
+            again = lower in scope.merged and any(lower == present.lower() for present, _ in outputs)
             if lower not in left_out and not again:
-                found = scope.find(lower) or UNKNOWN if lower in scope.merged else reads
-                outputs.append((renamed.get(lower, name), replaced.get(lower, found)))
+                merged = scope.find(lower) or UNKNOWN if lower in scope.merged else reads
+                outputs.append((renamed.get(lower, name), replaced.get(lower, merged)))
         rest = [table.rest for table in tables if table.rest]
         if not tables or scope.natural:
             rest = [not_known]
@@ -205,7 +205,7 @@ class Follower:
     def reads(  # noqa: PLR0911 - a case for each form of expression
         self, node: exp.Expr, scope: Scope, bound: frozenset[str] = frozenset()
     ) -> Reads:
-        """What the value of an expression is made from; `bound` are the names of parameters around it."""
+        """The reads of an expression; `bound` are the names of lambda parameters around it."""
         match node:
             case exp.Alias() | exp.Paren():
                 return self.reads(node.this, scope, bound)
@@ -220,16 +220,12 @@ class Follower:
                 closed = not any(table.rest for table in scope.tables.values())
                 return reduce(or_, every, NOTHING if closed else UNKNOWN)
             case exp.Lambda():
-                names = {one.name.lower() for one in node.expressions}
+                names = {parameter.name.lower() for parameter in node.expressions}
                 return self.reads(node.this, scope, bound | names)
             case exp.Comprehension():
                 inside = bound | {node.expression.name.lower()}
-                body = [one for one in (node.this, node.args.get("condition")) if one is not None]
-                return reduce(
-                    or_,
-                    (self.reads(one, scope, inside) for one in body),
-                    self.reads(node.args["iterator"], scope, bound),
-                )
+                iterated = self.reads(node.args["iterator"], scope, bound)
+                return iterated | self._all([node.this, node.args.get("condition")], scope, inside)
             case exp.PropertyEQ() | exp.Kwarg():
                 return self.reads(node.expression, scope, bound)
             case exp.Window():
@@ -240,16 +236,16 @@ class Follower:
                 return self._all(_children(node), scope, bound)
 
     def _all(self, nodes: Iterable[exp.Expr | None], scope: Scope, bound: frozenset[str] = frozenset()) -> Reads:
-        found = (self.reads(one, scope, bound) for one in nodes if one is not None)
-        return reduce(or_, found, NOTHING)
+        reads = (self.reads(node, scope, bound) for node in nodes if node is not None)
+        return reduce(or_, reads, NOTHING)
 
     def _value_of(self, node: exp.Expr, scope: Scope) -> Reads:
-        """What a query in place of a value reads: its filters decide the value too."""
+        """The reads of a query in place of a value, including those of its filters."""
         inside, self._inside = self._inside, NOTHING
         table = self.query(node, scope.ctes, scope)
-        found = reduce(or_, (reads for _, reads in table.outputs), self._inside)
+        value = reduce(or_, (reads for _, reads in table.outputs), self._inside)
         self._inside |= inside
-        return found if table.rest is None else found | UNKNOWN
+        return value if table.rest is None else value | UNKNOWN
 
     def _column(self, node: exp.Column, scope: Scope, bound: frozenset[str]) -> Reads:
         parts = [part.name for part in node.parts]
@@ -261,41 +257,41 @@ class Follower:
         if isinstance(node.this, exp.Star):
             every = [reads for _, reads in table.outputs] if table else []
             return reduce(or_, every, NOTHING if table and not table.rest else UNKNOWN)
-        if table is not None and (found := table.column(parts[1])) is not None:
-            return _field(found, parts[2:])
+        if table is not None and (column := table.column(parts[1])) is not None:
+            return _field(column, parts[2:])
         return _field(self._unqualified(parts[0], scope), parts[1:])
 
     def _unqualified(self, name: str, scope: Scope) -> Reads:
-        """What a name reads that stands alone: a column, or else another expression of the SELECT."""
-        found = scope.find(name)
+        """The reads of an unqualified name: a column, or else another expression of the SELECT."""
+        reads = scope.find(name)
         expression = scope.aliases.get(name.lower())
-        if found is None and expression is not None:
-            others = {alias: one for alias, one in scope.aliases.items() if alias != name.lower()}
-            found = self.reads(expression, replace(scope, aliases=others))
-        return UNKNOWN if found is None else found
+        if reads is None and expression is not None:
+            others = {alias: other for alias, other in scope.aliases.items() if alias != name.lower()}
+            reads = self.reads(expression, replace(scope, aliases=others))
+        return UNKNOWN if reads is None else reads
 
 
-def _field(found: Reads, path: Sequence[str]) -> Reads:
-    """What a field of a column reads: the column, of which it is no copy."""
-    return found | NOTHING if path else found
+def _field(column: Reads, path: Sequence[str]) -> Reads:
+    """The reads of a field of a column, which is not a copy of the column."""
+    return column | NOTHING if path else column
 
 
 def _children(node: exp.Expr) -> Iterator[exp.Expr]:
-    """The expressions right below one."""
+    """The direct child expressions of a node."""
     for value in node.args.values():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, exp.Expr):
-                yield one
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, exp.Expr):
+                yield child
 
 
 def _name_of(node: exp.Expr) -> str:
-    """How the query names a table; a name that none can write where it has none."""
+    """The name of a table in the query; for a nameless table one that no query can write."""
     return (node.alias_or_name or f" {id(node)}").lower()
 
 
 def _column_names(node: exp.Expr) -> list[str]:
     alias = node.args.get("alias")
-    return [one.name for one in alias.columns] if isinstance(alias, exp.TableAlias) else []
+    return [column.name for column in alias.columns] if isinstance(alias, exp.TableAlias) else []
 
 
 def _names_table(node: exp.Expr, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of where columns come from: frozen values, without behaviour but look-ups."""
+"""What is known of the origin of columns, as frozen values with look-ups."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ class SourceColumn:
 
 @dataclass(frozen=True)
 class ColumnLineage:
-    """What one column is made from.
+    """What a column is made from.
 
     Args:
-        column: Its name.
-        reads: The source columns whose values go into it, sorted; where `known` is False, those that could be followed.
-        known: Whether `reads` is all.
-        copy_of: The source column that it repeats unchanged, if it does.
+        column: Name of the column.
+        reads: The source columns whose values go into it, sorted; if `known` is False, only those that could be followed.
+        known: Whether `reads` is complete.
+        copy_of: The source column that is repeated unchanged, if there is one.
     """
 
     column: str
@@ -35,11 +35,11 @@ class Lineage:
     """What the columns of a query are made from.
 
     Args:
-        columns: In order; without `complete`, those whose name the text tells.
-        complete: Whether `columns` are all, each of them known.
-        deciders: The source columns that decide which rows there are: by filters, joins and groups.
+        columns: In order; if not `complete`, those whose name the text tells.
+        complete: Whether `columns` holds all columns, and each is known.
+        deciders: The source columns that select the rows: by filters, joins and groups.
         sources: The sources that the query names.
-        reason: Why nothing could be followed; empty where the text could be read.
+        reason: Why nothing could be followed; empty if the text could be parsed.
     """
 
     columns: tuple[ColumnLineage, ...] = ()
@@ -49,12 +49,11 @@ class Lineage:
     reason: str = ""
 
     def of(self, column: str) -> ColumnLineage:
-        """What a column is made from; unknown where it is not among the columns."""
-        wanted = column.lower()
-        found = (one for one in self.columns if one.column.lower() == wanted)
-        return next(found, ColumnLineage(column, (), known=False))
+        """Look up a column; one that is not among the columns is unknown."""
+        matches = (match for match in self.columns if match.column.lower() == column.lower())
+        return next(matches, ColumnLineage(column, (), known=False))
 
     def read_of(self, source: str) -> list[str]:
-        """The columns of a source that the query is known to read, for values or for rows, sorted."""
-        reads = [*self.deciders, *(read for one in self.columns for read in one.reads)]
+        """List the columns of a source that the query is known to read, for values or for rows, sorted."""
+        reads = [*self.deciders, *(read for column in self.columns for read in column.reads)]
         return sorted({read.column for read in reads if read.source == source and read.column != ROWS})

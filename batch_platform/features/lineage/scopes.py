@@ -1,7 +1,7 @@
-"""The scopes of a query: which table a name means where, and so which source columns an expression reads.
+"""The scopes of a query: the table that a name means, and so the source columns that an expression reads.
 
-A name is taken for a column of a table only where a valid query leaves no other choice. Tables whose columns are not
-known are open: a name of theirs is found only if nothing else could hold it.
+A name is taken for a column of a table only if a valid query leaves no other choice. Tables whose columns are not known
+are open: a name is found in one only if nothing else could hold it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ class Reads:
     copy: SourceColumn | None = None
 
     def __or__(self, other: "Reads") -> "Reads":
-        """What a value made from both reads."""
+        """Combine the reads of a value that is made from both."""
         return Reads(self.columns | other.columns, self.known and other.known)
 
 
@@ -32,32 +32,32 @@ Rest = Callable[[str], Reads]
 
 
 def not_known(_: str) -> Reads:
-    """What a column reads of a table of which nothing is known."""
+    """The reads of any column of an unknown table."""
     return UNKNOWN
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table offers: named columns in order, and what any column besides reads (None: there is none)."""
+    """The columns of a table: those with known names in order, and what any other reads (None: there is no other)."""
 
     outputs: tuple[tuple[str, Reads], ...] = ()
     rest: Rest | None = None
-    rows: frozenset[str] = frozenset()  # the sources whose rows are its rows
+    rows: frozenset[str] = frozenset()  # the sources that its rows come from
 
     def output(self, name: str) -> Reads | None:
-        """A column of a whole result, in which no two have one name; None where there is none."""
-        found = [reads for column, reads in self.outputs if column.lower() == name.lower()]
-        if len(found) > 1:
+        """Look up a column of a final result, whose names are unique; None if there is none."""
+        matches = [reads for column, reads in self.outputs if column.lower() == name.lower()]
+        if len(matches) > 1:
             return UNKNOWN
-        return found[0] if found else self.rest and self.rest(name)
+        return matches[0] if matches else self.rest and self.rest(name)
 
     def column(self, name: str) -> Reads | None:
-        """A column as a query over the table names it; None where there is none."""
+        """Look up a column as a query over the table names it; None if there is none."""
         starred = self.rest is not None and any(column.lower() == name.lower() for column, _ in self.outputs)
-        return UNKNOWN if starred else self.output(name)  # a star before it may hold the name too
+        return UNKNOWN if starred else self.output(name)  # a star in front may hold the name too
 
     def named(self, names: Sequence[str]) -> "Table":
-        """The same with the first columns called otherwise."""
+        """Rename the first columns."""
         if not names:
             return self
         if self.rest is not None or len(names) > len(self.outputs):
@@ -71,26 +71,26 @@ Tables = Mapping[str, Callable[[], Table]]
 
 @dataclass
 class Scope:
-    """The tables that a SELECT can name, and those of the queries around it."""
+    """The tables that a SELECT can name, including those of the queries around it."""
 
     ctes: Tables
     outer: "Scope | None" = None
     tables: dict[str, Table] = field(default_factory=dict[str, Table])
-    merged: set[str] = field(default_factory=set[str])  # columns that USING makes one
-    natural: bool = False  # joined by columns that are not known
+    merged: set[str] = field(default_factory=set[str])  # columns that USING merges
+    natural: bool = False  # joined by unknown columns
     aliases: dict[str, exp.Expr] = field(default_factory=dict[str, exp.Expr])
     windows: dict[str, exp.Expr] = field(default_factory=dict[str, exp.Expr])
 
     def find(self, name: str) -> Reads | None:
-        """What an unqualified name reads; None where no table of this scope or around it can hold it."""
-        lower = name.lower()
-        closed = [reads for one in self.tables.values() if not one.rest and (reads := one.column(name)) is not None]
-        opened = [one for one in self.tables.values() if one.rest]
+        """Look up an unqualified name; None if no table of this scope or around it can hold it."""
+        lower, tables = name.lower(), self.tables.values()
+        closed = [reads for table in tables if not table.rest and (reads := table.column(name)) is not None]
+        opened = [table for table in tables if table.rest]
         around = self.outer.find(name) if self.outer else None
         if self.natural:
             return UNKNOWN
         if lower in self.merged:
-            both = [*closed, *(one.column(name) or UNKNOWN for one in opened)]
+            both = [*closed, *(table.column(name) or UNKNOWN for table in opened)]
             return reduce(or_, both) if len(both) == len(closed) or len(self.tables) == 2 else UNKNOWN  # noqa: PLR2004 - a pair
         if closed:
             return closed[0] if len(closed) == 1 else UNKNOWN
@@ -102,7 +102,7 @@ class Scope:
     def _may_be_alias(self, name: str) -> bool:
         """Whether a name may stand for another expression of the SELECT.
 
-        One made from a column of its name shows that there is such a column, which then comes first.
+        An expression that reads a column of its own name shows that there is such a column, which takes precedence.
         """
         expression = self.aliases.get(name)
         if expression is None:
@@ -111,12 +111,12 @@ class Scope:
         return not any(column.name.lower() == name and not column.table for column in columns)
 
     def table(self, name: str) -> Table | None:
-        """The table of that name, here or around."""
+        """The table of a name, in this scope or around it."""
         if name in self.tables:
             return self.tables[name]
         return self.outer.table(name) if self.outer else None
 
     @property
     def rows(self) -> frozenset[str]:
-        """The sources whose rows the tables hold."""
-        return frozenset().union(*(one.rows for one in self.tables.values()))
+        """The sources that the rows of the tables come from."""
+        return frozenset().union(*(table.rows for table in self.tables.values()))
