@@ -60,7 +60,7 @@ def promote_version(wiring: Wiring, version: str, decided: Decided, *, as_json: 
     """Approve a version and say what changes.
 
     Raises:
-        WrongUseError: There is no such version or partition, or it serves already.
+        WrongUseError: There is no such version or partition, or it already serves.
     """
     state = wiring.pipeline().state()
     maker = Maker(actor=_me(), at=decided.at, reason=decided.reason)
