@@ -44,7 +44,7 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert [month for month, *_ in months] == ["2013-03", "2013-04"]
     assert min(float(auc) for *_, auc in months) > 0.65
     assert "61 of 61 partitions scored: 57,164 rows in" in said
-    assert f"The data lie in {clone}/.batch_platform/published.duckdb." in said
+    assert f"The data are in {clone}/.batch_platform/published.duckdb." in said
     assert len(said.partition("Three things to try next:\n")[2].splitlines()) == 3
     shown = shell(command(').show()"'), clone)
     assert "model_version" in shown

@@ -1,31 +1,83 @@
-"""The `backtest` command as it is called. Imports nothing heavy."""
+"""The `backtest` command: score history with another model and compare it with production."""
 
 import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from batch_platform.cli.options import project_of, reports
+from batch_platform.cli import terminal
+from batch_platform.cli.options import reports
+from batch_platform.cli.project import find_project
+from batch_platform.cli.run import asked_for
+from batch_platform.components.progress import Pace
+from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.monitoring.metrics import default_metric
+from batch_platform.monitoring.performance import COVERAGE
+from batch_platform.pipeline.backtest import BacktestModel, backtest
+from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, TestedPartition, Total, totals
 
 
-@click.command()
+@dataclass(frozen=True)
+class ReportedPartition:
+    """One partition of the report."""
+
+    partition: str
+    model: str  # a registered version, or the serving period it was trained for
+    in_sample: bool
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    rows_measured: int
+    metrics: dict[str, float]
+    production: dict[str, float]
+    production_version: str | None
+    production_in_sample: bool | None
+    note: str
+
+
+@dataclass(frozen=True)
+class BacktestReport:
+    """The result of a backtest."""
+
+    pipeline: str
+    backtest_id: str
+    candidate: dict[str, Any]
+    partitions: list[ReportedPartition]
+    totals: list[Total]
+    table: str
+    published: str
+
+
+@click.command("backtest")
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", required=True, help="First partition.")
-@click.option("--to", "last", metavar="KEY", required=True, help="Last partition, included.")
-@click.option("--model", "version", metavar="VERSION", help="Score every partition by this version.")
+@click.option("--to", "last", metavar="KEY", required=True, help="Last partition (inclusive).")
+@click.option("--model", "version", metavar="VERSION", help="Score every partition with this version.")
 @click.option(
     "--estimator",
     metavar="PATH",
-    help="Train this for each serving period, as of its start: an import path of a class, or of a function that builds one.",
+    help="Train this estimator for each serving period, as of its start. Import path of a class, or of a function that "
+    "builds an estimator.",
 )
-@click.option("--param", "params", metavar="NAME=VALUE", multiple=True, help="Of the estimator; JSON, else text.")
-@click.option("--scores", is_flag=True, help="Keep the score of every row too, in PIPELINE.backtest_scores.")
+@click.option(
+    "--param",
+    "params",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Estimator parameter as NAME=VALUE. The value is parsed as JSON, otherwise as text.",
+)
+@click.option("--scores", is_flag=True, help="Also store the score of every row, in PIPELINE.backtest_scores.")
 @reports
 @click.pass_obj
-def backtest(  # noqa: PLR0913 - the options of the command
+def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     pipeline: str,
     first: str,
@@ -37,22 +89,47 @@ def backtest(  # noqa: PLR0913 - the options of the command
     scores: bool,
     as_json: bool,
 ) -> None:
-    """Score history as of then by another model, and hold it against what production did; production stays as it is."""
+    """Score past partitions of PIPELINE with another model, as of then, and compare it with production.
+
+    Nothing in production changes.
+    """
     if bool(version) == bool(estimator) or (params and not estimator):
         msg = "give either --model, or --estimator, to which --param may be added."
         hint = f"batch-platform backtest {pipeline} --from {first} --to {last} --estimator sklearn.ensemble.RandomForestClassifier"
         raise WrongUseError(msg, hint=hint)
-    given = dict(map(_parameter, params))
-
-    from batch_platform.cli.backtesting import Ordered, run_backtest
-    from batch_platform.cli.running import asked_for
-    from batch_platform.pipeline.backtest import BacktestModel
-
-    wiring = project_of(folder).pipeline(pipeline)
-    now = datetime.now(UTC)
+    model = BacktestModel(version, estimator, dict(map(_parameter, params)))
+    wiring, now = find_project(folder).pipeline(pipeline), datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, None)
-    ordered = Ordered(partitions, BacktestModel(version, estimator, given), now, keep_scores=scores)
-    run_backtest(wiring, ordered, as_json=as_json)
+    stamp = Stamp(f"backtest-{uuid.uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
+    count = len(partitions)
+    if not as_json:
+        what = version or f"{estimator}, trained for each serving period"
+        terminal.say(f"{pipeline}: backtest of {what}, on {count} partition{'s' if count > 1 else ''}")
+    paces: list[Pace] = []  # begun with the first partition, so that the training before it does not count
+    with terminal.progress({"backtest": count}, quiet=as_json) as listener:
+
+        def watch(partition: Partition, rows: int, of: int) -> None:
+            pace = paces[0] if paces else Pace("backtest", count)
+            paces.append(pace)
+            done = rows >= of
+            listener(pace.finished(partition.key, rows) if done else pace.on_the_way(partition.key, rows, of))
+
+        tested = backtest(wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch)
+    report = BacktestReport(
+        pipeline=pipeline,
+        backtest_id=stamp.run_id,
+        candidate={"version": model.version, "estimator": model.estimator, "params": model.params},
+        partitions=[_reported(partition) for partition in tested],
+        totals=totals(tested),
+        table=f"{pipeline}.{BACKTESTS}",
+        published=str(wiring.pipeline().home.published),
+    )
+    if as_json:
+        terminal.show_json(report)
+        return
+    _show(report, _metric_shown(wiring, tested))
+    if scores:
+        terminal.say(f"  the score of every row: table {pipeline}.{SCORES}")
 
 
 def _parameter(text: str) -> tuple[str, Any]:
@@ -64,3 +141,55 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def _reported(tested: TestedPartition) -> ReportedPartition:
+    return ReportedPartition(
+        partition=tested.partition,
+        model=tested.model.version if tested.registered else f"trained for {tested.model.serving_period}",
+        in_sample=tested.in_sample,
+        rows_in=tested.rows_in,
+        rows_scored=tested.rows_scored,
+        rows_rejected=tested.rows_rejected,
+        rows_measured=tested.comparison.rows,
+        metrics=tested.comparison.metrics,
+        production=tested.comparison.production,
+        production_version=tested.production_version,
+        production_in_sample=tested.production_in_sample,
+        note=tested.note,
+    )
+
+
+def _show(report: BacktestReport, metric: str) -> None:
+    terminal.show_table(
+        ("partition", "model", metric, "production", "by", "rows", "rejected", "note"),
+        [
+            (
+                line.partition,
+                f"{line.model}{' (in sample)' if line.in_sample else ''}",
+                line.metrics.get(metric),
+                line.production.get(metric),
+                f"{line.production_version or '-'}{' (in sample)' if line.production_in_sample else ''}",
+                line.rows_measured,
+                line.rows_rejected,
+                line.note,
+            )
+            for line in report.partitions
+        ],
+    )
+    for total in report.totals:
+        text = f"  {total.metric}: {total.value:.4f} over {total.partitions} partitions"
+        if total.production_value is not None and total.value_where_compared is not None:
+            if total.compared != total.partitions:
+                text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"
+            text += f"; production {total.production_value:.4f}; better in {total.better}, worse in {total.worse}"
+        terminal.say(text)
+    terminal.say(f"Read it in {report.published}, table {report.table}, backtest_id '{report.backtest_id}'.")
+
+
+def _metric_shown(wiring: Wiring, tested: Sequence[TestedPartition]) -> str:
+    """The metric of the gate if it was measured, otherwise the default of the task, otherwise any metric."""
+    measured = {name for partition in tested for name in partition.comparison.metrics}
+    default = default_metric(tested[0].model.task)
+    wanted = (wiring.spec.model.promote.metric, default, *sorted(measured - {COVERAGE}))
+    return next((name for name in wanted if name in measured), default)

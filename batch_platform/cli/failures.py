@@ -1,4 +1,4 @@
-"""What the command line says of a failure, and with which code it then ends."""
+"""How the command line explains a failure, and its exit codes."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -11,13 +11,13 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 _READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
-INTERRUPTED = 130  # as of a process that SIGINT ended
+INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 
 
 def explain(error: Exception) -> int:
-    """Print one paragraph about an error; gives the exit code.
+    """Print one paragraph about an error and return the exit code.
 
-    Dagster wraps what happens while it loads and runs definitions, so the cause is looked for below.
+    Dagster wraps errors raised while it loads and runs definitions, so the cause is looked up in the chain.
     """
     chain = list(_chain(error))
     if (ours := _ours(chain)) is not None:
@@ -36,7 +36,7 @@ def explain(error: Exception) -> int:
 
 
 def explain_usage(error: click.ClickException) -> int:
-    """Print one paragraph about a command that click could not read; gives the exit code."""
+    """Print one paragraph about a command that click could not parse and return the exit code."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "batch-platform"
     terminal.fail(f"{error.format_message()} Hint: {command} --help")
@@ -44,18 +44,18 @@ def explain_usage(error: click.ClickException) -> int:
 
 
 def explain_interruption() -> int:
-    """Say what an interruption leaves behind; gives the exit code."""
-    terminal.fail("interrupted; what had been committed stays. Run the same command again to go on.")
+    """Print what an interruption leaves behind and return the exit code."""
+    terminal.fail("interrupted; everything committed so far stays. Hint: run the same command again to continue.")
     return INTERRUPTED
 
 
 def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
-    """The innermost error of ours, as the one says it that was raised from it to add where it happened."""
-    found: BatchPlatformError | None = None
+    """The innermost error of this project, or the one raised directly from it to add where it happened."""
+    innermost: BatchPlatformError | None = None
     for cause in chain:
-        if isinstance(cause, BatchPlatformError) and not (found is not None and found.__cause__ is cause):
-            found = cause
-    return found
+        if isinstance(cause, BatchPlatformError) and not (innermost is not None and innermost.__cause__ is cause):
+            innermost = cause
+    return innermost
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -66,10 +66,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
-    """Each wrong key with its file and line, as Dagster annotated them."""
-    for one in error.errors():
-        path, _, position = ".".join(str(part) for part in one["loc"]).partition(" at ")
-        message = one["msg"].removeprefix("Value error, ").rstrip("?.")
-        if isinstance(one["input"], bool) and one["type"] in _READ_FROM_A_WORD:
-            message += "; YAML reads words such as no, off and yes as truth values: write it in quotes"
+    """Each wrong key with its file and line, as annotated by Dagster."""
+    for wrong in error.errors():
+        path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
+        message = wrong["msg"].removeprefix("Value error, ").rstrip("?.")
+        if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
+            message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
         yield f"{position}: {path}: {message}." if position else f"{path}: {message}."

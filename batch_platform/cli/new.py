@@ -1,28 +1,82 @@
-"""The `new` command as it is called. Imports nothing heavy."""
+"""The `new` command: propose a pipeline for a table and write it into a project, which is created if there is none."""
 
+import importlib
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
+from batch_platform.cli import terminal
+from batch_platform.cli.check import check_pipeline
 from batch_platform.cli.options import reports
+from batch_platform.cli.project import Project, find_project, is_in_project
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
+from batch_platform.cli.proposal.files import files_of
+from batch_platform.cli.proposal.survey import Survey, locate, survey
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
+from batch_platform.declaration.notation import check_name, check_timezone
+
+PACKAGE = "pipelines"  # root module of a project that this command creates
+_PYPROJECT = f"""\
+[project]
+name = "{PACKAGE}"
+version = "0"
+
+[tool.dg]
+directory_type = "project"
+
+[tool.dg.project]
+root_module = "{PACKAGE}"
+"""
+_DEFINITIONS = '''\
+"""What Dagster loads: every pipeline in a folder below `defs`."""
+
+from pathlib import Path
+
+import dagster as dg
 
 
-@click.command()
+@dg.definitions
+def defs() -> dg.Definitions:
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+'''
+_PROJECT_FILES = {
+    "pyproject.toml": _PYPROJECT,
+    f"{PACKAGE}/__init__.py": "",
+    f"{PACKAGE}/definitions.py": _DEFINITIONS,
+    f"{PACKAGE}/defs/__init__.py": "",
+}
+
+
+@click.command("new")
 @click.argument("name")
 @click.option(
-    "--from", "given", metavar="FILE", required=True, help="A Parquet, CSV or DuckDB file, or a glob in quotes."
+    "--from", "file", metavar="FILE", required=True, help="Parquet, CSV or DuckDB file, or a quoted glob of files."
 )
-@click.option("--table", metavar="TABLE", help="The table, of a DuckDB file.")
-@click.option("--key", multiple=True, metavar="COLUMN", help="Names a row; more than once for several together.")
-@click.option("--time", metavar="COLUMN", help="When a row's thing happens.")
-@click.option("--label", metavar="COLUMN", help="What is to be predicted.")
-@click.option("--timezone", default="UTC", show_default=True, help="In which days begin.")
+@click.option("--table", metavar="TABLE", help="Table of a DuckDB file.")
+@click.option(
+    "--key",
+    multiple=True,
+    metavar="COLUMN",
+    help="Column that identifies a row. Repeat it for a key of several columns.",
+)
+@click.option("--time", metavar="COLUMN", help="Column that says when a row's event happens.")
+@click.option("--label", metavar="COLUMN", help="Column to predict.")
+@click.option(
+    "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
+)
 @reports
 @click.pass_obj
-def new(  # noqa: PLR0913 - the options of the command
+def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     name: str,
-    given: str,
+    file: str,
     table: str | None,
     key: tuple[str, ...],
     time: str | None,
@@ -31,9 +85,134 @@ def new(  # noqa: PLR0913 - the options of the command
     *,
     as_json: bool,
 ) -> None:
-    """Propose a pipeline NAME for a table: key, time, features, label and a first model, as files to read and change."""
-    from batch_platform.cli import proposing
-    from batch_platform.cli.proposal.choices import Asked
+    """Propose a pipeline NAME for a table, as files to read and edit.
 
-    asked = Asked(key=key, time=time, label=label, timezone=timezone)
-    proposing.new(folder, name, given, table, asked, as_json=as_json)
+    The key, the time, the features, the label and a first model are guessed from what the table holds, unless an option
+    names them.
+    """
+    try:
+        check_name(name)
+        check_timezone(timezone)
+    except ValueError as error:
+        msg = f"{error}."
+        raise WrongUseError(msg) from error
+    origin, asked = locate(file, table), Asked(key=key, time=time, label=label, timezone=timezone)
+    with survey(origin, timezone) as table_survey:
+        proposal = propose(table_survey, asked)
+    project, created = _project(folder)
+    target = (project.declarations or project.root) / name
+    if origin.path.is_relative_to(project.root):
+        origin = replace(origin, path=Path(os.path.relpath(origin.path, target)))
+    _write(target, files_of(name, proposal, origin))
+    report = {
+        **_report(name, target, table_survey, proposal),
+        "project": str(project.root),
+        "project_made": created,
+    }
+    if as_json:
+        terminal.show_json(report)
+    else:
+        _show(report)
+    check_pipeline(project.pipeline(name), datetime.now(UTC))
+
+
+def _project(folder: Path | None) -> tuple[Project, bool]:
+    """Find the project to write into, or create it; returns whether it was created."""
+    root = (folder or Path.cwd()).absolute()
+    created = root.is_dir() and not is_in_project(root)
+    if created:
+        _make_project(root)
+        importlib.invalidate_caches()
+    return find_project(root), created
+
+
+def _make_project(root: Path) -> None:
+    """Create the smallest folder that Dagster accepts as a project, without changing any existing file."""
+    if (root / "pyproject.toml").exists():
+        msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
+        hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
+        raise WrongUseError(msg, hint=hint)
+    if (root / PACKAGE).exists():
+        msg = f"{root} is not a Dagster project and cannot become one: it already contains {PACKAGE!r}."
+        raise WrongUseError(msg, hint="name another folder with --project.")
+    with _explained(root):
+        for path, text in _PROJECT_FILES.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text, encoding="utf-8")
+
+
+def _write(target: Path, files: dict[str, str]) -> None:
+    """Write all files of a folder or none."""
+    if target.exists():
+        msg = f"{target} already exists."
+        raise WrongUseError(msg, hint="choose another name, or remove the folder.")
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
+            written = Path(temporary) / target.name
+            written.mkdir()
+            for file, text in files.items():
+                (written / file).write_bytes(text.encode())
+            written.rename(target)
+
+
+@contextmanager
+def _explained(target: Path) -> Generator[None]:
+    """Explain which path cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{target} cannot be written ({error.strerror})."
+        raise BatchPlatformError(
+            msg, hint="correct its permissions, or choose another folder with --project."
+        ) from error
+
+
+def _report(name: str, target: Path, seen: Survey, proposal: Proposal) -> dict[str, Any]:
+    """The proposal as plain values."""
+    return {
+        "pipeline": name,
+        "folder": str(target),
+        "rows": seen.rows,
+        "key": [column.name for column in proposal.key],
+        "key_unique": proposal.key_holds,
+        "time": proposal.time.name,
+        "rows_without_time": proposal.timeless,
+        "first": proposal.span.first,
+        "last": proposal.span.last,
+        "every": proposal.every,
+        "partitions": proposal.span.filled[proposal.every],
+        "label": None if proposal.label is None else proposal.label.name,
+        "estimator": ESTIMATORS[proposal.target],
+        "features": [column.name for column in proposal.features],
+        "left_out": proposal.left_out,
+        "others": proposal.others,
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Show the proposal, with the option that changes each choice."""
+    label = report["label"] or "none found, so similar rows are grouped; name one with --label"
+    first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
+    timeless = f", and {report['rows_without_time']:,} rows without a time, which belong to no partition"
+    timeless = timeless if report["rows_without_time"] else ""
+    others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
+    if report["project_made"]:
+        terminal.say(f"{report['project']} is now a Dagster project.")
+    terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")
+    terminal.show_fields(
+        {
+            "key": f"{', '.join(report['key'])}, unique {report['key_unique']}{others['key']}",
+            "time": f"{report['time']}, {first} to {last} UTC{timeless}{others['time']}",
+            "partitions": f"{report['every']}, of which {report['partitions']:,} hold rows",
+            "label": label,
+            "model": report["estimator"],
+            "features": f"{len(report['features'])}: {', '.join(report['features'])}",
+            "left out": report["left_out"] or "nothing",
+        },
+        indent=2,
+    )
+    terminal.say(
+        f"Read and edit the files in {report['folder']}: a feature must be known when its partition starts. Then run"
+    )
+    terminal.say(f"  batch-platform run {report['pipeline']}")

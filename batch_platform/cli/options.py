@@ -1,20 +1,17 @@
-"""What the commands share: their options, and the project that they serve. Imports nothing heavy."""
+"""What the commands share. Imports nothing heavy."""
 
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+import gc
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import click
 
 from batch_platform.cli import terminal
 
-if TYPE_CHECKING:
-    from batch_platform.cli.project import Project
-
 
 def reports(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that reports, to people or as JSON; what users' code prints meanwhile is no part of the report."""
+    """Add `--json` to a command, and keep what users' code prints out of its report."""
 
     @functools.wraps(command)
     def reporting(*args: object, **options: object) -> None:
@@ -24,12 +21,12 @@ def reports(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reporting)
 
 
-def project_of(folder: Path | None) -> "Project":
-    """The project of a folder, imported only when a command needs it.
-
-    Raises:
-        WrongUseError: See `find_project`.
-    """
-    from batch_platform.cli.project import find_project
-
-    return find_project(folder)
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Pause the garbage collector while modules and definitions load: it takes long and finds nothing there."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

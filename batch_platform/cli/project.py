@@ -1,4 +1,4 @@
-"""The Dagster project that the command line serves: the one of a folder, or the shipped one."""
+"""The Dagster project that the command line serves: that of a folder, or the shipped pipelines."""
 
 import importlib
 import importlib.util
@@ -26,11 +26,11 @@ class Project:
     """A Dagster project.
 
     Args:
-        root: Its folder; the current one for the shipped project.
-        module: What Dagster loads: a module that holds definitions, or else the package with the folders of components.
-        autoloaded: Whether it is the latter.
-        location: The name under which Dagster shows it.
-        declarations: The folder whose YAML files Dagster may parse; None where it cannot be told.
+        root: Folder of the project; the current folder for the shipped pipelines.
+        module: What Dagster loads: a module with definitions, or a package with folders of components.
+        autoloaded: Whether `module` is a package with folders of components.
+        location: The name under which Dagster shows the project.
+        declarations: The folder whose YAML files Dagster may parse; None if unknown.
     """
 
     root: Path
@@ -41,15 +41,15 @@ class Project:
 
     @property
     def home(self) -> Home:
-        """Where its data lie."""
+        """The home that holds its data."""
         return Home.from_environment(self.root)
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """Its definitions, loaded.
+        """Its Dagster definitions, loaded.
 
         Raises:
-            WrongUseError: The module holds none.
+            WrongUseError: The module has no definitions.
         """
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
@@ -59,64 +59,64 @@ class Project:
                 return value()
             if isinstance(value, dg.Definitions):
                 return value
-        msg = f"The module {self.module} holds no Dagster definitions."
+        msg = f"The module {self.module} has no Dagster definitions."
         raise WrongUseError(msg, hint="define `defs` there with @dg.definitions.")
 
     @cached_property
     def pipelines(self) -> dict[str, Wiring]:
         """Its pipelines by name."""
-        found: dict[str, Wiring] = {}
+        pipelines: dict[str, Wiring] = {}
         for spec in self.definitions.resolve_all_asset_specs():
             wiring = object_held(spec.metadata.get(SPEC_METADATA))
             if isinstance(wiring, Wiring):
-                found[wiring.spec.name] = wiring
-        return dict(sorted(found.items()))
+                pipelines[wiring.spec.name] = wiring
+        return dict(sorted(pipelines.items()))
 
     def pipeline(self, name: str) -> Wiring:
-        """The pipeline of that name.
+        """The pipeline with a name.
 
         Raises:
-            WrongUseError: There is none.
+            WrongUseError: There is no such pipeline.
         """
-        if (found := self.pipelines.get(name)) is not None:
-            return found
+        if (wiring := self.pipelines.get(name)) is not None:
+            return wiring
         msg = f"There is no pipeline {name!r}; there are {listed(self.pipelines) or 'none'}."
         raise WrongUseError(msg, hint=did_you_mean(name, self.pipelines))
 
 
 def find_project(folder: Path | None) -> Project:
-    """The project of a folder or of one above it; the shipped one where there is none.
+    """Find the project of a folder or of a folder above it; without one, the shipped pipelines.
 
-    Makes its modules importable and its home the one of this process and of those that it starts.
+    Makes the modules of the project importable, and its home the home of this process and of its child processes.
 
     Raises:
-        WrongUseError: A folder was asked for and is none or has no `[tool.dg.project]`, or what that names is no module;
-            or a YAML file of the project says what no declaration can mean.
+        WrongUseError: The requested folder does not exist or has no `[tool.dg.project]`, its module cannot be found, or a
+            YAML file of the project is not a valid declaration.
     """
     start = (folder or Path.cwd()).absolute()
-    if not os.path.isdir(start):  # noqa: PTH112 - a Path's own raises where a name is too long to be one
-        msg = f"{start} is no folder."
+    if not os.path.isdir(start):  # noqa: PTH112 - Path.is_dir raises if a name is too long
+        msg = f"{start} is not a folder."
         raise WrongUseError(msg, hint="--project names the folder of a Dagster project.")
-    if (found := _around(start)) is not None:
-        return _at_home(_declared(*found))
+    if (project := _around(start)) is not None:
+        return _at_home(_declared(*project))
     if folder is None:
         return shipped_project()
-    msg = f"{start} has no pyproject.toml with [tool.dg.project], nor has a folder above it."
+    msg = f"{start} has no pyproject.toml with [tool.dg.project], and neither has any folder above it."
     raise WrongUseError(msg, hint="name the folder of a Dagster project.")
 
 
 def shipped_project() -> Project:
-    """The pipelines that ship with this package, with their data in the current folder."""
+    """The pipelines shipped with this package, with their data in the current folder."""
     return _at_home(Project(Path.cwd(), SHIPPED, declarations=_folder_of("batch_platform.defs")))
 
 
 def is_in_project(folder: Path) -> bool:
-    """Whether a folder or one above it is that of a Dagster project."""
+    """Whether a folder lies in a Dagster project."""
     return _around(folder.absolute()) is not None
 
 
 def _around(start: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The nearest folder of a project, with what its pyproject.toml says of it."""
+    """The nearest project folder, and the [tool.dg.project] table of its pyproject.toml."""
     for candidate in (start, *start.parents):
         declared = _dg_project(candidate / "pyproject.toml")
         if declared is not None:
@@ -125,7 +125,7 @@ def _around(start: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _at_home(project: Project) -> Project:
-    """Check what Dagster is going to parse, here or in a process of its own, and name the home."""
+    """Check the files that Dagster is going to parse, and set the home for child processes."""
     for file in [] if project.declarations is None else files_below(project.declarations):
         check_file(file)
     os.environ[HOME_VARIABLE] = str(project.home.root)
@@ -141,23 +141,23 @@ def _declared(root: Path, declared: dict[str, Any]) -> Project:
     defs = declared.get("defs_module", f"{package}.defs")
     module = declared.get("code_location_target_module", f"{package}.definitions")
     try:
-        found = importlib.util.find_spec(module)
+        has_definitions = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError as error:
         msg = f"{root / 'pyproject.toml'}: the module {module!r} cannot be imported ({error})."
         raise WrongUseError(msg, hint="correct tool.dg.project.root_module.") from error
     declarations = _folder_of(defs)
-    if found is not None:
+    if has_definitions:
         return Project(root, module, location=location, declarations=declarations)
     return Project(root, defs, autoloaded=True, location=location, declarations=declarations)
 
 
 def _folder_of(package: str) -> Path | None:
-    """The folder of a package, which is not imported for it; None where there is none."""
+    """The folder of a package, found without importing it; None if there is none."""
     try:
-        found = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(package)
     except ImportError:
         return None
-    places = list(found.submodule_search_locations or []) if found else []
+    places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
 
 

@@ -1,6 +1,6 @@
-"""How the command line speaks: bars on a terminal, plain lines otherwise, JSON where it is asked for.
+"""Output of the command line: progress bars on a terminal, plain lines otherwise, JSON on request.
 
-Knows nothing of pipelines. Imported by every command, so that nothing heavy is imported here.
+Every command imports this module, so it imports nothing heavy.
 """
 
 import dataclasses
@@ -23,48 +23,48 @@ if TYPE_CHECKING:
 
     from batch_platform.components.progress import Listener, RunProgress
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
-WIDE = 10_000  # columns where there is no terminal: nothing is cut
-_JOINERS = "\u200c\u200d"  # parts of words and of pictures
-LINES = 10  # at most so many lines of progress for an asset where there is no terminal
+WIDE = 10_000  # width without a terminal, so that nothing is cut off
+_JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
+LINES = 10  # maximum number of progress lines per asset without a terminal
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def debugging() -> bool:
-    """Whether tracebacks and Dagster's own log are asked for."""
+    """Whether to show tracebacks and Dagster's own log."""
     return bool(os.environ.get(DEBUG_VARIABLE))
 
 
 @contextmanager
 def reporting() -> Generator[None]:
-    """Keep standard output for what this module says; what others print goes to standard error."""
+    """Reserve standard output for this module; everything else that is printed goes to standard error."""
     out.file = sys.stdout
     with redirect_stdout(sys.stderr):
         yield
 
 
 def say(text: str = "") -> None:
-    """One plain line."""
+    """Print one plain line."""
     out.print(_visible(text), markup=False)
 
 
 def fail(text: str) -> None:
-    """One paragraph on standard error."""
+    """Print an error as one paragraph on standard error."""
     err.print(f"Error: {_visible(' '.join(redact(text).split()))}", markup=False)
 
 
 def warn(text: str) -> None:
-    """A warning on standard error."""
+    """Print a warning on standard error."""
     err.print(f"Warning: {_visible(text)}", markup=False)
 
 
 def show_json(value: object) -> None:
-    """A report as JSON; times are ISO 8601, what is no number is null."""
+    """Print a report as JSON; times are ISO 8601, and NaN and infinity are null."""
     out.file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table; numbers to the right."""
+    """Print a table with numbers aligned to the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -77,8 +77,13 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     out.print(table)
 
 
+def span(keys: Sequence[str]) -> str:
+    """Some keys in one phrase: the only one, or the first and the last with their number."""
+    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
+
+
 def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
-    """Names and values, nested ones below their name."""
+    """Print names and values, nested values below their name."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             say(f"{' ' * indent}{name}:")
@@ -89,10 +94,10 @@ def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
 
 @contextmanager
 def progress(totals: Mapping[str, int], *, quiet: bool) -> Generator["Listener"]:
-    """Show how far each asset has come: a bar on a terminal, some lines otherwise, nothing if quiet.
+    """Show the progress of each asset: a bar on a terminal, a few lines otherwise, nothing if quiet.
 
     Args:
-        totals: How many partitions are planned, by asset.
+        totals: Number of planned partitions, by asset.
         quiet: Show nothing.
     """
     if quiet:
@@ -108,7 +113,7 @@ Show = Callable[["RunProgress", float, int], None]  # progress, how many partiti
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
-    """Count over all runs: a run knows only of its own range."""
+    """Add up the progress of all runs, each of which knows only its own range."""
     done: Counter[str] = Counter()
 
     def tell(progress: "RunProgress") -> None:
@@ -143,19 +148,19 @@ def _bars() -> Generator[Show]:
 
 
 def _lines() -> Show:
-    """At most LINES for an asset, by partitions or by the rows of a large one."""
-    said: Counter[str] = Counter()
+    """Print at most LINES lines per asset, by partitions or by the rows of a large partition."""
+    printed: Counter[str] = Counter()
 
     def line(progress: "RunProgress", done: float, total: int) -> None:
-        if (reached := math.floor(done * LINES / total)) > said[progress.asset]:
-            said[progress.asset] = reached
+        if (reached := math.floor(done * LINES / total)) > printed[progress.asset]:
+            printed[progress.asset] = reached
             say(f"{progress.asset}: {dataclasses.replace(progress, done=math.floor(done), total=total)}")
 
     return line
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
-    """Records, times and containers as JSON knows them."""
+    """Convert records, times and containers to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -174,16 +179,16 @@ def _is_number(value: object, *others: object) -> bool:
 
 
 def _cell(value: object) -> str:
-    """A value in a table: numbers are amounts."""
+    """Format a value for a table, with thousands separators."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
 
 
 def _visible(text: str) -> str:
-    """What a terminal would obey, or could not encode, as an escape: data may hold anything, colours and bells included.
+    """Escape characters that a terminal would obey or cannot encode, since data may contain anything.
 
-    Right-to-left text stays as it is; what turns the direction of what follows does not.
+    Right-to-left text stays as it is; characters that change the direction of the following text are escaped.
     """
-    return "".join(one if one.isprintable() or one in _JOINERS else repr(one)[1:-1] for one in text)
+    return "".join(char if char.isprintable() or char in _JOINERS else repr(char)[1:-1] for char in text)
 
 
 def _text(value: object) -> str:

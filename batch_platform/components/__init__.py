@@ -1,4 +1,4 @@
-"""Dagster's side: the component, assets, checks, schedules, sensors and the IO manager; thin wiring around `pipeline`.
+"""The Dagster side: component, assets, checks, schedules and the IO manager, as thin wiring around `pipeline`.
 
 Imports every room but `cli`. Start with `batch_inference.py` (the component), then `assets.py`, and `ticks.py` (a schedule's tick).
 """

@@ -1,6 +1,6 @@
 """The assets of a pipeline: raw sources, features, model, predictions, performance.
 
-Each calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
+Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
 """
 
 from collections.abc import Generator, Sequence
@@ -35,7 +35,7 @@ SINGLE_RUN = dg.BackfillPolicy.single_run()
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
-    """All assets of a pipeline, sources first."""
+    """Build all assets of a pipeline, sources first."""
     return [
         *build_sources(wiring),
         _features(wiring),
@@ -135,7 +135,7 @@ def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: Tr
 
 
 def _single_period(wiring: Wiring, until: str | None) -> Partition:
-    """What the one model of an unpartitioned pipeline serves first: as asked, else as planned, else from now on."""
+    """The first partition that an unpartitioned model serves: as requested, otherwise as planned, otherwise the newest."""
     calendar = wiring.spec.partitions.calendar
     if until is not None:
         return calendar.named(until)

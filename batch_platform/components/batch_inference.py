@@ -1,4 +1,4 @@
-"""The component: a pipeline declared in `defs.yaml` or in Python becomes Dagster definitions."""
+"""The component: turns a pipeline declared in `defs.yaml` or in Python into Dagster definitions."""
 
 from pathlib import Path
 from typing import Self
@@ -27,12 +27,12 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        """The YAML is read by the specification itself, whose errors name the key, what is allowed and what is near."""
+        """Let the specification itself read the YAML: its errors name the key, what is allowed and the nearest match."""
         return PipelineSpec
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
-        """Refuse what Dagster's parser takes in silence, then load."""
+        """Refuse what Dagster's parser silently accepts, then load."""
         for file in (Path(context.path) / name for name in FILE_NAMES):
             if file.is_file():
                 check_file(file)
@@ -40,14 +40,14 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
 
     @classmethod
     def resolve_from_model(cls, context: dg.ResolutionContext, model: BaseModel) -> Self:
-        """Render templates such as `{{ env.NAME }}`, whose values stay secret from now on, then check again."""
+        """Render templates such as `{{ env.NAME }}`, keep their values secret from now on, and check again."""
         declared = model.model_dump(exclude_unset=True, by_alias=True)
         protect(declared)
         return cls.model_validate(context.resolve_value(declared))
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:
-        """What a list of components says of this one."""
+        """Describe this component for lists of components."""
         return dg.ComponentTypeSpec(
             description="Periodic batch inference from one YAML and one SQL file.",
             tags=["machine learning", "batch inference"],
@@ -55,12 +55,12 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Give the assets, checks, jobs and schedules of the pipeline."""
+        """Build the assets, checks, jobs and schedules of the pipeline."""
         return build_definitions(self, Path(context.path))
 
 
 def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
-    """The definitions of a pipeline whose files lie in a folder (or beside a file).
+    """Build the definitions of a pipeline whose files lie in a folder, or beside a file.
 
     Raises:
         BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.

@@ -1,4 +1,4 @@
-"""The Dagster instance of a home: its dagster.yaml, written on first use, and its databases, made once."""
+"""The Dagster instance of a home: its dagster.yaml and databases, created on first use."""
 
 import fcntl
 import os
@@ -25,7 +25,7 @@ schedules:
 
 
 def prepare_instance(home: Home) -> Path:
-    """Make the Dagster home if it is new, once even when several processes ask at the same time."""
+    """Create the Dagster home if it is new; only once, even if several processes ask at the same time."""
     home.create()
     os.environ["DAGSTER_HOME"] = str(home.dagster)
     config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"

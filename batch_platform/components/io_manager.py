@@ -1,7 +1,7 @@
-"""The IO manager for users' own assets: it reads the tables of pipelines and stores users' own tables.
+"""The IO manager for users' own assets: a pipeline's tables in, their own tables out.
 
-Inputs come from the published copy, so they can be read while runs write. Outputs are first streamed to a file, whose
-rows then replace their partitions, or the whole table, in one short transaction, by column name.
+Inputs come from the readers' copy, so that they can be read while runs write. Outputs are streamed to a file first and
+then replace their partitions, or the whole table, in one short transaction; by name, never by position.
 """
 
 from collections.abc import Sequence
@@ -42,17 +42,17 @@ _TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
 class TableIOManager(dg.ConfigurableIOManager):
     """Reads tables of pipelines and of users, and stores users' tables.
 
-    An asset's table is the last part of its key. Its schema is the part before, or `default_schema`, unless the asset
-    has `metadata={"schema": …}`. On an input, `metadata={"columns": […]}` reads only these columns, `{"table": …}` reads
-    another table of the same schema (`rejected_rows`), and `{"allow_missing_partitions": True}` skips missing ones.
+    An asset's table is the last part of its key; its schema is the part before, or `default_schema`, unless the asset
+    says `metadata={"schema": …}`. On an input, `metadata={"columns": […]}` reads no others, `{"table": …}` reads
+    another table of the same schema (`rejected_rows`), and `{"allow_missing_partitions": True}` those that there are.
     """
 
-    default_schema: str | None = Field(  # None, because every launchpad would show a string default first
-        default=None, description=f"Schema of tables whose asset key has only one part. Default: {DEFAULT_SCHEMA}."
+    default_schema: str | None = Field(  # none rather than its name, which every launchpad would show first
+        default=None, description=f"Schema of tables whose asset key has one part only; left out: {DEFAULT_SCHEMA}."
     )
 
     def load_input(self, context: dg.InputContext) -> pl.LazyFrame | pl.DataFrame | duckdb.DuckDBPyRelation:
-        """Read the partitions of the run, or all rows for an asset without partitions."""
+        """The partitions that the run is about, or all rows for an asset without partitions."""
         with clear_failures():
             relation = self._relation(context)
             wanted = context.dagster_type.typing_type
@@ -66,7 +66,7 @@ class TableIOManager(dg.ConfigurableIOManager):
             raise WrongUseError(msg, hint=f"annotate it as {_TYPES}.")
 
     def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Store and publish what an asset returns."""
+        """Store what an asset returns, and publish it."""
         with clear_failures():
             home = Home.from_environment()
             name = self._table_of(context.asset_key, context.definition_metadata)
@@ -88,7 +88,7 @@ class TableIOManager(dg.ConfigurableIOManager):
     def _relation(self, context: dg.InputContext) -> duckdb.DuckDBPyRelation:
         metadata = context.definition_metadata
         if unknown := [key for key in metadata if key not in INPUT_METADATA and "/" not in key]:
-            msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; allowed: {listed(INPUT_METADATA)}."
+            msg = f"{_named(context)}: unknown metadata {listed(map(repr, unknown))} on the input; there is {listed(INPUT_METADATA)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], INPUT_METADATA))
         above = context.upstream_output.definition_metadata if context.upstream_output else {}
         keys = list(context.asset_partition_keys) if reads_partitions(context) else None  # None: every partition
@@ -114,7 +114,7 @@ class TableIOManager(dg.ConfigurableIOManager):
 def _features(
     home: Home, pipeline: str, keys: Sequence[str] | None, columns: Sequence[str] | None
 ) -> duckdb.DuckDBPyRelation:
-    """Read features of partitions from their files.
+    """Features of partitions, from their files.
 
     Raises:
         DataError: A partition is not built, or a column is missing.
@@ -141,27 +141,27 @@ def _features(
 
 
 def _write(name: TableName, obj: object, file: Path, keys: Sequence[str] | None) -> dict[str, str]:
-    """Stream rows to a Parquet file, with their partition keys if there are any; return the column types by name.
+    """Stream rows to a Parquet file, each with its partition if there are any; gives the columns with their types.
 
     Raises:
-        DataError: The partition of the rows is unknown.
-        WrongUseError: The asset did not return a table.
+        DataError: It cannot be told to which partition a row belongs.
+        WrongUseError: What the asset returned is no table.
     """
     if isinstance(obj, pl.DataFrame):
         obj = obj.lazy()
     if isinstance(obj, duckdb.DuckDBPyRelation):
         obj = obj.pl(lazy=True)
     if not isinstance(obj, pl.LazyFrame):
-        msg = f"{name.shown}: the asset returned {type(obj).__name__}, which is not a table."
+        msg = f"{name.shown}: the asset returned {type(obj).__name__}, which is no table."
         raise WrongUseError(msg, hint=f"return {_TYPES}.")
     schema = obj.collect_schema()
     if keys is None and PARTITION in schema:
         msg = f"{name.shown}: an asset without partitions cannot have a column {PARTITION!r}."
-        raise DataError(msg, hint="rename the column, or partition the asset.")
+        raise DataError(msg, hint="call it otherwise, or give the asset the partitions.")
     if keys is not None and PARTITION not in schema:
         if len(keys) > 1:
-            msg = f"{name.shown}: the run has {len(keys)} partitions, and the rows do not say to which they belong."
-            raise DataError(msg, hint=f"also return the column {PARTITION!r}, or run one partition at a time.")
+            msg = f"{name.shown}: the run is for {len(keys)} partitions; to which one a row belongs cannot be told."
+            raise DataError(msg, hint=f"return the column {PARTITION!r} too, or run one partition at a time.")
         obj = obj.with_columns(pl.lit(keys[0]).alias(PARTITION))
     obj.sink_parquet(file, compression="lz4", row_group_size=ROWS_OF_A_GROUP)
     return {column: str(dtype) for column, dtype in schema.items() if column != PARTITION}

@@ -1,4 +1,4 @@
-"""How far a run has come, for whoever runs it in this process: the command line draws its bars from it."""
+"""The progress of a run, for whoever runs it in this process: the command line draws its bars from it."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from time import monotonic
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What a run of an asset has done so far, told when a partition is finished and on the way through a large one.
+    """What a run of an asset has done so far; reported for each finished partition, and on the way through a large one.
 
     Args:
         asset: Its name.
@@ -19,7 +19,7 @@ class RunProgress:
         rows: Of this partition, so far.
         of: Rows of a partition that is on its way; None once it is finished.
         rows_per_second: Of all partitions of the run so far.
-        seconds_left: Of the run, at the pace so far; None where it cannot be told.
+        seconds_left: Estimate for the rest of the run at its speed so far; None if unknown.
     """
 
     asset: str
@@ -33,7 +33,7 @@ class RunProgress:
 
     @property
     def part(self) -> float:
-        """The part of a partition, below one, that is done beyond the finished ones."""
+        """The share of the unfinished partition that is done, at most 1."""
         return min(self.rows / self.of, 1.0) if self.of else 0.0
 
     def __str__(self) -> str:
@@ -45,21 +45,21 @@ class RunProgress:
 
 
 class Pace:
-    """Adds up the rows of one run of an asset, and tells from its clock how fast it goes."""
+    """Adds up the rows of one run of an asset and measures its speed."""
 
     def __init__(self, asset: str, total: int, clock: Callable[[], float] = monotonic) -> None:
-        """Begin now; `total` partitions are to come."""
+        """Start the clock; `total` partitions are to come."""
         self._asset, self._total, self._clock = asset, total, clock
         self._began = clock()
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
 
     def on_the_way(self, partition_key: str, rows: int, of: int) -> RunProgress:
-        """Where a partition of `of` rows is now."""
+        """The progress within a partition of `of` rows."""
         return self._step(partition_key, rows, of)
 
     def finished(self, partition_key: str, rows: int) -> RunProgress:
-        """Where the run is with one more partition."""
+        """The progress once one more partition is finished."""
         self._done += 1
         return self._step(partition_key, rows, None)
 
@@ -86,7 +86,7 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None]:
-    """Call a function for all progress that a run in this thread tells of."""
+    """Call a function with every progress report of the runs in this thread."""
     token = _listener.set(listener)
     try:
         yield
@@ -95,6 +95,6 @@ def listening(listener: Listener) -> Generator[None]:
 
 
 def report(progress: RunProgress) -> None:
-    """Tell the listener, if there is one."""
+    """Report progress to the listener, if there is one."""
     if (listener := _listener.get()) is not None:
         listener(progress)

@@ -1,4 +1,4 @@
-"""What a run can be told: in the launchpad, and by who launches one otherwise."""
+"""The options of a run: in the launchpad, and wherever else a run is launched."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class FeaturesConfig(dg.Config):
 
     force: bool = Field(
         default=False,
-        description="Build again even where neither the SQL nor the sources changed. Otherwise such a partition is skipped.",
+        description="Build partitions again even if neither the SQL nor the sources changed. Otherwise they are skipped.",
     )
 
 
@@ -26,11 +26,11 @@ class PredictionsConfig(dg.Config):
 
     force: bool = Field(
         default=False,
-        description="Score again even where neither features, model nor rules changed; a partition may become empty.",
+        description="Score partitions again even if features, model and rules are unchanged. A partition may become empty.",
     )
     model: str | None = Field(
         default=None,
-        description="Score by this version, such as 2013-03-01-3f9c1a2b, instead of the champion as of the partition's start.",
+        description="Version to score with, such as 2013-03-01-3f9c1a2b, instead of the champion as of each partition's start.",
     )
     replay: bool = Field(
         default=False,
@@ -40,12 +40,12 @@ class PredictionsConfig(dg.Config):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained, of what `training_schema` offers.
+    """How a model is trained: the values of `training_schema`.
 
     Args:
-        params: Of the estimator, beside or instead of the declared ones, for this training only.
-        until: Key of the first partition that the one model of a pipeline serves.
-        challengers_only: Whether the model itself stays as it is.
+        params: Estimator parameters that replace or extend the declared ones, for this training only.
+        until: Key of the first partition that the only model of a pipeline serves.
+        challengers_only: Whether to train only challengers.
     """
 
     params: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -53,48 +53,48 @@ class TrainingConfig:
     challengers_only: bool = False
 
 
-def training_config(wiring: Wiring, given: Mapping[str, Any]) -> TrainingConfig:
-    """What a training was told.
+def training_config(wiring: Wiring, values: Mapping[str, Any]) -> TrainingConfig:
+    """Read the configuration of a training.
 
-    A parameter that is as declared is left to the declaration: on its way through JSON, `{0: 1}` has become `{"0": 1}`.
+    Parameters equal to the declared ones are dropped in favour of the declaration: JSON turns `{0: 1}` into `{"0": 1}`.
     """
     declared = wiring.spec.model.params
-    told = TrainingConfig(**given)
+    config = TrainingConfig(**values)
     changed = {
         name: value
-        for name, value in told.params.items()
+        for name, value in config.params.items()
         if name not in declared or json.dumps(value, sort_keys=True) != json.dumps(declared[name], sort_keys=True)
     }
-    return replace(told, params=changed)
+    return replace(config, params=changed)
 
 
 def training_schema(wiring: Wiring) -> Mapping[str, Any]:
-    """What can be told to a training of this pipeline, the declared parameters filled in.
+    """The configuration schema of a training, with the declared parameters filled in.
 
-    Written in Dagster's own types: in a `dg.Config`, a parameter of None breaks the launchpad.
+    Uses Dagster's own types: in a `dg.Config`, a parameter whose value is None breaks the launchpad.
     """
     schema: dict[str, Any] = {
         "params": dg.Field(
             dg.Permissive(),
             default_value=_declared_parameters(wiring),
-            description="Parameters of the estimator for this training only, such as {max_iter: 300}; they replace or add to "
-            "those of model.params. The version that comes of it is judged by the gate like any other.",
+            description="Estimator parameters for this training only, such as {max_iter: 300}. They replace or extend those of "
+            "model.params. The gate judges the resulting version like any other.",
         )
     }
     if wiring.serving_periods is None:
         schema["until"] = dg.Field(
-            dg.Noneable(str), is_required=False, description="Key of the first partition that the model serves."
+            dg.Noneable(str), is_required=False, description="Key of the first partition the model serves."
         )
     if wiring.spec.challengers:
         schema["challengers_only"] = dg.Field(
             bool,
             default_value=False,
-            description="Train only the challengers that this serving period lacks; the model stays as it is.",
+            description="Train only the challengers missing in this serving period; the model stays as it is.",
         )
     return schema
 
 
 def _declared_parameters(wiring: Wiring) -> dict[str, Any]:
-    """The declared parameters; none of them if a secret is among them."""
+    """The declared parameters; none if one of them holds a secret."""
     params = wiring.spec.model.params
     return params if redacted(params) == params else {}

@@ -1,4 +1,4 @@
-"""What `dg scaffold defs batch_platform.components.BatchInference NAME` writes: a pipeline to be filled in."""
+"""What `dg scaffold defs batch_platform.components.BatchInference NAME` writes: a pipeline to fill in."""
 
 import dagster as dg
 
@@ -9,29 +9,29 @@ DEFS_YAML = """\
 type: batch_platform.components.BatchInference
 attributes:
   name: {name}                          # schema of the tables, prefix of the assets
-  description: What is predicted, for what.
+  description: What is predicted and what for.
   # owners: ["team:yours"]
   partitions: {{every: day, start: "2026-01-01", timezone: UTC}}      # hour, day, week or month
-  sources:                              # raw tables, named in the SQL; paths start at this folder
-    events: {{parquet: events.parquet}}   # or csv; duckdb with table; python: module.function
+  sources:                              # raw tables, by their name in the SQL; paths are relative to this folder
+    events: {{parquet: events.parquet}}   # or csv, or duckdb with table, or python: module.function
   features:
     sql: features.sql                   # or python: module.function, Polars LazyFrames in, a LazyFrame out
     key: [id]                           # unique within a partition
     time: happened_at                   # a row outside its partition is an error
-    # columns: {{amount: {{min: 0}}}}       # overrides of what training infers
-    # max_rejected: 1%                  # past it nothing is published
-  labels: {{sql: labels.sql, column: label, delay: 1 day}}    # leave out for a clustering
+    # columns: {{amount: {{min: 0}}}}       # overrides what training infers
+    # max_rejected: 1%                  # if more rows are rejected, nothing is published
+  labels: {{sql: labels.sql, column: label, delay: 1 day}}    # leave out for clustering
   model:
     estimator: sklearn.ensemble.HistGradientBoostingClassifier        # or build: module.function
     # params: {{max_iter: 100}}
     train: {{every: month, window: all, evaluate: 14 days}}
     # promote: {{metric: roc_auc, at_least: 0.6, tolerance: 0.02}}
-  # challengers: [{{name: linear, estimator: sklearn.linear_model.LogisticRegression}}]   # score beside it, never serve
+  # challengers: [{{name: linear, estimator: sklearn.linear_model.LogisticRegression}}]   # scored for comparison, never serve
   # predictions: {{keep: [country], schedule: "0 5 * * *"}}
   # monitoring: {{performance: {{warn_below: 0.6}}}}
 """
 FEATURES_SQL = """\
--- One row for each thing to score in the partition, with what is known of it when the partition starts.
+-- One row for each thing to score in the partition, with what is known about it when the partition starts.
 -- Each source is a view; $partition_start, $partition_end (TIMESTAMPTZ) and $partition_key are bound values.
 SELECT
     id,                                 -- the key
@@ -41,7 +41,7 @@ FROM events
 WHERE happened_at >= $partition_start AND happened_at < $partition_end
 """
 LABELS_SQL = """\
--- The key and the true outcome, of the rows whose outcome is known.
+-- Key and true outcome of the rows whose outcome is known.
 SELECT id, label
 FROM events
 WHERE happened_at >= $partition_start AND happened_at < $partition_end AND label IS NOT NULL
@@ -49,18 +49,18 @@ WHERE happened_at >= $partition_start AND happened_at < $partition_end AND label
 
 
 class BatchInferenceScaffolder(dg.Scaffolder):
-    """Writes a commented `defs.yaml` with its SQL files."""
+    """Writes a commented `defs.yaml` and its SQL files."""
 
     def scaffold(self, request: dg.ScaffoldRequest) -> None:
-        """Write the files into the folder that was asked for.
+        """Write the files into the requested folder.
 
         Raises:
-            WrongUseError: Python was asked for instead of YAML, or a component to be added to a file.
+            WrongUseError: The request is for Python instead of YAML, or to append to a file.
         """
         if request.scaffold_format != "yaml" or request.append:
-            msg = "a pipeline is scaffolded as a folder with a defs.yaml of its own."
+            msg = "a pipeline can only be scaffolded as a folder with its own defs.yaml."
             raise WrongUseError(
-                msg, hint="leave --format and --append out; BatchInference(name=…, …) says the same in Python."
+                msg, hint="leave --format and --append out; in Python, write BatchInference(name=…, …)."
             )
         folder = request.target_path
         files = {"defs.yaml": DEFS_YAML.format(name=name_of(folder.name) or "my_pipeline")}

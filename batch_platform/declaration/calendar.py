@@ -1,8 +1,8 @@
 """The calendar of a pipeline: its partitions as half-open windows of time, and their keys.
 
-The windows and keys are those of Dagster's time-window partitions (weeks start on Sunday; in the hour that a change
-to winter time repeats, the second one's key carries its UTC offset), computed here so that nothing below the
-components needs Dagster. A test holds the two against each other over many zones.
+Windows and keys equal those of Dagster's time-window partitions: weeks start on Sunday, and where winter time repeats an
+hour, the key of the second one has its UTC offset. They are computed here so that nothing below `components` needs
+Dagster; a test compares the two in many time zones.
 """
 
 from bisect import bisect_left, bisect_right
@@ -34,23 +34,23 @@ class Partition:
 
 @dataclass(frozen=True)
 class Duration:
-    """A length on the wall clock: a day is a day, be it of 23, 24 or 25 hours."""
+    """A length of time on the wall clock: a day may have 23, 24 or 25 hours."""
 
     days: int = 0
     hours: int = 0
     minutes: int = 0
 
     def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
-        """The instant (UTC) this long after another one, as clocks in the zone show it."""
+        """The instant (UTC) this long after another one on the clocks of a zone."""
         return self._shift(instant, zone, 1)
 
     def before(self, instant: datetime, zone: ZoneInfo) -> datetime:
-        """The instant (UTC) this long before another one, as clocks in the zone show it."""
+        """The instant (UTC) this long before another one on the clocks of a zone."""
         return self._shift(instant, zone, -1)
 
     @property
     def nominal(self) -> timedelta:
-        """The length where every day has 24 hours."""
+        """The length if every day has 24 hours."""
         return timedelta(days=self.days, hours=self.hours, minutes=self.minutes)
 
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
@@ -59,7 +59,7 @@ class Duration:
         return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes)
 
     def __str__(self) -> str:
-        """Write it as it is declared in YAML."""
+        """Return the notation of the YAML."""
         parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute")]
         return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
 
@@ -74,14 +74,14 @@ LONGEST: dict[Every, Duration] = {
 
 @dataclass(frozen=True)
 class Calendar:
-    """All partitions from `start` on: consecutive, without gap or overlap.
+    """All partitions from `start` on, consecutive and without gap or overlap.
 
     Args:
         every: The length of a window.
         zone: The time zone in which days, weeks and months begin.
         start: The first window begins at or after this local time (naive, in `zone`).
         end: No window begins at or after this local time (naive, in `zone`); None for no end.
-        end_offset: How many windows are due before they close (1: the current one, from its start on).
+        end_offset: How many windows are due before they close (1: the current window, from its start on).
     """
 
     every: Every
@@ -104,17 +104,17 @@ class Calendar:
         return None if self.end is None else self._boundary_from(self.end)
 
     def due(self, now: datetime) -> list[Partition]:
-        """Every partition that is closed at `now`, oldest first, and `end_offset` more."""
+        """All partitions closed at `now`, oldest first, and `end_offset` more."""
         starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)
         closed = bisect_right(starts, now) - 1
         count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
         return self._consecutive(0, count)
 
     def named(self, key: str) -> Partition:
-        """The partition of that key, be it past or future.
+        """The partition with a key, past or future.
 
         Raises:
-            WrongUseError: No partition has that key.
+            WrongUseError: No partition has this key.
         """
         partition = self._by_key.get(key) or self._parsed(key)
         if partition is None:
@@ -123,14 +123,14 @@ class Calendar:
             raise WrongUseError(msg)
         if partition.start < self.first_start:
             msg = f"Partition {key!r} lies before the first one, {self._key(self.first_start)!r}."
-            raise WrongUseError(msg, hint="partitions.start says where the partitions begin.")
+            raise WrongUseError(msg, hint="partitions.start sets where the partitions begin.")
         if self.last_end is not None and partition.start >= self.last_end:
             msg = f"Partition {key!r} lies at or after the end of the partitions, {self.end}."
-            raise WrongUseError(msg, hint="partitions.end says where the partitions end.")
+            raise WrongUseError(msg, hint="partitions.end sets where the partitions end.")
         return partition
 
     def holding(self, instant: datetime) -> Partition | None:
-        """The partition whose window holds the instant; None before the first and after the last one."""
+        """The partition whose window contains an instant; None before the first and after the last partition."""
         if instant < self.first_start:
             return None
         starts = self._starts_up_to(instant, extra=1)
@@ -140,14 +140,14 @@ class Calendar:
         return self._between(starts[at], starts[at + 1])
 
     def within(self, start: datetime, end: datetime) -> list[Partition]:
-        """Every partition that lies wholly in `start <= t < end`, oldest first."""
+        """All partitions wholly within `start <= t < end`, oldest first."""
         starts = self._starts_up_to(end, extra=1)
         low, high = bisect_left(starts, start), bisect_right(starts, end) - 1
         high = min(max(high, 0), self._count_before_end(starts))
         return self._consecutive(low, high)
 
     def _consecutive(self, low: int, high: int) -> list[Partition]:
-        """The partitions from one position to before another, each made once."""
+        """The partitions at positions `low` to `high` (exclusive), each created once."""
         with _GROWING:
             made = [self._between(start, end) for start, end in pairwise(self._starts[len(self._made) : high + 1])]
             self._made.extend(made)
@@ -164,14 +164,14 @@ class Calendar:
         return key + local.strftime("%z") if repeated else key
 
     def _parsed(self, key: str) -> Partition | None:
-        """The window of a key, be it before the first or after the last partition; None for no key."""
+        """The window of a key, also before the first or after the last partition; None if the key is malformed."""
         for fmt in (KEY_FORMATS[self.every], KEY_FORMATS[self.every] + "%z"):
             try:
                 parsed = datetime.strptime(key, fmt)  # noqa: DTZ007 - the zone is the calendar's
                 start = parsed.astimezone(UTC) if parsed.tzinfo else _instant(parsed, self.zone)
                 if self._key(start) == key and self._begins(start):
                     return self._between(start, self._next(start))
-            except (ValueError, OverflowError):  # not of that form; beyond what a datetime can hold
+            except (ValueError, OverflowError):  # not of this form, or beyond the range of datetime
                 continue
         return None
 
@@ -219,7 +219,7 @@ class Calendar:
 
 
 def shifts_by_whole_hours(zone: ZoneInfo, years: range) -> bool:
-    """Whether clocks in a zone show whole hours at the same instants all the time, so that hours can be partitions."""
+    """Whether clocks in a zone only ever shift by whole hours, so that hours can be partitions."""
     firsts = (datetime(year, month, 1, tzinfo=zone) for year in years for month in range(1, 13))
     offsets = {first.utcoffset() or timedelta() for first in firsts}
     return len({offset % _HOUR for offset in offsets}) == 1

@@ -14,7 +14,7 @@ def import_function(dotted: str, key: str) -> Callable[..., Any]:
     """Import `module.function`.
 
     Raises:
-        WrongUseError: There is no such module or function; the message names the key of the YAML.
+        WrongUseError: The module or function does not exist; the message names the key of the YAML.
     """
     module_name, _, name = dotted.rpartition(".")
     try:
@@ -24,14 +24,14 @@ def import_function(dotted: str, key: str) -> Callable[..., Any]:
         raise WrongUseError(msg, hint="write it as 'package.module.function', importable from the project.") from error
     function = getattr(module, name, None)
     if not callable(function):
-        public = [other for other in vars(module) if not other.startswith("_")]
+        public = [member for member in vars(module) if not member.startswith("_")]
         msg = f"{key}: {module_name!r} has no function {name!r}."
         raise WrongUseError(msg, hint=did_you_mean(name, public))
     return function
 
 
 def parameters_of(function: Callable[..., Any]) -> list[str]:
-    """The names of a function's parameters; none where Python cannot tell."""
+    """The names of a function's parameters; none if Python does not know them."""
     try:
         return list(inspect.signature(function).parameters)
     except ValueError:  # written in C
@@ -39,10 +39,10 @@ def parameters_of(function: Callable[..., Any]) -> list[str]:
 
 
 def source_code(dotted: str, key: str) -> str:
-    """The text of the modules that a function is named in and comes from: its version, as far as it can be seen.
+    """The source text of the module a function is named in and of the module that defines it, used as its version.
 
     Raises:
-        WrongUseError: There is no such module or function.
+        WrongUseError: The module or function does not exist.
     """
     function = import_function(dotted, key)
     modules = (sys.modules[dotted.rpartition(".")[0]], inspect.getmodule(function))

@@ -1,7 +1,6 @@
-"""How a declaration is written: strict blocks of keys, and values such as names, durations, shares, times, schedules.
+"""The notation of a declaration: strict blocks of keys, and values such as names, durations, shares, times and schedules.
 
-Each check raises a ValueError that says what is allowed; which key it was, is added by whoever reads the declaration.
-Knows nothing of what is declared.
+Each check raises a ValueError that says what is allowed. Whoever reads the declaration adds which key it was.
 """
 
 import re
@@ -63,10 +62,10 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
 
 
 def refuse_for_now(value: object, key: str) -> None:
-    """Refuse a key, by name, whose behaviour does not exist yet.
+    """Refuse a key whose behaviour does not exist yet.
 
     Raises:
-        ValueError: It has a value.
+        ValueError: The key has a value.
     """
     if value is not None:
         msg = f"{key!r} is not available yet; leave it out"
@@ -74,18 +73,18 @@ def refuse_for_now(value: object, key: str) -> None:
 
 
 def check_name(value: str) -> None:
-    """Refuse a name that could not be a schema, a folder and an asset key all at once.
+    """Refuse a name that cannot be a schema, a folder and an asset key at once.
 
     Raises:
-        ValueError: The name is none.
+        ValueError: The name is not valid.
     """
     if not _NAME.fullmatch(value) or value in RESERVED_NAMES:
-        msg = f"{value!r} is not a name: use small letters, digits and _ (at most 63), not {listed(RESERVED_NAMES)}"
+        msg = f"{value!r} is not a valid name: use at most 63 lower-case letters, digits and _, and none of {listed(RESERVED_NAMES)}"
         raise ValueError(msg)
 
 
 def name_of(text: str) -> str | None:
-    """A text as a name, as far as it can be one."""
+    """Turn a text into a valid name; None if that is impossible."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
     try:
         check_name(name)
@@ -95,10 +94,10 @@ def name_of(text: str) -> str | None:
 
 
 def check_timezone(value: str) -> None:
-    """Refuse what is not the name of a time zone.
+    """Refuse a value that is not the name of a time zone.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not one.
     """
     if value not in available_timezones():
         msg = f"{value!r} is not an IANA time zone"
@@ -106,10 +105,10 @@ def check_timezone(value: str) -> None:
 
 
 def check_dotted(value: str) -> None:
-    """Refuse what is not the import path of something in a module.
+    """Refuse a value that is not an import path.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not one.
     """
     if not _DOTTED.fullmatch(value):
         msg = f"{value!r} is not an import path such as 'package.module.function'"
@@ -117,10 +116,10 @@ def check_dotted(value: str) -> None:
 
 
 def check_inside(value: str) -> None:
-    """Refuse the name of a file that does not lie in the pipeline's folder or below it.
+    """Refuse a file name outside the pipeline's folder.
 
     Raises:
-        ValueError: It is absolute, leads out of the folder or is no file's name.
+        ValueError: The name is absolute, leads out of the folder or names no file.
     """
     path = PurePosixPath(value)
     if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
@@ -129,10 +128,10 @@ def check_inside(value: str) -> None:
 
 
 def check_cron(value: str) -> None:
-    """Refuse what is not a schedule of five cron fields, or one that no day of any year meets.
+    """Refuse a value that is not a cron expression of five fields, or that never comes true.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is not one.
     """
     fields = value.lower().split()
     if len(fields) != len(_CRON_FIELDS):
@@ -141,7 +140,7 @@ def check_cron(value: str) -> None:
     meant = {name: _cron_values(field, name) for name, field in zip(_CRON_FIELDS, fields, strict=True)}
     days, months = meant["day of month"], meant["month"]
     if min(days) > max(_DAYS_IN_MONTH[month - 1] for month in months):
-        msg = f"{value!r} never comes: no such month has a day {min(days)}"
+        msg = f"{value!r} never occurs: none of its months has a day {min(days)}"
         raise ValueError(msg)
 
 
@@ -165,7 +164,7 @@ def parse_duration(text: str) -> Duration:
     """Read '1 day', '60 days', '6 hours' or '90 minutes'.
 
     Raises:
-        ValueError: The text is none of these.
+        ValueError: The text is not a duration.
     """
     found = _DURATION.fullmatch(text.strip())
     if not found:
@@ -178,7 +177,7 @@ def parse_duration(text: str) -> Duration:
 
 
 def _written(value: object) -> object:
-    """YAML reads an unquoted 2013-01-01 as a date; take it as it was written."""
+    """Undo how YAML reads an unquoted 2013-01-01, which is a date."""
     return value.isoformat() if isinstance(value, date) else value
 
 
@@ -189,7 +188,7 @@ def _local_time(value: str) -> str:
         msg = f"{value!r} is not a date or a time such as '2013-01-01' or '2013-01-01T06:00'"
         raise ValueError(msg) from None
     if offset is not None:
-        msg = f"{value!r} carries an offset; give the local time in `timezone`"
+        msg = f"{value!r} has an offset; give the local time in `timezone`"
         raise ValueError(msg)
     return value
 
@@ -205,7 +204,7 @@ def _cron(value: str) -> str:
 
 
 def _share(value: object) -> object:
-    """Read '1%' as 0.01, and '0.7%' as 0.007 and not a little less, as dividing a float would."""
+    """Read '1%' as 0.01. Decimal reads '0.7%' as exactly 0.007, which dividing a float would not."""
     found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
     return float(Decimal(found[1]) / 100) if found else value
 

@@ -1,7 +1,6 @@
-"""Keeps secrets out of what is shown and recorded: a secret's value gives way to the name of its variable.
+"""Keep secrets out of what is shown and recorded: the name of its variable replaces the value of a secret.
 
-Secrets come through environment variables only. What counts as one: the value of each variable whose name says so, and
-of each variable that a declaration names. Knows nothing of where the text goes.
+Secrets come only from environment variables: those whose name suggests a secret, and those that a declaration names.
 """
 
 import os
@@ -9,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import TypeVar
 
-SHORTEST = 6  # a shorter value would take innocent text with it
+SHORTEST = 6  # a shorter value would also replace innocent text
 _SAYS_SO = re.compile(
     r"secret|token|passw|passphrase|credential|private|apikey|dsn|_pwd$|(^|_)(key|auth|pat)($|_)", re.IGNORECASE
 )
@@ -19,21 +18,21 @@ Value = TypeVar("Value")
 
 
 def protect(declared: object) -> None:
-    """Keep secret, from now on, each environment variable that the templates of a declaration name."""
+    """Treat each environment variable named in the templates of a declaration as secret from now on."""
     for text in _texts(declared):
         if "{{" in text:
             _named.update(_NAMED.findall(text))
 
 
 def redact(text: str) -> str:
-    """The text with `$NAME` in the place of each secret."""
+    """Replace each secret in a text by `$NAME`."""
     for name, value in _secrets():
         text = text.replace(value, f"${name}")
     return text
 
 
 def redacted(value: Value) -> Value:
-    """A value as JSON knows it, with all text in it redacted."""
+    """Redact all text in a JSON value."""
     return _redacted(value)  # pyright: ignore[reportReturnType] - containers of text stay what they are
 
 
@@ -48,7 +47,7 @@ def _redacted(value: object) -> object:
 
 
 def _secrets() -> Iterable[tuple[str, str]]:
-    """Names and values, the longest first: one may be a part of another."""
+    """Names and values, longest value first, since one value may be part of another."""
     found = [
         (name, value)
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""A pipeline as it is declared, in YAML or in Python: frozen values, checked, without behaviour.
+"""A pipeline as it is declared, in YAML or in Python: frozen and checked values without behaviour.
 
 The field names are the keys of the YAML. A wrong key, type or name is refused with its path, what is allowed and the
 nearest match. Keys whose behaviour does not exist yet are checked like the others and then refused by name.
@@ -41,28 +41,36 @@ ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "score
 
 
 class Train(Block):
-    """When models are trained, and on what."""
+    """When models are trained, and on which data."""
 
-    every: Every | None = Field(default=None, description="One model per such period; left out: one model for all.")
+    every: Every | None = Field(
+        default=None, description="How often a model is trained: one model per period. Left out: a single model."
+    )
     start: LocalTime | None = Field(
-        default=None, description="First serving period; left out: as soon as data suffice.", examples=["2013-03-01"]
+        default=None,
+        description="First serving period. Left out: the first one with enough data before it.",
+        examples=["2013-03-01"],
     )
     window: str = Field(
-        default="all", description="How far back training reads: 'all', or for example '60 days'.", examples=["60 days"]
+        default="all",
+        description="How far back training data go: 'all', or for example '60 days'.",
+        examples=["60 days"],
     )
     evaluate: DurationText = Field(
         default="14 days",
-        description="The end of the window, kept out of training to evaluate on.",
+        description="Length of the end of the window that is kept out of training and used for evaluation.",
         examples=["14 days"],
     )
     max_rows: int | None = Field(
         default=None,
         ge=100,
-        description="Learn from a sample of so many rows at most, each class in proportion.",
+        description="Maximum number of rows to train on. A larger window is sampled, each class in proportion.",
         examples=[1_000_000],
     )
     schedule: Cron = Field(
-        default="30 * * * *", description="Cron on which due models are looked for.", examples=["30 * * * *"]
+        default="30 * * * *",
+        description="Cron expression of the schedule that trains due models.",
+        examples=["30 * * * *"],
     )
 
     @model_validator(mode="after")
@@ -76,29 +84,37 @@ class Train(Block):
 
     @property
     def window_length(self) -> Duration | None:
-        """How far back training reads; None for all history."""
+        """Length of the training window; None for all history."""
         return None if self.window == "all" else parse_duration(self.window)
 
     @property
     def evaluation_length(self) -> Duration:
-        """How much of the window's end is kept out of training."""
+        """Length of the end of the window that is kept out of training."""
         return parse_duration(self.evaluate)
 
 
 class Promote(Block):
-    """The gate between a trained version and the predictions."""
+    """The gate that a trained version must pass to serve."""
 
     metric: str | None = Field(
-        default=None, description=f"One of {', '.join(METRICS)}; default by the kind of model.", examples=[*METRICS]
+        default=None,
+        description=f"Metric to judge by: {', '.join(METRICS)}. Left out: the default of the task.",
+        examples=[*METRICS],
     )
     at_least: float | None = Field(
-        default=None, description="Worse than this is not approved (an error: not more).", examples=[0.6]
+        default=None,
+        description="Worst value that is approved: a minimum for scores such as roc_auc, a maximum for errors such as mae.",
+        examples=[0.6],
     )
     tolerance: float | None = Field(
-        default=None, ge=0, description="Worse than the champion by more is not approved.", examples=[0.02]
+        default=None,
+        ge=0,
+        description="How much worse than the champion a version may be and still be approved.",
+        examples=[0.02],
     )
     manual: bool = Field(
-        default=False, description="A version that passes waits for `batch-platform models … promote`."
+        default=False,
+        description="Whether a version that passes waits for `batch-platform models PIPELINE promote VERSION`.",
     )
 
     @field_validator("metric")
@@ -114,20 +130,20 @@ GateOrManual = Annotated[Promote, WithJsonSchema({"anyOf": [{"const": "manual"},
 
 
 class Model(Learner):
-    """What learns, when, and when it may serve."""
+    """The model: its estimator, when it is trained, and what it must reach to serve."""
 
     train: Train = Field(
         default_factory=Train,
-        description="When, and on how much history.",
+        description="When the model is trained, and on how much history.",
         examples=[{"every": "month", "window": "all", "evaluate": "14 days"}],
     )
     promote: GateOrManual = Field(
         default_factory=Promote,
-        description="The gate; 'manual': a version waits for you.",
+        description="The gate. 'manual': every version waits until someone promotes it.",
         examples=[{"metric": "roc_auc", "at_least": 0.6, "tolerance": 0.02}, "manual"],
     )
     publish: Literal["mlflow"] | None = Field(
-        default=None, description="Register each version in MLflow as well, at MLFLOW_TRACKING_URI."
+        default=None, description="Where each version is also registered: MLflow, at MLFLOW_TRACKING_URI."
     )
 
     @field_validator("promote", mode="before")
@@ -137,47 +153,51 @@ class Model(Learner):
 
 
 class Predictions(Block):
-    """The table that users read, and when it is brought up to date."""
+    """The table that users read, and when it is updated."""
 
-    keep: list[str] = Field(default_factory=list, description="Feature columns to carry along.", examples=[["country"]])
+    keep: list[str] = Field(
+        default_factory=list, description="Feature columns to store with the predictions.", examples=[["country"]]
+    )
     schedule: Cron | None = Field(
-        default=None, description="Cron in the pipeline's time zone; default: each partition.", examples=["0 5 * * *"]
+        default=None,
+        description="Cron expression of the schedule, in the pipeline's time zone. Left out: once per partition.",
+        examples=["0 5 * * *"],
     )
     rescore: Literal["when_stale", "never"] = Field(
-        default="when_stale", description="Whether the schedule re-scores what a newer model, input or code outdates."
+        default="when_stale", description="Whether the schedule scores partitions again whose predictions are stale."
     )
     limit: int = Field(
-        default=400, ge=1, description="Most partitions that one tick of a schedule requests.", examples=[400]
+        default=400, ge=1, description="Maximum number of partitions a schedule requests per tick.", examples=[400]
     )
 
 
 class Psi(Block):
     """Bounds of the population stability index."""
 
-    warn: float = Field(default=0.1, gt=0, description="From here on a warning.")
-    fail: float = Field(default=0.25, gt=0, description="From here on a failure.")
+    warn: float = Field(default=0.1, gt=0, description="Value from which a feature gives a warning.")
+    fail: float = Field(default=0.25, gt=0, description="Value from which a feature gives a failure.")
 
 
 class Drift(Block):
     """How far features may move from the training data."""
 
-    psi: Psi = Field(default_factory=Psi, description="Bounds of the index for every feature.")
+    psi: Psi = Field(default_factory=Psi, description="Bounds of the population stability index, for every feature.")
 
 
 class PerformanceRule(Block):
-    """When a partition's performance is worth a warning."""
+    """When the performance of a partition gives a warning."""
 
     warn_below: float = Field(
-        description="The gate's metric worse than this gives a warning on the partition.", examples=[0.6]
+        description="Value of the gate's metric that is worth a warning when a partition does worse.", examples=[0.6]
     )
 
 
 class Monitoring(Block):
-    """What is watched once a partition is scored."""
+    """What is monitored once a partition is scored."""
 
     drift: Drift | None = Field(default=None, description="Not available yet.")
     performance: PerformanceRule | None = Field(
-        default=None, description="When to warn of a partition.", examples=[{"warn_below": 0.6}]
+        default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
     )
 
     @model_validator(mode="after")
@@ -189,7 +209,7 @@ class Monitoring(Block):
 class Spark(Block):
     """A Spark cluster."""
 
-    master: str = Field(description="Its URL.", examples=["spark://host:7077"])
+    master: str = Field(description="URL of the Spark master.", examples=["spark://host:7077"])
 
 
 ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
@@ -208,56 +228,59 @@ LocalOrEngine = Annotated[Engine, WithJsonSchema({"anyOf": [{"const": "local"}, 
 class PipelineSpec(Block):
     """One pipeline."""
 
-    name: str = Field(description="Schema of its tables and prefix of its assets.", examples=["flight_delays"])
+    name: str = Field(
+        description="Name of the pipeline: the schema of its tables and the prefix of its assets.",
+        examples=["flight_delays"],
+    )
     description: str = Field(
         default="",
-        description="One sentence: what is predicted, for what.",
+        description="One sentence that says what is predicted and what for.",
         examples=["Probability that a customer leaves within a month."],
     )
     owners: list[str] = Field(
         default_factory=list,
-        description="Owners shown in the UI: an e-mail or 'team:…'.",
+        description="Owners shown in the UI: e-mail addresses or 'team:NAME'.",
         examples=[["team:operations"]],
     )
     partitions: Partitions = Field(
-        description="The time windows, each scored on its own.",
+        description="Time windows. Each window is one partition and is scored on its own.",
         examples=[{"every": "day", "start": "2026-01-01", "timezone": "Europe/Berlin"}],
     )
     sources: dict[str, Source] = Field(
         min_length=1,
-        description="Raw tables by the name that the SQL uses.",
+        description="Raw tables, by the name under which the SQL reads them.",
         examples=[{"orders": {"parquet": "orders/*.parquet"}}],
     )
     features: Features = Field(
-        description="One row per thing to score, made from the sources.",
+        description="Features of each row to score, computed from the sources.",
         examples=[{"sql": "features.sql", "key": ["order_id"], "time": "ordered_at"}],
     )
     labels: Labels | None = Field(
         default=None,
-        description="The true outcomes; left out for a clustering.",
+        description="True outcomes. Left out for clustering and outlier detection.",
         examples=[{"sql": "labels.sql", "column": "returned", "delay": "14 days"}],
     )
     model: Model = Field(
-        description="What learns, when it is trained, and what it must reach to serve.",
+        description="The model, when it is trained, and what it must reach to serve.",
         examples=[{"estimator": "sklearn.ensemble.HistGradientBoostingClassifier", "train": {"every": "month"}}],
     )
     challengers: list[Challenger] = Field(
         default_factory=list,
-        description="Other models that score the same rows beside the champion, to be compared with it; none serves.",
+        description="Models that score the same rows as the champion, for comparison. They never serve.",
         examples=[[{"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}]],
     )
     predictions: Predictions = Field(
         default_factory=Predictions,
-        description="The table of scores, and its schedule.",
+        description="The table of predictions and its schedule.",
         examples=[{"keep": ["country"], "schedule": "0 5 * * *"}],
     )
     monitoring: Monitoring = Field(
         default_factory=Monitoring,
-        description="What is watched once scored.",
+        description="What is monitored once a partition is scored.",
         examples=[{"performance": {"warn_below": 0.6}}],
     )
     engine: LocalOrEngine = Field(
-        default_factory=Engine, description="'local'; a Spark cluster is not available yet.", examples=["local"]
+        default_factory=Engine, description="Where scoring runs. Only 'local' is available yet.", examples=["local"]
     )
 
     @field_validator("name")
@@ -272,7 +295,7 @@ class PipelineSpec(Block):
         for name in value:
             check_name(name)
             if name == "partition":
-                msg = "a source cannot be named 'partition': a Python function takes the partition under that name"
+                msg = "a source cannot be named 'partition': Python functions receive the partition under that name"
                 raise ValueError(msg)
             if name in ASSETS:
                 msg = f"a source cannot be named {name!r}: {listed(ASSETS)} are assets of every pipeline"
@@ -308,12 +331,14 @@ class PipelineSpec(Block):
         stored |= {self.features.time} if self.features.time is not None else set()
         added = {*ADDED_COLUMNS, *(["challenger"] if self.challengers else [])}
         if taken := {name for name in stored if name.lower() in added}:
-            msg = f"{listed(map(repr, taken))} may be no key, no time and not kept: scoring adds columns of that name"
+            msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)
         for at, name in enumerate([] if self.labels is None else self.labels.too_late):
             if name in {*stored, *self.features.columns}:
-                what = "known only with the label:" if at else "the label"
-                msg = f"{what} {name!r} may not be a feature, a key or kept: it is not known when a row is scored"
+                what = "the column known only with the label," if at else "the label"
+                msg = (
+                    f"{what} {name!r} cannot be a feature, a key or a kept column: it is not known when a row is scored"
+                )
                 raise ValueError(msg)
         driving = self.features.driving
         if driving is not None and driving.source not in self.sources:
@@ -321,19 +346,19 @@ class PipelineSpec(Block):
             raise ValueError("; ".join(filter(None, [msg, did_you_mean(driving.source, self.sources)])))
 
     def _check_lengths(self) -> None:
-        """Refuse lengths with which no model could ever be trained or approved."""
+        """Refuse windows with which no model could ever be trained or approved."""
         if self.model.import_ is not None:
             return  # nothing is trained
         train, partition = self.model.train, LONGEST[self.partitions.every]
         if train.evaluation_length.nominal < partition.nominal:
-            msg = f"model.train.evaluate ({train.evaluate}) must hold one partition ({partition}) or more"
+            msg = f"model.train.evaluate ({train.evaluate}) must be at least one partition long ({partition})"
             raise ValueError(msg)
         delay = Duration() if self.labels is None else self.labels.maturity
         least = 2 * train.evaluation_length.nominal + delay.nominal
         if train.window_length is not None and train.window_length.nominal < least:
-            msg = f"model.train.window ({train.window}) must be twice as long as evaluate ({train.evaluate}) or more"
-            msg += f", and labels.delay ({delay}) on top" if self.labels is not None else ""
+            msg = f"model.train.window ({train.window}) must be at least twice as long as evaluate ({train.evaluate})"
+            msg += f" plus labels.delay ({delay})" if self.labels is not None else ""
             raise ValueError(msg)
         if train.every == "hour" and not shifts_by_whole_hours(self.partitions.calendar.zone, range(2000, 2050)):
-            msg = f"model.train.every: clocks in {self.partitions.timezone} shift by part of an hour; take 'day'"
+            msg = f"model.train.every: clocks in {self.partitions.timezone} change by part of an hour; use 'day'"
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Who writes, and when."""
+"""The stamp of what is recorded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Stamp:
-    """Who writes, and when: given by the edge, so that nothing below reads a clock.
+    """Which run records something, and when. Only the outermost caller reads a clock and passes it on here.
 
     Args:
-        run_id: Of the run.
-        at: When the run began; with a time zone.
-        clock: The edge's clock, for the moments in which things happen; left out, all happens at the beginning.
+        run_id: The run.
+        at: When the run began, with a time zone.
+        clock: Clock for the times of events; without it, every event gets the time `at`.
     """
 
     run_id: str
@@ -20,5 +20,5 @@ class Stamp:
     clock: Callable[[], datetime] | None = None
 
     def now(self) -> datetime:
-        """The time to record for what happens now; nothing is decided by it."""
+        """The time to record for an event; no decision depends on it."""
         return self.at if self.clock is None else self.clock()

@@ -1,4 +1,4 @@
-"""Serving periods, training windows and label maturity of a pipeline, by its declaration alone."""
+"""Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -9,7 +9,7 @@ from batch_platform.declaration.spec import PipelineSpec
 
 
 def serving_calendar(spec: PipelineSpec) -> Calendar | None:
-    """The serving periods of a pipeline's models; None for one unpartitioned model."""
+    """The serving periods of the models of a pipeline; None for a single model."""
     train = spec.model.train
     if train.every is None:
         return None
@@ -20,9 +20,9 @@ def serving_calendar(spec: PipelineSpec) -> Calendar | None:
 
 
 def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
-    """The partitions that a model may learn from: wholly before its serving period, labels mature at its start.
+    """The partitions a model may learn from: wholly before its serving period, with labels mature at its start.
 
-    Of an import, which learns from no label, its contract does: labels need not be mature.
+    An imported model takes only its contract from the window, so its labels need not be mature.
     """
     calendar = spec.partitions.calendar
     zone = calendar.zone
@@ -37,12 +37,12 @@ def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partiti
 
 
 def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetime:
-    """Where the end of a training window begins that is kept for evaluation."""
+    """The start of the part of a training window that is kept for evaluation."""
     return spec.model.train.evaluation_length.before(window[-1].end, spec.partitions.calendar.zone)
 
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
-    """Whether a window is long enough: at least as much to learn from as to evaluate on; for an import, one partition."""
+    """Whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
     if not window or spec.model.import_ is not None:
         return bool(window)
     evaluation = spec.model.train.evaluation_length
@@ -51,14 +51,14 @@ def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
 
 
 def matures(spec: PipelineSpec, partition: Partition) -> datetime:
-    """When the labels of a partition are known; without labels, when it has closed."""
+    """When the labels of a partition are known; without labels, the end of the partition."""
     if spec.labels is None:
         return partition.end
     return spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)
 
 
 def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
-    """The serving periods that have begun and whose window is long enough to train on, oldest first."""
+    """The serving periods that have begun and have a window long enough for training, oldest first."""
     calendar = serving_calendar(spec)
     if calendar is None:
         return []

@@ -1,7 +1,7 @@
-"""A declaration as it stands in its file: YAML that says each thing once, in plain values, and no more than it shows.
+"""Check the YAML file of a declaration before Dagster parses it.
 
-Dagster parses the same file on its own; what its parser takes in silence (a key twice, aliases that multiply) is
-refused here with file, line and key, in time and memory that grow with the file alone. Knows nothing of what is declared.
+Dagster's parser silently accepts duplicate keys and aliases that multiply. They are refused here with file, line and key,
+in time and memory that grow with the file alone.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import yaml
 from batch_platform.declaration.errors import WrongUseError
 
 FILE_NAMES = ("defs.yaml", "component.yaml")
-MOST_VALUES = 100_000  # with every alias written out; a long declaration has some hundreds
+MOST_VALUES = 100_000  # counted with every alias written out; a long declaration has some hundreds
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder, and in those below it, that declare components."""
+    """The files that declare components, in a folder and below it."""
     return sorted(path for name in FILE_NAMES for path in folder.rglob(name))
 
 
@@ -25,8 +25,8 @@ def check_file(path: Path) -> None:
     """Check every document of a file.
 
     Raises:
-        WrongUseError: It cannot be read, is no YAML, or declares nothing; or it has a key twice, a key that is no plain value, a tag that
-            asks for an object, or aliases that make more of it than anyone would write.
+        WrongUseError: The file cannot be read, is not YAML, or declares nothing; or it has a duplicate key, a key that is
+            not a plain value, a tag that creates an object, or aliases that multiply beyond all measure.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -41,22 +41,22 @@ def check_file(path: Path) -> None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        said = ", ".join(filter(None, [error.context, error.problem]))
-        msg = f"{where}: {said}."
-        raise WrongUseError(msg, hint="it is no YAML; see quotes, brackets and indentation.") from error
+        problem = ", ".join(filter(None, [error.context, error.problem]))
+        msg = f"{where}: {problem}."
+        raise WrongUseError(msg, hint="the file is not valid YAML; check quotes, brackets and indentation.") from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         msg = f"{path}: {' '.join(str(error).split())}."
-        raise WrongUseError(msg, hint="remove it, or write it as an escape in double quotes.") from error
+        raise WrongUseError(msg, hint="remove the character, or write it as an escape in double quotes.") from error
     for document in documents or [None]:
         if not isinstance(document, yaml.MappingNode):
-            msg = f"{path}: it declares nothing."
+            msg = f"{path}: the file declares nothing."
             raise WrongUseError(msg, hint="a declaration is a block with the keys `type` and `attributes`.")
         _check(document, path)
 
 
 def _check(document: yaml.Node, path: Path) -> None:
-    """Visit every node of a document once, those below a node before it, and count what aliases make of them."""
-    values: dict[int, int] = {}  # of nodes that are done; by identity, since equal nodes may stand in two places
+    """Visit every node of a document once, children first, and count its values with every alias written out."""
+    values: dict[int, int] = {}  # of visited nodes; by identity, since equal nodes may occur twice
     open_nodes: set[int] = set()
     waiting = [(document, "", False)]
     while waiting:
@@ -67,8 +67,8 @@ def _check(document: yaml.Node, path: Path) -> None:
             open_nodes.discard(id(node))
             values[id(node)] = 1 + sum(values[id(child)] for child, _ in _children(node, at))
             if values[id(node)] > MOST_VALUES:
-                said = f"aliases make more than {MOST_VALUES:,} values of it"
-                raise _refusal(path, node, at, said, "write out what is meant; an alias repeats all that is below it.")
+                problem = f"its aliases expand to more than {MOST_VALUES:,} values"
+                raise _refusal(path, node, at, problem, "write the values out; an alias repeats everything below it.")
             continue
         _check_node(node, at, path)
         open_nodes.add(id(node))
@@ -76,15 +76,15 @@ def _check(document: yaml.Node, path: Path) -> None:
         for child, name in _children(node, at):
             if id(child) in open_nodes:
                 raise _refusal(
-                    path, child, name, "an alias stands inside of what it repeats", "write out what is meant."
+                    path, child, name, "an alias occurs inside the block it repeats", "write the values out."
                 )
             waiting.append((child, name, False))
 
 
 def _check_node(node: yaml.Node, at: str, path: Path) -> None:
     if node.tag not in _PLAIN:
-        hint = "leave the tag out: a declaration holds texts, numbers, lists and blocks."
-        raise _refusal(path, node, at, f"the tag {_short(node.tag)} asks for an object", hint)
+        hint = "remove the tag: a declaration consists of texts, numbers, lists and blocks."
+        raise _refusal(path, node, at, f"the tag {_short(node.tag)} creates an object", hint)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
@@ -93,13 +93,13 @@ def _check_node(node: yaml.Node, at: str, path: Path) -> None:
             raise _refusal(path, key, at, "a key is a list or a block", "a key is one word.")
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
-            said = f"the key {name!r} stands there twice, first in line {lines[name]}"
-            raise _refusal(path, key, f"{at}.{name}".strip("."), said, "keep one of the two.")
+            problem = f"the key {name!r} occurs twice, first in line {lines[name]}"
+            raise _refusal(path, key, f"{at}.{name}".strip("."), problem, "remove one of the two.")
         lines[name] = line
 
 
 def _children(node: yaml.Node, at: str) -> Iterator[tuple[yaml.Node, str]]:
-    """The nodes right below one, each with its path; keys are plain and have none."""
+    """The child nodes with their paths. Keys are plain values and have no children."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield value, f"{at}.{getattr(key, 'value', '')}".strip(".")
@@ -108,9 +108,9 @@ def _children(node: yaml.Node, at: str) -> Iterator[tuple[yaml.Node, str]]:
             yield value, f"{at}.{number}".strip(".")
 
 
-def _refusal(path: Path, node: yaml.Node, at: str, said: str, hint: str) -> WrongUseError:
+def _refusal(path: Path, node: yaml.Node, at: str, problem: str, hint: str) -> WrongUseError:
     where = f"{path}:{node.start_mark.line + 1}"
-    return WrongUseError(f"{where}: {f'{at}: ' if at else ''}{said}.", hint=hint)
+    return WrongUseError(f"{where}: {f'{at}: ' if at else ''}{problem}.", hint=hint)
 
 
 def _short(tag: str) -> str:

@@ -1,10 +1,11 @@
 """Checkpoints of the warehouse that a killed process cannot leave half done.
 
-DuckDB writes a checkpoint into free blocks and then flips a header, with one exception: up to 64 parts of its metadata,
-from several checkpoints, share a block under one checksum, so DuckDB overwrites a block that the current header needs
-(`MetadataManager::Flush`, seen in 2.0). A process killed during that write leaves a file that cannot be opened.
-Therefore those blocks are first saved beside the file, as a rollback journal. The next process that opens the file
-restores them if the header was not flipped; the commits are then still in the log.
+DuckDB writes a checkpoint into free blocks and then flips a header, but for one kind of block: up to 64 parts of its
+metadata, of several checkpoints, share a block under one checksum, so a block that the standing header needs is written
+over where it lies (`MetadataManager::Flush`, seen in 2.0). A process that is killed half-way through that write leaves
+a file that nobody can open. So those blocks are saved beside the file first, as a rollback journal, and whoever opens
+the file next puts them back if the header was not flipped: what had been committed is still in the log then. Knows
+nothing of what the tables hold.
 """
 
 import fcntl
@@ -27,7 +28,7 @@ _BLOCK_SIZE = "SELECT block_size FROM pragma_database_size() WHERE database_name
 class WarehouseFile:
     """The file of the warehouse, open beside DuckDB's own connection to it.
 
-    Close the descriptor after the connection: the process loses its lock on the file when it closes either of them.
+    The descriptor must be closed after the connection: the process loses its lock on the file with the first of them.
     """
 
     home: Home
@@ -35,24 +36,24 @@ class WarehouseFile:
 
     @classmethod
     def of(cls, home: Home) -> "WarehouseFile":
-        """Open the existing file of a home.
+        """Open it; it exists.
 
         Raises:
-            OSError: The file cannot be opened.
+            OSError: It cannot be opened.
         """
         return cls(home, os.open(home.warehouse, os.O_RDWR))
 
     def close(self) -> None:
-        """Close the descriptor, which releases this process's lock on the file."""
+        """Close the descriptor, and with it what is left of this process's lock."""
         os.close(self.descriptor)
 
     def roll_back(self) -> None:
-        """Undo an incomplete checkpoint, if there is one; call this before DuckDB opens the file.
+        """Undo a checkpoint that did not come to its end, if there is one; to be called before DuckDB opens the file.
 
         Raises:
             BlockingIOError: Another process has the file open.
-            OSError: A file cannot be read or written.
-            ValueError: The saved blocks are damaged.
+            OSError: It cannot be read or written.
+            ValueError: What was saved is damaged.
         """
         if not self.home.warehouse_rollback.exists():
             return
@@ -67,11 +68,11 @@ class WarehouseFile:
         self.home.warehouse_rollback.unlink()
 
     def checkpoint(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Bring the write-ahead log into the file, if there is a log.
+        """Bring the log of a connection to this file into the file; nothing where there is none.
 
         Raises:
-            duckdb.Error: The checkpoint cannot be written; the commits stay in the log.
-            OSError: The blocks cannot be saved; the commits stay in the log.
+            duckdb.Error: The checkpoint cannot be written; what was committed is in the log.
+            OSError: There is no room to save what it would write over; what was committed is in the log.
         """
         if self.home.warehouse_log.exists():
             self._save(con)
@@ -79,12 +80,12 @@ class WarehouseFile:
             self.home.warehouse_rollback.unlink()
 
     def _save(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Save the headers and all metadata blocks except new ones beyond the end of the file."""
+        """Save the headers and every block of metadata but those that lie beyond the end of the file, being new."""
         ((size,),) = con.execute(_BLOCK_SIZE).fetchall()
         places = [_HEADERS + block * size for (block,) in con.execute(_BLOCKS).fetchall()]
         blocks = {place: os.pread(self.descriptor, size, place) for place in places}
-        existing = {place: block for place, block in blocks.items() if len(block) == size}
-        _Saved(os.pread(self.descriptor, _HEADERS, 0), existing).write(self.home.warehouse_rollback)
+        standing = {place: block for place, block in blocks.items() if len(block) == size}
+        _Saved(os.pread(self.descriptor, _HEADERS, 0), standing).write(self.home.warehouse_rollback)
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,10 @@ class _Saved:
     """The rollback journal: a digest, where the blocks begin, the headers, the blocks."""
 
     headers: bytes
-    blocks: dict[int, bytes]  # by offset in the file; all of one size
+    blocks: dict[int, bytes]  # by where they begin in the file; all of one size
 
     def write(self, to: Path) -> None:
-        """Write the journal under a temporary name and rename it when it is complete."""
+        """Write it under another name first: one that has its own is complete."""
         aside = to.with_name(f".{to.name}")
         content = b"".join([json.dumps(list(self.blocks)).encode(), b"\n", self.headers, *self.blocks.values()])
         aside.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
@@ -107,7 +108,7 @@ class _Saved:
     def read(cls, source: Path) -> "_Saved":
         digest, _, content = source.read_bytes().partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() != digest:
-            msg = f"{source} does not match its checksum"
+            msg = f"{source} is not what was saved"
             raise ValueError(msg)
         listed, _, parts = content.partition(b"\n")
         places, headers, blocks = json.loads(listed), parts[:_HEADERS], parts[_HEADERS:]
@@ -116,7 +117,7 @@ class _Saved:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Wait until what a file, or the names in a folder, have become is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """The live DuckDB file: replace partitions atomically together with their ledger rows.
 
-One process at a time holds the file, for one short transaction, under a lock on a file beside it.
+One process at a time holds it, for the length of one short transaction, under a flock on a file beside it; its bytes
+are never touched otherwise. Knows nothing of models or of Dagster.
 """
 
 import contextlib
@@ -38,9 +39,9 @@ _STORAGE_ERRORS = (
     duckdb.FatalException,
     duckdb.InternalException,
     duckdb.OutOfMemoryException,
-    duckdb.TransactionException,  # for example, the log cannot be written at commit
+    duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
-READABLE_FROM = "v1.5.0"  # the oldest DuckDB that can read the files
+READABLE_FROM = "v1.5.0"  # of DuckDB: a file that readers open is written for these and newer versions
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 
@@ -63,8 +64,8 @@ class Warehouse:
     """The warehouse of a home.
 
     Args:
-        home: The home that holds the file and its lock.
-        timeout: Seconds to wait for another process to release it; by default, as `lock_timeout` says.
+        home: Where the file and its lock lie.
+        timeout: Seconds to wait for another process to let go of it; left out, as the environment says.
     """
 
     home: Home
@@ -72,17 +73,17 @@ class Warehouse:
 
     @contextmanager
     def open(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """Hold the warehouse exclusively; keep it short.
+        """Hold the warehouse alone; keep it short.
 
         Raises:
-            WarehouseBusyError: Another process held it for longer than the time-out.
+            WarehouseBusyError: Another process kept it for longer than the time-out.
             WarehouseError: The file cannot be opened or read, or another version of this project wrote it.
         """
         patience = Patience(self.home.create(), self.timeout)
         with locked(patience), closing(self._file()) as file, closing(self._connect(patience, file)) as con:
             try:
                 self._prepare(con)
-                self._checkpoint(con, file)  # a killed process may have left commits in the log
+                self._checkpoint(con, file)  # of what a process that was killed has left in the log, among others
                 yield con
                 self._checkpoint(con, file)
             except duckdb.Error as error:
@@ -118,7 +119,7 @@ class Warehouse:
             return read_latest(con, ledger, pipeline)
 
     def record_features(self, builds: Sequence[FeatureBuild]) -> None:
-        """Add rows to the ledger of features.
+        """Add to the ledger of features.
 
         Raises:
             WarehouseBusyError: See `open`.
@@ -139,18 +140,18 @@ class Warehouse:
 
         Args:
             pipeline: The schema of the tables.
-            staged: The scores of each partition.
+            staged: One for each partition.
             may_empty: Whether a partition that had rows may become empty.
-            clock: Gives `committed_at`; read once, after the rows are written.
-            in_transaction: Called before the commit with the ledger rows of the replaced partitions.
+            clock: Read once, when the rows are in, for `committed_at`.
+            in_transaction: Called with the ledger rows of the partitions that are replaced, before the commit.
 
         Returns:
-            The committed ledger rows. If another run meanwhile committed the same scores, its row.
+            The ledger rows as committed; that of another run where it committed the very same meanwhile.
 
         Raises:
-            WarehouseError: Another run meanwhile committed other scores of a partition; nothing is changed.
+            WarehouseError: A newer run committed something else of a partition meanwhile; nothing is changed.
             DataError: A partition that had rows would become empty, or values do not fit a table; nothing is changed.
-            IntegrityError: The number of staged rows differs from the count; nothing is changed.
+            IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
             WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
@@ -183,9 +184,9 @@ class Warehouse:
 
         Args:
             pipeline: The schema of the tables.
-            runs: The ledger row of each partition.
-            tables: The rows of those partitions by table, with the column `partition_key`. Missing columns are added to
-                the tables.
+            runs: One for each partition.
+            tables: The rows of those partitions by table; each has the column `partition_key`. A column that a table
+                lacks is added to it.
 
         Raises:
             WarehouseBusyError: See `open`.
@@ -205,11 +206,11 @@ class Warehouse:
             append(con, runs, *tables)
 
     def _file(self) -> WarehouseFile:
-        """Open the file. If it is missing, create an empty one under another name and rename it when complete."""
+        """The file; where there is none, an empty one is made under another name, and has its own when it is whole."""
         aside = self.home.warehouse.with_name(f".{self.home.warehouse.name}")
         try:
             if not self.home.warehouse.exists():
-                aside.unlink(missing_ok=True)  # left by a killed process
+                aside.unlink(missing_ok=True)  # left by a process that was killed
                 _connected(aside).close()
                 aside.rename(self.home.warehouse)
             return WarehouseFile.of(self.home)
@@ -220,10 +221,8 @@ class Warehouse:
         try:
             file.checkpoint(con)
         except (duckdb.Error, OSError) as error:
-            msg = f"The warehouse {self.home.warehouse} holds all commits, but its checkpoint failed: {error}"
-            raise WarehouseError(
-                msg, hint="make room on the disk and run again; finished partitions are skipped."
-            ) from error
+            msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
+            raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
     def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
         if not has_table(con, LEDGERS_SCHEMA, "meta"):
@@ -237,7 +236,7 @@ class Warehouse:
             )
 
     def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
-        """Connect to the file; wait while a process that does not use the lock has it open."""
+        """Open the file, which somebody who does not know of the lock beside it may have open."""
         while True:
             try:
                 file.roll_back()
@@ -258,13 +257,13 @@ class Warehouse:
             hint = f"nothing was changed or deleted; restore it from a backup. {self.home.published} can be read meanwhile."
             return WarehouseError(msg, hint=hint)
         full = isinstance(error, duckdb.IOException | duckdb.TransactionException | OSError)
-        advice = "make room on the disk" if full else "read the message"
+        advice = "make room on the disk" if full else "see the message"
         msg = f"The warehouse {self.home.warehouse} cannot be {how}: {error}"
         return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
 
 
 def _connected(file: Path) -> duckdb.DuckDBPyConnection:
-    """Connect without DuckDB's automatic checkpoints, which `WarehouseFile.checkpoint` replaces."""
+    """A connection that makes no checkpoint of its own accord: they are all made safe first."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "storage_compatibility_version": READABLE_FROM,
         "checkpoint_threshold": "1TB",
@@ -275,33 +274,32 @@ def _connected(file: Path) -> duckdb.DuckDBPyConnection:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a checksum failed, of a block, a log entry or a saved block; DuckDB has no error type for it."""
+    """Whether a block, an entry of the log or what was saved of a block has another checksum than it was written with.
+
+    DuckDB checks each as it reads it, and has no error type of its own for what does not fit.
+    """
     of_storage = type(error) is duckdb.Error or isinstance(error, _STORAGE_ERRORS)
     return isinstance(error, ValueError) or (of_storage and _CORRUPT.search(str(error)) is not None)
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:
-    """Check law 2 on the rows that were inserted."""
+    """Law 2, once more, where the rows go in."""
     runs = [scores.run for scores in staged]
-    unbalanced = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
-    if (
-        unbalanced
-        or scored != sum(run.rows_scored for run in runs)
-        or rejected != sum(run.rows_rejected for run in runs)
-    ):
-        raise _wrong_count(unbalanced or runs)
+    counted = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
+    if counted or scored != sum(run.rows_scored for run in runs) or rejected != sum(run.rows_rejected for run in runs):
+        raise _not_as_counted(counted or runs)
 
 
-def _wrong_count(runs: Sequence[ScoreRun]) -> IntegrityError:
+def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
     keys = listed(run.partition_key for run in runs)
-    msg = f"{runs[0].pipeline}, partition {keys}: the number of staged rows differs from the count; nothing is changed."
-    return IntegrityError(msg, hint="run it again; if it fails again, report it as a defect.")
+    msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
+    return IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
 
 
 def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
-    """Whether another run has committed the same rows (by law 3) since scoring began."""
-    run = standing.get(scores.run.partition_key)
-    return run is not None and run.seq > scores.seen_seq and _outcome(run) == _outcome(scores.run)
+    """Whether another run committed, since scoring began, just what was staged: the same rows, by law 3."""
+    found = standing.get(scores.run.partition_key)
+    return found is not None and found.seq > scores.seen_seq and _outcome(found) == _outcome(scores.run)
 
 
 def _outcome(run: ScoreRun) -> tuple[object, ...]:
@@ -313,13 +311,13 @@ def _require_newest(scores: StagedScores, standing: ScoreRun | None) -> None:
         run = scores.run
         msg = (
             f"{run.pipeline}, partition {run.partition_key}: run {standing.run_id} committed it at "
-            f"{standing.committed_at:%Y-%m-%d %H:%M:%S} UTC, after this run had started to score it; this run changes nothing."
+            f"{standing.committed_at:%Y-%m-%d %H:%M:%S} UTC, after this run had begun with it; this run changes nothing."
         )
-        raise WarehouseError(msg, hint="run it again to score it once more.")
+        raise WarehouseError(msg, hint="run it again if it should be scored once more.")
 
 
 def _require_rows(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:
     if standing is not None and standing.rows_in and not scores.run.rows_in and not may_empty:
         run = scores.run
         msg = f"{run.pipeline}, partition {run.partition_key}: it had {standing.rows_in} rows and would become empty."
-        raise DataError(msg, hint="check the sources; --force replaces it anyway.")
+        raise DataError(msg, hint="see the sources; --force replaces it all the same.")

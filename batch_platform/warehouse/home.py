@@ -1,4 +1,8 @@
-"""The paths below BATCH_PLATFORM_HOME, all of them; no name leads out of the home."""
+"""Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
+
+It creates folders and nothing else, and knows nothing of what the files hold. No name, whoever chose it, leads out of
+the home.
+"""
 
 import os
 import re
@@ -9,27 +13,31 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
-LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
+LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
+_ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 
 @dataclass(frozen=True)
 class Home:
-    """The root folder of an installation's data."""
+    """The root of one installation's data.
 
-    root: Path  # absolute
+    Args:
+        root: An absolute path.
+    """
+
+    root: Path
 
     @classmethod
     def from_environment(cls, folder: Path | None = None) -> "Home":
-        """The home named by BATCH_PLATFORM_HOME, or else `.batch_platform` in a folder (default: the current folder)."""
+        """The home that BATCH_PLATFORM_HOME names, else `.batch_platform` in a folder (default: the current one)."""
         named = os.environ.get(HOME_VARIABLE)
         return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
     def create(self) -> "Home":
-        """Create the missing folders.
+        """Make the folders that are missing.
 
         Raises:
-            BatchPlatformError: The root is not writable.
+            BatchPlatformError: The root cannot be written to.
         """
         try:
             for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
@@ -44,42 +52,42 @@ class Home:
 
     @property
     def warehouse(self) -> Path:
-        """The live DuckDB file; only `database.py` opens it."""
+        """The live DuckDB file; only `warehouse.py` opens it."""
         return self.root / "warehouse.duckdb"
 
     @property
     def warehouse_log(self) -> Path:
-        """DuckDB's write-ahead log; it exists while it holds commits that no checkpoint has brought into the file."""
+        """DuckDB's log of what was committed since the last checkpoint; it has this name and is there while it is needed."""
         return self.root / "warehouse.duckdb.wal"
 
     @property
     def warehouse_rollback(self) -> Path:
-        """The blocks that a checkpoint may overwrite, saved until it is complete."""
+        """What a checkpoint may write over, saved until it is complete."""
         return self.root / "warehouse.rollback"
 
     @property
     def warehouse_lock(self) -> Path:
-        """The file whose lock serialises all use of the warehouse."""
+        """The file whose flock serialises all use of the warehouse."""
         return self.root / "warehouse.lock"
 
     @property
     def published(self) -> Path:
-        """The link to the published copy."""
+        """The link that readers open."""
         return self.root / "published.duckdb"
 
     @property
     def lake(self) -> Path:
-        """The folder of the feature files."""
+        """Parquet files of features."""
         return self.root / "lake"
 
     @property
     def models(self) -> Path:
-        """The folder of the bundles, by pipeline and version."""
+        """Bundles by pipeline and version."""
         return self.root / "models"
 
     @property
     def staging(self) -> Path:
-        """The folder of staged scores, with one folder per run."""
+        """Scored batches on their way; one folder per run."""
         return self.root / "staging"
 
     @property
@@ -107,7 +115,7 @@ class Home:
         """The folder of one trained version.
 
         Raises:
-            WrongUseError: A name leads out of the folder.
+            WrongUseError: A name would lead elsewhere.
         """
         return _below(self.models, pipeline, version)
 
@@ -123,9 +131,9 @@ def partition_of(feature_file: str) -> str:
 
 
 def _below(folder: Path, *names: str) -> Path:
-    """A path below a folder. The folder may be a link to another disk, but no path below may lead out of it."""
+    """A path below a folder; the folder itself may be a link to another disk, what lies below it may not leave it."""
     for name in names:
-        if name in ("", ".", "..") or not _NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+        if name in ("", ".", "..") or not _ONE_NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
             msg = f"{name[:80]!r} cannot be the name of a file or a folder in {folder}."
             raise WrongUseError(msg, hint="names hold letters, digits and _ - + : . and at most 200 bytes.")
     path = folder.joinpath(*names)

@@ -1,9 +1,9 @@
-"""The tables of schema `batch_platform`: a frozen record for each table, whose fields are its columns, and the writes.
+"""What the warehouse records of itself: its own tables, one frozen record for each row, and how they are written.
 
-Rows are only added to a ledger; the newest row of a partition is valid. The status of partitions is computed from the
-ledgers and the files and kept in `partition_status`, whose rows are replaced. Each change is recorded in the journal
-`batch_platform.changes` in the same transaction, from which the published copy is brought up to date. Every function
-works within the caller's transaction.
+A ledger is only ever added to; the newest row of a partition is the one that holds. How partitions stand is computed
+from the ledgers and the files; it is kept in `partition_status`, whose rows are replaced. Every change is noted in the
+journal `batch_platform.changes` in the same transaction, from which the readers' copy is brought up to date. Works on
+a connection that somebody else opened, within their transaction.
 """
 
 import json
@@ -26,7 +26,7 @@ LEDGERS_SCHEMA = "batch_platform"
 
 @dataclass(frozen=True)
 class FeatureBuild:
-    """A built partition of features."""
+    """One built partition of features."""
 
     pipeline: str
     partition_key: str
@@ -34,7 +34,7 @@ class FeatureBuild:
     sha256: str
     file_bytes: int
     code_version: str
-    sources: str  # JSON: versions by source
+    sources: str  # versions by source, as JSON
     built_at: datetime
     run_id: str
     xxh3: str = ""  # of the same bytes as `sha256`
@@ -42,7 +42,7 @@ class FeatureBuild:
 
 @dataclass(frozen=True)
 class ScoreRun:
-    """A committed partition of predictions."""
+    """One committed partition of predictions."""
 
     pipeline: str
     partition_key: str
@@ -58,23 +58,23 @@ class ScoreRun:
     rows_rejected: int
     in_sample: bool
     started_at: datetime
-    committed_at: datetime  # set at commit, like `seq`
+    committed_at: datetime  # given by the warehouse when the row is committed, like `seq`
     run_id: str
     seq: int = 0
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """An evaluated partition."""
+    """One evaluated partition."""
 
     pipeline: str
     partition_key: str
-    score_seq: int  # the ledger row of the measured predictions
+    score_seq: int  # the ledger row of the predictions that were measured
     rows_scored: int
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
-    label_sources: str = "{}"  # JSON: versions by source, of the sources with a label file per partition
+    label_sources: str = "{}"  # versions, by source, of those that have a file of labels for each partition; as JSON
 
 
 Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
@@ -211,7 +211,7 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
-    """The SQL definitions of a table's columns: the given first ones, then those of a record's fields."""
+    """The SQL definitions of a table's columns: some of its own, then one for each field of a record without them."""
     return list(dict.fromkeys([*first, *(f"{item.name} {_sql_type(item.type)}" for item in fields(record))]))
 
 
@@ -228,7 +228,7 @@ _SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", d
 def read_latest(
     con: duckdb.DuckDBPyConnection, ledger: type[Row], pipeline: str, partition_keys: Collection[str] | None = None
 ) -> dict[str, Row]:
-    """Read the newest ledger row of each partition of a pipeline, or of some, by partition key."""
+    """The newest row of a ledger for each partition of a pipeline, by key; of some partitions if keys are given."""
     columns = ", ".join(quoted(item.name) for item in fields(ledger))
     values: dict[str, Any] = {"pipeline": pipeline}
     if partition_keys is not None:
@@ -265,10 +265,10 @@ def replace_statuses(
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
-    """Add rows to their ledger and record in the journal which of the pipeline's tables changed with them.
+    """Add rows to their ledger and note which of the pipeline's tables changed with them.
 
     Returns:
-        The number (`seq`) of each row, greater than that of every earlier row.
+        The number (`seq`) of each row, greater than that of every row before.
     """
     seqs = next_numbers(con, len(rows))
     insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for row, seq in zip(rows, seqs, strict=True)])
@@ -282,9 +282,9 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
 
 
 def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
-    """Numbers for new rows, ascending."""
-    numbers = con.execute(f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)", {"count": count}).fetchall()
-    return sorted(int(seq) for (seq,) in numbers)
+    """Numbers for rows about to be added, ascending."""
+    found = con.execute(f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)", {"count": count}).fetchall()
+    return sorted(int(seq) for (seq,) in found)
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
@@ -300,5 +300,5 @@ def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[st
 
 
 def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Convert rows of the same columns to Arrow, through Polars, because Arrow's own conversion imports pandas."""
+    """Rows of the same columns as a table; through polars, since Arrow's own way first imports pandas where there is one."""
     return pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow()

@@ -1,6 +1,7 @@
-"""The lock on the warehouse: one process at a time holds it, others wait for a bounded time.
+"""The lock on the warehouse: one process at a time has it, others wait for a bounded time and are told who.
 
-It is a flock on a file beside the database that names the holder. It is released when the holder ends, however it ends.
+A flock on a file beside the database, which names the process that has it; it is free as soon as that one ends, however
+it ends. Knows nothing of what is read or written under it.
 """
 
 import fcntl
@@ -22,10 +23,10 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 
 def lock_timeout() -> float:
-    """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 if it is not set.
+    """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 where it is not set.
 
     Raises:
-        WrongUseError: The variable is not a number of seconds.
+        WrongUseError: The variable holds no number of seconds.
     """
     text = os.environ.get(TIMEOUT_VARIABLE)
     if not text:
@@ -35,17 +36,14 @@ def lock_timeout() -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is not a number of seconds."
-        raise WrongUseError(
-            msg,
-            hint=f"set it to seconds, for example {TIMEOUT_VARIABLE}=300, or leave it out for {LOCK_TIMEOUT_SECONDS:g}.",
-        )
+        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is no number of seconds."
+        raise WrongUseError(msg, hint=f"for example {TIMEOUT_VARIABLE}=300; without it, {LOCK_TIMEOUT_SECONDS:g}.")
     return seconds
 
 
 @dataclass
 class Patience:
-    """The total time that a process waits for another process to release the warehouse."""
+    """The time that one process will wait, all in all, for another one to let go of the warehouse."""
 
     home: Home
     timeout: float  # seconds
@@ -54,20 +52,20 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Remaining seconds, at least 0."""
+        """Seconds, never less than none."""
         return max(0.0, self._began + self.timeout - time.monotonic())
 
     def busy(self, holder: str) -> WarehouseBusyError:
-        """The error to raise when no time is left."""
+        """What to raise when none is left."""
         msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
         hint = f"end that process, set {TIMEOUT_VARIABLE}, or read {self.home.published}, which is never locked."
         return WarehouseBusyError(msg, hint=hint)
 
     def pause(self, holder: str) -> None:
-        """Wait before the next try, each time a little longer, with jitter.
+        """Wait before the next try: each time a little longer, with jitter.
 
         Raises:
-            WarehouseBusyError: No time is left.
+            WarehouseBusyError: The time is over.
         """
         if not self.left:
             raise self.busy(holder)
@@ -80,14 +78,14 @@ def locked(patience: Patience) -> Generator[None]:
     """Hold the lock of a home.
 
     Raises:
-        WarehouseBusyError: Another process held it for longer than the patience lasts.
+        WarehouseBusyError: Another process kept it for longer than the patience lasts.
     """
     descriptor = os.open(patience.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
     if not _taken_at_once(descriptor) and not _Queued(descriptor).taken_within(patience.left):
         raise patience.busy(patience.home.warehouse_lock.read_text(encoding="ascii") or "unknown")
     try:
         name = str(os.getpid()).encode()
-        os.pwrite(descriptor, name, 0)  # before truncating, so that the file is never empty for a reader
+        os.pwrite(descriptor, name, 0)  # never empty for whoever reads it meanwhile
         os.ftruncate(descriptor, len(name))
         yield
     finally:
@@ -103,33 +101,33 @@ def _taken_at_once(descriptor: int) -> bool:
 
 
 class _Queued(Thread):
-    """A thread that waits for a lock in the kernel's queue, because a process that polls may starve among many.
+    """Waits for a lock in the kernel's queue, since whoever tries again and again may starve among many.
 
-    The system call has no time-out. When the time is over, the thread is abandoned, and it releases the lock as soon as
-    it gets it.
+    The call has no time-out of its own: it is made in a thread, which is left behind when the time is over and lets go
+    of the lock as soon as it gets it.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(daemon=True)
         self._descriptor = descriptor
         self._settling = Lock()
-        self._taken = self._abandoned = False
+        self._taken = self._left_behind = False
 
     def taken_within(self, seconds: float) -> bool:
-        """Whether the lock was taken in time; if not, the thread closes the descriptor."""
+        """Whether the lock is taken; if not, the descriptor is no longer the caller's."""
         self.start()
         try:
             self.join(min(seconds, TIMEOUT_MAX))
         finally:
             with self._settling:
-                self._abandoned = not self._taken
+                self._left_behind = not self._taken
         return self._taken
 
     def run(self) -> None:
-        """Wait for the lock."""
+        """Wait."""
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         with self._settling:
-            if self._abandoned:
+            if self._left_behind:
                 os.close(self._descriptor)
             else:
                 self._taken = True

@@ -1,13 +1,13 @@
-"""The published copy of the warehouse: always complete and consistent, never locked by a writer.
+"""The readers' copy of the warehouse: complete and consistent at every moment, never locked by a writer.
 
-Each copy is named after the newest change that it holds, and a link points to a complete copy. To publish, the other
-copy is brought up to date from the journal of changes and renamed, and the link is flipped to it; a copy that a reader
-holds is left alone. So the cost is proportional to what changed, an open file is never written, and no reader can delay
-a write.
+A copy is named after the newest change that it holds, and the link points to one that is complete. The copy that the
+link does not point to is brought up to date from the warehouse's journal of changes, renamed, and the link is flipped
+to it; where a reader still holds it, it is left alone. So publishing costs in proportion to what changed, the file that
+readers open is never touched, and no reader can delay a write.
 
-If there is no other copy, or much of the warehouse changed, the file is copied as bytes under the lock, when it has no
-write-ahead log. Another process copies: a process that opens the file of its own database a second time loses its lock
-on the file when it closes it.
+Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock; an
+open warehouse has no log that they would lack. Another process does that: a process that opens a file of its own
+database a second time loses its lock on it as soon as it closes it.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def publish(home: Home) -> Path:
     """Bring `published.duckdb` up to date and return the file that it points to.
 
     Raises:
-        WarehouseBusyError: Another process held the warehouse for longer than the time-out.
+        WarehouseBusyError: The warehouse was held by another process for too long.
         WarehouseError: The copy cannot be written.
     """
     with Warehouse(home).open() as con:
@@ -73,14 +73,12 @@ def publish(home: Home) -> Path:
             copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
         except (duckdb.Error, OSError) as error:
             msg = f"{home.published} could not be brought up to date: {error}"
-            raise WarehouseError(
-                msg, hint="make room on the disk; the last complete copy is still published."
-            ) from error
+            raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
         copy.rename(wanted)
         _flip(home, wanted)
-        for path in _copies(home):
-            if path not in (wanted, current):
-                _remove(path)
+        for other in _copies(home):
+            if other not in (wanted, current):
+                _remove(other)
     return wanted
 
 
@@ -129,18 +127,18 @@ def _write_anew(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 
 def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the storage version of the warehouse is the one that readers can open."""
+    """Whether the warehouse itself is in the form that readers are promised; one that is older than this is not."""
     query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
     return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
 
 
 def copy_bytes(home: Home, path: Path) -> None:
-    """Copy the file of the warehouse, which nobody may write meanwhile, under a temporary name until it is complete.
+    """Copy the file of the warehouse, which nobody writes to meanwhile; under another name until it is whole.
 
     Raises:
-        OSError: The copy cannot be written.
+        OSError: It cannot be written.
     """
-    for left in home.root.glob(".published-*"):  # by a killed process
+    for left in home.root.glob(".published-*"):  # by a process that was killed
         left.unlink()
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
@@ -153,9 +151,9 @@ def copy_bytes(home: Home, path: Path) -> None:
 
 
 def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Bring a copy up to date; False if a reader holds it, it is damaged, its history differs, or copying bytes is faster.
+    """Make a copy equal to the warehouse; False where that is not worth while, or a reader holds it, or it is damaged.
 
-    A damaged copy is removed.
+    One of another past than the warehouse's is not used either; a damaged one goes.
     """
     try:
         con.execute(_attach(path))
@@ -173,12 +171,12 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
         if not is_damage(error):
             raise
         _remove(path)
-        _write_anew(con, path)  # fails if the warehouse is damaged, so that damaged bytes are never published
+        _write_anew(con, path)  # which fails too where it is the warehouse that is damaged: its bytes are not passed on
     return True
 
 
 def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
-    """Whether so many rows were scored since a change that copying all bytes is faster than inserting them."""
+    """Whether so many rows were scored since a change that copying all bytes is quicker than writing them once more."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
     query = "SELECT sum(estimated_size) FROM duckdb_tables() WHERE database_name = current_database()"
@@ -208,9 +206,9 @@ def _attached(con: duckdb.DuckDBPyConnection) -> Generator[None]:
 
 
 def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
-    """The newest change of the attached copy; None if it has none, or if the warehouse does not have that change.
+    """Up to which change the attached copy is a beginning of the warehouse; None if it is not one, or has none.
 
-    A warehouse restored from a backup may have another history than the copy.
+    Its newest change must be one of the warehouse's: a file restored from a backup may have gone on differently.
     """
     known = con.execute("SELECT 1 FROM duckdb_tables() WHERE database_name = 'copy' AND table_name = 'changes'")
     if not known.fetchall():
@@ -256,7 +254,7 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
 
 
 def _columns(con: duckdb.DuckDBPyConnection, database: str, schema: str, table: str) -> list[tuple[str, str]]:
-    """Names and types of a table's columns, in order; empty if the table is missing."""
+    """Names and types of a table's columns, in order; none where there is no such table."""
     query = (
         "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = $database "
         "AND schema_name = $schema AND table_name = $table ORDER BY column_index"

@@ -1,7 +1,7 @@
-"""Staging folders: each run has its own, locked while the run lives.
+"""A run's own folder for files on their way, held by a lock as long as the run lives.
 
-A run removes the folders whose lock is free, which killed runs left behind. The lock is on the folder itself, so no
-folder ever exists without telling whether its run lives.
+The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live one uses. The lock
+is on the folder itself, so there is no moment in which a folder is there and nobody can tell whose it is.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from batch_platform.warehouse.home import Home
 
 @contextmanager
 def staging_folder(home: Home, run_id: str) -> Generator[Path]:
-    """Provide a new folder and remove it at the end; first remove the folders of dead runs."""
+    """A fresh folder, removed at the end; sweeps those of dead runs first."""
     home.create()
     for folder in home.staging.iterdir():
         sweep(folder)
@@ -30,7 +30,7 @@ def staging_folder(home: Home, run_id: str) -> Generator[Path]:
 
 
 def _claim(home: Home, run_id: str) -> tuple[Path, int]:
-    """Create and lock a folder; try again if another run removed it before it was locked."""
+    """Make a folder and lock it; again, if another run swept it before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=home.staging))
         try:
@@ -44,27 +44,27 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
 
 
 def left_behind(home: Home) -> list[Path]:
-    """The folders of dead runs."""
+    """The folders of runs that are gone."""
     return [folder for folder in sorted(home.staging.iterdir()) if if_free(folder, lambda _: None)]
 
 
 def sweep(folder: Path) -> None:
-    """Remove a folder unless its run lives."""
+    """Remove a folder whose run is gone; one of a live run stays."""
     if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
 
 
 def if_free(path: Path, do: Callable[[Path], None], *, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> bool:
-    """Lock a folder that no run holds and act on it; return whether that was possible.
+    """Do something with a folder that no run has locked, and lock it meanwhile; return False for any other.
 
     Args:
         path: The folder; with other `flags`, a file.
         do: Called with the path while it is locked.
-        flags: The flags that open the path.
+        flags: With which the path is opened.
     """
     try:
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
-        return False  # another run is removing it, or it is no folder
+        return False  # being removed by another run, or none of ours
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         do(path)

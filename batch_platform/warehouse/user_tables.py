@@ -1,7 +1,8 @@
-"""Tables by name: read any table of the published copy, and store users' own tables in the warehouse.
+"""Tables by name: any one read from the readers' copy, and users' own stored in the warehouse beside a pipeline's.
 
-A user's table is replaced by partition or as a whole, or written in a transaction of the user. Its entry in the journal
-of changes is part of the transaction. The tables of pipelines are only read here.
+A user's table is replaced by partition or as a whole, in one transaction with its note in the journal of changes, from
+which the readers' copy is brought up to date. The tables of a pipeline are its own and are only read here. Knows
+nothing of Dagster.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from batch_platform.warehouse.sql import has_column, literal, quoted
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: whose rows they are; null for the model that serves
-WHOLE = ""  # partition key of the rows of a table without partitions
+WHOLE = ""  # the partition key of rows that belong to none
 _OF_PIPELINES = frozenset(
     {
         *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
@@ -42,29 +43,29 @@ class TableName:
     table: str
 
     def __str__(self) -> str:
-        """The name in SQL."""
+        """Write it as SQL does."""
         return f"{quoted(self.schema)}.{quoted(self.table)}"
 
     @property
     def shown(self) -> str:
-        """The name in messages."""
+        """As messages name it."""
         return f"{self.schema}.{self.table}"
 
 
 def open_table(
     home: Home, name: TableName, *, partitions: Collection[str] | None = None, columns: Sequence[str] | None = None
 ) -> duckdb.DuckDBPyRelation:
-    """Read a table of the published copy lazily; neither it nor any writer waits for the other.
+    """A table as it was last published, read-only and lazy: no writer waits for it, nor does it wait for one.
 
     Args:
-        home: The home of the published copy.
+        home: Where the published copy lies.
         name: The table.
         partitions: Keys of the partitions to read; all rows if None.
         columns: The columns to read; all if None. A table without partitions has no column for them. Of a measure
             such as `performance`, the rows of challengers are read only where the column `challenger` is named.
 
     Raises:
-        DataError: The table or a partition is not published, or a column is missing.
+        DataError: Nothing of the table is published, one of the partitions is not, or a column is missing.
     """
     con = _published(home, name)
     try:
@@ -96,8 +97,8 @@ def _select(
     if partitions is None:
         return rows
     if missing := set(partitions) - stored:
-        msg = f"{name.shown}: partition {listed(missing)} is not published."
-        raise DataError(msg, hint="materialize it first, or set allow_missing_partitions in the input's metadata.")
+        msg = f"{name.shown}: no rows are published of partition {listed(missing)}."
+        raise DataError(msg, hint="materialize it first, or say allow_missing_partitions in the input's metadata.")
     return f"{rows} WHERE {PARTITION} IN ({', '.join(map(literal, sorted(partitions))) or 'NULL'})"
 
 
@@ -111,17 +112,17 @@ def _is_measured(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
 
 
 def stored_partitions(home: Home, name: TableName) -> set[str]:
-    """The keys of a table's published partitions, also of those without rows.
+    """The keys of the partitions that are published of a table, be they with rows or without.
 
     Raises:
-        DataError: The table is not published.
+        DataError: Nothing of the table is published.
     """
     with _published(home, name) as con:
         return published_partitions(con, name)
 
 
 def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set[str]:
-    """The keys of a table's partitions in the journal of an open copy or warehouse, also of those without rows."""
+    """The same, on an open copy."""
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
@@ -135,32 +136,32 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
 
 
 def check_own(name: TableName) -> None:
-    """Refuse a name that a user's table cannot have.
+    """Refuse a name that no user's table can have.
 
     Raises:
-        WrongUseError: The name is reserved.
+        WrongUseError: It is reserved.
     """
     if name.schema.lower() in RESERVED_NAMES or not name.schema or not name.table:
-        msg = f"{name.shown} cannot be your table: the schemas {listed(RESERVED_NAMES)} are reserved."
-        raise WrongUseError(msg, hint="set another schema, for example metadata={'schema': 'reports'} on the asset.")
+        msg = f"{name.shown} cannot be a table of yours: the schemas {listed(RESERVED_NAMES)} are reserved."
+        raise WrongUseError(msg, hint="name another one: metadata={'schema': 'reports'} on the asset.")
 
 
 def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collection[str] | None) -> int:
-    """Replace partitions of a user's table, or the whole table, by the rows of a Parquet file, by column name.
+    """Replace partitions of a user's table, or all of it, by the rows of a Parquet file, by column name.
 
     Args:
-        warehouse: The warehouse of the table.
-        name: The table; it and its schema are created if missing.
-        file: The rows; with keys, the column `partition_key` holds the partition of each row.
-        keys: The partitions to replace, also those without rows; None replaces the whole table with its columns.
+        warehouse: Where it goes.
+        name: The table; it and its schema are made if missing.
+        file: The rows; with keys, the column `partition_key` says to which each belongs.
+        keys: The partitions to replace, with rows or without; None replaces the whole table, columns included.
 
     Returns:
-        The number of rows in the file.
+        How many rows it holds of them now.
 
     Raises:
-        WrongUseError: The name is reserved, or the table belongs to a pipeline.
-        DataError: Rows belong to other partitions, or they do not fit the table; nothing is changed.
-        WarehouseBusyError: Another process held the warehouse for longer than the time-out.
+        WrongUseError: The name is reserved, or the table is one of a pipeline's.
+        DataError: Rows belong to other partitions, or values or columns do not fit; nothing is changed.
+        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
     """
     check_own(name)
     with warehouse.transaction() as con:
@@ -186,7 +187,7 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
 
     Raises:
         WrongUseError: A table of the project was changed, which is undone; or the user began or ended a transaction.
-        WarehouseBusyError: Another process held the warehouse for longer than the time-out.
+        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
     """
     with warehouse.open() as con:
         con.execute("BEGIN")
@@ -252,9 +253,11 @@ def _replace_some(
 ) -> tuple[int, set[str]]:
     query = f"SELECT DISTINCT {PARTITION} FROM read_parquet($path)"
     held = {key for (key,) in con.execute(query, {"path": str(file)}).fetchall()}
-    if foreign := held - set(keys):
-        msg = f"{name.shown}: rows belong to partition {listed(map(repr, foreign))}; the run is for {listed(keys)}."
-        hint = f"the column {PARTITION!r} holds the partition of each row; rename a column with another meaning."
+    if strange := held - set(keys):
+        msg = f"{name.shown}: rows belong to partition {listed(map(repr, strange))}; the run is for {listed(keys)}."
+        hint = (
+            f"the column {PARTITION!r} holds the partition of each row; call a column with another meaning otherwise."
+        )
         raise DataError(msg, hint=hint)
     was_whole = {WHOLE} & published_partitions(con, name)
     return replace_rows(con, name.schema, name.table, [*keys, *was_whole], [file]), {*keys, *was_whole}
@@ -262,7 +265,7 @@ def _replace_some(
 
 def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
     if _is_of_project(con, name):
-        msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as your own table."
+        msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
         raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
 
 
@@ -272,17 +275,17 @@ def _is_pipelines(con: duckdb.DuckDBPyConnection, schema: str) -> bool:
 
 
 def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
-    """Connect to the published copy, which must have the table.
+    """The readers' copy, which has the table.
 
     Raises:
-        DataError: The table is not published.
+        DataError: It has not.
     """
     con = open_published(home)
     tables = [(str(schema), str(table)) for schema, table in con.execute(_TABLES).fetchall()]
     if (name.schema, name.table) not in tables:
         con.close()
         others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]
-        msg = f"{name.shown} is not published; the published tables are: {listed(others) or 'none'}."
+        msg = f"{name.shown} is not published; there are {listed(others) or 'no tables yet'}."
         raise DataError(msg, hint=did_you_mean(name.shown, others) or "materialize it first.")
     return con
 

@@ -144,7 +144,7 @@ def an_anchor_bomb(tmp_path: Path, *, at: str, indent: str, args: tuple[str, ...
     )
     answer = Answer(done.returncode, done.stdout, done.stderr)
     assert answer.code == 2, answer
-    assert_names(answer.error, f"{file}:", "b29", "aliases make more than 100,000 values")
+    assert_names(answer.error, f"{file}:", "b29", "aliases expand to more than 100,000 values")
 
 
 def an_object(tmp_path: Path, *, tag: str) -> None:
@@ -155,7 +155,7 @@ def an_object(tmp_path: Path, *, tag: str) -> None:
         tmp_path,
         old="description: Whether an order comes back.",
         new=value,
-        message=["defs.yaml:4", "attributes.description", "asks for an object"],
+        message=["defs.yaml:4", "attributes.description", "creates an object"],
         dagster=["python/", "line 4"],
     )
     assert not canary.exists()
@@ -164,13 +164,22 @@ def an_object(tmp_path: Path, *, tag: str) -> None:
 def a_pipeline_of_that_name(tmp_path: Path, *, name: str) -> None:
     folder = project(tmp_path, name=name)
     file = pipeline_folder(folder) / "defs.yaml"
-    assert_names(refused(folder, "check"), f"{file}:3: attributes.name: ", "is not a name: use small letters")
-    assert_names(loading(folder), "is not a name: use small letters")
+    assert_names(
+        refused(folder, "check"),
+        f"{file}:3: attributes.name: ",
+        "is not a valid name: use at most 63 lower-case letters",
+    )
+    assert_names(loading(folder), "is not a valid name: use at most 63 lower-case letters")
 
 
 def a_source_of_that_name(tmp_path: Path, *, name: str) -> None:
     folder = project(tmp_path, sources={name: {"parquet": "events.parquet"}})
-    assert_names(refused(folder, "check"), "defs.yaml:", "attributes.sources: ", "is not a name: use small letters")
+    assert_names(
+        refused(folder, "check"),
+        "defs.yaml:",
+        "attributes.sources: ",
+        "is not a valid name: use at most 63 lower-case letters",
+    )
 
 
 def sql_of_that_name(tmp_path: Path, *, name: str, block: str) -> None:
@@ -250,7 +259,7 @@ def a_version(tmp_path: Path, *, name: str) -> None:
 def a_project(tmp_path: Path, *, folder: str) -> None:
     (tmp_path / "empty").mkdir()
     message = refused(tmp_path / "empty", "--project", folder, "status")
-    assert_names(message, "is no folder" if folder != "." else "has no pyproject.toml", "Hint:")
+    assert_names(message, "is not a folder" if folder != "." else "has no pyproject.toml", "Hint:")
 
 
 def links_in_the_home(tmp_path: Path) -> None:
@@ -378,7 +387,7 @@ CASES: dict[str, Case] = {
         yaml_refused,
         old="    delay: 1 day\n",
         new="    delay: 1 day\n    delay: 0 days\n",
-        message=["attributes.labels.delay", "stands there twice"],
+        message=["attributes.labels.delay", "occurs twice"],
     ),
     "B16 no as a name": partial(
         yaml_refused, old="name: small", new="name: no", message=["defs.yaml:3", "attributes.name", "valid string"]
@@ -403,7 +412,7 @@ CASES: dict[str, Case] = {
         yaml_refused,
         old="    params:\n",
         new="    params: &all\n      again: *all\n",
-        message=["attributes.model.params", "an alias stands inside"],
+        message=["attributes.model.params", "an alias occurs inside"],
         dagster=[],
     ),
     **{
@@ -425,12 +434,12 @@ CASES: dict[str, Case] = {
         dagster=["!secret"],
     ),
     "B16 no YAML": partial(
-        yaml_refused, old="name: small", new="name: [small", message=["it is no YAML"], dagster=["line"]
+        yaml_refused, old="name: small", new="name: [small", message=["not valid YAML"], dagster=["line"]
     ),
     "B16 a control character": partial(yaml_refused, old="name: small", new="name: sm\x07all", message=[], dagster=[]),
     **{
         f"B17 the label as {what}": partial(
-            the_label_declared, overrides=overrides, message="the label 'returned' may not be"
+            the_label_declared, overrides=overrides, message="the label 'returned' cannot be"
         )
         for what, overrides in {
             "a column of the features": {"features": {"columns": {"returned": {"type": "boolean"}}}},
@@ -442,7 +451,7 @@ CASES: dict[str, Case] = {
     "B17 an outcome as a kept column": partial(
         the_label_declared,
         overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},
-        message="known only with the label: 'refunded_at' may not be",
+        message="known only with the label, 'refunded_at' cannot be",
     ),
     "B17 the label in the SQL": partial(
         the_label_among_the_features,

@@ -1,5 +1,6 @@
 """What the command says of wrong use and of bad input: one paragraph, the right exit code, nothing half-written."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from batch_platform import __version__
 from batch_platform.cli import failures
-from batch_platform.cli.app import app
+from batch_platform.cli.app import COMMANDS, app
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.command_line import (
     clean_environment,
@@ -165,7 +166,7 @@ def test_label_declared_as_a_feature_is_refused(cli, tmp_path):
     folder = write_project(tmp_path / "project", predictions={"keep": ["returned"]})
     answer = cli(folder, "check")
     assert answer.code == 2
-    assert "the label 'returned' may not be a feature, a key or kept" in answer.error
+    assert "the label 'returned' cannot be a feature, a key or a kept column" in answer.error
 
 
 @pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
@@ -258,7 +259,7 @@ def test_check_reports(cli, fresh):
         (("trace", "small", "17"), "'17' is not KEY=VALUE. Hint: batch-platform trace small id=… shop=…"),
         (("trace", "small", "idd=17"), "small has no key column 'idd'; its key is id, shop. Hint: did you mean 'id'?"),
         (("models", "small", "bogus"), "No such command 'bogus'. Hint: batch-platform models --help"),
-        (("--project", "nosuch", "check"), "{cwd}/nosuch is no folder."),
+        (("--project", "nosuch", "check"), "{cwd}/nosuch is not a folder."),
         (("--project", ".", "demo"), "demo runs the shipped pipeline. Hint: leave --project out"),
     ],
 )
@@ -340,7 +341,7 @@ def test_version_and_help(tmp_path):
     assert run_command(tmp_path, "--version").out.strip().endswith(__version__)
     answer = run_command(tmp_path, "--help")
     assert answer.code == 0
-    assert all(command in answer.out for command in app.commands)
+    assert all(f"  {command} " in answer.out for command in COMMANDS)
 
 
 def test_help_imports_nothing_heavy():
@@ -364,7 +365,7 @@ def test_hints_name_commands_that_exist():
             r"(?<!of )(?<!by )batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
         )
     ]
-    assert [one for one in named if one[1] not in app.commands] == []
+    assert [one for one in named if one[1] not in COMMANDS] == []
     assert len(named) > 10
 
 
@@ -385,8 +386,31 @@ def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
     assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
 
 
-def test_every_command_and_option_has_help():
-    for command in [*app.commands.values(), *app.commands["models"].commands.values()]:
-        assert command.help
-        options = [one for one in command.params if isinstance(one, click.Option)]
-        assert all(option.help for option in options), command.name
+def test_every_command_and_option_has_help_that_is_a_sentence():
+    context = click.Context(app)
+    commands = [app.get_command(context, name) for name in COMMANDS]
+    models = app.get_command(context, "models")
+    for command in [app, *commands, *models.commands.values()]:
+        options = [option.help for option in command.params if isinstance(option, click.Option)]
+        for text in [command.help, *options, *COMMANDS.values()]:
+            assert text, command.name
+            assert text[0].isupper() or text.startswith("With --"), text
+            assert text.rstrip().endswith((".", "e.g. Europe/Berlin.")), text
+
+
+def test_a_command_is_called_as_the_list_of_commands_names_it(tmp_path):
+    context = click.Context(app)
+    assert [app.get_command(context, name).name for name in COMMANDS] == list(COMMANDS)
+    assert run_command(tmp_path, "--help").out.count("  gc ") == 1
+
+
+def test_a_command_loads_no_other_command():
+    code = (
+        "import sys; from batch_platform.cli.app import app; import click; app.get_command(click.Context(app), 'check')\n"
+        "print(sorted(name for name in sys.modules if name.startswith('batch_platform.cli.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean_environment()
+    )
+    loaded = {name.removeprefix("batch_platform.cli.") for name in ast.literal_eval(done.stdout)}
+    assert loaded & {*COMMANDS} == {"check"}

@@ -99,7 +99,7 @@ def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(tmp
     orders(**more).rename(odd).rename({"returned": "Churned"}).write_parquet(folder / "customers (v2) é.parquet")
     answer = run_command(folder, "new", "churn", "--from", "customers (v2) é.parquet")
     assert (answer.code, answer.err) == (0, "")
-    assert f"{folder} is a Dagster project now." in answer.out
+    assert f"{folder} is now a Dagster project." in answer.out
     assert "Customer ID, unique everywhere" in answer.out
     assert "batch-platform run churn" in answer.out
     ran = run_command(folder, "run", "churn")
@@ -129,10 +129,12 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(tmp_path):
     assert report["others"] == {"key": ["code"], "time": ["signed_up_at"]}
     assert (report["every"], report["partitions"], report["rows"]) == ("day", DAYS, ROWS)
     assert report["features"] == ["amount", "items", "shop", "code"]
-    assert report["left_out"] == {"signed_up_at": "a time; a number made of it could be one, such as an age in days"}
+    assert report["left_out"] == {
+        "signed_up_at": "a time; a number computed from it could be a feature, such as an age in days"
+    }
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
-    assert (taken.code, "exists already" in taken.error) == (2, True)
+    assert (taken.code, "already exists" in taken.error) == (2, True)
     unknown = run_command(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
 
@@ -231,7 +233,7 @@ def test_a_key_of_two_columns_is_found_by_their_names_and_can_be_named(tmp_path)
     assert names(proposed(tmp_path / "orders.parquet")[0].key) == ["customer_id", "product_id"]
     asked = proposed(tmp_path / "orders.parquet", key=("product_id", "customer_id"))[0]
     assert names(asked.key) == ["product_id", "customer_id"]
-    with pytest.raises(WrongUseError, match="product_id do not name the rows"):
+    with pytest.raises(WrongUseError, match="product_id do not identify the rows"):
         proposed(tmp_path / "orders.parquet", key=("product_id",))
 
 
@@ -251,7 +253,7 @@ def test_what_is_lacking_with_the_label_is_no_feature(tmp_path):
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert names(proposal.features) == ["amount", "items", "shop", "other"]
     assert (
-        "--   refund: lacks a value exactly where returned does, so that it may be known only with it"
+        "--   refund: is null exactly where returned is null, so it may be known only with the label"
         in files["features.sql"]
     )
 
@@ -262,19 +264,19 @@ def test_rows_without_a_time_are_told(tmp_path, stand_in):
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
-    assert "-- 300 rows belong to no partition: at holds no time of theirs." in files["features.sql"]
+    assert "-- 300 rows belong to no partition: their at is not a time." in files["features.sql"]
     answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
-    assert "and 300 rows without, which belong to no partition" in answer.out
+    assert "and 300 rows without a time, which belong to no partition" in answer.out
 
 
 @pytest.mark.parametrize(
     ("columns", "asked", "said"),
     [
         ({"at": None}, {}, "No column of .* holds times"),
-        ({"id": None}, {}, "No column of .* names its rows"),
-        ({}, {"time": "shop"}, "'shop' of .* is of type VARCHAR and reads as no time"),
+        ({"id": None}, {}, "No column of .* identifies its rows"),
+        ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
-        ({}, {"key": ("shop",)}, "shop do not name the rows"),
+        ({}, {"key": ("shop",)}, "shop do not identify the rows"),
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )
@@ -289,19 +291,23 @@ def test_a_table_that_gives_no_pipeline_is_told_why(tmp_path, columns, asked, sa
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("new", "Orders", "--from", "orders.parquet"), 2, "'Orders' is not a name"),
+        (("new", "Orders", "--from", "orders.parquet"), 2, "'Orders' is not a valid name"),
         (("new", "orders", "--from", "oders.parquet"), 2, "did you mean 'orders.parquet'?"),
         (
             ("new", "orders", "--from", "orders.parquet", "--timezone", "Europe/Berlim"),
             2,
             "did you mean 'Europe/Berlin'?",
         ),
-        (("new", "orders", "--from", "orders.parquet", "--table", "orders"), 2, "--table goes with a DuckDB file"),
-        (("new", "orders", "--from", "orders.xlsx"), 2, "is no file of a known kind"),
+        (
+            ("new", "orders", "--from", "orders.parquet", "--table", "orders"),
+            2,
+            "is not a DuckDB file. Hint: give --table with a DuckDB file",
+        ),
+        (("new", "orders", "--from", "orders.xlsx"), 2, "has no known file ending"),
         (("new", "orders", "--from", "broken.parquet"), 1, "broken.parquet cannot be read"),
-        (("new", "orders", "--from", "empty.parquet"), 2, "has no row"),
-        (("new", "orders", "--from", "{{ x }}.parquet"), 2, "brackets that mean something"),
-        (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is no folder"),
+        (("new", "orders", "--from", "empty.parquet"), 2, "has no rows"),
+        (("new", "orders", "--from", "{{ x }}.parquet"), 2, "brackets that have a meaning"),
+        (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is not a folder"),
     ],
 )
 def test_wrong_use_is_told_in_one_paragraph_and_writes_nothing(tmp_path, arguments, code, said):

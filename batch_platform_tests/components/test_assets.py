@@ -561,12 +561,17 @@ def test_partitions_that_cannot_be_done_hold_up_no_other_of_the_run(trained):
     assert message.startswith(
         "small, partition 2024-01-30: no model serves it; the earliest approved version, 2024-02-01-"
     )
-    assert "So it is with 1 more, the last of them 2024-01-31. The other 5 of this run are done." in message
+    assert (
+        "1 more partition failed the same way, most recently 2024-01-31. The other 5 partitions of this run succeeded."
+        in message
+    )
     served = trained.days("2024-02-01", "2024-02-05")
     assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
     measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")
     message = failure(measuring)
-    assert message.startswith("small, partition 2024-01-31: it is not scored yet. The other 5 of this run are done.")
+    assert message.startswith(
+        "small, partition 2024-01-31: it is not scored yet. The other 5 partitions of this run succeeded."
+    )
     assert partitions_of(trained.materializations("performance", measuring.run_id)) == served
     assert published(trained, "SELECT count(DISTINCT partition_key) FROM small.performance") == [(5,)]
 

@@ -271,7 +271,7 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("partitions", "start", "tomorrow"), ["attributes.partitions.start at", "is not a date"]),
         (changed("predictions", "schedule", "* * *"), ["attributes.predictions.schedule at", "cron"]),
         (changed("labels", "delay", "soon"), ["attributes.labels.delay at", "'1 day'"]),
-        (changed("name", "Small One"), ["attributes.name at", "is not a name"]),
+        (changed("name", "Small One"), ["attributes.name at", "is not a valid name"]),
         (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),
         (changed("sources", "model", {"csv": "x.csv"}), ["attributes.sources at", "'model'"]),
         (changed("model", "train", "max_rows", 10), ["attributes.model.train.max_rows at", "100"]),

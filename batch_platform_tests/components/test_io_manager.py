@@ -162,7 +162,7 @@ def test_other_tables_of_a_pipeline_can_be_read(deployment):
 
 def test_a_partition_that_is_not_there_is_refused_and_not_taken_for_an_empty_one(deployment):
     done = materialize(deployment, reading(pl.LazyFrame, print), first="2024-02-10", last="2024-02-12")
-    assert "partition 2024-02-11, 2024-02-12 is not published" in failure_of(done)
+    assert "no rows are published of partition 2024-02-11, 2024-02-12" in failure_of(done)
     seen: list[pl.DataFrame] = []
     lenient = reading(pl.DataFrame, seen.append, allow_missing_partitions=True)
     succeeded(deployment, lenient, first="2024-02-10", last="2024-02-12")
@@ -297,7 +297,7 @@ def test_rows_of_a_range_without_their_partition_are_refused(deployment):
         return pl.DataFrame({"n": [1]})
 
     done = materialize(deployment, writing(rows), first="2024-02-02", last="2024-02-04")
-    assert "the run has 3 partitions, and the rows do not say to which they belong" in failure_of(done)
+    assert "the run is for 3 partitions; to which one a row belongs cannot be told" in failure_of(done)
 
 
 def test_rows_of_another_partition_are_refused(deployment):
@@ -348,7 +348,7 @@ def test_tables_of_a_pipeline_and_reserved_schemas_are_not_written(deployment):
 @pytest.mark.parametrize("wrong", [None, [1], {"a": 1}])
 def test_what_is_no_table_is_refused(deployment, wrong):
     done = materialize(deployment, writing(lambda _: wrong), first=SCORED_FROM)
-    assert f"the asset returned {type(wrong).__name__}, which is not a table" in failure_of(done)
+    assert f"the asset returned {type(wrong).__name__}, which is no table" in failure_of(done)
 
 
 def test_a_key_of_one_part_goes_to_the_schema_that_the_io_manager_names(deployment):
@@ -470,4 +470,4 @@ def test_the_weekly_summary_of_the_readme_works_as_it_stands(deployment):
     assert (first[0], first[1], first[3]) == (*expected[:2], "2024-02-04")
     assert first[2] == pytest.approx(expected[2])
     missing = materialize(deployment, written["late_by_carrier"], first="2024-01-28")
-    assert "partition 2024-01-28 is not published" in failure_of(missing)
+    assert "no rows are published of partition 2024-01-28" in failure_of(missing)

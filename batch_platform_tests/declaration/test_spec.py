@@ -256,8 +256,10 @@ def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, said):
     ],
 )
 def test_a_name_that_is_no_name_everywhere_is_refused(name):
-    assert "is not a name: use small letters" in refusal(changed(("name",), name))
-    assert "is not a name: use small letters" in refusal(changed(("sources", name), {"csv": "a.csv"}))
+    assert "is not a valid name: use at most 63 lower-case letters" in refusal(changed(("name",), name))
+    assert "is not a valid name: use at most 63 lower-case letters" in refusal(
+        changed(("sources", name), {"csv": "a.csv"})
+    )
 
 
 def test_the_longest_name_is_one():
@@ -279,9 +281,9 @@ def test_a_source_cannot_have_a_name_that_is_taken(name):
     ],
 )
 def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
-    assert "the label 'late' may not be a feature, a key or kept" in refusal(changed(path, value))
+    assert "the label 'late' cannot be a feature, a key or a kept column" in refusal(changed(path, value))
     known_with_it = json.loads(json.dumps(value).replace("late", "arr_time"))
-    assert "known only with the label: 'arr_time' may not be" in refusal(changed(path, known_with_it))
+    assert "known only with the label, 'arr_time' cannot be" in refusal(changed(path, known_with_it))
 
 
 def test_the_driving_source_is_one_of_the_sources():
@@ -302,9 +304,9 @@ def test_sql_may_lie_in_a_folder_below():
 
 @pytest.mark.parametrize("name", [*ADDED_COLUMNS, "Run_ID"])
 def test_no_key_and_no_kept_column_has_the_name_of_one_that_scoring_adds(name):
-    assert f"{name!r} may be no key" in refusal(changed(("features", "key"), [name]))
-    assert f"{name!r} may be no key" in refusal(changed(("features", "time"), name))
-    assert f"{name!r} may be no key" in refusal(changed(("predictions", "keep"), [name]))
+    assert f"{name!r} cannot be a key" in refusal(changed(("features", "key"), [name]))
+    assert f"{name!r} cannot be a key" in refusal(changed(("features", "time"), name))
+    assert f"{name!r} cannot be a key" in refusal(changed(("predictions", "keep"), [name]))
 
 
 @pytest.mark.parametrize("name", ['say "hi"', "'; DROP TABLE x; --", "größe", "价格", "a b", "-- x"])
@@ -345,8 +347,12 @@ def test_columns_may_have_any_name(name):
         (("model", "challengers"), [], "model: Value error, unknown key 'challengers'; allowed are"),
         (("challengers",), {"linear": {}}, "challengers: Input should be a valid list"),
         (("challengers", 0), {"estimator": "a.B"}, "challengers.0.name: Field required"),
-        (("challengers", 0, "name"), "Linear", "challengers.0.name: Value error, 'Linear' is not a name: use small"),
-        (("challengers", 0, "name"), "../x", "'../x' is not a name"),
+        (
+            ("challengers", 0, "name"),
+            "Linear",
+            "challengers.0.name: Value error, 'Linear' is not a valid name: use at most 63 lower-case",
+        ),
+        (("challengers", 0, "name"), "../x", "'../x' is not a valid name"),
         (
             ("challengers", 0, "name"),
             "previous",
@@ -369,7 +375,7 @@ def test_columns_may_have_any_name(name):
             "'since' is datetime.date(2024, 1, 1), which is not a plain value",
         ),
         (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
-        (("features", "key"), ["Challenger"], "'Challenger' may be no key, no time and not kept"),
+        (("features", "key"), ["Challenger"], "'Challenger' cannot be a key, the time or a kept column"),
         (("engine",), "locl", "'locl' is not an engine; allowed is 'local'; did you mean 'local'?"),
         (("predictions", "limit"), 0, "greater than or equal to 1"),
     ],
@@ -427,8 +433,8 @@ def test_a_date_may_be_written_with_and_without_quotes(written):
         ("2013-02-30", "is not a date or a time such as '2013-01-01'"),
         ("first of May", "is not a date or a time such as '2013-01-01'"),
         ("", "is not a date or a time such as '2013-01-01'"),
-        ("2013-06-01T00:00Z", "carries an offset; give the local time in `timezone`"),
-        ("2013-06-01T00:00+02:00", "carries an offset; give the local time in `timezone`"),
+        ("2013-06-01T00:00Z", "has an offset; give the local time in `timezone`"),
+        ("2013-06-01T00:00+02:00", "has an offset; give the local time in `timezone`"),
         (2013, "Input should be a valid string"),
     ],
 )
@@ -466,14 +472,14 @@ def test_the_end_may_be_a_midnight_that_clocks_skip():
 @pytest.mark.parametrize(
     ("train", "every", "said"),
     [
-        ({"evaluate": "0 days"}, "day", "evaluate (0 days) must hold one partition (1 day) or more"),
-        ({"evaluate": "14 days"}, "month", "evaluate (14 days) must hold one partition (31 days) or more"),
+        ({"evaluate": "0 days"}, "day", "evaluate (0 days) must be at least one partition long (1 day)"),
+        ({"evaluate": "14 days"}, "month", "evaluate (14 days) must be at least one partition long (31 days)"),
         (
             {"evaluate": "7 days", "window": "7 days"},
             "day",
-            "window (7 days) must be twice as long as evaluate (7 days)",
+            "window (7 days) must be at least twice as long as evaluate (7 days)",
         ),
-        ({"evaluate": "7 days", "window": "14 days"}, "day", "and labels.delay (1 day) on top"),
+        ({"evaluate": "7 days", "window": "14 days"}, "day", "plus labels.delay (1 day)"),
         ({"every": None, "start": "2013-03-01"}, "day", "`start` needs `every`"),
     ],
 )
@@ -520,7 +526,7 @@ def test_a_schedule_is_five_cron_fields(written):
 
 @pytest.mark.parametrize("written", NO_CRON)
 def test_what_is_no_schedule_is_refused(written):
-    assert "cron" in refusal(changed(("predictions", "schedule"), written)) or "never comes" in refusal(
+    assert "cron" in refusal(changed(("predictions", "schedule"), written)) or "never occurs" in refusal(
         changed(("predictions", "schedule"), written)
     )
     assert refusal(changed(("model", "train", "schedule"), written)).startswith("model.train.schedule: ")

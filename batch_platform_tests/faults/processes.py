@@ -348,9 +348,7 @@ def crash_before_the_event(folder: Path) -> None:
     assert report["only_in_ledger"] == [], "a report shows what is published, which the run did not come to"
     project.pipeline.publish()  # as the next run does, of whichever pipeline
     status = run_command(project.folder, "status", "small")
-    assert (
-        f"{', '.join(keys)}: in the ledger, but not materialized for Dagster; the next run records them" in status.out
-    )
+    assert f"{', '.join(keys)}: in the ledger, but not materialized in Dagster; the next run records them" in status.out
     (report,) = run_command(project.folder, "status", "small", "--json").json
     assert (report["only_in_ledger"], report["only_in_dagster"]) == (keys, [])
     project.run("--from", keys[0], "--to", keys[-1])

@@ -179,14 +179,14 @@ def test_a_value_that_does_not_fit_the_tables_type_is_refused_and_not_rounded(wa
     assert held(warehouse) == before
 
 
-def test_another_type_whose_values_fit_is_accepted(warehouse, tmp_path):
+def test_another_type_whose_values_fit_is_taken(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, KEYS[0], value=[1]))
     commit(warehouse, staged(tmp_path, KEYS[1], value=pl.Series([2, None], dtype=pl.Int8)))
     with warehouse.open() as con:
         assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [(1,), (2,), (None,)]
 
 
-def test_a_column_without_values_takes_the_type_of_its_first_values(warehouse, tmp_path):
+def test_a_column_that_held_nothing_takes_the_type_of_its_first_values(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, KEYS[0], value=pl.Series([None], dtype=pl.Null)))
     commit(warehouse, staged(tmp_path, KEYS[1], value=["text"]))
     with warehouse.open() as con:
@@ -204,7 +204,7 @@ def test_an_older_slower_run_is_refused(warehouse, tmp_path):
     assert held(warehouse) == before
 
 
-def test_a_partition_with_rows_becomes_empty_only_on_request(warehouse, tmp_path):
+def test_a_partition_that_had_rows_becomes_empty_only_on_demand(warehouse, tmp_path):
     (run,) = commit(warehouse, staged(tmp_path))
     empty = staged(tmp_path, seen=run.seq, run_id="empty", id=pl.Series([], dtype=pl.Int64))
     with pytest.raises(DataError, match="it had 2 rows and would become empty"):
@@ -213,10 +213,10 @@ def test_a_partition_with_rows_becomes_empty_only_on_request(warehouse, tmp_path
     assert held(warehouse)["small.predictions"] == []
 
 
-def test_staged_rows_that_differ_from_the_count_are_refused(warehouse, tmp_path):
+def test_staged_rows_that_are_not_those_counted_are_refused(warehouse, tmp_path):
     scores = staged(tmp_path)
     pl.read_parquet(scores.predictions[0]).head(1).write_parquet(scores.predictions[0])
-    with pytest.raises(IntegrityError, match="the number of staged rows differs from the count"):
+    with pytest.raises(IntegrityError, match="not those that were counted"):
         commit(warehouse, scores)
     assert "small.predictions" not in held(warehouse)
 
@@ -305,18 +305,16 @@ def test_a_process_that_opened_the_file_without_the_lock_is_waited_for(home, tmp
     assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
 
 
-def test_the_time_out_is_set_by_the_environment(home, monkeypatch):
+def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
     assert Warehouse(home).timeout == 120
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.5")
     assert Warehouse(home).timeout == 0.5
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
-def test_a_time_out_that_is_not_a_number_of_seconds_is_refused(home, monkeypatch, text):
+def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(home, monkeypatch, text):
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
-    with pytest.raises(
-        WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is not a number of seconds"
-    ):
+    with pytest.raises(WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is no number of seconds"):
         Warehouse(home)
 
 
@@ -347,7 +345,7 @@ def test_each_field_of_a_record_is_a_column_of_the_sql_type_that_fits_it():
     assert {"in_sample BOOLEAN", "rank_correlation DOUBLE", "failure VARCHAR"} < set(column_definitions(ChallengerRun))
 
 
-def test_a_damaged_block_is_reported_as_damage_and_not_as_a_lock(warehouse, tmp_path):
+def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, id=list(range(50_000))))
     data = warehouse.home.warehouse.read_bytes()
     warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
@@ -355,7 +353,7 @@ def test_a_damaged_block_is_reported_as_damage_and_not_as_a_lock(warehouse, tmp_
         pass
 
 
-def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
+def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
     warehouse.home.warehouse.write_bytes(b"precious" * 1000)
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():
         pass

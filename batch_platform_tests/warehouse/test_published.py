@@ -1,4 +1,4 @@
-"""The published copy: always complete, equal to the warehouse, and never locked."""
+"""The readers' copy: complete at every moment, equal to the warehouse, never in anybody's way."""
 
 import random
 import shutil
@@ -64,7 +64,7 @@ def test_publishing_what_is_published_changes_nothing(home, tmp_path):
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
 
 
-def test_publishing_alternates_between_two_files_and_leaves_no_third(home, tmp_path):
+def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
     inodes = []
     for n in range(5):
         write(home, tmp_path, KEYS[n % 3], f"r{n}")
@@ -101,7 +101,7 @@ def test_copying_bytes_keeps_the_lock_on_the_warehouse(home, tmp_path):
     assert "Could not set lock" in stranger.stderr
 
 
-def test_a_warehouse_of_a_newer_storage_version_is_copied_row_by_row_into_one_that_readers_can_open(home, tmp_path):
+def test_a_warehouse_of_a_newer_form_is_copied_row_by_row_into_one_that_readers_can_open(home, tmp_path):
     with duckdb.connect(str(home.warehouse)) as con:
         con.execute("CREATE SCHEMA of_another_form")
     write(home, tmp_path, KEYS[0], "r0")
@@ -265,7 +265,7 @@ def test_a_warehouse_put_back_from_a_backup_is_published_as_it_is_even_when_it_h
         assert shown(home.published) == held(Warehouse(home))
 
 
-def test_a_copy_with_as_many_changes_of_another_history_is_not_used(home, tmp_path):
+def test_the_same_number_of_changes_of_another_past_is_not_taken_for_the_same(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
@@ -287,7 +287,7 @@ def test_another_warehouse_in_its_place_is_published(home, tmp_path):
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
-def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
+def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_path, rubbish):
     write(home, tmp_path, KEYS[0], "r0")
     broken = home.root / "published-0.duckdb"
     broken.write_bytes(rubbish)
@@ -297,7 +297,7 @@ def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
 
 
 @pytest.mark.parametrize("at", [0, 8, 100, 4096, 4104, 4200, 8192, 8200, 8300, 12288, 12300, 12400])
-def test_a_copy_with_a_damaged_header_does_not_stop_publishing(home, tmp_path, at):
+def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, tmp_path, at):
     for n in range(3):
         write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
         publish(home)

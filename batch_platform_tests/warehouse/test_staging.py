@@ -35,20 +35,20 @@ def other_process(home: Home) -> tuple[subprocess.Popen, Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_a_folder_exists_during_its_run_and_is_removed_after_it(home):
+def test_a_folder_is_there_for_the_run_and_gone_after_it(home):
     with staging_folder(home, "run") as folder:
         assert folder.parent == home.staging
         (folder / "file").write_text("x")
     assert list(home.staging.iterdir()) == []
 
 
-def test_a_folder_is_removed_after_an_error_too(home):
+def test_a_folder_is_gone_after_an_error_too(home):
     with pytest.raises(ZeroDivisionError), staging_folder(home, "run"):
         raise ZeroDivisionError
     assert list(home.staging.iterdir()) == []
 
 
-def test_the_folder_of_a_killed_run_is_swept(home):
+def test_what_a_killed_run_left_is_swept(home):
     process, left = other_process(home)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -77,7 +77,7 @@ def test_one_run_may_have_two_folders(home):
         assert one.is_dir()
 
 
-def test_a_stray_file_in_staging_does_no_harm(home):
+def test_a_stray_file_in_staging_stands_in_nobodys_way(home):
     (home.staging / "stray").write_text("not ours")
     with staging_folder(home, "run") as folder:
         assert os.access(folder, os.W_OK)

@@ -1,6 +1,6 @@
-"""What a first pipeline on a table could be: its key, its time, its windows, its label and what learns.
+"""Choose a first pipeline for a table: its key, time, partitions, label and estimator.
 
-Everything is a guess by names, types and what is unique; what somebody names is taken instead. Nothing is written here.
+Every choice is a guess from names, types and uniqueness, unless the user made it. Nothing is written here.
 """
 
 import re
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from batch_platform.cli.proposal.survey import Column, Span, Survey
+from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
 from batch_platform.declaration.calendar import LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed, shortened
 
@@ -23,13 +23,13 @@ PARAMS = {
     "numbers": {"max_iter": 100, "early_stopping": False},
     "none": {"n_clusters": 5, "n_init": 1},
 }
-MOST_CLASSES = 20  # of an integer; more of them are a quantity
-MOST_VALUES = 255  # of a text that tells rows apart in groups, unless rows share them all the same
-NEARLY = 0.8  # an estimate of how many values there are may be so much too low
-ROWS_PER_WINDOW = 5  # fewer of them are hardly worth a partition
+MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
+MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
+NEARLY = 0.8  # an estimated number of distinct values may be this much too low
+ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 _KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
-_BORN = ("birth", "born", "dob")  # times that say how old somebody is, not when something happened
+_BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 _LABEL_NAMES = frozenset(
     [
         "label",
@@ -56,7 +56,7 @@ _LABEL_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class Asked:
-    """What somebody named, to be taken instead of a guess."""
+    """What the user named, which replaces the guesses."""
 
     key: tuple[str, ...] = ()
     time: str | None = None
@@ -66,39 +66,39 @@ class Asked:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A pipeline that could be.
+    """A proposed pipeline.
 
     Args:
-        key: Names a row within a partition.
-        key_holds: Where it does: everywhere, or within one partition only.
-        time: When a row's thing happens.
-        timeless: Rows without one, which belong to no partition.
-        span: Where the times lie.
+        key: Columns that identify a row within a partition.
+        key_holds: Where the key is unique: "everywhere", or "within a" partition.
+        time: Column that says when a row's event happens.
+        timeless: Number of rows without a time, which belong to no partition.
+        span: The range of the times.
         every: Length of a partition.
-        start: First partition, by local clocks.
-        end: After the last one that holds a row, by local clocks.
-        timezone: Of those clocks.
-        label: What is to be predicted; None for a clustering.
+        start: Start of the first partition, in local time.
+        end: End of the last partition that has a row, in local time.
+        timezone: Time zone of `start` and `end`.
+        label: Column to predict; None for clustering.
         target: What the label holds: "classes", "numbers" or "none".
-        features: What is known of a row, as far as its columns tell.
-        left_out: Why other columns are not among them.
-        evaluate: The end of the training window.
-        train_every: How often a model is trained; None for one model.
-        others: What else could have been key or time.
+        features: Columns used as features.
+        left_out: Columns not used as features, with the reason.
+        evaluate: Length of the end of the training window used for evaluation.
+        train_every: How often a model is trained; None for a single model.
+        others: Other possible columns for "key" and "time".
     """
 
-    key: tuple[Column, ...]
+    key: tuple[TableColumn, ...]
     key_holds: str
-    time: Column
+    time: TableColumn
     timeless: int
     span: Span
     every: Every
     start: datetime
     end: datetime
     timezone: str
-    label: Column | None
+    label: TableColumn | None
     target: str
-    features: tuple[Column, ...]
+    features: tuple[TableColumn, ...]
     left_out: dict[str, str]
     evaluate: Duration
     train_every: Every | None
@@ -106,17 +106,19 @@ class Proposal:
 
 
 def propose(survey: Survey, asked: Asked) -> Proposal:
-    """Choose.
+    """Choose a pipeline for a table.
 
     Raises:
-        WrongUseError: A column that was named is none, or no column can be the time or the key.
+        WrongUseError: A named column does not exist, or no column can be the time or the key.
     """
     time, span, other_times = _time(survey, asked)
     every = _every(survey.rows, span)
     label = _label(survey, asked)
     key, holds, other_keys = _key(survey, asked, {time, label}, lambda names: _where(survey, names, time, every))
     target = "none" if label is None else _target(survey, label)
-    reasons = {one: _no_feature(survey, one, label) for one in survey.columns if one not in {*key, time, label}}
+    reasons = {
+        column: _no_feature(survey, column, label) for column in survey.columns if column not in {*key, time, label}
+    }
     start, end = _bounds(span, every, ZoneInfo(asked.timezone))
     evaluate, train_every = _training(every, end - start)
     return Proposal(
@@ -131,76 +133,78 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         timezone=asked.timezone,
         label=label,
         target=target,
-        features=tuple(one for one, reason in reasons.items() if reason is None),
-        left_out={one.name: reason for one, reason in reasons.items() if reason is not None},
+        features=tuple(column for column, reason in reasons.items() if reason is None),
+        left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
         evaluate=evaluate,
         train_every=train_every,
-        others={"key": [one.name for one in other_keys], "time": [one.name for one in other_times]},
+        others={"key": [column.name for column in other_keys], "time": [column.name for column in other_times]},
     )
 
 
-def _time(survey: Survey, asked: Asked) -> tuple[Column, Span, list[Column]]:
-    """The column of times, where they lie, and which other ones there are."""
-    able = [one for one in survey.columns if one.holds == "time"]
+def _time(survey: Survey, asked: Asked) -> tuple[TableColumn, Span, list[TableColumn]]:
+    """The time column, the range of its times, and other possible time columns."""
+    able = [column for column in survey.columns if column.holds == "time"]
     if asked.time is not None:
-        able = [one for one in able if one == survey.column(asked.time)]
-    ranked = sorted(able, key=lambda one: (one.nulls > 0, _is_birth(one), _rank(one.name, _TIME_NAMES)))
+        able = [column for column in able if column == survey.column(asked.time)]
+    ranked = sorted(able, key=lambda column: (column.nulls > 0, _is_birth(column), _rank(column.name, _TIME_NAMES)))
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
-            return column, span, [one for one in ranked if one is not column]
+            return column, span, [unused for unused in ranked if unused is not column]
     if asked.time is not None:
-        msg = (
-            f"{asked.time!r} of {survey.origin.path} is of type {survey.column(asked.time).dtype} and reads as no time."
-        )
+        msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
         raise WrongUseError(msg, hint="name another column with --time, or write times as 2026-01-31 12:00.")
-    msg = f"No column of {survey.origin.path} holds times, so that its rows belong to no partition."
-    raise WrongUseError(msg, hint="add the time at which each row's thing happens, as a timestamp or a date.")
+    msg = f"No column of {survey.origin.path} holds times, so its rows belong to no partition."
+    raise WrongUseError(msg, hint="add a column with the time of each row's event, as a timestamp or a date.")
 
 
-def _label(survey: Survey, asked: Asked) -> Column | None:
-    """The column to be predicted, if one was named or is called as such ones are."""
+def _label(survey: Survey, asked: Asked) -> TableColumn | None:
+    """The column to predict: the column the user named, or a column with a typical name."""
     if asked.label is not None:
         return survey.column(asked.label)
-    return next((one for one in survey.columns if "_".join(_words(one.name)) in _LABEL_NAMES), None)
+    return next((column for column in survey.columns if "_".join(_words(column.name)) in _LABEL_NAMES), None)
 
 
 def _key(
-    survey: Survey, asked: Asked, taken: set[Column | None], where: Callable[[Sequence[Column]], str | None]
-) -> tuple[tuple[Column, ...], str, list[Column]]:
-    """The columns that name a row, where they do, and which other columns could."""
+    survey: Survey, asked: Asked, taken: set[TableColumn | None], where: Callable[[Sequence[TableColumn]], str | None]
+) -> tuple[tuple[TableColumn, ...], str, list[TableColumn]]:
+    """The columns that identify a row, where they are unique, and other possible key columns."""
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
         if (holds := where(key)) is not None:
             return key, holds, []
-        msg = f"{listed(asked.key)} do not name the rows of {survey.origin.path}: some have the same, or none."
-        raise WrongUseError(msg, hint="name more columns with --key, or leave it out to see what is found.")
+        msg = f"{listed(asked.key)} do not identify the rows of {survey.origin.path}: some rows have equal values or none."
+        raise WrongUseError(msg, hint="name more columns with --key, or omit --key to see the proposal.")
     able = [
-        one for one in survey.columns if (one.holds == "integer" or one.is_text) and not one.nulls and one not in taken
+        column
+        for column in survey.columns
+        if (column.holds == "integer" or column.is_text) and not column.nulls and column not in taken
     ]
-    ranked = sorted(able, key=lambda one: _rank(one.name, _KEY_NAMES))
-    unique = [one for one in ranked if one.distinct > survey.rows * NEARLY and survey.unique([one.name])]
+    ranked = sorted(able, key=lambda column: _rank(column.name, _KEY_NAMES))
+    unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
     if unique:
         return (unique[0],), "everywhere", unique[1:]
-    named = [one for one in ranked if _rank(one.name, _KEY_NAMES) < len(_KEY_NAMES)]
-    for key in (*((one,) for one in named), tuple(named)):
+    named = [column for column in ranked if _rank(column.name, _KEY_NAMES) < len(_KEY_NAMES)]
+    for key in (*((column,) for column in named), tuple(named)):
         if key and (holds := where(key)):
             return key, holds, []
-    msg = f"No column of {survey.origin.path} names its rows: none is without nulls and without repetition."
-    raise WrongUseError(msg, hint="name those that do so together, such as --key customer --key product.")
+    msg = f"No column of {survey.origin.path} identifies its rows: every column has nulls or repeated values."
+    raise WrongUseError(
+        msg, hint="name several columns that identify a row together, such as --key customer --key product."
+    )
 
 
-def _where(survey: Survey, key: Sequence[Column], time: Column, every: Every) -> str | None:
-    names = [one.name for one in key]
+def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn, every: Every) -> str | None:
+    names = [column.name for column in key]
     if survey.unique(names):
         return "everywhere"
     return f"within a {every}" if survey.unique(names, within=every, time=time.name) else None
 
 
-def _target(survey: Survey, label: Column) -> str:
-    """Whether the label is one of some classes or a quantity.
+def _target(survey: Survey, label: TableColumn) -> str:
+    """Whether the label holds classes or numbers.
 
     Raises:
-        WrongUseError: It is neither.
+        WrongUseError: It holds neither.
     """
     if label.holds in ("boolean", "text"):
         return "classes"
@@ -208,28 +212,28 @@ def _target(survey: Survey, label: Column) -> str:
         return "classes" if survey.values(label.name) <= MOST_CLASSES else "numbers"
     if label.holds == "number":
         return "classes" if survey.values(label.name) == 2 else "numbers"  # noqa: PLR2004 - two numbers are yes and no
-    msg = f"{label.name!r} of {survey.origin.path} is of type {label.dtype}, which cannot be predicted."
-    raise WrongUseError(msg, hint="--label names a column of numbers, of truth values or of names of classes.")
+    msg = f"{label.name!r} of {survey.origin.path} has type {label.dtype}, which cannot be predicted."
+    raise WrongUseError(msg, hint="name a column of numbers, truth values or class names with --label.")
 
 
-def _no_feature(survey: Survey, column: Column, label: Column | None) -> str | None:
-    """Why a column is no feature as it stands; None if it is one."""
+def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) -> str | None:
+    """Why a column cannot be a feature as it is; None if it can."""
     rows = survey.rows
     if column.holds == "nothing":
-        return "it holds nothing"
+        return "has no values"
     if column.holds == "time":
-        return "a time; a number made of it could be one, such as an age in days"
+        return "a time; a number computed from it could be a feature, such as an age in days"
     if column.holds == "other":
-        return f"of type {column.dtype}; a number or a text made of it could be one"
-    if label is not None and survey.lack_together(column, label):
-        return f"lacks a value exactly where {shortened(label.name)} does, so that it may be known only with it"
+        return f"has type {column.dtype}; a number or a text computed from it could be a feature"
+    if label is not None and survey.null_together(column, label):
+        return f"is null exactly where {shortened(label.name)} is null, so it may be known only with the label"
     if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
-        return f"a text of some {min(column.distinct, rows):,} values in {rows:,} rows"
+        return f"a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
     return None
 
 
 def _every(rows: int, span: Span) -> Every:
-    """The shortest window of which half or more hold rows, and enough of them."""
+    """The shortest window length for which at least half of the windows have rows, and enough of them."""
     for every, longest in LONGEST.items():
         filled = span.filled[every]
         windows = span.length / longest.nominal + 1
@@ -240,7 +244,7 @@ def _every(rows: int, span: Span) -> Every:
 
 
 def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """From the start of the window that holds the first row to the end of that which holds the last, by local clocks."""
+    """Start of the window of the first row and end of the window of the last row, in local time."""
     before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
     calendar = Calendar(every, zone, before)
     first, last = calendar.holding(span.first), calendar.holding(span.last)
@@ -251,7 +255,7 @@ def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetim
 
 
 def _training(every: Every, length: timedelta) -> tuple[Duration, Every | None]:
-    """How much of the end is evaluated on, and how often a model is trained."""
+    """How much of the training window is used for evaluation, and how often a model is trained."""
     if every == "hour":
         return Duration(hours=max(1, int(length / timedelta(hours=5)))), None
     days = max(LONGEST[every].days, min(14, int(length / timedelta(days=5))))
@@ -260,15 +264,15 @@ def _training(every: Every, length: timedelta) -> tuple[Duration, Every | None]:
 
 
 def _rank(name: str, liked: Sequence[str]) -> int:
-    """How well a name says what it is: by its last word, the earlier in the list the better."""
+    """The position of the last word of a name in a list of typical words; the lower, the better."""
     last = _words(name)[-1:]
     return liked.index(last[0]) if last and last[0] in liked else len(liked)
 
 
-def _is_birth(column: Column) -> bool:
+def _is_birth(column: TableColumn) -> bool:
     return any(word.startswith(_BORN) for word in _words(column.name))
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in small letters: those of `orderDate`, `Order-Date` and `ORDER DATE` are the same."""
+    """The words of a name in lower case: `orderDate`, `Order-Date` and `ORDER DATE` have the same words."""
     return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()

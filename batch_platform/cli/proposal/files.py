@@ -1,6 +1,6 @@
-"""The files of a proposed pipeline: YAML and SQL to be read, changed and kept.
+"""Write a proposed pipeline as YAML and SQL, to read, edit and keep.
 
-The names are somebody's: in SQL they are quoted identifiers, in YAML quoted scalars, in comments a single line.
+The names come from the user's table: they are quoted identifiers in SQL, quoted scalars in YAML, and one line in comments.
 """
 
 import re
@@ -10,7 +10,7 @@ import duckdb
 import yaml
 
 from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal
-from batch_platform.cli.proposal.survey import Column, Origin, instant
+from batch_platform.cli.proposal.survey import Origin, TableColumn, instant
 from batch_platform.declaration.calendar import KEY_FORMATS
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.notation import name_of
@@ -19,17 +19,17 @@ from batch_platform.warehouse.sql import quoted
 
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-_NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars reads patterns, Dagster templates
-_ROWS = "rows"  # of a table whose own name cannot be one
+_NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read a pattern, Dagster a template
+_ROWS = "rows"  # source name of a table whose own name is not valid
 
 
 def files_of(name: str, proposal: Proposal, origin: Origin) -> dict[str, str]:
-    """The text of each file of a pipeline, by its name.
+    """The text of each file of a pipeline, by file name.
 
     Args:
-        name: Of the pipeline.
-        proposal: What was chosen.
-        origin: Where the table lies, as seen from the pipeline's folder.
+        name: Name of the pipeline.
+        proposal: The proposed pipeline.
+        origin: Location of the table, relative to the folder of the pipeline.
     """
     source = _source_name(origin)
     files = {"defs.yaml": _yaml(name, proposal, origin, source), "features.sql": _features(source, proposal)}
@@ -40,31 +40,31 @@ def files_of(name: str, proposal: Proposal, origin: Origin) -> dict[str, str]:
 
 def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
     key_format, train_every = KEY_FORMATS[proposal.every], proposal.train_every
-    start, end = (one.strftime(key_format) for one in (proposal.start, proposal.end))
+    start, end = (time.strftime(key_format) for time in (proposal.start, proposal.end))
     windows = f"every: {proposal.every}, start: {_quoted(start)}, end: {_quoted(end)}, timezone: {proposal.timezone}"
     table = "" if origin.table is None else f", table: {_scalar(origin.table)}"
-    what = "Groups of rows that are alike" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
-    key = ", ".join(_scalar(_stored(one)) for one in proposal.key)
-    nullable = [f"      {_scalar(_name(one))}: {{nullable: true}}" for one in proposal.features if one.nulls]
+    what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
+    key = ", ".join(_scalar(_stored(column)) for column in proposal.key)
+    nullable = [f"      {_scalar(_name(column))}: {{nullable: true}}" for column in proposal.features if column.nulls]
     often = "" if train_every is None else f"every: {train_every}, "
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in PARAMS[proposal.target].items())
     return "\n".join(
         [
-            f"# Proposed for {shortened(origin.path.name)}: every line is a guess, to be read and changed.",
+            f"# Proposed for {shortened(origin.path.name)}: every line is a guess. Read and edit it.",
             "type: batch_platform.components.BatchInference",
             "attributes:",
             f"  name: {name}",
             f"  description: {_scalar(f'{what}.')}",
-            f"  partitions: {{{windows}}}   # drop `end` once new rows come",
+            f"  partitions: {{{windows}}}   # remove `end` once new rows arrive",
             "  sources:",
             f"    {source}: {{{origin.kind}: {_scalar(str(origin.path))}{table}}}",
             "  features:",
             "    sql: features.sql",
             f"    key: [{key}]   # unique {proposal.key_holds}",
             f"    time: {_scalar(_stored(proposal.time))}",
-            *(["    columns:   # lack a value in some rows"] if nullable else []),
+            *(["    columns:   # null in some rows"] if nullable else []),
             *nullable,
-            "    max_rejected: 1%   # of a partition's rows; past it nothing of it is published",
+            "    max_rejected: 1%   # of the rows of a partition; if more are rejected, the partition is not published",
             *_labels_block(proposal),
             "  model:",
             f"    estimator: {ESTIMATORS[proposal.target]}",
@@ -79,18 +79,18 @@ def _labels_block(proposal: Proposal) -> list[str]:
     if proposal.label is None:
         return []
     label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}, delay: 0 days}}"
-    return [f"{label}   # delay: from a partition's end until its labels are known"]
+    return [f"{label}   # delay: time from the end of a partition until its labels are known"]
 
 
 def _features(source: str, proposal: Proposal) -> str:
     time = _as(_instant(proposal.time), proposal.time, _stored(proposal.time))
     columns = [*_keys(proposal), (time, "the time")]
-    columns += [(_as(_value(one), one, _name(one)), "") for one in proposal.features]
+    columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
     left_out = [f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items()]
-    lost = f"-- {proposal.timeless:,} rows belong to no partition: {shortened(proposal.time.name)} holds no time of theirs."
+    lost = f"-- {proposal.timeless:,} rows belong to no partition: their {shortened(proposal.time.name)} is not a time."
     return _select(
-        "A row for each key, with what is known of it when its partition starts. What is known only later must go:\n"
-        "-- with it, a model looks better than it can be.",
+        "One row per key, with what is known about it when its partition starts. Remove what is known only later:\n"
+        "-- it would make a model look better than it can be.",
         columns,
         source,
         _within(proposal),
@@ -99,10 +99,10 @@ def _features(source: str, proposal: Proposal) -> str:
     )
 
 
-def _labels(source: str, proposal: Proposal, label: Column) -> str:
+def _labels(source: str, proposal: Proposal, label: TableColumn) -> str:
     columns = [*_keys(proposal), (_as(_value(label), label, _name(label)), "the true outcome")]
     where = f"{_within(proposal)} AND {_identifier(label.name)} IS NOT NULL"
-    return _select("The key and the true outcome, of the rows whose outcome is known.", columns, source, where)
+    return _select("Key and true outcome of the rows whose outcome is known.", columns, source, where)
 
 
 def _select(comment: str, columns: list[tuple[str, str]], source: str, where: str, *after: str) -> str:
@@ -112,7 +112,7 @@ def _select(comment: str, columns: list[tuple[str, str]], source: str, where: st
 
 
 def _keys(proposal: Proposal) -> list[tuple[str, str]]:
-    return [(_as(_value(one), one, _stored(one)), "the key") for one in proposal.key]
+    return [(_as(_value(column), column, _stored(column)), "the key") for column in proposal.key]
 
 
 def _within(proposal: Proposal) -> str:
@@ -120,12 +120,12 @@ def _within(proposal: Proposal) -> str:
     return f"{at} >= $partition_start AND {at} < $partition_end"
 
 
-def _instant(column: Column) -> str:
+def _instant(column: TableColumn) -> str:
     return instant(column.name) if column.is_text else _identifier(column.name)
 
 
-def _value(column: Column) -> str:
-    """SQL for a column in a type that the features can hold."""
+def _value(column: TableColumn) -> str:
+    """SQL for a column, cast to a type that features can have."""
     if column.dtype == "UUID":
         return f"CAST({_identifier(column.name)} AS VARCHAR)"
     if column.dtype in ("HUGEINT", "UHUGEINT"):
@@ -133,23 +133,23 @@ def _value(column: Column) -> str:
     return _identifier(column.name)
 
 
-def _as(sql: str, column: Column, name: str) -> str:
+def _as(sql: str, column: TableColumn, name: str) -> str:
     return sql if sql == _identifier(column.name) and name == column.name else f"{sql} AS {_identifier(name)}"
 
 
-def _name(column: Column) -> str:
-    """What a column is called from here on: as before, unless that can be no name."""
+def _name(column: TableColumn) -> str:
+    """The name of a column in the pipeline: its own name if that is valid."""
     return f"column_{column.position}" if _NO_NAME.fullmatch(column.name) else column.name
 
 
-def _stored(column: Column) -> str:
-    """The same of a key or a time, which stand beside the columns that scoring adds."""
+def _stored(column: TableColumn) -> str:
+    """The name of a key or time column, which must differ from the columns that scoring adds."""
     name = _name(column)
     return f"{name}_given" if name.lower() in (*ADDED_COLUMNS, "challenger") else name
 
 
 def _identifier(name: str) -> str:
-    """A name as SQL, in quotes only where it needs them; DuckDB keeps capitals, and compares without them."""
+    """A name in SQL, quoted only if necessary; DuckDB keeps capitals but compares without case."""
     return name if _PLAIN.fullmatch(name) and name.lower() not in _keywords() else quoted(name)
 
 
@@ -161,7 +161,7 @@ def _keywords() -> frozenset[str]:
 
 
 def _scalar(value: object) -> str:
-    """A value as YAML on one line, a text in quotes where it needs them."""
+    """A value as YAML on one line, with a text quoted only if necessary."""
     if isinstance(value, str):
         return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML else _quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -172,7 +172,7 @@ def _quoted(text: str) -> str:
 
 
 def _source_name(origin: Origin) -> str:
-    """What the SQL calls the table: as its file, as far as that can be a name."""
+    """The name of the source in SQL: that of the file or table, if it is valid."""
     own = origin.table.rpartition(".")[2] if origin.table else origin.path.name.partition(".")[0]
     name = name_of(own.strip("0123456789"))
     return name if name and name not in {*ASSETS, "partition", *_keywords()} else _ROWS

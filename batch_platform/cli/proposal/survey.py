@@ -1,6 +1,6 @@
-"""A look at a table that nobody has described: its columns, what they hold, and what is unique in it.
+"""Survey a table that nobody has described: its columns, what they hold, and what is unique in it.
 
-Every question is one scan by DuckDB. Knows nothing of pipelines.
+Each question is one scan by DuckDB.
 """
 
 import re
@@ -22,7 +22,10 @@ from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
-EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # what lies beyond is no time
+EARLIEST, LATEST = (
+    datetime(1900, 1, 2, tzinfo=UTC),
+    datetime(2199, 12, 31, tzinfo=UTC),
+)  # values outside stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
@@ -31,18 +34,18 @@ _TYPES: dict[Holds, str] = {
     "time": "DATE TIMESTAMP TIMESTAMP_S TIMESTAMP_MS TIMESTAMP_NS",
 }
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
-_MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates, and our own
+_MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates and this project's own
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a table lies.
+    """The location of a table.
 
     Args:
-        kind: What reads it.
-        path: Absolute path, or a glob that begins with one.
-        table: Of a DuckDB file.
+        kind: The kind of source that reads it.
+        path: Absolute path, or an absolute glob.
+        table: The table of a DuckDB file.
     """
 
     kind: str
@@ -56,16 +59,16 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Column:
-    """What a column holds.
+class TableColumn:
+    """What a column of a table holds.
 
     Args:
-        position: In the table, from 1.
-        name: As in the table.
-        dtype: DuckDB's type.
-        holds: What can be done with it; "time" also where a text reads as one.
-        nulls: Rows without a value.
-        distinct: About how many values there are; 0 of what holds other things.
+        position: Position in the table, from 1.
+        name: Name in the table.
+        dtype: DuckDB type.
+        holds: What the values can be used as; "time" also for texts that read as times.
+        nulls: Number of rows without a value.
+        distinct: Approximate number of distinct values; 0 if the column holds "other".
     """
 
     position: int
@@ -77,19 +80,19 @@ class Column:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is stored as a text, whatever that reads as."""
+        """Whether the column is stored as text, also if the text reads as a time."""
         return _stored_as(self.dtype) == "text"
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where the times of a column lie, those left out that stand for none, such as 9999-12-31.
+    """The range of the times in a column, without those that stand for no time, such as 9999-12-31.
 
     Args:
-        first: The first instant, in UTC.
-        last: The last one.
-        rows: How many have such a time.
-        filled: How many windows hold one.
+        first: The first instant (UTC).
+        last: The last instant (UTC).
+        rows: Number of rows with such a time.
+        filled: Number of windows of each length that contain a row.
     """
 
     first: datetime
@@ -99,30 +102,30 @@ class Span:
 
     @property
     def length(self) -> timedelta:
-        """From the first to the last instant."""
+        """Time between the first and the last instant."""
         return self.last - self.first
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A table, open to be asked.
+    """A table that is open for questions.
 
     Args:
-        origin: Where it lies.
-        rows: How many it has.
-        columns: In its order.
+        origin: Its location.
+        rows: Number of rows.
+        columns: Its columns, in order.
     """
 
     origin: Origin
     rows: int
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     _con: duckdb.DuckDBPyConnection
 
-    def column(self, name: str) -> Column:
-        """The column of a name.
+    def column(self, name: str) -> TableColumn:
+        """The column with a name.
 
         Raises:
-            WrongUseError: There is none.
+            WrongUseError: There is no such column.
         """
         for column in self.columns:
             if column.name == name:
@@ -132,25 +135,25 @@ class Survey:
         raise WrongUseError(msg, hint=did_you_mean(name, names))
 
     def unique(self, names: Sequence[str], *, within: Every | None = None, time: str | None = None) -> bool:
-        """Whether no two rows have the same values in some columns, none of them null; or none in the same window."""
+        """Whether some columns are never null and no two rows (of the same window) have equal values in them."""
         if any(self.column(name).nulls for name in names):
             return False
         by = [quoted(name) for name in names]
         by += [] if within is None or time is None else [f"date_trunc('{within}', {instant(time)})"]
         query = f"SELECT count(*) FROM (SELECT 1 FROM seen GROUP BY {', '.join(by)} HAVING count(*) > 1 LIMIT 1)"
-        return self._one(query) == 0
+        return self._count(query) == 0
 
-    def lack_together(self, one: Column, other: Column) -> bool:
-        """Whether two columns lack a value in the same rows, there being such rows."""
-        apart = f"SELECT count(*) FROM seen WHERE ({quoted(one.name)} IS NULL) <> ({quoted(other.name)} IS NULL)"
-        return one.nulls == other.nulls > 0 and self._one(apart) == 0
+    def null_together(self, left: TableColumn, right: TableColumn) -> bool:
+        """Whether two columns have nulls, and in exactly the same rows."""
+        apart = f"SELECT count(*) FROM seen WHERE ({quoted(left.name)} IS NULL) <> ({quoted(right.name)} IS NULL)"
+        return left.nulls == right.nulls > 0 and self._count(apart) == 0
 
     def values(self, name: str) -> int:
-        """Exactly how many values a column has."""
-        return self._one(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
+        """The exact number of distinct values in a column."""
+        return self._count(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
 
     def span(self, time: str) -> Span | None:
-        """Where the times of a column lie; None where it has none."""
+        """The range of the times in a column; None if it has no times."""
         at = instant(time)
         windows: tuple[Every, ...] = ("hour", "day", "week", "month")
         counted = ", ".join(f"count(DISTINCT date_trunc('{every}', {at}))" for every in windows)
@@ -158,54 +161,56 @@ class Survey:
         ((first, last, rows, *filled),) = self._con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
         if first is None:
             return None
-        of = dict(zip(windows, map(int, filled), strict=True))
-        return Span(_EPOCH + timedelta(microseconds=first), _EPOCH + timedelta(microseconds=last), rows, of)
+        begin, end = (_EPOCH + timedelta(microseconds=instant) for instant in (first, last))
+        return Span(begin, end, rows, dict(zip(windows, map(int, filled), strict=True)))
 
-    def _one(self, query: str) -> int:
+    def _count(self, query: str) -> int:
         ((value,),) = self._con.execute(query).fetchall()
         return int(value)
 
 
 def instant(column: str) -> str:
-    """SQL that reads a column as an instant, by the clocks of the session where it names no zone."""
+    """SQL that reads a column as an instant, in the time zone of the session if the value has none."""
     return f"CAST({quoted(column)} AS TIMESTAMPTZ)"
 
 
-def locate(given: str, table: str | None) -> Origin:
-    """Where a table lies that somebody names by a file, by a glob, or by a table in a DuckDB file.
+def locate(file: str, table: str | None) -> Origin:
+    """Locate a table by its file, by a glob of files, or by its name in a DuckDB file.
 
     Raises:
-        WrongUseError: There is no such file, or it is of no known kind.
+        WrongUseError: The file does not exist or has no known ending.
     """
-    path = Path(given).expanduser().absolute()
+    path = Path(file).expanduser().absolute()
     literally = path.is_file()
-    if not literally and not (has_magic(given) and _found(path)):
-        near = did_you_mean(path.name, [one.name for one in path.parent.iterdir()]) if path.parent.is_dir() else None
+    if not literally and not (has_magic(file) and _files(path)):
+        near = (
+            did_you_mean(path.name, [neighbour.name for neighbour in path.parent.iterdir()])
+            if path.parent.is_dir()
+            else None
+        )
         msg = f"There is no file {path}."
         raise WrongUseError(msg, hint=near or "--from names a Parquet, CSV or DuckDB file.")
     if _MEANT.search(str(path)):
-        msg = f"{path} holds brackets that mean something in a declaration."
-        raise WrongUseError(msg, hint="rename it, without {{, {%, {# and {partition_key}.")
+        msg = f"{path} contains brackets that have a meaning in a declaration."
+        raise WrongUseError(msg, hint="rename the file without {{, {%, {# and {partition_key}.")
     endings = {kind: source_kind.endings for kind, source_kind in SOURCE_KINDS.items()}
     kind = next((kind for kind, ends in endings.items() if path.name.lower().endswith(ends)), None)
     if kind is None:
-        msg = (
-            f"{path} is no file of a known kind; known are {listed(end for ends in endings.values() for end in ends)}."
-        )
-        raise WrongUseError(msg, hint="write the table as Parquet; Polars and DuckDB both can.")
+        msg = f"{path} has no known file ending; known endings are {listed(end for ends in endings.values() for end in ends)}."
+        raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
     if (kind == "duckdb") != (table is not None):
         msg = f"{path} is {'' if kind == 'duckdb' else 'not '}a DuckDB file."
-        raise WrongUseError(msg, hint="--table goes with a DuckDB file, and only with one.")
+        raise WrongUseError(msg, hint="give --table with a DuckDB file, and only with one.")
     return Origin(kind, Path(escape(str(path))) if literally and kind != "duckdb" else path, table)
 
 
 @contextmanager
 def survey(origin: Origin, timezone: str) -> Generator[Survey]:
-    """Open a table and look at each of its columns.
+    """Open a table and survey its columns.
 
     Raises:
-        SourceError: It cannot be read.
-        WrongUseError: It has no row.
+        SourceError: The table cannot be read.
+        WrongUseError: The table has no rows.
     """
     try:
         with duckdb.connect(":memory:") as con:
@@ -214,24 +219,24 @@ def survey(origin: Origin, timezone: str) -> Generator[Survey]:
             yield _look(con, origin)
     except duckdb.Error as error:
         msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
-        raise SourceError(msg, hint="mend the file, or write the table as Parquet.") from error
+        raise SourceError(msg, hint="correct the file, or write the table as Parquet.") from error
 
 
 def _look(con: duckdb.DuckDBPyConnection, origin: Origin) -> Survey:
     view = con.sql("FROM seen")
     types = {name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True)}
-    asked = ", ".join(
+    questions = ", ".join(
         f"count({quoted(name)}), {_distinct(name, dtype)}, {_read_as_times(name, dtype)}"
         for name, dtype in types.items()
     )
-    ((rows, *found),) = con.execute(f"SELECT count(*), {asked} FROM seen").fetchall()
+    ((rows, *answers),) = con.execute(f"SELECT count(*), {questions} FROM seen").fetchall()
     if not rows:
-        msg = f"{origin.path} has no row."
-        raise WrongUseError(msg, hint="a pipeline is proposed by what its table holds.")
+        msg = f"{origin.path} has no rows."
+        raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
     columns = [
-        Column(position, name, dtype, _holds(dtype, present, times), rows - present, distinct)
+        TableColumn(position, name, dtype, _holds(dtype, present, times), rows - present, distinct)
         for position, ((name, dtype), present, distinct, times) in enumerate(
-            zip(types.items(), found[::3], found[1::3], found[2::3], strict=True), start=1
+            zip(types.items(), answers[::3], answers[1::3], answers[2::3], strict=True), start=1
         )
     ]
     return Survey(origin, rows, tuple(columns), con)
@@ -246,7 +251,7 @@ def _holds(dtype: str, present: int, times: int) -> Holds:
 
 
 def _stored_as(dtype: str) -> Holds:
-    """What a type is for; lists and the like are other things, whatever is in them."""
+    """What values of a type can be used as; lists and the like are "other"."""
     word = re.match(r"\w+", dtype)
     return "other" if dtype.endswith("]") or word is None else _HOLDS.get(word[0], "other")
 
@@ -259,5 +264,5 @@ def _read_as_times(name: str, dtype: str) -> str:
     return f"count(TRY_CAST({quoted(name)} AS TIMESTAMPTZ))" if dtype == "VARCHAR" else "0"
 
 
-def _found(path: Path) -> list[Path]:
-    return sorted(one for one in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if one.is_file())
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())

@@ -1,19 +1,23 @@
-"""The `demo` command: the main job on the shipped flights, end to end, and what to try next."""
+"""The `demo` command: train, score and evaluate the shipped flights, and say what to try next."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import Path
 
+import click
 import numpy as np
 import polars as pl
 
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import RunOptions
+from batch_platform.cli.options import reports
 from batch_platform.cli.project import shipped_project
-from batch_platform.cli.running import Outcome, bring_up_to_date
+from batch_platform.cli.run import Outcome, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.warehouse.published import open_published
@@ -23,7 +27,7 @@ PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
 
 @dataclass(frozen=True)
 class Month:
-    """How the predictions of a month did against what happened."""
+    """The predictions of a month compared with the true outcomes."""
 
     month: str
     flights_scored: int
@@ -33,15 +37,24 @@ class Month:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the demonstration came to."""
+class DemoReport:
+    """The result of the demonstration."""
 
     outcome: Outcome
     months: list[Month]
 
 
-def run(*, as_json: bool) -> None:
-    """Train the models of March and April 2013, score both months, hold them against what happened."""
+@click.command("demo")
+@reports
+@click.pass_obj
+def command(folder: Path | None, *, as_json: bool) -> None:
+    """Train, score and evaluate two months of real flights, and say what to try next.
+
+    The data go to the current folder, or to BATCH_PLATFORM_HOME.
+    """
+    if folder is not None:
+        msg = "demo runs the shipped pipeline."
+        raise WrongUseError(msg, hint="leave --project out; the data go to the current folder or BATCH_PLATFORM_HOME.")
     project = shipped_project()
     wiring = project.pipeline(PIPELINE)
     calendar = wiring.spec.partitions.calendar
@@ -50,7 +63,7 @@ def run(*, as_json: bool) -> None:
         terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
     options = RunOptions(partitions=partitions, now=datetime.now(UTC), named=True)
     outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
-    report = Report(outcome, _months(wiring, partitions, options.now))
+    report = DemoReport(outcome, _months(wiring, partitions, options.now))
     if as_json:
         terminal.show_json(report)
     else:
@@ -58,9 +71,9 @@ def run(*, as_json: bool) -> None:
 
 
 def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> list[Month]:
-    """Each month's predictions joined with the true outcomes of its flights."""
+    """Join each month's predictions with the true outcomes of its flights."""
     pipeline, stamp = wiring.pipeline(), Stamp(run_id="demo", at=now)
-    found: list[Month] = []
+    months: list[Month] = []
     with (
         open_published(pipeline.home) as con,
         pipeline.builder.session(partitions[0]) as session,
@@ -74,24 +87,24 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
             late = joined["late"].cast(pl.Boolean).to_numpy()
             score = joined["score"].to_numpy()
             metrics = measure(Outcomes("binary", np.column_stack([1 - score, score]), late, [False, True]))
-            found.append(Month(month, scored.height, joined.height, float(late.mean()), metrics["roc_auc"]))
-    return found
+            months.append(Month(month, scored.height, joined.height, float(late.mean()), metrics["roc_auc"]))
+    return months
 
 
-def _conclude(report: Report) -> None:
+def _conclude(report: DemoReport) -> None:
     terminal.say()
     terminal.show_table(
         ("month", "flights scored", "outcome known", "late", "AUC"),
         [(m.month, m.flights_scored, m.flights_with_outcome, f"{m.share_late:.1%}", m.roc_auc) for m in report.months],
     )
     terminal.say(f"Rejected rows: {report.outcome.rows_rejected:,}. Models: {', '.join(report.outcome.versions)}.")
-    terminal.say(f"The data lie in {report.outcome.published}.")
+    terminal.say(f"The data are in {report.outcome.published}.")
     terminal.say()
     terminal.say("Three things to try next:")
     terminal.say(
         "  batch-platform ui                          the asset graph, each partition's numbers, backfills, schedules"
     )
-    terminal.say(f"  batch-platform run {PIPELINE} --from 2013-05-01 --to 2013-05-31   a further month")
+    terminal.say(f"  batch-platform run {PIPELINE} --from 2013-05-01 --to 2013-05-31   another month")
     statement = f"import duckdb; duckdb.connect('{report.outcome.published}', read_only=True)"
     query = f"sql('FROM {PIPELINE}.predictions ORDER BY score DESC LIMIT 5').show()"
     terminal.say(f'  python -c "{statement}.{query}"')

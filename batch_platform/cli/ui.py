@@ -1,4 +1,4 @@
-"""The `ui` command: Dagster's webserver and daemon on a project's home, ended together."""
+"""The `ui` command: run Dagster's webserver and daemon on a project's home, and end them together."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+import click
+
 from batch_platform.cli import terminal
-from batch_platform.cli.project import Project
+from batch_platform.cli.project import Project, find_project
 from batch_platform.components.dagster_internals import DAEMON_COMMAND
 from batch_platform.components.instance import prepare_instance
 from batch_platform.declaration.errors import BatchPlatformError
@@ -18,14 +20,15 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GRACE_SECONDS = 20
 
 
-def serve(project: Project, host: str, port: int) -> None:
-    """Run both until interrupted or until one of them ends.
-
-    Raises:
-        BatchPlatformError: One of them ended by itself.
-    """
+@click.command("ui")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=3000, show_default=True, help="Port to listen on.")
+@click.pass_obj
+def command(folder: Path | None, host: str, port: int) -> None:
+    """Run Dagster's webserver and daemon for the project until interrupted."""
+    project = find_project(folder)
     if host not in LOOPBACK:
-        terminal.warn(f"Dagster has no login; whoever reaches {host}:{port} can run everything here.")
+        terminal.warn(f"Dagster has no login: anyone who can reach {host}:{port} can run everything in this project.")
     home = prepare_instance(project.home)
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
     target = ["-w", str(_workspace(project, home))]
@@ -34,17 +37,19 @@ def serve(project: Project, host: str, port: int) -> None:
         [*DAEMON_COMMAND, *target],
     ]
     children: list[subprocess.Popen[bytes]] = []
-    asked_to_stop: list[int] = []
+    stop_signals: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        asked_to_stop.append(number)
+        stop_signals.append(number)
         for child in children:
             child.terminate()
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    children += [subprocess.Popen(command, env=environment, cwd=project.root) for command in commands]  # noqa: S603 - our own words
-    terminal.say(f"http://{host}:{port} serves {project.root} with the data in {project.home.root}; Ctrl-C ends it.")
+    children += [subprocess.Popen(words, env=environment, cwd=project.root) for words in commands]  # noqa: S603 - no text of others
+    terminal.say(
+        f"http://{host}:{port} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop."
+    )
     os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
     for child in children:
         child.terminate()
@@ -53,13 +58,13 @@ def serve(project: Project, host: str, port: int) -> None:
             child.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
-    if not asked_to_stop:
-        msg = "The webserver or the daemon ended by itself; its last lines are above."
-        raise BatchPlatformError(msg, hint=f"is port {port} free? --port chooses another.")
+    if not stop_signals:
+        msg = "The webserver or the daemon stopped unexpectedly; its last messages are above."
+        raise BatchPlatformError(msg, hint=f"if port {port} is taken, choose another one with --port.")
 
 
 def _workspace(project: Project, home: Path) -> Path:
-    """What both processes load, written for them, so that both know it by the project's own name."""
+    """Write the workspace file of both processes, in which the code location has the project's own name."""
     kind = "autoload_defs_module" if project.autoloaded else "python_module"
     location = {
         "module_name": project.module,

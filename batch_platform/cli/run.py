@@ -3,11 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.execution import RunOptions, Runs, carry_out, open_instance, plan_run
-from batch_platform.cli.project import Project
+from batch_platform.cli.options import reports, uncollected
+from batch_platform.cli.project import Project, find_project
 from batch_platform.components.events import tell_committed
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
@@ -37,6 +41,38 @@ class Outcome:
     rows_rejected: int
     versions: list[str]
     published: str
+
+
+@click.command("run")
+@click.argument("pipeline")
+@click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one a model serves.")
+@click.option("--to", "last", metavar="KEY", help="Last partition (inclusive). Default: the last one that is due.")
+@click.option("--partition", "only", metavar="KEY", help="A single partition.")
+@click.option("--model", metavar="VERSION", help="Score with this version instead of each partition's champion.")
+@click.option("--force", is_flag=True, help="Build and score partitions again even if nothing has changed.")
+@reports
+@click.pass_obj
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None,
+    pipeline: str,
+    first: str | None,
+    last: str | None,
+    only: str | None,
+    model: str | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Bring partitions of PIPELINE up to date, including the features and models they need."""
+    with uncollected():
+        project = find_project(folder)
+        wiring = project.pipeline(pipeline)
+    now = datetime.now(UTC)
+    partitions = asked_for(wiring, now, first, last, only)
+    options = RunOptions(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
+    outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
+    if as_json:
+        terminal.show_json(outcome)
 
 
 def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:

@@ -1,0 +1,270 @@
+"""The `models` command: list the trained versions of a pipeline, show one, compare two, promote one, roll one back."""
+
+import getpass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.cli.execution import RunOptions
+from batch_platform.cli.options import reports
+from batch_platform.cli.project import find_project
+from batch_platform.cli.run import bring_up_to_date
+from batch_platform.components.wiring import Wiring
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.promotion import Decision, Maker, compared, promote, roll_back
+from batch_platform.pipeline.staleness import relabelled
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """One line of the list of models."""
+
+    version: str
+    serving_period: str
+    champion: bool
+    challenger: str | None  # name of the challenger it was trained as; None for the model itself
+    decision: str
+    reason: str
+    rows_trained: int
+    metrics: dict[str, float]
+    created_at: datetime
+    labels_corrected: bool  # since the version was trained
+
+
+@dataclass(frozen=True)
+class DecisionReport:
+    """A recorded decision."""
+
+    pipeline: str
+    version: str
+    action: str
+    reason: str
+    holds_from: datetime | None
+    champion_before: str | None  # at the start of the first partition for which the decision holds
+    champion_after: str | None
+    partitions: list[str]  # scored by another version than their champion is now
+    rescored: bool
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The pipeline that the commands below `models` are about."""
+
+    folder: Path | None
+    pipeline: str
+
+    def wiring(self) -> Wiring:
+        return find_project(self.folder).pipeline(self.pipeline)
+
+
+class _ListByDefault(click.Group):
+    """Commands of which `list` may be omitted, also when its options are given."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in ctx.help_option_names:
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().resolve_command(ctx, ["list", *args] if args[0].startswith("-") else args)
+
+
+@click.group("models", cls=_ListByDefault, invoke_without_command=True)
+@click.argument("pipeline")
+@click.pass_context
+def command(context: click.Context, pipeline: str) -> None:
+    """Work with the trained versions of PIPELINE. Lists them if no command follows."""
+    context.obj = _Target(context.obj, pipeline)
+    if context.invoked_subcommand is None:
+        context.invoke(list_versions, as_json=False)
+
+
+@command.command("list")
+@reports
+@click.pass_obj
+def list_versions(target: _Target, *, as_json: bool) -> None:
+    """List all versions and mark the champion."""
+    wiring = target.wiring()
+    pipeline = wiring.pipeline()
+    registry = pipeline.published_state().registry
+    champion, corrected = registry.champion(datetime.now(UTC)), relabelled(pipeline.history, registry.versions)
+    versions: list[VersionSummary] = []
+    for version in registry.versions:
+        decision = registry.last_decision(version.version)
+        summary = VersionSummary(
+            version=version.version,
+            serving_period=version.serving_period,
+            champion=champion is not None and version.version == champion.version,
+            challenger=registry.challengers.get(version.version),
+            decision=decision.action if decision else "none",
+            reason=decision.reason if decision else "",
+            rows_trained=version.rows_trained,
+            metrics=version.metric_values,
+            created_at=version.created_at,
+            labels_corrected=version.version in corrected,
+        )
+        versions.append(summary)
+    if as_json:
+        terminal.show_json(versions)
+        return
+    if not versions:
+        terminal.say(f"{wiring.spec.name} has no trained version yet.")
+        return
+    metrics = sorted({name for version in versions for name in version.metrics})
+    challenged = ("challenger",) if any(version.challenger for version in versions) else ()
+    terminal.show_table(
+        ("version", "champion", *challenged, "decision", "rows", *metrics),
+        [
+            (
+                version.version,
+                "*" if version.champion else "",
+                *((version.challenger or "",) if challenged else ()),
+                _decision_of(version),
+                version.rows_trained,
+                *(version.metrics.get(name) for name in metrics),
+            )
+            for version in versions
+        ],
+    )
+
+
+@command.command("show")
+@click.argument("version")
+@reports
+@click.pass_obj
+def show_version(target: _Target, version: str, *, as_json: bool) -> None:
+    """Show the manifest of a version and the decisions about it."""
+    wiring = target.wiring()
+    pipeline = wiring.pipeline()
+    state = pipeline.published_state()
+    registered = state.registry.present(version)
+    engines = sorted({run.engine for run in state.scores.values() if run.model_version == version})
+    manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, version), registered.sha256))
+    decisions = [event for event in state.registry.promotions if event.version == version]
+    head = {"version": version, "sha256": registered.sha256}
+    if as_json:
+        recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
+        terminal.show_json({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
+        return
+    contract = manifest.pop("contract")
+    scored_by = {"scored by": "; ".join(engines)} if engines else {}
+    terminal.show_fields({**head, **manifest, **scored_by})
+    columns = ("column", "type", "nullable", "min", "max", "lowest", "highest", "categories")
+    terminal.show_table(columns, [tuple(_contract_cell(column, name) for name in columns) for column in contract])
+    for event in decisions:
+        terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {event.action} by {event.actor}: {event.reason}")
+
+
+@command.command("compare")
+@click.argument("left")
+@click.argument("right")
+@reports
+@click.pass_obj
+def compare_versions(target: _Target, left: str, right: str, *, as_json: bool) -> None:
+    """Compare two versions side by side: metrics, data windows, and what else differs."""
+    pipeline = target.wiring().pipeline()
+    registry = pipeline.published_state().registry
+    manifests = [
+        read_manifest(pipeline.home.bundle(target.pipeline, name), registry.present(name).sha256)
+        for name in (left, right)
+    ]
+    values = compared(*manifests)
+    if as_json:
+        terminal.show_json({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
+        return
+    terminal.show_table(("", left, right), [(name, *pair) for name, pair in values.items()])
+
+
+@command.command("promote")
+@click.argument("version")
+@click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: all partitions it can serve.")
+@click.option("--reason", default="", help="Reason to record with the decision.")
+@reports
+@click.pass_obj
+def promote_version(target: _Target, version: str, first: str | None, reason: str, *, as_json: bool) -> None:
+    """Approve a version that is waiting, was refused or was withdrawn."""
+    wiring = target.wiring()
+    state, maker = wiring.pipeline().state(), _maker(reason)
+    decision = promote(state.registry, state.scores, version, maker, holds_from=_start(wiring, first))
+    wiring.pipeline().decide(decision.promotion, state)
+    _show_decision(decision, rescored=False, as_json=as_json)
+
+
+@command.command("rollback")
+@click.option(
+    "--from", "first", metavar="KEY", help="First partition it no longer serves. Default: all partitions it serves."
+)
+@click.option("--reason", default="", help="Reason to record with the decision.")
+@click.option("--rescore", is_flag=True, help="Score the affected partitions again with the previous version.")
+@reports
+@click.pass_obj
+def roll_back_champion(target: _Target, first: str | None, reason: str, *, rescore: bool, as_json: bool) -> None:
+    """Withdraw the champion, so that the previous version serves again, and list the partitions it scored."""
+    project = find_project(target.folder)
+    wiring = project.pipeline(target.pipeline)
+    state, maker = wiring.pipeline().state(), _maker(reason)
+    decision = roll_back(state.registry, state.scores, maker, holds_from=_start(wiring, first))
+    wiring.pipeline().decide(decision.promotion, state)
+    again = rescore and bool(decision.partitions)
+    _show_decision(decision, rescored=again, as_json=as_json)
+    if again:
+        partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
+        options = RunOptions(partitions=partitions, now=maker.at, named=True)
+        bring_up_to_date(project, wiring, options, quiet=as_json)
+
+
+def _maker(reason: str) -> Maker:
+    return Maker(actor=getpass.getuser(), at=datetime.now(UTC), reason=reason)
+
+
+def _start(wiring: Wiring, key: str | None) -> datetime | None:
+    return None if key is None else wiring.spec.partitions.calendar.named(key).start
+
+
+def _show_decision(decision: Decision, *, rescored: bool, as_json: bool) -> None:
+    event, partitions = decision.promotion, decision.partitions
+    report = DecisionReport(
+        pipeline=event.pipeline,
+        version=event.version,
+        action=event.action,
+        reason=event.reason,
+        holds_from=event.holds_from,
+        champion_before=decision.before.version if decision.before else None,
+        champion_after=decision.after.version if decision.after else None,
+        partitions=partitions,
+        rescored=rescored,
+    )
+    if as_json:
+        terminal.show_json(report)
+        return
+    begin = "" if event.holds_from is None else f" from {event.holds_from:%Y-%m-%d %H:%M} UTC on"
+    terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
+    if report.champion_before == report.champion_after:
+        terminal.say(f"  champion there: {report.champion_after}, as before")
+    else:
+        terminal.say(f"  champion there: {report.champion_after}, before {report.champion_before or 'none'}")
+    if partitions:
+        first, last = partitions[0], partitions[-1]
+        terminal.say(f"  scored by another version: {len(partitions)} partitions ({first} to {last})")
+        if not rescored:
+            terminal.say(f"  batch-platform run {event.pipeline} --from {first} --to {last}   scores them again")
+
+
+def _decision_of(version: VersionSummary) -> str:
+    decision = version.decision if version.decision == "approved" else f"{version.decision}: {version.reason}"
+    return f"{decision}; its labels were corrected since" if version.labels_corrected else decision
+
+
+def _contract_cell(column: Mapping[str, object], name: str) -> object:
+    """One property of a column of a contract."""
+    if name == "column":
+        return column["name"]
+    if name == "categories":
+        categories = column["categories"]
+        return len(categories) if isinstance(categories, list) and categories else None
+    return str(column[name]) if name == "nullable" else column[name]

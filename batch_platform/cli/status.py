@@ -1,0 +1,101 @@
+"""The `status` command: where pipelines stand, partition by partition."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import click
+import dagster as dg
+
+from batch_platform.cli import terminal
+from batch_platform.cli.execution import open_instance
+from batch_platform.cli.options import reports, uncollected
+from batch_platform.cli.project import find_project
+from batch_platform.components.runs import failures, held
+from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import listed
+from batch_platform.pipeline.plan import State, make_plan
+from batch_platform.pipeline.status import ChallengerStatus, PipelineStatus, status_of
+
+
+@click.command("status")
+@click.argument("pipeline", required=False)
+@click.option(
+    "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."
+)
+@reports
+@click.pass_obj
+def command(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
+    """Show which partitions are scored, missing, failed or stale, and why.
+
+    Without PIPELINE, shows every pipeline of the project.
+    """
+    with uncollected():
+        project, now = find_project(folder), datetime.now(UTC)
+        wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
+        with open_instance(project) as instance:
+            statuses = [_status(wiring, instance, now) for wiring in wirings]
+    if as_json:
+        terminal.show_json(statuses)
+        return
+    for status in statuses:
+        _show_pipeline(status, every=every)
+    if not statuses:
+        terminal.say(f"{project.root} declares no pipeline.")
+
+
+def _status(wiring: Wiring, instance: dg.DagsterInstance, now: datetime) -> PipelineStatus:
+    state = wiring.pipeline().published_state()
+    plan = make_plan(wiring.spec, state, now)
+    failed = {
+        key: run for (asset, key), run in failures(wiring, instance).items() if asset in ("features", "predictions")
+    }
+    return status_of(wiring.spec, state, plan, now, failed, _materialized(wiring, instance, state))
+
+
+def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
+    """The predictions that Dagster has as materialized; for those that a run holds now, what the ledger says."""
+    busy = {key for asset, key in held(wiring, instance) if asset == "predictions"}
+    return (instance.get_materialized_partitions(wiring.key("predictions")) - busy) | (busy & state.scores.keys())
+
+
+def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
+    counts = ", ".join(f"{count} {condition}" for condition, count in sorted(status.counts.items()))
+    due = ", ".join(f"{count} of {kind}" for kind, count in status.due.items())
+    last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
+    terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
+    terminal.say(f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}")
+    for challenger in status.challengers:
+        terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
+    terminal.say(f"  last commit: {last}")
+    terminal.say(f"  due now: {due or 'nothing'}")
+    if status.only_in_dagster:
+        keys = listed(status.only_in_dagster)
+        terminal.say(f"  {keys}: materialized in Dagster, but not in the ledger; the next run scores them again")
+    if status.only_in_ledger:
+        keys = listed(status.only_in_ledger)
+        terminal.say(f"  {keys}: in the ledger, but not materialized in Dagster; the next run records them there")
+    if every:
+        columns = ("partition", "condition", "reason", "model", "scored", "rejected")
+        rows = [
+            (line.partition, line.condition, line.reason, line.model_version, line.rows_scored, line.rows_rejected)
+            for line in status.partitions
+        ]
+        terminal.show_table(columns, rows)
+        return
+    for (condition, reason), lines in groupby(status.partitions, key=lambda line: (line.condition, line.reason)):
+        keys = [line.partition for line in lines]
+        terminal.say(f"  {terminal.span(keys)}: {condition}{f', {reason}' if reason else ''}")
+
+
+def _challenger_line(challenger: ChallengerStatus) -> str:
+    if challenger.version is None:
+        return challenger.failure or "no version yet"
+    failure = f"; could not be trained again: {challenger.failure}" if challenger.failure else ""
+    return f"{challenger.version}{_in_brackets(challenger.metrics)}{failure}"
+
+
+def _in_brackets(metrics: Mapping[str, float]) -> str:
+    text = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+    return f" ({text})" if text else ""

@@ -1,0 +1,86 @@
+"""The `trace` command: from a score back to the rows of its sources, or from a source forward to predictions."""
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.cli.options import reports
+from batch_platform.cli.project import find_project
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, trace, with_source_rows
+
+
+@click.command("trace")
+@click.argument("pipeline")
+@click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
+@click.option("--source", metavar="SOURCE", help="List the predictions that depend on this source instead.")
+@click.option("--partition", "only", metavar="KEY", help="With --source: only this partition of the source.")
+@reports
+@click.pass_obj
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, as_json: bool
+) -> None:
+    """Show what produced a score of PIPELINE, or what depends on one of its sources.
+
+    A row is given by its key as KEY=VALUE. Shown are the row, the model and its training window, the feature file, the
+    rows of the sources, and the run.
+    """
+    wiring = find_project(folder).pipeline(pipeline)
+    example = f"batch-platform trace {pipeline} {' '.join(f'{name}=…' for name in wiring.spec.features.key)}"
+    if bool(key) == bool(source) or (only and not source):
+        msg = "give either KEY=VALUE of a row, or --source, to which --partition may be added."
+        raise WrongUseError(msg, hint=example)
+    if wrong := [part for part in key if "=" not in part]:
+        msg = f"{wrong[0]!r} is not KEY=VALUE."
+        raise WrongUseError(msg, hint=example)
+    builder, home = wiring.pipeline().builder, wiring.pipeline().home
+    if source is not None:
+        predictions = dependents(builder, home, source, only)
+        if as_json:
+            terminal.show_json(predictions)
+        else:
+            _show_dependents(predictions)
+        return
+    rows = with_source_rows(builder, trace(wiring.spec, home, dict(part.split("=", 1) for part in key)))
+    if as_json:
+        terminal.show_json(rows)
+        return
+    for row in rows:
+        fields = asdict(row)
+        del fields["sources"]
+        terminal.show_fields(fields)
+        for traced in row.sources:
+            _show_source(traced)
+
+
+def _show_source(source: TracedSource) -> None:
+    terminal.say(f"source {source.name} ({source.kind}):")
+    terminal.say(f"  version: {source.version or '-'}{'' if source.unchanged else ', not as it is now'}")
+    terminal.say(f"  columns read: {'not known' if source.columns is None else ', '.join(source.columns) or 'none'}")
+    if source.note:
+        terminal.say(f"  {source.name} {source.note}")
+    if source.rows_of_key is not None:
+        terminal.say(f"  rows of this key: {source.rows_of_key:,}")
+    for row in source.rows:
+        terminal.show_fields({"row": row}, indent=2)
+
+
+def _show_dependents(dependent: Dependents) -> None:
+    source = f"partition {dependent.partition} of {dependent.source}" if dependent.partition else dependent.source
+    partitions = dependent.partitions
+    terminal.say(
+        f"{dependent.pipeline}: {len(partitions):,} partitions, {dependent.rows_scored:,} rows, depend on {source}"
+    )
+    terminal.say(f"  {dependent.note}")
+    for version, count in dependent.versions.items():
+        terminal.say(f"  version {version}: features of {count:,} partitions")
+    if dependent.models:
+        terminal.say(f"  models trained on it: {', '.join(dependent.models)}")
+    for (through, model), members in groupby(
+        partitions, key=lambda partition: (partition.through, partition.model_version)
+    ):
+        keys = [partition.partition for partition in members]
+        terminal.say(f"  {terminal.span(keys)}: through its {' and its '.join(through)}, scored by {model}")
