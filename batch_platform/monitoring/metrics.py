@@ -1,8 +1,8 @@
 """Metrics: how good what a model gave is, as one number each, on plain arrays.
 
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
-out, never guessed. To add one, add a record to `METRICS` and its name to `METRICS` in `declaration/spec.py`, which lists
-what `model.promote.metric` may be.
+out, never guessed. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of `declaration/spec.py`
+if `model.promote.metric` may name it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 CLASSIFICATION = ("binary", "multiclass")
+REGRESSION = ("regression",)
 UNSUPERVISED = ("clustering", "outliers")
 
 Floats = NDArray[np.float64]
@@ -146,17 +147,15 @@ def _row_log_losses(outcomes: Outcomes) -> Floats:
 def _brier(outcomes: Outcomes) -> float:
     """Mean squared distance between the probabilities and the true class as 0 and 1 (Brier, 1950).
 
-    Of two classes, in the usual form of the positive class alone (`sklearn.metrics.brier_score_loss`), which is half.
+    For two classes half of that: the usual form, of the positive class alone (`sklearn.metrics.brier_score_loss`).
     """
-    return float(np.mean(_squared_distances(outcomes))) / (2 if len(outcomes.classes) == 2 else 1)  # noqa: PLR2004 - binary
+    return float(np.mean(_row_brier_scores(outcomes)))
 
 
 def _row_brier_scores(outcomes: Outcomes) -> Floats:
-    return _squared_distances(outcomes) / (2 if len(outcomes.classes) == 2 else 1)  # noqa: PLR2004 - binary
-
-
-def _squared_distances(outcomes: Outcomes) -> Floats:
-    return ((outcomes.predicted - np.eye(len(outcomes.classes))[outcomes.true_positions]) ** 2).sum(axis=1)
+    truth = np.eye(len(outcomes.classes))[outcomes.true_positions]
+    distances = ((outcomes.predicted - truth) ** 2).sum(axis=1)
+    return distances / 2 if len(outcomes.classes) == 2 else distances  # noqa: PLR2004 - binary
 
 
 def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[Outcomes], Weighted]:
@@ -172,7 +171,7 @@ def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[
 def _roc_auc(outcomes: Outcomes) -> float | None:
     """Area under the ROC curve: the chance that a positive row ranks before a negative one (`roc_auc_score`).
 
-    Of several classes, the mean over each class against all others; not defined unless every class occurs. Of outliers,
+    For several classes, the mean over each class against all others, defined only if every class occurs. For outliers,
     how well the score separates the second of two labels from the first.
     """
     from sklearn import metrics
@@ -188,7 +187,7 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
 
 
 def _positive(outcomes: Outcomes) -> tuple[NDArray[np.bool_], Floats]:
-    """Which rows are positive, and by how much each looks so; none is where outliers have not exactly two labels."""
+    """Which rows are positive, and their scores; of outliers without exactly two labels, no row is."""
     if outcomes.task != "outliers":
         return outcomes.true_positions == 1, outcomes.predicted[:, 1]
     labels = [] if outcomes.truth is None else np.unique(outcomes.truth)
@@ -229,6 +228,10 @@ def _mae(outcomes: Outcomes) -> float:
     return float(metrics.mean_absolute_error(outcomes.labels, outcomes.predicted))
 
 
+def _absolute_errors(outcomes: Outcomes) -> Floats:
+    return np.abs(outcomes.labels - outcomes.predicted)
+
+
 def _rmse(outcomes: Outcomes) -> float:
     """Square root of the mean squared error (`sklearn.metrics.root_mean_squared_error`)."""
     from sklearn import metrics
@@ -255,7 +258,7 @@ def _weighted_r2(outcomes: Outcomes) -> Weighted:
 
     def value(weights: Floats) -> float:
         mean = weights @ truth / weights.sum()
-        return 1 - float(weights @ squares) / float(weights @ (truth - mean) ** 2)
+        return float(1 - (weights @ squares) / (weights @ (truth - mean) ** 2))  # NaN or infinite where all are equal
 
     return value
 
@@ -298,31 +301,11 @@ METRICS = {
             weighted=_weighted_mean(_row_log_losses),
         ),
         Metric("brier", CLASSIFICATION, _brier, lower_is_better=True, weighted=_weighted_mean(_row_brier_scores)),
-        Metric(
-            "mae",
-            ("regression",),
-            _mae,
-            lower_is_better=True,
-            weighted=_weighted_mean(lambda outcomes: np.abs(outcomes.labels - outcomes.predicted)),
-        ),
-        Metric(
-            "rmse",
-            ("regression",),
-            _rmse,
-            lower_is_better=True,
-            default_for=("regression",),
-            weighted=_weighted_rmse,
-        ),
-        Metric("r2", ("regression",), _r2, weighted=_weighted_r2),
+        Metric("mae", REGRESSION, _mae, lower_is_better=True, weighted=_weighted_mean(_absolute_errors)),
+        Metric("rmse", REGRESSION, _rmse, lower_is_better=True, default_for=REGRESSION, weighted=_weighted_rmse),
+        Metric("r2", REGRESSION, _r2, weighted=_weighted_r2),
         Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",)),
         Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",)),
-        Metric(
-            "roc_auc",
-            (*CLASSIFICATION, "outliers"),
-            _roc_auc,
-            default_for=("binary",),
-            weighted=_weighted_roc_auc,
-        ),
+        Metric("roc_auc", (*CLASSIFICATION, "outliers"), _roc_auc, default_for=("binary",), weighted=_weighted_roc_auc),
     )
 }
-"""Every metric by name."""

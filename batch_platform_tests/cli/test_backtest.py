@@ -1,4 +1,4 @@
-"""`backtest`: what it says of a candidate, what it leaves, and what it refuses."""
+"""`backtest`: what it reports, what it stores, and what it refuses."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def production(folder):
     return [published(folder, f"FROM small.{table} ORDER BY ALL") for table in PRODUCTION]
 
 
-def test_backtest_of_an_estimator_tells_each_partition_the_totals_and_where_to_read_on(cli, project):
+def test_backtest_of_an_estimator_shows_each_partition_the_totals_and_the_table(cli, project):
     before = production(project)
     lines = cli(project, "backtest", "small", *RANGE, *TREE).out.splitlines()
     assert lines[0] == (
@@ -62,7 +62,7 @@ def test_backtest_of_a_version_is_reported_as_json_and_stored_as_reported(cli, p
         (("--from", "2024-02-01", *TREE), "Missing option '--to'"),
     ],
 )
-def test_wrong_use_is_told_and_nothing_is_stored(cli, project, args, says):
+def test_wrong_use_is_refused_and_nothing_is_stored(cli, project, args, says):
     answer = cli(project, "backtest", "small", *args)
     assert (answer.code, says in answer.error) == (2, True)
     assert published(project, "SELECT 1 FROM duckdb_tables() WHERE table_name LIKE 'backtest%'") == []

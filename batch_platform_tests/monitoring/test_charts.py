@@ -25,12 +25,12 @@ def drawing(markdown: str) -> ET.Element:
 
 
 @pytest.mark.parametrize("picture", DRAWN.values(), ids=DRAWN.keys())
-def test_a_picture_is_well_formed_svg_in_markdown_short_enough_to_be_shown_at_once(picture):
+def test_a_chart_is_well_formed_svg_in_markdown_short_enough_to_be_shown_unfolded(picture):
     assert drawing(picture).tag.endswith("svg")
     assert len(picture) < SHOWN_AT_ONCE - CAPTION
 
 
-def test_a_refused_version_has_another_colour_and_the_gate_is_named():
+def test_a_refused_version_has_another_colour_and_the_bound_is_named():
     found = list(drawing(DRAWN["curve"]).iter())
     dots = {one.get("stroke"): one.get("d", "").count("M") for one in found if one.get("stroke-linecap")}
     assert dots == {"slateblue": 2, "darkorange": 1}

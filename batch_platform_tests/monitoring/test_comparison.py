@@ -65,6 +65,11 @@ def test_a_metric_that_is_not_defined_has_no_interval(metric, truth):
     assert paired_difference(metric, binary(score, truth), binary(score[::-1], truth)) is None
 
 
+def test_the_explained_variance_of_a_constant_has_no_interval():
+    first, second = (Outcomes("regression", np.full(50, value), np.ones(50)) for value in (1.0, 2.0))
+    assert paired_difference("r2", first, second) is None
+
+
 def test_without_rows_there_is_no_interval():
     nothing = binary(np.empty(0), np.empty(0, int))
     assert paired_difference("roc_auc", nothing, nothing) is None

@@ -35,7 +35,7 @@ def test_a_number_that_stands_for_one_of_many_classes_is_flagged():
     assert found((THREE * 7) % 3, np.array(["a", "b", "c"])[THREE])
 
 
-def test_a_column_that_tells_one_of_many_classes_apart_is_not():
+def test_a_column_that_separates_only_one_of_many_classes_is_not_flagged():
     assert not found(THREE == 0, THREE)
 
 
@@ -66,7 +66,7 @@ def test_a_category_that_gives_the_number_away_is_flagged():
     ],
     ids=["names that never come back", "constant", "all null", "right nine times of ten", "noise of many kinds"],
 )
-def test_an_honest_column_is_not(column, categorical):
+def test_an_honest_column_is_not_flagged(column, categorical):
     assert not found(column, BINARY, categorical=categorical)
     assert not found(column, AMOUNT, categorical=categorical, classes=False)
 
@@ -77,6 +77,6 @@ def test_too_few_rows_agree_by_chance():
     assert nearly_deciding(few, [True], few[:, 0], classes=False) == []
 
 
-def test_of_many_rows_some_are_read():
+def test_evenly_spaced_rows_of_many_are_used():
     many = np.arange(3.0 * MAX_ROWS + 1)
     assert nearly_deciding(many[:, None], [False], many > MAX_ROWS, classes=True) == [0]

@@ -28,7 +28,7 @@ def counted(distribution: ScoreDistribution) -> int:
     return sum(count for _, count in distribution.bars)
 
 
-def test_quantiles_and_mean_are_those_of_the_rows_as_finely_as_the_bins(con):
+def test_quantiles_and_mean_match_the_rows_to_the_width_of_a_bin(con):
     values = np.random.default_rng(1).beta(2, 5, 3000)
     fill(con, "score", "DOUBLE", [("a", float(value)) for value in values] + [("b", 1.0), ("b", 0.0)])
     found = committed_distributions(con, "small", ["a", "b", "c"])
@@ -41,12 +41,12 @@ def test_quantiles_and_mean_are_those_of_the_rows_as_finely_as_the_bins(con):
 
 
 @pytest.mark.parametrize(("values", "constant"), [([0.3, 0.3], True), ([0.3, 0.4], False), ([0.3], False)])
-def test_one_score_for_all_rows_is_told(con, values, constant):
+def test_the_same_score_for_all_rows_is_reported(con, values, constant):
     fill(con, "score", "DOUBLE", [("a", value) for value in values])
     assert committed_distributions(con, "small", ["a"])["a"].constant is constant
 
 
-def test_the_ranges_of_a_regression_are_those_of_the_partition(con):
+def test_the_ranges_of_a_regression_span_the_partition(con):
     fill(con, "prediction", "DOUBLE", [("a", -5.0), ("a", 15.0), ("b", 2.0), ("b", 2.0)])
     found = committed_distributions(con, "small", ["a", "b"])
     assert (found["a"].low, found["a"].high, found["a"].numbers["mean"]) == (-5, 15, 5)
@@ -62,7 +62,7 @@ def test_classes_are_counted_by_name_most_frequent_first(con):
     assert (counted(found), found.numbers["share_class 03"]) == (20, 0.3)
 
 
-def test_nothing_scored_gives_nothing(con):
+def test_a_partition_without_predictions_has_no_distribution(con):
     assert committed_distributions(con, "small", ["a"]) == {}
 
 
@@ -76,7 +76,7 @@ def test_nothing_scored_gives_nothing(con):
         ("prediction", "VARCHAR", ["b", "a", "b"]),
     ],
 )
-def test_staged_scores_are_distributed_as_they_are_once_committed(con, tmp_path, column, dtype, values):
+def test_staged_scores_have_the_distribution_of_the_committed_ones(con, tmp_path, column, dtype, values):
     fill(con, column, dtype, [("a", value) for value in values] + [("b", values[0])])
     files = [tmp_path / f"{key}.parquet" for key in ("a", "b", "none")]
     for file in files:
@@ -86,7 +86,7 @@ def test_staged_scores_are_distributed_as_they_are_once_committed(con, tmp_path,
     assert staged == committed_distributions(con, "small", ["a", "b", "none"])
 
 
-def test_scores_beyond_probabilities_are_counted_in_the_range_that_they_have(con):
+def test_scores_that_are_no_probabilities_are_counted_in_their_own_range(con):
     fill(con, "score", "DOUBLE", [("a", -0.5), ("a", 0.0), ("a", 1.5)])
     found = committed_distributions(con, "small", ["a"])["a"]
     assert (found.low, found.high, counted(found)) == (-0.5, 1.5, 3)

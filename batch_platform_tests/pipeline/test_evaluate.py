@@ -39,7 +39,7 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
     assert pipeline.state().evaluations["2024-02-03"].rows_labelled == both.height
 
 
-def test_a_partition_is_evaluated_although_its_model_is_no_longer_on_disk(tmp_path):
+def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     before = performance(pipeline)
@@ -49,7 +49,7 @@ def test_a_partition_is_evaluated_although_its_model_is_no_longer_on_disk(tmp_pa
     assert found.served.numbers == before == performance(fresh)
 
 
-def test_corrected_labels_change_the_metrics_of_their_partition_alone(tmp_path):
+def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     before = performance(pipeline), performance(pipeline, "2024-02-04")
@@ -69,7 +69,7 @@ def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
     assert performance(pipeline)["accuracy"] == pytest.approx(1 - before["accuracy"])
 
 
-def test_labels_that_are_nan_or_of_an_unknown_class_count_as_not_known(tmp_path):
+def test_labels_that_are_nan_or_of_an_unknown_class_count_as_unknown(tmp_path):
     kind = pl.when(pl.col("returned")).then(1.0).otherwise(0.0)
     odd = (
         pl.when(pl.col("id") % 4 == 0)
@@ -112,7 +112,7 @@ def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tm
         list(other.evaluate([day(other)], Stamp("again", NOW)))
 
 
-def test_a_partition_that_is_not_scored_keeps_back_no_other(tmp_path):
+def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, datetime(2024, 2, 10, tzinfo=UTC))
     seen = []

@@ -11,7 +11,7 @@ SQL = [
 
 
 @pytest.mark.parametrize(("sql", "words", "rest"), SQL)
-def test_the_first_paragraph_of_the_comment_is_parted_from_the_query(sql, words, rest):
+def test_the_first_paragraph_of_the_comment_is_separated_from_the_query(sql, words, rest):
     assert opening_comment(sql) == (words, rest)
 
 
