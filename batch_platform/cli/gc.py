@@ -48,7 +48,7 @@ def command(folder: Path | None, keep: str, *, dry_run: bool, as_json: bool) -> 
     specs = [wiring.spec for wiring in project.pipelines.values()]
     garbage = find_garbage(specs, project.home, now, trained_before=trained_before)
     if not dry_run:
-        remove_garbage(garbage, project.home, Stamp(run_id="gc", at=now))
+        garbage = remove_garbage(garbage, project.home, Stamp(run_id="gc", at=now))
     cleaning = Cleaning(removed=not dry_run, size=sum(item.size for item in garbage), found=garbage)
     if as_json:
         terminal.show_json(cleaning)

@@ -187,7 +187,14 @@ def record_failure(con: duckdb.DuckDBPyConnection, training: ChallengerTraining)
 
 
 def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promotion]) -> None:
-    """Record decisions on registered versions, within the caller's transaction."""
+    """Record decisions on registered versions, within the caller's transaction.
+
+    Raises:
+        WrongUseError: A version to approve was removed after the decision was made.
+    """
+    for decision in decisions:
+        if decision.action == "approved":
+            read_registry(con, decision.pipeline).present(decision.version)
     seqs = next_numbers(con, len(decisions))
     numbered = [replace(decision, seq=seq) for decision, seq in zip(decisions, seqs, strict=True)]
     insert(con, "promotions", [vars(decision) for decision in numbered])

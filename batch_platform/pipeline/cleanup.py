@@ -1,16 +1,18 @@
-"""What lies in a home and nothing refers to any more; and its removal.
+"""Find what lies in a home although nothing refers to it any more, and remove it.
 
-Nothing that serves, scored, challenges or may still be promoted is touched, nor anything that a live run may be about to record:
-what no ledger knows must have lain there for a day. Follows no link, and reads no clock.
+Nothing that serves, scored, challenges or may still be promoted is touched, nor anything that a live run may be about to
+record: what no ledger knows must be a day old. The disk is read and cleaned without the warehouse lock; what to remove is
+checked again under the lock. Follows no link, and reads no clock.
 """
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
+
+import duckdb
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
@@ -32,76 +34,113 @@ class Garbage:
     """A file or folder that nothing refers to."""
 
     kind: Literal["staging", "bundle", "features"]
-    pipeline: str  # "" in staging, which all share
+    pipeline: str  # "" for staging, which all pipelines share
     path: Path
     size: int  # bytes
     reason: str
     version: str = ""  # of a registered bundle, whose removal is recorded
 
 
+@dataclass(frozen=True)
+class _References:
+    """What the ledgers of one pipeline refer to."""
+
+    registry: Registry
+    scored: frozenset[str]  # versions that scored a partition, as champion or as challenger
+    builds: Mapping[str, FeatureBuild]
+
+    @classmethod
+    def read(cls, con: duckdb.DuckDBPyConnection, pipeline: str) -> "_References":
+        scored = {version for (version,) in con.execute(_SCORED, {"pipeline": pipeline}).fetchall()}
+        scored |= {run.model_version for run in read_challenger_runs(con, pipeline) if run.model_version}
+        return cls(read_registry(con, pipeline), frozenset(scored), read_latest(con, FeatureBuild, pipeline))
+
+    def were_made_since(self, item: Garbage, at: datetime) -> bool:
+        """Whether the ledgers have come to refer to an item since it was found."""
+        if item.kind == "features":
+            build = self.builds.get(partition_of(item.path.name))
+            return build is not None and build.built_at > at
+        if not item.version:
+            return any(version.version == item.path.name for version in self.registry.versions)
+        return item.version in self.scored or "approved" in _actions(self.registry, item.version)
+
+
 def find_garbage(
     specs: Sequence[PipelineSpec], home: Home, now: datetime, *, trained_before: datetime
 ) -> list[Garbage]:
-    """What could be removed.
+    """Find what could be removed.
 
     Args:
-        specs: The declared pipelines; what lies there of others is left alone.
+        specs: The declared pipelines. Files of other pipelines are left alone.
         home: Where to look.
-        now: The time.
-        trained_before: Younger versions that were never promoted are kept: somebody may still promote them.
+        now: The current time.
+        trained_before: Younger versions that were never promoted are kept, since somebody may still promote them.
 
     Raises:
-        WarehouseBusyError: Another process kept the warehouse for too long.
+        WarehouseBusyError: Another process held the warehouse for too long.
     """
     home.create()
-    found = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
+    garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
     with Warehouse(home).open() as con:
-        for spec in specs:
-            registry = read_registry(con, spec.name)
-            scored = {version for (version,) in con.execute(_SCORED, {"pipeline": spec.name}).fetchall()}
-            scored |= {run.model_version for run in read_challenger_runs(con, spec.name) if run.model_version}
-            scored |= {one.version for one in spec.challengers if one.version}
-            found += _bundles(home, registry, scored, now, trained_before)
-            found += _features(home, spec, read_latest(con, FeatureBuild, spec.name), now)
-    return found
+        references = [_References.read(con, spec.name) for spec in specs]
+    for spec, referred in zip(specs, references, strict=True):
+        pinned = {challenger.version for challenger in spec.challengers if challenger.version}
+        garbage += _bundles(home, referred.registry, referred.scored | pinned, now, trained_before)
+        garbage += _features(home, spec, referred.builds, now)
+    return garbage
 
 
-def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> None:
-    """Remove what was found; that a registered version is gone is recorded first.
+def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list[Garbage]:
+    """Remove garbage, except what the ledgers have come to refer to since it was found; returns what was removed.
+
+    The check and the record that versions are removed are one transaction: a version promoted before it stays, and a version
+    cannot be promoted after it.
+
+    Args:
+        garbage: As found.
+        home: Where it was found.
+        stamp: Of the removal; `stamp.at` is when the garbage was looked for.
 
     Raises:
-        WarehouseBusyError: Another process kept the warehouse for too long; nothing is removed.
+        WarehouseBusyError: Another process held the warehouse for too long; nothing is removed.
     """
-    decisions = [
-        Promotion(
-            pipeline=one.pipeline,
-            version=one.version,
-            action="removed",
-            reason=one.reason,
-            evidence="{}",
-            actor="gc",
-            decided_at=stamp.now(),
-            run_id=stamp.run_id,
-        )
-        for one in garbage
-        if one.version
-    ]
-    if decisions:
+    removable = list(garbage)
+    if pipelines := {item.pipeline for item in garbage if item.pipeline}:
         with Warehouse(home).transaction() as con:
-            record_decisions(con, decisions)
-    for one in garbage:
-        if one.kind == "staging":
-            sweep(one.path)
-        elif one.kind == "features":
-            remove_unlocked(one.path)
-        elif one.path.is_dir() and not one.path.is_symlink():
-            shutil.rmtree(one.path)
+            references = {name: _References.read(con, name) for name in pipelines}
+            removable = [
+                item
+                for item in garbage
+                if not item.pipeline or not references[item.pipeline].were_made_since(item, stamp.at)
+            ]
+            record_decisions(con, [_removal(item, stamp) for item in removable if item.version])
+    for item in removable:
+        if item.kind == "staging":
+            sweep(item.path)
+        elif item.kind == "features":
+            remove_unlocked(item.path)
+        elif item.path.is_dir() and not item.path.is_symlink():
+            shutil.rmtree(item.path)
         else:
-            one.path.unlink(missing_ok=True)
+            item.path.unlink(missing_ok=True)
+    return removable
+
+
+def _removal(item: Garbage, stamp: Stamp) -> Promotion:
+    return Promotion(
+        pipeline=item.pipeline,
+        version=item.version,
+        action="removed",
+        reason=item.reason,
+        evidence="{}",
+        actor="gc",
+        decided_at=stamp.now(),
+        run_id=stamp.run_id,
+    )
 
 
 def _bundles(
-    home: Home, registry: Registry, scored: AbstractSet[str], now: datetime, trained_before: datetime
+    home: Home, registry: Registry, scored: frozenset[str], now: datetime, trained_before: datetime
 ) -> Iterator[Garbage]:
     registered = {version.version: version for version in registry.versions}
     newest = {registry.challengers.get(version.version): version.version for version in registry.versions}
@@ -117,12 +156,16 @@ def _bundles(
 
 def _never_promoted(registry: Registry, version: Version, before: datetime) -> str | None:
     """Why a version that scored nothing can go; None if it was promoted once, or is too young."""
-    decided = [event.action for event in registry.promotions if event.version == version.version]
-    if "removed" in decided:
-        return "removed before, but not wholly"
-    if "approved" in decided or version.created_at >= before:
+    actions = _actions(registry, version.version)
+    if "removed" in actions:
+        return "removed before, but not completely"
+    if "approved" in actions or version.created_at >= before:
         return None
     return f"never promoted, trained on {version.created_at:%Y-%m-%d}"
+
+
+def _actions(registry: Registry, version: str) -> set[str]:
+    return {event.action for event in registry.promotions if event.version == version}
 
 
 def _features(home: Home, spec: PipelineSpec, builds: Mapping[str, FeatureBuild], now: datetime) -> Iterator[Garbage]:

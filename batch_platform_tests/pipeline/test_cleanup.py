@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,13 +13,23 @@ import pytest
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import written_aside
-from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
+from batch_platform.models.promotion import Maker, promote
+from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 LATER = NOW + timedelta(days=40)
+TAKE_THE_LOCK = """\
+import sys
+from pathlib import Path
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+
+with Warehouse(Home(Path(sys.argv[1])), timeout=0.0).open():
+    print("taken")
+"""
 UNMET = {"promote": {"metric": "roc_auc", "at_least": 0.999}}
 
 
@@ -106,7 +118,7 @@ def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatc
         patch.setattr(shutil, "rmtree", cut_off)
         with pytest.raises(OSError, match="cut off"):
             remove_garbage(garbage, pipeline.home, Stamp("gc", LATER))
-    assert {one.reason for one in found(pipeline)} == {"removed before, but not wholly"}
+    assert {one.reason for one in found(pipeline)} == {"removed before, but not completely"}
     remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
     assert found(pipeline) == []
 
@@ -179,3 +191,67 @@ def test_a_home_in_use_holds_nothing_to_remove(pipeline):
     assert found(pipeline, now=NOW) == []
     remove_garbage([], pipeline.home, Stamp("gc", NOW))
     assert everything(pipeline) == before
+
+
+def promotion_of(pipeline: Pipeline, version: str):
+    state = pipeline.state()
+    return promote(state.registry, state.scores, version, Maker(actor="test", at=LATER)).promotion
+
+
+def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_lock(pipeline, monkeypatch):
+    command = [sys.executable, "-c", TAKE_THE_LOCK, str(pipeline.home.root)]
+    taken: list[str] = []
+
+    def while_another_process_takes_it(function):
+        def called(path, *args, **options):
+            if not taken and pipeline.home.models in (path, *path.parents):
+                taken.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            return function(path, *args, **options)
+
+        return called
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", while_another_process_takes_it(Path.iterdir))
+        garbage = [item for item in found(pipeline) if item.kind == "bundle"]
+    assert taken == ["taken\n"]
+    taken.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", while_another_process_takes_it(shutil.rmtree))
+        assert remove_garbage(garbage, pipeline.home, Stamp("gc", LATER)) == garbage
+    assert taken == ["taken\n"]
+
+
+def test_a_version_promoted_after_it_was_found_stays(pipeline):
+    first, second = found(pipeline)
+    pipeline.decide(promotion_of(pipeline, first.version), pipeline.state())
+    assert remove_garbage([first, second], pipeline.home, Stamp("gc", LATER)) == [second]
+    assert (first.path.is_dir(), second.path.exists()) == (True, False)
+    registry = pipeline.state().registry
+    assert registry.last_decision(first.version).action == "approved"
+    assert registry.present(first.version)
+
+
+def test_a_version_removed_after_the_decision_to_promote_it_is_not_promoted(pipeline):
+    (first, _) = found(pipeline)
+    promotion, before = promotion_of(pipeline, first.version), pipeline.state()
+    remove_garbage([first], pipeline.home, Stamp("gc", LATER))
+    with pytest.raises(WrongUseError, match=f"the bundle of {first.version} was removed by gc"):
+        pipeline.decide(promotion, before)
+    assert pipeline.state().registry.last_decision(first.version).action == "removed"
+
+
+def test_features_built_after_their_file_was_found_stay(pipeline):
+    day = pipeline.spec.partitions.calendar.named("2024-01-01")
+    later = small_spec(partitions={"start": "2024-01-02"})
+    (dropped,) = find_garbage([later], pipeline.home, LATER, trained_before=NOW - timedelta(days=90))
+    list(pipeline.build_features([day], Stamp("run", LATER + timedelta(hours=1)), force=True))
+    assert remove_garbage([dropped], pipeline.home, Stamp("gc", LATER)) == []
+    assert dropped.path.exists()
+
+
+def test_a_bundle_registered_after_it_was_found_stays(pipeline):
+    scored, *_ = [version.version for version in pipeline.state().registry.versions]
+    folder = pipeline.home.models / "small" / scored
+    item = Garbage("bundle", "small", folder, 1, "never registered: its run was killed")
+    assert remove_garbage([item], pipeline.home, Stamp("gc", LATER)) == []
+    assert folder.is_dir()
