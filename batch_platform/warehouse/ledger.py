@@ -294,6 +294,8 @@ def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
 
 def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows of the same columns into a table of schema `batch_platform`, by name."""
+    if not rows:
+        return
     con.register("new_rows", as_arrow(rows))
     con.execute(f"INSERT INTO {LEDGERS_SCHEMA}.{table} BY NAME FROM new_rows")
     con.unregister("new_rows")
