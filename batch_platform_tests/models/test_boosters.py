@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from batch_platform.models.contract import Column, Contract
-from batch_platform.models.flavours.known import flavour_of, predictor_of
+from batch_platform.models.flavours.known import flavour, flavour_of, predictor_of
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.native_threads import one_thread
@@ -144,7 +144,7 @@ def test_numbers_that_lightgbm_takes_for_zero_go_where_zero_goes():
     model = lightgbm.LGBMRegressor(n_estimators=4, min_child_samples=1, verbose=-1)
     model.fit(matrix, (matrix[:, 0] == 0) * 3.0 + matrix[:, 1])
     shape = Shape(columns=2)
-    predictor = predictor_of("lightgbm", model, Signature("regression", [], contract(shape)))
+    predictor = predictor_of(flavour("lightgbm"), model, Signature("regression", [], contract(shape)))
     assert isinstance(predictor, CompilablePredictor)
     compiled = assert_the_same_bits(shape, predictor)
     smallest = float(np.float32(1e-35))
