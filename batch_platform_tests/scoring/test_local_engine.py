@@ -103,7 +103,8 @@ def test_law_4_the_number_of_threads_and_the_way_change_nothing(tmp_path, monkey
     for expected, found in zip(frames(whole), frames(parts), strict=True):
         pl.testing.assert_frame_equal(found.sort(found.columns[:2]), expected.sort(expected.columns[:2]))
     assert frames(parts)[0].equals(frames(whole)[0]), "and the order of the scored rows is that of the features"
-    assert (parts.counts, parts.started_at) == (whole.counts, whole.started_at)
+    assert replace(parts.counts, samples=()) == replace(whole.counts, samples=()), "samples are the first of each batch"
+    assert parts.started_at == whole.started_at
 
 
 @pytest.mark.usefixtures("no_thread_left")
@@ -210,7 +211,8 @@ def test_a_file_that_is_replaced_while_it_is_read_changes_nothing(tmp_path, monk
 
     (expected,) = staged([order(tmp_path)], tmp_path / "expected")
     (partition,) = staged([order(tmp_path, scored_by=model(replace_it))], tmp_path / "out", threads=1)
-    assert frames(partition)[0].equals(frames(expected)[0])
+    predictions = [frames(partition)[0].drop("model_version") for partition in (partition, expected)]
+    assert predictions[0].equals(predictions[1])
 
 
 def test_a_file_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch):
