@@ -152,7 +152,7 @@ def _write(name: TableName, obj: object, file: Path, keys: Sequence[str] | None)
     if isinstance(obj, duckdb.DuckDBPyRelation):
         obj = obj.pl(lazy=True)
     if not isinstance(obj, pl.LazyFrame):
-        msg = f"{name.shown}: the asset returned {type(obj).__name__}, which is no table."
+        msg = f"{name.shown}: the asset returned {type(obj).__name__}, which is not a table."
         raise WrongUseError(msg, hint=f"return {_TYPES}.")
     schema = obj.collect_schema()
     if keys is None and PARTITION in schema:

@@ -348,7 +348,7 @@ def test_tables_of_a_pipeline_and_reserved_schemas_are_not_written(deployment):
 @pytest.mark.parametrize("wrong", [None, [1], {"a": 1}])
 def test_what_is_no_table_is_refused(deployment, wrong):
     done = materialize(deployment, writing(lambda _: wrong), first=SCORED_FROM)
-    assert f"the asset returned {type(wrong).__name__}, which is no table" in failure_of(done)
+    assert f"the asset returned {type(wrong).__name__}, which is not a table" in failure_of(done)
 
 
 def test_a_key_of_one_part_goes_to_the_schema_that_the_io_manager_names(deployment):

@@ -358,7 +358,7 @@ def test_the_parameters_of_a_partition_are_bound(project):
 def test_a_parameter_that_there_is_not_is_refused(project, parameter):
     said = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
     assert "features.sql uses the parameters $" in said
-    assert "there are $partition_end, $partition_key, $partition_start" in said
+    assert "use only $partition_end, $partition_key, $partition_start" in said
 
 
 def test_a_missing_or_unreadable_file_is_an_error_of_the_source(project):
@@ -440,9 +440,9 @@ def test_a_polars_function_makes_the_features(project, function):
 @pytest.mark.parametrize(
     ("code", "error", "said"),
     [
-        ("def make(events): return None", SourceError, "returned NoneType, which is no table"),
-        ("def make(events): return events.select('nope')", SourceError, "make fails: ColumnNotFoundError: .*nope"),
-        ("def make(events): raise KeyError('x')", SourceError, "small, partition 2024-01-01: .*make fails: KeyError"),
+        ("def make(events): return None", SourceError, "returned NoneType, which is not a table"),
+        ("def make(events): return events.select('nope')", SourceError, "make failed with ColumnNotFoundError: .*nope"),
+        ("def make(events): raise KeyError('x')", SourceError, "small, partition 2024-01-01: .*make failed with KeyError"),
         ("def make(evnets): return evnets", WrongUseError, "takes evnets; .*did you mean 'events'?"),
         ("def make(events): return events.drop('id', 'returned')", DataError, "the features lack 'id'"),
         ("def make(events): return events", DataError, "the label 'returned' is among the features"),
