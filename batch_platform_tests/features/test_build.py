@@ -442,7 +442,11 @@ def test_a_polars_function_makes_the_features(project, function):
     [
         ("def make(events): return None", SourceError, "returned NoneType, which is not a table"),
         ("def make(events): return events.select('nope')", SourceError, "make failed with ColumnNotFoundError: .*nope"),
-        ("def make(events): raise KeyError('x')", SourceError, "small, partition 2024-01-01: .*make failed with KeyError"),
+        (
+            "def make(events): raise KeyError('x')",
+            SourceError,
+            "small, partition 2024-01-01: .*make failed with KeyError",
+        ),
         ("def make(evnets): return evnets", WrongUseError, "takes evnets; .*did you mean 'events'?"),
         ("def make(events): return events.drop('id', 'returned')", DataError, "the features lack 'id'"),
         ("def make(events): return events", DataError, "the label 'returned' is among the features"),
