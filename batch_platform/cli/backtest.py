@@ -2,7 +2,6 @@
 
 import json
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,25 +21,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import COVERAGE
 from batch_platform.pipeline.backtest import BacktestModel, backtest
-from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, TestedPartition, Total, totals
-
-
-@dataclass(frozen=True)
-class ReportedPartition:
-    """One partition of the report."""
-
-    partition: str
-    model: str  # a registered version, or the serving period it was trained for
-    in_sample: bool
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
-    rows_measured: int
-    metrics: dict[str, float]
-    production: dict[str, float]
-    production_version: str | None
-    production_in_sample: bool | None
-    note: str
+from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, Backtested, TestedPartition, Total, totals
 
 
 @dataclass(frozen=True)
@@ -50,7 +31,7 @@ class BacktestReport:
     pipeline: str
     backtest_id: str
     candidate: dict[str, Any]
-    partitions: list[ReportedPartition]
+    partitions: list[TestedPartition]
     totals: list[Total]
     table: str
     published: str
@@ -114,20 +95,20 @@ def command(  # noqa: PLR0913 - the options of the command
             done = rows >= of
             listener(pace.finished(partition.key, rows) if done else pace.on_the_way(partition.key, rows, of))
 
-        tested = backtest(wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch)
+        result = backtest(wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch)
     report = BacktestReport(
         pipeline=pipeline,
         backtest_id=stamp.run_id,
         candidate={"version": model.version, "estimator": model.estimator, "params": model.params},
-        partitions=[_reported(partition) for partition in tested],
-        totals=totals(tested),
+        partitions=result.partitions,
+        totals=totals(result.partitions),
         table=f"{pipeline}.{BACKTESTS}",
         published=str(wiring.pipeline().home.published),
     )
     if as_json:
         terminal.show_json(report)
         return
-    _show(report, _metric_shown(wiring, tested))
+    _show(report, _metric_shown(wiring, result))
     if scores:
         terminal.say(f"  the score of every row: table {pipeline}.{SCORES}")
 
@@ -141,23 +122,6 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _reported(tested: TestedPartition) -> ReportedPartition:
-    return ReportedPartition(
-        partition=tested.partition,
-        model=tested.model.version if tested.registered else f"trained for {tested.model.serving_period}",
-        in_sample=tested.in_sample,
-        rows_in=tested.rows_in,
-        rows_scored=tested.rows_scored,
-        rows_rejected=tested.rows_rejected,
-        rows_measured=tested.comparison.rows,
-        metrics=tested.comparison.metrics,
-        production=tested.comparison.production,
-        production_version=tested.production_version,
-        production_in_sample=tested.production_in_sample,
-        note=tested.note,
-    )
 
 
 def _show(report: BacktestReport, metric: str) -> None:
@@ -187,9 +151,9 @@ def _show(report: BacktestReport, metric: str) -> None:
     terminal.say(f"Read it in {report.published}, table {report.table}, backtest_id '{report.backtest_id}'.")
 
 
-def _metric_shown(wiring: Wiring, tested: Sequence[TestedPartition]) -> str:
+def _metric_shown(wiring: Wiring, result: Backtested) -> str:
     """The metric of the gate if it was measured, otherwise the default of the task, otherwise any metric."""
-    measured = {name for partition in tested for name in partition.comparison.metrics}
-    default = default_metric(tested[0].model.task)
+    measured = {name for partition in result.partitions for name in partition.metrics}
+    default = default_metric(result.task)
     wanted = (wiring.spec.model.promote.metric, default, *sorted(measured - {COVERAGE}))
     return next((name for name in wanted if name in measured), default)

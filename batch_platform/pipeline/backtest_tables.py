@@ -1,11 +1,10 @@
-"""What a backtest found, partition by partition: as it is reported, and as it is stored.
+"""The results of backtests, as they are reported and as they are stored.
 
-Its tables are `<pipeline>.backtests` and, where the scores are kept, `<pipeline>.backtest_scores`; rows are only ever
-added to them. Knows nothing of how anything was scored.
+Their tables are `<pipeline>.backtests` and, if the scores are kept, `<pipeline>.backtest_scores`; rows are only ever added.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ BACKTESTS, SCORES = "backtests", "backtest_scores"
 _COLUMNS = {
     "backtest_id": pl.String,
     "partition_key": pl.String,
-    "metric": pl.String,  # null where nothing could be measured: `note` says why
+    "metric": pl.String,  # null if nothing could be measured; `note` says why
     "value": pl.Float64,
     "production_value": pl.Float64,
     "rows_measured": pl.Int64,
@@ -47,34 +46,46 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class PairedMetrics:
-    """The metrics of a candidate and of production; on the same rows, where production scored the partition."""
-
-    rows: int = 0
-    metrics: dict[str, float] = field(default_factory=dict[str, float])
-    production: dict[str, float] = field(default_factory=dict[str, float])
-
-
-@dataclass(frozen=True)
 class TestedPartition:
-    """One partition as a candidate scored it, held against what production did."""
+    """One partition as the tested model scored it, and what production did; as it is reported."""
 
     partition: str
-    model: Version  # as it is registered, or as it would have been
+    model: str  # the registered version, or the serving period that it was trained for
     in_sample: bool
     rows_in: int
     rows_scored: int
     rows_rejected: int
-    comparison: PairedMetrics
+    rows_measured: int
+    metrics: dict[str, float]
+    production: dict[str, float]  # on the same rows; empty if production did not score the partition
     production_version: str | None
     production_in_sample: bool | None
-    note: str = ""  # why nothing is measured, or what would have stood in the way of publishing it
-    registered: bool = True
+    note: str  # why nothing is measured, or what would have kept the partition from being published
+
+
+@dataclass(frozen=True)
+class Backtested:
+    """The result of a backtest.
+
+    Args:
+        partitions: The tested partitions, oldest first.
+        versions: The version that scored each partition, by key.
+        registered: Whether these are registered versions, and not trained for the backtest alone.
+    """
+
+    partitions: list[TestedPartition]
+    versions: Mapping[str, Version]
+    registered: bool
+
+    @property
+    def task(self) -> str:
+        """Task of the tested model."""
+        return next(iter(self.versions.values())).task
 
 
 @dataclass(frozen=True)
 class Total:
-    """One metric over all partitions: means, each partition counting by its measured rows."""
+    """One metric over all partitions: means weighted by the measured rows of each partition."""
 
     metric: str
     partitions: int
@@ -82,29 +93,29 @@ class Total:
     compared: int  # partitions that production scored too
     value_where_compared: float | None
     production_value: float | None
-    better: int  # partitions in which the candidate is
+    better: int  # partitions in which the tested model is better than production
     worse: int
 
 
-def totals(found: Sequence[TestedPartition]) -> list[Total]:
-    """What a backtest comes to, metric by metric."""
-    metrics = sorted({name for one in found for name in one.comparison.metrics} - {COVERAGE})
-    return [_total(metric, found) for metric in metrics]
+def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
+    """The result of a backtest over all partitions, by metric."""
+    metrics = sorted({name for partition in partitions for name in partition.metrics} - {COVERAGE})
+    return [_total(metric, partitions) for metric in metrics]
 
 
-def _total(metric: str, found: Sequence[TestedPartition]) -> Total:
-    held = [one.comparison for one in found if metric in one.comparison.metrics]
-    both = [one for one in held if metric in one.production]
-    pairs = [(one.metrics[metric], one.production[metric]) for one in both]
+def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
+    measured = [partition for partition in partitions if metric in partition.metrics]
+    compared = [partition for partition in measured if metric in partition.production]
+    pairs = [(partition.metrics[metric], partition.production[metric]) for partition in compared]
     return Total(
         metric=metric,
-        partitions=len(held),
-        value=_mean([(one.metrics[metric], one.rows) for one in held]) or 0.0,
-        compared=len(both),
-        value_where_compared=_mean([(one.metrics[metric], one.rows) for one in both]),
-        production_value=_mean([(one.production[metric], one.rows) for one in both]),
-        better=sum(is_worse(metric, theirs, ours) for ours, theirs in pairs),
-        worse=sum(is_worse(metric, ours, theirs) for ours, theirs in pairs),
+        partitions=len(measured),
+        value=_mean([(partition.metrics[metric], partition.rows_measured) for partition in measured]) or 0.0,
+        compared=len(compared),
+        value_where_compared=_mean([(partition.metrics[metric], partition.rows_measured) for partition in compared]),
+        production_value=_mean([(partition.production[metric], partition.rows_measured) for partition in compared]),
+        better=sum(is_worse(metric, production, tested) for tested, production in pairs),
+        worse=sum(is_worse(metric, tested, production) for tested, production in pairs),
     )
 
 
@@ -114,22 +125,22 @@ def _mean(values: Sequence[tuple[float, int]]) -> float | None:
 
 
 def commit_backtest(
-    warehouse: Warehouse, pipeline: str, found: Sequence[TestedPartition], stamp: Stamp, scores: Sequence[Path]
+    warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stamp, scores: Sequence[Path]
 ) -> None:
-    """Add a backtest to the tables of its pipeline, in one transaction with its notes in the journal of changes.
+    """Add a backtest to the tables of its pipeline, in one transaction with its entries in the journal of changes.
 
     Args:
-        warehouse: Where it goes.
+        warehouse: The warehouse.
         pipeline: The schema of the tables.
-        found: What it found.
-        stamp: Its run is the name of the backtest.
-        scores: Staged predictions of all rows; none if they are not kept.
+        result: The result of the backtest.
+        stamp: Its run names the backtest.
+        scores: Files of staged predictions of all rows; empty if they are not kept.
 
     Raises:
         DataError: Scores do not fit those of earlier backtests; nothing is stored.
         WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
     """
-    rows = pl.DataFrame([row for one in found for row in _rows(one, stamp)], schema=_COLUMNS)
+    rows = pl.DataFrame(list(_rows(result, stamp)), schema=_COLUMNS)
     files = [_named(file) for file in scores]
     with warehouse.transaction() as con:
         con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
@@ -138,44 +149,37 @@ def commit_backtest(
         con.execute(f"CREATE TABLE IF NOT EXISTS {table} AS FROM new_rows LIMIT 0")
         con.execute(f"INSERT INTO {table} BY NAME FROM new_rows")
         con.unregister("new_rows")
-        changed = [(BACKTESTS, one.partition) for one in found]
         if files:
             replace_rows(con, pipeline, SCORES, [], files)
-            changed += [(SCORES, one.partition) for one in found]
+        tables = [BACKTESTS, SCORES] if files else [BACKTESTS]
+        changed = [(table, partition.partition) for table in tables for partition in result.partitions]
         seqs = next_numbers(con, len(changed))
-        note(con, [Change(seq, pipeline, *what) for seq, what in zip(seqs, changed, strict=True)])
+        note(con, [Change(seq, pipeline, *change) for seq, change in zip(seqs, changed, strict=True)])
 
 
-def _rows(one: TestedPartition, stamp: Stamp) -> Iterator[dict[str, Any]]:
-    comparison, model = one.comparison, one.model
-    for metric in sorted(comparison.metrics) or [None]:
-        yield {
-            "backtest_id": stamp.run_id,
-            "partition_key": one.partition,
-            "metric": metric,
-            "value": None if metric is None else comparison.metrics[metric],
-            "production_value": None if metric is None else comparison.production.get(metric),
-            "rows_measured": comparison.rows,
-            "rows_in": one.rows_in,
-            "rows_scored": one.rows_scored,
-            "rows_rejected": one.rows_rejected,
-            "in_sample": one.in_sample,
-            "model_version": model.version if one.registered else None,
-            "estimator": model.estimator,
-            "params": model.params,
-            "serving_period": model.serving_period,
-            "trained_from": model.trained_from,
-            "trained_until": model.trained_until,
-            "rows_trained": model.rows_trained,
-            "production_version": one.production_version,
-            "production_in_sample": one.production_in_sample,
-            "note": one.note,
-            "run_at": stamp.at,
-        }
+def _rows(result: Backtested, stamp: Stamp) -> Iterator[dict[str, Any]]:
+    for partition in result.partitions:
+        version = result.versions[partition.partition]
+        for metric in sorted(partition.metrics) or [None]:
+            yield {
+                **{
+                    name: value
+                    for record in (version, partition)
+                    for name, value in vars(record).items()
+                    if name in _COLUMNS
+                },
+                "backtest_id": stamp.run_id,
+                "partition_key": partition.partition,
+                "metric": metric,
+                "value": None if metric is None else partition.metrics[metric],
+                "production_value": None if metric is None else partition.production.get(metric),
+                "model_version": version.version if result.registered else None,
+                "run_at": stamp.at,
+            }
 
 
 def _named(file: Path) -> Path:
-    """Staged predictions whose run is called the backtest that it is."""
+    """Staged predictions with the column `backtest_id` instead of `run_id`."""
     named = file.with_name(f"{file.name}.named")
     with duckdb.connect() as con:
         con.execute("SET TimeZone = 'UTC'")
