@@ -31,7 +31,9 @@ def explain(error: Exception) -> int:
             return WrongUseError.exit_code
     innermost = chain[-1]
     text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
-    terminal.fail(f"{text}. Hint: batch-platform --debug, before the command, shows where.")
+    terminal.fail(
+        f"{text}. Hint: put --debug before the command to see the traceback: batch-platform --debug run NAME."
+    )
     return BatchPlatformError.exit_code
 
 

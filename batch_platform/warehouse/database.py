@@ -19,7 +19,6 @@ from batch_platform.declaration.errors import DataError, IntegrityError, Warehou
 from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
-    FORMAT,
     LEDGERS_SCHEMA,
     EvaluationRun,
     FeatureBuild,
@@ -28,6 +27,7 @@ from batch_platform.warehouse.ledger import (
     append,
     create_ledgers,
     read_latest,
+    require_format,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
@@ -228,12 +228,7 @@ class Warehouse:
         if not has_table(con, LEDGERS_SCHEMA, "meta"):
             create_ledgers(con)
             return
-        ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
-        if version != FORMAT:
-            msg = f"The warehouse {self.home.warehouse} has format {version}; this version of batch-platform reads {FORMAT}."
-            raise WarehouseError(
-                msg, hint="use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder."
-            )
+        require_format(con, self.home.warehouse)
 
     def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
         """Open the file, which somebody who does not know of the lock beside it may have open."""

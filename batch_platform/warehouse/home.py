@@ -6,6 +6,7 @@ the home.
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,22 @@ class Home:
             msg = f"The home {self.root} cannot be written to (permission denied)."
             raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
         return self
+
+    def require_folder(self) -> None:
+        """Check that the root is a folder, or could be made one, without making it.
+
+        Raises:
+            BatchPlatformError: A file is in the way.
+        """
+        try:
+            in_the_way = not stat.S_ISDIR(self.root.stat().st_mode)
+        except FileNotFoundError:
+            in_the_way = False
+        except NotADirectoryError:
+            in_the_way = True
+        if in_the_way:
+            msg = f"The home {self.root} cannot be written to (Not a directory)."
+            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
 
     @property
     def warehouse(self) -> Path:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -19,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.sql import quoted
 
 LEDGERS_SCHEMA = "batch_platform"
@@ -223,6 +225,18 @@ def _sql_type(annotation: Any) -> str:  # noqa: ANN401 - a type, a union or a li
 
 
 _SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMPTZ"}
+
+
+def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """Check that this version of the project wrote a database file.
+
+    Raises:
+        WarehouseError: Another version wrote it.
+    """
+    ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
+    if version != FORMAT:
+        msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
+        raise WarehouseError(msg, hint="use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder.")
 
 
 def read_latest(

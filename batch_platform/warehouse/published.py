@@ -23,7 +23,7 @@ from batch_platform.declaration.errors import NothingPublishedError, WarehouseEr
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
 from batch_platform.warehouse.sql import literal, quoted
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
@@ -37,11 +37,12 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
 
     Raises:
         NothingPublishedError: The home has no published copy yet.
-        WarehouseError: The copy is missing or cannot be read.
+        WarehouseError: The copy is missing or cannot be read, or another version of this project wrote it.
     """
     while True:
         copy = _current_copy(home)
         if copy is None:
+            home.require_folder()
             msg = f"Nothing is published in {home.root} yet."
             raise NothingPublishedError(msg, hint="run a pipeline first: batch-platform run NAME.")
         try:
@@ -53,6 +54,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
             hint = f"remove {copy} and run a pipeline: batch-platform run NAME publishes a new copy."
             raise WarehouseError(msg, hint=hint) from error
         con.execute("SET TimeZone = 'UTC'")
+        require_format(con, copy)
         return con
 
 

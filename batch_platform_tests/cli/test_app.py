@@ -184,20 +184,22 @@ def test_home_that_cannot_be_written_is_named(cli, fresh, tmp_path, args):
 @pytest.mark.parametrize("args", [("run", "small"), ("status",), ("models", "small")])
 def test_warehouse_of_another_format_is_left_alone(cli, project, args):
     warehouse = project / ".batch_platform" / "warehouse.duckdb"
-    with duckdb.connect(str(warehouse)) as con:
-        con.execute("UPDATE batch_platform.meta SET format = 99")
-    before = warehouse.read_bytes()
+    files = warehouse, (project / ".batch_platform" / "published.duckdb").resolve()
+    for file in files:
+        with duckdb.connect(str(file)) as con:
+            con.execute("UPDATE batch_platform.meta SET format = 99")
+    before = [file.read_bytes() for file in files]
     answer = cli(project, *args)
     assert answer.code == 1
-    assert f"The warehouse {warehouse} has format 99" in answer.error
-    assert warehouse.read_bytes() == before
+    assert re.search(rf"The database ({files[0]}|{files[1]}) has format 99", answer.error)
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_file_that_is_no_warehouse_is_left_alone(cli, fresh):
     warehouse = fresh / ".batch_platform" / "warehouse.duckdb"
     warehouse.parent.mkdir()
     warehouse.write_text("my notes\n" * 10_000)
-    answer = cli(fresh, "status")
+    answer = cli(fresh, "run", "small")
     assert answer.code == 1
     assert f"The warehouse {warehouse} cannot be opened" in answer.error
     assert warehouse.read_text() == "my notes\n" * 10_000
@@ -327,12 +329,13 @@ def test_project_is_found_from_a_folder_below_it_and_by_name(cli, fresh, tmp_pat
 def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
     (status,) = cli(tmp_path, "status", "--json").json
     assert status["pipeline"] == "flight_delays"
-    assert (tmp_path / ".batch_platform" / "warehouse.duckdb").is_file()
 
 
 def test_home_is_where_the_environment_says(cli, fresh, tmp_path):
     answer = cli(fresh, "status", "--json", BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere"))
     assert answer.json[0]["counts"] == {"blocked": 31, "missing": 29}
+    assert not (tmp_path / "elsewhere" / "warehouse.duckdb").exists(), "a report writes nothing"
+    assert cli(fresh, "run", "small", "--partition", DAY, BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere")).code == 0
     assert (tmp_path / "elsewhere" / "warehouse.duckdb").is_file()
     assert not (fresh / ".batch_platform").exists()
 

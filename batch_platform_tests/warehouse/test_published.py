@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
-from batch_platform.warehouse import database
+from batch_platform.warehouse import ledger
 from batch_platform.warehouse.database import READABLE_FROM, Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
@@ -127,7 +127,7 @@ def test_the_published_copy_has_the_meta_table_of_the_warehouse_also_after_it_ch
     assert shown(home.published)["batch_platform.meta"] == [(FORMAT,)]
     with Warehouse(home).open() as con:
         con.execute(f"UPDATE batch_platform.meta SET format = {FORMAT + 1}")
-    monkeypatch.setattr(database, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(ledger, "FORMAT", FORMAT + 1)
     write(home, tmp_path, KEYS[0], "r2")
     publish(home)
     assert shown(home.published)["batch_platform.meta"] == [(FORMAT + 1,)]
