@@ -193,7 +193,7 @@ class PerformanceRule(Block):
 
 
 class Monitoring(Block):
-    """What is monitored once a partition is scored."""
+    """Monitoring of scored partitions."""
 
     drift: Drift | None = Field(default=None, description="Not available yet.")
     performance: PerformanceRule | None = Field(

@@ -330,7 +330,7 @@ def test_a_project_of_another_kind_is_left_alone(tmp_path):
     (tmp_path / "pyproject.toml").unlink()
     (tmp_path / "pipelines").mkdir()
     answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
-    assert (answer.code, "has a 'pipelines' of its own" in answer.error) == (2, True)
+    assert (answer.code, "already contains 'pipelines'" in answer.error) == (2, True)
     assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
 
 

@@ -286,7 +286,7 @@ def test_features_of_an_earlier_sql_are_not_learnt_from(tmp_path):
     carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
     sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
     changed = small_pipeline(tmp_path, features_sql=sql)
-    with pytest.raises(DataError, match="2024-01-01: its features were built by an earlier version"):
+    with pytest.raises(DataError, match="2024-01-01: the features were built by an earlier version"):
         changed.train(calendar_period(changed, "2024-02-01"), Stamp("again", NOW))
 
 
