@@ -153,14 +153,14 @@ def test_one_read_of_the_features_serves_all(pipeline, monkeypatch):
     batches = RecordedFile.batches
     monkeypatch.setattr(RecordedFile, "batches", lambda file, rows: read.append(file.path.stem) or batches(file, rows))
     list(pipeline.score(days(pipeline, "2024-02-02", "2024-02-03"), AGAIN, force=True))
-    assert sorted(read) == ["2024-02-02", "2024-02-03"]
+    assert sorted(stem.partition(".")[0] for stem in read) == ["2024-02-02", "2024-02-03"]
 
 
 def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     read: list[str] = []
     learnable = History._learnable
     monkeypatch.setattr(
-        History, "_learnable", lambda one, build, day: read.append(day.key) or learnable(one, build, day)
+        History, "_learnable", lambda history, build: read.append(build.partition_key) or learnable(history, build)
     )
     pipeline = small_pipeline(tmp_path, **BOTH)
     carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
@@ -171,11 +171,12 @@ def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     assert len(window) == 1, "on the same rows"
 
 
-def test_an_import_may_challenge_a_model_that_is_trained(tmp_path):
+def test_an_import_may_challenge_a_model_that_is_trained(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     write_small_project(folder)
     (folder / "rules_of_thumb.py").write_text(RULE, encoding="utf-8")
-    sys.path.insert(0, str(folder))
+    monkeypatch.delitem(sys.modules, "rules_of_thumb", raising=False)
+    monkeypatch.syspath_prepend(folder)
     rule = {"name": "rule", "import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
     pipeline = small_pipeline(tmp_path, challengers=[{**rule, "params": {"above": 60.0}}])
     carry_out(pipeline, datetime(2024, 2, 4, tzinfo=UTC))
@@ -186,11 +187,12 @@ def test_an_import_may_challenge_a_model_that_is_trained(tmp_path):
     assert own["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in own["amount"].fill_null(0.0)]
 
 
-def test_a_trained_model_may_challenge_an_import(tmp_path):
+def test_a_trained_model_may_challenge_an_import(tmp_path, monkeypatch):
     folder = tmp_path / "project"
     write_small_project(folder)
     (folder / "rules_of_thumb.py").write_text(RULE, encoding="utf-8")
-    sys.path.insert(0, str(folder))
+    monkeypatch.delitem(sys.modules, "rules_of_thumb", raising=False)
+    monkeypatch.syspath_prepend(folder)
     rule = {"import": "rules_of_thumb.Rule", "task": "binary", "classes": [False, True]}
     pipeline = small_pipeline(
         tmp_path, model={**rule, "estimator": None, "params": None, "train": {"evaluate": "7 days"}}, challengers=[TREE]
