@@ -39,7 +39,7 @@ def measure(options: Options) -> Iterator[Result]:
 
     def written(build: Callable[[str], Cost], contender: str, key: str, rows: int) -> Result:
         cost = build(key)
-        (file,) = (folder / "run").glob(f"**/{key}.parquet" if contender == OURS else "features.parquet")
+        (file,) = (folder / "run").glob(f"**/{key}.*.parquet" if contender == OURS else "features.parquet")
         if (found := pq.read_metadata(file).num_rows) != rows:
             sys.exit(f"{contender} wrote {found} rows instead of {rows}.")
         shutil.rmtree(folder / "run")

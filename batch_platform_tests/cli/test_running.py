@@ -203,7 +203,9 @@ def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monke
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == "Error: interrupted; what had been committed stays. Run the same command again to go on.\n"
+    assert (
+        err == "Error: interrupted; everything committed so far stays. Hint: run the same command again to continue.\n"
+    )
     assert not [run for run in runs_of(fresh, monkeypatch) if not run.is_finished]
     assert run_command(fresh, "run", "small").code == 0
     assert len(published(fresh, SCORED)) == 29

@@ -58,7 +58,7 @@ def test_the_definitions_say_where_the_columns_of_every_table_come_from(tmp_path
         "rows_labelled": {"small/events.returned"},
     }
     assert "| `amount` | `events`: `amount` unchanged |" in readable(features)
-    assert "decided by `events`: `ts`." in readable(features)
+    assert "Filters, joins and groups select the rows by `events`: `ts`." in readable(features)
     assert "| `prediction` | all 4 columns that the model reads:" in readable(predictions)
     assert "`returned` by `labels.sql`, from `events`: `returned` unchanged" in readable(performance)
 

@@ -24,7 +24,7 @@ def home(tmp_path: Path) -> Home:
     """A home in which pipeline `small` has predictions, published twice so that the next copies are brought up to date."""
     home = Home(tmp_path / "home").create()
     warehouse = Warehouse(home)
-    warehouse.record_features([FeatureBuild("small", KEYS[0], 2, "s", 1, 1, "c", "{}", datetime.now(UTC), "run")])
+    warehouse.record_features([FeatureBuild("small", KEYS[0], 2, "s", 1, "c", "{}", datetime.now(UTC), "run")])
     for key in KEYS[:2]:
         commit(warehouse, staged(tmp_path, key))
         publish(home)

@@ -65,4 +65,4 @@ def loaded(path: str) -> Served:
 
 def day_of(file: str) -> str:
     """The day whose features a file holds."""
-    return Path(file).stem
+    return Path(file).name.partition(".")[0]
