@@ -86,7 +86,9 @@ def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
     assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits for promotion")
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
     assert (plan.items, len(plan.blocked)) == ([], 35), "it is trained once, and nothing is scored by it"
-    with pytest.raises(NoChampionError, match=f"{decision.version} waits: .* models small promote {decision.version}"):
+    with pytest.raises(
+        NoChampionError, match=f"{decision.version} waits for a decision: .* models small promote {decision.version}"
+    ):
         list(pipeline.score([plan.blocked[-1].partition], Stamp("run", NOW)))
     made = promote(pipeline.state().registry, {}, decision.version, Maker("me", NOW))
     pipeline.decide(made.promotion, pipeline.state())
