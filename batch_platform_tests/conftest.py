@@ -49,6 +49,14 @@ def no_project_of_another_test() -> Iterator[None]:
     sys.path[:] = path
 
 
+@pytest.fixture(autouse=True)
+def captured_output_stays_open() -> Iterator[None]:
+    """Keras brings absl, whose log handler would close pytest's captured standard error when Dagster sets up its logs."""
+    yield
+    if (absl := sys.modules.get("absl.logging")) is not None:
+        absl.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
     """The command, called in this process."""
