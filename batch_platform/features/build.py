@@ -187,7 +187,7 @@ class FeatureSession:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             msg = f"{self._builder.spec.name}, partition {partition.key}: its features cannot be written to {folder} ({reason})."
-            hint = "free disk space or correct the permissions of the home, then run it again."
+            hint = "make room on the disk or correct the permissions of the home, then run it again."
             raise BatchPlatformError(msg, hint=hint) from error
 
     def labels(self, partition: Partition) -> pl.DataFrame:

@@ -53,7 +53,7 @@ def a_renamed_kept_column(tmp_path: Path) -> None:
     overrides = {"features": {"columns": {"shop": {"feature": False}}}}
     fed = Fed.scored(tmp_path, features_sql=EVERY_COLUMN, **overrides)
     fed.feed(events=EVENTS.rename({"shop": "shops"}))
-    fed.refuses(DAY, "lack shop", "shops", "predictions.keep", error=DataError)
+    fed.refuses(DAY, "lack the columns shop", "shops", "predictions.keep", error=DataError)
 
 
 def columns_in_excess(tmp_path: Path) -> None:

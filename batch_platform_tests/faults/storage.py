@@ -82,7 +82,9 @@ def file_size_limit(folder: Path, limit: int) -> None:
     before = held(pipeline)
     said = limited(pipeline, "RLIMIT_FSIZE", limit)
     assert re.match(r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", said)
-    assert held(pipeline) == published(pipeline.home) == before
+    assert published(pipeline.home) == before
+    if "holds what was committed" not in said:  # only the checkpoint after the commit found no room
+        assert held(pipeline) == before
     assert limited(pipeline, "none", 0) == "done"
     assert_survived(pipeline, before, {KEY})
 
