@@ -101,7 +101,7 @@ def run_command(folder: Path, *args: str, command: str = COMMAND, **variables: s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,  # a hang is an error, slowness is none
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
