@@ -83,8 +83,11 @@ def file_size_limit(folder: Path, limit: int) -> None:
     said = limited(pipeline, "RLIMIT_FSIZE", limit)
     assert re.match(r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", said)
     assert published(pipeline.home) == before
-    if "holds what was committed" not in said:  # only the checkpoint after the commit found no room
-        assert held(pipeline) == before
+    after = held(pipeline)
+    if after != before:  # wholly new, and said: only the checkpoint after the commit found no room
+        assert "holds what was committed" in said
+        assert after == before | {KEY: after[KEY]}
+        assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
     assert limited(pipeline, "none", 0) == "done"
     assert_survived(pipeline, before, {KEY})
 
