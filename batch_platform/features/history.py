@@ -22,9 +22,8 @@ from batch_platform.features.labelled import TrainingData, feature_columns
 from batch_platform.features.lake import feature_file_sizes, file_sha256
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import Sample
-from batch_platform.warehouse.database import Warehouse
-from batch_platform.warehouse.home import Home, feature_file_name, partition_of
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild
+from batch_platform.warehouse.home import Home, feature_file_name
+from batch_platform.warehouse.ledger import FeatureBuild
 
 MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
@@ -73,30 +72,6 @@ class History:
         """Whether the file of a build lies elsewhere in the lake, behind a link."""
         path = self.file(build)
         return path.is_symlink() and path.is_file() and path.stat().st_size == build.file_bytes
-
-    def superseded(self, builds: Mapping[str, FeatureBuild], partitions: Iterable[Partition]) -> dict[str, list[Path]]:
-        """Find the files of earlier builds of partitions, by partition key.
-
-        The file of a partition's newest build is not among them. A run that started before another build may still read
-        it, so remove these files only after the partition has been built once more.
-
-        Args:
-            builds: The newest build of each partition.
-            partitions: Where to look.
-        """
-        keys = {partition.key for partition in partitions}
-        newest = {feature_file_name(key, build.sha256) for key, build in builds.items()}
-        folder = self.home.features(self.spec.name)
-        others = {name for name in feature_file_sizes(folder) if partition_of(name) in keys} - newest
-        if not others:
-            return {}
-        query = f"SELECT DISTINCT partition_key, sha256 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $pipeline"
-        with Warehouse(self.home).open() as con:
-            rows = con.execute(query, {"pipeline": self.spec.name}).fetchall()
-        files: dict[str, list[Path]] = {}
-        for name in others & {feature_file_name(*row) for row in rows}:
-            files.setdefault(partition_of(name), []).append(folder / name)
-        return files
 
     def require(self, builds: Mapping[str, FeatureBuild], *partitions: Partition) -> list[FeatureBuild]:
         """Return the builds of partitions, all of which must exist.

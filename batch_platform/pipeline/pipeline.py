@@ -6,7 +6,7 @@ What is up to date is skipped unless forced.
 """
 
 import json
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -213,7 +213,6 @@ class Pipeline:
             return
         state = self.state()
         due = {one.key: one for one in partitions if force or features_due(state, one) is not None}
-        superseded = self.history.superseded(state.features, due.values())
         group: list[Built] = []
         with (
             staging_folder(self.home, stamp.run_id) as folder,
@@ -227,12 +226,12 @@ class Pipeline:
                     with memory_explained(self.spec.name, partition.key):
                         group.append(self._build(session, partition, stamp))
                 except Exception:
-                    yield from self._record(group, superseded)
+                    yield from self._record(group)
                     raise
                 if is_full(len(group), sum(built.build.rows for built in group)):
-                    yield from self._record(group, superseded)
+                    yield from self._record(group)
                     group = []
-        yield from self._record(group, superseded)
+        yield from self._record(group)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
@@ -385,14 +384,10 @@ class Pipeline:
         )
         return Built(partition, build, skipped=False, columns=file.columns)
 
-    def _record(self, group: list[Built], superseded: Mapping[str, list[Path]]) -> Iterator[Built]:
-        """Record builds; then remove the files of earlier ones, but for the last before: a run may be reading it."""
+    def _record(self, group: list[Built]) -> Iterator[Built]:
+        """Record builds. The files of earlier builds stay for the runs that may be reading them; `gc` removes them."""
         if group:
             self.warehouse.record_features([built.build for built in group])
-        for built in group:
-            for file in superseded.get(built.partition.key, ()):
-                if file != self.history.file(built.build):  # the sources may be as they were once
-                    file.unlink(missing_ok=True)
         yield from group
 
     def _due(self, state: State, partition: Partition, version: str | None) -> Due:
