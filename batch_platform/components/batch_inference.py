@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Self
 
 import dagster as dg
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError, model_validator
 
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
@@ -18,7 +18,23 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
-from batch_platform.models.imports import check_flavours
+from batch_platform.models.imports import check_flavours, unknown_flavours
+
+
+class DeclaredPipeline(PipelineSpec):
+    """A pipeline as YAML declares it. Its flavours are checked here, so that Dagster names the file and line of a wrong name."""
+
+    @model_validator(mode="after")
+    def _flavours_exist(self) -> Self:
+        if unknown := unknown_flavours(self):
+            raise ValidationError.from_exception_data(
+                type(self).__name__,
+                [
+                    {"type": "value_error", "loc": path, "input": None, "ctx": {"error": error}}
+                    for path, error in unknown.items()
+                ],
+            )
+        return self
 
 
 @dg.scaffold_with(BatchInferenceScaffolder)
@@ -28,7 +44,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
         """Let the specification itself read the YAML: its errors name the key, what is allowed and the nearest match."""
-        return PipelineSpec
+        return DeclaredPipeline
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:

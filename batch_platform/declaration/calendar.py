@@ -74,21 +74,13 @@ LONGEST: dict[Every, Duration] = {
 
 @dataclass(frozen=True)
 class Calendar:
-    """All partitions from `start` on, consecutive and without gap or overlap.
-
-    Args:
-        every: The length of a window.
-        zone: The time zone in which days, weeks and months begin.
-        start: The first window begins at or after this local time (naive, in `zone`).
-        end: No window begins at or after this local time (naive, in `zone`); None for no end.
-        end_offset: How many windows are due before they close (1: the current window, from its start on).
-    """
+    """All partitions from `start` on, consecutive and without gap or overlap. `start` and `end` are naive times in `zone`."""
 
     every: Every
-    zone: ZoneInfo
-    start: datetime
-    end: datetime | None = None
-    end_offset: int = 0
+    zone: ZoneInfo  # in which days, weeks and months begin
+    start: datetime  # the first window begins then or later
+    end: datetime | None = None  # no window begins then or later; None: the calendar has no end
+    end_offset: int = 0  # how many windows are due before they close (1: the current window, from its start on)
     _starts: list[datetime] = field(default_factory=list[datetime], init=False, repr=False, compare=False)
     _made: list[Partition] = field(default_factory=list[Partition], init=False, repr=False, compare=False)
     _by_key: dict[str, Partition] = field(default_factory=dict[str, Partition], init=False, repr=False, compare=False)
@@ -111,11 +103,7 @@ class Calendar:
         return self._consecutive(0, count)
 
     def named(self, key: str) -> Partition:
-        """The partition with a key, past or future.
-
-        Raises:
-            WrongUseError: No partition has this key.
-        """
+        """The partition with a key, past or future; raises WrongUseError if there is none."""
         partition = self._by_key.get(key) or self._parsed(key)
         if partition is None:
             first = self._key(self.first_start)

@@ -16,17 +16,12 @@ LONGEST_SHOWN = 80
 
 
 class BatchPlatformError(Exception):
-    """Work that could not be done.
-
-    Args:
-        message: What was wrong and where: pipeline, partition, column and rule, if known.
-        hint: The command to run or the key to change.
-    """
+    """Work that could not be done."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        """Keep message and hint apart, so that a caller can add where it happened. Secrets are redacted from both."""
+        """Keep the message (what was wrong and where) apart from the hint (what to do). Secrets are redacted from both."""
         self.message = redact(message)
         self.hint = None if hint is None else redact(hint)
         super().__init__(self.message)
@@ -88,20 +83,15 @@ def listed(items: Iterable[object]) -> str:
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 
 
-def told_of_all(failed: Sequence[tuple[str, Failed]], done: int) -> Failed:
-    """Merge the errors of several partitions into the first one, with how many more failed and how many succeeded.
-
-    Args:
-        failed: Key and error of each failed partition, in order.
-        done: How many partitions succeeded.
-    """
-    (_, first), *others = failed
+def merged(failed: Sequence[tuple[str, Failed]], succeeded: int) -> Failed:
+    """Merge the errors of several partitions, each with its key, into the first one, which counts the others."""
+    (_, first), *later = failed
     sentences = [first.message]
-    if others:
-        partitions = f"{len(others)} more partition{'s' if len(others) > 1 else ''}"
-        sentences.append(f"{partitions} failed the same way, most recently {others[-1][0]}.")
-    if done:
-        sentences.append(f"The other {done} partition{'s' if done > 1 else ''} of this run succeeded.")
+    if later:
+        partitions = f"{len(later)} more partition{'s' if len(later) > 1 else ''}"
+        sentences.append(f"{partitions} failed the same way, most recently {later[-1][0]}.")
+    if succeeded:
+        sentences.append(f"The other {succeeded} partition{'s' if succeeded > 1 else ''} of this run succeeded.")
     return type(first)(" ".join(sentences), hint=first.hint)
 
 

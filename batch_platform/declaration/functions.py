@@ -11,11 +11,7 @@ from batch_platform.declaration.errors import WrongUseError, did_you_mean
 
 
 def import_function(dotted: str, key: str) -> Callable[..., Any]:
-    """Import `module.function`.
-
-    Raises:
-        WrongUseError: The module or function does not exist; the message names the key of the YAML.
-    """
+    """Import `module.function`; raises WrongUseError, which names the key of the YAML, if it does not exist."""
     module_name, _, name = dotted.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -39,11 +35,7 @@ def parameters_of(function: Callable[..., Any]) -> list[str]:
 
 
 def source_code(dotted: str, key: str) -> str:
-    """The source text of the module a function is named in and of the module that defines it, used as its version.
-
-    Raises:
-        WrongUseError: The module or function does not exist.
-    """
+    """The source text of the module a function is named in and of the module that defines it, used as its version."""
     function = import_function(dotted, key)
     modules = (sys.modules[dotted.rpartition(".")[0]], inspect.getmodule(function))
     files = dict.fromkeys(str(module.__file__) for module in modules if module and getattr(module, "__file__", None))

@@ -5,21 +5,20 @@ from functools import cached_property
 from typing import Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import (
     Block,
     DurationText,
+    FileBelow,
+    ImportPath,
     LocalTime,
     Share,
-    check_dotted,
-    check_inside,
+    Timezone,
     check_keys,
-    check_timezone,
     parse_duration,
-    refuse_for_now,
 )
 
 SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "duckdb": str}
@@ -40,7 +39,7 @@ class Partitions(Block):
         description="Local date or time at which the last partition ends. Left out: partitions go on for ever.",
         examples=["2014-01-01"],
     )
-    timezone: str = Field(
+    timezone: Timezone = Field(
         default="UTC", description="IANA time zone that defines when a partition starts.", examples=["Europe/Berlin"]
     )
     end_offset: int = Field(
@@ -50,12 +49,6 @@ class Partitions(Block):
         description="When a partition is due: 0 when it has ended; 1 when it starts, if all its rows are known by then.",
         examples=[1],
     )
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, value: str) -> str:
-        check_timezone(value)
-        return value
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -96,7 +89,7 @@ class Source(Block):
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
-    python: str | None = Field(
+    python: ImportPath | None = Field(
         default=None,
         description="module.function that returns a Polars frame or an Arrow table. May take an argument `partition`.",
         examples=["shop.sources.orders"],
@@ -114,7 +107,6 @@ class Source(Block):
     duckdb: str | None = Field(
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
-    postgres: str | None = Field(default=None, description="Not available yet.")
     table: str | None = Field(default=None, description="Table or view in the DuckDB file.", examples=["main.orders"])
 
     @model_validator(mode="before")
@@ -129,7 +121,6 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        refuse_for_now(self.postgres, "postgres")
         kinds = [kind for kind in SOURCE_KEYS if getattr(self, kind, None) is not None]
         if len(kinds) != 1:
             msg = f"give exactly one of {listed(SOURCE_KEYS)}; found {listed(kinds) or 'none'}"
@@ -143,8 +134,6 @@ class Source(Block):
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)
-        if self.python is not None:
-            check_dotted(self.python)
         return self
 
     @property
@@ -199,10 +188,10 @@ class Driving(Block):
 class Features(Block):
     """One row per item to score, built for a partition from the sources."""
 
-    sql: str | None = Field(
+    sql: FileBelow | None = Field(
         default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
     )
-    python: str | None = Field(
+    python: ImportPath | None = Field(
         default=None,
         description="module.function that takes sources as Polars LazyFrames, by name, and returns a LazyFrame.",
         examples=["shop.features.of_orders"],
@@ -234,10 +223,6 @@ class Features(Block):
         if (self.sql is None) == (self.python is None):
             msg = "give either `sql` or `python`"
             raise ValueError(msg)
-        if self.sql is not None:
-            check_inside(self.sql)
-        if self.python is not None:
-            check_dotted(self.python)
         reserved = [*self.key, *([self.time] if self.time is not None else [])]
         if twice := {name for name in reserved if reserved.count(name) > 1}:
             msg = f"key and time name {listed(map(repr, twice))} more than once"
@@ -251,7 +236,9 @@ class Features(Block):
 class Labels(Block):
     """The true outcomes, and how long after the end of a partition they become known."""
 
-    sql: str = Field(description="DuckDB SQL file that returns the key columns and the label.", examples=["labels.sql"])
+    sql: FileBelow = Field(
+        description="DuckDB SQL file that returns the key columns and the label.", examples=["labels.sql"]
+    )
     column: str = Field(description="Name of the label column.", examples=["returned"])
     delay: DurationText = Field(
         default="0 days", description="Time from the end of a partition until its labels are known.", examples=["1 day"]
@@ -261,12 +248,6 @@ class Labels(Block):
         description="Columns that become known with the label; like the label, they may not be features.",
         examples=[["returned_at"]],
     )
-
-    @field_validator("sql")
-    @classmethod
-    def _inside(cls, value: str) -> str:
-        check_inside(value)
-        return value
 
     @cached_property
     def maturity(self) -> Duration:

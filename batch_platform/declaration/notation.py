@@ -1,6 +1,7 @@
 """The notation of a declaration: strict blocks of keys, and values such as names, durations, shares, times and schedules.
 
-Each check raises a ValueError that says what is allowed. Whoever reads the declaration adds which key it was.
+Each check raises a ValueError that says what is allowed, or returns the value. Whoever reads the declaration adds which
+key it was.
 """
 
 import re
@@ -47,11 +48,7 @@ class Block(BaseModel):
 
 
 def check_keys(data: object, allowed: Collection[str]) -> None:
-    """Refuse keys that are not allowed, each with its nearest match.
-
-    Raises:
-        ValueError: `data` is a mapping with a key that is not allowed.
-    """
+    """Refuse keys that are not allowed, each with its nearest match."""
     if not isinstance(data, dict):
         return
     unknown = [str(key) for key in data if key not in allowed]  # pyright: ignore[reportUnknownVariableType] - YAML
@@ -61,26 +58,17 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
         raise ValueError("; ".join([msg, *guesses]))
 
 
-def refuse_for_now(value: object, key: str) -> None:
-    """Refuse a key whose behaviour does not exist yet.
-
-    Raises:
-        ValueError: The key has a value.
-    """
-    if value is not None:
-        msg = f"{key!r} is not available yet; leave it out"
-        raise ValueError(msg)
+def with_guess(message: str, word: str, allowed: Collection[str]) -> str:
+    """Add the allowed word nearest to a misspelt one to a message, if one is near."""
+    return "; ".join(filter(None, [message, did_you_mean(word, allowed)]))
 
 
-def check_name(value: str) -> None:
-    """Refuse a name that cannot be a schema, a folder and an asset key at once.
-
-    Raises:
-        ValueError: The name is not valid.
-    """
+def check_name(value: str) -> str:
+    """Refuse a name that cannot be a schema, a folder and an asset key at once."""
     if not _NAME.fullmatch(value) or value in RESERVED_NAMES:
         msg = f"{value!r} is not a valid name: use at most 63 lower-case letters, digits and _, and none of {listed(RESERVED_NAMES)}"
         raise ValueError(msg)
+    return value
 
 
 def name_of(text: str) -> str | None:
@@ -93,46 +81,33 @@ def name_of(text: str) -> str | None:
     return name
 
 
-def check_timezone(value: str) -> None:
-    """Refuse a value that is not the name of a time zone.
-
-    Raises:
-        ValueError: The value is not one.
-    """
+def check_timezone(value: str) -> str:
+    """Refuse a value that is not the name of a time zone."""
     if value not in available_timezones():
         msg = f"{value!r} is not an IANA time zone"
-        raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, available_timezones())])))
+        raise ValueError(with_guess(msg, value, available_timezones()))
+    return value
 
 
-def check_dotted(value: str) -> None:
-    """Refuse a value that is not an import path.
-
-    Raises:
-        ValueError: The value is not one.
-    """
+def check_dotted(value: str) -> str:
+    """Refuse a value that is not an import path."""
     if not _DOTTED.fullmatch(value):
         msg = f"{value!r} is not an import path such as 'package.module.function'"
         raise ValueError(msg)
+    return value
 
 
-def check_inside(value: str) -> None:
-    """Refuse a file name outside the pipeline's folder.
-
-    Raises:
-        ValueError: The name is absolute, leads out of the folder or names no file.
-    """
+def check_inside(value: str) -> str:
+    """Refuse a file name outside the pipeline's folder."""
     path = PurePosixPath(value)
     if not path.name or "\0" in value or path.is_absolute() or ".." in path.parts or value.startswith("~"):
         msg = f"{value!r} is not the name of a file in this folder or below it"
         raise ValueError(msg)
+    return value
 
 
-def check_cron(value: str) -> None:
-    """Refuse a value that is not a cron expression of five fields, or that never comes true.
-
-    Raises:
-        ValueError: The value is not one.
-    """
+def check_cron(value: str) -> str:
+    """Refuse a value that is not a cron expression of five fields, or that never comes true."""
     fields = value.lower().split()
     if len(fields) != len(_CRON_FIELDS):
         msg = f"{value!r} is not a cron expression of five fields such as '0 5 * * *'"
@@ -142,35 +117,32 @@ def check_cron(value: str) -> None:
     if min(days) > max(_DAYS_IN_MONTH[month - 1] for month in months):
         msg = f"{value!r} never occurs: none of its months has a day {min(days)}"
         raise ValueError(msg)
+    return value
 
 
 def _cron_values(field: str, name: str) -> set[int]:
     low, high, words = _CRON_FIELDS[name]
     values: set[int] = set()
     for item in field.split(","):
-        found = _CRON_ITEM.fullmatch(item)
-        bounds = (found["only"] or found["low"] or low, found["only"] or found["high"] or high) if found else ()
+        parts = _CRON_ITEM.fullmatch(item)
+        bounds = (parts["only"] or parts["low"] or low, parts["only"] or parts["high"] or high) if parts else ()
         numbers = [words.get(str(bound), bound) for bound in bounds]
         numbers = [int(number) for number in numbers if str(number).isdecimal()]
         in_order = numbers == sorted(number for number in numbers if low <= number <= high)
-        if found is None or not in_order or len(numbers) != len(bounds):
+        if parts is None or not in_order or len(numbers) != len(bounds):
             msg = f"{item!r} is not a {name} of a cron expression: numbers from {low} to {high}, '*', '1-5' or '*/2'"
             raise ValueError(msg)
-        values.update(range(numbers[0], numbers[1] + 1, int(found["step"] or 1)))
+        values.update(range(numbers[0], numbers[1] + 1, int(parts["step"] or 1)))
     return values
 
 
 def parse_duration(text: str) -> Duration:
-    """Read '1 day', '60 days', '6 hours' or '90 minutes'.
-
-    Raises:
-        ValueError: The text is not a duration.
-    """
-    found = _DURATION.fullmatch(text.strip())
-    if not found:
+    """Read '1 day', '60 days', '6 hours' or '90 minutes'."""
+    written = _DURATION.fullmatch(text.strip())
+    if not written:
         msg = f"{text!r} is not a duration; write for example '1 day', '60 days', '6 hours' or '2 weeks'"
         raise ValueError(msg)
-    number, unit = int(found[1]), found[2]
+    number, unit = int(written[1]), written[2]
     if unit == "week":
         return Duration(days=7 * number)
     return Duration(**{f"{unit}s": number})
@@ -198,20 +170,19 @@ def _duration(value: str) -> str:
     return value
 
 
-def _cron(value: str) -> str:
-    check_cron(value)
-    return value
-
-
 def _share(value: object) -> object:
     """Read '1%' as 0.01. Decimal reads '0.7%' as exactly 0.007, which dividing a float would not."""
-    found = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
-    return float(Decimal(found[1]) / 100) if found else value
+    percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    return float(Decimal(percent[1]) / 100) if percent else value
 
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
-Cron = Annotated[str, AfterValidator(_cron)]
+Cron = Annotated[str, AfterValidator(check_cron)]
+Name = Annotated[str, AfterValidator(check_name)]
+Timezone = Annotated[str, AfterValidator(check_timezone)]
+ImportPath = Annotated[str, AfterValidator(check_dotted)]
+FileBelow = Annotated[str, AfterValidator(check_inside)]
 Share = Annotated[
     float,
     BeforeValidator(_share),

@@ -6,7 +6,7 @@ Secrets come only from environment variables: those whose name suggests a secret
 import os
 import re
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any
 
 SHORTEST = 6  # a shorter value would also replace innocent text
 _SAYS_SO = re.compile(
@@ -14,7 +14,6 @@ _SAYS_SO = re.compile(
 )
 _NAMED = re.compile(r"\benv(?:\.|\(\s*['\"]|\[\s*['\"])([A-Za-z_][A-Za-z0-9_]*)")
 _named: set[str] = set()
-Value = TypeVar("Value")
 
 
 def protect(declared: object) -> None:
@@ -31,9 +30,9 @@ def redact(text: str) -> str:
     return text
 
 
-def redacted(value: Value) -> Value:
-    """Redact all text in a JSON value."""
-    return _redacted(value)  # pyright: ignore[reportReturnType] - containers of text stay what they are
+def redacted(block: dict[str, Any]) -> dict[str, Any]:
+    """Redact all text in a block of JSON values."""
+    return {key: _redacted(value) for key, value in block.items()}
 
 
 def _redacted(value: object) -> object:
@@ -47,13 +46,13 @@ def _redacted(value: object) -> object:
 
 
 def _secrets() -> Iterable[tuple[str, str]]:
-    """Names and values, longest value first, since one value may be part of another."""
-    found = [
+    """Names and values, longest value first, since one secret may be part of another."""
+    secrets = [
         (name, value)
         for name, value in os.environ.items()
         if len(value) >= SHORTEST and (name in _named or _SAYS_SO.search(name))
     ]
-    return sorted(found, key=lambda pair: (-len(pair[1]), pair[0]))
+    return sorted(secrets, key=lambda pair: (-len(pair[1]), pair[0]))
 
 
 def _texts(value: object) -> Iterable[str]:

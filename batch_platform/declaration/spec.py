@@ -1,43 +1,145 @@
 """A pipeline as it is declared, in YAML or in Python: frozen and checked values without behaviour.
 
 The field names are the keys of the YAML. A wrong key, type or name is refused with its path, what is allowed and the
-nearest match. Keys whose behaviour does not exist yet are checked like the others and then refused by name.
+nearest match. What a pipeline reads (partitions, sources, features and labels) is declared in `inputs.py`.
 """
 
-from typing import Annotated, Literal, Self
+import json
+import re
+from hashlib import sha256
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
-from batch_platform.declaration.errors import did_you_mean, listed
-from batch_platform.declaration.inputs import ColumnRule, Features, Labels, Partitions, Source
-from batch_platform.declaration.learners import Challenger, Learner, Task, check_challengers
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.notation import (
     Block,
     Cron,
     DurationText,
+    ImportPath,
     LocalTime,
+    Name,
     check_name,
     parse_duration,
-    refuse_for_now,
+    with_guess,
 )
 
-__all__ = [
-    "Challenger",
-    "ColumnRule",
-    "Features",
-    "Labels",
-    "Model",
-    "Partitions",
-    "PipelineSpec",
-    "Promote",
-    "Source",
-    "Task",
-    "Train",
-]
+Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette", "outlier_share")
 ASSETS = ("features", "model", "predictions", "performance", "drift")
+ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
+_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
+
+
+class Learner(Block):
+    """An estimator to train, or a model made elsewhere."""
+
+    estimator: ImportPath | None = Field(
+        default=None,
+        description="Import path of a scikit-learn-compatible estimator.",
+        examples=["sklearn.ensemble.HistGradientBoostingClassifier"],
+    )
+    build: ImportPath | None = Field(
+        default=None,
+        description="Function, as module.function, that takes `params` and returns an unfitted estimator.",
+        examples=["shop.networks.network"],
+    )
+    import_: str | None = Field(
+        default=None,
+        alias="import",
+        description="Model made elsewhere: a file, an MLflow folder or models:/ or runs:/ URI, or a class as package.module.Class.",
+        examples=["churn.onnx", "models:/churn@champion", "shop.rules.Rules"],
+    )
+    flavour: str | None = Field(
+        default=None,
+        description="Kind of the imported model. Left out: recognised by its file ending or reference.",
+        examples=["onnx"],
+    )
+    task: Task | None = Field(
+        default=None, description="Task of the imported model. Required if its file does not state it."
+    )
+    classes: list[bool | int | float | str] | None = Field(
+        default=None,
+        description="Classes of the imported model, in the order of its probabilities. Required if its file does not state them.",
+        examples=[[False, True]],
+    )
+    allow_pickle: bool = Field(
+        default=False,
+        description="Trust the model's files to run code when they are loaded. Required for MLflow models and pickles.",
+    )
+    params: dict[str, Any] = Field(
+        default_factory=dict, description="Parameters of the estimator.", examples=[{"max_iter": 200}]
+    )
+
+    @property
+    def kinds(self) -> dict[str, str | None]:
+        """The keys of which exactly one must be set, with their values."""
+        return {"estimator": self.estimator, "build": self.build, "import": self.import_}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(value is not None for value in self.kinds.values()) != 1:
+            *names, last = [f"`{key}`" for key in self.kinds]
+            msg = f"give one of {', '.join(names)} and {last}"
+            raise ValueError(msg)
+        misplaced = [key for key in ("flavour", "task", "classes") if getattr(self, key) is not None]
+        if self.import_ is None and misplaced:
+            msg = f"{listed(map(repr, misplaced))} can only describe an import"
+            raise ValueError(msg)
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            msg = f"`classes` has duplicates: {listed(map(repr, self.classes))}"
+            raise ValueError(msg)
+        return self
+
+    @field_validator("params")
+    @classmethod
+    def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, parameter in value.items():
+            try:
+                json.dumps(parameter, sort_keys=True)
+            except TypeError as error:
+                msg = f"{name!r} is {parameter!r}, which is not a plain value; put dates and times in quotes"
+                raise ValueError(msg) from error
+        return value
+
+
+class Challenger(Learner):
+    """A model that scores the same rows as the champion, beside it, and never serves until it is promoted."""
+
+    name: Name = Field(description="Name under which its scores are stored. Must be unique.", examples=["linear"])
+    version: str | None = Field(
+        default=None,
+        description="Version that is already trained: it scores, and nothing is trained.",
+        examples=["2013-03-01-3f9c1a2b"],
+    )
+
+    @property
+    def kinds(self) -> dict[str, str | None]:
+        """The keys of which exactly one must be set, with their values."""
+        return {**super().kinds, "version": self.version}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when another model would be trained under this name."""
+        return sha256(self.model_dump_json(exclude={"name", "allow_pickle"}).encode()).hexdigest()[:12]
+
+    @field_validator("version")
+    @classmethod
+    def _version(cls, value: str | None) -> str | None:
+        if value is not None and not _VERSION.fullmatch(value):
+            msg = f"{value!r} is not the name of a version such as '2013-03-01-3f9c1a2b'"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _finished(self) -> Self:
+        if self.version is not None and self.params:
+            msg = f"`params` cannot be given to the version {self.version}, which is already trained"
+            raise ValueError(msg)
+        return self
 
 
 class Train(Block):
@@ -122,7 +224,7 @@ class Promote(Block):
     def _known(cls, value: str | None) -> str | None:
         if value is not None and value not in METRICS:
             msg = f"{value!r} is not a metric; allowed are {listed(METRICS)}"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(value, METRICS)])))
+            raise ValueError(with_guess(msg, value, METRICS))
         return value
 
 
@@ -171,19 +273,6 @@ class Predictions(Block):
     )
 
 
-class Psi(Block):
-    """Bounds of the population stability index."""
-
-    warn: float = Field(default=0.1, gt=0, description="Value from which a feature gives a warning.")
-    fail: float = Field(default=0.25, gt=0, description="Value from which a feature gives a failure.")
-
-
-class Drift(Block):
-    """How far features may move from the training data."""
-
-    psi: Psi = Field(default_factory=Psi, description="Bounds of the population stability index, for every feature.")
-
-
 class PerformanceRule(Block):
     """When the performance of a partition gives a warning."""
 
@@ -195,40 +284,15 @@ class PerformanceRule(Block):
 class Monitoring(Block):
     """Monitoring of scored partitions."""
 
-    drift: Drift | None = Field(default=None, description="Not available yet.")
     performance: PerformanceRule | None = Field(
         default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
     )
-
-    @model_validator(mode="after")
-    def _available(self) -> Self:
-        refuse_for_now(self.drift, "drift")
-        return self
-
-
-class Spark(Block):
-    """A Spark cluster."""
-
-    master: str = Field(description="URL of the Spark master.", examples=["spark://host:7077"])
-
-
-ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
-
-
-class Engine(Block):
-    """Where scoring runs."""
-
-    name: str = Field(default="local", description="Name of the engine.", examples=["local"])
-    spark: Spark | None = Field(default=None, description="Not available yet.")
-
-
-LocalOrEngine = Annotated[Engine, WithJsonSchema({"anyOf": [{"const": "local"}, {"type": "object"}]})]
 
 
 class PipelineSpec(Block):
     """One pipeline."""
 
-    name: str = Field(
+    name: Name = Field(
         description="Name of the pipeline: the schema of its tables and the prefix of its assets.",
         examples=["flight_delays"],
     )
@@ -279,15 +343,12 @@ class PipelineSpec(Block):
         description="What is monitored once a partition is scored.",
         examples=[{"performance": {"warn_below": 0.6}}],
     )
-    engine: LocalOrEngine = Field(
-        default_factory=Engine, description="Where scoring runs. Only 'local' is available yet.", examples=["local"]
+    engine: str = Field(
+        default="local",
+        description="Where scoring runs. Only 'local' is available yet.",
+        examples=["local"],
+        json_schema_extra={"enum": [*ENGINES]},
     )
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        check_name(value)
-        return value
 
     @field_validator("sources")
     @classmethod
@@ -304,24 +365,23 @@ class PipelineSpec(Block):
 
     @field_validator("challengers")
     @classmethod
-    def _told_apart(cls, value: list[Challenger]) -> list[Challenger]:
-        check_challengers(value)
+    def _distinct(cls, value: list[Challenger]) -> list[Challenger]:
+        names = [challenger.name for challenger in value]
+        if duplicates := {name for name in names if names.count(name) > 1}:
+            msg = f"more than one challenger is named {listed(map(repr, duplicates))}"
+            raise ValueError(msg)
         return value
 
-    @field_validator("engine", mode="before")
+    @field_validator("engine")
     @classmethod
-    def _local(cls, value: object) -> object:
-        refuse_for_now("spark" if value == "spark" else None, "engine: spark")
-        block = {"name": value} if isinstance(value, str) else value
-        name = block.get("name") if isinstance(block, dict) else None
-        if isinstance(name, str) and name not in ENGINES:
-            msg = f"{name!r} is not an engine; allowed is {listed(map(repr, ENGINES))}"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(name, ENGINES)])))
-        return block
+    def _engine(cls, value: str) -> str:
+        if value not in ENGINES:
+            msg = f"{value!r} is not an engine; allowed is {listed(map(repr, ENGINES))}"
+            raise ValueError(with_guess(msg, value, ENGINES))
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse_for_now(self.engine.spark, "engine: spark")
         self._check_columns()
         self._check_lengths()
         return self
@@ -343,7 +403,7 @@ class PipelineSpec(Block):
         driving = self.features.driving
         if driving is not None and driving.source not in self.sources:
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
-            raise ValueError("; ".join(filter(None, [msg, did_you_mean(driving.source, self.sources)])))
+            raise ValueError(with_guess(msg, driving.source, self.sources))
 
     def _check_lengths(self) -> None:
         """Refuse windows with which no model could ever be trained or approved."""

@@ -7,17 +7,11 @@ from datetime import datetime
 
 @dataclass(frozen=True)
 class Stamp:
-    """Which run records something, and when. Only the outermost caller reads a clock and passes it on here.
-
-    Args:
-        run_id: The run.
-        at: When the run began, with a time zone.
-        clock: Clock for the times of events; without it, every event gets the time `at`.
-    """
+    """Which run records something, and when. Only the outermost caller reads a clock and passes it on here."""
 
     run_id: str
-    at: datetime
-    clock: Callable[[], datetime] | None = None
+    at: datetime  # when the run began, with a time zone
+    clock: Callable[[], datetime] | None = None  # for the times of events; None: every event gets the time `at`
 
     def now(self) -> datetime:
         """The time to record for an event; no decision depends on it."""

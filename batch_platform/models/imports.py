@@ -63,19 +63,28 @@ def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> Import
     return ImportedModel(kind, source, task, _classes(model, source, task, reference))
 
 
+def unknown_flavours(spec: PipelineSpec) -> dict[tuple[str | int, ...], WrongUseError]:
+    """The declared flavours that do not exist, by the path of their key; a template is not looked up."""
+    names: dict[tuple[str | int, ...], str | None] = {("model", "flavour"): spec.model.flavour}
+    names |= {("challengers", at, "flavour"): challenger.flavour for at, challenger in enumerate(spec.challengers)}
+    unknown: dict[tuple[str | int, ...], WrongUseError] = {}
+    for path, name in names.items():
+        try:
+            _ = name and "{{" not in name and flavour(name)
+        except WrongUseError as error:
+            unknown[path] = error
+    return unknown
+
+
 def check_flavours(spec: PipelineSpec) -> None:
     """Check the declared flavours of the model and of the challengers by name.
 
     Raises:
         WrongUseError: There is no flavour of that name.
     """
-    learners = {"model": spec.model} | {f"challengers.{challenger.name}": challenger for challenger in spec.challengers}
-    for key, learner in learners.items():
-        try:
-            _ = learner.flavour and flavour(learner.flavour)
-        except WrongUseError as error:
-            msg = f"{spec.name}: {key}.flavour: {error.message}"
-            raise WrongUseError(msg, hint=error.hint) from error
+    for path, error in unknown_flavours(spec).items():
+        msg = f"{spec.name}: {'.'.join(map(str, path))}: {error.message}"
+        raise WrongUseError(msg, hint=error.hint) from error
 
 
 def check_model(model: Model, folder: Path) -> None:

@@ -236,7 +236,7 @@ class _Backtest:
         with (
             open_published(self.pipeline.home) as con,
             self.pipeline.builder.session(partitions[0]) as session,
-            engine_of(spec.engine.name)(
+            engine_of(spec.engine)(
                 spec.model_copy(update={"features": features}), self.folder, self.stamp, watch=watch
             ) as engine,
             closing(engine.staged(orders)) as results,

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
-from batch_platform.declaration.learners import Challenger
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.features.history import History

@@ -23,10 +23,9 @@ from batch_platform.declaration.errors import (
     NoChampionError,
     NothingPublishedError,
     memory_explained,
-    told_of_all,
+    merged,
 )
-from batch_platform.declaration.learners import Challenger
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History
@@ -317,7 +316,7 @@ class Pipeline:
                 break
         code_version = self.scoring_code_version
         yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
-        make_engine = engine_of(self.spec.engine.name)
+        make_engine = engine_of(self.spec.engine)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             self._settle(con, state, stamp.now(), [run.partition_key for run in runs])
@@ -339,7 +338,7 @@ class Pipeline:
         if failure is not None:
             raise failure
         if unserved:
-            raise told_of_all(unserved, len(due))
+            raise merged(unserved, len(due))
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Compare scored partitions with the labels known now, oldest first.
@@ -361,7 +360,7 @@ class Pipeline:
         yield from self._commit_evaluations(group)
         if left:
             unscored = [(key, not_scored(self.spec.name, key)) for key in left]
-            raise told_of_all(unscored, len(partitions) - len(left))
+            raise merged(unscored, len(partitions) - len(left))
 
     def publish(self) -> None:
         """Bring the published copy up to date."""

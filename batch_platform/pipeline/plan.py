@@ -13,8 +13,7 @@ from typing import Literal
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.learners import Challenger
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
 from batch_platform.models.registry import Registry, Version
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from batch_platform.declaration.learners import Challenger
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry
 from batch_platform.pipeline.plan import Plan, State, Step
 

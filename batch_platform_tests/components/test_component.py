@@ -21,7 +21,7 @@ from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.declaration.test_spec import NOT_YET, given_keys, keys_of
+from batch_platform_tests.declaration.test_spec import given_keys, keys_of
 from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
 
 CHECKOUT = Path(batch_platform.__file__).parent.parent
@@ -201,8 +201,7 @@ def test_every_key_reaches_the_specification(project):
     with_everything(project)
     write_defs_yaml(project, EVERYTHING)
     assert loaded_spec(load(project)) == BatchInference.model_validate(EVERYTHING)
-    usable = {key for key in keys_of(PipelineSpec) if not key.startswith(("monitoring.drift", "engine."))}
-    assert given_keys(EVERYTHING) | OTHER_OF_TWO == usable - NOT_YET | {"engine"}
+    assert given_keys(EVERYTHING) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
 
 def test_functions_in_place_of_sql_and_estimator_are_read(project):
@@ -275,13 +274,21 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),
         (changed("sources", "model", {"csv": "x.csv"}), ["attributes.sources at", "'model'"]),
         (changed("model", "train", "max_rows", 10), ["attributes.model.train.max_rows at", "100"]),
-        (changed("engine", {"spark": {"master": "local"}}), ["'engine: spark' is not available yet"]),
+        (changed("engine", "spark"), ["attributes.engine at", "'spark' is not an engine; allowed is 'local'"]),
+        (
+            changed("model", {"import": "model.onnx", "flavour": "onyx"}),
+            ["attributes.model.flavour at", "'onyx' is not a flavour; allowed are keras, ", "did you mean 'onnx'?"],
+        ),
+        (
+            changed("challengers", [{"name": "linear", "import": "model.onnx", "flavour": "skleran"}]),
+            ["attributes.challengers.0.flavour at", "'skleran' is not a flavour", "did you mean 'sklearn'?"],
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_file_line_path_and_what_is_allowed(project, declared, says):
     file = write_defs_yaml(project, declared)
     message = refusal(project)
-    assert f"{file}:" in message or "engine" in message
+    assert f"{file}:" in message
     missing = [part for part in says if part not in message]
     assert not missing, message
 
@@ -290,6 +297,15 @@ def test_the_line_is_that_of_the_block_with_the_wrong_key(project):
     file = write_defs_yaml(project, changed("model", "promote", "metrc", "auc"))
     line = file.read_text().splitlines().index("    promote:") + 1
     assert f"attributes.model.promote at {file}:{line}" in refusal(project)
+
+
+def test_a_flavour_may_come_from_the_environment(project, monkeypatch):
+    model = {"import": "model.onnx", "flavour": "{{ env.MODEL_FLAVOUR }}"}
+    write_defs_yaml(project, changed("model", model))
+    monkeypatch.setenv("MODEL_FLAVOUR", "onnx")
+    assert loaded_spec(load(project)).model.flavour == "onnx"
+    monkeypatch.setenv("MODEL_FLAVOUR", "onyx")
+    assert "small: model.flavour: 'onyx' is not a flavour" in refusal(project)
 
 
 def test_a_missing_key_is_named(project):
@@ -466,7 +482,7 @@ def test_every_key_of_the_schema_is_described_for_editors_with_an_example():
     keys = told_of(schema)
     assert [key for key, about in keys.items() if not about.get("description")] == []
     lacking = {key for key, about in keys.items() if not about.get("examples") and not chosen_from_a_list(about)}
-    assert lacking == {"Source.postgres", "Monitoring.drift", "Drift.psi", "Psi.warn", "Psi.fail"}, "not available yet"
+    assert lacking == set()
 
 
 @pytest.mark.parametrize("block", sorted(blocks_below(PipelineSpec), key=lambda block: block.__name__))

@@ -229,7 +229,5 @@ def test_a_flavour_registered_from_outside_is_imported_and_scores(tmp_path, monk
 
 def test_a_flavour_that_does_not_exist_is_refused_when_the_pipeline_loads():
     spec = small_spec(challengers=[{"name": "other", "import": "rule.ini", "flavour": "sklaern"}])
-    with pytest.raises(
-        WrongUseError, match=r"small: challengers\.other\.flavour: 'sklaern' is not a flavour.*'sklearn'"
-    ):
+    with pytest.raises(WrongUseError, match=r"small: challengers\.0\.flavour: 'sklaern' is not a flavour.*'sklearn'"):
         build_definitions(spec, Path())

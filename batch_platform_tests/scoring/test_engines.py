@@ -191,7 +191,7 @@ def orders(pipeline: Pipeline, *keys: str) -> list[ScoringOrder]:
 
 def stage(pipeline: Pipeline, asked: Sequence[ScoringOrder], folder: Path, **options: Any) -> list[Staged]:
     folder.mkdir(exist_ok=True)
-    factory: EngineFactory = ENGINES[pipeline.spec.engine.name]
+    factory: EngineFactory = ENGINES[pipeline.spec.engine]
     with factory(pipeline.spec, folder, STAMP, **options) as opened:
         return list(opened.staged(asked))
 
@@ -317,7 +317,7 @@ def test_partitions_before_a_failure_are_yielded_and_orders_are_taken_as_they_ar
     (tmp_path / "out").mkdir()
     done: list[str] = []
     with (
-        ENGINES[pipeline.spec.engine.name](pipeline.spec, tmp_path / "out", STAMP) as opened,
+        ENGINES[pipeline.spec.engine](pipeline.spec, tmp_path / "out", STAMP) as opened,
         pytest.raises(LookupError, match="no more orders"),
     ):
         done.extend(staged.partition.key for staged in opened.staged(failing()))
