@@ -20,8 +20,16 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import COVERAGE
-from batch_platform.pipeline.backtest import BacktestModel, backtest
-from batch_platform.pipeline.backtest_tables import BACKTESTS, SCORES, Backtested, TestedPartition, Total, totals
+from batch_platform.pipeline.backtest import (
+    BACKTESTS,
+    SCORES,
+    Backtested,
+    BacktestModel,
+    TestedPartition,
+    Total,
+    backtest,
+    totals,
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.promotion import Decision, Maker, compared, promote, roll_back
-from batch_platform.pipeline.staleness import relabelled
+from batch_platform.pipeline.status import relabelled
 
 
 @dataclass(frozen=True)

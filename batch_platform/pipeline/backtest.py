@@ -1,15 +1,16 @@
-"""Backtests: score past partitions by another model, as of then, and compare it with what production did.
+"""Backtests: score past partitions with another model, as of then, and compare it with production.
 
 Trains, scores and measures with the code that production uses, and commits to tables of its own: no version is
 registered, no prediction changes, and the models that it trains are removed at the end. Labels and features are those
-known now, including corrections made since then.
+known now, including corrections made since then. Rows of `<pipeline>.backtests` and, if the scores are kept, of
+`<pipeline>.backtest_scores` are only ever added.
 """
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -35,37 +36,144 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.estimator import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.metrics import known_to
-from batch_platform.monitoring.performance import performance_of
-from batch_platform.pipeline.backtest_tables import Backtested, TestedPartition, commit_backtest
-from batch_platform.pipeline.evaluate import committed_predictions, encoded_features, known_labels, scored_by
+from batch_platform.monitoring.metrics import is_worse, known_to
+from batch_platform.monitoring.performance import COVERAGE, performance_of
+from batch_platform.pipeline.evaluate import committed_predictions, encoded_features, known_labels
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
-from batch_platform.pipeline.train import learn
+from batch_platform.pipeline.train import Training
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.orders import BundleFolder, ScoringOrder, Watch
+from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
-from batch_platform.warehouse.ledger import ScoreRun, read_latest
+from batch_platform.scoring.run import BundleOf, Due, orders_of
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.ledger import (
+    Change,
+    FeatureBuild,
+    ScoreRun,
+    as_record,
+    column_definitions,
+    insert,
+    next_numbers,
+    note,
+    read_latest,
+)
+from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.sql import literal, quoted
 from batch_platform.warehouse.staging import staging_folder
 
-FolderOfVersion = Callable[[Version, int], BundleFolder]
+BACKTESTS, SCORES = "backtests", "backtest_scores"
 
 
 @dataclass(frozen=True)
 class BacktestModel:
-    """The model to test: a registered version, or an estimator that is trained for each serving period.
-
-    Args:
-        version: Name of the version that scores every partition.
-        estimator: Import path of an estimator class, or of a function that returns an estimator.
-        params: Parameters of the estimator.
-    """
+    """The model to test: a registered version, or an estimator that is trained for each serving period."""
 
     version: str | None = None
-    estimator: str | None = None
+    estimator: str | None = None  # import path of a class, or of a function that returns an estimator
     params: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class TestedPartition:
+    """One partition as the tested model scored it, and what production did; as it is reported."""
+
+    partition: str
+    model: str  # the registered version, or the serving period that it was trained for
+    in_sample: bool
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    rows_measured: int
+    metrics: dict[str, float]
+    production: dict[str, float]  # on the same rows; empty if production did not score the partition
+    production_version: str | None
+    production_in_sample: bool | None
+    note: str  # why nothing is measured, or what would have kept the partition from being published
+
+
+@dataclass(frozen=True)
+class Backtested:
+    """The result of a backtest."""
+
+    partitions: list[TestedPartition]  # oldest first
+    versions: Mapping[str, Version]  # that scored each partition, by key
+    registered: bool  # whether these are registered versions, and not trained for the backtest alone
+
+    @property
+    def task(self) -> str:
+        """Task of the tested model."""
+        return next(iter(self.versions.values())).task
+
+
+@dataclass(frozen=True)
+class BacktestRow:
+    """A row of the table of backtests: one metric of one partition."""
+
+    backtest_id: str
+    partition_key: str
+    metric: str | None  # None if nothing could be measured; `note` says why
+    value: float | None
+    production_value: float | None
+    rows_measured: int
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    in_sample: bool
+    model_version: str | None  # None for a model that is not registered
+    estimator: str
+    params: str  # JSON
+    serving_period: str
+    trained_from: datetime
+    trained_until: datetime
+    rows_trained: int
+    production_version: str | None
+    production_in_sample: bool | None
+    note: str
+    run_at: datetime
+
+
+@dataclass(frozen=True)
+class Total:
+    """One metric over all partitions: means weighted by the measured rows of each partition."""
+
+    metric: str
+    partitions: int
+    value: float
+    compared: int  # partitions that production scored too
+    value_where_compared: float | None
+    production_value: float | None
+    better: int  # partitions in which the tested model is better than production
+    worse: int
+
+
+def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
+    """The result of a backtest over all partitions, by metric."""
+    metrics = sorted({name for partition in partitions for name in partition.metrics} - {COVERAGE})
+    return [_total(metric, partitions) for metric in metrics]
+
+
+def _total(metric: str, partitions: Sequence[TestedPartition]) -> Total:
+    measured = [partition for partition in partitions if metric in partition.metrics]
+    compared = [partition for partition in measured if metric in partition.production]
+    pairs = [(partition.metrics[metric], partition.production[metric]) for partition in compared]
+    return Total(
+        metric=metric,
+        partitions=len(measured),
+        value=_mean([(partition.metrics[metric], partition.rows_measured) for partition in measured]) or 0.0,
+        compared=len(compared),
+        value_where_compared=_mean([(partition.metrics[metric], partition.rows_measured) for partition in compared]),
+        production_value=_mean([(partition.production[metric], partition.rows_measured) for partition in compared]),
+        better=sum(is_worse(metric, production, tested) for tested, production in pairs),
+        worse=sum(is_worse(metric, tested, production) for tested, production in pairs),
+    )
+
+
+def _mean(values: Sequence[tuple[float, int]]) -> float | None:
+    weight = sum(rows for _, rows in values)
+    return sum(value * rows for value, rows in values) / weight if weight else None
 
 
 def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
@@ -77,15 +185,9 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
     keep_scores: bool = False,
     watch: Watch | None = None,
 ) -> Backtested:
-    """Score and measure partitions by a model, and commit the results of all of them in one transaction.
+    """Score and measure partitions, oldest first, and commit the results of all of them in one transaction.
 
-    Args:
-        pipeline: Pipeline whose history is scored.
-        partitions: Partitions to score, oldest first; their features are built.
-        model: Model to test.
-        stamp: Run that names the backtest; labels are those known to it.
-        keep_scores: Whether to store the scores of all rows too.
-        watch: Called with the progress of each partition.
+    The run of the stamp names the backtest; labels are those known to it. `keep_scores` stores the scores of all rows too.
 
     Raises:
         WrongUseError: The version or estimator does not exist, or no model could have been trained for a partition.
@@ -93,19 +195,35 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
         DataError: Features are not built, or do not fit the model.
         IntegrityError: A feature file or a bundle is not what was recorded.
     """
-    state = pipeline.state()
+    state, spec = pipeline.state(), pipeline.spec
+    tested, kept = list[TestedPartition](), list[Path]()
     with staging_folder(pipeline.home, stamp.run_id) as folder:
-        bundle_folder: FolderOfVersion = pipeline.bundle_folder
+        bundle_folder: BundleOf = pipeline.bundle_folder
         if model.version is not None:
             _require_features(pipeline, state, partitions)
             versions = dict.fromkeys((partition.key for partition in partitions), state.registry.present(model.version))
         else:
-            versions = _trained(pipeline, state, partitions, model, stamp=stamp, folder=folder)
-            bundle_folder = partial(_trained_bundle, pipeline.spec, folder / "models")
-        registered = model.version is not None
-        run = _Backtest(pipeline, state, versions, bundle_folder, stamp, folder, registered, keep_scores)
-        result = Backtested(list(run.tested(partitions, watch)), versions, registered)
-        commit_backtest(pipeline.warehouse, pipeline.spec.name, result, stamp, run.kept)
+            versions = _trained(pipeline, state, partitions, model, stamp, folder)
+            bundle_folder = partial(_trained_bundle, spec, folder / "models")
+        publish(pipeline.home)
+        due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]
+        make_engine = engine_of(spec.engine)
+        features = spec.features.model_copy(update={"max_rejected": 1.0})  # they could only spoil what is published
+        with (
+            open_published(pipeline.home) as con,
+            pipeline.builder.session(partitions[0]) as session,
+            make_engine(spec.model_copy(update={"features": features}), folder, stamp, watch=watch) as engine,
+            closing(engine.staged(orders_of(due, pipeline.history, bundle_folder))) as results,
+        ):
+            runs, registry = read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name)
+            run = _Backtest(pipeline, versions, bundle_folder, stamp, state.features, con, session, runs, registry)
+            for item, staged in zip(due, results, strict=True):
+                tested.append(run.tested(item.partition, staged, registered=model.version is not None))
+                kept += staged.predictions if keep_scores else ()
+                for file in (*staged.rejected, *(() if keep_scores else staged.predictions)):
+                    file.unlink()
+        result = Backtested(tested, versions, model.version is not None)
+        _commit(pipeline.warehouse, spec.name, result, stamp, kept)
     pipeline.publish()
     return result
 
@@ -116,13 +234,7 @@ def _trained_bundle(spec: PipelineSpec, models: Path, version: Version, rows: in
 
 
 def _trained(  # noqa: PLR0913 - what is trained, for what, from what
-    pipeline: Pipeline,
-    state: State,
-    partitions: Sequence[Partition],
-    model: BacktestModel,
-    *,
-    stamp: Stamp,
-    folder: Path,
+    pipeline: Pipeline, state: State, partitions: Sequence[Partition], model: BacktestModel, stamp: Stamp, folder: Path
 ) -> dict[str, Version]:
     """The trained versions by partition key: one per serving period, each from what was known at its start."""
     pipeline = replace(pipeline, spec=_with_model(pipeline.spec, model))
@@ -131,18 +243,14 @@ def _trained(  # noqa: PLR0913 - what is trained, for what, from what
     _require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
-        learned = learn(pipeline.history, state=state, period=period, params=model.params, stamp=stamp)
+        learned = Training(pipeline.history, state, period, stamp).learn(model.params)
         allowed = pipeline.spec.model.allow_pickle
         trained[period.key] = learned.write(folder, folder / "models", allow_pickle=allowed)
     return {key: trained[period.key] for key, period in periods.items()}
 
 
 def _with_model(spec: PipelineSpec, tested: BacktestModel) -> PipelineSpec:
-    """The pipeline with the estimator to test, trained when and on what the declared model is trained.
-
-    Raises:
-        WrongUseError: The estimator cannot be imported, is no estimator, or lacks a parameter.
-    """
+    """The pipeline with the estimator to test, trained when and on what the declared model is trained."""
     path = tested.estimator or ""
     try:
         check_dotted(path)
@@ -150,26 +258,14 @@ def _with_model(spec: PipelineSpec, tested: BacktestModel) -> PipelineSpec:
         msg = f"the estimator: {error}."
         raise WrongUseError(msg, hint="write it as 'package.module.Class'.") from error
     kind = "estimator" if inspect.isclass(import_function(path, "the estimator")) else "build"
-    declared = spec.model
-    model = Model.model_validate(
-        {
-            kind: path,
-            "params": tested.params,
-            "train": declared.train,
-            "promote": declared.promote,
-            "allow_pickle": declared.allow_pickle,
-        }
-    )
+    declared = {name: getattr(spec.model, name) for name in ("train", "promote", "allow_pickle")}
+    model = Model.model_validate({kind: path, "params": tested.params, **declared})
     check_estimator_exists(model)
     return spec.model_copy(update={"model": model})
 
 
 def _periods(spec: PipelineSpec, partitions: Sequence[Partition], stamp: Stamp) -> dict[str, Partition]:
-    """The serving period of each partition, by partition key; a single model's period starts with the first partition.
-
-    Raises:
-        WrongUseError: There is too little history before some partitions to train on.
-    """
+    """The serving period of each partition, by partition key; a single model's period starts with the first partition."""
     if spec.model.train.every is None:
         first = partitions[0]
         begun = [Partition(key=first.key, start=first.start, end=first.start)] if _can_serve(spec, first) else []
@@ -194,11 +290,7 @@ def _can_serve(spec: PipelineSpec, partition: Partition) -> bool:
 def _require_features(
     pipeline: Pipeline, state: State, partitions: Iterable[Partition], *, as_declared: bool = False
 ) -> None:
-    """Check that the features of partitions are built; for training, by the SQL as it is now.
-
-    Raises:
-        DataError: The features of some partitions are not.
-    """
+    """Check that the features of partitions are built; for training, by the SQL as it is now."""
     name, keys = pipeline.spec.name, sorted({partition.key for partition in partitions})
     missing = [key for key in keys if key not in state.features]
     what = "not built, or their file has changed"
@@ -212,72 +304,34 @@ def _require_features(
 
 @dataclass(frozen=True)
 class _Backtest:
-    """What the partitions of one backtest share."""
+    """What the partitions of one backtest share, and what production did with them, as it is published."""
 
     pipeline: Pipeline
-    state: State
     versions: Mapping[str, Version]  # by partition key
-    bundle_folder: FolderOfVersion
+    bundle_folder: BundleOf
     stamp: Stamp
-    folder: Path
-    registered: bool  # whether the versions are registered
-    keep_scores: bool
-    kept: list[Path] = field(default_factory=list[Path])  # files with the scores of all rows
+    builds: Mapping[str, FeatureBuild]  # by partition key
+    con: duckdb.DuckDBPyConnection
+    session: FeatureSession  # reads the labels
+    runs: Mapping[str, ScoreRun]  # by partition key
+    registry: Registry
 
-    def tested(self, partitions: Sequence[Partition], watch: Watch | None) -> Iterator[TestedPartition]:
-        """Score partitions, and measure each as soon as it is scored."""
-        spec = self.pipeline.spec
-        features = spec.features.model_copy(update={"max_rejected": 1.0})  # nothing is published that they could spoil
-        rows = Counter[str]()
-        for partition in partitions:
-            rows[self.versions[partition.key].version] += self.state.features[partition.key].rows
-        orders = (self._order(partition, rows) for partition in partitions)
-        publish(self.pipeline.home)
-        with (
-            open_published(self.pipeline.home) as con,
-            self.pipeline.builder.session(partitions[0]) as session,
-            engine_of(spec.engine)(
-                spec.model_copy(update={"features": features}), self.folder, self.stamp, watch=watch
-            ) as engine,
-            closing(engine.staged(orders)) as results,
-        ):
-            runs, registry = read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name)
-            production = _Production(con, session, runs, registry)
-            for partition, staged in zip(partitions, results, strict=True):
-                yield self._tested(partition, staged, production)
-                for file in (*staged.rejected, *(() if self.keep_scores else staged.predictions)):
-                    file.unlink()
-                if self.keep_scores:
-                    self.kept.extend(staged.predictions)
-
-    def _order(self, partition: Partition, rows: Mapping[str, int]) -> ScoringOrder:
-        build, version = self.state.features[partition.key], self.versions[partition.key]
-        return ScoringOrder(
-            partition=partition,
-            features=self.pipeline.history.file(build),
-            sha256=build.sha256,
-            rows=build.rows,
-            model=self.bundle_folder(version, rows[version.version]),
-            xxh3=build.xxh3,
-        )
-
-    def _tested(self, partition: Partition, staged: Staged, production: "_Production") -> TestedPartition:
-        spec, version, run = self.pipeline.spec, self.versions[partition.key], production.runs.get(partition.key)
-        known_from = matures(spec, partition)
+    def tested(self, partition: Partition, staged: Staged, *, registered: bool) -> TestedPartition:
+        """Measure a partition that was scored."""
+        spec, version, run = self.pipeline.spec, self.versions[partition.key], self.runs.get(partition.key)
+        known_from, counts, notes = matures(spec, partition), staged.counts, list[str]()
         rows_measured, metrics, of_production = 0, dict[str, float](), dict[str, float]()
-        if known_from <= self.stamp.at:
-            rows_measured, metrics, of_production = self._compared(partition, staged, production)
-            note = "" if rows_measured else "none of its rows can be measured"
+        if known_from > self.stamp.at:
+            notes.append(f"its labels are not known before {known_from:%Y-%m-%d %H:%M} UTC")
         else:
-            note = f"its labels are known from {known_from:%Y-%m-%d %H:%M} UTC on"
-        counts = staged.counts
-        if counts.rows_in and counts.rows_rejected / counts.rows_in > spec.features.max_rejected:
-            share = f"{counts.rows_rejected / counts.rows_in:.2%} of its rows are rejected"
-            share += f", more than max_rejected ({spec.features.max_rejected:.2%}) allows"
-            note = "; ".join(filter(None, [note, share]))
+            rows_measured, metrics, of_production = self._compared(partition, staged)
+            notes += [] if rows_measured else ["none of its rows can be measured"]
+        if counts.exceed(spec.features.max_rejected):
+            share, allowed = counts.rows_rejected / counts.rows_in, spec.features.max_rejected
+            notes.append(f"{share:.2%} of its rows are rejected, more than max_rejected ({allowed:.2%}) allows")
         return TestedPartition(
             partition=partition.key,
-            model=version.version if self.registered else f"trained for {version.serving_period}",
+            model=version.version if registered else f"trained for {version.serving_period}",
             in_sample=version.has_seen(partition),
             rows_in=counts.rows_in,
             rows_scored=counts.rows_scored,
@@ -287,56 +341,92 @@ class _Backtest:
             production=of_production,
             production_version=None if run is None else run.model_version,
             production_in_sample=None if run is None else run.in_sample,
-            note=note,
+            note="; ".join(notes),
         )
 
-    def _compared(
-        self, partition: Partition, staged: Staged, production: "_Production"
-    ) -> tuple[int, dict[str, float], dict[str, float]]:
+    def _compared(self, partition: Partition, staged: Staged) -> tuple[int, dict[str, float], dict[str, float]]:
         """The measured rows, the metrics of the tested model and, on the same rows, those of production if it scored them."""
         history, version, key = self.pipeline.history, self.versions[partition.key], self.pipeline.spec.features.key
         columns = [*key, *prediction_columns(version.task, version.class_labels)]
         predictions = pl.read_parquet(list(staged.predictions), columns=columns)
-        labels = known_labels(history, production.session, partition, self.stamp, predictions)
-        run, committed, served = production.runs.get(partition.key), None, None
+        labels = known_labels(history, self.session, partition, self.stamp, predictions)
+        run, of_production = self.runs.get(partition.key), dict[str, float]()
         if run is not None:
-            served = production.registry.named(run.model_version)
-            committed = committed_predictions(production.con, history.spec, partition, served)
+            served = self.registry.named(run.model_version)
+            committed = committed_predictions(self.con, history.spec, partition, served)
             committed = with_keys_of(predictions, history.spec, partition, committed, what="predictions")
-            predictions, committed = (
-                rows.join(others, on=key, how="semi", maintain_order="left")
-                for rows, others in ((predictions, committed), (committed, predictions))
-            )
+            committed = committed.join(predictions, on=key, how="semi", maintain_order="left")
+            predictions = predictions.join(committed, on=key, how="semi", maintain_order="left")
             for classes in (version.class_labels, served.class_labels):
                 if labels is not None and classes:
                     labels = labels.filter(known_to(classes, labels[labels.columns[-1]]))
+            of_production = performance_of(self._scored(partition, served, committed, labels))
         tested = self._scored(partition, version, predictions, labels)
         rows_measured = predictions.height if labels is None else tested.labelled.height
-        of_production: dict[str, float] = {}
-        if served is not None and committed is not None:
-            of_production = performance_of(self._scored(partition, served, committed, labels))
         return rows_measured, performance_of(tested), of_production
 
     def _scored(
         self, partition: Partition, version: Version, predictions: pl.DataFrame, labels: pl.DataFrame | None
     ) -> ScoredPartition:
         """A version's scores for the measures; the tested version's contract encodes the features of both versions."""
+        spec = self.pipeline.spec
 
         def read_features() -> tuple[pl.DataFrame, NDArray[np.float64]]:
             bundle = self.bundle_folder(self.versions[partition.key], 0)
             manifest = read_manifest(bundle.folder, bundle.sha256)
-            contract = Contract.from_json(manifest.contract).under(self.pipeline.spec.features.columns)
-            build = self.state.features[partition.key]
+            contract = Contract.from_json(manifest.contract).under(spec.features.columns)
+            build = self.builds[partition.key]
             return encoded_features(self.pipeline.history, build, partition, predictions, contract)
 
-        return scored_by(version, self.pipeline.spec.features.key, predictions, labels, read_features)
+        return ScoredPartition(
+            version.task, version.class_labels, spec.features.key, predictions, labels, read_features
+        )
 
 
-@dataclass(frozen=True)
-class _Production:
-    """What production did, as it is published, and the session that reads the labels."""
+def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stamp, scores: Sequence[Path]) -> None:
+    """Add a backtest to its tables, in one transaction with its entries in the journal of changes.
 
-    con: duckdb.DuckDBPyConnection
-    session: FeatureSession
-    runs: Mapping[str, ScoreRun]  # by partition key
-    registry: Registry
+    `scores` are files of staged predictions of all rows; none if they are not kept.
+    """
+    rows = [vars(row) for row in _rows(result, stamp)]
+    files = [_named(file) for file in scores]
+    with warehouse.transaction() as con:
+        create_schema(con, pipeline)
+        columns = ", ".join(column_definitions(BacktestRow))
+        con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(pipeline)}.{BACKTESTS} ({columns})")
+        insert(con, BACKTESTS, rows, schema=pipeline)
+        if files:
+            replace_rows(con, pipeline, SCORES, [], files)
+        tables = [BACKTESTS, SCORES] if files else [BACKTESTS]
+        changed = [(table, partition.partition) for table in tables for partition in result.partitions]
+        seqs = next_numbers(con, len(changed))
+        note(con, [Change(seq, pipeline, *change) for seq, change in zip(seqs, changed, strict=True)])
+
+
+def _rows(result: Backtested, stamp: Stamp) -> Iterator[BacktestRow]:
+    for partition in result.partitions:
+        version = result.versions[partition.partition]
+        for metric in sorted(partition.metrics) or [None]:
+            yield as_record(
+                BacktestRow,
+                version,
+                partition,
+                backtest_id=stamp.run_id,
+                partition_key=partition.partition,
+                metric=metric,
+                value=None if metric is None else partition.metrics[metric],
+                production_value=None if metric is None else partition.production.get(metric),
+                model_version=version.version if result.registered else None,
+                run_at=stamp.at,
+            )
+
+
+def _named(file: Path) -> Path:
+    """Staged predictions with the column `backtest_id` instead of `run_id`."""
+    named = file.with_name(f"{file.name}.named")
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        rows = f"SELECT * EXCLUDE (run_id), run_id AS backtest_id FROM read_parquet({literal(str(file))})"
+        con.execute(f"COPY ({rows}) TO {literal(str(named))} (FORMAT parquet)")
+    file.unlink()
+    return named

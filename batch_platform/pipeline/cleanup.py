@@ -68,16 +68,10 @@ class _References:
 def find_garbage(
     specs: Sequence[PipelineSpec], home: Home, now: datetime, *, trained_before: datetime
 ) -> list[Garbage]:
-    """Find what could be removed.
+    """Find what could be removed of the declared pipelines; files of other pipelines are left alone.
 
-    Args:
-        specs: The declared pipelines. Files of other pipelines are left alone.
-        home: Where to look.
-        now: The current time.
-        trained_before: Younger versions that were never promoted are kept, since somebody may still promote them.
-
-    Raises:
-        WarehouseBusyError: Another process held the warehouse for too long.
+    Versions that were never promoted are kept unless they are older than `trained_before`, since somebody may still promote
+    them.
     """
     home.create()
     garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
@@ -91,15 +85,10 @@ def find_garbage(
 
 
 def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list[Garbage]:
-    """Remove garbage, except what the ledgers have come to refer to since it was found; returns what was removed.
+    """Remove garbage that was looked for at `stamp.at`, except what the ledgers refer to since; returns what was removed.
 
     The check and the record that versions are removed are one transaction: a version promoted before it stays, and a version
     cannot be promoted after it.
-
-    Args:
-        garbage: As found.
-        home: Where it was found.
-        stamp: Of the removal; `stamp.at` is when the garbage was looked for.
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for too long; nothing is removed.
@@ -173,29 +162,25 @@ def _features(home: Home, spec: PipelineSpec, builds: Mapping[str, FeatureBuild]
     for path in left_aside(folder):
         yield Garbage("features", spec.name, path, _size(path), "its run is gone")
     for path in _inside(folder):
-        if path.suffix != ".parquet" or path.name.startswith("."):
-            continue
-        key = partition_of(path.name)
-        build = builds.get(key)
-        if not _is_partition(spec, key):
-            yield Garbage("features", spec.name, path, _size(path), f"{key} is no longer a partition")
-        elif build is not None and path.name == feature_file_name(key, build.sha256):
-            continue
-        elif _untouched_since(path, now - UNRECORDED_FOR):
-            if build is None:
-                yield Garbage("features", spec.name, path, _size(path), "never recorded: its run was killed")
-            elif build.built_at < now - UNRECORDED_FOR:  # no run that began before it reads the file any more
-                yield Garbage(
-                    "features", spec.name, path, _size(path), f"replaced by the build of {build.built_at:%Y-%m-%d}"
-                )
+        if path.suffix == ".parquet" and not path.name.startswith("."):
+            reason = _not_needed(path, spec, builds, now - UNRECORDED_FOR)
+            if reason is not None:
+                yield Garbage("features", spec.name, path, _size(path), reason)
 
 
-def _is_partition(spec: PipelineSpec, key: str) -> bool:
+def _not_needed(path: Path, spec: PipelineSpec, builds: Mapping[str, FeatureBuild], before: datetime) -> str | None:
+    """Why a feature file can go; None if a build refers to it, or a run may be about to record it or still read it."""
+    key = partition_of(path.name)
+    build = builds.get(key)
     try:
         spec.partitions.calendar.named(key)
     except WrongUseError:
-        return False
-    return True
+        return f"{key} is no longer a partition"
+    if (build is not None and path.name == feature_file_name(key, build.sha256)) or not _untouched_since(path, before):
+        return None
+    if build is None:
+        return "never recorded: its run was killed"
+    return f"replaced by the build of {build.built_at:%Y-%m-%d}" if build.built_at < before else None
 
 
 def _inside(folder: Path) -> list[Path]:

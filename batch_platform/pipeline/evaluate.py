@@ -6,7 +6,7 @@ evaluated, unless a measure needs its contract to encode the features.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -28,7 +28,7 @@ from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.scoring.batch import prediction_columns
-from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs, read_challenger_scores
+from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
@@ -96,13 +96,14 @@ def not_scored(pipeline: str, partition_key: str) -> DataError:
 
 
 def committed_predictions(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition, model: Version
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition, model: Version, challenger: str = ""
 ) -> pl.DataFrame:
-    """The published predictions of a partition: key columns and the columns that the model adds."""
+    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model."""
     columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    names = ", ".join(quoted(name) for name in columns)
-    query = f"SELECT {names} FROM {quoted(spec.name)}.predictions WHERE partition_key = $key"
-    return con.sql(query, params={"key": partition.key}).pl()
+    table = f"{quoted(spec.name)}.{SCORES if challenger else 'predictions'}"
+    values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
+    conditions = " AND ".join(f"{name} = ${name}" for name in values)
+    return con.sql(f"SELECT {', '.join(map(quoted, columns))} FROM {table} WHERE {conditions}", params=values).pl()
 
 
 def known_labels(
@@ -113,17 +114,6 @@ def known_labels(
         return None
     labels = history.labels(session, partition, stamp)
     return with_keys_of(predictions, history.spec, partition, labels, what="labels")
-
-
-def scored_by(
-    model: Version,
-    key: Sequence[str],
-    predictions: pl.DataFrame,
-    labels: pl.DataFrame | None,
-    read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]],
-) -> ScoredPartition:
-    """A partition as a registered version scored it, for the measures; see `ScoredPartition` for the arguments."""
-    return ScoredPartition(model.task, model.class_labels, key, predictions, labels, read_features)
 
 
 def encoded_features(
@@ -205,8 +195,7 @@ class _Evaluation:
             if scored.failure is not None or scored.model_version is None:
                 continue
             model = self.registry.named(scored.model_version)
-            columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-            scores = read_challenger_scores(self.con, spec.name, scored, columns)
+            scores = committed_predictions(self.con, spec, partition, model, scored.challenger)
             known = None if labels is None else with_keys_of(scores, spec, partition, labels, what="labels")
             try:
                 yield self._measured(partition, run, model, scores, known, challenger=scored.challenger)
@@ -224,7 +213,8 @@ class _Evaluation:
         challenger: str | None = None,
     ) -> MeasuredModel:
         read_features = partial(self._read_features, partition, run, model, predictions)
-        scored = scored_by(model, self.history.spec.features.key, predictions, labels, read_features)
+        key = self.history.spec.features.key
+        scored = ScoredPartition(model.task, model.class_labels, key, predictions, labels, read_features)
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
         return MeasuredModel(model, tables, scored.labelled.height, challenger)
 

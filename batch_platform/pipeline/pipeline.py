@@ -41,11 +41,17 @@ from batch_platform.models.registry import (
     register,
 )
 from batch_platform.monitoring.scores import committed_distributions
-from batch_platform.pipeline.challenger_training import train_challengers, trusted
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, not_scored
 from batch_platform.pipeline.plan import Plan, State, features_due, make_plan, untrained
-from batch_platform.pipeline.staleness import relabelled, status_rows
-from batch_platform.pipeline.train import Trained, TrainedChallenger, publish_version, train_version
+from batch_platform.pipeline.status import relabelled, status_rows
+from batch_platform.pipeline.train import (
+    Trained,
+    TrainedChallenger,
+    Training,
+    publish_version,
+    train_challengers,
+    train_version,
+)
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch
@@ -71,16 +77,10 @@ class Built:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One declared pipeline in one home.
-
-    Args:
-        spec: The declaration.
-        folder: Absolute path of the folder with the SQL files.
-        home: The home with the data.
-    """
+    """One declared pipeline in one home."""
 
     spec: PipelineSpec
-    folder: Path
+    folder: Path  # absolute path of the folder with the SQL files
     home: Home
     _bundles: dict[str, Bundle] = field(default_factory=dict[str, Bundle], init=False, repr=False, compare=False)
 
@@ -188,15 +188,7 @@ class Pipeline:
             self._settle(con, seen, now)
 
     def decide(self, decision: Promotion, seen: State) -> None:
-        """Record a decision on a registered version and publish it.
-
-        Args:
-            decision: The decision.
-            seen: The state that it was made on.
-
-        Raises:
-            WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
-        """
+        """Record a decision on a registered version, made on a state that was `seen`, and publish it."""
         with self._deciding(seen, decision.decided_at) as con:
             record_decisions(con, [decision])
         publish(self.home)
@@ -211,7 +203,7 @@ class Pipeline:
         if not partitions:
             return
         state = self.state()
-        due = {one.key: one for one in partitions if force or features_due(state, one) is not None}
+        due = {partition.key for partition in partitions if force or features_due(state, partition) is not None}
         group: list[Built] = []
         with (
             staging_folder(self.home, stamp.run_id) as folder,
@@ -235,42 +227,34 @@ class Pipeline:
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
 
-        Args:
-            period: The serving period; the model learns only from what is known at its start.
-            stamp: Stamp of the run.
-            params: Parameters of the estimator that replace or extend the declared ones.
+        They learn only from what is known at the start of the period; `params` replace or extend the declared parameters.
 
         Raises:
             TrainingRefusedError: No model can be trained on the data; nothing is registered.
             PublishingError: The model is registered here, but not in MLflow.
         """
-        params, state = {**self.spec.model.params, **(params or {})}, self.state()
-        trained = train_version(
-            self.history, state=state, period=period, params=params, stamp=stamp, open_version=self.bundle
-        )
-        with self._deciding(state, stamp.now()) as con:
+        training = Training(self.history, self.state(), period, stamp)
+        trained = train_version(training, {**self.spec.model.params, **(params or {})}, self.bundle)
+        with self._deciding(training.state, stamp.now()) as con:
             register(con, trained.version, trained.decision)
         due = [challenger for challenger in self.spec.challengers if challenger.version is None]
-        challengers = self._challenge(due, state, period, stamp, trained)
-        trained = replace(trained, data=None, challengers=challengers)
+        trained = replace(trained, data=None, challengers=self._challenge(training, due, trained))
         if self.spec.model.publish is not None:
             publish_version(self.spec, self.home, trained)
         return trained
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
-        state = self.state()
-        return self._challenge(untrained(self.spec, state.registry, period.key), state, period, stamp)
+        training = Training(self.history, self.state(), period, stamp)
+        return self._challenge(training, untrained(self.spec, training.state.registry, period.key))
 
     def _challenge(
-        self, due: list[Challenger], state: State, period: Partition, stamp: Stamp, model: Trained | None = None
+        self, training: Training, due: Sequence[Challenger], model: Trained | None = None
     ) -> tuple[TrainedChallenger, ...]:
         """Train challengers and register each as soon as it is trained."""
         done: list[TrainedChallenger] = []
-        for challenger in train_challengers(
-            self.history, due, state=state, period=period, stamp=stamp, open_version=self.bundle, model=model
-        ):
-            with self._deciding(state, stamp.now()) as con:
+        for challenger in train_challengers(training, due, self.bundle, model):
+            with self._deciding(training.state, training.stamp.now()) as con:
                 if challenger.version is not None and challenger.decision is not None:
                     register(con, challenger.version, challenger.decision, challenger.training)
                 else:
@@ -290,13 +274,7 @@ class Pipeline:
         """Score partitions, oldest first, with their champions or a named version; skipped partitions come first.
 
         Partitions that no model serves do not hold up the others: the error is raised once the others are committed.
-
-        Args:
-            partitions: Partitions whose features are built.
-            stamp: Stamp of the run.
-            force: Score partitions that are up to date too, and allow a partition to become empty.
-            version: Version to score with instead of the champions.
-            watch: Called with the progress within a partition.
+        With `force`, partitions that are up to date are scored too, and a partition may become empty.
 
         Raises:
             NoChampionError: No approved model serves a partition.
@@ -304,18 +282,26 @@ class Pipeline:
             DataError: More rows are rejected than max_rejected allows, or columns are missing.
             WarehouseError: A newer run committed a partition in the meantime.
         """
-        state = self.state()
-        due, unserved, failure = list[Due](), list[tuple[str, BatchPlatformError]](), None
+        state, code_version = self.state(), self.scoring_code_version
+        registry, due, unserved, failure = state.registry, list[Due](), list[tuple[str, BatchPlatformError]](), None
         for partition in partitions:
             try:
-                due.append(self._due(state, partition, version))
+                model = (
+                    registry.present(version) if version else registry.require_champion(partition.start, partition.key)
+                )
+                (build,) = self.history.require(state.features, partition)
+                due.append(Due(partition, model, build, state.scores.get(partition.key)))
             except NoChampionError as error:
                 unserved.append((partition.key, error))
             except BatchPlatformError as error:
                 failure = error  # raised once the partitions before it are committed
                 break
-        code_version = self.scoring_code_version
-        yield from self._skipped([one for one in due if not force and one.is_held(code_version)])
+        yield from self._skipped([item for item in due if not force and item.is_held(code_version)])
+        asked = [
+            replace(item, challengers=challengers_of(self.spec, registry, item.partition, item.model))
+            for item in due
+            if force or not item.is_held(code_version)
+        ]
         make_engine = engine_of(self.spec.engine)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
@@ -328,13 +314,7 @@ class Pipeline:
             run = ScoringRun(
                 self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle
             )
-            asked = (one for one in due if force or not one.is_held(code_version))
-            yield from run.committed(
-                [
-                    replace(one, challengers=challengers_of(self.spec, state.registry, one.partition, one.model))
-                    for one in asked
-                ]
-            )
+            yield from run.committed(asked)
         if failure is not None:
             raise failure
         if unserved:
@@ -349,18 +329,18 @@ class Pipeline:
         """
         if not partitions:
             return
-        group, left = list[Evaluated](), dict.fromkeys(partition.key for partition in partitions)
+        group, unscored = list[Evaluated](), dict.fromkeys(partition.key for partition in partitions)
         publish(self.home)
-        for one in evaluated(self.history, partitions, stamp):
-            group.append(one)
-            left.pop(one.partition.key, None)
+        for evaluation in evaluated(self.history, partitions, stamp):
+            group.append(evaluation)
+            unscored.pop(evaluation.partition.key, None)
             if is_full(len(group), sum(done.run.rows_scored for done in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)
-        if left:
-            unscored = [(key, not_scored(self.spec.name, key)) for key in left]
-            raise merged(unscored, len(partitions) - len(left))
+        if unscored:
+            errors = [(key, not_scored(self.spec.name, key)) for key in unscored]
+            raise merged(errors, len(partitions) - len(unscored))
 
     def publish(self) -> None:
         """Bring the published copy up to date."""
@@ -389,22 +369,15 @@ class Pipeline:
             self.warehouse.record_features([built.build for built in group])
         yield from group
 
-    def _due(self, state: State, partition: Partition, version: str | None) -> Due:
-        """What scores a partition: its champion or a named version, and the recorded features."""
-        registry = state.registry
-        model = registry.present(version) if version else registry.require_champion(partition.start, partition.key)
-        (build,) = self.history.require(state.features, partition)
-        return Due(partition, model, build, state.scores.get(partition.key))
-
     def _skipped(self, held: Sequence[Due]) -> Iterator[Committed]:
         if not held:
             return
         with self.warehouse.open() as con:
-            distributions = committed_distributions(con, self.spec.name, [one.partition.key for one in held])
-        for one in held:
-            if one.standing is not None:
-                scores = distributions.get(one.partition.key)
-                yield Committed(one.partition, one.standing, skipped=True, scores=scores)
+            distributions = committed_distributions(con, self.spec.name, [item.partition.key for item in held])
+        for item in held:
+            if item.standing is not None:
+                scores = distributions.get(item.partition.key)
+                yield Committed(item.partition, item.standing, skipped=True, scores=scores)
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.
@@ -423,13 +396,16 @@ class Pipeline:
         return BundleFolder(version.version, folder, version.sha256, rows, self._trusts(version))
 
     def _trusts(self, version: Version) -> bool:
-        """Whether the files of a version may run code; the registry is asked only where it matters."""
-        if self.spec.model.allow_pickle or not any(one.allow_pickle for one in self.spec.challengers):
+        """Whether the declaration lets the files of a version run code, as the model's or as a challenger's."""
+        trusted = [challenger for challenger in self.spec.challengers if challenger.allow_pickle]
+        if self.spec.model.allow_pickle or not trusted:
             return self.spec.model.allow_pickle
         with self.warehouse.open() as con:
-            return trusted(self.spec, read_registry(con, self.spec.name), version)
+            name = read_registry(con, self.spec.name).challengers.get(version.version)
+        return any(challenger.name == name or challenger.version == version.version for challenger in trusted)
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
-            self.warehouse.commit_evaluations(self.spec.name, [one.run for one in group], measure_tables(group))
+            runs = [evaluation.run for evaluation in group]
+            self.warehouse.commit_evaluations(self.spec.name, runs, measure_tables(group))
         yield from group

@@ -25,32 +25,21 @@ ASSET_OF: dict[Step, Step] = {"challengers": "model"}  # steps without an asset 
 
 @dataclass(frozen=True)
 class State:
-    """What is recorded of a pipeline, and what its files look like.
+    """What is recorded of a pipeline, and what its files look like; mappings are by partition key."""
 
-    Args:
-        features: Builds whose file is as recorded, by partition key.
-        scores: Newest commits, by partition key.
-        evaluations: Newest evaluations, by partition key.
-        registry: The pipeline's models.
-        features_code_version: Code version of the features as declared now.
-        scoring_code_version: Code version of the predictions as declared now.
-        lost: Builds whose file is missing or not as recorded, by partition key.
-        source_versions: Current versions of the sources with a file per partition, by partition key, in the form that
-            builds record.
-        label_versions: Current versions of such sources of labels, in the form that evaluations record.
-        relabelled: Versions that scored something and learned from labels that were corrected since.
-    """
-
-    features: dict[str, FeatureBuild]
-    scores: dict[str, ScoreRun]
-    evaluations: dict[str, EvaluationRun]
+    features: dict[str, FeatureBuild]  # newest builds whose file is as recorded
+    scores: dict[str, ScoreRun]  # newest commits
+    evaluations: dict[str, EvaluationRun]  # newest evaluations
     registry: Registry
-    features_code_version: str
-    scoring_code_version: str
-    lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])
+    features_code_version: str  # as declared now
+    scoring_code_version: str  # as declared now
+    lost: dict[str, FeatureBuild] = field(
+        default_factory=dict[str, FeatureBuild]
+    )  # builds whose file is not as recorded
+    # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
-    relabelled: frozenset[str] = frozenset()
+    relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
 
 
 @dataclass(frozen=True)
@@ -65,17 +54,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is due, in order.
+    """What is due, and what readers of a committed partition should know, by its key."""
 
-    Args:
-        items: What is due, in the order in which it has to be done.
-        blocked: Predictions that no model serves.
-        stale: Why scoring a committed partition now would give other rows, by key; also where `rescore` forbids it.
-        remarks: What else readers of a committed partition should know, by key.
-    """
-
-    items: list[Item]
-    blocked: list[Item]
+    items: list[Item]  # in the order in which they have to be done
+    blocked: list[Item]  # predictions that no model serves
+    # Why scoring a committed partition now would give other rows; also where `rescore` forbids it.
     stale: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -112,16 +95,11 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     version: Version | None = None,
     force: bool = False,
 ) -> Plan:
-    """Plan what is due at a time.
+    """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all.
 
-    Args:
-        spec: The pipeline.
-        state: What is recorded.
-        now: The time.
-        only: Partitions to bring up to date, with whatever upstream they lack; None means all that are due.
-        failed_models: Serving periods whose training failed; the previous model scores their partitions.
-        version: Scores every partition in place of its champion; no model is trained then.
-        force: Whether features and predictions of `only` are due even though nothing changed.
+    The previous model scores the partitions of serving periods whose training failed. A `version` scores every partition in
+    place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
+    changed.
     """
     wanted = list(spec.partitions.calendar.due(now) if only is None else only)
     models, challengers = list[Item](), list[Item]()
@@ -163,11 +141,8 @@ def requests(
 ) -> list[Request]:
     """Join due items to runs: ranges of partitions without gaps, those with most steps first, then oldest first.
 
-    Args:
-        items: Due items of steps that one run can do; all steps of a partition are done in the same run.
-        limit: Maximum number of partitions in all; the oldest are taken.
-        failed: Steps and partition keys whose last run failed. Such a partition is requested alone where a range would
-            begin with it, so that it does not hold up those behind it.
+    All steps of a partition are done in the same run. A `limit` takes the oldest partitions. A partition of which a step
+    `failed` in its last run is requested alone where a range would begin with it, so that it does not hold up those behind it.
     """
     due: dict[Partition, set[Step]] = {}
     for item in items:
@@ -175,13 +150,13 @@ def requests(
     groups: dict[tuple[Step, ...], list[Partition]] = {}
     for partition in sorted(due, key=lambda partition: partition.start)[:limit]:
         groups.setdefault(tuple(step for step in STEPS if step in due[partition]), []).append(partition)
-    found: list[Request] = []
+    planned: list[Request] = []
     for steps in sorted(groups, key=lambda steps: (-len(steps), STEPS.index(steps[0]))):
         for partitions in ranges(groups[steps]):
             apart = len(partitions) > 1 and any((step, partitions[0].key) in failed for step in steps)
             parts = (partitions[:1], partitions[1:]) if apart else (partitions,)
-            found += [Request(steps, part) for part in parts]
-    return found
+            planned += [Request(steps, part) for part in parts]
+    return planned
 
 
 def ranges(partitions: Iterable[Partition]) -> list[tuple[Partition, ...]]:

@@ -1,15 +1,25 @@
-"""Where the partitions of a pipeline stand, and why; computed from what is recorded and from the plan."""
+"""Where the partitions of a pipeline stand, and why; computed from what is recorded and from the plan.
+
+The command, the checks and the schedules compute the answer when they are asked. The table
+`batch_platform.partition_status` holds it as of the last commit, decision or end of a run. A model whose labels were
+corrected does not make its predictions stale, since scoring them again would change nothing; a remark says so.
+"""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Literal
 
+from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.models.registry import Registry
+from batch_platform.features.history import History, labels_fingerprint
+from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.plan import Plan, State, Step
+from batch_platform.warehouse.ledger import StatusRow, as_record
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
 
@@ -21,13 +31,13 @@ class PartitionStatus:
     partition: str
     condition: Condition
     reason: str
-    model_version: str | None
-    rows_in: int | None
-    rows_scored: int | None
-    rows_rejected: int | None
-    committed_at: datetime | None
-    run_id: str | None
-    evaluated: bool
+    model_version: str | None = None
+    rows_in: int | None = None
+    rows_scored: int | None = None
+    rows_rejected: int | None = None
+    committed_at: datetime | None = None
+    run_id: str | None = None
+    evaluated: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,15 +76,10 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
     failed: Mapping[str, str],
     materialized: AbstractSet[str] | None = None,
 ) -> PipelineStatus:
-    """Say where every partition stands that is due at a time.
+    """Say where every partition stands that is due at a time, for which the plan was made.
 
-    Args:
-        spec: The pipeline.
-        state: What is recorded.
-        plan: What is due at `now`.
-        now: The time.
-        failed: Partitions whose last attempt failed, with the id of that run.
-        materialized: Partitions whose predictions Dagster holds done; None compares nothing with the ledger.
+    `failed` holds the partitions whose last attempt failed, with the id of that run; `materialized` those whose predictions
+    Dagster holds done, None to compare nothing with the ledger.
     """
     due = {item.partition.key for item in plan.of("predictions")}
     troubles: dict[str, tuple[Condition, str]] = {item.partition.key: ("blocked", item.reason) for item in plan.blocked}
@@ -124,15 +129,37 @@ def _challenger_status(registry: Registry, challenger: Challenger, now: datetime
 def _partition_status(state: State, plan: Plan, key: str, trouble: tuple[Condition, str] | None) -> PartitionStatus:
     run = state.scores.get(key)
     condition, reason = trouble or ("scored" if run else "missing", plan.remarks.get(key, ""))
-    return PartitionStatus(
-        partition=key,
-        condition=condition,
-        reason=reason,
-        model_version=run.model_version if run else None,
-        rows_in=run.rows_in if run else None,
-        rows_scored=run.rows_scored if run else None,
-        rows_rejected=run.rows_rejected if run else None,
-        committed_at=run.committed_at if run else None,
-        run_id=run.run_id if run else None,
-        evaluated=key in state.evaluations,
-    )
+    status = PartitionStatus(key, condition, reason, evaluated=key in state.evaluations)
+    return status if run is None else as_record(PartitionStatus, status, run)
+
+
+def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusRow]:
+    """How every committed partition of a state stands by a plan that covers it."""
+    rows: list[StatusRow] = []
+    for key, run in state.scores.items():
+        champion = state.registry.champion(run.partition_start)
+        rows.append(
+            as_record(
+                StatusRow,
+                run,
+                condition="stale" if key in plan.stale else "scored",
+                reason=plan.stale.get(key, plan.remarks.get(key)),
+                champion=None if champion is None else champion.version,
+                computed_at=computed_at,
+            )
+        )
+    return rows
+
+
+def relabelled(history: History, versions: Iterable[Version]) -> frozenset[str]:
+    """The versions that learned from labels whose files changed since; a file that is gone counts as unchanged."""
+    if not history.builder.own_label_sources:
+        return frozenset()
+    calendar, changed = history.spec.partitions.calendar, set[str]()
+    versions_now = cache(history.builder.label_versions)  # windows overlap
+    for version in versions:
+        with suppress(SourceError, WrongUseError):
+            window = calendar.within(version.trained_from, version.trained_until)
+            if version.label_sources and labels_fingerprint(window, versions_now) != version.label_sources:
+                changed.add(version.version)
+    return frozenset(changed)

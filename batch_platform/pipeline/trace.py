@@ -11,8 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import duckdb
 
@@ -29,11 +28,16 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.sources.opening import SourceConnection
-from batch_platform.models.registry import Registry, Version, read_registry
+from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
+
+MOST_ROWS = 20
+Outcome = Literal["scored", "rejected"]
+Way = Literal["features", "model"]
+_TABLES: dict[Outcome, str] = {"scored": "predictions", "rejected": "rejected_rows"}
 
 
 @dataclass(frozen=True)
@@ -83,139 +87,12 @@ class TracedSource:
 class Trace:
     """The outcome of one row, and what produced it."""
 
-    outcome: Literal["scored", "rejected"]
+    outcome: Outcome
     row: dict[str, Any]  # of the table `predictions` or `rejected_rows`
     commit: ScoreRun
     model: TracedModel
     features: TracedFeatures
     sources: tuple[TracedSource, ...] = ()  # filled by `with_source_rows`
-
-
-def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]:
-    """Trace the scored and rejected rows of a key, newest partition first.
-
-    Args:
-        spec: The pipeline.
-        home: The home with its published copy.
-        key: Values as text by key column; some of the key columns are enough.
-
-    Raises:
-        WrongUseError: A name is not a key column.
-        DataError: No row has the key.
-        WarehouseError: Nothing is published, or the published copy cannot be read.
-    """
-    known = spec.features.key
-    if unknown := [name for name in key if name not in known]:
-        msg = f"{spec.name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
-        raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
-    with open_published(home) as con:
-        traces = _Tracer(con, spec, home, read_registry(con, spec.name)).traces(key)
-    if not traces:
-        row = ", ".join(f"{name}={value}" for name, value in key.items())
-        msg = f"{spec.name}: no scored or rejected row has {row}."
-        raise DataError(msg, hint=f"batch-platform status {spec.name} shows which partitions are scored.")
-    return traces
-
-
-Record = TypeVar("Record", ScoreRun, FeatureBuild)
-
-
-@dataclass(frozen=True)
-class _Tracer:
-    """Traces rows through a published copy."""
-
-    con: duckdb.DuckDBPyConnection
-    spec: PipelineSpec
-    home: Home
-    registry: Registry
-
-    def traces(self, key: Mapping[str, str]) -> list[Trace]:
-        tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
-        columns = self.con.execute(tables, {"schema": self.spec.name}).fetchall()
-        types = {column: dtype for table, column, dtype in columns if table == "predictions"}
-        present = {table for table, *_ in columns}
-        scored = self._rows("predictions", key, types) if "predictions" in present else []
-        rejected = self._rows("rejected_rows", key, types) if "rejected_rows" in present else []
-        traces = [
-            *(self._trace("scored", row) for row in scored),
-            *(self._trace("rejected", _read_json(row)) for row in rejected),
-        ]
-        return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
-
-    def _rows(self, table: str, key: Mapping[str, str], types: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Read the rows whose key has these values, each written as the column's type or as its text."""
-        conditions: list[str] = []
-        bound: dict[str, str] = {}
-        for at, (name, value) in enumerate(key.items()):
-            bound[f"value{at}"] = value
-            column = quoted(name)
-            if table == "rejected_rows":
-                bound[f"path{at}"] = "/" + name.replace("~", "~0").replace("/", "~1")  # a JSON pointer
-                column = f"json_extract_string(key, $path{at})"
-            dtype = types.get(name, "VARCHAR")
-            same = f"TRY_CAST({column} AS {dtype}) = TRY_CAST($value{at} AS {dtype})"
-            conditions.append(f"(CAST({column} AS VARCHAR) = $value{at} OR {same})")
-        query = f"FROM {quoted(self.spec.name)}.{table} WHERE {' AND '.join(conditions)}"
-        rows = self.con.sql(query, params=bound)
-        return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
-
-    def _trace(self, outcome: Literal["scored", "rejected"], row: dict[str, Any]) -> Trace:
-        values = {"partition_key": row["partition_key"], "run_id": row["run_id"]}
-        commit = self._newest(ScoreRun, "score_runs", "partition_key = $partition_key AND run_id = $run_id", values)
-        values = {"partition_key": row["partition_key"], "sha256": commit.input_hash, "seq": commit.seq}
-        condition = "partition_key = $partition_key AND sha256 = $sha256 AND seq < $seq"
-        build = self._newest(FeatureBuild, "feature_builds", condition, values)
-        file = self.home.feature_file(self.spec.name, commit.partition_key, build.sha256)
-        return Trace(outcome, row, commit, self._model(commit.model_version), _features(build, file))
-
-    def _newest(self, record: type[Record], ledger: str, condition: str, values: Mapping[str, Any]) -> Record:
-        columns = ", ".join(quoted(item.name) for item in fields(record))
-        query = (
-            f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{ledger} "
-            f"WHERE pipeline = $pipeline AND {condition} ORDER BY seq DESC LIMIT 1"
-        )
-        rows = self.con.execute(query, {"pipeline": self.spec.name, **values}).fetchall()
-        if not rows:
-            msg = f"{self.spec.name}, partition {values['partition_key']}: {ledger} has no row for this score."
-            raise IntegrityError(msg, hint="the warehouse was changed by other means; restore it from a backup.")
-        return record(*rows[0])
-
-    def _model(self, name: str) -> TracedModel:
-        version = self.registry.named(name)
-        decision = self.registry.last_decision(name)
-        return TracedModel(
-            version=name,
-            sha256=version.sha256,
-            estimator=version.estimator,
-            params=json.loads(version.params),
-            metrics=version.metric_values,
-            trained_from=version.trained_from,
-            trained_until=version.trained_until,
-            rows_trained=version.rows_trained,
-            decision="none" if decision is None else f"{decision.action} by {decision.actor}: {decision.reason}",
-            run_id=version.run_id,
-        )
-
-
-def _features(build: FeatureBuild, file: Path) -> TracedFeatures:
-    return TracedFeatures(
-        file=str(file),
-        rows=build.rows,
-        sha256=build.sha256,
-        code_version=build.code_version,
-        sources=json.loads(build.sources),
-        built_at=build.built_at,
-        run_id=build.run_id,
-    )
-
-
-def _read_json(row: dict[str, Any]) -> dict[str, Any]:
-    """Parse the key and the features of a rejected row."""
-    return {**row, "key": json.loads(row["key"]), "row": json.loads(row["row"])}
-
-
-MOST_ROWS = 20
-Way = Literal["features", "model"]
 
 
 @dataclass(frozen=True)
@@ -245,6 +122,90 @@ class Dependents:
     partitions: list[Dependent]
 
 
+def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]:
+    """Trace the scored and rejected rows of a key, newest partition first; some columns of the key are enough.
+
+    Raises:
+        WrongUseError: A name is not a key column.
+        DataError: No row has the key.
+        WarehouseError: Nothing is published, or the published copy cannot be read.
+    """
+    known, name = spec.features.key, spec.name
+    if unknown := [column for column in key if column not in known]:
+        msg = f"{name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
+        raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
+    with open_published(home) as con:
+        rows = _rows(con, name, key)
+        runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
+        builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
+    if not rows:
+        row = ", ".join(f"{column}={value}" for column, value in key.items())
+        msg = f"{name}: no scored or rejected row has {row}."
+        raise DataError(msg, hint=f"batch-platform status {name} shows which partitions are scored.")
+    traces: list[Trace] = []
+    for outcome, row in rows:
+        run, build = runs.get(row["partition_key"]), builds.get(row["partition_key"])
+        if run is None or run.run_id != row["run_id"] or build is None:
+            msg = f"{name}, partition {row['partition_key']}: the ledgers have no row for this score."
+            raise IntegrityError(msg, hint="the warehouse was changed by other means; restore it from a backup.")
+        version, decision = registry.named(run.model_version), registry.last_decision(run.model_version)
+        model = as_record(
+            TracedModel,
+            version,
+            params=json.loads(version.params),
+            metrics=version.metric_values,
+            decision="none" if decision is None else f"{decision.action} by {decision.actor}: {decision.reason}",
+        )
+        file = home.feature_file(name, run.partition_key, build.sha256)
+        features = as_record(TracedFeatures, build, file=str(file), sources=json.loads(build.sources))
+        traces.append(Trace(outcome, row, run, model, features))
+    return sorted(traces, key=lambda trace: trace.commit.partition_start, reverse=True)
+
+
+def _rows(
+    con: duckdb.DuckDBPyConnection, pipeline: str, key: Mapping[str, str]
+) -> list[tuple[Outcome, dict[str, Any]]]:
+    """Read the rows whose key has these values, each written as the column's type or as its text."""
+    tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
+    columns = con.execute(tables, {"schema": pipeline}).fetchall()
+    types = {column: dtype for table, column, dtype in columns if table == "predictions"}
+    rows: list[tuple[Outcome, dict[str, Any]]] = []
+    for outcome, table in _TABLES.items():
+        if table not in {name for name, *_ in columns}:
+            continue
+        conditions, bound = list[str](), dict[str, str]()
+        for at, (name, value) in enumerate(key.items()):
+            bound[f"value{at}"] = value
+            column = quoted(name)
+            if outcome == "rejected":
+                bound[f"path{at}"] = "/" + name.replace("~", "~0").replace("/", "~1")  # a JSON pointer
+                column = f"json_extract_string(key, $path{at})"
+            dtype = types.get(name, "VARCHAR")
+            same = f"TRY_CAST({column} AS {dtype}) = TRY_CAST($value{at} AS {dtype})"
+            conditions.append(f"(CAST({column} AS VARCHAR) = $value{at} OR {same})")
+        selected = con.sql(f"FROM {quoted(pipeline)}.{table} WHERE {' AND '.join(conditions)}", params=bound)
+        for values in selected.fetchall():
+            row = dict(zip(selected.columns, values, strict=True))
+            parsed = {"key": json.loads(row["key"]), "row": json.loads(row["row"])} if outcome == "rejected" else {}
+            rows.append((outcome, row | parsed))
+    return rows
+
+
+def _builds_scored(con: duckdb.DuckDBPyConnection, runs: Collection[ScoreRun]) -> dict[str, FeatureBuild]:
+    """The build of features that each run scored, by partition key."""
+    columns = ", ".join(f"build.{quoted(item.name)}" for item in fields(FeatureBuild))
+    query = f"""
+        SELECT {columns}
+        FROM {LEDGERS_SCHEMA}.feature_builds AS build JOIN {LEDGERS_SCHEMA}.score_runs AS run
+            ON build.pipeline = run.pipeline AND build.partition_key = run.partition_key
+            AND build.sha256 = run.input_hash AND build.seq < run.seq
+        WHERE run.seq IN $seqs
+        QUALIFY row_number() OVER (PARTITION BY run.seq ORDER BY build.seq DESC) = 1
+    """
+    builds = [FeatureBuild(*row) for row in con.execute(query, {"seqs": [run.seq for run in runs]}).fetchall()]
+    return {build.partition_key: build for build in builds}
+
+
 def with_source_rows(builder: FeatureBuilder, traces: Sequence[Trace]) -> list[Trace]:
     """Add to traces what the sources hold for them now."""
     if not traces:
@@ -262,11 +223,7 @@ def with_source_rows(builder: FeatureBuilder, traces: Sequence[Trace]) -> list[T
 def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: str | None) -> Dependents:
     """List the committed partitions of predictions that depend on a source, oldest first.
 
-    Args:
-        builder: The builder of the pipeline.
-        home: The home with its published copy.
-        source: Name of the source.
-        partition_key: A partition of the source; selects predictions only if the source has a file for each partition.
+    The key of a partition of the source selects predictions only if the source has a file for each partition.
 
     Raises:
         WrongUseError: There is no such source or partition.
@@ -279,12 +236,23 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
     partition = None if partition_key is None else spec.partitions.calendar.named(partition_key)
     by_partition = spec.sources[source].by_partition
     with open_published(home) as con:
-        rows = con.execute(_COMMITTED, {"pipeline": spec.name}).fetchall()
+        runs = read_latest(con, ScoreRun, spec.name)
+        builds = _builds_scored(con, runs.values())
         versions = {version.version: version for version in read_registry(con, spec.name).versions}
-    window = partition if by_partition else None
-    ways = _ways(builder, source)
-    dependents = [_dependent(row, source, ways, window, versions) for row in rows]
-    partitions = [dependent for dependent in dependents if dependent is not None]
+    ways, window = _ways(builder, source), partition if by_partition else None
+    partitions: list[Dependent] = []
+    for run in sorted(runs.values(), key=lambda run: run.partition_start):
+        build, version = builds.get(run.partition_key), None
+        through: list[Way] = []
+        if "features" in ways and build is not None and (window is None or window.key == run.partition_key):
+            version = json.loads(build.sources).get(source)
+            if version is not None:
+                through.append("features")
+        if "model" in ways and (window is None or versions[run.model_version].has_seen(window)):
+            through.append("model")
+        if through:
+            own = {"partition": run.partition_key, "through": tuple(through), "source_version": version}
+            partitions.append(as_record(Dependent, run, **own))
     return Dependents(
         pipeline=spec.name,
         source=source,
@@ -297,22 +265,6 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
     )
 
 
-_COMMITTED = f"""
-WITH newest AS (
-    FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline
-    QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY seq DESC) = 1
-)
-SELECT
-    partition_key, model_version, rows_scored, committed_at, run_id,
-    (
-        SELECT arg_max(sources, seq) FROM {LEDGERS_SCHEMA}.feature_builds AS build
-        WHERE pipeline = $pipeline AND build.partition_key = newest.partition_key
-            AND sha256 = newest.input_hash AND build.seq < newest.seq
-    )
-FROM newest ORDER BY partition_start
-"""
-
-
 def _ways(builder: FeatureBuilder, source: str) -> set[Way]:
     """In which ways predictions can depend on a source; a model learns from both features and labels."""
     ways: set[Way] = set()
@@ -321,30 +273,6 @@ def _ways(builder: FeatureBuilder, source: str) -> set[Way]:
     if source in builder.labels_lineage.sources:
         ways.add("model")
     return ways
-
-
-def _dependent(
-    row: tuple[Any, ...],
-    source: str,
-    ways: Collection[Way],
-    window: Partition | None,
-    versions: Mapping[str, Version],
-) -> Dependent | None:
-    key, model_version, rows_scored, committed_at, run_id, sources = row
-    recorded: dict[str, str] = json.loads(sources) if sources else {}
-    model = versions.get(model_version)
-    through: list[Way] = []
-    if "features" in ways and source in recorded and (window is None or window.key == key):
-        through.append("features")
-    learned = model is not None and (
-        window is None or (model.trained_from < window.end and window.start < model.trained_until)
-    )
-    if "model" in ways and learned:
-        through.append("model")
-    if not through:
-        return None
-    version = recorded.get(source) if "features" in through else None
-    return Dependent(key, tuple(through), version, model_version, rows_scored, committed_at, run_id)
 
 
 def _note(source: str, ways: Collection[Way], partition: Partition | None, *, by_partition: bool) -> str:

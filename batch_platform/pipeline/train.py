@@ -1,20 +1,23 @@
-"""Training for one serving period: from recorded features to a bundle on disk and the gate's decision on it.
+"""Training for one serving period: from recorded features to bundles on disk and the decisions on them.
 
-A version that does not pass the gate is kept with the reason and never serves. A training that fails leaves no trace, and the champion
-continues to serve.
+A version that does not pass the gate is kept with the reason and never serves. A training of the model that fails leaves no
+trace, and the champion continues to serve. Challengers train on the rows of the model; one that fails is recorded with the
+reason, and production goes on without it.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, PublishingError, TrainingRefusedError
+from batch_platform.declaration.errors import BatchPlatformError, PublishingError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.redaction import redact, redacted
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, fingerprint
@@ -26,95 +29,18 @@ from batch_platform.models.estimator import is_classification
 from batch_platform.models.fitting import Fitted, compiled_form, declared_columns, evaluate, fit
 from batch_platform.models.flavours.known import predictor_of
 from batch_platform.models.gate import Verdict, pass_gate, unjudged
-from batch_platform.models.imports import read_import
+from batch_platform.models.imports import check_model, read_import
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
 from batch_platform.pipeline.plan import State
+from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import FeatureBuild
 from batch_platform.warehouse.staging import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
+OpenVersion = Callable[[Version], Bundle]
 _TRIAL_ROWS = 1_000
-
-
-def import_model(  # noqa: PLR0913 - each is one fact of the import
-    history: History,
-    builds: Mapping[str, FeatureBuild],
-    window: Sequence[Partition],
-    period: Partition,
-    *,
-    params: dict[str, Any],
-    stamp: Stamp,
-) -> tuple[Fitted, TrainingData | None]:
-    """Read the model that a pipeline imports and check it against the features.
-
-    Args:
-        history: Of the pipeline.
-        builds: Its feature files, by partition key.
-        window: The partitions before the serving period.
-        period: The serving period.
-        params: Arguments for a model class in Python.
-        stamp: Of the run.
-
-    Returns:
-        The model, and the labelled rows to judge it by; None if no label is known.
-
-    Raises:
-        TrainingRefusedError: There is no row of features from which a contract could be learned.
-        DataError: The model does not fit the features.
-        WrongUseError: The model does not exist, or cannot be used as declared.
-        IntegrityError: A feature file differs from what was recorded.
-    """
-    spec = history.spec
-    seen = history.rows(builds, window)
-    if not seen.height:
-        msg = "There are no features before it from which the contract of the imported model could be learned."
-        raise TrainingRefusedError(msg, hint="import it for a later serving period.")
-    imported = read_import(spec.model, history.builder.sources.folder, params)
-    columns = seen.select(feature_columns(spec.features, seen.schema))
-    inferred = infer_contract(columns, declared_columns(spec.features, columns), most_categories=None)
-    signature = imported.signature(inferred)
-    predictor, contract = predictor_of(imported.flavour, imported.source.model, signature), signature.contract
-    trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
-    if trial.height:  # the model must return what it is declared to return
-        predictor.predict(contract.encode(trial))
-    data = _labelled(history, builds, window, period, stamp)
-    rows = contract.split(seen.clear() if data is None else data.evaluate)
-    classes, label = list(signature.classes), None if data is None else data.label
-    metrics: dict[str, float] = {}
-    if data is not None:
-        metrics = evaluate(
-            predictor, task=signature.task, classes=classes, contract=contract, rows=rows.kept, label=label
-        )
-    fitted = Fitted(
-        estimator=imported.source.model,
-        task=signature.task,
-        classes=classes,
-        contract=contract,
-        metrics=metrics,
-        rows_fitted=0,
-        rows_evaluated=rows.kept.height,
-        rows_rejected=rows.rejected.height,
-        suspicious=[],
-        proof=compiled_form(predictor, contract, trial),
-        flavour=imported.flavour,
-        predictor=predictor,
-        details=imported.source.details,
-    )
-    return fitted, data if metrics else None
-
-
-def _labelled(
-    history: History, builds: Mapping[str, FeatureBuild], window: Sequence[Partition], period: Partition, stamp: Stamp
-) -> TrainingData | None:
-    """The end of the window, with labels known at the start of the serving period; None if no label is known."""
-    spec = history.spec
-    known = [partition for partition in window if matures(spec, partition) <= period.start]
-    if spec.labels is None or not known:
-        return None
-    boundary = evaluation_start(spec, known)
-    held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
-    return history.training_data(builds, held_out, held_out[0].start, stamp)
+_MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -176,152 +102,263 @@ class Trained:
     challengers: tuple[TrainedChallenger, ...] = ()  # filled in once they are trained
 
 
-def train_version(  # noqa: PLR0913 - each is one fact of the training
-    history: History,
-    *,
-    state: State,
-    period: Partition,
-    params: dict[str, Any],
-    stamp: Stamp,
-    open_version: Callable[[Version], Bundle],
-) -> Trained:
+@dataclass(frozen=True)
+class Training:
+    """What the trainings for one serving period share."""
+
+    history: History
+    state: State
+    period: Partition  # a model learns only from what is known at its start
+    stamp: Stamp
+
+    def learn(
+        self,
+        params: dict[str, Any],
+        *,
+        data: TrainingData | None = None,
+        within: Sequence[Partition] | None = None,
+    ) -> LearnedModel:
+        """Fit or import a model with these parameters; write nothing.
+
+        The rows of the training window are read unless they are given as `data`. `within` restricts the window.
+
+        Raises:
+            TrainingRefusedError: No model can be trained on the data.
+            DataError: Features of the window are not built, or do not fit the model.
+            WrongUseError: The model does not exist, or cannot be used as declared.
+            IntegrityError: A feature file differs from what was recorded.
+        """
+        history, spec, period, builds = self.history, self.history.spec, self.period, self.state.features
+        window = training_window(spec, period.start)
+        if within is not None:
+            window = [partition for partition in window if partition in within]
+        if not can_train(spec, window):
+            msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
+            hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
+            raise TrainingRefusedError(msg, hint=hint)
+        boundary = evaluation_start(spec, window)
+        stratified = spec.model.import_ is None and is_classification(spec.model)
+        labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
+        try:
+            if spec.model.import_ is None:
+                data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
+                fitted = fit(spec.model, spec.features, data, params)
+            else:
+                fitted, data = self._imported(window, params)
+        except BatchPlatformError as error:
+            if error.message.startswith(spec.name):
+                raise
+            msg = f"{spec.name}, serving period {period.key}: {error.message}"
+            raise type(error)(msg, hint=error.hint) from error
+        manifest = Manifest(
+            pipeline=spec.name,
+            serving_period=period.key,
+            serving_start=period.start.isoformat(),
+            flavour=fitted.flavour.name,
+            task=fitted.task,
+            classes=fitted.classes,
+            estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
+            params=redacted(params),
+            contract=fitted.contract.to_json(),
+            training=Window(
+                start=window[0].start.isoformat(),
+                end=window[-1].end.isoformat(),
+                partitions=len(window),
+                rows=fitted.rows_fitted,
+                rows_rejected=fitted.rows_rejected,
+                features_sha256=fingerprint(builds, window),
+                label_sources=labels,
+            ),
+            evaluation=Evaluation(
+                start=boundary.isoformat(),
+                end=window[-1].end.isoformat(),
+                rows=fitted.rows_evaluated,
+                metrics=fitted.metrics,
+            ),
+            features_code_version=self.state.features_code_version,
+            created_at=self.stamp.now().isoformat(),
+            run_id=self.stamp.run_id,
+            compiled=fitted.proof.compiled,
+            imported_from=redact(spec.model.import_ or ""),
+            details=redacted(fitted.details),
+            sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
+        )
+        return LearnedModel(fitted, data, manifest)
+
+    def write(self, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
+        """Write the bundle of a model; return its version and the decision on it, not registered yet."""
+        home, spec = self.history.home, self.history.spec
+        with staging_folder(home, self.stamp.run_id) as staging:
+            version = learned.write(staging, home.models / spec.name, allow_pickle=spec.model.allow_pickle)
+        decision = Promotion(
+            pipeline=version.pipeline,
+            version=version.version,
+            action=verdict.action,
+            reason=verdict.reason,
+            evidence=verdict.evidence,
+            actor=actor,
+            decided_at=self.stamp.now(),
+            run_id=self.stamp.run_id,
+        )
+        return version, decision
+
+    def _imported(self, window: Sequence[Partition], params: dict[str, Any]) -> tuple[Fitted, TrainingData | None]:
+        """The imported model, checked against the features, and the rows to judge it by; None if no label is known."""
+        spec, builds = self.history.spec, self.state.features
+        seen = self.history.rows(builds, window)
+        if not seen.height:
+            msg = "There are no features before it from which the contract of the imported model could be learned."
+            raise TrainingRefusedError(msg, hint="import it for a later serving period.")
+        imported = read_import(spec.model, self.history.builder.sources.folder, params)
+        columns = seen.select(feature_columns(spec.features, seen.schema))
+        inferred = infer_contract(columns, declared_columns(spec.features, columns), most_categories=None)
+        signature = imported.signature(inferred)
+        predictor, contract = predictor_of(imported.flavour, imported.source.model, signature), signature.contract
+        trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
+        if trial.height:  # the model must return what it is declared to return
+            predictor.predict(contract.encode(trial))
+        data = self._held_out(window)
+        rows = contract.split(seen.clear() if data is None else data.evaluate)
+        classes, metrics = list(signature.classes), dict[str, float]()
+        if data is not None:
+            metrics = evaluate(
+                predictor, task=signature.task, classes=classes, contract=contract, rows=rows.kept, label=data.label
+            )
+        fitted = Fitted(
+            estimator=imported.source.model,
+            task=signature.task,
+            classes=classes,
+            contract=contract,
+            metrics=metrics,
+            rows_fitted=0,
+            rows_evaluated=rows.kept.height,
+            rows_rejected=rows.rejected.height,
+            suspicious=[],
+            proof=compiled_form(predictor, contract, trial),
+            flavour=imported.flavour,
+            predictor=predictor,
+            details=imported.source.details,
+        )
+        return fitted, data if metrics else None
+
+    def _held_out(self, window: Sequence[Partition]) -> TrainingData | None:
+        """The end of a window, with labels known at the start of the serving period; None if no label is known."""
+        spec = self.history.spec
+        known = [partition for partition in window if matures(spec, partition) <= self.period.start]
+        if spec.labels is None or not known:
+            return None
+        boundary = evaluation_start(spec, known)
+        held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
+        return self.history.training_data(self.state.features, held_out, held_out[0].start, self.stamp)
+
+
+def train_version(training: Training, params: dict[str, Any], open_version: OpenVersion) -> Trained:
     """Train or import the model of a serving period, write its bundle and judge it by the gate.
 
-    Args:
-        history: Of the pipeline.
-        state: The recorded state.
-        period: The model learns only from what is known at its start.
-        params: Parameters of the estimator.
-        stamp: Of the run.
-        open_version: Loads the champion for the gate's comparison.
-
     Raises:
-        TrainingRefusedError: No model can be trained on the data; nothing is written.
-        DataError: Features of the window are not built, or do not fit the model.
-        WrongUseError: The model does not exist, or cannot be used as declared.
-        IntegrityError: A feature file differs from what was recorded.
+        TrainingRefusedError: No model can be trained on the data; nothing is written. See `Training.learn` for others.
     """
-    spec = history.spec
-    learned = learn(history, state=state, period=period, params=params, stamp=stamp)
+    model = training.history.spec.model
+    learned = training.learn(params)
     if learned.data is None:
-        verdict = unjudged(spec.model.promote, UNJUDGED)
+        verdict = unjudged(model.promote, UNJUDGED)
     else:
-        champion = state.registry.champion(period.start)
-        verdict = pass_gate(spec.model.promote, learned.fitted, learned.data, champion, open_version)
-    version, decision = written(
-        learned, verdict, history.home, stamp, actor="gate", allow_pickle=spec.model.allow_pickle
-    )
-    data = learned.data if spec.model.import_ is None else None
-    return Trained(version, decision, learned.fitted.suspicious, data)
+        champion = training.state.registry.champion(training.period.start)
+        verdict = pass_gate(model.promote, learned.fitted, learned.data, champion, open_version)
+    version, decision = training.write(learned, verdict, actor="gate")
+    return Trained(version, decision, learned.fitted.suspicious, learned.data if model.import_ is None else None)
 
 
-def written(  # noqa: PLR0913 - each is one fact of the decision
-    learned: LearnedModel, verdict: Verdict, home: Home, stamp: Stamp, *, actor: str, allow_pickle: bool
-) -> tuple[Version, Promotion]:
-    """Write the bundle of a model; return its version and the decision on it, not registered yet."""
-    with staging_folder(home, stamp.run_id) as staging:
-        version = learned.write(staging, home.models / learned.manifest.pipeline, allow_pickle=allow_pickle)
-    decision = Promotion(
-        pipeline=version.pipeline,
-        version=version.version,
-        action=verdict.action,
-        reason=verdict.reason,
-        evidence=verdict.evidence,
-        actor=actor,
-        decided_at=stamp.now(),
-        run_id=stamp.run_id,
-    )
-    return version, decision
+def train_challengers(
+    training: Training, challengers: Sequence[Challenger], open_version: OpenVersion, model: Trained | None = None
+) -> Iterator[TrainedChallenger]:
+    """Train challengers one after the other, on the rows that the model of the same training was trained on.
+
+    Without a model the rows are read again, once for all challengers.
+    """
+    history, period, stamp = training.history, training.period, training.stamp
+    spec, data = history.spec, None if model is None else model.data
+    window = training_window(spec, period.start)  # whose features are built
+    opponent = training.state.registry.champion(period.start)
+    if model is not None and model.decision.action == "approved":
+        opponent = model.version
+    for challenger in challengers:
+        result = ChallengerTraining(
+            pipeline=spec.name,
+            challenger=challenger.name,
+            declared=challenger.fingerprint,
+            serving_period=period.key,
+            version=None,
+            failure=None,
+            trained_at=stamp.now(),
+            run_id=stamp.run_id,
+        )
+        own = replace(training, history=History(as_model(spec, challenger), history.home, history.builder))
+        try:
+            learned = own.learn(challenger.params, data=data, within=window)
+            verdict = _verdict(challenger, own.history.spec, learned, opponent, open_version)
+            version, decision = own.write(learned, verdict, actor="declaration")
+        except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
+            failure = _with_own_keys(failure_of(error), challenger)
+            message = "%s: challenger %r could not be trained for %s: %s"
+            _log.warning(message, spec.name, challenger.name, period.key, failure)
+            yield TrainedChallenger(replace(result, failure=failure, trained_at=stamp.now()))
+        else:
+            data = data if challenger.import_ is not None else learned.data
+            result = replace(result, version=version.version, trained_at=stamp.now())
+            yield TrainedChallenger(result, version, decision)
 
 
-def learn(  # noqa: PLR0913 - each is one fact of the training
-    history: History,
-    *,
-    state: State,
-    period: Partition,
-    params: dict[str, Any],
-    stamp: Stamp,
-    data: TrainingData | None = None,
-    within: Sequence[Partition] | None = None,
-) -> LearnedModel:
-    """Fit or import the model of a serving period from what is known at its start; write nothing.
+def _verdict(
+    challenger: Challenger,
+    spec: PipelineSpec,
+    learned: LearnedModel,
+    opponent: Version | None,
+    open_version: Callable[[Version], Bundle],
+) -> Verdict:
+    """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
+    task = learned.fitted.task
+    if opponent is not None and opponent.task != task:
+        msg = f"challengers.{challenger.name}: it is a {task} model, but {opponent.version} is a {opponent.task} model."
+        raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")
+    judgement, evidence = "there are no labels to judge it by", "{}"
+    if learned.data is not None:
+        gate = spec.model.promote.model_copy(update={"manual": False})
+        verdict = pass_gate(gate, learned.fitted, learned.data, opponent, open_version)
+        evidence = verdict.evidence
+        judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
+    return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
 
-    Args:
-        history: Of the pipeline.
-        state: The recorded state.
-        period: The serving period.
-        params: Parameters of the estimator.
-        stamp: Of the run.
-        data: The rows of the training window, if they were read before.
-        within: Partitions to which the window is restricted; None for no restriction.
+
+def _with_own_keys(text: str, challenger: Challenger) -> str:
+    """Replace the keys of the model in a message by those of a challenger."""
+    return _MODEL_KEY.sub(rf"challengers.{challenger.name}.\1", text)
+
+
+def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
+    """The pipeline with a challenger in place of its model, trained at the same times on the same windows."""
+    own = {name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")}
+    return spec.model_copy(update={"model": spec.model.model_copy(update={**own, "publish": None})})
+
+
+def check_challengers(spec: PipelineSpec, folder: Path) -> None:
+    """Check, without data and without a server, that the challengers could be trained or imported.
 
     Raises:
-        As `train_version`.
+        WrongUseError: A challenger could not; the message names it.
+        DataError: The file of an import is not of its flavour.
     """
-    spec = history.spec
-    window = training_window(spec, period.start)
-    if within is not None:
-        window = [partition for partition in window if partition in within]
-    if not can_train(spec, window):
-        msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
-        hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
-        raise TrainingRefusedError(msg, hint=hint)
-    boundary = evaluation_start(spec, window)
-    stratified = spec.model.import_ is None and is_classification(spec.model)
-    labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
-    try:
-        if spec.model.import_ is None:
-            data = data or history.training_data(state.features, window, boundary, stamp, stratified=stratified)
-            fitted = fit(spec.model, spec.features, data, params)
-        else:
-            fitted, data = import_model(history, state.features, window, period, params=params, stamp=stamp)
-    except BatchPlatformError as error:
-        if error.message.startswith(spec.name):
-            raise
-        msg = f"{spec.name}, serving period {period.key}: {error.message}"
-        raise type(error)(msg, hint=error.hint) from error
-    manifest = Manifest(
-        pipeline=spec.name,
-        serving_period=period.key,
-        serving_start=period.start.isoformat(),
-        flavour=fitted.flavour.name,
-        task=fitted.task,
-        classes=fitted.classes,
-        estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
-        params=redacted(params),
-        contract=fitted.contract.to_json(),
-        training=Window(
-            start=window[0].start.isoformat(),
-            end=window[-1].end.isoformat(),
-            partitions=len(window),
-            rows=fitted.rows_fitted,
-            rows_rejected=fitted.rows_rejected,
-            features_sha256=fingerprint(state.features, window),
-            label_sources=labels,
-        ),
-        evaluation=Evaluation(
-            start=boundary.isoformat(),
-            end=window[-1].end.isoformat(),
-            rows=fitted.rows_evaluated,
-            metrics=fitted.metrics,
-        ),
-        features_code_version=state.features_code_version,
-        created_at=stamp.now().isoformat(),
-        run_id=stamp.run_id,
-        compiled=fitted.proof.compiled,
-        imported_from=redact(spec.model.import_ or ""),
-        details=redacted(fitted.details),
-        sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
-    )
-    return LearnedModel(fitted, data, manifest)
+    for challenger in spec.challengers:
+        if challenger.version is None:
+            try:
+                check_model(as_model(spec, challenger).model, folder)
+            except BatchPlatformError as error:
+                hint = None if error.hint is None else _with_own_keys(error.hint, challenger)
+                raise type(error)(_with_own_keys(error.message, challenger), hint=hint) from error
 
 
 def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
-    """Register a version in MLflow too, as declared; nothing that is recorded here depends on it.
-
-    Raises:
-        PublishingError: MLflow did not accept it.
-    """
+    """Register a version in MLflow too, as declared; raises a PublishingError if MLflow does not accept it."""
     from batch_platform.models.publishing import publish_bundle
 
     version, decision = trained.version, trained.decision

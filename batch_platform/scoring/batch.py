@@ -44,14 +44,10 @@ def score_batch(
     *,
     keep: Sequence[str] | None = None,
 ) -> Scored:
-    """Score a batch, on any thread.
+    """Score a batch, whose columns may come in any order, on any thread.
 
-    Args:
-        rows: Feature columns, in any order.
-        bundle: The model.
-        spec: The pipeline.
-        predictor: Evaluates the model; by default the library's own code does.
-        keep: Columns to copy into the predictions beside key and time; by default those that the pipeline declares.
+    The model's own library evaluates it unless a predictor does. `keep` are the columns to copy into the predictions
+    beside key and time, by default those that the pipeline declares.
 
     Raises:
         DataError: A column of the contract, a key column or a kept column is missing.
@@ -105,7 +101,6 @@ def _predictions(frame: pl.DataFrame, raw: NDArray[Any] | None, bundle: Bundle) 
 
 
 def _carried(kept: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
-    """The feature columns that go into the predictions: key, time and the kept ones."""
     carried = _carried_by(spec, keep)
     if missing := [name for name in carried if name not in kept.columns]:
         msg = f"{spec.name}: the features lack the columns {listed(missing)}; they have {listed(kept.columns)}."

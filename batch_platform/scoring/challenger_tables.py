@@ -11,10 +11,9 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
-import polars as pl
 
 from batch_platform.declaration.errors import IntegrityError, listed
-from batch_platform.warehouse.ledger import Change, ScoreRun, as_arrow, column_definitions, note
+from batch_platform.warehouse.ledger import Change, ScoreRun, column_definitions, insert, note
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -52,12 +51,7 @@ class StagedChallenger:
 def replace_challengers(
     con: duckdb.DuckDBPyConnection, committed: Sequence[ScoreRun], challengers: Mapping[str, Sequence[StagedChallenger]]
 ) -> None:
-    """Replace the scores and rows of challengers for some partitions, within the transaction of the predictions.
-
-    Args:
-        con: The warehouse.
-        committed: The ledger rows of the partitions.
-        challengers: What the challengers of each partition commit, by partition key.
+    """Replace the scores and rows of challengers for the committed partitions; `challengers` has them by partition key.
 
     Raises:
         IntegrityError: The staged files do not hold the rows that were counted.
@@ -80,34 +74,18 @@ def replace_challengers(
         msg = f"{pipeline}, partition {keys}: challengers staged other rows than they counted; nothing is changed."
         raise IntegrityError(msg, hint="run it again; if it fails again, report it as a defect.")
     _delete(con, pipeline, RUNS, staged)
-    con.register("new_runs", as_arrow([vars(run) for run in runs]))
-    con.execute(f"INSERT INTO {_table(pipeline, RUNS)} BY NAME FROM new_runs")
-    con.unregister("new_runs")
+    insert(con, RUNS, [vars(run) for run in runs], schema=pipeline)
     touched = [(run.seq, run.partition_key) for run in committed if challengers.get(run.partition_key)]
     note(con, [Change(seq, pipeline, table, key) for seq, key in touched for table in (SCORES, RUNS)])
 
 
-def read_challenger_runs(
-    con: duckdb.DuckDBPyConnection, pipeline: str, partition_key: str | None = None
-) -> list[ChallengerRun]:
-    """The rows of challengers for a partition, by default for all, ordered by partition and name."""
+def read_challenger_runs(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[ChallengerRun]:
+    """The rows of challengers for all partitions, ordered by partition and name."""
     if not has_table(con, pipeline, RUNS):
         return []
     columns = ", ".join(item.name for item in fields(ChallengerRun))
-    query = (
-        f"SELECT {columns} FROM {_table(pipeline, RUNS)} "
-        "WHERE $key IS NULL OR partition_key = $key ORDER BY partition_key, challenger"
-    )
-    return [ChallengerRun(*row) for row in con.execute(query, {"key": partition_key}).fetchall()]
-
-
-def read_challenger_scores(
-    con: duckdb.DuckDBPyConnection, pipeline: str, run: ChallengerRun, columns: Sequence[str]
-) -> pl.DataFrame:
-    """Some columns of a challenger's scores of a partition."""
-    names = ", ".join(quoted(name) for name in columns)
-    query = f"SELECT {names} FROM {_table(pipeline, SCORES)} WHERE partition_key = $key AND challenger = $name"
-    return con.sql(query, params={"key": run.partition_key, "name": run.challenger}).pl()
+    query = f"SELECT {columns} FROM {_table(pipeline, RUNS)} ORDER BY partition_key, challenger"
+    return [ChallengerRun(*row) for row in con.execute(query).fetchall()]
 
 
 def _delete(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, staged: Sequence[StagedChallenger]) -> None:

@@ -5,7 +5,6 @@ ends its own part in the partition, with the reason, and never that of the champ
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,28 +34,18 @@ _ROW = "__place_in_batch"
 
 @dataclass(frozen=True)
 class ChallengerScores:
-    """What a challenger made of some rows; after a failure nothing but the number of rows and the reason.
-
-    Args:
-        name: Name of the challenger.
-        rows_in: Rows that the champion scored.
-        rows_scored: Rows that the challenger scored.
-        reasons: Rows that its own contract rejects, by reason.
-        agreement: How far it agrees with the champion.
-        failure: Why it could not score; empty if it could.
-        files: Parquet files of its scores, in the order of the rows.
-    """
+    """What a challenger made of some rows; after a failure nothing but the number of rows and the reason."""
 
     name: str
-    rows_in: int = 0
+    rows_in: int = 0  # rows that the champion scored
     rows_scored: int = 0
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    agreement: Agreement = field(default_factory=Agreement)
-    failure: str = ""
-    files: tuple[Path, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict[str, int])  # rows that its own contract rejects, by reason
+    agreement: Agreement = field(default_factory=Agreement)  # with the champion
+    failure: str = ""  # why it could not score; empty if it could
+    files: tuple[Path, ...] = ()  # Parquet files of its scores, in the order of the rows
 
     def __add__(self, further: "ChallengerScores") -> "ChallengerScores":
-        """Of all rows of a partition from those of its parts."""
+        """What it made of these rows and of the rows after them."""
         rows_in, failure = self.rows_in + further.rows_in, self.failure or further.failure
         if failure:
             return ChallengerScores(self.name, rows_in, failure=failure)
@@ -95,18 +84,10 @@ def challengers_of(
 def score_beside(
     rows: pl.DataFrame, first_row: int, models: OpenOrder, spec: PipelineSpec, stamp: Stamp
 ) -> tuple[Scored, list[tuple[ChallengerScores, pa.Table | None]]]:
-    """Score a batch with the champion, and the rows that it scored with the challengers.
+    """Score a batch with the champion, and the rows that it scored with the challengers; see `scored_batch`.
 
-    Args:
-        rows: Feature columns, in any order.
-        first_row: Number in the feature file of the first of these rows.
-        models: The champion and the challengers.
-        spec: The pipeline.
-        stamp: Stored with every row.
-
-    Returns:
-        What `score_batch` returns for the champion; and for each challenger what it made of the rows, with its scores
-        as they are stored, or None where it failed.
+    Returns what `score_batch` returns for the champion; and for each challenger what it made of the rows, with its scores
+    as they are stored, or None where it failed.
 
     Raises:
         DataError: As `score_batch`, for the champion only.
@@ -124,7 +105,9 @@ def score_beside(
             continue
         try:
             own = score_batch(scored_rows, challenger.bundle, spec, challenger.predictor, keep=[_ROW])
-            scores = _compared(name, own, served, challenger.bundle, models.model.bundle, first_row)
+            agreement = _agreement(own.predictions, served, challenger.bundle, models.model.bundle, first_row)
+            reasons = reasons_of(own.rejected) if own.rejected.height else {}
+            scores = ChallengerScores(name, served.height, own.predictions.height, reasons, agreement)
             table = _stored(name, own.predictions, challenger.bundle, spec, models.order.partition, stamp)
         except Exception as error:  # noqa: BLE001 - whatever users' models raise: it is recorded, and production goes on
             results.append((ChallengerScores(name, served.height, failure=failure_of(error)), None))
@@ -133,40 +116,26 @@ def score_beside(
     return Scored(served.drop(_ROW), scored.rejected.drop(_ROW), scored.unseen), results
 
 
-def _compared(  # noqa: PLR0913 - what is compared, of which models
-    name: str, own: Scored, served: pl.DataFrame, challenger: Bundle, champion: Bundle, first_row: int
-) -> ChallengerScores:
+def _agreement(
+    scored: pl.DataFrame, served: pl.DataFrame, challenger: Bundle, champion: Bundle, first_row: int
+) -> Agreement:
     task = challenger.manifest.task
     if task != champion.manifest.task:
         msg = (
             f"{challenger.version} is a {task} model, and the champion {champion.version} is {champion.manifest.task}."
         )
         raise DataError(msg, hint="only models of the same task can be compared.")
-    theirs, ours = served, own.predictions
-    if ours.height != theirs.height:
-        theirs = theirs.filter(pl.col(_ROW).is_in(ours[_ROW].implode()))
-    columns = compared_columns(task, champion.manifest.classes, challenger.manifest.classes)
-    agreement = Agreement.of(
-        ours[_ROW].to_numpy().astype("int64") + first_row,
-        columns_of(theirs, columns),
-        columns_of(ours, columns),
-        (theirs["prediction"] != ours["prediction"]).to_numpy() if task in _DECIDING else None,
+    if scored.height != served.height:
+        served = served.filter(pl.col(_ROW).is_in(scored[_ROW].implode()))
+    own = prediction_columns(task, challenger.manifest.classes)
+    shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in own]
+    columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose segments have no order
+    return Agreement.of(
+        scored[_ROW].to_numpy().astype("int64") + first_row,
+        columns_of(served, columns),
+        columns_of(scored, columns),
+        (served["prediction"] != scored["prediction"]).to_numpy() if task in _DECIDING else None,
     )
-    return ChallengerScores(
-        name=name,
-        rows_in=served.height,
-        rows_scored=ours.height,
-        reasons=reasons_of(own.rejected) if own.rejected.height else {},
-        agreement=agreement,
-    )
-
-
-def compared_columns(task: str, champion_classes: Sequence[object], classes: Sequence[object]) -> list[str]:
-    """The columns by which both models of a task rank rows; none for a clustering, whose segments have no order."""
-    if task == "regression":
-        return ["prediction"]
-    shared = prediction_columns(task, classes)
-    return [name for name in prediction_columns(task, champion_classes) if name in shared and name != "prediction"]
 
 
 def _stored(  # noqa: PLR0913 - what is stored with every row

@@ -18,21 +18,13 @@ Watch = Callable[[Partition, int, int], None]  # a partition, how many of its ro
 
 @dataclass(frozen=True)
 class BundleFolder:
-    """A bundle on disk.
-
-    Args:
-        version: Its name.
-        folder: Where it lies.
-        sha256: As registered.
-        rows: How many rows it scores in the whole run, which decides whether compiling its trees is worthwhile.
-        allow_pickle: Whether its files may run code when they are loaded.
-    """
+    """A bundle on disk."""
 
     version: str
     folder: Path
-    sha256: str
-    rows: int
-    allow_pickle: bool = False
+    sha256: str  # as registered
+    rows: int  # that it scores in the whole run, which decides whether compiling its trees is worthwhile
+    allow_pickle: bool = False  # whether its files may run code when they are loaded
 
     def open(self, spec: PipelineSpec) -> Bundle:
         """Load the bundle, with the rules on its columns as they are declared now.
@@ -47,24 +39,15 @@ class BundleFolder:
 
 @dataclass(frozen=True)
 class ScoringOrder:
-    """A partition to score.
-
-    Args:
-        partition: The partition.
-        features: Its feature file.
-        sha256: SHA-256 of the file's bytes.
-        rows: How many rows the file holds.
-        model: The model whose scores are published.
-        xxh3: XXH3 of the same bytes, which is checked instead because it is faster; empty if it was not recorded.
-        challengers: The models that score the same rows, by name of the challenger; or why there is none.
-    """
+    """A partition to score: its feature file, the model whose scores are published, and the challengers by name."""
 
     partition: Partition
     features: Path
-    sha256: str
-    rows: int
+    sha256: str  # of the bytes of the file
+    rows: int  # in the file
     model: BundleFolder
-    xxh3: str = ""
+    xxh3: str = ""  # of the same bytes; checked instead because it is faster, unless it was not recorded
+    # For each challenger its model, or why it cannot score.
     challengers: Mapping[str, BundleFolder | str] = field(default_factory=dict[str, BundleFolder | str])
 
 
@@ -96,23 +79,13 @@ class OpenModels:
     """The models of a run in one process, each opened once."""
 
     def __init__(self, spec: PipelineSpec, bundles: dict[str, Bundle] | None = None) -> None:
-        """Open nothing yet.
-
-        Args:
-            spec: The pipeline.
-            bundles: Bundles that are open already, by version; those that are opened here are added.
-        """
+        """Open nothing yet; `bundles` are open already, by version, and those that are opened here are added to them."""
         self._spec = spec
         self._bundles = {} if bundles is None else bundles
         self._failures: dict[str, str] = {}  # of challengers, by version
 
     def opened(self, order: ScoringOrder) -> OpenOrder:
-        """Open the models of an order.
-
-        Raises:
-            IntegrityError: A byte of the published model differs from what was registered.
-            WrongUseError: It cannot be loaded here.
-        """
+        """Open the models of an order; see `BundleFolder.open` for what is raised if the published model cannot be opened."""
         challengers = {name: self._challenger(model) for name, model in order.challengers.items()}
         return OpenOrder(order, self._model(order.model), challengers)
 

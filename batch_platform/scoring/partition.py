@@ -41,25 +41,15 @@ from batch_platform.scoring.orders import OpenOrder, ScoringOrder
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of some rows of a partition.
-
-    Args:
-        rows_in: Rows of the features.
-        rows_scored: Rows with a prediction.
-        rows_rejected: Rows without one.
-        reasons: Rejected rows by column and reason.
-        unseen: Rows with a category that the model does not know, by column.
-        samples: The first rejected rows, each by its key and the value that is the reason.
-        ignored: Feature columns that nothing uses.
-    """
+    """What became of some rows of a partition."""
 
     rows_in: int = 0
     rows_scored: int = 0
     rows_rejected: int = 0
-    reasons: dict[str, int] = field(default_factory=dict[str, int])
-    unseen: dict[str, int] = field(default_factory=dict[str, int])
-    samples: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    reasons: dict[str, int] = field(default_factory=dict[str, int])  # rejected rows by column and reason
+    unseen: dict[str, int] = field(default_factory=dict[str, int])  # rows with an unknown category, by column
+    samples: tuple[str, ...] = ()  # the first rejected rows, each by its key and the value that is the reason
+    ignored: tuple[str, ...] = ()  # feature columns that nothing uses
 
     def __add__(self, further: "Counts") -> "Counts":
         """The counts of these rows and of the rows after them."""
@@ -72,6 +62,11 @@ class Counts:
             samples=(self.samples + further.samples)[:SAMPLES],
             ignored=tuple(dict.fromkeys(self.ignored + further.ignored)),
         )
+
+    def exceed(self, max_rejected: float) -> bool:
+        """Whether a larger share of the rows is rejected than is allowed."""
+        # Divided, because 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
+        return self.rows_rejected > 0 and self.rows_rejected / self.rows_in > max_rejected
 
 
 @dataclass(frozen=True)
@@ -98,27 +93,16 @@ class Spent:
 
 @dataclass(frozen=True)
 class Staged:
-    """A scored partition in files, not yet committed; or a part of one.
-
-    Args:
-        partition: The partition.
-        predictions: Parquet files with the predictions, in the order of the rows; one without rows if there are none.
-        rejected: Parquet files with the rejected rows; one without rows if there are none.
-        counts: What became of the rows.
-        started_at: When scoring began.
-        challengers: What each challenger made of the rows that were scored.
-        spent: Where the time went.
-        remarks: What the ledger should say of the engine beside its name.
-    """
+    """A scored partition in Parquet files, not yet committed; or a part of one."""
 
     partition: Partition
-    predictions: tuple[Path, ...]
-    rejected: tuple[Path, ...]
+    predictions: tuple[Path, ...]  # in the order of the rows; one file without rows if there are none
+    rejected: tuple[Path, ...]  # likewise
     counts: Counts
     started_at: datetime
     challengers: tuple[ChallengerScores, ...] = ()
     spent: Spent = field(default_factory=Spent)
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -142,34 +126,21 @@ def merged(parts: Sequence[Staged]) -> Staged:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A scored batch, as it is stored.
-
-    Args:
-        predictions: Its predictions.
-        rejected: Its rejected rows.
-        counts: What became of its rows.
-        challengers: What each challenger made of it, and its scores; None where it failed.
-        seconds: How long scoring took.
-    """
+    """A scored batch, as it is stored."""
 
     predictions: pa.Table
     rejected: pa.Table
     counts: Counts
-    challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]
-    seconds: float
+    challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]  # no scores where a challenger failed
+    seconds: float  # that scoring took
 
 
 def scored_batch(
     rows: pl.DataFrame, first_row: int, *, models: OpenOrder, spec: PipelineSpec, stamp: Stamp
 ) -> ScoredBatch:
-    """Score a batch, on any thread.
+    """Score a batch, on any thread; `first_row` is the number of its first row in the feature file.
 
-    Args:
-        rows: Feature columns, in any order.
-        first_row: Number in the feature file of the first of these rows.
-        models: The order, with its models open.
-        spec: The pipeline.
-        stamp: Stored with every row; its time is when the scoring of the partition began.
+    The stamp is stored with every row; its time is when the scoring of the partition began.
 
     Raises:
         DataError: A column is missing.
@@ -206,12 +177,7 @@ def scored_batch(
 
 @contextmanager
 def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Generator[RecordedFile]:
-    """Open the feature file of an order; any error names the partition and leaves nothing staged.
-
-    Args:
-        order: The partition.
-        spec: The pipeline.
-        folder: Where the partition is staged, in files whose names begin with its key and a dot.
+    """Open the feature file of an order; any error names the partition and leaves none of its files in the staging folder.
 
     Raises:
         IntegrityError: The file is gone.
@@ -240,14 +206,9 @@ def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Ge
 
 
 def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
-    """Check that no more rows are rejected than is declared.
-
-    Raises:
-        DataError: More rows are rejected; the message has the reasons and samples.
-    """
+    """Raise a DataError with the reasons and samples if more rows are rejected than is declared."""
     counts, budget = staged.counts, spec.features.max_rejected
-    # Divided, for 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
-    if not counts.rows_rejected or counts.rows_rejected / counts.rows_in <= budget:
+    if not counts.exceed(budget):
         return
     top = ", ".join(f"{count} times {reason}" for reason, count in Counter(counts.reasons).most_common(3))
     msg = (
@@ -262,13 +223,7 @@ class PartWriter:
     """Writes scored batches to the files of a partition, or of a part of it, and counts the rows. Use it in a `with` statement."""
 
     def __init__(self, folder: Path, name: str, challengers: Iterable[str]) -> None:
-        """Write nothing yet.
-
-        Args:
-            folder: Where the files are written.
-            name: Begins the names of all files.
-            challengers: Names of the challengers.
-        """
+        """Write nothing yet; the names of all files begin with `name`."""
         self.counts, self.seconds = Counts(), 0.0
         self._predictions = _TableWriter(folder / f"{name}.predictions.parquet")
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")

@@ -14,7 +14,6 @@ from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
 
 TABLE = "rejected_rows"
-_NAMES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 @dataclass(frozen=True)
@@ -49,49 +48,31 @@ def rows_as_json(rows: pl.DataFrame) -> pl.Series:
     infinite = (
         floats.select(pl.any_horizontal(pl.all().is_finite().not_().fill_null(value=False))).to_series().arg_true()
     )
-    texts = [
-        json.dumps(json.loads(text) | _named(numbers), ensure_ascii=False, separators=(",", ":"))
-        for text, numbers in zip(encoded.gather(infinite), floats[infinite].iter_rows(named=True), strict=True)
-    ]
+    texts: list[str] = []
+    for text, row in zip(encoded.gather(infinite), floats[infinite].iter_rows(named=True), strict=True):
+        named = {
+            name: json.dumps(value) for name, value in row.items() if value is not None and not math.isfinite(value)
+        }
+        texts.append(json.dumps(json.loads(text) | named, ensure_ascii=False, separators=(",", ":")))
     return encoded.scatter(infinite, texts) if texts else encoded
 
 
-def _named(numbers: dict[str, float | None]) -> dict[str, str]:
-    """The numbers that JSON does not have, by name."""
-    return {
-        name: _NAMES[str(value)] for name, value in numbers.items() if value is not None and not math.isfinite(value)
-    }
-
-
 def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, most: int | None = None) -> Rejections:
-    """Report the rejected rows of one partition, or of all partitions.
-
-    Args:
-        pipeline: Name of the pipeline.
-        home: Home with the published copy.
-        partition_key: Key of the partition; None for all partitions.
-        most: Maximum number of rows to list; None for no limit.
-    """
+    """Report the rejected rows of one partition, by default of all, and list at most so many."""
     nothing = Rejections(pipeline, 0, {}, [])
     try:
         con = open_published(home)
     except NothingPublishedError:
         return nothing
-    where = "" if partition_key is None else "WHERE partition_key = $key"
-    values = {} if partition_key is None else {"key": partition_key}
-    table = f"{quoted(pipeline)}.{TABLE}"
+    rejected = f"FROM {quoted(pipeline)}.{TABLE} WHERE $key IS NULL OR partition_key = $key"
+    counted = f"SELECT column_name, reason, count(*) AS n {rejected} GROUP BY ALL ORDER BY n DESC, column_name, reason"
+    shown = "partition_key, key, column_name, reason, row, run_id"
+    selected = f"SELECT {shown} {rejected} ORDER BY partition_key, key LIMIT $most"
     with con:
         if not has_table(con, pipeline, TABLE):
             return nothing
-        counts = con.execute(
-            f"SELECT column_name, reason, count(*) AS n FROM {table} {where} GROUP BY ALL ORDER BY n DESC, column_name, reason",
-            values,
-        ).fetchall()
-        rows = con.execute(
-            f"SELECT partition_key, key, column_name, reason, row, run_id FROM {table} {where} "
-            f"ORDER BY partition_key, key {'' if most is None else f'LIMIT {most:d}'}",
-            values,
-        ).fetchall()
+        counts = con.execute(counted, {"key": partition_key}).fetchall()
+        rows = con.execute(selected, {"key": partition_key, "most": most}).fetchall()
     return Rejections(
         pipeline=pipeline,
         rows=sum(count for *_, count in counts),

@@ -30,6 +30,7 @@ from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
+BundleOf = Callable[[Version, int], BundleFolder]  # of a version, which scores so many rows in the whole run
 _log = logging.getLogger(__name__)
 
 
@@ -54,20 +55,13 @@ _NOTHING.set_result([])
 
 @dataclass(frozen=True)
 class Due:
-    """A partition to score.
-
-    Args:
-        partition: The partition.
-        model: The version whose scores are published.
-        build: Its recorded features.
-        standing: What the warehouse holds of the partition; None if nothing.
-        challengers: The versions that score it too, by name of the challenger; or why one cannot.
-    """
+    """A partition to score."""
 
     partition: Partition
-    model: Version
+    model: Version  # its scores are published
     build: FeatureBuild
-    standing: ScoreRun | None
+    standing: ScoreRun | None  # what the warehouse holds of the partition
+    # The versions that score it too, by name of the challenger; or why a challenger cannot.
     challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
     def is_held(self, code_version: str) -> bool:
@@ -79,33 +73,22 @@ class Due:
 
 @dataclass(frozen=True)
 class ScoringRun:
-    """What the partitions of one run share.
-
-    Args:
-        history: The recorded features.
-        warehouse: Where the predictions go.
-        engine: Scores them.
-        bundle_folder: Gives the bundle of a version, which scores so many rows in this run.
-        code_version: Version of the scoring code and of the declared rules.
-        stamp: Stamp of the run.
-        force: Whether a partition may become empty.
-        settle: Called in the transaction of each commit, with the ledger rows of its partitions.
-    """
+    """What the partitions of one run share."""
 
     history: History
     warehouse: Warehouse
     engine: Engine
-    bundle_folder: Callable[[Version, int], BundleFolder]
-    code_version: str
+    bundle_folder: BundleOf
+    code_version: str  # of the scoring and of the declared rules
     stamp: Stamp
-    force: bool
-    settle: InTransaction
+    force: bool  # whether a partition may become empty
+    settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
 
     def committed(self, due: Sequence[Due]) -> Generator[Committed]:
         """Score partitions and commit them in groups; after a failure, what was scored before it is still committed."""
         with (
             ThreadPoolExecutor(1, "commit") as committer,
-            closing(self.engine.staged(self._orders(due))) as results,
+            closing(self.engine.staged(orders_of(due, self.history, self.bundle_folder))) as results,
         ):
             yield from self._in_groups(committer, zip(due, results, strict=True))
 
@@ -130,28 +113,6 @@ class ScoringRun:
             yield from committer.submit(self._commit, group).result()
             raise
         yield from committer.submit(self._commit, group).result()
-
-    def _orders(self, due: Sequence[Due]) -> Generator[ScoringOrder]:
-        versions, rows = dict[str, Version](), Counter[str]()
-        for item in due:
-            for version in (item.model, *item.challengers.values()):
-                if isinstance(version, Version):
-                    versions[version.version] = version
-                    rows[version.version] += item.build.rows
-        folders = {name: self.bundle_folder(version, rows[name]) for name, version in versions.items()}
-        for item in due:
-            yield ScoringOrder(
-                partition=item.partition,
-                features=self.history.file(item.build),
-                sha256=item.build.sha256,
-                rows=item.build.rows,
-                model=folders[item.model.version],
-                xxh3=item.build.xxh3,
-                challengers={
-                    name: version if isinstance(version, str) else folders[version.version]
-                    for name, version in item.challengers.items()
-                },
-            )
 
     def _run(self, due: Due, staged: Staged) -> ScoreRun:
         """The ledger row of a scored partition."""
@@ -224,6 +185,30 @@ class ScoringRun:
             )
             for (due, staged), run in zip(group, runs, strict=True)
         ]
+
+
+def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> Generator[ScoringOrder]:
+    """What an engine is to score."""
+    versions, rows = dict[str, Version](), Counter[str]()
+    for item in due:
+        for version in (item.model, *item.challengers.values()):
+            if isinstance(version, Version):
+                versions[version.version] = version
+                rows[version.version] += item.build.rows
+    folders = {name: bundle_folder(version, rows[name]) for name, version in versions.items()}
+    for item in due:
+        yield ScoringOrder(
+            partition=item.partition,
+            features=history.file(item.build),
+            sha256=item.build.sha256,
+            rows=item.build.rows,
+            model=folders[item.model.version],
+            xxh3=item.build.xxh3,
+            challengers={
+                name: version if isinstance(version, str) else folders[version.version]
+                for name, version in item.challengers.items()
+            },
+        )
 
 
 def _challenger(scores: ChallengerScores, due: Due, staged: Staged, run_id: str) -> StagedChallenger:

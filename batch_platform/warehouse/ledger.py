@@ -185,6 +185,7 @@ class Change:
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
+Record = TypeVar("Record")
 _LEDGERS: dict[type, str] = {
     FeatureBuild: "feature_builds",
     ScoreRun: "score_runs",
@@ -306,13 +307,22 @@ def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
     insert(con, _TABLES[Change], [vars(change) for change in changes])
 
 
-def insert(con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows of the same columns into a table of schema `batch_platform`, by name."""
+def insert(
+    con: duckdb.DuckDBPyConnection, table: str, rows: Sequence[Mapping[str, Any]], *, schema: str = LEDGERS_SCHEMA
+) -> None:
+    """Insert rows of the same columns into a table, by name."""
     if not rows:
         return
     con.register("new_rows", as_arrow(rows))
-    con.execute(f"INSERT INTO {LEDGERS_SCHEMA}.{table} BY NAME FROM new_rows")
+    con.execute(f"INSERT INTO {quoted(schema)}.{table} BY NAME FROM new_rows")
     con.unregister("new_rows")
+
+
+def as_record(record: type[Record], *rows: object, **own: object) -> Record:
+    """A record made of the fields that it shares with other records, of which the last wins, and of its own fields."""
+    make: Any = record
+    shared = {name: value for row in rows for name, value in vars(row).items() if name in make.__dataclass_fields__}
+    return make(**{**shared, **own})
 
 
 def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

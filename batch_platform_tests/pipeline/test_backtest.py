@@ -9,8 +9,7 @@ import pytest
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.backtest import BacktestModel, backtest
-from batch_platform.pipeline.backtest_tables import totals
+from batch_platform.pipeline.backtest import BacktestModel, backtest, totals
 from batch_platform_tests.small_pipeline import DECLARATION, carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 27, 12, tzinfo=UTC)
@@ -129,7 +128,7 @@ def test_both_are_measured_on_the_rows_that_both_scored(tmp_path):
 def test_partitions_whose_labels_are_not_known_yet_are_scored_and_say_so(tmp_path):
     pipeline = made(tmp_path)
     found = backtested(pipeline, TREE, days(pipeline, "2024-02-25", "2024-02-26"))
-    assert [one.note for one in found] == ["", "its labels are known from 2024-02-27 23:00 UTC on"]
+    assert [one.note for one in found] == ["", "its labels are not known before 2024-02-27 23:00 UTC"]
     assert (found[1].metrics, found[1].rows_scored) == ({}, 40)
     rows = stored(pipeline, "SELECT metric, value, note FROM small.backtests WHERE partition_key = '2024-02-26'")
     assert rows == [(None, None, found[1].note)]

@@ -165,5 +165,5 @@ def test_trace_of_a_row_without_its_ledger_is_refused(pipeline):
     for copy in pipeline.home.root.glob("published*"):
         copy.unlink()
     pipeline.publish()
-    with pytest.raises(IntegrityError, match="score_runs has no row for this score"):
+    with pytest.raises(IntegrityError, match="ledgers have no row for this score"):
         trace(pipeline.spec, pipeline.home, {"id": "1500"})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.scoring.engines.threads import in_order, read_ahead
+from batch_platform.scoring.engines.local import in_order, read_ahead
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 5), st.integers(1, 4))

@@ -61,7 +61,7 @@ class EngineFactory(Protocol):
 
         Args:
             spec: The pipeline.
-            folder: An existing folder for the files; names begin with the partition's key and a dot.
+            folder: An existing folder for the files, whose names begin with the partition's key and a dot.
             stamp: Stored with every row; its clock says when the scoring of a partition begins.
             watch: Called with the progress of a partition, on the thread that takes the results.
             bundles: Bundles that are open in this process, by version; an engine that opens more here adds them.
@@ -73,11 +73,7 @@ ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine}
 
 
 def engine_of(name: str) -> EngineFactory:
-    """The engine of that name.
-
-    Raises:
-        WrongUseError: There is no such engine.
-    """
+    """The engine of that name; raises a WrongUseError if there is none."""
     if name not in ENGINES:
         msg = f"engine: {name!r} is not an engine; allowed are {listed(ENGINES)}."
         raise WrongUseError(msg, hint=did_you_mean(name, ENGINES) or "correct `engine` in the YAML file.")

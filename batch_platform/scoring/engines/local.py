@@ -1,20 +1,22 @@
 """The local engine: scores on the threads of this process.
 
 Reading, scoring and writing overlap on threads that live as long as the engine. A large partition is spread over them
-batch by batch, small ones go to one thread each. Memory is bounded by the few batches on their way, whatever the size
-of the partition, and rows keep the order of the features.
+batch by batch, small ones go to one thread each. Threads suffice, because the slow work runs outside Python's lock:
+decoding, arithmetic, compression, hashing. Memory is bounded by the few batches on their way, whatever the size of the
+partition, and rows keep the order of the features.
 """
 
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
-from functools import partial
-from itertools import groupby
+from itertools import chain, groupby, islice, repeat, takewhile
 from pathlib import Path
 from threading import Event
 from time import perf_counter
-from typing import Self
+from typing import Self, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -24,7 +26,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.native_threads import one_thread, one_thread_here
-from batch_platform.scoring.engines.threads import cores, in_order, read_ahead
 from batch_platform.scoring.orders import OpenModels, OpenOrder, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
     PartWriter,
@@ -39,6 +40,8 @@ from batch_platform.scoring.partition import (
 LOCAL = "local"
 READ_AHEAD = 2  # batches
 AHEAD = 2  # batches or small partitions on their way, beyond those that a thread is busy with
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
 Spread = Callable[[Callable[[Numbered], ScoredBatch], Iterator[Numbered]], Iterator[ScoredBatch]]
 
@@ -140,7 +143,12 @@ class LocalEngine:
     ) -> Staged:
         began, writing, reading = perf_counter(), 0.0, _Stopwatch()
         order = models.order
-        score = partial(_scored, models=models, spec=self._spec, stamp=Stamp(self._stamp.run_id, started))
+        stamp = Stamp(self._stamp.run_id, started)
+
+        def score(batch: Numbered) -> ScoredBatch:
+            first_row, rows = batch
+            return scored_batch(rows, first_row, models=models, spec=self._spec, stamp=stamp)
+
         with (
             PartWriter(self._folder, order.partition.key, order.challengers) as writer,
             closing(_batches(recorded, reading)) as batches,
@@ -154,11 +162,6 @@ class LocalEngine:
         staged = writer.staged(models, started, spent)
         require_within_budget(self._spec, staged)
         return staged
-
-
-def _scored(batch: Numbered, *, models: OpenOrder, spec: PipelineSpec, stamp: Stamp) -> ScoredBatch:
-    first_row, rows = batch
-    return scored_batch(rows, first_row, models=models, spec=spec, stamp=stamp)
 
 
 class _Stopwatch:
@@ -180,3 +183,47 @@ def _batches(recorded: RecordedFile, reading: _Stopwatch) -> Generator[Numbered]
         yield first_row, rows
         first_row += rows.height
         began = perf_counter()
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int
+) -> Generator[Result]:
+    """Call `work` on each item, on the threads of a pool; yields the results in the order of the items.
+
+    Items are taken one by one, at most `at_once` ahead of the last result that was taken. An error in an item or in the
+    work on it is raised when its result is due. However this ends, no work goes on afterwards.
+    """
+    pending, failure = deque[Future[Result]](), None
+    coming = iter(items)
+    try:
+        while True:
+            try:
+                item = next(coming)
+            except StopIteration:
+                break
+            except Exception as error:  # noqa: BLE001 - raised below, after the results before it
+                failure = error
+                break
+            pending.append(pool.submit(work, item))
+            del item
+            if len(pending) >= at_once:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        for future in pending:
+            future.cancel()
+        wait(pending)
+
+
+def read_ahead(reader: Executor, items: Iterator[Item], *, at_once: int) -> Generator[Item]:
+    """Yield the same items, read ahead on the single thread of a pool."""
+    with closing(in_order(reader, lambda _: list(islice(items, 1)), repeat(None), at_once=at_once)) as coming:
+        yield from chain.from_iterable(takewhile(len, coming))
