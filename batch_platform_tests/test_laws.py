@@ -20,7 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import open_bundle
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.scoring.engines import local as stream
+from batch_platform.scoring.engines import local
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -30,7 +30,7 @@ SCORED = 29  # days of February
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with everything carried out, to be copied."""
+    """A project that is brought up to date, to be copied."""
     folder = tmp_path_factory.mktemp("done")
     carry_out(small_pipeline(folder), NOW)
     return folder
@@ -38,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pipeline(done: Path, tmp_path: Path) -> Pipeline:
-    """All of it carried out, in a home of its own."""
+    """A pipeline that is up to date, in a home of its own."""
     shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(tmp_path)
 
@@ -74,7 +74,7 @@ def test_law_1_a_partition_is_wholly_old_or_wholly_new(pipeline, tmp_path):
         list(broken.score(days, STAMP, force=True))
     after = predictions(broken)
     same = pl.col("partition_key") != "2024-02-02"
-    assert after.filter(same).equals(before.filter(same)), "the refused one and all others are as they were"
+    assert after.filter(same).equals(before.filter(same)), "the refused partition and all others are as they were"
     assert set(after.filter(~same)["run_id"]) == {"again"}, "what was done before the refusal is committed"
     scores = broken.state().scores
     assert scores["2024-02-02"].run_id == "again"
@@ -93,15 +93,15 @@ def test_law_2_rows_in_are_rows_scored_and_rows_rejected_and_no_score_is_nan(pip
     )
 
 
-def test_law_3_the_same_gives_the_same_rows_and_is_skipped_unless_forced(pipeline, tmp_path):
+def test_law_3_the_same_inputs_give_the_same_rows_and_are_skipped_unless_forced(pipeline, tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
     days = [day(pipeline, "2024-02-02"), day(pipeline, "2024-02-03")]
     before = predictions(pipeline, without=("run_id", "scored_at"))
-    assert [each.skipped for each in pipeline.build_features(days, STAMP)] == [True, True]
-    assert [each.skipped for each in pipeline.score(days, STAMP)] == [True, True]
-    assert [each.skipped for each in pipeline.build_features(days, STAMP, force=True)] == [False, False]
-    assert [each.skipped for each in pipeline.score(days, STAMP)] == [True, True], "the same bytes were built"
-    assert [each.skipped for each in pipeline.score(days, STAMP, force=True)] == [False, False]
+    assert [built.skipped for built in pipeline.build_features(days, STAMP)] == [True, True]
+    assert [scored.skipped for scored in pipeline.score(days, STAMP)] == [True, True]
+    assert [built.skipped for built in pipeline.build_features(days, STAMP, force=True)] == [False, False]
+    assert [scored.skipped for scored in pipeline.score(days, STAMP)] == [True, True], "the same bytes were built"
+    assert [scored.skipped for scored in pipeline.score(days, STAMP, force=True)] == [False, False]
     assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)
     other = small_pipeline(tmp_path / "other")
     carry_out(other, NOW, "other")
@@ -111,9 +111,9 @@ def test_law_3_the_same_gives_the_same_rows_and_is_skipped_unless_forced(pipelin
 
 def test_law_4_batch_size_changes_no_prediction(pipeline, monkeypatch):
     before = predictions(pipeline, without=("run_id", "scored_at"))
-    monkeypatch.setattr(stream, "BATCH_ROWS", 7)
+    monkeypatch.setattr(local, "BATCH_ROWS", 7)
     days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 30)]
-    assert not any(each.skipped for each in pipeline.score(days, STAMP, force=True))
+    assert not any(scored.skipped for scored in pipeline.score(days, STAMP, force=True))
     assert predictions(pipeline, without=("run_id", "scored_at")).equals(before)
 
 
@@ -152,7 +152,7 @@ def test_law_5_a_model_of_the_future_scores_only_on_demand_and_is_marked(pipelin
 
 
 def test_law_6_scoring_fits_nothing(pipeline, tmp_path):
-    """A row scored alone, among others or among quite different ones gets the same score."""
+    """A row gets the same score alone, among others and among quite different rows."""
     before = predictions(pipeline).filter(pl.col("partition_key") == "2024-02-05")
     kept = before["id"][0]
     wild = changed_events(
@@ -183,7 +183,7 @@ def test_law_7_an_older_slower_run_never_overwrites_a_newer_commit(tmp_path):
 
 
 @pytest.mark.usefixtures("pipeline")
-def test_law_7_a_slower_run_that_finds_just_its_own_rows_committed_is_done(tmp_path):
+def test_law_7_a_slower_run_succeeds_if_its_own_rows_are_already_committed(tmp_path):
     changed = changed_events(tmp_path, lambda rows: rows.filter(~on("2024-02-02") | (pl.col("items") > 3)))
     days = [day(changed, "2024-02-01"), day(changed, "2024-02-02")]
     list(changed.build_features(days[1:], STAMP, force=True))
@@ -196,7 +196,7 @@ def test_law_7_a_slower_run_that_finds_just_its_own_rows_committed_is_done(tmp_p
     assert predictions(changed).equals(before)
 
 
-def test_a_run_that_is_left_in_the_middle_changes_nothing_and_leaves_nothing(pipeline):
+def test_a_run_that_is_abandoned_changes_nothing_and_leaves_nothing(pipeline):
     days = [day(pipeline, f"2024-02-{n:02}") for n in range(1, 5)]
     before = predictions(pipeline)
     run = pipeline.score(days, STAMP)

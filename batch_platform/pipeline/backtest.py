@@ -38,7 +38,7 @@ from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import is_worse, known_to
 from batch_platform.monitoring.performance import COVERAGE, performance_of
-from batch_platform.pipeline.evaluate import committed_predictions, encoded_features, known_labels
+from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
 from batch_platform.pipeline.train import Training
@@ -60,7 +60,7 @@ from batch_platform.warehouse.ledger import (
     read_latest,
 )
 from batch_platform.warehouse.partition_writes import create_schema, replace_rows
-from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import literal, quoted
 from batch_platform.warehouse.staging import staging_folder
 
@@ -203,12 +203,13 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
             _require_features(pipeline, state, partitions)
             versions = dict.fromkeys((partition.key for partition in partitions), state.registry.present(model.version))
         else:
-            versions = _trained(pipeline, state, partitions, model, stamp, folder)
+            with_model = replace(pipeline, spec=_with_model(spec, model))
+            versions = _trained(with_model, state, partitions, stamp, folder)
             bundle_folder = partial(_trained_bundle, spec, folder / "models")
-        publish(pipeline.home)
+        pipeline.publish()
         due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]
         make_engine = engine_of(spec.engine)
-        features = spec.features.model_copy(update={"max_rejected": 1.0})  # they could only spoil what is published
+        features = spec.features.model_copy(update={"max_rejected": 1.0})  # nothing is published
         with (
             open_published(pipeline.home) as con,
             pipeline.builder.session(partitions[0]) as session,
@@ -233,19 +234,17 @@ def _trained_bundle(spec: PipelineSpec, models: Path, version: Version, rows: in
     return BundleFolder(version.version, folder, version.sha256, rows, spec.model.allow_pickle)
 
 
-def _trained(  # noqa: PLR0913 - what is trained, for what, from what
-    pipeline: Pipeline, state: State, partitions: Sequence[Partition], model: BacktestModel, stamp: Stamp, folder: Path
+def _trained(
+    pipeline: Pipeline, state: State, partitions: Sequence[Partition], stamp: Stamp, folder: Path
 ) -> dict[str, Version]:
     """The trained versions by partition key: one per serving period, each from what was known at its start."""
-    pipeline = replace(pipeline, spec=_with_model(pipeline.spec, model))
-    periods = _periods(pipeline.spec, partitions, stamp)
+    model, periods = pipeline.spec.model, _periods(pipeline.spec, partitions, stamp)
     windows = [training_window(pipeline.spec, period.start) for period in set(periods.values())]
     _require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
         learned = Training(pipeline.history, state, period, stamp).learn(model.params)
-        allowed = pipeline.spec.model.allow_pickle
-        trained[period.key] = learned.write(folder, folder / "models", allow_pickle=allowed)
+        trained[period.key] = learned.write(folder, folder / "models", allow_pickle=model.allow_pickle)
     return {key: trained[period.key] for key, period in periods.items()}
 
 
@@ -349,7 +348,9 @@ class _Backtest:
         history, version, key = self.pipeline.history, self.versions[partition.key], self.pipeline.spec.features.key
         columns = [*key, *prediction_columns(version.task, version.class_labels)]
         predictions = pl.read_parquet(list(staged.predictions), columns=columns)
-        labels = known_labels(history, self.session, partition, self.stamp, predictions)
+        labels = None if history.spec.labels is None else history.labels(self.session, partition, self.stamp)
+        if labels is not None:
+            labels = with_keys_of(predictions, history.spec, partition, labels, what="labels")
         run, of_production = self.runs.get(partition.key), dict[str, float]()
         if run is not None:
             served = self.registry.named(run.model_version)

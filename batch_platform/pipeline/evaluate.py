@@ -66,7 +66,7 @@ class Evaluated:
 
 
 def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-    """Evaluate the scored ones of some partitions; the records are not committed yet.
+    """Evaluate those partitions that are scored; the records are not committed yet.
 
     Raises:
         SourceError: `labels.sql` fails.
@@ -96,7 +96,11 @@ def not_scored(pipeline: str, partition_key: str) -> DataError:
 
 
 def committed_predictions(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition: Partition, model: Version, challenger: str = ""
+    con: duckdb.DuckDBPyConnection,
+    spec: PipelineSpec,
+    partition: Partition,
+    model: Version,
+    challenger: str | None = None,
 ) -> pl.DataFrame:
     """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model."""
     columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
@@ -104,16 +108,6 @@ def committed_predictions(
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
     return con.sql(f"SELECT {', '.join(map(quoted, columns))} FROM {table} WHERE {conditions}", params=values).pl()
-
-
-def known_labels(
-    history: History, session: FeatureSession, partition: Partition, stamp: Stamp, predictions: pl.DataFrame
-) -> pl.DataFrame | None:
-    """The labels of a partition, with the key types of its predictions; None where the pipeline declares no labels."""
-    if history.spec.labels is None:
-        return None
-    labels = history.labels(session, partition, stamp)
-    return with_keys_of(predictions, history.spec, partition, labels, what="labels")
 
 
 def encoded_features(
@@ -166,10 +160,8 @@ class _Evaluation:
         """Evaluate one partition."""
         spec = self.history.spec
         versions = self.history.builder.label_versions(partition)  # before the labels are read
-        model = self.registry.named(run.model_version)
-        predictions = committed_predictions(self.con, spec, partition, model)
-        labels = known_labels(self.history, self.session, partition, self.stamp, predictions)
-        served = self._measured(partition, run, model, predictions, labels)
+        labels = None if spec.labels is None else self.history.labels(self.session, partition, self.stamp)
+        served = self._measured(partition, run, run.model_version, labels)
         return Evaluated(
             partition=partition,
             run=EvaluationRun(
@@ -190,31 +182,28 @@ class _Evaluation:
         self, partition: Partition, run: ScoreRun, labels: pl.DataFrame | None
     ) -> Iterator[MeasuredModel]:
         """Measure the challengers' scores of a partition; a challenger that cannot be measured is left out."""
-        spec = self.history.spec
         for scored in self.challengers.get(partition.key, ()):
             if scored.failure is not None or scored.model_version is None:
                 continue
-            model = self.registry.named(scored.model_version)
-            scores = committed_predictions(self.con, spec, partition, model, scored.challenger)
-            known = None if labels is None else with_keys_of(scores, spec, partition, labels, what="labels")
             try:
-                yield self._measured(partition, run, model, scores, known, challenger=scored.challenger)
+                yield self._measured(partition, run, scored.model_version, labels, scored.challenger)
             except (DataError, IntegrityError) as error:
                 _log.warning("partition %s: challenger %r is not measured: %s", partition.key, scored.challenger, error)
 
-    def _measured(  # noqa: PLR0913 - what was scored, by which model, and its labels
+    def _measured(
         self,
         partition: Partition,
         run: ScoreRun,
-        model: Version,
-        predictions: pl.DataFrame,
+        model_version: str,
         labels: pl.DataFrame | None,
-        *,
         challenger: str | None = None,
     ) -> MeasuredModel:
+        spec, model = self.history.spec, self.registry.named(model_version)
+        predictions = committed_predictions(self.con, spec, partition, model, challenger)
+        if labels is not None:
+            labels = with_keys_of(predictions, spec, partition, labels, what="labels")
         read_features = partial(self._read_features, partition, run, model, predictions)
-        key = self.history.spec.features.key
-        scored = ScoredPartition(model.task, model.class_labels, key, predictions, labels, read_features)
+        scored = ScoredPartition(model.task, model.class_labels, spec.features.key, predictions, labels, read_features)
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
         return MeasuredModel(model, tables, scored.labelled.height, challenger)
 

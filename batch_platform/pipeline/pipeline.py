@@ -252,15 +252,15 @@ class Pipeline:
         self, training: Training, due: Sequence[Challenger], model: Trained | None = None
     ) -> tuple[TrainedChallenger, ...]:
         """Train challengers and register each as soon as it is trained."""
-        done: list[TrainedChallenger] = []
+        trained: list[TrainedChallenger] = []
         for challenger in train_challengers(training, due, self.bundle, model):
             with self._deciding(training.state, training.stamp.now()) as con:
                 if challenger.version is not None and challenger.decision is not None:
                     register(con, challenger.version, challenger.decision, challenger.training)
                 else:
                     record_failure(con, challenger.training)
-            done.append(challenger)
-        return tuple(done)
+            trained.append(challenger)
+        return tuple(trained)
 
     def score(
         self,
@@ -334,7 +334,7 @@ class Pipeline:
         for evaluation in evaluated(self.history, partitions, stamp):
             group.append(evaluation)
             unscored.pop(evaluation.partition.key, None)
-            if is_full(len(group), sum(done.run.rows_scored for done in group)):
+            if is_full(len(group), sum(member.run.rows_scored for member in group)):
                 yield from self._commit_evaluations(group)
                 group = []
         yield from self._commit_evaluations(group)

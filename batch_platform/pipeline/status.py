@@ -76,7 +76,7 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
     failed: Mapping[str, str],
     materialized: AbstractSet[str] | None = None,
 ) -> PipelineStatus:
-    """Say where every partition stands that is due at a time, for which the plan was made.
+    """Say where every partition stands that is due at a time, by the plan for that time.
 
     `failed` holds the partitions whose last attempt failed, with the id of that run; `materialized` those whose predictions
     Dagster holds done, None to compare nothing with the ledger.
@@ -91,7 +91,7 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
     ]
     keys = {partition.partition for partition in partitions}
     committed = keys & state.scores.keys()
-    done = committed if materialized is None else keys & materialized
+    in_dagster = committed if materialized is None else keys & materialized
     last = max(state.scores.values(), key=lambda run: run.seq, default=None)
     champion = state.registry.champion(now)
     return PipelineStatus(
@@ -104,8 +104,8 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
-        only_in_dagster=sorted(done - committed),
-        only_in_ledger=sorted(committed - done),
+        only_in_dagster=sorted(in_dagster - committed),
+        only_in_ledger=sorted(committed - in_dagster),
         partitions=partitions,
     )
 

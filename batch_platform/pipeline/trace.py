@@ -251,8 +251,8 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
         if "model" in ways and (window is None or versions[run.model_version].has_seen(window)):
             through.append("model")
         if through:
-            own = {"partition": run.partition_key, "through": tuple(through), "source_version": version}
-            partitions.append(as_record(Dependent, run, **own))
+            facts = {"partition": run.partition_key, "through": tuple(through), "source_version": version}
+            partitions.append(as_record(Dependent, run, **facts))
     return Dependents(
         pipeline=spec.name,
         source=source,

@@ -293,11 +293,11 @@ def train_challengers(
             trained_at=stamp.now(),
             run_id=stamp.run_id,
         )
-        own = replace(training, history=History(as_model(spec, challenger), history.home, history.builder))
+        challenged = replace(training, history=History(as_model(spec, challenger), history.home, history.builder))
         try:
-            learned = own.learn(challenger.params, data=data, within=window)
-            verdict = _verdict(challenger, own.history.spec, learned, opponent, open_version)
-            version, decision = own.write(learned, verdict, actor="declaration")
+            learned = challenged.learn(challenger.params, data=data, within=window)
+            verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
+            version, decision = challenged.write(learned, verdict, actor="declaration")
         except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
             failure = _with_own_keys(failure_of(error), challenger)
             message = "%s: challenger %r could not be trained for %s: %s"
@@ -337,8 +337,10 @@ def _with_own_keys(text: str, challenger: Challenger) -> str:
 
 def as_model(spec: PipelineSpec, challenger: Challenger) -> PipelineSpec:
     """The pipeline with a challenger in place of its model, trained at the same times on the same windows."""
-    own = {name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")}
-    return spec.model_copy(update={"model": spec.model.model_copy(update={**own, "publish": None})})
+    declared = {
+        name: getattr(challenger, name) for name in type(challenger).model_fields if name not in ("name", "version")
+    }
+    return spec.model_copy(update={"model": spec.model.model_copy(update={**declared, "publish": None})})
 
 
 def check_challengers(spec: PipelineSpec, folder: Path) -> None:

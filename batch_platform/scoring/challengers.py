@@ -1,7 +1,7 @@
 """Challengers: which versions score a partition beside its champion, and their scores of the rows that the champion scored.
 
-A challenger scores each of these rows, or its own contract rejects the row, which is counted. A failure of a challenger
-ends its own part in the partition, with the reason, and never that of the champion.
+A challenger scores each of these rows, or its own contract rejects the row, which is counted. A challenger that fails on a
+partition is recorded with the reason, and never affects the champion.
 """
 
 from collections import Counter
@@ -104,11 +104,11 @@ def score_beside(
             results.append((ChallengerScores(name, served.height, failure=challenger), None))
             continue
         try:
-            own = score_batch(scored_rows, challenger.bundle, spec, challenger.predictor, keep=[_ROW])
-            agreement = _agreement(own.predictions, served, challenger.bundle, models.model.bundle, first_row)
-            reasons = reasons_of(own.rejected) if own.rejected.height else {}
-            scores = ChallengerScores(name, served.height, own.predictions.height, reasons, agreement)
-            table = _stored(name, own.predictions, challenger.bundle, spec, models.order.partition, stamp)
+            challenged = score_batch(scored_rows, challenger.bundle, spec, challenger.predictor, keep=[_ROW])
+            agreement = _agreement(challenged.predictions, served, challenger.bundle, models.model.bundle, first_row)
+            reasons = reasons_of(challenged.rejected) if challenged.rejected.height else {}
+            scores = ChallengerScores(name, served.height, challenged.predictions.height, reasons, agreement)
+            table = _stored(name, challenged.predictions, challenger.bundle, spec, models.order.partition, stamp)
         except Exception as error:  # noqa: BLE001 - whatever users' models raise: it is recorded, and production goes on
             results.append((ChallengerScores(name, served.height, failure=failure_of(error)), None))
         else:
@@ -127,8 +127,8 @@ def _agreement(
         raise DataError(msg, hint="only models of the same task can be compared.")
     if scored.height != served.height:
         served = served.filter(pl.col(_ROW).is_in(scored[_ROW].implode()))
-    own = prediction_columns(task, challenger.manifest.classes)
-    shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in own]
+    present = prediction_columns(task, challenger.manifest.classes)
+    shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in present]
     columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose segments have no order
     return Agreement.of(
         scored[_ROW].to_numpy().astype("int64") + first_row,

@@ -61,9 +61,9 @@ class OpenModel:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the ledger should say of how this model is evaluated; empty if nothing is unusual."""
-        others, native = self.bundle.other_libraries, self.bundle.not_compiled
-        remarks = [f"allowed other libraries than in training: {others}"] if others else []
-        return (*remarks, *([f"not compiled, since on this machine {native}"] if native else []))
+        libraries, reason = self.bundle.other_libraries, self.bundle.not_compiled
+        remarks = [f"allowed other libraries than in training: {libraries}"] if libraries else []
+        return (*remarks, *([f"not compiled, since on this machine {reason}"] if reason else []))
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class ScoringRun:
             clock=self.stamp.now,
             in_transaction=in_transaction,
         )
-        each = (perf_counter() - began) / len(group)
+        seconds = (perf_counter() - began) / len(group)
         for _, staged in group:
             for file in staged.files:
                 file.unlink()
@@ -177,7 +177,7 @@ class ScoringRun:
                 reasons=staged.counts.reasons,
                 unseen=staged.counts.unseen,
                 ignored=staged.counts.ignored,
-                spent=staged.spent + Spent(commit=each, clock=each),
+                spent=staged.spent + Spent(commit=seconds, clock=seconds),
                 scores=distributions.get(due.partition.key),
                 challengers=tuple(
                     challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id

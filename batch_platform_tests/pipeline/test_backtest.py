@@ -1,4 +1,4 @@
-"""Backtests: another model on the past as it was, held against production, which stays as it is."""
+"""Backtests: another model scores the past as of then and is compared with production, which does not change."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ def made(tmp_path, **overrides):
 
 
 def days(pipeline, first="2024-02-03", last="2024-02-10"):
-    return [one for one in pipeline.spec.partitions.calendar.due(NOW) if first <= one.key <= last]
+    return [day for day in pipeline.spec.partitions.calendar.due(NOW) if first <= day.key <= last]
 
 
 def backtested(pipeline, model, partitions=None, name="b1", **options):
@@ -39,7 +39,7 @@ def stored(pipeline, query):
 
 
 def everything(pipeline):
-    """Each table but those of backtests, each file of models and features, and what is being staged."""
+    """Every table except those of backtests, and every file of models, features and staging."""
     with pipeline.warehouse.open() as con:
         names = [f"{schema}.{table}" for schema, table in con.execute(_TABLES).fetchall()]
         rows = {name: con.execute(f"FROM {name} ORDER BY ALL").fetchall() for name in set(names) - OWN_TABLES}
@@ -52,16 +52,16 @@ _TABLES = "SELECT schema_name, table_name FROM duckdb_tables() WHERE schema_name
 
 def test_the_declared_estimator_gives_exactly_what_production_gave(tmp_path):
     pipeline = made(tmp_path, model=WEEKLY)
-    found = backtested(pipeline, DECLARED, days(pipeline, "2024-02-04", "2024-02-20"), keep_scores=True)
-    assert len(found) == 17
-    assert all(one.metrics == one.production for one in found)
-    assert sum(one.rows_measured for one in found) > 600
-    both = stored(
+    partitions = backtested(pipeline, DECLARED, days(pipeline, "2024-02-04", "2024-02-20"), keep_scores=True)
+    assert len(partitions) == 17
+    assert all(partition.metrics == partition.production for partition in partitions)
+    assert sum(partition.rows_measured for partition in partitions) > 600
+    counts = stored(
         pipeline,
         "SELECT count(*), count(*) FILTER (p.score = b.score AND p.prediction = b.prediction AND p.shop = b.shop) "
         "FROM small.predictions AS p JOIN small.backtest_scores AS b USING (id, partition_key)",
     )
-    assert both == [(17 * 40, 17 * 40)]
+    assert counts == [(17 * 40, 17 * 40)]
 
 
 def test_each_partition_is_scored_by_the_model_of_its_serving_period(tmp_path):
@@ -92,7 +92,7 @@ def test_a_model_does_not_learn_from_labels_that_were_not_known_by_then(tmp_path
 
 
 @pytest.mark.parametrize("model", ["version", "estimator"])
-def test_nothing_of_production_changes(tmp_path, model):
+def test_production_does_not_change(tmp_path, model):
     pipeline = made(tmp_path)
     (version,) = pipeline.state().registry.versions
     before = everything(pipeline)
@@ -103,9 +103,9 @@ def test_nothing_of_production_changes(tmp_path, model):
 def test_a_version_scores_every_partition_and_those_it_learned_from_are_marked(tmp_path):
     pipeline = made(tmp_path, model=WEEKLY)
     *_, newest = pipeline.state().registry.versions
-    found = backtested(pipeline, BacktestModel(newest.version), days(pipeline, "2024-02-05", "2024-02-26"))
-    assert {one.model for one in found} == {newest.version}
-    until = {one.partition: one.in_sample for one in found}
+    partitions = backtested(pipeline, BacktestModel(newest.version), days(pipeline, "2024-02-05", "2024-02-26"))
+    assert {partition.model for partition in partitions} == {newest.version}
+    until = {partition.partition: partition.in_sample for partition in partitions}
     assert until["2024-02-05"]
     assert not until["2024-02-26"]
     rows = stored(pipeline, "SELECT DISTINCT in_sample, model_version, production_in_sample FROM small.backtests")
@@ -117,37 +117,37 @@ def test_both_are_measured_on_the_rows_that_both_scored(tmp_path):
     minimum = {"features": {"columns": {"amount": {"min": 50}}, "max_rejected": "100%"}}
     pipeline = made(tmp_path, **minimum)
     loose = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 0}}, "max_rejected": "100%"})
-    (one,) = backtested(loose, DECLARED, days(loose)[:1])
-    run = pipeline.state().scores[one.partition]
-    assert (one.rows_scored, one.rows_rejected) == (40, 0)
-    assert one.rows_measured <= run.rows_scored < 40
-    query = f"SELECT value FROM small.performance WHERE metric = 'roc_auc' AND partition_key = '{one.partition}'"
-    assert stored(pipeline, query) == [(one.production["roc_auc"],)]
+    (partition,) = backtested(loose, DECLARED, days(loose)[:1])
+    run = pipeline.state().scores[partition.partition]
+    assert (partition.rows_scored, partition.rows_rejected) == (40, 0)
+    assert partition.rows_measured <= run.rows_scored < 40
+    query = f"SELECT value FROM small.performance WHERE metric = 'roc_auc' AND partition_key = '{partition.partition}'"
+    assert stored(pipeline, query) == [(partition.production["roc_auc"],)]
 
 
 def test_partitions_whose_labels_are_not_known_yet_are_scored_and_say_so(tmp_path):
     pipeline = made(tmp_path)
-    found = backtested(pipeline, TREE, days(pipeline, "2024-02-25", "2024-02-26"))
-    assert [one.note for one in found] == ["", "its labels are not known before 2024-02-27 23:00 UTC"]
-    assert (found[1].metrics, found[1].rows_scored) == ({}, 40)
+    partitions = backtested(pipeline, TREE, days(pipeline, "2024-02-25", "2024-02-26"))
+    assert [partition.note for partition in partitions] == ["", "its labels are not known before 2024-02-27 23:00 UTC"]
+    assert (partitions[1].metrics, partitions[1].rows_scored) == ({}, 40)
     rows = stored(pipeline, "SELECT metric, value, note FROM small.backtests WHERE partition_key = '2024-02-26'")
-    assert rows == [(None, None, found[1].note)]
+    assert rows == [(None, None, partitions[1].note)]
 
 
 def test_partitions_without_a_single_label_say_so(tmp_path):
     lost = pl.when(pl.col("ts") < datetime(2024, 2, 4, 23, tzinfo=UTC)).then("returned")
     pipeline = made(tmp_path, events=small_events().with_columns(returned=lost))
-    *_, one = backtested(pipeline, TREE, days(pipeline, "2024-02-04", "2024-02-05"))
-    assert (one.note, one.rows_measured) == ("none of its rows can be measured", 0)
+    *_, partition = backtested(pipeline, TREE, days(pipeline, "2024-02-04", "2024-02-05"))
+    assert (partition.note, partition.rows_measured) == ("none of its rows can be measured", 0)
 
 
 def test_a_partition_that_production_never_scored_is_measured_alone(tmp_path):
     pipeline = small_pipeline(tmp_path)
     stamp = Stamp("features", NOW)
     list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), stamp))
-    found = backtested(pipeline, TREE)
-    assert all(one.production_version is None and not one.production for one in found)
-    assert all(one.metrics["roc_auc"] > 0.5 for one in found)
+    partitions = backtested(pipeline, TREE)
+    assert all(partition.production_version is None and not partition.production for partition in partitions)
+    assert all(partition.metrics["roc_auc"] > 0.5 for partition in partitions)
 
 
 KINDS = {
@@ -189,17 +189,17 @@ def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
         overrides["events"] = small_events().with_columns(returned=label)
     pipeline = made(tmp_path, **overrides)
     before = everything(pipeline)
-    found = backtested(pipeline, tested)
-    assert all(set(one.metrics) == set(one.production) for one in found)
+    partitions = backtested(pipeline, tested)
+    assert all(set(partition.metrics) == set(partition.production) for partition in partitions)
     performance = stored(pipeline, f"SELECT partition_key, value FROM small.performance WHERE metric = '{metric}'")
-    for one in found:
-        assert one.production[metric] == pytest.approx(dict(performance)[one.partition])
-    (total,) = [one for one in totals(found) if one.metric == metric]
+    for partition in partitions:
+        assert partition.production[metric] == pytest.approx(dict(performance)[partition.partition])
+    (total,) = [total for total in totals(partitions) if total.metric == metric]
     assert (total.partitions, total.compared, total.better + total.worse <= 8) == (8, 8, True)
     assert everything(pipeline) == before
 
 
-def test_a_later_backtest_stands_beside_the_earlier_ones(tmp_path):
+def test_earlier_backtests_are_kept(tmp_path):
     pipeline = made(tmp_path)
     backtested(pipeline, TREE, name="b1", keep_scores=True)
     first = stored(pipeline, "FROM small.backtests ORDER BY ALL")
@@ -215,16 +215,16 @@ def test_a_later_backtest_stands_beside_the_earlier_ones(tmp_path):
 def test_a_partition_with_too_many_rejected_rows_is_measured_with_a_note(tmp_path):
     pipeline = made(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "100%"})
     strict = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 50}}, "max_rejected": "1%"})
-    (one,) = backtested(strict, DECLARED, days(pipeline)[:1])
-    assert one.note.endswith("of its rows are rejected, more than max_rejected (1.00%) allows")
-    assert one.metrics == one.production
+    (partition,) = backtested(strict, DECLARED, days(pipeline)[:1])
+    assert partition.note.endswith("of its rows are rejected, more than max_rejected (1.00%) allows")
+    assert partition.metrics == partition.production
 
 
-def test_one_model_for_all_is_trained_as_of_the_first_partition(tmp_path):
+def test_a_single_model_is_trained_as_of_the_first_partition(tmp_path):
     pipeline = made(tmp_path, model={"train": {"every": None}})
     list(pipeline.build_features(pipeline.spec.partitions.calendar.due(NOW), Stamp("features", NOW)))
-    found = backtested(pipeline, DECLARED, days(pipeline, "2024-02-10", "2024-02-20"))
-    assert {one.model for one in found} == {"trained for 2024-02-10"}
+    partitions = backtested(pipeline, DECLARED, days(pipeline, "2024-02-10", "2024-02-20"))
+    assert {partition.model for partition in partitions} == {"trained for 2024-02-10"}
     with pytest.raises(WrongUseError, match=r"history before 2024-01-10 .*Hint: --from 2024-01-16"):
         backtested(pipeline, DECLARED, days(pipeline, "2024-01-10", "2024-01-10"))
 

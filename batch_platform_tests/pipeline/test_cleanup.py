@@ -34,9 +34,9 @@ UNMET = {"promote": {"metric": "roc_auc", "at_least": 0.999}}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All carried out by an approved model; then two refused ones, and an approved one that scored nothing."""
-    folder = tmp_path_factory.mktemp("done")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything scored by an approved model; then two refused versions, and an approved one that scored nothing."""
+    folder = tmp_path_factory.mktemp("finished")
     pipeline = small_pipeline(folder)
     carry_out(pipeline, NOW)
     period = pipeline.spec.partitions.calendar.named("2024-02-01")
@@ -48,8 +48,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pipeline(done: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(tmp_path)
 
 
@@ -57,31 +57,31 @@ def everything(pipeline: Pipeline) -> set[Path]:
     return {path for path in pipeline.home.root.rglob("*") if "published" not in path.name}
 
 
-def found(pipeline: Pipeline, now: datetime = LATER, keep: timedelta = timedelta(days=30)):
+def garbage_of(pipeline: Pipeline, now: datetime = LATER, keep: timedelta = timedelta(days=30)):
     return find_garbage([pipeline.spec], pipeline.home, now, trained_before=now - keep)
 
 
 def age(path: Path, days: float) -> None:
-    """Make a path look as old as that, as of LATER."""
+    """Make a path look so many days old at LATER."""
     then = (LATER - timedelta(days=days)).timestamp()
     os.utime(path, (then, then))
 
 
 def test_only_versions_that_never_served_and_are_old_go_and_the_newest_stays(pipeline):
     scored, *refused, unused = [version.version for version in pipeline.state().registry.versions]
-    assert [one.version for one in found(pipeline)] == sorted(refused)
-    assert found(pipeline, now=NOW + timedelta(days=1)) == [], "somebody may still promote them"
-    remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
-    left = {folder.name for folder in (pipeline.home.models / "small").iterdir()}
-    assert left == {scored, unused}
+    assert [item.version for item in garbage_of(pipeline)] == sorted(refused)
+    assert garbage_of(pipeline, now=NOW + timedelta(days=1)) == [], "somebody may still promote them"
+    remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
+    folders = {folder.name for folder in (pipeline.home.models / "small").iterdir()}
+    assert folders == {scored, unused}
     registry = pipeline.state().registry
     assert [registry.last_decision(version).action for version in refused] == ["removed", "removed"]
-    assert len(registry.versions) == 4, "what was trained stays on record"
-    assert found(pipeline) == []
+    assert len(registry.versions) == 4, "trained versions stay on record"
+    assert garbage_of(pipeline) == []
 
 
-def test_a_removed_version_is_refused_in_words_that_say_so(pipeline):
-    (first, *_) = found(pipeline)
+def test_a_removed_version_is_refused_with_the_reason(pipeline):
+    (first, *_) = garbage_of(pipeline)
     remove_garbage([first], pipeline.home, Stamp("gc", LATER))
     day = pipeline.spec.partitions.calendar.named("2024-02-02")
     with pytest.raises(WrongUseError, match=f"{first.version} was removed by gc on 2024-04-11: never promoted"):
@@ -93,19 +93,19 @@ def test_a_refused_version_that_scored_on_demand_stays(pipeline):
     day = pipeline.spec.partitions.calendar.named("2024-02-02")
     list(pipeline.score([day], Stamp("on demand", NOW), version=refused))
     list(pipeline.score([day], Stamp("champion", NOW)))
-    assert refused not in [one.version for one in found(pipeline)], "rows of it may be asked for: trace names it"
+    assert refused not in [item.version for item in garbage_of(pipeline)], "rows of it may be asked for: trace names it"
 
 
-def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_at_it(pipeline):
+def test_a_bundle_that_was_never_registered_goes_once_no_run_can_be_writing_it(pipeline):
     versions = pipeline.home.models / "small"
     orphan = shutil.copytree(next(versions.iterdir()), versions / "2024-02-01-00000000")
     age(orphan, days=0.5)
-    assert orphan not in [one.path for one in found(pipeline)]
+    assert orphan not in [item.path for item in garbage_of(pipeline)]
     age(orphan, days=1.5)
-    (one,) = [one for one in found(pipeline) if one.path == orphan]
-    assert (one.kind, one.version, one.reason) == ("bundle", "", "never registered: its run was killed")
-    assert one.size == sum(file.stat().st_size for file in orphan.iterdir())
-    remove_garbage([one], pipeline.home, Stamp("gc", LATER))
+    (item,) = [item for item in garbage_of(pipeline) if item.path == orphan]
+    assert (item.kind, item.version, item.reason) == ("bundle", "", "never registered: its run was killed")
+    assert item.size == sum(file.stat().st_size for file in orphan.iterdir())
+    remove_garbage([item], pipeline.home, Stamp("gc", LATER))
     assert not orphan.exists()
 
 
@@ -113,27 +113,27 @@ def test_a_removal_that_was_cut_off_is_finished_by_the_next(pipeline, monkeypatc
     def cut_off(_):
         raise OSError("cut off")
 
-    garbage = found(pipeline)
+    garbage = garbage_of(pipeline)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", cut_off)
         with pytest.raises(OSError, match="cut off"):
             remove_garbage(garbage, pipeline.home, Stamp("gc", LATER))
-    assert {one.reason for one in found(pipeline)} == {"removed before, but not completely"}
-    remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
-    assert found(pipeline) == []
+    assert {item.reason for item in garbage_of(pipeline)} == {"removed before, but not completely"}
+    remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
+    assert garbage_of(pipeline) == []
 
 
-def test_features_of_dropped_partitions_and_unrecorded_ones_go(pipeline):
+def test_features_that_are_unrecorded_or_of_dropped_partitions_go(pipeline):
     later = small_spec(partitions={"start": "2024-01-03"})
     dropped = find_garbage([later], pipeline.home, NOW, trained_before=NOW - timedelta(days=30))
     first, second, third = (feature_file(pipeline, f"2024-01-0{day}") for day in (1, 2, 3))
-    assert [one.path for one in dropped] == [first, second]
+    assert [item.path for item in dropped] == [first, second]
     folder = first.parent
     unrecorded, stray, aside = folder / "2024-02-30.0123456789ab.parquet", folder / "notes.txt", folder / ".x.parquet"
     for path in (unrecorded, stray, aside):
         path.write_bytes(b"x")
     with written_aside(folder):
-        assert {one.path for one in found(pipeline) if one.kind == "features"} == {unrecorded, aside}
+        assert {item.path for item in garbage_of(pipeline) if item.kind == "features"} == {unrecorded, aside}
     remove_garbage(dropped, pipeline.home, Stamp("gc", NOW))
     assert not first.exists()
     assert third.exists()
@@ -146,8 +146,8 @@ def test_the_file_of_an_earlier_build_goes_once_no_run_can_be_reading_it(pipelin
     list(changed.build_features([day], Stamp("again", NOW), force=True))
     assert feature_file(pipeline, day.key) != before
     age(before, days=50)
-    assert [one for one in found(pipeline, now=NOW + timedelta(days=0.9)) if one.kind == "features"] == []
-    (superseded,) = [one for one in found(pipeline) if one.kind == "features"]
+    assert [item for item in garbage_of(pipeline, now=NOW + timedelta(days=0.9)) if item.kind == "features"] == []
+    (superseded,) = [item for item in garbage_of(pipeline) if item.kind == "features"]
     assert (superseded.path, superseded.reason) == (before, "replaced by the build of 2024-03-02")
     remove_garbage([superseded], pipeline.home, Stamp("gc", LATER))
     assert not before.exists()
@@ -159,18 +159,18 @@ def test_a_file_that_a_run_has_not_recorded_yet_stays_for_a_day(pipeline):
     with pipeline.warehouse.transaction() as con:
         con.execute("DELETE FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'")
     age(path, days=0.9)
-    assert path not in [one.path for one in found(pipeline)]
+    assert path not in [item.path for item in garbage_of(pipeline)]
     age(path, days=1.1)
-    assert path in [one.path for one in found(pipeline)]
+    assert path in [item.path for item in garbage_of(pipeline)]
 
 
 def test_staging_of_live_runs_is_never_listed(pipeline):
     (pipeline.home.staging / "killed-abc").mkdir()
     with staging_folder(pipeline.home, "live") as live:
         (pipeline.home.staging / "another-killed").mkdir()
-        listed = [one.path for one in found(pipeline) if one.kind == "staging"]
+        listed = [item.path for item in garbage_of(pipeline) if item.kind == "staging"]
         assert listed == [pipeline.home.staging / "another-killed"]
-        remove_garbage(found(pipeline), pipeline.home, Stamp("gc", LATER))
+        remove_garbage(garbage_of(pipeline), pipeline.home, Stamp("gc", LATER))
         assert list(pipeline.home.staging.iterdir()) == [live]
 
 
@@ -183,12 +183,12 @@ def test_other_pipelines_and_links_are_left_alone(pipeline, tmp_path):
     link = pipeline.home.models / "small" / "2024-02-01-ffffffff"
     link.symlink_to(outside)
     os.utime(link, (0, 0), follow_symlinks=False)
-    assert not [one for one in found(pipeline) if one.path == link or theirs in one.path.parents]
+    assert not [item for item in garbage_of(pipeline) if item.path == link or theirs in item.path.parents]
 
 
 def test_a_home_in_use_holds_nothing_to_remove(pipeline):
     before = everything(pipeline)
-    assert found(pipeline, now=NOW) == []
+    assert garbage_of(pipeline, now=NOW) == []
     remove_garbage([], pipeline.home, Stamp("gc", NOW))
     assert everything(pipeline) == before
 
@@ -212,7 +212,7 @@ def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", while_another_process_takes_it(Path.iterdir))
-        garbage = [item for item in found(pipeline) if item.kind == "bundle"]
+        garbage = [item for item in garbage_of(pipeline) if item.kind == "bundle"]
     assert taken == ["taken\n"]
     taken.clear()
     with monkeypatch.context() as patch:
@@ -222,7 +222,7 @@ def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_
 
 
 def test_a_version_promoted_after_it_was_found_stays(pipeline):
-    first, second = found(pipeline)
+    first, second = garbage_of(pipeline)
     pipeline.decide(promotion_of(pipeline, first.version), pipeline.state())
     assert remove_garbage([first, second], pipeline.home, Stamp("gc", LATER)) == [second]
     assert (first.path.is_dir(), second.path.exists()) == (True, False)
@@ -232,7 +232,7 @@ def test_a_version_promoted_after_it_was_found_stays(pipeline):
 
 
 def test_a_version_removed_after_the_decision_to_promote_it_is_not_promoted(pipeline):
-    (first, _) = found(pipeline)
+    (first, _) = garbage_of(pipeline)
     promotion, before = promotion_of(pipeline, first.version), pipeline.state()
     remove_garbage([first], pipeline.home, Stamp("gc", LATER))
     with pytest.raises(WrongUseError, match=f"the bundle of {first.version} was removed by gc"):

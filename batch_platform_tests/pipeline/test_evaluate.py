@@ -1,4 +1,4 @@
-"""Evaluation: what was committed held against the labels known now, whatever became of the model since."""
+"""Evaluation: committed predictions are compared with the labels known now, whatever became of the model since."""
 
 import shutil
 from datetime import UTC, datetime
@@ -32,11 +32,11 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
     carry_out(pipeline, NOW)
     with pipeline.warehouse.open() as con:
         scored = con.sql("SELECT id, score FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
-    both = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
-    probabilities = both.select(1 - pl.col("score"), score2="score").to_numpy()
-    expected = measure(Outcomes("binary", probabilities, both["returned"].to_numpy(), [False, True]))
-    assert performance(pipeline) == pytest.approx(expected | {"label_coverage": both.height / scored.height})
-    assert pipeline.state().evaluations["2024-02-03"].rows_labelled == both.height
+    labelled = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
+    probabilities = labelled.select(1 - pl.col("score"), score2="score").to_numpy()
+    expected = measure(Outcomes("binary", probabilities, labelled["returned"].to_numpy(), [False, True]))
+    assert performance(pipeline) == pytest.approx(expected | {"label_coverage": labelled.height / scored.height})
+    assert pipeline.state().evaluations["2024-02-03"].rows_labelled == labelled.height
 
 
 def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_path):
@@ -45,8 +45,8 @@ def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_pat
     before = performance(pipeline)
     shutil.rmtree(pipeline.home.models)
     fresh = small_pipeline(tmp_path)
-    (found,) = fresh.evaluate([day(fresh)], Stamp("again", NOW))
-    assert found.served.numbers == before == performance(fresh)
+    (evaluation,) = fresh.evaluate([day(fresh)], Stamp("again", NOW))
+    assert evaluation.served.numbers == before == performance(fresh)
 
 
 def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_path):
@@ -106,10 +106,10 @@ def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
 def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tmp_path):
     pipeline = small_pipeline(tmp_path, **CLUSTERS)
     carry_out(pipeline, NOW)
-    other = small_pipeline(tmp_path, events=small_events().with_columns(items=pl.col("items") + 1), **CLUSTERS)
-    list(other.build_features([day(other)], Stamp("again", NOW), force=True))
+    changed = small_pipeline(tmp_path, events=small_events().with_columns(items=pl.col("items") + 1), **CLUSTERS)
+    list(changed.build_features([day(changed)], Stamp("again", NOW), force=True))
     with pytest.raises(DataError, match=r"its features changed after it was scored.*run small --partition 2024-02-03"):
-        list(other.evaluate([day(other)], Stamp("again", NOW)))
+        list(changed.evaluate([day(changed)], Stamp("again", NOW)))
 
 
 def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):
@@ -118,6 +118,6 @@ def test_a_partition_that_is_not_scored_does_not_hold_up_others(tmp_path):
     seen = []
     with pytest.raises(DataError, match="2024-02-20: it is not scored yet"):
         seen += pipeline.evaluate([day(pipeline, "2024-02-20"), day(pipeline)], Stamp("again", NOW))
-    assert [one.partition for one in seen] == [day(pipeline)]
+    assert [measured.partition for measured in seen] == [day(pipeline)]
     assert pipeline.state().evaluations[day(pipeline).key].run_id == "again"
     assert make_plan(pipeline.spec, pipeline.state(), datetime(2024, 2, 10, tzinfo=UTC)).items == []

@@ -33,14 +33,14 @@ def dagster(project) -> Iterator[Dagster]:
         yield opened
 
 
-def test_status_tells_all_of_them(project):
+def test_status_counts_all_of_them(project):
     (report,) = run_command(project, "status", hourly.PIPELINE, "--json").json
     scored = hourly.PARTITIONS - BEFORE_ITS_MODEL
     assert report["counts"] == {"scored": scored, "blocked": BEFORE_ITS_MODEL}
     assert (report["due"], report["only_in_dagster"], report["only_in_ledger"]) == ({}, [], [])
 
 
-def test_a_tick_asks_for_nothing_where_all_is_done_and_for_a_start_where_nothing_is(project):
+def test_a_tick_requests_nothing_when_all_is_done_and_a_first_run_when_nothing_is(project):
     home = project / ".batch_platform"
     assert many_partitions.tick(project, home).requests == 0
     assert many_partitions.tick(project, project / "empty").requests > 0

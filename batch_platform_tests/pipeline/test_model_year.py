@@ -70,7 +70,7 @@ def serving(project: Path) -> list[tuple[str, str, int]]:
     return published(project, query)
 
 
-def test_each_month_is_scored_by_the_version_of_its_own(project):
+def test_each_month_is_scored_by_its_own_version(project):
     months = serving(project)
     assert [month for month, *_ in months] == [f"2013-{month:02}" for month in range(3, 13)]
     assert all(version.startswith(f"{month}-01-") for month, version, _ in months)
@@ -110,7 +110,7 @@ def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_
     )
     assert launched["__typename"] == "LaunchRunSuccess", launched
     run = ui.wait(lambda: finished(ui, launched["run"]["runId"]))
-    assert run["status"] == "SUCCESS", "to be refused is no failure"
+    assert run["status"] == "SUCCESS", "a refused version is not a failure"
     assert not passed(ui, "model", "gate", REFUSED_PERIOD)
     assert passed(ui, "model", "gate", "2013-09-01")
     decided = (
@@ -126,7 +126,7 @@ def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_
     assert serving(project) == before
 
 
-def test_a_rollback_scores_again_and_sql_tells_which_model_then_and_which_today(project, ui):
+def test_a_rollback_scores_again_and_sql_shows_the_model_then_and_today(project, ui):
     *_, november, december = [version for _, version, _ in serving(project)]
     flight = "SELECT min(flight_id) FROM flight_delays.predictions WHERE partition_key = '2013-12-24'"
     then_and_today = (
@@ -135,8 +135,8 @@ def test_a_rollback_scores_again_and_sql_tells_which_model_then_and_which_today(
         f"WHERE p.flight_id = ({flight})"
     )
     assert published(project, then_and_today) == [(december, december, "scored")]
-    told = command(project, "models", NAME, "rollback", "--from", WITHDRAWN_FROM, "--reason", "too many alarms").out
-    assert f"champion there: {november}, before {december}" in told
+    output = command(project, "models", NAME, "rollback", "--from", WITHDRAWN_FROM, "--reason", "too many alarms").out
+    assert f"champion there: {november}, before {december}" in output
     assert published(project, then_and_today) == [(december, november, "stale")]
     command(project, "run", NAME, "--from", WITHDRAWN_FROM, "--to", LAST)
     assert published(project, then_and_today) == [(november, november, "scored")]
@@ -150,7 +150,7 @@ def test_a_rollback_scores_again_and_sql_tells_which_model_then_and_which_today(
 
 
 def passed(ui: Ui, asset: str, check: str, partition: str) -> bool:
-    """Whether the newest evaluation of a check passed, as the UI tells it."""
+    """Whether the newest evaluation of a check passed, according to the UI."""
     executions = ui.ask(CHECKED, key={"path": [NAME, asset]}, check=check)
-    found = [one["evaluation"] for one in executions if one["evaluation"]]
-    return next(one["success"] for one in found if one["partition"] == partition)
+    evaluations = [evaluation["evaluation"] for evaluation in executions if evaluation["evaluation"]]
+    return next(evaluation["success"] for evaluation in evaluations if evaluation["partition"] == partition)

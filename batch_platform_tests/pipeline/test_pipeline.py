@@ -17,7 +17,7 @@ BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "sh
 
 
 def by_day(tmp_path):
-    """A pipeline whose source has a file for each day, beside one for all."""
+    """A pipeline with a source that has a file for each day, and a source with one file for all days."""
     pipeline = small_pipeline(tmp_path, **BY_DAY)
     days = pipeline.folder / "days"
     days.mkdir(exist_ok=True)
@@ -49,14 +49,14 @@ def test_a_file_for_all_partitions_that_grows_makes_no_past_partition_due(tmp_pa
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_a_source_file_that_is_archived_stands_in_nobodys_way(tmp_path):
+def test_archiving_a_source_file_blocks_nothing(tmp_path):
     pipeline = by_day(tmp_path)
     carry_out(pipeline, NOW)
     (pipeline.folder / "days" / "2024-01-03.parquet").unlink()
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_features_are_known_by_the_name_and_the_size_of_their_file(tmp_path):
+def test_features_are_recognized_by_the_name_and_size_of_their_file(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     kept, touched, linked, cut, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
@@ -78,8 +78,10 @@ def test_the_ledger_says_when_each_thing_really_happened(tmp_path):
     list(pipeline.build_features([item.partition for item in plan.of("features")], stamp))
     (period,) = plan.of("model")
     trained = pipeline.train(period.partition, stamp)
-    runs = [done.run for done in pipeline.score([item.partition for item in plan.of("predictions")], stamp)]
-    evaluations = [done.run for done in pipeline.evaluate([item.partition for item in plan.of("performance")], stamp)]
+    runs = [committed.run for committed in pipeline.score([item.partition for item in plan.of("predictions")], stamp)]
+    evaluations = [
+        committed.run for committed in pipeline.evaluate([item.partition for item in plan.of("performance")], stamp)
+    ]
     assert NOW < trained.version.created_at < trained.decision.decided_at < runs[0].started_at
     assert [run.started_at for run in runs] == sorted({run.started_at for run in runs})
     assert {run.committed_at for run in runs} == {runs[-1].started_at + timedelta(seconds=1)}, (
@@ -100,19 +102,19 @@ def test_recorded_sources_are_the_versions_that_were_read(tmp_path):
     assert json.loads(build.sources) == pipeline.builder.sources.versions(day)
 
 
-def test_no_partitions_are_no_work(tmp_path):
+def test_no_partitions_mean_no_work(tmp_path):
     pipeline, stamp = small_pipeline(tmp_path), Stamp("run", NOW)
     assert [*pipeline.build_features([], stamp), *pipeline.score([], stamp), *pipeline.evaluate([], stamp)] == []
 
 
 def rebuilt(pipeline: Pipeline, key: str, more: float) -> Path:
-    """Build a partition from amounts that are larger by some number; gives its file."""
+    """Build a partition from amounts that are larger by some number; return its file."""
     small_events().with_columns(pl.col("amount") + more).write_parquet(pipeline.folder / "events.parquet")
     list(pipeline.build_features([pipeline.spec.partitions.calendar.named(key)], Stamp("again", NOW), force=True))
     return feature_file(pipeline, key)
 
 
-def test_what_a_killed_build_wrote_and_did_not_record_changes_nothing_for_those_who_read(tmp_path):
+def test_a_file_that_a_killed_build_did_not_record_changes_nothing_for_readers(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     day = pipeline.spec.partitions.calendar.named("2024-02-02")
@@ -126,13 +128,11 @@ def test_what_a_killed_build_wrote_and_did_not_record_changes_nothing_for_those_
     assert scored.run.input_hash == before.sha256
 
 
-def test_the_file_of_the_last_build_but_one_stays_until_the_next_build(tmp_path):
+def test_the_files_of_earlier_builds_stay_for_the_runs_that_may_be_reading_them(tmp_path):
     pipeline = small_pipeline(tmp_path)
     first = rebuilt(pipeline, "2024-02-02", 1)
-    other = rebuilt(pipeline, "2024-02-03", 1)
+    of_another_day = rebuilt(pipeline, "2024-02-03", 1)
     second = rebuilt(pipeline, "2024-02-02", 2)
-    assert {*first.parent.iterdir()} == {first, second, other}
-    third = rebuilt(pipeline, "2024-02-02", 3)
-    assert {*first.parent.iterdir()} == {second, third, other}
-    assert rebuilt(pipeline, "2024-02-02", 2) == second, "the sources are as they were"
-    assert {*first.parent.iterdir()} == {second, third, other}
+    assert {*first.parent.iterdir()} == {first, second, of_another_day}
+    assert rebuilt(pipeline, "2024-02-02", 1) == first, "the sources are as they were"
+    assert {*first.parent.iterdir()} == {first, second, of_another_day}

@@ -1,4 +1,4 @@
-"""The plan: what is due and in which order; carried out, nothing is due at the same time."""
+"""The plan: what is due and in which order; once it is carried out, nothing is due at the same time."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -217,23 +217,23 @@ def test_performance_waits_until_labels_are_known():
 def test_ranges_are_contiguous_oldest_first_and_limited_in_all(limit):
     calendar = small_spec().partitions.calendar
     keys = ["2024-01-05", "2024-01-01", "2024-01-02", "2024-01-04", "2024-01-09"]
-    found = requests([Item("features", calendar.named(key), "missing") for key in keys], limit=limit)
-    joined = [[partition.key for partition in request.partitions] for request in found]
+    planned = requests([Item("features", calendar.named(key), "missing") for key in keys], limit=limit)
+    joined = [[partition.key for partition in request.partitions] for request in planned]
     assert sum(map(len, joined)) == min(limit or 99, 5)
     if limit is None:
         assert joined == [["2024-01-01", "2024-01-02"], ["2024-01-04", "2024-01-05"], ["2024-01-09"]]
-        assert (found[0].first, found[0].last) == ("2024-01-01", "2024-01-02")
+        assert (planned[0].first, planned[0].last) == ("2024-01-01", "2024-01-02")
     assert joined[0][0] == "2024-01-01"
 
 
-def test_a_run_does_all_steps_of_a_partition_and_none_begins_with_one_that_failed():
+def test_a_run_does_all_steps_of_a_partition_and_no_range_begins_with_a_failed_one():
     calendar = small_spec().partitions.calendar
     days = [calendar.named(f"2024-01-{day:02}") for day in range(1, 8)]
     items = [Item("predictions", day, "missing") for day in days[:6]] + [
         Item("features", day, "missing") for day in days[3:]
     ]
-    found = requests(items, failed={("features", "2024-01-04"), ("predictions", "2024-01-02")})
-    assert [(request.steps, request.first, request.last) for request in found] == [
+    planned = requests(items, failed={("features", "2024-01-04"), ("predictions", "2024-01-02")})
+    assert [(request.steps, request.first, request.last) for request in planned] == [
         (("features", "predictions"), "2024-01-04", "2024-01-04"),
         (("features", "predictions"), "2024-01-05", "2024-01-06"),
         (("features",), "2024-01-07", "2024-01-07"),
@@ -252,17 +252,17 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
         "2024-01-20",
         "2024-02-20",
     ]
-    other = make_plan(
+    plan = make_plan(
         spec, state, NOW, only=days, version=trained(spec.partitions.calendar.named("2024-02-01"), "other")
     )
-    assert [item.partition.key for item in other.of("predictions")] == [day.key for day in days]
-    assert other.of("model", "challengers") == other.blocked == []
+    assert [item.partition.key for item in plan.of("predictions")] == [day.key for day in days]
+    assert plan.of("model", "challengers") == plan.blocked == []
     forced = make_plan(spec, state, NOW, only=days, version=champion, force=True)
     assert [item.partition.key for item in forced.of("features")] == [day.key for day in days]
     assert len(forced.of("predictions")) == 3
 
 
-def test_one_model_is_trained_before_the_first_partition_that_it_can_serve():
+def test_a_single_model_is_trained_before_the_first_partition_that_it_can_serve():
     spec = SPECS["one model"]
     (model,) = make_plan(spec, EMPTY, NOW).of("model")
     window = training_window(spec, model.partition.start)
@@ -277,14 +277,14 @@ def test_one_model_is_trained_before_the_first_partition_that_it_can_serve():
     }
 
 
-def test_one_model_that_failed_is_tried_again_from_the_next_partition():
+def test_a_single_model_that_failed_is_tried_again_from_the_next_partition():
     spec = SPECS["one model"]
     (model,) = make_plan(spec, EMPTY, NOW).of("model")
     (after,) = make_plan(spec, EMPTY, NOW, failed_models={model.partition.key}).of("model")
     assert after.partition.start == spec.partitions.calendar.named(model.partition.key).end
 
 
-def test_when_a_model_failed_the_older_champion_serves():
+def test_the_older_champion_serves_when_a_training_failed():
     spec = SPECS["weekly models"]
     first = datetime(2024, 2, 4, 12, tzinfo=UTC)
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, first))
@@ -304,7 +304,7 @@ def test_rescore_never_leaves_committed_predictions_alone_but_scores_what_is_mis
     keys = [item.partition.key for item in make_plan(spec, changed, NOW).of("predictions")]
     assert keys == [key for key in KEYS if key > "2024-02-09"]
     assert set(keys).isdisjoint(state.scores)
-    assert set(make_plan(spec, changed, NOW).stale) == set(state.scores), "which does not keep it from being known"
+    assert set(make_plan(spec, changed, NOW).stale) == set(state.scores), "they are reported as stale all the same"
     forced = make_plan(spec, changed, NOW, only=[spec.partitions.calendar.named("2024-02-03")], force=True)
     assert [item.reason for item in forced.of("predictions")] == ["forced"]
 
@@ -348,9 +348,9 @@ def test_a_plan_for_some_partitions_holds_what_they_need_and_no_more():
 def test_a_window_ends_with_the_labels_known_at_its_boundary(window, delay, first, last):
     spec = small_spec(labels={"delay": delay}, model={"train": {"window": window, "evaluate": "3 days"}})
     boundary = spec.partitions.calendar.named("2024-02-01").start
-    found = training_window(spec, boundary)
-    assert (found[0].key, found[-1].key) == (first, last)
-    assert evaluation_start(spec, found) == found[-3].start
+    window = training_window(spec, boundary)
+    assert (window[0].key, window[-1].key) == (first, last)
+    assert evaluation_start(spec, window) == window[-3].start
 
 
 @given(st.sampled_from(sorted(SPECS)), st.integers(0, 70))
@@ -388,5 +388,5 @@ def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipel
         failing.spec, failing.state(), NOW, failed_models={item.partition.key for item in plan.of("model")}
     )
     runs = list(failing.score([item.partition for item in again.of("predictions")], stamp))
-    assert {done.run.model_version for done in runs} == {champion.version}
+    assert {committed.run.model_version for committed in runs} == {champion.version}
     assert runs[-1].partition.key == "2024-02-29"

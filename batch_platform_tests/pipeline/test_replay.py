@@ -20,21 +20,21 @@ DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
 
 
 def events(*, least: float = 0.0) -> pl.DataFrame:
-    """Two rows of 2 February and one of the 3rd have a negative amount, unless raised to a least one."""
+    """Two rows of 2 February and one of the 3rd have a negative amount, unless all amounts are raised to a minimum."""
     broken = pl.col("id").is_in([1290, 1300, 1330])
     return small_events().with_columns(amount=pl.when(broken).then(least or -1.0).otherwise(pl.col("amount")))
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("done")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
     carry_out(small_pipeline(folder, features=RULES, events=events()), NOW)
     return folder
 
 
 @pytest.fixture
-def pipeline(done: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(tmp_path, features=RULES, events=events())
 
 
@@ -53,7 +53,7 @@ def replayed(pipeline: Pipeline, *keys: str, run_id: str = "replay"):
 
 
 def scored_from_scratch(pipeline: Pipeline, folder: Path, **declared) -> pl.DataFrame:
-    """What a whole scoring of the same days by the same model gives."""
+    """What scoring whole days anew with the same model gives."""
     shutil.copytree(pipeline.home.root.parent, folder, symlinks=True)
     fresh = small_pipeline(folder, **declared)
     list(fresh.build_features(days(fresh), Stamp("whole", NOW), force=True))
@@ -94,10 +94,10 @@ def test_rows_that_still_break_the_rules_stay_with_their_reason(tmp_path):
     assert committed.run.rows_rejected == before.rows_rejected - 1 > 0
     assert committed.run.rows_in == before.rows_in
     assert set(committed.reasons) == {"amount: below the minimum 5"}
-    left = rows(fixed, "rejected_rows").filter(pl.col("partition_key") == "2024-02-02")
-    assert left.height == committed.run.rows_rejected
-    assert '{"id":1290}' not in left["key"].to_list()
-    assert '{"id":1300}' in left["key"].to_list()
+    still_rejected = rows(fixed, "rejected_rows").filter(pl.col("partition_key") == "2024-02-02")
+    assert still_rejected.height == committed.run.rows_rejected
+    assert '{"id":1290}' not in still_rejected["key"].to_list()
+    assert '{"id":1300}' in still_rejected["key"].to_list()
 
 
 @pytest.mark.usefixtures("pipeline")
@@ -142,7 +142,7 @@ def test_rejected_rows_that_a_fix_removes_are_gone(tmp_path):
 
 
 @pytest.mark.usefixtures("pipeline")
-def test_a_replay_takes_other_changes_of_its_partitions_along(tmp_path):
+def test_a_replay_also_applies_other_changes_of_its_partitions(tmp_path):
     changed = events(least=12.5).with_columns(
         items=pl.when(pl.col("id") == 1291).then(7 - pl.col("items")).otherwise("items")
     )

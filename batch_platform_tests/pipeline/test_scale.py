@@ -21,7 +21,7 @@ LINEAR, QUADRATIC = MANY / FEW, (MANY / FEW) ** 2
 
 
 def hourly() -> PipelineSpec:
-    """A model each day, so that there are many of both."""
+    """A model for each day, so that there are many partitions and many models."""
     train = {"every": "day", "window": "all", "evaluate": "7 days"}
     return small_spec(
         partitions={"every": "hour", "start": "2024-01-01", "end": None, "timezone": "UTC"}, model={"train": train}
@@ -29,28 +29,44 @@ def hourly() -> PipelineSpec:
 
 
 def recorded(spec: PipelineSpec, hours: int, *, done: bool) -> State:
-    """The state of so many hours: all done, or nothing."""
+    """The state of so many hours: everything done, or nothing."""
     partitions = spec.partitions.calendar.due(START + timedelta(hours=hours)) if done else []
     days = [START + timedelta(days=day) for day in range(hours // 24 + 1)] if done else []
     versions = [version(day) for day in days]
     return State(
-        features={one.key: build(one) for one in partitions},
-        scores={one.key: score(one) for one in partitions},
+        features={partition.key: build(partition) for partition in partitions},
+        scores={partition.key: score(partition) for partition in partitions},
         evaluations={},
-        registry=Registry("small", versions, [approval(one) for one in versions]),
+        registry=Registry("small", versions, [approval(version) for version in versions]),
         features_code_version="code",
         scoring_code_version="code",
     )
 
 
-def build(one: Partition) -> FeatureBuild:
-    return FeatureBuild("small", one.key, 1, "x", 1, "code", "{}", START, "run")
+def build(partition: Partition) -> FeatureBuild:
+    return FeatureBuild("small", partition.key, 1, "x", 1, "code", "{}", START, "run")
 
 
-def score(one: Partition) -> ScoreRun:
-    model = f"{one.start:%Y-%m-%d}-m"
+def score(partition: Partition) -> ScoreRun:
+    model = f"{partition.start:%Y-%m-%d}-m"
     return ScoreRun(
-        "small", one.key, one.start, one.end, model, "m", "x", "code", "local", 1, 1, 0, False, START, START, "run", 1
+        "small",
+        partition.key,
+        partition.start,
+        partition.end,
+        model,
+        "m",
+        "x",
+        "code",
+        "local",
+        1,
+        1,
+        0,
+        False,
+        START,
+        START,
+        "run",
+        1,
     )
 
 
@@ -61,18 +77,18 @@ def version(day: datetime) -> Version:
     )
 
 
-def approval(one: Version) -> Promotion:
-    return Promotion("small", one.version, "approved", "", "{}", "gate", one.created_at, "run")
+def approval(version: Version) -> Promotion:
+    return Promotion("small", version.version, "approved", "", "{}", "gate", version.created_at, "run")
 
 
 def processor_time(work: Callable[[], object]) -> float:
-    """The least of three, for what else the machine does."""
-    found: list[float] = []
+    """The shortest of three runs, since the machine does other work too."""
+    seconds: list[float] = []
     for _ in range(3):
         began = time.process_time()
         work()
-        found.append(time.process_time() - began)
-    return min(found)
+        seconds.append(time.process_time() - began)
+    return min(seconds)
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["all done", "first start"])
@@ -99,7 +115,7 @@ def test_partitions_are_made_once_however_often_they_are_asked_for():
     calendar = hourly().partitions.calendar
     first = calendar.due(START + timedelta(hours=MANY))
     again = calendar.within(START, START + timedelta(hours=MANY))
-    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert all(item is repeated for item, repeated in zip(first, again, strict=True))
     assert calendar.named(first[-1].key) is first[-1]
 
 

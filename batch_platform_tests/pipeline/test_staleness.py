@@ -46,7 +46,7 @@ def on_disk(deployment: Deployment) -> dict[str, tuple[int, bytes]]:
 
 
 def rewrite(deployment: Deployment, folder: str, key: str, *values: pl.Expr) -> None:
-    """Give a partition's file of a source other values, and the time of a later write."""
+    """Write other values to the file of a partition of a source, with a later modification time."""
     path = deployment.pipeline.folder / folder / f"{key}.parquet"
     before = path.stat().st_mtime_ns
     pl.read_parquet(path).with_columns(*values).write_parquet(path)
@@ -54,7 +54,7 @@ def rewrite(deployment: Deployment, folder: str, key: str, *values: pl.Expr) -> 
 
 
 def lay_out(deployment: Deployment) -> None:
-    """Write what happened as a file for each day, and the outcomes as another."""
+    """Write the events of each day to one file, and their outcomes to another."""
     zone = deployment.pipeline.spec.partitions.calendar.zone.key
     day = pl.col("ts").dt.convert_time_zone(zone).dt.strftime("%Y-%m-%d")
     for (key,), rows in small_events().group_by(day, maintain_order=True):
@@ -66,7 +66,7 @@ def lay_out(deployment: Deployment) -> None:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """The project with all done that is due at NOW: models of two weeks, and the partitions of both scored."""
+    """The project up to date at NOW: models of two weeks, and the partitions of both weeks scored."""
     folder = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as aside:
         deployment = deploy(folder, aside, labels_sql=LABELS_SQL, **OVERRIDES)
@@ -85,7 +85,7 @@ def deployment(template, tmp_path, monkeypatch):
 
 
 def redeclared(deployment: Deployment, **overrides) -> Deployment:
-    """The same as it is loaded after somebody edited its files."""
+    """The same project, loaded after somebody edited its files."""
     spec = PipelineSpec.model_validate(small_declaration(**{**OVERRIDES, **overrides}))
     pipeline = Pipeline(spec, deployment.pipeline.folder, deployment.pipeline.home)
     return Deployment(pipeline, build_definitions(spec, pipeline.folder), deployment.instance)
@@ -96,7 +96,11 @@ def conditions(deployment: Deployment, when: datetime = NOW) -> dict[str, tuple[
     state = deployment.pipeline.state()
     spec = deployment.pipeline.spec
     report = status_of(spec, state, make_plan(spec, state, when), when, {})
-    return {one.partition: (one.condition, one.reason or None) for one in report.partitions if one.run_id}
+    return {
+        partition.partition: (partition.condition, partition.reason or None)
+        for partition in report.partitions
+        if partition.run_id
+    }
 
 
 def in_table(deployment: Deployment) -> dict[str, tuple[str, str | None]]:
@@ -113,10 +117,10 @@ def checked(deployment: Deployment) -> dg.AssetCheckEvaluation:
     alone = job.get_subset(asset_selection=set(), asset_check_selection={check})
     result = alone.execute_in_process(instance=deployment.instance, run_config={"loggers": QUIET})
     assert result.success
-    (found,) = result.get_asset_check_evaluations()
+    (evaluation,) = result.get_asset_check_evaluations()
     assert len(deployment.materializations("predictions")) == before
-    assert found.severity == dg.AssetCheckSeverity.WARN
-    return found
+    assert evaluation.severity == dg.AssetCheckSeverity.WARN
+    return evaluation
 
 
 def a_rollback(deployment: Deployment) -> Deployment:
@@ -170,15 +174,15 @@ REASONS = {
 def test_status_check_and_table_tell_each_reason_and_the_schedule_scores_again(deployment, why):
     change, keys, reason = REASONS[why]
     changed = change(deployment)
-    told = conditions(changed)
-    assert {key for key, (condition, _) in told.items() if condition == "stale"} == set(keys)
-    (words,) = {told[key][1] for key in keys}
+    statuses = conditions(changed)
+    assert {key for key, (condition, _) in statuses.items() if condition == "stale"} == set(keys)
+    (words,) = {statuses[key][1] for key in keys}
     assert re.match(reason, words)
-    found = checked(changed)
-    assert (found.passed, found.metadata["stale"].value) == (False, len(keys))
-    assert (found.metadata["first_stale"].value, found.metadata["last_stale"].value) == (keys[0], keys[-1])
-    assert found.description == f"{len(keys)} {words}"
-    assert in_table(changed) == told
+    evaluation = checked(changed)
+    assert (evaluation.passed, evaluation.metadata["stale"].value) == (False, len(keys))
+    assert (evaluation.metadata["first_stale"].value, evaluation.metadata["last_stale"].value) == (keys[0], keys[-1])
+    assert evaluation.description == f"{len(keys)} {words}"
+    assert in_table(changed) == statuses
     assert [(first, last) for _, first, last in requested(changed, "predictions", NOW)] == [(keys[0], keys[-1])]
     carry_out(changed.pipeline, NOW, "again")
     assert conditions(changed) == dict.fromkeys(ALL, ("scored", None)) == in_table(changed)
@@ -193,7 +197,7 @@ def test_a_report_and_a_tick_see_what_changed_and_write_nothing(deployment, why)
     state = changed.pipeline.published_state()
     plan = make_plan(changed.pipeline.spec, state, NOW)
     report = status_of(changed.pipeline.spec, state, plan, NOW, {})
-    assert [one.partition for one in report.partitions if one.condition == "stale"] == keys
+    assert [partition.partition for partition in report.partitions if partition.condition == "stale"] == keys
     assert requested(changed, "predictions", NOW) != []
     assert on_disk(changed) == before
     assert in_table(changed) == dict.fromkeys(ALL, ("scored", None)), "until a run looks"
@@ -201,48 +205,48 @@ def test_a_report_and_a_tick_see_what_changed_and_write_nothing(deployment, why)
     assert in_table(changed) == conditions(changed)
 
 
-def test_an_edit_that_is_taken_back_is_stale_nowhere_from_the_next_look_on(deployment):
+def test_an_edit_that_is_undone_leaves_nothing_stale(deployment):
     changed = other_sql(deployment)
     assert not checked(changed).passed
     (deployment.pipeline.folder / "features.sql").write_text(FEATURES_SQL)
     back = redeclared(deployment)
-    found = checked(back)
-    assert (found.passed, found.description) == (True, "none is stale")
+    evaluation = checked(back)
+    assert (evaluation.passed, evaluation.description) == (True, "none is stale")
     assert in_table(back) == conditions(back) == dict.fromkeys(ALL, ("scored", None))
 
 
-def test_what_is_never_scored_again_is_told_all_the_same(deployment):
+def test_stale_predictions_are_reported_even_if_they_are_never_scored_again(deployment):
     changed = redeclared(other_sql(deployment), predictions={"rescore": "never", "keep": ["shop"]})
-    told = conditions(changed)
-    assert told == dict.fromkeys(ALL, ("stale", "the SQL or its declaration changed"))
-    found = checked(changed)
-    assert (found.passed, found.metadata["stale"].value) == (False, len(ALL))
-    assert in_table(changed) == told
+    statuses = conditions(changed)
+    assert statuses == dict.fromkeys(ALL, ("stale", "the SQL or its declaration changed"))
+    evaluation = checked(changed)
+    assert (evaluation.passed, evaluation.metadata["stale"].value) == (False, len(ALL))
+    assert in_table(changed) == statuses
     assert requested(changed, "predictions", NOW) == []
 
 
-def test_predictions_that_wait_for_a_newer_model_are_told(deployment):
+def test_predictions_that_wait_for_a_newer_model_are_reported(deployment):
     later = datetime(2024, 2, 20, 12, tzinfo=UTC)
     pipeline = deployment.pipeline
     days = [pipeline.spec.partitions.calendar.named(key) for key in ("2024-02-17", "2024-02-18")]
     list(pipeline.build_features(days, Stamp("late", later)))
     list(pipeline.score(days, Stamp("late", later)))
-    told = conditions(deployment, later)
-    assert told["2024-02-17"] == ("scored", None)
-    assert told["2024-02-18"] == ("stale", "a newer model is due")
+    statuses = conditions(deployment, later)
+    assert statuses["2024-02-17"] == ("scored", None)
+    assert statuses["2024-02-18"] == ("stale", "a newer model is due")
     assert checked(deployment).description == "1 a newer model is due"
-    assert in_table(deployment) == told
+    assert in_table(deployment) == statuses
 
 
-def test_corrected_labels_are_told_of_the_model_and_change_no_prediction(deployment):
+def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(deployment):
     rewrite(deployment, "answers", "2024-02-06", ~pl.col("returned"))
     first, second = (version.version for version in deployment.pipeline.state().registry.versions)
-    told = conditions(deployment)
+    statuses = conditions(deployment)
     remark = f"its model {second} learned from labels that were corrected since"
-    assert told == {key: ("scored", remark if key in SECOND else None) for key in ALL}
-    found = checked(deployment)
-    assert (found.passed, found.metadata["models_with_corrected_labels"].value) == (True, second)
-    assert in_table(deployment) == told
+    assert statuses == {key: ("scored", remark if key in SECOND else None) for key in ALL}
+    evaluation = checked(deployment)
+    assert (evaluation.passed, evaluation.metadata["models_with_corrected_labels"].value) == (True, second)
+    assert in_table(deployment) == statuses
     assert requested(deployment, "predictions", NOW) == []
     assert requested(deployment, "performance", NOW) == [(("performance",), "2024-02-06", "2024-02-06")]
     versions = deployment.pipeline.state().registry.versions
@@ -261,9 +265,14 @@ def test_a_run_of_predictions_ends_with_the_check(deployment):
     changed = other_declaration(deployment)
     result = changed.run("predictions", first=FIRST, last="2024-02-10")
     assert result.success
-    found = [one for one in result.get_asset_check_evaluations() if one.check_name == "up_to_date"]
-    assert {one.partition: one.passed for one in found} == {**dict.fromkeys(FIRST_WEEK, True), None: False}
-    assert found[-1].metadata["stale"].value == len(SECOND)
+    evaluations = [
+        evaluation for evaluation in result.get_asset_check_evaluations() if evaluation.check_name == "up_to_date"
+    ]
+    assert {evaluation.partition: evaluation.passed for evaluation in evaluations} == {
+        **dict.fromkeys(FIRST_WEEK, True),
+        None: False,
+    }
+    assert evaluations[-1].metadata["stale"].value == len(SECOND)
     assert in_table(changed) == conditions(changed)
     history = changed.instance.event_log_storage.get_asset_check_execution_history(check_of(changed), limit=100)
     assert len(history) == len(FIRST_WEEK) + 1, "nothing is left that the UI would show as skipped"
@@ -280,9 +289,9 @@ def test_a_commit_brings_the_rows_of_its_own_partitions_up_to_date(deployment):
     assert not checked(changed).passed
     days = changed.pipeline.spec.partitions.calendar.within(*(datetime(2024, 2, day, tzinfo=UTC) for day in (5, 8)))
     list(changed.pipeline.score(days, Stamp("again", NOW)))
-    told = {key: condition for key, condition, _ in live(changed)}
-    assert {key for key, condition in told.items() if condition == "scored"} == {day.key for day in days}
-    assert set(told) == set(ALL)
+    statuses = {key: condition for key, condition, _ in live(changed)}
+    assert {key for key, condition in statuses.items() if condition == "scored"} == {day.key for day in days}
+    assert set(statuses) == set(ALL)
 
 
 def test_a_partition_that_is_scored_by_a_named_version_is_stale_from_its_commit_on(deployment):
@@ -294,7 +303,7 @@ def test_a_partition_that_is_scored_by_a_named_version_is_stale_from_its_commit_
     assert stale == [(day.key, "stale", f"scored by {first}, the champion is {second}")]
 
 
-def test_a_commit_after_a_decision_knows_of_it(deployment, monkeypatch):
+def test_a_commit_takes_an_earlier_decision_into_account(deployment, monkeypatch):
     monkeypatch.setattr("batch_platform.scoring.run.GROUP_PARTITIONS", 1)
     pipeline = deployment.pipeline
     days = [pipeline.spec.partitions.calendar.named(key) for key in SECOND]
@@ -307,21 +316,21 @@ def test_a_commit_after_a_decision_knows_of_it(deployment, monkeypatch):
 
 def test_a_decision_and_a_training_bring_every_row_up_to_date_in_their_own_transaction(deployment):
     a_rollback_of_some_days(deployment)
-    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
-    assert told == conditions(deployment)
-    assert [key for key, (condition, _) in told.items() if condition == "stale"] == SECOND[3:]
+    statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert statuses == conditions(deployment)
+    assert [key for key, (condition, _) in statuses.items() if condition == "stale"] == SECOND[3:]
     ((computed_at,),) = set(live(deployment, "computed_at"))
     assert computed_at == NOW
     later = datetime(2024, 2, 17, 13, tzinfo=UTC)
     deployment.pipeline.train(deployment.wiring.serving_period("2024-02-11"), Stamp("retrained", later))
-    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
-    assert told == conditions(deployment)
-    assert [key for key, (condition, _) in told.items() if condition == "stale"] == SECOND
+    statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert statuses == conditions(deployment)
+    assert [key for key, (condition, _) in statuses.items() if condition == "stale"] == SECOND
     assert set(live(deployment, "computed_at")) == {(later,)}
 
 
 def test_features_that_are_built_again_are_not_taken_for_lost_or_outdated(deployment):
-    """What a step saw of the files when it began says nothing of what was recorded since."""
+    """The files that a step saw when it began do not count for builds recorded since."""
     pipeline = deployment.pipeline
     calendar = pipeline.spec.partitions.calendar
     another_source_file(deployment)
@@ -334,6 +343,6 @@ def test_features_that_are_built_again_are_not_taken_for_lost_or_outdated(deploy
     state = pipeline.state()
     decision = roll_back(state.registry, state.scores, Maker("me", NOW, "it is wrong"))
     pipeline.decide(decision.promotion, seen)
-    told = {key: (condition, reason) for key, condition, reason in live(deployment)}
-    assert told == conditions(deployment)
-    assert told["2024-02-06"] == ("scored", None)
+    statuses = {key: (condition, reason) for key, condition, reason in live(deployment)}
+    assert statuses == conditions(deployment)
+    assert statuses["2024-02-06"] == ("scored", None)

@@ -22,7 +22,7 @@ def status(pipeline, now=NOW, failed=None):
 
 
 def conditions(report):
-    return {one.partition: (one.condition, one.reason) for one in report.partitions}
+    return {partition.partition: (partition.condition, partition.reason) for partition in report.partitions}
 
 
 @pytest.fixture
@@ -35,10 +35,15 @@ def pipeline(tmp_path):
 def test_scored_partitions_name_their_model_rows_and_run(pipeline):
     report = status(pipeline)
     (version,) = pipeline.state().registry.versions
-    one = report.partitions[-1]
-    assert (one.partition, one.condition, one.reason) == ("2024-02-10", "scored", "")
-    assert (one.model_version, one.rows_in, one.rows_scored, one.rows_rejected) == (version.version, 40, 40, 0)
-    assert (one.run_id, one.evaluated) == ("run", False)  # its labels are known a day later
+    partition = report.partitions[-1]
+    assert (partition.partition, partition.condition, partition.reason) == ("2024-02-10", "scored", "")
+    assert (partition.model_version, partition.rows_in, partition.rows_scored, partition.rows_rejected) == (
+        version.version,
+        40,
+        40,
+        0,
+    )
+    assert (partition.run_id, partition.evaluated) == ("run", False)  # its labels are known a day later
     assert report.partitions[-2].evaluated
     assert report.counts == {"blocked": 31, "scored": 10}
     assert (report.champion, report.champion_metrics) == (version.version, version.metric_values)
@@ -75,18 +80,18 @@ def test_failed_partitions_name_the_run_until_they_are_scored(tmp_path):
 
 
 def test_trace_gives_the_row_its_commit_model_and_features(pipeline):
-    (one,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
+    (traced,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
     (version,) = pipeline.state().registry.versions
     run = pipeline.state().scores["2024-02-07"]
     build = pipeline.state().features["2024-02-07"]
-    assert one.outcome == "scored"
-    assert one.row["ts"].tzinfo is not None
-    assert one.commit == run
-    assert (one.model.version, one.model.sha256) == (version.version, version.sha256)
-    assert one.model.params == json.loads(version.params)
-    assert one.model.decision.startswith("approved by gate: ")
-    assert (one.features.sha256, one.features.run_id) == (build.sha256, build.run_id)
-    assert one.features.sources == json.loads(build.sources)
+    assert traced.outcome == "scored"
+    assert traced.row["ts"].tzinfo is not None
+    assert traced.commit == run
+    assert (traced.model.version, traced.model.sha256) == (version.version, version.sha256)
+    assert traced.model.params == json.loads(version.params)
+    assert traced.model.decision.startswith("approved by gate: ")
+    assert (traced.features.sha256, traced.features.run_id) == (build.sha256, build.run_id)
+    assert traced.features.sources == json.loads(build.sources)
 
 
 def test_trace_names_the_build_that_was_scored_not_a_later_one(pipeline):
@@ -94,8 +99,8 @@ def test_trace_names_the_build_that_was_scored_not_a_later_one(pipeline):
     partition = pipeline.spec.partitions.calendar.named("2024-02-07")
     list(pipeline.build_features([partition], later, force=True))
     pipeline.publish()
-    (one,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
-    assert one.features.run_id == "run"
+    (traced,) = trace(pipeline.spec, pipeline.home, {"id": "1500"})
+    assert traced.features.run_id == "run"
 
 
 def test_trace_finds_every_partition_of_a_key_newest_first(tmp_path):
@@ -110,11 +115,11 @@ def test_trace_finds_every_partition_of_a_key_newest_first(tmp_path):
         },
     )
     carry_out(pipeline, NOW)
-    found = trace(pipeline.spec, pipeline.home, {"shop": "Zürich"})
-    keys = [one.commit.partition_key for one in found]
+    traces = trace(pipeline.spec, pipeline.home, {"shop": "Zürich"})
+    keys = [traced.commit.partition_key for traced in traces]
     assert keys == sorted(keys, reverse=True)
     assert len(set(keys)) == 10
-    assert {one.row["shop"] for one in found} == {"Zürich"}
+    assert {traced.row["shop"] for traced in traces} == {"Zürich"}
 
 
 ODD = 'order "no"/~1'
@@ -135,22 +140,22 @@ def test_trace_takes_key_columns_of_any_name_and_type(tmp_path):
     )
     carry_out(pipeline, NOW)
     for number, outcome in (("1500", "scored"), ("1501", "rejected")):
-        (one,) = trace(pipeline.spec, pipeline.home, {ODD: number})
-        assert one.outcome == outcome
-        hour = one.row["hour"] if outcome == "scored" else one.row["key"]["hour"]
+        (traced,) = trace(pipeline.spec, pipeline.home, {ODD: number})
+        assert traced.outcome == outcome
+        hour = traced.row["hour"] if outcome == "scored" else traced.row["key"]["hour"]
         for written in (str(hour), str(hour).replace(" ", "T")):
             (same,) = trace(pipeline.spec, pipeline.home, {ODD: number, "hour": written})
-            assert same == one
+            assert same == traced
 
 
-def test_trace_refuses_a_name_that_is_no_key(pipeline):
+def test_trace_refuses_a_name_that_is_not_a_key_column(pipeline):
     with pytest.raises(
         WrongUseError, match=r"small has no key column 'idd'; its key is id\. Hint: did you mean 'id'\?"
     ):
         trace(pipeline.spec, pipeline.home, {"idd": "1"})
 
 
-def test_trace_of_an_unknown_row_names_what_was_asked(pipeline, tmp_path):
+def test_trace_of_an_unknown_row_repeats_its_key(pipeline, tmp_path):
     with pytest.raises(DataError, match="no scored or rejected row has id=nosuch"):
         trace(pipeline.spec, pipeline.home, {"id": "nosuch"})
     empty = small_pipeline(tmp_path / "empty")

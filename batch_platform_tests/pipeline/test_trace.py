@@ -49,13 +49,13 @@ def by_day(tmp_path: Path) -> Pipeline:
 
 
 def sources_of(pipeline: Pipeline, **key: str):
-    (one,) = with_source_rows(pipeline.builder, trace(pipeline.spec, pipeline.home, key))
-    return {source.name: source for source in one.sources}
+    (traced,) = with_source_rows(pipeline.builder, trace(pipeline.spec, pipeline.home, key))
+    return {source.name: source for source in traced.sources}
 
 
 def test_a_score_is_traced_to_the_rows_of_its_key_in_the_sources_that_have_the_key(joined):
     sources = sources_of(joined, id="1500")
-    assert set(sources) == {"events", "shops"}  # what nothing reads made nothing
+    assert set(sources) == {"events", "shops"}  # not the source that nothing reads
     events = sources["events"]
     assert (events.kind, events.unchanged, events.rows_of_key, events.note) == ("parquet", True, 1, "")
     assert events.columns == ["amount", "id", "shop", "ts"]
@@ -73,7 +73,7 @@ def test_a_source_without_the_key_is_named_with_its_version_and_the_columns_read
     assert shops.note == "lacks columns of the key: which of its rows were used is not known"
 
 
-def test_a_source_that_has_changed_or_gone_is_said_to_have(joined):
+def test_a_source_that_changed_or_is_gone_is_reported(joined):
     small_events().filter(pl.col("id") != 1500).write_parquet(joined.folder / "events.parquet")
     (joined.folder / "shops.csv").unlink()
     sources = sources_of(joined, id="1500")
@@ -111,26 +111,28 @@ def test_the_key_is_found_under_the_name_that_the_source_has_for_it(tmp_path):
 
 
 def test_each_trace_reads_its_own_partition_of_a_source(by_day):
-    found = with_source_rows(by_day.builder, trace(by_day.spec, by_day.home, {"id": "1500"}))
-    later = with_source_rows(by_day.builder, [*found, *trace(by_day.spec, by_day.home, {"id": "1300"})])
-    assert [one.sources[0].rows[0]["id"] for one in later] == [1500, 1300]
+    first = with_source_rows(by_day.builder, trace(by_day.spec, by_day.home, {"id": "1500"}))
+    later = with_source_rows(by_day.builder, [*first, *trace(by_day.spec, by_day.home, {"id": "1300"})])
+    assert [traced.sources[0].rows[0]["id"] for traced in later] == [1500, 1300]
 
 
-def test_every_partition_depends_on_a_table_for_all_with_the_version_it_was_built_from(joined):
-    found = dependents(joined.builder, joined.home, "events", None)
-    assert [one.partition for one in found.partitions] == [f"2024-02-{day:02}" for day in range(1, 11)]
-    assert {one.through for one in found.partitions} == {("features", "model")}
+def test_every_partition_depends_on_a_common_table_with_the_version_it_was_built_from(joined):
+    predictions = dependents(joined.builder, joined.home, "events", None)
+    assert [partition.partition for partition in predictions.partitions] == [
+        f"2024-02-{day:02}" for day in range(1, 11)
+    ]
+    assert {partition.through for partition in predictions.partitions} == {("features", "model")}
     version = joined.builder.sources.versions(joined.spec.partitions.calendar.named("2024-02-07"))["events"]
-    assert found.versions == {version: 10}
-    assert found.rows_scored == 400
-    assert found.models == [joined.state().registry.versions[0].version]
-    assert "one table for all partitions" in found.note
+    assert predictions.versions == {version: 10}
+    assert predictions.rows_scored == 400
+    assert predictions.models == [joined.state().registry.versions[0].version]
+    assert "one table for all partitions" in predictions.note
     one_day = dependents(joined.builder, joined.home, "events", "2024-01-05")
-    assert one_day.partitions == found.partitions
+    assert one_day.partitions == predictions.partitions
     assert "its rows of 2024-01-05 cannot be told apart" in one_day.note
 
 
-def test_partitions_built_from_another_version_are_told_apart(joined):
+def test_partitions_built_from_different_versions_are_distinguished(joined):
     first = dependents(joined.builder, joined.home, "events", None).versions
     small_events(rows_per_day=41).write_parquet(joined.folder / "events.parquet")
     again = type(joined)(joined.spec, joined.folder, joined.home)
@@ -139,31 +141,35 @@ def test_partitions_built_from_another_version_are_told_apart(joined):
     list(again.build_features(later, stamp, force=True))
     list(again.score(later, stamp))
     again.publish()
-    found = dependents(again.builder, again.home, "events", None)
+    predictions = dependents(again.builder, again.home, "events", None)
     assert len(later) == 2
-    assert sorted(found.versions.values()) == [2, 8]
-    assert found.versions.keys() > first.keys()
-    assert {one.partition for one in found.partitions if one.source_version not in first} == {one.key for one in later}
+    assert sorted(predictions.versions.values()) == [2, 8]
+    assert predictions.versions.keys() > first.keys()
+    assert {partition.partition for partition in predictions.partitions if partition.source_version not in first} == {
+        partition.key for partition in later
+    }
 
 
-def test_a_partition_with_a_file_of_its_own_goes_into_its_own_predictions_and_into_what_was_learnt_from_it(by_day):
-    learnt = dependents(by_day.builder, by_day.home, "events", "2024-01-15")
-    assert {one.through for one in learnt.partitions} == {("model",)}
-    assert len(learnt.partitions) == 10
-    assert learnt.versions == {}
+def test_the_file_of_a_partition_goes_into_its_predictions_and_into_the_models_that_learned_from_it(by_day):
+    learned = dependents(by_day.builder, by_day.home, "events", "2024-01-15")
+    assert {partition.through for partition in learned.partitions} == {("model",)}
+    assert len(learned.partitions) == 10
+    assert learned.versions == {}
     served = dependents(by_day.builder, by_day.home, "events", "2024-02-05")
-    assert [(one.partition, one.through) for one in served.partitions] == [("2024-02-05", ("features",))]
+    assert [(partition.partition, partition.through) for partition in served.partitions] == [
+        ("2024-02-05", ("features",))
+    ]
     assert served.models == []
     assert sum(served.versions.values()) == 1
 
 
 def test_a_source_that_nothing_reads_has_no_dependents(joined):
-    found = dependents(joined.builder, joined.home, "notes", None)
-    assert (found.partitions, found.rows_scored) == ([], 0)
-    assert found.note == "neither the features nor the labels read 'notes'."
+    predictions = dependents(joined.builder, joined.home, "notes", None)
+    assert (predictions.partitions, predictions.rows_scored) == ([], 0)
+    assert predictions.note == "neither the features nor the labels read 'notes'."
 
 
-def test_a_wrong_source_or_partition_is_refused_with_what_there_is(joined, tmp_path):
+def test_a_wrong_source_or_partition_is_refused_with_the_valid_names(joined, tmp_path):
     with pytest.raises(WrongUseError, match=r"'event'; it has events, notes, shops\. Hint: did you mean 'events'"):
         dependents(joined.builder, joined.home, "event", None)
     with pytest.raises(WrongUseError, match="'2024-13-01' is not the key"):

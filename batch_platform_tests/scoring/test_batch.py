@@ -76,7 +76,7 @@ def rows(amount, items=None, shop=None) -> pl.DataFrame:
 
 
 def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | None = None) -> ScoringOrder:
-    """Of a model that is open already: there is no bundle in the folder that is named."""
+    """The folder of a model that is open already; it holds no bundle."""
     model = model or bundle()
     folder = BundleFolder(model.version, features.with_name("no-bundle"), model.sha256, rows)
     return ScoringOrder(DAY, features, sha256 or file_sha256(features), rows, folder)

@@ -66,16 +66,16 @@ WHERE ts >= $partition_start AND ts < $partition_end
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All carried out with two challengers, to be copied."""
-    folder = tmp_path_factory.mktemp("done")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline with two challengers that is up to date, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
     carry_out(small_pipeline(folder, **BOTH), NOW)
     return folder
 
 
 @pytest.fixture
-def pipeline(done: Path, tmp_path: Path) -> Pipeline:
-    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+def pipeline(finished: Path, tmp_path: Path) -> Pipeline:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, symlinks=True)
     return small_pipeline(tmp_path, **BOTH)
 
 
@@ -85,7 +85,7 @@ def table(pipeline: Pipeline, name: str, *, without: tuple[str, ...] = ()) -> pl
 
 
 def scores(pipeline: Pipeline, challenger: str, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
-    """What a challenger gave, by key."""
+    """The scores of a challenger, ordered by key."""
     frame = table(pipeline, "challenger_scores", without=without)
     return frame.filter(pl.col("challenger") == challenger).sort("id")
 
@@ -117,12 +117,12 @@ def versions(pipeline: Pipeline) -> dict[str | None, str]:
 def test_every_row_that_the_champion_scores_is_scored_by_every_challenger(pipeline):
     served = predictions(pipeline)
     for name in ("linear", "tree"):
-        own = scores(pipeline, name)
-        assert own.select("id", "ts", "partition_key", "run_id").equals(
+        scored = scores(pipeline, name)
+        assert scored.select("id", "ts", "partition_key", "run_id").equals(
             served.select("id", "ts", "partition_key", "run_id")
         )
-        assert set(own["model_version"]) == {versions(pipeline)[name]}
-    assert list(own.columns) == [
+        assert set(scored["model_version"]) == {versions(pipeline)[name]}
+    assert list(scored.columns) == [
         *("id", "ts", "challenger", "model_version", "prediction", "score"),
         *("partition_key", "scored_at", "run_id"),
     ]
@@ -145,7 +145,7 @@ def test_production_is_the_same_with_and_without_challengers(pipeline, tmp_path)
     alone = small_pipeline(tmp_path / "alone")
     carry_out(alone, NOW)
     assert predictions(alone, without=("model_version",)).equals(predictions(pipeline, without=("model_version",)))
-    assert not {"challenger_scores", "challengers"} & tables(alone), "who has no challengers pays nothing"
+    assert not {"challenger_scores", "challengers"} & tables(alone), "without challengers there are no tables for them"
 
 
 def test_one_read_of_the_features_serves_all(pipeline, monkeypatch):
@@ -167,7 +167,10 @@ def test_one_read_of_the_training_data_serves_all(tmp_path, monkeypatch):
     assert len(read) == len(set(read)) == 30
     trained = {name: pipeline.state().registry.named(version) for name, version in versions(pipeline).items()}
     assert set(trained) == {None, "linear", "tree"}
-    window = {(one.trained_from, one.trained_until, one.rows_trained, one.rows_evaluated) for one in trained.values()}
+    window = {
+        (version.trained_from, version.trained_until, version.rows_trained, version.rows_evaluated)
+        for version in trained.values()
+    }
     assert len(window) == 1, "on the same rows"
 
 
@@ -183,8 +186,8 @@ def test_an_import_may_challenge_a_model_that_is_trained(tmp_path, monkeypatch):
     (version,) = [known for known in pipeline.state().registry.versions if known.version == versions(pipeline)["rule"]]
     assert (version.flavour, version.rows_trained) == ("python", 0)
     assert set(version.metric_values) >= {"roc_auc", "accuracy"}
-    own = scores(pipeline, "rule").join(small_events(), on="id")
-    assert own["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in own["amount"].fill_null(0.0)]
+    scored = scores(pipeline, "rule").join(small_events(), on="id")
+    assert scored["score"].to_list() == [0.9 if amount > 60 else 0.1 for amount in scored["amount"].fill_null(0.0)]
 
 
 def test_a_trained_model_may_challenge_an_import(tmp_path, monkeypatch):
@@ -251,11 +254,11 @@ def test_rank_correlation_and_flipped_decisions_are_those_of_scipy_and_numpy(
 ):
     pipeline = small_pipeline(tmp_path, **declared, challengers=[challenger])
     carry_out(pipeline, datetime(2024, 2, 5, tzinfo=UTC))
-    served, own = predictions(pipeline), scores(pipeline, "linear")
-    assert served["id"].equals(own["id"])
+    served, challenged = predictions(pipeline), scores(pipeline, "linear")
+    assert served["id"].equals(challenged["id"])
     for key in ("2024-02-01", "2024-02-02"):
         here = served["partition_key"] == key
-        first, second = served.filter(here), own.filter(here)
+        first, second = served.filter(here), challenged.filter(here)
         expected = np.mean([spearmanr(first[name].to_numpy(), second[name].to_numpy()).statistic for name in columns])
         run = runs(pipeline)[key, "linear"]
         assert run.rank_correlation == pytest.approx(expected, abs=1e-12)
@@ -287,7 +290,7 @@ def test_a_challenger_never_serves_however_good_it_is(tmp_path):
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_a_challenger_that_somebody_promotes_serves_and_is_no_challenger_to_itself(pipeline):
+def test_a_promoted_challenger_serves_and_does_not_challenge_itself(pipeline):
     state, tree, me = pipeline.state(), versions(pipeline)["tree"], Maker("me", NOW)
     decision = promote(state.registry, state.scores, tree, me)
     assert (decision.before.version, decision.after.version) == (versions(pipeline)[None], tree)
@@ -298,7 +301,7 @@ def test_a_challenger_that_somebody_promotes_serves_and_is_no_challenger_to_itse
     before = scores(pipeline, "tree")
     carry_out(pipeline, NOW, "promoted")
     assert set(predictions(pipeline)["model_version"]) == {tree}
-    assert scores(pipeline, "tree").equals(before), "it is not scored beside itself; what it had given stays"
+    assert scores(pipeline, "tree").equals(before), "it does not challenge itself; its earlier scores stay"
     assert {run.champion_version for run in runs(pipeline).values() if run.challenger == "linear"} == {tree}
     back = roll_back(pipeline.state().registry, pipeline.state().scores, me)
     assert (back.promotion.version, back.after.version) == (tree, versions(pipeline)[None])
@@ -308,15 +311,15 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
     measured = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-02-03")
     truth = small_events().filter(pl.col("returned").is_not_null())
     for name in (None, "linear", "tree"):
-        own = measured.filter(pl.col("challenger").eq_missing(pl.lit(name)))
+        rows = measured.filter(pl.col("challenger").eq_missing(pl.lit(name)))
         predicted = predictions(pipeline) if name is None else scores(pipeline, name)
-        both = predicted.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
-        shares = both.select(1 - pl.col("score"), score2="score").to_numpy()
-        expected = measure(Outcomes("binary", shares, both["returned"].to_numpy(), [False, True]))
-        coverage = {"label_coverage": both.height / 40}
-        assert dict(own.select("metric", "value").iter_rows()) == pytest.approx(expected | coverage)
-        assert set(own["model_version"]) == {versions(pipeline)[name]}
-        assert set(own["rows_labelled"]) == {both.height}
+        labelled = predicted.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
+        shares = labelled.select(1 - pl.col("score"), score2="score").to_numpy()
+        expected = measure(Outcomes("binary", shares, labelled["returned"].to_numpy(), [False, True]))
+        coverage = {"label_coverage": labelled.height / 40}
+        assert dict(rows.select("metric", "value").iter_rows()) == pytest.approx(expected | coverage)
+        assert set(rows["model_version"]) == {versions(pipeline)[name]}
+        assert set(rows["rows_labelled"]) == {labelled.height}
     late = table(pipeline, "performance").filter(pl.col("partition_key") == "2024-03-01")
     assert late.is_empty()
 
@@ -325,8 +328,8 @@ def test_the_performance_of_production_is_what_it_is_without_challengers(pipelin
     alone = small_pipeline(tmp_path / "alone")
     carry_out(alone, NOW)
     marks = ("model_version", "challenger")
-    own = table(pipeline, "performance").filter(pl.col("challenger").is_null())
-    assert own.drop(marks).equals(table(alone, "performance", without=marks))
+    rows = table(pipeline, "performance").filter(pl.col("challenger").is_null())
+    assert rows.drop(marks).equals(table(alone, "performance", without=marks))
 
 
 def test_an_older_table_of_performance_takes_challengers(pipeline):
@@ -361,7 +364,7 @@ def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_
     assert set(asked["challenger"]) == {None, "linear", "tree"}
 
 
-def test_a_challenger_that_cannot_be_trained_is_recorded_and_warned_of_and_production_goes_on(tmp_path, caplog):
+def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_production_goes_on(tmp_path, caplog):
     pipeline = small_pipeline(tmp_path, challengers=[BROKEN, TREE])
     with caplog.at_level(logging.WARNING):
         carry_out(pipeline, NOW)
@@ -419,7 +422,7 @@ def moody(tmp_path: Path, above: int) -> dict[str, Any]:
     return {"name": "moody", "import": f"{module}.Moody", "task": "binary", "classes": [False, True]}
 
 
-def test_a_challenger_that_raises_while_it_scores_ends_its_own_part_only(tmp_path, monkeypatch):
+def test_a_challenger_that_raises_while_it_scores_does_not_affect_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "BATCH_ROWS", 16)
     declared = {"features_sql": MOODY_SQL, "challengers": [moody(tmp_path, 1310), LINEAR]}
     pipeline = small_pipeline(tmp_path, **declared)
@@ -453,9 +456,9 @@ def test_rows_that_break_only_a_challengers_contract_are_counted_with_their_reas
     assert nulls
     assert run.rows_scored + run.rows_rejected == run.rows_in == served.rows_scored
     assert json.loads(run.reasons) == {"amount: null where training saw none": nulls}
-    both = scores(pinned, "previous").join(predictions(pinned), on="id")
-    assert run.rank_correlation == pytest.approx(spearmanr(both["score"], both["score_right"]).statistic)
-    flipped = float((both["prediction"] != both["prediction_right"]).mean())
+    joined = scores(pinned, "previous").join(predictions(pinned), on="id")
+    assert run.rank_correlation == pytest.approx(spearmanr(joined["score"], joined["score_right"]).statistic)
+    flipped = float((joined["prediction"] != joined["prediction_right"]).mean())
     assert run.decisions_flipped == pytest.approx(flipped)
 
 
@@ -490,13 +493,13 @@ def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale
     keys = days(added, "2024-02-02", "2024-02-03")
     assert all(partition.skipped for partition in added.score(keys, AGAIN))
     assert predictions(added).equals(before)
-    assert "challenger_scores" not in tables(added), "what is scored already is not scored for its sake"
+    assert "challenger_scores" not in tables(added), "scored partitions are not scored again for it"
     list(added.score(keys, AGAIN, force=True))
     assert {key for key, _ in runs(added)} == {"2024-02-02", "2024-02-03"}
     assert predictions(added, without=("run_id", "scored_at")).equals(before.drop("run_id", "scored_at"))
 
 
-def test_older_periods_get_a_challenger_only_by_force(tmp_path):
+def test_older_periods_get_a_challenger_only_with_force(tmp_path):
     weekly = {"train": {"every": "week", "window": "all", "evaluate": "7 days"}}
     carry_out(small_pipeline(tmp_path, model=weekly), NOW)
     added = small_pipeline(tmp_path, model=weekly, challengers=[LINEAR])
@@ -518,11 +521,11 @@ def test_the_scores_of_a_challenger_that_is_no_longer_declared_stay(pipeline, tm
     assert runs(fewer)["2024-02-02", "tree"] == measured["2024-02-02", "tree"]
     assert runs(fewer)["2024-02-02", "linear"].run_id == "again"
     performance = table(fewer, "performance").filter(pl.col("run_id") == "again")
-    assert set(performance["challenger"]) == {None, "linear", "tree"}, "what is there is measured"
+    assert set(performance["challenger"]) == {None, "linear", "tree"}, "the scores that exist are measured"
 
 
 def test_a_failed_commit_leaves_predictions_and_challengers_unchanged(pipeline):
-    with pipeline.warehouse.transaction() as con:  # a value that would not fit comes last of all
+    with pipeline.warehouse.transaction() as con:  # the value that does not fit comes last
         con.execute("ALTER TABLE small.challenger_scores ALTER score TYPE TINYINT USING 1")
     before = [table(pipeline, name) for name in ("predictions", "challenger_scores", "challengers")]
     ledger = pipeline.state().scores

@@ -102,7 +102,7 @@ class RowsEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Each partition is waited for; nothing is left to end."""
+        """End nothing: each partition was waited for."""
 
     def staged(self, orders: Iterable[ScoringOrder]) -> Generator[Staged]:
         for order in orders:
@@ -255,15 +255,15 @@ def test_challengers_score_what_the_champion_scored_and_one_that_cannot_says_why
         "it is not here",
     )
     for name, scores in by_name.items():
-        own = frame(scores.files)
-        assert own["id"].equals(served["id"])
-        assert set(own["challenger"]) == {name}
+        scored = frame(scores.files)
+        assert scored["id"].equals(served["id"])
+        assert set(scored["challenger"]) == {name}
         assert scores.rows_in == scores.rows_scored == scores.agreement.rows == served.height
         whole = Agreement.of(
             np.arange(served.height),
             served.select("score").to_numpy(),
-            own.select("score").to_numpy(),
-            (served["prediction"] != own["prediction"]).to_numpy(),
+            scored.select("score").to_numpy(),
+            (served["prediction"] != scored["prediction"]).to_numpy(),
         )
         assert scores.agreement.result() == whole.result()
 
@@ -294,8 +294,8 @@ def test_more_rejected_rows_than_the_budget_allows_are_refused_with_reasons_and_
             update={"features": pipeline.spec.features.model_copy(update={"max_rejected": 0.01})}
         ),
     )
-    said = r"small, partition 2024-02-02: 2 of 40 rows break .*2 times amount: below the minimum 0\. .* id=1290 "
-    with pytest.raises(DataError, match=said):
+    message = r"small, partition 2024-02-02: 2 of 40 rows break .*2 times amount: below the minimum 0\. .* id=1290 "
+    with pytest.raises(DataError, match=message):
         stage(strict, orders(strict, "2024-02-02"), tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -315,13 +315,13 @@ def test_partitions_before_a_failure_are_yielded_and_orders_are_taken_as_they_ar
         raise LookupError(msg)
 
     (tmp_path / "out").mkdir()
-    done: list[str] = []
+    committed: list[str] = []
     with (
         ENGINES[pipeline.spec.engine](pipeline.spec, tmp_path / "out", STAMP) as opened,
         pytest.raises(LookupError, match="no more orders"),
     ):
-        done.extend(staged.partition.key for staged in opened.staged(failing()))
-    assert done == ["2024-02-02", "2024-02-03"]
+        committed.extend(staged.partition.key for staged in opened.staged(failing()))
+    assert committed == ["2024-02-02", "2024-02-03"]
 
 
 def test_progress_ends_with_all_rows_of_a_partition(pipeline, tmp_path):
@@ -426,15 +426,15 @@ ROWS_OF_CHALLENGER = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3), 
 
 
 def challenger(rows: Sequence[tuple[int, int, bool]], start: int, failure: str = "") -> ChallengerScores:
-    """Of rows with both scores, of which the challenger may reject each."""
+    """The scores of a challenger for rows of which it may reject any."""
     if failure:
         return ChallengerScores("linear", len(rows), failure=failure)
-    both = np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2)
+    pairs = np.array([row[:2] for row in rows if row[2]], dtype=np.float64).reshape(-1, 2)
     places = start + np.array([at for at, row in enumerate(rows) if row[2]], dtype=np.int64)
-    agreement = Agreement.of(places, both[:, :1], both[:, 1:], both[:, 0] != both[:, 1])
-    rejected = len(rows) - len(both)
+    agreement = Agreement.of(places, pairs[:, :1], pairs[:, 1:], pairs[:, 0] != pairs[:, 1])
+    rejected = len(rows) - len(pairs)
     reasons = {"shop: never seen": rejected} if rejected else {}
-    return ChallengerScores("linear", len(rows), len(both), reasons, agreement, files=(Path(f"{start}.parquet"),))
+    return ChallengerScores("linear", len(rows), len(pairs), reasons, agreement, files=(Path(f"{start}.parquet"),))
 
 
 @given(ROWS_OF_CHALLENGER, st.lists(st.integers(0, 30), max_size=4), st.integers(-1, 5))

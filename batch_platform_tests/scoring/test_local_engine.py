@@ -1,4 +1,4 @@
-"""The local engine: threads and batches change nothing, a failure stops all work, memory is that of a few batches."""
+"""The local engine: threads and batches change nothing, a failure stops all work, memory holds a few batches only."""
 
 import os
 import shutil
@@ -96,12 +96,12 @@ def no_thread_left():
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 7, ROWS - 1, ROWS])
-def test_law_4_the_number_of_threads_and_the_way_change_nothing(tmp_path, monkeypatch, threads, batch):
+def test_law_4_the_number_of_threads_and_how_they_share_the_work_change_nothing(tmp_path, monkeypatch, threads, batch):
     (whole,) = staged([order(tmp_path)], tmp_path / "whole", threads=1)
     monkeypatch.setattr(local, "BATCH_ROWS", batch)
     (parts,) = staged([order(tmp_path)], tmp_path / "parts", threads=threads)
-    for expected, found in zip(frames(whole), frames(parts), strict=True):
-        pl.testing.assert_frame_equal(found.sort(found.columns[:2]), expected.sort(expected.columns[:2]))
+    for expected, scored in zip(frames(whole), frames(parts), strict=True):
+        pl.testing.assert_frame_equal(scored.sort(scored.columns[:2]), expected.sort(expected.columns[:2]))
     assert frames(parts)[0].equals(frames(whole)[0]), "and the order of the scored rows is that of the features"
     assert replace(parts.counts, samples=()) == replace(whole.counts, samples=()), "samples are the first of each batch"
     assert parts.started_at == whole.started_at
@@ -137,7 +137,7 @@ def broken(matrix: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("batch", [7, 1000])
-def test_an_error_on_a_thread_surfaces_after_what_was_done_before_and_leaves_nothing(tmp_path, monkeypatch, batch):
+def test_an_error_on_a_thread_is_raised_after_the_results_before_it_and_leaves_nothing(tmp_path, monkeypatch, batch):
     monkeypatch.setattr(local, "BATCH_ROWS", batch)
     out = tmp_path / "out"
     out.mkdir()
@@ -174,7 +174,7 @@ def test_an_interruption_ends_all_threads_and_leaves_nothing_staged(tmp_path, mo
 
 
 @pytest.mark.usefixtures("no_thread_left")
-def test_an_engine_that_is_left_in_the_middle_ends_its_threads(tmp_path):
+def test_an_engine_that_is_abandoned_ends_its_threads(tmp_path):
     (tmp_path / "out").mkdir()
     orders = [order(tmp_path, day) for day in range(1, 9)]
     with LocalEngine(SPEC, tmp_path / "out", STAMP, bundles=MODELS, threads=2) as engine:
@@ -231,7 +231,7 @@ def test_progress_is_reported_in_rows(tmp_path, monkeypatch):
     assert progress == [("2024-02-01", 9, 9), ("2024-02-02", 20, 50), ("2024-02-02", 40, 50), ("2024-02-02", 50, 50)]
 
 
-def test_a_staged_partition_knows_where_its_time_went(tmp_path):
+def test_a_staged_partition_says_where_its_time_went(tmp_path):
     (partition,) = staged([order(tmp_path)], tmp_path / "out")
     assert partition.spent.clock > 0
     assert set(partition.spent.shares) == {"read", "score", "commit"}
@@ -297,7 +297,7 @@ def test_memory_does_not_grow_with_the_partition(tmp_path):
         out.mkdir()
         count = many_rows(path, batches)
         command = [sys.executable, "-c", CHILD, str(path), file_sha256(path), str(count), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout))
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        peaks.append(int(process.stdout))
     assert peaks[1] <= 1.1 * peaks[0], f"1 million rows: {peaks[0]} KiB, 4 million: {peaks[1]} KiB"

@@ -1,4 +1,4 @@
-"""A scoring run: whatever fails, what was staged before it is committed."""
+"""A scoring run: whatever fails, the partitions staged before it are committed."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Work on threads: results in order, errors in their turn, few items at once, nobody left behind."""
+"""Work on threads: results in order, errors in their turn, few items at once, and no work goes on afterwards."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ def test_a_failure_comes_after_the_results_before_it():
             next(coming)
 
 
-def test_an_item_that_cannot_be_had_comes_after_the_results_before_it():
+def test_an_error_in_an_item_comes_after_the_results_before_it():
     with ThreadPoolExecutor(2) as pool:
         coming = in_order(pool, lambda item: item, map(fail_at_three, range(10)), at_once=4)
         assert [next(coming) for _ in range(3)] == [0, 1, 2]
@@ -65,7 +65,7 @@ def test_an_item_that_cannot_be_had_comes_after_the_results_before_it():
             next(coming)
 
 
-def test_once_it_is_left_nothing_goes_on():
+def test_no_work_goes_on_after_the_caller_leaves():
     begun: list[int] = []
 
     def note(item: int) -> int:

@@ -82,10 +82,12 @@ class LocalEngine:
         """Score partitions into files; see `Engine.staged`."""
         opened = map(self._models.opened, orders)
         with ExitStack() as limit:
-            for number, (large, some) in enumerate(groupby(opened, key=lambda models: models.order.rows > BATCH_ROWS)):
+            for number, (large, members) in enumerate(
+                groupby(opened, key=lambda models: models.order.rows > BATCH_ROWS)
+            ):
                 if not number:  # by now a model is loaded, and with it its libraries
                     limit.enter_context(one_thread())
-                yield from self._one_by_one(some) if large else self._side_by_side(some)
+                yield from self._one_by_one(members) if large else self._side_by_side(members)
 
     def _one_by_one(self, orders: Iterable[OpenOrder]) -> Generator[Staged]:
         """Score large partitions, each spread over all threads."""
