@@ -1,4 +1,4 @@
-"""The benchmark at small sizes: every contender that needs no installing does the same work, and what is told of it is so."""
+"""The benchmarks at small sizes: contenders that need no installation do the same work, and the reports are true."""
 
 import json
 import subprocess
@@ -21,13 +21,13 @@ from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
 
 HERE = [OURS, "script", "sklearn_in_memory"]
-TRIED = ["linear", "categorical"]  # text, trees and lines; what is tried of each is tried of the others
+TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
 ROWS = 20_000
 TODAY = date(2026, 3, 1)
 
 
 def benchmark(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]:
-    """Run it as a user does: the JSON and the Markdown."""
+    """Run the benchmarks as a user does; returns the JSON and the Markdown."""
     files = ["--json", str(folder / "results.json"), "--markdown", str(folder / "results.md"), "--folder", str(folder)]
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks", *arguments, *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -43,11 +43,15 @@ def scoring(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, An
 
 def test_every_contender_scores_all_rows_and_the_scores_agree(scoring):
     results, _ = scoring
-    assert [(one["workload"], one["contender"]) for one in results] == [(kind, name) for kind in TRIED for name in HERE]
-    assert {one["rows"] for one in results} == {ROWS}, "the run itself ends where rows are missing or scores differ"
+    assert [(result["workload"], result["contender"]) for result in results] == [
+        (kind, name) for kind in TRIED for name in HERE
+    ]
+    assert {result["rows"] for result in results} == {ROWS}, (
+        "the run itself ends where rows are missing or scores differ"
+    )
 
 
-def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_lines():
+def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_linear_models():
     assert {name: kind.tolerance for name, kind in KINDS.items()} == {
         "trees": 0.0,
         "linear": 1e-9,
@@ -58,8 +62,8 @@ def test_scores_must_agree_bit_for_bit_for_trees_and_closely_for_lines():
 
 def test_the_json_holds_one_object_for_each_measurement(scoring):
     results, _ = scoring
-    assert {tuple(one) for one in results} == {("workload", "contender", "seconds", "rows", "peak_mib")}
-    assert all(one["seconds"] > 0 and one["peak_mib"] > 50 for one in results)
+    assert {tuple(result) for result in results} == {("workload", "contender", "seconds", "rows", "peak_mib")}
+    assert all(result["seconds"] > 0 and result["peak_mib"] > 50 for result in results)
 
 
 def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
@@ -70,9 +74,9 @@ def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
     assert all(library in text for library in ("duckdb 2.", "polars 2.", "scikit-learn 1.", "dagster 1."))
 
 
-def test_commits_of_many_writers_are_counted_and_publishing_is_held_against_a_full_copy(tmp_path):
+def test_commits_of_many_writers_are_counted_and_publishing_is_compared_with_a_full_copy(tmp_path):
     results, text = benchmark(tmp_path, "commit", "publish", "--rows=5000", "--repeat=1")
-    assert [(one["workload"], one["contender"], one["rows"]) for one in results] == [
+    assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
         ("commit", OURS, 1000),
         ("commit", "plain_insert", 1000),
         ("commit_wait", OURS, 100),
@@ -81,15 +85,15 @@ def test_commits_of_many_writers_are_counted_and_publishing_is_held_against_a_fu
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 
 
-def test_compiled_trees_are_held_against_the_library_that_grew_them(tmp_path):
+def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
     results, _ = benchmark(tmp_path, "kernels", "--rows=100000", "--repeat=1")
     kinds = ["histogram trees", "histogram trees, categories", "random forest", "LightGBM", "XGBoost"]
-    assert [(one["workload"], one["contender"]) for one in results] == [
+    assert [(result["workload"], result["contender"]) for result in results] == [
         (kind, name) for kind in kinds for name in (OURS, "its own library")
     ]
 
 
-def test_the_share_of_the_integrity_check_is_told(tmp_path):
+def test_the_share_of_the_integrity_check_is_reported(tmp_path):
     results, text = benchmark(tmp_path, "integrity", "--rows=3000", "--repeat=1")
     scoring, check = results
     assert (scoring["workload"], check["workload"]) == ("scoring, with the check", "the check alone")
@@ -107,7 +111,7 @@ def written(folder: Path, score: list[float]) -> Scores:
     ("score", "complaint"),
     [([0.25, 0.75 + 1e-6], "other scores for 1 of 2 rows"), ([0.25], "1 rows instead of 2"), ([0.25, 0.75], None)],
 )
-def test_a_contender_that_does_other_work_ends_the_run(tmp_path, score, complaint):
+def test_a_contender_that_does_different_work_ends_the_run(tmp_path, score, complaint):
     require_same("first", written(tmp_path / "first", [0.25, 0.75]), 2, tmp_path / "reference.parquet", 0.0)
     check = partial(
         require_same, "second", written(tmp_path / "second", score), 2, tmp_path / "reference.parquet", 1e-9
@@ -131,14 +135,14 @@ def test_the_table_is_the_same_whenever_it_is_written_and_has_the_rows_asked_for
     assert pl.read_parquet(tmp_path / "one" / "labels.parquet").height == 400
 
 
-def test_measured_days_end_yesterday_and_only_those_to_learn_from_have_labels_by_then():
+def test_measured_days_end_yesterday_and_only_training_days_have_known_labels():
     days = days_of(spread(300, 30), TODAY)
     assert (days.keys[0], days.keys[-1]) == ("2026-01-30", "2026-02-28")
     assert (days.first - days.training[-1]).days == LABEL_DELAY_DAYS + 1
     assert (TODAY - days.first).days < LABEL_DELAY_DAYS
 
 
-def test_the_peak_is_that_of_the_largest_process_even_of_one_left_alone(tmp_path):
+def test_the_peak_is_that_of_the_largest_process_even_if_nobody_waits_for_it(tmp_path):
     child = "import time; held = bytearray(300 * 2**20); print(len(held), flush=True); time.sleep(10)"
     parent = (
         "import subprocess, sys, time; "
@@ -146,23 +150,23 @@ def test_the_peak_is_that_of_the_largest_process_even_of_one_left_alone(tmp_path
         "child.stdout.readline(); time.sleep(3)"
     )
     assert 300 < run([sys.executable, "-c", parent], tmp_path).peak_mib < 400
-    assert run([sys.executable, "-c", "pass"], tmp_path).peak_mib < 100, "whatever this process holds"
+    assert run([sys.executable, "-c", "pass"], tmp_path).peak_mib < 100, "the memory of this process does not count"
 
 
-def test_a_command_that_fails_ends_the_run_with_what_it_said(tmp_path):
+def test_a_command_that_fails_ends_the_run_with_its_output(tmp_path):
     with pytest.raises(SystemExit, match=r"failed with 3:\n(.|\n)*no room"):
         run([sys.executable, "-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)"], tmp_path)
 
 
-def test_settings_that_slow_one_machine_down_do_not_reach_a_contender(tmp_path, monkeypatch):
+def test_settings_that_slow_a_machine_down_do_not_reach_a_contender(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "generic")
     monkeypatch.setenv("OPENBLAS_L2_SIZE", "1")
-    said = run([sys.executable, "-c", "import os; print(*os.environ)"], tmp_path).output
-    assert "OPENBLAS" not in said
+    printed = run([sys.executable, "-c", "import os; print(*os.environ)"], tmp_path).output
+    assert "OPENBLAS" not in printed
 
 
 def results_of(seconds: dict[str, list[float]]) -> list[Result]:
-    return [Result("trees", name, one, 100, 10.0) for name, many in seconds.items() for one in many]
+    return [Result("trees", name, measured, 100, 10.0) for name, times in seconds.items() for measured in times]
 
 
 def test_contenders_take_turns():
@@ -170,26 +174,26 @@ def test_contenders_take_turns():
     assert "".join(result.contender for result in in_turn(turns, 2)) == "ABCABC"
 
 
-def test_medians_and_ratios_are_told_with_where_we_lose():
+def test_reports_show_medians_and_ratios_and_where_we_lose():
     results = results_of({OURS: [2.0, 9.0, 1.0], "script": [1.0, 1.0, 5.0], "ray": [8.0, 8.0, 8.0]})
-    assert [one.seconds for one in medians(results).values()] == [2.0, 1.0, 8.0]
+    assert [median.seconds for median in medians(results).values()] == [2.0, 1.0, 8.0]
     assert [line.split("|")[-2].strip() for line in table(results).splitlines()[2:]] == ["1.00", "0.50", "4.00"]
     assert (
         losses(results) == "Where we lose time: to script on trees of 100 rows (0.50). Where we lose memory: nowhere."
     )
 
 
-def test_names_choose_contenders_and_kinds_apart(tmp_path):
+def test_names_select_contenders_and_kinds_separately(tmp_path):
     only = frozenset({"script", "linear"})
     options = Options(1, 1, only, environments.Environments(tmp_path), tmp_path)
     assert (options.chosen(CONTENDERS), options.chosen(list(KINDS))) == (["script"], ["linear"])
 
 
-def test_an_unknown_name_is_refused_with_those_that_there_are():
+def test_an_unknown_name_is_refused_with_the_known_names():
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks", "scoring", "--only=skript"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "skript: there are batch_platform, categorical, forest, linear, ray, script" in done.stderr
+    assert "unknown: skript; choose from batch_platform, categorical, forest, linear, ray, script" in done.stderr
 
 
 def test_peers_have_this_process_s_estimators_and_one_version_of_everything():
@@ -199,7 +203,7 @@ def test_peers_have_this_process_s_estimators_and_one_version_of_everything():
         assert any(requirement.startswith("scikit-learn==") for requirement in wanted)
 
 
-def test_without_a_java_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_java_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     monkeypatch.setattr(environments, "USUAL_PLACES", (str(tmp_path),))
     with pytest.raises(SystemExit, match=r"Spark needs Java 17 or 21.*leave spark out with --only"):

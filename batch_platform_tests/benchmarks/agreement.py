@@ -1,4 +1,4 @@
-"""Whether contenders did the same work: as many rows, and the same scores for the same rows."""
+"""Check that contenders did the same work: the same number of rows, and the same score for each row."""
 
 import sys
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ MEMORY = "4GB"
 
 @dataclass(frozen=True)
 class Scores:
-    """What a contender has written.
+    """Scores that a contender has written.
 
     Args:
         path: A DuckDB file, or a folder of Parquet files.
-        table: In the DuckDB file; None for Parquet.
-        keys: The days that count.
-        key: The column that names a row.
+        table: Table of the DuckDB file; None for Parquet.
+        keys: The days to compare.
+        key: Column that identifies a row.
     """
 
     path: Path
@@ -29,7 +29,7 @@ class Scores:
     key: str = "id"
 
     def view(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
-        """Show key, score and prediction of the days that count as a view of that name."""
+        """Create a view of the key, score and prediction of the days to compare."""
         if self.table is None:
             relation, day = f"read_parquet({literal(str(self.path / '**/*.parquet'))})", "day"
         else:
@@ -44,16 +44,16 @@ class Scores:
 
 
 def require_same(contender: str, scores: Scores, rows: int, reference: Path, tolerance: float) -> None:
-    """Hold scores against those of the contender that came first, which are kept in a file.
+    """Compare scores with those of the first contender, which are kept in a file.
 
     Raises:
         SystemExit: Rows are missing or too many, or a score or a prediction differs.
     """
     with duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": str(reference.parent)}) as con:
         scores.view(con, "here")
-        ((found,),) = con.execute("SELECT count(*) FROM here").fetchall()
-        if found != rows:
-            sys.exit(f"{contender} wrote {found} rows instead of {rows}.")
+        ((written,),) = con.execute("SELECT count(*) FROM here").fetchall()
+        if written != rows:
+            sys.exit(f"{contender} wrote {written} rows instead of {rows}.")
         if not reference.exists():
             con.execute(f"COPY here TO {literal(str(reference))} (FORMAT parquet)")
             return

@@ -1,8 +1,8 @@
-"""Re-scoring a year of daily flights by one model, features present, against stock Dagster's single-run range.
+"""Score a year of daily flights again with one model, features present, against stock Dagster's single-run range.
 
-`backfill` is two assets of 365 partitions for both: predictions and their evaluation here; features, read from the same
-files, and predictions there. `backfill_scores` is the predictions alone. Ours replaces each partition together with its
-ledger row; stock Dagster deletes the whole range and then inserts it, and what happens in between stays.
+In `backfill` both materialize two assets of 365 partitions: here predictions and their evaluation; there features, read
+from the same files, and predictions. In `backfill_scores` both materialize the predictions alone. This project replaces
+each partition together with its ledger row. Stock Dagster deletes the whole range and then inserts it, in two commits.
 """
 
 import shutil
@@ -32,7 +32,7 @@ PEER = "stock_dagster"
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Make the year ready, then let both score it again, in turn."""
+    """Prepare the year, then let both contenders score it again, in turn."""
     require_peers(options.chosen([OURS, PEER]), options.environments)
     served = Project(options.folder / "project", PIPELINE)
     declared = yaml.safe_load((SHIPPED / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
@@ -58,20 +58,20 @@ def measure(options: Options) -> Iterator[Result]:
             else:
                 folder.mkdir()
                 turns[folder.name] = partial(_peers, job, workload, flags, folder)
-    for again in turns.values():
-        again()
+    for warm_up in turns.values():
+        warm_up()
     yield from in_turn(turns, options.repeat)
 
 
 def _stale(declared: dict[str, Any]) -> dict[str, Any]:
-    """As declared, but for one thing with which every partition has to be scored again, with the same scores."""
+    """Change one key, so that every partition has to be scored again and gets the same scores."""
     changed = deepcopy(declared)
     changed["features"]["max_rejected"] = "2%"
     return changed
 
 
 def _outcomes_unknown(declared: dict[str, Any]) -> dict[str, Any]:
-    """As declared, but with labels that are not known yet, so that nothing is to be evaluated."""
+    """Delay the labels, so that nothing can be evaluated."""
     changed = deepcopy(declared)
     changed["labels"]["delay"] = "36500 days"
     return changed
@@ -88,7 +88,7 @@ def _ours(job: Job, workload: str, declared: dict[str, Any], version: str, folde
 
 
 def _peers(job: Job, workload: str, flags: tuple[str, ...], folder: Path) -> Result:
-    """Into the same file each time, so that each but the first, which does not count, replaces what is there."""
+    """Write into the same file each time, so that every run after the warm-up replaces rows."""
     cost, scores = job.score_by_peer(PEER, folder, *flags)
     return _checked(job, workload, PEER, cost, replace(scores, key=KEY))
 

@@ -1,7 +1,7 @@
-"""Committing staged partitions: how long the warehouse is locked, and how long the last of many writers waits for it.
+"""Commit staged partitions: how long the warehouse is locked, and the longest wait among many writers.
 
-A fifth of the rows go into one commit, against a plain insert into an empty file; then eight processes commit ten
-partitions each, a fiftieth of the rows in each one, and not one commit may be lost.
+One commit of a fifth of the rows is compared with a plain insert into an empty file. Then eight processes commit ten
+partitions each, a fiftieth of the rows in each; no commit may be lost.
 """
 
 import json
@@ -24,7 +24,7 @@ PEER, WRITERS, COMMITS = "plain_insert", 8, 10
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """The lock of one large commit, the plain insert, the wait among many."""
+    """Measure the lock of one large commit, the plain insert, and the wait of many writers."""
     large, small = max(1, options.rows // 5), max(1, options.rows // 50)
     work(options.folder / "warm-up", "commit", 0, 1, 1000)
     contenders = {
@@ -36,7 +36,7 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def work(home: Path, task: str, *arguments: object) -> tuple[dict[str, list[float]], Cost]:
-    """Let a process do something with a warehouse: the seconds that it noted, and what it cost."""
+    """Run a task on a warehouse in a process of its own; returns the seconds that it measured, and its cost."""
     home.mkdir(parents=True, exist_ok=True)
     module = "batch_platform_tests.benchmarks.warehouse_work"
     command = [sys.executable, "-m", module, task, str(home), *(str(argument) for argument in arguments)]
@@ -45,7 +45,7 @@ def work(home: Path, task: str, *arguments: object) -> tuple[dict[str, list[floa
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """What was counted."""
+    """Say how many commits were counted."""
     waits = [result for result in results if result.workload == "commit_wait"]
     return f"Of {WRITERS * COMMITS * len(waits)} commits by {WRITERS} writers at once, 0 were lost."
 
@@ -63,7 +63,7 @@ def _inserted(home: Path, rows: int) -> Result:
 
 
 def _waited(home: Path, rows: int) -> Result:
-    """Eight writers at once; every commit must be found afterwards."""
+    """Run eight writers at once, then check that every commit is there."""
     with ThreadPoolExecutor(WRITERS) as pool:
         done = list(pool.map(lambda writer: work(home, "commit", writer, COMMITS, rows), range(WRITERS)))
     with duckdb.connect(str(Home(home).warehouse), read_only=True) as con:

@@ -1,7 +1,7 @@
-"""The contenders of scoring: how each one is run on the same Parquet files, and where its scores are found.
+"""The contenders of scoring: how each is run on the same Parquet files, and where it writes its scores.
 
-A peer is a script in `peers/`, called with the exported model, an output and the files. All of them read the files that
-batch_platform's features are in, so that none has the better layout.
+A peer is a script in `peers/`, called with the exported model, an output and the files. All contenders read the feature
+files of batch_platform, so that none has a better layout.
 """
 
 import json
@@ -21,12 +21,12 @@ PEERS = Path(__file__).with_name("peers")
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's way to score.
+    """Another way to score.
 
     Args:
-        script: Its file in `peers/`.
-        output: The DuckDB file or the folder of Parquet files that it writes.
-        shares_environment: Whether it runs in this process's environment.
+        script: File name in `peers/`.
+        output: Name of the DuckDB file, or of the folder of Parquet files, that it writes.
+        shares_environment: Whether it runs in the environment of this process.
     """
 
     script: str
@@ -45,10 +45,10 @@ CONTENDERS = [OURS, *ALL_PEERS]
 
 
 def require_peers(contenders: Sequence[str], environments: Environments) -> None:
-    """Install what contenders need before anything is measured.
+    """Install the environments of contenders before anything is measured.
 
     Raises:
-        SystemExit: Something cannot be installed, or is not there.
+        SystemExit: An environment cannot be installed, or Java is missing.
     """
     for name in contenders:
         if name != OURS and not ALL_PEERS[name].shares_environment:
@@ -59,13 +59,13 @@ def require_peers(contenders: Sequence[str], environments: Environments) -> None
 
 @dataclass(frozen=True)
 class Job:
-    """Partitions to be scored.
+    """Partitions to score.
 
     Args:
-        project: Made ready.
-        keys: The partitions, oldest first, without a gap.
-        model: The exported model.
-        environments: Of the peers.
+        project: A project that is ready to score.
+        keys: Contiguous partition keys, oldest first.
+        model: File of the exported model.
+        environments: Environments of the peers.
     """
 
     project: Project
@@ -75,13 +75,13 @@ class Job:
 
     @property
     def files(self) -> list[str]:
-        """The features of the partitions."""
+        """The feature files of the partitions."""
         home, pipeline = self.project.ready, self.project.pipeline
         builds = Warehouse(home).latest(FeatureBuild, pipeline)
         return [str(home.feature_file(pipeline, key, builds[key].sha256)) for key in self.keys]
 
     def score(self, contender: str, folder: Path) -> tuple[Cost, Scores]:
-        """Let a contender score the partitions, with what it writes below a new folder on the project's disk."""
+        """Score the partitions with a contender, which writes into a new folder on the project's disk."""
         if contender == OURS:
             home = self.project.copy_ready(folder)
             cost = self.project.run(home, "--from", self.keys[0], "--to", self.keys[-1])
@@ -90,11 +90,11 @@ class Job:
         return self.score_by_peer(contender, folder)
 
     def score_by_peer(self, contender: str, folder: Path, *flags: str) -> tuple[Cost, Scores]:
-        """Let a peer score the partitions, with what it writes in a folder that is there."""
+        """Score the partitions with a peer, which writes into an existing folder."""
         peer = ALL_PEERS[contender]
         output = folder / peer.output
         cost = self._run(contender, peer, output, flags)
-        if contender == "sklearn_in_memory":  # it alone is not measured from outside
+        if contender == "sklearn_in_memory":  # it reports its own time: reading and writing do not count
             cost = Cost(json.loads(cost.output)["seconds"], cost.peak_mib, cost.output)
         return cost, Scores(output, "main.scores" if output.suffix == ".duckdb" else None, self.keys)
 

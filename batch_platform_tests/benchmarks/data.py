@@ -1,8 +1,7 @@
-"""The generated table: 20 numbers and 3 texts a row, one Parquet file for each day, from one seed and in bounded memory.
+"""Generate the table: 20 numbers and 3 texts per row, one Parquet file per day, from one seed and in bounded memory.
 
-Days are of three kinds: the first few to learn from, whose labels are known; then one small day that the model is made
-for; then the days that are measured, up to yesterday. Their labels come later than today, as they do in practice where
-scores are wanted: nothing is to be evaluated yet.
+There are three kinds of days: training days, whose labels are known; one small day, the first that the model serves; and
+the measured days, up to yesterday. The labels of measured days are not known yet, as in practice: nothing is evaluated.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 NUMBERS, TEXTS = [f"x{at:02}" for at in range(20)], [f"c{at}" for at in range(3)]
-VALUES = 50  # different texts of each column
+VALUES = 50  # distinct texts per column
 TRAINING_DAYS, FIRST_DAY_ROWS = 4, 1000
 TRAINING_ROWS = 100_000
 LABEL_DELAY_DAYS = 60
@@ -36,12 +35,12 @@ LABELS = pa.schema([("id", pa.int64()), ("ts", pa.timestamp("us", "UTC")), ("lab
 
 @dataclass(frozen=True)
 class Days:
-    """Which days the table has.
+    """The days of the table.
 
     Args:
-        training: With labels.
+        training: Days with labels.
         first: The first day that the model serves.
-        measured: The days that follow it, and how many rows each one has.
+        measured: The days after it, with their numbers of rows.
     """
 
     training: list[date]
@@ -55,7 +54,7 @@ class Days:
 
 
 def days_of(rows: Sequence[int], today: date) -> Days:
-    """The days of a table whose last measured days, up to yesterday, have so many rows each."""
+    """Lay out the days of a table; the measured days end yesterday and have the given numbers of rows."""
     first = today - timedelta(days=len(rows) + 1)
     begin = first - timedelta(days=LABEL_DELAY_DAYS + TRAINING_DAYS)
     training = [begin + timedelta(days=at) for at in range(TRAINING_DAYS)]
@@ -64,12 +63,12 @@ def days_of(rows: Sequence[int], today: date) -> Days:
 
 
 def spread(rows: int, days: int) -> list[int]:
-    """Rows over days, as evenly as it goes."""
+    """Distribute rows over days as evenly as possible."""
     return [rows // days + (at < rows % days) for at in range(days)]
 
 
 def write_days(folder: Path, days: Days, training_rows: int = TRAINING_ROWS) -> None:
-    """Write a Parquet file for each day and one of the labels into a folder, made if missing."""
+    """Write one Parquet file per day and one with the labels; creates the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     counts = dict(zip(days.training, spread(training_rows, len(days.training)), strict=True))
     counts |= {days.first: min(FIRST_DAY_ROWS, training_rows)} | days.measured
@@ -85,7 +84,7 @@ def write_days(folder: Path, days: Days, training_rows: int = TRAINING_ROWS) -> 
 
 
 def _chunks(day: date, number: int, count: int, last_id: int) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The rows of a day with their labels; the same whenever they are asked for."""
+    """Generate the rows of a day with their labels, the same on every call."""
     start = np.datetime64(datetime.combine(day, time(), UTC).replace(tzinfo=None), "us")
     names = [pa.array([f"{text}-{value:02}" for value in range(VALUES)]) for text in TEXTS]
     for begin in range(0, count, CHUNK):
@@ -105,7 +104,7 @@ def _chunks(day: date, number: int, count: int, last_id: int) -> Iterator[tuple[
 
 
 def _labels(numbers: np.ndarray, codes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Learnable by lines and better by trees, from numbers and texts, and noisy."""
+    """Noisy labels that depend on numbers and texts; trees learn them better than linear models do."""
     x = numbers
     logit = 1.2 * x[0] - 0.7 * x[1] + 0.9 * x[2] * x[3] + (x[4] > 0.5) - (np.abs(x[5]) > 1)
     logit += np.sin(codes).sum(axis=0)

@@ -1,7 +1,7 @@
-"""The environments of peers that cannot share ours: what each needs, in which version, and where it is installed.
+"""Virtual environments of peers that cannot share ours: their packages, the versions, and where they are installed.
 
-The one place where versions are pinned. What reads the exported model has the version that this process has, so that
-all contenders evaluate the very same estimator.
+The only place that pins versions. Libraries that read the exported model have the versions of this process, so that all
+contenders evaluate the same estimator.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from batch_platform_tests.benchmarks.measuring import inherited
 
-SHARED = ("scikit-learn", "numpy", "scipy", "joblib", "polars", "pyarrow")  # as in this process
+SHARED = ("scikit-learn", "numpy", "scipy", "joblib", "polars", "pyarrow")  # in the versions of this process
 PINNED: dict[str, tuple[str, ...]] = {
     "stock_dagster": ("dagster==1.13.27", "dagster-duckdb==0.29.27", "dagster-duckdb-polars==0.29.27", "duckdb==1.5.6"),
     "ray": ("ray[data]==2.60.0", "pandas==2.3.3", "aiohttp==3.14.5"),
@@ -28,7 +28,7 @@ USUAL_PLACES = ("/usr/lib/jvm", "/opt/java", "/Library/Java/JavaVirtualMachines"
 
 @dataclass(frozen=True)
 class Environments:
-    """Virtual environments below one folder, each made when it is first asked for and kept."""
+    """Virtual environments in one folder, each created at its first use and kept."""
 
     folder: Path
 
@@ -40,7 +40,7 @@ class Environments:
         """The interpreter of a peer's environment.
 
         Raises:
-            SystemExit: It cannot be installed.
+            SystemExit: The environment cannot be installed.
         """
         wanted = requirements(name)
         mark = hashlib.sha256("\n".join([sys.version, *wanted]).encode()).hexdigest()[:8]
@@ -57,31 +57,31 @@ class Environments:
 
 
 def requirements(name: str) -> list[str]:
-    """What the environment of a peer holds, each in one version."""
+    """The packages of a peer's environment, each pinned to one version."""
     return [*PINNED[name], *(f"{library}=={metadata.version(library)}" for library in SHARED)]
 
 
 def default_folder() -> Path:
-    """Where environments are kept unless told otherwise."""
+    """The default folder of the environments."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "batch_platform" / "benchmarks"
 
 
 def java_home() -> Path:
-    """A Java that Spark can run on: the one of JAVA_HOME, else one in the usual places.
+    """A Java that Spark can run on: the one in JAVA_HOME, otherwise one in the usual places.
 
     Raises:
-        SystemExit: There is none.
+        SystemExit: No such Java is installed.
     """
     named = os.environ.get("JAVA_HOME")
-    found = [Path(named)] if named else []
+    homes = [Path(named)] if named else []
     for place in USUAL_PLACES:
-        found += sorted(Path(place).glob("*")) + sorted(Path(place).glob("*/Contents/Home"))
-    for home in found:
+        homes += sorted(Path(place).glob("*")) + sorted(Path(place).glob("*/Contents/Home"))
+    for home in homes:
         if _java_version(home) in JAVA_VERSIONS:
             return home
     return sys.exit(
-        f"Spark needs Java {' or '.join(JAVA_VERSIONS)}, and there is none in JAVA_HOME nor below "
+        f"Spark needs Java {' or '.join(JAVA_VERSIONS)}, which is neither in JAVA_HOME nor in "
         f"{', '.join(USUAL_PLACES)}; install one (Debian: openjdk-17-jre-headless) or leave spark out with --only."
     )
 

@@ -1,7 +1,7 @@
-"""The features of one large partition, from `features.sql`, against DuckDB's own COPY of the same query.
+"""Build the features of one large partition from `features.sql`, against DuckDB's own COPY of the same query.
 
-Ours are sorted by their key, checked to be unique and inside the partition, hashed and recorded; the copy is only
-written. Dagster's command builds them, for `batch-platform run` would go on and score.
+This project also sorts rows by key, checks that keys are unique and times are inside the partition, and hashes and
+records the file. Dagster's command builds the features, because `batch-platform run` would go on and score.
 """
 
 import shutil
@@ -24,7 +24,7 @@ WARM_UP_ROWS = 100_000
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Both contenders in turn, each in a fresh place."""
+    """Measure both contenders in turn, each in a fresh folder."""
     folder, data = options.folder, options.folder / "data"
     days = days_of([min(WARM_UP_ROWS, options.rows), options.rows], datetime.now(UTC).date())
     write_days(data, days, min(TRAINING_ROWS, options.rows))
@@ -40,8 +40,8 @@ def measure(options: Options) -> Iterator[Result]:
     def written(build: Callable[[str], Cost], contender: str, key: str, rows: int) -> Result:
         cost = build(key)
         (file,) = (folder / "run").glob(f"**/{key}.*.parquet" if contender == OURS else "features.parquet")
-        if (found := pq.read_metadata(file).num_rows) != rows:
-            sys.exit(f"{contender} wrote {found} rows instead of {rows}.")
+        if (count := pq.read_metadata(file).num_rows) != rows:
+            sys.exit(f"{contender} wrote {count} rows instead of {rows}.")
         shutil.rmtree(folder / "run")
         return Result(WORKLOAD, contender, cost.seconds, rows, cost.peak_mib)
 

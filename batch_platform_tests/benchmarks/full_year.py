@@ -1,10 +1,10 @@
-"""The year of flights by `batch-platform run`, against a plain in-memory script, in turn on the same machine.
+"""Run the year of flights with `batch-platform run` and with a plain in-memory script, in turn on the same machine.
 
     python -m batch_platform_tests.benchmarks.full_year [--repeat K] [--json FILE]
 
-Both build the features of 365 days, train ten models and score March to December. The command does so in a fresh home,
-with everything that it promises: files and ledgers written, hashes checked, every partition in Dagster's record, the
-outcomes evaluated, the readers' copy published.
+Both build the features of 365 days, train ten models and score March to December. The command starts from an empty home
+and does all of its work: it writes files and ledgers, checks hashes, records every partition in Dagster, evaluates the
+predictions and publishes the copy for readers.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PIPELINE = "flight_delays"
 
 
 def measure_command(folder: Path) -> dict[str, object]:
-    """The command in a fresh home."""
+    """Measure the command in an empty home."""
     home = folder / "home"
     cost = run([COMMAND, "run", PIPELINE, "--json"], folder, **{HOME_VARIABLE: str(home)})
     return {
@@ -40,14 +40,14 @@ def measure_command(folder: Path) -> dict[str, object]:
 
 
 def measure_script(folder: Path) -> dict[str, object]:
-    """The plain script."""
+    """Measure the plain script."""
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks.year_script", str(folder / "scores.duckdb")]
     cost = run(command, folder, PYTHONPATH=str(ROOT))
     return {"contender": "script", "seconds": cost.seconds, "peak_mib": cost.peak_mib, **json.loads(cost.output)}
 
 
 def area(published: Path) -> float:
-    """AUC of all scored flights whose outcome is known, pooled over the months."""
+    """ROC AUC of all scored flights whose outcome is known, over all months together."""
     with duckdb.connect(str(published.resolve()), read_only=True) as con:
         scores = con.sql(f"SELECT flight_id, score FROM {PIPELINE}.predictions").pl()
     known = (
@@ -61,7 +61,7 @@ def area(published: Path) -> float:
 
 
 def main() -> None:
-    """Take turns, report medians and the ratio."""
+    """Measure both in turn; print medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -79,9 +79,9 @@ def main() -> None:
         mine = [result for result in results if result["contender"] == contender]
         medians[contender] = statistics.median(result["seconds"] for result in mine)
         peak = max(result["peak_mib"] for result in mine)
-        one = mine[0]
+        first = mine[0]
         print(
-            f"| {contender} | {medians[contender]:.1f} | {peak:.0f} | {one['rows_scored']:,} | {one['roc_auc']:.4f} |"
+            f"| {contender} | {medians[contender]:.1f} | {peak:.0f} | {first['rows_scored']:,} | {first['roc_auc']:.4f} |"
         )
     print(f"\nbatch_platform takes {medians['batch_platform'] / medians['script']:.2f} times as long as the script.")
     if options.json:

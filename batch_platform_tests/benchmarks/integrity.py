@@ -1,6 +1,6 @@
-"""What it costs to check every byte of the features before a score is published, against all of scoring.
+"""Measure the check of every byte of the feature files against all of scoring.
 
-The check is timed alone, on one core; in a run it goes on while rows are read and scored.
+The check is timed alone, on one core; in a run it happens while rows are read and scored.
 """
 
 import resource
@@ -25,7 +25,7 @@ KIND, SCORING, CHECK = "trees", "scoring, with the check", "the check alone"
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """A month of partitions scored, and only checked, in turn."""
+    """Score and only check a month of partitions, in turn."""
     days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
     write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
     served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", days)
@@ -38,9 +38,9 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """The share."""
-    found = {one.workload: one.seconds for one in medians(results).values()}
-    return f"The check takes {found[CHECK] / found[SCORING]:.1%} of the time of scoring."
+    """Say which share of the time the check takes."""
+    seconds = {median.workload: median.seconds for median in medians(results).values()}
+    return f"The check takes {seconds[CHECK] / seconds[SCORING]:.1%} of the time of scoring."
 
 
 def _scored(job: Job, options: Options) -> Result:

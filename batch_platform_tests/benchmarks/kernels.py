@@ -1,4 +1,4 @@
-"""Scoring alone: compiled trees against the code of the library that grew them, both on one core in this process."""
+"""Score in memory: compiled trees against the library that grew them, both on one core in this process."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -16,23 +16,24 @@ from batch_platform.models.signature import Predictor, Signature
 from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn
 from batch_platform_tests.benchmarks.options import Options
 
-TITLE = "Scoring alone, on one core"
+TITLE = "Scoring in memory, on one core"
 LIBRARY = "its own library"
 COLUMNS, CATEGORIES, TEXTS, TREES, LEAVES, DEPTH = 20, 50, 3, 100, 31, 10
-TRAINING_ROWS, SHARE = 20_000, 50  # a fiftieth of the rows is enough for a loop that does nothing else
+TRAINING_ROWS, SHARE = 20_000, 50  # a fiftieth of the rows is enough: nothing else is timed
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Each kind of model, compiled and not, in turn; all give the same bits, or the run ends."""
+    """Measure each kind of model, compiled and not, in turn. The run ends if a bit differs."""
     rows = max(2, options.rows // SHARE)
     for name, make in KINDS.items():
         native = _fitted(name, make, min(TRAINING_ROWS, rows))
         compiled, matrix = compile_predictor(native), _matrix(rows, texts=name in WITH_TEXTS)
         if not same_outcome(native, compiled, matrix[: rows // 10]):
-            msg = f"{name}: the compiled form gives other scores"
+            msg = f"{name}: the compiled trees give other scores"
             raise SystemExit(msg)
         contenders = {
-            who: partial(_timed, name, who, one, matrix) for who, one in ((OURS, compiled), (LIBRARY, native))
+            contender: partial(_timed, name, contender, predictor, matrix)
+            for contender, predictor in ((OURS, compiled), (LIBRARY, native))
         }
         yield from in_turn(contenders, options.repeat)
 
@@ -90,9 +91,9 @@ def _matrix(rows: int, *, texts: bool) -> np.ndarray:
     return matrix
 
 
-def _timed(name: str, who: str, predictor: Predictor, matrix: np.ndarray) -> Result:
+def _timed(name: str, contender: str, predictor: Predictor, matrix: np.ndarray) -> Result:
     with one_thread():
         began = perf_counter()
         predictor.predict(matrix)
         seconds = perf_counter() - began
-    return Result(name, who, seconds, len(matrix), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Result(name, contender, seconds, len(matrix), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -1,10 +1,10 @@
-"""Runs a command as the only child of a small process, and says what it cost.
+"""Run a command as the only child of a small process, and report its cost.
 
     python -I -S launch.py REPORT.json COMMAND…
 
-A child's peak memory as the kernel tells it is never below what its parent held when it forked: so the parent is this
-process, which imports next to nothing. Processes that the command leaves to themselves, such as a JVM or the workers of
-a cluster, are looked at while they live.
+The kernel never reports a peak below the memory that the parent held when it forked. So the parent is this process, which
+imports next to nothing. Processes that the command does not wait for, such as a JVM or the workers of a cluster, are
+sampled while they live.
 """
 
 import json
@@ -15,24 +15,24 @@ import threading
 import time
 from pathlib import Path
 
-PAUSE_SECONDS = 0.2
+SAMPLE_SECONDS = 0.2
 
 
 def parents() -> dict[int, int]:
     """The parent of every process."""
-    found: dict[int, int] = {}
+    parent: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
             except OSError:
-                continue  # it has just ended
-            found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    return found
+                continue  # the process has just ended
+            parent[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    return parent
 
 
 def peak_kib(pid: int) -> int:
-    """The most that a living process has held so far; 0 where it has ended."""
+    """Peak resident memory of a live process so far; 0 if it has ended."""
     try:
         status = Path("/proc", str(pid), "status").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -41,13 +41,13 @@ def peak_kib(pid: int) -> int:
 
 
 def watch(root: int, ended: threading.Event, peaks: dict[int, int]) -> None:
-    """Note the peak of each descendant of a process until it has ended."""
+    """Record the peak of each descendant of a process until that process has ended."""
     family: set[int] = set()
-    while not ended.wait(PAUSE_SECONDS):
+    while not ended.wait(SAMPLE_SECONDS):
         parent = parents()
         family &= parent.keys()
         family.add(root)
-        for pid in sorted(parent):  # parents mostly come before their children; who does not is found next time
+        for pid in sorted(parent):  # parents mostly come before their children; the others are found in the next sample
             if parent[pid] in family:
                 family.add(pid)
         for pid in family:
@@ -55,7 +55,7 @@ def watch(root: int, ended: threading.Event, peaks: dict[int, int]) -> None:
 
 
 def main(report: str, *command: str) -> None:
-    """Run the command to its end and write the report."""
+    """Run the command and write the report."""
     ended, peaks = threading.Event(), dict[int, int]()
     began = time.perf_counter()
     process = subprocess.Popen(command)

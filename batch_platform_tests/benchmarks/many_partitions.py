@@ -1,6 +1,6 @@
-"""A pipeline of ten thousand hourly partitions: `status` as a process, a schedule's tick, and the definitions' loading.
+"""Ten thousand hourly partitions: time `status` as a process, a tick of a schedule, and loading the definitions.
 
-All is done and recorded, so that a tick finds nothing due; or nothing is, and it finds everything.
+One home has every partition recorded, so that a tick finds nothing due. The other home is empty, so that everything is due.
 """
 
 import json
@@ -20,14 +20,14 @@ FLOOR = "import dagster"
 
 
 @dataclass(frozen=True)
-class Ticked:
+class Tick:
     """One tick.
 
     Args:
-        load: Seconds that the definitions took.
-        tick: Seconds that the tick took.
-        requests: Runs that it asked for.
-        peak_mib: Memory of its process.
+        load: Seconds to load the definitions.
+        tick: Seconds to evaluate the tick.
+        requests: Number of runs that the tick requested.
+        peak_mib: Peak memory of the process.
     """
 
     load: float
@@ -37,7 +37,7 @@ class Ticked:
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Each of them, and how long Python takes to import Dagster."""
+    """Measure each task, and how long Python takes to import Dagster."""
     project = write_hourly_project(options.folder / "orders")
     filled, empty = project / ".batch_platform", project / "empty"
     run([COMMAND, "--project", str(project), "run", PIPELINE, "--partition", MADE], project)
@@ -53,15 +53,15 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(_: Sequence[Result]) -> str:
-    """What the figures are of."""
+    """Say what the figures measure."""
     return (
-        "Rows are partitions here. Status is a whole process; a tick and the loading of the definitions are timed from "
-        "inside of one, as in Dagster's server of code, which loads once and evaluates many ticks."
+        "Rows are partitions here. `status` is timed as a whole process. The tick and loading the definitions are timed "
+        "inside a process, since Dagster's code server loads once and evaluates many ticks."
     )
 
 
 def work(project: Path, task: str, home: Path) -> Cost:
-    """Let a process do something with the project in a home."""
+    """Run a task on the project in a process of its own."""
     module = "batch_platform_tests.benchmarks.many_partitions_work"
     variables = {"PYTHONPATH": str(ROOT), HOME_VARIABLE: str(home)}
     return run([sys.executable, "-m", module, task, str(project)], project, **variables)
@@ -77,17 +77,17 @@ def _floor(project: Path) -> Result:
     return Result(FLOOR, "python", cost.seconds, PARTITIONS, cost.peak_mib)
 
 
-def tick(project: Path, home: Path) -> Ticked:
-    """Let a process load the definitions and evaluate one tick."""
+def tick(project: Path, home: Path) -> Tick:
+    """Load the definitions and evaluate one tick in a process of its own."""
     cost = work(project, "tick", home)
-    return Ticked(**json.loads(cost.output), peak_mib=cost.peak_mib)
+    return Tick(**json.loads(cost.output), peak_mib=cost.peak_mib)
 
 
 def _tick(project: Path, home: Path, workload: str) -> Result:
-    found = tick(project, home)
-    return Result(workload, OURS, found.tick, PARTITIONS, found.peak_mib)
+    measured = tick(project, home)
+    return Result(workload, OURS, measured.tick, PARTITIONS, measured.peak_mib)
 
 
 def _load(project: Path, home: Path) -> Result:
-    found = tick(project, home)
-    return Result("load", OURS, found.load, PARTITIONS, found.peak_mib)
+    measured = tick(project, home)
+    return Result("load", OURS, measured.load, PARTITIONS, measured.peak_mib)

@@ -1,9 +1,9 @@
-"""What a process does with a pipeline of ten thousand partitions, timed from inside.
+"""Tasks on a pipeline of ten thousand partitions, each run and timed in a process of its own.
 
     python -m batch_platform_tests.benchmarks.many_partitions_work TASK PROJECT
 
-`fill` makes the project and records its partitions; `tick` evaluates the schedule of scoring and says how long its
-definitions took to load and the tick to evaluate, in seconds, as JSON.
+`fill` records all partitions of the project. `tick` evaluates the scoring schedule and prints, as JSON, how many seconds
+it took to load the definitions and to evaluate the tick.
 """
 
 import json
@@ -19,7 +19,7 @@ from batch_platform_tests import hourly
 
 
 def tick(folder: Path) -> dict[str, float]:
-    """Load the definitions and evaluate one tick after the last partition, as the server of code does for the daemon."""
+    """Load the definitions and evaluate one tick after the last partition, as the code server does for the daemon."""
     began = time.perf_counter()
     project = find_project(folder)
     schedule = project.definitions.get_repository_def().get_schedule_def(f"{hourly.PIPELINE}_score_when_due")
@@ -34,14 +34,14 @@ def tick(folder: Path) -> dict[str, float]:
 
 
 def main(task: str, project: str) -> None:
-    """Do one task and print what it took."""
+    """Run one task and print its result."""
     match task:
         case "fill":
             hourly.fill(Path(project))
         case "tick":
             print(json.dumps(tick(Path(project))))
         case _:
-            sys.exit(f"there is no task {task}")
+            sys.exit(f"unknown task {task}; choose fill or tick")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""What a command costs: its wall time and the peak memory of its largest process, in an environment that is the same for all.
-
-Knows nothing of what is measured.
-"""
+"""Measure a command: its wall time and the peak memory of its largest process, in the same environment for every contender."""
 
 import json
 import os
@@ -23,12 +20,12 @@ OURS = "batch_platform"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a command took.
+    """Cost of one run of a command.
 
     Args:
-        seconds: Wall time of the process, start included.
-        peak_mib: Resident memory of its largest process at the worst moment; what others held then comes on top.
-        output: What it printed.
+        seconds: Wall time of the process, including its start.
+        peak_mib: Peak resident memory of its largest process; other processes are not added.
+        output: Its standard output.
     """
 
     seconds: float
@@ -38,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement; what the JSON holds."""
+    """One measurement, as written to the JSON file."""
 
     workload: str
     contender: str
@@ -48,40 +45,46 @@ class Result:
 
 
 def run(command: Sequence[str], folder: Path, **environment: str) -> Cost:
-    """Run a command in a folder to its end.
+    """Run a command in a folder and wait for its end.
 
     Raises:
-        SystemExit: It failed; the message holds the end of what it said.
+        SystemExit: The command failed; the message holds the end of its output.
     """
     with tempfile.TemporaryDirectory() as reports:
         report, out, err = (Path(reports, name) for name in ("cost.json", "out", "err"))
-        with out.open("wb") as output, err.open("wb") as errors:
+        with out.open("wb") as output, err.open("wb") as error_output:
             launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(report), *command]
             variables = inherited() | environment
             subprocess.run(
-                launcher, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=True
+                launcher,
+                cwd=folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=error_output,
+                check=True,
             )
         cost = json.loads(report.read_text(encoding="utf-8"))
-        said, wrong = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+        printed, errors = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
     if cost["code"]:
-        sys.exit(f"{' '.join(command)[:500]}\nfailed with {cost['code']}:\n{said[-2000:]}\n{wrong[-4000:]}")
-    return Cost(cost["seconds"], cost["peak_mib"], said)
+        sys.exit(f"{' '.join(command)[:500]}\nfailed with {cost['code']}:\n{printed[-2000:]}\n{errors[-4000:]}")
+    return Cost(cost["seconds"], cost["peak_mib"], printed)
 
 
 def inherited() -> dict[str, str]:
-    """This process's environment without what would make machines or homes differ."""
+    """This process's environment without the variables that would make machines or homes differ."""
     return {name: value for name, value in os.environ.items() if name not in UNSET}
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Result]], repeat: int) -> Iterator[Result]:
-    """Measure contenders A B C A B C …, so that whatever the machine does meanwhile meets all of them."""
+    """Measure contenders in the order A B C A B C …, so that other load on the machine affects all of them alike."""
     for _ in range(repeat):
         for measure in contenders.values():
             yield measure()
 
 
 def medians(results: Sequence[Result]) -> dict[tuple[str, int, str], Result]:
-    """Of each workload, size and contender: the median time and the highest peak, in the order in which they came."""
+    """The median time and the highest peak of each workload, size and contender, in order of first measurement."""
     groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in results:
         groups.setdefault((result.workload, result.rows, result.contender), []).append(result)

@@ -1,7 +1,7 @@
-"""Scoring one large partition: peak memory and time for a tenth of the rows, all of them, and five times as many.
+"""Score one large partition: peak memory and time for a tenth of the rows, all rows, and five times as many.
 
-Memory should not grow with the partition, nor the cost of a row with the rows. The script holds a whole partition; it is
-not asked for the largest one, which would not fit into many machines.
+Memory should not grow with the partition, and a row should not cost more in a larger one. The script holds a whole
+partition in memory; it does not score the largest one, which would not fit into many machines.
 """
 
 import shutil
@@ -23,7 +23,7 @@ WARM_UP_ROWS = 100_000
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Each size by each contender, in turn."""
+    """Measure each size with each contender, in turn."""
     sizes = [options.rows // 10, options.rows, 5 * options.rows]
     days = days_of([min(WARM_UP_ROWS, sizes[0]), *sizes], datetime.now(UTC).date())
     write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
@@ -45,8 +45,10 @@ def measure(options: Options) -> Iterator[Result]:
 
 
 def conclude(results: Sequence[Result]) -> str:
-    """How memory and the cost of a row grow."""
-    ours = sorted((one for one in medians(results).values() if one.contender == OURS), key=lambda one: one.rows)
+    """Say how memory and the cost of a row grow."""
+    ours = sorted(
+        (median for median in medians(results).values() if median.contender == OURS), key=lambda median: median.rows
+    )
     small, middle, large = ours
     begin, end = _million_more(small, middle), _million_more(middle, large)
     return (
@@ -56,7 +58,7 @@ def conclude(results: Sequence[Result]) -> str:
 
 
 def _million_more(less: Result, more: Result) -> float:
-    """Seconds for each further million of rows: what a row costs once the process has started."""
+    """Seconds per additional million rows: the cost of rows without the start of the process."""
     return (more.seconds - less.seconds) / (more.rows - less.rows) * 1e6
 
 

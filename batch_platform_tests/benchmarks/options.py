@@ -1,4 +1,4 @@
-"""What a run of the benchmark was asked for."""
+"""Options of a run of the benchmarks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,14 @@ from batch_platform_tests.benchmarks.environments import Environments
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for.
+    """Options that every workload is measured with.
 
     Args:
-        rows: Of the large case of each workload.
-        repeat: How often each contender is measured.
+        rows: Rows of the large case of each workload.
+        repeat: Number of measurements of each contender.
         only: Names of contenders and of kinds of models; empty for all.
         environments: Where peers are installed.
-        folder: Where data, projects and outputs go; empty, and removed at the end.
+        folder: Folder for data, projects and outputs. Empty at first, removed at the end.
     """
 
     rows: int
@@ -25,5 +25,5 @@ class Options:
     folder: Path
 
     def chosen(self, names: list[str]) -> list[str]:
-        """Which of some alternatives are asked for: those that `only` names, or all where it names none of them."""
+        """Select the names that are in `only`; all of them if none is."""
         return [name for name in names if name in self.only] or names

@@ -1,7 +1,7 @@
-"""A Dagster project of batch_platform over the generated table, made ready by its own commands, and its home copied afresh.
+"""A Dagster project over the generated table, prepared by its own commands; every measured run gets a copy of its home.
 
-Ready means: features of all days built, the model trained, nothing of the measured days scored yet. Here is also how
-the model leaves the project for peers: the very same fitted estimator.
+Prepared means: the features of all days are built, the model is trained, and no measured day is scored. The fitted
+estimator is exported from here, so that peers use the same one.
 """
 
 import json
@@ -52,7 +52,7 @@ class Kind:
 
     model: dict[str, Any]
     features: list[str]
-    tolerance: float  # within which all contenders must agree
+    tolerance: float  # maximum absolute difference between the scores of contenders
 
 
 KINDS = {
@@ -72,11 +72,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Project:
-    """A Dagster project with one pipeline, and a home in which it has been made ready.
+    """A Dagster project with one pipeline, and a home in which it is prepared.
 
     Args:
-        root: Its folder.
-        pipeline: The pipeline's name.
+        root: Folder of the project.
+        pipeline: Name of the pipeline.
     """
 
     root: Path
@@ -84,16 +84,16 @@ class Project:
 
     @property
     def ready(self) -> Home:
-        """The home that measured runs start from a copy of; never run in again."""
+        """The prepared home. Measured runs get a copy of it."""
         return Home(self.root / "ready")
 
     @property
     def folder(self) -> Path:
-        """Where the pipeline's YAML and SQL lie."""
+        """Folder of the pipeline's YAML and SQL."""
         return self.root / PACKAGE / "defs" / self.pipeline
 
     def write(self, attributes: dict[str, Any], files: dict[str, str]) -> None:
-        """Write the project, made if missing, with one pipeline."""
+        """Write the project with one pipeline."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.root / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
         package = self.root / PACKAGE
@@ -106,17 +106,17 @@ class Project:
         self.declare(attributes)
 
     def declare(self, attributes: dict[str, Any]) -> None:
-        """Write the pipeline's YAML, or write it anew."""
+        """Write the pipeline's YAML; replaces an earlier one."""
         declared = {"type": "batch_platform.components.BatchInference", "attributes": attributes}
         (self.folder / "defs.yaml").write_text(yaml.safe_dump(declared, sort_keys=False), encoding="utf-8")
 
     def run(self, home: Home, *options: str) -> Cost:
-        """`batch-platform run`, for real."""
+        """Run `batch-platform run` as a process."""
         command = [COMMAND, "run", self.pipeline, "--json", *options]
         return run(command, self.root, **{HOME_VARIABLE: str(home.root)})
 
     def materialize(self, home: Home, asset: str, first: str, last: str) -> Cost:
-        """Dagster's own command for one asset over a range: what the UI's button does."""
+        """Materialize one asset over a range with Dagster's own command."""
         home.create()
         command = [str(Path(sys.executable).with_name("dagster")), "asset", "materialize"]
         command += ["--select", f"key:{self.pipeline}/{asset}", "-m", f"{PACKAGE}.definitions", "-d", str(self.root)]
@@ -124,9 +124,9 @@ class Project:
         return run(command, self.root, **{HOME_VARIABLE: str(home.root), "DAGSTER_HOME": str(home.dagster)})
 
     def copy_ready(self, folder: Path) -> Home:
-        """The ready home again, somewhere else on the same disk.
+        """Copy the prepared home to another folder on the same disk.
 
-        Features and models are linked, for nothing writes into them; they keep the times that are recorded of them.
+        Feature files and bundles are hard links, because nothing writes into them; their modification times stay.
         """
         folder.mkdir(parents=True)
         for entry in self.ready.root.iterdir():
@@ -139,7 +139,7 @@ class Project:
         return Home(folder)
 
     def export_model(self, path: Path, version: str | None = None, carried: tuple[str, ...] = ("id", "ts")) -> Path:
-        """Write a trained estimator for peers: what was fitted, which columns it reads, which texts it knows."""
+        """Write a fitted estimator for peers, with the columns it reads and the categories it knows."""
         import joblib
         from skops import io
 
@@ -159,7 +159,7 @@ class Project:
 
 
 def generated_project(root: Path, kind: str, data: Path, days: Days) -> Project:
-    """Write the project of one kind of model over the generated table; nothing of it has run."""
+    """Write a project with one kind of model over the generated table. Runs nothing."""
     project = Project(root, kind)
     columns = ", ".join(["id", "ts", *KINDS[kind].features])
     attributes = {
@@ -184,6 +184,6 @@ def generated_project(root: Path, kind: str, data: Path, days: Days) -> Project:
 
 
 def make_ready(project: Project, days: Days) -> None:
-    """Train the model, score its first day, and build the features of the days to be measured."""
+    """Train the model, score its first day, and build the features of the measured days."""
     project.run(project.ready, "--partition", days.first.isoformat())
     project.materialize(project.ready, "features", days.keys[0], days.keys[-1])

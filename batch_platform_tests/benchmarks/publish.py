@@ -1,4 +1,4 @@
-"""Publishing after one small partition was replaced, in warehouses of growing size, against a full copy by SQL."""
+"""Publish after one small partition was replaced, in warehouses of growing size, against a full copy by SQL."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +13,7 @@ WORKLOAD, PEER = "publish", "full_copy"
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """Each size by both, in turn."""
+    """Measure each size with both contenders, in turn."""
     contenders = {}
     for rows in (options.rows // 10, options.rows, 5 * options.rows):
         home = options.folder / str(rows)

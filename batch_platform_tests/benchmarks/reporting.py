@@ -1,4 +1,4 @@
-"""The benchmark's results for people: Markdown tables of medians and ratios, and in a sentence where we lose."""
+"""Print the results: Markdown tables of medians and ratios, and one sentence that says where we lose."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ NOTICEABLE = 1.02
 
 
 def machine() -> str:
-    """The hardware that everything ran on."""
+    """The hardware of this machine."""
     cores = len(os.sched_getaffinity(0))
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -23,7 +23,7 @@ def machine() -> str:
 
 
 def versions(peers: Sequence[str]) -> str:
-    """The versions of all that is named."""
+    """The versions of Python, of this project, of its libraries and of the peers."""
     installed = {item.metadata["Name"].lower() for item in metadata.distributions()}
     ours = [f"{name} {metadata.version(name)}" for name in LIBRARIES if name in installed]
     lines = [
@@ -34,34 +34,34 @@ def versions(peers: Sequence[str]) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Medians of time, the highest peak, and each contender's time as a multiple of ours."""
+    """Median time, highest peak, and each contender's time as a multiple of ours."""
     middle = medians(results)
     lines = [
         "| workload | rows | contender | median s | peak MiB | million rows/s | times ours |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for (workload, rows, contender), one in middle.items():
+    for (workload, rows, contender), median in middle.items():
         ours = middle.get((workload, rows, OURS))
-        ratio = "" if ours is None else f"{one.seconds / ours.seconds:.2f}"
+        ratio = "" if ours is None else f"{median.seconds / ours.seconds:.2f}"
         lines.append(
-            f"| {workload} | {rows:,} | {contender} | {one.seconds:.2f} | {one.peak_mib:,.0f} "
-            f"| {rows / one.seconds / 1e6:.2f} | {ratio} |"
+            f"| {workload} | {rows:,} | {contender} | {median.seconds:.2f} | {median.peak_mib:,.0f} "
+            f"| {rows / median.seconds / 1e6:.2f} | {ratio} |"
         )
     return "\n".join(lines)
 
 
 def losses(results: Sequence[Result]) -> str:
-    """Who is faster or needs less memory than we do: their figure as a share of ours."""
+    """Name the contenders that are faster or need less memory, with their figure as a share of ours."""
     middle = medians(results)
     if all(result.contender == OURS for result in results):
         return ""
     faster, leaner = list[str](), list[str]()
-    for (workload, rows, contender), one in middle.items():
-        ours = middle.get((workload, rows, OURS), one)
+    for (workload, rows, contender), median in middle.items():
+        ours = middle.get((workload, rows, OURS), median)
         where = f"to {contender} on {workload} of {rows:,} rows"
-        if one.seconds * NOTICEABLE < ours.seconds:
-            faster.append(f"{where} ({one.seconds / ours.seconds:.2f})")
-        if one.peak_mib * NOTICEABLE < ours.peak_mib:
-            leaner.append(f"{where} ({one.peak_mib / ours.peak_mib:.2f})")
-    time, memory = (", ".join(found) if found else "nowhere" for found in (faster, leaner))
+        if median.seconds * NOTICEABLE < ours.seconds:
+            faster.append(f"{where} ({median.seconds / ours.seconds:.2f})")
+        if median.peak_mib * NOTICEABLE < ours.peak_mib:
+            leaner.append(f"{where} ({median.peak_mib / ours.peak_mib:.2f})")
+    time, memory = (", ".join(cases) if cases else "nowhere" for cases in (faster, leaner))
     return f"Where we lose time: {time}. Where we lose memory: {memory}."

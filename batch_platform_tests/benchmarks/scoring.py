@@ -1,7 +1,7 @@
-"""Scoring a month of daily partitions: four kinds of models, features present, scores written out.
+"""Score a month of daily partitions with four kinds of models: features are present, scores are written.
 
-Every contender is run once on the first day beforehand, so that compiled code, caches of bytecode and environments are
-there; that run is not counted.
+Every contender first scores the first day once. That run is not counted; it leaves compiled code, bytecode caches and
+environments in place.
 """
 
 import shutil
@@ -22,7 +22,7 @@ DAYS = 30
 
 
 def measure(options: Options) -> Iterator[Result]:
-    """One kind of model after another, its contenders in turn."""
+    """Measure each kind of model, with its contenders in turn."""
     folder = options.folder / "scoring"
     require_peers(options.chosen(CONTENDERS), options.environments)
     days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
@@ -46,7 +46,7 @@ def _measure_kind(options: Options, folder: Path, kind: str, data: Path, days: D
 
 
 def _score(job: Job, kind: str, contender: str, folder: Path, days: Days) -> Result:
-    """Let one contender score, check what it wrote, and remove it."""
+    """Score with one contender, check its scores, and remove them."""
     rows = sum(count for day, count in days.measured.items() if day.isoformat() in job.keys)
     cost, scores = job.score(contender, folder / "run")
     reference = folder / f"reference-{len(job.keys)}.parquet"

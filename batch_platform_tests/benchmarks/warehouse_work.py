@@ -1,8 +1,8 @@
-"""What a process does with a warehouse, timed from inside: commits of staged partitions, publishing, a full copy.
+"""Tasks on a warehouse, each run and timed in a process of its own: commits, publishing, a full copy.
 
     python -m batch_platform_tests.benchmarks.warehouse_work TASK HOME …
 
-Prints JSON. Everything goes through the warehouse's own interface; the staged files are made beforehand and not timed.
+Prints JSON. All tasks use the warehouse's public functions. Staged files are written before the timing starts.
 """
 
 import json
@@ -30,14 +30,14 @@ MOST_PARTITIONS = 1000
 
 @dataclass(frozen=True)
 class TimedWarehouse(Warehouse):
-    """A warehouse that notes, in seconds, how long it waited until it was open, and how long it was until it was free."""
+    """A warehouse that records, in seconds, how long it waited to be opened and how long it was held."""
 
     waited: list[float] = field(default_factory=list[float])
     held: list[float] = field(default_factory=list[float])
 
     @contextmanager
     def open(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """As it is."""
+        """Open the warehouse and record both times."""
         asked = time.perf_counter()
         with super().open() as con:
             got = time.perf_counter()
@@ -47,7 +47,7 @@ class TimedWarehouse(Warehouse):
 
 
 def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[float]]:
-    """Commit partitions of so many rows, which no other writer commits, one after the other."""
+    """Commit partitions of `rows` rows one after the other. No other writer commits the same partitions."""
     warehouse = TimedWarehouse(home, timeout=3600)
     days = range(writer * commits, (writer + 1) * commits)
     for staged in [staged_partition(home, day, rows) for day in days]:
@@ -56,7 +56,7 @@ def commit(home: Home, writer: int, commits: int, rows: int) -> dict[str, list[f
 
 
 def fill(home: Home, rows: int) -> dict[str, list[float]]:
-    """Make a warehouse of that many rows in daily partitions, one of them small; published twice, as in use."""
+    """Fill a warehouse with daily partitions, one of them small, and publish twice, as happens in use."""
     partitions = max(1, min(MOST_PARTITIONS, rows // SMALL_ROWS))
     warehouse = Warehouse(home)
     sizes = [min(rows, SMALL_ROWS), *(rows // partitions for _ in range(partitions - 1))]
@@ -67,7 +67,7 @@ def fill(home: Home, rows: int) -> dict[str, list[float]]:
 
 
 def replace_and_publish(home: Home, times: int) -> dict[str, list[float]]:
-    """Replace the small partition and publish, several times; the seconds that publishing took."""
+    """Replace the small partition and publish, several times; returns the seconds that publishing took."""
     seconds: list[float] = []
     for _ in range(times):
         staged = staged_partition(home, SMALL_DAY, SMALL_ROWS)
@@ -101,7 +101,7 @@ def plain_insert(home: Home, target: Path, rows: int) -> dict[str, list[float]]:
 
 
 def staged_partition(home: Home, number: int, rows: int) -> StagedScores:
-    """A day's predictions as scoring leaves them, and the ledger row to commit with them."""
+    """Write a day's staged predictions as scoring does, with the ledger row to commit with them."""
     home.create()
     day = FIRST_DAY + timedelta(days=number)
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)

@@ -1,8 +1,8 @@
 """The peer of `full_year`: a plain in-memory script that trains and scores the year of flights.
 
-What an engineer writes in an afternoon: the same SQL day by day over DuckDB tables in memory, the same estimator trained
-for each month on what was known before it, the month scored in one call, the scores inserted into DuckDB. No ledger,
-no hashes, no contract, no resume, no rejected rows, no lineage.
+An engineer writes it in an afternoon: the same SQL day by day over DuckDB tables in memory, the same estimator trained
+for each month on what was known before, each month scored in one call, and the scores inserted into DuckDB. It has no
+ledger, hashes, contract, resume, rejected rows or lineage.
 
     python -m batch_platform_tests.benchmarks.year_script OUTPUT.duckdb
 """

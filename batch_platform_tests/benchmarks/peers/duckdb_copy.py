@@ -1,4 +1,4 @@
-"""The features of a day by one COPY of DuckDB's.
+"""Build the features of a day with one COPY of DuckDB.
 
 python duckdb_copy.py QUERY SOURCE.parquet DAY OUTPUT.parquet
 """
@@ -10,7 +10,7 @@ import duckdb
 
 
 def main(query: str, source: str, day: str, output: str) -> None:
-    """Write what the query gives of a day."""
+    """Write the result of the query for a day."""
     start = datetime.fromisoformat(day).replace(tzinfo=UTC)
     with duckdb.connect() as con:
         con.execute("SET TimeZone = 'UTC'")

@@ -1,8 +1,8 @@
-"""Ray Data on one machine: read_parquet, map_batches with an actor for each core that holds the model, write_parquet.
+"""Ray Data on one machine: read_parquet, map_batches with one actor per core that holds the model, write_parquet.
 
     python ray_data.py MODEL OUTPUT_FOLDER FILE…
 
-Writes Parquet files, not a database: less than the others do.
+Writes Parquet files, not a database, which is less work than the others do.
 """
 
 import os
@@ -17,7 +17,7 @@ import ray.data
 from served import load
 
 BATCH_ROWS = 131_072
-CPUS_OF_AN_ACTOR = 0.5  # the rest is left to the reading and the writing, which would not be scheduled otherwise
+CPUS_OF_AN_ACTOR = 0.5  # reading and writing need the rest to be scheduled at all
 
 
 class Scorer:
@@ -29,7 +29,7 @@ class Scorer:
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = pl.DataFrame(batch)
         score: np.ndarray = self.served.score(rows)
-        day = pl.col("path").str.split("/").list.last().str.strip_suffix(".parquet").alias("day")
+        day = pl.col("path").str.split("/").list.last().str.split(".").list.first().alias("day")
         return self.served.with_score(rows, score).with_columns(rows.select(day)).to_arrow()
 
 

@@ -1,8 +1,8 @@
-"""What a good engineer writes in an afternoon: polars, scikit-learn on all cores, DuckDB, a transaction for each day.
+"""A script as a good engineer writes it in an afternoon: polars, scikit-learn on all cores, DuckDB, a transaction per day.
 
     python script.py MODEL OUTPUT.duckdb FILE…
 
-No ledger, no checks, no hashes, no resume, no lineage, nothing published.
+It has no ledger, checks, hashes, resume, lineage or published copy.
 """
 
 import sys

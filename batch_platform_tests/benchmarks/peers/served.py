@@ -1,7 +1,7 @@
-"""The exported model, as each peer reads it in its own environment: the estimator, its columns, and a matrix from a frame.
+"""The exported model, as each peer reads it in its own environment: the estimator, its columns, and its matrix of a frame.
 
-Imports nothing of batch_platform, for a peer has none. It does what a good engineer would: one cast for each text
-column, one conversion for the whole frame, all cores for what scikit-learn runs on one unless told.
+Imports nothing of batch_platform, which peers do not have installed. It does what a good engineer would do: one cast per
+text column, one conversion of the whole frame, and all cores for estimators that use one by default.
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,15 @@ class Served:
     """A fitted classifier of two classes."""
 
     estimator: Any
-    names: list[str]  # its features, in order
-    categories: dict[str, list[str]]  # the texts that it knows, by column
-    carried: list[str]  # columns that go into the scores besides
+    names: list[str]  # feature columns, in order
+    categories: dict[str, list[str]]  # known categories, by column
+    carried: list[str]  # columns copied into the scores
 
     def matrix(self, rows: pl.DataFrame) -> np.ndarray:
-        """The features as float64 [n, features]; texts as codes, missing and unknown as NaN."""
+        """The features as float64 [rows, features]; categories as codes, missing and unknown ones as NaN."""
         codes = [
-            pl.col(name).cast(pl.Enum(known), strict=False).to_physical().cast(pl.Float64)
-            for name, known in self.categories.items()
+            pl.col(name).cast(pl.Enum(categories), strict=False).to_physical().cast(pl.Float64)
+            for name, categories in self.categories.items()
         ]
         return rows.select(self.names).with_columns(codes).cast(pl.Float64).fill_null(np.nan).to_numpy()
 
@@ -36,7 +36,7 @@ class Served:
         return self.estimator.predict_proba(self.matrix(rows))[:, 1]
 
     def scored(self, rows: pl.DataFrame, day: str) -> pl.DataFrame:
-        """What is stored of rows that belong to one day."""
+        """The scores of the rows of one day, as they are stored."""
         return self.with_score(rows, self.score(rows)).with_columns(day=pl.lit(day))
 
     def with_score(self, rows: pl.DataFrame, score: np.ndarray) -> pl.DataFrame:
@@ -45,21 +45,21 @@ class Served:
 
     @property
     def columns(self) -> list[str]:
-        """All columns that have to be read."""
+        """All columns to read."""
         return list(dict.fromkeys([*self.carried, *self.names]))
 
 
 def load(path: str, *, all_cores: bool = True) -> Served:
     """Read an exported model."""
     served = Served(**joblib.load(path))
-    if "n_jobs" in served.estimator.get_params():  # a forest
+    if "n_jobs" in served.estimator.get_params():  # a random forest
         served.estimator.set_params(n_jobs=-1 if all_cores else 1)
     return served
 
 
 @cache
 def loaded(path: str) -> Served:
-    """The same for one core, read once in each worker process."""
+    """The exported model for one core, read once per worker process."""
     return load(path, all_cores=False)
 
 

@@ -1,9 +1,9 @@
-"""The floor of anyone who does not compile: predict_proba alone, on a matrix that is already in memory.
+"""predict_proba alone, on a matrix in memory: the lower bound for everybody who does not compile the trees.
 
     python sklearn_in_memory.py MODEL OUTPUT_FOLDER FILE…
 
-Prints the seconds that the predictions took. Reading, encoding and storing do not count; the data come by in pieces, so
-that they fit.
+Prints the seconds that predict_proba took. Reading, encoding and storing do not count. Rows are scored in pieces that fit
+into memory.
 """
 
 import json

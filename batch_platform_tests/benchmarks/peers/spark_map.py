@@ -1,8 +1,8 @@
-"""Spark on one machine: read Parquet, mapInArrow with the model loaded once in each Python worker, write Parquet.
+"""Spark on one machine: read Parquet, mapInArrow with the model loaded once per Python worker, write Parquet.
 
     python spark_map.py MODEL OUTPUT_FOLDER FILE…
 
-Writes Parquet files, not a database: less than the others do.
+Writes Parquet files, not a database, which is less work than the others do.
 """
 
 import os
@@ -23,7 +23,7 @@ def main(model: str, output: str, *files: str) -> None:
     """Score the files into the output folder."""
     cores = len(os.sched_getaffinity(0))
     os.environ |= {
-        "OMP_NUM_THREADS": "1",  # a worker for each core, a thread for each worker
+        "OMP_NUM_THREADS": "1",  # one worker per core, one thread per worker
         "OPENBLAS_NUM_THREADS": "1",
         "PYSPARK_PYTHON": sys.executable,
         "PYTHONPATH": str(Path(__file__).parent),
@@ -37,7 +37,7 @@ def main(model: str, output: str, *files: str) -> None:
         .getOrCreate()
     )
     served = load(model)
-    day = functions.regexp_extract(functions.input_file_name(), r"([^/]+)\.parquet$", 1)
+    day = functions.regexp_extract(functions.input_file_name(), r"([^/.]+)\.[^/]*$", 1)
     table = spark.read.parquet(*files).select(*served.columns).withColumn("day", day)
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

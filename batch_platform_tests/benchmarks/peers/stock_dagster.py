@@ -1,7 +1,7 @@
-"""Stock Dagster as its documentation has it: partitioned assets, a single-run backfill, the DuckDB Polars IO manager.
+"""Stock Dagster as its documentation shows it: partitioned assets, a single-run backfill, the DuckDB Polars IO manager.
 
-    python stock_dagster.py MODEL OUTPUT.duckdb FILE…                 the predictions of those days
-    python stock_dagster.py MODEL OUTPUT.duckdb FILE… --with-features   the features as an asset of their own before
+    python stock_dagster.py MODEL OUTPUT.duckdb FILE…                 predictions only
+    python stock_dagster.py MODEL OUTPUT.duckdb FILE… --with-features   features as an asset of their own, then predictions
 
 The IO manager deletes the range and then inserts it, in two transactions, with the whole range in memory.
 """
@@ -20,7 +20,7 @@ WITH_FEATURES = "--with-features"
 
 
 def main(model: str, output: str, *files: str) -> None:
-    """Materialize the range of days in one run, recorded in an instance that stays beside the model."""
+    """Materialize the range of days in one run; the Dagster instance lies beside the model."""
     paths = {day_of(file): file for file in files if file != WITH_FEATURES}
     first, last = min(paths), max(paths)
     shared = {
