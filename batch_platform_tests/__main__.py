@@ -26,8 +26,8 @@ def installed_jdk() -> str | None:
     """The major version of the `java` on the path; None without one."""
     if shutil.which("java") is None:
         return None
-    told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(\d+)', told)
+    java = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', java)
     return version.group(1) if version else None
 
 

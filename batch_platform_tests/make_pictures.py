@@ -63,8 +63,8 @@ def backfill(ui: Ui, dagster: Dagster) -> None:
     dagster.button("Launch backfill").click()
 
     def done() -> str | None:
-        found = ui.ask(BACKFILLS)["results"]
-        return found[0]["id"] if found and found[0]["status"] == "COMPLETED_SUCCESS" else None
+        backfills = ui.ask(BACKFILLS)["results"]
+        return backfills[0]["id"] if backfills and backfills[0]["status"] == "COMPLETED_SUCCESS" else None
 
     dagster.open(f"/runs/b/{ui.wait(done)}")
     dagster.sees("100% completed")
@@ -90,13 +90,13 @@ def save(dagster: Dagster, name: str, *, until: Locator | None = None, of: Locat
     page = dagster.page
     page.wait_for_load_state("networkidle")
     page.mouse.move(0, 0)
-    found = [box for one in (until or of or page.locator("body")).all() if (box := one.bounding_box())]
+    boxes = [box for element in (until or of or page.locator("body")).all() if (box := element.bounding_box())]
     window = page.viewport_size or {"width": WIDTH, "height": HEIGHT}
     left, top, right = 0.0, 0.0, float(window["width"])
-    bottom = max(box["y"] + box["height"] for box in found) + MARGIN
+    bottom = max(box["y"] + box["height"] for box in boxes) + MARGIN
     if of:
-        left, top = min(box["x"] for box in found) - MARGIN, min(box["y"] for box in found) - NAME
-        right = max(box["x"] for box in found) + NODE
+        left, top = min(box["x"] for box in boxes) - MARGIN, min(box["y"] for box in boxes) - NAME
+        right = max(box["x"] for box in boxes) + NODE
     clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
     page.screenshot(path=str(PICTURES / f"{name}.png"), animations="disabled", clip=clip)
     print(name, (PICTURES / f"{name}.png").stat().st_size // 1024, "KB")

@@ -31,15 +31,15 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def room_of(module: str) -> str:
@@ -47,7 +47,7 @@ def room_of(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
-IMPORTS = {name: {found for found in imports_of(path) if found in MODULES} for name, path in MODULES.items()}
+IMPORTS = {name: {imported for imported in imports_of(path) if imported in MODULES} for name, path in MODULES.items()}
 ROOMS = {name: room_of(name) for name in MODULES if room_of(name)}
 
 
@@ -196,8 +196,8 @@ RUN_BY_NAME = {"dagster_webserver", "tzdata"}
 
 def libraries_of(module: str) -> set[str]:
     """The top-level names of what a module imports from elsewhere."""
-    found = {name.split(".")[0] for name in imports_of(MODULES[module])}
-    return found - set(sys.stdlib_module_names) - {"batch_platform"}
+    packages = {name.split(".")[0] for name in imports_of(MODULES[module])}
+    return packages - set(sys.stdlib_module_names) - {"batch_platform"}
 
 
 def test_libraries_are_imported_where_they_belong():

@@ -78,9 +78,9 @@ def test_environment_has_no_test_dependency(installed):
 
 def test_pipeline_of_the_other_project_runs(installed):
     assert installed.command("check") == "churn: ok\n"
-    said = installed.command("run churn")
-    assert said.startswith("churn: to do\n")
-    assert "29 of 60 partitions scored: 1,160 rows in, 1,160 scored, 0 rejected." in said
+    output = installed.command("run churn")
+    assert output.startswith("churn: to do\n")
+    assert "29 of 60 partitions scored: 1,160 rows in, 1,160 scored, 0 rejected." in output
     (status,) = json.loads(installed.command("status --json"))
     assert (status["pipeline"], status["counts"]) == ("churn", {"blocked": 31, "scored": 29})
     (model,) = json.loads(installed.command("models churn list --json"))

@@ -39,13 +39,13 @@ def demonstrated(tmp_path_factory):
 
 
 def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
-    clone, said = demonstrated
-    months = re.findall(r"^(2013-0[34]) +([\d,]+) +([\d,]+) +(\d\d\.\d)% +(0\.\d{4})$", said, flags=re.MULTILINE)
+    clone, output = demonstrated
+    months = re.findall(r"^(2013-0[34]) +([\d,]+) +([\d,]+) +(\d\d\.\d)% +(0\.\d{4})$", output, flags=re.MULTILINE)
     assert [month for month, *_ in months] == ["2013-03", "2013-04"]
     assert min(float(auc) for *_, auc in months) > 0.65
-    assert "61 of 61 partitions scored: 57,164 rows in" in said
-    assert f"The data are in {clone}/.batch_platform/published.duckdb." in said
-    assert len(said.partition("Three things to try next:\n")[2].splitlines()) == 3
+    assert "61 of 61 partitions scored: 57,164 rows in" in output
+    assert f"The data are in {clone}/.batch_platform/published.duckdb." in output
+    assert len(output.partition("Three things to try next:\n")[2].splitlines()) == 3
     shown = shell(command(').show()"'), clone)
     assert "model_version" in shown
     ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")
@@ -53,19 +53,23 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
 
 
 def test_demo_again_finds_all_done_and_reports_as_json(demonstrated):
-    clone, said = demonstrated
+    clone, output = demonstrated
     report = json.loads(shell(".venv/bin/batch-platform demo --json", clone))
     assert report["outcome"]["scored"] == 61
     assert report["outcome"]["rows_in"] == report["outcome"]["rows_scored"] + report["outcome"]["rows_rejected"]
     assert [month["month"] for month in report["months"]] == ["2013-03", "2013-04"]
     assert all(month["roc_auc"] > 0.6 for month in report["months"])
-    assert all(version in said for version in report["outcome"]["versions"])
+    assert all(version in output for version in report["outcome"]["versions"])
 
 
 def test_queries_of_the_readme_answer(demonstrated):
     clone, _ = demonstrated
     statements = [
-        one for block in blocks("sql") if "flight_delays." in block for one in block.split(";") if one.strip()
+        statement
+        for block in blocks("sql")
+        if "flight_delays." in block
+        for statement in block.split(";")
+        if statement.strip()
     ]
     assert statements
     for statement in statements:
@@ -87,9 +91,9 @@ def test_tables_of_the_readme_exist_with_their_columns(demonstrated, tmp_path):
     )
     columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
     with duckdb.connect(str(pipeline.home.warehouse), read_only=True) as con:
-        found = [*query(clone, columns), *con.execute(columns).fetchall()]
+        described = [*query(clone, columns), *con.execute(columns).fetchall()]
     present: dict[str, set[str]] = {}
-    for schema, table, column in found:
+    for schema, table, column in described:
         name = re.sub(r"^(flight_delays|small)\.", "<pipeline>.", f"{schema}.{table}")
         present.setdefault(name, set()).add(column)
     rows = re.findall(r"^\| (`(?:<pipeline>|batch_platform)\..+?) \| (.+) \|$", README, flags=re.MULTILINE)
@@ -130,7 +134,11 @@ def test_the_two_commands_stand_alone_on_their_lines():
 
 def test_yaml_is_a_pipeline():
     declarations = [yaml.safe_load(block) for block in blocks("yaml")]
-    (declared,) = [one for one in declarations if one.get("type") == "batch_platform.components.BatchInference"]
+    (declared,) = [
+        declaration
+        for declaration in declarations
+        if declaration.get("type") == "batch_platform.components.BatchInference"
+    ]
     spec = PipelineSpec.model_validate(declared["attributes"])
     assert spec.name == "flight_delays"
     shipped = yaml.safe_load((ROOT / "batch_platform" / "defs" / "flight_delays" / "defs.yaml").read_text())[

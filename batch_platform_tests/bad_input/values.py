@@ -132,8 +132,8 @@ def text_in_every_place(tmp_path: Path, *, text: str) -> None:
     fed.feed()
     fed.run(DAY, force=True)
     fed.feed(events=changed(EVENTS, pl.lit(text).alias("shop"), pl.lit(float("inf")).alias("amount"), rows=5))
-    said = fed.refuses(DAY, "5 of 40 rows", error=DataError)
-    assert len(said) < 2_000, "a message is a paragraph, whatever the data hold"
+    message = fed.refuses(DAY, "5 of 40 rows", error=DataError)
+    assert len(message) < 2_000, "a message is a paragraph, whatever the data hold"
 
 
 BY_SHOP: dict[str, Any] = {
@@ -154,8 +154,8 @@ def bytes_that_are_no_text(tmp_path: Path) -> None:
     before = fed.snapshot()
     path.write_bytes(path.read_bytes().replace("Zürich".encode(), "Zürich".encode("latin-1")))
     fed.reopen()
-    said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
-    assert_names(said, "'events' of 'small'", "utf-8")
+    message = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+    assert_names(message, "'events' of 'small'", "utf-8")
     assert fed.snapshot() == before
     fed.holds(before)
 
@@ -166,9 +166,9 @@ def a_lone_surrogate(tmp_path: Path) -> None:
         fed = Fed.scored(tmp_path)
         before = fed.snapshot()
         fed.declare(sources={"events": {"parquet": None, "python": "odd_sources.events"}})
-        said = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
-        assert_names(said, "'events' of 'small'", "odd_sources.events", "UnicodeEncodeError")
-        assert said.encode()
+        message = fed.refused(lambda: fed.run(DAY, force=True), SourceError)
+        assert_names(message, "'events' of 'small'", "odd_sources.events", "UnicodeEncodeError")
+        assert message.encode()
         assert fed.snapshot() == before
         fed.holds(before)
 
@@ -224,10 +224,10 @@ def hostile_arguments(tmp_path: Path, *, text: str) -> None:
     """Partition keys and names of versions are looked up, never pasted into SQL."""
     fed = Fed.scored(tmp_path)
     before = fed.snapshot()
-    said = fed.refused(lambda: fed.partition(text), WrongUseError, hint=False)
-    assert_names(said, repr(text), "is not the key of a partition")
-    said = fed.refused(lambda: list(fed.pipeline.score([fed.partition()], fed.stamp(), version=text)), WrongUseError)
-    assert_names(said, "small has no version", repr(text))
+    message = fed.refused(lambda: fed.partition(text), WrongUseError, hint=False)
+    assert_names(message, repr(text), "is not the key of a partition")
+    message = fed.refused(lambda: list(fed.pipeline.score([fed.partition()], fed.stamp(), version=text)), WrongUseError)
+    assert_names(message, "small has no version", repr(text))
     assert fed.snapshot() == before
     fed.holds(before)
 

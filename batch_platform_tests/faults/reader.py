@@ -23,7 +23,7 @@ class Reader:
     """A reader in a process of its own."""
 
     def __init__(self, home: Home, contents: dict[str, set[str]]) -> None:
-        known = json.dumps({key: sorted(found) for key, found in contents.items()})
+        known = json.dumps({key: sorted(states) for key, states in contents.items()})
         self._command = [sys.executable, "-m", "batch_platform_tests.faults.reader", str(home.root), known]
         self.looks, self.states = 0, 0
 

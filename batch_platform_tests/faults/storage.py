@@ -80,12 +80,14 @@ def file_size_limit(folder: Path, limit: int) -> None:
     """No file may grow beyond the limit, as on a full disk; without the limit the same run succeeds."""
     pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
-    said = limited(pipeline, "RLIMIT_FSIZE", limit)
-    assert re.match(r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", said)
+    message = limited(pipeline, "RLIMIT_FSIZE", limit)
+    assert re.match(
+        r"refused: .*(cannot be written|could not be|cannot be read or written).*Hint: .*make room", message
+    )
     assert published(pipeline.home) == before
     after = held(pipeline)
-    if after != before:  # wholly new, and said: only the checkpoint after the commit found no room
-        assert "holds what was committed" in said
+    if after != before:  # wholly new, and reported: only the checkpoint after the commit found no room
+        assert "holds what was committed" in message
         assert after == before | {KEY: after[KEY]}
         assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
     assert limited(pipeline, "none", 0) == "done"
@@ -140,10 +142,10 @@ def memory_limit(folder: Path, spare: int) -> None:
     """With little memory beyond what the imports take, the partition is scored or stays as it was."""
     pipeline = prepared(folder, events=wide_events())
     before = held(pipeline)
-    said = limited(pipeline, "RLIMIT_DATA", spare)
+    message = limited(pipeline, "RLIMIT_DATA", spare)
     after = held(pipeline)
-    assert said == "done" or said.startswith("refused: "), said
-    assert (after[KEY].run_id == "short") == (said == "done")
+    assert message == "done" or message.startswith("refused: "), message
+    assert (after[KEY].run_id == "short") == (message == "done")
     assert_others_unchanged(before, after, {KEY})
     assert limited(pipeline, "none", 0) == "done"
     assert_survived(pipeline, before, {KEY})
