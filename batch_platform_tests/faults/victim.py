@@ -22,9 +22,12 @@ import duckdb
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse
+from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.small_pipeline import small_spec
+from batch_platform_tests.warehouse import test_database
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")
 FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
@@ -73,6 +76,25 @@ def write(
     list(pipeline.score(partitions, stamp, force=True))
     mark("publishing")
     pipeline.publish()
+
+
+def commit(root: str, folder: str, number: int) -> None:
+    """Commit three partitions of 20,000 rows in one transaction, after a mark."""
+    writer = warehouse.Warehouse(Home(Path(root)))
+    held, run_id = writer.latest(ScoreRun, "small"), f"r{number}"
+    rows = {"id": list(range(20_000)), "n": [number] * 20_000}
+    group = [
+        test_database.staged(Path(folder), key, seen=held[key].seq if key in held else 0, run_id=run_id, **rows)
+        for key in test_database.KEYS
+    ]
+    mark("committing")
+    test_database.commit(writer, *group)
+
+
+def publish(root: str) -> None:
+    """Publish a home, after a mark."""
+    mark("publishing")
+    published.publish(Home(Path(root)))
 
 
 def train(job: dict[str, str], period: str, stop_at: int | None = None, *, name_steps: bool = False) -> None:

@@ -28,6 +28,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, EvaluationRun, FeatureBuild, Promotion, ScoreRun, column_definitions
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.faults.nursery import Nursery
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 KEYS = ["2024-01-01", "2024-01-02", "2024-01-03"]
@@ -360,48 +361,29 @@ def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
     assert warehouse.home.warehouse.read_bytes() == b"precious" * 1000
 
 
-COMMITTING = """
-import sys
-from pathlib import Path
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.database import Warehouse
-from batch_platform_tests.warehouse.test_database import KEYS, commit, staged
-from batch_platform.warehouse.ledger import ScoreRun
-warehouse, folder, n = Warehouse(Home(Path(sys.argv[1]))), Path(sys.argv[2]), int(sys.argv[3])
-seen = warehouse.latest(ScoreRun, "small")
-group = [
-    staged(folder, key, seen=seen[key].seq if key in seen else 0, run_id=f"r{n}", id=list(range(20_000)), n=[n] * 20_000)
-    for key in KEYS
-]
-print("go", flush=True)
-commit(warehouse, *group)
-"""
-
-
 def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_wholly_new(home, tmp_path):
     """Moments are drawn from twice the time that the commits before took, so that some fall on either side."""
     warehouse = Warehouse(home)
     moments = random.Random(1)
     outcomes, longest = set(), 0.1
-    for n in range(40):
-        before = warehouse.latest(ScoreRun, "small")
-        command = [sys.executable, "-c", COMMITTING, str(home.root), str(tmp_path / "staged"), str(n)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout.readline() == "go\n"
+    with Nursery() as nursery:
+        for number in range(40):
+            before = warehouse.latest(ScoreRun, "small")
+            child = nursery.fork("commit", root=str(home.root), folder=str(tmp_path / "staged"), number=number)
+            child.wait_for("committing")
             pause = moments.uniform(0, longest)
             time.sleep(pause)
-            process.send_signal(signal.SIGKILL)
-        after = warehouse.latest(ScoreRun, "small")
-        longest = max(longest, 2 * pause) if after == before else max(0.05, pause)
-        assert after == before or {run.run_id for run in after.values()} == {f"r{n}"}
-        outcomes.add(after == before)
-        with warehouse.open() as con:
-            if after:
-                query = (
-                    "SELECT partition_key, min(n), max(n), count(*) FROM small.predictions GROUP BY ALL ORDER BY ALL"
-                )
-                last = int(after[KEYS[0]].run_id[1:])
-                assert con.execute(query).fetchall() == [(key, last, last, 20_000) for key in KEYS]
+            os.kill(child.pid, signal.SIGKILL)
+            child.bury()
+            after = warehouse.latest(ScoreRun, "small")
+            longest = max(longest, 2 * pause) if after == before else max(0.05, pause)
+            assert after == before or {run.run_id for run in after.values()} == {f"r{number}"}
+            outcomes.add(after == before)
+            with warehouse.open() as con:
+                if after:
+                    query = "SELECT partition_key, min(n), max(n), count(*) FROM small.predictions GROUP BY ALL ORDER BY ALL"
+                    last = int(after[KEYS[0]].run_id[1:])
+                    assert con.execute(query).fetchall() == [(key, last, last, 20_000) for key in KEYS]
     assert outcomes == {True, False}, "some were killed before the commit and some after"
 
 

@@ -1,5 +1,6 @@
 """The readers' copy: complete at every moment, equal to the warehouse, never in anybody's way."""
 
+import os
 import random
 import shutil
 import signal
@@ -21,6 +22,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
 from batch_platform.warehouse.sql import quoted
+from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.warehouse.test_database import KEYS, commit, held, staged
 
 
@@ -311,30 +313,20 @@ def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, 
         assert shown(home.published) == held(Warehouse(home))
 
 
-PUBLISHING = """
-import sys
-from pathlib import Path
-from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.published import publish
-print("go", flush=True)
-publish(Home(Path(sys.argv[1])))
-"""
-
-
 def test_a_killed_publish_leaves_a_complete_copy_and_the_next_one_goes_on(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
     publish(home)
     pauses = random.Random(2)
-    for n in range(1, 9):
-        before = shown(home.published)
-        write(home, tmp_path, KEYS[n % 3], f"r{n}", id=list(range(20_000)))
-        with subprocess.Popen(
-            [sys.executable, "-c", PUBLISHING, str(home.root)], stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout.readline() == "go\n"
+    with Nursery() as nursery:
+        for number in range(1, 9):
+            before = shown(home.published)
+            write(home, tmp_path, KEYS[number % 3], f"r{number}", id=list(range(20_000)))
+            child = nursery.fork("publish", root=str(home.root))
+            child.wait_for("publishing")
             time.sleep(pauses.uniform(0, 0.08))
-            process.send_signal(signal.SIGKILL)
-        assert shown(home.published) in (before, held(Warehouse(home)))
+            os.kill(child.pid, signal.SIGKILL)
+            child.bury()
+            assert shown(home.published) in (before, held(Warehouse(home)))
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
     assert len(list(home.root.glob("published-*.duckdb"))) <= 2
