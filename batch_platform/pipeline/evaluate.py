@@ -29,7 +29,7 @@ from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
 
@@ -164,11 +164,10 @@ class _Evaluation:
         served = self._measured(partition, run, run.model_version, labels)
         return Evaluated(
             partition=partition,
-            run=EvaluationRun(
-                pipeline=spec.name,
-                partition_key=partition.key,
+            run=as_record(
+                EvaluationRun,
+                run,
                 score_seq=run.seq,
-                rows_scored=run.rows_scored,
                 rows_labelled=served.rows_labelled,
                 evaluated_at=self.stamp.now(),
                 run_id=self.stamp.run_id,

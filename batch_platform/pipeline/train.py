@@ -34,6 +34,7 @@ from batch_platform.models.registry import ChallengerTraining, Promotion, Versio
 from batch_platform.pipeline.plan import State
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.ledger import as_record
 from batch_platform.warehouse.staging import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
@@ -59,24 +60,19 @@ class LearnedModel:
         """
         model = self.fitted.flavour.to_save(self.fitted.estimator, allow_pickle=allow_pickle)
         version, sha256, manifest = write_bundle(self.manifest, model, staging, models, self.fitted.proof.trees)
-        return Version(
-            pipeline=manifest.pipeline,
+        return as_record(
+            Version,
+            manifest,
             version=version,
-            serving_period=manifest.serving_period,
             serving_start=datetime.fromisoformat(manifest.serving_start),
             sha256=sha256,
-            flavour=manifest.flavour,
-            task=manifest.task,
-            estimator=manifest.estimator,
             params=json.dumps(manifest.params, sort_keys=True),
             trained_from=datetime.fromisoformat(manifest.training.start),
             trained_until=datetime.fromisoformat(manifest.training.end),
             rows_trained=manifest.training.rows,
             rows_evaluated=manifest.evaluation.rows,
             metrics=json.dumps(manifest.evaluation.metrics, sort_keys=True),
-            features_code_version=manifest.features_code_version,
             created_at=datetime.fromisoformat(manifest.created_at),
-            run_id=manifest.run_id,
             classes=json.dumps(manifest.classes),
             label_sources=manifest.training.label_sources,
         )
