@@ -1,4 +1,4 @@
-"""One model of each kind that users bring, kept in a bundle: what `models/test_flavours.py` holds against the same laws."""
+"""One model of each kind that users bring, kept in a bundle. `models/test_flavours.py` holds all of them to the same laws."""
 
 import pickle
 from collections.abc import Callable
@@ -12,24 +12,22 @@ import polars as pl
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.labelled import TrainingData
 from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
-from batch_platform.models.contract import Contract, infer_contract
+from batch_platform.models.contract import Signature, infer_contract
+from batch_platform.models.declared_model import read_import
 from batch_platform.models.fitting import fit
 from batch_platform.models.flavours.known import FLAVOURS, flavour_of
 from batch_platform.models.forest.compiled import NOT_TREES
-from batch_platform.models.imports import read_import
 
 Expected = Callable[[pl.DataFrame], Any]
 
 
 @dataclass(frozen=True)
 class Made:
-    """A model and what its own library says of rows, to be kept in a bundle."""
+    """A model to be kept in a bundle, and its own library's predictions."""
 
     flavour: str
     model: object  # what the flavour saves
-    task: str
-    classes: list[Any]
-    contract: Contract
+    signature: Signature
     expected: Expected  # the library's own answer for rows of the table, in the form of scoring
     tolerance: float = 0.0  # between its library on its own and here
     linear: bool = False  # sums of scikit-learn, whose last digit depends on how many rows there are
@@ -74,16 +72,16 @@ def trained(label: str, tolerance: float = 0.0, *, linear: bool = False, **decla
     rows = table().select(*COLUMNS, label)
     params = declared.pop("params", {})
     fitted = fit(Model(**declared), FEATURES, TrainingData(rows.head(250), rows.tail(50), label), params)
-    estimator, contract = fitted.estimator, fitted.contract
+    estimator, signature = fitted.estimator, fitted.signature
 
     def expected(rows: pl.DataFrame) -> Any:
-        matrix = contract.encode(contract.split(rows).kept)
+        matrix = signature.contract.encode(signature.contract.split(rows).kept)
         if hasattr(estimator, "predict_proba"):
             return estimator.predict_proba(matrix)
-        return estimator.decision_function(matrix) if fitted.classes else estimator.predict(matrix)
+        return estimator.decision_function(matrix) if signature.classes else estimator.predict(matrix)
 
     name = flavour_of(estimator).name
-    return Made(name, estimator, fitted.task, fitted.classes, contract, expected, tolerance, linear)
+    return Made(name, estimator, signature, expected, tolerance, linear)
 
 
 def imported(  # noqa: PLR0913 - each is one fact of the case
@@ -101,16 +99,7 @@ def imported(  # noqa: PLR0913 - each is one fact of the case
     read = read_import(model, folder, model.params)
     contract = infer_contract(table().select(columns), {}, most_categories=None)
     signature = read.signature(contract)
-    return Made(
-        read.flavour.name,
-        read.source.model,
-        read.task,
-        read.classes,
-        signature.contract,
-        expected,
-        tolerance,
-        linear,
-    )
+    return Made(read.flavour.name, read.source.model, signature, expected, tolerance, linear)
 
 
 def keep(made: Made, folder: Path) -> Kept:
@@ -121,11 +110,11 @@ def keep(made: Made, folder: Path) -> Kept:
         serving_period="2024-02-01",
         serving_start="2024-02-01T00:00:00+00:00",
         flavour=made.flavour,
-        task=made.task,
-        classes=made.classes,
+        task=made.signature.task,
+        classes=made.signature.classes,
         estimator="e",
         params={},
-        contract=made.contract.to_json(),
+        contract=made.signature.contract.to_json(),
         training=window,
         evaluation=Evaluation(window.start, window.end, 50, {}),
         features_code_version="f",
@@ -255,8 +244,8 @@ def _pipeline(columns: list[str] | None = None):
     from sklearn.pipeline import make_pipeline
 
     rows = table()
-    given = numbers(rows) if columns is None else rows.select(columns)
-    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(given, rows["late"].to_numpy())
+    features = numbers(rows) if columns is None else rows.select(columns)
+    return make_pipeline(SimpleImputer(), LogisticRegression()).fit(features, rows["late"].to_numpy())
 
 
 def _skops_file(folder: Path) -> Made:
@@ -329,7 +318,7 @@ def _onnx(folder: Path, options: dict[str, Any], **declared: Any) -> Made:
 
 
 def _onnx_of_columns(folder: Path) -> Made:
-    """One tensor a column, one of text."""
+    """One tensor per column, one of them text."""
     import onnxruntime
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType

@@ -9,7 +9,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.components.wiring import Wiring
-from batch_platform.models.imports import check_model
+from batch_platform.models.declared_model import check_model
 from batch_platform.pipeline.train import check_challengers
 
 

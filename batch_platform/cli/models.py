@@ -15,8 +15,8 @@ from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
-from batch_platform.models.bundle import read_manifest
-from batch_platform.models.promotion import Decision, Maker, compared, promote, roll_back
+from batch_platform.models.bundle import compared, read_manifest
+from batch_platform.models.registry import Decision, Maker, promote, roll_back
 from batch_platform.pipeline.status import relabelled
 
 

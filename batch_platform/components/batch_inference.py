@@ -18,7 +18,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
-from batch_platform.models.imports import check_flavours, unknown_flavours
+from batch_platform.models.declared_model import check_flavours, unknown_flavours
 
 
 class DeclaredPipeline(PipelineSpec):

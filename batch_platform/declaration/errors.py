@@ -5,7 +5,7 @@ person who declared the pipeline. Any other error that escapes is a defect of th
 """
 
 import difflib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ class BatchPlatformError(Exception):
 
 
 Failed = TypeVar("Failed", bound=BatchPlatformError)
+Named = TypeVar("Named")
 
 
 class WrongUseError(BatchPlatformError):
@@ -107,6 +108,24 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
     by_letters = {name.lower(): name for name in allowed}
     near = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
     return f"did you mean {by_letters[near[0]]!r}?" if near else None
+
+
+def nearest_names(unknown: Iterable[str], allowed: Collection[str]) -> str:
+    """Suggest the nearest allowed name for each unknown one; empty if none is near."""
+    return " ".join(f"{name!r}: {guess}" for name in unknown if (guess := did_you_mean(name, allowed)))
+
+
+def named(name: str, items: Mapping[str, Named], refusal: str, *, hint: str | None = None) -> Named:
+    """Look up an item by its name.
+
+    Raises:
+        WrongUseError: There is no such item. The message is the refusal, followed by the names that there are; the hint is
+            the nearest of them, else the given one.
+    """
+    if name in items:
+        return items[name]
+    msg = f"{refusal} {listed(items) or 'none'}."
+    raise WrongUseError(msg, hint=did_you_mean(name, items) or hint)
 
 
 @contextmanager

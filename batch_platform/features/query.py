@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, did_you_mean, listed
+from batch_platform.declaration.errors import SourceError, listed, nearest_names
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.sql import quoted
 
@@ -103,9 +103,8 @@ class Query:
             msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
             raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
         if missing := [column for column in wanted if column not in present]:
-            guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, present))]
             msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
-            raise SourceError(msg, hint=" ".join(guesses) or "add it to the SELECT or correct the YAML.")
+            raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
 
 
 def _base_tables(node: object) -> Iterator[str]:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
-from batch_platform.models.contract import Contract
+from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task
 from batch_platform.models.flavours.flavour import Flavour, installed, missing
 from batch_platform.models.flavours.known import FLAVOURS, flavour
-from batch_platform.models.flavours.steps import STEPS_FILE
+from batch_platform.models.flavours.sklearn import STEPS_FILE
 from batch_platform.models.forest.compiled import (
     WORTH_COMPILING,
     CompilablePredictor,
@@ -31,10 +31,8 @@ from batch_platform.models.forest.compiled import (
     proven_from_file,
     proven_predictor,
 )
-from batch_platform.models.forest.ensembles import NotCompilableError
-from batch_platform.models.forest.trees_file import TREES_FILE
+from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
-from batch_platform.models.signature import ClassLabel, Predictor, Signature, Task
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -114,7 +112,7 @@ class Native:
         self._loaded: Predictor | None = None
 
     def loaded(self) -> Predictor:
-        """Return the predictor; raises what loading raises."""
+        """Return the predictor; the first call raises what loading raises."""
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
@@ -182,40 +180,28 @@ class Bundle:
 def write_bundle(
     manifest: Manifest, model: object, staging: Path, models: Path, trees: bytes = b""
 ) -> tuple[str, str, Manifest]:
-    """Write a bundle below the folder of its pipeline's models, wholly or not at all.
+    """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
-    Args:
-        manifest: Without what is known only once the files are written: libraries, hashes, pickle.
-        model: What the flavour saves.
-        staging: An empty folder on the same disk; what a killed run leaves there is swept.
-        models: The folder of the pipeline's models; created if missing.
-        trees: The file of the model's trees, if they can be stored.
-
-    Returns:
-        The version, the bundle's SHA-256, and the manifest as written.
-
-    Raises:
-        TrainingRefusedError: The model holds a type that would not be trusted on loading.
-        WrongUseError: A library that it depends on is not installed.
+    `staging` is an empty folder on the same disk; what a killed run leaves there is swept. Returns the version, the bundle's
+    SHA-256, and the manifest with what is known only now: libraries, hashes, pickle. Raises TrainingRefusedError if the model
+    holds a type that would not be trusted on loading, and WrongUseError if a library that it depends on is not installed.
     """
     models.mkdir(parents=True, exist_ok=True)
-    bundle = staging / "bundle"
-    bundle.mkdir()
     kind = flavour(manifest.flavour)
-    names = list(kind.save(model, bundle))
-    if trees:
-        (bundle / TREES_FILE).write_bytes(trees)
-        names.append(TREES_FILE)
+    files = kind.save(model) | ({TREES_FILE: trees} if trees else {})
     complete = replace(
         manifest,
         details={**kind.details, **manifest.details},
-        libraries=libraries(kind, names),
-        files={name: sha256_of((bundle / name).read_bytes()).hexdigest() for name in names},
-        pickle=_may_run_code(kind, names),
+        libraries=libraries(kind, files),
+        files={name: sha256_of(data).hexdigest() for name, data in files.items()},
+        pickle=_may_run_code(kind, files),
     )
     text = json.dumps(asdict(complete), indent=2, allow_nan=False).encode()
     sha256 = sha256_of(text).hexdigest()
-    (bundle / MANIFEST).write_bytes(text)
+    bundle = staging / "bundle"
+    bundle.mkdir()
+    for name, data in {**files, MANIFEST: text}.items():
+        (bundle / name).write_bytes(data)
     version = f"{manifest.serving_period}-{sha256[:8]}"
     bundle.replace(models / version)
     return version, sha256, complete
@@ -224,9 +210,7 @@ def write_bundle(
 def read_manifest(folder: Path, sha256: str) -> Manifest:
     """Read a manifest after checking its hash.
 
-    Raises:
-        IntegrityError: It does not exist, or is not the one that was registered.
-        WrongUseError: A newer version of this project wrote it.
+    Raises IntegrityError if it does not exist or is not the one that was registered, and WrongUseError for a newer format.
     """
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -248,17 +232,10 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
 
 
 def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bundle:
-    """Load a bundle after checking every byte of it.
+    """Load a bundle after checking every byte of it. `allow_pickle`: whether the declaration trusts its files to run code.
 
-    Args:
-        folder: Of the bundle.
-        sha256: As registered.
-        allow_pickle: Whether the declaration trusts the model's files to run code.
-
-    Raises:
-        IntegrityError: A byte differs from what was registered.
-        WrongUseError: A library is missing or differs from training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the
-            flavour is unknown, or loading may run code and that is not allowed.
+    Raises IntegrityError if a byte differs from what was registered, and WrongUseError if a library is missing or differs from
+    training (unless BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES=1), the flavour is unknown, or loading may run code without permission.
     """
     manifest = read_manifest(folder, sha256)
     files: dict[str, bytes] = {}
@@ -274,7 +251,11 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         msg = f"The bundle {folder.name} cannot be loaded: {error.message}"
         raise WrongUseError(msg, hint="upgrade batch-platform.") from error
     if _may_run_code(kind, files):
-        _require_trust(folder.name, manifest.flavour, allowed=allow_pickle)
+        risk = f"Loading the bundle {folder.name} of the flavour {kind.name!r} may run code that its files contain"
+        if not allow_pickle:
+            msg = f"{risk}; it is not loaded."
+            raise WrongUseError(msg, hint="if you trust whoever made the model, declare model.allow_pickle: true.")
+        _log.warning("%s: model.allow_pickle is set.", risk)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
     trees = files.pop(TREES_FILE, b"")
@@ -284,12 +265,40 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
     return Bundle(folder.name, sha256, manifest, contract, native, others, trees)
 
 
-def libraries(kind: Flavour, files: Iterable[str]) -> dict[str, str]:
-    """The installed versions of the libraries that the files of a bundle depend on.
+def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:
+    """The facts in which two manifests differ, and their metrics and data windows in any case.
 
-    Raises:
-        WrongUseError: A library is not installed.
+    Returns the values of both by name; None if a manifest has no fact of that name.
     """
+    left, right = _facts(first), _facts(second)
+    always = {name for name in left | right if name.startswith(("metrics.", "training.", "evaluation."))}
+    return {
+        name: (left.get(name), right.get(name))
+        for name in dict.fromkeys([*left, *right])
+        if name in always or left.get(name) != right.get(name)
+    }
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """The facts of a manifest under flat names."""
+    values = asdict(manifest)
+    facts: dict[str, Any] = {"estimator": values["estimator"], "flavour": values["flavour"], "task": values["task"]}
+    facts |= {f"metrics.{name}": value for name, value in sorted(values["evaluation"].pop("metrics").items())}
+    facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
+    for window in ("training", "evaluation"):
+        facts |= {f"{window}.{name}": value for name, value in values[window].items()}
+    facts |= {f"features.{column['name']}": _column(column) for column in values["contract"]}
+    facts["features_code_version"] = values["features_code_version"]
+    return facts | {f"libraries.{name}": value for name, value in sorted(values["libraries"].items())}
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    categories = f"{len(column['categories'])} categories" if column["categories"] else ""
+    return ", ".join(filter(None, [column["type"], categories, "nullable" if column["nullable"] else ""]))
+
+
+def libraries(kind: Flavour, files: Iterable[str]) -> dict[str, str]:
+    """The installed versions of the libraries that a bundle depends on; raises WrongUseError if a library is missing."""
     steps = FLAVOURS["sklearn"].libraries if STEPS_FILE in files else ()
     return _installed(kind.name, (*kind.libraries, *steps))
 
@@ -303,15 +312,6 @@ def _installed(name: str, distributions: Iterable[str]) -> dict[str, str]:
 
 def _may_run_code(kind: Flavour, files: Iterable[str]) -> bool:
     return any(name in kind.pickle_files for name in files)
-
-
-def _require_trust(version: str, name: str, *, allowed: bool) -> None:
-    if not allowed:
-        msg = f"Loading the bundle {version} of the flavour {name!r} may run code that its files contain; it is not loaded."
-        raise WrongUseError(msg, hint="if you trust whoever made the model, declare model.allow_pickle: true.")
-    _log.warning(
-        "Loading %s of the flavour %r may run code that its files contain: model.allow_pickle is set.", version, name
-    )
 
 
 def _allowed_libraries(version: str, name: str, trained_with: Mapping[str, str]) -> str:

@@ -1,22 +1,28 @@
-"""The contract of the feature columns, and the encoding of rows to the matrix that a model reads.
+"""What a model takes and returns: the contract of its columns, the encoding of rows to a matrix, and the form of its results.
 
 Training infers a contract from its data and the declared overrides and saves it in the bundle. Scoring checks every row against
-it: a row either satisfies the contract or is rejected with a reason. Training and scoring encode with the same code. Nothing here
-knows of files, databases or estimators.
+it: a row either satisfies the contract or is rejected with a reason. Training and scoring encode with the same code. A flavour
+turns a file or an object into a predictor. Nothing here knows of files, databases or estimators.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import DataError, did_you_mean, listed
+from batch_platform.declaration.errors import DataError, listed, nearest_names
 from batch_platform.declaration.inputs import ColumnRule, ColumnType
+from batch_platform.declaration.spec import Task
+from batch_platform.warehouse.sql import folded
 
+ClassLabel = bool | int | float | str
+BINARY = 2  # number of classes
+InputKind = Literal["number", "whole", "code", "text", "any"]  # whole: never null; code: stands for a category
 STORED_AS: dict[ColumnType, type[pl.DataType]] = {
     "float": pl.Float64,
     "integer": pl.Int64,
@@ -30,27 +36,16 @@ MAX_CATEGORIES = 254  # scikit-learn's histogram trees take 255 bins, one of the
 
 @dataclass(frozen=True)
 class Column:
-    """One feature column.
-
-    Args:
-        name: As in the features.
-        type: Type of its values, however they are stored.
-        nullable: Whether a null satisfies the contract.
-        min: Declared lower bound.
-        max: Declared upper bound.
-        lowest: Smallest value in training; None for text and empty columns.
-        highest: Largest value in training.
-        categories: The values known to the model, sorted; any other value is scored as unknown.
-    """
+    """One feature column."""
 
     name: str
-    type: ColumnType
+    type: ColumnType  # of its values, however they are stored
     nullable: bool
-    min: float | None = None
+    min: float | None = None  # as declared
     max: float | None = None
-    lowest: float | None = None
+    lowest: float | None = None  # in training; None for text and for a column without values
     highest: float | None = None
-    categories: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()  # the values known to the model, sorted; any other value is scored as unknown
 
 
 @dataclass(frozen=True)
@@ -84,33 +79,23 @@ class Contract:
         """
         return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
 
-    def require_columns(self, present: Sequence[str]) -> None:
-        """Check that every column exists, by name; order and further columns do not matter.
-
-        Raises:
-            DataError: A column is missing.
-        """
-        missing = [name for name in self.names if name not in present]
-        if missing:
-            free = [name for name in present if name not in self.names]
-            guesses = [f"{name!r}: {guess}" for name in missing if (guess := did_you_mean(name, free))]
-            msg = f"The features lack the columns {listed(missing)}; there are {listed(present)}."
-            raise DataError(msg, hint=" ".join(guesses) or "train again if the features have changed.")
-
     def split(self, rows: pl.DataFrame) -> Split:
         """Separate the rows that satisfy the contract from those that do not, with the first rule that each of these breaks.
 
-        Raises:
-            DataError: A column is missing.
+        Raises DataError if a column is missing; the order of the columns does not matter, nor do further ones.
         """
-        self.require_columns(rows.columns)
         dtypes = rows.schema
+        if missing := [name for name in self.names if name not in dtypes]:
+            free = [name for name in dtypes if name not in self.names]
+            msg = f"The features lack the columns {listed(missing)}; there are {listed(dtypes)}."
+            raise DataError(msg, hint=nearest_names(missing, free) or "train again if the features have changed.")
         read = {column.name: _read(column, dtypes[column.name]) for column in self.columns}
         rules = [rule for column in self.columns for rule in _rules(column, rows[column.name], read[column.name])]
         broken = rows.select(pl.any_horizontal(rule.broken for rule in rules)).to_series() if rules else None
         converted = [read[name].alias(name) for name in self.names if not _as_is(read[name], name)]
         if broken is None or not broken.any():
-            kept, rejected = rows.with_columns(converted), rows.clear().with_columns(_no_reason())
+            no_reason = (pl.lit(None, dtype=pl.String).alias(name) for name in (REASON, OFFENDER))
+            kept, rejected = rows.with_columns(converted), rows.clear().with_columns(no_reason)
         else:
             kept = rows.filter(~broken).with_columns(converted)
             rejected = rows.filter(broken).with_columns(
@@ -137,9 +122,7 @@ class Contract:
     def unseen(self, kept: pl.DataFrame, matrix: NDArray[np.float64]) -> dict[str, int]:
         """Count the rows with a category that training did not see, by column; columns without any are left out.
 
-        Args:
-            kept: Rows that satisfy the contract.
-            matrix: The same rows, encoded.
+        `matrix` holds the same rows as `kept`, encoded.
         """
         counts = {
             column.name: int(np.isnan(matrix[:, at]).sum()) - kept[column.name].null_count()
@@ -159,45 +142,124 @@ class Contract:
 
 
 def infer_contract(
-    training: pl.DataFrame, declared: Mapping[str, Column], *, most_categories: int | None = MAX_CATEGORIES
+    training: pl.DataFrame, rules: Mapping[str, ColumnRule], *, most_categories: int | None = MAX_CATEGORIES
 ) -> Contract:
-    """Learn a contract from training data.
+    """Learn a contract from training data, which holds only the feature columns, and from the declared rules.
 
-    Args:
-        training: The feature columns only.
-        declared: The columns for which something was declared.
-        most_categories: Maximum number of categories per column, the most frequent first; None: all of them.
+    A column keeps its `most_categories` most frequent categories; None: all of them.
 
-    Raises:
-        DataError: A declared column does not exist, or a column's type cannot be a feature.
+    Raises DataError if a declared column does not exist, a rule does not fit its column, or a type cannot be a feature.
     """
-    if absent := [name for name in declared if name not in training.columns]:
-        guesses = [f"{name!r}: {guess}" for name in absent if (guess := did_you_mean(name, training.columns))]
+    if absent := [name for name, rule in rules.items() if rule.feature and name not in training.columns]:
         msg = f"features.columns names {listed(absent)}, but the features have {listed(training.columns)}."
-        raise DataError(msg, hint=" ".join(guesses) or None)
-    columns: list[Column] = []
-    for name in training.columns:
-        values = training[name]
-        inferred = Column(name=name, type=_type_of(name, values.dtype), nullable=values.null_count() > 0)
-        columns.append(_learn(declared.get(name, inferred), values, most_categories))
-    return Contract(tuple(columns))
+        raise DataError(msg, hint=nearest_names(absent, training.columns) or None)
+    columns = [_declared(training[name], rules.get(name, ColumnRule())) for name in training.columns]
+    return Contract(tuple(_learn(column, training[column.name], most_categories) for column in columns))
 
 
-def declare_column(name: str, dtype: pl.DataType, *, nulls: bool, **declared: Any) -> Column:
-    """A column with declared attributes; those that are None are inferred.
+class Predictor(Protocol):
+    """A loaded model: plain numbers in, plain numbers out.
 
-    Raises:
-        DataError: The declaration does not fit the column.
+    It fits nothing and keeps nothing between calls. Several threads may call it at once; on each of them, its library uses one thread.
     """
-    known = {key: value for key, value in declared.items() if value is not None}
-    column = replace(Column(name=name, type=known.get("type") or _type_of(name, dtype), nullable=nulls), **known)
-    if not _readable(column.type, dtype):
-        msg = f"features.columns.{name}.type is {column.type!r}, but the column holds {dtype}."
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Return class probabilities [rows, classes], values [rows] of a regression, or segments [rows] of a clustering.
+
+        For outliers, return how odd each row is [rows]: above 0 it is an outlier.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The columns that a model takes and the kind of result that it returns."""
+
+    task: Task
+    classes: list[ClassLabel]  # in the order of the probabilities; empty unless it is a classification
+    contract: Contract
+
+
+def classes_of_one_name(classes: Sequence[ClassLabel]) -> list[ClassLabel]:
+    """The classes whose columns `score_<class>` SQL cannot tell apart, since their names differ only by case."""
+    names = Counter(folded(str(label)) for label in classes)
+    return [label for label in classes if names[folded(str(label))] > 1]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One column that a model takes, as its file describes it."""
+
+    name: str  # empty if the file has no names: then only the order counts
+    kind: InputKind
+    categories: tuple[str, ...] = ()  # behind its codes, in their order; empty if the file does not state them
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A model made elsewhere, as far as its file describes it."""
+
+    model: Any  # what the flavour's `save` takes
+    inputs: Sequence[Input] | None  # the columns that it takes; None if it takes any columns
+    task: Task | None = None  # None, like the classes, if the file does not state it
+    classes: Sequence[ClassLabel] | None = None
+    details: dict[str, Any] = field(default_factory=dict[str, Any])  # further facts for the manifest, as JSON
+
+
+def matched_contract(contract: Contract, inputs: Sequence[Input]) -> Contract:
+    """The columns of a contract that a model takes, in its order and with its own categories.
+
+    Raises DataError if a column is missing or of another kind, or the number of columns differs.
+    """
+    names = [column.name for column in inputs if column.name]
+    if not names and len(inputs) != len(contract.columns):
+        msg = f"The model takes {len(inputs)} columns, but the features have {len(contract.columns)}: {listed(contract.names)}."
+        raise DataError(msg, hint="select its columns in its order, or set features.columns.<name>.feature: false.")
+    if missing := [name for name in names if name not in contract.names]:
+        free = [name for name in contract.names if name not in names]
+        msg = f"The model takes the columns {listed(missing)}; the features have {listed(contract.names)}."
+        raise DataError(msg, hint=nearest_names(missing, free) or "give the features these names.")
+    by_name = {column.name: column for column in contract.columns}
+    columns = [by_name[name] for name in names] if names else contract.columns
+    return Contract(tuple(_matched(column, taken) for column, taken in zip(columns, inputs, strict=True)))
+
+
+def decoded(matrix: NDArray[np.float64], contract: Contract) -> pl.DataFrame:
+    """Restore the columns that a matrix was encoded from, for models that read text; an unknown category is null."""
+    columns: list[pl.Series] = []
+    for at, column in enumerate(contract.columns):
+        values = pl.Series(column.name, matrix[:, at]).fill_nan(None)
+        if column.type == "category":
+            names = pl.Series(column.categories, dtype=pl.String)
+            values = names.gather(values.cast(pl.UInt32)).alias(column.name)
+        columns.append(values.cast(STORED_AS[column.type]))
+    return pl.DataFrame(columns)
+
+
+def _matched(column: Column, taken: Input) -> Column:
+    if taken.categories:
+        return Column(column.name, "category", column.nullable, categories=taken.categories)
+    if column.type == "category" and taken.kind in ("number", "whole", "code"):
+        msg = f"Column {column.name!r} holds text, but the model takes numbers there."
+        raise DataError(msg, hint="in the features, convert it to the number that the model was trained on.")
+    if column.type != "category" and taken.kind == "text":
+        msg = f"Column {column.name!r} is of type {column.type}, but the model takes text there."
+        raise DataError(msg, hint=f"set features.columns.{column.name}.type: category.")
+    return replace(column, nullable=False) if taken.kind == "whole" else column
+
+
+def _declared(values: pl.Series, rule: ColumnRule) -> Column:
+    """A column as its rule declares it; what the rule leaves out is inferred from the values."""
+    name, dtype = values.name, values.dtype
+    type_ = rule.type or _type_of(name, dtype)
+    if not _readable(type_, dtype):
+        msg = f"features.columns.{name}.type is {type_!r}, but the column holds {dtype}."
         raise DataError(msg, hint="convert it to a number or a text in the features.")
-    if column.type in ("boolean", "category") and not column.min is column.max is None:
-        msg = f"features.columns.{name} declares bounds, but the column is a {column.type}."
+    if type_ in ("boolean", "category") and not rule.min is rule.max is None:
+        msg = f"features.columns.{name} declares bounds, but the column is a {type_}."
         raise DataError(msg, hint="leave out min and max, or convert it to a number in the features.")
-    return column
+    nullable = values.null_count() > 0 if rule.nullable is None else rule.nullable
+    return Column(name, type_, nullable, rule.min, rule.max)
 
 
 def _under(column: Column, rule: ColumnRule) -> Column:
@@ -310,7 +372,3 @@ def _rules(column: Column, values: pl.Series, read: pl.Expr) -> list[_Rule]:
     if column.max is not None:
         rules.append(_Rule(name, f"above the maximum {column.max:.15g}", (read > column.max).fill_null(value=False)))
     return rules
-
-
-def _no_reason() -> list[pl.Expr]:
-    return [pl.lit(None, dtype=pl.String).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER)]

@@ -12,9 +12,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.limits: list[
-            ExitStack
-        ] = []  # of the `one_thread` blocks that are running, in the order in which they began
+        self.limits: list[ExitStack] = []  # of the running `one_thread` blocks, in the order in which they began
         self.loads = 0  # how often libraries may have been loaded
 
 

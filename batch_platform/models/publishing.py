@@ -25,23 +25,11 @@ _NOTE = "published.json"
 _TYPES = {"float": "double", "integer": "long", "boolean": "boolean", "category": "string"}
 
 
-@dataclass(frozen=True)
-class Published:
-    """The place of a bundle in MLflow."""
-
-    model: str
-    version: str
-    run_id: str
-
-
-def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, allow_pickle: bool = False) -> Published:
+def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, allow_pickle: bool = False) -> None:
     """Register a bundle under the name of its pipeline, and move the alias `champion` to it if it may serve.
 
-    An older serving period does not take the alias from a newer one.
-
-    Raises:
-        IntegrityError: The bundle differs from what was registered here.
-        WrongUseError: No server is set, or MLflow is not installed.
+    An older serving period does not take the alias from a newer one. Raises IntegrityError if the bundle differs from what was
+    registered here, and WrongUseError if no server is set or MLflow is not installed.
     """
     require_server("model.publish: mlflow")
     mlflow = library()
@@ -64,34 +52,18 @@ def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, all
         )
         entry = mlflow.register_model(f"runs:/{run.info.run_id}/model", manifest.pipeline, tags=tags)
     client = mlflow.MlflowClient()
-    if decision == "approved" and not _is_older(client, manifest):
-        client.set_registered_model_alias(manifest.pipeline, CHAMPION, entry.version)
-    return Published(manifest.pipeline, str(entry.version), run.info.run_id)
-
-
-def _is_older(client: Any, manifest: Manifest) -> bool:
-    """Whether the version that has the alias serves a newer period."""
-    aliases = client.get_registered_model(manifest.pipeline).aliases
-    if CHAMPION not in aliases:
-        return False
-    champion = client.get_model_version(manifest.pipeline, aliases[CHAMPION])
-    return champion.tags.get("serving_start", "") > manifest.serving_start
+    if decision == "approved":
+        holder = client.get_registered_model(manifest.pipeline).aliases.get(CHAMPION)
+        tags = {} if holder is None else client.get_model_version(manifest.pipeline, holder).tags
+        if tags.get("serving_start", "") <= manifest.serving_start:
+            client.set_registered_model_alias(manifest.pipeline, CHAMPION, entry.version)
 
 
 def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
     window = {f"training_{key}": str(value) for key, value in asdict(manifest.training).items()}
-    return window | {
-        "pipeline": manifest.pipeline,
-        "version": version,
-        "sha256": sha256,
-        "serving_period": manifest.serving_period,
-        "serving_start": manifest.serving_start,
-        "estimator": manifest.estimator,
-        "flavour": manifest.flavour,
-        "task": manifest.task,
-        "features_code_version": manifest.features_code_version,
-        "run_id": manifest.run_id,
-    }
+    facts = ("serving_period", "serving_start", "estimator", "flavour", "task", "features_code_version", "run_id")
+    tags = {name: str(getattr(manifest, name)) for name in ("pipeline", *facts)}
+    return {**window, **tags, "version": version, "sha256": sha256}
 
 
 def _signature(mlflow: Any, manifest: Manifest) -> Any:
@@ -129,7 +101,7 @@ class _PublishedModel:
 
     bundle: Bundle
 
-    def predict(self, model_input: Any, params: Any = None) -> Any:  # noqa: ARG002 - MLflow calls it so
+    def predict(self, model_input: Any) -> Any:
         split = self.bundle.contract.split(pl.from_pandas(model_input))
         if split.rejected.height:
             msg = f"{split.rejected.height} of {len(model_input)} rows break the contract: {listed(set(split.rejected[REASON]))}."

@@ -1,11 +1,11 @@
 """Trained versions, the decisions on them, and the rule that picks the champion of a partition.
 
 The tables are append-only: a version is a fact, a promotion an event. The champion depends only on what is recorded and on the
-start of the partition; no clock is read.
+start of the partition; no clock is read. `promote` and `roll_back` return the decision that a person makes, to be recorded.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
@@ -13,13 +13,14 @@ from typing import TypeVar
 
 import duckdb
 
-from batch_platform.declaration.errors import NoChampionError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Action,
     ChallengerTraining,
     Change,
     Promotion,
+    ScoreRun,
     Version,
     insert,
     next_numbers,
@@ -31,18 +32,11 @@ Recorded = TypeVar("Recorded", Version, Promotion, ChallengerTraining)
 
 @dataclass(frozen=True)
 class Registry:
-    """The recorded versions of one pipeline.
-
-    Args:
-        pipeline: Its name.
-        versions: In order of registration.
-        promotions: In order of time.
-        challenger_trainings: In order of time.
-    """
+    """The recorded versions of one pipeline."""
 
     pipeline: str
-    versions: Sequence[Version] = ()
-    promotions: Sequence[Promotion] = ()
+    versions: Sequence[Version] = ()  # in order of registration
+    promotions: Sequence[Promotion] = ()  # in order of time, as are the trainings
     challenger_trainings: Sequence[ChallengerTraining] = ()
 
     def last_decision(self, version: str) -> Promotion | None:
@@ -75,12 +69,14 @@ class Registry:
     @cached_property
     def challengers(self) -> dict[str, str]:
         """The name of the challenger, by version that was trained for one."""
-        return {each.version: each.challenger for each in self.challenger_trainings if each.version is not None}
+        return {training.version: training.challenger for training in self.challenger_trainings if training.version}
 
     def challenger_at(self, challenger: str, at: datetime) -> Version | None:
         """The version of a challenger that scores a partition starting at an instant: of its newest serving period, the newest."""
         own = (version for version in reversed(self._by_period) if self.challengers.get(version.version) == challenger)
-        return next((each for each in own if each.serving_start <= at and not self._was(each, "removed")), None)
+        return next(
+            (version for version in own if version.serving_start <= at and not self._was(version, "removed")), None
+        )
 
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
@@ -95,6 +91,10 @@ class Registry:
         return begins, [next((version for version in newest_first if self.serves(version, at)), None) for at in begins]
 
     @cached_property
+    def _by_name(self) -> dict[str, Version]:
+        return {version.version: version for version in self.versions}
+
+    @cached_property
     def _by_period(self) -> list[Version]:
         return sorted(self.versions, key=lambda version: (version.serving_start, version.seq))
 
@@ -106,11 +106,7 @@ class Registry:
         return decisions
 
     def require_champion(self, at: datetime, partition_key: str) -> Version:
-        """Return the champion.
-
-        Raises:
-            NoChampionError: No version serves the partition; the message names the earliest approved one.
-        """
+        """Return the champion; raises NoChampionError, which names the earliest approved version, if there is none."""
         if champion := self.champion(at):
             return champion
         earliest = "no version is approved"
@@ -127,34 +123,81 @@ class Registry:
         raise NoChampionError(msg, hint=hint)
 
     def named(self, version: str) -> Version:
-        """Look up a version by name, approved or not.
-
-        Raises:
-            WrongUseError: There is no such version.
-        """
-        for known in self.versions:
-            if known.version == version:
-                return known
-        names = [known.version for known in self.versions]
-        msg = f"{self.pipeline} has no version {version!r}; there are {listed(names) or 'none'}."
-        hint = did_you_mean(version, names) or f"batch-platform models {self.pipeline} lists them."
-        raise WrongUseError(msg, hint=hint)
+        """Look up a version by name, approved or not; raises WrongUseError if there is no such version."""
+        refusal = f"{self.pipeline} has no version {version!r}; there are"
+        return named(version, self._by_name, refusal, hint=f"batch-platform models {self.pipeline} lists them.")
 
     def present(self, version: str) -> Version:
-        """Look up a version whose bundle still exists.
-
-        Raises:
-            WrongUseError: There is no such version, or its bundle was removed.
-        """
-        known, last = self.named(version), self.last_decision(version)
+        """Look up a version whose bundle still exists; raises WrongUseError if there is none."""
+        registered, last = self.named(version), self.last_decision(version)
         if last is not None and last.action == "removed":
             msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
             raise WrongUseError(msg, hint="train its serving period again.")
-        return known
+        return registered
 
-    def of_period(self, serving_period: str) -> list[Version]:
-        """All versions trained for a serving period, oldest first."""
-        return [version for version in self.versions if version.serving_period == serving_period]
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision of a person that is not recorded yet, and the scored partitions whose champion it changes."""
+
+    promotion: Promotion
+    before: Version | None  # the champion where the decision begins to hold
+    after: Version | None
+    partitions: list[str]  # keys, oldest first: scored by a version that would no longer be their champion
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who decides, when and why."""
+
+    actor: str
+    at: datetime
+    reason: str = ""
+
+
+def promote(
+    registry: Registry, scores: Mapping[str, ScoreRun], name: str, maker: Maker, *, holds_from: datetime | None = None
+) -> Decision:
+    """Approve a version for partitions that start at `holds_from` or later; None: from its serving period on.
+
+    `scores` holds the newest commits, by partition key. Raises WrongUseError if there is no such version, its bundle was removed,
+    or it already serves.
+    """
+    version = registry.present(name)
+    begin = max(version.serving_start, holds_from or version.serving_start)
+    if registry.serves(version, begin):
+        msg = f"{registry.pipeline}: {name} already serves from {_day(begin)} on."
+        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists the decisions.")
+    last = registry.last_decision(name)
+    reason = maker.reason or "promoted by hand"
+    if last is not None and last.action == "refused":
+        reason += f"; the gate had refused it: {last.reason}"
+    if last is not None and last.action == "challenger":
+        reason += f"; it was a challenger: {last.reason}"
+    evidence = "{}" if last is None else last.evidence
+    event = _promotion(version, "approved", evidence, replace(maker, reason=reason), begin)
+    return _decision(registry, scores, event, begin)
+
+
+def roll_back(
+    registry: Registry, scores: Mapping[str, ScoreRun], maker: Maker, *, holds_from: datetime | None = None
+) -> Decision:
+    """Withdraw the champion at the time of the decision, so that the version before it serves again.
+
+    It is withdrawn for partitions that start at `holds_from` or later; None: for all that it serves. `scores` holds the newest
+    commits, by partition key. Raises WrongUseError if there is no champion, or no version would serve instead.
+    """
+    champion = registry.champion(maker.at if holds_from is None else max(holds_from, maker.at))
+    if champion is None:
+        msg = f"{registry.pipeline} has no champion to withdraw."
+        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists the versions.")
+    begin = max(champion.serving_start, holds_from or champion.serving_start)
+    maker = replace(maker, reason=maker.reason or "rolled back by hand")
+    decision = _decision(registry, scores, _promotion(champion, "withdrawn", "{}", maker, begin), begin)
+    if decision.after is None:
+        msg = f"{registry.pipeline}: no approved version but {champion.version} serves {_day(begin)}; nothing is withdrawn."
+        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} promote VERSION first.")
+    return decision
 
 
 def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
@@ -189,8 +232,7 @@ def record_failure(con: duckdb.DuckDBPyConnection, training: ChallengerTraining)
 def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promotion]) -> None:
     """Record decisions on registered versions, within the caller's transaction.
 
-    Raises:
-        WrongUseError: A version to approve was removed after the decision was made.
+    Raises WrongUseError if a version to approve was removed after the decision was made.
     """
     for decision in decisions:
         if decision.action == "approved":
@@ -205,3 +247,31 @@ def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pi
     columns = ", ".join(item.name for item in fields(record))
     query = f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline ORDER BY seq"
     return [record(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
+
+
+def _decision(registry: Registry, scores: Mapping[str, ScoreRun], event: Promotion, begin: datetime) -> Decision:
+    then = replace(registry, promotions=[*registry.promotions, event])
+    partitions: list[str] = []
+    for run in sorted(scores.values(), key=lambda run: run.partition_start):
+        champion = then.champion(run.partition_start)
+        if champion != registry.champion(run.partition_start) and champion and champion.version != run.model_version:
+            partitions.append(run.partition_key)
+    return Decision(event, registry.champion(begin), then.champion(begin), partitions)
+
+
+def _promotion(version: Version, action: Action, evidence: str, maker: Maker, begin: datetime) -> Promotion:
+    return Promotion(
+        pipeline=version.pipeline,
+        version=version.version,
+        action=action,
+        reason=maker.reason,
+        evidence=evidence,
+        actor=maker.actor,
+        decided_at=maker.at,
+        run_id="",
+        holds_from=begin,
+    )
+
+
+def _day(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%d %H:%M} UTC"

@@ -33,7 +33,7 @@ from batch_platform.features.history import materialize_hint
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
-from batch_platform.models.estimator import check_estimator_exists
+from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import is_worse, known_to

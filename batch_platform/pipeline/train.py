@@ -25,11 +25,10 @@ from batch_platform.features.labelled import TrainingData, feature_columns
 from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract
-from batch_platform.models.estimator import is_classification
-from batch_platform.models.fitting import Fitted, compiled_form, declared_columns, evaluate, fit
-from batch_platform.models.flavours.known import predictor_of
-from batch_platform.models.gate import Verdict, pass_gate, unjudged
-from batch_platform.models.imports import check_model, read_import
+from batch_platform.models.declared_model import check_model, is_classification, read_import
+from batch_platform.models.fitting import Fitted, evaluate, fit
+from batch_platform.models.forest.compiled import prove
+from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
 from batch_platform.pipeline.plan import State
 from batch_platform.scoring.orders import failure_of
@@ -58,7 +57,9 @@ class LearnedModel:
         Raises:
             TrainingRefusedError: The model holds a type that would not be trusted on loading.
         """
-        model = self.fitted.flavour.to_save(self.fitted.estimator, allow_pickle=allow_pickle)
+        model, pickled = self.fitted.estimator, self.fitted.flavour.pickled
+        if pickled is not None and allow_pickle:
+            model = pickled(model)
         version, sha256, manifest = write_bundle(self.manifest, model, staging, models, self.fitted.proof.trees)
         return as_record(
             Version,
@@ -151,11 +152,11 @@ class Training:
             serving_period=period.key,
             serving_start=period.start.isoformat(),
             flavour=fitted.flavour.name,
-            task=fitted.task,
-            classes=fitted.classes,
+            task=fitted.signature.task,
+            classes=fitted.signature.classes,
             estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
             params=redacted(params),
-            contract=fitted.contract.to_json(),
+            contract=fitted.signature.contract.to_json(),
             training=Window(
                 start=window[0].start.isoformat(),
                 end=window[-1].end.isoformat(),
@@ -207,30 +208,25 @@ class Training:
             raise TrainingRefusedError(msg, hint="import it for a later serving period.")
         imported = read_import(spec.model, self.history.builder.sources.folder, params)
         columns = seen.select(feature_columns(spec.features, seen.schema))
-        inferred = infer_contract(columns, declared_columns(spec.features, columns), most_categories=None)
+        inferred = infer_contract(columns, spec.features.columns, most_categories=None)
         signature = imported.signature(inferred)
-        predictor, contract = predictor_of(imported.flavour, imported.source.model, signature), signature.contract
+        predictor, contract = imported.flavour.reloaded(imported.source.model, signature), signature.contract
         trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
+        matrix = contract.encode(trial)
         if trial.height:  # the model must return what it is declared to return
-            predictor.predict(contract.encode(trial))
+            predictor.predict(matrix)
         data = self._held_out(window)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
-        classes, metrics = list(signature.classes), dict[str, float]()
-        if data is not None:
-            metrics = evaluate(
-                predictor, task=signature.task, classes=classes, contract=contract, rows=rows.kept, label=data.label
-            )
+        metrics = {} if data is None else evaluate(predictor, signature, rows.kept, data.label)
         fitted = Fitted(
             estimator=imported.source.model,
-            task=signature.task,
-            classes=classes,
-            contract=contract,
+            signature=signature,
             metrics=metrics,
             rows_fitted=0,
             rows_evaluated=rows.kept.height,
             rows_rejected=rows.rejected.height,
             suspicious=[],
-            proof=compiled_form(predictor, contract, trial),
+            proof=prove(predictor, matrix),
             flavour=imported.flavour,
             predictor=predictor,
             details=imported.source.details,
@@ -257,7 +253,7 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
     model = training.history.spec.model
     learned = training.learn(params)
     if learned.data is None:
-        verdict = unjudged(model.promote, UNJUDGED)
+        verdict = accepted(model.promote, UNJUDGED)
     else:
         champion = training.state.registry.champion(training.period.start)
         verdict = pass_gate(model.promote, learned.fitted, learned.data, champion, open_version)
@@ -313,7 +309,7 @@ def _verdict(
     open_version: Callable[[Version], Bundle],
 ) -> Verdict:
     """Compare a challenger with the version that serves; whatever the result, it stays a challenger."""
-    task = learned.fitted.task
+    task = learned.fitted.signature.task
     if opponent is not None and opponent.task != task:
         msg = f"challengers.{challenger.name}: it is a {task} model, but {opponent.version} is a {opponent.task} model."
         raise WrongUseError(msg, hint="declare a challenger of the same task; only such models can be compared.")

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from batch_platform.models.contract import Column, Contract
-from batch_platform.models.flavours.known import flavour_of, predictor_of
+from batch_platform.models.contract import Column, Contract, Predictor, Signature
+from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.forest.compiled import compile_predictor, same_outcome
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import Predictor, Signature
 from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn
 from batch_platform_tests.benchmarks.options import Options
 
@@ -80,7 +79,7 @@ def _fitted(name: str, make: Callable[[], Any], rows: int) -> Any:
     truth = np.sin(matrix[:, :6]).sum(axis=1) + random.normal(size=rows) > 0
     model = make().fit(matrix, truth)
     contract = Contract(tuple(Column(name=f"x{at}", type="float", nullable=True) for at in range(COLUMNS)))
-    return predictor_of(flavour_of(model), model, Signature("binary", [False, True], contract))
+    return flavour_of(model).reloaded(model, Signature("binary", [False, True], contract))
 
 
 def _matrix(rows: int, *, texts: bool) -> np.ndarray:

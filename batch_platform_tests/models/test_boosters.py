@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from batch_platform.models.contract import Column, Contract
-from batch_platform.models.flavours.known import flavour, flavour_of, predictor_of
+from batch_platform.models.contract import Column, Contract, Signature
+from batch_platform.models.flavours.known import flavour, flavour_of
 from batch_platform.models.forest.compiled import CompilablePredictor, compile_predictor, prove, same_outcome
 from batch_platform.models.forest.ensembles import NotCompilableError
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import Signature
 from batch_platform_tests.models.test_forest import SHAPES, Shape, assert_the_same_bits, table
 
 
@@ -64,16 +63,16 @@ BOOSTERS: dict[str, Callable[[Shape], Any]] = {
     "lightgbm, values": light(),
     "lightgbm, counts": light(objective="poisson"),
     "lightgbm, medians": light(objective="regression_l1"),
-    "lightgbm, nothing known of missing values": light(use_missing=False),
+    "lightgbm, missing values unknown": light(use_missing=False),
     "lightgbm, shares": light(objective="cross_entropy"),
-    "lightgbm, in front a scaler": lambda shape: make_pipeline(StandardScaler(), light()(shape)),
+    "lightgbm, behind a scaler": lambda shape: make_pipeline(StandardScaler(), light()(shape)),
     "xgboost, classes": extreme(xgboost.XGBClassifier),
     "xgboost, classes of a forest": extreme(xgboost.XGBRFClassifier),
     "xgboost, values": extreme(),
     "xgboost, counts": extreme(objective="count:poisson"),
     "xgboost, medians": extreme(objective="reg:absoluteerror"),
     "xgboost, one category against the rest": extreme(max_cat_to_onehot=1000),
-    "xgboost, in front a scaler": lambda shape: make_pipeline(StandardScaler(), extreme()(shape)),
+    "xgboost, behind a scaler": lambda shape: make_pipeline(StandardScaler(), extreme()(shape)),
 }
 
 
@@ -97,7 +96,7 @@ def learned(name: str, shape: Shape) -> CompilablePredictor:
         else {}
     )
     model.fit(matrix, truth, **known)
-    predictor = predictor_of(flavour_of(model), model, Signature(task, classes, contract(shape)))
+    predictor = flavour_of(model).reloaded(model, Signature(task, classes, contract(shape)))
     assert isinstance(predictor, CompilablePredictor)
     return predictor
 
@@ -127,7 +126,7 @@ def test_every_booster_gives_the_scores_of_its_library_bit_for_bit(name: str, sh
     ],
     ids=["categories", "many categories", "many leaves"],
 )
-def test_the_compiled_form_itself_answers_what_a_contract_lets_through(monkeypatch, name: str, shape: Shape):
+def test_the_compiled_form_itself_scores_whatever_a_contract_accepts(monkeypatch, name: str, shape: Shape):
     predictor = learned(name, shape)
     compiled = compile_predictor(predictor)
     rows = table(replace(shape, categories=0) if "scaler" in name else shape, 2000)
@@ -135,16 +134,16 @@ def test_the_compiled_form_itself_answers_what_a_contract_lets_through(monkeypat
     monkeypatch.setattr(type(predictor), "predict", None)
     assert compiled.predict(rows).tobytes() == expected.tobytes()
     with ThreadPoolExecutor(4) as threads:
-        assert {found.tobytes() for found in threads.map(compiled.predict, [rows] * 8)} == {expected.tobytes()}
+        assert {scores.tobytes() for scores in threads.map(compiled.predict, [rows] * 8)} == {expected.tobytes()}
 
 
-def test_numbers_that_lightgbm_takes_for_zero_go_where_zero_goes():
+def test_numbers_that_lightgbm_treats_as_zero_take_the_path_of_zero():
     random = np.random.default_rng(0)
     matrix = random.choice([-1.0, 0.0, 1.0], (500, 2))
     model = lightgbm.LGBMRegressor(n_estimators=4, min_child_samples=1, verbose=-1)
     model.fit(matrix, (matrix[:, 0] == 0) * 3.0 + matrix[:, 1])
     shape = Shape(columns=2)
-    predictor = predictor_of(flavour("lightgbm"), model, Signature("regression", [], contract(shape)))
+    predictor = flavour("lightgbm").reloaded(model, Signature("regression", [], contract(shape)))
     assert isinstance(predictor, CompilablePredictor)
     compiled = assert_the_same_bits(shape, predictor)
     smallest = float(np.float32(1e-35))
@@ -165,7 +164,7 @@ def test_only_the_rounds_up_to_the_best_count_where_training_stopped_early():
     extremely.fit(*known, eval_set=[held_out], verbose=False)
     lightly.fit(*known, eval_X=held_out[0], eval_y=held_out[1])
     for model in (extremely, lightly):
-        predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
+        predictor = flavour_of(model).reloaded(model, Signature("regression", [], contract(shape)))
         assert isinstance(predictor, CompilablePredictor)
         compiled = assert_the_same_bits(shape, predictor)
         best = model.best_iteration + 1 if isinstance(model, xgboost.XGBModel) else model.best_iteration_
@@ -183,7 +182,7 @@ NOT_COMPILABLE = {
 
 
 @pytest.mark.parametrize("name", NOT_COMPILABLE)
-def test_what_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
+def test_a_booster_that_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
     make, shape, reason = NOT_COMPILABLE[name]
     matrix = table(shape, shape.rows)
     model = make(shape)
@@ -191,7 +190,7 @@ def test_what_is_more_than_trees_stays_with_its_library_and_says_why(name: str):
         model.set_params(max_leaves=None, max_depth=None, min_child_weight=None)
     known = {"categorical_feature": [shape.columns - 1]} if shape.categories else {}
     model.fit(matrix, np.sin(3 * matrix).sum(axis=1), **known)
-    predictor = predictor_of(flavour_of(model), model, Signature("regression", [], contract(shape)))
+    predictor = flavour_of(model).reloaded(model, Signature("regression", [], contract(shape)))
     assert isinstance(predictor, CompilablePredictor)
     with pytest.raises(NotCompilableError, match=reason):
         compile_predictor(predictor)

@@ -12,8 +12,9 @@ from batch_platform.declaration.spec import Features, Model, Promote
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.labelled import TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
-from batch_platform.models.estimator import check_estimator_exists, make_estimator, needs_labels
-from batch_platform.models.fitting import LEAST_ROWS, fit, judge
+from batch_platform.models.declared_model import check_estimator_exists, make_estimator
+from batch_platform.models.fitting import LEAST_ROWS, fit
+from batch_platform.models.gate import judge
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
@@ -41,9 +42,9 @@ def fitted(training: TrainingData | None = None, estimator: str = HGB, params=No
     return fit(Model(estimator=estimator), features, training or data(), params or {})
 
 
-def test_the_contract_is_learnt_from_the_beginning_of_the_window_alone():
+def test_the_contract_is_learned_from_the_beginning_of_the_window_alone():
     training = data(amount=[float(n) for n in range(200)], kind=["old"] * 150 + ["new"] * 50)
-    contract = {column.name: column for column in fitted(training).contract.columns}
+    contract = {column.name: column for column in fitted(training).signature.contract.columns}
     assert contract["amount"].highest == 149.0
     assert contract["kind"].categories == ("old",)
 
@@ -55,7 +56,7 @@ def test_the_metrics_are_those_of_the_end_of_the_window():
     assert fitted(training).rows_evaluated == 50
 
 
-def test_key_time_and_excluded_columns_are_no_features():
+def test_key_time_and_excluded_columns_are_not_features():
     features = Features.model_validate(
         {"sql": "f.sql", "key": ["id"], "time": "ts", "columns": {"shop": {"feature": False}}}
     )
@@ -69,17 +70,17 @@ def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
     window = [f"2024-01-{day:02}" for day in range(1, 31)]
     calendar = pipeline.spec.partitions.calendar
     boundary = calendar.named("2024-01-24").start
-    found = pipeline.history.training_data(
+    rows = pipeline.history.training_data(
         pipeline.state().features, [calendar.named(key) for key in window], boundary, Stamp("r", NOW)
     )
     labelled = small_events().filter(pl.col("returned").is_not_null(), pl.col("ts") < calendar.named("2024-01-30").end)
-    assert found.fit.equals(labelled.filter(pl.col("ts") < boundary).select(found.fit.columns))
-    assert found.evaluate.equals(labelled.filter(pl.col("ts") >= boundary).select(found.fit.columns))
-    assert found.fit.columns == ["amount", "items", "shop", "known", "returned"], (
+    assert rows.fit.equals(labelled.filter(pl.col("ts") < boundary).select(rows.fit.columns))
+    assert rows.evaluate.equals(labelled.filter(pl.col("ts") >= boundary).select(rows.fit.columns))
+    assert rows.fit.columns == ["amount", "items", "shop", "known", "returned"], (
         "neither key nor time is read for a model"
     )
     assert version.trained_until == calendar.named("2024-01-30").end
-    assert (version.rows_trained, version.rows_evaluated) == (found.fit.height, found.evaluate.height)
+    assert (version.rows_trained, version.rows_evaluated) == (rows.fit.height, rows.evaluate.height)
 
 
 def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
@@ -92,11 +93,11 @@ def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
     assert version.rows_evaluated > 200, "evaluation sees all rows"
     again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}})
     carry_out(again, NOW)
-    (other,) = again.state().registry.versions
-    assert other.metrics == version.metrics, "the same rows are drawn"
+    (second,) = again.state().registry.versions
+    assert second.metrics == version.metrics, "the same rows are drawn"
 
 
-def test_a_window_within_the_cap_is_learnt_from_as_a_whole(tmp_path):
+def test_a_window_within_the_cap_is_used_whole(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 100_000}})
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.versions
@@ -172,9 +173,9 @@ def test_labels_that_the_estimator_cannot_take_are_refused_in_its_words():
     ],
 )
 def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_is_stated(estimator, kernel, reason):
-    found = fitted(estimator=estimator)
-    assert (found.proof.compiled.kernel, found.proof.compiled.reason) == (kernel, reason)
-    assert found.proof.compiled.rows > found.rows_evaluated if kernel else found.proof.compiled.rows == 0
+    model = fitted(estimator=estimator)
+    assert (model.proof.compiled.kernel, model.proof.compiled.reason) == (kernel, reason)
+    assert model.proof.compiled.rows > model.rows_evaluated if kernel else model.proof.compiled.rows == 0
 
 
 def test_the_manifest_of_a_trained_version_describes_its_compiled_form(tmp_path):
@@ -197,10 +198,10 @@ def test_the_manifest_of_a_trained_version_describes_its_compiled_form(tmp_path)
     ],
     ids=["bool", "int", "str", "categorical", "decimal", "float"],
 )
-def test_labels_of_any_type_are_learnt_and_evaluated(labels, classes):
-    found = fitted(data(label=labels), params={"max_iter": 2})
-    assert found.classes == classes
-    assert "accuracy" in found.metrics
+def test_labels_of_any_type_are_learned_and_evaluated(labels, classes):
+    model = fitted(data(label=labels), params={"max_iter": 2})
+    assert model.signature.classes == classes
+    assert "accuracy" in model.metrics
 
 
 def test_decimals_are_values_of_a_regression():
@@ -209,17 +210,17 @@ def test_decimals_are_values_of_a_regression():
 
 
 def test_evaluation_rows_of_a_class_never_seen_are_left_out():
-    found = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
-    assert found.classes == ["a", "b"]
-    assert found.metrics == {}
-    assert "cannot be measured" in judge(Promote(), found.task, found.metrics, None)
+    model = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
+    assert model.signature.classes == ["a", "b"]
+    assert model.metrics == {}
+    assert "cannot be measured" in judge(Promote(), model.signature.task, model.metrics, None)
 
 
 def test_a_feature_that_alone_decides_the_label_is_flagged():
     training = data()
     outcome = pl.concat([training.fit, training.evaluate])["late"].cast(pl.Float64) * -3
-    found = fitted(data(arrival=outcome, noise=np.arange(200.0)))
-    assert found.suspicious == ["arrival"]
+    model = fitted(data(arrival=outcome, noise=np.arange(200.0)))
+    assert model.suspicious == ["arrival"]
     assert fitted().suspicious == []
 
 
@@ -246,8 +247,8 @@ GATE = [
 
 @pytest.mark.parametrize(("gate", "metrics", "champion", "refusal"), GATE)
 def test_the_gate(gate, metrics, champion, refusal):
-    found = judge(Promote.model_validate(gate), "binary", metrics, champion)
-    assert (found is None) if refusal is None else (refusal in found)
+    reason = judge(Promote.model_validate(gate), "binary", metrics, champion)
+    assert (reason is None) if refusal is None else (refusal in reason)
 
 
 def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_path):
@@ -262,7 +263,7 @@ def test_a_version_below_the_gate_is_kept_with_the_reason_and_never_serves(tmp_p
 
 
 @pytest.mark.parametrize("damage", ["deleted", "changed"])
-def test_a_champion_that_can_no_longer_be_loaded_keeps_no_new_model_away(tmp_path, damage):
+def test_a_champion_that_can_no_longer_be_loaded_does_not_keep_a_new_model_from_serving(tmp_path, damage):
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.01}})
     carry_out(pipeline, datetime(2024, 2, 5, 12, tzinfo=UTC))
     (old,) = pipeline.state().registry.versions
@@ -281,7 +282,7 @@ def calendar_period(pipeline, key):
     return serving_calendar(pipeline.spec).named(key)
 
 
-def test_features_of_an_earlier_sql_are_not_learnt_from(tmp_path):
+def test_features_of_an_earlier_sql_are_not_used_for_training(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, datetime(2024, 2, 1, 12, tzinfo=UTC))
     sql = "SELECT id, ts, amount FROM events WHERE ts >= $partition_start AND ts < $partition_end"
@@ -303,30 +304,30 @@ def test_features_of_an_earlier_sql_are_not_learnt_from(tmp_path):
     ],
 )
 def test_an_estimator_gets_the_preprocessing_that_it_needs(estimator, steps):
-    made = make_estimator(Model(estimator=estimator), {}, fitted().contract)
+    made = make_estimator(Model(estimator=estimator), {}, fitted().signature.contract)
     assert [name for name, _ in getattr(made, "steps", [])][:-1] == steps
 
 
 def test_histogram_trees_learn_which_columns_are_categories():
-    made = make_estimator(Model(estimator=HGB), {}, fitted().contract)
+    made = make_estimator(Model(estimator=HGB), {}, fitted().signature.contract)
     assert made.categorical_features == [1]
     assert made.random_state == 0, "seeded unless the declaration says otherwise"
 
 
 def test_linear_models_get_one_column_for_each_category():
-    found = fitted(estimator="sklearn.linear_model.LogisticRegression")
-    assert found.estimator[-1].coef_.shape == (1, 2 + 3)
+    model = fitted(estimator="sklearn.linear_model.LogisticRegression")
+    assert model.estimator[-1].coef_.shape == (1, 2 + 3)
 
 
-def test_what_preprocessing_learnt_comes_from_the_beginning_of_the_window():
+def test_preprocessing_learns_only_from_the_beginning_of_the_window():
     training = data(big=[1.0] * 75 + [3.0] * 75 + [1000.0] * 50)
-    found = fitted(training, "sklearn.linear_model.LogisticRegression")
-    scaler = found.estimator[0].named_transformers_["scaled"][-1]
+    model = fitted(training, "sklearn.linear_model.LogisticRegression")
+    scaler = model.estimator[0].named_transformers_["scaled"][-1]
     assert scaler.mean_[-1] == 2.0
 
 
 @pytest.mark.parametrize(
-    ("estimator", "params", "said"),
+    ("estimator", "params", "message"),
     [
         (HGB, {"max_itr": 3}, "has no parameter max_itr.*'max_itr': did you mean 'max_iter'"),
         ("sklearn.ensemble.HistGradientBoostingClasifier", {}, "did you mean 'HistGradientBoostingClassifier'"),
@@ -334,8 +335,8 @@ def test_what_preprocessing_learnt_comes_from_the_beginning_of_the_window():
         ("nowhere.at.all", {}, "cannot be imported"),
     ],
 )
-def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, params, said):
-    with pytest.raises(WrongUseError, match=said):
+def test_a_misspelt_declaration_is_refused_with_the_nearest_match(estimator, params, message):
+    with pytest.raises(WrongUseError, match=message):
         check_estimator_exists(Model(estimator=estimator, params=params))
 
 
@@ -349,11 +350,6 @@ def test_a_classifier_without_probabilities_is_refused():
 def test_an_object_that_is_not_a_model_is_refused():
     with pytest.raises(TrainingRefusedError, match="not a classifier, a regressor, or a clustering"):
         fitted(estimator="sklearn.preprocessing.StandardScaler")
-
-
-def test_only_a_clustering_needs_no_labels():
-    assert not needs_labels(Model(estimator="sklearn.cluster.KMeans"))
-    assert needs_labels(Model(estimator=HGB))
 
 
 def calibrated(C: float = 1.0):  # noqa: N803 - scikit-learn's name
@@ -371,8 +367,7 @@ def nothing() -> str:
 
 
 def test_a_function_may_build_the_estimator_with_its_own_preprocessing():
-    model = Model(build=f"{__name__}.calibrated")
-    found = fit(model, FEATURES, data(), {"C": 0.5})
-    assert found.estimator[-1].C == 0.5
+    model = fit(Model(build=f"{__name__}.calibrated"), FEATURES, data(), {"C": 0.5})
+    assert model.estimator[-1].C == 0.5
     with pytest.raises(WrongUseError, match="returned str, which is not an estimator"):
         check_estimator_exists(Model(build=f"{__name__}.nothing"))

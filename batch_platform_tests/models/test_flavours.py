@@ -1,4 +1,4 @@
-"""Every kind of model against the same laws: what comes back, what cannot change it, and what is refused."""
+"""Laws that every flavour keeps: which scores come back, what cannot change them, and what is refused."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ import pytest
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
+from batch_platform.models.contract import ForeignModel, Input, Signature
+from batch_platform.models.declared_model import check_flavours
 from batch_platform.models.flavours import keras
 from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.forest.compiled import CompilablePredictor, prove
-from batch_platform.models.imports import check_flavours
-from batch_platform.models.signature import ForeignModel, Input, Signature
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.flavour_cases import CASES, EXTRAS, Kept, keep, table
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
@@ -48,10 +48,10 @@ def opened(kept):
 
 
 def both(expected: np.ndarray, task: str) -> np.ndarray:
-    """Of two classes, a library may give the probability of the second one only."""
+    """The probabilities of both classes; a library may return only that of the second class."""
     raw = np.asarray(expected)
-    one = task == "binary" and (raw.ndim == 1 or raw.shape[1] == 1)
-    return np.column_stack([1 - raw.ravel(), raw.ravel()]) if one else raw
+    only_second = task == "binary" and (raw.ndim == 1 or raw.shape[1] == 1)
+    return np.column_stack([1 - raw.ravel(), raw.ravel()]) if only_second else raw
 
 
 def predicted(bundle, rows: pl.DataFrame) -> np.ndarray:
@@ -59,12 +59,12 @@ def predicted(bundle, rows: pl.DataFrame) -> np.ndarray:
 
 
 def test_a_loaded_model_predicts_what_its_own_library_predicts(kept, opened):
-    found, expected = predicted(opened, ROWS), both(kept.made.expected(ROWS), kept.made.task)
-    assert opened.contract == kept.made.contract
+    scores, expected = predicted(opened, ROWS), both(kept.made.expected(ROWS), kept.made.signature.task)
+    assert opened.contract == kept.made.signature.contract
     if kept.made.tolerance:
-        np.testing.assert_allclose(found, expected, rtol=0, atol=kept.made.tolerance)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=kept.made.tolerance)
     else:
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(scores, expected)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -77,23 +77,23 @@ def test_the_size_of_a_batch_changes_nothing(kept, opened, size):
 def test_several_threads_at_once_change_nothing(opened):
     alone = predicted(opened, ROWS)
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: predicted(opened, ROWS), range(16)):
-            np.testing.assert_array_equal(found, alone)
+        for scores in pool.map(lambda _: predicted(opened, ROWS), range(16)):
+            np.testing.assert_array_equal(scores, alone)
 
 
 def test_the_order_of_the_columns_changes_nothing(opened):
     np.testing.assert_array_equal(predicted(opened, ROWS.select(reversed(ROWS.columns))), predicted(opened, ROWS))
 
 
-def test_nulls_and_unknown_categories_are_scored_as_such_and_change_no_other_row(kept, opened):
+def test_nulls_and_unknown_categories_are_scored_and_change_no_other_row(kept, opened):
     blank = {column.name: None for column in opened.contract.columns if column.nullable}
     odd = ROWS.head(3).with_columns(pl.lit(value, dtype=ROWS.schema[name]).alias(name) for name, value in blank.items())
     if "shop" in opened.contract.names:
         odd = odd.with_columns(shop=pl.Series(["never seen", None, "'; DROP TABLE"]))
-    found = predicted(opened, pl.concat([odd, ROWS]))
-    assert len(found) == ROWS.height + 3
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found[3:], predicted(opened, ROWS), rtol=0, atol=1e-9 if kept.made.linear else 0)
+    scores = predicted(opened, pl.concat([odd, ROWS]))
+    assert len(scores) == ROWS.height + 3
+    assert np.isfinite(scores).all()
+    np.testing.assert_allclose(scores[3:], predicted(opened, ROWS), rtol=0, atol=1e-9 if kept.made.linear else 0)
 
 
 def test_a_changed_byte_of_any_file_is_refused_before_it_is_parsed(kept, tmp_path):
@@ -190,11 +190,6 @@ class ThresholdPredictor:
         return np.column_stack([1 - odds, odds])
 
 
-def _save_threshold(model: Threshold, folder: Path) -> list[str]:
-    (folder / "model.ini").write_text(f"{model.column} > {model.above}")
-    return ["model.ini"]
-
-
 def _loaded_threshold(text: str) -> Threshold:
     column, above = text.split(" > ")
     return Threshold(column, float(above))
@@ -203,7 +198,7 @@ def _loaded_threshold(text: str) -> Threshold:
 THRESHOLD = Flavour(
     name="threshold",
     libraries=("numpy",),
-    save=_save_threshold,
+    save=lambda model: {"model.ini": f"{model.column} > {model.above}".encode()},
     load=lambda files, signature: ThresholdPredictor(_loaded_threshold(files["model.ini"].decode()), signature),
     read=lambda reference, _: ForeignModel(
         _loaded_threshold(Path(reference).read_text()), [Input("amount", "number")], "binary", [False, True]

@@ -1,4 +1,4 @@
-"""Compiled trees: the bits, and the errors, of scikit-learn's own code, for whatever matrix comes."""
+"""Compiled trees return the bits, and raise the errors, of scikit-learn's own code for every matrix."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def on_one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What an ensemble is learned from, and how large it grows."""
+    """The training data of an ensemble, and how large it grows."""
 
     seed: int = 0
     rows: int = 200
@@ -230,7 +230,7 @@ def test_a_search_among_ten_thousand_thresholds_finds_each():
         assert same_outcome(predictor, compiled, np.column_stack([values, values[::-1]]))
 
 
-def test_a_value_goes_left_exactly_up_to_its_threshold_as_32_bits_hold_it():
+def test_a_value_goes_left_up_to_exactly_its_threshold_in_32_bits():
     predictor = SklearnPredictor(tree.DecisionTreeRegressor().fit([[0.1], [0.3]], [1.0, 2.0]), "regression")
     cut = np.float32(predictor.estimator.tree_.threshold[0])
     up = np.nextafter(cut, np.float32(1))
@@ -251,16 +251,16 @@ def test_batches_layouts_and_threads_change_no_bit(name: str, classes: int):
     whole = native.predict(matrix)
     shared = matrix.copy(order="F")
     shared.flags.writeable = False
-    for given_rows in (matrix, np.ascontiguousarray(matrix), np.repeat(matrix, 2, axis=0)[::2], shared):
-        assert compiled.predict(given_rows).tobytes() == whole.tobytes()
+    for layout in (matrix, np.ascontiguousarray(matrix), np.repeat(matrix, 2, axis=0)[::2], shared):
+        assert compiled.predict(layout).tobytes() == whole.tobytes()
     for predictor in (native, compiled):
         for size in (1, 2, 63, 64, 65, 2047, 2048, 2049):
             head = matrix[: size * 40]
             parts = [predictor.predict(head[at : at + size]) for at in range(0, len(head), size)]
             assert np.concatenate(parts).tobytes() == whole[: len(head)].tobytes()
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(compiled.predict, [matrix] * 12))
-    assert {result.tobytes() for result in found} == {whole.tobytes()}
+        results = list(threads.map(compiled.predict, [matrix] * 12))
+    assert {result.tobytes() for result in results} == {whole.tobytes()}
 
 
 @pytest.mark.parametrize("name", ["histogram", "random forest", "boosted", "decision tree", "imputed forest"])
@@ -274,7 +274,7 @@ def test_what_scikit_learn_refuses_is_refused_in_the_same_words(name: str, matri
     assert same_outcome(predictor, compile_predictor(predictor), matrix)
 
 
-def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_then_every_other(monkeypatch):
+def test_a_proof_takes_all_held_out_rows_up_to_its_limit_and_beyond_it_evenly_spaced_ones(monkeypatch):
     shape = Shape()
     predictor = learned("histogram", CLASSIFIERS["histogram"], shape, "binary")
     monkeypatch.setattr(proof_of, "MAX_HELD_OUT", 100)
@@ -300,9 +300,9 @@ class Renamed(ensemble.RandomForestClassifier):
         (ensemble.RandomForestRegressor(2), [[0.0, 1.0]] * 20, "RandomForestRegressor predicts 2 columns at once"),
         (MultiOutputRegressor(LinearRegression()), [[0.0, 1.0]] * 20, "MultiOutputRegressor is not a tree ensemble"),
     ],
-    ids=lambda given: type(given).__name__ if hasattr(given, "fit") else "",
+    ids=lambda value: type(value).__name__ if hasattr(value, "fit") else "",
 )
-def test_what_cannot_be_compiled_stays_native_and_says_why(estimator: Any, truth: list[Any], reason: str):
+def test_a_model_that_cannot_be_compiled_stays_native_and_says_why(estimator: Any, truth: list[Any], reason: str):
     matrix = np.random.default_rng(0).normal(size=(20, 2))
     predictor = SklearnPredictor(estimator.fit(matrix, truth), "regression")
     with pytest.raises(NotCompilableError, match=reason):
@@ -338,7 +338,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "name"), FAULTS, ids=lambda given: getattr(given, "__name__", ""))
+@pytest.mark.parametrize(("fault", "name"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypatch, fault, name: str):
     shape = Shape(missing=0.2, depth=5)
     predictor = learned(name, CLASSIFIERS[name], shape, "binary")
@@ -361,12 +361,12 @@ def test_a_wrong_array_is_found_by_the_proof_and_the_native_path_serves(monkeypa
 def test_every_inner_node_is_compared_once():
     predictor = learned("histogram", CLASSIFIERS["histogram"], Shape(), "binary")
     flat = arrays.flatten(read_estimator(predictor.estimator))
-    inner = sum(int((each.nodes["is_leaf"] == 0).sum()) for (each,) in predictor.estimator._predictors)
+    inner = sum(int((grown.nodes["is_leaf"] == 0).sum()) for (grown,) in predictor.estimator._predictors)
     assert (flat.trees.first_node[-1], flat.trees.first_test[-1]) == (inner, 0)
 
 
 @pytest.mark.parametrize("name", ["histogram", "random forest", "boosted", "decision tree"])
-def test_trees_that_never_split_say_the_same_of_every_row(name: str):
+def test_trees_that_never_split_give_every_row_the_same_score(name: str):
     shape = Shape(rows=30)
     matrix = np.zeros((30, 4))
     fitted = REGRESSORS[name](shape).fit(matrix, np.arange(30.0))
@@ -394,19 +394,19 @@ def child(**environment: str) -> subprocess.Popen[str]:
     )
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def output_of(process: subprocess.Popen[str]) -> str:
     out, _ = process.communicate()
     assert process.returncode == 0
     return out.strip()
 
 
-def test_what_one_process_compiled_the_next_one_loads_and_processes_at_once_do_not_break(tmp_path):
+def test_compiled_code_is_reused_by_the_next_process_and_survives_two_processes_at_once(tmp_path):
     folder = {"NUMBA_CACHE_DIR": str(tmp_path)}
     at_once = [child(**folder), child(**folder)]
-    assert all(said(process) in ("0 1", "1 0") for process in at_once)
-    assert said(child(**folder)) == "1 0"
+    assert all(output_of(process) in ("0 1", "1 0") for process in at_once)
+    assert output_of(child(**folder)) == "1 0"
 
 
 def test_without_a_folder_to_write_the_compiled_code_lives_as_long_as_the_process():
-    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # which finds no place for what lies in no archive
-    assert [said(child(**nowhere)) for _ in range(2)] == ["0 1", "0 1"]
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}  # finds no folder for a module outside an archive
+    assert [output_of(child(**nowhere)) for _ in range(2)] == ["0 1", "0 1"]

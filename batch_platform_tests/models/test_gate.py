@@ -9,7 +9,7 @@ import pytest
 from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
-from batch_platform.models.promotion import Maker, promote
+from batch_platform.models.registry import Maker, promote
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
@@ -22,7 +22,7 @@ def retrain(pipeline: Pipeline, **params):
     return pipeline.train(period, Stamp("again", NOW), params=params)
 
 
-def test_the_first_version_has_nobody_to_be_held_against(tmp_path):
+def test_the_first_version_is_not_compared(tmp_path):
     pipeline = small_pipeline(tmp_path)
     carry_out(pipeline, NOW)
     (decision,) = pipeline.state().registry.promotions
@@ -30,7 +30,7 @@ def test_the_first_version_has_nobody_to_be_held_against(tmp_path):
     assert (decision.action, decision.reason) == ("approved", "meets the gate")
 
 
-def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_champion_goes_on(tmp_path):
+def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_champion_keeps_serving(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
     carry_out(pipeline, NOW)
     (champion,) = pipeline.state().registry.versions
@@ -48,7 +48,7 @@ def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_c
     assert pipeline.state().registry.champion(NOW) == champion
 
 
-def test_the_same_model_again_differs_by_nothing(tmp_path):
+def test_the_same_model_trained_again_shows_no_difference(tmp_path):
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.0}})
     carry_out(pipeline, NOW)
     trained = retrain(pipeline)
@@ -56,7 +56,7 @@ def test_the_same_model_again_differs_by_nothing(tmp_path):
     assert (trained.decision.action, difference["low"], difference["high"]) == ("approved", 0.0, 0.0)
 
 
-def test_both_are_measured_on_the_rows_that_both_can_be_given(tmp_path):
+def test_both_are_measured_on_the_rows_that_both_accept(tmp_path):
     """The champion never saw a missing number of items; the new version did, and would have more rows to show for it."""
     pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.5}})
     carry_out(pipeline, NOW)
@@ -80,7 +80,7 @@ def trained_only(tmp_path, promote) -> Pipeline:
     return pipeline
 
 
-def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
+def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
     pipeline = trained_only(tmp_path, "manual")
     (decision,) = pipeline.state().registry.promotions
     assert (decision.action, decision.reason) == ("waiting", "meets the gate; waits for promotion")
@@ -96,6 +96,6 @@ def test_a_version_waits_for_its_promotion_where_that_is_declared(tmp_path):
     assert len(make_plan(pipeline.spec, pipeline.state(), NOW).of("predictions")) == 4
 
 
-def test_a_version_that_would_wait_may_still_be_refused_by_the_gate(tmp_path):
+def test_a_manual_gate_still_refuses_a_version_that_misses_its_rule(tmp_path):
     (decision,) = trained_only(tmp_path, {"manual": True, "at_least": 0.9999}).state().registry.promotions
     assert decision.action == "refused"

@@ -1,4 +1,4 @@
-"""Imports: no training, but the contract, the hash, the registry and the gate; what does not fit is told and refused."""
+"""Imports skip training, but not the contract, the hash, the registry and the gate; a model that does not fit is refused."""
 
 import pickle
 import sys
@@ -19,9 +19,8 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import Model
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.models.estimator import check_estimator_exists
-from batch_platform.models.imports import check_model, read_import
-from batch_platform.models.signature import Input, decoded, matched_contract
+from batch_platform.models.contract import Input, decoded, matched_contract
+from batch_platform.models.declared_model import check_estimator_exists, check_model, read_import
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.train import UNJUDGED
 from batch_platform_tests.flavour_cases import COLUMNS, infer_contract, table
@@ -105,7 +104,7 @@ def test_one_partition_of_history_is_enough(tmp_path):
     assert min(pipeline.state().scores) == "2024-01-02"
 
 
-def test_columns_come_by_name_whatever_their_order_and_others_are_left_out(tmp_path):
+def test_columns_are_matched_by_name_whatever_their_order_and_others_are_left_out(tmp_path):
     booster(tmp_path / "project")
     sql = NUMBERS_SQL.replace("amount, items, known", "known, 1 AS more, items, amount")
     pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
@@ -114,7 +113,7 @@ def test_columns_come_by_name_whatever_their_order_and_others_are_left_out(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("sql", "message"),
     [
         (
             NUMBERS_SQL.replace("amount", "amount AS amounts", 1),
@@ -123,10 +122,10 @@ def test_columns_come_by_name_whatever_their_order_and_others_are_left_out(tmp_p
         (NUMBERS_SQL.replace("items", "shop AS items", 1), "Column 'items' holds text, but the model takes numbers"),
     ],
 )
-def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp_path, sql, said):
+def test_features_of_another_signature_are_refused_and_nothing_is_registered(tmp_path, sql, message):
     booster(tmp_path / "project")
     pipeline = small_pipeline(tmp_path, model=BOOSTER, features_sql=sql, predictions=None)
-    with pytest.raises(DataError, match=rf"small, serving period 2024-02-01: .*{said}"):
+    with pytest.raises(DataError, match=rf"small, serving period 2024-02-01: .*{message}"):
         carry_out(pipeline, NOW)
     assert pipeline.state().registry.versions == []
 
@@ -167,7 +166,7 @@ def test_a_changed_source_is_refused_until_it_is_imported_again(tmp_path, rule):
 
 
 @pytest.mark.usefixtures("rule")
-def test_parameters_go_to_a_class_and_to_nothing_else(tmp_path):
+def test_only_a_python_class_takes_parameters(tmp_path):
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True]}
     read = read_import(Model.model_validate(model), tmp_path, {"above": 10.0})
     assert read.source.model.params == {"above": 10.0}
@@ -178,7 +177,7 @@ def test_parameters_go_to_a_class_and_to_nothing_else(tmp_path):
         read_import(Model.model_validate({"import": "returns.txt"}), tmp_path, {"above": 1})
 
 
-def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
+def test_a_pickle_is_not_touched_unless_the_declaration_allows_it(tmp_path):
     class Canary:
         def __reduce__(self):
             return open, (str(tmp_path / "canary"), "w")
@@ -190,7 +189,7 @@ def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("declared", "error", "said"),
+    ("declared", "error", "message"),
     [
         ({"import": "return.txt"}, WrongUseError, "there is no file .*return.txt.*did you mean 'returns.txt'"),
         ({"import": "./returns.bin"}, WrongUseError, r"does not show what kind of model.*model\.flavour"),
@@ -207,19 +206,19 @@ def test_pickle_needs_the_declaration_and_is_not_touched_without(tmp_path):
         ({"import": "models:/churn@champion"}, WrongUseError, "allow_pickle"),
     ],
 )
-def test_an_import_that_cannot_work_is_refused_with_the_reason(tmp_path, monkeypatch, declared, error, said):
+def test_an_import_that_cannot_work_is_refused_with_the_reason(tmp_path, monkeypatch, declared, error, message):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     booster(tmp_path)
     for name in ("returns.bin", "rubbish.txt", "rubbish.onnx", "rubbish.skops"):
         (tmp_path / name).write_bytes(b"rubbish")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read_import(Model.model_validate(declared), tmp_path, {})
 
 
 @pytest.mark.usefixtures("rule")
 def test_the_task_and_the_classes_of_a_python_class_must_be_declared(tmp_path):
-    for declared, said in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
-        with pytest.raises(WrongUseError, match=said):
+    for declared, message in (({}, r"does not state its task"), ({"task": "binary"}, r"does not state its classes")):
+        with pytest.raises(WrongUseError, match=message):
             read_import(Model.model_validate({"import": "my_rules.Rule", **declared}), tmp_path, {})
     model = Model.model_validate({"import": "my_rules.Rule", "task": "multiclass", "classes": ["a", "A", "b"]})
     with pytest.raises(DataError, match="the classes 'A', 'a' differ only by case"):
@@ -229,7 +228,7 @@ def test_the_task_and_the_classes_of_a_python_class_must_be_declared(tmp_path):
         read_import(model, tmp_path, {})
 
 
-def test_a_model_that_returns_something_else_than_declared_is_refused(tmp_path, rule):
+def test_a_model_that_does_not_return_what_is_declared_is_refused(tmp_path, rule):
     rule.write_text(RULE.replace("* 0.8 + 0.1", "* 8"))
     model = {"import": "my_rules.Rule", "task": "binary", "classes": [False, True], "estimator": None, "params": None}
     with pytest.raises(DataError, match="numbers from -7 to 8, which are not probabilities"):
@@ -240,7 +239,7 @@ CONTRACT = infer_contract(table().select(COLUMNS), {})
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "message"),
     [
         ([Input("", "number")] * 3, "takes 3 columns, but the features have 4"),
         ([Input("shops", "text")], "takes the columns shops.*did you mean 'shop'"),
@@ -248,12 +247,12 @@ CONTRACT = infer_contract(table().select(COLUMNS), {})
         ([Input("shop", "code")], "holds text, but the model takes numbers"),
     ],
 )
-def test_features_that_do_not_fit_the_signature_are_refused_with_the_column(inputs, said):
-    with pytest.raises(DataError, match=said):
+def test_features_that_do_not_fit_the_signature_are_refused_with_the_column(inputs, message):
+    with pytest.raises(DataError, match=message):
         matched_contract(CONTRACT, inputs)
 
 
-def test_whole_numbers_are_never_null_and_categories_are_the_models_own():
+def test_whole_numbers_are_never_null_and_categories_are_those_of_the_model():
     held = matched_contract(CONTRACT, [Input("shop", "code", ("c", "a")), Input("x", "whole")])
     assert [column.nullable for column in held.columns] == [True, False]
     assert held.columns[0].categories == ("c", "a")
@@ -273,7 +272,7 @@ def broken():
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ({"build": f"{__name__}.given_too_little"}, "takes depth, but got none: missing a required argument"),
         ({"build": f"{__name__}.given_too_little", "params": {"deph": 1}}, "'deph': did you mean 'depth'"),
@@ -283,8 +282,8 @@ def broken():
         ({"estimator": "sklearn.ensemble.VotingClassifier"}, "cannot be built with no parameters"),
     ],
 )
-def test_a_declaration_that_builds_no_estimator_is_refused_with_the_reason(model, said):
-    with pytest.raises(WrongUseError, match=said):
+def test_a_declaration_that_builds_no_estimator_is_refused_with_the_reason(model, message):
+    with pytest.raises(WrongUseError, match=message):
         check_estimator_exists(Model.model_validate(model))
 
 

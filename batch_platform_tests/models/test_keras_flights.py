@@ -1,6 +1,6 @@
-"""Neural networks on the shipped flights: one trained by the platform through `build:`, one made elsewhere and imported.
+"""Two neural networks on the shipped flights: the platform trains one through `build:` and imports the other.
 
-A month of history, a week of February scored: what was not known by then has no part in either network.
+They learn from a month of history and score a week of February; neither uses anything that became known later.
 """
 
 import subprocess
@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def network(hidden: int = 32, epochs: int = 3, dropout: float = 0.2) -> Any:
-    """A small network behind the interface of scikit-learn; the platform scales what goes in, and fills what is missing."""
+    """A small network behind the interface of scikit-learn; the platform scales its inputs and fills missing values."""
     import keras
 
     keras.utils.set_random_seed(2013)
@@ -134,7 +134,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform_tests.models.test_keras_flights import DECLARED, NOW, WEEK, flights
 pipeline = flights(Home(Path(sys.argv[1])), model=DECLARED)
 week = [pipeline.spec.partitions.calendar.named(key) for key in WEEK]
-assert not any(one.skipped for one in pipeline.score(week, Stamp("again", NOW), force=True))
+assert not any(scored.skipped for scored in pipeline.score(week, Stamp("again", NOW), force=True))
 """
 
 
@@ -170,8 +170,8 @@ def test_a_network_made_elsewhere_is_imported_and_ranks_the_same_week(trained, t
     model.save(folder / "late.keras")
     for name in ("features.sql", "labels.sql"):
         (folder / name).write_bytes((FOLDER / name).read_bytes())
-    others = {name: {"feature": False} for name in data.fit.columns if name not in (*IMPORTED, "late")}
-    features = {**trained.spec.features.model_dump(exclude_unset=True), "columns": others, "max_rejected": "1%"}
+    left_out = {name: {"feature": False} for name in data.fit.columns if name not in (*IMPORTED, "late")}
+    features = {**trained.spec.features.model_dump(exclude_unset=True), "columns": left_out, "max_rejected": "1%"}
     pipeline = flights(
         Home(tmp_path / "home").create(),
         folder,

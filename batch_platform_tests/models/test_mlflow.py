@@ -1,4 +1,4 @@
-"""MLflow, against a tracking server of its own: what was trained here is found there, and can be imported back."""
+"""MLflow with a tracking server of its own: versions trained here are registered there, and can be imported back."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from batch_platform.declaration.errors import DataError, PublishingError, WrongU
 from batch_platform.declaration.spec import Model
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
+from batch_platform.models.declared_model import read_import
 from batch_platform.models.flavours.mlflow import TRACKING, library
-from batch_platform.models.imports import read_import
 from batch_platform.models.publishing import CHAMPION
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
@@ -83,7 +83,7 @@ def small_rows() -> pl.DataFrame:
     return small_events().tail(50).drop("id", "ts", "returned")
 
 
-def test_what_was_trained_here_is_registered_with_metrics_signature_and_lineage(published, tracking):
+def test_a_version_trained_here_is_registered_with_metrics_signature_and_lineage(published, tracking):
     (version,) = published.state().registry.versions
     client = tracking.MlflowClient()
     entry = client.get_model_version_by_alias("small", CHAMPION)
@@ -99,7 +99,7 @@ def test_what_was_trained_here_is_registered_with_metrics_signature_and_lineage(
     assert [spec.name for spec in signature.outputs.inputs] == ["prediction", "score"]
 
 
-def test_mlflow_scores_it_as_we_do(published, tracking):
+def test_mlflow_scores_it_as_the_platform_does(published, tracking):
     (version,) = published.state().registry.versions
     bundle = published.bundle(version)
     model = tracking.pyfunc.load_model(f"models:/small@{CHAMPION}")
@@ -154,7 +154,7 @@ def test_a_model_that_returns_a_table_is_not_a_regression(tmp_path):
         carry_out(pipeline, NOW)
 
 
-def test_the_alias_goes_to_newer_serving_periods_and_not_back(published, tracking):
+def test_the_alias_moves_to_newer_serving_periods_and_never_back(published, tracking):
     client = tracking.MlflowClient()
     standing = client.get_model_version_by_alias("small", CHAMPION)
     client.set_model_version_tag("small", standing.version, "serving_start", "2024-02-01")
@@ -172,7 +172,7 @@ def test_a_model_that_is_not_in_the_registry_is_refused_with_its_name(tmp_path):
         read_import(model, tmp_path, {})
 
 
-def test_a_version_that_mlflow_does_not_take_is_registered_here_all_the_same(tmp_path, monkeypatch):
+def test_a_version_that_mlflow_rejects_is_still_registered_here(tmp_path, monkeypatch):
     monkeypatch.delenv(TRACKING, raising=False)
     pipeline = small_pipeline(tmp_path, model={"publish": "mlflow"})
     with pytest.raises(

@@ -6,8 +6,6 @@ import duckdb
 import numpy as np
 import pytest
 
-from batch_platform.declaration.spec import Model
-from batch_platform.models.estimator import needs_labels
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline
@@ -18,7 +16,7 @@ FOREST["params"] |= {"max_leaf_nodes": None, "early_stopping": None}
 
 
 @pytest.mark.parametrize("labels", [None, {}], ids=["without labels", "with labels"])
-def test_odd_rows_are_scored_and_measured(tmp_path, labels):
+def test_outliers_are_scored_and_measured(tmp_path, labels):
     overrides = {} if labels is not None else {"labels": None}
     pipeline = small_pipeline(tmp_path, model=FOREST, **overrides)
     carry_out(pipeline, NOW)
@@ -35,8 +33,7 @@ def test_odd_rows_are_scored_and_measured(tmp_path, labels):
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
 
 
-def test_outliers_need_no_label_and_are_measured_by_one_if_there_is_one():
-    assert not needs_labels(Model(estimator="sklearn.ensemble.IsolationForest"))
+def test_outliers_are_measured_without_labels_and_against_labels_where_there_are_some():
     scores = np.array([-0.2, -0.1, 0.1, 0.3])
     assert measure(Outcomes("outliers", scores)) == {"outlier_share": 0.5}
     assert measure(Outcomes("outliers", scores, np.array([False, False, True, True]))) == {

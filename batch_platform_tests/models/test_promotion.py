@@ -1,4 +1,4 @@
-"""What people decide of versions, and what it means for partitions that are scored already."""
+"""Decisions of people on versions, and their effect on partitions that are scored already."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.models.promotion import Maker, promote, roll_back
-from batch_platform.models.registry import Promotion, Registry
+from batch_platform.models.registry import Maker, Promotion, Registry, promote, roll_back
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.models.test_registry import START, at, decision, version
 
@@ -51,10 +50,10 @@ def after(event: Promotion, *more: Promotion) -> Registry:
 
 
 def champions(registry: Registry, *days: int) -> list[str | None]:
-    return [found.version if (found := registry.champion(at(day))) else None for day in days]
+    return [champion.version if (champion := registry.champion(at(day))) else None for day in days]
 
 
-def test_a_refused_version_that_is_promoted_serves_its_period_and_the_gates_word_stays_on_record():
+def test_a_refused_version_that_is_promoted_serves_its_period_and_the_refusal_stays_on_record():
     made = promote(REGISTRY, SCORES, "c", ME)
     assert (made.before.version, made.after.version) == ("b", "c")
     assert made.partitions == ["2024-01-26"]
@@ -73,7 +72,7 @@ def test_a_promotion_cannot_begin_before_the_serving_period():
     assert made.promotion.holds_from == at(20)
 
 
-def test_what_serves_already_is_not_promoted_again():
+def test_a_version_that_serves_already_is_not_promoted_again():
     with pytest.raises(WrongUseError, match="b already serves from 2024-01-11"):
         promote(REGISTRY, SCORES, "b", ME)
 
@@ -122,7 +121,7 @@ def test_a_withdrawn_version_may_be_promoted_again():
     ),
     st.integers(0, 30),
 )
-def test_who_serves_a_day_is_decided_by_the_last_word_that_holds_there(events, day):
+def test_the_last_decision_that_holds_for_a_day_decides_which_version_serves_it(events, day):
     serving = {name: {n for n in range(31) if n >= begin} for name, begin in (("a", 0), ("b", 10))} | {"c": set()}
     promotions = list(REGISTRY.promotions)
     begins = {"a": 0, "b": 10, "c": 20}

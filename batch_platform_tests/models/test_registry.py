@@ -1,4 +1,4 @@
-"""Who serves when: a function of what is recorded and of the partition's start."""
+"""Which version serves a partition follows from the records and the partition's start."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -90,8 +90,8 @@ def test_the_champion_is_the_newest_version_whose_last_decision_that_holds_then_
         for n, (which, action, begin) in enumerate(decided)
     ]
     registry = Registry("small", versions, events)
-    serving = [one for one in versions if registry.serves(one, at(day))]
-    newest = max(serving, key=lambda one: (one.serving_start, one.seq), default=None)
+    serving = [version for version in versions if registry.serves(version, at(day))]
+    newest = max(serving, key=lambda version: (version.serving_start, version.seq), default=None)
     assert registry.champion(at(day)) == newest
 
 
@@ -110,7 +110,7 @@ def test_an_unknown_version_is_refused_with_the_nearest_one():
     registry = Registry("small", [version("2024-01-01-3f9c1a2b", 0)])
     with pytest.raises(WrongUseError, match="did you mean '2024-01-01-3f9c1a2b'"):
         registry.named("2024-01-01-3f9c1a2c")
-    assert registry.named("2024-01-01-3f9c1a2b") == registry.of_period("2024-01-01")[0]
+    assert registry.named("2024-01-01-3f9c1a2b") == registry.versions[0]
 
 
 def test_what_is_registered_is_read_back(tmp_path: Path):
@@ -120,9 +120,9 @@ def test_what_is_registered_is_read_back(tmp_path: Path):
         register(con, version("b", 3), decision("b", "refused"))
     with warehouse.open() as con:
         registry = read_registry(con, "small")
-        assert read_registry(con, "other") == Registry("other", [], [])
-    assert [replace(found, seq=1) for found in registry.versions] == [version("a", 0), version("b", 3)]
-    assert [replace(found, seq=1) for found in registry.promotions] == [
+        assert read_registry(con, "second") == Registry("second", [], [])
+    assert [replace(record, seq=1) for record in registry.versions] == [version("a", 0), version("b", 3)]
+    assert [replace(record, seq=1) for record in registry.promotions] == [
         decision("a", "approved"),
         decision("b", "refused"),
     ]

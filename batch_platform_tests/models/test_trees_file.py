@@ -1,4 +1,4 @@
-"""Trees kept beside a model: the same bits without the library that grew them, and the library wherever there is a doubt."""
+"""Trees stored beside a model give the same bits without the library that grew them; in doubt, the library scores."""
 
 import hashlib
 import json
@@ -23,8 +23,7 @@ from batch_platform.models.forest.compiled import (
     prove,
     proven_from_file,
 )
-from batch_platform.models.forest.ensembles import NotCompilableError
-from batch_platform.models.forest.trees_file import TREES_FILE, read_trees, trees_file
+from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError, read_trees, trees_file
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
@@ -37,13 +36,7 @@ MODELS = [
     *(("values", name) for name in REGRESSORS),
     *(("boosters", name) for name in test_boosters.BOOSTERS),
 ]
-NEEDED = (
-    "imputed",
-    "scaled",
-    "scaler",
-    "from a model",
-    "xgboost",
-)  # transformers, starts and ends that only a library knows
+NEEDED = ("imputed", "scaled", "scaler", "from a model", "xgboost")  # what only a library knows how to evaluate
 SHAPE = Shape(rows=400, classes=3, missing=0.1, categories=70)
 
 
@@ -55,7 +48,7 @@ def native_of(kind: str, name: str, shape: Shape = SHAPE) -> CompilablePredictor
     return learned(name, REGRESSORS[name], shape, "regression")
 
 
-class Unasked:
+class Unused:
     """A library that must not be needed."""
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
@@ -71,13 +64,13 @@ def test_stored_trees_return_the_bits_of_the_library_without_it_or_are_not_store
     if not proof.trees:
         return
     rows = table(SHAPE, 500, missing=not name.startswith("boosted"))
-    kept = proven_from_file(proof.trees, Unasked())
+    kept = proven_from_file(proof.trees, Unused())
     assert kept.predict(rows).tobytes() == native.predict(rows).tobytes()
     again = read_trees(proof.trees)
     assert trees_file(again.parts, again.digests) == proof.trees, "a file is the same whenever it is written"
 
 
-def test_what_the_trees_refuse_and_a_single_row_are_asked_of_the_library():
+def test_rows_that_the_trees_refuse_and_single_rows_go_to_the_library():
     native = native_of("classes", "random forest")
     proof = prove(native, table(SHAPE, 200))
     kept = proven_from_file(proof.trees, native)
@@ -86,7 +79,7 @@ def test_what_the_trees_refuse_and_a_single_row_are_asked_of_the_library():
         kept.predict(np.full((5, SHAPE.columns), np.inf))
 
 
-def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
+def test_stored_trees_that_score_differently_from_the_library_do_not_serve():
     proof = prove(native_of("classes", "histogram"), table(SHAPE, 200))
     kept = read_trees(proof.trees)
     wrong = kept.parts.ensemble.trees[-1]
@@ -96,7 +89,7 @@ def test_trees_that_say_something_else_than_the_library_said_do_not_serve():
     trees = [*kept.parts.ensemble.trees[:-1], replace(wrong, value=value)]
     parts = replace(kept.parts, ensemble=replace(kept.parts.ensemble, trees=trees))
     with pytest.raises(NotCompilableError, match="differs from the library's own result"):
-        proven_from_file(trees_file(parts, kept.digests), Unasked())
+        proven_from_file(trees_file(parts, kept.digests), Unused())
 
 
 def test_each_digest_is_of_one_matrix_of_generated_rows():
@@ -106,7 +99,7 @@ def test_each_digest_is_of_one_matrix_of_generated_rows():
     assert "refused" in kept.digests, "categories are never infinite"
 
 
-def test_an_outlier_forest_is_compiled_but_not_kept():
+def test_an_outlier_forest_is_compiled_but_not_stored():
     matrix = table(Shape(), 200)
     proof = prove(SklearnPredictor(IsolationForest(n_estimators=5, random_state=0).fit(matrix), "outliers"), matrix)
     assert (proof.compiled.kernel is not None, proof.trees) == (True, b"")
@@ -126,7 +119,7 @@ def loaded(bundle: Bundle) -> bool:
     return bundle.native._loaded is not None
 
 
-def test_a_bundle_with_trees_scores_without_loading_its_library_which_comes_when_it_is_asked(tmp_path):
+def test_a_bundle_with_trees_scores_without_loading_its_library_until_a_row_needs_it(tmp_path):
     native, _, folder, sha256 = written(tmp_path)
     bundle = open_bundle(folder, sha256)
     rows = table(Shape(columns=3), 50)
@@ -152,9 +145,8 @@ def test_a_changed_byte_of_the_trees_is_refused(tmp_path):
 def test_if_the_stored_proof_fails_the_library_proves_its_trees_again(tmp_path):
     native, proof, folder, _ = written(tmp_path)
     kept = read_trees(proof.trees)
-    elsewhere = trees_file(
-        kept.parts, [digest[::-1] for digest in kept.digests]
-    )  # as another processor would have rounded
+    # As if another processor had rounded differently.
+    elsewhere = trees_file(kept.parts, [digest[::-1] for digest in kept.digests])
     (folder / TREES_FILE).write_bytes(elsewhere)
     values = json.loads((folder / "manifest.json").read_text())
     values["files"][TREES_FILE] = hashlib.sha256(elsewhere).hexdigest()
@@ -170,11 +162,11 @@ def test_if_the_stored_proof_fails_the_library_proves_its_trees_again(tmp_path):
 
 
 def test_a_library_is_loaded_once_however_many_threads_ask():
-    asked: list[int] = []
-    native = Native(lambda: asked.append(1) or Unasked())
+    loads: list[int] = []
+    native = Native(lambda: loads.append(1) or Unused())
     with ThreadPoolExecutor(4) as threads:
-        found = set(threads.map(lambda _: id(native.loaded()), range(20)))
-    assert (len(found), len(asked)) == (1, 1)
+        predictors = set(threads.map(lambda _: id(native.loaded()), range(20)))
+    assert (len(predictors), len(loads)) == (1, 1)
 
 
 def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tmp_path):
@@ -182,10 +174,10 @@ def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tm
     trained = run_command(folder, "run", "small", "--partition", "2024-02-01")
     assert trained.code == 0, trained.err
     home = folder / ".batch_platform"
-    asked = ["--select", "key:small/features or key:small/predictions", "--partition", "2024-02-02"]
+    selection = ["--select", "key:small/features or key:small/predictions", "--partition", "2024-02-02"]
     done = run_command(
         folder,
-        *["asset", "materialize", "-m", f"{PACKAGE}.definitions", *asked],
+        *["asset", "materialize", "-m", f"{PACKAGE}.definitions", *selection],
         command=str(Path(COMMAND).with_name("dagster")),
         DAGSTER_HOME=str(Home(home).dagster),
         PYTHONPROFILEIMPORTTIME="1",

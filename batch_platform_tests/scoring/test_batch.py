@@ -139,8 +139,9 @@ def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, t
     fitted = fit(spec.model, spec.features, TrainingData(events.head(1000), events.tail(100), "returned"), {})
     from batch_platform.models.flavours.sklearn import SklearnPredictor
 
-    predictor = SklearnPredictor(fitted.estimator, fitted.task)
-    matrix = fitted.contract.encode(fitted.contract.split(events).kept)
+    predictor = SklearnPredictor(fitted.estimator, fitted.signature.task)
+    contract = fitted.signature.contract
+    matrix = contract.encode(contract.split(events).kept)
     whole = predictor.predict(matrix)
     for size in (1, 7, 200):
         rows_of = range(0, 200, size)

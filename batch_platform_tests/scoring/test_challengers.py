@@ -19,7 +19,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
-from batch_platform.models.promotion import Maker, promote, roll_back
+from batch_platform.models.registry import Maker, promote, roll_back
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline

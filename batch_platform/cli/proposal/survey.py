@@ -15,7 +15,7 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.calendar import Every
-from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
 from batch_platform.declaration.inputs import Source
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
@@ -127,12 +127,8 @@ class Survey:
         Raises:
             WrongUseError: There is no such column.
         """
-        for column in self.columns:
-            if column.name == name:
-                return column
-        names = [column.name for column in self.columns]
-        msg = f"{self.origin.path} has no column {name!r}; it has {listed(names)}."
-        raise WrongUseError(msg, hint=did_you_mean(name, names))
+        columns = {column.name: column for column in self.columns}
+        return named(name, columns, f"{self.origin.path} has no column {name!r}; it has")
 
     def unique(self, names: Sequence[str], *, within: Every | None = None, time: str | None = None) -> bool:
         """Whether some columns are never null and no two rows (of the same window) have equal values in them."""

@@ -1,119 +1,99 @@
-"""What a flavour is: the record that each kind of model fills in, and how optional libraries are imported."""
+"""What a flavour is: the record that each kind of model fills in, and the imports, predictors and checks that several share.
+
+An output that does not have the form that scoring expects is refused, not converted.
+"""
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from batch_platform.declaration.errors import WrongUseError, did_you_mean
-from batch_platform.models.contract import Contract
-from batch_platform.models.signature import ForeignModel, Predictor, Signature
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean
+from batch_platform.models.contract import Contract, ForeignModel, Predictor, Signature
+from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
+from batch_platform.models.native_threads import one_thread
+
+Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
+BLOCK_ROWS = 1024
+_TOLERANCE = 1e-4  # of probabilities in float32
+_EXPECTED = {
+    "binary": "a binary model must return probabilities, [rows] of the second class or [rows, 2]",
+    "multiclass": "a multiclass model must return one probability per class, [rows, classes]",
+    "regression": "a regression must return one number per row, [rows]",
+    "outliers": "an outlier model must return one anomaly score per row, [rows], above 0 for an outlier",
+    "clustering": "a clustering must return one integer per row, [rows]",
+}
 
 
 def existing_file(folder: Path, reference: str) -> str:
-    """Resolve the path of a model file, relative to the folder of the declaration.
-
-    Raises:
-        WrongUseError: The file does not exist.
-    """
+    """Resolve a path relative to the folder of the declaration; raises WrongUseError if there is no such file."""
     path = folder / reference
     if not path.is_file():
         names = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         msg = f"model.import: there is no file {path}."
-        raise WrongUseError(
-            msg, hint=did_you_mean(path.name, names) or "give the path relative to the folder of the YAML file."
-        )
+        hint = did_you_mean(path.name, names) or "give the path relative to the folder of the YAML file."
+        raise WrongUseError(msg, hint=hint)
     return str(path)
-
-
-def plain_fit(estimator: Any, matrix: Any, labels: Any, contract: Contract) -> None:  # noqa: ARG001 - libraries that need the columns have a `fit` of their own
-    """Fit an estimator the way scikit-learn defines it."""
-    estimator.fit(matrix, labels)
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the estimators of a library are trained. The defaults suit an estimator that behaves like scikit-learn's.
-
-    Args:
-        package: Top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported.
-        fit: Fits an estimator to a matrix and its labels (None: unsupervised).
-        accept_codes: Sets an unfitted estimator up to read category codes and NaN as the contract encodes them. None: it
-            gets scaled numbers and one-hot columns instead.
-        parameters: Returns the names of parameters that the library accepts beyond those in the signature.
-        predictor: Wraps a fitted estimator that scores exactly as it would after saving and loading. None: the model is
-            saved and loaded before it is evaluated.
-    """
-
-    package: str = ""
-    fit: Callable[[Any, Any, Any, Contract], None] = plain_fit
-    accept_codes: Callable[[Any, Contract], None] | None = None
-    parameters: Callable[[], set[str]] = set[str]
-    predictor: Callable[[Any, Signature], Predictor] | None = None
 
 
 @dataclass(frozen=True)
 class Flavour:
     """A kind of model: how it is recognised, imported, saved and loaded.
 
-    Args:
-        name: As in `model.flavour` and in manifests.
-        libraries: Distributions whose minor version may change predictions, the main one first.
-        save: Writes a model into a folder and returns the names of its files. Raises TrainingRefusedError for a model that
-            could not be loaded again.
-        load: Makes a predictor from files whose hashes were checked.
-        read: Reads a model made elsewhere, with the parameters declared for it. Like `load`, it raises IntegrityError for a
-            file that is not to be trusted, DataError for one that it cannot use, WrongUseError without the library.
-        details: Facts that every manifest of this flavour states.
-        endings: Endings of the files that can be imported, in lower case.
-        recognises: Whether an import without a known ending is of this flavour, given the folder of the declaration.
-        locate: Resolves the declared reference to what `read` takes.
-        is_remote: Whether reading what `locate` returned may need a server.
-        runs_code: Whether reading what `locate` returned may run code that it contains.
-        takes_params: Whether an import has parameters.
-        pickle_files: Names of saved files that may run code when they are loaded.
-        pickled: Returns what to save where the declaration allows pickle. None: pickle is never used.
-        environment: Variables that the library reads when it is first imported; set unless they are set already.
-        training: How its estimators are trained.
+    `save` returns the model's files by name, and raises TrainingRefusedError for a model that could not be loaded again.
+    `load` makes a predictor from files whose hashes were checked. `read` reads a model made elsewhere, with the parameters
+    declared for it. `load` and `read` raise IntegrityError for a file that is not to be trusted, DataError for one that they
+    cannot use, and WrongUseError without the library.
     """
 
-    name: str
-    libraries: tuple[str, ...]
-    save: Callable[[Any, Path], Sequence[str]]
+    name: str  # as in `model.flavour` and in manifests
+    libraries: tuple[str, ...]  # distributions whose minor version may change predictions, the main one first
+    save: Callable[[Any], dict[str, bytes]]
     load: Callable[[Mapping[str, bytes], Signature], Predictor]
     read: Callable[[str, Mapping[str, Any]], ForeignModel]
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    endings: tuple[str, ...] = ()
-    recognises: Callable[[Path, str], bool] = lambda _folder, _reference: False
-    locate: Callable[[Path, str], str] = existing_file
-    is_remote: Callable[[str], bool] = lambda _: False
-    runs_code: Callable[[str], bool] = lambda _: False
-    takes_params: bool = False
-    pickle_files: tuple[str, ...] = ()
-    pickled: Callable[[Any], Any] | None = None
-    environment: Mapping[str, str] = field(default_factory=dict[str, str])
-    training: Training = field(default_factory=Training)
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])  # facts for every manifest of this flavour
+    endings: tuple[str, ...] = ()  # of the files that can be imported, in lower case
+    recognises: Callable[[Path, str], bool] = lambda _folder, _reference: False  # an import without a known ending
+    locate: Callable[[Path, str], str] = existing_file  # resolves the declared reference to what `read` takes
+    is_remote: Callable[[str], bool] = lambda _: False  # whether reading what `locate` returned may need a server
+    runs_code: Callable[[str], bool] = lambda _: False  # whether reading it may run code that it contains
+    takes_params: bool = False  # whether an import has parameters
+    pickle_files: tuple[str, ...] = ()  # saved files that may run code when they are loaded
+    pickled: Callable[[Any], Any] | None = None  # what to save where pickle is allowed; None: pickle is never used
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])  # variables for the import of its library
+    # How the estimators of its library are trained. The defaults suit an estimator that behaves like scikit-learn's.
+    package: str = ""  # top-level package of the estimators, e.g. `lightgbm`; empty if the flavour is only imported
+    # Fits an estimator to a matrix and its labels (None: unsupervised).
+    fit: Callable[[Any, Any, Any, Contract], None] = lambda estimator, matrix, labels, _: estimator.fit(matrix, labels)
+    # Sets an unfitted estimator up to read category codes and NaN as the contract encodes them. None: it gets scaled numbers
+    # and one-hot columns instead.
+    accept_codes: Callable[[Any, Contract], None] | None = None
+    parameters: Callable[[], set[str]] = set[str]  # names that the library accepts beyond those in the signature
+    # Wraps a fitted estimator that scores exactly as it would after saving and loading. None: it is saved and loaded before
+    # it is evaluated.
+    predictor: Callable[[Any, Signature], Predictor] | None = None
 
-    def to_save(self, model: Any, *, allow_pickle: bool) -> Any:
-        """Return what `save` takes for a fitted model: its pickle where that is needed and allowed."""
-        return self.pickled(model) if self.pickled and allow_pickle else model
+    def reloaded(self, model: Any, signature: Signature) -> Predictor:
+        """Save a model and load it again, so that what is evaluated is exactly what will score."""
+        return self.load(self.save(model), signature)
 
     def set_environment(self) -> None:
-        """Set the variables that the library reads when it is first imported."""
+        """Set the variables that the library reads when it is first imported, unless they are set already."""
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
 
 
 @contextmanager
 def needed(library: str, *, extra: str) -> Generator[None]:
-    """Import an optional library in this block.
-
-    Raises:
-        WrongUseError: It cannot be imported; the hint names the extra that installs it.
-    """
+    """Import an optional library in this block; raises WrongUseError, with the extra that installs it, if it is missing."""
     try:
         yield
     except ImportError as error:
@@ -134,3 +114,102 @@ def installed(library: str) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+@dataclass(frozen=True)
+class PredictorInTurns:
+    """A model that need not be thread-safe: calls take turns."""
+
+    model: Any
+    table: Callable[[NDArray[np.float64]], Any]  # what its `predict` takes, made of a matrix
+    signature: Signature
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Return what the model returns, in the form of scores."""
+        table = self.table(matrix)
+        with self._lock, one_thread():
+            raw = self.model.predict(table)
+        return as_scores(raw, len(matrix), self.signature)
+
+
+@dataclass(frozen=True)
+class BoosterPredictor:
+    """A booster with the preprocessing in front of it."""
+
+    run: Callable[[Any], Any]  # the library's own prediction for a matrix, on one thread
+    read: Callable[[Mapping[int, int]], Ensemble]  # of its trees, given the number of categories by column
+    transform: Transform | None  # the preprocessing; None if there is none
+    signature: Signature
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Return class probabilities [rows, classes] or values [rows]."""
+        inputs = matrix if self.transform is None else self.transform(matrix)
+        return as_scores(self.run(inputs), len(matrix), self.signature)
+
+    def parts(self) -> Parts:
+        """Return preprocessing and trees, with a finish that returns scores; raise NotCompilableError for an unknown booster."""
+        columns = self.signature.contract.columns
+        direct = self.transform is None  # only then are the columns of the trees those of the contract
+        categories = {at: len(columns[at].categories) for at in self.signature.contract.categorical if direct}
+        ensemble = self.read(categories)
+        finish = ensemble.finish
+        if isinstance(finish, Link) and finish.name == "probability" and self.signature.task == "binary":
+            finish = replace(finish, name="probabilities")
+        elif not isinstance(finish, Link) or finish.name == "values":
+            finish = partial(_finished, finish, self.signature)
+        steps = [] if self.transform is None else [self.transform]
+        return Parts(steps, len(columns), replace(ensemble, finish=finish))
+
+
+def _finished(finish: Finish, signature: Signature, sums: NDArray[np.float64]) -> NDArray[Any]:
+    return as_scores(finish(sums), len(sums), signature)
+
+
+def as_scores(raw: object, rows: int, signature: Signature) -> NDArray[Any]:
+    """Check a model's output and return probabilities [rows, classes], values [rows] or segments [rows].
+
+    A binary model may return only the probability of the second class, [rows] or [rows, 1]. Raises DataError for an output of
+    another shape or type, or that is not a probability where a probability is needed.
+    """
+    values = np.asarray(raw)
+    if values.shape[1:] == (1,):  # a table of one column
+        values = values[:, 0]
+    if signature.task == "binary" and values.ndim == 1 and values.dtype.kind == "f":
+        values = np.column_stack([1 - values, values])
+    shape = (rows, len(signature.classes)) if signature.task in ("binary", "multiclass") else (rows,)
+    kinds = "iub" if signature.task == "clustering" else "f" if len(shape) > 1 else "fiu"
+    if values.shape != shape or values.dtype.kind not in kinds:
+        msg = f"The model returned {values.dtype} of shape {list(values.shape)} for {rows} rows; {_EXPECTED[signature.task]}."
+        raise DataError(msg, hint="check model.task, model.classes and what the model was saved to return.")
+    if signature.task == "clustering":
+        return values.astype(np.int32)
+    values = values.astype(np.float64)
+    if len(shape) > 1 and not _are_probabilities(values):
+        msg = f"The model returned numbers from {np.nanmin(values):g} to {np.nanmax(values):g}, which are not probabilities."
+        raise DataError(msg, hint="save it with its final softmax or sigmoid, or declare another model.task.")
+    return values
+
+
+def _are_probabilities(values: NDArray[np.float64]) -> bool:
+    finite = values[np.isfinite(values).all(axis=1)]
+    if not len(finite):
+        return True
+    sums = np.abs(finite.sum(axis=1) - 1).max()
+    return bool(finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE and sums <= _TOLERANCE)
+
+
+def in_blocks(
+    matrix: NDArray[Any], predict: Callable[[NDArray[Any]], NDArray[Any]], size: int = BLOCK_ROWS
+) -> NDArray[Any]:
+    """Predict in blocks of equal size, for libraries whose last digits depend on the number of rows per call.
+
+    The last block is padded with zero rows, whose predictions are dropped.
+    """
+    blocks: list[NDArray[Any]] = []
+    for start in range(0, len(matrix), size):
+        rows = matrix[start : start + size]
+        padding = np.zeros_like(rows, shape=(size - len(rows), *rows.shape[1:]))
+        block = np.concatenate([rows, padding]) if len(padding) else rows
+        blocks.append(np.asarray(predict(block))[: len(rows)])
+    return np.concatenate(blocks)

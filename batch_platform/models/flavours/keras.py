@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.models.flavours.flavour import Flavour, Training, needed
-from batch_platform.models.flavours.outputs import as_scores, in_blocks
-from batch_platform.models.flavours.steps import Transform, last_of, load_steps, save_steps
-from batch_platform.models.signature import ForeignModel, Input, Signature, Task
+from batch_platform.models.contract import BINARY, ForeignModel, Input, Signature, Task
+from batch_platform.models.flavours.flavour import Flavour, Transform, as_scores, in_blocks, needed
+from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 
 MODEL_FILE = "model.keras"
 
@@ -40,17 +39,19 @@ class _KerasPredictor:
         return np.asarray(self.network(block, training=False))
 
 
-def _save(model: Any, folder: Path) -> list[str]:
+def _save(model: Any) -> dict[str, bytes]:
     last = last_of(model)
-    getattr(last, "model_", last).save(folder / MODEL_FILE)
-    return [MODEL_FILE, *save_steps(model, folder)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        getattr(last, "model_", last).save(path)
+        return {MODEL_FILE: path.read_bytes(), **saved_steps(model)}
 
 
 def _load(files: Mapping[str, bytes], signature: Signature) -> _KerasPredictor:
     return _KerasPredictor(_network(files[MODEL_FILE], MODEL_FILE), load_steps(files), signature)
 
 
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     network = _network(Path(reference).read_bytes(), reference)
     inputs, outputs = network.input_shape, network.output_shape
     if not (_is_table(inputs) and _is_table(outputs)):
@@ -59,13 +60,13 @@ def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: A
     activation = getattr(getattr(network.layers[-1], "activation", None), "__name__", "")
     task: Task | None = None
     if (activation == "sigmoid" and outputs[1] == 1) or (activation == "softmax" and outputs[1] > 1):
-        task = "binary" if outputs[1] <= 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
+        task = "binary" if outputs[1] <= BINARY else "multiclass"
     details = {"inputs": str(inputs), "outputs": str(outputs), "parameters": int(network.count_params())}
     return ForeignModel(network, [Input("", "number")] * inputs[1], task, details=details)
 
 
 def _is_table(shape: Any) -> bool:
-    return isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[1], int)  # noqa: PLR2004 - rows, columns
+    return isinstance(shape, tuple) and [type(size) for size in shape[1:]] == [int]
 
 
 def _network(data: bytes, name: str) -> Any:
@@ -83,11 +84,7 @@ def _network(data: bytes, name: str) -> Any:
 
 @cache
 def _library() -> Any:
-    """Keras on TensorFlow, on one CPU thread unless other code has started TensorFlow before.
-
-    Raises:
-        WrongUseError: Keras or TensorFlow is not installed.
-    """
+    """Keras on TensorFlow, on one CPU thread unless other code has started TensorFlow before."""
     FLAVOUR.set_environment()
     with needed("keras and tensorflow", extra="keras"):
         import keras
@@ -109,5 +106,5 @@ FLAVOUR = Flavour(
     endings=(".keras",),
     # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.
     environment={"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"},
-    training=Training(package="keras"),
+    package="keras",
 )

@@ -3,15 +3,13 @@
 To add a flavour, write a module beside this one that ends in a `Flavour` record, and add the record to `FLAVOURS`.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import WrongUseError, listed, named
 from batch_platform.models.flavours import keras, lightgbm, mlflow, onnx, python, sklearn, xgboost
 from batch_platform.models.flavours.flavour import Flavour
-from batch_platform.models.flavours.steps import last_of
-from batch_platform.models.signature import Predictor, Signature
+from batch_platform.models.flavours.sklearn import last_of
 
 FLAVOURS: dict[str, Flavour] = {
     module.FLAVOUR.name: module.FLAVOUR for module in (sklearn, onnx, lightgbm, xgboost, keras, mlflow, python)
@@ -19,15 +17,8 @@ FLAVOURS: dict[str, Flavour] = {
 
 
 def flavour(name: str) -> Flavour:
-    """Look up a flavour by name.
-
-    Raises:
-        WrongUseError: There is no flavour of that name.
-    """
-    if name not in FLAVOURS:
-        msg = f"{name!r} is not a flavour; allowed are {listed(FLAVOURS)}."
-        raise WrongUseError(msg, hint=did_you_mean(name, FLAVOURS) or "upgrade batch-platform.")
-    return FLAVOURS[name]
+    """Look up a flavour by name; raises WrongUseError if there is none."""
+    return named(name, FLAVOURS, f"{name!r} is not a flavour; allowed are", hint="upgrade batch-platform.")
 
 
 def flavour_of(estimator: Any) -> Flavour:
@@ -38,16 +29,12 @@ def flavour_of(estimator: Any) -> Flavour:
 def flavour_of_class(estimator_class: type) -> Flavour:
     """The flavour of a class of estimators: that of its library. Wrappers derive from scikit-learn, which comes last."""
     packages = {parent.__module__.partition(".")[0] for parent in estimator_class.__mro__}
-    trained = (kind for kind in FLAVOURS.values() if kind is not sklearn.FLAVOUR and kind.training.package in packages)
+    trained = (kind for kind in FLAVOURS.values() if kind is not sklearn.FLAVOUR and kind.package in packages)
     return next(trained, sklearn.FLAVOUR)
 
 
 def flavour_of_import(folder: Path, reference: str) -> Flavour:
-    """The flavour of a model made elsewhere, by its file ending or the form of its reference.
-
-    Raises:
-        WrongUseError: Neither is known.
-    """
+    """The flavour of a model made elsewhere, by its file ending or else by the form of its reference; raises WrongUseError."""
     for kind in FLAVOURS.values():
         if reference.lower().endswith(kind.endings):
             return kind
@@ -58,11 +45,3 @@ def flavour_of_import(folder: Path, reference: str) -> Flavour:
     msg = f"model.import: {reference!r} does not show what kind of model it is. Known are files that end in {endings}, "
     msg += "MLflow folders, MLflow's models:/ and runs:/ URIs, and classes as package.module.Class."
     raise WrongUseError(msg, hint=f"set model.flavour to one of {listed(FLAVOURS)}.")
-
-
-def predictor_of(kind: Flavour, model: object, signature: Signature) -> Predictor:
-    """Save a model and load it again, so that what is evaluated is exactly what will score."""
-    with tempfile.TemporaryDirectory() as folder:
-        names = kind.save(model, Path(folder))
-        files = {name: (Path(folder) / name).read_bytes() for name in names}
-    return kind.load(files, signature)

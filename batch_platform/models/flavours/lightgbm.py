@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.models.contract import Contract
-from batch_platform.models.flavours.boosted import BoosterPredictor
-from batch_platform.models.flavours.flavour import Flavour, Training, needed
-from batch_platform.models.flavours.steps import last_of, load_steps, save_steps
+from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, needed
+from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_lightgbm
-from batch_platform.models.forest.ensembles import Ensemble
-from batch_platform.models.signature import ForeignModel, Input, Signature, Task
 
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
@@ -20,23 +17,22 @@ _NUMBERS = ("regression", "huber", "fair", "poisson", "quantile", "mape", "gamma
 _HINT = "give a file that Booster.save_model wrote."
 
 
-def _save(model: Any, folder: Path) -> list[str]:
+def _save(model: Any) -> dict[str, bytes]:
     last = last_of(model)
-    booster = getattr(last, "booster_", last)
-    (folder / MODEL_FILE).write_text(booster.model_to_string(), encoding="utf-8")
-    return [MODEL_FILE, *save_steps(model, folder)]
+    return {MODEL_FILE: getattr(last, "booster_", last).model_to_string().encode(), **saved_steps(model)}
 
 
 def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     booster = _booster(files[MODEL_FILE].decode())
+    return BoosterPredictor(
+        run=partial(booster.predict, num_threads=1),
+        read=lambda categories: read_lightgbm(booster.model_to_string(), categories),
+        transform=load_steps(files),
+        signature=signature,
+    )
 
-    def trees(categories: Mapping[int, int]) -> Ensemble:
-        return read_lightgbm(booster.model_to_string(), categories)
 
-    return BoosterPredictor(partial(booster.predict, num_threads=1), trees, load_steps(files), signature)
-
-
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     booster = _booster(Path(reference).read_text(encoding="utf-8", errors="replace"))
     objective = str(booster.params.get("objective", ""))
     if objective not in _TASKS and not objective.startswith(_NUMBERS):
@@ -95,10 +91,8 @@ FLAVOUR = Flavour(
     read=_read,
     details={"precision": "float64"},
     endings=(".txt", ".lgb"),
-    training=Training(
-        package="lightgbm",
-        fit=_fit,
-        accept_codes=lambda _estimator, _contract: None,  # it does so on its own
-        parameters=_parameters,
-    ),
+    package="lightgbm",
+    fit=_fit,
+    accept_codes=lambda _estimator, _contract: None,  # it does so on its own
+    parameters=_parameters,
 )

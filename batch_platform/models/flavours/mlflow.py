@@ -12,10 +12,9 @@ import warnings
 import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,54 +22,24 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.redaction import redact
-from batch_platform.models.flavours.flavour import Flavour, needed
-from batch_platform.models.flavours.outputs import as_scores
-from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import ForeignModel, Input, InputKind, Signature, decoded
+from batch_platform.models.contract import Contract, ForeignModel, Input, InputKind, Signature, decoded
+from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns, needed
 
 MODEL_FILE = "model.zip"
 TRACKING = "MLFLOW_TRACKING_URI"
 _REFERENCE = re.compile(r"(models|runs|mlflow-artifacts):/.*|.*/")
-_KINDS: dict[str, InputKind] = {
-    "double": "number",
-    "float": "number",
-    "long": "whole",
-    "integer": "whole",
-    "boolean": "whole",
-    "string": "text",
+_TYPES: dict[str, tuple[InputKind, str]] = {  # of columns: what they hold, and as which dtype MLflow takes them
+    "double": ("number", "float64"),
+    "float": ("number", "float32"),
+    "long": ("whole", "int64"),
+    "integer": ("whole", "int32"),
+    "boolean": ("whole", "bool"),
+    "string": ("text", "object"),
 }
-_DTYPES = {"double": "float64", "float": "float32", "long": "int64", "integer": "int32", "boolean": "bool"}
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file in an archive, so that the same folder gives the same bytes
 
 
-@dataclass(frozen=True)
-class _MlflowPredictor:
-    """A Python function of MLflow. It need not be thread-safe: calls take turns."""
-
-    model: Any
-    signature: Signature
-    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        with self._lock, one_thread():
-            raw = self.model.predict(self._table(matrix))
-        return as_scores(raw, len(matrix), self.signature)
-
-    def _table(self, matrix: NDArray[np.float64]) -> Any:
-        schema = self.model.metadata.signature.inputs
-        if schema.is_tensor_spec():
-            return np.ascontiguousarray(matrix, dtype=schema.inputs[0].type)
-        rows = decoded(matrix, self.signature.contract)
-        dtypes = {column.name: _DTYPES.get(column.type.name, "object") for column in schema.inputs}
-        return data_frame({name: rows[name].to_numpy().astype(dtype) for name, dtype in dtypes.items()})
-
-
-def _save(model: bytes, folder: Path) -> list[str]:
-    (folder / MODEL_FILE).write_bytes(model)
-    return [MODEL_FILE]
-
-
-def _load(files: Mapping[str, bytes], signature: Signature) -> _MlflowPredictor:
+def _load(files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
     mlflow = library()
     folder = Path(tempfile.mkdtemp(prefix="batch-platform-"))
     try:
@@ -80,10 +49,19 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> _MlflowPredictor:
         shutil.rmtree(folder)
         raise
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    return _MlflowPredictor(model, signature)
+    return PredictorInTurns(model, partial(_table, model.metadata.signature.inputs, signature.contract), signature)
 
 
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a finished model has no parameters
+def _table(schema: Any, contract: Contract, matrix: NDArray[np.float64]) -> Any:
+    """What a model with an input schema takes: a tensor, or a data frame."""
+    if schema.is_tensor_spec():
+        return np.ascontiguousarray(matrix, dtype=schema.inputs[0].type)
+    rows = decoded(matrix, contract)
+    dtypes = {spec.name: _TYPES[spec.type.name][1] for spec in schema.inputs}
+    return data_frame({name: rows[name].to_numpy().astype(dtype) for name, dtype in dtypes.items()})
+
+
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     mlflow = library()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(reference) if Path(reference).is_dir() else _fetched(mlflow, reference, scratch)
@@ -106,11 +84,7 @@ def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: A
 
 
 def library() -> Any:
-    """Import MLflow with its telemetry off.
-
-    Raises:
-        WrongUseError: MLflow is not installed.
-    """
+    """Import MLflow with its telemetry off; raises WrongUseError if it is not installed."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     with needed("mlflow", extra="mlflow"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of its own code
@@ -126,22 +100,10 @@ def data_frame(columns: Mapping[str, Any], index: Any = None) -> Any:
 
 
 def require_server(purpose: str) -> None:
-    """Check that a tracking server is set; without one, MLflow would create a database in the current folder.
-
-    Raises:
-        WrongUseError: No server is set.
-    """
+    """Require a tracking server; without one, MLflow would create a database in the current folder. Raises WrongUseError."""
     if not os.environ.get(TRACKING):
         msg = f"{purpose} needs MLflow's tracking server, and {TRACKING} is not set."
         raise WrongUseError(msg, hint=f"export {TRACKING}, e.g. {TRACKING}=http://127.0.0.1:5000.")
-
-
-def _recognises(folder: Path, reference: str) -> bool:
-    return _REFERENCE.fullmatch(reference) is not None or (folder / reference / "MLmodel").is_file()
-
-
-def _locate(folder: Path, reference: str) -> str:
-    return str(folder / reference) if (folder / reference).is_dir() else reference
 
 
 def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:
@@ -156,16 +118,16 @@ def _fetched(mlflow: Any, reference: str, scratch: str) -> Path:
 def _inputs(schema: Any, reference: str) -> Sequence[Input]:
     if schema.is_tensor_spec():
         shape = schema.inputs[0].shape
-        if len(schema.inputs) > 1 or len(shape) != 2:  # noqa: PLR2004 - a table
+        if len(schema.inputs) > 1 or len(shape[1:]) != 1:
             shapes = [tensor.shape for tensor in schema.inputs]
             msg = f"model.import: {reference} takes tensors of shapes {shapes}, not a table."
             raise DataError(msg, hint="log it with a signature of columns.")
         return [Input("", "number")] * shape[1]
     types = {spec.name or str(at): getattr(spec.type, "name", str(spec.type)) for at, spec in enumerate(schema.inputs)}
-    if unknown := [f"{name} ({kind})" for name, kind in types.items() if kind not in _KINDS]:
+    if unknown := [f"{name} ({kind})" for name, kind in types.items() if kind not in _TYPES]:
         msg = f"model.import: {reference} takes {listed(unknown)}, which are not columns of numbers or text."
-        raise DataError(msg, hint=f"log it with columns of type {listed(_KINDS)}.")
-    return [Input(name, _KINDS[kind]) for name, kind in types.items()]
+        raise DataError(msg, hint=f"log it with columns of type {listed(_TYPES)}.")
+    return [Input(name, _TYPES[kind][0]) for name, kind in types.items()]
 
 
 def _packed(folder: Path) -> bytes:
@@ -189,12 +151,14 @@ def _unpack(data: bytes, folder: Path) -> None:
 FLAVOUR = Flavour(
     name="mlflow",
     libraries=("mlflow", "pandas", "numpy"),
-    save=_save,
+    save=lambda model: {MODEL_FILE: model},
     load=_load,
     read=_read,
     details={"evaluated": "by MLflow's Python function, one call at a time"},
-    recognises=_recognises,
-    locate=_locate,
+    recognises=lambda folder, reference: bool(
+        _REFERENCE.fullmatch(reference) or (folder / reference / "MLmodel").is_file()
+    ),
+    locate=lambda folder, reference: str(folder / reference) if (folder / reference).is_dir() else reference,
     is_remote=lambda reference: not Path(reference).is_dir(),
     runs_code=lambda _: True,
     pickle_files=(MODEL_FILE,),

@@ -14,10 +14,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, listed
-from batch_platform.models.contract import Contract
-from batch_platform.models.flavours.flavour import Flavour, needed
-from batch_platform.models.flavours.outputs import BLOCK_ROWS, as_scores, in_blocks
-from batch_platform.models.signature import ClassLabel, ForeignModel, Input, InputKind, Signature, decoded
+from batch_platform.models.contract import (
+    BINARY,
+    ClassLabel,
+    Contract,
+    ForeignModel,
+    Input,
+    InputKind,
+    Signature,
+    decoded,
+)
+from batch_platform.models.flavours.flavour import BLOCK_ROWS, Flavour, as_scores, in_blocks, needed
 
 MODEL_FILE = "model.onnx"
 _NUMBERS: dict[str, type[np.generic]] = {
@@ -52,11 +59,6 @@ class _OnnxPredictor:
         return raw
 
 
-def _save(model: bytes, folder: Path) -> list[str]:
-    (folder / MODEL_FILE).write_bytes(model)
-    return [MODEL_FILE]
-
-
 def _load(files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
     session = _session(files[MODEL_FILE])
     classified = signature.task in ("binary", "multiclass")
@@ -64,7 +66,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> _OnnxPredictor:
     return _OnnxPredictor(session, _output(session, classified=classified), signature, min([BLOCK_ROWS, *fixed]))
 
 
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     data = Path(reference).read_bytes()
     session = _session(data)
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -74,7 +76,7 @@ def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: A
         "precision": "float64" if all(tensor.type != "tensor(float)" for tensor in inputs) else "float32",
     }
     classes = _classes(session, inputs, outputs)
-    task = None if classes is None else "binary" if len(classes) == 2 else "multiclass"  # noqa: PLR2004 - two
+    task = None if classes is None else "binary" if len(classes) == BINARY else "multiclass"
     return ForeignModel(data, _columns(inputs, reference), task, classes, details)
 
 
@@ -98,7 +100,7 @@ def _columns(inputs: Sequence[Any], reference: str) -> list[Input] | None:
         msg = f"{reference}: its inputs {listed(unknown)} are not columns of numbers or text."
         raise DataError(msg, hint="export it with one tensor of numbers, or one tensor per column.")
     first = inputs[0]
-    width = first.shape[1] if len(first.shape) == 2 else 1  # noqa: PLR2004 - a table
+    width = first.shape[1] if len(first.shape[1:]) == 1 else 1
     if len(inputs) > 1 or (width == 1 and first.type == _TEXT):
         return [Input(tensor.name, _kind(tensor)) for tensor in inputs]
     return [Input("", _kind(first))] * width if isinstance(width, int) else None
@@ -136,13 +138,8 @@ def _numbers(values: NDArray[np.float64], tensor: Any) -> NDArray[Any]:
 def _output(session: Any, *, classified: bool) -> str:
     """The name of the output that holds the probabilities, or of the first output if there are no classes."""
     outputs = session.get_outputs()
-    if classified:
-        for tensor in outputs:
-            if tensor.type.startswith(_MAPS) or "prob" in tensor.name.lower():
-                return tensor.name
-        if len(outputs) > 1:
-            return outputs[1].name
-    return outputs[0].name
+    likely = [tensor for tensor in outputs if tensor.type.startswith(_MAPS) or "prob" in tensor.name.lower()]
+    return [*likely, *outputs[1:], *outputs][0].name if classified else outputs[0].name
 
 
 def _classes(session: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> list[ClassLabel] | None:
@@ -153,9 +150,8 @@ def _classes(session: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> lis
     row: dict[str, NDArray[Any]] = {}
     for tensor in inputs:
         shape = [size if isinstance(size, int) else 1 for size in tensor.shape]
-        row[tensor.name] = (
-            np.full(shape, "", object) if tensor.type == _TEXT else np.zeros(shape, _NUMBERS[tensor.type])
-        )
+        blank, dtype = ("", object) if tensor.type == _TEXT else (0, _NUMBERS[tensor.type])
+        row[tensor.name] = np.full(shape, blank, dtype)
     (probabilities,) = session.run(maps[:1], row)
     return sorted(probabilities[0])
 
@@ -163,7 +159,7 @@ def _classes(session: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> lis
 FLAVOUR = Flavour(
     name="onnx",
     libraries=("onnxruntime", "numpy"),
-    save=_save,
+    save=lambda model: {MODEL_FILE: model},
     load=_load,
     read=_read,
     details={"evaluated": "by ONNX Runtime on the CPU"},

@@ -8,39 +8,18 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from pathlib import Path
-from threading import Lock
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.functions import import_function, source_code
-from batch_platform.models.flavours.flavour import Flavour
-from batch_platform.models.flavours.outputs import as_scores
-from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import ForeignModel, Signature, decoded
+from batch_platform.models.contract import ForeignModel, Signature, decoded
+from batch_platform.models.flavours.flavour import Flavour, PredictorInTurns
 
 MODEL_FILE = "reference.json"
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-
-
-@dataclass(frozen=True)
-class _PythonPredictor:
-    """An instance of the class. It need not be thread-safe: calls take turns."""
-
-    model: Any
-    signature: Signature
-    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
-
-    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        rows = decoded(matrix, self.signature.contract)
-        with self._lock, one_thread():
-            raw = self.model.predict(rows)
-        return as_scores(raw, len(matrix), self.signature)
 
 
 @dataclass(frozen=True)
@@ -52,18 +31,17 @@ class Reference:
     source_sha256: str
 
 
-def _save(model: Reference, folder: Path) -> list[str]:
-    text = json.dumps(vars(model), indent=2, sort_keys=True, allow_nan=False)
-    (folder / MODEL_FILE).write_text(text, encoding="utf-8")
-    return [MODEL_FILE]
+def _save(model: Reference) -> dict[str, bytes]:
+    return {MODEL_FILE: json.dumps(vars(model), indent=2, sort_keys=True, allow_nan=False).encode()}
 
 
-def _load(files: Mapping[str, bytes], signature: Signature) -> _PythonPredictor:
+def _load(files: Mapping[str, bytes], signature: Signature) -> PredictorInTurns:
     reference = Reference(**json.loads(files[MODEL_FILE]))
     if _source_sha256(reference.path) != reference.source_sha256:
         msg = f"The source of {reference.path} has changed since it was imported; it is not used."
         raise IntegrityError(msg, hint="materialize the model asset to import the new source, or undo the change.")
-    return _PythonPredictor(_built(reference.path, reference.params), signature)
+    table = partial(decoded, contract=signature.contract)
+    return PredictorInTurns(_built(reference.path, reference.params), table, signature)
 
 
 def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:

@@ -2,10 +2,13 @@
 
 The list of types that skops may construct is fixed here; a file cannot extend it. An estimator that holds other types is saved with
 pickle where the declaration allows it. Whoever opens a bundle checks that permission, not this module.
+
+A scikit-learn pipeline that ends in a booster or a network becomes two files, each in its library's own format: the preprocessing is
+saved here and applied before the model.
 """
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,13 +20,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, TrainingRefusedError, listed
-from batch_platform.models.contract import Contract
-from batch_platform.models.flavours.flavour import Flavour, Training
+from batch_platform.models.contract import BINARY, Contract, ForeignModel, Input, Predictor, Signature, Task, decoded
+from batch_platform.models.flavours.flavour import Flavour, Transform
 from batch_platform.models.forest.ensembles import Parts
 from batch_platform.models.forest.estimators import read_estimator
-from batch_platform.models.signature import ForeignModel, Input, Predictor, Signature, Task, decoded
 
-MODEL_FILE, PICKLE_FILE = "model.skops", "model.pkl"
+MODEL_FILE, PICKLE_FILE, STEPS_FILE = "model.skops", "model.pkl", "preprocessing.skops"
 BLOCK_ROWS = 16_384  # rows that pass through preprocessing at a time, so that each step's result stays in the cache
 PICKLE_ENDINGS = (".pkl", ".pickle", ".joblib")
 TRUSTED_TYPES = (
@@ -57,11 +59,7 @@ class SklearnPredictor:
         return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in starts])
 
     def parts(self) -> Parts:
-        """Return preprocessing and trees.
-
-        Raises:
-            NotCompilableError: The estimator is not a known tree ensemble.
-        """
+        """Return preprocessing and trees; raises NotCompilableError if the estimator is not a known tree ensemble."""
         steps: list[Any] = [self.estimator]
         if _is_pipeline(self.estimator):
             steps = [step for _, step in self.estimator.steps]
@@ -105,10 +103,8 @@ class Pickled:
     data: bytes
 
 
-def _save(model: object, folder: Path) -> list[str]:
-    name, data = (PICKLE_FILE, model.data) if isinstance(model, Pickled) else (MODEL_FILE, saved(model))
-    (folder / name).write_bytes(data)
-    return [name]
+def _save(model: object) -> dict[str, bytes]:
+    return {PICKLE_FILE: model.data} if isinstance(model, Pickled) else {MODEL_FILE: saved(model)}
 
 
 def _load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
@@ -119,7 +115,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> Predictor:
     return SklearnPredictor(_without_copies(estimator), signature.task)
 
 
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     data = Path(reference).read_bytes()
     if not reference.lower().endswith(PICKLE_ENDINGS):
         estimator = loads(data, Path(reference).name)
@@ -138,16 +134,18 @@ def pickled_if_needed(estimator: object) -> object:
     """Return what to save where pickle is allowed: the estimator, or its pickle if it holds types that are not trusted."""
     if isinstance(estimator, Pickled):
         return estimator
-    return Pickled(pickle.dumps(estimator)) if _untrusted_types(_dumps(estimator)) else estimator
+    try:
+        saved(estimator)
+    except TrainingRefusedError:
+        return Pickled(pickle.dumps(estimator))
+    return estimator
 
 
 def saved(model: object) -> bytes:
-    """Save an estimator or a transformer with skops.
+    """Save an estimator or a transformer with skops; raises TrainingRefusedError if loading would not trust a type in it."""
+    from skops import io
 
-    Raises:
-        TrainingRefusedError: It holds a type that would not be trusted on loading.
-    """
-    data = _dumps(model)
+    data = io.dumps(model)
     if untrusted := _untrusted_types(data):
         msg = f"The estimator holds types that are not trusted when a bundle is loaded: {listed(untrusted)}."
         hint = "use scikit-learn's own estimators and transformers, or declare model.allow_pickle: true if you trust everyone who can write to the home."
@@ -155,17 +153,32 @@ def saved(model: object) -> bytes:
     return data
 
 
-def loads(data: bytes, name: str) -> Any:
-    """Load an estimator or a transformer that skops saved.
+def last_of(model: Any) -> Any:
+    """The last step of a pipeline; a model without preprocessing as it is."""
+    return model.steps[-1][1] if hasattr(model, "named_steps") else model
 
-    Raises:
-        IntegrityError: The data were not written by skops, or ask for a type that is not trusted.
-    """
+
+def saved_steps(model: Any) -> dict[str, bytes]:
+    """The file of the preprocessing in front of a model of another library; none if there is no preprocessing."""
+    return {STEPS_FILE: saved(model[:-1])} if hasattr(model, "named_steps") and len(model.steps) > 1 else {}
+
+
+def load_steps(files: Mapping[str, bytes]) -> Transform | None:
+    """Load the preprocessing of a model of another library; None if there is none."""
+    return loads(files[STEPS_FILE], STEPS_FILE).transform if STEPS_FILE in files else None
+
+
+def loads(data: bytes, name: str) -> Any:
+    """Load what skops saved; raises IntegrityError for other data and for a type that is not trusted."""
     from skops import io
 
     try:
         with ZipFile(BytesIO(data)) as archive:
-            _require_plain(name, archive.namelist())
+            entries = archive.namelist()
+        # skops unpacks nothing, but a file that it wrote has no entries with a path.
+        if outside := [entry for entry in entries if "/" in entry or "\\" in entry or entry in (".", "..")]:
+            msg = f"{name} holds entries that lead outside: {listed(outside)}; it is not loaded."
+            raise IntegrityError(msg, hint=_TRAIN_AGAIN)
         untrusted = _untrusted_types(data)
     except (BadZipFile, KeyError) as error:
         msg = f"{name} was not written by skops; it is not loaded."
@@ -194,7 +207,7 @@ def _described(reference: str, estimator: Any, model: object) -> ForeignModel:
     task: Task | None = next((task for task, is_task in tests.items() if is_task(estimator)), None)
     classes = estimator.classes_.tolist() if is_classifier(estimator) else None
     if classes is not None:
-        task = "binary" if len(classes) == 2 else "multiclass"  # noqa: PLR2004 - two classes are binary
+        task = "binary" if len(classes) == BINARY else "multiclass"
     return ForeignModel(model, inputs, task, classes, {"class": type(estimator).__name__})
 
 
@@ -215,23 +228,10 @@ def _without_copies(estimator: Any) -> Any:
     return estimator
 
 
-def _dumps(model: object) -> bytes:
-    from skops import io
-
-    return io.dumps(model)
-
-
 def _untrusted_types(data: bytes) -> list[str]:
     from skops import io
 
     return sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
-
-
-def _require_plain(file: str, names: Sequence[str]) -> None:
-    """Refuse entries with a path. skops unpacks nothing, but a file that it wrote has no such entry."""
-    if outside := [name for name in names if "/" in name or "\\" in name or name in (".", "..")]:
-        msg = f"{file} holds entries that lead outside: {listed(outside)}; it is not loaded."
-        raise IntegrityError(msg, hint=_TRAIN_AGAIN)
 
 
 FLAVOUR = Flavour(
@@ -244,9 +244,7 @@ FLAVOUR = Flavour(
     runs_code=lambda reference: reference.lower().endswith(PICKLE_ENDINGS),
     pickle_files=(PICKLE_FILE,),
     pickled=pickled_if_needed,
-    training=Training(
-        package="sklearn",
-        # Estimators of scikit-learn come back from disk exactly as they are.
-        predictor=lambda estimator, signature: SklearnPredictor(estimator, signature.task),
-    ),
+    package="sklearn",
+    # Estimators of scikit-learn come back from disk exactly as they are.
+    predictor=lambda estimator, signature: SklearnPredictor(estimator, signature.task),
 )

@@ -14,24 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.models.contract import Contract
-from batch_platform.models.flavours.boosted import BoosterPredictor
-from batch_platform.models.flavours.flavour import Flavour, Training, needed
-from batch_platform.models.flavours.steps import last_of, load_steps, save_steps
+from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, needed
+from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_xgboost
-from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError
-from batch_platform.models.signature import ForeignModel, Input, Signature, Task
+from batch_platform.models.forest.ensembles import Ensemble, require
 
 MODEL_FILE = "model.ubj"
 _TASKS: dict[str, Task] = {"binary:logistic": "binary", "multi:softprob": "multiclass"}
 _NUMBERS = ("reg:", "count:", "survival:")
 
 
-def _save(model: Any, folder: Path) -> list[str]:
+def _save(model: Any) -> dict[str, bytes]:
     last = last_of(model)
     booster = last.get_booster() if hasattr(last, "get_booster") else last
-    (folder / MODEL_FILE).write_bytes(booster.save_raw(raw_format="ubj"))
-    return [MODEL_FILE, *save_steps(model, folder)]
+    return {MODEL_FILE: bytes(booster.save_raw(raw_format="ubj")), **saved_steps(model)}
 
 
 def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
@@ -42,7 +39,7 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
     return BoosterPredictor(run, partial(_trees, booster, rounds), load_steps(files), signature)
 
 
-def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: ARG001 - a file has no parameters
+def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     booster = _booster(Path(reference).read_bytes())
     learner = json.loads(booster.save_config())["learner"]
     objective = learner["objective"]["name"]
@@ -55,7 +52,7 @@ def _read(reference: str, params: Mapping[str, Any]) -> ForeignModel:  # noqa: A
     return ForeignModel(booster, _inputs(booster), task, classes, {"objective": objective})
 
 
-def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract) -> None:  # noqa: ARG001 - the columns are set already
+def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract) -> None:
     """Fit an estimator; XGBoost takes classes only by their position."""
     from sklearn.base import is_classifier
 
@@ -72,9 +69,8 @@ def _accept_codes(estimator: Any, contract: Contract) -> None:
 
 def _trees(booster: Any, rounds: int, categories: Mapping[int, int]) -> Ensemble:
     description = json.loads(booster.save_raw(raw_format="json"))
-    if (kind := description["learner"]["gradient_booster"]["name"]) != "gbtree":
-        msg = f"the booster {kind} is more than a sum of trees"
-        raise NotCompilableError(msg)
+    kind = description["learner"]["gradient_booster"]["name"]
+    require(kind == "gbtree", f"the booster {kind} is more than a sum of trees")
     link = _Link(_stump(description))
     return read_xgboost(description["learner"], rounds=rounds, categories=categories, start=link.start(), finish=link)
 
@@ -108,22 +104,13 @@ def _stump(described: dict[str, Any]) -> Any:
     return _booster(json.dumps(described | {"learner": changed}).encode())
 
 
-_LEAF = {
-    "base_weights": [0.0],
-    "categories": [],
-    "categories_nodes": [],
-    "categories_segments": [],
-    "categories_sizes": [],
-    "default_left": [0],
+_LEAF = {  # a tree of one leaf of value 0
+    **{name: [0.0] for name in ("base_weights", "loss_changes", "split_conditions", "sum_hessian")},
+    **{name: [0] for name in ("default_left", "split_indices", "split_type")},
+    **{name: [-1] for name in ("left_children", "right_children")},
+    **{name: [] for name in ("categories", "categories_nodes", "categories_segments", "categories_sizes")},
     "id": 0,
-    "left_children": [-1],
-    "loss_changes": [0.0],
     "parents": [2147483647],
-    "right_children": [-1],
-    "split_conditions": [0.0],
-    "split_indices": [0],
-    "split_type": [0],
-    "sum_hessian": [0.0],
     "tree_param": {"num_deleted": "0", "num_feature": "1", "num_nodes": "1", "size_leaf_vector": "1"},
 }
 
@@ -162,5 +149,7 @@ FLAVOUR = Flavour(
     read=_read,
     details={"precision": "float32"},
     endings=(".ubj", ".json", ".xgb"),
-    training=Training(package="xgboost", fit=_fit, accept_codes=_accept_codes),
+    package="xgboost",
+    fit=_fit,
+    accept_codes=_accept_codes,
 )

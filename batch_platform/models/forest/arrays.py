@@ -13,32 +13,12 @@ from numba import typeof
 from numba.core.errors import NumbaError
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree
-from batch_platform.models.forest.kernels import (
-    CATEGORIES,
-    COLUMN_BITS,
-    CUT_SHIFT,
-    FAN,
-    INFINITY_REFUSED,
-    LEFT_BITS,
-    MATRIX,
-    NAN_REFUSED,
-    OUT,
-    SET_SHIFT,
-    UNKNOWN_REFUSED,
-    Descent,
-    Encoding,
-    Kernel,
-    Masks,
-    descent,
-    descent_with_sets,
-    leaf_masks_32,
-    leaf_masks_64,
-    make_ready,
-)
+from batch_platform.models.forest import kernels
+from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree, require
+from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
 
-MOST_LEAVES = 64  # of a tree with leaf masks
-LAST_CUT = (1 << (64 - CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
+MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}  # by bits of a mask: one for each leaf of a tree
+LAST_CUT = (1 << (64 - kernels.CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
 MISSING_RANK = {"leaf masks": 0xFFFF, "descent": LAST_CUT}
 Layout = Literal["leaf masks", "descent"]
 
@@ -55,11 +35,10 @@ class Flat:
     def prepare(self) -> None:
         """Compile the kernel, or load what another process compiled; safe to call from several threads at once.
 
-        Raises:
-            NotCompilableError: The compiler fails.
+        Raises NotCompilableError if the compiler fails.
         """
         try:
-            make_ready(self.kernel, MATRIX, typeof(self.encoding), typeof(self.trees), OUT)
+            kernels.make_ready(self.kernel, kernels.MATRIX, typeof(self.encoding), typeof(self.trees), kernels.OUT)
         except NumbaError as error:
             msg = f"the compiler fails: {' '.join(str(error).split())}"
             raise NotCompilableError(msg) from error
@@ -67,44 +46,36 @@ class Flat:
     def add(self, matrix: NDArray[np.float64], sums: NDArray[np.float64]) -> bool:
         """Add all trees to the sums [rows, outputs] of a matrix [rows, features] of any memory layout.
 
-        Returns:
-            Whether the estimator accepts every row; if it refuses one, the sums are unusable.
+        Returns whether the estimator accepts every row; if it refuses a row, the sums are unusable.
         """
         return bool(self.kernel(matrix, self.encoding, self.trees, sums))
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What trees test in each column of the matrix.
+class _Tested:
+    """What trees test in each column of the matrix."""
 
-    Args:
-        cuts: For each column its distinct thresholds, or the known values of a categorical column; sorted.
-        column: The column of ranks, by column of the matrix and by whether a missing value goes right; below zero if no tree
-            tests it. [features, 2]
-    """
-
+    # By column: its distinct thresholds, or the known values of a categorical column; sorted.
     cuts: list[NDArray[np.float64]]
+    # The column of ranks, by column of the matrix and by whether a missing value goes right, [features, 2]; below zero if no
+    # tree tests it.
     column: NDArray[np.int64]
 
 
 def flatten(ensemble: Ensemble) -> Flat:
-    """Lay an ensemble out.
-
-    Raises:
-        NotCompilableError: It is too large for the layout.
-    """
+    """Lay an ensemble out; raises NotCompilableError if it is too large for the layout."""
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
-    asked = _asked(ensemble)
-    if leaves <= MOST_LEAVES and max(map(len, asked.cuts), default=0) < MISSING_RANK["leaf masks"]:
-        bits, kernel = (32, leaf_masks_32) if leaves <= 32 else (64, leaf_masks_64)  # noqa: PLR2004 - bits of a mask
-        masks = _masks(ensemble, asked, np.dtype(f"uint{bits}"))
-        return Flat(f"leaf masks of {bits} bits", _encoding(ensemble, asked, "leaf masks"), masks, kernel)
+    tested = _tested(ensemble)
+    bits = next((bits for bits in MASK_KERNELS if leaves <= bits), None)
+    if bits and max(map(len, tested.cuts), default=0) < MISSING_RANK["leaf masks"]:
+        masks = _masks(ensemble, tested, np.dtype(f"uint{bits}"))
+        return Flat(f"leaf masks of {bits} bits", _encoding(ensemble, tested, "leaf masks"), masks, MASK_KERNELS[bits])
     sets = bool(ensemble.categories)
-    name, kernel = ("descent with sets", descent_with_sets) if sets else ("descent", descent)
-    return Flat(name, _encoding(ensemble, asked, "descent"), _descent(ensemble, asked), kernel)
+    name, kernel = ("descent with sets", kernels.descent_with_sets) if sets else ("descent", kernels.descent)
+    return Flat(name, _encoding(ensemble, tested, "descent"), _descent(ensemble, tested), kernel)
 
 
-def _asked(ensemble: Ensemble) -> _Asked:
+def _tested(ensemble: Ensemble) -> _Tested:
     inner = [tree.left >= 0 for tree in ensemble.trees]
     feature = _joined((tree.feature[at] for tree, at in zip(ensemble.trees, inner, strict=True)), np.int64)
     threshold = _joined((tree.threshold[at] for tree, at in zip(ensemble.trees, inner, strict=True)), np.float64)
@@ -115,23 +86,24 @@ def _asked(ensemble: Ensemble) -> _Asked:
     column = np.full((ensemble.features, 2), -1)
     width = 0
     for at in range(ensemble.features):
-        mine = order[bounds[at] : bounds[at + 1]]
+        nodes = order[bounds[at] : bounds[at + 1]]
         categorical = at in ensemble.categories
-        cuts.append(ensemble.categories[at] if categorical else np.unique(threshold[mine]))
+        cuts.append(ensemble.categories[at] if categorical else np.unique(threshold[nodes]))
         for way in (0, 1):
-            if len(mine) and (way == 1 if categorical else (right[mine] == way).any()):
+            if len(nodes) and (way == 1 if categorical else (right[nodes] == way).any()):
                 column[at, way] = width
                 width += 1
-    return _Asked(cuts, column)
+    return _Tested(cuts, column)
 
 
-def _encoding(ensemble: Ensemble, asked: _Asked, layout: Layout) -> Encoding:
+def _encoding(ensemble: Ensemble, tested: _Tested, layout: Layout) -> Encoding:
     flags = np.zeros(ensemble.features, np.uint8)
-    flags[:] |= np.uint8(NAN_REFUSED if ensemble.nan_refused else 0)
-    flags[ensemble.infinity_refused] |= np.uint8(INFINITY_REFUSED)
-    flags[list(ensemble.categories)] |= np.uint8(CATEGORIES | (UNKNOWN_REFUSED if ensemble.unknown_refused else 0))
+    flags[:] |= np.uint8(kernels.NAN_REFUSED if ensemble.nan_refused else 0)
+    flags[ensemble.infinity_refused] |= np.uint8(kernels.INFINITY_REFUSED)
+    unknown = kernels.UNKNOWN_REFUSED if ensemble.unknown_refused else 0
+    flags[list(ensemble.categories)] |= np.uint8(kernels.CATEGORIES | unknown)
     searches = [
-        _search(cuts) if (columns >= 0).any() else [] for cuts, columns in zip(asked.cuts, asked.column, strict=True)
+        _search(cuts) if (columns >= 0).any() else [] for cuts, columns in zip(tested.cuts, tested.column, strict=True)
     ]
     start = np.zeros((ensemble.features, max(1, *map(len, searches))), np.int64)
     place = 0
@@ -146,11 +118,11 @@ def _encoding(ensemble: Ensemble, asked: _Asked, layout: Layout) -> Encoding:
         kind=flags,
         levels=np.array([len(levels) for levels in searches], np.int64),
         level_start=start,
-        columns=asked.column,
+        columns=tested.column,
         cuts=_joined((cuts for levels in searches for cuts in levels), np.float64),
         missing=missing,
         single=ensemble.single,
-        width=int(asked.column.max(initial=-1)) + 1,
+        width=int(tested.column.max(initial=-1)) + 1,
     )
 
 
@@ -158,16 +130,16 @@ def _search(cuts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """The levels of a search among sorted cuts, the widest last; each node has `FAN` cuts, padded with infinity."""
     levels: list[NDArray[np.float64]] = []
     while True:
-        nodes = len(cuts) // FAN + 1  # the last node has room left for values above all cuts
-        padded = np.full(nodes * FAN, np.inf)
+        nodes = len(cuts) // kernels.FAN + 1  # the last node has room left for values above all cuts
+        padded = np.full(nodes * kernels.FAN, np.inf)
         padded[: len(cuts)] = cuts
         levels.insert(0, padded)
         if nodes == 1:
             return levels
-        cuts = padded[FAN - 1 : -1 : FAN]  # a value above the last cut of a node is in a later node
+        cuts = padded[kernels.FAN - 1 : -1 : kernels.FAN]  # a value above the last cut of a node is in a later node
 
 
-def _masks(ensemble: Ensemble, asked: _Asked, mask: np.dtype[Any]) -> Masks:
+def _masks(ensemble: Ensemble, tested: _Tested, mask: np.dtype[Any]) -> Masks:
     trees = ensemble.trees
     every = (1 << mask.itemsize * 8) - 1
     cut: list[int] = []
@@ -177,16 +149,16 @@ def _masks(ensemble: Ensemble, asked: _Asked, mask: np.dtype[Any]) -> Masks:
     first_node, first_test, values = [0], [0], list[NDArray[np.float64]]()
     for tree in trees:
         leaves, spans = _left_to_right(tree)
-        rank = _ranks(tree, asked)
+        rank = _ranks(tree, tested)
         for node, (first, end) in spans:
             cleared = every ^ ((1 << end) - (1 << first))
             at = tree.feature[node]
             if (left_set := tree.left_set[node]) >= 0:
-                words = _right_words(tree.left_sets[left_set], len(asked.cuts[at]))
-                tests += [(asked.column[at, 1], word, bits, cleared) for word, bits in enumerate(words) if bits]
+                words = _right_words(tree.left_sets[left_set], len(tested.cuts[at]))
+                tests += [(tested.column[at, 1], word, bits, cleared) for word, bits in enumerate(words) if bits]
             else:
                 cut.append(rank[node])
-                column.append(asked.column[at, int(not tree.missing_left[node])])
+                column.append(tested.column[at, int(not tree.missing_left[node])])
                 keep.append(cleared)
         first_node.append(len(cut))
         first_test.append(len(tests))
@@ -227,32 +199,29 @@ def _left_to_right(tree: Tree) -> tuple[list[int], list[tuple[int, tuple[int, in
     return leaves, spans
 
 
-def _descent(ensemble: Ensemble, asked: _Asked) -> Descent:
+def _descent(ensemble: Ensemble, tested: _Tested) -> Descent:
     trees = ensemble.trees
     packed: list[NDArray[np.uint64]] = []
     values: list[NDArray[np.float64]] = []
     sets: list[NDArray[np.uint64]] = []
     depths: list[int] = []
-    if asked.column.max(initial=-1) >= 1 << COLUMN_BITS or max(map(len, asked.cuts)) >= LAST_CUT:
-        msg = "it tests more columns or thresholds than a node has room for"
-        raise NotCompilableError(msg)
+    fits = tested.column.max(initial=-1) < 1 << kernels.COLUMN_BITS and max(map(len, tested.cuts)) < LAST_CUT
+    require(fits, "it tests more columns or thresholds than a node has room for")
     for tree in trees:
         order, left, depth = _level_by_level(tree)
-        if len(order) > 1 << LEFT_BITS:
-            msg = f"a tree of {len(order)} nodes is too large"
-            raise NotCompilableError(msg)
+        require(len(order) <= 1 << kernels.LEFT_BITS, f"a tree of {len(order)} nodes is too large")
         inner, by_set = tree.left[order] >= 0, tree.left_set[order] >= 0
-        cut = np.where(by_set, tree.left_set[order] + len(sets), _ranks(tree, asked)[order])
-        column = asked.column[tree.feature[order], np.where(by_set | ~tree.missing_left[order], 1, 0)]
+        cut = np.where(by_set, tree.left_set[order] + len(sets), _ranks(tree, tested)[order])
+        column = tested.column[tree.feature[order], np.where(by_set | ~tree.missing_left[order], 1, 0)]
         packed.append(
             left.astype(np.uint64)
-            | np.where(inner, column, 0).astype(np.uint64) << np.uint64(LEFT_BITS)
-            | by_set.astype(np.uint64) << np.uint64(SET_SHIFT)
-            | np.where(inner, cut, LAST_CUT).astype(np.uint64) << np.uint64(CUT_SHIFT)
+            | np.where(inner, column, 0).astype(np.uint64) << np.uint64(kernels.LEFT_BITS)
+            | by_set.astype(np.uint64) << np.uint64(kernels.SET_SHIFT)
+            | np.where(inner, cut, LAST_CUT).astype(np.uint64) << np.uint64(kernels.CUT_SHIFT)
         )
         values.append(tree.value[order].ravel())
         known = np.zeros(len(tree.left_sets), np.int64)
-        known[tree.left_set[order][by_set]] = [len(asked.cuts[at]) for at in tree.feature[order][by_set]]
+        known[tree.left_set[order][by_set]] = [len(tested.cuts[at]) for at in tree.feature[order][by_set]]
         sets += [
             np.array(_right_words(left, count), np.uint64)
             for left, count in zip(tree.left_sets, known.tolist(), strict=True)
@@ -290,13 +259,13 @@ def _level_by_level(tree: Tree) -> tuple[NDArray[np.int64], NDArray[np.int64], i
         begun += 2 * len(parents)
 
 
-def _ranks(tree: Tree, asked: _Asked) -> NDArray[np.int64]:
+def _ranks(tree: Tree, tested: _Tested) -> NDArray[np.int64]:
     """The position of each inner node's threshold among those of its column; 0 elsewhere."""
     ranks = np.zeros(len(tree.left), np.int64)
     inner = (tree.left >= 0) & (tree.left_set < 0)
     for at in np.unique(tree.feature[inner]).tolist():
-        mine = inner & (tree.feature == at)
-        ranks[mine] = np.searchsorted(asked.cuts[at], tree.threshold[mine])
+        nodes = inner & (tree.feature == at)
+        ranks[nodes] = np.searchsorted(tested.cuts[at], tree.threshold[nodes])
     return ranks
 
 

@@ -17,8 +17,8 @@ from batch_platform.models.forest.ensembles import (
     Ensemble,
     Finish,
     Link,
-    NotCompilableError,
     Tree,
+    require,
 )
 
 _BY_SET, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2  # bits of LightGBM's decision types
@@ -30,14 +30,9 @@ _TOO_MANY = f"a column has more than {MOST_CATEGORIES} categories"
 
 
 def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
-    """Read a model in LightGBM's text format.
+    """Read a model in LightGBM's text format; raises NotCompilableError for one that is not known here.
 
-    Args:
-        text: The whole file.
-        categories: The number of codes of each categorical column, as far as it is known.
-
-    Raises:
-        NotCompilableError: It has something that is not known here.
+    `categories` holds the number of codes of each categorical column, as far as it is known.
     """
     head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
     header = _fields(head)
@@ -62,23 +57,16 @@ def read_xgboost(
     start: NDArray[np.float32],
     finish: Finish,
 ) -> Ensemble:
-    """Read a model in XGBoost's JSON format.
+    """Read the learner of a model in XGBoost's JSON format; raises NotCompilableError for one that is not known here.
 
-    Args:
-        learner: The learner in the file.
-        rounds: Number of boosting rounds that count, from the first; 0 for all.
-        categories: The number of codes of each categorical column, as far as it is known.
-        start: The initial margins [outputs], which the library derives from the base score.
-        finish: Returns the prediction for the margins.
-
-    Raises:
-        NotCompilableError: It has something that is not known here.
+    Only the first `rounds` of boosting count; 0: all. `start` holds the initial margins [outputs], which the library derives
+    from the base score; `finish` returns the prediction for the margins.
     """
     model = learner["gradient_booster"]["model"]
     count = model["iteration_indptr"][rounds] if rounds else len(model["trees"])
-    some = zip(model["trees"][:count], model["tree_info"][:count], strict=True)
+    outputs = zip(model["trees"][:count], model["tree_info"][:count], strict=True)
     return _ensemble(
-        [_xgboost_tree(tree, output) for tree, output in some],
+        [_xgboost_tree(tree, output) for tree, output in outputs],
         features=int(learner["learner_model_param"]["num_feature"]),
         categories=categories,
         start=start.astype(np.float64),
@@ -97,18 +85,13 @@ def _ensemble(  # noqa: PLR0913 - each is one fact of the ensemble
     single: bool,
 ) -> Ensemble:
     """The ensemble of either library. A code that training cannot have seen is left to the library, which has rules for it."""
-    if not trees:
-        msg = "it has no trees"
-        raise NotCompilableError(msg)
-    asked = [np.unique(tree.feature[tree.left_set >= 0]) for tree in trees]
-    columns = np.unique(np.concatenate(asked)).tolist()
+    require(trees, "it has no trees")
+    by_set = [np.unique(tree.feature[tree.left_set >= 0]) for tree in trees]
+    columns = np.unique(np.concatenate(by_set)).tolist()
     known = {at: np.arange(float(categories.get(at, MOST_CATEGORIES))) for at in columns}
-    if any(len(codes) > MOST_CATEGORIES for codes in known.values()):
-        raise NotCompilableError(_TOO_MANY)
+    require(all(len(codes) <= MOST_CATEGORIES for codes in known.values()), _TOO_MANY)
     by_size = [np.unique(tree.feature[(tree.left >= 0) & (tree.left_set < 0)]) for tree in trees]
-    if np.isin(np.concatenate(by_size), columns).any():
-        msg = "its trees compare categories by size"
-        raise NotCompilableError(msg)
+    require(not np.isin(np.concatenate(by_size), columns).any(), "its trees compare categories by size")
     return Ensemble(
         features=features,
         trees=trees,
@@ -138,17 +121,13 @@ def _lightgbm_link(objective: str, averaged: int) -> Finish:
         return Link("C softmax", averaged)
     if name in _EXPONENTIAL:
         return Link("C exponential", averaged)
-    if name in _SAME and "sqrt" not in rest:
-        return Link("value", averaged)
-    msg = f"what its objective {objective!r} does to a sum is not known here"
-    raise NotCompilableError(msg)
+    require(name in _SAME and "sqrt" not in rest, f"what its objective {objective!r} does to a sum is not known here")
+    return Link("value", averaged)
 
 
 def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
     """Read a tree: inner nodes come first, then leaves, which a parent refers to by the complement of their number."""
-    if tree.get("is_linear", "0") != "0":
-        msg = "its leaves are linear models"
-        raise NotCompilableError(msg)
+    require(tree.get("is_linear", "0") == "0", "its leaves are linear models")
     leaves = int(tree["num_leaves"])
     inner = np.arange(2 * leaves - 1) < leaves - 1
 
@@ -157,9 +136,7 @@ def _lightgbm_tree(tree: Mapping[str, str], output: int) -> Tree:
 
     decision, threshold = numbers("decision_type", np.int64), numbers("threshold", np.float64)
     by_set, missing = decision & _BY_SET != 0, decision >> _MISSING_SHIFT & 3
-    if (missing[inner & ~by_set] == _ZERO_IS_MISSING).any():
-        msg = "it treats zeros as missing values"
-        raise NotCompilableError(msg)
+    require(not (missing[inner & ~by_set] == _ZERO_IS_MISSING).any(), "it treats zeros as missing values")
     children = (numbers(name, np.int64) for name in ("left_child", "right_child"))
     left, right = (np.where(inner, np.where(child < 0, leaves - 1 + ~child, child), -1) for child in children)
     bounds = [int(bound) for bound in tree.get("cat_boundaries", "0").split()]
@@ -187,12 +164,9 @@ def _beside_zero(threshold: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _xgboost_tree(tree: Mapping[str, Any], output: int) -> Tree:
     """Read a tree: a row goes left if its value is below the threshold, or its code is not in the set."""
-    if tree["tree_param"]["size_leaf_vector"] not in ("0", "1"):
-        msg = "its leaves hold a value for each output"
-        raise NotCompilableError(msg)
-    left, right, feature = (
-        np.array(tree[name], np.int64) for name in ("left_children", "right_children", "split_indices")
-    )
+    require(tree["tree_param"]["size_leaf_vector"] in ("0", "1"), "its leaves hold a value for each output")
+    names = ("left_children", "right_children", "split_indices")
+    left, right, feature = (np.array(tree[name], np.int64) for name in names)
     condition, missing_left = np.array(tree["split_conditions"], np.float32), np.array(tree["default_left"]) != 0
     left_set = np.full(len(left), -1)
     sets: list[NDArray[np.bool_]] = []
@@ -222,8 +196,7 @@ def _bits(words: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 def _members(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of all codes are in a set [256]; missing values, at the last position, are in none."""
-    if len(codes) and codes.max() >= MOST_CATEGORIES:
-        raise NotCompilableError(_TOO_MANY)
+    require(codes.max(initial=0) < MOST_CATEGORIES, _TOO_MANY)
     inside = np.zeros(MOST_CATEGORIES + 1, np.bool_)
     inside[codes] = True
     return inside

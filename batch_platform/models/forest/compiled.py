@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.forest.ensembles import Ensemble, NotCompilableError, Parts
-from batch_platform.models.forest.trees_file import read_trees, trees_file
+from batch_platform.models.contract import Predictor
+from batch_platform.models.forest.ensembles import (
+    Ensemble,
+    NotCompilableError,
+    Parts,
+    read_trees,
+    require,
+    trees_file,
+)
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.signature import Predictor
 
 if TYPE_CHECKING:  # it imports numba
     from batch_platform.models.forest.arrays import Flat
@@ -31,6 +37,7 @@ WORTH_COMPILING = 20_000_000
 MAX_HELD_OUT = 20_000  # rows used for a proof, evenly spaced
 GENERATED_ROWS = 512
 MAX_THRESHOLDS = 64  # per column, that generated rows hit
+ODD_SHARE = 0.2  # of the values in matrices with missing or infinite values: some in most rows, not all
 _ORDINARY = np.array([0.0, -0.0, 1.0, -1.0, 0.5, 255.0, 256.0, 1e-40, -1e30, 1e30])
 
 
@@ -39,11 +46,7 @@ class CompilablePredictor(Predictor, Protocol):
     """A predictor of the model's own library that can describe what it computes."""
 
     def parts(self) -> Parts:
-        """Describe it.
-
-        Raises:
-            NotCompilableError: It is not a known tree ensemble.
-        """
+        """Describe it; raises NotCompilableError if it is not a known tree ensemble."""
         ...
 
 
@@ -66,36 +69,24 @@ class CompiledPredictor:
         inputs: Any = matrix.copy(order="F") if steps else matrix
         for step in steps:
             inputs = step(inputs)
-        if not self._is_plain(inputs):
-            return None
+        numbers = isinstance(inputs, np.ndarray) and inputs.dtype == np.float64
+        if not numbers or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
+            return None  # a single row too: `SklearnPredictor` says why
         try:
             sums = ensemble.start(inputs)
         except ValueError:  # the library raises its own error for it
             return None
         return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
 
-    def _is_plain(self, inputs: Any) -> bool:
-        """Whether the kernels can read it. A single row goes the native way; see `SklearnPredictor`."""
-        if not isinstance(inputs, np.ndarray) or inputs.dtype != np.float64 or inputs.ndim != 2:  # noqa: PLR2004 - a matrix
-            return False
-        return len(inputs) > 1 and inputs.shape[1] == self.parts.ensemble.features
-
 
 @dataclass(frozen=True)
 class Compilation:
-    """What a manifest states about the compiled form of a model.
+    """What a manifest states about the compiled form of a model."""
 
-    Args:
-        kernel: The kernel that evaluates its trees; None if its library does.
-        trees: The number of trees.
-        rows: The number of rows on which both gave the same bits.
-        reason: Why its library evaluates it; None if a kernel does.
-    """
-
-    kernel: str | None
+    kernel: str | None  # evaluates its trees; None if its library does
     trees: int
-    rows: int
-    reason: str | None
+    rows: int  # on which both forms gave the same bits
+    reason: str | None  # why its library evaluates it; None if a kernel does
 
 
 @dataclass(frozen=True)
@@ -110,11 +101,7 @@ NOT_TREES = Proof(Compilation(kernel=None, trees=0, rows=0, reason="only its lib
 
 
 def compile_predictor(native: CompilablePredictor) -> CompiledPredictor:
-    """Compile a fitted model, or load what was compiled before.
-
-    Raises:
-        NotCompilableError: The model stays with its library's own code.
-    """
+    """Compile a fitted model, or load what was compiled before; raises NotCompilableError if the library has to evaluate it."""
     return _compiled(native.parts(), native)
 
 
@@ -129,40 +116,36 @@ def _compiled(parts: Parts, native: Predictor) -> CompiledPredictor:
 def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
     """The compiled form of a model, after comparing it with the native one on generated rows on this machine.
 
-    Raises:
-        NotCompilableError: They differ, or the model cannot be compiled.
+    Raises NotCompilableError if they differ, or the model cannot be compiled.
     """
     predictor = compile_predictor(native)
     for matrix in generated_rows(predictor.parts):
-        if not same_outcome(native, predictor, matrix):
-            raise NotCompilableError(_differs(len(matrix)))
+        require(same_outcome(native, predictor, matrix), _differs(len(matrix)))
     return predictor
 
 
 def proven_from_file(file: bytes, native: Predictor) -> CompiledPredictor:
     """The compiled form of stored trees, after comparing it on generated rows with what the library answered in training.
 
-    Raises:
-        NotCompilableError: They differ, or the trees cannot be compiled.
+    Raises NotCompilableError if they differ, or the trees cannot be compiled.
     """
     stored = read_trees(file)
     predictor = _compiled(stored.parts, native)
     for matrix, digest in zip(generated_rows(stored.parts), stored.digests, strict=True):
         with np.errstate(all="ignore"):
             scores = predictor.evaluated(matrix)
-        if scores is not None and _digest(scores) != digest:
-            raise NotCompilableError(_differs(len(matrix)))
+        require(scores is None or _digest(_bits(scores)) == digest, _differs(len(matrix)))
     return predictor
 
 
-def prove(native: CompilablePredictor, held_out: NDArray[np.float64]) -> Proof:
+def prove(native: Predictor, held_out: NDArray[np.float64]) -> Proof:
     """Compare the compiled form of a fitted model with the native one, bit for bit.
 
-    Args:
-        native: The fitted model.
-        held_out: Rows that it was not fitted on [rows, columns]. Generated ones are added: missing values, unseen categories,
-            infinities, values at thresholds.
+    Compares on rows that the model was not fitted on [rows, columns], and on generated ones: missing values, unseen
+    categories, infinities, values at thresholds.
     """
+    if not isinstance(native, CompilablePredictor):
+        return NOT_TREES
     try:
         predictor = compile_predictor(native)
     except NotCompilableError as error:
@@ -172,9 +155,8 @@ def prove(native: CompilablePredictor, held_out: NDArray[np.float64]) -> Proof:
     compared, digests = 0, list[str]()
     for matrix in (spaced, *generated_rows(predictor.parts)):
         with _quiet():
-            outcome = _outcome(native, matrix)
-            same = _same(outcome, _outcome(predictor, matrix))
-        if not same:
+            outcome, compiled = _outcome(native, matrix), _outcome(predictor, matrix)
+        if outcome != compiled:
             return Proof(Compilation(kernel=None, trees=trees, rows=compared, reason=_differs(len(matrix))))
         compared += len(matrix)
         digests.append(_digest(outcome))
@@ -186,10 +168,10 @@ def _differs(rows: int) -> str:
     return f"the compiled form differs from the library's own result on some of {rows} rows"
 
 
-def same_outcome(first: Any, second: Any, matrix: NDArray[np.float64]) -> bool:
+def same_outcome(first: Predictor, second: Predictor, matrix: NDArray[np.float64]) -> bool:
     """Whether two predictors return the same bits, or raise the same error."""
     with _quiet():
-        return _same(_outcome(first, matrix), _outcome(second, matrix))
+        return _outcome(first, matrix) == _outcome(second, matrix)
 
 
 @contextmanager
@@ -198,24 +180,21 @@ def _quiet() -> Generator[None]:
         yield
 
 
-def _outcome(predictor: Any, matrix: NDArray[np.float64]) -> NDArray[Any] | str:
+def _outcome(predictor: Predictor, matrix: NDArray[np.float64]) -> bytes | str:
+    """The type, shape and bits of a prediction, or the message of an error."""
     try:
-        return predictor.predict(matrix)
+        return _bits(predictor.predict(matrix))
     except ValueError as error:
         return str(error)
 
 
-def _same(first: NDArray[Any] | str, second: NDArray[Any] | str) -> bool:
-    if isinstance(first, str) or isinstance(second, str):
-        return isinstance(first, str) and isinstance(second, str) and first == second
-    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+def _bits(scores: NDArray[Any]) -> bytes:
+    return f"{scores.dtype.str} {scores.shape} ".encode() + scores.tobytes()
 
 
-def _digest(outcome: NDArray[Any] | str) -> str:
-    """A hash of the bits of a prediction; `refused` for an error."""
-    if isinstance(outcome, str):
-        return "refused"
-    return hashlib.sha256(f"{outcome.dtype.str} {outcome.shape} ".encode() + outcome.tobytes()).hexdigest()
+def _digest(outcome: bytes | str) -> str:
+    """A hash of an outcome; `refused` for an error."""
+    return "refused" if isinstance(outcome, str) else hashlib.sha256(outcome).hexdigest()
 
 
 def generated_rows(parts: Parts, seed: int = 0) -> Iterator[NDArray[np.float64]]:
@@ -231,22 +210,22 @@ def generated_rows(parts: Parts, seed: int = 0) -> Iterator[NDArray[np.float64]]
     yield plain
     for odd in ([np.nan], [1e39, -1e39], [np.inf, -np.inf]):
         few = plain[: GENERATED_ROWS // 4].copy(order="F")
-        at = random.random(few.shape) < 0.2  # noqa: PLR2004 - some in most rows, not all
+        at = random.random(few.shape) < ODD_SHARE
         few[at] = random.choice(odd, int(at.sum()))
         yield few
 
 
 def _pools(ensemble: Ensemble) -> list[NDArray[np.float64]]:
     """The values to try, by column."""
-    asked: list[list[NDArray[np.float64]]] = [[_ORDINARY] for _ in range(ensemble.features)]
+    tried: list[list[NDArray[np.float64]]] = [[_ORDINARY] for _ in range(ensemble.features)]
     for tree in ensemble.trees:
         inner = (tree.left >= 0) & (tree.left_set < 0) & np.isfinite(tree.threshold)
         for at in np.unique(tree.feature[inner]).tolist():
-            asked[at].append(tree.threshold[inner & (tree.feature == at)])
+            tried[at].append(tree.threshold[inner & (tree.feature == at)])
     for at, known in ensemble.categories.items():
-        asked[at] += [known, known + 0.5, -known - 1.0, known + len(known)]
+        tried[at] += [known, known + 0.5, -known - 1.0, known + len(known)]
     pools: list[NDArray[np.float64]] = []
-    for values in asked:
+    for values in tried:
         cuts = np.unique(np.concatenate(values))
         cuts = cuts[:: len(cuts) // MAX_THRESHOLDS + 1]
         single = cuts.astype(np.float32)

@@ -1,66 +1,66 @@
-"""Tree ensembles of any library as plain trees, with the start and the finish of their sum.
+"""Tree ensembles of any library as plain trees, with the start and the finish of their sum, and the file that stores them.
 
 Libraries differ only in what they do to a value before they compare it, in the order and the precision in which they add trees, and in
 the link after the sum. `estimators` and `boosters` read their models into this form.
+
+As a file of its bundle, the trees of a model can score without the library that grew them. Beside the trees, the file holds digests of
+what the library itself answered for the generated rows of every proof. Some models cannot be stored this way: those with transformers
+in front of the trees, with a start that depends on the row, or with a finish that only the library knows.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import reduce
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 MOST_CATEGORIES = 255  # per column
+TREES_FILE = "trees.npz"
+_BY_NODE = ("feature", "threshold", "left", "right", "missing_left", "left_set", "value")
+_STORED = {"feature": np.int32, "left": np.int32, "right": np.int32, "left_set": np.int32}
+_FLAGS = ("single", "single_sums", "nan_refused", "unknown_refused")
 
 
 class NotCompilableError(Exception):
     """The reason why a model stays with its library's own code."""
 
 
+def require(condition: object, reason: str) -> None:
+    """Leave a model to its library, for a reason, unless a condition holds; raises NotCompilableError."""
+    if not condition:
+        raise NotCompilableError(reason)
+
+
 @dataclass(frozen=True)
 class Tree:
-    """One tree, node by node, the root first.
+    """One tree, node by node, the root first."""
 
-    Args:
-        feature: The column of the matrix that a node tests.
-        threshold: A row goes left if its value is not above.
-        left: The left child; below zero at a leaf.
-        right: The right child.
-        missing_left: Whether a missing value goes left.
-        value: What a leaf adds to each output of the tree, [nodes, outputs].
-        left_set: The node's row of `left_sets`; below zero if it compares with its threshold.
-        left_sets: The categories that go left, by code, [sets, 256]; the last code stands for missing and unknown.
-        output: The first output that the tree adds to.
-    """
-
-    feature: NDArray[np.int64]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int64]
+    feature: NDArray[np.int64]  # the column of the matrix that a node tests
+    threshold: NDArray[np.float64]  # a row goes left if its value is not above
+    left: NDArray[np.int64]  # the left child; below zero at a leaf
     right: NDArray[np.int64]
-    missing_left: NDArray[np.bool_]
-    value: NDArray[np.float64]
-    left_set: NDArray[np.int64]
-    left_sets: NDArray[np.bool_]
-    output: int = 0
+    missing_left: NDArray[np.bool_]  # whether a missing value goes left
+    value: NDArray[np.float64]  # what a leaf adds to each output of the tree, [nodes, outputs]
+    left_set: NDArray[np.int64]  # the node's row of `left_sets`; below zero if it compares with its threshold
+    left_sets: NDArray[np.bool_]  # the categories that go left, by code, [sets, 256]; the last: missing and unknown
+    output: int = 0  # the first output that the tree adds to
 
 
-Start = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-Finish = Callable[[NDArray[np.float64]], NDArray[Any]]
+Sums = NDArray[np.float64]  # [rows, outputs]
+Start = Callable[[NDArray[np.float64]], Sums]
+Finish = Callable[[Sums], NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A start that is the same for every row.
+    """A start that is the same for every row."""
 
-    Args:
-        row: The initial value of each output, [outputs].
-        by_output: Whether the sums of one output, not those of one row, are contiguous in memory.
-    """
-
-    row: NDArray[np.float64]
-    by_output: bool = False
+    row: NDArray[np.float64]  # the initial value of each output, [outputs]
+    by_output: bool = False  # whether the sums of one output, not those of one row, are contiguous in memory
 
     def __call__(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the initial sums, [rows, outputs]."""
@@ -71,49 +71,30 @@ class Constant:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What a model computes: trees added up in order, on top of a start, then a finish.
+    """What a model computes: trees added up in order, on top of a start, then a finish."""
 
-    Args:
-        features: The number of columns of the matrix.
-        trees: In the order of addition.
-        start: Returns the initial sums of a matrix, [rows, outputs], in the memory order of the library.
-        finish: Returns the prediction for the sums; may use their memory.
-        single: Whether values are rounded to 32 bits before they are compared.
-        single_sums: Whether the sum is rounded to 32 bits after each tree.
-        nan_refused: Whether a matrix that holds a NaN is refused.
-        infinity_refused: The same for infinities, by column; of the rounded values.
-        categories: The known values of a categorical column, sorted; its codes are their positions.
-        unknown_refused: Whether a matrix with another value in such a column is refused; else it counts as missing.
-    """
-
-    features: int
-    trees: Sequence[Tree]
-    start: Start
-    finish: Finish
-    single: bool
-    nan_refused: bool
-    infinity_refused: NDArray[np.bool_]
+    features: int  # number of columns of the matrix
+    trees: Sequence[Tree]  # in the order of addition
+    start: Start  # returns the initial sums of a matrix, [rows, outputs], in the memory order of the library
+    finish: Finish  # returns the prediction for the sums; may use their memory
+    single: bool  # whether values are rounded to 32 bits before they are compared
+    nan_refused: bool  # whether a matrix that holds a NaN is refused
+    infinity_refused: NDArray[np.bool_]  # the same for infinities, by column; of the rounded values
+    # By categorical column: its known values, sorted; their positions are its codes.
     categories: dict[int, NDArray[np.float64]] = field(default_factory=dict[int, NDArray[np.float64]])
-    single_sums: bool = False
-    unknown_refused: bool = False
+    single_sums: bool = False  # whether the sum is rounded to 32 bits after each tree
+    unknown_refused: bool = False  # whether a matrix with another value in such a column is refused; else it is missing
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model does to a matrix.
+    """What a model does to a matrix."""
 
-    Args:
-        steps: Transformers in front of the trees; each may work in place.
-        columns: Number of columns of the matrix.
-        ensemble: The trees.
-    """
-
-    steps: Sequence[Callable[[NDArray[np.float64]], Any]]
-    columns: int
+    steps: Sequence[Callable[[NDArray[np.float64]], Any]]  # transformers in front of the trees; may work in place
+    columns: int  # number of columns of the matrix
     ensemble: Ensemble
 
 
-Sums = NDArray[np.float64]
 LinkName = Literal[
     "value", "values", "probability", "probabilities", "softmax", "C softmax", "exponential", "C exponential"
 ]
@@ -121,18 +102,16 @@ LinkName = Literal[
 
 @dataclass(frozen=True)
 class Link:
-    """A finish that can be written down by name. NumPy and the C library may round exponentials differently: `C` is the latter.
+    """A finish that can be stored by name.
 
-    Args:
-        name: `value` and `values` are the sums, [rows] or [rows, outputs]; `probability` is the logistic function of the sums
-            [rows], and `probabilities` that of both classes [rows, 2]; `softmax` [rows, outputs]; `exponential` [rows].
-        divisor: Of the sums, before anything else: the number of trees if the result is a mean.
-        steepness: Of the logistic function.
+    `value` and `values` are the sums, [rows] or [rows, outputs]; `probability` is the logistic function of the sums [rows], and
+    `probabilities` that of both classes [rows, 2]; `softmax` [rows, outputs]; `exponential` [rows]. NumPy and the C library may
+    round exponentials differently: `C` names the C library's.
     """
 
     name: LinkName
-    divisor: int = 1
-    steepness: float = 1.0
+    divisor: int = 1  # of the sums, before anything else: the number of trees if the result is a mean
+    steepness: float = 1.0  # of the logistic function
 
     def __call__(self, sums: Sums) -> NDArray[Any]:
         """Return the prediction; uses the memory of the sums."""
@@ -178,3 +157,74 @@ _LINKS: dict[str, Callable[[Sums], NDArray[Any]]] = {
     "exponential": lambda sums: np.exp(sums[:, 0]),
     "C exponential": lambda sums: _c_exponentials(sums)[:, 0],
 }
+
+
+@dataclass(frozen=True)
+class StoredTrees:
+    """The content of a file of trees."""
+
+    parts: Parts  # with nothing in front of the trees
+    digests: list[str]  # of what the library answered for each matrix of generated rows, in their order
+
+
+def trees_file(parts: Parts, digests: Sequence[str]) -> bytes:
+    """Return the file of a model's trees; empty if they cannot be stored."""
+    ensemble = parts.ensemble
+    if parts.steps or not isinstance(ensemble.start, Constant) or not isinstance(ensemble.finish, Link):
+        return b""
+    header = {
+        "features": ensemble.features,
+        "by_output": ensemble.start.by_output,
+        "link": asdict(ensemble.finish),
+        "digests": list(digests),
+        **{name: getattr(ensemble, name) for name in _FLAGS},
+    }
+    columns = sorted(ensemble.categories)
+    arrays: dict[str, NDArray[Any]] = {
+        "header": np.frombuffer(json.dumps(header).encode(), np.uint8),
+        "start": ensemble.start.row,
+        "infinity_refused": ensemble.infinity_refused,
+        "category_column": np.array(columns, np.int32),
+        "category_count": np.array([len(ensemble.categories[at]) for at in columns], np.int32),
+        "category": np.concatenate([np.empty(0), *(ensemble.categories[at] for at in columns)]),
+        "nodes": np.array([len(tree.left) for tree in ensemble.trees], np.int32),
+        "sets": np.array([len(tree.left_sets) for tree in ensemble.trees], np.int32),
+        "left_sets": np.packbits(np.concatenate([tree.left_sets for tree in ensemble.trees]), axis=1),
+        "output": np.array([tree.output for tree in ensemble.trees], np.int32),
+    }
+    for name in _BY_NODE:
+        joined = np.concatenate([getattr(tree, name) for tree in ensemble.trees])
+        arrays[name] = joined.astype(_STORED.get(name, joined.dtype))
+    file = BytesIO()
+    np.savez(file, allow_pickle=False, **arrays)
+    return file.getvalue()
+
+
+def read_trees(data: bytes) -> StoredTrees:
+    """Read a file whose hash was checked."""
+    with np.load(BytesIO(data), allow_pickle=False) as file:
+        arrays: dict[str, NDArray[Any]] = {name: file[name] for name in file.files}
+    header = json.loads(arrays["header"].tobytes())
+    counts = np.cumsum(arrays["category_count"])[:-1]
+    columns = arrays["category_column"].tolist()
+    categories = dict(zip(columns, np.split(arrays["category"], counts), strict=True)) if columns else {}
+    ensemble = Ensemble(
+        features=header["features"],
+        trees=list(_trees(arrays)),
+        start=Constant(arrays["start"], header["by_output"]),
+        finish=Link(**header["link"]),
+        infinity_refused=arrays["infinity_refused"],
+        categories=categories,
+        **{name: header[name] for name in _FLAGS},
+    )
+    return StoredTrees(Parts([], ensemble.features, ensemble), header["digests"])
+
+
+def _trees(arrays: dict[str, NDArray[Any]]) -> Iterator[Tree]:
+    wide: dict[str, NDArray[Any]] = arrays | {name: arrays[name].astype(np.int64) for name in _STORED}
+    unpacked = np.unpackbits(arrays["left_sets"], axis=1).astype(np.bool_)
+    node = first_set = 0
+    for nodes, sets, output in zip(*(arrays[name].tolist() for name in ("nodes", "sets", "output")), strict=True):
+        by_node = {name: wide[name][node : node + nodes] for name in _BY_NODE}
+        yield Tree(**by_node, left_sets=unpacked[first_set : first_set + sets], output=output)
+        node, first_set = node + nodes, first_set + sets

@@ -15,26 +15,19 @@ from batch_platform.models.forest.ensembles import (
     Ensemble,
     Finish,
     Link,
-    NotCompilableError,
     Start,
     Tree,
+    require,
 )
 
 
 def read_estimator(estimator: Any) -> Ensemble:
-    """Read a fitted estimator.
-
-    Raises:
-        NotCompilableError: The estimator, or something in it, is not known here.
-    """
-    read = _READERS.get(f"{type(estimator).__module__}.{type(estimator).__qualname__}")
-    if read is None:
-        msg = f"{type(estimator).__name__} is not a tree ensemble that can be compiled"
-        raise NotCompilableError(msg)
-    if getattr(estimator, "n_outputs_", 1) != 1:
-        msg = f"{type(estimator).__name__} predicts {estimator.n_outputs_} columns at once"
-        raise NotCompilableError(msg)
-    return read(estimator)
+    """Read a fitted estimator; raises NotCompilableError if the estimator, or something in it, is not known here."""
+    kind, outputs = type(estimator), getattr(estimator, "n_outputs_", 1)
+    name = f"{kind.__module__}.{kind.__qualname__}".removesuffix("Classifier").removesuffix("Regressor")
+    require(name in _READERS, f"{kind.__name__} is not a tree ensemble that can be compiled")
+    require(outputs == 1, f"{kind.__name__} predicts {outputs} columns at once")
+    return _READERS[name](estimator)
 
 
 def _histogram(estimator: Any) -> Ensemble:
@@ -48,9 +41,7 @@ def _histogram(estimator: Any) -> Ensemble:
         column = np.concatenate([categorical, np.flatnonzero(~mask)])  # trees see the categorical columns first
         encoder = estimator._preprocessor.named_transformers_["encoder"]
         for at, known in zip(categorical.tolist(), encoder.categories_, strict=True):
-            if not np.issubdtype(known.dtype, np.number):
-                msg = "its categories are not numbers"
-                raise NotCompilableError(msg)
+            require(np.issubdtype(known.dtype, np.number), "its categories are not numbers")
             categories[at] = np.asarray(known[~np.isnan(known)], np.float64)
     bitsets, place = estimator._bin_mapper.make_known_categories_bitsets()
     known_sets = _unpacked(bitsets)
@@ -76,12 +67,8 @@ def _histogram(estimator: Any) -> Ensemble:
                 left_sets=sets,
                 output=output,
             )
-            if (
-                not np.isin(tree.feature[by_set], categorical).all()
-                or np.isin(tree.feature[inner & ~by_set], categorical).any()
-            ):
-                msg = "its trees compare categories by size"
-                raise NotCompilableError(msg)
+            categorical_node = np.isin(tree.feature, categorical)
+            require((categorical_node == by_set)[inner].all(), "its trees compare categories by size")
             trees.append(tree)
     return Ensemble(
         features=estimator.n_features_in_,
@@ -98,37 +85,23 @@ def _histogram(estimator: Any) -> Ensemble:
 def _link(estimator: Any) -> Link:
     """The link after the sum of a boosting estimator, which follows from its loss."""
     loss = type(estimator._loss).__name__
-    if (link := _LINKS.get(loss)) is None:
-        msg = f"what the loss {loss} does to a sum is not known here"
-        raise NotCompilableError(msg)
-    return link
+    require(loss in _LINKS, f"what the loss {loss} does to a sum is not known here")
+    return _LINKS[loss]
 
 
 def _averaged(estimator: Any) -> Ensemble:
-    """Forests: the mean of the trees' class shares or values."""
+    """Forests and single trees: the mean of the trees' class shares or values."""
     shares = hasattr(estimator, "predict_proba")
     outputs = estimator.n_classes_ if shares else 1
+    forest = hasattr(estimator, "estimators_")
+    members = estimator.estimators_ if forest else [estimator]
     return _compared_in_single(
         estimator,
-        members=estimator.estimators_,
-        values=[member.tree_.value[:, 0, :outputs] for member in estimator.estimators_],
-        start=Constant(np.zeros(outputs)),
-        finish=Link("values" if shares else "value", divisor=len(estimator.estimators_)),
-        nan_refused=not _takes_nan(estimator.estimators_[0]),
-    )
-
-
-def _alone(estimator: Any) -> Ensemble:
-    """A single tree."""
-    shares = hasattr(estimator, "predict_proba")
-    outputs = estimator.n_classes_ if shares else 1
-    return _compared_in_single(
-        estimator,
-        members=[estimator],
-        values=[estimator.tree_.value[:, 0, :outputs]],
-        start=Constant(np.full(outputs, -0.0)),  # the one number that changes no other by being added
-        finish=Link("values" if shares else "value"),
-        nan_refused=not _takes_nan(estimator),
+        members=members,
+        values=[member.tree_.value[:, 0, :outputs] for member in members],
+        start=Constant(np.full(outputs, 0.0 if forest else -0.0)),  # only adding -0.0 changes no number, not even -0.0
+        finish=Link("values" if shares else "value", divisor=len(members)),
+        nan_refused=not members[0].__sklearn_tags__().input_tags.allow_nan,
     )
 
 
@@ -224,10 +197,6 @@ def _compared_in_single(  # noqa: PLR0913 - each is one fact of the ensemble
     )
 
 
-def _takes_nan(estimator: Any) -> bool:
-    return estimator.__sklearn_tags__().input_tags.allow_nan
-
-
 def _unpacked(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Unpack sets of eight words each to [sets, 256]."""
     bits = np.arange(32, dtype=np.uint32)
@@ -241,21 +210,12 @@ _LINKS = {
     **dict.fromkeys(("HalfPoissonLoss", "HalfGammaLoss"), Link("exponential")),
     **dict.fromkeys(("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"), Link("value")),
 }
-_READERS: dict[str, Callable[[Any], Ensemble]] = {
-    **{
-        f"sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting{kind}": _histogram
-        for kind in ("Classifier", "Regressor")
-    },
-    **{
-        f"sklearn.ensemble._forest.{name}{kind}": _averaged
-        for name in ("RandomForest", "ExtraTrees")
-        for kind in ("Classifier", "Regressor")
-    },
-    **{
-        f"sklearn.tree._classes.{name}{kind}": _alone
-        for name in ("DecisionTree", "ExtraTree")
-        for kind in ("Classifier", "Regressor")
-    },
-    **{f"sklearn.ensemble._gb.GradientBoosting{kind}": _boosted for kind in ("Classifier", "Regressor")},
+_READERS: dict[str, Callable[[Any], Ensemble]] = {  # by class, without Classifier or Regressor
+    "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoosting": _histogram,
+    "sklearn.ensemble._forest.RandomForest": _averaged,
+    "sklearn.ensemble._forest.ExtraTrees": _averaged,
+    "sklearn.tree._classes.DecisionTree": _averaged,
+    "sklearn.tree._classes.ExtraTree": _averaged,
+    "sklearn.ensemble._gb.GradientBoosting": _boosted,
     "sklearn.ensemble._iforest.IsolationForest": _isolating,
 }

@@ -46,9 +46,7 @@ class Encoding(NamedTuple):
     kind: NDArray[np.uint8]
     levels: NDArray[np.int64]  # of the search for a rank; 0 if no tree tests the feature
     level_start: NDArray[np.int64]  # [features, most levels], into `cuts`
-    columns: NDArray[
-        np.int64
-    ]  # [features, 2]: the column where missing ranks lowest, the one where it ranks `missing`; or -1
+    columns: NDArray[np.int64]  # [features, 2]: of ranks; where missing ranks lowest, where it ranks `missing`; or -1
     cuts: NDArray[np.float64]
     missing: NDArray[np.int64]
     single: bool  # whether values are rounded to 32 bits first
@@ -184,7 +182,7 @@ def _store_exits(_, alive, exits):
         name, kind = f"llvm.cttz.v{LANES}i{alive.bits}", ir.FunctionType(before.type, [before.type, ir.IntType(1)])
         count = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
         first = builder.call(count, [before, ir.IntType(1)(1)])
-        if alive.bits > 32:  # noqa: PLR2004 - the width of `exits`
+        if alive.bits > exits.dtype.bitwidth:
             first = builder.trunc(first, _vector(32))
         builder.store(first, _pointer(context, builder, exits, array, ir.IntType(64)(0), _vector(32)), align=4)
         return context.get_dummy_value()
@@ -199,8 +197,8 @@ def _count_below(_, cuts, at, value):
     def generate(context, builder, signature, arguments):
         array, start, scalar = arguments
         vector = ir.VectorType(ir.DoubleType(), FAN)
-        some = builder.load(_pointer(context, builder, cuts, array, start, vector), align=8)
-        below = builder.fcmp_ordered("<", some, _everywhere(builder, scalar, FAN))
+        loaded = builder.load(_pointer(context, builder, cuts, array, start, vector), align=8)
+        below = builder.fcmp_ordered("<", loaded, _everywhere(builder, scalar, FAN))
         return builder.zext(builder.ctpop(builder.bitcast(below, ir.IntType(FAN))), ir.IntType(64))
 
     return types.int64(cuts, types.intp, types.float64), generate
@@ -220,11 +218,11 @@ def _load(matrix, start, rows, column, single, values):
 
 
 @numba.njit(**OPTIONS)
-def _has_unknown(rows, cuts, last, values, found):
+def _has_unknown(rows, cuts, last, values, rank_of):
     unknown = False
     for r in range(rows):
         x = values[np.uintp(r)]
-        unknown |= cuts[np.uintp(last + found[np.uintp(r)])] != x and not np.isnan(x)
+        unknown |= cuts[np.uintp(last + rank_of[np.uintp(r)])] != x and not np.isnan(x)
     return unknown
 
 
@@ -235,10 +233,10 @@ def _round_to_single(total, first, rows):
 
 
 @numba.njit(**OPTIONS)
-def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, column_step):
+def _encode(matrix, start, rows, encoding, values, rank_of, ranks, row_step, column_step):
     """Write the ranks of some rows; False if a row has a value that the estimator refuses.
 
-    `values` and `found` hold one number per row; unsigned indices avoid a test for negative ones.
+    `values` and `rank_of` hold one number per row; unsigned indices avoid a test for negative ones.
     """
     for f in range(encoding.kind.shape[0]):
         kind, levels = encoding.kind[f], encoding.levels[f]
@@ -256,18 +254,18 @@ def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, colum
             rank = _count_below(encoding.cuts, first, x)
             for level in range(1, levels):
                 rank = rank * FAN + _count_below(encoding.cuts, encoding.level_start[f, level] + rank * FAN, x)
-            found[np.uintp(r)] = rank
-        if kind & UNKNOWN_REFUSED and _has_unknown(rows, encoding.cuts, last, values, found):
+            rank_of[np.uintp(r)] = rank
+        if kind & UNKNOWN_REFUSED and _has_unknown(rows, encoding.cuts, last, values, rank_of):
             return False
-        least, other, missing = encoding.columns[f, 0], encoding.columns[f, 1], encoding.missing[f]
-        if least >= 0:
+        low, high, missing = encoding.columns[f, 0], encoding.columns[f, 1], encoding.missing[f]
+        if low >= 0:
             for r in range(rows):
-                ranks[np.uintp(least * column_step + r * row_step)] = found[np.uintp(r)]
-        if other >= 0:
+                ranks[np.uintp(low * column_step + r * row_step)] = rank_of[np.uintp(r)]
+        if high >= 0:
             for r in range(rows):
-                rank, x = found[np.uintp(r)], values[np.uintp(r)]
+                rank, x = rank_of[np.uintp(r)], values[np.uintp(r)]
                 absent = encoding.cuts[np.uintp(last + rank)] != x if kind & CATEGORIES else np.isnan(x)
-                ranks[np.uintp(other * column_step + r * row_step)] = missing if absent else rank
+                ranks[np.uintp(high * column_step + r * row_step)] = missing if absent else rank
     return True
 
 
@@ -275,15 +273,15 @@ def _encode(matrix, start, rows, encoding, values, found, ranks, row_step, colum
 def _leaf_masks(matrix, encoding, trees, out):
     rows, outputs = out.shape
     ranks = np.zeros(encoding.width * LANES, np.uint16)
-    values, found = np.empty(LANES), np.empty(LANES, np.int64)
+    values, rank_of = np.empty(LANES), np.empty(LANES, np.int64)
     exits = np.empty(LANES, np.uint32)
     total = np.zeros(outputs * LANES)
     for start in range(0, rows, LANES):
-        some = min(LANES, rows - start)
-        if not _encode(matrix, start, some, encoding, values, found, ranks, 1, LANES):
+        count = min(LANES, rows - start)
+        if not _encode(matrix, start, count, encoding, values, rank_of, ranks, 1, LANES):
             return False
         for o in range(outputs):
-            for r in range(some):
+            for r in range(count):
                 total[o * LANES + r] = out[start + r, o]
         for t in range(trees.output.shape[0]):
             alive = _all_alive(trees.keep)
@@ -301,7 +299,7 @@ def _leaf_masks(matrix, encoding, trees, out):
                 if trees.single:
                     _round_to_single(total, lane, LANES)
         for o in range(outputs):
-            for r in range(some):
+            for r in range(count):
                 out[start + r, o] = total[o * LANES + r]
     return True
 
@@ -344,28 +342,28 @@ def _leaves(nodes, depth, ranks, width, rows, sets, at):
 def _descend(matrix, encoding, trees, out, sets):
     rows, outputs = out.shape
     ranks = np.zeros(BLOCK * encoding.width, np.uint32)
-    values, found = np.empty(BLOCK), np.empty(BLOCK, np.int64)
+    values, rank_of = np.empty(BLOCK), np.empty(BLOCK, np.int64)
     at = np.zeros(BLOCK, np.uint64)
     total = np.zeros(outputs * BLOCK)
     step = np.uint64(trees.width)
     for start in range(0, rows, BLOCK):
-        some = min(BLOCK, rows - start)
-        if not _encode(matrix, start, some, encoding, values, found, ranks, encoding.width, 1):
+        count = min(BLOCK, rows - start)
+        if not _encode(matrix, start, count, encoding, values, rank_of, ranks, encoding.width, 1):
             return False
         for o in range(outputs):
-            for r in range(some):
+            for r in range(count):
                 total[o * BLOCK + r] = out[start + r, o]
         for t in range(trees.root.shape[0]):
             root = trees.root[t]
-            _leaves(trees.node[root:], trees.depth[t], ranks, encoding.width, some, sets, at)
+            _leaves(trees.node[root:], trees.depth[t], ranks, encoding.width, count, sets, at)
             for w in range(trees.width):
                 first, lane = np.uint64(root * trees.width + w), (trees.output[t] + w) * BLOCK
-                for r in range(some):
+                for r in range(count):
                     total[lane + r] += trees.value[first + at[r] * step]
                 if trees.single:
-                    _round_to_single(total, lane, some)
+                    _round_to_single(total, lane, count)
         for o in range(outputs):
-            for r in range(some):
+            for r in range(count):
                 out[start + r, o] = total[o * BLOCK + r]
     return True
 
