@@ -47,7 +47,7 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf, Due, orders_of
-from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.ledger import (
     Change,
     FeatureBuild,
@@ -59,7 +59,6 @@ from batch_platform.warehouse.ledger import (
     note,
     read_latest,
 )
-from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import literal, quoted
 from batch_platform.warehouse.staging import staging_folder
@@ -392,7 +391,7 @@ def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stam
     rows = [vars(row) for row in _rows(result, stamp)]
     files = [_named(file) for file in scores]
     with warehouse.transaction() as con:
-        create_schema(con, pipeline)
+        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
         columns = ", ".join(column_definitions(BacktestRow))
         con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(pipeline)}.{BACKTESTS} ({columns})")
         insert(con, BACKTESTS, rows, schema=pipeline)

@@ -13,8 +13,8 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
+from batch_platform.warehouse.database import replace_rows
 from batch_platform.warehouse.ledger import Change, ScoreRun, column_definitions, insert, note
-from batch_platform.warehouse.partition_writes import create_schema, replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
 SCORES, RUNS = "challenger_scores", "challengers"
@@ -61,7 +61,7 @@ def replace_challengers(
     if not staged:
         return
     pipeline = committed[0].pipeline
-    create_schema(con, pipeline)
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
     columns = ", ".join(column_definitions(ChallengerRun))
     con.execute(f"CREATE TABLE IF NOT EXISTS {_table(pipeline, RUNS)} ({columns})")
     _delete(con, pipeline, SCORES, staged)

@@ -1,11 +1,10 @@
 """Checkpoints of the warehouse that a killed process cannot leave half done.
 
-DuckDB writes a checkpoint into free blocks and then flips a header, but for one kind of block: up to 64 parts of its
-metadata, of several checkpoints, share a block under one checksum, so a block that the standing header needs is written
-over where it lies (`MetadataManager::Flush`, seen in 2.0). A process that is killed half-way through that write leaves
-a file that nobody can open. So those blocks are saved beside the file first, as a rollback journal, and whoever opens
-the file next puts them back if the header was not flipped: what had been committed is still in the log then. Knows
-nothing of what the tables hold.
+DuckDB writes a checkpoint into free blocks and then flips a header, with one exception: up to 64 parts of its metadata,
+of several checkpoints, share a block under one checksum, so a block that the current header needs is overwritten in
+place (`MetadataManager::Flush`, seen in 2.0). A process that is killed during that write leaves a file that cannot be
+opened. So those blocks are first saved beside the file, as a rollback journal, and the next process to open the file puts
+them back if the header was not flipped; everything committed is then still in the log.
 """
 
 import fcntl
@@ -28,32 +27,22 @@ _BLOCK_SIZE = "SELECT block_size FROM pragma_database_size() WHERE database_name
 class WarehouseFile:
     """The file of the warehouse, open beside DuckDB's own connection to it.
 
-    The descriptor must be closed after the connection: the process loses its lock on the file with the first of them.
+    The descriptor must be closed after the connection: closing the first of the two releases the process's lock.
     """
 
     home: Home
     descriptor: int
 
-    @classmethod
-    def of(cls, home: Home) -> "WarehouseFile":
-        """Open it; it exists.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
-        return cls(home, os.open(home.warehouse, os.O_RDWR))
-
     def close(self) -> None:
-        """Close the descriptor, and with it what is left of this process's lock."""
+        """Close the descriptor, which releases this process's lock on the file."""
         os.close(self.descriptor)
 
     def roll_back(self) -> None:
-        """Undo a checkpoint that did not come to its end, if there is one; to be called before DuckDB opens the file.
+        """Undo an unfinished checkpoint, if there is one. Must be called before DuckDB opens the file.
 
         Raises:
             BlockingIOError: Another process has the file open.
-            OSError: It cannot be read or written.
-            ValueError: What was saved is damaged.
+            ValueError: The rollback journal is damaged.
         """
         if not self.home.warehouse_rollback.exists():
             return
@@ -68,11 +57,9 @@ class WarehouseFile:
         self.home.warehouse_rollback.unlink()
 
     def checkpoint(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Bring the log of a connection to this file into the file; nothing where there is none.
+        """Move what was committed from DuckDB's log into the file, if there is a log.
 
-        Raises:
-            duckdb.Error: The checkpoint cannot be written; what was committed is in the log.
-            OSError: There is no room to save what it would write over; what was committed is in the log.
+        Raises duckdb.Error or OSError, e.g. on a full disk; what was committed is then still in the log.
         """
         if self.home.warehouse_log.exists():
             self._save(con)
@@ -80,7 +67,7 @@ class WarehouseFile:
             self.home.warehouse_rollback.unlink()
 
     def _save(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Save the headers and every block of metadata but those that lie beyond the end of the file, being new."""
+        """Save the headers and every block of metadata that lies within the file; blocks beyond its end are new."""
         ((size,),) = con.execute(_BLOCK_SIZE).fetchall()
         places = [_HEADERS + block * size for (block,) in con.execute(_BLOCKS).fetchall()]
         blocks = {place: os.pread(self.descriptor, size, place) for place in places}
@@ -90,13 +77,13 @@ class WarehouseFile:
 
 @dataclass(frozen=True)
 class _Saved:
-    """The rollback journal: a digest, where the blocks begin, the headers, the blocks."""
+    """The rollback journal: a digest, the offsets of the blocks, the headers, the blocks."""
 
     headers: bytes
-    blocks: dict[int, bytes]  # by where they begin in the file; all of one size
+    blocks: dict[int, bytes]  # by offset in the file; all of one size
 
     def write(self, to: Path) -> None:
-        """Write it under another name first: one that has its own is complete."""
+        """Write the journal under another name first, so that a journal under its own name is complete."""
         aside = to.with_name(f".{to.name}")
         content = b"".join([json.dumps(list(self.blocks)).encode(), b"\n", self.headers, *self.blocks.values()])
         aside.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
@@ -108,7 +95,7 @@ class _Saved:
     def read(cls, source: Path) -> "_Saved":
         digest, _, content = source.read_bytes().partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() != digest:
-            msg = f"{source} is not what was saved"
+            msg = f"{source} is damaged: its digest does not match"
             raise ValueError(msg)
         listed, _, parts = content.partition(b"\n")
         places, headers, blocks = json.loads(listed), parts[:_HEADERS], parts[_HEADERS:]
@@ -117,7 +104,7 @@ class _Saved:
 
 
 def sync(path: Path) -> None:
-    """Wait until what a file, or the names in a folder, have become is on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

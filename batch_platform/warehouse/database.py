@@ -1,10 +1,10 @@
 """The live DuckDB file: replace partitions atomically together with their ledger rows.
 
-One process at a time holds it, for the length of one short transaction, under a flock on a file beside it; its bytes
-are never touched otherwise. Knows nothing of models or of Dagster.
+One process at a time holds the file, for one short transaction, under a flock on a file beside it.
 """
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -30,8 +30,7 @@ from batch_platform.warehouse.ledger import (
     require_format,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.partition_writes import create_schema, replace_rows
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.sql import folded, has_table, quoted
 
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -41,10 +40,10 @@ _STORAGE_ERRORS = (
     duckdb.OutOfMemoryException,
     duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
-READABLE_FROM = "v1.5.0"  # of DuckDB: a file that readers open is written for these and newer versions
+READABLE_FROM = "v1.5.0"  # the oldest version of DuckDB that can read the files
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
-
+_NOTHING = '"NULL"'  # type of a column without any value, which fits every type
 
 InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
@@ -61,29 +60,27 @@ class StagedScores:
 
 @dataclass(frozen=True)
 class Warehouse:
-    """The warehouse of a home.
-
-    Args:
-        home: Where the file and its lock lie.
-        timeout: Seconds to wait for another process to let go of it; left out, as the environment says.
-    """
+    """The warehouse of a home. Every method raises WarehouseBusyError and WarehouseError as `open` does."""
 
     home: Home
-    timeout: float = field(default_factory=lock_timeout)
+    timeout: float = field(default_factory=lock_timeout)  # seconds to wait for another process to release the lock
 
     @contextmanager
     def open(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
 
         Raises:
-            WarehouseBusyError: Another process kept it for longer than the time-out.
-            WarehouseError: The file cannot be opened or read, or another version of this project wrote it.
+            WarehouseBusyError: Another process held it for longer than the time-out.
+            WarehouseError: The file cannot be opened, read or written, or another version of this project wrote it.
         """
         patience = Patience(self.home.create(), self.timeout)
         with locked(patience), closing(self._file()) as file, closing(self._connect(patience, file)) as con:
             try:
-                self._prepare(con)
-                self._checkpoint(con, file)  # of what a process that was killed has left in the log, among others
+                if has_table(con, LEDGERS_SCHEMA, "meta"):
+                    require_format(con, self.home.warehouse)
+                else:
+                    create_ledgers(con)
+                self._checkpoint(con, file)  # among others, of what a killed process has left in the log
                 yield con
                 self._checkpoint(con, file)
             except duckdb.Error as error:
@@ -93,12 +90,7 @@ class Warehouse:
 
     @contextmanager
     def transaction(self) -> Generator[duckdb.DuckDBPyConnection]:
-        """Hold the warehouse for one transaction, committed at the end and undone by any error.
-
-        Raises:
-            WarehouseBusyError: See `open`.
-            WarehouseError: See `open`; or the transaction does not fit on the disk.
-        """
+        """Hold the warehouse for one transaction, committed at the end and undone by any error."""
         with self.open() as con:
             con.execute("BEGIN")
             try:
@@ -110,20 +102,12 @@ class Warehouse:
                 raise
 
     def latest(self, ledger: type[Row], pipeline: str) -> dict[str, Row]:
-        """The newest row of a ledger for each partition, by key.
-
-        Raises:
-            WarehouseBusyError: See `open`.
-        """
+        """The newest row of a ledger for each partition, by key."""
         with self.open() as con:
             return read_latest(con, ledger, pipeline)
 
     def record_features(self, builds: Sequence[FeatureBuild]) -> None:
-        """Add to the ledger of features.
-
-        Raises:
-            WarehouseBusyError: See `open`.
-        """
+        """Add to the ledger of features."""
         with self.transaction() as con:
             append(con, builds, "features")
 
@@ -142,25 +126,23 @@ class Warehouse:
             pipeline: The schema of the tables.
             staged: One for each partition.
             may_empty: Whether a partition that had rows may become empty.
-            clock: Read once, when the rows are in, for `committed_at`.
+            clock: Read once, after the rows are inserted, for `committed_at`.
             in_transaction: Called with the ledger rows of the partitions that are replaced, before the commit.
 
         Returns:
-            The ledger rows as committed; that of another run where it committed the very same meanwhile.
+            The ledger rows as committed; if another run committed the same rows meanwhile, the row of that run.
 
         Raises:
-            WarehouseError: A newer run committed something else of a partition meanwhile; nothing is changed.
+            WarehouseError: Another run committed other rows of a partition meanwhile; nothing is changed.
             DataError: A partition that had rows would become empty, or values do not fit a table; nothing is changed.
             IntegrityError: The staged files do not hold the rows that were counted; nothing is changed.
-            WarehouseBusyError: See `open`.
         """
         with self.transaction() as con:
             standing = read_latest(con, ScoreRun, pipeline)
             settled = {scores.run.partition_key for scores in staged if _is_settled(scores, standing)}
             new = [scores for scores in staged if scores.run.partition_key not in settled]
             for scores in new:
-                _require_newest(scores, standing.get(scores.run.partition_key))
-                _require_rows(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
+                _require_replaceable(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
             if new:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
@@ -185,35 +167,24 @@ class Warehouse:
         Args:
             pipeline: The schema of the tables.
             runs: One for each partition.
-            tables: The rows of those partitions by table; each has the column `partition_key`. A column that a table
-                lacks is added to it.
-
-        Raises:
-            WarehouseBusyError: See `open`.
+            tables: The rows of those partitions by table; each has the column `partition_key`.
         """
         with self.transaction() as con:
-            create_schema(con, pipeline)
-            for name, rows in tables.items():
-                table = f"{quoted(pipeline)}.{quoted(name)}"
+            for table, rows in tables.items():
                 con.register("new_rows", rows)
-                con.execute(f"CREATE TABLE IF NOT EXISTS {table} AS FROM new_rows LIMIT 0")
-                for column, dtype, *_ in con.execute("DESCRIBE FROM new_rows").fetchall():
-                    con.execute(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quoted(column)} {dtype}")
-                keys = [run.partition_key for run in runs]
-                con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": keys})
-                con.execute(f"INSERT INTO {table} BY NAME FROM new_rows")
+                replace_rows(con, pipeline, table, [run.partition_key for run in runs], "new_rows")
                 con.unregister("new_rows")
             append(con, runs, *tables)
 
     def _file(self) -> WarehouseFile:
-        """The file; where there is none, an empty one is made under another name, and has its own when it is whole."""
+        """The file; a new file is written under another name first, so that a file under its own name is complete."""
         aside = self.home.warehouse.with_name(f".{self.home.warehouse.name}")
         try:
             if not self.home.warehouse.exists():
-                aside.unlink(missing_ok=True)  # left by a process that was killed
+                aside.unlink(missing_ok=True)  # left by a killed process
                 _connected(aside).close()
                 aside.rename(self.home.warehouse)
-            return WarehouseFile.of(self.home)
+            return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
         except (duckdb.Error, OSError) as error:
             raise self._failed(error, "opened") from error
 
@@ -224,14 +195,8 @@ class Warehouse:
             msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
             raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
-    def _prepare(self, con: duckdb.DuckDBPyConnection) -> None:
-        if not has_table(con, LEDGERS_SCHEMA, "meta"):
-            create_ledgers(con)
-            return
-        require_format(con, self.home.warehouse)
-
     def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
-        """Open the file, which somebody who does not know of the lock beside it may have open."""
+        """Open the file; a program that does not know of the lock beside it may have the file open."""
         while True:
             try:
                 file.roll_back()
@@ -258,7 +223,7 @@ class Warehouse:
 
 
 def _connected(file: Path) -> duckdb.DuckDBPyConnection:
-    """A connection that makes no checkpoint of its own accord: they are all made safe first."""
+    """A connection that never checkpoints by itself: every checkpoint is made safe first."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "storage_compatibility_version": READABLE_FROM,
         "checkpoint_threshold": "1TB",
@@ -269,50 +234,92 @@ def _connected(file: Path) -> duckdb.DuckDBPyConnection:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a block, an entry of the log or what was saved of a block has another checksum than it was written with.
+    """Whether the checksum of a block, of an entry of the log or of the rollback journal is wrong.
 
-    DuckDB checks each as it reads it, and has no error type of its own for what does not fit.
+    DuckDB checks each when it reads it, and has no error type of its own for a mismatch.
     """
     of_storage = type(error) is duckdb.Error or isinstance(error, _STORAGE_ERRORS)
     return isinstance(error, ValueError) or (of_storage and _CORRUPT.search(str(error)) is not None)
 
 
 def _require_balance(staged: Sequence[StagedScores], scored: int, rejected: int) -> None:
-    """Law 2, once more, where the rows go in."""
+    """Law 2, once more, where the rows are inserted."""
     runs = [scores.run for scores in staged]
     counted = [run for run in runs if run.rows_in != run.rows_scored + run.rows_rejected]
     if counted or scored != sum(run.rows_scored for run in runs) or rejected != sum(run.rows_rejected for run in runs):
-        raise _not_as_counted(counted or runs)
-
-
-def _not_as_counted(runs: Sequence[ScoreRun]) -> IntegrityError:
-    keys = listed(run.partition_key for run in runs)
-    msg = f"{runs[0].pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
-    return IntegrityError(msg, hint="run it again; if it stays so, report it as a defect.")
+        pipeline, keys = runs[0].pipeline, listed(run.partition_key for run in counted or runs)
+        msg = f"{pipeline}, partition {keys}: the staged rows are not those that were counted; nothing is changed."
+        raise IntegrityError(msg, hint="run it again; if it fails again, report it as a defect.")
 
 
 def _is_settled(scores: StagedScores, standing: Mapping[str, ScoreRun]) -> bool:
-    """Whether another run committed, since scoring began, just what was staged: the same rows, by law 3."""
-    found = standing.get(scores.run.partition_key)
-    return found is not None and found.seq > scores.seen_seq and _outcome(found) == _outcome(scores.run)
+    """Whether another run committed the staged rows since scoring began: by law 3, equal inputs give equal rows."""
+    newest = standing.get(scores.run.partition_key)
+    return newest is not None and newest.seq > scores.seen_seq and _outcome(newest) == _outcome(scores.run)
 
 
 def _outcome(run: ScoreRun) -> tuple[object, ...]:
     return (run.model_sha256, run.input_hash, run.code_version, run.rows_in, run.rows_scored, run.rows_rejected)
 
 
-def _require_newest(scores: StagedScores, standing: ScoreRun | None) -> None:
-    if standing is not None and standing.seq > scores.seen_seq:
-        run = scores.run
-        msg = (
-            f"{run.pipeline}, partition {run.partition_key}: run {standing.run_id} committed it at "
-            f"{standing.committed_at:%Y-%m-%d %H:%M:%S} UTC, after this run had begun with it; this run changes nothing."
-        )
+def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:
+    """Refuse to replace what a newer run committed, and to empty a partition that had rows."""
+    if standing is None:
+        return
+    where = f"{scores.run.pipeline}, partition {scores.run.partition_key}"
+    if standing.seq > scores.seen_seq:
+        committed = f"{standing.committed_at:%Y-%m-%d %H:%M:%S} UTC"
+        msg = f"{where}: run {standing.run_id} committed it at {committed}, after this run started; nothing is changed."
         raise WarehouseError(msg, hint="run it again if it should be scored once more.")
+    if standing.rows_in and not scores.run.rows_in and not may_empty:
+        msg = f"{where}: it had {standing.rows_in} rows and would become empty."
+        raise DataError(msg, hint="check the sources, or use --force to replace it anyway.")
 
 
-def _require_rows(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:
-    if standing is not None and standing.rows_in and not scores.run.rows_in and not may_empty:
-        run = scores.run
-        msg = f"{run.pipeline}, partition {run.partition_key}: it had {standing.rows_in} rows and would become empty."
-        raise DataError(msg, hint="see the sources; --force replaces it all the same.")
+def replace_rows(
+    con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], new: Sequence[Path] | str
+) -> int:
+    """Replace the rows of some partitions by new rows, by column name, within the caller's transaction.
+
+    The new rows are Parquet files or the name of a registered frame; their number is returned. Missing columns are added
+    to the table. A column without values takes the new type. A column whose name differs only by case is the same column,
+    as in SQL, and takes the new spelling, by which the project reads it.
+
+    Raises:
+        DataError: Values do not fit the type of the table's column without loss.
+    """
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    name = f"{quoted(schema)}.{quoted(table)}"
+    rows, values = new, {}
+    if not isinstance(new, str):
+        rows, values = "read_parquet($paths, union_by_name := true)", {"paths": [str(file) for file in new]}
+    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
+    present = {folded(column): (column, dtype) for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
+    lossy: dict[str, str] = {}  # columns whose values do not fit, and a partition with such a value
+    for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall():
+        if folded(column) not in present:
+            con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
+            continue
+        spelling, table_dtype = present[folded(column)]
+        if spelling != column:
+            con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(spelling)} TO {quoted(column)}")
+        if dtype in (table_dtype, _NOTHING):
+            continue
+        if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
+            con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
+        elif offending := con.execute(
+            f"SELECT partition_key FROM {rows} WHERE {_changes(column, table_dtype, dtype)} LIMIT 1", values
+        ).fetchall():
+            lossy[f"{column} is {table_dtype}, now {dtype}"] = offending[0][0]
+    if lossy:
+        msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{table}: {listed(lossy)}; nothing is changed."
+        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
+    con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
+    ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
+    return int(count)
+
+
+def _changes(column: str, old: str, new: str) -> str:
+    """The SQL condition that a value does not survive the cast to the table's type, which an INSERT would round."""
+    name = quoted(column)
+    return f"TRY_CAST(TRY_CAST({name} AS {old}) AS {new}) IS DISTINCT FROM {name}"

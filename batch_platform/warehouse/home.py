@@ -1,12 +1,11 @@
 """Where everything lies under BATCH_PLATFORM_HOME; the only place that knows paths.
 
-It creates folders and nothing else, and knows nothing of what the files hold. No name, whoever chose it, leads out of
-the home.
+It creates folders and nothing else, and knows nothing of what the files hold. No name of a pipeline, partition or
+version leads out of the home.
 """
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +13,15 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
-LONGEST_NAME = 200  # file systems take 255 bytes; files on their way have longer names than those that stay
+LONGEST_NAME = 200  # file systems take 255 bytes; unfinished files have longer names than finished ones
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 
 @dataclass(frozen=True)
 class Home:
-    """The root of one installation's data.
+    """The root of one installation's data."""
 
-    Args:
-        root: An absolute path.
-    """
-
-    root: Path
+    root: Path  # absolute
 
     @classmethod
     def from_environment(cls, folder: Path | None = None) -> "Home":
@@ -35,51 +30,34 @@ class Home:
         return cls(Path(named).expanduser().absolute() if named else (folder or Path.cwd()).absolute() / DEFAULT_HOME)
 
     def create(self) -> "Home":
-        """Make the folders that are missing.
-
-        Raises:
-            BatchPlatformError: The root cannot be written to.
-        """
+        """Make the folders that are missing; raises BatchPlatformError if the root cannot be written to."""
         try:
             for folder in (self.root, self.lake, self.models, self.staging, self.dagster):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"The home {self.root} cannot be written to ({error.strerror})."
-            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.") from error
+            raise _unwritable(self.root, error.strerror) from error
         if not os.access(self.root, os.W_OK):
-            msg = f"The home {self.root} cannot be written to (permission denied)."
-            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
+            raise _unwritable(self.root, "permission denied")
         return self
 
     def require_folder(self) -> None:
-        """Check that the root is a folder, or could be made one, without making it.
-
-        Raises:
-            BatchPlatformError: A file is in the way.
-        """
-        try:
-            in_the_way = not stat.S_ISDIR(self.root.stat().st_mode)
-        except FileNotFoundError:
-            in_the_way = False
-        except NotADirectoryError:
-            in_the_way = True
-        if in_the_way:
-            msg = f"The home {self.root} cannot be written to (Not a directory)."
-            raise BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
+        """Raise BatchPlatformError if the root is not a folder and cannot be made one since a file is in the way."""
+        if not next(path for path in (self.root, *self.root.parents) if path.exists()).is_dir():
+            raise _unwritable(self.root, "Not a directory")
 
     @property
     def warehouse(self) -> Path:
-        """The live DuckDB file; only `warehouse.py` opens it."""
+        """The live DuckDB file; only `database.py` opens it."""
         return self.root / "warehouse.duckdb"
 
     @property
     def warehouse_log(self) -> Path:
-        """DuckDB's log of what was committed since the last checkpoint; it has this name and is there while it is needed."""
+        """DuckDB's log of what was committed since the last checkpoint; DuckDB removes it when it is no longer needed."""
         return self.root / "warehouse.duckdb.wal"
 
     @property
     def warehouse_rollback(self) -> Path:
-        """What a checkpoint may write over, saved until it is complete."""
+        """Copy of what a checkpoint may write over, kept until the checkpoint is complete."""
         return self.root / "warehouse.rollback"
 
     @property
@@ -104,7 +82,7 @@ class Home:
 
     @property
     def staging(self) -> Path:
-        """Scored batches on their way; one folder per run."""
+        """Staged files of runs, one folder per run."""
         return self.root / "staging"
 
     @property
@@ -113,27 +91,15 @@ class Home:
         return self.root / "dagster"
 
     def features(self, pipeline: str) -> Path:
-        """The folder of a pipeline's feature files.
-
-        Raises:
-            WrongUseError: The name leads out of the lake.
-        """
+        """The folder of a pipeline's feature files; raises WrongUseError if the name leads out of the lake."""
         return _below(self.lake, pipeline, "features")
 
     def feature_file(self, pipeline: str, partition_key: str, sha256: str) -> Path:
-        """The feature file of a partition, named after its content: another build of the partition is another file.
-
-        Raises:
-            WrongUseError: A name leads out of the lake.
-        """
+        """The feature file of a partition, named after its content: another build of the partition is another file."""
         return _below(self.lake, pipeline, "features", feature_file_name(partition_key, sha256))
 
     def bundle(self, pipeline: str, version: str) -> Path:
-        """The folder of one trained version.
-
-        Raises:
-            WrongUseError: A name would lead elsewhere.
-        """
+        """The folder of one trained version; raises WrongUseError if a name leads out of the folder of models."""
         return _below(self.models, pipeline, version)
 
 
@@ -147,8 +113,13 @@ def partition_of(feature_file: str) -> str:
     return feature_file.rsplit(".", 2)[0]
 
 
+def _unwritable(root: Path, reason: str | None) -> BatchPlatformError:
+    msg = f"The home {root} cannot be written to ({reason})."
+    return BatchPlatformError(msg, hint=f"set {HOME_VARIABLE} to a folder of yours.")
+
+
 def _below(folder: Path, *names: str) -> Path:
-    """A path below a folder; the folder itself may be a link to another disk, what lies below it may not leave it."""
+    """A path below a folder. The folder itself may be a link to another disk; no link below it may lead out of it."""
     for name in names:
         if name in ("", ".", "..") or not _ONE_NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
             msg = f"{name[:80]!r} cannot be the name of a file or a folder in {folder}."

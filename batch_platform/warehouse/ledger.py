@@ -1,9 +1,8 @@
-"""What the warehouse records of itself: its own tables, one frozen record for each row, and how they are written.
+"""The warehouse's own tables, one frozen record for each row, and how they are written, within the caller's transaction.
 
-A ledger is only ever added to; the newest row of a partition is the one that holds. How partitions stand is computed
-from the ledgers and the files; it is kept in `partition_status`, whose rows are replaced. Every change is noted in the
-journal `batch_platform.changes` in the same transaction, from which the readers' copy is brought up to date. Works on
-a connection that somebody else opened, within their transaction.
+A ledger is append-only; the newest row of a partition counts. The status of partitions is computed from the ledgers and
+the files and kept in `partition_status`, whose rows are replaced. Every change is noted in the journal
+`batch_platform.changes` in the same transaction, from which the published copy is brought up to date.
 """
 
 import json
@@ -60,7 +59,7 @@ class ScoreRun:
     rows_rejected: int
     in_sample: bool
     started_at: datetime
-    committed_at: datetime  # given by the warehouse when the row is committed, like `seq`
+    committed_at: datetime  # set by the warehouse when the row is committed, like `seq`
     run_id: str
     seq: int = 0
 
@@ -76,7 +75,7 @@ class EvaluationRun:
     rows_labelled: int
     evaluated_at: datetime
     run_id: str
-    label_sources: str = "{}"  # versions, by source, of those that have a file of labels for each partition; as JSON
+    label_sources: str = "{}"  # versions of the label sources that have a file for each partition, by source, as JSON
 
 
 Action = Literal["approved", "refused", "waiting", "challenger", "withdrawn", "removed"]
@@ -155,7 +154,7 @@ class ChallengerTraining:
 
 @dataclass(frozen=True)
 class StatusRow:
-    """How one committed partition stands; the only rows of this schema that are replaced."""
+    """The status of one committed partition; the only rows of this schema that are replaced."""
 
     pipeline: str
     partition_key: str
@@ -181,7 +180,9 @@ class Change:
     schema_name: str
     table_name: str
     partition_key: str | None
-    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # which no other history of this warehouse shares
+    change_id: str = field(
+        default_factory=lambda: uuid.uuid4().hex
+    )  # unique, also among restored copies of a warehouse
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)
@@ -214,7 +215,7 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
-    """The SQL definitions of a table's columns: some of its own, then one for each field of a record without them."""
+    """The SQL definitions of a table's columns: `first`, then one for each field of a record that `first` does not define."""
     return list(dict.fromkeys([*first, *(f"{item.name} {_sql_type(item.type)}" for item in fields(record))]))
 
 
@@ -229,11 +230,7 @@ _SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", d
 
 
 def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
-    """Check that this version of the project wrote a database file.
-
-    Raises:
-        WarehouseError: Another version wrote it.
-    """
+    """Raise WarehouseError if another version of the project wrote a database file."""
     ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
     if version != FORMAT:
         msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
@@ -280,11 +277,7 @@ def replace_statuses(
 
 
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
-    """Add rows to their ledger and note which of the pipeline's tables changed with them.
-
-    Returns:
-        The number (`seq`) of each row, greater than that of every row before.
-    """
+    """Add rows to their ledger, note which of the pipeline's tables changed with them, and return their ascending `seq`."""
     seqs = next_numbers(con, len(rows))
     insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for row, seq in zip(rows, seqs, strict=True)])
     changes = [
@@ -298,8 +291,8 @@ def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -
 
 def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
     """Numbers for rows about to be added, ascending."""
-    found = con.execute(f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)", {"count": count}).fetchall()
-    return sorted(int(seq) for (seq,) in found)
+    query = f"SELECT nextval('{LEDGERS_SCHEMA}.seq') FROM range($count)"
+    return sorted(int(seq) for (seq,) in con.execute(query, {"count": count}).fetchall())
 
 
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
@@ -326,5 +319,5 @@ def as_record(record: type[Record], *rows: object, **own: object) -> Record:
 
 
 def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of the same columns as a table; through polars, since Arrow's own way first imports pandas where there is one."""
+    """Rows of the same columns as a table; through polars, since Arrow's own way imports pandas if it is installed."""
     return pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow()

@@ -1,7 +1,7 @@
-"""The lock on the warehouse: one process at a time has it, others wait for a bounded time and are told who.
+"""The lock on the warehouse: one process holds it, others wait for a bounded time and then learn which process holds it.
 
-A flock on a file beside the database, which names the process that has it; it is free as soon as that one ends, however
-it ends. Knows nothing of what is read or written under it.
+A flock on a file beside the database. The file names the process that holds the lock; the lock is free as soon as that
+process ends, however it ends.
 """
 
 import fcntl
@@ -23,11 +23,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.1
 
 
 def lock_timeout() -> float:
-    """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 where it is not set.
-
-    Raises:
-        WrongUseError: The variable holds no number of seconds.
-    """
+    """Seconds to wait for the warehouse: BATCH_PLATFORM_LOCK_TIMEOUT, or 120 if it is not set."""
     text = os.environ.get(TIMEOUT_VARIABLE)
     if not text:
         return LOCK_TIMEOUT_SECONDS
@@ -36,14 +32,14 @@ def lock_timeout() -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is no number of seconds."
+        msg = f"{TIMEOUT_VARIABLE} is {text!r}, which is not a number of seconds."
         raise WrongUseError(msg, hint=f"for example {TIMEOUT_VARIABLE}=300; without it, {LOCK_TIMEOUT_SECONDS:g}.")
     return seconds
 
 
 @dataclass
 class Patience:
-    """The time that one process will wait, all in all, for another one to let go of the warehouse."""
+    """The total time that a process waits for another process to release the warehouse."""
 
     home: Home
     timeout: float  # seconds
@@ -52,21 +48,17 @@ class Patience:
 
     @property
     def left(self) -> float:
-        """Seconds, never less than none."""
+        """Seconds left, at least 0."""
         return max(0.0, self._began + self.timeout - time.monotonic())
 
     def busy(self, holder: str) -> WarehouseBusyError:
-        """What to raise when none is left."""
+        """The error to raise when no time is left."""
         msg = f"The warehouse {self.home.warehouse} is held by process {holder}; waited {self.timeout:g} s."
         hint = f"end that process, set {TIMEOUT_VARIABLE}, or read {self.home.published}, which is never locked."
         return WarehouseBusyError(msg, hint=hint)
 
     def pause(self, holder: str) -> None:
-        """Wait before the next try: each time a little longer, with jitter.
-
-        Raises:
-            WarehouseBusyError: The time is over.
-        """
+        """Wait before the next try, each time a little longer, with jitter; raises WarehouseBusyError if no time is left."""
         if not self.left:
             raise self.busy(holder)
         time.sleep(min(self.left, self._pause * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter, not a secret
@@ -75,17 +67,13 @@ class Patience:
 
 @contextmanager
 def locked(patience: Patience) -> Generator[None]:
-    """Hold the lock of a home.
-
-    Raises:
-        WarehouseBusyError: Another process kept it for longer than the patience lasts.
-    """
+    """Hold the lock of a home; raises WarehouseBusyError if another process holds it for longer than the patience lasts."""
     descriptor = os.open(patience.home.warehouse_lock, os.O_RDWR | os.O_CREAT, 0o644)
     if not _taken_at_once(descriptor) and not _Queued(descriptor).taken_within(patience.left):
         raise patience.busy(patience.home.warehouse_lock.read_text(encoding="ascii") or "unknown")
     try:
         name = str(os.getpid()).encode()
-        os.pwrite(descriptor, name, 0)  # never empty for whoever reads it meanwhile
+        os.pwrite(descriptor, name, 0)  # so that the file is never empty for a process that reads it
         os.ftruncate(descriptor, len(name))
         yield
     finally:
@@ -101,10 +89,10 @@ def _taken_at_once(descriptor: int) -> bool:
 
 
 class _Queued(Thread):
-    """Waits for a lock in the kernel's queue, since whoever tries again and again may starve among many.
+    """Waits for a lock in the kernel's queue, since a process that polls may starve among many.
 
-    The call has no time-out of its own: it is made in a thread, which is left behind when the time is over and lets go
-    of the lock as soon as it gets it.
+    The call has no time-out of its own, so it is made in a thread. When the time is over, the thread is left behind and
+    releases the lock as soon as it gets it.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -1,13 +1,13 @@
-"""The readers' copy of the warehouse: complete and consistent at every moment, never locked by a writer.
+"""The published copy of the warehouse for readers: complete and consistent at every moment, never locked by a writer.
 
-A copy is named after the newest change that it holds, and the link points to one that is complete. The copy that the
-link does not point to is brought up to date from the warehouse's journal of changes, renamed, and the link is flipped
-to it; where a reader still holds it, it is left alone. So publishing costs in proportion to what changed, the file that
-readers open is never touched, and no reader can delay a write.
+A copy is named after the newest change that it holds, and the link `published.duckdb` points to a complete one. Publishing
+brings the other copy up to date from the warehouse's journal of changes, renames it and flips the link to it; a copy that
+a reader still holds open is left alone. So publishing costs in proportion to what changed, the file that readers open is
+never touched, and no reader can delay a write.
 
-Where there is no such copy, or much of the warehouse changed since, its bytes are copied instead, under the lock; an
-open warehouse has no log that they would lack. Another process does that: a process that opens a file of its own
-database a second time loses its lock on it as soon as it closes it.
+If there is no second copy, or much of the warehouse changed since, the bytes of the warehouse are copied instead, under
+the lock; an open warehouse has no log that they would lack. Another process copies them: a process that opens a file of
+its own database a second time loses its lock on it when it closes it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import columns_of, literal, quoted
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
@@ -37,7 +37,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
 
     Raises:
         NothingPublishedError: The home has no published copy yet.
-        WarehouseError: The copy is missing or cannot be read, or another version of this project wrote it.
+        WarehouseError: The copy cannot be read, or another version of this project wrote it.
     """
     while True:
         copy = _current_copy(home)
@@ -48,7 +48,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         try:
             con = duckdb.connect(str(copy), read_only=True)
         except duckdb.Error as error:
-            if _current_copy(home) != copy:  # the next publish but one takes the file away
+            if _current_copy(home) != copy:  # the second publish from now removes the file
                 continue
             msg = f"The published copy {copy} cannot be opened: {error}"
             hint = f"remove {copy} and run a pipeline: batch-platform run NAME publishes a new copy."
@@ -62,11 +62,13 @@ def publish(home: Home) -> Path:
     """Bring `published.duckdb` up to date and return the file that it points to.
 
     Raises:
-        WarehouseBusyError: The warehouse was held by another process for too long.
+        WarehouseBusyError: Another process held the warehouse for longer than the time-out.
         WarehouseError: The copy cannot be written.
     """
     with Warehouse(home).open() as con:
-        wanted = home.root / f"published-{_newest_change(con)}.duckdb"
+        query = f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
+        newest = con.execute(query).fetchall()
+        wanted = home.root / f"published-{newest[0][0] if newest else _NOTHING}.duckdb"
         current = _current_copy(home)
         if current == wanted and wanted.is_file():
             return wanted
@@ -77,15 +79,18 @@ def publish(home: Home) -> Path:
             msg = f"{home.published} could not be brought up to date: {error}"
             raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
         copy.rename(wanted)
-        _flip(home, wanted)
-        for other in _copies(home):
-            if other not in (wanted, current):
-                _remove(other)
+        link = home.root / ".published"
+        link.unlink(missing_ok=True)
+        link.symlink_to(wanted.name)
+        link.replace(home.published)
+        for copy in _copies(home):
+            if copy not in (wanted, current):
+                _remove(copy)
     return wanted
 
 
 def _current_copy(home: Home) -> Path | None:
-    """The file that the link points to, whether it exists or not; None without a link."""
+    """The file that the link points to, which may be missing; None without a link."""
     return home.published.resolve() if home.published.is_symlink() else None
 
 
@@ -98,53 +103,34 @@ def _remove(copy: Path) -> None:
     copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
 
 
-def _flip(home: Home, to: Path) -> None:
-    aside = home.root / ".published"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(to.name)
-    aside.replace(home.published)
-
-
-def _newest_change(con: duckdb.DuckDBPyConnection) -> str:
-    newest = con.execute(
-        f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
-    ).fetchall()
-    return newest[0][0] if newest else _NOTHING
-
-
 def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
     path = home.root / f"published-{uuid.uuid4().hex}.duckdb"
     if _is_readable(con):
         copy_bytes(home, path)
     else:
-        _write_anew(con, path)
+        _write_rows(con, path)
     return path
 
 
-def _write_anew(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Write a copy row by row."""
-    con.execute(_attach(path))
+def _write_rows(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    _attach(con, path)
     with _attached(con):
         _copy_changes(con, since=0)
 
 
 def _is_readable(con: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the warehouse itself is in the form that readers are promised; one that is older than this is not."""
+    """Whether the warehouse has the storage version that readers expect; a newer DuckDB may have opened it."""
     query = "SELECT tags['storage_version'] FROM duckdb_databases() WHERE database_name = current_database()"
     return con.execute(query).fetchall() == [(f"{READABLE_FROM}+",)]
 
 
 def copy_bytes(home: Home, path: Path) -> None:
-    """Copy the file of the warehouse, which nobody writes to meanwhile; under another name until it is whole.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    for left in home.root.glob(".published-*"):  # by a process that was killed
-        left.unlink()
+    """Copy the file of the warehouse, which is locked, under another name until it is complete; raises OSError."""
+    for unfinished in home.root.glob(".published-*"):  # left by a killed process
+        unfinished.unlink()
     aside = home.root / f".{path.name}"
     command = ["cp", "--", str(home.warehouse), str(aside)]
-    copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+    copied = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603 - no text of a user
     if copied.returncode:
         aside.unlink(missing_ok=True)
         raise OSError(copied.stderr.strip() or f"cp ended with {copied.returncode}")
@@ -153,12 +139,12 @@ def copy_bytes(home: Home, path: Path) -> None:
 
 
 def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Make a copy equal to the warehouse; False where that is not worth while, or a reader holds it, or it is damaged.
+    """Make a copy equal to the warehouse; False if it is held by a reader, cannot be opened, or much has changed since.
 
-    One of another past than the warehouse's is not used either; a damaged one goes.
+    A copy with another history than the warehouse's is not used either. A damaged copy is removed.
     """
     try:
-        con.execute(_attach(path))
+        _attach(con, path)
     except duckdb.Error as error:
         if not (isinstance(error, duckdb.ResourceInUseException) or HELD_BY_ANOTHER.search(str(error))):
             _remove(path)
@@ -173,7 +159,7 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
         if not is_damage(error):
             raise
         _remove(path)
-        _write_anew(con, path)  # which fails too where it is the warehouse that is damaged: its bytes are not passed on
+        _write_rows(con, path)  # fails too if the warehouse is damaged, so its damage is not published
     return True
 
 
@@ -186,8 +172,8 @@ def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
     return changed > max(MUCH_ROWS, MUCH_OF_ALL * rows)
 
 
-def _attach(path: Path) -> str:
-    return f"ATTACH {literal(str(path))} AS copy (STORAGE_VERSION '{READABLE_FROM}')"
+def _attach(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    con.execute(f"ATTACH {literal(str(path))} AS copy (STORAGE_VERSION '{READABLE_FROM}')")
 
 
 @contextmanager
@@ -208,9 +194,9 @@ def _attached(con: duckdb.DuckDBPyConnection) -> Generator[None]:
 
 
 def _shared_past(con: duckdb.DuckDBPyConnection) -> int | None:
-    """Up to which change the attached copy is a beginning of the warehouse; None if it is not one, or has none.
+    """The newest change of the attached copy; None if it has none, or if the warehouse does not have that change.
 
-    Its newest change must be one of the warehouse's: a file restored from a backup may have gone on differently.
+    A warehouse that was restored from a backup may have another history than the copy.
     """
     known = con.execute("SELECT 1 FROM duckdb_tables() WHERE database_name = 'copy' AND table_name = 'changes'")
     if not known.fetchall():
@@ -228,18 +214,17 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         SELECT schema_name, table_name, bool_or(partition_key IS NULL) FROM {LEDGERS_SCHEMA}.changes
         WHERE seq > $since GROUP BY ALL
     """
-    journaled = {  # whether the table is to be copied as a whole
+    journaled = {  # whether the whole table is copied
         (schema, table): whole for schema, table, whole in con.execute(query, {"since": since}).fetchall()
     }
-    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = $database ORDER BY ALL"
-    ((database,),) = con.execute("SELECT current_database()").fetchall()
-    tables = con.execute(query, {"database": database}).fetchall()
-    for schema, table in set(con.execute(query, {"database": "copy"}).fetchall()) - set(tables):
+    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = {} ORDER BY ALL"
+    tables = con.execute(query.format("current_database()")).fetchall()
+    for schema, table in set(con.execute(query.format("'copy'")).fetchall()) - set(tables):
         con.execute(f"DROP TABLE copy.{quoted(schema)}.{quoted(table)}")
     for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")
-        differs = _columns(con, "copy", schema, table) != _columns(con, database, schema, table)
+        differs = columns_of(con, schema, table, "copy") != columns_of(con, schema, table)
         if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
         elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
@@ -253,12 +238,3 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
-
-
-def _columns(con: duckdb.DuckDBPyConnection, database: str, schema: str, table: str) -> list[tuple[str, str]]:
-    """Names and types of a table's columns, in order; none where there is no such table."""
-    query = (
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = $database "
-        "AND schema_name = $schema AND table_name = $table ORDER BY column_index"
-    )
-    return con.execute(query, {"database": database, "schema": schema, "table": table}).fetchall()

@@ -1,4 +1,4 @@
-"""SQL text: quoted identifiers, string literals, and whether a table exists."""
+"""SQL text: quoted identifiers, string literals, and the columns of a table."""
 
 import duckdb
 
@@ -18,19 +18,17 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def has_column(con: duckdb.DuckDBPyConnection, schema: str, table: str, column: str) -> bool:
-    """Whether a table of the current database of a connection has such a column."""
-    known = (
-        "SELECT 1 FROM duckdb_columns() WHERE database_name = current_database() "
-        "AND schema_name = $schema AND table_name = $table AND column_name = $column"
+def columns_of(
+    con: duckdb.DuckDBPyConnection, schema: str, table: str, database: str | None = None
+) -> list[tuple[str, str]]:
+    """Names and types of a table's columns, in order, by default in the current database; none if there is no such table."""
+    query = (
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = coalesce($database, current_database()) "
+        "AND schema_name = $schema AND table_name = $table ORDER BY column_index"
     )
-    return bool(con.execute(known, {"schema": schema, "table": table, "column": column}).fetchall())
+    return con.execute(query, {"database": database, "schema": schema, "table": table}).fetchall()
 
 
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether the current database of a connection has such a table."""
-    known = (
-        "SELECT 1 FROM duckdb_tables() WHERE database_name = current_database() "
-        "AND schema_name = $schema AND table_name = $table"
-    )
-    return bool(con.execute(known, {"schema": schema, "table": table}).fetchall())
+    return bool(columns_of(con, schema, table))

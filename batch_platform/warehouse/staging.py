@@ -1,7 +1,7 @@
-"""A run's own folder for files on their way, held by a lock as long as the run lives.
+"""A run's own folder for staged files, locked as long as the run lives.
 
-The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live one uses. The lock
-is on the folder itself, so there is no moment in which a folder is there and nobody can tell whose it is.
+The next run sweeps the folders whose lock is free: what a killed run left behind, never what a live run uses. The lock
+is on the folder itself, so there is no moment in which a folder exists and nobody can tell whose it is.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ def staging_folder(home: Home, run_id: str) -> Generator[Path]:
 
 
 def _claim(home: Home, run_id: str) -> tuple[Path, int]:
-    """Make a folder and lock it; again, if another run swept it before it was locked."""
+    """Make a folder and lock it; try again if another run swept it before it was locked."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{run_id}-", dir=home.staging))
         try:
@@ -54,17 +54,11 @@ def sweep(folder: Path) -> None:
 
 
 def if_free(path: Path, do: Callable[[Path], None], *, flags: int = os.O_RDONLY | os.O_DIRECTORY) -> bool:
-    """Do something with a folder that no run has locked, and lock it meanwhile; return False for any other.
-
-    Args:
-        path: The folder; with other `flags`, a file.
-        do: Called with the path while it is locked.
-        flags: With which the path is opened.
-    """
+    """Lock a folder (with other `flags`, a file) that no run has locked and do something with it; False if it is locked."""
     try:
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
-        return False  # being removed by another run, or none of ours
+        return False  # another run is removing it, or it is not a staging folder
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         do(path)

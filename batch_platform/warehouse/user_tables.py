@@ -1,8 +1,7 @@
-"""Tables by name: any one read from the readers' copy, and users' own stored in the warehouse beside a pipeline's.
+"""Tables by name: reads any table from the published copy, and stores users' own tables in the warehouse.
 
-A user's table is replaced by partition or as a whole, in one transaction with its note in the journal of changes, from
-which the readers' copy is brought up to date. The tables of a pipeline are its own and are only read here. Knows
-nothing of Dagster.
+A user's table is replaced by partition or as a whole, in one transaction with its entry in the journal of changes, from
+which the published copy is brought up to date. The tables of a pipeline are only read here.
 """
 
 import contextlib
@@ -16,22 +15,18 @@ import duckdb
 
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.notation import RESERVED_NAMES
-from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.partition_writes import replace_rows
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import has_column, literal, quoted
+from batch_platform.warehouse.sql import columns_of, literal, quoted
 
 PARTITION = "partition_key"
-CHALLENGER = "challenger"  # column of a measure's table: whose rows they are; null for the model that serves
-WHOLE = ""  # the partition key of rows that belong to none
-_OF_PIPELINES = frozenset(
-    {
-        *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
-        *("backtests", "backtest_scores"),
-        *("challengers", "challenger_scores"),
-    }
+CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
+WHOLE = ""  # the partition key of rows that belong to no partition
+_OF_PIPELINES = (
+    *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
+    *("backtests", "backtest_scores", "challengers", "challenger_scores"),
 )
 
 
@@ -55,17 +50,13 @@ class TableName:
 def open_table(
     home: Home, name: TableName, *, partitions: Collection[str] | None = None, columns: Sequence[str] | None = None
 ) -> duckdb.DuckDBPyRelation:
-    """A table as it was last published, read-only and lazy: no writer waits for it, nor does it wait for one.
+    """A table as it was last published, read-only and lazy; by default all partitions and columns.
 
-    Args:
-        home: Where the published copy lies.
-        name: The table.
-        partitions: Keys of the partitions to read; all rows if None.
-        columns: The columns to read; all if None. A table without partitions has no column for them. Of a measure
-            such as `performance`, the rows of challengers are read only where the column `challenger` is named.
+    A table without partitions has no column for them. Of a measure such as `performance`, the rows of challengers are
+    read only if the column `challenger` is named.
 
     Raises:
-        DataError: Nothing of the table is published, one of the partitions is not, or a column is missing.
+        DataError: The table or one of the partitions is not published, or a column is missing.
     """
     con = _published(home, name)
     try:
@@ -98,12 +89,12 @@ def _select(
         return rows
     if missing := set(partitions) - stored:
         msg = f"{name.shown}: no rows are published of partition {listed(missing)}."
-        raise DataError(msg, hint="materialize it first, or say allow_missing_partitions in the input's metadata.")
+        raise DataError(msg, hint="materialize it first, or set allow_missing_partitions in the input's metadata.")
     return f"{rows} WHERE {PARTITION} IN ({', '.join(map(literal, sorted(partitions))) or 'NULL'})"
 
 
 def _is_measured(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
-    """Whether a table is a measure's, which holds rows of challengers too: evaluations are journaled under its name."""
+    """Whether a table belongs to a measure and so holds rows of challengers too: evaluations are journaled under its name."""
     query = f"""
         SELECT 1 FROM {LEDGERS_SCHEMA}.changes JOIN {LEDGERS_SCHEMA}.evaluations USING (seq)
         WHERE schema_name = $schema AND table_name = $table LIMIT 1
@@ -112,68 +103,59 @@ def _is_measured(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
 
 
 def stored_partitions(home: Home, name: TableName) -> set[str]:
-    """The keys of the partitions that are published of a table, be they with rows or without.
-
-    Raises:
-        DataError: Nothing of the table is published.
-    """
+    """The keys of a table's published partitions, with or without rows; raises DataError if the table is not published."""
     with _published(home, name) as con:
         return published_partitions(con, name)
 
 
 def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set[str]:
-    """The same, on an open copy."""
+    """The keys of a table's partitions, with or without rows, on an open connection."""
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
     keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
     if None not in keys:
         return keys
-    if not has_column(con, name.schema, name.table, PARTITION):
+    if PARTITION not in dict(columns_of(con, name.schema, name.table)):
         return {WHOLE}
     held = con.execute(f"SELECT DISTINCT {PARTITION} FROM {name} WHERE {PARTITION} IS NOT NULL").fetchall()
     return (keys - {None}) | {str(key) for (key,) in held}
 
 
 def check_own(name: TableName) -> None:
-    """Refuse a name that no user's table can have.
-
-    Raises:
-        WrongUseError: It is reserved.
-    """
+    """Raise WrongUseError if a name is reserved and so cannot be a user's table."""
     if name.schema.lower() in RESERVED_NAMES or not name.schema or not name.table:
         msg = f"{name.shown} cannot be a table of yours: the schemas {listed(RESERVED_NAMES)} are reserved."
-        raise WrongUseError(msg, hint="name another one: metadata={'schema': 'reports'} on the asset.")
+        raise WrongUseError(msg, hint="choose another schema: metadata={'schema': 'reports'} on the asset.")
 
 
 def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collection[str] | None) -> int:
     """Replace partitions of a user's table, or all of it, by the rows of a Parquet file, by column name.
 
     Args:
-        warehouse: Where it goes.
-        name: The table; it and its schema are made if missing.
-        file: The rows; with keys, the column `partition_key` says to which each belongs.
-        keys: The partitions to replace, with rows or without; None replaces the whole table, columns included.
+        warehouse: The warehouse of the home.
+        name: The table; created, like its schema, if it is missing.
+        file: The rows; with keys, the column `partition_key` names the partition of each row.
+        keys: The partitions to replace, with or without rows; None replaces the whole table, columns included.
 
     Returns:
-        How many rows it holds of them now.
+        The number of rows in the file.
 
     Raises:
-        WrongUseError: The name is reserved, or the table is one of a pipeline's.
+        WrongUseError: The name is reserved, or the table belongs to a pipeline.
         DataError: Rows belong to other partitions, or values or columns do not fit; nothing is changed.
-        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
     """
     check_own(name)
     with warehouse.transaction() as con:
-        _require_no_pipelines(con, name)
+        if _is_of_project(con, name):
+            msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
+            raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
         try:
             count, changed = _replace_whole(con, name, file) if keys is None else _replace_some(con, name, file, keys)
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException) as error:
             msg = f"{name.shown}: the rows do not fit: {str(error).splitlines()[0]}; nothing is changed."
             raise DataError(msg) from error
-        ordered = sorted(changed)
-        seqs = next_numbers(con, len(ordered))
-        note(con, [Change(seq, name.schema, name.table, key) for seq, key in zip(seqs, ordered, strict=True)])
+        _journal(con, [(name, key) for key in sorted(changed)])
     return count
 
 
@@ -182,12 +164,11 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
     """Hold the warehouse for one transaction of a user, who may write tables of their own.
 
     Each table that the transaction changed is journaled as a whole in the same transaction, so that the next publish
-    carries it over. To notice changes, all rows of users' tables are hashed before and after, which takes about 0.2 s
-    per million rows.
+    copies it. To notice changes, all rows of users' tables are hashed before and after, which takes about 0.2 s per
+    million rows.
 
     Raises:
         WrongUseError: A table of the project was changed, which is undone; or the user began or ended a transaction.
-        WarehouseBusyError: Another process kept the warehouse for longer than the time-out.
     """
     with warehouse.open() as con:
         con.execute("BEGIN")
@@ -199,9 +180,7 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
             if protected := [name.shown for name in changed if _is_of_project(con, name)]:
                 msg = f"{listed(protected)}: only the project writes its own tables; nothing is changed."
                 raise WrongUseError(msg, hint="write a table of your own, in a schema of your own.")
-            if changed:
-                seqs = next_numbers(con, len(changed))
-                note(con, [Change(seq, name.schema, name.table, None) for seq, name in zip(seqs, changed, strict=True)])
+            _journal(con, [(name, None) for name in changed])
             con.execute("COMMIT")
         except duckdb.TransactionException as error:
             if not _OWN_TRANSACTION.search(str(error)):
@@ -218,8 +197,14 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
 _OWN_TRANSACTION = re.compile("within a transaction|no transaction is active|transaction is aborted")
 
 
+def _journal(con: duckdb.DuckDBPyConnection, changed: Sequence[tuple[TableName, str | None]]) -> None:
+    seqs = next_numbers(con, len(changed))
+    changes = zip(seqs, changed, strict=True)
+    note(con, [Change(seq, name.schema, name.table, key) for seq, (name, key) in changes])
+
+
 def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[object, ...]]:
-    """What changes with each table: its columns and rows; of the project's own tables, columns and number of rows."""
+    """A value for each table that changes with its columns and rows; of the project's tables, with their number of rows."""
     columns = """
         SELECT schema_name, table_name, list([column_name, data_type] ORDER BY column_index) FROM duckdb_columns()
         JOIN duckdb_tables() USING (database_name, schema_name, table_name)
@@ -235,8 +220,9 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
 
 
 def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
-    of_pipeline = name.table.lower() in _OF_PIPELINES and _is_pipelines(con, name.schema)
-    return name.schema == LEDGERS_SCHEMA or of_pipeline or _is_measured(con, name)
+    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
+    of_pipeline = name.table.lower() in _OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall()
+    return name.schema == LEDGERS_SCHEMA or bool(of_pipeline) or _is_measured(con, name)
 
 
 def _replace_whole(con: duckdb.DuckDBPyConnection, name: TableName, file: Path) -> tuple[int, set[str]]:
@@ -255,39 +241,19 @@ def _replace_some(
     held = {key for (key,) in con.execute(query, {"path": str(file)}).fetchall()}
     if strange := held - set(keys):
         msg = f"{name.shown}: rows belong to partition {listed(map(repr, strange))}; the run is for {listed(keys)}."
-        hint = (
-            f"the column {PARTITION!r} holds the partition of each row; call a column with another meaning otherwise."
-        )
-        raise DataError(msg, hint=hint)
+        raise DataError(msg, hint=f"{PARTITION!r} holds the partition of each row; rename a column of another meaning.")
     was_whole = {WHOLE} & published_partitions(con, name)
     return replace_rows(con, name.schema, name.table, [*keys, *was_whole], [file]), {*keys, *was_whole}
 
 
-def _require_no_pipelines(con: duckdb.DuckDBPyConnection, name: TableName) -> None:
-    if _is_of_project(con, name):
-        msg = f"{name.shown} belongs to the pipeline {name.schema!r}; it cannot be written as a table of yours."
-        raise WrongUseError(msg, hint="give the asset another name, or another schema by metadata={'schema': …}.")
-
-
-def _is_pipelines(con: duckdb.DuckDBPyConnection, schema: str) -> bool:
-    query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
-    return bool(con.execute(query, {"schema": schema}).fetchall())
-
-
 def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
-    """The readers' copy, which has the table.
-
-    Raises:
-        DataError: It has not.
-    """
+    """The published copy; raises DataError if it does not hold the table."""
     con = open_published(home)
-    tables = [(str(schema), str(table)) for schema, table in con.execute(_TABLES).fetchall()]
+    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"
+    tables = [(str(schema), str(table)) for schema, table in con.execute(query).fetchall()]
     if (name.schema, name.table) not in tables:
         con.close()
         others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]
         msg = f"{name.shown} is not published; there are {listed(others) or 'no tables yet'}."
         raise DataError(msg, hint=did_you_mean(name.shown, others) or "materialize it first.")
     return con
-
-
-_TABLES = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"

@@ -315,7 +315,9 @@ def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
 def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(home, monkeypatch, text):
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
-    with pytest.raises(WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is no number of seconds"):
+    with pytest.raises(
+        WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is not a number of seconds"
+    ):
         Warehouse(home)
 
 
