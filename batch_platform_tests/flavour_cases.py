@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.labelled import TrainingData
+from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import Evaluation, Manifest, Window, write_bundle
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import read_import

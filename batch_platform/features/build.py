@@ -7,7 +7,7 @@ equal rows give equal bytes. Labels are read here too.
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +35,6 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.columns import column_lineage
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import RowChecks, require_every_row, require_unique
@@ -98,11 +97,7 @@ class FeatureBuilder:
         return [name for name in self.label_sources if self.spec.sources[name].by_partition]
 
     def label_versions(self, partition: Partition) -> str:
-        """Return the present versions of `own_label_sources` as JSON; no file is read.
-
-        Raises:
-            SourceError: A file is missing.
-        """
+        """The present versions of `own_label_sources` as JSON; raises SourceError if a file is missing. Reads no file."""
         versions = {name: self.sources.version(name, partition) for name in self.own_label_sources}
         return json.dumps(versions, sort_keys=True)
 
@@ -110,29 +105,24 @@ class FeatureBuilder:
     def lineage(self) -> Lineage:
         """The source columns that the features are made from, as far as the text of the SQL tells; opens nothing."""
         if self.query is None:
-            return Lineage(
-                sources=tuple(self.spec.sources), reason=f"the features are made by {self.spec.features.python}"
-            )
-        return column_lineage(self.query.text, dict.fromkeys(self.spec.sources, ()))
+            reason = f"the features are made by {self.spec.features.python}"
+            return Lineage(sources=tuple(self.spec.sources), reason=reason)
+        return _lineage(self.query, dict.fromkeys(self.spec.sources, ()))
 
     @cached_property
     def labels_lineage(self) -> Lineage:
         """The source columns that the labels are made from, as far as the text of the SQL tells."""
         query = self.labels_query
-        return Lineage() if query is None else column_lineage(query.text, dict.fromkeys(self.spec.sources, ()))
+        return Lineage() if query is None else _lineage(query, dict.fromkeys(self.spec.sources, ()))
 
     def asked_lineage(self, partition: Partition) -> Lineage:
-        """The source columns that the features are made from, given the columns that the sources have for a partition.
-
-        Raises:
-            SourceError: A source cannot be read, or the SQL fails.
-        """
+        """The source columns that the features are made from, given the columns that the sources have for a partition."""
         if self.query is None or self.lineage.complete:
             return self.lineage
         with self.sources.connect(partition) as con:
             columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
             made = self.query.run(con, partition, self.spec.features.key).columns
-        return column_lineage(self.query.text, columns, made)
+        return _lineage(self.query, columns, made)
 
     @cached_property
     def code_version(self) -> str:
@@ -148,15 +138,7 @@ class FeatureBuilder:
 
     @contextmanager
     def session(self, first: Partition, *, spill: Path | None = None) -> Generator["FeatureSession"]:
-        """Open the sources once, to build many partitions.
-
-        Args:
-            first: The first partition.
-            spill: A folder for what does not fit into memory; see `Sources.connect`.
-
-        Raises:
-            SourceError: A source cannot be read.
-        """
+        """Open the sources once, to build many partitions; `spill` and what it raises are as for `Sources.connect`."""
         with self.sources.connect(first, spill=spill) as con:
             yield FeatureSession(self, con, first)
 
@@ -182,7 +164,9 @@ class FeatureSession:
             self._sweep(folder)
             with written_aside(folder) as aside:
                 written = self._write_aside(partition, aside)
-                self._require_every_row(partition, written)
+                if self._builder.spec.features.driving is not None:
+                    self._move(partition)
+                    require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
@@ -228,11 +212,6 @@ class FeatureSession:
         sha256, xxh3 = file_digests(aside)
         return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
-    def _require_every_row(self, partition: Partition, written: FeatureFile) -> None:
-        if self._builder.spec.features.driving is not None:
-            self._move(partition)
-            require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
-
     def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
         query = self._builder.query
         if query is None:
@@ -275,11 +254,12 @@ class FeatureSession:
 
 
 def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:
-    """Pass on the batches of a reader; an error on the way names the SQL file."""
-    batches = iter(reader)
-    while True:
-        with query.explained(partition):
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+    """Pass on the batches of a reader; an error of the reader names the SQL file."""
+    with query.explained(partition):
+        yield from reader
+
+
+def _lineage(query: Query, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None) -> Lineage:
+    from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
+
+    return column_lineage(query.text, sources, columns)

@@ -14,12 +14,11 @@ from pathlib import Path
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, IntegrityError, SourceError, WrongUseError, listed
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.errors import DataError, SourceError, WrongUseError, listed
+from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.labelled import TrainingData, feature_columns
-from batch_platform.features.lake import feature_file_sizes, file_sha256
+from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import Sample
 from batch_platform.warehouse.home import Home, feature_file_name
@@ -29,8 +28,24 @@ MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows of a training window: the feature columns and, with labels, the label."""
+
+    fit: pl.DataFrame  # the beginning of the window
+    evaluate: pl.DataFrame  # the end of the window
+    label: str | None  # name of the label column; None for a clustering
+    rows_before_cap: int = 0  # number of rows to fit on before `model.train.max_rows` took a sample
+
+
+def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
+    """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
+    left_out = {*features.key, features.time, *(name for name, rule in features.columns.items() if not rule.feature)}
+    return [name for name in present if name not in left_out]
+
+
 class _RecentLabels:
-    """Label frames by any key, at most MOST_LABEL_BYTES of them; the oldest are dropped first."""
+    """Label frames by any key, at most MOST_LABEL_BYTES in total; the oldest are dropped first."""
 
     def __init__(self) -> None:
         self._frames: dict[tuple[str, ...], pl.DataFrame] = {}
@@ -74,11 +89,7 @@ class History:
         return path.is_symlink() and path.is_file() and path.stat().st_size == build.file_bytes
 
     def require(self, builds: Mapping[str, FeatureBuild], *partitions: Partition) -> list[FeatureBuild]:
-        """Return the builds of partitions, all of which must exist.
-
-        Raises:
-            DataError: Features are not built, or their file is missing or has another size.
-        """
+        """Return the builds of partitions; raises DataError if features are not built, or their file is not as recorded."""
         missing = [partition.key for partition in partitions if partition.key not in builds]
         if missing:
             name = self.spec.name
@@ -87,25 +98,14 @@ class History:
         return [builds[partition.key] for partition in partitions]
 
     def features(self, build: FeatureBuild) -> pl.DataFrame:
-        """Read the features of a build after checking every byte of its file.
-
-        Raises:
-            IntegrityError: The bytes are not those recorded.
-        """
+        """Read the features of a build after checking every byte of its file."""
         self.require_unchanged(build)
         return pl.read_parquet(self.file(build))
 
     def labels(self, session: FeatureSession, partition: Partition, stamp: Stamp | None = None) -> pl.DataFrame:
         """Read the labels of a partition: key columns and the label, never null or NaN.
 
-        Args:
-            session: A session of the builder.
-            partition: The partition.
-            stamp: The run, which reads the labels of a partition once; None reads them now.
-
-        Raises:
-            SourceError: `labels.sql` fails.
-            DataError: Its keys are not unique.
+        With a stamp, a run reads the labels of a partition once. Raises what `FeatureSession.labels` raises.
         """
 
         def read() -> pl.DataFrame:
@@ -129,14 +129,8 @@ class History:
     ) -> TrainingData:
         """Read the rows of a training window whose label is known, in order of time: feature columns and the label.
 
-        With `model.train.max_rows` the rows to fit on are a sample. No other column is read.
-
-        Args:
-            builds: By partition key.
-            window: The partitions, oldest first.
-            boundary: Partitions that start here or later are for evaluation.
-            stamp: The run; its labels are used.
-            stratified: Whether a sample keeps the share of each label.
+        With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
+        `stratified`. Partitions that start at `boundary` or later are for evaluation. No other column is read.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
@@ -165,12 +159,7 @@ class History:
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
-        """Read the feature columns of all rows of a window, in order of time, with or without a known label.
-
-        Raises:
-            DataError: As for `training_data`.
-            IntegrityError: The bytes of a feature file are not those recorded.
-        """
+        """Read the feature columns of all rows of a window, with or without a known label; raises as `training_data` does."""
         frames = [self._learnable(build) for build in self.require(builds, *window)]
         return self._joined(frames).drop(self.spec.features.key)
 
@@ -201,11 +190,7 @@ class History:
         return versions
 
     def label_fingerprint(self, window: Iterable[Partition]) -> str:
-        """Hash the present label versions of a window; empty where no label source has a file for each partition.
-
-        Raises:
-            SourceError: A file is missing.
-        """
+        """Hash the present label versions of a window; empty if no label source has a file for each partition."""
         return labels_fingerprint(window, self.builder.label_versions) if self.builder.own_label_sources else ""
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
@@ -230,16 +215,10 @@ class History:
             raise DataError(msg, hint="give every partition the same columns and types in the features.") from error
 
     def require_unchanged(self, build: FeatureBuild) -> None:
-        """Check every byte of a build's file.
-
-        Raises:
-            IntegrityError: The bytes are not those recorded.
-        """
-        path = self.file(build)
-        if not path.is_file() or file_sha256(path) != build.sha256:
-            name, key = self.spec.name, build.partition_key
-            msg = f"{name}, partition {key}: the bytes of {path} are not those that were recorded."
-            raise IntegrityError(msg, hint=f"batch-platform run {name} --partition {key} --force builds it again.")
+        """Raise IntegrityError if a byte of a build's file is not as recorded, or the file is missing."""
+        path, name = self.file(build), self.spec.name
+        with open_recorded(path, build.sha256, pipeline=name, partition_key=build.partition_key) as recorded:
+            recorded.require_unchanged()
 
 
 def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:

@@ -25,9 +25,9 @@ BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as t
 
 @contextmanager
 def written_aside(folder: Path) -> Generator[Path]:
-    """An empty file beside the feature files, to be filled and moved to its name; what is still there at the end is removed.
+    """An empty file beside the feature files, to be filled and moved to its name; removed at the end if it was not moved.
 
-    It is locked meanwhile, so that no other process takes it for the remains of a killed one, on whatever machine it runs.
+    The file is locked, so that no process on any machine takes it for the remains of a killed process.
     """
     while True:
         path = folder / f".{uuid4().hex}.parquet"
@@ -70,13 +70,9 @@ def feature_file_sizes(folder: Path) -> dict[str, int]:
 def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq.ParquetWriter:
     """Open a writer for a Parquet file.
 
-    Only text is dictionary-encoded: numbers are mostly distinct, so that a dictionary of them is larger.
-
-    Args:
-        path: The file.
-        schema: Arrow schema of its rows.
-        lasting: True for a file that stays: it keeps Arrow's types and has statistics. False for a file that is read once
-            and best written quickly: numbers are not compressed, and columns that Arrow dictionary-encodes are plain.
+    A `lasting` file keeps Arrow's types and has statistics. Any other file is read once and written quickly: numbers are
+    not compressed, and columns that Arrow dictionary-encodes are plain. Only text is dictionary-encoded: numbers are
+    mostly distinct, so that a dictionary of them is larger.
     """
     repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
     compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
@@ -88,11 +84,6 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
         store_schema=lasting,
         write_statistics=lasting,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    return file_digests(path)[0]
 
 
 def file_digests(path: Path) -> tuple[str, str]:
@@ -111,34 +102,20 @@ _HASH_BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class RecordedFile:
-    """An open feature file and the recorded hashes of its bytes.
+    """An open feature file and the recorded hashes of its bytes."""
 
-    Args:
-        where: Pipeline and partition, for messages.
-        path: The path that was opened.
-        sha256: The recorded SHA-256.
-        xxh3: The recorded XXH3, or empty. It is checked instead of the SHA-256 if it is there, since it costs next to nothing.
-        descriptor: File descriptor of the open file.
-        opened: Size and modification time when the file was opened.
-        hint: What to do if the bytes differ.
-    """
-
-    where: str
+    where: str  # pipeline and partition, for messages
     path: Path
     sha256: str
-    xxh3: str
+    xxh3: str  # or empty; checked instead of the SHA-256, since it costs next to nothing
     descriptor: int
-    opened: tuple[int, int]
-    hint: str
+    opened: tuple[int, int]  # size and modification time when the file was opened
+    hint: str  # what to do if the bytes differ
 
     def require_unchanged(self, stop: Event | None = None) -> None:
-        """Check every byte; on any thread, also while the file is read.
+        """Raise IntegrityError if a byte differs from what was recorded.
 
-        Args:
-            stop: Ends the check early when set, without a result.
-
-        Raises:
-            IntegrityError: A byte differs from what was recorded.
+        May run on any thread, also while the file is read. `stop` ends the check early, without a result.
         """
         digest, at = xxh3_128() if self.xxh3 else hashlib.sha256(), 0
         while block := os.pread(self.descriptor, _HASH_BLOCK, at):
@@ -150,20 +127,12 @@ class RecordedFile:
             self._refuse()
 
     def require_untouched(self) -> None:
-        """Check that nobody wrote to the file since it was opened.
-
-        Raises:
-            IntegrityError: The size or the modification time has changed.
-        """
+        """Raise IntegrityError if the size or the modification time has changed since the file was opened."""
         if _state(self.descriptor) != self.opened:
             self._refuse()
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        """Read the rows in batches; a file without rows gives one empty batch, which has the columns.
-
-        Args:
-            rows: Maximum number of rows in a batch.
-        """
+        """Read at most so many rows at a time; a file without rows gives one empty batch, which has the columns."""
         with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not file.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
@@ -178,11 +147,7 @@ class RecordedFile:
 def open_recorded(
     path: Path, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
 ) -> Generator[RecordedFile]:
-    """Open a feature file.
-
-    Raises:
-        IntegrityError: The file is missing.
-    """
+    """Open a feature file; raises IntegrityError if it is missing."""
     where = f"{pipeline}, partition {partition_key}"
     hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."
     if not path.is_file():

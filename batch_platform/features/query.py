@@ -22,14 +22,8 @@ class Query:
     """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
     def __init__(self, pipeline: str, folder: Path, name: str) -> None:
-        """Read the file.
-
-        Raises:
-            SourceError: The file cannot be read, is a link out of the folder, is not one SELECT, or uses an unknown
-                parameter.
-        """
-        self.pipeline, self.path = pipeline, folder / name
-        path = self.path
+        """Read the file; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
+        self.pipeline, self.path = pipeline, (path := folder / name)
         try:
             if not path.resolve().is_relative_to(folder.resolve()):
                 msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
@@ -92,9 +86,7 @@ class Query:
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
-            hint = (
-                "correct the SQL or the source that it reads; batch-platform check tries the SQL without reading a row."
-            )
+            hint = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
             raise SourceError(msg, hint=hint) from error
 
     def _require(self, present: list[str], wanted: list[str]) -> None:

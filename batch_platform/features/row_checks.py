@@ -34,6 +34,7 @@ class RowChecks:
             DataError: Key or time is missing, the label is present, or a column has a name or a type that cannot be stored.
         """
         self._spec, self._partition = spec, partition
+        self._where = f"{spec.name}, partition {partition.key}"
         self._zone = ZoneInfo(spec.partitions.timezone)
         self._last: tuple[object, ...] | None = None
         self._named = [*spec.features.key, *([spec.features.time] if spec.features.time else [])]
@@ -59,21 +60,20 @@ class RowChecks:
     def _check_columns(self, present: list[str]) -> None:
         spec = self._spec
         if missing := [name for name in self._named if name not in present]:
-            msg = f"{spec.name}, partition {self._partition.key}: the features lack {listed(map(repr, missing))};"
-            msg += f" there are {listed(present)}."
+            msg = f"{self._where}: the features lack {listed(map(repr, missing))}; there are {listed(present)}."
             raise DataError(msg, hint=did_you_mean(missing[0], present) or "correct features.key or features.time.")
         late = {} if spec.labels is None else {name.lower(): name for name in spec.labels.too_late}
-        if found := [late[name.lower()] for name in present if name.lower() in late]:
-            what = "the label" if spec.labels is not None and found[0] == spec.labels.column else "the outcome"
-            msg = f"{spec.name}, partition {self._partition.key}: {what} {found[0]!r} is among the features."
+        if too_late := [late[name.lower()] for name in present if name.lower() in late]:
+            what = "the label" if spec.labels is not None and too_late[0] == spec.labels.column else "the outcome"
+            msg = f"{self._where}: {what} {too_late[0]!r} is among the features."
             raise DataError(msg, hint="leave it out: it is not known when a row is scored.")
         if patterns := [name for name in present if name == "*" or (name.startswith("^") and name.endswith("$"))]:
-            msg = f"{spec.name}, partition {self._partition.key}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
+            msg = f"{self._where}: {listed(map(repr, patterns))} cannot name a column: Polars reads it as a pattern."
             raise DataError(msg, hint="give it another name with AS.")
 
     def _check_types(self, schema: pa.Schema) -> None:
         if wrong := [f"{field.name} ({field.type})" for field in schema if not _can_be_kept(field.type)]:
-            msg = f"{self._spec.name}, partition {self._partition.key}: rows with these columns cannot be stored: {listed(wrong)}."
+            msg = f"{self._where}: rows with these columns cannot be stored: {listed(wrong)}."
             raise DataError(msg, hint="cast them in the features to a number, text or time, or leave them out.")
 
     def _check_calendar(self, frame: pl.DataFrame) -> None:
@@ -85,14 +85,14 @@ class RowChecks:
             else:
                 seconds = times.to_physical().cast(pl.Int64) * 86_400
             if beyond := int((~seconds.is_between(*_CALENDAR)).sum()):
-                msg = f"{self._spec.name}, partition {self._partition.key}: {beyond} rows have a {name!r} before the "
-                msg += "year 1 or after the year 9999, such as infinity."
+                outside = "before the year 1 or after the year 9999, such as infinity"
+                msg = f"{self._where}: {beyond} rows have a {name!r} {outside}."
                 raise DataError(msg, hint="replace such a time in the features by a null or by a real time.")
 
     def _check_keys(self, frame: pl.DataFrame) -> None:
         key = self._spec.features.key
         if nulls := [name for name in key if frame[name].null_count()]:
-            msg = f"{self._spec.name}, partition {self._partition.key}: the key has nulls in {listed(nulls)}."
+            msg = f"{self._where}: the key has nulls in {listed(nulls)}."
             raise DataError(msg, hint="filter such rows out in the features, or choose another key.")
         if not frame.height:
             return
@@ -102,30 +102,24 @@ class RowChecks:
         require_unique(self._spec, self._partition, frame, what="features")
 
     def _check_times(self, frame: pl.DataFrame, column: str) -> None:
-        where = f"{self._spec.name}, partition {self._partition.key}: "
         times = frame[column]
         if times.null_count():
-            msg = f"{where}{times.null_count()} rows have no {column!r}."
+            msg = f"{self._where}: {times.null_count()} rows have no {column!r}."
             raise DataError(msg, hint="a row without a time belongs to no partition; filter it out in the features.")
         if times.dtype == pl.Date:
             times = times.cast(pl.Datetime("us"))
         if not isinstance(times.dtype, pl.Datetime):
-            msg = f"{where}{column!r} is of type {times.dtype}, not a date or a timestamp."
-            raise DataError(
-                msg,
-                hint="features.time must name a column with a date or a timestamp; cast the column, or drop features.time.",
-            )
+            msg = f"{self._where}: {column!r} is of type {times.dtype}, not a date or a timestamp."
+            hint = "features.time must name a date or a timestamp; cast the column, or drop features.time."
+            raise DataError(msg, hint=hint)
         instants = times if times.dtype.time_zone else _local_instants(times, self._zone)
-        outside = frame.filter(
-            ~instants.dt.convert_time_zone("UTC").is_between(self._partition.start, self._partition.end, closed="left")
-        )
+        start, end = self._partition.start, self._partition.end
+        outside = frame.filter(~instants.dt.convert_time_zone("UTC").is_between(start, end, closed="left"))
         if outside.height:
-            sample = outside.select(self._spec.features.key).row(0)
-            window = f"{self._partition.start.astimezone(self._zone)} to {self._partition.end.astimezone(self._zone)}"
-            msg = (
-                f"{where}{outside.height} rows lie outside the partition ({window}) by {column!r}, "
-                f"for example {_named(self._spec, sample)} at {outside[column][0]}."
-            )
+            window = f"{start.astimezone(self._zone)} to {end.astimezone(self._zone)}"
+            key = self._spec.features.key
+            example = f"{_named(key, outside.select(key).row(0))} at {outside[column][0]}"
+            msg = f"{self._where}: {outside.height} rows lie outside the partition ({window}) by {column!r}, for example {example}."
             raise DataError(msg, hint="filter on $partition_start and $partition_end in the features.")
 
 
@@ -138,17 +132,12 @@ def _can_be_kept(dtype: pa.DataType, *, nested: bool = False) -> bool:
         return all(_can_be_kept(dtype, nested=True) for dtype in inner)
     if pa.types.is_fixed_size_binary(dtype):  # what Arrow makes of Python objects
         return False
-    return not (
-        nested and (pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype))
-    )
+    binary = pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype)
+    return not (nested and binary)
 
 
 def require_unique(spec: PipelineSpec, partition: Partition, frame: pl.DataFrame, *, what: str) -> None:
-    """Check that no key occurs twice in a frame.
-
-    Raises:
-        DataError: Some do; the message names them.
-    """
+    """Raise DataError, which names the keys, if a key occurs twice in a frame."""
     key = spec.features.key
     if frame.select(key).n_unique() == frame.height:
         return
@@ -165,17 +154,10 @@ def with_keys_of(  # noqa: PLR0913 - two frames, and where they are from
     what: str,
     key: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """Cast the key columns of a frame to the types of the rows that it will be joined to, so that exactly equal keys meet.
+    """Cast the key columns of a frame to the types of the rows that it will be joined to, so that equal keys match.
 
-    Equal keys are: one instant in two zones or units, one number in two widths, one text in two encodings.
-
-    Args:
-        rows: The rows to join to.
-        spec: The pipeline.
-        partition: The partition of both.
-        frame: The frame with the key columns.
-        what: What the frame holds, for messages.
-        key: The key columns of the frame; None for all.
+    Equal keys are: one instant in two zones or units, one number in two widths, one text in two encodings. `what` says in
+    messages what the frame holds; `key` names its key columns if it has only some of them.
 
     Raises:
         DataError: A key column has a type in which no key can be equal.
@@ -217,16 +199,9 @@ def _in_type(key: pl.Expr, wanted: pl.DataType, present: pl.DataType) -> pl.Expr
 def require_every_row(
     spec: PipelineSpec, partition: Partition, con: SourceConnection, features: Path, rows: int
 ) -> None:
-    """Check that a partition has as many rows of features as its driving source has, if one is declared.
+    """Check that a feature file has as many rows as the driving source, if one is declared, has in the partition.
 
     Keys are compared only to name the rows that a join lost or multiplied.
-
-    Args:
-        spec: The pipeline.
-        partition: The partition.
-        con: Its sources, opened for the partition.
-        features: The file with its features.
-        rows: The number of rows in the file.
 
     Raises:
         DataError: The numbers differ; the message names keys that are missing or too many, if the source has key columns.
@@ -270,29 +245,24 @@ def _differing_keys(features: pl.DataFrame, source: pl.DataFrame, key: list[str]
         .with_columns(pl.col(_DRIVING, _FEATURES).fill_null(0))
     )
     text = ""
-    for what, differs in (
-        ("missing", pl.col(_FEATURES) < pl.col(_DRIVING)),
-        ("too many", pl.col(_FEATURES) > pl.col(_DRIVING)),
-    ):
+    missing, too_many = pl.col(_FEATURES) < pl.col(_DRIVING), pl.col(_FEATURES) > pl.col(_DRIVING)
+    for what, differs in (("missing", missing), ("too many", too_many)):
         keys = both.filter(differs).select(key).sort(key)
         if keys.height:
-            shown = [
-                " ".join(f"{name}={shortened(value)}" for name, value in row.items())
-                for row in keys.head(MOST_LISTED).to_dicts()
-            ]
+            shown = ", ".join(_named(key, values) for values in keys.head(MOST_LISTED).rows())
             more = f" and {keys.height - MOST_LISTED} more" if keys.height > MOST_LISTED else ""
-            text += f"; {what}: {', '.join(shown)}{more}"
+            text += f"; {what}: {shown}{more}"
     return text
 
 
 def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:
     msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
-    msg += listed(_named(spec, key) for key in keys) + "."
+    msg += listed(_named(spec.features.key, key) for key in keys) + "."
     return DataError(msg, hint="features.key must be unique within a partition; correct the SQL or extend the key.")
 
 
-def _named(spec: PipelineSpec, key: tuple[object, ...]) -> str:
-    return " ".join(f"{name}={shortened(value)}" for name, value in zip(spec.features.key, key, strict=True))
+def _named(names: Sequence[str], key: tuple[object, ...]) -> str:
+    return " ".join(f"{name}={shortened(value)}" for name, value in zip(names, key, strict=True))
 
 
 def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:

@@ -18,12 +18,7 @@ class Sample:
     """Draws a sample from frames as they come."""
 
     def __init__(self, most: int | None, by: str | None) -> None:
-        """Start an empty sample.
-
-        Args:
-            most: Maximum number of rows; None for all.
-            by: Column of the classes whose shares are kept; None to draw from all rows alike.
-        """
+        """Start a sample of at most `most` rows (None: all), which keeps the shares of the classes in column `by` (None: no classes)."""
         self._most, self._by = most, by
         self._random = np.random.default_rng(SEED)
         self._frames: list[pl.DataFrame] = []

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.labelled import TrainingData, feature_columns
+from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.models.contract import (
     BINARY,
     ClassLabel,

@@ -14,7 +14,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
 from batch_platform.declaration.spec import Promote
-from batch_platform.features.labelled import TrainingData
+from batch_platform.features.history import TrainingData
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.contract import Contract, Signature, Task
 from batch_platform.models.fitting import Fitted, evaluate

@@ -20,8 +20,7 @@ from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
-from batch_platform.features.history import History, fingerprint
-from batch_platform.features.labelled import TrainingData, feature_columns
+from batch_platform.features.history import History, TrainingData, feature_columns, fingerprint
 from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract

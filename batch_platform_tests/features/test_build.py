@@ -11,7 +11,7 @@ import pytest
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError, WrongUseError
 from batch_platform.features.build import FeatureBuilder, FeatureFile
-from batch_platform.features.lake import BATCH_ROWS, file_sha256, written_aside
+from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
 from batch_platform.features.sources.opening import Sources
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.small_pipeline import (
@@ -104,7 +104,7 @@ def test_a_partition_becomes_one_file_of_its_rows_in_the_order_of_the_key(projec
     assert file.rows == rows.height == ROWS_PER_DAY
     assert file.columns["ts"] == "timestamp[us, tz=Europe/Berlin]"
     assert [*file.columns] == rows.columns
-    assert file.sha256 == file_sha256(file.path)
+    assert file.sha256 == file_digests(file.path)[0]
     assert [*small.folder.iterdir()] == [file.path]
     assert file.path.name == f"2024-01-02.{file.sha256[:12]}.parquet"
 
@@ -183,7 +183,7 @@ def test_another_build_of_a_partition_leaves_the_file_of_the_one_before(project)
     second = project(small_events().with_columns(pl.col("amount") + 1)).write()
     assert first.path.parent == second.path.parent
     assert first.path != second.path
-    assert [file_sha256(file.path) for file in (first, second)] == [first.sha256, second.sha256]
+    assert [file_digests(file.path)[0] for file in (first, second)] == [first.sha256, second.sha256]
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
 
 def test_files_are_hashed_by_their_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"")
-    assert file_sha256(tmp_path / "a") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert file_digests(tmp_path / "a")[0] == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 def test_the_partitions_of_a_month_add_up_to_the_source(project):

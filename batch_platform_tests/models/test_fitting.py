@@ -10,7 +10,7 @@ import pytest
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import Features, Model, Promote
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.labelled import TrainingData, feature_columns
+from batch_platform.features.history import TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.labelled import TrainingData
-from batch_platform.features.lake import file_sha256
+from batch_platform.features.history import TrainingData
+from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.models.contract import Column, Contract
 from batch_platform.models.fitting import fit
@@ -79,7 +79,7 @@ def order(features: Path, rows: int, model: Bundle | None = None, sha256: str | 
     """The folder of a model that is open already; it holds no bundle."""
     model = model or bundle()
     folder = BundleFolder(model.version, features.with_name("no-bundle"), model.sha256, rows)
-    return ScoringOrder(DAY, features, sha256 or file_sha256(features), rows, folder)
+    return ScoringOrder(DAY, features, sha256 or file_digests(features)[0], rows, folder)
 
 
 def stage(asked: ScoringOrder, model: Bundle, spec: PipelineSpec, folder: Path, stamp: Stamp = STAMP) -> Staged:
@@ -285,7 +285,7 @@ def test_the_order_of_columns_and_extra_columns_change_nothing():
 def test_a_feature_file_that_is_not_the_recorded_one_is_refused_before_anything_is_scored(tmp_path, damage):
     features = tmp_path / "features.parquet"
     rows([1.0] * 100).write_parquet(features)
-    sha256 = file_sha256(features)
+    sha256 = file_digests(features)[0]
     if damage == "gone":
         features.unlink()
     else:

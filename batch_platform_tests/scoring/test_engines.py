@@ -26,7 +26,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.lake import file_sha256
+from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.agreement import Agreement
@@ -305,7 +305,7 @@ def test_a_missing_column_names_the_partition(pipeline, tmp_path):
     renamed = tmp_path / "renamed.parquet"
     pl.read_parquet(order.features).rename({"amount": "amout"}).write_parquet(renamed)
     with pytest.raises(DataError, match=r"small, partition 2024-02-02: .*did you mean 'amout'"):
-        stage(pipeline, [replace(order, features=renamed, sha256=file_sha256(renamed), xxh3="")], tmp_path / "out")
+        stage(pipeline, [replace(order, features=renamed, sha256=file_digests(renamed)[0], xxh3="")], tmp_path / "out")
 
 
 def test_partitions_before_a_failure_are_yielded_and_orders_are_taken_as_they_are_needed(pipeline, tmp_path):

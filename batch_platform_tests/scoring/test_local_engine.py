@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info
 from xxhash import xxh3_128
 
 from batch_platform.declaration.errors import DataError, IntegrityError
-from batch_platform.features.lake import file_sha256, parquet_writer
+from batch_platform.features.lake import file_digests, parquet_writer
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
@@ -73,7 +73,7 @@ def order(
     path = folder / f"features-{day}.parquet"
     frame.write_parquet(path)
     scored_by = scored_by or opened(bundle(), bundle().version)
-    return ScoringOrder(CALENDAR.named(f"2024-02-{day:02}"), path, file_sha256(path), frame.height, scored_by)
+    return ScoringOrder(CALENDAR.named(f"2024-02-{day:02}"), path, file_digests(path)[0], frame.height, scored_by)
 
 
 def staged(orders: list[ScoringOrder], folder: Path, **options: Any) -> list[Staged]:
@@ -296,7 +296,7 @@ def test_memory_does_not_grow_with_the_partition(tmp_path):
         path, out = tmp_path / f"{batches}.parquet", tmp_path / f"out-{batches}"
         out.mkdir()
         count = many_rows(path, batches)
-        command = [sys.executable, "-c", CHILD, str(path), file_sha256(path), str(count), str(out)]
+        command = [sys.executable, "-c", CHILD, str(path), file_digests(path)[0], str(count), str(out)]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stderr
         peaks.append(int(process.stdout))

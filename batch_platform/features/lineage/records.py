@@ -15,38 +15,23 @@ class SourceColumn:
 
 @dataclass(frozen=True)
 class ColumnLineage:
-    """What a column is made from.
-
-    Args:
-        column: Name of the column.
-        reads: The source columns whose values go into it, sorted; if `known` is False, only those that could be followed.
-        known: Whether `reads` is complete.
-        copy_of: The source column that is repeated unchanged, if there is one.
-    """
+    """What a column is made from: the source columns whose values it depends on, sorted."""
 
     column: str
     reads: tuple[SourceColumn, ...]
-    known: bool
-    copy_of: SourceColumn | None = None
+    known: bool  # whether `reads` is complete
+    copy_of: SourceColumn | None = None  # the source column that is repeated unchanged
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What the columns of a query are made from.
+    """What the columns of a query are made from."""
 
-    Args:
-        columns: In order; if not `complete`, those whose name the text tells.
-        complete: Whether `columns` holds all columns, and each is known.
-        deciders: The source columns that select the rows: by filters, joins and groups.
-        sources: The sources that the query names.
-        reason: Why nothing could be followed; empty if the text could be parsed.
-    """
-
-    columns: tuple[ColumnLineage, ...] = ()
-    complete: bool = False
-    deciders: tuple[SourceColumn, ...] = ()
-    sources: tuple[str, ...] = ()
-    reason: str = ""
+    columns: tuple[ColumnLineage, ...] = ()  # in order; if not `complete`, those whose name the text tells
+    complete: bool = False  # whether `columns` holds all columns, and each is known
+    deciders: tuple[SourceColumn, ...] = ()  # the source columns that filters, joins and groups read
+    sources: tuple[str, ...] = ()  # the sources that the query names
+    reason: str = ""  # why the text could not be parsed; empty if it could
 
     def of(self, column: str) -> ColumnLineage:
         """Look up a column; one that is not among the columns is unknown."""

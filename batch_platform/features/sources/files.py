@@ -30,11 +30,7 @@ def path_or_glob(table: SourceTable) -> tuple[Path, str]:
 
 
 def files_of(table: SourceTable) -> list[Path]:
-    """List the files of a source, sorted.
-
-    Raises:
-        SourceError: There is no such file.
-    """
+    """List the files of a source, sorted; raises SourceError if there are none."""
     head, rest = path_or_glob(table)
     path = head / rest
     try:

@@ -16,21 +16,13 @@ from batch_platform.warehouse.sql import quoted
 
 @dataclass(frozen=True)
 class SourceTable:
-    """A source as one partition reads it.
+    """A source as one partition reads it."""
 
-    Args:
-        pipeline: Name of the pipeline, for messages.
-        name: Name of the source and of its view.
-        source: The declared source.
-        folder: Absolute path of the folder where relative paths start.
-        partition: The partition; None only for a source that is the same for all of them.
-    """
-
-    pipeline: str
-    name: str
+    pipeline: str  # for messages
+    name: str  # of the source and of its view
     source: Source
-    folder: Path
-    partition: Partition | None = None
+    folder: Path  # absolute; relative paths start there
+    partition: Partition | None = None  # None only for a source that is the same for all partitions
 
     def error(self, problem: str, hint: str | None = None) -> SourceError:
         """The error that names this source, to be raised."""
@@ -45,36 +37,28 @@ class SourceTable:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """How sources of one kind are read. Each function may raise SourceError, or what DuckDB and Polars raise.
+    """How sources of one kind are read. Each function may raise SourceError, or what DuckDB and Polars raise."""
 
-    Args:
-        version: Returns a text that changes when the content may have changed. Reads no rows.
-        location: Returns where the source is read, for people: a path, an import path.
-        description: Returns what is read, as a phrase in Markdown.
-        admit: Called before the connection is shut off from everything else: returns the files and folders that it may still
-            read, or attaches a database.
-        view: Creates a view named like the source, or points it at another partition.
-        frame: Reads the source with Polars: the same rows as the view.
-        takes_partition: Returns whether partitions read different tables.
-        function: Returns the import path of the user's function that reads the source; None where there is none.
-        version_fixes_rows: Whether equal versions mean equal rows.
-        counts_quickly: Whether rows can be counted without reading all of them.
-        endings: Endings of the files of this kind, by which `new --from` recognises them.
-        unreadable: Hint shown when the source cannot be read.
-    """
-
-    version: Callable[[SourceTable], str]
-    location: Callable[[SourceTable], str]
-    description: Callable[[Source], str]
+    version: Callable[[SourceTable], str]  # changes when the content may have changed; reads no rows
+    location: Callable[[SourceTable], str]  # a path or an import path, for people
+    description: Callable[[Source], str]  # what is read, as a phrase in Markdown
+    # Called before the connection is shut off from everything else: returns the files and folders that the connection may
+    # still read, or attaches a database.
     admit: Callable[[duckdb.DuckDBPyConnection, SourceTable], Collection[Path]]
-    view: Callable[[duckdb.DuckDBPyConnection, SourceTable], None]
-    frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]
-    takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
-    function: Callable[[Source], str | None] = lambda _: None
-    version_fixes_rows: bool = True
-    counts_quickly: bool = True
-    endings: tuple[str, ...] = ()
-    unreadable: str | None = None
+    view: Callable[
+        [duckdb.DuckDBPyConnection, SourceTable], None
+    ]  # creates the view, or points it at another partition
+    frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view
+    takes_partition: Callable[[SourceTable], bool] = lambda table: (
+        table.source.by_partition
+    )  # whether partitions differ
+    function: Callable[[Source], str | None] = lambda _: (
+        None
+    )  # import path of the user's function that reads the source
+    version_fixes_rows: bool = True  # whether equal versions mean equal rows
+    counts_quickly: bool = True  # whether rows can be counted without reading all of them
+    endings: tuple[str, ...] = ()  # of the files of this kind, by which `new --from` recognises them
+    unreadable: str | None = None  # hint shown when the source cannot be read
 
 
 def create_view(con: duckdb.DuckDBPyConnection, name: str, relation: str) -> None:

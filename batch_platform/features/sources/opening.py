@@ -41,15 +41,10 @@ class SourceState:
 
 @dataclass(frozen=True)
 class Sources:
-    """The sources of one pipeline.
-
-    Args:
-        spec: The pipeline.
-        folder: Absolute path of the folder with its files; relative paths start there.
-    """
+    """The sources of one pipeline."""
 
     spec: PipelineSpec
-    folder: Path
+    folder: Path  # absolute; relative paths start there
 
     def kind(self, name: str) -> SourceKind:
         """How a source is read."""
@@ -65,14 +60,9 @@ class Sources:
     ) -> Generator["SourceConnection"]:
         """Open an in-memory DuckDB that can read these sources and nothing else, and cannot write a file on its own.
 
-        Args:
-            partition: The partition that the views show first.
-            names: The sources to open; None for all.
-            spill: A folder for what does not fit into MEMORY_LIMIT, created when needed; None: everything must fit
-                into the machine's memory.
-
-        Raises:
-            SourceError: A source cannot be read.
+        The views first show `partition`. What does not fit into MEMORY_LIMIT goes to the folder `spill`, which is created
+        when needed; without it, everything must fit into the machine's memory. Raises SourceError if a source cannot be
+        read.
         """
         with duckdb.connect(":memory:") as con:
             con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
@@ -83,27 +73,15 @@ class Sources:
             yield opened
 
     def version(self, name: str, partition: Partition) -> str:
-        """The version of a source as a partition reads it; cheap, since no rows are read.
-
-        Raises:
-            SourceError: A file is missing.
-        """
+        """The version of a source as a partition reads it, without reading rows; raises SourceError if a file is missing."""
         return self.kind(name).version(self.table(name, partition))
 
     def versions(self, partition: Partition) -> dict[str, str]:
-        """The version of each source as a partition reads it.
-
-        Raises:
-            SourceError: A file is missing.
-        """
+        """The version of each source as a partition reads it; raises SourceError if a file is missing."""
         return {name: self.version(name, partition) for name in self.spec.sources}
 
     def state(self, name: str, partition: Partition | None) -> SourceState:
-        """Read a source and describe what it holds; without a partition, as the first one reads it.
-
-        Raises:
-            SourceError: The source cannot be read.
-        """
+        """Read a source and describe what it holds for a partition, by default for the first one; may raise SourceError."""
         reader = partition or self._first_partition()
         with self.connect(reader, names=[name]) as con:
             view = con.duckdb.sql(f"FROM {quoted(name)}")
@@ -152,22 +130,14 @@ class SourceConnection:
         con.execute("SET lock_configuration = true")
 
     def move(self, partition: Partition) -> None:
-        """Point the views of sources that differ between partitions at another partition.
-
-        Raises:
-            SourceError: A source cannot be read.
-        """
+        """Point the views of sources that differ between partitions at another partition; may raise SourceError."""
         for name in self.names:
             with self._explained(name, partition) as (kind, table):
                 if kind.takes_partition(table):
                     kind.view(self.duckdb, table)
 
     def frames(self, partition: Partition, names: Collection[str]) -> dict[str, pl.LazyFrame]:
-        """Some of the sources as a partition reads them, whichever partition the views show.
-
-        Raises:
-            SourceError: A source cannot be read.
-        """
+        """Some of the sources as a partition reads them, whichever partition the views show; may raise SourceError."""
         frames: dict[str, pl.LazyFrame] = {}
         for name in names:
             with self._explained(name, partition) as (kind, table):
@@ -176,7 +146,7 @@ class SourceConnection:
 
     @contextmanager
     def _explained(self, name: str, partition: Partition) -> Generator[tuple[SourceKind, SourceTable]]:
-        """How a source is read; what DuckDB or Polars raises meanwhile becomes an error of the source."""
+        """How a source is read; an error of DuckDB or Polars becomes a SourceError."""
         kind, table = self.sources.kind(name), self.sources.table(name, partition)
         try:
             yield kind, table
