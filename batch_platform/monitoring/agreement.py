@@ -1,7 +1,7 @@
-"""How far two models agree on the same rows: by the order in which they put them, and by what they decide.
+"""How far two models agree on the same rows: by how they rank the rows, and by what they decide.
 
 Mergeable: the agreement on a whole is the merge of the agreements on its parts, bit for bit, whatever the parts. Memory
-is bounded: of very many rows, those at evenly spaced places are ranked. Works on plain arrays.
+is bounded: of very many rows, evenly spaced rows are ranked.
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,22 @@ MOST_ROWS = 500_000  # with so many ranked rows the coefficient is known to abou
 
 @dataclass(frozen=True)
 class Agreed:
-    """How far two models agree.
+    """How far two models agree."""
 
-    Args:
-        rank_correlation: Spearman's coefficient between their scores, where ties have their mean rank; of several
-            columns of scores, the mean over them. None where a model gives all rows the same score, or scores have no order.
-        decisions_flipped: Share of the rows on which their decisions differ; None where nothing is decided.
-    """
-
-    rank_correlation: float | None = None
-    decisions_flipped: float | None = None
+    rank_correlation: float | None = None  # Spearman's, averaged over the score columns; None if a model ranks nothing
+    decisions_flipped: float | None = None  # share of the rows whose decisions differ; None if nothing is decided
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """What two models gave for some rows.
-
-    Args:
-        rows: How many rows there are.
-        flipped: On how many of them the decisions differ; None where nothing is decided.
-        places: Place in the whole of each ranked row, such as its number in a file; a multiple of `step`.
-        scores: Scores of both models for the ranked rows [2, n, columns]; no column where scores have no order.
-        step: Distance of the places whose rows are ranked, a power of two.
-        most_rows: How many rows are ranked at most.
-    """
+    """The outputs of two models for some rows."""
 
     rows: int = 0
-    flipped: int | None = None
-    places: tuple[NDArray[np.int64], ...] = ()
-    scores: tuple[NDArray[np.float64], ...] = ()
-    step: int = 1
-    most_rows: int = MOST_ROWS
+    flipped: int | None = None  # number of rows whose decisions differ; None if nothing is decided
+    places: tuple[NDArray[np.int64], ...] = ()  # position of each ranked row in the whole, a multiple of `step`
+    scores: tuple[NDArray[np.float64], ...] = ()  # of both models for the ranked rows [2, n, columns]
+    step: int = 1  # distance between ranked rows, a power of two
+    most_rows: int = MOST_ROWS  # maximum number of ranked rows
 
     @classmethod
     def of(
@@ -63,7 +48,7 @@ class Agreement:
         return agreement + cls(most_rows=most_rows)
 
     def __add__(self, further: "Agreement") -> "Agreement":
-        """The agreement on the rows of both; the order of the two does not matter."""
+        """The agreement on the rows of both, in either order."""
         flipped = [count for count in (self.flipped, further.flipped) if count is not None]
         step = max(self.step, further.step)
         places, scores = self.places + further.places, self.scores + further.scores
@@ -83,7 +68,7 @@ class Agreement:
         if (np.diff(places) < 0).any():  # sums depend on the order of the rows, by their last bit
             order = np.argsort(places)
             first, second = first[order], second[order]
-        columns = [_spearman(first[:, at], second[:, at]) for at in range(first.shape[1])]
+        columns = [spearman(first[:, at], second[:, at]) for at in range(first.shape[1])]
         known = [value for value in columns if value is not None]
         return Agreed(
             rank_correlation=float(np.mean(known)) if known and len(known) == len(columns) else None,
@@ -106,9 +91,9 @@ def _thinned(
     )
 
 
-def _spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Pearson's coefficient of the ranks (Spearman, The Proof and Measurement of Association, 1904)."""
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """Pearson's coefficient of the ranks (Spearman, The Proof and Measurement of Association, 1904); None without order."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:  # noqa: PLR2004 - one row has no order
         return None
-    ranks, other = (pl.Series(values).rank("average").to_numpy() for values in (first, second))
-    return float(np.corrcoef(ranks, other)[0, 1])
+    ranks = [pl.Series(values).rank("average").to_numpy() for values in (first, second)]
+    return float(np.corrcoef(ranks)[0, 1])

@@ -18,17 +18,11 @@ _UNQUOTED = " ='/:;,()!*"  # characters that need no escape between the angle br
 
 @dataclass(frozen=True)
 class Point:
-    """One value on a curve.
+    """One value on a curve."""
 
-    Args:
-        label: Name of the point, e.g. a serving period.
-        value: Its height.
-        good: Whether its dot has the colour of the line; other dots stand out.
-    """
-
-    label: str
+    label: str  # e.g. a serving period
     value: float
-    good: bool = True
+    good: bool = True  # whether its dot has the colour of the line; other dots stand out
 
 
 def histogram(counts: Sequence[int], low: float, high: float) -> str:

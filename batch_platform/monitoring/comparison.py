@@ -1,8 +1,8 @@
-"""How far two models differ on the same rows, and how sure that is: a paired bootstrap of one metric.
+"""The difference between two models on the same rows, with its uncertainty: a paired bootstrap of one metric.
 
-Both models are measured on the same resampled rows each time, so that what makes rows hard for both cancels out
-(Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: the percentile interval). On plain arrays;
-seeded, so that the same rows give the same interval.
+Both models are measured on the same resampled rows, so that what makes rows hard for both cancels out (Efron and
+Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: the percentile interval). Seeded, so that the same rows
+give the same interval.
 """
 
 from dataclasses import dataclass
@@ -31,15 +31,10 @@ class Difference:
 
 
 def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Difference | None:
-    """The metric of the first model minus that of the second.
+    """A metric of the first model minus that of the second, on the same rows in the same order.
 
-    None where there are no rows, where the metric has no weighted form or measures other tasks, and where it is not
-    defined on most of the samples.
-
-    Args:
-        metric: Name of the metric.
-        first: Outcomes of the first model.
-        second: Outcomes of the second model on the same rows, in the same order.
+    None if there are no rows, if the metric has no weighted form or measures other tasks, or if it is not defined on most
+    of the samples.
     """
     record, first, second = METRICS[metric], first.thinned(MAX_ROWS), second.thinned(MAX_ROWS)
     rows = len(first.predicted)

@@ -1,7 +1,7 @@
-"""Leakage: features that may know the outcome, because each of them alone nearly decides the label.
+"""Leakage: features that may contain the outcome, because each of them alone nearly decides the label.
 
-A warning, not a proof: somebody who knows when the values of a column become known has to look at it. A column is judged
-by its order, by its categories, and by whether it has a value.
+A warning, not a proof: a person who knows when the values of a column become known has to decide. A column is judged by
+its order, by its categories, and by whether it has a value.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from batch_platform.monitoring.agreement import spearman
 
 NEARLY = 0.999
 MAX_ROWS = 20_000  # of more rows, evenly spaced ones are used
@@ -26,11 +28,8 @@ def nearly_deciding(matrix: Values, categorical: Sequence[bool], truth: NDArray[
     rank correlation (Spearman), and many classes if it separates each class from all others. Categories, and numbers
     where there are many classes, are replaced by the mean label in one half of the rows and judged on the other half.
 
-    Args:
-        matrix: Encoded rows [n, columns]; NaN where a value is missing.
-        categorical: For each column, whether its numbers are positions of categories.
-        truth: The labels [n].
-        classes: Whether the labels are classes rather than numbers.
+    `matrix` holds encoded rows [n, columns] with NaN for missing values, `categorical` says for each column whether its
+    numbers are positions of categories, and `classes` whether the labels in `truth` [n] are classes rather than numbers.
     """
     step = -(-len(matrix) // MAX_ROWS)
     matrix, truth = matrix[::step], truth[::step]
@@ -90,14 +89,5 @@ def _separates(values: Values, positive: Values) -> bool:
 
 
 def _orders(values: Values, target: Values) -> bool:
-    if len(values) < MIN_ROWS or np.ptp(values) == 0 or np.ptp(target) == 0:
-        return False
-    return bool(abs(np.corrcoef(_ranks(values), _ranks(target))[0, 1]) >= NEARLY)
-
-
-def _ranks(values: Values) -> Values:
-    """Ranks from 0; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    shared: Values = np.cumsum(counts, dtype=np.float64)
-    shared -= (counts + 1) / 2
-    return shared[inverse]
+    coefficient = spearman(values, target) if len(values) >= MIN_ROWS else None
+    return coefficient is not None and abs(coefficient) >= NEARLY

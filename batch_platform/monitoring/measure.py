@@ -1,4 +1,4 @@
-"""What a measure is: a record of what it computes from a scored partition, into which table, and how it is judged.
+"""What a measure is: a record of what it computes from a scored partition, in which table, and how the values are judged.
 
 The evaluation of partitions, the tables, the asset checks and the numbers in the UI are built from these records. To add
 a measure, write its record in a module of this folder and list it in `catalogue.py`; what it needs to know of the
@@ -22,23 +22,15 @@ TRUTH = "__truth"
 
 @dataclass(frozen=True, eq=False)
 class ScoredPartition:
-    """One partition as one model scored it, with what is known of it now: all that a measure may look at.
+    """One partition as one model scored it, with its labels as known now: all that a measure may look at."""
 
-    Args:
-        task: Task of the model.
-        classes: Classes of the model in the order of its probabilities; empty unless it is a classification.
-        key: Names of the key columns.
-        predictions: Key columns, `prediction` and the score columns.
-        labels: Key columns and, last, the label, without nulls; None where the pipeline declares no labels.
-        read_features: Reads what was scored: the rows with key, feature and prediction columns, and the same rows
-            encoded [n, columns]. Raises a DataError or IntegrityError where they are no longer available.
-    """
-
-    task: str
-    classes: Sequence[Any]
-    key: Sequence[str]
-    predictions: pl.DataFrame
-    labels: pl.DataFrame | None
+    task: str  # of the model
+    classes: Sequence[Any]  # in the order of the model's probabilities; empty unless it is a classification
+    key: Sequence[str]  # names of the key columns
+    predictions: pl.DataFrame  # key columns, `prediction` and the score columns
+    labels: pl.DataFrame | None  # key columns and, last, the label, without nulls; None if no labels are declared
+    # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
+    # DataError or IntegrityError if they are no longer available.
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
 
     @cached_property
@@ -48,7 +40,7 @@ class ScoredPartition:
 
     @cached_property
     def labelled(self) -> pl.DataFrame:
-        """The predictions whose label is known, with the label as TRUTH; a class that the model does not know is none."""
+        """The predictions whose label is known, with the label as TRUTH, without labels of classes unknown to the model."""
         if self.labels is None:
             return self.predictions.clear()
         truth = self.labels.rename({self.labels.columns[-1]: TRUTH})
@@ -58,16 +50,9 @@ class ScoredPartition:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A value held against its bound.
+    """A value compared with its declared bound."""
 
-    Args:
-        name: What was judged, e.g. the name of a metric.
-        value: Its value.
-        bound: The bound that is declared.
-        lower_is_better: Whether a value above the bound is the worse one.
-    """
-
-    name: str
+    name: str  # what was judged, e.g. the name of a metric
     value: float
     bound: float
     lower_is_better: bool = False
@@ -80,33 +65,19 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Check:
-    """How the values of a measure are judged for one pipeline.
+    """How the values of a measure are judged for one pipeline."""
 
-    Args:
-        description: What is expected and what happens otherwise, for the UI.
-        judge: Judges the numbers of a partition, given the task of its model; None where there is nothing to judge.
-    """
-
-    description: str
-    judge: Callable[[Mapping[str, float], str], Judgement | None]
+    description: str  # for the UI: what is expected, and what happens otherwise
+    judge: Callable[[Mapping[str, float], str], Judgement | None]  # of a partition's numbers and its model's task
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure.
+    """One measure."""
 
-    Args:
-        name: Name of its table in the pipeline's schema, and of its asset check.
-        description: One sentence for the UI: what it says of a partition.
-        columns: Columns of its table besides those that every measure's table has.
-        compute: Rows of its table for one partition, with exactly these columns.
-        numbers: The rows as named numbers, to show and to plot for the partition.
-        check: How they are judged, as declared; None where the pipeline declares nothing.
-    """
-
-    name: str
-    description: str
-    columns: Mapping[str, pl.DataType | type[pl.DataType]]
-    compute: Callable[[ScoredPartition], pl.DataFrame]
-    numbers: Callable[[pl.DataFrame], dict[str, float]]
-    check: Callable[[PipelineSpec], Check | None]
+    name: str  # of its table in the pipeline's schema, and of its asset check
+    description: str  # for the UI, one sentence: what the measure says about a partition
+    columns: Mapping[str, pl.DataType | type[pl.DataType]]  # of its table, besides those of every measure's table
+    compute: Callable[[ScoredPartition], pl.DataFrame]  # the rows of its table for one partition, with these columns
+    numbers: Callable[[pl.DataFrame], dict[str, float]]  # the rows as named numbers, to show and to plot
+    check: Callable[[PipelineSpec], Check | None]  # how they are judged; None if the pipeline declares nothing

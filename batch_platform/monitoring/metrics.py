@@ -1,4 +1,4 @@
-"""Metrics: how good what a model gave is, as one number each, on plain arrays.
+"""Metrics: how good the output of a model is, as one number each, on plain arrays.
 
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
 out, never guessed. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of `declaration/spec.py`
@@ -25,22 +25,17 @@ Weighted = Callable[[Floats], float]  # a metric of some rows, given a weight fo
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What a model gave for some rows, beside what is known to be true.
+    """The output of a model for some rows, and the truth.
 
-    Args:
-        task: Task of the model.
-        predicted: Class probabilities [n, classes] of a classification; otherwise values, segments or outlier scores [n].
-            A row is an outlier where its score is above 0.
-        truth: True classes or values [n]; None where there are no labels. Of a classification, each is one of `classes`.
-        classes: Classes of a classification, in the order of the columns; of two, the second is the positive one.
-        matrix: Features of a clustering [n, columns], encoded; NaN where a value is missing.
+    `predicted` holds class probabilities [n, classes] of a classification, otherwise values, segments or outlier scores
+    [n]; a row is an outlier if its score is above 0.
     """
 
     task: str
     predicted: Floats
-    truth: NDArray[Any] | None = None
-    classes: Sequence[Any] = ()
-    matrix: Floats | None = None
+    truth: NDArray[Any] | None = None  # true classes (each one of `classes`) or values [n]; None without labels
+    classes: Sequence[Any] = ()  # of a classification, in the order of the columns; of two, the second is positive
+    matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
@@ -65,23 +60,14 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """One metric."""
 
-    Args:
-        name: Name in YAML, in tables and on plots.
-        tasks: Tasks of the models that it measures.
-        value: Computes it; None where it is not defined for the rows. Its docstring gives the formula.
-        lower_is_better: Whether it is an error rather than a score.
-        default_for: Tasks whose models are judged by it when `model.promote.metric` names no metric.
-        weighted: Prepares the same metric for weighted rows, for the paired bootstrap; None: without an interval.
-    """
-
-    name: str
-    tasks: Sequence[str]
-    value: Callable[[Outcomes], float | None]
-    lower_is_better: bool = False
-    default_for: Sequence[str] = ()
-    weighted: Callable[[Outcomes], Weighted] | None = None
+    name: str  # in YAML, in tables and on plots
+    tasks: Sequence[str]  # of the models that it measures
+    value: Callable[[Outcomes], float | None]  # None if it is not defined for the rows; its docstring gives the formula
+    lower_is_better: bool = False  # whether it is an error rather than a score
+    default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
+    weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for the paired bootstrap
 
 
 def measure(outcomes: Outcomes) -> dict[str, float]:
@@ -155,11 +141,11 @@ def _brier(outcomes: Outcomes) -> float:
 def _row_brier_scores(outcomes: Outcomes) -> Floats:
     truth = np.eye(len(outcomes.classes))[outcomes.true_positions]
     distances = ((outcomes.predicted - truth) ** 2).sum(axis=1)
-    return distances / 2 if len(outcomes.classes) == 2 else distances  # noqa: PLR2004 - binary
+    return distances / 2 if outcomes.task == "binary" else distances
 
 
 def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[Outcomes], Weighted]:
-    """A metric that is the mean of what each row adds, for weighted rows."""
+    """The mean of a value per row, for weighted rows."""
 
     def prepare(outcomes: Outcomes) -> Weighted:
         values = row_values(outcomes).astype(np.float64)
@@ -176,11 +162,10 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
     """
     from sklearn import metrics
 
-    count = len(outcomes.classes)
-    if outcomes.task == "outliers" or count == 2:  # noqa: PLR2004 - binary
+    if outcomes.task != "multiclass":
         positive, score = _positive(outcomes)
         return float(metrics.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
-    positions = outcomes.true_positions
+    positions, count = outcomes.true_positions, len(outcomes.classes)
     if len(np.unique(positions)) < count:
         return None
     return float(metrics.roc_auc_score(positions, outcomes.predicted, multi_class="ovr", labels=range(count)))
@@ -197,10 +182,9 @@ def _positive(outcomes: Outcomes) -> tuple[NDArray[np.bool_], Floats]:
 
 
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
-    count = len(outcomes.classes)
-    if outcomes.task == "outliers" or count == 2:  # noqa: PLR2004 - binary
+    if outcomes.task != "multiclass":
         return weighted_area(*_positive(outcomes))
-    areas = [weighted_area(outcomes.true_positions == at, outcomes.predicted[:, at]) for at in range(count)]
+    areas = [weighted_area(outcomes.true_positions == at, scores) for at, scores in enumerate(outcomes.predicted.T)]
     return lambda weights: float(np.mean([area(weights) for area in areas]))
 
 

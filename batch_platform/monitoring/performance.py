@@ -22,7 +22,7 @@ def performance_of(partition: ScoredPartition) -> dict[str, float]:
 
 
 def asked_of(metric: str | None, value: float) -> str:
-    """What is asked of a metric, as part of a sentence."""
+    """The bound of a metric, as part of a sentence."""
     if metric is None:
         return f"its metric at least {value:g} (an error: at most)"
     return f"{metric} {'at most' if lower_is_better(metric) else 'at least'} {value:g}"

@@ -22,30 +22,20 @@ _REAL_TYPES = ("DOUBLE", "FLOAT")
 
 @dataclass(frozen=True)
 class ScoreDistribution:
-    """The distribution of one partition's scores.
+    """The distribution of one partition's scores."""
 
-    Args:
-        column: The column of the predictions.
-        bars: Labels and counts, in order: ranges of equal width, or the most frequent classes.
-        numbers: Mean and quantiles; for classes, the share of each class.
-        low: Start of the first range; None for classes.
-        high: End of the last range; None for classes.
-        constant: Whether there are at least two rows and all have the same value.
-    """
-
-    column: str
-    bars: tuple[tuple[str, int], ...]
-    numbers: dict[str, float]
-    low: float | None
-    high: float | None
-    constant: bool
+    column: str  # of the predictions
+    bars: tuple[
+        tuple[str, int], ...
+    ]  # labels and counts, in order: ranges of equal width, or the most frequent classes
+    numbers: dict[str, float]  # mean and quantiles; for classes, the share of each class
+    low: float | None  # start of the first range; None for classes
+    high: float | None  # end of the last range; None for classes
+    constant: bool  # whether there are at least two rows and all have the same value
 
 
 def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
-    """The distributions of partitions staged in Parquet files, by key; a partition without predictions is left out.
-
-    Needs no lock and opens no database file.
-    """
+    """The distributions of partitions staged in Parquet files, by key; a partition without predictions is left out."""
     if not files:
         return {}
     with duckdb.connect() as con:

@@ -24,7 +24,7 @@ from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
-from batch_platform.warehouse.sql import columns_of, literal, quoted
+from batch_platform.warehouse.sql import literal, quoted, table_columns
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
@@ -224,7 +224,7 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")
-        differs = columns_of(con, schema, table, "copy") != columns_of(con, schema, table)
+        differs = table_columns(con, schema, table, "copy") != table_columns(con, schema, table)
         if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
         elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:

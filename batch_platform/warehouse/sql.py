@@ -18,7 +18,7 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def columns_of(
+def table_columns(
     con: duckdb.DuckDBPyConnection, schema: str, table: str, database: str | None = None
 ) -> list[tuple[str, str]]:
     """Names and types of a table's columns, in order, by default in the current database; none if there is no such table."""
@@ -31,4 +31,4 @@ def columns_of(
 
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether the current database of a connection has such a table."""
-    return bool(columns_of(con, schema, table))
+    return bool(table_columns(con, schema, table))

@@ -19,7 +19,7 @@ from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import columns_of, literal, quoted
+from batch_platform.warehouse.sql import literal, quoted, table_columns
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
@@ -116,7 +116,7 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
     keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
     if None not in keys:
         return keys
-    if PARTITION not in dict(columns_of(con, name.schema, name.table)):
+    if PARTITION not in dict(table_columns(con, name.schema, name.table)):
         return {WHOLE}
     held = con.execute(f"SELECT DISTINCT {PARTITION} FROM {name} WHERE {PARTITION} IS NOT NULL").fetchall()
     return (keys - {None}) | {str(key) for (key,) in held}
