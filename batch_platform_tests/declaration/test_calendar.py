@@ -103,7 +103,7 @@ def test_every_instant_lies_in_exactly_one_partition(calendar, share):
     instant = calendar.first_start + SPANS[calendar.every] * share
     partitions = calendar.within(calendar.first_start, instant + 3 * SPANS[calendar.every])
     assert partitions[0].start == calendar.first_start
-    assert all(one.end == other.start for one, other in pairwise(partitions))
+    assert all(earlier.end == later.start for earlier, later in pairwise(partitions))
     assert [p for p in partitions if p.start <= instant < p.end] == [calendar.holding(instant)]
 
 
@@ -192,7 +192,7 @@ def test_a_key_of_no_partition_is_refused_with_an_example(every, key):
 
 
 @pytest.mark.parametrize(
-    ("key", "said"),
+    ("key", "message"),
     [
         ("2023-12-31", "before the first one, '2024-01-01'"),
         ("2024-03-01", "at or after the end"),
@@ -200,9 +200,9 @@ def test_a_key_of_no_partition_is_refused_with_an_example(every, key):
         ("9999-12-31", "not the key|at or after the end"),
     ],
 )
-def test_a_key_beyond_the_calendar_is_refused(key, said):
+def test_a_key_beyond_the_calendar_is_refused(key, message):
     calendar = Calendar("day", BERLIN, local("2024-01-01"), local("2024-03-01"))
-    with pytest.raises(WrongUseError, match=said):
+    with pytest.raises(WrongUseError, match=message):
         calendar.named(key)
 
 

@@ -77,14 +77,14 @@ def test_no_error_of_ours_holds_a_secret(monkeypatch):
 
 def everything_written(folder) -> bytes:
     """The bytes of all files of a home, and what its database holds as text: DuckDB compresses."""
-    found = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
     published = folder / "published.duckdb"
     if published.exists():
         with duckdb.connect(str(published), read_only=True) as con:
             tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
             for schema, table in tables:
-                found += str(con.execute(f'FROM "{schema}"."{table}"').fetchall()).encode()
-    return found
+                content += str(con.execute(f'FROM "{schema}"."{table}"').fetchall()).encode()
+    return content
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
@@ -113,15 +113,15 @@ def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_run_that_e
     place.mkdir()
     (pipeline_folder(folder) / "events.parquet").rename(place / "events.parquet")
     environment = {"SHOP_FOLDER": str(place)}
-    said = ""
+    output = ""
     for words in (["check"], ["run", "small"], ["status", "--json"], ["models", "small", "--json"]):
         answer = run_command(folder, *words, **environment)
         assert answer.code == 0, answer.err
-        said += answer.out + answer.err
+        output += answer.out + answer.err
     (version,) = json.loads(run_command(folder, "models", "small", "list", "--json", **environment).out)
-    said += run_command(folder, "models", "small", "show", version["version"], **environment).out
-    assert "$SHOP_FOLDER" in said
-    assert MARKER not in said
+    output += run_command(folder, "models", "small", "show", version["version"], **environment).out
+    assert "$SHOP_FOLDER" in output
+    assert MARKER not in output
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
     (place / "events.parquet").unlink()
     answer = run_command(folder, "run", "small", "--partition", "2024-02-02", "--force", **environment)

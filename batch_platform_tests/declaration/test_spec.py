@@ -175,17 +175,17 @@ def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_what_is_near(p
     for key in path:
         block = block[key]
     known = next(iter(block))
-    said = refusal(changed((*path, f"{known}x"), block[known]))
-    assert said.startswith(f"{'.'.join(map(str, path))}: ")
-    assert f"unknown key '{known}x'; allowed are " in said
-    assert f"did you mean '{known}'?" in said
+    message = refusal(changed((*path, f"{known}x"), block[known]))
+    assert message.startswith(f"{'.'.join(map(str, path))}: ")
+    assert f"unknown key '{known}x'; allowed are " in message
+    assert f"did you mean '{known}'?" in message
 
 
 def test_every_unknown_key_of_a_block_is_named_at_once():
-    said = refusal(changed(("model", "train"), {"evry": "month", "windw": "all", "xyz": 1}))
-    assert "'evry', 'windw', 'xyz'" in said
-    assert "did you mean 'every'?" in said
-    assert "did you mean 'window'?" in said
+    message = refusal(changed(("model", "train"), {"evry": "month", "windw": "all", "xyz": 1}))
+    assert "'evry', 'windw', 'xyz'" in message
+    assert "did you mean 'every'?" in message
+    assert "did you mean 'window'?" in message
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("name",), False, "name: Input should be a valid string"),  # YAML reads `no` as False
         (("features", "key"), [False], "features.key.0: Input should be a valid string"),
@@ -218,8 +218,8 @@ def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
         (("predictions", "rescore"), False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
     ],
 )
-def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, said):
-    assert said in refusal(changed(path, value))
+def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, message):
+    assert message in refusal(changed(path, value))
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
 
 
 def test_the_driving_source_is_one_of_the_sources():
-    said = refusal(changed(("features", "driving", "source"), "fligths"))
-    assert "features.driving.source: there is no source 'fligths'" in said
-    assert "did you mean 'flights'?" in said
+    message = refusal(changed(("features", "driving", "source"), "fligths"))
+    assert "features.driving.source: there is no source 'fligths'" in message
+    assert "did you mean 'flights'?" in message
 
 
 @pytest.mark.parametrize("name", ["../f.sql", "a/../../f.sql", "/etc/f.sql", "~/f.sql", "..", ".", "", "a\0b"])
@@ -311,7 +311,7 @@ def test_columns_may_have_any_name(name):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("features", "key"), [], "features.key: List should have at least 1 item"),
         (("features", "key"), ["a", "a"], "key and time name 'a' more than once"),
@@ -375,8 +375,8 @@ def test_columns_may_have_any_name(name):
         (("predictions", "limit"), 0, "greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(path, value, said):
-    assert said in refusal(changed(path, value))
+def test_what_cannot_be_meant_is_refused(path, value, message):
+    assert message in refusal(changed(path, value))
 
 
 @pytest.mark.parametrize(("written", "share"), [("1%", 0.01), ("0.5 %", 0.005), (0, 0.0), (0.2, 0.2), ("100%", 1.0)])
@@ -423,7 +423,7 @@ def test_a_date_may_be_written_with_and_without_quotes(written):
     "path", [("partitions", "start"), ("partitions", "end"), ("model", "train", "start")], ids=".".join
 )
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("2013-02-30", "is not a date or a time such as '2013-01-01'"),
         ("first of May", "is not a date or a time such as '2013-01-01'"),
@@ -433,13 +433,13 @@ def test_a_date_may_be_written_with_and_without_quotes(written):
         (2013, "Input should be a valid string"),
     ],
 )
-def test_what_is_no_local_time_is_refused(path, written, said):
+def test_what_is_no_local_time_is_refused(path, written, message):
     assert f"{'.'.join(path)}: " in refusal(changed(path, written))
-    assert said in refusal(changed(path, written))
+    assert message in refusal(changed(path, written))
 
 
 @pytest.mark.parametrize(
-    ("declared", "said"),
+    ("declared", "message"),
     [
         ({"timezone": "America/New_Yrk"}, "did you mean 'America/New_York'?"),
         ({"timezone": "../UTC"}, "is not an IANA time zone"),
@@ -455,8 +455,8 @@ def test_what_is_no_local_time_is_refused(path, written, said):
         ({"end_offset": 2}, "less than or equal to 1"),
     ],
 )
-def test_partitions_that_cannot_be_are_refused(declared, said):
-    assert said in refusal(changed(("partitions",), {**ALL_KEYS["partitions"], **declared}))
+def test_partitions_that_cannot_be_are_refused(declared, message):
+    assert message in refusal(changed(("partitions",), {**ALL_KEYS["partitions"], **declared}))
 
 
 def test_the_end_may_be_a_midnight_that_clocks_skip():
@@ -465,7 +465,7 @@ def test_the_end_may_be_a_midnight_that_clocks_skip():
 
 
 @pytest.mark.parametrize(
-    ("train", "every", "said"),
+    ("train", "every", "message"),
     [
         ({"evaluate": "0 days"}, "day", "evaluate (0 days) must be at least one partition long (1 day)"),
         ({"evaluate": "14 days"}, "month", "evaluate (14 days) must be at least one partition long (31 days)"),
@@ -478,10 +478,10 @@ def test_the_end_may_be_a_midnight_that_clocks_skip():
         ({"every": None, "start": "2013-03-01"}, "day", "`start` needs `every`"),
     ],
 )
-def test_lengths_with_which_no_model_could_be_trained_are_refused(train, every, said):
+def test_lengths_with_which_no_model_could_be_trained_are_refused(train, every, message):
     declared = changed(("model", "train"), {**ALL_KEYS["model"]["train"], **train})
     declared["partitions"] = {**declared["partitions"], "every": every}
-    assert said in refusal(declared)
+    assert message in refusal(declared)
 
 
 CRON = ["0 5 * * *", "*/15 * * * *", "5,10-20/3 0-6 1 * *", "0 0 * jan,JUN-aug mon-fri", "0 0 29 2 *", "0 0 * * 7"]

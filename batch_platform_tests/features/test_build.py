@@ -197,40 +197,40 @@ def test_another_build_of_a_partition_leaves_the_file_of_the_one_before(project)
 def test_a_window_holds_its_start_and_not_its_end(project, ts, key):
     small = project(orders({"ts": datetime.fromisoformat(ts)}), sql="SELECT * EXCLUDE returned FROM events")
     assert small.write(key).rows == 1
-    other = {"2024-01-01": "2024-01-02", "2024-01-02": "2024-01-01"}[key]
-    with pytest.raises(DataError, match=f"small, partition {other}: 1 rows lie outside the partition .* by 'ts'"):
-        small.write(other)
+    wrong_key = {"2024-01-01": "2024-01-02", "2024-01-02": "2024-01-01"}[key]
+    with pytest.raises(DataError, match=f"small, partition {wrong_key}: 1 rows lie outside the partition .* by 'ts'"):
+        small.write(wrong_key)
 
 
 def test_a_row_outside_is_named_with_its_key_and_time(project):
     events = orders({}, {"id": 17, "ts": NOON + timedelta(days=1)})
-    said = project(events, sql="SELECT * EXCLUDE returned FROM events").refusal()
-    assert "1 rows lie outside the partition (2024-01-01 00:00:00+01:00 to 2024-01-02 00:00:00+01:00)" in said
-    assert "id=17 at 2024-01-02 12:00:00+01:00" in said
-    assert "Hint: filter on $partition_start and $partition_end" in said
+    message = project(events, sql="SELECT * EXCLUDE returned FROM events").refusal()
+    assert "1 rows lie outside the partition (2024-01-01 00:00:00+01:00 to 2024-01-02 00:00:00+01:00)" in message
+    assert "id=17 at 2024-01-02 12:00:00+01:00" in message
+    assert "Hint: filter on $partition_start and $partition_end" in message
 
 
 def test_a_null_time_is_refused(project):
-    said = project(orders({}, {"ts": None}), sql="SELECT * EXCLUDE returned FROM events").refusal()
-    assert "small, partition 2024-01-01: 1 rows have no 'ts'." in said
+    message = project(orders({}, {"ts": None}), sql="SELECT * EXCLUDE returned FROM events").refusal()
+    assert "small, partition 2024-01-01: 1 rows have no 'ts'." in message
 
 
 def test_a_null_key_is_refused(project):
-    said = project(orders({}, {"id": None})).refusal()
-    assert "small, partition 2024-01-01: the key has nulls in id." in said
+    message = project(orders({}, {"id": None})).refusal()
+    assert "small, partition 2024-01-01: the key has nulls in id." in message
 
 
 @pytest.mark.parametrize("extra", [[], ["shop"]])
 def test_keys_that_occur_twice_are_named(project, extra):
     events = orders({"id": 1}, {"id": 1}, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3})
-    said = project(events, features={"key": ["id", *extra]}, predictions=None).refusal()
+    message = project(events, features={"key": ["id", *extra]}, predictions=None).refusal()
     named = [f"id={at} shop=a" if extra else f"id={at}" for at in (1, 3)]
-    assert f"keys occur more than once in the features: {', '.join(named)}." in said
+    assert f"keys occur more than once in the features: {', '.join(named)}." in message
 
 
 def test_at_most_ten_keys_are_named_and_the_rest_is_counted(project):
-    said = project(orders(*({"id": at // 2} for at in range(30)))).refusal()
-    assert "and 5 more" in said
+    message = project(orders(*({"id": at // 2} for at in range(30)))).refusal()
+    assert "and 5 more" in message
 
 
 def test_a_key_of_two_columns_is_unique_as_a_pair(project):
@@ -297,7 +297,7 @@ def test_without_a_time_column_no_window_is_checked(project):
 
 
 @pytest.mark.parametrize(
-    ("sql", "line", "said"),
+    ("sql", "line", "problem"),
     [
         ("SELECT id,\n  ts,\n  nope\nFROM events", 3, 'Referenced column "nope" not found'),
         ("SELECT id, ts\nFROM evnts", 2, "Table with name evnts does not exist"),
@@ -305,16 +305,16 @@ def test_without_a_time_column_no_window_is_checked(project):
         ("SELECT id,\n ts,\n ('x' || id)::INTEGER AS x\nFROM events", 3, "Could not convert string"),
     ],
 )
-def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line, said):
+def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line, problem):
     message = project(sql=sql).refusal(SourceError)
     assert message.startswith("small")
     assert f"{tmp_path}/features.sql:{line} fails: " in message
-    assert said in message
+    assert problem in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("sql", "found"),
+    ("sql", "statements"),
     [
         ("", "nothing"),
         ("-- nothing yet", "nothing"),
@@ -326,8 +326,8 @@ def test_sql_that_fails_is_named_with_file_and_line(project, tmp_path, sql, line
         ("ATTACH 'x.duckdb'", "ATTACH"),
     ],
 )
-def test_a_file_that_is_not_one_select_is_refused(project, sql, found):
-    assert f"features.sql must be one SELECT; it holds {found}." in project(sql=sql).refusal(SourceError)
+def test_a_file_that_is_not_one_select_is_refused(project, sql, statements):
+    assert f"features.sql must be one SELECT; it holds {statements}." in project(sql=sql).refusal(SourceError)
 
 
 @pytest.mark.parametrize(
@@ -356,9 +356,9 @@ def test_the_parameters_of_a_partition_are_bound(project):
 
 @pytest.mark.parametrize("parameter", ["$partition", "$1", "?", "$now"])
 def test_a_parameter_that_there_is_not_is_refused(project, parameter):
-    said = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
-    assert "features.sql uses the parameters $" in said
-    assert "use only $partition_end, $partition_key, $partition_start" in said
+    message = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
+    assert "features.sql uses the parameters $" in message
+    assert "use only $partition_end, $partition_key, $partition_start" in message
 
 
 def test_a_missing_or_unreadable_file_is_an_error_of_the_source(project):
@@ -369,9 +369,9 @@ def test_a_missing_or_unreadable_file_is_an_error_of_the_source(project):
 
 
 def test_a_missing_key_is_named_with_the_nearest_column(project):
-    said = project(sql="SELECT id AS ID, ts FROM events").refusal(SourceError)
-    assert "features.sql gives no column 'id'; it gives ID, ts." in said
-    assert "did you mean 'ID'?" in said
+    message = project(sql="SELECT id AS ID, ts FROM events").refusal(SourceError)
+    assert "features.sql gives no column 'id'; it gives ID, ts." in message
+    assert "did you mean 'ID'?" in message
 
 
 @pytest.mark.parametrize("key", ["2024-01-01", "2024-01-05"])
@@ -390,14 +390,14 @@ def test_the_label_among_the_features_is_refused_even_in_a_partition_without_row
 
 
 def test_two_columns_of_one_name_are_refused(project):
-    said = project(sql="SELECT id, ts, amount AS x, items AS X FROM events").refusal(SourceError)
-    assert "gives more than one column 'X', 'x'." in said
+    message = project(sql="SELECT id, ts, amount AS x, items AS X FROM events").refusal(SourceError)
+    assert "gives more than one column 'X', 'x'." in message
 
 
 @pytest.mark.parametrize("name", ["*", "^a.*$"])
 def test_a_column_whose_name_is_a_pattern_is_refused(project, name):
-    said = project(orders({}), sql=f"SELECT id, ts, amount AS {quoted(name)} FROM events").refusal()
-    assert f"{name!r} cannot name a column" in said
+    message = project(orders({}), sql=f"SELECT id, ts, amount AS {quoted(name)} FROM events").refusal()
+    assert f"{name!r} cannot name a column" in message
 
 
 ODD = ["'; DROP TABLE events; --", 'say "hi"', "O'Brien", "größe", "أ", "a b", "x--y", "SELECT", "a.b"]
@@ -438,7 +438,7 @@ def test_a_polars_function_makes_the_features(project, function):
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "said"),
+    ("code", "error", "problem"),
     [
         ("def make(events): return None", SourceError, "returned NoneType, which is not a table"),
         ("def make(events): return events.select('nope')", SourceError, "make failed with ColumnNotFoundError: .*nope"),
@@ -459,8 +459,8 @@ def test_a_polars_function_makes_the_features(project, function):
         ("def other(): pass", WrongUseError, "has no function 'make'"),
     ],
 )
-def test_a_function_that_gives_no_features_is_refused(project, function, code, error, said):
-    with pytest.raises(error, match=said):
+def test_a_function_that_gives_no_features_is_refused(project, function, code, error, problem):
+    with pytest.raises(error, match=problem):
         project(features=function(code)).write()
 
 

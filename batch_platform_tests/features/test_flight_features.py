@@ -57,7 +57,7 @@ def test_features_do_not_change_when_the_future_is_different(tables: Tables, day
         pl.col("arrived_at").is_null() & (pl.col("scheduled_departure") >= start)
     )
     flights, weather = tables["flights"], tables["weather"]
-    other = {
+    changed = {
         **tables,
         "flights": flights.with_columns(
             pl.when(unknown).then(start + timedelta(hours=25)).otherwise("arrived_at").alias("arrived_at"),
@@ -69,8 +69,8 @@ def test_features_do_not_change_when_the_future_is_different(tables: Tables, day
             if dtype.is_float()
         ),
     }
-    assert not other["flights"].equals(flights)
-    assert as_bytes(features(other, day)) == as_bytes(features(tables, day))
+    assert not changed["flights"].equals(flights)
+    assert as_bytes(features(changed, day)) == as_bytes(features(tables, day))
 
 
 def test_an_arrival_counts_from_the_moment_it_is_known(tables: Tables) -> None:

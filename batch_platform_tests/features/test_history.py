@@ -29,4 +29,4 @@ def test_a_run_reads_labels_once_as_long_as_they_fit_into_memory(tmp_path, monke
         first = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
         again = [pipeline.history.labels(session, partition, STAMP) for partition in partitions]
     assert len(read) == reads
-    assert all(one.equals(other) for one, other in zip(first, again, strict=True))
+    assert all(before.equals(after) for before, after in zip(first, again, strict=True))

@@ -134,14 +134,14 @@ def written(lineage: Lineage) -> dict[str, str]:
     """As the tables above write it."""
     short = {"orders": "o", "customers": "c"}
     return {
-        one.column: ("= " if one.copy_of else "") + " ".join(f"{short[r.source]}.{r.column}" for r in one.reads)
-        if one.known
+        entry.column: ("= " if entry.copy_of else "") + " ".join(f"{short[r.source]}.{r.column}" for r in entry.reads)
+        if entry.known
         else "?"
-        for one in lineage.columns
+        for entry in lineage.columns
     }
 
 
-def given(con: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
+def result_of(con: duckdb.DuckDBPyConnection, sql: str) -> pl.DataFrame:
     bound = {"partition_start": "2024-01-01"} if "$partition_start" in sql else {}
     return con.sql(sql, params=bound).pl()
 
@@ -156,43 +156,47 @@ def con():
 
 @pytest.mark.parametrize(("sql", "expected"), TOLD)
 def test_the_text_alone_tells_where_columns_come_from(sql, expected):
-    found = written(column_lineage(sql, NOT_TOLD))
-    assert {name: found[name] for name in expected} == expected
+    lineage = written(column_lineage(sql, NOT_TOLD))
+    assert {name: lineage[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(("sql", "expected"), [*TOLD, *ASKED, *UNKNOWN])
 def test_with_the_columns_of_the_sources_every_column_is_followed_or_said_to_be_unknown(con, sql, expected):
-    columns = given(con, sql).columns
-    found = written(column_lineage(sql, COLUMNS, columns))
-    assert list(found) == columns
-    assert {name: found[name] for name in expected} == expected
+    columns = result_of(con, sql).columns
+    lineage = written(column_lineage(sql, COLUMNS, columns))
+    assert list(lineage) == columns
+    assert {name: lineage[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("sql", [sql for sql, _ in ASKED])
 def test_what_the_text_does_not_tell_is_unknown_and_not_guessed(con, sql):
-    true = written(column_lineage(sql, COLUMNS, given(con, sql).columns))
+    true = written(column_lineage(sql, COLUMNS, result_of(con, sql).columns))
     lineage = column_lineage(sql, NOT_TOLD)
-    told = written(lineage)
-    assert all(told[name] in ("?", true[name]) for name in told)
-    assert not lineage.complete or told == true
+    from_text = written(lineage)
+    assert all(from_text[name] in ("?", true[name]) for name in from_text)
+    assert not lineage.complete or from_text == true
 
 
 @pytest.mark.parametrize("sql", [sql for sql, _ in [*TOLD, *ASKED]])
 @pytest.mark.parametrize("known", [COLUMNS, NOT_TOLD])
 def test_a_column_that_changes_with_a_source_column_is_said_to_read_it(con, sql, known):
     """The other way round: change the values of a source column, and see which columns of the result change."""
-    before = given(con, sql)
+    before = result_of(con, sql)
     lineage = column_lineage(sql, known, before.columns)
     for name, frame in TABLES.items():
         for column in frame.columns:
             con.register(name, frame.with_columns(frame[column].gather([*range(1, frame.height), 0])))
-            after = given(con, sql)
+            after = result_of(con, sql)
             con.register(name, frame)
             if SourceColumn(name, column) in lineage.deciders:
                 continue
             assert after.height == before.height
-            changed = [one for one in before.columns if not sorted_rows(after[one]).equals(sorted_rows(before[one]))]
-            assert not [one for one in changed if not reads(lineage, one, name, column)], column
+            changed = [
+                feature
+                for feature in before.columns
+                if not sorted_rows(after[feature]).equals(sorted_rows(before[feature]))
+            ]
+            assert not [feature for feature in changed if not reads(lineage, feature, name, column)], column
 
 
 def sorted_rows(values: pl.Series) -> pl.Series:
@@ -200,8 +204,8 @@ def sorted_rows(values: pl.Series) -> pl.Series:
 
 
 def reads(lineage: Lineage, column: str, source: str, wanted: str) -> bool:
-    one = lineage.of(column)
-    return not one.known or SourceColumn(source, wanted) in one.reads
+    entry = lineage.of(column)
+    return not entry.known or SourceColumn(source, wanted) in entry.reads
 
 
 def test_sql_that_the_parser_does_not_know_has_no_lineage_and_says_why():
@@ -214,7 +218,7 @@ def test_what_decides_the_rows_is_named_apart_from_what_makes_the_values():
     sql = "SELECT o.id FROM orders o JOIN customers c USING (customer) WHERE c.age > 20 QUALIFY row_number() OVER (ORDER BY amount) = 1"
     lineage = column_lineage(sql, COLUMNS)
     assert lineage.of("id").reads == (SourceColumn("orders", "id"),)
-    assert {f"{one.source}.{one.column}" for one in lineage.deciders} == {
+    assert {f"{entry.source}.{entry.column}" for entry in lineage.deciders} == {
         "customers.age",
         "customers.customer",
         "orders.amount",
@@ -258,7 +262,7 @@ def test_every_feature_of_the_flights_is_followed_without_asking_for_columns(fli
     lineage = column_lineage(flight_sql[0], dict.fromkeys(("flights", "weather", "planes"), ()))
     assert lineage.complete
     assert lineage.sources == ("flights", "weather", "planes")
-    read = {one.column: {f"{r.source}.{r.column}" for r in one.reads} for one in lineage.columns}
+    read = {entry.column: {f"{r.source}.{r.column}" for r in entry.reads} for entry in lineage.columns}
     assert len(read) == 48
     assert read["flight_id"] == {"flights.flight_id"}
     assert read["plane_age"] == {"planes.year"}
@@ -271,7 +275,7 @@ def test_every_feature_of_the_flights_is_followed_without_asking_for_columns(fli
     assert read["temp_change"] == {"weather.temp", "weather.time_hour"}
     assert lineage.of("plane_seats").copy_of == SourceColumn("planes", "seats")
     known_only_afterwards = {"flights.dep_time", "flights.arr_time", "flights.air_time"}
-    assert not known_only_afterwards & {one for reads in read.values() for one in reads}
+    assert not known_only_afterwards & {column for columns in read.values() for column in columns}
 
 
 def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_said_to_read(flights, flight_sql):
@@ -289,7 +293,9 @@ def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_said_to_
                 con.register(name, frame.with_columns(frame[column].reverse()))
                 after = features_of(con, *flight_sql)
                 con.register(name, frame)
-                changed = [one for one in before.columns if not after[one].equals(before[one])]
-                assert not [one for one in changed if SourceColumn(name, column) not in lineage.of(one).reads], column
+                changed = [feature for feature in before.columns if not after[feature].equals(before[feature])]
+                assert not [
+                    feature for feature in changed if SourceColumn(name, column) not in lineage.of(feature).reads
+                ], column
                 changes += bool(changed)
     assert changes >= 10

@@ -33,28 +33,28 @@ def test_a_sample_holds_so_many_rows_in_their_order_with_each_class_in_proportio
     for part in labels:
         frames.append(labelled(part, at))
         at += len(part)
-    found = drawn(frames, most, by)
-    assert found.height == min(most, at)
-    assert found["at"].is_sorted()
-    assert found["at"].n_unique() == found.height
+    sample = drawn(frames, most, by)
+    assert sample.height == min(most, at)
+    assert sample["at"].is_sorted()
+    assert sample["at"].n_unique() == sample.height
     if by is not None and at > most:
-        before, after = (Counter(pl.concat(frames)["label"]), Counter(found["label"]))
+        before, after = (Counter(pl.concat(frames)["label"]), Counter(sample["label"]))
         assert set(after) == set(before), "no class is lost while there is room"
         assert all(abs(after[name] - most * before[name] / at) <= 2 for name in before)
 
 
 def test_a_rare_class_keeps_a_row():
-    found = drawn([labelled(["common"] * 5000 + ["rare"])], 100, "label")
-    assert Counter(found["label"]) == {"common": 99, "rare": 1}
+    sample = drawn([labelled(["common"] * 5000 + ["rare"])], 100, "label")
+    assert Counter(sample["label"]) == {"common": 99, "rare": 1}
 
 
 @pytest.mark.parametrize("by", ["label", None])
 def test_the_same_rows_are_drawn_every_time_whatever_is_let_go_on_the_way(by):
     frames = [labelled(["a", "b", "b", "c"] * 25, at) for at in range(0, 10_000, 100)]
-    found = drawn(frames, 150, by)
-    assert found.equals(drawn(frames, 150, by))
-    assert found.equals(drawn([pl.concat(frames)], 150, by)), "one frame or many"
-    spread = Counter(at // 1000 for at in found["at"])
+    sample = drawn(frames, 150, by)
+    assert sample.equals(drawn(frames, 150, by))
+    assert sample.equals(drawn([pl.concat(frames)], 150, by)), "one frame or many"
+    spread = Counter(at // 1000 for at in sample["at"])
     assert len(spread) == 10, "from the whole of the window"
 
 

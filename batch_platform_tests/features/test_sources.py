@@ -163,7 +163,7 @@ def test_a_function_gives_a_table_with_or_without_the_partition(tmp_path, functi
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         ("breaks", "Source 'a' of 'small': .*breaks failed with RuntimeError: no connection"),
         ("breaks_late", "Source 'a' of 'small' cannot be read: .*nope"),
@@ -172,23 +172,23 @@ def test_a_function_gives_a_table_with_or_without_the_partition(tmp_path, functi
         ("needs_more", "failed with TypeError: .*'other'"),
     ],
 )
-def test_a_function_that_gives_no_table_is_an_error_of_the_source(tmp_path, functions, function, said):
-    with pytest.raises(SourceError, match=said):
+def test_a_function_that_gives_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
+    with pytest.raises(SourceError, match=message):
         rows(sources(tmp_path, a={"python": f"{functions}.{function}"}), "FROM a")
 
 
 @pytest.mark.parametrize(
-    ("dotted", "said"),
+    ("dotted", "message"),
     [
         ("no.such.module", "sources.a.python: the module 'no.such' cannot be imported"),
         ("batch_platform.warehouse.sql.quotted", "has no function 'quotted'. Hint: did you mean 'quoted'?"),
         ("{functions}.not_a_function", "has no function 'not_a_function'"),
     ],
 )
-def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, said):
+def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, functions, dotted, message):
     with pytest.raises(WrongUseError) as refused:
         rows(sources(tmp_path, a={"python": dotted.format(functions=functions)}), "FROM a")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("pattern", ["*.parquet", "nowhere/*.parquet", "nowhere/a.parquet"])
@@ -322,8 +322,8 @@ def test_sql_can_read_no_other_folder_where_each_partition_has_a_file(tmp_path):
 
 def test_sql_reads_times_in_the_zone_of_the_pipeline(tmp_path):
     (tmp_path / "a.csv").write_text("x\n1\n")
-    (found,) = rows(sources(tmp_path, a={"csv": "a.csv"}), "SELECT TIMESTAMPTZ '2024-07-01T00:00Z'::TIMESTAMP::TEXT")
-    assert found == ("2024-07-01 02:00:00",)
+    (row,) = rows(sources(tmp_path, a={"csv": "a.csv"}), "SELECT TIMESTAMPTZ '2024-07-01T00:00Z'::TIMESTAMP::TEXT")
+    assert row == ("2024-07-01 02:00:00",)
 
 
 @pytest.mark.parametrize("text", ["plain", 'say "hi"', "it's", "'; DROP TABLE x; --", "größe", "a.b", ""])

@@ -19,9 +19,9 @@ DRAWN = {
 
 
 def drawing(markdown: str) -> ET.Element:
-    found = re.fullmatch(r"!\[[^\]]+\]\(<data:image/svg\+xml,([^<>&\\#\"\n]+)>\)", markdown)
-    assert found
-    return ET.fromstring(unquote(found[1]))
+    link = re.fullmatch(r"!\[[^\]]+\]\(<data:image/svg\+xml,([^<>&\\#\"\n]+)>\)", markdown)
+    assert link
+    return ET.fromstring(unquote(link[1]))
 
 
 @pytest.mark.parametrize("picture", DRAWN.values(), ids=DRAWN.keys())
@@ -31,12 +31,14 @@ def test_a_chart_is_well_formed_svg_in_markdown_short_enough_to_be_shown_unfolde
 
 
 def test_a_refused_version_has_another_colour_and_the_bound_is_named():
-    found = list(drawing(DRAWN["curve"]).iter())
-    dots = {one.get("stroke"): one.get("d", "").count("M") for one in found if one.get("stroke-linecap")}
+    elements = list(drawing(DRAWN["curve"]).iter())
+    dots = {
+        element.get("stroke"): element.get("d", "").count("M") for element in elements if element.get("stroke-linecap")
+    }
     assert dots == {"slateblue": 2, "darkorange": 1}
-    assert "gate 0.6" in [one.text for one in found]
+    assert "gate 0.6" in [element.text for element in elements]
 
 
 def test_a_histogram_draws_no_bar_for_an_empty_range():
-    (path,) = [one for one in drawing(DRAWN["one bar"]).iter() if one.get("d")]
+    (path,) = [element for element in drawing(DRAWN["one bar"]).iter() if element.get("d")]
     assert path.get("d", "").count("M") == 1

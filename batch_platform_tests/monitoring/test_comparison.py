@@ -23,12 +23,12 @@ def binary(positive: np.ndarray, truth: np.ndarray = TRUTH) -> Outcomes:
 def test_the_estimate_is_the_difference_of_the_metrics(name, task):
     first = OUTCOMES[task]
     second = Outcomes(task, np.roll(first.predicted, 7, axis=0), first.truth, first.classes, first.matrix)
-    found, metric = paired_difference(name, first, second), METRICS[name]
+    difference, metric = paired_difference(name, first, second), METRICS[name]
     if metric.weighted is None:
-        assert found is None
+        assert difference is None
     else:
-        assert found.estimate == pytest.approx(metric.value(first) - metric.value(second), abs=1e-12)
-        assert found.low <= found.estimate <= found.high
+        assert difference.estimate == pytest.approx(metric.value(first) - metric.value(second), abs=1e-12)
+        assert difference.low <= difference.estimate <= difference.high
 
 
 def test_the_area_of_weighted_rows_is_that_of_scikit_learn():
@@ -38,25 +38,25 @@ def test_the_area_of_weighted_rows_is_that_of_scikit_learn():
 
 
 def test_a_model_does_not_differ_from_itself():
-    found = paired_difference("roc_auc", binary(POSITIVE), binary(POSITIVE))
-    assert (found.estimate, found.low, found.high) == (0.0, 0.0, 0.0)
+    difference = paired_difference("roc_auc", binary(POSITIVE), binary(POSITIVE))
+    assert (difference.estimate, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_narrow():
     good = np.where(TRUTH == 1, 0.9, 0.1) + RANDOM.normal(scale=0.02, size=ROWS)
-    found = paired_difference("brier", binary(good), binary(POSITIVE))
-    assert found.high < 0
+    difference = paired_difference("brier", binary(good), binary(POSITIVE))
+    assert difference.high < 0
     narrow = paired_difference("brier", binary(good), binary(good - 0.01))
-    assert narrow.high - narrow.low < (found.high - found.low) / 10, "the same rows are hard for both"
+    assert narrow.high - narrow.low < (difference.high - difference.low) / 10, "the same rows are hard for both"
 
 
 def test_the_same_rows_give_the_same_interval_and_many_rows_are_thinned_out():
     truth, score = np.arange(3 * MAX_ROWS) % 2, np.linspace(0, 1, 3 * MAX_ROWS)
-    one, two = (
+    first, second = (
         paired_difference("log_loss", binary(score, truth), binary(np.full_like(score, 0.5), truth)) for _ in range(2)
     )
-    assert one == two
-    assert one.rows == MAX_ROWS
+    assert first == second
+    assert first.rows == MAX_ROWS
 
 
 @pytest.mark.parametrize(("metric", "truth"), [("roc_auc", np.zeros(50, int)), ("silhouette", np.arange(50) % 2)])

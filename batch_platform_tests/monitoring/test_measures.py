@@ -88,12 +88,12 @@ def test_a_measure_describes_itself_and_is_judged_only_where_that_is_declared(re
 def test_performance_is_the_metrics_of_the_labelled_rows_and_the_share_that_has_a_label(task):
     partition, outcomes = scored(task), OUTCOMES[task]
     record = MEASURES["performance"]
-    found = record.numbers(record.compute(partition))
+    numbers = record.numbers(record.compute(partition))
     if task == "clustering":
-        assert found == measure(outcomes)
+        assert numbers == measure(outcomes)
         return
     labelled = replace(outcomes, predicted=outcomes.predicted[2:], truth=outcomes.truth[2:])
-    assert found == pytest.approx(measure(labelled) | {"label_coverage": (ROWS - 2) / ROWS}, rel=1e-12)
+    assert numbers == pytest.approx(measure(labelled) | {"label_coverage": (ROWS - 2) / ROWS}, rel=1e-12)
     assert set(record.compute(partition)["rows_labelled"]) == {ROWS - 2}
 
 
@@ -107,16 +107,16 @@ def test_a_label_of_a_class_that_the_model_does_not_know_is_not_counted():
 @every_task
 def test_a_supervised_model_is_not_measured_without_labels(task):
     record = MEASURES["performance"]
-    found = record.numbers(record.compute(replace(scored(task), labels=None)))
-    assert set(found) == {"clustering": {"silhouette"}, "outliers": {"outlier_share"}}.get(task, set())
+    numbers = record.numbers(record.compute(replace(scored(task), labels=None)))
+    assert set(numbers) == {"clustering": {"silhouette"}, "outliers": {"outlier_share"}}.get(task, set())
 
 
 def test_a_clustering_with_labels_is_measured_too():
     clustering = scored("clustering")
     labels = pl.DataFrame({"id": range(0, ROWS, 2), "label": ["a"] * (ROWS // 2)})
     record = MEASURES["performance"]
-    found = record.numbers(record.compute(replace(clustering, labels=labels)))
-    assert found == measure(OUTCOMES["clustering"]) | {"label_coverage": 0.5}
+    numbers = record.numbers(record.compute(replace(clustering, labels=labels)))
+    assert numbers == measure(OUTCOMES["clustering"]) | {"label_coverage": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -144,28 +144,28 @@ def test_a_supervised_model_without_labels_has_no_metrics():
 def test_a_binary_classification_by_hand():
     positive = np.array([0.1, 0.8, 0.4, 0.6])
     truth = np.array(["no", "yes", "yes", "no"])
-    found = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, ["no", "yes"]))
-    assert found["accuracy"] == 0.5
-    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
-    assert found["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
-    assert found["roc_auc"] == 0.75, "of the four pairs of yes and no, three are in order"
+    values = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, ["no", "yes"]))
+    assert values["accuracy"] == 0.5
+    assert values["brier"] == pytest.approx((0.1**2 + 0.2**2 + 0.6**2 + 0.6**2) / 4)
+    assert values["log_loss"] == pytest.approx(-(math.log(0.9) + math.log(0.8) + 2 * math.log(0.4)) / 4)
+    assert values["roc_auc"] == 0.75, "of the four pairs of yes and no, three are in order"
 
 
 def test_a_regression_by_hand():
-    found = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3])))
-    assert found == pytest.approx({"mae": 1.0, "rmse": math.sqrt(5 / 3), "r2": 1 - 5 / 2})
+    values = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3])))
+    assert values == pytest.approx({"mae": 1.0, "rmse": math.sqrt(5 / 3), "r2": 1 - 5 / 2})
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
 def test_any_binary_classification_gives_scikit_learns_numbers(rows):
     truth, positive = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
-    found = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [False, True]))
-    assert found["log_loss"] == pytest.approx(metrics.log_loss(truth, positive, labels=[False, True]))
-    assert found["brier"] == pytest.approx(metrics.brier_score_loss(truth, positive, pos_label=True))
+    values = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [False, True]))
+    assert values["log_loss"] == pytest.approx(metrics.log_loss(truth, positive, labels=[False, True]))
+    assert values["brier"] == pytest.approx(metrics.brier_score_loss(truth, positive, pos_label=True))
     if truth.any() and not truth.all():
-        assert found["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, positive))
+        assert values["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth, positive))
     else:
-        assert "roc_auc" not in found
+        assert "roc_auc" not in values
 
 
 @pytest.mark.parametrize("classes", [[False, True], [0, 1], [0.0, 1.0], ["no", "yes"]])
@@ -191,8 +191,8 @@ def test_a_missing_value_counts_as_the_mean_of_its_column():
     filled = with_nulls.copy()
     filled[0, 0] = np.nanmean(with_nulls[:, 0])
     segments = OUTCOMES["clustering"].predicted
-    found, expected = (measure(Outcomes("clustering", segments, matrix=matrix)) for matrix in (with_nulls, filled))
-    assert found == pytest.approx(expected)
+    values, expected = (measure(Outcomes("clustering", segments, matrix=matrix)) for matrix in (with_nulls, filled))
+    assert values == pytest.approx(expected)
 
 
 def test_a_large_clustering_is_measured_on_rows_taken_evenly():

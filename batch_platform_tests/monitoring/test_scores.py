@@ -31,13 +31,20 @@ def counted(distribution: ScoreDistribution) -> int:
 def test_quantiles_and_mean_match_the_rows_to_the_width_of_a_bin(con):
     values = np.random.default_rng(1).beta(2, 5, 3000)
     fill(con, "score", "DOUBLE", [("a", float(value)) for value in values] + [("b", 1.0), ("b", 0.0)])
-    found = committed_distributions(con, "small", ["a", "b", "c"])
-    assert set(found) == {"a", "b"}
-    assert found["a"].numbers["mean"] == pytest.approx(values.mean())
+    distributions = committed_distributions(con, "small", ["a", "b", "c"])
+    assert set(distributions) == {"a", "b"}
+    assert distributions["a"].numbers["mean"] == pytest.approx(values.mean())
     for share in (10, 50, 90):
-        assert found["a"].numbers[f"p{share}"] == pytest.approx(np.quantile(values, share / 100), abs=1.5 / BINS)
-    assert (len(found["a"].bars), counted(found["a"]), found["a"].low, found["a"].high) == (BARS, 3000, 0, 1)
-    assert [count for _, count in found["b"].bars] == [1, *[0] * (BARS - 2), 1]
+        assert distributions["a"].numbers[f"p{share}"] == pytest.approx(
+            np.quantile(values, share / 100), abs=1.5 / BINS
+        )
+    assert (
+        len(distributions["a"].bars),
+        counted(distributions["a"]),
+        distributions["a"].low,
+        distributions["a"].high,
+    ) == (BARS, 3000, 0, 1)
+    assert [count for _, count in distributions["b"].bars] == [1, *[0] * (BARS - 2), 1]
 
 
 @pytest.mark.parametrize(("values", "constant"), [([0.3, 0.3], True), ([0.3, 0.4], False), ([0.3], False)])
@@ -48,18 +55,18 @@ def test_the_same_score_for_all_rows_is_reported(con, values, constant):
 
 def test_the_ranges_of_a_regression_span_the_partition(con):
     fill(con, "prediction", "DOUBLE", [("a", -5.0), ("a", 15.0), ("b", 2.0), ("b", 2.0)])
-    found = committed_distributions(con, "small", ["a", "b"])
-    assert (found["a"].low, found["a"].high, found["a"].numbers["mean"]) == (-5, 15, 5)
-    assert (found["b"].numbers["p50"], found["b"].constant) == (2, True)
+    distributions = committed_distributions(con, "small", ["a", "b"])
+    assert (distributions["a"].low, distributions["a"].high, distributions["a"].numbers["mean"]) == (-5, 15, 5)
+    assert (distributions["b"].numbers["p50"], distributions["b"].constant) == (2, True)
 
 
 def test_classes_are_counted_by_name_most_frequent_first(con):
     rows = [("a", f"class {at:02}") for at in range(15)] + [("a", "class 03")] * 5
     fill(con, "prediction", "VARCHAR", rows)
-    found = committed_distributions(con, "small", ["a"])["a"]
-    assert found.bars[0] == ("class 03", 6)
-    assert found.bars[-1] == ("others", 8)
-    assert (counted(found), found.numbers["share_class 03"]) == (20, 0.3)
+    distribution = committed_distributions(con, "small", ["a"])["a"]
+    assert distribution.bars[0] == ("class 03", 6)
+    assert distribution.bars[-1] == ("others", 8)
+    assert (counted(distribution), distribution.numbers["share_class 03"]) == (20, 0.3)
 
 
 def test_a_partition_without_predictions_has_no_distribution(con):
@@ -88,6 +95,6 @@ def test_staged_scores_have_the_distribution_of_the_committed_ones(con, tmp_path
 
 def test_scores_that_are_no_probabilities_are_counted_in_their_own_range(con):
     fill(con, "score", "DOUBLE", [("a", -0.5), ("a", 0.0), ("a", 1.5)])
-    found = committed_distributions(con, "small", ["a"])["a"]
-    assert (found.low, found.high, counted(found)) == (-0.5, 1.5, 3)
-    assert (found.bars[0][1], found.bars[-1][1]) == (1, 1)
+    distribution = committed_distributions(con, "small", ["a"])["a"]
+    assert (distribution.low, distribution.high, counted(distribution)) == (-0.5, 1.5, 3)
+    assert (distribution.bars[0][1], distribution.bars[-1][1]) == (1, 1)

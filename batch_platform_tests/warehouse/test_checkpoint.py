@@ -69,9 +69,9 @@ def test_a_block_that_is_half_written_is_put_back_and_the_commit_stands(killed, 
         for pipeline in (safe, unsafe):
             pipeline.home.warehouse.write_bytes(torn)
         unsafe.home.warehouse_rollback.unlink()
-        found = held_or_refused(unsafe)
-        assert found == expected or "is damaged" in str(found)
-        damaged += [found] if found != expected else []
+        state = held_or_refused(unsafe)
+        assert state == expected or "is damaged" in str(state)
+        damaged += [state] if state != expected else []
         assert held(safe) == expected
         assert not safe.home.warehouse_rollback.exists()
     assert damaged, "without what was saved such a file cannot be read"

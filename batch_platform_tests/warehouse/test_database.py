@@ -143,8 +143,8 @@ def test_partitions_of_one_group_may_differ_in_their_columns(warehouse, tmp_path
         warehouse, staged(tmp_path, KEYS[0], id=[1], score_a=[0.5]), staged(tmp_path, KEYS[1], id=[2], score_b=[0.75])
     )
     with warehouse.open() as con:
-        found = con.execute("SELECT id, score_a, score_b FROM small.predictions ORDER BY id").fetchall()
-    assert found == [(1, 0.5, None), (2, None, 0.75)]
+        rows = con.execute("SELECT id, score_a, score_b FROM small.predictions ORDER BY id").fetchall()
+    assert rows == [(1, 0.5, None), (2, None, 0.75)]
 
 
 def test_a_column_whose_name_changes_only_its_case_stays_one_column_with_the_new_spelling(warehouse, tmp_path):
@@ -329,12 +329,14 @@ def test_the_lock_is_free_after_an_error(warehouse):
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1, 99])
-def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, other):
+@pytest.mark.parametrize("version", [FORMAT - 1, FORMAT + 1, 99])
+def test_a_warehouse_of_another_format_is_refused_and_left_as_it_is(warehouse, version):
     with warehouse.open() as con:
-        con.execute(f"UPDATE batch_platform.meta SET format = {other}")
+        con.execute(f"UPDATE batch_platform.meta SET format = {version}")
     before = warehouse.home.warehouse.read_bytes()
-    message = f"has format {other}; this version of batch-platform reads {FORMAT}. Hint: use the version that wrote it"
+    message = (
+        f"has format {version}; this version of batch-platform reads {FORMAT}. Hint: use the version that wrote it"
+    )
     with pytest.raises(WarehouseError, match=message), warehouse.open():
         pass
     assert warehouse.home.warehouse.read_bytes() == before

@@ -72,9 +72,9 @@ def test_the_folder_of_a_live_run_is_never_swept(home):
 
 
 def test_one_run_may_have_two_folders(home):
-    with staging_folder(home, "run") as one, staging_folder(home, "run") as other:
-        assert one != other
-        assert one.is_dir()
+    with staging_folder(home, "run") as first, staging_folder(home, "run") as second:
+        assert first != second
+        assert first.is_dir()
 
 
 def test_a_stray_file_in_staging_stands_in_nobodys_way(home):
