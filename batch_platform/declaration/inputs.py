@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
@@ -111,7 +111,7 @@ class Source(Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    def _refuse_unknown_keys(cls, data: object) -> object:
         outside = {kind: value_type for kind, value_type in SOURCE_KEYS.items() if kind not in cls.model_fields}
         check_keys(data, [*cls.model_fields, *outside])
         if not isinstance(data, dict):

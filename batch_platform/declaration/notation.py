@@ -9,7 +9,7 @@ from collections.abc import Collection
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_validator
@@ -42,7 +42,7 @@ class Block(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown_keys(cls, data: Any) -> Any:  # noqa: ANN401 - whatever the YAML holds
+    def _refuse_unknown_keys(cls, data: object) -> object:
         check_keys(data, [field.alias or name for name, field in cls.model_fields.items()])
         return data
 
@@ -51,7 +51,7 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
     """Refuse keys that are not allowed, each with its nearest match."""
     if not isinstance(data, dict):
         return
-    unknown = [str(key) for key in data if key not in allowed]  # pyright: ignore[reportUnknownVariableType] - YAML
+    unknown = [str(key) for key in data if key not in allowed]
     if unknown:
         guesses = [guess for key in unknown if (guess := did_you_mean(key, allowed))]
         msg = f"unknown key {listed(repr(key) for key in unknown)}; allowed are {listed(allowed)}"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -76,14 +77,8 @@ def parquet_writer(path: Path, schema: pa.Schema, *, lasting: bool = True) -> pq
     """
     repeating = [field.name for field in schema if not pa.types.is_primitive(field.type)]
     compression = {field.name: "lz4" if lasting or field.name in repeating else "none" for field in schema}
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression=compression,  # pyright: ignore[reportArgumentType] - one for each column is allowed, the stubs say str
-        use_dictionary=repeating,  # pyright: ignore[reportArgumentType] - a list of names is allowed, the stubs say bool
-        store_schema=lasting,
-        write_statistics=lasting,
-    )
+    by_column: dict[str, Any] = {"compression": compression, "use_dictionary": repeating}  # the stubs allow neither
+    return pq.ParquetWriter(path, schema, **by_column, store_schema=lasting, write_statistics=lasting)
 
 
 def file_digests(path: Path) -> tuple[str, str]:

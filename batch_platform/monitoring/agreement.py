@@ -93,7 +93,7 @@ def _thinned(
 
 def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
     """Pearson's coefficient of the ranks (Spearman, The Proof and Measurement of Association, 1904); None without order."""
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:  # noqa: PLR2004 - one row has no order
+    if not len(first) or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     ranks = [pl.Series(values).rank("average").to_numpy() for values in (first, second)]
     return float(np.corrcoef(ranks)[0, 1])

@@ -57,10 +57,7 @@ class WarehouseFile:
         self.home.warehouse_rollback.unlink()
 
     def checkpoint(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Move what was committed from DuckDB's log into the file, if there is a log.
-
-        Raises duckdb.Error or OSError, e.g. on a full disk; what was committed is then still in the log.
-        """
+        """Move what was committed from DuckDB's log into the file; after a duckdb.Error or OSError it is still in the log."""
         if self.home.warehouse_log.exists():
             self._save(con)
             con.execute("CHECKPOINT")

@@ -164,10 +164,7 @@ class Warehouse:
     ) -> None:
         """Replace partitions of the measures' tables together with their ledger rows, in one transaction.
 
-        Args:
-            pipeline: The schema of the tables.
-            runs: One for each partition.
-            tables: The rows of those partitions by table; each has the column `partition_key`.
+        There is one run for each partition; the rows of every table have the column `partition_key`.
         """
         with self.transaction() as con:
             for table, rows in tables.items():

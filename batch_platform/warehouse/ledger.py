@@ -219,14 +219,14 @@ def column_definitions(record: type, *first: str) -> list[str]:
     return list(dict.fromkeys([*first, *(f"{item.name} {_sql_type(item.type)}" for item in fields(record))]))
 
 
-def _sql_type(annotation: Any) -> str:  # noqa: ANN401 - a type, a union or a literal
+def _sql_type(annotation: object) -> str:  # a type, a union or a literal
     options = [option for option in get_args(annotation) if option is not NoneType]
     if get_origin(annotation) is Literal:
         return _sql_type(type(options[0]))
-    return _sql_type(options[0]) if options else _SQL_TYPES[annotation]
+    return _sql_type(options[0]) if options else _TYPES[annotation]
 
 
-_SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMPTZ"}
+_TYPES: dict[object, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", datetime: "TIMESTAMPTZ"}
 
 
 def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
@@ -279,13 +279,9 @@ def replace_statuses(
 def append(con: duckdb.DuckDBPyConnection, rows: Sequence[Row], *changed: str) -> list[int]:
     """Add rows to their ledger, note which of the pipeline's tables changed with them, and return their ascending `seq`."""
     seqs = next_numbers(con, len(rows))
-    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for row, seq in zip(rows, seqs, strict=True)])
-    changes = [
-        Change(seq, row.pipeline, table, row.partition_key)
-        for row, seq in zip(rows, seqs, strict=True)
-        for table in changed
-    ]
-    note(con, changes)
+    numbered = list(zip(seqs, rows, strict=True))
+    insert(con, _LEDGERS[type(rows[0])], [{**vars(row), "seq": seq} for seq, row in numbered])
+    note(con, [Change(seq, row.pipeline, table, row.partition_key) for seq, row in numbered for table in changed])
     return seqs
 
 

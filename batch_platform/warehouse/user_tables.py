@@ -186,9 +186,8 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
             if not _OWN_TRANSACTION.search(str(error)):
                 raise
             msg = f"The connection to the warehouse is one transaction, which ends with its `with` block: {error}"
-            raise WrongUseError(
-                msg, hint="leave out BEGIN, COMMIT and ROLLBACK; any error undoes the block."
-            ) from error
+            hint = "leave out BEGIN, COMMIT and ROLLBACK; any error undoes the block."
+            raise WrongUseError(msg, hint=hint) from error
         finally:
             with contextlib.suppress(duckdb.Error):
                 con.execute("ROLLBACK")
@@ -198,9 +197,8 @@ _OWN_TRANSACTION = re.compile("within a transaction|no transaction is active|tra
 
 
 def _journal(con: duckdb.DuckDBPyConnection, changed: Sequence[tuple[TableName, str | None]]) -> None:
-    seqs = next_numbers(con, len(changed))
-    changes = zip(seqs, changed, strict=True)
-    note(con, [Change(seq, name.schema, name.table, key) for seq, (name, key) in changes])
+    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
+    note(con, [Change(seq, name.schema, name.table, key) for seq, (name, key) in numbered])
 
 
 def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[object, ...]]:
