@@ -41,11 +41,11 @@ class Duration:
     minutes: int = 0
 
     def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
-        """The instant (UTC) this long after another one on the clocks of a zone."""
+        """The instant (UTC) this long after another instant on the clocks of a zone."""
         return self._shift(instant, zone, 1)
 
     def before(self, instant: datetime, zone: ZoneInfo) -> datetime:
-        """The instant (UTC) this long before another one on the clocks of a zone."""
+        """The instant (UTC) this long before another instant on the clocks of a zone."""
         return self._shift(instant, zone, -1)
 
     @property

@@ -104,7 +104,7 @@ def shortened(value: object) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str | None:
-    """Suggest the allowed word nearest to a misspelt one, ignoring case; None if none is near."""
+    """Suggest the allowed word nearest to a misspelt word, ignoring case; None if no word is near."""
     by_letters = {name.lower(): name for name in allowed}
     near = difflib.get_close_matches(word.lower(), by_letters, n=1, cutoff=0.6)
     return f"did you mean {by_letters[near[0]]!r}?" if near else None

@@ -59,7 +59,7 @@ def check_keys(data: object, allowed: Collection[str]) -> None:
 
 
 def with_guess(message: str, word: str, allowed: Collection[str]) -> str:
-    """Add the allowed word nearest to a misspelt one to a message, if one is near."""
+    """Add the allowed word nearest to a misspelt word to a message, if there is one."""
     return "; ".join(filter(None, [message, did_you_mean(word, allowed)]))
 
 

@@ -1,4 +1,4 @@
-"""Keep secrets out of what is shown and recorded: the name of its variable replaces the value of a secret.
+"""Keep secrets out of everything shown and recorded: the value of a secret is replaced by the name of its variable.
 
 Secrets come only from environment variables: those whose name suggests a secret, and those that a declaration names.
 """

@@ -152,7 +152,7 @@ class FeatureSession:
         self._swept = False
 
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
-        """Write the features of a partition to a folder, wholly or not at all, under the name that its bytes give it.
+        """Write the features of a partition to a complete file in a folder, named after its bytes, or raise.
 
         Raises:
             SourceError: The SQL or the function fails.

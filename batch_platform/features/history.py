@@ -63,7 +63,7 @@ class _RecentLabels:
 
 @dataclass(frozen=True)
 class History:
-    """The recorded past of one pipeline in one home."""
+    """The recorded features of one pipeline in one home, and their labels."""
 
     spec: PipelineSpec
     home: Home
@@ -180,7 +180,7 @@ class History:
         return versions
 
     def label_versions(self, evaluations: Iterable[str]) -> dict[str, str]:
-        """Return the present label versions of evaluated partitions; one whose files are gone is left out."""
+        """Return the present label versions of evaluated partitions; a partition whose files are gone is left out."""
         if not self.builder.own_label_sources:
             return {}
         calendar, versions = self.spec.partitions.calendar, dict[str, str]()

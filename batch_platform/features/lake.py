@@ -1,6 +1,7 @@
 """The feature files of a pipeline: written aside, named after their content, read only if their bytes are those recorded.
 
-A build never changes the file of an earlier one. What is hashed is what is read, whoever replaces a file meanwhile.
+A build never changes the file of an earlier build. The bytes that are hashed are those that are read, even if a file is
+replaced meanwhile.
 """
 
 import fcntl
@@ -21,7 +22,7 @@ from xxhash import xxh3_128
 from batch_platform.declaration.errors import IntegrityError
 from batch_platform.warehouse.staging import if_free
 
-BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores such batches as they come, and has little to tidy
+BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def remove_unlocked(path: Path) -> None:
 
 
 def feature_file_sizes(folder: Path) -> dict[str, int]:
-    """The size in bytes of every feature file of a folder by its name, read in one go; links are left out."""
+    """The size in bytes of every feature file of a folder, by file name; links are left out."""
     try:
         entries = os.scandir(folder)
     except FileNotFoundError:

@@ -118,7 +118,7 @@ def _without_end(text: str) -> str:
 
 
 def _line_of(message: str, text: str) -> str | None:
-    """The line that DuckDB names in a message, else the first one with the identifier in question."""
+    """The line that DuckDB names in a message, else the first line with the identifier in question."""
     if named := re.search(r"LINE (\d+):", message):
         return named[1]
     identifier = re.search(r'"([^"]+)"|with name (\S+)', message)

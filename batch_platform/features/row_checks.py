@@ -266,7 +266,7 @@ def _named(names: Sequence[str], key: tuple[object, ...]) -> str:
 
 
 def _local_instants(times: pl.Series, zone: ZoneInfo) -> pl.Series:
-    """Read naive times as local ones: the first of two where clocks repeat, and in a gap as if clocks had not moved."""
+    """Read naive times as local times: the first of two if clocks repeat an hour, and in a gap as if clocks had not moved."""
     instants = times.dt.replace_time_zone(zone.key, ambiguous="earliest", non_existent="null")
     if not instants.null_count():
         return instants

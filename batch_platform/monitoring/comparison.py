@@ -12,7 +12,7 @@ import numpy as np
 from batch_platform.monitoring.metrics import METRICS, Outcomes
 
 ROUNDS = 200
-MAX_ROWS = 5_000  # of more rows, evenly spaced ones are used: the interval is then a little wider than necessary
+MAX_ROWS = 5_000  # larger data are thinned to evenly spaced rows, which makes the interval a little wider
 LEVEL = 0.95
 SEED = 0
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from batch_platform.monitoring.agreement import spearman
 
 NEARLY = 0.999
-MAX_ROWS = 20_000  # of more rows, evenly spaced ones are used
+MAX_ROWS = 20_000  # larger data are thinned to evenly spaced rows
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
-MIN_SEEN_AGAIN = 0.5  # categories that hardly ever recur, such as names, say nothing about later rows
+MIN_SEEN_AGAIN = 0.5  # categories that rarely recur, such as names, say nothing about later rows
 MAX_BINS = 100
 Values = NDArray[np.float64]
 

@@ -71,7 +71,7 @@ class Metric:
 
 
 def measure(outcomes: Outcomes) -> dict[str, float]:
-    """Every metric that is defined for the outcomes, by name; none without rows, or without the labels of a supervised task."""
+    """Every metric that is defined for the outcomes, by name; empty without rows or without labels of a supervised task."""
     if not len(outcomes.predicted) or (outcomes.truth is None and outcomes.task not in UNSUPERVISED):
         return {}
     values = {metric.name: metric.value(outcomes) for metric in METRICS.values() if outcomes.task in metric.tasks}

@@ -96,7 +96,7 @@ def _numeric(
 
 @dataclass(frozen=True)
 class _Bin:
-    """The scores of one range that has at least one."""
+    """The scores of one range that is not empty."""
 
     at: int
     rows: int

@@ -260,7 +260,7 @@ def _outcome(run: ScoreRun) -> tuple[object, ...]:
 
 
 def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may_empty: bool) -> None:
-    """Refuse to replace what a newer run committed, and to empty a partition that had rows."""
+    """Refuse to replace rows that another run committed meanwhile, and to empty a partition that had rows."""
     if standing is None:
         return
     where = f"{scores.run.pipeline}, partition {scores.run.partition_key}"

@@ -4,12 +4,12 @@ import duckdb
 
 
 def quoted(identifier: str) -> str:
-    """An SQL identifier, whatever it holds."""
+    """An SQL identifier; the name may hold any character."""
     return '"' + identifier.replace('"', '""') + '"'
 
 
 def folded(identifier: str) -> str:
-    """An identifier as DuckDB compares it: without the case of ASCII letters, and of no others."""
+    """An identifier as DuckDB compares it: ignoring the case of ASCII letters only."""
     return "".join(letter.lower() if letter.isascii() else letter for letter in identifier)
 
 

@@ -49,7 +49,7 @@ def left_behind(home: Home) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove a folder whose run is gone; one of a live run stays."""
+    """Remove a folder whose run is gone; the folder of a live run stays."""
     if_free(folder, lambda free: shutil.rmtree(free, ignore_errors=True))
 
 

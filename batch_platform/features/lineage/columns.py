@@ -24,7 +24,7 @@ _DEEPEST = 10
 
 @dataclass(frozen=True)
 class Reads:
-    """The source columns that a value is made from; `copy` is the one that it repeats unchanged."""
+    """The source columns that a value is made from; `copy` is the column that the value repeats unchanged."""
 
     columns: frozenset[SourceColumn] = frozenset()
     known: bool = True
@@ -439,7 +439,7 @@ def _children(node: exp.Expr) -> Iterator[exp.Expr]:
 
 
 def _name_of(node: exp.Expr) -> str:
-    """The name of a table in the query; for a nameless table one that no query can write."""
+    """The name of a table in the query; a nameless table gets a name that no query can write."""
     return (node.alias_or_name or f" {id(node)}").lower()
 
 

@@ -34,7 +34,7 @@ class Lineage:
     reason: str = ""  # why the text could not be parsed; empty if it could
 
     def of(self, column: str) -> ColumnLineage:
-        """Look up a column; one that is not among the columns is unknown."""
+        """Look up a column; any other column is unknown."""
         matches = (match for match in self.columns if match.column.lower() == column.lower())
         return next(matches, ColumnLineage(column, (), known=False))
 
