@@ -128,7 +128,7 @@ def test_within_due_and_holding_agree(calendar, low, high):
 
 @given(calendar=calendars(), share=shares)
 @settings(max_examples=50)
-def test_a_fresh_calendar_and_a_used_one_give_the_same(calendar, share):
+def test_a_new_calendar_and_a_used_calendar_give_the_same_partitions(calendar, share):
     early, late = calendar.first_start + SPANS[calendar.every] * share, calendar.first_start + SPANS[calendar.every]
     used = Calendar(calendar.every, calendar.zone, calendar.start, calendar.end, calendar.end_offset)
     used.due(late)
@@ -148,18 +148,18 @@ def test_a_fresh_calendar_and_a_used_one_give_the_same(calendar, share):
         ("UTC", "2024-02-29", 24),
     ],
 )
-def test_days_are_as_long_as_clocks_make_them(zone, key, hours):
+def test_a_day_has_23_24_or_25_hours_as_the_clocks_say(zone, key, hours):
     day = Calendar("day", ZoneInfo(zone), local("2013-01-01")).named(key)
     assert day.end - day.start == timedelta(hours=hours)
 
 
-def test_an_hour_that_comes_twice_gives_two_partitions():
+def test_an_hour_that_clocks_repeat_gives_two_partitions():
     hours = Calendar("hour", BERLIN, local("2024-10-27")).due(datetime(2024, 10, 27, 3, tzinfo=UTC))
     assert [hour.key for hour in hours][1:4] == ["2024-10-27-01:00", "2024-10-27-02:00", "2024-10-27-02:00+0100"]
     assert {hour.end - hour.start for hour in hours} == {timedelta(hours=1)}
 
 
-def test_an_hour_that_is_skipped_has_no_partition():
+def test_an_hour_that_clocks_skip_has_no_partition():
     calendar = Calendar("hour", BERLIN, local("2024-03-31"))
     with pytest.raises(WrongUseError, match="not the key of a partition"):
         calendar.named("2024-03-31-02:00")
@@ -206,12 +206,12 @@ def test_a_key_beyond_the_calendar_is_refused(key, message):
         calendar.named(key)
 
 
-def test_the_last_day_that_can_be_written_is_no_key():
+def test_the_last_day_of_datetime_is_not_a_key():
     with pytest.raises(WrongUseError):
         Calendar("day", NEW_YORK, local("2024-01-01")).named("9999-12-31")
 
 
-def test_nothing_is_held_before_the_first_and_after_the_last_partition():
+def test_no_partition_holds_an_instant_before_the_first_or_after_the_last_partition():
     calendar = Calendar("day", BERLIN, local("2024-01-01"), local("2024-01-03"))
     assert calendar.holding(calendar.first_start - timedelta(microseconds=1)) is None
     assert calendar.holding(calendar.first_start).key == "2024-01-01"
@@ -252,7 +252,7 @@ def test_a_partition_is_due_when_it_closes_or_with_an_offset_when_it_begins():
         (Duration(minutes=90), "2024-10-27T02:00+02:00", "2024-10-27T02:30+01:00"),
     ],
 )
-def test_a_day_is_a_day_on_the_clock_and_an_hour_is_an_hour(duration, before, after):
+def test_a_duration_of_days_follows_the_clock_and_a_duration_of_hours_does_not(duration, before, after):
     earlier, later = datetime.fromisoformat(before), datetime.fromisoformat(after)
     assert duration.after(earlier, BERLIN) == later
     assert duration.before(later, BERLIN) == earlier

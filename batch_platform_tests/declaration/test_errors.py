@@ -15,7 +15,7 @@ def test_an_error_is_its_message_and_its_hint_in_one_paragraph():
 
 
 @pytest.mark.parametrize(("error", "code"), [(BatchPlatformError, 1), (WarehouseBusyError, 1), (WrongUseError, 2)])
-def test_wrong_use_and_failed_work_have_exit_codes_of_their_own(error, code):
+def test_wrong_use_and_failed_work_have_different_exit_codes(error, code):
     assert error("x").exit_code == code
 
 
@@ -43,5 +43,5 @@ def test_offenders_are_listed_sorted_and_at_most_ten(items, text):
         ("", [], None),
     ],
 )
-def test_the_nearest_word_is_asked_for_whatever_its_case(word, allowed, question):
+def test_the_nearest_word_is_suggested_ignoring_case(word, allowed, question):
     assert did_you_mean(word, allowed) == question

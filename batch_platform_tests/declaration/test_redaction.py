@@ -30,13 +30,13 @@ def nothing_protected(monkeypatch):
     "name",
     ["DB_PASSWORD", "API_TOKEN", "aws_secret_access_key", "STORE_KEY", "MY_APIKEY", "PG_DSN", "DB_PWD", "OAUTH_PAT"],
 )
-def test_a_variable_whose_name_says_so_is_a_secret(monkeypatch, name):
+def test_a_variable_with_the_name_of_a_secret_is_a_secret(monkeypatch, name):
     monkeypatch.setenv(name, MARKER)
     assert redact(f"cannot log in with {MARKER}!") == f"cannot log in with ${name}!"
 
 
 @pytest.mark.parametrize("name", ["PWD", "HOME", "KEYBOARD", "PATH_TO_DATA", "AUTHOR"])
-def test_other_variables_are_none(monkeypatch, name):
+def test_other_variables_are_not_secrets(monkeypatch, name):
     monkeypatch.setenv(name, MARKER)
     assert redact(MARKER) == MARKER
 
@@ -52,12 +52,12 @@ def test_a_variable_that_a_declaration_names_is_a_secret(monkeypatch, template):
     assert redact(MARKER) == "$LOCATION"
 
 
-def test_a_value_too_short_to_be_a_secret_takes_no_innocent_text_along(monkeypatch):
+def test_a_value_too_short_to_be_a_secret_is_not_redacted(monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", "a")
     assert redact("a cat sat") == "a cat sat"
 
 
-def test_a_secret_within_a_longer_one_does_not_break_it_up(monkeypatch):
+def test_a_secret_that_is_part_of_a_longer_secret_leaves_nothing_of_it_behind(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     monkeypatch.setenv("B_TOKEN", f"{MARKER}-and-more")
     assert redact(f"{MARKER}-and-more {MARKER}") == "$B_TOKEN $A_TOKEN"
@@ -69,7 +69,7 @@ def test_containers_keep_their_shape(monkeypatch):
     assert redacted(value) == {"a": ["$A_TOKEN", 1, None, 2.5, True], "b": {"c": "<$A_TOKEN>"}}
 
 
-def test_no_error_of_ours_holds_a_secret(monkeypatch):
+def test_no_error_of_this_project_holds_a_secret(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     error = DataError(f"it is {MARKER}", hint=f"try {MARKER}")
     assert MARKER not in f"{error} {error.args} {error.message} {error.hint}"
@@ -88,7 +88,7 @@ def everything_written(folder) -> bytes:
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
-def test_a_secret_that_a_source_trips_over_is_in_no_output_and_no_file(tmp_path, debug):
+def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tmp_path, debug):
     """The source's own error text quotes the secret, as drivers of databases do."""
     body = "raise RuntimeError(f'cannot connect with {os.environ[\"SHOP_PASSWORD\"]}')"
     folder = write_dagster_project(tmp_path, sources={"events": {"parquet": None, "python": "shop.raw.events"}})
@@ -100,7 +100,7 @@ def test_a_secret_that_a_source_trips_over_is_in_no_output_and_no_file(tmp_path,
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
 
 
-def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_run_that_ends_well(tmp_path):
+def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_successful_run(tmp_path):
     parquet = "{{ env.SHOP_FOLDER }}/events.parquet"
     params = {"note": "{{ env.SHOP_FOLDER }}", "max_iter": None, "max_leaf_nodes": None, "early_stopping": None}
     model = {"estimator": None, "build": "shop.made.build", "params": params}

@@ -169,7 +169,7 @@ def test_a_declaration_cannot_be_changed():
 
 
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda path: ".".join(map(str, path)))
-def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_what_is_near(path):
+def test_an_unknown_key_is_refused_at_any_depth_with_its_path_and_the_nearest_key(path):
     declared = deepcopy(ALL_KEYS)
     block = declared
     for key in path:
@@ -250,14 +250,14 @@ def test_a_word_that_yaml_reads_as_a_truth_value_is_refused(path, value, message
         "temp",
     ],
 )
-def test_a_name_that_is_no_name_everywhere_is_refused(name):
+def test_a_name_that_cannot_be_a_schema_folder_and_asset_is_refused(name):
     assert "is not a valid name: use at most 63 lower-case letters" in refusal(changed(("name",), name))
     assert "is not a valid name: use at most 63 lower-case letters" in refusal(
         changed(("sources", name), {"csv": "a.csv"})
     )
 
 
-def test_the_longest_name_is_one():
+def test_the_longest_allowed_name_is_accepted():
     assert small_spec(name="a" * 63).name == "a" * 63
 
 
@@ -275,7 +275,7 @@ def test_a_source_cannot_have_a_name_that_is_taken(name):
         (("predictions", "keep"), ["carrier", "late"]),
     ],
 )
-def test_the_label_is_no_feature_no_key_no_time_and_not_kept(path, value):
+def test_the_label_cannot_be_a_feature_a_key_the_time_or_a_kept_column(path, value):
     assert "the label 'late' cannot be a feature, a key or a kept column" in refusal(changed(path, value))
     known_with_it = json.loads(json.dumps(value).replace("late", "arr_time"))
     assert "known only with the label, 'arr_time' cannot be" in refusal(changed(path, known_with_it))
@@ -375,7 +375,7 @@ def test_columns_may_have_any_name(name):
         (("predictions", "limit"), 0, "greater than or equal to 1"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(path, value, message):
+def test_a_contradictory_or_impossible_value_is_refused(path, value, message):
     assert message in refusal(changed(path, value))
 
 
@@ -385,7 +385,7 @@ def test_a_share_may_be_written_in_percent(written, share):
 
 
 @pytest.mark.parametrize("written", ["101%", "-1%", "1", "%", 1.5, -0.1, float("nan"), True])
-def test_what_is_no_share_is_refused(written):
+def test_an_invalid_share_is_refused(written):
     assert refusal(changed(("features", "max_rejected"), written)).startswith("features.max_rejected: ")
 
 
@@ -407,7 +407,7 @@ def test_a_duration_is_read(written, duration):
 @pytest.mark.parametrize(
     "written", ["1", "day", "-1 day", "1.5 days", "1 month", "1 year", "1 day 2 hours", "", "\u0661 day", "999999 days"]
 )
-def test_what_is_no_duration_is_refused(written):
+def test_an_invalid_duration_is_refused(written):
     assert "is not a duration; write for example '1 day'" in refusal(changed(("labels", "delay"), written))
     assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "evaluate"), written))
     assert "is not a duration; write for example '1 day'" in refusal(changed(("model", "train", "window"), written))
@@ -433,7 +433,7 @@ def test_a_date_may_be_written_with_and_without_quotes(written):
         (2013, "Input should be a valid string"),
     ],
 )
-def test_what_is_no_local_time_is_refused(path, written, message):
+def test_an_invalid_local_time_is_refused(path, written, message):
     assert f"{'.'.join(path)}: " in refusal(changed(path, written))
     assert message in refusal(changed(path, written))
 
@@ -455,7 +455,7 @@ def test_what_is_no_local_time_is_refused(path, written, message):
         ({"end_offset": 2}, "less than or equal to 1"),
     ],
 )
-def test_partitions_that_cannot_be_are_refused(declared, message):
+def test_impossible_partitions_are_refused(declared, message):
     assert message in refusal(changed(("partitions",), {**ALL_KEYS["partitions"], **declared}))
 
 
@@ -520,7 +520,7 @@ def test_a_schedule_is_five_cron_fields(written):
 
 
 @pytest.mark.parametrize("written", NO_CRON)
-def test_what_is_no_schedule_is_refused(written):
+def test_an_invalid_schedule_is_refused(written):
     assert "cron" in refusal(changed(("predictions", "schedule"), written)) or "never occurs" in refusal(
         changed(("predictions", "schedule"), written)
     )

@@ -117,7 +117,7 @@ def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
     assert len(hashes) == 1
 
 
-def test_one_session_builds_many_partitions_as_a_session_for_each_would(project):
+def test_one_session_builds_many_partitions_exactly_as_separate_sessions_do(project):
     small = project()
     keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
     with small.builder.session(small.partition(keys[0])) as session:
@@ -142,7 +142,7 @@ def test_a_failed_write_leaves_the_old_file_unchanged_and_nothing_aside(project)
         assert [*broken.folder.iterdir()] == [path]
 
 
-def test_a_full_disk_is_told_and_the_old_file_stays(project):
+def test_a_full_disk_is_reported_and_the_old_file_stays(project):
     small = project()
     path = small.write().path
     before = path.read_bytes()
@@ -161,14 +161,14 @@ def test_a_full_disk_is_told_and_the_old_file_stays(project):
     assert small.write("2024-01-02").rows == ROWS_PER_DAY
 
 
-def test_a_folder_that_cannot_be_made_is_told(project):
+def test_a_folder_that_cannot_be_created_is_reported(project):
     small = project()
     small.folder.touch()
     with pytest.raises(BatchPlatformError, match=r"cannot be written to .* \(File exists\)"):
         small.write()
 
 
-def test_what_a_killed_process_left_aside_is_removed_and_what_a_live_one_writes_is_not(project):
+def test_the_unfinished_file_of_a_killed_process_is_removed_and_that_of_a_live_process_stays(project):
     small = project()
     small.folder.mkdir()
     left = small.folder / ".0123456789abcdef.parquet"  # no process of this machine needs to bear its number
@@ -178,7 +178,7 @@ def test_what_a_killed_process_left_aside_is_removed_and_what_a_live_one_writes_
         assert sorted(small.folder.iterdir()) == sorted([being_written, file.path])
 
 
-def test_another_build_of_a_partition_leaves_the_file_of_the_one_before(project):
+def test_a_new_build_of_a_partition_leaves_the_file_of_the_earlier_build(project):
     first = project().write()
     second = project(small_events().with_columns(pl.col("amount") + 1)).write()
     assert first.path.parent == second.path.parent
@@ -287,7 +287,7 @@ def test_a_date_belongs_to_its_day_even_where_clocks_skip_midnight(project, zone
 
 
 @pytest.mark.parametrize("time", ["id", "'2024-01-01'", "TIME '12:00'"])
-def test_a_time_that_is_none_is_refused(project, time):
+def test_a_time_column_of_another_type_is_refused(project, time):
     assert "not a date or a timestamp" in project(orders({}), sql=f"SELECT id, {time} AS ts FROM events").refusal()
 
 
@@ -355,7 +355,7 @@ def test_the_parameters_of_a_partition_are_bound(project):
 
 
 @pytest.mark.parametrize("parameter", ["$partition", "$1", "?", "$now"])
-def test_a_parameter_that_there_is_not_is_refused(project, parameter):
+def test_an_unknown_parameter_is_refused(project, parameter):
     message = project(sql=f"SELECT id, ts, {parameter} AS x FROM events").refusal(SourceError)
     assert "features.sql uses the parameters $" in message
     assert "use only $partition_end, $partition_key, $partition_start" in message
@@ -459,7 +459,7 @@ def test_a_polars_function_makes_the_features(project, function):
         ("def other(): pass", WrongUseError, "has no function 'make'"),
     ],
 )
-def test_a_function_that_gives_no_features_is_refused(project, function, code, error, problem):
+def test_a_function_that_returns_no_features_is_refused(project, function, code, error, problem):
     with pytest.raises(error, match=problem):
         project(features=function(code)).write()
 
@@ -490,7 +490,7 @@ def test_labels_that_lack_a_column_or_fail_are_named_with_their_file(project):
         project(labels_sql="SELECT id,\n ('x' || id)::INTEGER AS returned FROM events").labels()
 
 
-def test_a_pipeline_without_labels_has_none_to_give(project):
+def test_labels_of_a_pipeline_without_labels_are_refused(project):
     with pytest.raises(DataError, match="small declares no labels"):
         project(labels=None).labels()
 

@@ -161,7 +161,7 @@ def test_the_text_alone_tells_where_columns_come_from(sql, expected):
 
 
 @pytest.mark.parametrize(("sql", "expected"), [*TOLD, *ASKED, *UNKNOWN])
-def test_with_the_columns_of_the_sources_every_column_is_followed_or_said_to_be_unknown(con, sql, expected):
+def test_with_the_columns_of_the_sources_every_column_is_followed_or_marked_unknown(con, sql, expected):
     columns = result_of(con, sql).columns
     lineage = written(column_lineage(sql, COLUMNS, columns))
     assert list(lineage) == columns
@@ -179,7 +179,7 @@ def test_what_the_text_does_not_tell_is_unknown_and_not_guessed(con, sql):
 
 @pytest.mark.parametrize("sql", [sql for sql, _ in [*TOLD, *ASKED]])
 @pytest.mark.parametrize("known", [COLUMNS, NOT_TOLD])
-def test_a_column_that_changes_with_a_source_column_is_said_to_read_it(con, sql, known):
+def test_a_column_that_changes_with_a_source_column_is_listed_as_reading_it(con, sql, known):
     """The other way round: change the values of a source column, and see which columns of the result change."""
     before = result_of(con, sql)
     lineage = column_lineage(sql, known, before.columns)
@@ -278,7 +278,7 @@ def test_every_feature_of_the_flights_is_followed_without_asking_for_columns(fli
     assert not known_only_afterwards & {column for columns in read.values() for column in columns}
 
 
-def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_said_to_read(flights, flight_sql):
+def test_no_feature_of_the_flights_changes_with_a_column_that_it_is_not_listed_as_reading(flights, flight_sql):
     lineage = column_lineage(flight_sql[0], {name: frame.columns for name, frame in flights.items()})
     deciders = set(lineage.deciders)
     with duckdb.connect() as con:

@@ -49,7 +49,7 @@ def test_a_rare_class_keeps_a_row():
 
 
 @pytest.mark.parametrize("by", ["label", None])
-def test_the_same_rows_are_drawn_every_time_whatever_is_let_go_on_the_way(by):
+def test_the_same_rows_are_drawn_every_time_whichever_rows_are_dropped_early(by):
     frames = [labelled(["a", "b", "b", "c"] * 25, at) for at in range(0, 10_000, 100)]
     sample = drawn(frames, 150, by)
     assert sample.equals(drawn(frames, 150, by))

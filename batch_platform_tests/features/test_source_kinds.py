@@ -140,7 +140,7 @@ def seen(sources: Sources, partition=FIRST) -> tuple[Collection[Any], Collection
         return con.duckdb.execute("FROM a").fetchall(), frame.rows()
 
 
-def test_every_kind_is_tried():
+def test_every_kind_has_a_case():
     assert {next(iter(case.declared)) for case in CASES.values()} == set(SOURCE_KINDS) == set(SOURCE_KEYS)
 
 
@@ -176,7 +176,7 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_is_missing_is_named_with_the_nearest_match(folder, case):
+def test_a_missing_source_is_named_with_the_nearest_match(folder, case):
     case.put(folder, TABLE)
     sources = declared(folder, case.missing)
     for work in (lambda: sources.version("a", FIRST), lambda: seen(sources), lambda: sources.state("a", FIRST)):

@@ -87,7 +87,7 @@ def functions(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 @pytest.mark.parametrize("folder", ODD_FOLDERS)
-def test_a_file_is_read_whatever_the_folder_is_called(tmp_path, kind, folder):
+def test_a_file_is_read_from_a_folder_of_any_name(tmp_path, kind, folder):
     (tmp_path / folder).mkdir()
     table = pl.DataFrame({"x": [1, 2], "größe": ["a", "b"]})
     getattr(table, f"write_{kind}")(tmp_path / folder / f"table.{kind}")
@@ -155,7 +155,7 @@ def test_two_sources_may_be_tables_of_one_duckdb_file(tmp_path):
         ("arrow", [(1, "a"), (None, "b")]),
     ],
 )
-def test_a_function_gives_a_table_with_or_without_the_partition(tmp_path, functions, function, expected):
+def test_a_function_returns_a_table_with_or_without_the_partition(tmp_path, functions, function, expected):
     below = sources(tmp_path, a={"python": f"{functions}.{function}"})
     assert below.kind("a").takes_partition(below.table("a", FIRST)) == (function == "by_partition")
     assert rows(below, "FROM a") == expected
@@ -172,7 +172,7 @@ def test_a_function_gives_a_table_with_or_without_the_partition(tmp_path, functi
         ("needs_more", "failed with TypeError: .*'other'"),
     ],
 )
-def test_a_function_that_gives_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
+def test_a_function_that_returns_no_table_is_an_error_of_the_source(tmp_path, functions, function, message):
     with pytest.raises(SourceError, match=message):
         rows(sources(tmp_path, a={"python": f"{functions}.{function}"}), "FROM a")
 
@@ -192,13 +192,13 @@ def test_a_function_that_does_not_exist_is_named_with_its_key(tmp_path, function
 
 
 @pytest.mark.parametrize("pattern", ["*.parquet", "nowhere/*.parquet", "nowhere/a.parquet"])
-def test_no_file_at_all_says_what_was_looked_for(tmp_path, pattern):
+def test_a_missing_file_is_named(tmp_path, pattern):
     with pytest.raises(SourceError, match=r"there is no file .*Hint: correct sources.a or add the file"):
         rows(sources(tmp_path, a={"parquet": pattern}), "FROM a")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "duckdb"])
-def test_a_file_that_is_none_of_its_kind_is_an_error_of_the_source(tmp_path, kind):
+def test_a_file_of_another_kind_is_an_error_of_the_source(tmp_path, kind):
     (tmp_path / "a").write_bytes(b"not a table at all" * 500)
     declared = {kind: "a"} | ({"table": "t"} if kind == "duckdb" else {})
     with pytest.raises(SourceError, match="Source 'a' of 'small'"):
@@ -211,7 +211,7 @@ def test_a_table_that_is_not_in_the_duckdb_file_is_an_error_of_the_source(tmp_pa
         rows(sources(tmp_path, a={"duckdb": "x.duckdb", "table": "nope"}), "FROM a")
 
 
-def test_a_file_that_joins_a_glob_or_moves_in_it_changes_the_version(tmp_path):
+def test_a_file_added_to_a_glob_or_moved_within_it_changes_the_version(tmp_path):
     below = sources(tmp_path, a={"csv": "**/*.csv"})
     seen = set()
     for present in (["a.csv"], ["a.csv", "b.csv"], ["a.csv", "deep/b.csv"]):

@@ -41,7 +41,7 @@ def test_the_agreement_on_a_whole_is_the_merge_of_its_parts_in_any_order(pairs, 
     assert sum(map(len, merged.places)) <= most
 
 
-def test_of_many_rows_evenly_spaced_ones_are_ranked_and_all_are_counted():
+def test_evenly_spaced_rows_of_many_are_ranked_and_all_are_counted():
     random = np.random.default_rng(0)
     first = random.normal(size=10_000)
     second = first + random.normal(size=10_000)
@@ -56,7 +56,7 @@ def test_of_many_rows_evenly_spaced_ones_are_ranked_and_all_are_counted():
     assert result.decisions_flipped == np.mean((first > 0) != (second > 0))
 
 
-def test_of_several_columns_it_is_the_mean_and_unknown_if_one_is():
+def test_the_coefficient_of_several_columns_is_their_mean_and_unknown_if_any_is_unknown():
     random = np.random.default_rng(0)
     first, second = random.normal(size=(2, 50, 3))
     places, constant = np.arange(50), np.zeros(50)

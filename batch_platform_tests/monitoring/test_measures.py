@@ -78,14 +78,14 @@ def test_numbers_are_finite_and_named(record, task):
 
 
 @every_measure
-def test_a_measure_describes_itself_and_is_judged_only_where_that_is_declared(record):
+def test_a_measure_describes_itself_and_is_judged_only_if_that_is_declared(record):
     assert record.description.endswith(".")
     assert record.name == next(name for name, listed in MEASURES.items() if listed is record)
     assert record.check(small_spec()) is None
 
 
 @every_task
-def test_performance_is_the_metrics_of_the_labelled_rows_and_the_share_that_has_a_label(task):
+def test_performance_is_the_metrics_of_the_labelled_rows_and_their_share(task):
     partition, outcomes = scored(task), OUTCOMES[task]
     record = MEASURES["performance"]
     numbers = record.numbers(record.compute(partition))

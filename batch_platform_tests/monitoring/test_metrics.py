@@ -195,7 +195,7 @@ def test_a_missing_value_counts_as_the_mean_of_its_column():
     assert values == pytest.approx(expected)
 
 
-def test_a_large_clustering_is_measured_on_rows_taken_evenly():
+def test_a_large_clustering_is_measured_on_evenly_spaced_rows():
     n = SILHOUETTE_ROWS * 3 + 1
     segments = np.arange(n) // (n // 2 + 1)
     matrix = segments[:, None] * 10.0 + np.linspace(0, 1, n)[:, None]

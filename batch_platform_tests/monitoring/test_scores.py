@@ -93,7 +93,7 @@ def test_staged_scores_have_the_distribution_of_the_committed_ones(con, tmp_path
     assert staged == committed_distributions(con, "small", ["a", "b", "none"])
 
 
-def test_scores_that_are_no_probabilities_are_counted_in_their_own_range(con):
+def test_scores_that_are_not_probabilities_are_counted_in_their_own_range(con):
     fill(con, "score", "DOUBLE", [("a", -0.5), ("a", 0.0), ("a", 1.5)])
     distribution = committed_distributions(con, "small", ["a"])["a"]
     assert (distribution.low, distribution.high, counted(distribution)) == (-0.5, 1.5, 3)

@@ -61,7 +61,7 @@ def half_written(killed: Pipeline, completed: Home) -> Iterator[bytes]:
         yield old[:place] + new[place : place + PAGE] + old[place + PAGE :]
 
 
-def test_a_block_that_is_half_written_is_put_back_and_the_commit_stands(killed, completed, tmp_path):
+def test_a_half_written_block_is_restored_and_the_commit_remains(killed, completed, tmp_path):
     expected = held(Pipeline(killed.spec, killed.folder, completed))
     damaged = []
     for number, torn in enumerate(half_written(killed, completed)):
@@ -77,7 +77,7 @@ def test_a_block_that_is_half_written_is_put_back_and_the_commit_stands(killed, 
     assert damaged, "without what was saved such a file cannot be read"
 
 
-def test_whatever_a_checkpoint_writes_before_its_header_is_not_needed(killed, completed, tmp_path):
+def test_nothing_that_a_checkpoint_writes_before_its_header_is_needed(killed, completed, tmp_path):
     pipeline = copied(killed, tmp_path)
     old, new = killed.home.warehouse.read_bytes(), completed.warehouse.read_bytes()
     rubbish = bytearray(old.ljust(len(new), b"\0"))
@@ -87,7 +87,7 @@ def test_whatever_a_checkpoint_writes_before_its_header_is_not_needed(killed, co
     assert held(pipeline) == held(Pipeline(killed.spec, killed.folder, completed))
 
 
-def test_a_checkpoint_that_was_completed_is_not_undone(killed, completed, tmp_path):
+def test_a_completed_checkpoint_is_not_undone(killed, completed, tmp_path):
     pipeline = copied(killed, tmp_path)
     shutil.copy(completed.warehouse, pipeline.home.warehouse)
     pipeline.home.warehouse_log.unlink()
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_was_completed_is_not_undone(killed, completed, tmp_pa
     assert not pipeline.home.warehouse_rollback.exists()
 
 
-def test_nothing_is_put_back_into_a_file_that_somebody_else_has_open(killed, tmp_path, monkeypatch):
+def test_nothing_is_restored_into_a_file_that_another_process_has_open(killed, tmp_path, monkeypatch):
     pipeline = copied(killed, tmp_path)
     shutil.copy(pipeline.home.warehouse_rollback, tmp_path / "saved")
     with holder(OPEN_WITHOUT_THE_LOCK, pipeline.home, 3600):
@@ -108,7 +108,7 @@ def test_nothing_is_put_back_into_a_file_that_somebody_else_has_open(killed, tmp
 
 
 @pytest.mark.parametrize("spot", [3, 70, -1], ids=["in the digest", "in the places", "in a block"])
-def test_saved_blocks_that_are_damaged_are_refused_and_stay(killed, tmp_path, spot):
+def test_a_damaged_rollback_journal_is_refused_and_kept(killed, tmp_path, spot):
     pipeline = copied(killed, tmp_path)
     saved = pipeline.home.warehouse_rollback
     damaged = bytearray(saved.read_bytes())
@@ -123,7 +123,7 @@ def test_saved_blocks_that_are_damaged_are_refused_and_stay(killed, tmp_path, sp
     assert pipeline.home.warehouse.read_bytes() == killed.home.warehouse.read_bytes()
 
 
-def test_a_warehouse_that_was_half_made_is_made_again(tmp_path):
+def test_a_half_created_warehouse_is_created_again(tmp_path):
     home = Home(tmp_path / "home").create()
     (home.root / ".warehouse.duckdb").write_bytes(b"\0" * 5000)
     with Warehouse(home).open() as con:
@@ -144,7 +144,7 @@ with Warehouse(Home(Path(sys.argv[1]))).open():
 """
 
 
-def test_two_processes_may_make_it_at_once(tmp_path):
+def test_two_processes_may_create_a_warehouse_at_the_same_time(tmp_path):
     root = tmp_path / "home"
     command = [sys.executable, "-c", MAKE_AND_SAY_SO, str(root)]
     runs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]

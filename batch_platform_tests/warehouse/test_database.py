@@ -102,13 +102,13 @@ def test_a_partition_is_replaced_together_with_its_ledger_row(warehouse, tmp_pat
     assert len(tables["batch_platform.score_runs"]) == 2, "the ledger is only ever added to"
 
 
-def test_the_commit_has_its_own_time(warehouse, tmp_path):
+def test_the_time_of_the_commit_is_recorded(warehouse, tmp_path):
     (run,) = commit(warehouse, staged(tmp_path))
     assert (run.started_at, run.committed_at) == (DAY, DAY + timedelta(hours=3))
     assert warehouse.latest(ScoreRun, "small")[KEYS[0]].committed_at == DAY + timedelta(hours=3)
 
 
-def test_a_failed_insert_leaves_all_as_it_was(warehouse, tmp_path):
+def test_a_failed_insert_changes_nothing(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path))
     before = held(warehouse)
     broken = staged(tmp_path, KEYS[1], run_id="broken")
@@ -180,14 +180,14 @@ def test_a_value_that_does_not_fit_the_tables_type_is_refused_and_not_rounded(wa
     assert held(warehouse) == before
 
 
-def test_another_type_whose_values_fit_is_taken(warehouse, tmp_path):
+def test_values_of_another_type_that_fit_are_accepted(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, KEYS[0], value=[1]))
     commit(warehouse, staged(tmp_path, KEYS[1], value=pl.Series([2, None], dtype=pl.Int8)))
     with warehouse.open() as con:
         assert con.execute("SELECT value FROM small.predictions ORDER BY value").fetchall() == [(1,), (2,), (None,)]
 
 
-def test_a_column_that_held_nothing_takes_the_type_of_its_first_values(warehouse, tmp_path):
+def test_a_column_without_values_takes_the_type_of_its_first_values(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, KEYS[0], value=pl.Series([None], dtype=pl.Null)))
     commit(warehouse, staged(tmp_path, KEYS[1], value=["text"]))
     with warehouse.open() as con:
@@ -205,7 +205,7 @@ def test_an_older_slower_run_is_refused(warehouse, tmp_path):
     assert held(warehouse) == before
 
 
-def test_a_partition_that_had_rows_becomes_empty_only_on_demand(warehouse, tmp_path):
+def test_a_partition_that_had_rows_becomes_empty_only_if_forced(warehouse, tmp_path):
     (run,) = commit(warehouse, staged(tmp_path))
     empty = staged(tmp_path, seen=run.seq, run_id="empty", id=pl.Series([], dtype=pl.Int64))
     with pytest.raises(DataError, match="it had 2 rows and would become empty"):
@@ -214,7 +214,7 @@ def test_a_partition_that_had_rows_becomes_empty_only_on_demand(warehouse, tmp_p
     assert held(warehouse)["small.predictions"] == []
 
 
-def test_staged_rows_that_are_not_those_counted_are_refused(warehouse, tmp_path):
+def test_staged_rows_that_differ_from_their_count_are_refused(warehouse, tmp_path):
     scores = staged(tmp_path)
     pl.read_parquet(scores.predictions[0]).head(1).write_parquet(scores.predictions[0])
     with pytest.raises(IntegrityError, match="not those that were counted"):
@@ -262,7 +262,7 @@ def holder(home: Home) -> subprocess.Popen:
     return process
 
 
-def test_a_warehouse_held_for_a_while_is_waited_for(home, tmp_path):
+def test_a_process_waits_for_a_warehouse_that_is_held_for_a_while(home, tmp_path):
     with holder(home) as process:
         releaser = subprocess.Popen(["sh", "-c", f"sleep 0.5; echo >/proc/{process.pid}/fd/0"])
         commit(Warehouse(home), staged(tmp_path))
@@ -270,7 +270,7 @@ def test_a_warehouse_held_for_a_while_is_waited_for(home, tmp_path):
     assert set(Warehouse(home).latest(ScoreRun, "small")) == {KEYS[0]}
 
 
-def test_a_warehouse_held_for_good_times_out_and_names_the_holder(home):
+def test_waiting_for_a_warehouse_that_is_never_released_times_out_and_names_the_holder(home):
     with holder(home) as process:
         with pytest.raises(WarehouseBusyError) as caught, Warehouse(home, timeout=0.2).open():
             pass
@@ -294,7 +294,7 @@ def test_a_process_that_opened_the_file_without_the_lock_is_named(home):
         process.communicate("\n")
 
 
-def test_a_process_that_opened_the_file_without_the_lock_is_waited_for(home, tmp_path):
+def test_a_process_that_opened_the_file_without_the_lock_is_given_time_to_close_it(home, tmp_path):
     with Warehouse(home).open():
         pass
     script = (
@@ -313,7 +313,7 @@ def test_the_time_to_wait_is_set_by_the_environment(home, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "inf", "nan"])
-def test_a_time_to_wait_that_is_no_number_of_seconds_is_refused(home, monkeypatch, text):
+def test_a_time_to_wait_that_is_not_a_number_of_seconds_is_refused(home, monkeypatch, text):
     monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", text)
     with pytest.raises(
         WrongUseError, match=f"BATCH_PLATFORM_LOCK_TIMEOUT is {text!r}, which is not a number of seconds"
@@ -350,7 +350,7 @@ def test_each_field_of_a_record_is_a_column_of_the_sql_type_that_fits_it():
     assert {"in_sample BOOLEAN", "rank_correlation DOUBLE", "failure VARCHAR"} < set(column_definitions(ChallengerRun))
 
 
-def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path):
+def test_a_damaged_block_is_reported_as_damage_and_not_as_a_lock(warehouse, tmp_path):
     commit(warehouse, staged(tmp_path, id=list(range(50_000))))
     data = warehouse.home.warehouse.read_bytes()
     warehouse.home.warehouse.write_bytes(data[:8192] + bytes([data[8192] ^ 1]) + data[8193:])
@@ -358,7 +358,7 @@ def test_a_damaged_block_is_told_as_damage_and_not_as_a_lock(warehouse, tmp_path
         pass
 
 
-def test_a_file_that_is_no_database_is_refused_and_kept(warehouse):
+def test_a_file_that_is_not_a_database_is_refused_and_kept(warehouse):
     warehouse.home.warehouse.write_bytes(b"precious" * 1000)
     with pytest.raises(WarehouseError, match=r"cannot be opened.*Hint: nothing was changed"), warehouse.open():
         pass
@@ -391,7 +391,7 @@ def test_a_process_killed_at_any_moment_leaves_each_partition_wholly_old_or_whol
     assert outcomes == {True, False}, "some were killed before the commit and some after"
 
 
-def test_a_transaction_that_does_not_fit_the_disk_changes_nothing(home, tmp_path):
+def test_a_transaction_that_does_not_fit_on_the_disk_changes_nothing(home, tmp_path):
     warehouse = Warehouse(home)
     commit(warehouse, staged(tmp_path))
     before = held(warehouse)

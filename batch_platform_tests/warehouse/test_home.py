@@ -48,7 +48,7 @@ def test_everything_lies_below_the_root(tmp_path):
     assert len({*paths}) == len(paths)
 
 
-def test_a_home_that_cannot_be_made_says_what_to_do(tmp_path):
+def test_the_error_of_a_home_that_cannot_be_created_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BatchPlatformError, match=rf"cannot be written to \(.*Hint: set {HOME_VARIABLE}"):
         Home(tmp_path / "file" / "home").create()

@@ -58,7 +58,7 @@ def test_an_empty_warehouse_can_be_published(home):
     assert shown(home.published) == held(Warehouse(home))
 
 
-def test_publishing_what_is_published_changes_nothing(home, tmp_path):
+def test_publishing_twice_changes_nothing(home, tmp_path):
     write(home, tmp_path, KEYS[0], "one")
     first = publish(home)
     inode = first.stat().st_ino, first.stat().st_mtime_ns
@@ -66,7 +66,7 @@ def test_publishing_what_is_published_changes_nothing(home, tmp_path):
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == inode
 
 
-def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
+def test_two_files_are_used_in_turn_and_no_third_file_remains(home, tmp_path):
     inodes = []
     for n in range(5):
         write(home, tmp_path, KEYS[n % 3], f"r{n}")
@@ -75,7 +75,7 @@ def test_two_files_are_taken_in_turn_and_no_third_stays(home, tmp_path):
     assert len(list(home.root.glob("published-*"))) == 2
 
 
-def test_where_most_rows_changed_the_bytes_are_copied_and_the_next_changes_are_added_to_them(home, tmp_path):
+def test_bytes_are_copied_if_most_rows_changed_and_later_changes_are_added(home, tmp_path):
     many = list(range(MUCH_ROWS + 1))
     write(home, tmp_path, KEYS[0], "r0")
     first = publish(home).stat().st_ino
@@ -136,7 +136,7 @@ def test_the_published_copy_has_the_meta_table_of_the_warehouse_also_after_it_ch
     assert shown(home.published) == held(Warehouse(home))
 
 
-def test_a_copy_that_two_publishes_take_away_between_resolving_the_link_and_connecting_is_not_missed(
+def test_a_copy_that_two_publishes_remove_between_resolving_the_link_and_connecting_is_not_missed(
     home, tmp_path, monkeypatch
 ):
     write(home, tmp_path, KEYS[0], "r0")
@@ -163,7 +163,7 @@ def test_opening_a_home_where_nothing_is_published_says_what_to_do(home):
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda copy: copy.write_bytes(b"half a file")])
-def test_a_published_copy_that_cannot_be_opened_is_named_and_the_hint_brings_it_back(home, tmp_path, damage):
+def test_a_published_copy_that_cannot_be_opened_is_named_and_the_hint_restores_it(home, tmp_path, damage):
     write(home, tmp_path, KEYS[0], "r0")
     copy = publish(home)
     damage(copy)
@@ -251,7 +251,7 @@ def test_a_reader_cannot_write(home, tmp_path):
         con.execute("DELETE FROM small.predictions")
 
 
-def test_a_warehouse_put_back_from_a_backup_is_published_as_it_is_even_when_it_has_gone_on(home, tmp_path):
+def test_a_warehouse_restored_from_a_backup_is_published_as_it_is_even_after_new_changes(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
@@ -267,7 +267,7 @@ def test_a_warehouse_put_back_from_a_backup_is_published_as_it_is_even_when_it_h
         assert shown(home.published) == held(Warehouse(home))
 
 
-def test_the_same_number_of_changes_of_another_past_is_not_taken_for_the_same(home, tmp_path):
+def test_an_equal_number_of_changes_of_another_history_is_not_mistaken_for_the_same(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0")
     backup = tmp_path / "backup.duckdb"
     shutil.copy(home.warehouse, backup)
@@ -279,7 +279,7 @@ def test_the_same_number_of_changes_of_another_past_is_not_taken_for_the_same(ho
     assert {row[3] for row in shown(home.published)["small.predictions"]} == {"r0", "kept"}
 
 
-def test_another_warehouse_in_its_place_is_published(home, tmp_path):
+def test_a_warehouse_that_replaces_another_is_published(home, tmp_path):
     write(home, tmp_path, KEYS[0], "old")
     publish(home)
     home.warehouse.unlink()
@@ -289,7 +289,7 @@ def test_another_warehouse_in_its_place_is_published(home, tmp_path):
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"half a file", b"\0" * 20_000])
-def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_path, rubbish):
+def test_an_unfinished_copy_is_skipped_and_removed(home, tmp_path, rubbish):
     write(home, tmp_path, KEYS[0], "r0")
     broken = home.root / "published-0.duckdb"
     broken.write_bytes(rubbish)
@@ -299,7 +299,7 @@ def test_a_copy_that_was_never_finished_is_passed_over_and_removed(home, tmp_pat
 
 
 @pytest.mark.parametrize("at", [0, 8, 100, 4096, 4104, 4200, 8192, 8200, 8300, 12288, 12300, 12400])
-def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, tmp_path, at):
+def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
     for n in range(3):
         write(home, tmp_path, KEYS[n % 2], f"r{n}", id=list(range(2_000)))
         publish(home)
@@ -313,7 +313,7 @@ def test_a_copy_that_is_damaged_where_it_is_opened_keeps_no_publishing_up(home, 
         assert shown(home.published) == held(Warehouse(home))
 
 
-def test_a_killed_publish_leaves_a_complete_copy_and_the_next_one_goes_on(home, tmp_path):
+def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path):
     write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
     publish(home)
     pauses = random.Random(2)

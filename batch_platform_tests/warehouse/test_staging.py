@@ -35,7 +35,7 @@ def other_process(home: Home) -> tuple[subprocess.Popen, Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_a_folder_is_there_for_the_run_and_gone_after_it(home):
+def test_a_folder_exists_during_the_run_and_is_gone_after_it(home):
     with staging_folder(home, "run") as folder:
         assert folder.parent == home.staging
         (folder / "file").write_text("x")
@@ -77,7 +77,7 @@ def test_one_run_may_have_two_folders(home):
         assert first.is_dir()
 
 
-def test_a_stray_file_in_staging_stands_in_nobodys_way(home):
+def test_a_stray_file_in_staging_disturbs_no_run(home):
     (home.staging / "stray").write_text("not ours")
     with staging_folder(home, "run") as folder:
         assert os.access(folder, os.W_OK)
@@ -95,7 +95,7 @@ for n in range(150):
 """
 
 
-def test_runs_that_begin_and_end_at_once_never_sweep_each_other(home):
+def test_runs_that_start_and_end_at_the_same_time_never_sweep_each_other(home):
     storms = [
         subprocess.Popen([sys.executable, "-c", STORM, str(home.root)], stderr=subprocess.PIPE, text=True)
         for _ in range(3)

@@ -99,7 +99,7 @@ def test_a_transaction_that_only_reads_is_not_journaled(home):
         ("DELETE FROM batch_platform.score_runs", "batch_platform.score_runs"),
     ],
 )
-def test_a_change_of_a_table_of_the_project_is_refused_and_undone_with_all_else(home, statement, table):
+def test_a_change_of_a_table_of_the_project_is_refused_and_the_whole_transaction_undone(home, statement, table):
     before = held(Warehouse(home))
     with pytest.raises(WrongUseError, match=rf"{table}: only the project writes its own tables; nothing is changed"):
         write(home, *CREATED, statement)
