@@ -138,7 +138,7 @@ class FeatureBuilder:
 
     @contextmanager
     def session(self, first: Partition, *, spill: Path | None = None) -> Generator["FeatureSession"]:
-        """Open the sources once, to build many partitions; `spill` and what it raises are as for `Sources.connect`."""
+        """Open the sources once, to build many partitions from `first` on. For `spill` see `Sources.connect`."""
         with self.sources.connect(first, spill=spill) as con:
             yield FeatureSession(self, con, first)
 

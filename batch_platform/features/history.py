@@ -159,7 +159,7 @@ class History:
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
-        """Read the feature columns of all rows of a window, with or without a known label; raises as `training_data` does."""
+        """Read the feature columns of all rows of a window, in order of time; raises what `training_data` raises."""
         frames = [self._learnable(build) for build in self.require(builds, *window)]
         return self._joined(frames).drop(self.spec.features.key)
 

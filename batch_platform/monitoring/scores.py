@@ -25,9 +25,7 @@ class ScoreDistribution:
     """The distribution of one partition's scores."""
 
     column: str  # of the predictions
-    bars: tuple[
-        tuple[str, int], ...
-    ]  # labels and counts, in order: ranges of equal width, or the most frequent classes
+    bars: tuple[tuple[str, int], ...]  # labels and counts: ranges of equal width in order, or the most frequent classes
     numbers: dict[str, float]  # mean and quantiles; for classes, the share of each class
     low: float | None  # start of the first range; None for classes
     high: float | None  # end of the last range; None for classes

@@ -180,9 +180,7 @@ class Change:
     schema_name: str
     table_name: str
     partition_key: str | None
-    change_id: str = field(
-        default_factory=lambda: uuid.uuid4().hex
-    )  # unique, also among restored copies of a warehouse
+    change_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # unique, also in restored warehouses
 
 
 Row = TypeVar("Row", FeatureBuild, ScoreRun, EvaluationRun)

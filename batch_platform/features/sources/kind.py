@@ -45,16 +45,12 @@ class SourceKind:
     # Called before the connection is shut off from everything else: returns the files and folders that the connection may
     # still read, or attaches a database.
     admit: Callable[[duckdb.DuckDBPyConnection, SourceTable], Collection[Path]]
-    view: Callable[
-        [duckdb.DuckDBPyConnection, SourceTable], None
-    ]  # creates the view, or points it at another partition
+    # Creates a view named like the source, or points the view at another partition.
+    view: Callable[[duckdb.DuckDBPyConnection, SourceTable], None]
     frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view
-    takes_partition: Callable[[SourceTable], bool] = lambda table: (
-        table.source.by_partition
-    )  # whether partitions differ
-    function: Callable[[Source], str | None] = lambda _: (
-        None
-    )  # import path of the user's function that reads the source
+    # Whether partitions read different tables.
+    takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
+    function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
     version_fixes_rows: bool = True  # whether equal versions mean equal rows
     counts_quickly: bool = True  # whether rows can be counted without reading all of them
     endings: tuple[str, ...] = ()  # of the files of this kind, by which `new --from` recognises them
