@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import duckdb
 import polars as pl
-import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
@@ -300,7 +299,8 @@ def insert(
     """Insert rows of the same columns into a table, by name."""
     if not rows:
         return
-    con.register("new_rows", as_arrow(rows))
+    # Through polars, since Arrow's own way imports pandas if it is installed.
+    con.register("new_rows", pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow())
     con.execute(f"INSERT INTO {quoted(schema)}.{table} BY NAME FROM new_rows")
     con.unregister("new_rows")
 
@@ -310,8 +310,3 @@ def as_record(record: type[Record], *rows: object, **own: object) -> Record:
     make: Any = record
     shared = {name: value for row in rows for name, value in vars(row).items() if name in make.__dataclass_fields__}
     return make(**{**shared, **own})
-
-
-def as_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of the same columns as a table; through polars, since Arrow's own way imports pandas if it is installed."""
-    return pl.from_dicts([dict(row) for row in rows], infer_schema_length=None).to_arrow()
