@@ -5,30 +5,10 @@ from typing import Any
 
 import yaml
 
+from batch_platform.cli.new import project_files
 from batch_platform_tests.small_pipeline import small_declaration, write_small_project
 
 PACKAGE = "shop"
-PYPROJECT = f"""\
-[project]
-name = "{PACKAGE}"
-version = "0"
-
-[tool.dg]
-directory_type = "project"
-
-[tool.dg.project]
-root_module = "{PACKAGE}"
-"""
-DEFINITIONS = """\
-from pathlib import Path
-
-import dagster as dg
-
-
-@dg.definitions
-def defs():
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
-"""
 
 
 def write_dagster_project(folder: Path, **overrides: Any) -> Path:
@@ -38,10 +18,8 @@ def write_dagster_project(folder: Path, **overrides: Any) -> Path:
     """
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     write_small_project(pipeline_folder(folder), **files)
-    (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
-    for package in (folder / PACKAGE, folder / PACKAGE / "defs"):
-        (package / "__init__.py").touch()
-    (folder / PACKAGE / "definitions.py").write_text(DEFINITIONS, encoding="utf-8")
+    for path, text in project_files(PACKAGE).items():
+        (folder / path).write_text(text, encoding="utf-8")
     write_defs_yaml(folder, small_declaration(**overrides))
     return folder
 

@@ -7,18 +7,23 @@ import atexit
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from batch_platform import __version__
-from batch_platform.cli import failures, terminal
-from batch_platform.cli.options import uncollected
+from batch_platform.cli import terminal
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.declaration.redaction import redact
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+_READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
+INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
     "demo": "Train, score and evaluate two months of real flights.",
     "ui": "Start Dagster's webserver and daemon for the project.",
@@ -44,7 +49,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as click calls it
         if cmd_name not in COMMANDS:
             return None
-        with uncollected():
+        with terminal.uncollected():
             return import_module(f"batch_platform.cli.{cmd_name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as click calls it
@@ -93,14 +98,64 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        return failures.explain_usage(error)
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "batch-platform"
+        terminal.fail(f"{error.format_message()} Hint: {command} --help")
+        return WrongUseError.exit_code
     except KeyboardInterrupt:
-        return failures.explain_interruption()
+        terminal.fail("interrupted; everything committed so far stays. Hint: run the same command again to continue.")
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the outermost call: every error is reported, none is lost
         if terminal.debugging():
             sys.stderr.write(redact("".join(traceback.format_exception(error))))
-        return failures.explain(error)
+        return explain(error)
     return 0
+
+
+def explain(error: Exception) -> int:
+    """Print one paragraph about an error and return the exit code.
+
+    Dagster wraps errors raised while it loads and runs definitions, so the cause is looked up in the chain.
+    """
+    chain = list(_chain(error))
+    if (ours := _ours(chain)) is not None:
+        terminal.fail(str(ours))
+        return ours.exit_code
+    from pydantic import ValidationError
+
+    for cause in chain:
+        if isinstance(cause, ValidationError):
+            terminal.fail(" ".join(_declared_wrongly(cause)))
+            return WrongUseError.exit_code
+    innermost = chain[-1]
+    text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
+    terminal.fail(f"{text}. Hint: {terminal.DEBUG_HINT}")
+    return BatchPlatformError.exit_code
+
+
+def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
+    """The innermost error of this project, or the one raised directly from it to add where it happened."""
+    innermost: BatchPlatformError | None = None
+    for cause in chain:
+        if isinstance(cause, BatchPlatformError) and not (innermost is not None and innermost.__cause__ is cause):
+            innermost = cause
+    return innermost
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
+    """Each wrong key with its file and line, as annotated by Dagster."""
+    for wrong in error.errors():
+        path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
+        message = wrong["msg"].removeprefix("Value error, ").rstrip("?.")
+        if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
+            message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
+        yield f"{position}: {path}: {message}." if position else f"{path}: {message}."

@@ -2,15 +2,14 @@
 
 import json
 import uuid
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for
 from batch_platform.components.progress import Pace
@@ -20,29 +19,7 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import COVERAGE
-from batch_platform.pipeline.backtest import (
-    BACKTESTS,
-    SCORES,
-    Backtested,
-    BacktestModel,
-    TestedPartition,
-    Total,
-    backtest,
-    totals,
-)
-
-
-@dataclass(frozen=True)
-class BacktestReport:
-    """The result of a backtest."""
-
-    pipeline: str
-    backtest_id: str
-    candidate: dict[str, Any]
-    partitions: list[TestedPartition]
-    totals: list[Total]
-    table: str
-    published: str
+from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, BacktestModel, backtest, totals
 
 
 @click.command("backtest")
@@ -64,7 +41,7 @@ class BacktestReport:
     help="Estimator parameter as NAME=VALUE. The value is parsed as JSON, otherwise as text.",
 )
 @click.option("--scores", is_flag=True, help="Also store the score of every row, in PIPELINE.backtest_scores.")
-@reports
+@terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
@@ -76,7 +53,6 @@ def command(  # noqa: PLR0913 - the options of the command
     params: tuple[str, ...],
     *,
     scores: bool,
-    as_json: bool,
 ) -> None:
     """Score past partitions of PIPELINE with another model, as of then, and compare it with production.
 
@@ -91,32 +67,28 @@ def command(  # noqa: PLR0913 - the options of the command
     partitions = asked_for(wiring, now, first, last, None)
     stamp = Stamp(f"backtest-{uuid.uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
     count = len(partitions)
-    if not as_json:
-        what = version or f"{estimator}, trained for each serving period"
-        terminal.say(f"{pipeline}: backtest of {what}, on {count} partition{'s' if count > 1 else ''}")
-    paces: list[Pace] = []  # begun with the first partition, so that the training before it does not count
-    with terminal.progress({"backtest": count}, quiet=as_json) as listener:
+    what = version or f"{estimator}, trained for each serving period"
+    terminal.say(f"{pipeline}: backtest of {what}, on {count} partition{'s' if count > 1 else ''}")
+    pace = cache(lambda: Pace("backtest", count))  # begun with the first partition: the training before does not count
+    with terminal.progress({"backtest": count}) as listener:
 
         def watch(partition: Partition, rows: int, of: int) -> None:
-            pace = paces[0] if paces else Pace("backtest", count)
-            paces.append(pace)
-            done = rows >= of
-            listener(pace.finished(partition.key, rows) if done else pace.on_the_way(partition.key, rows, of))
+            listener(pace().reached(partition.key, rows, None if rows >= of else of))
 
         result = backtest(wiring.pipeline(), partitions, model, stamp, keep_scores=scores, watch=watch)
-    report = BacktestReport(
-        pipeline=pipeline,
-        backtest_id=stamp.run_id,
-        candidate={"version": model.version, "estimator": model.estimator, "params": model.params},
-        partitions=result.partitions,
-        totals=totals(result.partitions),
-        table=f"{pipeline}.{BACKTESTS}",
-        published=str(wiring.pipeline().home.published),
-    )
-    if as_json:
-        terminal.show_json(report)
-        return
-    _show(report, _metric_shown(wiring, result))
+    table, published = f"{pipeline}.{BACKTESTS}", str(wiring.pipeline().home.published)
+    report = {
+        "pipeline": pipeline,
+        "backtest_id": stamp.run_id,
+        "candidate": {"version": model.version, "estimator": model.estimator, "params": model.params},
+        "partitions": result.partitions,
+        "totals": totals(result.partitions),
+        "table": table,
+        "published": published,
+    }
+    terminal.report(report)
+    _show(result, _metric_shown(wiring, result))
+    terminal.say(f"Read it in {published}, table {table}, backtest_id '{stamp.run_id}'.")
     if scores:
         terminal.say(f"  the score of every row: table {pipeline}.{SCORES}")
 
@@ -132,7 +104,7 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _show(report: BacktestReport, metric: str) -> None:
+def _show(result: Backtested, metric: str) -> None:
     terminal.show_table(
         ("partition", "model", metric, "production", "by", "rows", "rejected", "note"),
         [
@@ -146,17 +118,16 @@ def _show(report: BacktestReport, metric: str) -> None:
                 line.rows_rejected,
                 line.note,
             )
-            for line in report.partitions
+            for line in result.partitions
         ],
     )
-    for total in report.totals:
+    for total in totals(result.partitions):
         text = f"  {total.metric}: {total.value:.4f} over {total.partitions} partitions"
         if total.production_value is not None and total.value_where_compared is not None:
             if total.compared != total.partitions:
                 text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"
             text += f"; production {total.production_value:.4f}; better in {total.better}, worse in {total.worse}"
         terminal.say(text)
-    terminal.say(f"Read it in {report.published}, table {report.table}, backtest_id '{report.backtest_id}'.")
 
 
 def _metric_shown(wiring: Wiring, result: Backtested) -> str:

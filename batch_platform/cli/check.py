@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.declared_model import check_model
@@ -14,16 +13,14 @@ from batch_platform.pipeline.train import check_challengers
 
 
 @click.command("check")
-@reports
+@terminal.reports
 @click.pass_obj
-def command(folder: Path | None, *, as_json: bool) -> None:
+def command(folder: Path | None) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
     for wiring in project.pipelines.values():
         check_pipeline(wiring, now)
-    if as_json:
-        terminal.show_json({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
-        return
+    terminal.report({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
     for name in sorted(project.pipelines):
         terminal.say(f"{name}: ok")
     if not project.pipelines:
@@ -31,11 +28,7 @@ def command(folder: Path | None, *, as_json: bool) -> None:
 
 
 def check_pipeline(wiring: Wiring, now: datetime) -> None:
-    """Check the estimators of a pipeline, and its SQL over the sources of the newest partition; no row is read.
-
-    Raises:
-        BatchPlatformError: Something would not run.
-    """
+    """Check the estimators of a pipeline, and its SQL over the sources of the newest partition; raises what would fail a run."""
     spec, builder = wiring.spec, wiring.pipeline().builder
     check_model(spec.model, builder.sources.folder)
     check_challengers(spec, builder.sources.folder)

@@ -11,10 +11,8 @@ import numpy as np
 import polars as pl
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import RunOptions
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import shipped_project
-from batch_platform.cli.run import Outcome, bring_up_to_date
+from batch_platform.cli.run import Outcome, RunOptions, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
@@ -36,18 +34,10 @@ class Month:
     roc_auc: float
 
 
-@dataclass(frozen=True)
-class DemoReport:
-    """The result of the demonstration."""
-
-    outcome: Outcome
-    months: list[Month]
-
-
 @click.command("demo")
-@reports
+@terminal.reports
 @click.pass_obj
-def command(folder: Path | None, *, as_json: bool) -> None:
+def command(folder: Path | None) -> None:
     """Train, score and evaluate two months of real flights, and say what to try next.
 
     The data go to the current folder, or to BATCH_PLATFORM_HOME.
@@ -59,15 +49,12 @@ def command(folder: Path | None, *, as_json: bool) -> None:
     wiring = project.pipeline(PIPELINE)
     calendar = wiring.spec.partitions.calendar
     partitions = calendar.within(calendar.named(FIRST).start, calendar.named(LAST).end)
-    if not as_json:
-        terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
+    terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
     options = RunOptions(partitions=partitions, now=datetime.now(UTC), named=True)
-    outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
-    report = DemoReport(outcome, _months(wiring, partitions, options.now))
-    if as_json:
-        terminal.show_json(report)
-    else:
-        _conclude(report)
+    outcome = bring_up_to_date(project, wiring, options)
+    months = _months(wiring, partitions, options.now)
+    terminal.report({"outcome": outcome, "months": months})
+    _conclude(outcome, months)
 
 
 def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> list[Month]:
@@ -91,20 +78,20 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     return months
 
 
-def _conclude(report: DemoReport) -> None:
+def _conclude(outcome: Outcome, months: list[Month]) -> None:
     terminal.say()
     terminal.show_table(
         ("month", "flights scored", "outcome known", "late", "AUC"),
-        [(m.month, m.flights_scored, m.flights_with_outcome, f"{m.share_late:.1%}", m.roc_auc) for m in report.months],
+        [(m.month, m.flights_scored, m.flights_with_outcome, f"{m.share_late:.1%}", m.roc_auc) for m in months],
     )
-    terminal.say(f"Rejected rows: {report.outcome.rows_rejected:,}. Models: {', '.join(report.outcome.versions)}.")
-    terminal.say(f"The data are in {report.outcome.published}.")
+    terminal.say(f"Rejected rows: {outcome.rows_rejected:,}. Models: {', '.join(outcome.versions)}.")
+    terminal.say(f"The data are in {outcome.published}.")
     terminal.say()
     terminal.say("Three things to try next:")
     terminal.say(
         "  batch-platform ui                          the asset graph, each partition's numbers, backfills, schedules"
     )
     terminal.say(f"  batch-platform run {PIPELINE} --from 2013-05-01 --to 2013-05-31   another month")
-    statement = f"import duckdb; duckdb.connect('{report.outcome.published}', read_only=True)"
+    statement = f"import duckdb; duckdb.connect('{outcome.published}', read_only=True)"
     query = f"sql('FROM {PIPELINE}.predictions ORDER BY score DESC LIMIT 5').show()"
     terminal.say(f'  python -c "{statement}.{query}"')

@@ -1,6 +1,5 @@
 """The `gc` command: list the files of a home that nothing refers to, and remove them."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -9,21 +8,11 @@ import click
 from rich.filesize import decimal
 
 from batch_platform.cli import terminal
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
-
-
-@dataclass(frozen=True)
-class Cleaning:
-    """What was found, and whether it was removed."""
-
-    removed: bool
-    size: int  # bytes
-    found: list[Garbage]
+from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 
 
 @click.command("gc")
@@ -31,9 +20,9 @@ class Cleaning:
 @click.option(
     "--keep", default="30 days", show_default=True, help="How long to keep versions that were never promoted."
 )
-@reports
+@terminal.reports
 @click.pass_obj
-def command(folder: Path | None, keep: str, *, dry_run: bool, as_json: bool) -> None:
+def command(folder: Path | None, keep: str, *, dry_run: bool) -> None:
     """Remove files that nothing refers to.
 
     These are bundles that were never promoted, feature files of partitions that no longer exist, and what killed runs
@@ -49,11 +38,9 @@ def command(folder: Path | None, keep: str, *, dry_run: bool, as_json: bool) -> 
     garbage = find_garbage(specs, project.home, now, trained_before=trained_before)
     if not dry_run:
         garbage = remove_garbage(garbage, project.home, Stamp(run_id="gc", at=now))
-    cleaning = Cleaning(removed=not dry_run, size=sum(item.size for item in garbage), found=garbage)
-    if as_json:
-        terminal.show_json(cleaning)
-        return
+    size = sum(item.size for item in garbage)
+    terminal.report({"removed": not dry_run, "size": size, "found": garbage})
     for item in garbage:
         terminal.say(f"{item.path.relative_to(project.home.root)}  {decimal(item.size)}  {item.reason}")
     verb = "could be removed" if dry_run else "removed"
-    terminal.say(f"{len(garbage)} {verb}, {decimal(cleaning.size)}." if garbage else "Nothing to remove.")
+    terminal.say(f"{len(garbage)} {verb}, {decimal(size)}." if garbage else "Nothing to remove.")

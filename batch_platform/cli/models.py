@@ -2,7 +2,6 @@
 
 import getpass
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import RunOptions
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import bring_up_to_date
+from batch_platform.cli.run import RunOptions, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
@@ -37,21 +34,6 @@ class VersionSummary:
 
 
 @dataclass(frozen=True)
-class DecisionReport:
-    """A recorded decision."""
-
-    pipeline: str
-    version: str
-    action: str
-    reason: str
-    holds_from: datetime | None
-    champion_before: str | None  # at the start of the first partition for which the decision holds
-    champion_after: str | None
-    partitions: list[str]  # scored by another version than their champion is now
-    rescored: bool
-
-
-@dataclass(frozen=True)
 class _Target:
     """The pipeline that the commands below `models` are about."""
 
@@ -63,7 +45,7 @@ class _Target:
 
 
 class _ListByDefault(click.Group):
-    """Commands of which `list` may be omitted, also when its options are given."""
+    """A group whose command `list` may be omitted, also when its options are given."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -81,13 +63,13 @@ def command(context: click.Context, pipeline: str) -> None:
     """Work with the trained versions of PIPELINE. Lists them if no command follows."""
     context.obj = _Target(context.obj, pipeline)
     if context.invoked_subcommand is None:
-        context.invoke(list_versions, as_json=False)
+        context.invoke(list_versions)
 
 
 @command.command("list")
-@reports
+@terminal.reports
 @click.pass_obj
-def list_versions(target: _Target, *, as_json: bool) -> None:
+def list_versions(target: _Target) -> None:
     """List all versions and mark the champion."""
     wiring = target.wiring()
     pipeline = wiring.pipeline()
@@ -109,9 +91,7 @@ def list_versions(target: _Target, *, as_json: bool) -> None:
             labels_corrected=version.version in corrected,
         )
         versions.append(summary)
-    if as_json:
-        terminal.show_json(versions)
-        return
+    terminal.report(versions)
     if not versions:
         terminal.say(f"{wiring.spec.name} has no trained version yet.")
         return
@@ -135,9 +115,9 @@ def list_versions(target: _Target, *, as_json: bool) -> None:
 
 @command.command("show")
 @click.argument("version")
-@reports
+@terminal.reports
 @click.pass_obj
-def show_version(target: _Target, version: str, *, as_json: bool) -> None:
+def show_version(target: _Target, version: str) -> None:
     """Show the manifest of a version and the decisions about it."""
     wiring = target.wiring()
     pipeline = wiring.pipeline()
@@ -147,15 +127,17 @@ def show_version(target: _Target, version: str, *, as_json: bool) -> None:
     manifest = asdict(read_manifest(pipeline.home.bundle(wiring.spec.name, version), registered.sha256))
     decisions = [event for event in state.registry.promotions if event.version == version]
     head = {"version": version, "sha256": registered.sha256}
-    if as_json:
-        recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
-        terminal.show_json({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
-        return
+    recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
+    terminal.report({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
     contract = manifest.pop("contract")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, **scored_by})
-    columns = ("column", "type", "nullable", "min", "max", "lowest", "highest", "categories")
-    terminal.show_table(columns, [tuple(_contract_cell(column, name) for name in columns) for column in contract])
+    bounds = ("min", "max", "lowest", "highest")
+    rows: list[tuple[object, ...]] = []
+    for column in contract:
+        values, categories = [column[name] for name in bounds], len(column["categories"] or ()) or None
+        rows.append((column["name"], column["type"], str(column["nullable"]), *values, categories))
+    terminal.show_table(("column", "type", "nullable", *bounds, "categories"), rows)
     for event in decisions:
         terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {event.action} by {event.actor}: {event.reason}")
 
@@ -163,9 +145,9 @@ def show_version(target: _Target, version: str, *, as_json: bool) -> None:
 @command.command("compare")
 @click.argument("left")
 @click.argument("right")
-@reports
+@terminal.reports
 @click.pass_obj
-def compare_versions(target: _Target, left: str, right: str, *, as_json: bool) -> None:
+def compare_versions(target: _Target, left: str, right: str) -> None:
     """Compare two versions side by side: metrics, data windows, and what else differs."""
     pipeline = target.wiring().pipeline()
     registry = pipeline.published_state().registry
@@ -174,9 +156,7 @@ def compare_versions(target: _Target, left: str, right: str, *, as_json: bool) -
         for name in (left, right)
     ]
     values = compared(*manifests)
-    if as_json:
-        terminal.show_json({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
-        return
+    terminal.report({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
     terminal.show_table(("", left, right), [(name, *pair) for name, pair in values.items()])
 
 
@@ -184,15 +164,15 @@ def compare_versions(target: _Target, left: str, right: str, *, as_json: bool) -
 @click.argument("version")
 @click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: all partitions it can serve.")
 @click.option("--reason", default="", help="Reason to record with the decision.")
-@reports
+@terminal.reports
 @click.pass_obj
-def promote_version(target: _Target, version: str, first: str | None, reason: str, *, as_json: bool) -> None:
+def promote_version(target: _Target, version: str, first: str | None, reason: str) -> None:
     """Approve a version that is waiting, was refused or was withdrawn."""
     wiring = target.wiring()
     state, maker = wiring.pipeline().state(), _maker(reason)
     decision = promote(state.registry, state.scores, version, maker, holds_from=_start(wiring, first))
     wiring.pipeline().decide(decision.promotion, state)
-    _show_decision(decision, rescored=False, as_json=as_json)
+    _show_decision(decision, rescored=False)
 
 
 @command.command("rollback")
@@ -201,9 +181,9 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
 )
 @click.option("--reason", default="", help="Reason to record with the decision.")
 @click.option("--rescore", is_flag=True, help="Score the affected partitions again with the previous version.")
-@reports
+@terminal.reports
 @click.pass_obj
-def roll_back_champion(target: _Target, first: str | None, reason: str, *, rescore: bool, as_json: bool) -> None:
+def roll_back_champion(target: _Target, first: str | None, reason: str, *, rescore: bool) -> None:
     """Withdraw the champion, so that the previous version serves again, and list the partitions it scored."""
     project = find_project(target.folder)
     wiring = project.pipeline(target.pipeline)
@@ -211,11 +191,11 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     decision = roll_back(state.registry, state.scores, maker, holds_from=_start(wiring, first))
     wiring.pipeline().decide(decision.promotion, state)
     again = rescore and bool(decision.partitions)
-    _show_decision(decision, rescored=again, as_json=as_json)
+    _show_decision(decision, rescored=again)
     if again:
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
         options = RunOptions(partitions=partitions, now=maker.at, named=True)
-        bring_up_to_date(project, wiring, options, quiet=as_json)
+        bring_up_to_date(project, wiring, options)
 
 
 def _maker(reason: str) -> Maker:
@@ -226,28 +206,25 @@ def _start(wiring: Wiring, key: str | None) -> datetime | None:
     return None if key is None else wiring.spec.partitions.calendar.named(key).start
 
 
-def _show_decision(decision: Decision, *, rescored: bool, as_json: bool) -> None:
+def _show_decision(decision: Decision, *, rescored: bool) -> None:
     event, partitions = decision.promotion, decision.partitions
-    report = DecisionReport(
-        pipeline=event.pipeline,
-        version=event.version,
-        action=event.action,
-        reason=event.reason,
-        holds_from=event.holds_from,
-        champion_before=decision.before.version if decision.before else None,
-        champion_after=decision.after.version if decision.after else None,
-        partitions=partitions,
-        rescored=rescored,
-    )
-    if as_json:
-        terminal.show_json(report)
-        return
+    before, after = (version.version if version else None for version in (decision.before, decision.after))
+    report = {
+        "pipeline": event.pipeline,
+        "version": event.version,
+        "action": event.action,
+        "reason": event.reason,
+        "holds_from": event.holds_from,
+        "champion_before": before,  # at the start of the first partition for which the decision holds
+        "champion_after": after,
+        "partitions": partitions,  # scored by another version than their champion is now
+        "rescored": rescored,
+    }
+    terminal.report(report)
     begin = "" if event.holds_from is None else f" from {event.holds_from:%Y-%m-%d %H:%M} UTC on"
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
-    if report.champion_before == report.champion_after:
-        terminal.say(f"  champion there: {report.champion_after}, as before")
-    else:
-        terminal.say(f"  champion there: {report.champion_after}, before {report.champion_before or 'none'}")
+    change = "as before" if before == after else f"before {before or 'none'}"
+    terminal.say(f"  champion there: {after}, {change}")
     if partitions:
         first, last = partitions[0], partitions[-1]
         terminal.say(f"  scored by another version: {len(partitions)} partitions ({first} to {last})")
@@ -258,13 +235,3 @@ def _show_decision(decision: Decision, *, rescored: bool, as_json: bool) -> None
 def _decision_of(version: VersionSummary) -> str:
     decision = version.decision if version.decision == "approved" else f"{version.decision}: {version.reason}"
     return f"{decision}; its labels were corrected since" if version.labels_corrected else decision
-
-
-def _contract_cell(column: Mapping[str, object], name: str) -> object:
-    """One property of a column of a contract."""
-    if name == "column":
-        return column["name"]
-    if name == "categories":
-        categories = column["categories"]
-        return len(categories) if isinstance(categories, list) and categories else None
-    return str(column[name]) if name == "nullable" else column[name]

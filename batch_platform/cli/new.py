@@ -14,25 +14,24 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.check import check_pipeline
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, propose
 from batch_platform.cli.proposal.files import files_of
-from batch_platform.cli.proposal.survey import Survey, locate, survey
+from batch_platform.cli.proposal.survey import locate, survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
 from batch_platform.declaration.notation import check_name, check_timezone
 
 PACKAGE = "pipelines"  # root module of a project that this command creates
-_PYPROJECT = f"""\
+_PYPROJECT = """\
 [project]
-name = "{PACKAGE}"
+name = "{package}"
 version = "0"
 
 [tool.dg]
 directory_type = "project"
 
 [tool.dg.project]
-root_module = "{PACKAGE}"
+root_module = "{package}"
 """
 _DEFINITIONS = '''\
 """What Dagster loads: every pipeline in a folder below `defs`."""
@@ -46,12 +45,16 @@ import dagster as dg
 def defs() -> dg.Definitions:
     return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
 '''
-_PROJECT_FILES = {
-    "pyproject.toml": _PYPROJECT,
-    f"{PACKAGE}/__init__.py": "",
-    f"{PACKAGE}/definitions.py": _DEFINITIONS,
-    f"{PACKAGE}/defs/__init__.py": "",
-}
+
+
+def project_files(package: str) -> dict[str, str]:
+    """The smallest Dagster project with a root module of this name: the text of its files, by path."""
+    return {
+        "pyproject.toml": _PYPROJECT.format(package=package),
+        f"{package}/__init__.py": "",
+        f"{package}/definitions.py": _DEFINITIONS,
+        f"{package}/defs/__init__.py": "",
+    }
 
 
 @click.command("new")
@@ -71,7 +74,7 @@ _PROJECT_FILES = {
 @click.option(
     "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
 )
-@reports
+@terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
@@ -82,8 +85,6 @@ def command(  # noqa: PLR0913 - the options of the command
     time: str | None,
     label: str | None,
     timezone: str,
-    *,
-    as_json: bool,
 ) -> None:
     """Propose a pipeline NAME for a table, as files to read and edit.
 
@@ -105,29 +106,35 @@ def command(  # noqa: PLR0913 - the options of the command
         origin = replace(origin, path=Path(os.path.relpath(origin.path, target)))
     _write(target, files_of(name, proposal, origin))
     report = {
-        **_report(name, target, table_survey, proposal),
+        "pipeline": name,
+        "folder": str(target),
+        "rows": table_survey.rows,
+        "key": [column.name for column in proposal.key],
+        "key_unique": proposal.key_holds,
+        "time": proposal.time.name,
+        "rows_without_time": proposal.timeless,
+        "first": proposal.span.first,
+        "last": proposal.span.last,
+        "every": proposal.every,
+        "partitions": proposal.span.filled[proposal.every],
+        "label": None if proposal.label is None else proposal.label.name,
+        "estimator": ESTIMATORS[proposal.target],
+        "features": [column.name for column in proposal.features],
+        "left_out": proposal.left_out,
+        "others": proposal.others,
         "project": str(project.root),
         "project_made": created,
     }
-    if as_json:
-        terminal.show_json(report)
-    else:
-        _show(report)
+    terminal.report(report)
+    _show(report)
     check_pipeline(project.pipeline(name), datetime.now(UTC))
 
 
 def _project(folder: Path | None) -> tuple[Project, bool]:
-    """Find the project to write into, or create it; returns whether it was created."""
+    """Find the project to write into, or create it without changing any existing file; returns whether it was created."""
     root = (folder or Path.cwd()).absolute()
-    created = root.is_dir() and not is_in_project(root)
-    if created:
-        _make_project(root)
-        importlib.invalidate_caches()
-    return find_project(root), created
-
-
-def _make_project(root: Path) -> None:
-    """Create the smallest folder that Dagster accepts as a project, without changing any existing file."""
+    if not root.is_dir() or is_in_project(root):
+        return find_project(root), False
     if (root / "pyproject.toml").exists():
         msg = f"{root / 'pyproject.toml'} has no [tool.dg.project], so Dagster would find no pipelines there."
         hint = 'add [tool.dg] directory_type = "project" and [tool.dg.project] root_module to it.'
@@ -136,9 +143,11 @@ def _make_project(root: Path) -> None:
         msg = f"{root} is not a Dagster project and cannot become one: it already contains {PACKAGE!r}."
         raise WrongUseError(msg, hint="name another folder with --project.")
     with _explained(root):
-        for path, text in _PROJECT_FILES.items():
+        for path, text in project_files(PACKAGE).items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(text, encoding="utf-8")
+    importlib.invalidate_caches()
+    return find_project(root), True
 
 
 def _write(target: Path, files: dict[str, str]) -> None:
@@ -163,31 +172,8 @@ def _explained(target: Path) -> Generator[None]:
         yield
     except OSError as error:
         msg = f"{target} cannot be written ({error.strerror})."
-        raise BatchPlatformError(
-            msg, hint="correct its permissions, or choose another folder with --project."
-        ) from error
-
-
-def _report(name: str, target: Path, seen: Survey, proposal: Proposal) -> dict[str, Any]:
-    """The proposal as plain values."""
-    return {
-        "pipeline": name,
-        "folder": str(target),
-        "rows": seen.rows,
-        "key": [column.name for column in proposal.key],
-        "key_unique": proposal.key_holds,
-        "time": proposal.time.name,
-        "rows_without_time": proposal.timeless,
-        "first": proposal.span.first,
-        "last": proposal.span.last,
-        "every": proposal.every,
-        "partitions": proposal.span.filled[proposal.every],
-        "label": None if proposal.label is None else proposal.label.name,
-        "estimator": ESTIMATORS[proposal.target],
-        "features": [column.name for column in proposal.features],
-        "left_out": proposal.left_out,
-        "others": proposal.others,
-    }
+        hint = "correct its permissions, or choose another folder with --project."
+        raise BatchPlatformError(msg, hint=hint) from error
 
 
 def _show(report: dict[str, Any]) -> None:

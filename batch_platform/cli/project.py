@@ -23,21 +23,13 @@ SHIPPED = "batch_platform.definitions"
 
 @dataclass(frozen=True)
 class Project:
-    """A Dagster project.
+    """A Dagster project."""
 
-    Args:
-        root: Folder of the project; the current folder for the shipped pipelines.
-        module: What Dagster loads: a module with definitions, or a package with folders of components.
-        autoloaded: Whether `module` is a package with folders of components.
-        location: The name under which Dagster shows the project.
-        declarations: The folder whose YAML files Dagster may parse; None if unknown.
-    """
-
-    root: Path
-    module: str
-    autoloaded: bool = False
-    location: str = SHIPPED
-    declarations: Path | None = None
+    root: Path  # the current folder for the shipped pipelines
+    module: str  # what Dagster loads: a module with definitions, or a package with folders of components
+    autoloaded: bool = False  # `module` is a package with folders of components
+    location: str = SHIPPED  # the name under which Dagster shows the project
+    declarations: Path | None = None  # the folder whose YAML files Dagster may parse; None if unknown
 
     @property
     def home(self) -> Home:
@@ -46,11 +38,7 @@ class Project:
 
     @cached_property
     def definitions(self) -> dg.Definitions:
-        """Its Dagster definitions, loaded.
-
-        Raises:
-            WrongUseError: The module has no definitions.
-        """
+        """Its Dagster definitions, loaded; a WrongUseError if the module has none."""
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
@@ -73,11 +61,7 @@ class Project:
         return dict(sorted(pipelines.items()))
 
     def pipeline(self, name: str) -> Wiring:
-        """The pipeline with a name.
-
-        Raises:
-            WrongUseError: There is no such pipeline.
-        """
+        """The pipeline with a name; a WrongUseError if there is none."""
         if (wiring := self.pipelines.get(name)) is not None:
             return wiring
         msg = f"There is no pipeline {name!r}; there are {listed(self.pipelines) or 'none'}."

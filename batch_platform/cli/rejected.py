@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.scoring.rejected_rows import RejectedRow, rejections
 
@@ -14,16 +13,18 @@ from batch_platform.scoring.rejected_rows import RejectedRow, rejections
 @click.argument("pipeline")
 @click.option("--partition", "only", metavar="KEY", help="A single partition. Default: all partitions.")
 @click.option("--limit", default=20, show_default=True, help="Maximum number of rows to list; --json lists all rows.")
-@reports
+@terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str, only: str | None, limit: int, *, as_json: bool) -> None:
+def command(folder: Path | None, pipeline: str, only: str | None, limit: int) -> None:
     """List the rows of PIPELINE that broke the contract, each with its reason."""
     wiring = find_project(folder).pipeline(pipeline)
     if only is not None:
         wiring.spec.partitions.calendar.named(only)
-    rejected = rejections(pipeline, wiring.pipeline().home, partition_key=only, most=None if as_json else limit)
-    if as_json:
-        terminal.show_json(rejected)
+    rejected = rejections(
+        pipeline, wiring.pipeline().home, partition_key=only, most=None if terminal.is_json() else limit
+    )
+    if terminal.is_json():
+        terminal.report(rejected)
         return
     where = f", partition {only}" if only else ""
     if not rejected.rows:

@@ -1,23 +1,28 @@
-"""The `run` command: announce the plan, carry it out, report the outcome."""
+"""The `run` command: announce the plan, carry it out in runs that Dagster records, report the outcome."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
+import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import RunOptions, Runs, carry_out, open_instance, plan_run
-from batch_platform.cli.options import reports, uncollected
 from batch_platform.cli.project import Project, find_project
-from batch_platform.components.events import tell_committed
-from batch_platform.components.runs import held
-from batch_platform.components.wiring import Wiring
+from batch_platform.components.dagster_internals import open_without_capture, quick_event_log, was_interrupted
+from batch_platform.components.events import log_unknown_commits
+from batch_platform.components.instance import prepare_instance
+from batch_platform.components.jobs import launch_of
+from batch_platform.components.progress import Listener, listening
+from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, this_process
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Step, ranges
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, Step, make_plan, ranges, requests
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
@@ -26,6 +31,22 @@ TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "predictions": ("score", "partition"),
     "performance": ("evaluate", "partition"),
 }
+
+
+class RunFailedError(BatchPlatformError):
+    """A Dagster run failed; the message is that of the failed step."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `run` was asked to do."""
+
+    partitions: Sequence[Partition]
+    now: datetime
+    force: bool = False  # build and score the partitions again even if nothing changed
+    model: str | None = None  # version to score with instead of the champions; no model is trained then
+    replay: bool = False  # build and score only the partitions that have rejected rows
+    named: bool = False  # the user named the first partition, so that a model must serve each of them
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,7 @@ class Outcome:
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
 @click.option("--model", metavar="VERSION", help="Score with this version instead of each partition's champion.")
 @click.option("--force", is_flag=True, help="Build and score partitions again even if nothing has changed.")
-@reports
+@terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
@@ -61,18 +82,15 @@ def command(  # noqa: PLR0913 - the options of the command
     model: str | None,
     *,
     force: bool,
-    as_json: bool,
 ) -> None:
     """Bring partitions of PIPELINE up to date, including the features and models they need."""
-    with uncollected():
+    with terminal.uncollected():
         project = find_project(folder)
         wiring = project.pipeline(pipeline)
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
     options = RunOptions(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
-    outcome = bring_up_to_date(project, wiring, options, quiet=as_json)
-    if as_json:
-        terminal.show_json(outcome)
+    terminal.report(bring_up_to_date(project, wiring, options))
 
 
 def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:
@@ -97,31 +115,6 @@ def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None
     ]
 
 
-def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions, *, quiet: bool = False) -> Outcome:
-    """Bring the requested partitions up to date, with whatever upstream they lack; announce and sum up unless quiet.
-
-    Raises:
-        RunFailedError: A run failed; what was committed before stays.
-        NoChampionError: No model serves a partition that the user named, or any partition; all others are done.
-    """
-    with open_instance(project) as instance:
-        busy = held(wiring, instance)
-        tell_committed(wiring, instance, wiring.pipeline().state(), busy)
-        plan = plan_run(wiring, options)
-        if not quiet:
-            _announce(wiring, options, plan)
-        totals = Counter[str](item.step for item in plan.items)
-        with terminal.progress(totals, quiet=quiet) as listener:
-            left = carry_out(Runs(wiring, project, instance, options, listener), plan)
-    outcome = _outcome(wiring, project, options, left)
-    if not quiet:
-        _conclude(outcome)
-    if left.blocked and (options.named or not outcome.scored):
-        first = left.blocked[0].partition
-        wiring.pipeline().state().registry.require_champion(first.start, first.key)
-    return outcome
-
-
 def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     partition = wiring.spec.partitions.calendar.named(key)
     if not due or partition.start > due[-1].start:
@@ -130,6 +123,125 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
         hint = "a partition is due when it ends; with partitions.end_offset: 1 it is due when it starts."
         raise WrongUseError(msg, hint=hint)
     return partition
+
+
+def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> Outcome:
+    """Bring the requested partitions up to date, with whatever upstream they lack; announce the plan and sum up.
+
+    Raises:
+        RunFailedError: A run failed; what was committed before stays.
+        NoChampionError: No model serves a partition that the user named, or any partition; all others are done.
+        WrongUseError: The requested version does not exist.
+    """
+    with open_instance(project) as instance:
+        log_unknown_commits(wiring, instance, wiring.pipeline().state(), held(wiring, instance))
+        plan = plan_run(wiring, options)
+        _announce(wiring, options, plan)
+        totals = Counter[str](item.step for item in plan.items)
+        with terminal.progress(totals) as listener:
+            left = Runs(wiring, project, instance, options, listener).carry_out(plan)
+    outcome = _outcome(wiring, project, options, left)
+    if outcome.scored:
+        terminal.say(
+            f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
+            f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
+        )
+        terminal.say(f"Read them in {outcome.published}, table {outcome.pipeline}.predictions.")
+    if left.blocked and (options.named or not outcome.scored):
+        first = left.blocked[0].partition
+        wiring.pipeline().state().registry.require_champion(first.start, first.key)
+    return outcome
+
+
+@contextmanager
+def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
+    """The Dagster instance of a project's home, created on first use; runs of killed processes are marked as failed.
+
+    What the runs print goes to the terminal. Dagster does not capture it too, which would start processes for every step.
+    """
+    with open_without_capture(prepare_instance(project.home)) as instance:
+        close_dead_runs(instance)
+        with quick_event_log(instance):
+            yield instance
+
+
+def plan_run(wiring: Wiring, options: RunOptions) -> Plan:
+    """Plan what a run has to do, upstream included."""
+    state = wiring.pipeline().state()
+    version = None if options.model is None else state.registry.named(options.model)
+    return make_plan(wiring.spec, state, options.now, only=options.partitions, version=version, force=options.force)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Dagster runs in this process with the same options."""
+
+    wiring: Wiring
+    project: Project
+    instance: dg.DagsterInstance
+    options: RunOptions
+    listener: Listener
+
+    def carry_out(self, plan: Plan) -> Plan:
+        """Carry out a plan; returns the plan that is left, which holds what no model serves.
+
+        Once models are trained, the rest is planned again, since a refused model serves nothing.
+        """
+        due, models = plan.of("features"), plan.of("model", "challengers")
+        if models:
+            for step in ("features", "model", "challengers"):
+                self.bring(plan.of(step))
+            due, plan = [], plan_run(self.wiring, self.options)
+        due += plan.of("predictions")
+        self.bring(due)
+        if models or due:
+            plan = plan_run(self.wiring, self.options)
+        self.bring(plan.of("performance"))
+        return plan
+
+    def bring(self, items: Sequence[Item]) -> None:
+        """Do due items of steps that one run can do, each range of partitions in a run of its own."""
+        for request in requests(items):
+            self._run(request)
+
+    def _run(self, request: Request) -> None:
+        launch = launch_of(self.wiring, request, self._config())
+        log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
+        try:
+            with listening(self.listener):
+                result = self.project.definitions.resolve_job_def(launch.job).execute_in_process(
+                    instance=self.instance,
+                    asset_selection=launch.assets,
+                    tags={PIPELINE_TAG: self.wiring.spec.name, PROCESS_TAG: this_process()} | launch.tags,
+                    run_config={"loggers": {"console": {"config": {"log_level": log_level}}}, "ops": launch.ops},
+                    raise_on_error=terminal.debugging(),
+                )
+        except dg.DagsterExecutionInterruptedError as interruption:
+            raise KeyboardInterrupt from interruption
+        if not result.success:
+            raise _failure(result)
+
+    def _config(self) -> dict[Step, dict[str, Any]]:
+        force = {"force": True} if self.options.force else {}
+        model = {"model": self.options.model} if self.options.model else {}
+        replay = {"replay": True} if self.options.replay else {}
+        return {"features": force, "predictions": force | model | replay}
+
+
+def _failure(result: dg.ExecuteInProcessResult) -> BaseException:
+    """The error of the failed step; without Dagster's own words if the step raised an error of this project."""
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    if not failures:
+        msg = f"Run {result.run_id} failed before its first step."
+        return RunFailedError(msg, hint="batch-platform ui shows the run.")
+    failure = failures[0]
+    if was_interrupted(failure):
+        return KeyboardInterrupt()
+    if failure.user_failure_data is not None and failure.user_failure_data.description:
+        return RunFailedError(failure.user_failure_data.description)
+    error = failure.error.cause or failure.error if failure.error else None
+    message = " ".join(error.message.split()).rstrip(".") if error else "a step failed"
+    return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)
 
 
 def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
@@ -143,17 +255,15 @@ def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
     else:
         terminal.say(f"{name}: everything asked for is up to date.")
     for step in STEPS:
-        verb, noun = TASKS[step]
-        for count, span in _spans(plan.of(step)):
-            terminal.say(f"  {verb} {count} {noun}{'s' if count > 1 else ''} ({span})")
-    for count, span in _spans(plan.blocked):
-        terminal.say(f"  no model serves {count} partition{'s' if count > 1 else ''} ({span})")
+        _say_ranges(*TASKS[step], plan.of(step))
+    _say_ranges("no model serves", "partition", plan.blocked)
 
 
-def _spans(items: Sequence[Item]) -> list[tuple[int, str]]:
-    """The length and the first and last key of each range without gaps."""
-    joined = ranges(item.partition for item in items)
-    return [(len(span), span[0].key if len(span) == 1 else f"{span[0].key} to {span[-1].key}") for span in joined]
+def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:
+    for partitions in ranges(item.partition for item in items):
+        keys = [partition.key for partition in partitions]
+        span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
+        terminal.say(f"  {verb} {len(keys)} {noun}{'s' if len(keys) > 1 else ''} ({span})")
 
 
 def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) -> Outcome:
@@ -170,13 +280,3 @@ def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) 
         versions=sorted({run.model_version for run in runs}),
         published=str(project.home.published),
     )
-
-
-def _conclude(outcome: Outcome) -> None:
-    if not outcome.scored:
-        return
-    terminal.say(
-        f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
-        f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
-    )
-    terminal.say(f"Read them in {outcome.published}, table {outcome.pipeline}.predictions.")

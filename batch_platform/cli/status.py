@@ -9,9 +9,8 @@ import click
 import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.cli.execution import open_instance
-from batch_platform.cli.options import reports, uncollected
 from batch_platform.cli.project import find_project
+from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import listed
@@ -24,21 +23,19 @@ from batch_platform.pipeline.status import ChallengerStatus, PipelineStatus, sta
 @click.option(
     "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."
 )
-@reports
+@terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str | None, *, every: bool, as_json: bool) -> None:
+def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
     """Show which partitions are scored, missing, failed or stale, and why.
 
     Without PIPELINE, shows every pipeline of the project.
     """
-    with uncollected():
+    with terminal.uncollected():
         project, now = find_project(folder), datetime.now(UTC)
         wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
         with open_instance(project) as instance:
             statuses = [_status(wiring, instance, now) for wiring in wirings]
-    if as_json:
-        terminal.show_json(statuses)
-        return
+    terminal.report(statuses)
     for status in statuses:
         _show_pipeline(status, every=every)
     if not statuses:

@@ -1,9 +1,11 @@
-"""Output of the command line: progress bars on a terminal, plain lines otherwise, JSON on request.
+"""What the commands share: progress bars on a terminal, plain lines otherwise, JSON on request.
 
 Every command imports this module, so it imports nothing heavy.
 """
 
 import dataclasses
+import functools
+import gc
 import json
 import math
 import os
@@ -14,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 
 from batch_platform.declaration.redaction import redact
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from batch_platform.components.progress import Listener, RunProgress
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
+DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
 LINES = 10  # maximum number of progress lines per asset without a terminal
@@ -36,11 +40,41 @@ def debugging() -> bool:
 
 
 @contextmanager
-def reporting() -> Generator[None]:
-    """Reserve standard output for this module; everything else that is printed goes to standard error."""
-    out.file = sys.stdout
+def reporting(*, as_json: bool = False) -> Generator[None]:
+    """Reserve standard output for this module; everything else that is printed goes to standard error.
+
+    As JSON, `report` alone prints there: lines, tables and progress bars are left out.
+    """
+    out.file, out.quiet = sys.stdout, as_json
     with redirect_stdout(sys.stderr):
         yield
+
+
+def is_json() -> bool:
+    """Whether the command reports as JSON."""
+    return out.quiet
+
+
+def reports(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--json` to a command, and keep what users' code prints out of its report."""
+
+    @functools.wraps(command)
+    def reserved(*args: object, as_json: bool = False, **options: object) -> None:
+        with reporting(as_json=as_json):
+            command(*args, **options)
+
+    return click.option("--json", "as_json", is_flag=True, help="Report as JSON.")(reserved)
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Pause the garbage collector while modules and definitions load: it takes long and finds nothing there."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def say(text: str = "") -> None:
@@ -58,9 +92,10 @@ def warn(text: str) -> None:
     err.print(f"Warning: {_visible(text)}", markup=False)
 
 
-def show_json(value: object) -> None:
-    """Print a report as JSON; times are ISO 8601, and NaN and infinity are null."""
-    out.file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def report(value: object) -> None:
+    """Print a report if the command reports as JSON; times are ISO 8601, and NaN and infinity are null."""
+    if is_json():
+        out.file.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -93,14 +128,12 @@ def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
 
 
 @contextmanager
-def progress(totals: Mapping[str, int], *, quiet: bool) -> Generator["Listener"]:
-    """Show the progress of each asset: a bar on a terminal, a few lines otherwise, nothing if quiet.
+def progress(totals: Mapping[str, int]) -> Generator["Listener"]:
+    """Show the progress of each asset: a bar on a terminal, a few lines otherwise, nothing as JSON.
 
-    Args:
-        totals: Number of planned partitions, by asset.
-        quiet: Show nothing.
+    `totals` holds the number of planned partitions, by asset.
     """
-    if quiet:
+    if is_json():
         yield lambda _: None
     elif out.is_terminal:
         with _bars() as show:
@@ -116,12 +149,12 @@ def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
     """Add up the progress of all runs, each of which knows only its own range."""
     done: Counter[str] = Counter()
 
-    def tell(progress: "RunProgress") -> None:
+    def count(progress: "RunProgress") -> None:
         done[progress.asset] += progress.of is None
         so_far = done[progress.asset] + progress.part
         show(progress, so_far, max(math.ceil(so_far), totals.get(progress.asset, progress.total)))
 
-    return tell
+    return count
 
 
 @contextmanager
@@ -159,7 +192,7 @@ def _lines() -> Show:
     return line
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
+def _plain(value: object) -> object:
     """Convert records, times and containers to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}

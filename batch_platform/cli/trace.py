@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from batch_platform.cli import terminal
-from batch_platform.cli.options import reports
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, trace, with_source_rows
@@ -18,11 +17,9 @@ from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, 
 @click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
 @click.option("--source", metavar="SOURCE", help="List the predictions that depend on this source instead.")
 @click.option("--partition", "only", metavar="KEY", help="With --source: only this partition of the source.")
-@reports
+@terminal.reports
 @click.pass_obj
-def command(  # noqa: PLR0913 - the options of the command
-    folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None, *, as_json: bool
-) -> None:
+def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None) -> None:
     """Show what produced a score of PIPELINE, or what depends on one of its sources.
 
     A row is given by its key as KEY=VALUE. Shown are the row, the model and its training window, the feature file, the
@@ -39,15 +36,11 @@ def command(  # noqa: PLR0913 - the options of the command
     builder, home = wiring.pipeline().builder, wiring.pipeline().home
     if source is not None:
         predictions = dependents(builder, home, source, only)
-        if as_json:
-            terminal.show_json(predictions)
-        else:
-            _show_dependents(predictions)
+        terminal.report(predictions)
+        _show_dependents(predictions)
         return
     rows = with_source_rows(builder, trace(wiring.spec, home, dict(part.split("=", 1) for part in key)))
-    if as_json:
-        terminal.show_json(rows)
-        return
+    terminal.report(rows)
     for row in rows:
         fields = asdict(row)
         del fields["sources"]

@@ -1,6 +1,6 @@
 """The Dagster side: component, assets, checks, schedules and the IO manager, as thin wiring around `pipeline`.
 
-Imports every room but `cli`. Start with `batch_inference.py` (the component), then `assets.py`, and `ticks.py` (a schedule's tick).
+Imports every room but `cli`. Start with `batch_inference.py` (the component), then `assets.py`, and `schedules.py` (what a tick does).
 """
 
 from batch_platform.components.batch_inference import BatchInference

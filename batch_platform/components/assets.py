@@ -3,26 +3,26 @@
 Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, suppress
+from typing import Any
 
 import dagster as dg
 
-from batch_platform.components import challengers, checks, describe, lineage
-from batch_platform.components.dagster_internals import held_object
+from batch_platform.components import checks, describe, lineage
+from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, held_object, observed_version_tags
 from batch_platform.components.events import PartitionLog
-from batch_platform.components.io_manager import IO_MANAGER_KEY
-from batch_platform.components.run_config import (
+from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
     TrainingConfig,
     training_config,
     training_schema,
 )
-from batch_platform.components.sources import build_sources, observe_sources
-from batch_platform.components.wiring import SPEC_METADATA, Wiring, now, stamp_of
+from batch_platform.components.resources import IO_MANAGER_KEY
+from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.errors import BatchPlatformError, SourceError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -37,12 +37,103 @@ SINGLE_RUN = dg.BackfillPolicy.single_run()
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first."""
     return [
-        *build_sources(wiring),
+        *(_source(wiring, name) for name in wiring.spec.sources),
         _features(wiring),
         _model(wiring),
         _predictions(wiring),
         _performance(wiring),
     ]
+
+
+def _source(wiring: Wiring, name: str) -> dg.AssetsDefinition:
+    source, key = wiring.spec.sources[name], wiring.key(name)
+
+    @dg.multi_observable_source_asset(
+        name=key.to_python_identifier(),
+        specs=[
+            dg.AssetSpec(
+                key,
+                group_name=wiring.spec.name,
+                owners=wiring.spec.owners,
+                kinds={source.kind},
+                description=describe.source(wiring, name),
+                metadata=lineage.source(wiring, name),
+            )
+        ],
+        partitions_def=wiring.partitions if source.by_partition else None,
+    )
+    def observe(context: dg.AssetExecutionContext) -> dg.ObserveResult:
+        with clear_failures():
+            if source.by_partition:
+                _observe_partitions(context, wiring, name)
+            else:
+                _observe_whole(context, wiring, name)
+        return dg.ObserveResult(asset_key=key, metadata=LOGGED_IN_THE_BODY)
+
+    return observe
+
+
+def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
+    calendar, sources = wiring.spec.partitions.calendar, wiring.pipeline().builder.sources
+    due = calendar.due(now())
+    newest = due[-1] if due else calendar.holding(calendar.first_start)
+    state = sources.state(name, newest)
+    version = state.version if newest is None else sources.version(name, newest)
+    _log_observed(context, wiring.key(name), None, version, describe.source_state(state))
+
+
+def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
+    """Observe the partitions of the run, or all that are due, except those whose file is missing."""
+    sources = wiring.pipeline().builder.sources
+    keys = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    for partition in wiring.named(keys) or wiring.spec.partitions.calendar.due(now()):
+        try:
+            sources.version(name, partition)
+        except SourceError:
+            continue
+        state = sources.state(name, partition)
+        _log_observed(context, wiring.key(name), partition.key, state.version, describe.source_state(state))
+
+
+def _observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
+    """Log the state of the sources that a run reads.
+
+    A source is opened only if its version is new, and never if it has a file for each partition. A source whose file is
+    missing is left out: the build that needs it reports it.
+    """
+    for name in wiring.pipeline().builder.feature_sources:
+        by_partition = wiring.spec.sources[name].by_partition
+        for partition in partitions if by_partition else partitions[:1]:
+            with suppress(SourceError):
+                version = wiring.pipeline().builder.sources.version(name, partition)
+                metadata = {} if by_partition else _source_metadata(context, wiring, name, partition, version)
+                _log_observed(context, wiring.key(name), partition.key if by_partition else None, version, metadata)
+
+
+def _source_metadata(
+    context: dg.AssetExecutionContext, wiring: Wiring, name: str, partition: Partition, version: str
+) -> Mapping[str, Any]:
+    """Describe a source: as last observed if its version is the same, else by reading it.
+
+    A source whose rows can only be counted by reading all of them is not read here: *Observe* does that. Where equal
+    versions do not mean equal rows, the number of rows is not repeated.
+    """
+    kind = wiring.pipeline().builder.sources.kind(name)
+    record = context.instance.get_latest_data_version_record(wiring.key(name))
+    last = record.event_log_entry.asset_observation if record else None
+    if last is not None and last.metadata and last.data_version == version:
+        dropped = None if kind.version_fixes_rows else describe.ROW_COUNT
+        return {key: value for key, value in last.metadata.items() if key != dropped}
+    if not kind.counts_quickly:
+        return {}
+    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
+
+
+def _log_observed(
+    context: dg.AssetExecutionContext, source: dg.AssetKey, key: str | None, version: str, metadata: Mapping[str, Any]
+) -> None:
+    tags = observed_version_tags(version)
+    context.log_event(dg.AssetObservation(asset_key=source, partition=key, metadata=metadata, tags=tags))
 
 
 def _features(wiring: Wiring) -> dg.AssetsDefinition:
@@ -65,16 +156,16 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         followed = wiring.key("predictions") in (context.run.asset_selection or ())
         with wiring.step(context, last=not followed) as pipeline:
             partitions = wiring.named(context.partition_keys)
-            observe_sources(context, wiring, partitions)
-            with PartitionLog(context, key, len(partitions)) as log:
-                for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                    log.materialized(
-                        built.partition.key,
-                        data_version=built.build.sha256[:16],
-                        rows=built.build.rows,
-                        metadata=describe.built(built, pipeline.history.file(built.build))
-                        | lineage.built(wiring, built, partitions[-1]),
-                    )
+            _observe_sources(context, wiring, partitions)
+            log = PartitionLog(context, key, len(partitions))
+            for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
+                log.materialized(
+                    built.partition.key,
+                    data_version=built.build.sha256[:16],
+                    rows=built.build.rows,
+                    metadata=describe.built(built, pipeline.history.file(built.build))
+                    | lineage.built(wiring, built, partitions[-1]),
+                )
         return log.finish()
 
     return features
@@ -83,47 +174,60 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
 def _model(wiring: Wiring) -> dg.AssetsDefinition:
     key = wiring.key("model")
     features = dg.AssetDep(wiring.key("features"), partition_mapping=wiring.history)
+    of_challengers = [checks.CHALLENGERS_TRAINED] if wiring.spec.challengers else []
 
     @dg.asset(
         key=key,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={describe.model_kind(wiring)},
-        description=describe.model(wiring) + challengers.described(wiring),
+        description=describe.model(wiring),
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
         deps=[features, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=SINGLE_RUN,
-        check_specs=[checks.gate(key), *challengers.specs(wiring, key)],
+        check_specs=[checks.GATE.spec(key), *(check.spec(key) for check in of_challengers)],
         config_schema=training_schema(wiring),
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        config, decided = training_config(wiring, context.op_execution_context.op_config), list[Trained]()
+        config = training_config(wiring, context.op_execution_context.op_config)
         with wiring.step(context) as pipeline:
             due = _asked_periods(wiring, context, config)
-            with PartitionLog(context, key, len(due)) as log:
-                for period in due:
-                    partition_key = None if wiring.serving_periods is None else period.key
-                    if config.challengers_only:
-                        decided += challengers.challenged(
-                            log, pipeline, period, partition_key, stamp_of(context.run.run_id)
-                        )
-                        continue
-                    trained = pipeline.train(period, stamp_of(context.run.run_id), params=config.params)
+            log = PartitionLog(context, key, len(due))
+            for period in due:
+                partition_key = None if wiring.serving_periods is None else period.key
+                stamp = stamp_of(context.run.run_id)
+                if config.challengers_only:
+                    done = pipeline.challenge(period, stamp)
+                    metadata = describe.trained_challengers(done)
+                    log.observed(partition_key or period.key, partition_key, metadata=metadata)
+                    for standing in _standing(pipeline, period):
+                        log.count(checks.GATE, standing)
+                else:
+                    trained = pipeline.train(period, stamp, params=config.params)
+                    done = trained.challengers
                     log.materialized(
                         partition_key,
                         data_version=trained.version.sha256[:16],
                         rows=trained.version.rows_trained,
-                        metadata=describe.trained(wiring, trained) | challengers.trained(trained),
+                        metadata=describe.trained(wiring, trained),
                         done=trained.version.version,
                     )
-                    checks.log_gate(log, partition_key, trained)
-                    challengers.log_trained(log, partition_key, trained.challengers)
-                    decided.append(trained)
-        return log.finish(checks.gate_summary(decided), *challengers.trained_summary(wiring, decided))
+                    log.check(checks.GATE, partition_key, trained)
+                if done:
+                    trainings = [challenger.training for challenger in done]
+                    log.check(checks.CHALLENGERS_TRAINED, partition_key, trainings)
+        return log.finish(checks.GATE, *of_challengers)
 
     return model
+
+
+def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
+    """The newest model of a serving period with the last decision on it; none if there is no model."""
+    registry = pipeline.state().registry
+    newest = [version for version in registry.of_model if version.serving_period == period.key][-1:]
+    return [Trained(version, last, []) for version in newest if (last := registry.last_decision(version.version))]
 
 
 def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: TrainingConfig) -> list[Partition]:
@@ -150,7 +254,8 @@ def _single_period(wiring: Wiring, until: str | None) -> Partition:
 
 
 def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
-    key = wiring.key("predictions")
+    key, of_rows = wiring.key("predictions"), checks.predictions(wiring)
+    of_challengers = [checks.CHALLENGERS_SCORED] if wiring.spec.challengers else []
     model = dg.AssetDep(wiring.key("model"), partition_mapping=wiring.serving)
 
     @dg.asset(
@@ -158,38 +263,34 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
-        description=describe.predictions(wiring) + challengers.described(wiring),
+        description=describe.predictions(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("features"), model],
         backfill_policy=SINGLE_RUN,
-        check_specs=[*checks.predictions(wiring, key), *challengers.specs(wiring, key)],
+        check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
-        committed: list[Committed] = []
-        budget = wiring.spec.features.max_rejected
         with wiring.step(context) as pipeline:
             partitions = wiring.named(context.partition_keys)
             stamp = stamp_of(context.run.run_id)
-            with (
-                PartitionLog(context, key, len(partitions)) as log,
-                closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
-            ):
+            log = PartitionLog(context, key, len(partitions))
+            with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
                 for done in results:
                     read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
                     log.materialized(
                         done.partition.key,
                         data_version=describe.rows_version(done),
                         rows=done.run.rows_in,
-                        metadata=describe.committed(done) | challengers.scored(done) | read_from | describe.speed(done),
+                        metadata=describe.committed(done) | read_from | describe.speed(done),
                     )
-                    checks.log_predictions(log, done, budget)
-                    challengers.log_scored(log, done)
-                    committed.append(done)
-        summary = challengers.scored_summary(wiring, committed)
-        return log.finish(*checks.predictions_summary(committed, budget), *summary)
+                    for check in of_rows:
+                        log.check(check, done.partition.key, done)
+                    if done.challengers:
+                        log.check(checks.CHALLENGERS_SCORED, done.partition.key, done.challengers)
+        return log.finish(*of_rows, *of_challengers)
 
     return predictions
 
@@ -208,7 +309,7 @@ def _scored(
 
 
 def _performance(wiring: Wiring) -> dg.AssetsDefinition:
-    key = wiring.key("performance")
+    key, measures = wiring.key("performance"), checks.measures(wiring)
 
     @dg.asset(
         key=key,
@@ -222,21 +323,21 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         partitions_def=wiring.partitions,
         deps=[wiring.key("predictions"), *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=SINGLE_RUN,
-        check_specs=checks.measures(wiring, key),
+        check_specs=[check.spec(key) for check in measures.values()],
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        judged: list[checks.Judged] = []
         with wiring.step(context) as pipeline:
             partitions = wiring.named(context.partition_keys)
-            with PartitionLog(context, key, len(partitions)) as log:
-                for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                    log.materialized(
-                        evaluated.partition.key,
-                        data_version=describe.evaluation_version(evaluated),
-                        rows=evaluated.run.rows_labelled,
-                        metadata=describe.evaluated(evaluated),
-                    )
-                    judged += checks.log_measures(wiring, log, evaluated)
-        return log.finish(*checks.measures_summary(wiring, judged))
+            log = PartitionLog(context, key, len(partitions))
+            for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                log.materialized(
+                    evaluated.partition.key,
+                    data_version=describe.evaluation_version(evaluated),
+                    rows=evaluated.run.rows_labelled,
+                    metadata=describe.evaluated(evaluated),
+                )
+                for name, judged in checks.judge(wiring, evaluated):
+                    log.check(measures[name], evaluated.partition.key, judged)
+        return log.finish(*measures.values())
 
     return performance

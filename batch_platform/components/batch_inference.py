@@ -9,12 +9,12 @@ from pydantic import BaseModel, ValidationError, model_validator
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
 from batch_platform.components.dagster_internals import without_beta_warnings
-from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY
 from batch_platform.components.jobs import build_jobs
-from batch_platform.components.resources import WAREHOUSE, WAREHOUSE_KEY
-from batch_platform.components.scaffolding import BatchInferenceScaffolder
+from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
@@ -35,6 +35,24 @@ class DeclaredPipeline(PipelineSpec):
                 ],
             )
         return self
+
+
+_PLACEHOLDER = "my_pipeline"  # the name in the files of `scaffold`
+
+
+class BatchInferenceScaffolder(dg.Scaffolder):
+    """Writes a commented `defs.yaml` and its SQL files: what `dg scaffold defs batch_platform.components.BatchInference` does."""
+
+    def scaffold(self, request: dg.ScaffoldRequest) -> None:
+        """Write the files into the requested folder; a WrongUseError if Python code or appending is requested."""
+        if request.scaffold_format != "yaml" or request.append:
+            msg = "a pipeline can only be scaffolded as a folder with its own defs.yaml."
+            hint = "leave --format and --append out; in Python, write BatchInference(name=…, …)."
+            raise WrongUseError(msg, hint=hint)
+        name = name_of(request.target_path.name) or _PLACEHOLDER
+        for file in (Path(__file__).parent / "scaffold").iterdir():
+            text = file.read_text(encoding="utf-8").replace(_PLACEHOLDER, name)
+            (request.target_path / file.name).write_text(text, encoding="utf-8")
 
 
 @dg.scaffold_with(BatchInferenceScaffolder)

@@ -62,13 +62,7 @@ LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
 
 # Discards what a run prints. No public alternative except the user's own dagster.yaml.
-_NO_CAPTURE = {
-    "compute_logs": {
-        "module": "dagster._core.storage.noop_compute_log_manager",
-        "class": "NoOpComputeLogManager",
-        "config": {},
-    }
-}
+_NOOP = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager", "config": {}}
 _BUSY_SECONDS = 60  # how long to wait for another process that writes to the event log
 
 
@@ -159,19 +153,16 @@ def open_without_capture(folder: Path) -> dg.DagsterInstance:
 
     Capturing starts two processes for every step. The public `dg.DagsterInstance.from_config` accepts no overrides.
     """
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides=_NO_CAPTURE))
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": _NOOP}))
 
 
 @contextmanager
 def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
-    """Hold each SQLite database of Dagster's event log open from its first use on.
+    """Hold each SQLite database of Dagster's event log open from its first use on; other storages stay as they are.
 
-    Dagster opens the databases anew for each transaction of each event, and SQLite waits for the disk at each commit, so
-    that a run over a year of daily partitions would wait longer than it works. With the databases held open, an event costs a
-    write; it is stored at once and visible to all readers. Only a loss of power can lose the last events, which the next
-    run logs again from the ledgers. Other storages stay as they are.
-
-    `_connect` is the one place where Dagster's storage opens its databases. No public alternative.
+    Dagster opens the databases anew for each transaction of each event, in `_connect`, and SQLite waits for the disk at each
+    commit: a run over a year of days would wait longer than it works. Held open, an event costs a write and is visible to all
+    readers at once. Only a loss of power can lose the last events, which the next run logs again. No public alternative.
     """
     storage = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage) or "_connect" in vars(storage):

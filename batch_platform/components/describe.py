@@ -3,11 +3,10 @@
 import ast
 import html
 import importlib.util
-import inspect
 import json
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import dropwhile, takewhile
 from pathlib import Path
@@ -26,7 +25,8 @@ from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.pipeline import Built
-from batch_platform.pipeline.train import Trained
+from batch_platform.pipeline.train import Trained, TrainedChallenger
+from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.engines.local import LOCAL
 from batch_platform.scoring.run import Committed
 
@@ -62,10 +62,12 @@ def model(wiring: Wiring) -> str:
     declared = wiring.spec.model
     train, promote = declared.train, declared.promote
     period = f"for each {train.every}" if train.every else "for all partitions after its training"
+    challengers = _challengers(wiring)
     if declared.import_ is not None:
         return (
             f"Imported from `{redact(declared.import_)}` {period}. Its contract is learned from the features before its "
             "serving period. If labels are known by then, the gate judges it, and a version that fails never serves."
+            f"{challengers}"
         )
     conditions = [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
     conditions += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
@@ -76,7 +78,19 @@ def model(wiring: Wiring) -> str:
         f"serving period, with the labels known by then, and evaluated on the last {train.evaluate} of it. A version that "
         f"does not pass the gate{gate} is kept but never serves."
     )
-    return f"{text}\n\n{_parameters(redacted(declared.params))}" if declared.params else text
+    parameters = f"\n\n{_parameters(redacted(declared.params))}" if declared.params else ""
+    return f"{text}{parameters}{challengers}"
+
+
+def _challengers(wiring: Wiring) -> str:
+    names = ", ".join(f"`{challenger.name}`" for challenger in wiring.spec.challengers)
+    name = wiring.spec.name
+    if not names:
+        return ""
+    return (
+        f"\n\nChallengers ({names}) score the same rows in the same pass into `{name}.challenger_scores` and never serve; "
+        f"`{name}.challengers` says for each partition how far each challenger agrees with the champion."
+    )
 
 
 def model_kind(wiring: Wiring) -> str:
@@ -89,21 +103,9 @@ def model_kind(wiring: Wiring) -> str:
 def model_code_version(wiring: Wiring) -> str:
     """A version that changes when training on the same data would give another model."""
     builder = wiring.pipeline().builder
-    declared = wiring.spec.model_dump_json(
-        include={
-            "labels": True,
-            "model": {
-                "estimator": True,
-                "build": True,
-                "import_": True,
-                "flavour": True,
-                "task": True,
-                "classes": True,
-                "params": True,
-                "train": {"window", "evaluate", "max_rows"},
-            },
-        }
-    )
+    learned = dict.fromkeys(("estimator", "build", "import_", "flavour", "task", "classes", "params"), True)
+    train = {"train": {"window", "evaluate", "max_rows"}}
+    declared = wiring.spec.model_dump_json(include={"labels": True, "model": {**learned, **train}})
     labels = builder.labels_query.text if builder.labels_query else ""
     return sha256(f"{builder.code_version}\0{labels}\0{declared}".encode()).hexdigest()[:12]
 
@@ -117,6 +119,7 @@ def predictions(wiring: Wiring) -> str:
         "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* plots the scores, the rows "
         "and the speed, partition by partition.\n\n"
         f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
+        f"{_challengers(wiring)}"
     )
 
 
@@ -167,7 +170,7 @@ def built(features: Built, file: Path) -> dict[str, Any]:
 def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
     version = training.version
-    picture = versions_until(wiring, version)
+    picture = _versions_until(wiring, version)
     zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
         "version": version.version,
@@ -185,11 +188,26 @@ def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
             "Each of these features alone nearly decides the label. Are they known when a row is scored? "
             + ", ".join(markdown(name) for name in training.suspicious)
         )
-    return metadata
+    return metadata | trained_challengers(training.challengers)
+
+
+def trained_challengers(challengers: Sequence[TrainedChallenger]) -> dict[str, Any]:
+    """Metadata of the challengers of a serving period, after their training."""
+    if not challengers:
+        return {}
+    rows: list[tuple[str, str, str]] = []
+    metrics: dict[str, float] = {}
+    for challenger in challengers:
+        training, version, decision = challenger.training, challenger.version, challenger.decision
+        remark = training.failure or (decision.reason if decision else "")
+        rows.append((training.challenger, training.version or "-", markdown(remark)))
+        if version is not None:
+            metrics |= {f"{training.challenger}_{metric}": value for metric, value in version.metric_values.items()}
+    return {"challengers": dg.MetadataValue.md(table(("challenger", "version", ""), rows)), **metrics}
 
 
 def committed(partition: Committed) -> dict[str, Any]:
-    """Metadata of a partition of predictions: rows in and out, the model, and the distribution of the scores."""
+    """Metadata of a partition of predictions: rows in and out, the models, and the distribution of the scores."""
     run = partition.run
     metadata: dict[str, Any] = {
         ROW_COUNT: run.rows_scored,
@@ -197,20 +215,51 @@ def committed(partition: Committed) -> dict[str, Any]:
         "rows_rejected": run.rows_rejected,
     }
     if partition.reasons:
-        metadata["rejected"] = dg.MetadataValue.md(table(("reason", "rows"), partition.reasons))
+        metadata["rejected"] = dg.MetadataValue.md(listing(("reason", "rows"), partition.reasons))
     metadata |= {
         "model_version": run.model_version,
-        **({"scores": dg.MetadataValue.md(distribution(partition.scores))} if partition.scores else {}),
+        **({"scores": dg.MetadataValue.md(_distribution(partition.scores))} if partition.scores else {}),
         **score_numbers(partition.scores),
         "in_sample": run.in_sample,
         "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
     }
     if partition.unseen:
-        metadata["unknown_categories"] = dg.MetadataValue.md(table(("column", "rows"), partition.unseen))
+        metadata["unknown_categories"] = dg.MetadataValue.md(listing(("column", "rows"), partition.unseen))
     if partition.ignored:
         metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
-    return metadata
+    return metadata | _scored_challengers(partition.challengers)
+
+
+def _scored_challengers(runs: Sequence[ChallengerRun]) -> dict[str, Any]:
+    """How far each challenger agrees with the champion, as a table and as numbers to plot."""
+    if not runs:
+        return {}
+    numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
+    rows = [
+        (
+            *(run.challenger, run.model_version or "-", f"{run.rows_scored:,}", f"{run.rows_rejected:,}"),
+            *("-" if value is None else f"{value:.4f}" for value in (run.rank_correlation, run.decisions_flipped)),
+            markdown(run.failure or ""),
+        )
+        for run in runs
+    ]
+    text = table(("challenger", "version", *numeric, "failure"), rows, numeric)
+    return {"challengers": dg.MetadataValue.md(text), **challenger_numbers(runs)}
+
+
+def challenger_numbers(runs: Sequence[ChallengerRun]) -> dict[str, float]:
+    """How far each challenger agrees with the champion, as numbers to plot."""
+    values = {
+        f"{run.challenger}_{name}": value
+        for run in runs
+        for name, value in (
+            ("rank_correlation", run.rank_correlation),
+            ("decisions_flipped", run.decisions_flipped),
+            ("rows_rejected", None if run.failure else run.rows_rejected),
+        )
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def score_numbers(scores: ScoreDistribution | None) -> dict[str, float]:
@@ -238,9 +287,8 @@ def speed(partition: Committed) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux gives KiB
     cells = {"rows/s": f"{rate:,.0f}", "peak memory": f"{peak:,.0f} MiB"}
     cells |= {f"time to {name}": f"{share:.0%}" for name, share in spent.shares.items()}
-    lines = (cells, ["---:"] * len(cells), cells.values())
     return {
-        "speed": dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines)),
+        "speed": dg.MetadataValue.md(table(list(cells), [cells.values()], numeric=cells)),
         "rows_per_second": round(rate, 1),
         "peak_memory_mib": round(peak, 1),
         **{f"share_of_time_in_{name}": round(share, 4) for name, share in spent.shares.items()},
@@ -272,13 +320,18 @@ def evaluation_version(partition: Evaluated) -> str:
 def _parameters(params: Mapping[str, object]) -> str:
     if not params:
         return "none"
-    return table(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
+    return listing(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
 
 
-def table(header: tuple[str, str], rows: Mapping[str, object]) -> str:
-    """A table of names and values, as Markdown."""
-    lines = [f"| {header[0]} | {header[1]} |", "| --- | ---: |"]
-    return "\n".join([*lines, *(f"| {markdown(name)} | {markdown(str(value))} |" for name, value in rows.items())])
+def listing(columns: tuple[str, str], values: Mapping[str, object]) -> str:
+    """A table of names and values of unknown origin, as Markdown."""
+    return table(columns, [map(markdown, (name, str(value))) for name, value in values.items()], columns[1:])
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[str]], numeric: Container[str] = ()) -> str:
+    """A table as Markdown, of cells that are Markdown; numeric columns are aligned to the right."""
+    rule = ["---:" if column in numeric else "---" for column in columns]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *rows))
 
 
 def markdown(text: str) -> str:
@@ -291,14 +344,14 @@ _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscor
 MAX_VERSIONS = 18  # in one chart
 
 
-def distribution(scores: ScoreDistribution) -> str:
+def _distribution(scores: ScoreDistribution) -> str:
     """The scores of one partition as a chart: a histogram, or the shares of the classes."""
     if scores.low is None or scores.high is None:
         return bars(scores.bars)
     return histogram([count for _, count in scores.bars], scores.low, scores.high)
 
 
-def versions_until(wiring: Wiring, version: Version) -> str | None:
+def _versions_until(wiring: Wiring, version: Version) -> str | None:
     """A chart of the gate's metric up to a version, by serving period, with refused versions in another colour.
 
     None if the version has no value of that metric.
@@ -310,15 +363,14 @@ def versions_until(wiring: Wiring, version: Version) -> str | None:
     with wiring.pipeline().warehouse.open() as con:
         registry = read_registry(con, wiring.spec.name)
     approved = {approved.version for approved in registry.approved()}
+    models = sorted(registry.of_model, key=lambda model: (model.serving_start, model.seq))
     earlier = [
-        other
-        for other in registry.of_model
-        if other.version != version.version and other.serving_start <= version.serving_start
+        model for model in models if model.version != version.version and model.serving_start <= version.serving_start
     ]
     points = [
-        Point(drawn.serving_period, drawn.metric_values[metric], good=drawn.version in approved)
-        for drawn in [*sorted(earlier, key=lambda drawn: (drawn.serving_start, drawn.seq)), version]
-        if metric in drawn.metric_values
+        Point(model.serving_period, model.metric_values[metric], good=model.version in approved)
+        for model in (*earlier, version)
+        if metric in model.metric_values
     ]
     bound = None if promote.at_least is None else Point("gate", promote.at_least)
     return f"{metric} of each version, by serving period\n\n{curve(points[-MAX_VERSIONS:], bound=bound)}"
@@ -344,5 +396,5 @@ def docstring_of(function: str) -> str | None:
         return None
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name and (text := ast.get_docstring(node)):
-            return inspect.cleandoc(text)
+            return text
     return None

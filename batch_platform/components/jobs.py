@@ -1,12 +1,21 @@
-"""The three jobs of a pipeline: their names, the names of their schedules, and the steps that each does."""
+"""The three jobs of a pipeline: their names and steps, the runs that do what is due, and the options of a run."""
 
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import dagster as dg
+from pydantic import Field
 
-from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
+from batch_platform.components.dagster_internals import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    UnresolvedAssetJobDefinition,
+)
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.pipeline.plan import ASSET_OF, Step
+from batch_platform.declaration.redaction import redacted
+from batch_platform.pipeline.plan import ASSET_OF, Request, Step
 
 Duty = Literal["score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
@@ -50,3 +59,106 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
         )
         for duty, description in _DESCRIPTIONS.items()
     }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A requested run, in Dagster's terms."""
+
+    job: str
+    assets: list[dg.AssetKey]
+    tags: dict[str, str]  # of the range of partitions; none for the only model of a pipeline
+    ops: dict[str, Any]  # configuration of the assets, by op
+
+
+def launch_of(wiring: Wiring, request: Request, config: Mapping[Step, Mapping[str, Any]] | None = None) -> Launch:
+    """The run that does what is requested, with further configuration by step."""
+    name, duty = wiring.spec.name, DUTY_OF[request.steps[0]]
+    single = duty == "train" and wiring.serving_periods is None
+    tags = {ASSET_PARTITION_RANGE_START_TAG: request.first, ASSET_PARTITION_RANGE_END_TAG: request.last}
+    until = {"until": request.first} if single else {}
+    assets, ops = list[dg.AssetKey](), dict[str, Any]()
+    for step in request.steps:
+        asset = ASSET_OF.get(step, step)
+        assets.append(wiring.key(asset))
+        only = {"challengers_only": True} if step == "challengers" else {}
+        if values := {**(config or {}).get(step, {}), **only, **until}:
+            ops[f"{name}__{asset}"] = {"config": values}
+    return Launch(job_name(name, duty), assets, {} if single else tags, ops)
+
+
+class FeaturesConfig(dg.Config):
+    """How features are built."""
+
+    force: bool = Field(
+        default=False,
+        description="Build partitions again even if neither the SQL nor the sources changed. Otherwise they are skipped.",
+    )
+
+
+class PredictionsConfig(dg.Config):
+    """How partitions are scored."""
+
+    force: bool = Field(
+        default=False,
+        description="Score partitions again even if features, model and rules are unchanged. A partition may become empty.",
+    )
+    model: str | None = Field(
+        default=None,
+        description="Version to score with, such as 2013-03-01-3f9c1a2b, instead of the champion as of each partition's start.",
+    )
+    replay: bool = Field(
+        default=False,
+        description="Rebuild and score only the partitions that have rejected rows. Cannot be combined with `force` or `model`.",
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained: the values of `training_schema`."""
+
+    params: dict[str, Any] = field(default_factory=dict[str, Any])
+    until: str | None = None
+    challengers_only: bool = False
+
+
+def training_config(wiring: Wiring, values: Mapping[str, Any]) -> TrainingConfig:
+    """Read the configuration of a training.
+
+    A parameter equal to the declared one is dropped, so that the declared form holds: JSON turns `{0: 1}` into `{"0": 1}`.
+    """
+    declared = wiring.spec.model.params
+    config = TrainingConfig(**values)
+    changed = {
+        name: value
+        for name, value in config.params.items()
+        if name not in declared or json.dumps(value, sort_keys=True) != json.dumps(declared[name], sort_keys=True)
+    }
+    return replace(config, params=changed)
+
+
+def training_schema(wiring: Wiring) -> Mapping[str, Any]:
+    """The configuration schema of a training, with the declared parameters filled in.
+
+    Uses Dagster's own types: in a `dg.Config`, a parameter whose value is None breaks the launchpad.
+    """
+    params = wiring.spec.model.params
+    schema: dict[str, Any] = {
+        "params": dg.Field(
+            dg.Permissive(),
+            default_value=params if redacted(params) == params else {},  # none if one of them is a secret
+            description="Estimator parameters for this training only, such as {max_iter: 300}. They replace or extend those of "
+            "model.params. The gate judges the resulting version like any other.",
+        )
+    }
+    if wiring.serving_periods is None:
+        schema["until"] = dg.Field(
+            dg.Noneable(str), is_required=False, description="Key of the first partition the model serves."
+        )
+    if wiring.spec.challengers:
+        schema["challengers_only"] = dg.Field(
+            bool,
+            default_value=False,
+            description="Train only the challengers missing in this serving period; the model stays as it is.",
+        )
+    return schema

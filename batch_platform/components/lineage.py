@@ -1,16 +1,17 @@
 """Metadata on where columns come from, as Dagster's column lineage and as a table to read, and links to source code.
 
-What the text of the SQL tells is part of the definitions. What only a run knows (the columns of a source behind a star,
+What the SQL shows is part of the definitions. What only a run knows (the columns of a source behind a star,
 the columns of a model) is logged with the newest partition of the run.
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from batch_platform.components.describe import table
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.functions import import_function
@@ -22,7 +23,6 @@ from batch_platform.scoring.batch import prediction_columns
 
 LINEAGE, READABLE, CODE = "dagster/column_lineage", "where_columns_come_from", "dagster/code_references"
 ADDED = ("partition_key", "model_version", "scored_at", "run_id")  # to the predictions, from no column
-_UNKNOWN = "unknown"
 
 
 def source(wiring: Wiring, name: str) -> dict[str, Any]:
@@ -33,14 +33,14 @@ def source(wiring: Wiring, name: str) -> dict[str, Any]:
 
 
 def features(wiring: Wiring) -> dict[str, Any]:
-    """Metadata of the features, as far as the text of the SQL tells."""
+    """Metadata of the features, as far as the SQL shows where columns come from."""
     declared = wiring.spec.features
     code = [wiring.folder / declared.sql] if declared.sql else _function(declared.python or "", "features.python")
     return {**_shown(wiring, wiring.pipeline().builder.lineage), **_code(code)}
 
 
 def built(wiring: Wiring, build: Built, newest: Partition) -> dict[str, Any]:
-    """Metadata of a run's newest partition of features, if only the sources could tell their columns."""
+    """Metadata of a run's newest partition of features, if the SQL does not show the columns of the sources."""
     builder = wiring.pipeline().builder
     if build.partition != newest or build.skipped or builder.query is None or builder.lineage.complete:
         return {}
@@ -82,26 +82,24 @@ def performance(wiring: Wiring) -> dict[str, Any]:
     deps = {"value": [predicted, *_deps(wiring, outcome.reads)], "rows_labelled": _deps(wiring, outcome.reads)}
     made = f"`{spec.labels.column}` by `labels.sql`, from {_names(outcome)}" if spec.labels else "no label"
     rows = [("value", f"`prediction` and the scores; {made}"), ("rows_labelled", made)]
-    known = {} if spec.labels and not outcome.known else {LINEAGE: _lineage(deps)}
+    known = {} if spec.labels and not outcome.known else {LINEAGE: dg.TableColumnLineage(deps)}
     return {**known, READABLE: dg.MetadataValue.md(_table("made from", rows)), **labelled(wiring)}
 
 
 def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
     spec, source = wiring.spec, wiring.key("features")
     taken = [*spec.features.key, *([spec.features.time] if spec.features.time else []), *spec.predictions.keep]
-    deps = {name: [dg.TableColumnDep(source, name)] for name in dict.fromkeys(taken)}
+    deps = {name: [dg.TableColumnDep(source, name)] for name in taken}
     deps |= {name: [dg.TableColumnDep(source, column) for column in reads] for name in scores}
-    rows = [*((name, f"`{name}` of the features") for name in dict.fromkeys(taken))]
-    every = f"all {len(reads)} columns that the model reads: {', '.join(map(_quoted, reads))}"
-    rows += [*((name, every if name == scores[0] else f"as `{scores[0]}`") for name in scores)]
-    rows += [*((name, "the run") for name in ADDED)]
-    text = _table("comes from", rows)
+    origins = {name: f"`{name}` of the features" for name in taken} | dict.fromkeys(scores, f"as `{scores[0]}`")
+    origins[scores[0]] = f"all {len(reads)} columns that the model reads: {', '.join(map(_quoted, reads))}"
+    text = _table("comes from", [*origins.items(), *((name, "the run") for name in ADDED)])
     if spec.challengers:
         names = ", ".join(_quoted(challenger.name) for challenger in spec.challengers)
         text += (
             f"\n\nThe challengers {names} read the same features; their scores go to `{spec.name}.challenger_scores`."
         )
-    return {LINEAGE: _lineage(deps), READABLE: dg.MetadataValue.md(text)}
+    return {LINEAGE: dg.TableColumnLineage(deps), READABLE: dg.MetadataValue.md(text)}
 
 
 def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:
@@ -114,14 +112,10 @@ def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:
     if lineage.reason:
         text += f"\n\nThe origin of the columns is unknown: {lineage.reason}."
     elif not lineage.complete:
-        text += "\n\nThe text of the SQL tells no more; a run looks up the columns of the sources."
+        text += "\n\nThe SQL does not show the other columns; a run looks them up in the sources."
     deps = {column.column: _deps(wiring, column.reads) for column in lineage.columns if column.known}
     shown: dict[str, Any] = {READABLE: dg.MetadataValue.md(text.strip())}
-    return {LINEAGE: _lineage(deps), **shown} if deps else shown
-
-
-def _lineage(deps: Mapping[str, Sequence[dg.TableColumnDep]]) -> dg.TableColumnLineage:
-    return dg.TableColumnLineage(deps_by_column=deps)
+    return {LINEAGE: dg.TableColumnLineage(deps), **shown} if deps else shown
 
 
 def _deps(wiring: Wiring, reads: Iterable[SourceColumn]) -> list[dg.TableColumnDep]:
@@ -130,7 +124,7 @@ def _deps(wiring: Wiring, reads: Iterable[SourceColumn]) -> list[dg.TableColumnD
 
 def _names(column: ColumnLineage) -> str:
     if not column.known:
-        return _UNKNOWN
+        return "unknown"
     copied = " unchanged" if column.copy_of else ""
     return f"{_listed(column.reads)}{copied}" if column.reads else "no source column"
 
@@ -149,8 +143,7 @@ def _quoted(name: str) -> str:
 
 
 def _table(header: str, rows: Iterable[tuple[str, str]]) -> str:
-    lines = (f"| {_quoted(_cell(name))} | {_cell(text)} |" for name, text in rows)
-    return "\n".join([f"| column | {header} |", "| --- | --- |", *lines])
+    return table(("column", header), [(_quoted(_cell(name)), _cell(text)) for name, text in rows])
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The progress of a run, for whoever runs it in this process: the command line draws its bars from it."""
+"""The progress of a run, reported within its process; the command line draws its bars from the reports."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -9,27 +9,16 @@ from time import monotonic
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What a run of an asset has done so far; reported for each finished partition, and on the way through a large one.
-
-    Args:
-        asset: Its name.
-        partition_key: Of the partition that is finished or on its way.
-        done: Finished partitions.
-        total: Partitions of the run.
-        rows: Of this partition, so far.
-        of: Rows of a partition that is on its way; None once it is finished.
-        rows_per_second: Of all partitions of the run so far.
-        seconds_left: Estimate for the rest of the run at its speed so far; None if unknown.
-    """
+    """What a run of an asset has done so far; reported for each finished partition, and on the way through a large one."""
 
     asset: str
-    partition_key: str
-    done: int
-    total: int
-    rows: int
-    of: int | None = None
-    rows_per_second: float = 0.0
-    seconds_left: float | None = None
+    partition_key: str  # of the partition that is finished or on its way
+    done: int  # finished partitions
+    total: int  # partitions of the run
+    rows: int  # of this partition, so far
+    of: int | None = None  # rows of a partition that is on its way; None once it is finished
+    rows_per_second: float = 0.0  # of all partitions of the run so far
+    seconds_left: float | None = None  # estimate for the rest of the run at its speed so far; None if unknown
 
     @property
     def part(self) -> float:
@@ -54,16 +43,9 @@ class Pace:
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
 
-    def on_the_way(self, partition_key: str, rows: int, of: int) -> RunProgress:
-        """The progress within a partition of `of` rows."""
-        return self._step(partition_key, rows, of)
-
-    def finished(self, partition_key: str, rows: int) -> RunProgress:
-        """The progress once one more partition is finished."""
-        self._done += 1
-        return self._step(partition_key, rows, None)
-
-    def _step(self, partition_key: str, rows: int, of: int | None) -> RunProgress:
+    def reached(self, partition_key: str, rows: int, of: int | None = None) -> RunProgress:
+        """The progress at so many rows of a partition: out of `of` rows, or of the whole partition if `of` is None."""
+        self._done += of is None
         self._seen += rows - self._rows.get(partition_key, 0)
         self._rows[partition_key] = rows
         passed = self._clock() - self._began

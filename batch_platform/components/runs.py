@@ -23,7 +23,7 @@ from batch_platform.declaration.windows import serving_calendar
 PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
 RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
-    "batch_platform/partitions"  # the list of runs shows it; Dagster's own tags of a range are hidden there
+    "batch_platform/partitions"  # shown in the list of runs, where Dagster's own tags of a range are hidden
 )
 Target = tuple[str, str]  # asset and partition key; the key is "" if a run leaves it open
 
@@ -87,7 +87,7 @@ def close_dead_runs(instance: dg.DagsterInstance) -> None:
 
 
 def _is_gone(tag: str) -> bool:
-    """Whether the process of a tag has ended; False for a process elsewhere, of which nothing is known."""
+    """Whether the process of a tag has ended; False for a process elsewhere, which cannot be looked up."""
     if not tag:
         return False
     pid, started, *place = tag.split()

@@ -1,23 +1,30 @@
-"""The schedules that keep a pipeline up to date, one for each job; `ticks.py` says what they request."""
+"""The schedules that keep a pipeline up to date, one for each job. A tick asks `plan.py` what is due, and requests it.
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+A tick requests every partition that is due, oldest first, in ranges without gaps, up to a limit, and leaves out what a
+run in progress holds. So down-time, failures and a first start from an empty home need no manual work. A range stops at
+the first partition that fails; the next tick requests that partition alone, so that it does not hold up those behind it.
+
+A tick reads the published copy and never waits for a writer: what a run has committed is published when the run ends,
+and until then the tick sees that the run holds it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import dagster as dg
 
-from batch_platform.components.dagster_internals import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    UnresolvedAssetJobDefinition,
-)
-from batch_platform.components.jobs import Duty, schedule_name
-from batch_platform.components.ticks import Tick, look_at, requests_of, skip_reason
+from batch_platform.components import runs
+from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition, is_preview
+from batch_platform.components.events import log_unknown_commits
+from batch_platform.components.jobs import DUTY_OF, MAKES, Duty, launch_of, schedule_name
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
-from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.plan import ASSET_OF, Request
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.windows import training_window
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, Step, make_plan, requests
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
+_OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"features", "model", "predictions"})
 
 
 def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefinition]) -> list[dg.ScheduleDefinition]:
@@ -26,49 +33,126 @@ def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefini
 
 
 def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
-    @dg.schedule(
-        name=schedule_name(wiring.spec.name, duty),
-        job=job,
-        cron_schedule=_cron(wiring.spec, duty),
-        execution_timezone=wiring.spec.partitions.timezone,
-        description=f"{_description(wiring.spec, duty)} {_GAPS}",
-        tags={PIPELINE_TAG: wiring.spec.name},
-    )
-    def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        look = look_at(wiring, context)
-        requests = requests_of(duty, look)
-        for request in requests:
-            yield _run_request(look, request)
-        if not requests:
-            yield dg.SkipReason(skip_reason(duty, look))
-
-    return tick
-
-
-def _cron(spec: PipelineSpec, duty: Duty) -> str:
-    if duty == "train":
-        return spec.model.train.schedule
-    return spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
-
-
-def _description(spec: PipelineSpec, duty: Duty) -> str:
+    spec = wiring.spec
+    cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
     known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
-    return {
+    description = {
         "score": "Builds and scores every partition that is missing, failed or stale, oldest first.",
         "train": "Trains the model of every serving period that has none, once its features are built.",
         "evaluate": f"Evaluates every scored partition once its {known}.",
     }[duty]
+    due_items = {"score": _to_score, "train": _to_train, "evaluate": _to_evaluate}[duty]
+
+    @dg.schedule(
+        name=schedule_name(spec.name, duty),
+        job=job,
+        cron_schedule=spec.model.train.schedule if duty == "train" else cron,
+        execution_timezone=spec.partitions.timezone,
+        description=f"{description} {_GAPS}",
+        tags={PIPELINE_TAG: spec.name},
+    )
+    def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        look = _look_at(wiring, context)
+        due = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
+        for request in due:
+            yield _run_request(look, request)
+        if not due:
+            yield dg.SkipReason(_skip_reason(duty, look))
+
+    return tick
 
 
-def _run_request(tick: Tick, request: Request) -> dg.RunRequest:
-    selection = [tick.wiring.key(ASSET_OF.get(step, step)) for step in request.steps]
-    run_key = f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}"
-    config: dict[str, Any] = {"challengers_only": True} if request.steps == ("challengers",) else {}
-    single = "model" in {path.path[-1] for path in selection} and tick.wiring.serving_periods is None
-    if single:
-        config["until"] = request.first
-    run_config = {"ops": {f"{tick.wiring.spec.name}__model": {"config": config}}} if config else None
-    if single:
-        return dg.RunRequest(run_key=run_key, run_config=run_config)
-    tags = {ASSET_PARTITION_RANGE_START_TAG: request.first, ASSET_PARTITION_RANGE_END_TAG: request.last}
-    return dg.RunRequest(run_key=run_key, asset_selection=selection, tags=tags, run_config=run_config)
+@dataclass(frozen=True)
+class _Tick:
+    """One look at a pipeline: what is due, and what is under way."""
+
+    wiring: Wiring
+    plan: Plan  # without the models whose training failed
+    retried: Plan  # with those models
+    held: frozenset[runs.Target]  # by a run that is queued or in progress
+    failed: frozenset[runs.Target]  # in the newest finished run about it
+    evaluated_at: str
+
+
+def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
+    """What is due at a tick's own time.
+
+    A model whose training failed is requested again by the schedule of training. The predictions do not wait for it:
+    the previous model serves.
+    """
+    held = runs.held(wiring, context.instance)  # before the state: a run that ends in between is then seen as done
+    failed = frozenset(runs.failures(wiring, context.instance))
+    state = wiring.pipeline().published_state()
+    if not is_preview(context):
+        log_unknown_commits(wiring, context.instance, state, held)
+    now = context.scheduled_execution_time
+    failed_models = frozenset(key for asset, key in failed if asset == "model")
+    return _Tick(
+        wiring=wiring,
+        plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
+        retried=make_plan(wiring.spec, state, now),
+        held=held,
+        failed=failed,
+        evaluated_at=now.isoformat(),
+    )
+
+
+def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
+    launch = launch_of(tick.wiring, request)
+    return dg.RunRequest(
+        run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
+        asset_selection=launch.assets if launch.tags else None,
+        tags=launch.tags or None,
+        run_config={"ops": launch.ops} if launch.ops else None,
+    )
+
+
+def _skip_reason(duty: Duty, tick: _Tick) -> str:
+    """Why a schedule requests nothing: what its own work waits for, and which schedule does that."""
+    if tick.held:
+        return f"Under way: {listed({key or asset for asset, key in tick.held})}; nothing else can be done here yet."
+    due: dict[Step, str] = {step: f"{len(items)} of {step}" for step in STEPS if (items := tick.retried.of(step))}
+    own: list[Step] = [step for step in due if step in MAKES[duty]]
+    others: list[Step] = [step for step in due if step in _OTHERS_WAIT_FOR and step not in own]
+    if own:
+        first: list[Step] = [step for step in others if STEPS.index(step) < STEPS.index(own[-1])]
+        waiting = ", ".join(due[step] for step in own)
+        return f"Nothing can be done here yet: {waiting}, waiting for {_by_schedule(tick, first, due)}."
+    if others:
+        return f"Nothing is due here; elsewhere: {_by_schedule(tick, others, due)}."
+    if tick.plan.blocked:
+        return f"Nothing is due; no model serves {len(tick.plan.blocked)} partitions, the last {tick.plan.blocked[-1].partition.key}."
+    return "Nothing is due: every partition is up to date."
+
+
+def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) -> str:
+    return ", ".join(f"{due[step]} ({schedule_name(tick.wiring.spec.name, DUTY_OF[step])})" for step in steps)
+
+
+def _to_score(tick: _Tick) -> list[Item]:
+    """Features, also of models that are trained again, and predictions that wait for no model."""
+    due = [*tick.plan.of("features"), *tick.retried.of("features")]
+    due += [item for item in tick.plan.of("predictions") if not item.awaits_model]
+    busy = {key for asset, key in tick.held if asset in ("features", "predictions")}
+    return [item for item in due if item.partition.key not in busy]
+
+
+def _to_train(tick: _Tick) -> list[Item]:
+    """The serving periods whose history is built and that no run trains for."""
+    lacking = {item.partition.key for item in tick.retried.of("features")}
+    busy = {key for asset, key in tick.held if asset == "model"}
+    if busy and tick.wiring.serving_periods is None:
+        return []
+    return [
+        item
+        for item in tick.retried.of("model", "challengers")
+        if item.partition.key not in busy
+        and not any(partition.key in lacking for partition in training_window(tick.wiring.spec, item.partition.start))
+    ]
+
+
+def _to_evaluate(tick: _Tick) -> list[Item]:
+    """Partitions that are neither scored nor evaluated first."""
+    busy = {item.partition.key for item in tick.plan.of("predictions")}
+    busy |= {key for asset, key in tick.held if asset in ("predictions", "performance")}
+    return [item for item in tick.plan.of("performance") if item.partition.key not in busy]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
 from batch_platform.declaration.redaction import redact
@@ -29,15 +30,10 @@ _ALL_HISTORY_HOURS = 20 * 366 * 24  # what "all history" means in the graph
 
 @dataclass(frozen=True)
 class Wiring:
-    """One declared pipeline as Dagster sees it.
-
-    Args:
-        spec: The declaration.
-        folder: Absolute path of the folder with its SQL.
-    """
+    """One declared pipeline as Dagster sees it."""
 
     spec: PipelineSpec
-    folder: Path
+    folder: Path  # absolute, with its SQL
     _pipelines: dict[Path, Pipeline] = field(
         default_factory=dict[Path, Pipeline], init=False, repr=False, compare=False
     )
@@ -100,7 +96,7 @@ class Wiring:
         """
         pipeline = self.pipeline()
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
-        with clear_failures():
+        with clear_failures(), quick_event_log(context.instance):
             try:
                 yield pipeline
             except BaseException:

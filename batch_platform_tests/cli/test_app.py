@@ -10,9 +10,9 @@ import click
 import duckdb
 import pytest
 
+import batch_platform
 from batch_platform import __version__
-from batch_platform.cli import failures
-from batch_platform.cli.app import COMMANDS, app
+from batch_platform.cli.app import COMMANDS, app, explain
 from batch_platform.declaration.errors import DataError, SourceError
 from batch_platform_tests.command_line import (
     clean_environment,
@@ -74,7 +74,7 @@ def test_unknown_pipeline_names_the_nearest(cli, fresh, args):
         (("--partition", DAY, "--model", "nosuch"), "small has no version 'nosuch'; there are 2024-02-01-"),
     ],
 )
-def test_partitions_and_versions_that_cannot_be_meant(cli, project, args, says):
+def test_impossible_partitions_and_versions_are_refused(cli, project, args, says):
     answer = cli(project, "run", "small", *args)
     if says is None:  # an empty option is none
         assert answer.code == 0
@@ -212,13 +212,13 @@ def test_misspelt_yaml_key_names_file_line_path_and_nearest(cli, fresh):
     for args in (("check",), ("run", "small"), ("status",)):
         answer = cli(fresh, *args)
         assert answer.code == 2
-        found = re.fullmatch(
+        match = re.fullmatch(
             r"(.+):(\d+): attributes\.model\.train: unknown key 'evalute'; allowed are (.+); did you mean 'evaluate'\.",
             answer.error,
         )
-        assert found, answer.error
-        assert Path(found[1]) == file
-        assert "evalute" in "\n".join(text.splitlines()[int(found[2]) - 1 : int(found[2]) + 5])
+        assert match, answer.error
+        assert Path(match[1]) == file
+        assert "evalute" in "\n".join(text.splitlines()[int(match[2]) - 1 : int(match[2]) + 5])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_hints_name_commands_that_exist():
-    package = Path(failures.__file__).parents[1]
+    package = Path(batch_platform.__file__).parent
     named = [
         (file.name, command)
         for file in [*package.rglob("*.py"), package.parent / "README.md"]
@@ -368,24 +368,24 @@ def test_hints_name_commands_that_exist():
             r"(?<!of )(?<!by )batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
         )
     ]
-    assert [one for one in named if one[1] not in COMMANDS] == []
+    assert [(file, command) for file, command in named if command not in COMMANDS] == []
     assert len(named) > 10
 
 
-def test_error_that_adds_where_it_happened_is_the_one_told(capfd):
-    told = DataError("small: column x")
-    told.__cause__ = DataError("column x")
-    told.__cause__.__cause__ = ValueError("innermost")
+def test_the_error_that_adds_where_it_happened_is_reported(capfd):
+    located = DataError("small: column x")
+    located.__cause__ = DataError("column x")
+    located.__cause__.__cause__ = ValueError("innermost")
     wrapped = RuntimeError("Dagster says a step failed")
-    wrapped.__cause__ = told
-    assert failures.explain(wrapped) == 1
+    wrapped.__cause__ = located
+    assert explain(wrapped) == 1
     assert capfd.readouterr().err == "Error: small: column x\n"
 
 
 def test_error_while_cleaning_up_does_not_hide_the_first(capfd):
     second = DataError("publishing failed as well")
     second.__context__ = SourceError("the first", hint="mend it")
-    assert failures.explain(second) == 1
+    assert explain(second) == 1
     assert capfd.readouterr().err == "Error: the first Hint: mend it\n"
 
 

@@ -35,15 +35,17 @@ def test_backtest_of_a_version_is_reported_as_json_and_stored_as_reported(cli, p
     (version,) = (name for (name,) in published(project, "SELECT version FROM batch_platform.model_versions LIMIT 1"))
     report = cli(project, "backtest", "small", *RANGE, "--model", version, "--scores", "--json").json
     assert report["candidate"] == {"version": version, "estimator": None, "params": {}}
-    assert [one["metrics"] for one in report["partitions"]] == [one["production"] for one in report["partitions"]]
-    told = {(one["partition"], name): value for one in report["partitions"] for name, value in one["metrics"].items()}
+    assert [line["metrics"] for line in report["partitions"]] == [line["production"] for line in report["partitions"]]
+    reported = {
+        (line["partition"], name): value for line in report["partitions"] for name, value in line["metrics"].items()
+    }
     rows = published(project, "SELECT partition_key, metric, value FROM small.backtests")
-    assert {(key, metric): value for key, metric, value in rows} == told
-    (auc,) = [one for one in report["totals"] if one["metric"] == "roc_auc"]
+    assert {(key, metric): value for key, metric, value in rows} == reported
+    (auc,) = [line for line in report["totals"] if line["metric"] == "roc_auc"]
     assert (auc["value"] == auc["production_value"], auc["better"], auc["worse"]) == (True, 0, 0)
     scored = "SELECT count(*) FROM small.backtest_scores AS b JOIN small.predictions AS p USING (id, shop, score)"
     assert published(project, scored) == [(11 * 40 - 1,)], "one row of it breaks the contract"
-    assert {one["rows_rejected"] for one in report["partitions"]} == {0, 1}
+    assert {line["rows_rejected"] for line in report["partitions"]} == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ def versions(folder):
     return [name for (name,) in published(folder, "SELECT version FROM batch_platform.model_versions ORDER BY seq")]
 
 
-def test_a_rollback_is_recorded_listed_and_rescored_and_sql_tells_then_from_now(cli, weekly):
+def test_a_rollback_is_recorded_listed_and_rescored_and_sql_distinguishes_then_from_now(cli, weekly):
     first, second, third = versions(weekly)
-    told = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
-    assert told[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
-    assert told[1] == f"  champion there: {second}, before {third}"
-    assert told[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
-    assert told[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")
+    lines = cli(weekly, "models", "small", "rollback", "--reason", "too many false alarms").out.splitlines()
+    assert lines[0] == f"small: {third} is withdrawn from 2024-02-17 23:00 UTC on: too many false alarms."
+    assert lines[1] == f"  champion there: {second}, before {third}"
+    assert lines[2] == "  scored by another version: 7 partitions (2024-02-18 to 2024-02-24)"
+    assert lines[3].startswith("  batch-platform run small --from 2024-02-18 --to 2024-02-24 ")
     assert published(weekly, STATUS) == [
         ("scored", None, first, first),
         ("scored", None, second, second),

@@ -174,7 +174,7 @@ def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
         ({"returned": None}, "none", "KMeans"),
     ],
 )
-def test_what_learns_follows_from_the_label(tmp_path, columns, target, estimator):
+def test_the_estimator_follows_from_the_label(tmp_path, columns, target, estimator):
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert proposal.target == target
@@ -245,9 +245,9 @@ def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
     assert sum(scored(pipeline_of(files, tmp_path)).values()) > ROWS / 2
 
 
-def test_what_is_lacking_with_the_label_is_no_feature(tmp_path):
-    known = [None if at % 7 == 0 else one for at, one in enumerate(orders()["returned"])]
-    with_it = [None if one is None else at for at, one in enumerate(known)]
+def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path):
+    known = [None if at % 7 == 0 else returned for at, returned in enumerate(orders()["returned"])]
+    with_it = [None if returned is None else at for at, returned in enumerate(known)]
     not_quite = [None if at % 7 == 1 else at for at in range(ROWS)]
     orders(returned=known, refund=with_it, other=not_quite).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
@@ -259,8 +259,8 @@ def test_what_is_lacking_with_the_label_is_no_feature(tmp_path):
 
 
 @pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
-def test_rows_without_a_time_are_told(tmp_path, stand_in):
-    lacking = [stand_in if at % 10 == 0 else one for at, one in enumerate(orders()["at"])]
+def test_rows_without_a_time_are_reported(tmp_path, stand_in):
+    lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
@@ -280,7 +280,7 @@ def test_rows_without_a_time_are_told(tmp_path, stand_in):
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )
-def test_a_table_that_gives_no_pipeline_is_told_why(tmp_path, columns, asked, said):
+def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path, columns, asked, said):
     if columns.get("id", "") is None:
         columns = {**columns, "amount": None, "items": [at % 9 for at in range(ROWS)]}
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
@@ -310,7 +310,7 @@ def test_a_table_that_gives_no_pipeline_is_told_why(tmp_path, columns, asked, sa
         (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is not a folder"),
     ],
 )
-def test_wrong_use_is_told_in_one_paragraph_and_writes_nothing(tmp_path, arguments, code, said):
+def test_wrong_use_is_explained_in_one_paragraph_and_writes_nothing(tmp_path, arguments, code, said):
     orders(100).write_parquet(tmp_path / "orders.parquet")
     orders(100).clear().write_parquet(tmp_path / "empty.parquet")
     for name in ("orders.xlsx", "broken.parquet", "{{ x }}.parquet"):
@@ -345,7 +345,7 @@ def test_a_project_of_another_kind_is_left_alone(tmp_path):
         ("2024-Orders (v2).parquet", "orders_v2"),
     ],
 )
-def test_the_table_is_called_as_its_file_where_that_can_be_a_name(tmp_path, file, source):
+def test_the_source_is_named_after_its_file_if_that_is_a_valid_name(tmp_path, file, source):
     orders(100).write_parquet(tmp_path / file)
     _, files = proposed(tmp_path / file)
     assert list(PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).sources) == [source]
@@ -373,7 +373,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(found=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
-def test_whatever_the_columns_are_called_the_files_mean_them(tmp_path_factory, found):
+def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, found):
     folder = tmp_path_factory.mktemp("named")
     key, time, label, feature = found
     own = {"id": key, "at": time, "returned": label, "amount": feature}

@@ -118,6 +118,6 @@ def test_gc_lists_and_then_removes_what_nothing_refers_to(cli, project):
     assert cli(project, "gc").out == "Nothing to remove.\n"
 
 
-def test_gc_with_a_duration_that_is_none_is_wrong_use(cli, fresh):
+def test_gc_with_an_invalid_duration_is_wrong_use(cli, fresh):
     answer = cli(fresh, "gc", "--keep", "soon")
     assert (answer.code, "--keep: 'soon' is not a duration" in answer.error) == (2, True)

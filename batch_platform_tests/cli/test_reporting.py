@@ -49,7 +49,7 @@ def test_status_reports_as_json(cli, project):
     assert report["champion"] == version_of(project)
     assert set(report["champion_metrics"]) >= {"roc_auc", "log_loss"}
     assert report["due"] == {}
-    of = {one["partition"]: one for one in report["partitions"]}
+    of = {line["partition"]: line for line in report["partitions"]}
     scored = of[REJECTED_DAY]
     assert (scored["rows_in"], scored["rows_scored"], scored["rows_rejected"], scored["evaluated"]) == (40, 39, 1, True)
     assert datetime.fromisoformat(scored["committed_at"]).tzinfo is not None
@@ -105,7 +105,7 @@ def test_status_says_why_partitions_are_stale(cli, project):
     assert lines[-1] == "  2024-02-01 to 2024-02-29 (29): stale, the SQL or its declaration changed"
 
 
-def test_what_the_users_code_prints_is_no_part_of_a_report(cli, project):
+def test_what_the_users_code_prints_is_not_part_of_a_report(cli, project):
     definitions = project / "shop" / "definitions.py"
     definitions.write_text(definitions.read_text() + "print('loading the shop')\n", encoding="utf-8")
     for args in (("check",), ("status",), ("run", "small", "--from", "2024-02-01"), ("models", "small", "list")):
@@ -134,30 +134,30 @@ def test_project_without_a_pipeline_says_so(cli, tmp_path):
 
 
 def test_trace_of_a_scored_row_names_all_that_produced_it(cli, project):
-    (one,) = cli(project, "trace", "small", "id=1500", "--json").json
-    assert set(one) == {"outcome", "row", "commit", "model", "features", "sources"}
-    assert one["outcome"] == "scored"
-    assert one["row"]["id"] == 1500
-    assert 0 < one["row"]["score"] < 1
-    assert one["commit"]["partition_key"] == one["row"]["partition_key"] == "2024-02-07"
-    assert one["commit"]["run_id"] == one["row"]["run_id"]
-    assert one["model"]["version"] == one["row"]["model_version"] == version_of(project)
-    assert one["model"]["params"]["max_iter"] == 5
-    assert one["model"]["trained_until"] == "2024-01-30T23:00:00+00:00"
-    assert one["model"]["decision"].startswith("approved by gate: ")
-    assert one["features"]["sha256"] == one["commit"]["input_hash"]
-    name = f"2024-02-07.{one['features']['sha256'][:12]}.parquet"
-    assert one["features"]["file"] == f"{project}/.batch_platform/lake/small/features/{name}"
-    assert set(one["features"]["sources"]) == {"events"}
+    (traced,) = cli(project, "trace", "small", "id=1500", "--json").json
+    assert set(traced) == {"outcome", "row", "commit", "model", "features", "sources"}
+    assert traced["outcome"] == "scored"
+    assert traced["row"]["id"] == 1500
+    assert 0 < traced["row"]["score"] < 1
+    assert traced["commit"]["partition_key"] == traced["row"]["partition_key"] == "2024-02-07"
+    assert traced["commit"]["run_id"] == traced["row"]["run_id"]
+    assert traced["model"]["version"] == traced["row"]["model_version"] == version_of(project)
+    assert traced["model"]["params"]["max_iter"] == 5
+    assert traced["model"]["trained_until"] == "2024-01-30T23:00:00+00:00"
+    assert traced["model"]["decision"].startswith("approved by gate: ")
+    assert traced["features"]["sha256"] == traced["commit"]["input_hash"]
+    name = f"2024-02-07.{traced['features']['sha256'][:12]}.parquet"
+    assert traced["features"]["file"] == f"{project}/.batch_platform/lake/small/features/{name}"
+    assert set(traced["features"]["sources"]) == {"events"}
 
 
 def test_trace_of_a_rejected_row_gives_the_reason_and_the_row(cli, project):
-    (one,) = cli(project, "trace", "small", f"id={REJECTED_ID}", "--json").json
-    assert one["outcome"] == "rejected"
-    assert one["row"]["column_name"] == "amount"
-    assert one["row"]["key"]["id"] == REJECTED_ID
-    assert one["row"]["row"]["amount"] == -1.0
-    assert one["commit"]["rows_rejected"] == 1
+    (traced,) = cli(project, "trace", "small", f"id={REJECTED_ID}", "--json").json
+    assert traced["outcome"] == "rejected"
+    assert traced["row"]["column_name"] == "amount"
+    assert traced["row"]["key"]["id"] == REJECTED_ID
+    assert traced["row"]["row"]["amount"] == -1.0
+    assert traced["commit"]["rows_rejected"] == 1
     text = cli(project, "trace", "small", f"id={REJECTED_ID}").out
     assert text.startswith("outcome: rejected\n")
     assert f"\n    id: {REJECTED_ID}\n" in text
@@ -165,10 +165,10 @@ def test_trace_of_a_rejected_row_gives_the_reason_and_the_row(cli, project):
 
 def test_trace_takes_keys_of_any_characters(cli, project):
     for shop in SHOPS:
-        found = cli(project, "trace", "small", f"shop={shop}", "--json").json
+        rows = cli(project, "trace", "small", f"shop={shop}", "--json").json
         ((expected,),) = published(project, "SELECT count(*) FROM small.predictions WHERE shop = $shop", {"shop": shop})
-        assert len([one for one in found if one["outcome"] == "scored"]) == expected > 0
-        assert {one["row"].get("shop", shop) for one in found} == {shop}
+        assert len([row for row in rows if row["outcome"] == "scored"]) == expected > 0
+        assert {row["row"].get("shop", shop) for row in rows} == {shop}
 
 
 def test_trace_of_a_row_that_is_not_there_says_where_to_look(cli, project):
@@ -191,8 +191,12 @@ def test_models_lists_versions_with_the_champion_marked(cli, project, args):
     header, row = cli(project, *args).out.splitlines()
     assert header.split() == ["version", "champion", "decision", "rows", "accuracy", "brier", "log_loss", "roc_auc"]
     assert row.split()[:4] == [version_of(project), "*", "approved", "900"]
-    (one,) = cli(project, *args, "--json").json
-    assert (one["version"], one["champion"], one["serving_period"]) == (version_of(project), True, "2024-02-01")
+    (version,) = cli(project, *args, "--json").json
+    assert (version["version"], version["champion"], version["serving_period"]) == (
+        version_of(project),
+        True,
+        "2024-02-01",
+    )
 
 
 def test_models_of_an_untrained_pipeline_says_so(cli, tmp_path):
@@ -222,7 +226,7 @@ def test_models_show_of_an_unknown_version_names_the_nearest(cli, project):
     assert answer.error.endswith(f"Hint: did you mean {version!r}?")
 
 
-def test_changed_manifest_is_not_shown(cli, project):
+def test_a_changed_manifest_is_not_shown(cli, project):
     version = version_of(project)
     manifest = project / ".batch_platform" / "models" / "small" / version / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rows"', '"rows "', 1))
@@ -232,8 +236,8 @@ def test_changed_manifest_is_not_shown(cli, project):
 
 
 def test_trace_shows_the_rows_of_the_sources(cli, project):
-    (one,) = cli(project, "trace", "small", "id=1500", "--json").json
-    (source,) = one["sources"]
+    (traced,) = cli(project, "trace", "small", "id=1500", "--json").json
+    (source,) = traced["sources"]
     assert (source["name"], source["unchanged"], source["rows_of_key"]) == ("events", True, 1)
     assert source["columns"] == ["amount", "id", "items", "known", "shop", "ts"]
     assert source["rows"][0]["id"] == 1500
@@ -243,9 +247,13 @@ def test_trace_shows_the_rows_of_the_sources(cli, project):
 
 
 def test_trace_of_a_source_lists_the_predictions_that_depend_on_it(cli, project):
-    found = cli(project, "trace", "small", "--source", "events", "--partition", "2024-02-07", "--json").json
-    assert (found["source"], found["partition"], len(found["partitions"])) == ("events", "2024-02-07", 29)
-    assert found["partitions"][0]["through"] == ["features", "model"]
+    dependents = cli(project, "trace", "small", "--source", "events", "--partition", "2024-02-07", "--json").json
+    assert (dependents["source"], dependents["partition"], len(dependents["partitions"])) == (
+        "events",
+        "2024-02-07",
+        29,
+    )
+    assert dependents["partitions"][0]["through"] == ["features", "model"]
     text = cli(project, "trace", "small", "--source", "events").out
     assert text.startswith("small: 29 partitions, 1,159 rows, depend on events\n")
     assert f"2024-02-01 to 2024-02-29 (29): through its features and its model, scored by {version_of(project)}" in text

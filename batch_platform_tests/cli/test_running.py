@@ -191,7 +191,7 @@ def test_failed_run_keeps_what_it_committed_and_status_says_why(cli, project):
     assert answer.code == 1
     assert answer.error.startswith("small, partition 2024-02-20: the SQL of ")
     (status,) = cli(project, "status", "--json").json
-    of = {one["partition"]: one for one in status["partitions"]}
+    of = {line["partition"]: line for line in status["partitions"]}
     assert of["2024-02-20"]["condition"] == "failed"
     assert re.fullmatch(r"run [0-9a-f-]{36} failed", of["2024-02-20"]["reason"])
     assert published(project, BALANCE) == [(0,)]
@@ -269,14 +269,14 @@ def test_terminal_shows_bars_and_no_lines(project):
         stderr=subprocess.PIPE,
     )
     os.close(follower)
-    said = b""
+    output = b""
     with suppress(OSError):  # once the other end is closed
         while part := os.read(leader, 65536):
-            said += part
+            output += part
     os.close(leader)
     assert process.communicate(timeout=60) == (None, b"")
     assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     for asset in ("features", "predictions", "performance"):
         assert re.search(rf"{asset} +━+ +10/10", text), text
     assert "10 of 10, 2024-02-29" not in text

@@ -26,8 +26,8 @@ def deps(value: object) -> dict[str, set[str]]:
     assert isinstance(value, dg.TableColumnLineage | dg.TableColumnLineageMetadataValue)
     lineage = value if isinstance(value, dg.TableColumnLineage) else value.column_lineage
     return {
-        column: {f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in found}
-        for column, found in lineage.deps_by_column.items()
+        column: {f"{dep.asset_key.to_user_string()}.{dep.column_name}" for dep in reads}
+        for column, reads in lineage.deps_by_column.items()
     }
 
 
@@ -38,8 +38,8 @@ def readable(metadata: dict[str, dg.MetadataValue]) -> str:
 def logged(deployment: Deployment, asset: str) -> dict[str, dict[str, dg.MetadataValue]]:
     """The metadata of the materializations of an asset, by partition."""
     entries = deployment.materializations(asset)
-    found = {entry.asset_materialization.partition: entry.asset_materialization.metadata for entry in entries}
-    return {key: dict(metadata) for key, metadata in found.items()}
+    by_partition = {entry.asset_materialization.partition: entry.asset_materialization.metadata for entry in entries}
+    return {key: dict(metadata) for key, metadata in by_partition.items()}
 
 
 def test_the_definitions_say_where_the_columns_of_every_table_come_from(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_the_definitions_say_where_the_columns_of_every_table_come_from(tmp_path
 def test_definitions_link_to_the_source_code(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     linked = {
-        asset: [one.file_path for one in value.code_references]
+        asset: [reference.file_path for reference in value.code_references]
         for asset in ("events", "features", "model", "predictions", "performance")
         if (value := defined(deployment, asset).get(CODE)) is not None
     }
@@ -75,40 +75,40 @@ def test_definitions_link_to_the_source_code(tmp_path, monkeypatch):
     assert linked == {"features": [str(folder / "features.sql")], "model": labels, "performance": labels}
 
 
-def test_a_column_that_the_model_is_not_given_is_no_part_of_the_lineage_of_the_prediction(tmp_path, monkeypatch):
+def test_a_column_that_is_not_a_feature_is_not_in_the_lineage_of_the_prediction(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, features={"columns": {"items": {"feature": False}}})
-    found = deps(defined(deployment, "predictions")[LINEAGE])
-    assert found["prediction"] == {f"small/features.{name}" for name in ("amount", "shop", "known")}
+    reads = deps(defined(deployment, "predictions")[LINEAGE])
+    assert reads["prediction"] == {f"small/features.{name}" for name in ("amount", "shop", "known")}
 
 
-def test_what_stands_behind_a_star_is_unknown_until_a_run_has_asked_the_sources(tmp_path, monkeypatch):
+def test_the_columns_of_a_star_are_unknown_until_a_run_looks_them_up_in_the_sources(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, features_sql=STARRED)
     before = defined(deployment, "features")
     assert LINEAGE not in before
-    assert "The text of the SQL tells no more" in readable(before)
+    assert "The SQL does not show the other columns" in readable(before)
     assert LINEAGE not in defined(deployment, "predictions")
     assert deployment.run("features", first="2024-01-01", last="2024-01-03").success
-    found = logged(deployment, "features")
-    assert [LINEAGE in found[key] for key in sorted(found)] == [False, False, True]
-    newest = found["2024-01-03"]
+    metadata = logged(deployment, "features")
+    assert [LINEAGE in metadata[key] for key in sorted(metadata)] == [False, False, True]
+    newest = metadata["2024-01-03"]
     assert deps(newest[LINEAGE]) == {
         name: {f"small/events.{name}"} for name in ("id", "ts", "amount", "items", "shop", "known")
     }
     assert "| `shop` | `events`: `shop` unchanged |" in readable(newest)
 
 
-def test_a_run_tells_which_columns_its_model_reads_and_gives_once(tmp_path, monkeypatch):
+def test_a_run_logs_once_which_columns_its_model_reads_and_returns(tmp_path, monkeypatch):
     deployment = deploy_trained(tmp_path, monkeypatch)
     assert deployment.run("features", "predictions", first=SCORED_FROM, last="2024-02-03").success
-    found = logged(deployment, "predictions")
-    assert [LINEAGE in found[key] for key in sorted(found)] == [False, False, True]
-    read = deps(found["2024-02-03"][LINEAGE])
+    metadata = logged(deployment, "predictions")
+    assert [LINEAGE in metadata[key] for key in sorted(metadata)] == [False, False, True]
+    read = deps(metadata["2024-02-03"][LINEAGE])
     assert read["score"] == read["prediction"] == {f"small/features.{x}" for x in ("amount", "items", "shop", "known")}
-    assert "| `score` | as `prediction` |" in readable(found["2024-02-03"])
+    assert "| `score` | as `prediction` |" in readable(metadata["2024-02-03"])
     assert LINEAGE not in logged(deployment, "features")["2024-02-03"]  # the definition has it
 
 
-def test_the_lineage_of_features_made_by_a_function_is_said_to_be_unknown(tmp_path, monkeypatch):
+def test_the_lineage_of_features_made_by_a_function_is_unknown_and_says_so(tmp_path, monkeypatch):
     (tmp_path / "made_by_hand.py").write_text(FUNCTION)
     monkeypatch.syspath_prepend(str(tmp_path))
     deployment = deploy(tmp_path, monkeypatch, features={"sql": None, "python": "made_by_hand.features"})
@@ -134,6 +134,6 @@ def test_the_lineage_of_features_made_by_a_function_is_said_to_be_unknown(tmp_pa
         ),
     ],
 )
-def test_the_table_to_read_holds_whatever_columns_are_called(tmp_path, monkeypatch, sql, cell):
+def test_the_readable_table_holds_columns_of_any_name(tmp_path, monkeypatch, sql, cell):
     deployment = deploy(tmp_path, monkeypatch, features_sql=sql)
     assert cell in readable(defined(deployment, "features"))

@@ -38,12 +38,12 @@ def specs(deployment: Deployment) -> dict[str, dg.AssetSpec]:
 def evaluations(deployment: Deployment, asset: str, check: str) -> dict[str | None, Any]:
     """The newest evaluation of a check, by partition key; None for that of the whole run."""
     key = dg.AssetCheckKey(deployment.key(asset), check)
-    found = {}
+    results = {}
     for record in deployment.instance.event_log_storage.get_asset_check_execution_history(key, limit=1000):
         event = record.event.dagster_event if record.event else None
         if event is not None and event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            found.setdefault(event.asset_check_evaluation_data.partition, event.asset_check_evaluation_data)
-    return found
+            results.setdefault(event.asset_check_evaluation_data.partition, event.asset_check_evaluation_data)
+    return results
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
@@ -69,8 +69,8 @@ def published(deployment: Deployment, query: str) -> list[tuple[Any, ...]]:
 
 def test_assets_say_what_they_are(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, owners=["team:shop", "a@example.com"], monitoring=RULE)
-    found = specs(deployment)
-    kinds = {name: spec.kinds for name, spec in found.items()}
+    declared = specs(deployment)
+    kinds = {name: spec.kinds for name, spec in declared.items()}
     assert kinds == {
         "events": {"parquet"},
         "features": {"duckdb", "parquet"},
@@ -78,15 +78,15 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
         "predictions": {"duckdb", "table"},
         "performance": {"duckdb", "table"},
     }
-    assert {spec.key.path[0] for spec in found.values()} == {"small"}
-    assert {spec.group_name for spec in found.values()} == {"small"}
-    assert all(list(spec.owners) == ["team:shop", "a@example.com"] for spec in found.values())
-    assert all(len(spec.description or "") > 60 for spec in found.values())
-    assert all(spec.code_version for name, spec in found.items() if name != "events")
-    assert "WHERE ts >= $partition_start" in found["features"].description
-    assert found["predictions"].metadata["dagster/table_name"] == "small.predictions"
-    assert found["performance"].metadata["dagster/table_name"] == "small.performance"
-    assert found["features"].metadata[SPEC_METADATA].instance.spec == deployment.pipeline.spec
+    assert {spec.key.path[0] for spec in declared.values()} == {"small"}
+    assert {spec.group_name for spec in declared.values()} == {"small"}
+    assert all(list(spec.owners) == ["team:shop", "a@example.com"] for spec in declared.values())
+    assert all(len(spec.description or "") > 60 for spec in declared.values())
+    assert all(spec.code_version for name, spec in declared.items() if name != "events")
+    assert "WHERE ts >= $partition_start" in declared["features"].description
+    assert declared["predictions"].metadata["dagster/table_name"] == "small.predictions"
+    assert declared["performance"].metadata["dagster/table_name"] == "small.performance"
+    assert declared["features"].metadata[SPEC_METADATA].instance.spec == deployment.pipeline.spec
     names = {key.name: key.asset_key.path[1] for key in deployment.definitions.resolve_asset_graph().asset_check_keys}
     assert names == {
         "rows_balance": "predictions",
@@ -100,8 +100,8 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
 
 def test_code_versions_change_with_the_code_that_they_stand_for(tmp_path, monkeypatch):
     def versions(name: str, **overrides: Any) -> dict[str, str | None]:
-        found = specs(deploy(tmp_path / name, monkeypatch, **overrides))
-        return {asset: spec.code_version for asset, spec in found.items()}
+        declared = specs(deploy(tmp_path / name, monkeypatch, **overrides))
+        return {asset: spec.code_version for asset, spec in declared.items()}
 
     def changed(name: str, **overrides: Any) -> set[str]:
         return {asset for asset, version in versions(name, **overrides).items() if version != before[asset]}
@@ -183,7 +183,7 @@ def test_all_history_of_ten_years_of_hours_is_mapped(tmp_path, monkeypatch, ever
     before = upstream(deployment, "model", "features", period)
     assert before[0] == "2014-01-01-00:00"
     start = deployment.wiring.serving_period(period).start
-    assert before == [one.key for one in deployment.pipeline.spec.partitions.calendar.due(start)]
+    assert before == [partition.key for partition in deployment.pipeline.spec.partitions.calendar.due(start)]
 
 
 TIMEZONES = ["UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "Asia/Kolkata"]
@@ -256,11 +256,11 @@ def test_the_data_version_of_equal_rows_is_equal(trained):
     first, again = (trained.run("features", first="2024-02-05", config={"features": {"force": True}}) for _ in range(2))
     assert first.success
     assert again.success
-    one, other = trained.materializations("features")
-    assert one.tags["dagster/data_version"] == other.tags["dagster/data_version"]
+    newest, older = trained.materializations("features")
+    assert newest.tags["dagster/data_version"] == older.tags["dagster/data_version"]
 
 
-def test_nothing_is_out_of_date_after_a_run_and_what_follows_a_change_is(trained):
+def test_after_a_run_nothing_is_out_of_date_and_after_a_change_whatever_depends_on_it_is(trained):
     days = trained.days("2024-02-01", "2024-02-03")
     assert trained.run("model", first="2024-02-01").success
     assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
@@ -330,7 +330,7 @@ def test_a_failure_while_scoring_keeps_the_partitions_before_it(trained):
     assert [value(entry, "skipped") for entry in logged] == [True, True, True, False, False, False]
 
 
-def test_a_commit_that_dagster_never_heard_of_is_told_by_the_next_run(trained):
+def test_the_next_run_logs_a_commit_that_dagster_does_not_know(trained):
     trained.score("2024-02-01", "2024-02-02", run_id="died")
     result = trained.run("predictions", first="2024-02-01", last="2024-02-02")
     assert result.success
@@ -349,14 +349,14 @@ def test_force_scores_again_what_is_up_to_date(trained):
     assert published(trained, "SELECT DISTINCT run_id FROM small.predictions") == [(result.run_id,)]
 
 
-def test_numbers_that_are_there_to_be_plotted_stand_last(trained):
+def test_numbers_that_are_only_plotted_come_last(trained):
     assert trained.run("features", "predictions", first="2024-02-01").success
     (logged,) = trained.materializations("predictions")
     names = list(logged.asset_materialization.metadata)
     plotted = [
         "rows_per_second",
         "peak_memory_mib",
-        *(f"share_of_time_in_{one}" for one in ("read", "score", "commit")),
+        *(f"share_of_time_in_{part}" for part in ("read", "score", "commit")),
     ]
     assert names[-6:] == ["speed", *plotted]
     assert names[:3] == ["dagster/row_count", "rows_in", "rows_rejected"]
@@ -370,7 +370,7 @@ def test_a_metric_is_shown_with_six_digits(trained):
     assert len(str(value(logged, "log_loss"))) <= len("0.123456")
 
 
-def test_a_model_without_parameters_is_said_to_have_none(tmp_path, monkeypatch):
+def test_a_model_without_parameters_shows_none(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, model={"params": None})
     assert trained.run("model", first="2024-02-01").success
     (logged,) = trained.materializations("model")
@@ -398,7 +398,7 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
 
 def test_a_version_can_be_asked_for(trained):
     assert trained.run("features", first="2024-01-10").success
-    (version,) = [one.version for one in trained.pipeline.state().registry.versions]
+    (version,) = [model.version for model in trained.pipeline.state().registry.versions]
     result = trained.run("predictions", first="2024-01-10", config={"predictions": {"model": version}})
     assert result.success
     (logged,) = trained.materializations("predictions")
@@ -418,7 +418,7 @@ def test_a_partition_before_every_model_fails_in_one_paragraph(trained):
 def test_rows_balance_blocks(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     graph = deployment.definitions.resolve_asset_graph()
-    assert graph.get(dg.AssetCheckKey(deployment.key("predictions"), checks.ROWS_BALANCE)).blocking
+    assert graph.get(dg.AssetCheckKey(deployment.key("predictions"), checks.ROWS_BALANCE.name)).blocking
 
 
 @pytest.mark.parametrize(("rows_rejected", "goes_on"), [(1, True), (0, False)])
@@ -430,9 +430,9 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
     committed = Committed(trained.wiring.named(["2024-02-01"])[0], run, skipped=False)
     key = dg.AssetKey("scores")
 
-    @dg.asset(key=key, check_specs=[checks.rows_balance(key)])
+    @dg.asset(key=key, check_specs=[checks.ROWS_BALANCE.spec(key)])
     def scores() -> dg.MaterializeResult:
-        return dg.MaterializeResult(check_results=[checks.rows_balance_summary([committed])])
+        return dg.MaterializeResult(check_results=[checks.ROWS_BALANCE.result([committed])])
 
     @dg.asset(deps=[scores])
     def emails() -> None: ...
@@ -506,7 +506,7 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
     assert value(trained.materializations("predictions")[0], "model_version") == champion
 
 
-def test_training_that_the_data_refuse_fails_in_one_paragraph(tmp_path, monkeypatch):
+def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     message = failure(deployment.run("model", first="2024-01-01"))
     assert message.startswith("small, serving period 2024-01-01:")
@@ -545,15 +545,15 @@ def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):
     logged = trained.materializations("performance")
     assert partitions_of(logged) == days
     assert all(0.5 < value(entry, "roc_auc") <= 1 for entry in logged)
-    found = evaluations(trained, "performance", "performance")
-    assert set(found) == {*days, None}
-    assert not any(evaluation.passed for evaluation in found.values())
-    assert found[days[0]].severity == dg.AssetCheckSeverity.WARN
-    assert found[days[0]].metadata["roc_auc"].value == value(logged[0], "roc_auc")
-    assert days[2] in found[None].metadata["the_worst"].value
+    results = evaluations(trained, "performance", "performance")
+    assert set(results) == {*days, None}
+    assert not any(evaluation.passed for evaluation in results.values())
+    assert results[days[0]].severity == dg.AssetCheckSeverity.WARN
+    assert results[days[0]].metadata["roc_auc"].value == value(logged[0], "roc_auc")
+    assert days[2] in results[None].metadata["the_worst"].value
 
 
-def test_partitions_that_cannot_be_done_hold_up_no_other_of_the_run(trained):
+def test_partitions_that_fail_do_not_hold_up_others_of_the_run(trained):
     trained.score("2024-02-06", "2024-02-06")  # builds its features
     assert trained.run("features", first="2024-01-30", last="2024-02-06").success
     scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")
@@ -629,7 +629,7 @@ def test_every_kind_of_source_is_observed(tmp_path, monkeypatch):
         assert seen.asset_observation.data_version
 
 
-def test_a_run_notes_what_a_source_holds_and_opens_it_for_that_only_where_it_is_new(tmp_path, monkeypatch):
+def test_a_run_logs_the_schema_of_a_source_and_opens_only_new_versions_for_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     opened: list[str] = []
     state = Sources.state
@@ -643,9 +643,11 @@ def test_a_run_notes_what_a_source_holds_and_opens_it_for_that_only_where_it_is_
         assert deployment.run("features", first=day).success
     small_events().head(100).write_parquet(deployment.pipeline.folder / "events.parquet")
     assert deployment.run("features", first="2024-01-03").success
-    seen = [one.asset_observation.metadata for one in deployment.observations("events")]
+    seen = [entry.asset_observation.metadata for entry in deployment.observations("events")]
     assert [metadata["dagster/row_count"].value for metadata in seen] == [2400, 2400, 100]
-    assert all("amount" in {one.name for one in metadata["dagster/column_schema"].value.columns} for metadata in seen)
+    assert all(
+        "amount" in {column.name for column in metadata["dagster/column_schema"].value.columns} for metadata in seen
+    )
     assert opened == ["events", "events"]
 
 
@@ -655,11 +657,11 @@ def test_a_csv_file_is_not_read_a_second_time_for_what_it_holds(tmp_path, monkey
     assert deployment.run("features", first="2024-01-01").success
     assert deployment.run("events").success
     assert deployment.run("features", first="2024-01-02").success
-    rows = [one.asset_observation.metadata.get("dagster/row_count") for one in deployment.observations("events")]
-    assert [one and one.value for one in rows] == [None, 2400, 2400]
+    rows = [entry.asset_observation.metadata.get("dagster/row_count") for entry in deployment.observations("events")]
+    assert [count and count.value for count in rows] == [None, 2400, 2400]
 
 
-def test_how_many_rows_a_function_gives_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
+def test_the_row_count_of_a_function_is_not_repeated_from_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "growing_source.py").write_text(
         "from batch_platform_tests.small_pipeline import small_events\ndef events():\n    return small_events()\n"
@@ -667,7 +669,7 @@ def test_how_many_rows_a_function_gives_is_not_repeated_from_an_earlier_run(tmp_
     deployment = deploy(tmp_path, monkeypatch, sources={"events": {"python": "growing_source.events", "parquet": None}})
     for day in ("2024-01-01", "2024-01-02"):
         assert deployment.run("features", first=day).success
-    first, second = [one.asset_observation.metadata for one in deployment.observations("events")]
+    first, second = [entry.asset_observation.metadata for entry in deployment.observations("events")]
     assert first["dagster/row_count"].value == 2400
     assert second.keys() == first.keys() - {"dagster/row_count"}
 
@@ -709,12 +711,12 @@ def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path
     days = ["2024-01-01", "2024-01-03", "2024-01-04"]
     deployment = daily_files(tmp_path, monkeypatch, days)
     assert deployment.run("events").success
-    seen = {one.asset_observation.partition: one.asset_observation for one in deployment.observations("events")}
+    seen = {entry.asset_observation.partition: entry.asset_observation for entry in deployment.observations("events")}
     assert list(seen) == days
     assert len({observation.data_version for observation in seen.values()}) == 3
     assert all(observation.metadata["dagster/row_count"].value == 40 for observation in seen.values())
     assert deployment.run("events", first="2024-01-03").success
-    assert [one.asset_observation.partition for one in deployment.observations("events")] == [*days, "2024-01-03"]
+    assert [entry.asset_observation.partition for entry in deployment.observations("events")] == [*days, "2024-01-03"]
 
 
 def test_a_missing_file_fails_its_partition_and_keeps_those_before(tmp_path, monkeypatch):
@@ -722,12 +724,12 @@ def test_a_missing_file_fails_its_partition_and_keeps_those_before(tmp_path, mon
     result = deployment.run("features", first="2024-01-01", last="2024-01-04")
     assert "2024-01-03.parquet" in failure(result)
     assert partitions_of(deployment.materializations("features")) == ["2024-01-01", "2024-01-02"]
-    seen = {one.asset_observation.partition for one in deployment.observations("events")}
+    seen = {entry.asset_observation.partition for entry in deployment.observations("events")}
     assert seen == {"2024-01-01", "2024-01-02", "2024-01-04"}
     assert status(deployment, "features", "2024-01-02") == StaleStatus.FRESH
 
 
-def test_sql_that_fails_is_told_with_its_file_and_line(tmp_path, monkeypatch):
+def test_failing_sql_is_reported_with_its_file_and_line(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, features_sql="SELECT id, ts,\n  amout\nFROM events")
     message = failure(deployment.run("features", first="2024-01-01"))
     assert "features.sql" in message
@@ -735,7 +737,7 @@ def test_sql_that_fails_is_told_with_its_file_and_line(tmp_path, monkeypatch):
     assert "amount" in message
 
 
-def test_only_a_held_warehouse_is_worth_a_retry():
+def test_only_a_busy_warehouse_allows_a_retry():
     with pytest.raises(dg.Failure) as busy, clear_failures():
         raise WarehouseBusyError("held", hint="wait")
     with pytest.raises(dg.Failure) as wrong, clear_failures():
@@ -759,19 +761,19 @@ def test_two_pipelines_live_side_by_side(tmp_path, monkeypatch):
 def test_users_assets_read_through_the_warehouse_resource(trained):
     trained.score("2024-02-01", "2024-02-01")
     trained.pipeline.publish()
-    found: list[int] = []
+    counts: list[int] = []
 
     @dg.asset(required_resource_keys={"batch_platform_warehouse"})
     def summary(context: dg.AssetExecutionContext) -> None:
         warehouse = context.resources.batch_platform_warehouse
         with warehouse.published() as con:
-            found.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
+            counts.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
         with warehouse.get_connection() as con:
-            found.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
+            counts.extend(con.execute("SELECT count(*) FROM small.predictions").fetchone())
 
     together = dg.Definitions.merge(
         build_definitions(trained.pipeline.spec, trained.pipeline.folder), dg.Definitions(assets=[summary])
     )
     job = together.resolve_implicit_global_asset_job_def()
     assert job.execute_in_process(instance=trained.instance, asset_selection=[summary.key]).success
-    assert found == [40, 40]
+    assert counts == [40, 40]

@@ -68,8 +68,8 @@ def finished_run(ui: Ui, **wanted: Any) -> dict[str, Any]:
     """The newest run of such a filter, once it has ended."""
 
     def look() -> dict[str, Any] | None:
-        found = ui.ask(RUNS, filter=wanted)["results"]
-        return found[0] if found and found[0]["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
+        runs = ui.ask(RUNS, filter=wanted)["results"]
+        return runs[0] if runs and runs[0]["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
 
     return ui.wait(look)
 
@@ -79,8 +79,8 @@ def tags_of(run: dict[str, Any]) -> dict[str, str]:
 
 
 def location(ui: Ui) -> str:
-    found = ui.ask("{workspaceOrError {... on Workspace {locationEntries {name}}}}")
-    return found["locationEntries"][0]["name"]
+    workspace = ui.ask("{workspaceOrError {... on Workspace {locationEntries {name}}}}")
+    return workspace["locationEntries"][0]["name"]
 
 
 def test_the_graph_shows_every_asset_and_says_what_each_is(dagster):
@@ -113,8 +113,8 @@ def test_lineage_leads_from_a_raw_source_to_the_predictions(dagster):
 
 
 def test_the_processes_load_without_a_warning(ui):
-    told = [line for line in ui.log.read_text().splitlines() if REPLACED not in line]
-    assert not [line for line in told if re.search("warning|error|traceback|deprecat", line, re.IGNORECASE)]
+    lines = [line for line in ui.log.read_text().splitlines() if REPLACED not in line]
+    assert not [line for line in lines if re.search("warning|error|traceback|deprecat", line, re.IGNORECASE)]
 
 
 def test_a_partition_is_materialized_by_its_job(ui, dagster):
@@ -193,9 +193,11 @@ def test_a_failed_run_says_in_one_paragraph_what_was_wrong(ui, dagster):
     run = finished_run(ui, tags=[{"key": "dagster/partition", "value": "2024-01-01"}])
     assert run["status"] == "FAILURE"
     dagster.open(f"/runs/{run['runId']}?logs=type:STEP_FAILURE")  # only the lines in view are on the page
-    told = page.get_by_text(re.compile(r"small has no version 'no-such-version'; there are 2024-02-01-.* Hint: ")).first
-    expect(told).to_be_visible()
-    assert "Traceback" not in told.inner_text()
+    message = page.get_by_text(
+        re.compile(r"small has no version 'no-such-version'; there are 2024-02-01-.* Hint: ")
+    ).first
+    expect(message).to_be_visible()
+    assert "Traceback" not in message.inner_text()
 
 
 def test_a_training_is_launched_with_other_parameters_from_the_launchpad(ui, dagster):

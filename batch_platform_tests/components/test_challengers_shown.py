@@ -33,9 +33,9 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
     (model,) = deployment.materializations("model")
     assert value(model, "linear_roc_auc") > 0.5
     assert "has no parameter max_dept" in value(model, "challengers")
-    found = evaluations(deployment, "model", "challengers")
-    assert (found[FIRST].passed, found[FIRST].severity.value) == (False, "WARN")
-    assert found[None].metadata["failed"].value == f"broken ({FIRST})"
+    results = evaluations(deployment, "model", "challengers")
+    assert (results[FIRST].passed, results[FIRST].severity.value) == (False, "WARN")
+    assert results[None].metadata["failed"].value == f"broken ({FIRST})"
     assert evaluations(deployment, "model", "gate")[FIRST].passed
     assert deployment.run("predictions", first=FIRST, last=LAST).success
     for entry in deployment.materializations("predictions"):
@@ -43,9 +43,9 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
         assert 0 <= value(entry, "linear_decisions_flipped") <= 1
         assert value(entry, "linear_rows_rejected") == 0
         assert "| linear | 2024-02-01-" in value(entry, "challengers")
-    found = evaluations(deployment, "predictions", "challengers")
-    assert found[FIRST].passed
-    assert found[None].metadata["scored"].value == "3"
+    results = evaluations(deployment, "predictions", "challengers")
+    assert results[FIRST].passed
+    assert results[None].metadata["scored"].value == "3"
     assert deployment.run("performance", first=FIRST, last=LAST).success
     (entry, *_) = deployment.materializations("performance")
     assert value(entry, "linear_roc_auc") != value(entry, "roc_auc")
@@ -56,7 +56,7 @@ def test_a_run_of_dagster_trains_scores_and_measures_challengers_and_shows_their
     assert "null for the model that serves" in shown_of["performance"].description
 
 
-def test_who_declares_no_challengers_sees_none(tmp_path, monkeypatch):
+def test_without_declared_challengers_the_ui_shows_none(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch)
     checks = trained.definitions.resolve_asset_graph().asset_check_keys
     assert "challengers" not in {check.name for check in checks}
@@ -64,7 +64,7 @@ def test_who_declares_no_challengers_sees_none(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("every", ["month", None])
-def test_the_schedule_of_training_brings_a_challenger_that_was_added_and_leaves_the_model(
+def test_the_schedule_of_training_trains_an_added_challenger_and_leaves_the_model(
     template, tmp_path, monkeypatch, every
 ):
     folder = template / str(every)
@@ -75,7 +75,7 @@ def test_the_schedule_of_training_brings_a_challenger_that_was_added_and_leaves_
     shutil.copytree(folder / "home", tmp_path / "home", symlinks=True)
     deployment = deploy(tmp_path, monkeypatch, model=model, challengers=[LINEAR])
     when = at("2024-02-06T05:00")
-    (champion,) = [one.version for one in deployment.pipeline.state().registry.versions]
+    (champion,) = [version.version for version in deployment.pipeline.state().registry.versions]
     requests, _ = look(deployment, "training", when)
     assert [request.run_config["ops"]["small__model"]["config"]["challengers_only"] for request in requests] == [True]
     if every:
@@ -106,7 +106,7 @@ def project(challenged: Path, tmp_path: Path) -> Path:
 
 
 def by_challenger(cli: InProcess, project: Path) -> dict[str | None, dict[str, Any]]:
-    return {one["challenger"]: one for one in cli(project, "models", "small", "list", "--json").json}
+    return {version["challenger"]: version for version in cli(project, "models", "small", "list", "--json").json}
 
 
 def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, project):
@@ -118,9 +118,9 @@ def test_the_command_line_lists_shows_compares_and_promotes_challengers(cli, pro
     assert "max_dept" in broken["failure"]
     assert status["champion"] == listed[None]["version"]
     assert status["due"] == {}
-    said = cli(project, "status", "small").out
-    assert f"challenger linear: {linear['version']} (accuracy" in said
-    assert "challenger broken: challengers.broken.params: " in said
+    text = cli(project, "status", "small").out
+    assert f"challenger linear: {linear['version']} (accuracy" in text
+    assert "challenger broken: challengers.broken.params: " in text
     assert "challenger" in cli(project, "models", "small").out.splitlines()[0]
     shown_of = cli(project, "models", "small", "show", linear["version"], "--json").json
     assert shown_of["manifest"]["estimator"] == LINEAR["estimator"]

@@ -5,9 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from inspect import isclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import dagster as dg
 import duckdb
@@ -21,7 +20,7 @@ from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
-from batch_platform_tests.declaration.test_spec import given_keys, keys_of
+from batch_platform_tests.declared_keys import OTHER_OF_TWO, blocks_of, given_keys, keys_of
 from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
 
 CHECKOUT = Path(batch_platform.__file__).parent.parent
@@ -91,10 +90,6 @@ def forest(params):
 
     return RandomForestClassifier(**params)
 """
-OTHER_OF_TWO = {
-    "features.python",
-    *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
-}
 
 
 @pytest.fixture
@@ -116,12 +111,12 @@ def refusal(project: Path) -> str:
     """All that a failed load says."""
     with pytest.raises(Exception) as refused:  # noqa: PT011 - of Dagster's
         load(project)
-    said: list[str] = []
+    messages: list[str] = []
     error: BaseException | None = refused.value
     while error is not None:
-        said.append(str(error))
+        messages.append(str(error))
         error = error.__cause__
-    return "\n".join(said)
+    return "\n".join(messages)
 
 
 def loaded_spec(definitions: dg.Definitions) -> PipelineSpec:
@@ -204,7 +199,7 @@ def test_every_key_reaches_the_specification(project):
     assert given_keys(EVERYTHING) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
 
-def test_functions_in_place_of_sql_and_estimator_are_read(project):
+def test_functions_replace_sql_and_estimator(project):
     with_everything(project)
     declared = changed("features", {"python": f"{PACKAGE}.defs.small.functions.features", "key": ["id"], "time": "ts"})
     declared["model"] |= {"build": f"{PACKAGE}.defs.small.functions.forest", "estimator": None}
@@ -394,10 +389,10 @@ def test_dagsters_own_commands_accept_the_shipped_project(tmp_path):
     before = lying_in_the_checkout()
     assert "loaded successfully" in accepted("dg", "check", "defs", cwd=CHECKOUT, env=env)
     listed = json.loads(command("dg", "list", "defs", "--json", cwd=CHECKOUT, env=env).stdout)
-    assert {"flight_delays/features", "flight_delays/predictions"} <= {one["asset_key"] for one in listed["assets"]}
-    said = accepted("dagster", "definitions", "validate", "-w", "workspace.yaml", cwd=CHECKOUT, env=env)
-    assert "All code locations passed validation" in said
-    assert "does not match the name" not in said
+    assert {"flight_delays/features", "flight_delays/predictions"} <= {asset["asset_key"] for asset in listed["assets"]}
+    output = accepted("dagster", "definitions", "validate", "-w", "workspace.yaml", cwd=CHECKOUT, env=env)
+    assert "All code locations passed validation" in output
+    assert "does not match the name" not in output
     assert lying_in_the_checkout() == before
 
 
@@ -453,46 +448,38 @@ def test_the_shipped_yaml_says_what_the_shipped_pipeline_is():
     assert PipelineSpec.model_validate(declared["attributes"]).name == "flight_delays"
 
 
-def told_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def described_keys(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What the schema says of each key, by block and key."""
-    blocks = {"": schema, **schema["$defs"]}
     return {
-        f"{block}.{key}": about for block, told in blocks.items() for key, about in told.get("properties", {}).items()
+        f"{name}.{key}": about
+        for name, block in {"": schema, **schema["$defs"]}.items()
+        for key, about in block.get("properties", {}).items()
     }
 
 
 def chosen_from_a_list(about: dict[str, Any]) -> bool:
     """Whether the schema itself tells every value that can be given."""
     types = [about, *about.get("anyOf", [])]
-    return any("enum" in one or "const" in one or one.get("type") == "boolean" for one in types)
-
-
-def blocks_below(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """A block and all blocks inside of it."""
-    found = {model}
-    for field in model.model_fields.values():
-        parts = [field.annotation, *get_args(field.annotation)]
-        found |= {inner for one in parts if isclass(one) and issubclass(one, BaseModel) for inner in blocks_below(one)}
-    return found
+    return any("enum" in kind or "const" in kind or kind.get("type") == "boolean" for kind in types)
 
 
 def test_every_key_of_the_schema_is_described_for_editors_with_an_example():
     schema = BatchInference.get_model_cls().model_json_schema()
     assert len(schema["$defs"]) > 8
-    keys = told_of(schema)
+    keys = described_keys(schema)
     assert [key for key, about in keys.items() if not about.get("description")] == []
     lacking = {key for key, about in keys.items() if not about.get("examples") and not chosen_from_a_list(about)}
     assert lacking == set()
 
 
-@pytest.mark.parametrize("block", sorted(blocks_below(PipelineSpec), key=lambda block: block.__name__))
+@pytest.mark.parametrize("block", dict.fromkeys(block for _, block in blocks_of(PipelineSpec)))
 def test_every_example_can_be_given(block: type[BaseModel]):
     for name, field in block.model_fields.items():
         for example in field.examples or []:
             try:
                 block.model_validate({field.alias or name: example})
             except ValidationError as error:
-                wrong = [one for one in error.errors() if one["loc"][:1] == (field.alias or name,)]
+                wrong = [detail for detail in error.errors() if detail["loc"][:1] == (field.alias or name,)]
                 assert wrong == [], (name, example)
 
 
@@ -508,7 +495,7 @@ def test_a_scaffolded_pipeline_loads_and_passes_the_check_once_its_source_is_the
     assert set(PipelineSpec.model_validate(yaml.safe_load(loose)["attributes"]).features.columns) == {"amount"}
     listed = json.loads(command("dg", "list", "defs", "--json", cwd=folder, env=env).stdout)
     assert {"churn_2/features", "churn_2/predictions", "small/predictions"} <= {
-        one["asset_key"] for one in listed["assets"]
+        asset["asset_key"] for asset in listed["assets"]
     }
     with duckdb.connect() as con:
         columns = "1 AS id, TIMESTAMPTZ '2026-01-01' AS happened_at, 2.0 AS amount, true AS label"

@@ -162,7 +162,7 @@ def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, 
     assert asked == [expected], CHANGED.format("step_context of an input")
 
 
-def test_an_interrupted_step_is_told_from_a_failed_one(instance):
+def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):
     @dg.asset
     def broken():
         raise ZeroDivisionError
@@ -215,7 +215,7 @@ def test_an_event_is_read_by_another_process_as_soon_as_it_is_logged(instance, t
     assert seen == "['a', 'b']\n"
 
 
-def test_an_error_within_takes_no_event_back_and_leaves_the_log_as_it_was(instance):
+def test_an_error_inside_keeps_the_logged_events_and_restores_the_storage(instance):
     def fail():
         with quick_event_log(instance):
             report(instance, "a")
@@ -228,7 +228,7 @@ def test_an_error_within_takes_no_event_back_and_leaves_the_log_as_it_was(instan
     assert "_connect" not in vars(instance.event_log_storage)
 
 
-def test_holding_it_open_twice_is_holding_it_open_once(instance):
+def test_the_event_log_stays_open_until_the_outer_use_ends(instance):
     with quick_event_log(instance):
         with quick_event_log(instance):
             report(instance, "a")

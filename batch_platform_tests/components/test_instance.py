@@ -47,11 +47,11 @@ def test_processes_that_ask_at_the_same_time_all_get_it(home):
         subprocess.Popen([sys.executable, "-c", PREPARE, str(home.root)], stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    said = [process.communicate()[1] for process in asking]
-    assert [process.returncode for process in asking] == [0] * 4, said
+    errors = [process.communicate()[1] for process in asking]
+    assert [process.returncode for process in asking] == [0] * 4, errors
 
 
-def test_a_dagster_yaml_of_ones_own_stays(home):
+def test_an_existing_dagster_yaml_is_kept(home):
     home.create()
     own = "telemetry:\n  enabled: false\n"
     (home.dagster / "dagster.yaml").write_text(own)
@@ -60,7 +60,7 @@ def test_a_dagster_yaml_of_ones_own_stays(home):
     assert runs_recorded(folder) == 0
 
 
-def test_preparing_that_was_cut_off_is_finished_by_the_next(home):
+def test_an_interrupted_preparation_is_finished_by_the_next_one(home):
     home.create()
     (home.dagster / "dagster.yaml").write_text(DAGSTER_YAML)
     prepare_instance(home)

@@ -14,7 +14,7 @@ import duckdb
 import polars as pl
 import pytest
 
-from batch_platform.components.io_manager import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
+from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_trained, range_tags
@@ -121,8 +121,8 @@ def test_predictions_come_as_each_type_of_one_partition_of_a_range_and_of_all(de
     succeeded(deployment, reading(take, seen.append), first=SCORED_FROM)
     succeeded(deployment, reading(take, seen.append), first="2024-02-02", last="2024-02-04")
     succeeded(deployment, reading(take, seen.append, partitioned=False))
-    assert all(isinstance(one, take) for one in seen)
-    assert [height(one) for one in seen] == [40, 120, 400]
+    assert all(isinstance(rows, take) for rows in seen)
+    assert [height(rows) for rows in seen] == [40, 120, 400]
 
 
 def test_only_the_columns_asked_for_are_read(deployment):
@@ -134,7 +134,7 @@ def test_only_the_columns_asked_for_are_read(deployment):
     assert "did you mean 'shop'?" in failure_of(done)
 
 
-def test_what_is_asked_of_a_lazy_frame_is_asked_of_the_database(deployment):
+def test_filters_and_columns_of_a_lazy_frame_are_pushed_down_to_the_database(deployment):
     seen: list[str] = []
     dear = reading(pl.LazyFrame, lambda rows: seen.append(rows.filter(pl.col("score") > 0.5).select("id").explain()))
     succeeded(deployment, dear, first=SCORED_FROM)
@@ -160,7 +160,7 @@ def test_other_tables_of_a_pipeline_can_be_read(deployment):
     assert (seen[1].height, seen[1].columns) == (40, ["id"])
 
 
-def test_a_partition_that_is_not_there_is_refused_and_not_taken_for_an_empty_one(deployment):
+def test_a_missing_partition_is_refused_rather_than_read_as_empty(deployment):
     done = materialize(deployment, reading(pl.LazyFrame, print), first="2024-02-10", last="2024-02-12")
     assert "no rows are published of partition 2024-02-11, 2024-02-12" in failure_of(done)
     seen: list[pl.DataFrame] = []
@@ -258,9 +258,9 @@ def test_a_new_column_is_added_and_one_left_out_is_null(deployment):
 @pytest.mark.parametrize("key", ODD)
 def test_partition_keys_hold_any_text(deployment, key):
     days = dg.StaticPartitionsDefinition(ODD)
-    for one in (ODD[0], key):
-        succeeded(deployment, writing(lambda of: pl.DataFrame({"of": [of]}), partitions=days), first=one)
-    assert {*stored(deployment)} == {(one, one) for one in (ODD[0], key)}
+    for day in (ODD[0], key):
+        succeeded(deployment, writing(lambda of: pl.DataFrame({"of": [of]}), partitions=days), first=day)
+    assert {*stored(deployment)} == {(day, day) for day in (ODD[0], key)}
     relation = open_table(deployment.pipeline.home, TableName("reports", "table"), partitions=[key])
     assert relation.fetchall() == [(key, key)]
 
@@ -297,7 +297,7 @@ def test_rows_of_a_range_without_their_partition_are_refused(deployment):
         return pl.DataFrame({"n": [1]})
 
     done = materialize(deployment, writing(rows), first="2024-02-02", last="2024-02-04")
-    assert "the run is for 3 partitions; to which one a row belongs cannot be told" in failure_of(done)
+    assert "the run is for 3 partitions, and the rows do not say to which partition they belong" in failure_of(done)
 
 
 def test_rows_of_another_partition_are_refused(deployment):
@@ -323,7 +323,7 @@ def test_a_table_that_gains_or_loses_its_partitions_keeps_no_rows_of_before(depl
     assert stored(deployment) == [("2024-02-02", "2024-02-02")]
 
 
-def test_an_empty_partition_is_one_and_not_a_missing_one(deployment):
+def test_an_empty_partition_is_not_a_missing_one(deployment):
     succeeded(deployment, writing(lambda _: pl.DataFrame(schema={"n": pl.Int64})), first=SCORED_FROM)
     assert (
         open_table(deployment.pipeline.home, TableName("reports", "table"), partitions=[SCORED_FROM]).fetchall() == []
@@ -412,7 +412,7 @@ def test_a_large_table_passes_in_batches(tmp_path: Path):
     script = (
         "import sys, resource, polars as pl\n"
         "from pathlib import Path\n"
-        "from batch_platform.components.io_manager import _write\n"
+        "from batch_platform.components.resources import _write\n"
         "from batch_platform.warehouse.user_tables import TableName\n"
         "n = int(sys.argv[1])\n"
         "rows = pl.scan_parquet(sys.argv[2]).with_columns((pl.col('x') * 2).alias('y'))\n"

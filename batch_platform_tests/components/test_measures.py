@@ -77,12 +77,12 @@ def test_an_added_measure_has_its_table_its_numbers_and_its_check(evaluated):
     ]
     entries = evaluated.materializations("performance")
     assert [value(entry, "lowest_score") for entry in entries] == pytest.approx(scores["low"].to_list(), rel=1e-5)
-    found = evaluations(evaluated, "performance", "score_range")
-    assert set(found) == {"2024-02-01", "2024-02-02", None}
-    assert not any(evaluation.passed for evaluation in found.values())
-    assert found["2024-02-01"].severity == dg.AssetCheckSeverity.WARN
-    assert found["2024-02-01"].metadata["metric"].value == "highest_binary"
-    assert "2024-02-02" in found[None].metadata["the_worst"].value
+    results = evaluations(evaluated, "performance", "score_range")
+    assert set(results) == {"2024-02-01", "2024-02-02", None}
+    assert not any(evaluation.passed for evaluation in results.values())
+    assert results["2024-02-01"].severity == dg.AssetCheckSeverity.WARN
+    assert results["2024-02-01"].metadata["metric"].value == "highest_binary"
+    assert "2024-02-02" in results[None].metadata["the_worst"].value
     key = dg.AssetCheckKey(evaluated.key("performance"), "score_range")
     declared = evaluated.definitions.resolve_asset_graph().get_check_spec(key)
     assert declared.description == "No score of small is above 0.1."

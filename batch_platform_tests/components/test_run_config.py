@@ -21,13 +21,13 @@ def offered(deployment: Deployment) -> dict[str, Any]:
     return schema.run_config_schema_type.fields["ops"].default_value["small__model"]["config"]
 
 
-def test_the_declared_parameters_are_filled_in_and_nothing_that_has_no_meaning_here(tmp_path, monkeypatch):
+def test_the_launchpad_fills_in_the_declared_parameters_and_only_the_options_that_apply(tmp_path, monkeypatch):
     assert offered(deploy(tmp_path, monkeypatch)) == {"params": DECLARED}
     challenged = deploy(tmp_path, monkeypatch, challengers=[{"name": "linear", "estimator": "sklearn.svm.LinearSVC"}])
     assert offered(challenged) == {"params": DECLARED, "challengers_only": False}
 
 
-def test_a_parameter_of_none_is_a_value_like_any_other(tmp_path, monkeypatch):
+def test_a_parameter_may_be_none(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch)
     unbounded = trained.pipeline.spec.model_copy(deep=True)
     unbounded.model.params["max_depth"] = None
@@ -40,7 +40,7 @@ def test_a_parameter_of_none_is_a_value_like_any_other(tmp_path, monkeypatch):
     assert {"| max_depth | null |", "| max_leaf_nodes | null |", "| max_iter | 5 |"} <= set(shown.splitlines())
 
 
-def test_what_is_left_as_it_was_filled_in_counts_as_declared(tmp_path, monkeypatch):
+def test_parameters_left_as_filled_in_count_as_declared(tmp_path, monkeypatch):
     weights = {"class_weight": {False: 1, True: 2.5}}
     trained = deploy_trained(tmp_path, monkeypatch, model={"params": weights})
     sent = {**weights, "max_iter": 3}
@@ -48,7 +48,7 @@ def test_what_is_left_as_it_was_filled_in_counts_as_declared(tmp_path, monkeypat
     assert "false" in sent["class_weight"]
     result = trained.run("model", first="2024-02-01", config={"model": {"params": sent}})
     assert result.success
-    (version,) = [one for one in trained.pipeline.state().registry.versions if one.run_id == result.run_id]
+    (version,) = [model for model in trained.pipeline.state().registry.versions if model.run_id == result.run_id]
     assert json.loads(version.params) == {**DECLARED, "max_iter": 3, "class_weight": {"false": 1, "true": 2.5}}
 
 

@@ -43,8 +43,8 @@ def look(deployment: Deployment, schedule: str, when: datetime) -> tuple[list[dg
         f"{deployment.pipeline.spec.name}_{SCHEDULES[schedule]}_when_due"
     )
     with dg.build_schedule_context(instance=deployment.instance, scheduled_execution_time=when) as context:
-        found = definition.evaluate_tick(context)
-    return list(found.run_requests or []), found.skip_message
+        result = definition.evaluate_tick(context)
+    return list(result.run_requests or []), result.skip_message
 
 
 def requested(deployment: Deployment, schedule: str, when: datetime) -> list[Requested]:
@@ -206,14 +206,14 @@ def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch)
     assert requested(deployment, "predictions", at("2024-02-01T05:00")) == []
 
 
-@pytest.mark.parametrize(("log_key", "told"), [(None, 0), (["__repository__", "small_score_when_due", "17"], 2)])
-def test_a_tick_of_the_daemon_tells_dagster_of_commits_and_a_preview_does_not(trained, log_key, told):
+@pytest.mark.parametrize(("log_key", "logged"), [(None, 0), (["__repository__", "small_score_when_due", "17"], 2)])
+def test_a_tick_of_the_daemon_logs_commits_that_dagster_does_not_know_and_a_preview_does_not(trained, log_key, logged):
     trained.score("2024-02-01", "2024-02-02")
     repository = trained.definitions.get_repository_def()
     get_external_schedule_execution(
         repository, trained.instance.get_ref(), "small_score_when_due", AFTER_ALL.timestamp(), "UTC", log_key
     )
-    assert len(trained.materializations("predictions")) == told
+    assert len(trained.materializations("predictions")) == logged
 
 
 def test_three_days_of_down_time_are_one_range(trained):
@@ -528,7 +528,7 @@ def test_a_stale_partition_is_scored_again(tmp_path, monkeypatch):
         ("{host}/an-earlier-start-of-the-machine/{namespace}", dg.DagsterRunStatus.FAILURE),
     ],
 )
-def test_a_process_is_only_judged_where_its_id_has_a_meaning(trained, place, status):
+def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, place, status):
     host, boot, namespace = this_process().split()[2].split("/")
     tag = f"4194305 1 {place.format(host=host, boot=boot, namespace=namespace)}"
     run = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})

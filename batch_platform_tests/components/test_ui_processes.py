@@ -93,8 +93,8 @@ def tags_of(run: dict[str, Any]) -> dict[str, str]:
 
 
 def materialized(ui: Ui, asset: str, run_id: str) -> list[str]:
-    found = ui.ask(MATERIALIZATIONS, asset={"path": ["small", asset]})["assetMaterializations"]
-    return sorted(one["partition"] for one in found if one["runId"] == run_id)
+    events = ui.ask(MATERIALIZATIONS, asset={"path": ["small", asset]})["assetMaterializations"]
+    return sorted(event["partition"] for event in events if event["runId"] == run_id)
 
 
 def test_the_code_location_loads(ui):
@@ -103,9 +103,9 @@ def test_the_code_location_loads(ui):
         return entries if entries and all(entry["loadStatus"] == "LOADED" for entry in entries) else None
 
     (entry,) = ui.wait(loaded)
-    found = entry["locationOrLoadError"]
-    assert found["__typename"] == "RepositoryLocation", found
-    (only,) = found["repositories"]
+    location = entry["locationOrLoadError"]
+    assert location["__typename"] == "RepositoryLocation", location
+    (only,) = location["repositories"]
     assert [group["groupName"] for group in only["assetGroups"]] == ["small"]
     assert {schedule["name"] for schedule in only["schedules"]} == {
         "small_score_when_due",
@@ -192,18 +192,18 @@ query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "r
 def test_clients_read_where_columns_come_from(ui):
     node = ui.ask(LINEAGE, key={"path": ["small", "features"]})
     entries = {entry["label"]: entry for entry in node["metadataEntries"]}
-    read = {one["columnName"]: one["columnDeps"] for one in entries["dagster/column_lineage"]["lineage"]}
+    read = {item["columnName"]: item["columnDeps"] for item in entries["dagster/column_lineage"]["lineage"]}
     assert read["amount"] == [{"assetKey": {"path": ["small", "events"]}, "columnName": "amount"}]
     assert "| `amount` | `events`: `amount` unchanged |" in entries["where_columns_come_from"]["mdStr"]
-    linked = [Path(one["filePath"]).name for one in entries["dagster/code_references"]["codeReferences"]]
+    linked = [Path(item["filePath"]).name for item in entries["dagster/code_references"]["codeReferences"]]
     assert linked == ["features.sql", "defs.yaml"]
 
 
 def test_clients_read_the_check_of_each_partition(ui):
     done = ui.ask(CHECKS, key={"path": ["small", "predictions"]})
-    found = {one["evaluation"]["partition"]: one["evaluation"] for one in done}
-    assert found["2024-02-01"]["success"]
-    values = {entry["label"]: entry.get("intValue") for entry in found["2024-02-01"]["metadataEntries"]}
+    results = {execution["evaluation"]["partition"]: execution["evaluation"] for execution in done}
+    assert results["2024-02-01"]["success"]
+    values = {entry["label"]: entry.get("intValue") for entry in results["2024-02-01"]["metadataEntries"]}
     assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
 
 
@@ -230,10 +230,10 @@ def test_a_check_executed_alone_from_the_ui_says_what_is_stale_and_scores_nothin
     run_id = launched["run"]["runId"]
     assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
     executions = ui.ask(UP_TO_DATE, key=key)
-    (found,) = [one["evaluation"] for one in executions if one["runId"] == run_id]
-    assert (found["severity"], found["partition"]) == ("WARN", None)
-    assert found["success"] == (found["description"] == "none is stale")
-    assert {one["status"] for one in executions} <= {"SUCCEEDED", "FAILED"}, "no run left one open"
+    (result,) = [execution["evaluation"] for execution in executions if execution["runId"] == run_id]
+    assert (result["severity"], result["partition"]) == ("WARN", None)
+    assert result["success"] == (result["description"] == "none is stale")
+    assert {execution["status"] for execution in executions} <= {"SUCCEEDED", "FAILED"}, "no run left one open"
     assert ui.published("FROM batch_platform.score_runs") == before
 
 

@@ -7,11 +7,12 @@ import pytest
 from dagster._utils.schedules import is_valid_cron_string
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from batch_platform.declaration.calendar import Duration
-from batch_platform.declaration.notation import Block, check_cron, parse_duration
+from batch_platform.declaration.notation import check_cron, parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
+from batch_platform_tests.declared_keys import OTHER_OF_TWO, given_keys, keys_of
 from batch_platform_tests.small_pipeline import small_declaration, small_spec
 
 ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
@@ -63,19 +64,6 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "monitoring": {"performance": {"warn_below": 0.6}},
     "engine": "local",
 }
-ELSEWHERE = {  # the other of two keys of which one is given, and what goes with it
-    "features.python",
-    "model.build",
-    "model.import",
-    "model.flavour",
-    "model.task",
-    "model.classes",
-    "challengers.build",
-    "challengers.import",
-    "challengers.flavour",
-    "challengers.task",
-    "challengers.classes",
-}
 BLOCKS = [
     (),
     ("partitions",),
@@ -112,31 +100,6 @@ def refusal(declared: dict[str, Any]) -> str:
     return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
 
 
-def keys_of(block: type[BaseModel], path: str = "") -> set[str]:
-    keys: set[str] = set()
-    for name, field in block.model_fields.items():
-        key = f"{path}{field.alias or name}"
-        parts = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, Block)]
-        keys |= keys_of(parts[0], f"{key}.") if parts else {key}
-    return keys
-
-
-def _parts(annotation: Any) -> list[Any]:
-    inner = getattr(annotation, "__args__", ())
-    return [annotation, *(part for argument in inner for part in _parts(argument))]
-
-
-def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
-    """The keys in use, without the names of sources and columns."""
-    keys: set[str] = set()
-    for key, value in declared.items():
-        blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
-        for block in blocks:
-            deeper = isinstance(block, dict) and key != "params"
-            keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}
-    return keys
-
-
 def test_every_key_of_a_declaration_is_read():
     spec = PipelineSpec.model_validate(ALL_KEYS)
     assert spec.features.max_rejected == 0.01
@@ -144,7 +107,7 @@ def test_every_key_of_a_declaration_is_read():
     assert spec.model.train.window_length == Duration(days=60)
     assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "duckdb"]
     assert [name for name, source in spec.sources.items() if source.by_partition] == ["weather"]
-    assert given_keys(ALL_KEYS) | ELSEWHERE == keys_of(PipelineSpec)
+    assert given_keys(ALL_KEYS) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
 
 def test_only_five_keys_are_required():

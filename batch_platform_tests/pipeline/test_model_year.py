@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from batch_platform.cli.new import project_files
 from batch_platform.defs.flight_delays import sources
 from batch_platform_tests.command_line import Answer, published, run_command
 from batch_platform_tests.components.test_ui_processes import LAUNCH, finished, repository
-from batch_platform_tests.dagster_project import DEFINITIONS, PACKAGE, PYPROJECT
+from batch_platform_tests.dagster_project import PACKAGE
 from batch_platform_tests.served import Ui, served
 
 SHIPPED = Path(sources.__file__).parent
@@ -40,12 +41,10 @@ def command(project: Path, *arguments: str) -> Answer:
 def project(tmp_path_factory) -> Path:
     """The shipped pipeline with a challenger, in a project of its own, brought up to date for the year."""
     folder = tmp_path_factory.mktemp("year")
-    (folder / "pyproject.toml").write_text(PYPROJECT)
     defs = folder / PACKAGE / "defs" / NAME
     defs.mkdir(parents=True)
-    for package in (folder / PACKAGE, folder / PACKAGE / "defs"):
-        (package / "__init__.py").touch()
-    (folder / PACKAGE / "definitions.py").write_text(DEFINITIONS)
+    for path, text in project_files(PACKAGE).items():
+        (folder / path).write_text(text)
     for name in ("features.sql", "labels.sql"):
         shutil.copy(SHIPPED / name, defs / name)
     declared = yaml.safe_load((SHIPPED / "defs.yaml").read_text())

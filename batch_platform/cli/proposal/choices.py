@@ -18,11 +18,8 @@ ESTIMATORS = {
     "numbers": "sklearn.ensemble.HistGradientBoostingRegressor",
     "none": "sklearn.cluster.KMeans",
 }
-PARAMS = {
-    "classes": {"max_iter": 100, "early_stopping": False},
-    "numbers": {"max_iter": 100, "early_stopping": False},
-    "none": {"n_clusters": 5, "n_init": 1},
-}
+_BOOSTED = {"max_iter": 100, "early_stopping": False}
+PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
 MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
 MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
@@ -30,27 +27,8 @@ ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 _KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
-_LABEL_NAMES = frozenset(
-    [
-        "label",
-        "target",
-        "y",
-        "outcome",
-        "class",
-        "churn",
-        "churned",
-        "fraud",
-        "is_fraud",
-        "default",
-        "defaulted",
-        "converted",
-        "clicked",
-        "survived",
-        "returned",
-        "late",
-        "cancelled",
-        "canceled",
-    ]
+_LABEL_NAME = re.compile(
+    "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
 )
 
 
@@ -66,43 +44,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposed pipeline.
+    """A proposed pipeline."""
 
-    Args:
-        key: Columns that identify a row within a partition.
-        key_holds: Where the key is unique: "everywhere", or "within a" partition.
-        time: Column that says when a row's event happens.
-        timeless: Number of rows without a time, which belong to no partition.
-        span: The range of the times.
-        every: Length of a partition.
-        start: Start of the first partition, in local time.
-        end: End of the last partition that has a row, in local time.
-        timezone: Time zone of `start` and `end`.
-        label: Column to predict; None for clustering.
-        target: What the label holds: "classes", "numbers" or "none".
-        features: Columns used as features.
-        left_out: Columns not used as features, with the reason.
-        evaluate: Length of the end of the training window used for evaluation.
-        train_every: How often a model is trained; None for a single model.
-        others: Other possible columns for "key" and "time".
-    """
-
-    key: tuple[TableColumn, ...]
-    key_holds: str
-    time: TableColumn
-    timeless: int
-    span: Span
-    every: Every
-    start: datetime
-    end: datetime
-    timezone: str
-    label: TableColumn | None
-    target: str
+    key: tuple[TableColumn, ...]  # identifies a row within a partition
+    key_holds: str  # where the key is unique: "everywhere", or "within a" partition
+    time: TableColumn  # when a row's event happens
+    timeless: int  # rows without a time, which belong to no partition
+    span: Span  # of the times
+    every: Every  # length of a partition
+    start: datetime  # of the first partition, in local time
+    end: datetime  # of the last partition that has a row, in local time
+    timezone: str  # of `start` and `end`
+    label: TableColumn | None  # None for clustering
+    target: str  # what the label holds: "classes", "numbers" or "none"
     features: tuple[TableColumn, ...]
-    left_out: dict[str, str]
-    evaluate: Duration
-    train_every: Every | None
-    others: dict[str, list[str]]
+    left_out: dict[str, str]  # columns not used as features, with the reason
+    evaluate: Duration  # the end of the training window, used for evaluation
+    train_every: Every | None  # None for a single model
+    others: dict[str, list[str]]  # other possible columns for "key" and "time"
 
 
 def propose(survey: Survey, asked: Asked) -> Proposal:
@@ -161,7 +120,7 @@ def _label(survey: Survey, asked: Asked) -> TableColumn | None:
     """The column to predict: the column the user named, or a column with a typical name."""
     if asked.label is not None:
         return survey.column(asked.label)
-    return next((column for column in survey.columns if "_".join(_words(column.name)) in _LABEL_NAMES), None)
+    return next((column for column in survey.columns if _LABEL_NAME.fullmatch("_".join(_words(column.name)))), None)
 
 
 def _key(
@@ -188,9 +147,8 @@ def _key(
         if key and (holds := where(key)):
             return key, holds, []
     msg = f"No column of {survey.origin.path} identifies its rows: every column has nulls or repeated values."
-    raise WrongUseError(
-        msg, hint="name several columns that identify a row together, such as --key customer --key product."
-    )
+    hint = "name several columns that identify a row together, such as --key customer --key product."
+    raise WrongUseError(msg, hint=hint)
 
 
 def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn, every: Every) -> str | None:
@@ -201,11 +159,7 @@ def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn, every:
 
 
 def _target(survey: Survey, label: TableColumn) -> str:
-    """Whether the label holds classes or numbers.
-
-    Raises:
-        WrongUseError: It holds neither.
-    """
+    """Whether the label holds classes or numbers."""
     if label.holds in ("boolean", "text"):
         return "classes"
     if label.holds == "integer":

@@ -24,13 +24,7 @@ _ROWS = "rows"  # source name of a table whose own name is not valid
 
 
 def files_of(name: str, proposal: Proposal, origin: Origin) -> dict[str, str]:
-    """The text of each file of a pipeline, by file name.
-
-    Args:
-        name: Name of the pipeline.
-        proposal: The proposed pipeline.
-        origin: Location of the table, relative to the folder of the pipeline.
-    """
+    """The text of each file of a pipeline, by file name; `origin` is relative to the folder of the pipeline."""
     source = _source_name(origin)
     files = {"defs.yaml": _yaml(name, proposal, origin, source), "features.sql": _features(source, proposal)}
     if proposal.label is not None:
@@ -47,6 +41,10 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
     key = ", ".join(_scalar(_stored(column)) for column in proposal.key)
     nullable = [f"      {_scalar(_name(column))}: {{nullable: true}}" for column in proposal.features if column.nulls]
     often = "" if train_every is None else f"every: {train_every}, "
+    labels: list[str] = []
+    if proposal.label is not None:
+        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}, delay: 0 days}}"
+        labels.append(f"{label}   # delay: time from the end of a partition until its labels are known")
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in PARAMS[proposal.target].items())
     return "\n".join(
         [
@@ -65,7 +63,7 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
             *(["    columns:   # null in some rows"] if nullable else []),
             *nullable,
             "    max_rejected: 1%   # of the rows of a partition; if more are rejected, the partition is not published",
-            *_labels_block(proposal),
+            *labels,
             "  model:",
             f"    estimator: {ESTIMATORS[proposal.target]}",
             f"    params: {{{params}}}",
@@ -73,13 +71,6 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
             "",
         ]
     )
-
-
-def _labels_block(proposal: Proposal) -> list[str]:
-    if proposal.label is None:
-        return []
-    label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}, delay: 0 days}}"
-    return [f"{label}   # delay: time from the end of a partition until its labels are known"]
 
 
 def _features(source: str, proposal: Proposal) -> str:

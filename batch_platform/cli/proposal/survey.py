@@ -22,10 +22,7 @@ from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
-EARLIEST, LATEST = (
-    datetime(1900, 1, 2, tzinfo=UTC),
-    datetime(2199, 12, 31, tzinfo=UTC),
-)  # values outside stand for no time
+EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
@@ -40,17 +37,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Origin:
-    """The location of a table.
+    """The location of a table."""
 
-    Args:
-        kind: The kind of source that reads it.
-        path: Absolute path, or an absolute glob.
-        table: The table of a DuckDB file.
-    """
-
-    kind: str
-    path: Path
-    table: str | None = None
+    kind: str  # of the source that reads it
+    path: Path  # absolute; may be a glob
+    table: str | None = None  # of a DuckDB file
 
     @property
     def declared(self) -> Source:
@@ -60,23 +51,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """What a column of a table holds.
+    """What a column of a table holds."""
 
-    Args:
-        position: Position in the table, from 1.
-        name: Name in the table.
-        dtype: DuckDB type.
-        holds: What the values can be used as; "time" also for texts that read as times.
-        nulls: Number of rows without a value.
-        distinct: Approximate number of distinct values; 0 if the column holds "other".
-    """
-
-    position: int
+    position: int  # in the table, from 1
     name: str
-    dtype: str
-    holds: Holds
-    nulls: int
-    distinct: int
+    dtype: str  # of DuckDB
+    holds: Holds  # what the values can be used as; "time" also for texts that read as times
+    nulls: int  # rows without a value
+    distinct: int  # approximate number of distinct values; 0 if the column holds "other"
 
     @property
     def is_text(self) -> bool:
@@ -86,19 +68,12 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Span:
-    """The range of the times in a column, without those that stand for no time, such as 9999-12-31.
+    """The range of the times in a column, without those that stand for no time, such as 9999-12-31."""
 
-    Args:
-        first: The first instant (UTC).
-        last: The last instant (UTC).
-        rows: Number of rows with such a time.
-        filled: Number of windows of each length that contain a row.
-    """
-
-    first: datetime
-    last: datetime
-    rows: int
-    filled: dict[Every, int]
+    first: datetime  # UTC
+    last: datetime  # UTC
+    rows: int  # with such a time
+    filled: dict[Every, int]  # number of windows of each length that contain a row
 
     @property
     def length(self) -> timedelta:
@@ -108,13 +83,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Survey:
-    """A table that is open for questions.
-
-    Args:
-        origin: Its location.
-        rows: Number of rows.
-        columns: Its columns, in order.
-    """
+    """A table that is open for questions."""
 
     origin: Origin
     rows: int
@@ -122,11 +91,7 @@ class Survey:
     _con: duckdb.DuckDBPyConnection
 
     def column(self, name: str) -> TableColumn:
-        """The column with a name.
-
-        Raises:
-            WrongUseError: There is no such column.
-        """
+        """The column with a name; a WrongUseError if there is none."""
         columns = {column.name: column for column in self.columns}
         return named(name, columns, f"{self.origin.path} has no column {name!r}; it has")
 
@@ -177,13 +142,9 @@ def locate(file: str, table: str | None) -> Origin:
         WrongUseError: The file does not exist or has no known ending.
     """
     path = Path(file).expanduser().absolute()
-    literally = path.is_file()
-    if not literally and not (has_magic(file) and _files(path)):
-        near = (
-            did_you_mean(path.name, [neighbour.name for neighbour in path.parent.iterdir()])
-            if path.parent.is_dir()
-            else None
-        )
+    literally, pattern = path.is_file(), str(path.relative_to(path.anchor))
+    if not literally and not (has_magic(file) and any(f.is_file() for f in Path(path.anchor).glob(pattern))):
+        near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
         msg = f"There is no file {path}."
         raise WrongUseError(msg, hint=near or "--from names a Parquet, CSV or DuckDB file.")
     if _MEANT.search(str(path)):
@@ -221,44 +182,25 @@ def survey(origin: Origin, timezone: str) -> Generator[Survey]:
 def _look(con: duckdb.DuckDBPyConnection, origin: Origin) -> Survey:
     view = con.sql("FROM seen")
     types = {name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True)}
-    questions = ", ".join(
-        f"count({quoted(name)}), {_distinct(name, dtype)}, {_read_as_times(name, dtype)}"
-        for name, dtype in types.items()
-    )
-    ((rows, *answers),) = con.execute(f"SELECT count(*), {questions} FROM seen").fetchall()
+    questions: list[str] = []
+    for name, dtype in types.items():
+        questions.append(f"count({quoted(name)})")
+        questions.append("0" if _stored_as(dtype) == "other" else f"approx_count_distinct({quoted(name)})")
+        questions.append(f"count(TRY_CAST({quoted(name)} AS TIMESTAMPTZ))" if dtype == "VARCHAR" else "0")
+    ((rows, *answers),) = con.execute(f"SELECT count(*), {', '.join(questions)} FROM seen").fetchall()
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
-    columns = [
-        TableColumn(position, name, dtype, _holds(dtype, present, times), rows - present, distinct)
-        for position, ((name, dtype), present, distinct, times) in enumerate(
-            zip(types.items(), answers[::3], answers[1::3], answers[2::3], strict=True), start=1
-        )
-    ]
+    columns: list[TableColumn] = []
+    for (name, dtype), present, distinct, times in zip(
+        types.items(), answers[::3], answers[1::3], answers[2::3], strict=True
+    ):
+        holds = "nothing" if not present else "time" if times == present else _stored_as(dtype)
+        columns.append(TableColumn(len(columns) + 1, name, dtype, holds, rows - present, distinct))
     return Survey(origin, rows, tuple(columns), con)
-
-
-def _holds(dtype: str, present: int, times: int) -> Holds:
-    if not present:
-        return "nothing"
-    if dtype == "VARCHAR" and times == present:
-        return "time"
-    return _stored_as(dtype)
 
 
 def _stored_as(dtype: str) -> Holds:
     """What values of a type can be used as; lists and the like are "other"."""
     word = re.match(r"\w+", dtype)
     return "other" if dtype.endswith("]") or word is None else _HOLDS.get(word[0], "other")
-
-
-def _distinct(name: str, dtype: str) -> str:
-    return "0" if _stored_as(dtype) == "other" else f"approx_count_distinct({quoted(name)})"
-
-
-def _read_as_times(name: str, dtype: str) -> str:
-    return f"count(TRY_CAST({quoted(name)} AS TIMESTAMPTZ))" if dtype == "VARCHAR" else "0"
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
