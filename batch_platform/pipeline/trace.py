@@ -23,6 +23,7 @@ from batch_platform.declaration.errors import (
     WrongUseError,
     did_you_mean,
     listed,
+    named,
 )
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.build import FeatureBuilder
@@ -230,11 +231,8 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
         WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     spec = builder.spec
-    if source not in spec.sources:
-        msg = f"{spec.name} has no source {source!r}; it has {listed(spec.sources)}."
-        raise WrongUseError(msg, hint=did_you_mean(source, spec.sources))
+    by_partition = named(source, spec.sources, f"{spec.name} has no source {source!r}; it has").by_partition
     partition = None if partition_key is None else spec.partitions.calendar.named(partition_key)
-    by_partition = spec.sources[source].by_partition
     with open_published(home) as con:
         runs = read_latest(con, ScoreRun, spec.name)
         builds = _builds_scored(con, runs.values())

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Protocol, Self
 
-from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import named
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
@@ -74,7 +74,5 @@ ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine}
 
 def engine_of(name: str) -> EngineFactory:
     """The engine of that name; raises a WrongUseError if there is none."""
-    if name not in ENGINES:
-        msg = f"engine: {name!r} is not an engine; allowed are {listed(ENGINES)}."
-        raise WrongUseError(msg, hint=did_you_mean(name, ENGINES) or "correct `engine` in the YAML file.")
-    return ENGINES[name]
+    refusal = f"engine: {name!r} is not an engine; allowed are"
+    return named(name, ENGINES, refusal, hint="correct `engine` in the YAML file.")
