@@ -223,10 +223,7 @@ def check_flavours(spec: PipelineSpec) -> None:
 
 
 def check_model(model: Model, folder: Path) -> None:
-    """Check, without data and without a server, that a pipeline's model could be trained or imported.
-
-    Raises WrongUseError if it could not, and DataError if the file of an import is not of its flavour.
-    """
+    """Check, without data and without a server, that a model could be trained or imported; raises WrongUseError or DataError."""
     if model.import_ is None:
         check_estimator_exists(model)
         return

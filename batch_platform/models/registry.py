@@ -230,10 +230,7 @@ def record_failure(con: duckdb.DuckDBPyConnection, training: ChallengerTraining)
 
 
 def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promotion]) -> None:
-    """Record decisions on registered versions, within the caller's transaction.
-
-    Raises WrongUseError if a version to approve was removed after the decision was made.
-    """
+    """Record decisions within the caller's transaction; raises WrongUseError if a version to approve was removed meanwhile."""
     for decision in decisions:
         if decision.action == "approved":
             read_registry(con, decision.pipeline).present(decision.version)

@@ -33,10 +33,7 @@ class Flat:
     kernel: Kernel
 
     def prepare(self) -> None:
-        """Compile the kernel, or load what another process compiled; safe to call from several threads at once.
-
-        Raises NotCompilableError if the compiler fails.
-        """
+        """Compile the kernel or load it, on any thread; raises NotCompilableError if the compiler fails."""
         try:
             kernels.make_ready(self.kernel, kernels.MATRIX, typeof(self.encoding), typeof(self.trees), kernels.OUT)
         except NumbaError as error:
@@ -44,10 +41,7 @@ class Flat:
             raise NotCompilableError(msg) from error
 
     def add(self, matrix: NDArray[np.float64], sums: NDArray[np.float64]) -> bool:
-        """Add all trees to the sums [rows, outputs] of a matrix [rows, features] of any memory layout.
-
-        Returns whether the estimator accepts every row; if it refuses a row, the sums are unusable.
-        """
+        """Add all trees to the sums [rows, outputs] of a matrix [rows, features]; False, and unusable sums, if a row is refused."""
         return bool(self.kernel(matrix, self.encoding, self.trees, sums))
 
 

@@ -114,10 +114,7 @@ def _compiled(parts: Parts, native: Predictor) -> CompiledPredictor:
 
 
 def proven_predictor(native: CompilablePredictor) -> CompiledPredictor:
-    """The compiled form of a model, after comparing it with the native one on generated rows on this machine.
-
-    Raises NotCompilableError if they differ, or the model cannot be compiled.
-    """
+    """The compiled form of a model; raises NotCompilableError if it differs from the native one on generated rows here."""
     predictor = compile_predictor(native)
     for matrix in generated_rows(predictor.parts):
         require(same_outcome(native, predictor, matrix), _differs(len(matrix)))
