@@ -22,12 +22,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def check_file(path: Path) -> None:
-    """Check every document of a file.
-
-    Raises:
-        WrongUseError: The file cannot be read, is not YAML, or declares nothing; or it has a duplicate key, a key that is
-            not a plain value, a tag that creates an object, or aliases that multiply beyond all measure.
-    """
+    """Check every document of a file; raises WrongUseError with the line and the key of what is refused."""
     try:
         text = path.read_text(encoding="utf-8")
         documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))

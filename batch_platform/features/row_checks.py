@@ -28,11 +28,7 @@ class RowChecks:
     """Checks the rows of a partition batch by batch; they must come in the order of their key."""
 
     def __init__(self, spec: PipelineSpec, partition: Partition, schema: pa.Schema) -> None:
-        """Check the columns.
-
-        Raises:
-            DataError: Key or time is missing, the label is present, or a column has a name or a type that cannot be stored.
-        """
+        """Check the columns; raises DataError if key or time is missing, the label is present or a column cannot be stored."""
         self._spec, self._partition = spec, partition
         self._where = f"{spec.name}, partition {partition.key}"
         self._zone = ZoneInfo(spec.partitions.timezone)
@@ -45,11 +41,7 @@ class RowChecks:
         ]
 
     def see(self, batch: pa.RecordBatch) -> None:
-        """Check one batch.
-
-        Raises:
-            DataError: A key occurs twice or is null, or a time is null, outside the partition or beyond any calendar.
-        """
+        """Check one batch; raises DataError for a null or repeated key and for a time that is null or out of range."""
         named = list(dict.fromkeys([*self._named, *self._temporal]))
         frame = pl.DataFrame(pa.Table.from_batches([batch.select(named)]))
         self._check_calendar(frame)

@@ -133,10 +133,8 @@ class Scope:
 def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None) -> Lineage:
     """Follow the columns of one SELECT of DuckDB's dialect back to the sources.
 
-    Args:
-        sql: The SELECT.
-        sources: The columns of each source by name; empty if they are not known.
-        columns: The columns of the result as DuckDB names them; None if DuckDB was not asked.
+    `sources` has the columns of each source by name, empty if they are not known; `columns` are the columns of the result
+    as DuckDB names them, None if DuckDB was not asked.
     """
     try:
         tree = sqlglot.parse_one(sql, dialect="duckdb")
