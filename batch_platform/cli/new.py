@@ -177,11 +177,10 @@ def _explained(target: Path) -> Generator[None]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    """Show the proposal, with the option that changes each choice."""
     label = report["label"] or "none found, so similar rows are grouped; name one with --label"
     first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
-    timeless = f", and {report['rows_without_time']:,} rows without a time, which belong to no partition"
-    timeless = timeless if report["rows_without_time"] else ""
+    lost = report["rows_without_time"]
+    timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")

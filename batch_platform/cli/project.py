@@ -14,7 +14,7 @@ import dagster as dg
 
 from batch_platform.components.dagster_internals import LazyDefinitions, object_held
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
-from batch_platform.declaration.errors import WrongUseError, did_you_mean, listed
+from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.declaration.yaml_file import check_file, files_below
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
@@ -62,10 +62,7 @@ class Project:
 
     def pipeline(self, name: str) -> Wiring:
         """The pipeline with a name; a WrongUseError if there is none."""
-        if (wiring := self.pipelines.get(name)) is not None:
-            return wiring
-        msg = f"There is no pipeline {name!r}; there are {listed(self.pipelines) or 'none'}."
-        raise WrongUseError(msg, hint=did_you_mean(name, self.pipelines))
+        return named(name, self.pipelines, f"There is no pipeline {name!r}; there are")
 
 
 def find_project(folder: Path | None) -> Project:

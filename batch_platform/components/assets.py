@@ -36,13 +36,8 @@ SINGLE_RUN = dg.BackfillPolicy.single_run()
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first."""
-    return [
-        *(_source(wiring, name) for name in wiring.spec.sources),
-        _features(wiring),
-        _model(wiring),
-        _predictions(wiring),
-        _performance(wiring),
-    ]
+    sources = [_source(wiring, name) for name in wiring.spec.sources]
+    return [*sources, *(build(wiring) for build in (_features, _model, _predictions, _performance))]
 
 
 def _source(wiring: Wiring, name: str) -> dg.AssetsDefinition:
@@ -231,7 +226,6 @@ def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
 
 
 def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: TrainingConfig) -> list[Partition]:
-    """The serving periods to train for, oldest first."""
     if wiring.serving_periods is None:
         return [_single_period(wiring, config.until)]
     periods = [wiring.serving_period(key) for key in context.partition_keys]
@@ -298,7 +292,6 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
 def _scored(
     pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp, config: PredictionsConfig, watch: Watch
 ) -> Generator[Committed]:
-    """What a run does with its partitions: score them, or replay them."""
     if not config.replay:
         yield from pipeline.score(partitions, stamp, force=config.force, version=config.model, watch=watch)
         return

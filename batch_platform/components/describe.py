@@ -232,7 +232,6 @@ def committed(partition: Committed) -> dict[str, Any]:
 
 
 def _scored_challengers(runs: Sequence[ChallengerRun]) -> dict[str, Any]:
-    """How far each challenger agrees with the champion, as a table and as numbers to plot."""
     if not runs:
         return {}
     numeric = ("scored", "rejected", "rank correlation", "decisions flipped")
@@ -312,9 +311,8 @@ def rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 
 def evaluation_version(partition: Evaluated) -> str:
     """Data version of an evaluated partition."""
-    return sha256(json.dumps([partition.run.score_seq, partition.served.numbers], sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    measured = json.dumps([partition.run.score_seq, partition.served.numbers], sort_keys=True)
+    return sha256(measured.encode()).hexdigest()[:16]
 
 
 def _parameters(params: Mapping[str, object]) -> str:

@@ -104,9 +104,8 @@ def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str])
 
 def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:
     """Dagster's lineage of the columns that are known, and a table of all columns to read."""
-    text = (
-        _table("made from", [(column.column, _names(column)) for column in lineage.columns]) if lineage.columns else ""
-    )
+    origins = [(column.column, _names(column)) for column in lineage.columns]
+    text = _table("made from", origins) if origins else ""
     if lineage.deciders:
         text += f"\n\nFilters, joins and groups select the rows by {_listed(lineage.deciders)}."
     if lineage.reason:

@@ -151,9 +151,8 @@ class TableIOManager(dg.ConfigurableIOManager):
         schema = metadata.get("schema")
         if isinstance(schema, dg.MetadataValue):
             schema = schema.value
-        return TableName(
-            schema or (key.path[-2] if len(key.path) > 1 else self.default_schema or DEFAULT_SCHEMA), key.path[-1]
-        )
+        own = key.path[-2] if len(key.path) > 1 else self.default_schema or DEFAULT_SCHEMA
+        return TableName(schema or own, key.path[-1])
 
 
 def _features(

@@ -85,8 +85,7 @@ class Wiring:
 
     def serving_period(self, key: str) -> Partition:
         """The serving period of that key."""
-        calendar = serving_calendar(self.spec) or self.spec.partitions.calendar
-        return calendar.named(key)
+        return (serving_calendar(self.spec) or self.spec.partitions.calendar).named(key)
 
     @contextmanager
     def step(self, context: dg.AssetExecutionContext, *, last: bool = True) -> Generator[Pipeline]:
