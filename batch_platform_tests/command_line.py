@@ -19,7 +19,7 @@ import pytest
 
 from batch_platform.cli import main, terminal
 from batch_platform.warehouse.home import HOME_VARIABLE
-from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+from batch_platform_tests.dagster_project import forget_projects, write_dagster_project
 from batch_platform_tests.small_pipeline import small_events
 from batch_platform_tests.starting_points import made_once
 
@@ -70,8 +70,7 @@ class InProcess:
         self._monkeypatch, self._capfd = monkeypatch, capfd
 
     def __call__(self, folder: Path, *args: str, **environment: str) -> Answer:
-        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-            del sys.modules[name]
+        forget_projects()
         self._capfd.readouterr()
         with self._monkeypatch.context() as patch:
             patch.chdir(folder)

@@ -10,7 +10,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
-from batch_platform_tests.dagster_project import PACKAGE
+from batch_platform_tests.dagster_project import forget_projects
 
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
@@ -43,8 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_project_of_another_test() -> Iterator[None]:
     """Every project on disk is a package of the same name: forget where the last project lay."""
     path = list(sys.path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
-        del sys.modules[name]
+    forget_projects()
     yield
     sys.path[:] = path
 

@@ -1,11 +1,12 @@
 """A user's whole Dagster project on disk, with the small pipeline as one of its components."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from batch_platform.cli.new import project_files
+from batch_platform.cli import new
 from batch_platform_tests.small_pipeline import small_declaration, write_small_project
 
 PACKAGE = "shop"
@@ -18,10 +19,16 @@ def write_dagster_project(folder: Path, **overrides: Any) -> Path:
     """
     files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
     write_small_project(pipeline_folder(folder), **files)
-    for path, text in project_files(PACKAGE).items():
+    for path, text in new.project_files(PACKAGE).items():
         (folder / path).write_text(text, encoding="utf-8")
     write_defs_yaml(folder, small_declaration(**overrides))
     return folder
+
+
+def forget_projects() -> None:
+    """Unload the modules of all projects: each project on disk has the same package name as the next."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in (PACKAGE, new.PACKAGE)]:
+        del sys.modules[name]
 
 
 def pipeline_folder(folder: Path, name: str = "small") -> Path:

@@ -122,9 +122,9 @@ def test_a_table_with_odd_names_nulls_and_texts_is_scored_after_two_commands(tmp
     assert run_command(folder, "check").out == "churn: ok\n"
 
 
-def test_the_report_as_json_names_every_choice_and_what_else_could_be(tmp_path):
+def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_path):
     orders(signed_up_at=[START] * ROWS, code=range(ROWS)).write_parquet(tmp_path / "orders.parquet")
-    report = run_command(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
+    report = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
     assert (report["key"], report["time"], report["label"]) == (["id"], "at", "returned")
     assert report["others"] == {"key": ["code"], "time": ["signed_up_at"]}
     assert (report["every"], report["partitions"], report["rows"]) == ("day", DAYS, ROWS)
@@ -133,9 +133,9 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(tmp_path):
         "signed_up_at": "a time; a number computed from it could be a feature, such as an age in days"
     }
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
-    taken = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (taken.code, "already exists" in taken.error) == (2, True)
-    unknown = run_command(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
+    unknown = cli(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
 
 
@@ -259,18 +259,18 @@ def test_a_column_that_is_null_exactly_with_the_label_is_not_a_feature(tmp_path)
 
 
 @pytest.mark.parametrize("stand_in", [None, datetime(9999, 12, 31), datetime(1, 1, 1)])  # noqa: DTZ001 - as START
-def test_rows_without_a_time_are_reported(tmp_path, stand_in):
+def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
     assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
     assert "-- 300 rows belong to no partition: their at is not a time." in files["features.sql"]
-    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert "and 300 rows without a time, which belong to no partition" in answer.out
 
 
 @pytest.mark.parametrize(
-    ("columns", "asked", "said"),
+    ("columns", "asked", "message"),
     [
         ({"at": None}, {}, "No column of .* holds times"),
         ({"id": None}, {}, "No column of .* identifies its rows"),
@@ -280,16 +280,16 @@ def test_rows_without_a_time_are_reported(tmp_path, stand_in):
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )
-def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path, columns, asked, said):
+def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path, columns, asked, message):
     if columns.get("id", "") is None:
         columns = {**columns, "amount": None, "items": [at % 9 for at in range(ROWS)]}
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
-    with pytest.raises(WrongUseError, match=said):
+    with pytest.raises(WrongUseError, match=message):
         proposed(tmp_path / "orders.parquet", **asked)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (("new", "Orders", "--from", "orders.parquet"), 2, "'Orders' is not a valid name"),
         (("new", "orders", "--from", "oders.parquet"), 2, "did you mean 'orders.parquet'?"),
@@ -310,26 +310,26 @@ def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path
         (("--project", "nowhere", "new", "orders", "--from", "orders.parquet"), 2, "is not a folder"),
     ],
 )
-def test_wrong_use_is_explained_in_one_paragraph_and_writes_nothing(tmp_path, arguments, code, said):
+def test_wrong_use_is_explained_in_one_paragraph_and_writes_nothing(cli, tmp_path, arguments, code, message):
     orders(100).write_parquet(tmp_path / "orders.parquet")
     orders(100).clear().write_parquet(tmp_path / "empty.parquet")
     for name in ("orders.xlsx", "broken.parquet", "{{ x }}.parquet"):
         (tmp_path / name).write_bytes(b"PAR1 no table")
     before = {path.name for path in tmp_path.iterdir()}
-    answer = run_command(tmp_path, *arguments)
+    answer = cli(tmp_path, *arguments)
     assert answer.code == code
-    assert said in answer.error
+    assert message in answer.error
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_a_project_of_another_kind_is_left_alone(tmp_path):
+def test_a_project_of_another_kind_is_left_alone(cli, tmp_path):
     orders(100).write_parquet(tmp_path / "orders.parquet")
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'mine'\nversion = '1'\n")
-    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (answer.code, "[tool.dg.project]" in answer.error) == (2, True)
     (tmp_path / "pyproject.toml").unlink()
     (tmp_path / "pipelines").mkdir()
-    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (answer.code, "already contains 'pipelines'" in answer.error) == (2, True)
     assert {path.name for path in tmp_path.rglob("*")} == {"orders.parquet", "pipelines"}
 
@@ -372,14 +372,14 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(found=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
-def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, found):
+@given(columns=st.lists(NAMES, min_size=4, max_size=4, unique_by=str.casefold))
+def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, columns):
     folder = tmp_path_factory.mktemp("named")
-    key, time, label, feature = found
+    key, time, label, feature = columns
     own = {"id": key, "at": time, "returned": label, "amount": feature}
     orders(60, items=None, shop=None).rename(own).write_parquet(folder / "orders.parquet")
     with survey(locate(str(folder / "orders.parquet"), None), "UTC") as seen:
-        assume({column.name for column in seen.columns} == {*found})  # DuckDB renames what differs in capitals alone
+        assume({column.name for column in seen.columns} == {*columns})  # DuckDB renames what differs in capitals alone
     proposal, files = proposed(folder / "orders.parquet", key=(key,), time=time, label=label)
     declared = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
     pipeline = pipeline_of(files, folder)
