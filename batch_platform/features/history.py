@@ -191,7 +191,7 @@ class History:
 
     def label_fingerprint(self, window: Iterable[Partition]) -> str:
         """Hash the present label versions of a window; empty if no label source has a file for each partition."""
-        return labels_fingerprint(window, self.builder.label_versions) if self.builder.own_label_sources else ""
+        return window_sha256(window, self.builder.label_versions) if self.builder.own_label_sources else ""
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
         """Read the key and feature columns of a build, and no others."""
@@ -230,13 +230,7 @@ def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:
     )
 
 
-def labels_fingerprint(window: Iterable[Partition], version_of: Callable[[Partition], str]) -> str:
-    """Hash the label versions of a window."""
+def window_sha256(window: Iterable[Partition], version_of: Callable[[Partition], str]) -> str:
+    """Hash the partition keys of a window, each with the version of its features or labels."""
     lines = (f"{partition.key} {version_of(partition)}\n" for partition in window)
-    return sha256("".join(lines).encode()).hexdigest()
-
-
-def fingerprint(builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> str:
-    """Hash the partition keys and feature files of a window."""
-    lines = (f"{partition.key} {builds[partition.key].sha256}\n" for partition in window)
     return sha256("".join(lines).encode()).hexdigest()

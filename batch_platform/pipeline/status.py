@@ -16,7 +16,7 @@ from typing import Literal
 
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.features.history import History, labels_fingerprint
+from batch_platform.features.history import History, window_sha256
 from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.plan import Plan, State, Step
 from batch_platform.warehouse.ledger import StatusRow, as_record
@@ -160,6 +160,6 @@ def relabelled(history: History, versions: Iterable[Version]) -> frozenset[str]:
     for version in versions:
         with suppress(SourceError, WrongUseError):
             window = calendar.within(version.trained_from, version.trained_until)
-            if version.label_sources and labels_fingerprint(window, versions_now) != version.label_sources:
+            if version.label_sources and window_sha256(window, versions_now) != version.label_sources:
                 changed.add(version.version)
     return frozenset(changed)

@@ -20,7 +20,7 @@ from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
-from batch_platform.features.history import History, TrainingData, feature_columns, fingerprint
+from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract
@@ -162,7 +162,7 @@ class Training:
                 partitions=len(window),
                 rows=fitted.rows_fitted,
                 rows_rejected=fitted.rows_rejected,
-                features_sha256=fingerprint(builds, window),
+                features_sha256=window_sha256(window, lambda partition: builds[partition.key].sha256),
                 label_sources=labels,
             ),
             evaluation=Evaluation(
