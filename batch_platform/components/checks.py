@@ -62,6 +62,26 @@ class RunCheck(Generic[Checked]):
         return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
 
 
+def evaluation(
+    check: dg.AssetCheckKey,
+    partition_key: str | None,
+    *,
+    passed: bool,
+    metadata: Mapping[str, Any],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.WARN,
+) -> Any:  # noqa: ANN401 - Dagster logs it as an event, though its annotation does not say so
+    """The result of a check on one partition."""
+    return dg.AssetCheckEvaluation(
+        asset_key=check.asset_key,
+        check_name=check.name,
+        passed=passed,
+        metadata=metadata,
+        severity=severity,
+        partition=partition_key,
+        description=partition_key,  # the history of a check shows no partition otherwise
+    )
+
+
 def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
     """The checks of the predictions."""
     budget = wiring.spec.features.max_rejected
@@ -235,6 +255,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     )
 
     asset = wiring.key("predictions")
+    check = dg.AssetCheckKey(asset, UP_TO_DATE)
 
     @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -243,15 +264,8 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
             scored = sorted({key for name, key in targets(wiring, context.run) if name == asset.path[-1] and key})
             with quick_event_log(context.instance):
                 for key in scored:  # Dagster expects a result for each partition of a run
-                    result: Any = dg.AssetCheckEvaluation(  # as in PartitionLog
-                        asset_key=asset,
-                        check_name=UP_TO_DATE,
-                        passed=key not in plan.stale,
-                        severity=dg.AssetCheckSeverity.WARN,
-                        metadata={"reason": plan.stale.get(key) or plan.remarks.get(key, "none")},
-                        partition=key,
-                        description=key,
-                    )
+                    reason = {"reason": plan.stale.get(key) or plan.remarks.get(key, "none")}
+                    result = evaluation(check, key, passed=key not in plan.stale, metadata=reason)
                     context.op_execution_context.log_event(result)
         return _up_to_date(plan, state)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_platform.components.checks import Checked, RunCheck
+from batch_platform.components.checks import Checked, RunCheck, evaluation
 from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
     data_version_tags,
@@ -70,14 +70,12 @@ class PartitionLog:
     def check(self, check: RunCheck[Checked], partition_key: str | None, checked: Checked) -> None:
         """Log the result of a check on one partition. Only the result for the whole step can block."""
         self.count(check, checked)
-        result: Any = dg.AssetCheckEvaluation(  # Dagster takes it, though its annotation does not say so
-            asset_key=self._asset,
-            check_name=check.name,
+        result = evaluation(
+            dg.AssetCheckKey(self._asset, check.name),
+            partition_key,
             passed=check.passed(checked),
             metadata=check.metadata(checked),
             severity=check.severity,
-            partition=partition_key,
-            description=partition_key,  # the history of a check shows no partition otherwise
         )
         self._context.op_execution_context.log_event(result)
 
