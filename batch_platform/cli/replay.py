@@ -42,7 +42,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
             runs.bring([Item("predictions", partition, "replay") for partition in due])
         except RunFailedError as error:
             failure = error
-        runs.bring(plan_run(wiring, options).of("performance"))
+        runs.bring(plan_run(wiring, options, wiring.pipeline().state()).of("performance"))
     if failure is not None:
         raise failure
     scores = wiring.pipeline().state().scores

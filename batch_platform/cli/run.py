@@ -22,7 +22,7 @@ from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, t
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, Step, make_plan, ranges, requests
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step, make_plan, ranges, requests
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
@@ -134,8 +134,9 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         WrongUseError: The requested version does not exist.
     """
     with open_instance(project) as instance:
-        log_unknown_commits(wiring, instance, wiring.pipeline().state(), held(wiring, instance))
-        plan = plan_run(wiring, options)
+        state = wiring.pipeline().state()
+        log_unknown_commits(wiring, instance, state, held(wiring, instance))
+        plan = plan_run(wiring, options, state)
         _announce(wiring, options, plan)
         totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals) as listener:
@@ -165,9 +166,8 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
             yield instance
 
 
-def plan_run(wiring: Wiring, options: RunOptions) -> Plan:
+def plan_run(wiring: Wiring, options: RunOptions, state: State) -> Plan:
     """Plan what a run has to do, upstream included."""
-    state = wiring.pipeline().state()
     version = None if options.model is None else state.registry.named(options.model)
     return make_plan(wiring.spec, state, options.now, only=options.partitions, version=version, force=options.force)
 
@@ -191,11 +191,11 @@ class Runs:
         if models:
             for step in ("features", "model", "challengers"):
                 self.bring(plan.of(step))
-            due, plan = [], plan_run(self.wiring, self.options)
+            due, plan = [], plan_run(self.wiring, self.options, self.wiring.pipeline().state())
         due += plan.of("predictions")
         self.bring(due)
         if models or due:
-            plan = plan_run(self.wiring, self.options)
+            plan = plan_run(self.wiring, self.options, self.wiring.pipeline().state())
         self.bring(plan.of("performance"))
         return plan
 
