@@ -55,6 +55,7 @@ def shell(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
+        # a few processes start there, so that compiling all that is installed would take longer than it saves
         env={name: value for name, value in os.environ.items() if name not in own} | {"PIP_COMPILE": "0"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -187,7 +187,8 @@ class _Evaluation:
             try:
                 yield self._measured(partition, run, scored.model_version, labels, scored.challenger)
             except (DataError, IntegrityError) as error:
-                _log.warning("partition %s: challenger %r is not measured: %s", partition.key, scored.challenger, error)
+                message = "%s, partition %s: challenger %r is not measured: %s"
+                _log.warning(message, self.history.spec.name, partition.key, scored.challenger, error)
 
     def _measured(
         self,

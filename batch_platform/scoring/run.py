@@ -142,7 +142,10 @@ class ScoringRun:
         distributions = staged_distributions([file for _, staged in group for file in staged.predictions])
         began = perf_counter()
         challengers = {
-            due.partition.key: [_challenger(scores, due, staged, self.stamp.run_id) for scores in staged.challengers]
+            due.partition.key: [
+                _challenger(scores, due, staged, self.history.spec.name, self.stamp.run_id)
+                for scores in staged.challengers
+            ]
             for due, staged in group
         }
 
@@ -211,12 +214,12 @@ def orders_of(due: Sequence[Due], history: History, bundle_folder: BundleOf) -> 
         )
 
 
-def _challenger(scores: ChallengerScores, due: Due, staged: Staged, run_id: str) -> StagedChallenger:
+def _challenger(scores: ChallengerScores, due: Due, staged: Staged, pipeline: str, run_id: str) -> StagedChallenger:
     """What a challenger of a staged partition commits; a failure is logged."""
     partition, version = due.partition, due.challengers[scores.name]
     if scores.failure:
-        msg = "partition %s: challenger %r could not score beside the champion: %s"
-        _log.warning(msg, partition.key, scores.name, scores.failure)
+        msg = "%s, partition %s: challenger %r could not score beside the champion: %s"
+        _log.warning(msg, pipeline, partition.key, scores.name, scores.failure)
     agreed = scores.agreement.result()
     run = ChallengerRun(
         partition_key=partition.key,
