@@ -8,6 +8,9 @@ from batch_platform.declaration.notation import Block
 
 OTHER_OF_TWO = {  # the other of two keys of which one is given, and what goes with it
     "features.python",
+    "partitions.snapshot",  # goes with neither features.time nor features.driving
+    "model.train.held_out",
+    "model.train.group",
     *(f"{of}.{key}" for of in ("model", "challengers") for key in ("build", "import", "flavour", "task", "classes")),
 }
 

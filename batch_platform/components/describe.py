@@ -73,10 +73,19 @@ def model(wiring: Wiring) -> str:
     conditions += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
     gate = f" ({', '.join(conditions)})" if conditions else ""
     window = "all history" if train.window == "all" else f"the {train.window}"
+    learned = (
+        f"It is trained on {window} before its serving period, with the labels known by then, and evaluated on the last "
+        f"{train.evaluate} of it."
+    )
+    if wiring.spec.partitions.snapshot:
+        learned = (
+            "It is trained on the rows with a label in the snapshot that it serves first, and evaluated on "
+            f"{train.held_out:.0%} of them that no model learns from. A random split is optimistic where rows resemble each "
+            "other or the future differs from the past."
+        )
     text = (
-        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. It is trained on {window} before its "
-        f"serving period, with the labels known by then, and evaluated on the last {train.evaluate} of it. A version that "
-        f"does not pass the gate{gate} is kept but never serves."
+        f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. {learned} A version that does not pass "
+        f"the gate{gate} is kept but never serves."
     )
     parameters = f"\n\n{_parameters(redacted(declared.params))}" if declared.params else ""
     return f"{text}{parameters}{challengers}"

@@ -62,7 +62,7 @@ class Wiring:
     def history(self) -> dg.TimeWindowPartitionMapping | None:
         """The features that the model of a serving period learns from: enough whole periods to cover the window."""
         train = self.spec.model.train
-        if train.every is None:
+        if train.every is None or self.spec.partitions.snapshot:
             return None
         length = train.window_length
         hours = _ALL_HISTORY_HOURS if length is None else length.days * 24 + length.hours + ceil(length.minutes / 60)
@@ -74,7 +74,7 @@ class Wiring:
     @cached_property
     def serving(self) -> dg.TimeWindowPartitionMapping | None:
         """The model that scores a partition: that of its serving period."""
-        if self.spec.model.train.every is None:
+        if self.serving_periods is None:
             return None
         return dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
 

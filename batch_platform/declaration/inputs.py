@@ -49,6 +49,11 @@ class Partitions(Block):
         description="When a partition is due: 0 when it has ended; 1 when it starts, if all its rows are known by then.",
         examples=[1],
     )
+    snapshot: bool = Field(
+        default=False,
+        description="Whether a partition is the whole table as it is when the partition starts, for rows without a time.",
+        examples=[True],
+    )
 
     @model_validator(mode="after")
     def _aligned(self) -> Self:
@@ -77,7 +82,7 @@ class Partitions(Block):
             zone=ZoneInfo(self.timezone),
             start=datetime.fromisoformat(self.start),
             end=None if self.end is None else datetime.fromisoformat(self.end),
-            end_offset=self.end_offset,
+            end_offset=1 if self.snapshot else self.end_offset,
         )
 
 

@@ -21,6 +21,7 @@ from batch_platform.declaration.notation import (
     ImportPath,
     LocalTime,
     Name,
+    Share,
     check_name,
     parse_duration,
     with_guess,
@@ -162,6 +163,18 @@ class Train(Block):
         default="14 days",
         description="Length of the end of the window that is kept out of training and used for evaluation.",
         examples=["14 days"],
+    )
+    held_out: Share = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of the rows of a snapshot that is never learned from and used for evaluation, chosen by a hash of their key.",
+        examples=["20%"],
+    )
+    group: list[str] = Field(
+        default_factory=list,
+        description="Columns of the key: rows of a snapshot that are equal in them are held out together. Left out: the whole key.",
+        examples=[["patient_id"]],
     )
     max_rows: int | None = Field(
         default=None,
@@ -383,6 +396,7 @@ class PipelineSpec(Block):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_columns()
+        self._check_snapshot()
         self._check_lengths()
         return self
 
@@ -405,10 +419,31 @@ class PipelineSpec(Block):
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"
             raise ValueError(with_guess(msg, driving.source, self.sources))
 
+    def _check_snapshot(self) -> None:
+        """Refuse keys that have no meaning for a snapshot, and those that have one only there."""
+        train = self.model.train
+        if not self.partitions.snapshot:
+            if misplaced := _not_default(train, "held_out", "group"):
+                msg = f"model.train: {listed(misplaced)} needs partitions.snapshot: other pipelines evaluate on the newest partitions"
+                raise ValueError(msg)
+            return
+        misplaced = [
+            *(f"partitions.{key}" for key in _not_default(self.partitions, "end_offset")),
+            *(f"features.{key}" for key in _not_default(self.features, "time", "driving")),
+            *(f"labels.{key}" for key in (_not_default(self.labels, "delay") if self.labels else ())),
+            *(f"model.train.{key}" for key in _not_default(train, "start", "window", "evaluate")),
+        ]
+        if misplaced:
+            msg = f"{listed(misplaced)} has no meaning with partitions.snapshot: each partition holds all rows, whatever their time"
+            raise ValueError(msg)
+        if unknown := [name for name in train.group if name not in self.features.key]:
+            msg = f"model.train.group: {listed(map(repr, unknown))} is not in features.key"
+            raise ValueError(with_guess(msg, unknown[0], self.features.key))
+
     def _check_lengths(self) -> None:
         """Refuse windows with which no model could ever be trained or approved."""
-        if self.model.import_ is not None:
-            return  # nothing is trained
+        if self.model.import_ is not None or self.partitions.snapshot:
+            return  # nothing is trained, or without a window
         train, partition = self.model.train, LONGEST[self.partitions.every]
         if train.evaluation_length.nominal < partition.nominal:
             msg = f"model.train.evaluate ({train.evaluate}) must be at least one partition long ({partition})"
@@ -422,3 +457,12 @@ class PipelineSpec(Block):
         if train.every == "hour" and not shifts_by_whole_hours(self.partitions.calendar.zone, range(2000, 2050)):
             msg = f"model.train.every: clocks in {self.partitions.timezone} change by part of an hour; use 'day'"
             raise ValueError(msg)
+
+
+def _not_default(block: Block, *keys: str) -> list[str]:
+    """Those of some keys of a block whose value is not the default."""
+    return [
+        key
+        for key in keys
+        if getattr(block, key) != type(block).model_fields[key].get_default(call_default_factory=True)
+    ]

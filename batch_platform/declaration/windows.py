@@ -9,9 +9,9 @@ from batch_platform.declaration.spec import PipelineSpec
 
 
 def serving_calendar(spec: PipelineSpec) -> Calendar | None:
-    """The serving periods of the models of a pipeline; None for a single model."""
+    """The serving periods of the models of a pipeline; None for a single model, and for the models of snapshots."""
     train = spec.model.train
-    if train.every is None:
+    if train.every is None or spec.partitions.snapshot:
         return None
     partitions = spec.partitions
     start = datetime.fromisoformat(train.start or partitions.start)
@@ -22,9 +22,13 @@ def serving_calendar(spec: PipelineSpec) -> Calendar | None:
 def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
     """The partitions a model may learn from: wholly before its serving period, with labels mature at its start.
 
-    An imported model takes only its contract from the window, so its labels need not be mature.
+    An imported model takes only its contract from the window, so its labels need not be mature. A model of snapshots learns
+    from the snapshot that it serves first: what it holds is known when it is taken.
     """
     calendar = spec.partitions.calendar
+    if spec.partitions.snapshot:
+        snapshot = calendar.holding(serving_start)
+        return [] if snapshot is None else [snapshot]
     zone = calendar.zone
     length = spec.model.train.window_length
     start = calendar.first_start if length is None else length.before(serving_start, zone)
@@ -43,7 +47,7 @@ def evaluation_start(spec: PipelineSpec, window: Sequence[Partition]) -> datetim
 
 def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
     """Whether a window is long enough: as much training as evaluation data; one partition for an imported model."""
-    if not window or spec.model.import_ is not None:
+    if not window or spec.model.import_ is not None or spec.partitions.snapshot:
         return bool(window)
     evaluation = spec.model.train.evaluation_length
     begins = evaluation.before(evaluation_start(spec, window), spec.partitions.calendar.zone)
@@ -51,7 +55,9 @@ def can_train(spec: PipelineSpec, window: Sequence[Partition]) -> bool:
 
 
 def matures(spec: PipelineSpec, partition: Partition) -> datetime:
-    """When the labels of a partition are known; without labels, the end of the partition."""
+    """When the labels of a partition are known; without labels, the end of the partition. A snapshot holds its labels."""
+    if spec.partitions.snapshot:
+        return partition.start
     if spec.labels is None:
         return partition.end
     return spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
+from xxhash import xxh3_64_intdigest
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import DataError, SourceError, WrongUseError, listed
@@ -20,7 +21,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import Sample
+from batch_platform.features.sample import SEED, Sample
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import FeatureBuild
 
@@ -42,6 +43,17 @@ def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> l
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
     left_out = {*features.key, features.time, *(name for name, rule in features.columns.items() if not rule.feature)}
     return [name for name in present if name not in left_out]
+
+
+def never_learned_from(spec: PipelineSpec, rows: pl.DataFrame) -> pl.Series:
+    """Whether each row of a snapshot is held out of training: by a hash of its group or key, the same in every snapshot."""
+    text = pl.concat_str(
+        pl.col(spec.model.train.group or spec.features.key).cast(pl.String).fill_null(""), separator="\0"
+    )
+    below = spec.model.train.held_out * 2**64
+    return pl.Series(
+        [xxh3_64_intdigest(value, SEED) < below for value in rows.select(text).to_series()], dtype=pl.Boolean
+    )
 
 
 class _RecentLabels:
@@ -130,7 +142,8 @@ class History:
         """Read the rows of a training window whose label is known, in order of time: feature columns and the label.
 
         With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
-        `stratified`. Partitions that start at `boundary` or later are for evaluation. No other column is read.
+        `stratified`. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out. No
+        other column is read.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
@@ -148,9 +161,13 @@ class History:
                         rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
                     )
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
-                held_out = partition.start >= boundary
-                rows = rows.drop(self.spec.features.key).with_columns(pl.lit(held_out).alias(_HELD_OUT))
-                (later.append if held_out else fit.add)(rows)
+                if self.spec.partitions.snapshot:
+                    held_out = never_learned_from(self.spec, rows)
+                else:
+                    held_out = pl.repeat(partition.start >= boundary, rows.height, eager=True)
+                rows = rows.drop(self.spec.features.key).with_columns(held_out.alias(_HELD_OUT))
+                fit.add(rows.filter(~held_out))
+                later.append(rows.filter(held_out))
         rows = self._joined([*fit.frames(), *later])
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
@@ -166,16 +183,18 @@ class History:
     def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
         """Return the source versions of builds, with the present version of sources that have a file for each partition.
 
-        A build whose source files are gone is left out: nothing newer can be built.
+        A snapshot holds whole sources, so each of them counts. A build whose source files are gone is left out: nothing
+        newer can be built.
         """
-        by_partition = self.builder.own_feature_sources
-        if not by_partition:
+        snapshot = self.spec.partitions.snapshot
+        looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
+        if not looked_at:
             return {}
         calendar = self.spec.partitions.calendar
         versions: dict[str, str] = {}
         for key, build in builds.items():
             with suppress(SourceError, WrongUseError):
-                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in by_partition}
+                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in looked_at}
                 versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
         return versions
 

@@ -195,6 +195,9 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
         IntegrityError: A feature file or a bundle is not what was recorded.
     """
     state, spec = pipeline.state(), pipeline.spec
+    if spec.partitions.snapshot:
+        msg = f"{spec.name} scores snapshots, which cannot be backtested: their labels were not dated when they were taken."
+        raise WrongUseError(msg, hint="declare the other model as a challenger: it is measured on the rows held out.")
     tested, kept = list[TestedPartition](), list[Path]()
     with staging_folder(pipeline.home, stamp.run_id) as folder:
         bundle_folder: BundleOf = pipeline.bundle_folder

@@ -20,7 +20,7 @@ from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
-from batch_platform.features.history import History
+from batch_platform.features.history import History, never_learned_from
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
@@ -202,6 +202,9 @@ class _Evaluation:
         predictions = committed_predictions(self.con, spec, partition, model, challenger)
         if labels is not None:
             labels = with_keys_of(predictions, spec, partition, labels, what="labels")
+            if spec.partitions.snapshot:
+                unseen = predictions.filter(never_learned_from(spec, predictions))
+                labels = labels.join(unseen, on=spec.features.key, how="semi")
         read_features = partial(self._read_features, partition, run, model, predictions)
         scored = ScoredPartition(model.task, model.class_labels, spec.features.key, predictions, labels, read_features)
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}

@@ -42,7 +42,15 @@ from batch_platform.models.registry import (
 )
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, not_scored
-from batch_platform.pipeline.plan import Plan, State, features_due, make_plan, untrained
+from batch_platform.pipeline.plan import (
+    Plan,
+    State,
+    features_due,
+    make_plan,
+    require_takeable,
+    untrained,
+    with_snapshots_over,
+)
 from batch_platform.pipeline.status import relabelled, status_rows
 from batch_platform.pipeline.train import (
     Trained,
@@ -202,8 +210,9 @@ class Pipeline:
         """
         if not partitions:
             return
-        state = self.state()
+        state = with_snapshots_over(self.spec, self.state(), stamp.at)
         due = {partition.key for partition in partitions if force or features_due(state, partition) is not None}
+        require_takeable(self.spec, [partition for partition in partitions if partition.key in due], stamp.at)
         group: list[Built] = []
         with (
             staging_folder(self.home, stamp.run_id) as folder,

@@ -7,12 +7,12 @@ is carried out, the next plan at the same time is empty.
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.calendar import LONGEST, Partition
+from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
 from batch_platform.models.registry import Registry, Version
@@ -40,6 +40,7 @@ class State:
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
+    over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
     changed.
     """
-    wanted = list(spec.partitions.calendar.due(now) if only is None else only)
+    wanted, state = _wanted(spec, state, now, only)
     models, challengers = list[Item](), list[Item]()
     if version is None:
         models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
@@ -175,11 +176,51 @@ def features_due(state: State, partition: Partition) -> str | None:
     build = state.features.get(partition.key)
     if build is None:
         return "missing"
+    if partition.key in state.over:
+        return None
     if build.code_version != state.features_code_version:
         return "the SQL or its declaration changed"
     if state.source_versions.get(partition.key, build.sources) != build.sources:
         return "a source file changed"
     return None
+
+
+def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
+    """The partitions that are due at a time, oldest first; of snapshots, those that were taken and the newest."""
+    due = spec.partitions.calendar.due(now)
+    if not spec.partitions.snapshot:
+        return due
+    newest = due[-1:]
+    return [item for item in due if item in newest or item.key in state.features or item.key in state.scores]
+
+
+def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
+    """The state that knows which snapshots stay as they were taken: all but the newest that is due at a time."""
+    newest = {partition.key for partition in spec.partitions.calendar.due(now)[-1:]}
+    return replace(state, over=frozenset(state.features.keys() - newest)) if spec.partitions.snapshot else state
+
+
+def require_takeable(spec: PipelineSpec, partitions: Iterable[Partition], now: datetime) -> None:
+    """Refuse to take a snapshot of a past that no table holds any more; raises WrongUseError."""
+    due = spec.partitions.calendar.due(now)
+    if spec.partitions.snapshot and (late := [partition.key for partition in partitions if partition not in due[-1:]]):
+        msg = f"{spec.name}: the snapshot {listed(late)} can no longer be taken: its sources hold what they hold now."
+        hint = f"take the newest one: batch-platform run {spec.name} --partition {due[-1].key}" if due else None
+        raise WrongUseError(msg, hint=hint)
+
+
+def _wanted(
+    spec: PipelineSpec, state: State, now: datetime, only: Iterable[Partition] | None
+) -> tuple[list[Partition], State]:
+    """The partitions to plan for, and the state that knows which snapshots are over."""
+    if not spec.partitions.snapshot:
+        return list(spec.partitions.calendar.due(now) if only is None else only), state
+    held, state = open_partitions(spec, state, now), with_snapshots_over(spec, state, now)
+    asked = held if only is None else list(only)
+    wanted = [partition for partition in asked if partition in held]
+    if asked and not wanted:
+        require_takeable(spec, asked, now)
+    return wanted, state
 
 
 def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
@@ -235,8 +276,10 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
 def _due_single_model(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
 ) -> list[Item]:
-    """The pipeline's only model: trained once, before the first partition that it can serve."""
-    if state.registry.of_model:
+    """The pipeline's only model, trained once before the first partition that it can serve; of snapshots, one per period."""
+    if spec.partitions.snapshot:
+        wanted = wanted[-1:] if _is_model_old(spec, state, wanted) else []
+    elif state.registry.of_model:
         return []
     for partition in wanted:
         if (
@@ -247,6 +290,17 @@ def _due_single_model(
             period = Partition(key=partition.key, start=partition.start, end=partition.start)
             return [Item("model", period, "not trained")]
     return []
+
+
+def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition]) -> bool:
+    """Whether the newest snapshot lies in another training period than the newest model, or there is no model."""
+    starts = [version.serving_start for version in state.registry.of_model]
+    every = spec.model.train.every
+    if not starts or every is None or not wanted:
+        return not starts
+    calendar = spec.partitions.calendar
+    periods = replace(calendar, every=every, start=calendar.start - LONGEST[every].nominal, end=None)
+    return periods.holding(max(starts)) != periods.holding(wanted[-1].start) and max(starts) < wanted[-1].start
 
 
 def _due_challengers(

@@ -18,7 +18,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.features.history import History, window_sha256
 from batch_platform.models.registry import Registry, Version
-from batch_platform.pipeline.plan import Plan, State, Step
+from batch_platform.pipeline.plan import Plan, State, Step, open_partitions
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
@@ -87,7 +87,7 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
     troubles |= {key: ("failed", f"run {run} failed") for key, run in failed.items() if key in due}
     partitions = [
         _partition_status(state, plan, partition.key, troubles.get(partition.key))
-        for partition in spec.partitions.calendar.due(now)
+        for partition in open_partitions(spec, state, now)
     ]
     keys = {partition.partition for partition in partitions}
     committed = keys & state.scores.keys()

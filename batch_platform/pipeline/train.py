@@ -132,7 +132,7 @@ class Training:
             msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
             hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
             raise TrainingRefusedError(msg, hint=hint)
-        boundary = evaluation_start(spec, window)
+        boundary = window[0].start if spec.partitions.snapshot else evaluation_start(spec, window)
         stratified = spec.model.import_ is None and is_classification(spec.model)
         labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
         try:

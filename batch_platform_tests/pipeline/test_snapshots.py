@@ -1,0 +1,213 @@
+"""Snapshots: tables without a time of their own, scored whole each time a partition is due."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+from xxhash import xxh3_64_intdigest
+
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+
+CUSTOMERS_SQL = "SELECT id, shop, amount, items, known FROM events"
+LABELS_SQL = "SELECT id, shop, returned FROM events WHERE returned IS NOT NULL"
+SNAPSHOT: dict[str, Any] = {
+    "partitions": {"start": "2026-01-05", "end": None, "snapshot": True},
+    "features": {"time": None, "key": ["id", "shop"]},
+    "labels": {"delay": None},
+    "model": {"train": {"every": None, "window": None, "evaluate": None}},
+    "predictions": {"keep": ["items"]},
+}
+MONDAY = datetime(2026, 1, 5, 12, tzinfo=UTC)
+FIRST, SECOND, THIRD = "2026-01-05", "2026-01-06", "2026-01-07"
+
+
+def customers(unknown: int = 400) -> pl.DataFrame:
+    """Customers, of whom the last ones have no label yet."""
+    events = small_events().drop("ts")
+    known = pl.int_range(pl.len()) < events.height - unknown
+    return events.with_columns(returned=pl.when(known).then(pl.col("returned")))
+
+
+def snapshots(folder: Path, events: pl.DataFrame | None = None, **overrides: Any) -> Pipeline:
+    files = {"features_sql": CUSTOMERS_SQL, "labels_sql": LABELS_SQL}
+    return small_pipeline(folder, events=customers() if events is None else events, **files, **SNAPSHOT | overrides)
+
+
+def change_source(pipeline: Pipeline, events: pl.DataFrame) -> None:
+    events.write_parquet(pipeline.folder / "events.parquet")
+
+
+def query(pipeline: Pipeline, sql: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as con:
+        return con.execute(sql).fetchall()
+
+
+def is_held_out(*key: object) -> bool:
+    """The rule computed without the package: a fifth of the keys by their hash."""
+    return xxh3_64_intdigest("\0".join(map(str, key)), 0) / 2**64 < 0.2
+
+
+def days_later(days: int) -> datetime:
+    return MONDAY + timedelta(days=days)
+
+
+def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    carry_out(pipeline, MONDAY)
+    assert query(pipeline, "SELECT partition_key, count(*) FROM small.predictions GROUP BY 1") == [(FIRST, 2400)]
+    ((unlabelled,),) = query(
+        pipeline, "SELECT count(*) FROM small.predictions WHERE id > 2000 AND score BETWEEN 0 AND 1"
+    )
+    assert unlabelled == 400
+    assert make_plan(pipeline.spec, pipeline.state(), MONDAY).items == []
+
+
+def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_model_is_measured_on(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    labelled = customers().drop_nulls("returned")
+    held_out = sum(is_held_out(*key) for key in labelled.select("id", "shop").iter_rows())
+    (version,) = pipeline.state().registry.versions
+    assert version.rows_trained + version.rows_evaluated == labelled.height
+    assert version.rows_evaluated == held_out
+    assert 0.15 < held_out / labelled.height < 0.25
+    (evaluation,) = pipeline.state().evaluations.values()
+    assert evaluation.rows_labelled == held_out
+    ((measured,),) = query(
+        pipeline, "SELECT value FROM small.performance WHERE metric = 'roc_auc' AND challenger IS NULL"
+    )
+    assert measured == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
+
+
+def test_rows_of_a_group_are_held_out_together(tmp_path):
+    pipeline = snapshots(
+        tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "group": ["shop"], "held_out": "40%"}}
+    )
+    carry_out(pipeline, MONDAY)
+    labelled = customers().drop_nulls("returned")
+    out = labelled.filter(
+        pl.col("shop").map_elements(lambda shop: xxh3_64_intdigest(shop, 0) / 2**64 < 0.4, pl.Boolean)
+    )
+    assert pipeline.state().registry.versions[0].rows_evaluated == out.height > 0
+
+
+def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_stays(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    before = query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL")
+    change_source(pipeline, customers().filter(pl.col("id") > 1000).with_columns(pl.col("amount") + 5))
+    carry_out(pipeline, days_later(1))
+    assert query(pipeline, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{SECOND}'") == [(1400,)]
+    assert query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL") == before
+    assert make_plan(pipeline.spec, pipeline.state(), days_later(1)).items == []
+
+
+def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    change_source(pipeline, customers().head(2100))
+    plan = carry_out(pipeline, MONDAY + timedelta(hours=1))
+    assert {(item.step, item.reason) for item in plan.items if item.step == "features"} == {
+        ("features", "a source file changed")
+    }
+    assert query(pipeline, "SELECT count(*) FROM small.predictions") == [(2100,)]
+    assert make_plan(pipeline.spec, pipeline.state(), MONDAY + timedelta(hours=1)).items == []
+
+
+def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    now = days_later(2)
+    carry_out(pipeline, now)
+    assert [key for (key,) in query(pipeline, "SELECT DISTINCT partition_key FROM small.predictions ORDER BY 1")] == [
+        FIRST,
+        THIRD,
+    ]
+    state = pipeline.state()
+    plan = make_plan(pipeline.spec, state, now)
+    assert plan.items == []
+    status = status_of(pipeline.spec, state, plan, now, {})
+    assert [partition.partition for partition in status.partitions] == [FIRST, THIRD]
+    second = pipeline.spec.partitions.calendar.named(SECOND)
+    with pytest.raises(WrongUseError, match=f"the snapshot {SECOND} can no longer be taken") as refused:
+        make_plan(pipeline.spec, state, now, only=[second])
+    assert f"--partition {THIRD}" in str(refused.value)
+    with pytest.raises(WrongUseError, match="can no longer be taken"):
+        list(pipeline.build_features([pipeline.spec.partitions.calendar.named(FIRST)], Stamp("x", now), force=True))
+
+
+def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    carry_out(pipeline, days_later(1))
+    sql = CUSTOMERS_SQL.replace("items", "items + 1 AS items")
+    changed = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
+    (pipeline.folder / "features.sql").write_text(sql)
+    plan = make_plan(changed.spec, changed.state(), days_later(1))
+    assert [item.partition.key for item in plan.of("features")] == [SECOND]
+
+
+@pytest.mark.parametrize(("every", "trained"), [(None, [FIRST]), ("week", [FIRST, "2026-01-11", "2026-01-19"])])
+def test_a_model_is_trained_on_the_first_snapshot_of_each_period(tmp_path, every, trained):
+    pipeline = snapshots(tmp_path, model={"train": {**SNAPSHOT["model"]["train"], "every": every}})
+    for day in range(0, 15, 2):
+        carry_out(pipeline, days_later(day))
+        assert make_plan(pipeline.spec, pipeline.state(), days_later(day)).items == []
+    assert [version.serving_period for version in pipeline.state().registry.versions] == trained
+    by = dict(query(pipeline, "SELECT partition_key, any_value(model_version) FROM small.predictions GROUP BY 1"))
+    assert all(by[key].startswith(max(start for start in trained if start <= key)) for key in by)
+
+
+def test_a_challenger_is_measured_on_the_rows_held_out(tmp_path):
+    linear = {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"}
+    pipeline = snapshots(tmp_path, challengers=[linear])
+    carry_out(pipeline, MONDAY)
+    rows = query(
+        pipeline, "SELECT challenger, metric, value FROM small.performance WHERE metric = 'roc_auc' ORDER BY 1"
+    )
+    (training,) = pipeline.state().registry.challenger_trainings
+    version = pipeline.state().registry.named(training.version)
+    assert rows[0][:2] == ("linear", "roc_auc")
+    assert rows[0][2] == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"features": {"time": "ts", "key": ["id"]}}, "features.time has no meaning with partitions.snapshot"),
+        ({"labels": {"delay": "1 day"}}, "labels.delay has no meaning with partitions.snapshot"),
+        ({"model": {"train": {"every": None, "evaluate": None, "window": "60 days"}}}, "model.train.window has no"),
+        ({"partitions": {**SNAPSHOT["partitions"], "end_offset": 1}}, "partitions.end_offset has no meaning"),
+        (
+            {"model": {"train": {"every": None, "evaluate": None, "window": None, "group": ["shp"]}}},
+            "did you mean 'shop'",
+        ),
+        ({"partitions": {"snapshot": False}}, None),
+    ],
+)
+def test_keys_without_a_meaning_for_snapshots_are_refused(overrides, says):
+    merged: dict[str, Any] = {**SNAPSHOT, **overrides}
+    if says is None:
+        merged["model"] = {"train": {"held_out": "10%"}}
+        says = "model.train: held_out needs partitions.snapshot"
+    with pytest.raises(ValueError, match=says):
+        small_spec(**merged)
+
+
+def test_a_snapshot_cannot_be_backtested(tmp_path):
+    from batch_platform.pipeline.backtest import BacktestModel, backtest
+
+    pipeline = snapshots(tmp_path)
+    carry_out(pipeline, MONDAY)
+    partitions = pipeline.spec.partitions.calendar.due(MONDAY)
+    with pytest.raises(WrongUseError, match="cannot be backtested"):
+        backtest(pipeline, partitions, BacktestModel("sklearn.dummy.DummyClassifier"), Stamp("x", MONDAY))
