@@ -225,7 +225,12 @@ def test_templates_are_rendered(project, monkeypatch):
         (changed("partitons", {}), ["attributes at", "'partitons'", "did you mean 'partitions'?"]),
         (
             changed("partitions", "evry", "day"),
-            ["attributes.partitions at", "'evry'", "allowed are end, end_offset, every, snapshot, start, timezone", "'every'"],
+            [
+                "attributes.partitions at",
+                "'evry'",
+                "allowed are end, end_offset, every, snapshot, start, timezone",
+                "'every'",
+            ],
         ),
         (changed("sources", "prices", "cvs", "x.csv"), ["attributes.sources.prices", "'cvs'", "'csv'"]),
         (
