@@ -17,7 +17,9 @@ from batch_platform.cli.check import check_pipeline
 from batch_platform.cli.project import Project, find_project, is_in_project
 from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, propose
 from batch_platform.cli.proposal.files import files_of
-from batch_platform.cli.proposal.survey import locate, survey
+from batch_platform.cli.proposal.instants import ORDERS, DateOrder
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
 from batch_platform.declaration.notation import check_name, check_timezone
 
@@ -70,6 +72,11 @@ def project_files(package: str) -> dict[str, str]:
     help="Column that identifies a row. Repeat it for a key of several columns.",
 )
 @click.option("--time", metavar="COLUMN", help="Column that says when a row's event happens.")
+@click.option(
+    "--date-order",
+    type=click.Choice([*ORDERS]),
+    help="Order of day, month and year in dates such as 01/02/2026, where the table does not tell.",
+)
 @click.option("--label", metavar="COLUMN", help="Column to predict.")
 @click.option(
     "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
@@ -83,6 +90,7 @@ def command(  # noqa: PLR0913 - the options of the command
     table: str | None,
     key: tuple[str, ...],
     time: str | None,
+    date_order: DateOrder | None,
     label: str | None,
     timezone: str,
 ) -> None:
@@ -98,8 +106,8 @@ def command(  # noqa: PLR0913 - the options of the command
         msg = f"{error}."
         raise WrongUseError(msg) from error
     origin, asked = locate(file, table), Asked(key=key, time=time, label=label, timezone=timezone)
-    with survey(origin, timezone) as table_survey:
-        proposal = propose(table_survey, asked)
+    with survey(origin, timezone, date_order) as table_survey:
+        proposal, origin = propose(table_survey, asked), table_survey.origin
     project, created = _project(folder)
     target = (project.declarations or project.root) / name
     if origin.path.is_relative_to(project.root):
@@ -112,6 +120,7 @@ def command(  # noqa: PLR0913 - the options of the command
         "key": [column.name for column in proposal.key],
         "key_unique": proposal.key_holds,
         "time": proposal.time.name,
+        "time_read": proposal.time.reading.note if proposal.time.reading else "",
         "rows_without_time": proposal.timeless,
         "first": proposal.span.first,
         "last": proposal.span.last,
@@ -181,6 +190,7 @@ def _show(report: dict[str, Any]) -> None:
     first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
     lost = report["rows_without_time"]
     timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
+    read = f" ({report['time_read']})" if report["time_read"] else ""
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")
@@ -188,7 +198,7 @@ def _show(report: dict[str, Any]) -> None:
     terminal.show_fields(
         {
             "key": f"{', '.join(report['key'])}, unique {report['key_unique']}{others['key']}",
-            "time": f"{report['time']}, {first} to {last} UTC{timeless}{others['time']}",
+            "time": f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}",
             "partitions": f"{report['every']}, of which {report['partitions']:,} hold rows",
             "label": label,
             "model": report["estimator"],

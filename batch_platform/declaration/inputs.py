@@ -21,7 +21,7 @@ from batch_platform.declaration.notation import (
     parse_duration,
 )
 
-SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "duckdb": str}
+SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json": str, "arrow": str, "duckdb": str}
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 KEY_IN_PATH = "{partition_key}"
 ColumnType = Literal["float", "integer", "boolean", "category"]
@@ -109,6 +109,32 @@ class Source(Block):
         description="Path or glob, relative to this file; {partition_key} allowed.",
         examples=["orders/*.csv", "orders/{partition_key}.csv"],
     )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Character between the values of a CSV file. Left out: recognised in each file.",
+        examples=[";", "\t"],
+    )
+    decimal: Literal[".", ","] | None = Field(
+        default=None, description="Decimal separator of the numbers in a CSV file. Left out: a point."
+    )
+    types: dict[str, str] | None = Field(
+        default=None,
+        description="DuckDB types of columns of a CSV file. Left out: recognised in each file.",
+        examples=[{"postcode": "VARCHAR", "price": "DOUBLE"}],
+    )
+    json_: str | None = Field(
+        default=None,
+        alias="json",
+        description="Path or glob of JSON lines or arrays, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.jsonl", "orders/{partition_key}.json"],
+    )
+    arrow: str | None = Field(
+        default=None,
+        description="Path or glob of Arrow (Feather) files, relative to this file; {partition_key} allowed.",
+        examples=["orders/*.feather", "orders/{partition_key}.arrow"],
+    )
     duckdb: str | None = Field(
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
@@ -117,8 +143,9 @@ class Source(Block):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, data: object) -> object:
-        outside = {kind: value_type for kind, value_type in SOURCE_KEYS.items() if kind not in cls.model_fields}
-        check_keys(data, [*cls.model_fields, *outside])
+        own = [field.alias or name for name, field in cls.model_fields.items()]
+        outside = {kind: value_type for kind, value_type in SOURCE_KEYS.items() if kind not in own}
+        check_keys(data, [*own, *outside])
         if not isinstance(data, dict):
             return data
         read = {kind: TypeAdapter(outside[kind]).validate_python(data[kind]) for kind in outside if kind in data}
@@ -126,15 +153,22 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [kind for kind in SOURCE_KEYS if getattr(self, kind, None) is not None]
+        kinds = [kind for kind in SOURCE_KEYS if self._declared(kind) is not None]
         if len(kinds) != 1:
             msg = f"give exactly one of {listed(SOURCE_KEYS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
-        if not getattr(self, kinds[0]):
+        if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"
             raise ValueError(msg)
         if KEY_IN_PATH in (self.duckdb or ""):
             msg = f"duckdb names one file for all partitions: {KEY_IN_PATH} is not replaced"
+            raise ValueError(msg)
+        dialect = [key for key in ("delimiter", "decimal", "types") if getattr(self, key) is not None]
+        if dialect and self.csv is None:
+            msg = f"{listed(map(repr, dialect))} describes CSV files, but the source is of kind {kinds[0]}"
+            raise ValueError(msg)
+        if self.delimiter is not None and self.delimiter == self.decimal:
+            msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
@@ -144,12 +178,15 @@ class Source(Block):
     @property
     def kind(self) -> str:
         """The kind, which is also its YAML key."""
-        return next(kind for kind in SOURCE_KEYS if getattr(self, kind, None) is not None)
+        return next(kind for kind in SOURCE_KEYS if self._declared(kind) is not None)
 
     @property
     def location(self) -> str:
         """Where the table is read, as declared under the key of the kind."""
-        return str(getattr(self, self.kind))
+        return str(self._declared(self.kind))
+
+    def _declared(self, kind: str) -> object:
+        return getattr(self, "json_" if kind == "json" else kind, None)
 
     @property
     def by_partition(self) -> bool:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
 from batch_platform.cli.proposal.files import files_of
-from batch_platform.cli.proposal.survey import locate, survey
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
@@ -59,10 +60,9 @@ def orders(rows: int = ROWS, **columns: Any) -> pl.DataFrame:
 
 def proposed(file: Path, table: str | None = None, **asked: Any) -> tuple[Proposal, dict[str, str]]:
     """What is proposed for a file, and the files of a pipeline `orders` in the same folder."""
-    origin = locate(str(file), table)
-    with survey(origin, asked.get("timezone", "UTC")) as seen:
+    with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
         proposal = propose(seen, Asked(**asked))
-    return proposal, files_of("orders", proposal, origin)
+    return proposal, files_of("orders", proposal, seen.origin)
 
 
 def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import polars as pl
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -37,7 +38,9 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     },
     "sources": {
         "events": {"parquet": "daily/{partition_key}.parquet"},
-        "prices": {"csv": "prices.csv"},
+        "prices": {"csv": "prices.csv", "delimiter": ";", "decimal": ",", "types": {"item": "BIGINT"}},
+        "visits": {"json": "visits.jsonl"},
+        "stores": {"arrow": "stores.feather"},
         "stock": {"duckdb": "stock.duckdb", "table": "main.stock"},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },
@@ -156,7 +159,9 @@ def shown(definitions: dg.Definitions) -> dict[str, Any]:
 
 def with_everything(project: Path) -> Path:
     folder = pipeline_folder(project)
-    (folder / "prices.csv").write_text("item,price\n1,2.5\n")
+    (folder / "prices.csv").write_text("item;price\n1;2,5\n")
+    (folder / "visits.jsonl").write_text('{"item": 1, "visits": 3}\n')
+    pl.DataFrame({"store": [1]}).write_ipc(folder / "stores.feather")
     with duckdb.connect(str(folder / "stock.duckdb")) as con:
         con.execute("CREATE TABLE stock AS SELECT 1 AS item")
     (folder / "daily").mkdir()

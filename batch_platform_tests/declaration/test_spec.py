@@ -29,7 +29,9 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "sources": {
         "flights": {"python": "package.sources.flights"},
         "weather": {"parquet": "weather/{partition_key}.parquet"},
-        "planes": {"csv": "planes.csv"},
+        "planes": {"csv": "planes.csv", "delimiter": ";", "decimal": ",", "types": {"tailnum": "VARCHAR"}},
+        "crews": {"json": "crews.jsonl"},
+        "routes": {"arrow": "routes.feather"},
         "airports": {"duckdb": "airports.duckdb", "table": "main.airports"},
     },
     "features": {
@@ -105,7 +107,7 @@ def test_every_key_of_a_declaration_is_read():
     assert spec.features.max_rejected == 0.01
     assert spec.labels.maturity == Duration(days=1)
     assert spec.model.train.window_length == Duration(days=60)
-    assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "duckdb"]
+    assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "json", "arrow", "duckdb"]
     assert [name for name, source in spec.sources.items() if source.by_partition] == ["weather"]
     assert given_keys(ALL_KEYS) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
@@ -157,7 +159,7 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
         (
             ("sources", "flights"),
             {"postgres": "postgres://host/db"},
-            "unknown key 'postgres'; allowed are csv, duckdb, ",
+            "unknown key 'postgres'; allowed are arrow, csv, ",
         ),
         (("monitoring", "drift"), {"warn": 0.1, "fail": 0.25}, "unknown key 'drift'; allowed are performance"),
         (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: Input should be a valid string"),
@@ -290,8 +292,15 @@ def test_columns_may_have_any_name(name):
         (("features",), {"key": ["flight_id"]}, "give either `sql` or `python`"),
         (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
         (("sources",), {}, "sources: Dictionary should have at least 1 item"),
-        (("sources", "flights"), {}, "give exactly one of csv, duckdb, parquet, python; found none"),
+        (("sources", "flights"), {}, "give exactly one of arrow, csv, duckdb, json, parquet, python; found none"),
         (("sources", "flights"), {"csv": "a", "parquet": "b"}, "found csv, parquet"),
+        (("sources", "flights"), {"json": ""}, "json is empty"),
+        (
+            ("sources", "flights"),
+            {"json": "a", "decimal": ","},
+            "'decimal' describes CSV files, but the source is of kind json",
+        ),
+        (("sources", "flights"), {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
         (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"csv": "a.csv", "table": "t"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"python": "os; import sys"}, "is not an import path"),

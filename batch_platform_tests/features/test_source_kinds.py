@@ -86,6 +86,16 @@ CASES = {
         "a.parquet",
     ),
     "csv": Case("a.csv", lambda path, table: table.write_csv(path), {"csv": "a.csv"}, {"csv": "aa.csv"}, "a.csv"),
+    "json": Case(
+        "a.jsonl", lambda path, table: table.write_ndjson(path), {"json": "a.jsonl"}, {"json": "aa.jsonl"}, "a.jsonl"
+    ),
+    "arrow": Case(
+        "a.feather",
+        lambda path, table: table.write_ipc(path, compression="zstd"),
+        {"arrow": "a.feather"},
+        {"arrow": "aa.feather"},
+        "a.feather",
+    ),
     "duckdb": Case(
         "a.duckdb",
         write_database,
@@ -114,7 +124,7 @@ BY_PARTITION = {
         file=f"days/{{partition_key}}.{kind}",
         declared={kind: f"days/{{partition_key}}.{kind}"},
     )
-    for kind in ("parquet", "csv", "lines")
+    for kind in ("parquet", "csv", "json", "arrow", "lines")
 }
 ALL = {**CASES, **{f"{kind} by partition": case for kind, case in BY_PARTITION.items()}}
 every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
+from batch_platform.cli.proposal.survey import Holds, Span, Survey, TableColumn
 from batch_platform.declaration.calendar import LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed, shortened
 
@@ -24,6 +24,11 @@ MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
 MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
+_NO_FEATURE: dict[Holds, str] = {
+    "nothing": "has no values",
+    "row number": "the number that pandas gave the row",
+    "time": "a time; a number computed from it could be a feature, such as an age in days",
+}
 _KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
@@ -102,10 +107,17 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
 
 def _time(survey: Survey, asked: Asked) -> tuple[TableColumn, Span, list[TableColumn]]:
     """The time column, the range of its times, and other possible time columns."""
-    able = [column for column in survey.columns if column.holds == "time"]
-    if asked.time is not None:
-        able = [column for column in able if column == survey.column(asked.time)]
-    ranked = sorted(able, key=lambda column: (column.nulls > 0, _is_birth(column), _rank(column.name, _TIME_NAMES)))
+    named = None if asked.time is None else survey.column(asked.time)
+    able = [column for column in survey.columns if column.is_likely_time] if named is None else [named]
+    ranked = sorted(
+        able,
+        key=lambda column: (
+            column.holds != "time",  # numbers last
+            column.nulls > 0,
+            _is_birth(column),
+            _rank(column.name, _TIME_NAMES),
+        ),
+    )
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
             return column, span, [unused for unused in ranked if unused is not column]
@@ -173,10 +185,8 @@ def _target(survey: Survey, label: TableColumn) -> str:
 def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) -> str | None:
     """Why a column cannot be a feature as it is; None if it can."""
     rows = survey.rows
-    if column.holds == "nothing":
-        return "has no values"
-    if column.holds == "time":
-        return "a time; a number computed from it could be a feature, such as an age in days"
+    if column.holds in _NO_FEATURE:
+        return _NO_FEATURE[column.holds]
     if column.holds == "other":
         return f"has type {column.dtype}; a number or a text computed from it could be a feature"
     if label is not None and survey.null_together(column, label):

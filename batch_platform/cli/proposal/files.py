@@ -4,13 +4,15 @@ The names come from the user's table: they are quoted identifiers in SQL, quoted
 """
 
 import re
+from collections.abc import Mapping
 from functools import cache
 
 import duckdb
 import yaml
 
 from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal
-from batch_platform.cli.proposal.survey import Origin, TableColumn, instant
+from batch_platform.cli.proposal.origin import Origin
+from batch_platform.cli.proposal.survey import TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.notation import name_of
@@ -36,7 +38,6 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
     key_format, train_every = KEY_FORMATS[proposal.every], proposal.train_every
     start, end = (time.strftime(key_format) for time in (proposal.start, proposal.end))
     windows = f"every: {proposal.every}, start: {_quoted(start)}, end: {_quoted(end)}, timezone: {proposal.timezone}"
-    table = "" if origin.table is None else f", table: {_scalar(origin.table)}"
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
     key = ", ".join(_scalar(_stored(column)) for column in proposal.key)
     nullable = [f"      {_scalar(_name(column))}: {{nullable: true}}" for column in proposal.features if column.nulls]
@@ -55,7 +56,7 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
             f"  description: {_scalar(f'{what}.')}",
             f"  partitions: {{{windows}}}   # remove `end` once new rows arrive",
             "  sources:",
-            f"    {source}: {{{origin.kind}: {_scalar(str(origin.path))}{table}}}",
+            f"    {source}: {_flow(origin.block)}",
             "  features:",
             "    sql: features.sql",
             f"    key: [{key}]   # unique {proposal.key_holds}",
@@ -112,11 +113,13 @@ def _within(proposal: Proposal) -> str:
 
 
 def _instant(column: TableColumn) -> str:
-    return instant(column.name) if column.is_text else _identifier(column.name)
+    return _identifier(column.name) if column.reading is None else column.reading.of(_identifier(column.name))
 
 
 def _value(column: TableColumn) -> str:
     """SQL for a column, cast to a type that features can have."""
+    if column.groups_digits:
+        return f"CAST(replace(replace({_identifier(column.name)}, '.', ''), ',', '.') AS DOUBLE)"
     if column.dtype == "UUID":
         return f"CAST({_identifier(column.name)} AS VARCHAR)"
     if column.dtype in ("HUGEINT", "UHUGEINT"):
@@ -149,6 +152,15 @@ def _keywords() -> frozenset[str]:
     query = "SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'"
     with duckdb.connect(":memory:") as con:
         return frozenset(word for (word,) in con.execute(query).fetchall())
+
+
+def _flow(block: Mapping[str, object]) -> str:
+    """A block as YAML on one line."""
+    parts = (
+        f"{_scalar(key)}: {_flow(value) if isinstance(value, Mapping) else _scalar(value)}"
+        for key, value in block.items()
+    )
+    return f"{{{', '.join(parts)}}}"
 
 
 def _scalar(value: object) -> str:

@@ -4,49 +4,33 @@ Each question is one scan by DuckDB.
 """
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from glob import escape, has_magic
-from pathlib import Path
 from typing import Literal
 
 import duckdb
 
+from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided
+from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin
 from batch_platform.declaration.calendar import Every
-from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
-from batch_platform.declaration.inputs import Source
-from batch_platform.features.sources.kind import SourceTable
-from batch_platform.features.sources.opening import SOURCE_KINDS, create_view_of
+from batch_platform.declaration.errors import SourceError, WrongUseError, named, shortened
+from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
-Holds = Literal["integer", "number", "boolean", "text", "time", "nothing", "other"]
+Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
     "number": "FLOAT DOUBLE DECIMAL HUGEINT UHUGEINT",
     "boolean": "BOOLEAN",
     "text": "VARCHAR UUID ENUM",
-    "time": "DATE TIMESTAMP TIMESTAMP_S TIMESTAMP_MS TIMESTAMP_NS",
+    "time": "DATE TIMESTAMP TIMESTAMP_S TIMESTAMP_MS TIMESTAMP_NS TIMESTAMPTZ_NS",
 }
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
-_MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates and this project's own
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0")  # where the index had no name
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The location of a table."""
-
-    kind: str  # of the source that reads it
-    path: Path  # absolute; may be a glob
-    table: str | None = None  # of a DuckDB file
-
-    @property
-    def declared(self) -> Source:
-        """The source block that reads it."""
-        return Source.model_validate({self.kind: str(self.path), "table": self.table})
 
 
 @dataclass(frozen=True)
@@ -59,11 +43,18 @@ class TableColumn:
     holds: Holds  # what the values can be used as; "time" also for texts that read as times
     nulls: int  # rows without a value
     distinct: int  # approximate number of distinct values; 0 if the column holds "other"
+    reading: Reading | None = None  # how the values become instants; None if they cannot be times
+    groups_digits: bool = False  # whether it holds texts such as 1.234,56, which are numbers
+
+    @property
+    def is_likely_time(self) -> bool:
+        """Whether name and values suggest that the column holds times."""
+        return self.reading is not None and self.reading.likely
 
     @property
     def is_text(self) -> bool:
-        """Whether the column is stored as text, also if the text reads as a time."""
-        return _stored_as(self.dtype) == "text"
+        """Whether the column is stored as text, also if the text reads as a time, but not if it is a number."""
+        return _stored_as(self.dtype) == "text" and not self.groups_digits
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Survey:
         if any(self.column(name).nulls for name in names):
             return False
         by = [quoted(name) for name in names]
-        by += [] if within is None or time is None else [f"date_trunc('{within}', {instant(time)})"]
+        by += [] if within is None or time is None else [f"date_trunc('{within}', {self._instant(time)})"]
         query = f"SELECT count(*) FROM (SELECT 1 FROM seen GROUP BY {', '.join(by)} HAVING count(*) > 1 LIMIT 1)"
         return self._count(query) == 0
 
@@ -114,8 +105,14 @@ class Survey:
         return self._count(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
 
     def span(self, time: str) -> Span | None:
-        """The range of the times in a column; None if it has no times."""
-        at = instant(time)
+        """The range of the times in a column; None if it has no times.
+
+        Raises:
+            WrongUseError: The order of day and month is not certain.
+        """
+        if self.column(time).reading is None:
+            return None
+        at = self._instant(time)
         windows: tuple[Every, ...] = ("hour", "day", "week", "month")
         counted = ", ".join(f"count(DISTINCT date_trunc('{every}', {at}))" for every in windows)
         query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), count(*), {counted} FROM seen WHERE {at} BETWEEN $low AND $high"
@@ -125,45 +122,28 @@ class Survey:
         begin, end = (_EPOCH + timedelta(microseconds=instant) for instant in (first, last))
         return Span(begin, end, rows, dict(zip(windows, map(int, filled), strict=True)))
 
+    def _instant(self, time: str) -> str:
+        """SQL that reads a column as an instant, in the time zone of the session if the value has none."""
+        reading = self.column(time).reading
+        if reading is None or reading.undecided:
+            raise self._uncertain(time, () if reading is None else reading.undecided)
+        return f"CAST({reading.of(quoted(time))} AS TIMESTAMPTZ)"
+
+    def _uncertain(self, time: str, orders: Sequence[DateOrder]) -> WrongUseError:
+        ((example,),) = self._con.execute(f"SELECT max({quoted(time)}) FROM seen").fetchall()
+        readings = " and ".join(ORDERS[order] for order in orders)
+        msg = f"{time!r} of {self.origin.path} holds dates such as {shortened(example)!r}, which fit {readings}."
+        options = " or ".join(f"--date-order {order}" for order in orders)
+        return WrongUseError(msg, hint=f"say which it is with {options}, or name another column with --time.")
+
     def _count(self, query: str) -> int:
         ((value,),) = self._con.execute(query).fetchall()
         return int(value)
 
 
-def instant(column: str) -> str:
-    """SQL that reads a column as an instant, in the time zone of the session if the value has none."""
-    return f"CAST({quoted(column)} AS TIMESTAMPTZ)"
-
-
-def locate(file: str, table: str | None) -> Origin:
-    """Locate a table by its file, by a glob of files, or by its name in a DuckDB file.
-
-    Raises:
-        WrongUseError: The file does not exist or has no known ending.
-    """
-    path = Path(file).expanduser().absolute()
-    literally, pattern = path.is_file(), str(path.relative_to(path.anchor))
-    if not literally and not (has_magic(file) and any(f.is_file() for f in Path(path.anchor).glob(pattern))):
-        near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
-        msg = f"There is no file {path}."
-        raise WrongUseError(msg, hint=near or "--from names a Parquet, CSV or DuckDB file.")
-    if _MEANT.search(str(path)):
-        msg = f"{path} contains brackets that have a meaning in a declaration."
-        raise WrongUseError(msg, hint="rename the file without {{, {%, {# and {partition_key}.")
-    endings = {kind: source_kind.endings for kind, source_kind in SOURCE_KINDS.items()}
-    kind = next((kind for kind, ends in endings.items() if path.name.lower().endswith(ends)), None)
-    if kind is None:
-        msg = f"{path} has no known file ending; known endings are {listed(end for ends in endings.values() for end in ends)}."
-        raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
-    if (kind == "duckdb") != (table is not None):
-        msg = f"{path} is {'' if kind == 'duckdb' else 'not '}a DuckDB file."
-        raise WrongUseError(msg, hint="give --table with a DuckDB file, and only with one.")
-    return Origin(kind, Path(escape(str(path))) if literally and kind != "duckdb" else path, table)
-
-
 @contextmanager
-def survey(origin: Origin, timezone: str) -> Generator[Survey]:
-    """Open a table and survey its columns.
+def survey(origin: Origin, timezone: str, date_order: DateOrder | None = None) -> Generator[Survey]:
+    """Open a table and survey its columns; `date_order` decides where the values of a column do not.
 
     Raises:
         SourceError: The table cannot be read.
@@ -172,32 +152,91 @@ def survey(origin: Origin, timezone: str) -> Generator[Survey]:
     try:
         with duckdb.connect(":memory:") as con:
             con.execute(f"SET TimeZone = {literal(timezone)}")
-            create_view_of(con, SourceTable("", "seen", origin.declared, Path(origin.path.anchor)))
-            yield _look(con, origin)
+            create_view_of(con, origin.as_table("seen"))
+            origin = _with_short_years_as_text(con, origin)
+            yield _look(con, origin, date_order)
     except duckdb.Error as error:
         msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
         raise SourceError(msg, hint="correct the file, or write the table as Parquet.") from error
 
 
-def _look(con: duckdb.DuckDBPyConnection, origin: Origin) -> Survey:
+def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) -> Origin:
+    """Have dates of a CSV file read as text if DuckDB takes 31/01/26 for a day in the year 31."""
+    view = con.sql("FROM seen")
+    times = [name for name, dtype in zip(view.columns, view.types, strict=True) if _stored_as(str(dtype)) == "time"]
+    if origin.kind != "csv" or not times:
+        return origin
+    (years,) = con.execute(f"SELECT {', '.join(f'max(year({quoted(name)}))' for name in times)} FROM seen").fetchall()
+    texts = {name: "VARCHAR" for name, year in zip(times, years, strict=True) if year is not None and year < 100}  # noqa: PLR2004 - two digits
+    if texts:
+        origin = replace(origin, types=texts)
+        create_view_of(con, origin.as_table("seen"))
+    return origin
+
+
+def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder | None) -> Survey:
     view = con.sql("FROM seen")
     types = {name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True)}
     questions: list[str] = []
     for name, dtype in types.items():
-        questions.append(f"count({quoted(name)})")
-        questions.append("0" if _stored_as(dtype) == "other" else f"approx_count_distinct({quoted(name)})")
-        questions.append(f"count(TRY_CAST({quoted(name)} AS TIMESTAMPTZ))" if dtype == "VARCHAR" else "0")
+        column, stored = quoted(name), _stored_as(dtype)
+        questions.append(f"count({column})")
+        questions.append("0" if stored == "other" else f"approx_count_distinct({column})")
+        extremes = {"text": column, "integer": column, "number": f"CAST({column} AS DOUBLE)"}.get(stored, "NULL")
+        questions += [f"min({extremes})", f"max({extremes})"]
     ((rows, *answers),) = con.execute(f"SELECT count(*), {', '.join(questions)} FROM seen").fetchall()
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
+    present = dict(zip(types, answers[::4], strict=True))
+    extremes = dict(zip(types, zip(answers[2::4], answers[3::4], strict=True), strict=True))
+    possible = {name: candidates(types[name], name, *extremes[name]) for name in types}
+    readings = _fitting(con, possible, present)
+    grouped = _with_grouped_digits(con, [name for name in types if types[name] == "VARCHAR" and present[name]], origin)
     columns: list[TableColumn] = []
-    for (name, dtype), present, distinct, times in zip(
-        types.items(), answers[::3], answers[1::3], answers[2::3], strict=True
-    ):
-        holds = "nothing" if not present else "time" if times == present else _stored_as(dtype)
-        columns.append(TableColumn(len(columns) + 1, name, dtype, holds, rows - present, distinct))
+    for (name, dtype), distinct in zip(types.items(), answers[1::4], strict=True):
+        reading = decided(readings[name], date_order)
+        holds = "number" if name in grouped else _held(name, dtype, reading) if present[name] else "nothing"
+        nulls = rows - present[name]
+        columns.append(
+            TableColumn(len(columns) + 1, name, dtype, holds, nulls, distinct, reading, groups_digits=name in grouped)
+        )
     return Survey(origin, rows, tuple(columns), con)
+
+
+def _fitting(
+    con: duckdb.DuckDBPyConnection, possible: Mapping[str, Sequence[Reading]], present: Mapping[str, int]
+) -> dict[str, list[Reading]]:
+    """The readings by which every value of a column is a time."""
+    asked = [(name, reading) for name, readings in possible.items() for reading in readings]
+    if not asked:
+        return {name: [] for name in possible}
+    counts = [
+        f"count(*) FILTER ({quoted(name)} IS NOT NULL AND {reading.fits.replace('{}', quoted(name))})"
+        for name, reading in asked
+    ]
+    (counted,) = con.execute(f"SELECT {', '.join(counts)} FROM seen").fetchall()
+    fitting: dict[str, list[Reading]] = {name: [] for name in possible}
+    for (name, reading), count in zip(asked, counted, strict=True):
+        if count == present[name]:
+            fitting[name].append(reading)
+    return fitting
+
+
+def _with_grouped_digits(con: duckdb.DuckDBPyConnection, texts: Sequence[str], origin: Origin) -> set[str]:
+    """The columns of a CSV file with decimal commas whose texts are numbers such as 1.234,56."""
+    if origin.decimal is None or not texts:
+        return set()
+    matches = (f"bool_and(regexp_full_match(trim({quoted(name)}), '{COMMA_NUMBER}'))" for name in texts)
+    (all_match,) = con.execute(f"SELECT {', '.join(matches)} FROM seen").fetchall()
+    return {name for name, match in zip(texts, all_match, strict=True) if match}
+
+
+def _held(name: str, dtype: str, reading: Reading | None) -> Holds:
+    if reading is not None and reading.is_time:
+        return "time"
+    stored = _stored_as(dtype)
+    return "row number" if stored == "integer" and _PANDAS_INDEX.fullmatch(name) else stored
 
 
 def _stored_as(dtype: str) -> Holds:

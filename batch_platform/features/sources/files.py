@@ -1,9 +1,10 @@
-"""Sources of kind `parquet` and `csv`: one file, the files of a glob, or a file for each partition.
+"""Sources of kind `parquet`, `csv`, `json` and `arrow`: one file, the files of a glob, or a file for each partition.
 
-DuckDB reads CSV also for Python features, so that both see the same types, delimiters and nulls.
+DuckDB reads CSV and JSON also for Python features, so that both see the same types, delimiters and nulls. Of the times in
+them only those in ISO notation are recognised: the order of day and month in others would be guessed file by file.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from glob import has_magic
 from itertools import takewhile
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 
 from batch_platform.declaration.errors import did_you_mean
-from batch_platform.declaration.inputs import KEY_IN_PATH
+from batch_platform.declaration.inputs import KEY_IN_PATH, Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.sql import literal
@@ -65,9 +67,47 @@ def _admit(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Pa
     return [path_or_glob(table)[0]] if table.source.by_partition else files_of(table)
 
 
+def _also_compressed(*endings: str) -> tuple[str, ...]:
+    return tuple(ending + compressed for ending in endings for compressed in ("", ".gz", ".zst"))
+
+
 def _relation(table: SourceTable) -> str:
     files = ", ".join(literal(str(path)) for path in files_of(table))
-    return f"read_{table.source.kind}([{files}], hive_partitioning = false)"
+    options = "".join(f", {option}" for option in _READ_OPTIONS[table.source.kind](table.source))
+    return f"read_{table.source.kind}([{files}], hive_partitioning = false{options})"
+
+
+def _csv_options(source: Source) -> Iterator[str]:
+    yield "dateformat = '%Y-%m-%d'"
+    yield "timestampformat = 'iso'"  # read as TIMESTAMPTZ, in the time zone of the pipeline where a value has none
+    if source.delimiter is not None:
+        yield f"delim = {literal(source.delimiter)}"
+    if source.decimal is not None:
+        yield f"decimal_separator = {literal(source.decimal)}"
+    if source.types:
+        types = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in source.types.items())
+        yield f"types = {{{types}}}"
+
+
+_READ_OPTIONS: dict[str, Callable[[Source], Iterable[str]]] = {
+    "parquet": lambda _: (),
+    "csv": _csv_options,
+    "json": lambda _: ("dateformat = 'never'", "timestampformat = 'never'"),  # JSON has no times, only texts
+}
+
+
+def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+    from pyarrow.dataset import dataset  # takes its time
+    from pyarrow.fs import LocalFileSystem
+
+    files = [str(path) for path in files_of(table)]
+    try:
+        con.register(table.name, dataset(files, format="ipc", filesystem=LocalFileSystem()))
+    except pa.ArrowInvalid as error:
+        problem = f" cannot be read: {' '.join(str(error).split()).rstrip('. ')}."
+        raise table.error(
+            problem, "write the table in the Arrow file format (Feather version 2), not as a stream."
+        ) from error
 
 
 PARQUET = SourceKind(
@@ -84,5 +124,18 @@ CSV = replace(
     description=lambda source: f"the CSV files `{redact(source.location)}`",
     frame=lambda con, table: con.sql(f"FROM {_relation(table)}").pl().lazy(),
     counts_quickly=False,
-    endings=(".csv", ".csv.gz", ".tsv", ".txt"),
+    endings=_also_compressed(".csv", ".tsv", ".txt"),
+)
+JSON = replace(
+    CSV,
+    description=lambda source: f"the JSON files `{redact(source.location)}`",
+    endings=_also_compressed(".json", ".jsonl", ".ndjson"),
+)
+ARROW = replace(
+    PARQUET,
+    description=lambda source: f"the Arrow files `{redact(source.location)}`",
+    admit=lambda _con, _table: (),
+    view=_arrow_view,
+    frame=lambda _con, table: pl.scan_ipc(files_of(table), glob=False, hive_partitioning=False),
+    endings=(".arrow", ".feather", ".ipc"),
 )

@@ -12,12 +12,19 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.sources.duckdb import DUCKDB
-from batch_platform.features.sources.files import CSV, PARQUET
+from batch_platform.features.sources.files import ARROW, CSV, JSON, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
 from batch_platform.features.sources.python import PYTHON
 from batch_platform.warehouse.sql import literal, quoted
 
-SOURCE_KINDS: dict[str, SourceKind] = {"python": PYTHON, "parquet": PARQUET, "csv": CSV, "duckdb": DUCKDB}
+SOURCE_KINDS: dict[str, SourceKind] = {
+    "python": PYTHON,
+    "parquet": PARQUET,
+    "csv": CSV,
+    "json": JSON,
+    "arrow": ARROW,
+    "duckdb": DUCKDB,
+}
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
 _LONGEST_REASON = 300  # characters; DuckDB continues with proposals and settings
 

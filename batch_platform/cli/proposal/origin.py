@@ -1,0 +1,188 @@
+"""Locate the table that a user names: a file, a folder, a glob, or a table of a DuckDB file."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from glob import escape, has_magic
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+
+from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
+from batch_platform.declaration.inputs import Source
+from batch_platform.features.sources.files import files_of
+from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.warehouse.sql import literal, quoted
+
+_MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates and this project's own
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+COMMA_NUMBER = r"[-+]?([0-9]+|[0-9]{1,3}([.][0-9]{3})+)(,[0-9]+)?"  # regular expression, with a point between thousands
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The location of a table, and the notation of its files."""
+
+    kind: str  # of the source that reads it
+    path: Path  # absolute; may be a glob
+    table: str | None = None  # of a DuckDB file
+    delimiter: str | None = None  # of a CSV file; None for a comma
+    decimal: Literal[","] | None = None  # of a CSV file; None for a point
+    types: dict[str, str] = field(default_factory=dict[str, str])  # DuckDB types of columns of a CSV file
+
+    @property
+    def declared(self) -> Source:
+        """The source block that reads it."""
+        return Source.model_validate(self.block)
+
+    @property
+    def block(self) -> Mapping[str, object]:
+        """The source block as it is written in YAML."""
+        optional = {"table": self.table, "delimiter": self.delimiter, "decimal": self.decimal, "types": self.types}
+        return {self.kind: str(self.path)} | {key: value for key, value in optional.items() if value}
+
+    def as_table(self, name: str) -> SourceTable:
+        """The source as a table with a name, for a reader that is no pipeline."""
+        return SourceTable("", name, self.declared, Path(self.path.anchor))
+
+
+def locate(file: str, table: str | None) -> Origin:
+    """Locate a table by its file, by a folder or a glob of files, or by its name in a DuckDB file.
+
+    Raises:
+        WrongUseError: There is no such file or table, or its kind is not known.
+        SourceError: The file cannot be read.
+    """
+    if _ADDRESS.match(file):
+        msg = f"{file} is an address; a pipeline is proposed from files on this machine."
+        hint = "download it first and name the file, or read it in a source of kind python."
+        raise WrongUseError(msg, hint=hint)
+    path = Path(file).expanduser().absolute()
+    if _MEANT.search(str(path)):
+        msg = f"{path} contains brackets that have a meaning in a declaration."
+        raise WrongUseError(msg, hint="rename the file without {{, {%, {# and {partition_key}.")
+    if path.is_dir():
+        kind, path = _in_folder(path)
+    elif path.is_file():
+        kind = _kind_of(path)
+        path = path if kind == "duckdb" else Path(escape(str(path)))
+    else:
+        kind = _kind_of(path)
+        if not (has_magic(file) and any(match.is_file() for match in Path(path.anchor).glob(_below_anchor(path)))):
+            near = did_you_mean(path.name, [neighbour.name for neighbour in path.parent.glob("*")])
+            msg = f"There is no file {path}."
+            raise WrongUseError(
+                msg, hint=near or f"--from names a file ({listed(_ENDINGS)}), a folder or a quoted glob."
+            )
+    if kind == "duckdb":
+        return Origin(kind, path, _table_of(path, table))
+    if table is not None:
+        msg = f"{path} is not a DuckDB file."
+        raise WrongUseError(msg, hint="give --table with a DuckDB file, and only with one.")
+    return _with_dialect(Origin(kind, path)) if kind == "csv" else Origin(kind, path)
+
+
+_ENDINGS = {ending: kind for kind, source_kind in SOURCE_KINDS.items() for ending in source_kind.endings}
+
+
+def _kind_of(path: Path) -> str:
+    kind = next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
+    if kind is None:
+        msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_ENDINGS))}."
+        raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
+    return kind
+
+
+def _below_anchor(path: Path) -> str:
+    return str(path.relative_to(path.anchor))
+
+
+def _in_folder(folder: Path) -> tuple[str, Path]:
+    """The kind of the tables in a folder, and a glob of them."""
+    for pattern in ("*", "**/*"):
+        every = [file for file in folder.glob(pattern) if file.is_file()]
+        files = [file for file in every if not _is_hidden(file.relative_to(folder))]
+        endings = Counter(ending for file in files if (ending := _ending_of(file)) is not None)
+        if len(endings) > 1:
+            found = listed(f"{ending} ({count})" for ending, count in endings.items())
+            msg = f"{folder} holds files of several kinds: {found}."
+            raise WrongUseError(
+                msg, hint=f"name those that belong together, such as '{folder}/*{next(iter(endings))}'."
+            )
+        for ending in endings:
+            visible = pattern if len(files) == len(every) else f"{pattern[:-1]}[!._]*"
+            return _ENDINGS[ending], Path(escape(str(folder))) / f"{visible}{ending}"
+    msg = f"{folder} holds no tables; known file endings are {', '.join(sorted(_ENDINGS))}."
+    raise WrongUseError(msg, hint="name another folder or a file.")
+
+
+def _ending_of(file: Path) -> str | None:
+    return max((ending for ending in _ENDINGS if file.name.lower().endswith(ending)), key=len, default=None)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _table_of(path: Path, table: str | None) -> str:
+    """The name of a table or view of a DuckDB file: the one that is asked for, or the only one."""
+    try:
+        with duckdb.connect(":memory:") as con:
+            con.execute(f"ATTACH {literal(str(path))} AS given (READ_ONLY)")
+            query = "SELECT schema_name, {} FROM {} WHERE database_name = 'given' AND NOT internal"
+            rows = con.execute(
+                query.format("table_name", "duckdb_tables()")
+                + " UNION ALL "
+                + query.format("view_name", "duckdb_views()")
+            ).fetchall()
+    except duckdb.Error as error:
+        msg = f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
+        raise SourceError(msg, hint=SOURCE_KINDS["duckdb"].unreadable) from error
+    tables = {name if schema == "main" else f"{schema}.{name}": f"{schema}.{name}" for schema, name in sorted(rows)}
+    if table is not None:
+        short = table.removeprefix("main.")
+        named(short, tables, f"{path} has no table {table!r}; it has")
+        return short
+    if len(tables) == 1:
+        return next(iter(tables))
+    msg = f"{path} has {len(tables)} tables: {listed(tables) or 'none'}."
+    raise WrongUseError(
+        msg, hint=f"name the table, such as --table {next(iter(tables))}." if tables else "name another file."
+    )
+
+
+def _with_dialect(origin: Origin) -> Origin:
+    """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
+    table = origin.as_table("rows")
+    first, *_ = files = [str(path) for path in files_of(table)]
+    try:
+        with duckdb.connect(":memory:") as con:
+            delimiter, header = _sniffed(con, first)
+            if delimiter == "," and not header:  # a semicolon between decimal commas looks like text between commas
+                other, header = _sniffed(con, first, "delim = ';', decimal_separator = ','")
+                delimiter = other if header else delimiter
+            if delimiter == ",":
+                return origin
+            listing = ", ".join(map(literal, files))
+            read = f"read_csv([{listing}], delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false)"
+            columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]
+            numbers = ", ".join(
+                f"bool_and(regexp_full_match(trim({column}), '{COMMA_NUMBER}')) AND bool_or(contains({column}, ','))"
+                for column in columns
+            )
+            (with_comma,) = con.execute(f"SELECT {numbers} FROM {read}").fetchall()
+    except duckdb.Error as error:
+        msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
+        raise SourceError(msg, hint="correct the file, or write the table as Parquet.") from error
+    return replace(origin, delimiter=delimiter, decimal="," if any(with_comma) else None)
+
+
+def _sniffed(con: duckdb.DuckDBPyConnection, file: str, options: str = "") -> tuple[str, bool]:
+    """The delimiter of a CSV file, and whether it has a header."""
+    more = f", {options}" if options else ""
+    query = f"SELECT Delimiter, HasHeader FROM sniff_csv({literal(file)}{more})"
+    ((delimiter, header),) = con.execute(query).fetchall()
+    return str(delimiter), bool(header)

@@ -1,0 +1,238 @@
+"""`batch-platform new`: a time is found and read in every usual notation, and never guessed."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import polars as pl
+import pytest
+import yaml
+
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform_tests.cli.test_proposal import START, orders, pipeline_of, proposed
+from batch_platform_tests.command_line import published, run_command
+
+ROWS = 400
+ZONE = ZoneInfo("Europe/Berlin")
+CLOCKS = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]  # in Berlin; summer time begins among them
+INSTANTS = [(START + timedelta(hours=2) * at).replace(tzinfo=UTC) for at in range(ROWS)]
+DAYS = [START + timedelta(days=at // 10) for at in range(ROWS)]
+MONTHS = [datetime(2020 + at // 100, at // 10 % 10 + 1, 1) for at in range(ROWS)]  # noqa: DTZ001 - as START
+
+
+def local(clock: datetime) -> datetime:
+    return clock.replace(tzinfo=ZONE).astimezone(UTC)
+
+
+def seconds(instant: datetime) -> int:
+    return int(instant.timestamp())
+
+
+# The values of a column `at`, the instants that they are, and what the SQL says of them.
+NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
+    "nanoseconds": (
+        pl.Series(CLOCKS, dtype=pl.Datetime("ns")),
+        [*map(local, CLOCKS)],
+        'CAST("at" AS TIMESTAMPTZ) AS "at"',
+    ),
+    "nanoseconds of a zone": (
+        pl.Series(INSTANTS, dtype=pl.Datetime("ns", "America/New_York")),
+        INSTANTS,
+        'CAST("at" AS TIMESTAMPTZ)',
+    ),
+    "microseconds": (CLOCKS, [*map(local, CLOCKS)], '"at" >= $partition_start'),
+    "dates": ([day.date() for day in DAYS], [*map(local, DAYS)], '"at" >= $partition_start'),
+    "texts with an offset": (
+        [f"{instant + timedelta(hours=2):%Y-%m-%dT%H:%M:%S}+02:00" for instant in INSTANTS],
+        INSTANTS,
+        'CAST("at" AS TIMESTAMPTZ)',
+    ),
+    "texts of UTC": ([f"{instant:%Y-%m-%dT%H:%M:%SZ}" for instant in INSTANTS], INSTANTS, 'CAST("at" AS TIMESTAMPTZ)'),
+    "texts with slashes, year first": (
+        [f"{day:%Y/%m/%d}" for day in DAYS],
+        [*map(local, DAYS)],
+        'CAST("at" AS TIMESTAMPTZ)',
+    ),
+    "day first": (
+        [f"{clock.day}/{clock.month}/{clock.year} {clock:%H:%M}" for clock in CLOCKS],
+        [*map(local, CLOCKS)],
+        "strptime(\"at\", '%d/%m/%Y %H:%M')",
+    ),
+    "day first, with dots": ([f"{day:%d.%m.%Y}" for day in DAYS], [*map(local, DAYS)], "strptime(\"at\", '%d.%m.%Y')"),
+    "day first, without a century": (
+        [f"{day:%d/%m/%y}" for day in DAYS],
+        [*map(local, DAYS)],
+        "strptime(\"at\", '%d/%m/%y')",
+    ),
+    "month first": (
+        [f"{clock:%m/%d/%Y %I:%M:%S %p}" for clock in CLOCKS],
+        [*map(local, CLOCKS)],
+        "strptime(\"at\", '%m/%d/%Y %I:%M:%S %p')",
+    ),
+    "names of months": ([f"{day:%d-%b-%Y}" for day in DAYS], [*map(local, DAYS)], "'%d-%b-%Y'"),
+    "some with a time of day": (
+        [
+            f"{clock:%d.%m.%Y}" if clock.hour == 0 and clock.minute == 0 else f"{clock:%d.%m.%Y %H:%M}"
+            for clock in CLOCKS
+        ],
+        [*map(local, CLOCKS)],
+        "strptime(\"at\", ['%d.%m.%Y', '%d.%m.%Y %H:%M'])",
+    ),
+    "eight digits": (
+        [int(f"{day:%Y%m%d}") for day in DAYS],
+        [*map(local, DAYS)],
+        "strptime(CAST(\"at\" AS VARCHAR), '%Y%m%d')",
+    ),
+    "eight digits as text": ([f"{day:%Y%m%d}" for day in DAYS], [*map(local, DAYS)], "strptime(\"at\", '%Y%m%d')"),
+    "seconds": ([seconds(instant) for instant in INSTANTS], INSTANTS, 'to_timestamp("at")'),
+    "seconds with a fraction": (
+        [seconds(instant) + 0.25 for instant in INSTANTS],
+        [instant + timedelta(milliseconds=250) for instant in INSTANTS],
+        'to_timestamp("at")',
+    ),
+    "milliseconds": (
+        [seconds(instant) * 1000 + 7 for instant in INSTANTS],
+        [instant + timedelta(milliseconds=7) for instant in INSTANTS],
+        'make_timestamptz(CAST("at" * 1000 AS BIGINT))',
+    ),
+    "nanoseconds since 1970": (
+        [seconds(instant) * 10**9 for instant in INSTANTS],
+        INSTANTS,
+        'make_timestamptz(CAST("at" AS BIGINT) // 1000)',
+    ),
+    "year-months": (
+        [month.year * 100 + month.month for month in MONTHS],
+        [*map(local, MONTHS)],
+        "strptime(CAST(\"at\" AS VARCHAR), '%Y%m')",
+    ),
+    "year-months as text": ([f"{month:%Y-%m}" for month in MONTHS], [*map(local, MONTHS)], "strptime(\"at\", '%Y-%m')"),
+    "years": (
+        [month.year for month in MONTHS],
+        [local(month.replace(month=1)) for month in MONTHS],
+        "strptime(CAST(\"at\" AS VARCHAR), '%Y')",
+    ),
+    "years as text": (
+        [str(month.year) for month in MONTHS],
+        [local(month.replace(month=1)) for month in MONTHS],
+        "strptime(\"at\", '%Y')",
+    ),
+}
+
+
+@pytest.mark.parametrize("notation", NOTATIONS)
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, notation, kind):
+    values, instants, sql = NOTATIONS[notation]
+    table = orders(ROWS, id=range(ROWS), at=values)
+    file = tmp_path / f"orders.{kind}"
+    table.write_parquet(file) if kind == "parquet" else table.write_csv(file)
+    proposal, files = proposed(file, timezone=ZONE.key)
+    assert proposal.time.name == "at"
+    assert kind == "csv" or sql in files["features.sql"]  # DuckDB recognises times in ISO notation in a CSV file
+    pipeline = pipeline_of(files, tmp_path)
+    calendar = pipeline.spec.partitions.calendar
+    partitions = calendar.within(min(instants) - timedelta(days=32), max(instants) + timedelta(days=32))
+    with pipeline.builder.session(partitions[0]) as session:
+        built = [session.write(partition, tmp_path / "built").path for partition in partitions]
+    rows = pl.concat(pl.read_parquet(path, columns=["id", "at"]) for path in built).sort("id")
+    times = rows["at"].cast(pl.Datetime("us")) if rows["at"].dtype == pl.Date else rows["at"]
+    times = times if times.dtype.time_zone else times.dt.replace_time_zone(ZONE.key)  # pyright: ignore[reportAttributeAccessIssue] - a Datetime
+    assert rows["id"].to_list() == [*range(ROWS)]
+    assert times.dt.convert_time_zone("UTC").to_list() == instants
+
+
+AMBIGUOUS = [f"{at % 12 + 1:02d}/{at // 12 % 12 + 1:02d}/2025" for at in range(ROWS)]
+
+
+@pytest.mark.parametrize(("order", "first"), [("dmy", "%d/%m/%Y"), ("mdy", "%m/%d/%Y")])
+def test_an_order_of_day_and_month_that_the_values_leave_open_is_asked_for(cli, tmp_path, order, first):
+    orders(ROWS, at=AMBIGUOUS).write_csv(tmp_path / "orders.csv")
+    asked = cli(tmp_path, "new", "orders", "--from", "orders.csv")
+    assert asked.code == 2
+    assert (
+        "which fit day first and month first. Hint: say which it is with --date-order dmy or --date-order mdy"
+        in asked.error
+    )
+    assert not (tmp_path / "pipelines").exists()
+    made = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--date-order", order, "--json").json
+    assert made["time_read"] == f"text as {first}"
+    assert f"strptime(\"at\", '{first}')" in Path(made["folder"], "features.sql").read_text(encoding="utf-8")
+
+
+def test_the_values_decide_against_the_order_that_is_asked_for(tmp_path):
+    orders(ROWS, at=[f"{day:%d/%m/%Y}" for day in DAYS]).write_parquet(tmp_path / "orders.parquet")
+    with survey(locate(str(tmp_path / "orders.parquet"), None), "UTC", "mdy") as seen:
+        reading = seen.column("at").reading
+    assert reading is not None
+    assert "%d/%m/%Y" in reading.sql
+
+
+def test_a_value_that_is_no_date_makes_the_column_a_text(tmp_path):
+    values = [*[f"{day:%d/%m/%Y}" for day in DAYS[1:]], "31/02/2025"]
+    orders(ROWS, at=values, created=DAYS).write_parquet(tmp_path / "orders.parquet")
+    proposal, _ = proposed(tmp_path / "orders.parquet")
+    assert proposal.time.name == "created"
+    with pytest.raises(WrongUseError, match=r"'at' of .* has type VARCHAR and cannot be read as times"):
+        proposed(tmp_path / "orders.parquet", time="at")
+
+
+def stamps(step: int) -> list[int]:
+    return [1_735_689_600 + step * at for at in range(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("customer", stamps(1)),
+        ("year_built", [1950 + at % 70 for at in range(ROWS)]),
+        ("cell", [200_001 + at % 12 for at in range(ROWS)]),
+    ],
+)
+def test_numbers_are_times_only_if_their_name_says_so_or_the_user(tmp_path, name, values):
+    orders(ROWS, at=None, **{name: values}).write_parquet(tmp_path / "orders.parquet")
+    with pytest.raises(WrongUseError, match=r"No column of .* holds times"):
+        proposed(tmp_path / "orders.parquet")
+    proposal, _ = proposed(tmp_path / "orders.parquet", time=name)
+    assert proposal.time.name == name
+    orders(ROWS, at=None, **{f"{name}_time": values, "when": DAYS}).write_parquet(tmp_path / "orders.parquet")
+    proposal, _ = proposed(tmp_path / "orders.parquet")
+    assert proposal.time.name == "when"
+    assert f"{name}_time" in [column.name for column in proposal.features]
+
+
+def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:
+    frame = pd.DataFrame(orders(ROWS, at=CLOCKS).to_dict(as_series=False))
+    index(frame.astype({"at": "datetime64[ns]"})).to_parquet(file)
+
+
+def test_a_table_of_pandas_is_scored_after_two_commands(tmp_path):
+    by_pandas(lambda frame: frame, tmp_path / "orders.parquet")
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (answer.code, answer.err) == (0, "")
+    ran = run_command(tmp_path, "run", "orders")
+    assert ran.code == 0, ran.err
+    ((rows, last),) = published(tmp_path, "SELECT count(*), max(partition_key) FROM orders.predictions")
+    assert rows > ROWS / 4
+    assert last == f"{CLOCKS[-1]:%Y-%m-%d}"
+
+
+def test_an_index_of_times_without_a_name_is_the_time(tmp_path):
+    by_pandas(lambda frame: frame.set_index("at").rename_axis(None), tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert proposal.time.name == "__index_level_0__"
+    assert "    CAST(__index_level_0__ AS TIMESTAMPTZ) AS __index_level_0__,   -- the time" in files["features.sql"]
+    declared = yaml.safe_load(files["defs.yaml"])["attributes"]["features"]
+    assert declared["time"] == "__index_level_0__"
+
+
+def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
+    by_pandas(lambda frame: frame.sample(frac=1, random_state=1), tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert proposal.left_out == {"__index_level_0__": "the number that pandas gave the row"}
+    assert "--   __index_level_0__: the number that pandas gave the row" in files["features.sql"]
+    assert [column.name for column in proposal.key] == ["id"]
