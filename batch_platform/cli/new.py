@@ -16,6 +16,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.check import check_pipeline
 from batch_platform.cli.project import Project, find_project, is_in_project
 from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, propose
+from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import locate
@@ -107,7 +108,9 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg) from error
     origin, asked = locate(file, table), Asked(key=key, time=time, label=label, timezone=timezone)
     with survey(origin, timezone, date_order) as table_survey:
-        proposal, origin = propose(table_survey, asked), table_survey.origin
+        proposal = propose(table_survey, asked)
+        reading = layout(table_survey, proposal)
+    origin = reading.origin
     project, created = _project(folder)
     target = (project.declarations or project.root) / name
     if origin.path.is_relative_to(project.root):
@@ -116,6 +119,8 @@ def command(  # noqa: PLR0913 - the options of the command
     report = {
         "pipeline": name,
         "folder": str(target),
+        "source": {**origin.block},
+        "source_read": reading.note,
         "rows": table_survey.rows,
         "key": [column.name for column in proposal.key],
         "key_unique": proposal.key_holds,
@@ -195,8 +200,10 @@ def _show(report: dict[str, Any]) -> None:
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")
     terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")
+    source = {"source": report["source_read"]} if report["source_read"] else {}
     terminal.show_fields(
         {
+            **source,
             "key": f"{', '.join(report['key'])}, unique {report['key_unique']}{others['key']}",
             "time": f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}",
             "partitions": f"{report['every']}, of which {report['partitions']:,} hold rows",

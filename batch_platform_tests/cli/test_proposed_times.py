@@ -1,6 +1,6 @@
 """`batch-platform new`: a time is found and read in every usual notation, and never guessed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.cli.test_proposal import START, orders, pipeline_of, proposed
 from batch_platform_tests.command_line import published, run_command
 
@@ -124,6 +125,15 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
 }
 
 
+def built(pipeline: Pipeline, instants: Collection[datetime]) -> pl.DataFrame:
+    """The features of all partitions around some instants, by id."""
+    calendar = pipeline.spec.partitions.calendar
+    partitions = calendar.within(min(instants) - timedelta(days=32), max(instants) + timedelta(days=32))
+    with pipeline.builder.session(partitions[0]) as session:
+        files = [session.write(partition, pipeline.folder / "built").path for partition in partitions]
+    return pl.concat(pl.read_parquet(file) for file in files).sort("id")
+
+
 @pytest.mark.parametrize("notation", NOTATIONS)
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, notation, kind):
@@ -134,12 +144,7 @@ def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, nota
     proposal, files = proposed(file, timezone=ZONE.key)
     assert proposal.time.name == "at"
     assert kind == "csv" or sql in files["features.sql"]  # DuckDB recognises times in ISO notation in a CSV file
-    pipeline = pipeline_of(files, tmp_path)
-    calendar = pipeline.spec.partitions.calendar
-    partitions = calendar.within(min(instants) - timedelta(days=32), max(instants) + timedelta(days=32))
-    with pipeline.builder.session(partitions[0]) as session:
-        built = [session.write(partition, tmp_path / "built").path for partition in partitions]
-    rows = pl.concat(pl.read_parquet(path, columns=["id", "at"]) for path in built).sort("id")
+    rows = built(pipeline_of(files, tmp_path), instants)
     times = rows["at"].cast(pl.Datetime("us")) if rows["at"].dtype == pl.Date else rows["at"]
     times = times if times.dtype.time_zone else times.dt.replace_time_zone(ZONE.key)  # pyright: ignore[reportAttributeAccessIssue] - a Datetime
     assert rows["id"].to_list() == [*range(ROWS)]

@@ -44,6 +44,12 @@ class Origin:
         optional = {"table": self.table, "delimiter": self.delimiter, "decimal": self.decimal, "types": self.types}
         return {self.kind: str(self.path)} | {key: value for key, value in optional.items() if value}
 
+    @property
+    def notation(self) -> str:
+        """What is unusual in the notation of a CSV file, for people."""
+        delimiter = {None: "", "\t": "tabs between values"}.get(self.delimiter, f"{self.delimiter} between values")
+        return ", ".join(filter(None, [delimiter, "decimal commas" if self.decimal else ""]))
+
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""
         return SourceTable("", name, self.declared, Path(self.path.anchor))
@@ -105,7 +111,7 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
     for pattern in ("*", "**/*"):
         every = [file for file in folder.glob(pattern) if file.is_file()]
         files = [file for file in every if not _is_hidden(file.relative_to(folder))]
-        endings = Counter(ending for file in files if (ending := _ending_of(file)) is not None)
+        endings = Counter(ending for file in files if (ending := ending_of(file)) is not None)
         if len(endings) > 1:
             found = listed(f"{ending} ({count})" for ending, count in endings.items())
             msg = f"{folder} holds files of several kinds: {found}."
@@ -119,7 +125,8 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
     raise WrongUseError(msg, hint="name another folder or a file.")
 
 
-def _ending_of(file: Path) -> str | None:
+def ending_of(file: Path) -> str | None:
+    """The known ending of a file name; None if it has none."""
     return max((ending for ending in _ENDINGS if file.name.lower().endswith(ending)), key=len, default=None)
 
 

@@ -122,6 +122,24 @@ class Survey:
         begin, end = (_EPOCH + timedelta(microseconds=instant) for instant in (first, last))
         return Span(begin, end, rows, dict(zip(windows, map(int, filled), strict=True)))
 
+    def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
+        """The first and the last instant in another file with the same columns; None if it has no times.
+
+        Raises:
+            SourceError: The file cannot be read, or lacks the column.
+        """
+        at = self._instant(time)
+        try:
+            create_view_of(self._con, file.as_table("one_file"))
+            query = f"SELECT epoch_us(min({at})), epoch_us(max({at})) FROM one_file"
+            ((first, last),) = self._con.execute(query).fetchall()
+        except duckdb.Error as error:
+            msg = f"{file.path}: {' '.join(str(error).split()).rstrip('.')}"
+            raise SourceError(msg) from error
+        if first is None:
+            return None
+        return _EPOCH + timedelta(microseconds=first), _EPOCH + timedelta(microseconds=last)
+
     def _instant(self, time: str) -> str:
         """SQL that reads a column as an instant, in the time zone of the session if the value has none."""
         reading = self.column(time).reading

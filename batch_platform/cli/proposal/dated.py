@@ -1,0 +1,92 @@
+"""Recognise files that are named after the partition whose rows they hold, so that each partition reads its own file."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from batch_platform.cli.proposal.choices import Proposal
+from batch_platform.cli.proposal.origin import Origin, ending_of
+from batch_platform.cli.proposal.survey import Survey
+from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.errors import SourceError, WrongUseError, listed
+from batch_platform.declaration.inputs import KEY_IN_PATH
+from batch_platform.features.sources.files import files_of
+
+_DATE = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of a table are read."""
+
+    origin: Origin
+    note: str  # for people; empty for one file in the usual notation
+
+
+def layout(survey: Survey, proposal: Proposal) -> Layout:
+    """Read each partition's own file where the names allow it and hold what they say, else all files together."""
+    chosen = _layout(survey, proposal)
+    return replace(chosen, note="; ".join(filter(None, [survey.origin.notation, chosen.note])))
+
+
+def _layout(survey: Survey, proposal: Proposal) -> Layout:
+    origin = survey.origin
+    files = [] if origin.kind == "duckdb" else files_of(origin.as_table("rows"))
+    if len(files) <= 1:
+        return Layout(origin, "")
+    together = f"{len(files)} files, read together"
+    dated = _dated(files)
+    if dated is None:
+        return Layout(origin, together)
+    pattern, key_of = dated
+    calendar = Calendar(proposal.every, ZoneInfo(proposal.timezone), proposal.start)
+    try:
+        own = {file: calendar.named(key) for file, key in key_of.items()}
+    except WrongUseError:
+        return Layout(origin, f"{together}: their dates are not the keys of {proposal.every} partitions")
+    within = calendar.within(min(part.start for part in own.values()), max(part.end for part in own.values()))
+    if missing := {partition.key for partition in within} - set(key_of.values()):
+        return Layout(origin, f"{together}: there is no file for {listed(missing)}")
+    one_each = replace(origin, types=_types(survey))
+    if (outside := _outside(survey, proposal.time.name, one_each, own)) is not None:
+        return Layout(origin, f"{together}: {outside}")
+    note = f"one file for each {proposal.every}, so that late and corrected files are seen"
+    return Layout(replace(one_each, path=pattern), note)
+
+
+def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
+    """The pattern that the paths of all files follow, and the date in each path; None if there is no such pattern."""
+    patterns, dates = set[Path](), dict[Path, str]()
+    for file in files:
+        text = str(file)
+        found = list(_DATE.finditer(text))
+        if len(found) != 1:
+            return None
+        before, after = text[: found[0].start()], text[found[0].end() :]
+        folders, slash, _ = after.rpartition("/")
+        rest = f"{escape(folders)}/*{ending_of(file)}" if slash else escape(after)  # a folder for each date, or a file
+        patterns.add(Path(escape(before) + KEY_IN_PATH + rest))
+        dates[file] = found[0][0]
+    return (patterns.pop(), dates) if len(patterns) == 1 else None
+
+
+def _types(survey: Survey) -> dict[str, str]:
+    """The types of the columns of a CSV file that the values of one day need not tell."""
+    if survey.origin.kind != "csv":
+        return {}
+    return {column.name: column.dtype for column in survey.columns if column.holds not in ("integer", "row number")}
+
+
+def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[Path, Partition]) -> str | None:
+    """Why the files cannot be read one by one: the first that has rows of another partition, or that cannot be read alone."""
+    for file, partition in own.items():
+        try:
+            bounds = survey.bounds_of_file(replace(origin, path=Path(escape(str(file)))), time)
+        except SourceError as error:
+            return f"{file.name} cannot be read alone ({error.message})"
+        if bounds is not None and not partition.start <= bounds[0] <= bounds[1] < partition.end:
+            return f"{file.name} has rows of other partitions"
+    return None

@@ -1,0 +1,275 @@
+"""`batch-platform new`: tables come as files of many kinds, and what is proposed for them runs."""
+
+import gzip
+import json
+from collections.abc import Callable
+from datetime import UTC, date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+import yaml
+
+from batch_platform_tests.cli.test_proposal import DAYS, START, orders, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposed_times import built
+from batch_platform_tests.command_line import published, run_command
+
+
+def as_text(table: pl.DataFrame) -> pl.DataFrame:
+    """Times as texts, since JSON has none."""
+    return table.with_columns(pl.col("at").dt.strftime("%Y-%m-%dT%H:%M:%S"))
+
+
+def write_zst(table: pl.DataFrame, file: Path, kind: str) -> None:
+    with duckdb.connect() as con:
+        con.register("orders", table)
+        con.execute(f"COPY (FROM orders) TO '{file}' (FORMAT {kind}, COMPRESSION zstd)")
+
+
+def write_json_array(table: pl.DataFrame, file: Path) -> None:
+    file.write_text(json.dumps(as_text(table).to_dicts(), indent=1), encoding="utf-8")
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
+    "orders.jsonl": lambda table, file: as_text(table).write_ndjson(file),
+    "orders.ndjson": lambda table, file: as_text(table).write_ndjson(file),
+    "orders.json": write_json_array,
+    "orders.jsonl.gz": lambda table, file: file.write_bytes(gzip.compress(as_text(table).write_ndjson().encode())),
+    "orders.arrow": lambda table, file: table.write_ipc(file),
+    "orders.feather": lambda table, file: table.to_pandas().to_feather(file),
+    "orders.ipc": lambda table, file: table.write_ipc(file, compression="lz4"),
+    "orders.csv.gz": lambda table, file: file.write_bytes(gzip.compress(table.write_csv().encode())),
+    "orders.csv.zst": lambda table, file: write_zst(table, file, "csv"),
+    "orders.tsv": lambda table, file: table.write_csv(file, separator="\t"),
+    "orders.txt": lambda table, file: table.write_csv(file, separator="|"),
+}
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_a_file_of_every_kind_gives_the_rows_that_it_holds(tmp_path, file):
+    WRITERS[file](orders(), tmp_path / file)
+    proposal, files = proposed(tmp_path / file)
+    assert (proposal.key[0].name, proposal.time.name, proposal.every, proposal.target) == ("id", "at", "day", "classes")
+    assert [column.name for column in proposal.features] == ["amount", "items", "shop"]
+    table = orders().sort("id")
+    rows = built(
+        pipeline_of(files, tmp_path), [START.replace(tzinfo=UTC), START.replace(tzinfo=UTC) + timedelta(days=DAYS)]
+    )
+    assert rows["id"].to_list() == table["id"].to_list()
+    assert rows["amount"].to_list() == pytest.approx(table["amount"].to_list(), nan_ok=True)
+    assert rows["items"].to_list() == table["items"].to_list()
+
+
+def german(table: pl.DataFrame) -> str:
+    """A table as offices in Germany export it: semicolons, decimal commas, points between thousands, the day first."""
+    amounts = pl.col("amount") * 100
+
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:,.2f}".translate(str.maketrans(",.", ".,"))
+
+    return (
+        table.with_columns(
+            pl.col("at").dt.strftime("%d.%m.%Y %H:%M"),
+            pl.col("returned").cast(pl.Int8) * 0.5 + pl.col("items"),
+            amounts.map_elements(shown, return_dtype=pl.String),
+        )
+        .rename({"returned": "umsatz"})
+        .write_csv(separator=";", decimal_comma=True)
+    )
+
+
+def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(tmp_path):
+    (tmp_path / "orders.csv").write_text(german(orders()), encoding="utf-8")
+    answer = run_command(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "umsatz")
+    assert (answer.code, answer.err) == (0, "")
+    assert "; between values, decimal commas" in answer.out
+    assert "at (text as %d.%m.%Y %H:%M)" in answer.out
+    assert "HistGradientBoostingRegressor" in answer.out
+    (declared,) = tmp_path.rglob("defs.yaml")
+    source = yaml.safe_load(declared.read_text(encoding="utf-8"))["attributes"]["sources"]["orders"]
+    assert (source["delimiter"], source["decimal"]) == (";", ",")
+    ran = run_command(tmp_path, "run", "orders")
+    assert ran.code == 0, ran.err
+    ((least, most),) = published(tmp_path, "SELECT min(prediction), max(prediction) FROM orders.predictions")
+    assert 0 < least < most < 10
+    feature_file = next(tmp_path.rglob("features/**/*.parquet"))
+    amounts = pl.read_parquet(feature_file)["amount"].drop_nulls()
+    assert amounts.dtype == pl.Float64
+    assert amounts.max() > 1000
+
+
+def test_a_short_file_with_decimal_commas_alone_is_split_at_its_semicolons(tmp_path):
+    lines = [f"{date(2026, 1, 1) + timedelta(days=at)};{at},5;{at},25" for at in range(30)]
+    (tmp_path / "short.csv").write_text("\n".join(["day;height;y", *lines]) + "\n", encoding="utf-8")
+    proposal, files = proposed(tmp_path / "short.csv", key=("height",))
+    assert (proposal.time.name, proposal.target) == ("day", "numbers")
+    assert 'delimiter: ";", decimal: ","' in files["defs.yaml"]
+
+
+def daily(folder: Path, pattern: str, table: pl.DataFrame, writer: Callable[[pl.DataFrame, Path], Any]) -> None:
+    """Write one file for each day, named after the pattern."""
+    for (day,), rows in table.group_by(pl.col("at").dt.date()):
+        file = folder / pattern.format(day)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writer(rows, file)
+
+
+DATED: dict[str, tuple[str, Callable[[pl.DataFrame, Path], Any]]] = {
+    "sales_{}.parquet": ("sales_{{partition_key}}.parquet", lambda table, file: table.write_parquet(file)),
+    "{}.csv": ("{{partition_key}}.csv", lambda table, file: table.write_csv(file)),
+    "at={}/part [0].parquet": ("at={{partition_key}}/*.parquet", lambda table, file: table.write_parquet(file)),
+    "{}.jsonl": ("{{partition_key}}.jsonl", lambda table, file: as_text(table).write_ndjson(file)),
+    "{}.feather": ("{{partition_key}}.feather", lambda table, file: table.to_pandas().to_feather(file)),
+}
+
+
+@pytest.mark.parametrize("pattern", DATED)
+def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli, tmp_path, pattern):
+    expected, writer = DATED[pattern]
+    daily(tmp_path / "sales", pattern, orders(), writer)
+    report = cli(tmp_path, "new", "orders", "--from", "sales", "--json").json
+    (declared,) = tmp_path.rglob("defs.yaml")
+    ((name, source),) = yaml.safe_load(declared.read_text(encoding="utf-8"))["attributes"]["sources"].items()
+    assert name == "sales"
+    (kind,) = {"parquet", "csv", "json", "arrow"} & {*source}
+    assert source[kind].endswith(f"sales/{expected.format()}")
+    assert report["source_read"] == "one file for each day, so that late and corrected files are seen"
+
+
+def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(tmp_path):
+    table = orders(1200)
+    last = table["at"].dt.date().max()
+    daily(
+        tmp_path / "sales", "sales_{}.parquet", table.filter(pl.col("at").dt.date() < last), pl.DataFrame.write_parquet
+    )
+    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    assert answer.code == 0, answer.err
+    assert "one file for each day, so that late and corrected files are seen" in answer.out
+    (declared,) = tmp_path.rglob("defs.yaml")
+    text = declared.read_text(encoding="utf-8")
+    declared.write_text(text.replace(f'end: "{last}"', f'end: "{last + timedelta(days=1)}"'), encoding="utf-8")
+    before = last - timedelta(days=1)
+    assert run_command(tmp_path, "run", "sales", "--to", str(before)).code == 0
+    counts = dict(published(tmp_path, "SELECT partition_key, count(*) FROM sales.predictions GROUP BY ALL"))
+    assert str(before) in counts
+    corrected = tmp_path / "sales" / f"sales_{before}.parquet"
+    pl.read_parquet(corrected).head(2).write_parquet(corrected)
+    daily(
+        tmp_path / "sales", "sales_{}.parquet", table.filter(pl.col("at").dt.date() == last), pl.DataFrame.write_parquet
+    )
+    ran = run_command(tmp_path, "run", "sales")
+    assert ran.code == 0, ran.err
+    again = dict(published(tmp_path, "SELECT partition_key, count(*) FROM sales.predictions GROUP BY ALL"))
+    assert again == counts | {str(before): 2, str(last): table.filter(pl.col("at").dt.date() == last).height}
+
+
+def test_dated_files_are_read_together_where_their_names_do_not_tell_their_rows(cli, tmp_path):
+    table = orders(1200)
+    exported = table.with_columns(pl.col("at").dt.date().alias("day"))
+    for (day,), rows in exported.group_by("day"):
+        rows.drop("day").write_parquet(tmp_path / f"{day + timedelta(days=1)}.parquet")
+    report = cli(tmp_path, "new", "orders", "--from", str(tmp_path / "*.parquet"), "--json").json
+    assert report["source_read"].endswith("has rows of other partitions") or "not the keys" in report["source_read"]
+    assert report["source"]["parquet"].endswith("*.parquet")
+
+
+def test_a_day_without_a_file_leaves_the_files_read_together_and_the_others_scored(tmp_path):
+    table = orders(1200)
+    lost = table["at"].dt.date().unique().sort()[-5]
+    daily(tmp_path / "sales", "{}.csv", table.filter(pl.col("at").dt.date() != lost), pl.DataFrame.write_csv)
+    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    assert f"{DAYS - 1} files, read together: there is no file for {lost}" in answer.out
+    ran = run_command(tmp_path, "run", "sales")
+    assert ran.code == 0, ran.err
+    keys = {key for (key,) in published(tmp_path, "SELECT DISTINCT partition_key FROM sales.predictions")}
+    assert str(lost) not in keys
+    assert str(lost + timedelta(days=1)) in keys
+
+
+def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path):
+    table = orders(1200).with_columns(
+        pl.col("items").cast(pl.String).str.zfill(3).alias("shelf"),
+        pl.when(pl.col("at").dt.day() == 3).then(None).otherwise(pl.col("amount")).alias("amount"),
+    )
+    daily(tmp_path / "sales", "{}.csv", table, pl.DataFrame.write_csv)
+    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    assert "one file for each day" in answer.out
+    ran = run_command(tmp_path, "run", "sales")
+    assert ran.code == 0, ran.err
+    schemas = {tuple(pl.read_parquet_schema(file).items()) for file in tmp_path.rglob("features/**/*.parquet")}
+    assert len(schemas) == 1
+    assert dict(schemas.pop())["shelf"] == pl.String
+
+
+def write_tables(path: Path, *tables: str) -> None:
+    frame = orders(100)
+    with duckdb.connect(str(path)) as con:
+        con.register("frame", frame)
+        con.execute("CREATE SCHEMA shop")
+        for table in tables:
+            con.execute(f"CREATE TABLE {table} AS FROM frame")
+
+
+def test_the_only_table_of_a_duckdb_file_needs_no_name(cli, tmp_path):
+    write_tables(tmp_path / "one.duckdb", "shop.orders")
+    report = cli(tmp_path, "new", "orders", "--from", "one.duckdb", "--json").json
+    assert report["source"]["table"] == "shop.orders"
+
+
+def two_kinds(folder: Path) -> None:
+    (folder / "mixed").mkdir()
+    orders(100).write_csv(folder / "mixed" / "a.csv")
+    orders(100).write_parquet(folder / "mixed" / "b.parquet")
+
+
+def stream(folder: Path) -> None:
+    table = orders(100).to_arrow()
+    with pa.ipc.new_stream(str(folder / "stream.arrow"), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "code", "message"),
+    [
+        (
+            lambda folder: write_tables(folder / "two.duckdb", "orders", "shop.returns"),
+            ("two.duckdb",),
+            2,
+            "two.duckdb has 2 tables: orders, shop.returns. Hint: name the table, such as --table orders",
+        ),
+        (
+            lambda folder: write_tables(folder / "two.duckdb", "orders", "shop.returns"),
+            ("two.duckdb", "--table", "retruns"),
+            2,
+            "has no table 'retruns'; it has orders, shop.returns",
+        ),
+        (lambda folder: write_tables(folder / "none.duckdb"), ("none.duckdb",), 2, "has 0 tables: none"),
+        (lambda folder: (folder / "x.duckdb").write_bytes(b"no database"), ("x.duckdb",), 1, "x.duckdb cannot be read"),
+        (
+            lambda _: None,
+            ("https://example.org/orders.csv",),
+            2,
+            "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine. Hint: download it first",
+        ),
+        (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv (1), .parquet (1). Hint: name those"),
+        (
+            lambda folder: (folder / "empty").mkdir(),
+            ("empty",),
+            2,
+            "empty holds no tables; known file endings are .arrow, ",
+        ),
+        (stream, ("stream.arrow",), 1, "write the table in the Arrow file format (Feather version 2), not as a stream"),
+    ],
+)
+def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 - a case, and where it runs
+    cli, tmp_path, prepare, arguments, code, message
+):
+    prepare(tmp_path)
+    answer = cli(tmp_path, "new", "orders", "--from", *arguments)
+    assert answer.code == code
+    assert message in answer.error
+    assert not (tmp_path / "pipelines").exists()
