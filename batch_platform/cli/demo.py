@@ -12,7 +12,7 @@ import polars as pl
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
-from batch_platform.cli.run import Outcome, RunOptions, bring_up_to_date
+from batch_platform.cli.run import Outcome, RunFailedError, RunOptions, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
@@ -52,6 +52,8 @@ def command(folder: Path | None) -> None:
     terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
     options = RunOptions(partitions=partitions, now=datetime.now(UTC), named=True)
     outcome = bring_up_to_date(project, wiring, options)
+    if outcome.error:
+        raise RunFailedError(outcome.error)
     months = _months(wiring, partitions, options.now)
     terminal.report({"outcome": outcome, "months": months})
     _conclude(outcome, months)
@@ -63,7 +65,7 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     months: list[Month] = []
     with (
         open_published(pipeline.home) as con,
-        pipeline.builder.session(partitions[0]) as session,
+        pipeline.builder.session() as session,
     ):
         for month, members in groupby(partitions, key=lambda partition: partition.key[:7]):
             days = list(members)

@@ -45,6 +45,8 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
         runs.bring(plan_run(wiring, options, wiring.pipeline().state()).of("performance"))
     if failure is not None:
         raise failure
+    if error := runs.error():
+        raise error
     scores = wiring.pipeline().state().scores
     after = [scores[partition.key] for partition in due]
     committed = sum(new.seq != old.seq for new, old in zip(after, before, strict=True))

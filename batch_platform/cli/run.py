@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Generator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 import dagster as dg
@@ -19,10 +21,11 @@ from batch_platform.components.instance import prepare_instance
 from batch_platform.components.jobs import launch_of
 from batch_platform.components.progress import Listener, listening
 from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, this_process
-from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, WrongUseError, merged
 from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step, make_plan, ranges, requests
+from batch_platform.warehouse.failures import FailedStep, Failure
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
@@ -31,6 +34,8 @@ TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "predictions": ("score", "partition"),
     "performance": ("evaluate", "partition"),
 }
+
+_LABELS: dict[FailedStep, str] = {"features": "", "model": "model ", "predictions": "", "performance": "evaluation of "}
 
 
 class RunFailedError(BatchPlatformError):
@@ -62,6 +67,8 @@ class Outcome:
     rows_rejected: int
     versions: list[str]
     published: str
+    failures: list[Failure]  # what failed in these runs while the rest was done
+    error: str | None  # why the command fails once it is done
 
 
 @click.command("run")
@@ -90,7 +97,10 @@ def command(  # noqa: PLR0913 - the options of the command
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
     options = RunOptions(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
-    terminal.report(bring_up_to_date(project, wiring, options))
+    outcome = bring_up_to_date(project, wiring, options)
+    terminal.report(outcome)
+    if outcome.error:
+        raise RunFailedError(outcome.error)
 
 
 def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None, only: str | None) -> list[Partition]:
@@ -128,9 +138,11 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
 def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> Outcome:
     """Bring the requested partitions up to date, with whatever upstream they lack; announce the plan and sum up.
 
+    What fails on its own does not hold up the rest. The outcome's error names it, and the partition that no model serves if
+    the user named it or nothing is served.
+
     Raises:
-        RunFailedError: A run failed; what was committed before stays.
-        NoChampionError: No model serves a partition that the user named, or any partition; all others are done.
+        RunFailedError: A run failed as a whole; what was committed before stays.
         WrongUseError: The requested version does not exist.
     """
     with open_instance(project) as instance:
@@ -140,17 +152,15 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         _announce(wiring, options, plan)
         totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals) as listener:
-            left = Runs(wiring, project, instance, options, listener).carry_out(plan)
-    outcome = _outcome(wiring, project, options, left)
+            runs = Runs(wiring, project, instance, options, listener)
+            left = runs.carry_out(plan)
+    outcome = _outcome(wiring, project, options, left, runs)
     if outcome.scored:
         terminal.say(
             f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
             f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
         )
         terminal.say(f"Read them in {outcome.published}, table {outcome.pipeline}.predictions.")
-    if left.blocked and (options.named or not outcome.scored):
-        first = left.blocked[0].partition
-        wiring.pipeline().state().registry.require_champion(first.start, first.key)
     return outcome
 
 
@@ -166,10 +176,18 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
             yield instance
 
 
-def plan_run(wiring: Wiring, options: RunOptions, state: State) -> Plan:
+def plan_run(wiring: Wiring, options: RunOptions, state: State, failed_models: AbstractSet[str] = frozenset()) -> Plan:
     """Plan what a run has to do, upstream included."""
     version = None if options.model is None else state.registry.named(options.model)
-    return make_plan(wiring.spec, state, options.now, only=options.partitions, version=version, force=options.force)
+    return make_plan(
+        wiring.spec,
+        state,
+        options.now,
+        only=options.partitions,
+        failed_models=failed_models,
+        version=version,
+        force=options.force,
+    )
 
 
 @dataclass(frozen=True)
@@ -181,23 +199,46 @@ class Runs:
     instance: dg.DagsterInstance
     options: RunOptions
     listener: Listener
+    run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
 
     def carry_out(self, plan: Plan) -> Plan:
         """Carry out a plan; returns the plan that is left, which holds what no model serves.
 
-        Once models are trained, the rest is planned again, since a refused model serves nothing.
+        Once models are trained, the rest is planned again, since a refused model serves nothing. What failed is left out.
         """
         due, models = plan.of("features"), plan.of("model", "challengers")
         if models:
             for step in ("features", "model", "challengers"):
                 self.bring(plan.of(step))
-            due, plan = [], plan_run(self.wiring, self.options, self.wiring.pipeline().state())
+            due, plan = [], self._left()
         due += plan.of("predictions")
         self.bring(due)
         if models or due:
-            plan = plan_run(self.wiring, self.options, self.wiring.pipeline().state())
+            plan = self._left()
         self.bring(plan.of("performance"))
         return plan
+
+    def failures(self, state: State) -> list[Failure]:
+        """What failed in these runs while the rest was done."""
+        return [failure for failure in state.failures.values() if failure.run_id in self.run_ids]
+
+    def error(self) -> RunFailedError | None:
+        """One error that names everything that failed; None if nothing did."""
+        failures = self.failures(self.wiring.pipeline().state())
+        errors = [
+            (_LABELS[item.step] + item.partition_key, RunFailedError(item.reason, hint=item.hint)) for item in failures
+        ]
+        return merged(self.wiring.spec.name, errors, 0) if errors else None
+
+    def _left(self) -> Plan:
+        """What is left to do without what failed; the previous model scores for a model that could not be trained."""
+        state = self.wiring.pipeline().state()
+        failures = self.failures(state)
+        failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
+        failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
+        plan = plan_run(self.wiring, self.options, state, failed_models)
+        items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
+        return replace(plan, items=items)
 
     def bring(self, items: Sequence[Item]) -> None:
         """Do due items of steps that one run can do, each range of partitions in a run of its own."""
@@ -205,8 +246,14 @@ class Runs:
             self._run(request)
 
     def _run(self, request: Request) -> None:
-        launch = launch_of(self.wiring, request, self._config())
+        """Do a request in one run.
+
+        Raises:
+            RunFailedError: The run stopped before it had done all it could.
+        """
+        launch, run_id = launch_of(self.wiring, request, self._config()), str(uuid4())
         log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
+        self.run_ids.add(run_id)
         try:
             with listening(self.listener):
                 result = self.project.definitions.resolve_job_def(launch.job).execute_in_process(
@@ -215,11 +262,16 @@ class Runs:
                     tags={PIPELINE_TAG: self.wiring.spec.name, PROCESS_TAG: this_process()} | launch.tags,
                     run_config={"loggers": {"console": {"config": {"log_level": log_level}}}, "ops": launch.ops},
                     raise_on_error=terminal.debugging(),
+                    run_id=run_id,
                 )
         except dg.DagsterExecutionInterruptedError as interruption:
             raise KeyboardInterrupt from interruption
-        if not result.success:
-            raise _failure(result)
+        except dg.Failure as failure:  # raised only for debugging
+            if SET_APART not in failure.metadata:
+                raise
+            return
+        if not result.success and (error := _failure(result)) is not None:
+            raise error
 
     def _config(self) -> dict[Step, dict[str, Any]]:
         force = {"force": True} if self.options.force else {}
@@ -228,8 +280,11 @@ class Runs:
         return {"features": force, "predictions": force | model | replay}
 
 
-def _failure(result: dg.ExecuteInProcessResult) -> BaseException:
-    """The error of the failed step; without Dagster's own words if the step raised an error of this project."""
+def _failure(result: dg.ExecuteInProcessResult) -> BaseException | None:
+    """The error of the failed step, without Dagster's own words if it is an error of this project.
+
+    None if only partitions failed that were set apart, while all others were done.
+    """
     failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
     if not failures:
         msg = f"Run {result.run_id} failed before its first step."
@@ -237,8 +292,11 @@ def _failure(result: dg.ExecuteInProcessResult) -> BaseException:
     failure = failures[0]
     if was_interrupted(failure):
         return KeyboardInterrupt()
-    if failure.user_failure_data is not None and failure.user_failure_data.description:
-        return RunFailedError(failure.user_failure_data.description)
+    raised = failure.user_failure_data
+    if raised is not None and SET_APART in raised.metadata:
+        return None
+    if raised is not None and raised.description:
+        return RunFailedError(raised.description)
     error = failure.error.cause or failure.error if failure.error else None
     message = " ".join(error.message.split()).rstrip(".") if error else "a step failed"
     return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)
@@ -266,9 +324,16 @@ def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:
         terminal.say(f"  {verb} {len(keys)} {noun}{'s' if len(keys) > 1 else ''} ({span})")
 
 
-def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) -> Outcome:
-    scores = wiring.pipeline().state().scores
-    runs = [scores[partition.key] for partition in options.partitions if partition.key in scores]
+def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan, ran: Runs) -> Outcome:
+    state = wiring.pipeline().state()
+    runs = [state.scores[partition.key] for partition in options.partitions if partition.key in state.scores]
+    error: BatchPlatformError | None = ran.error()
+    if error is None and left.blocked and (options.named or not runs):
+        first = left.blocked[0].partition
+        try:
+            state.registry.require_champion(first.start, first.key)
+        except NoChampionError as unserved:
+            error = unserved
     return Outcome(
         pipeline=wiring.spec.name,
         partitions=len(options.partitions),
@@ -279,4 +344,6 @@ def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan) 
         rows_rejected=sum(run.rows_rejected for run in runs),
         versions=sorted({run.model_version for run in runs}),
         published=str(project.home.published),
+        failures=ran.failures(state),
+        error=None if error is None else str(error),
     )

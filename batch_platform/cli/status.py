@@ -11,11 +11,11 @@ import dagster as dg
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import open_instance
-from batch_platform.components.runs import failures, held
+from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import alike, in_short, listed
 from batch_platform.pipeline.plan import State, make_plan
-from batch_platform.pipeline.status import ChallengerStatus, PipelineStatus, status_of
+from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
 
 
 @click.command("status")
@@ -45,10 +45,7 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
 def _status(wiring: Wiring, instance: dg.DagsterInstance, now: datetime) -> PipelineStatus:
     state = wiring.pipeline().published_state()
     plan = make_plan(wiring.spec, state, now)
-    failed = {
-        key: run for (asset, key), run in failures(wiring, instance).items() if asset in ("features", "predictions")
-    }
-    return status_of(wiring.spec, state, plan, now, failed, _materialized(wiring, instance, state))
+    return status_of(wiring.spec, state, plan, now, _materialized(wiring, instance, state))
 
 
 def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
@@ -67,6 +64,10 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
         terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {due or 'nothing'}")
+    for failure in status.failures:
+        if failure.step == "model":
+            reason = in_short(status.pipeline, failure.partition_key, failure.reason)
+            terminal.say(f"  model {failure.partition_key}: failed, {reason}")
     if status.only_in_dagster:
         keys = listed(status.only_in_dagster)
         terminal.say(f"  {keys}: materialized in Dagster, but not in the ledger; the next run scores them again")
@@ -81,9 +82,15 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
         ]
         terminal.show_table(columns, rows)
         return
-    for (condition, reason), lines in groupby(status.partitions, key=lambda line: (line.condition, line.reason)):
-        keys = [line.partition for line in lines]
-        terminal.say(f"  {terminal.span(keys)}: {condition}{f', {reason}' if reason else ''}")
+    for (condition, _), members in groupby(status.partitions, key=_alike):
+        lines = list(members)
+        reason = f", {lines[0].reason}" if lines[0].reason else ""
+        terminal.say(f"  {terminal.span([line.partition for line in lines])}: {condition}{reason}")
+
+
+def _alike(line: PartitionStatus) -> tuple[str, str]:
+    """What is the same for partitions that are shown in one line."""
+    return line.condition, alike(line.partition, line.reason) if line.condition == "failed" else line.reason
 
 
 def _challenger_line(challenger: ChallengerStatus) -> str:

@@ -153,14 +153,19 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
             partitions = wiring.named(context.partition_keys)
             _observe_sources(context, wiring, partitions)
             log = PartitionLog(context, key, len(partitions))
-            for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                log.materialized(
-                    built.partition.key,
-                    data_version=built.build.sha256[:16],
-                    rows=built.build.rows,
-                    metadata=describe.built(built, pipeline.history.file(built.build))
-                    | lineage.built(wiring, built, partitions[-1]),
-                )
+            try:
+                for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
+                    log.materialized(
+                        built.partition.key,
+                        data_version=built.build.sha256[:16],
+                        rows=built.build.rows,
+                        metadata=describe.built(built, pipeline.history.file(built.build))
+                        | lineage.built(wiring, built, partitions[-1]),
+                    )
+            except BatchPlatformError as error:
+                if not (followed and error.set_apart):
+                    raise
+                context.log.warning("%s The predictions of the other partitions go on; then this run fails.", error)
         return log.finish()
 
     return features
@@ -190,32 +195,38 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         with wiring.step(context) as pipeline:
             due = _asked_periods(wiring, context, config)
             log = PartitionLog(context, key, len(due))
-            for period in due:
-                partition_key = None if wiring.serving_periods is None else period.key
-                stamp = stamp_of(context.run.run_id)
-                if config.challengers_only:
-                    done = pipeline.challenge(period, stamp)
-                    metadata = describe.trained_challengers(done)
-                    log.observed(partition_key or period.key, partition_key, metadata=metadata)
-                    for standing in _standing(pipeline, period):
-                        log.count(checks.GATE, standing)
-                else:
-                    trained = pipeline.train(period, stamp, params=config.params)
-                    done = trained.challengers
-                    log.materialized(
-                        partition_key,
-                        data_version=trained.version.sha256[:16],
-                        rows=trained.version.rows_trained,
-                        metadata=describe.trained(wiring, trained),
-                        done=trained.version.version,
-                    )
-                    log.check(checks.GATE, partition_key, trained)
-                if done:
-                    trainings = [challenger.training for challenger in done]
-                    log.check(checks.CHALLENGERS_TRAINED, partition_key, trainings)
+            with pipeline.setting_apart("model", stamp_of(context.run.run_id), len(due)) as apart:
+                for period in due:
+                    with apart.attempt(period.key):
+                        _train(wiring, pipeline, period, stamp_of(context.run.run_id), config, log)
         return log.finish(checks.GATE, *of_challengers)
 
     return model
+
+
+def _train(  # noqa: PLR0913 - a serving period, and what all of them share
+    wiring: Wiring, pipeline: Pipeline, period: Partition, stamp: Stamp, config: TrainingConfig, log: PartitionLog
+) -> None:
+    """Train the model of a serving period and its challengers, or only the challengers it lacks, and log them."""
+    partition_key = None if wiring.serving_periods is None else period.key
+    if config.challengers_only:
+        done = pipeline.challenge(period, stamp)
+        log.observed(partition_key or period.key, partition_key, metadata=describe.trained_challengers(done))
+        for standing in _standing(pipeline, period):
+            log.count(checks.GATE, standing)
+    else:
+        trained = pipeline.train(period, stamp, params=config.params)
+        done = trained.challengers
+        log.materialized(
+            partition_key,
+            data_version=trained.version.sha256[:16],
+            rows=trained.version.rows_trained,
+            metadata=describe.trained(wiring, trained),
+            done=trained.version.version,
+        )
+        log.check(checks.GATE, partition_key, trained)
+    if done:
+        log.check(checks.CHALLENGERS_TRAINED, partition_key, [challenger.training for challenger in done])
 
 
 def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:

@@ -1,5 +1,6 @@
 """Asset checks: each partition's own result as it commits, one summary for the run, and what is out of date by now."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE = "up_to_date"
-NEAR_BUDGET = 0.5  # share of max_rejected from which a partition gets a warning
+NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
 Checked = TypeVar("Checked")
 Attempt = TypeVar("Attempt", ChallengerTraining, ChallengerRun)
 
@@ -84,14 +85,16 @@ def evaluation(
 
 def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
     """The checks of the predictions."""
-    budget = wiring.spec.features.max_rejected
+    budget = wiring.spec.features.rejected_budget
     rejected_share = RunCheck[Committed](
         name="rejected_share",
         description=(
-            f"At most half of the budget for rejected rows (features.max_rejected, {budget:.2%}) is used. Beyond the "
-            "whole budget nothing is published and the run fails; this check warns before that."
+            f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used. Beyond the "
+            "whole budget the partition is not published and the run fails; this check warns before that."
         ),
-        passed=lambda partition: _rejected_share(partition) <= NEAR_BUDGET * budget,
+        passed=lambda partition: (
+            not budget.is_exceeded(math.ceil(partition.run.rows_rejected / NEAR_BUDGET), partition.run.rows_in)
+        ),
         metadata=lambda partition: {
             "rejected_share": _rejected_share(partition),
             "rows_rejected": partition.run.rows_rejected,

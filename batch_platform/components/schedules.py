@@ -1,8 +1,9 @@
 """The schedules that keep a pipeline up to date, one for each job. A tick asks `plan.py` what is due, and requests it.
 
 A tick requests every partition that is due, oldest first, in ranges without gaps, up to a limit, and leaves out what a
-run in progress holds. So down-time, failures and a first start from an empty home need no manual work. A range stops at
-the first partition that fails; the next tick requests that partition alone, so that it does not hold up those behind it.
+run in progress holds. So down-time, failures and a first start from an empty home need no manual work. A partition that
+fails on its own does not hold up its range. A range stops where a run ends early, for lack of memory for example; the next
+tick requests that partition alone.
 
 A tick reads the published copy and never waits for a writer: what a run has committed is published when the run ends,
 and until then the tick sees that the run holds it.
@@ -20,7 +21,7 @@ from batch_platform.components.jobs import DUTY_OF, MAKES, Duty, launch_of, sche
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.windows import training_window
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, Step, make_plan, requests
+from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step, make_plan, requests
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
@@ -86,15 +87,28 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
     if not is_preview(context):
         log_unknown_commits(wiring, context.instance, state, held)
     now = context.scheduled_execution_time
-    failed_models = frozenset(key for asset, key in failed if asset == "model")
+    retried = make_plan(wiring.spec, state, now)
+    failed_models = frozenset(key for asset, key in failed if asset == "model") | _without_history(
+        wiring, state, retried
+    )
     return _Tick(
         wiring=wiring,
         plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
-        retried=make_plan(wiring.spec, state, now),
+        retried=retried,
         held=held,
         failed=failed,
         evaluated_at=now.isoformat(),
     )
+
+
+def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
+    """The due models that cannot be trained, since features of their training window cannot be built."""
+    broken = {failure.partition_key for failure in state.standing_failures if failure.step == "features"}
+    return {
+        item.partition.key
+        for item in plan.of("model")
+        if any(partition.key in broken for partition in training_window(wiring.spec, item.partition.start))
+    }
 
 
 def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:

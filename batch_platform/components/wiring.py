@@ -23,6 +23,7 @@ from batch_platform.warehouse.home import Home
 
 SPEC_METADATA = "batch_platform/wiring"
 PIPELINE_TAG = "batch_platform/pipeline"
+SET_APART = "failed_partitions"  # metadata of a step that failed only after all other partitions were done
 _CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * 0", "month": "0 0 1 * *"}
 _SHORTEST_HOURS: dict[Every, int] = {"hour": 1, "day": 24, "week": 7 * 24, "month": 28 * 24}
 _ALL_HISTORY_HOURS = 20 * 366 * 24  # what "all history" means in the graph
@@ -128,7 +129,8 @@ def clear_failures() -> Generator[None]:
         clean = _holds_no_secret(error)
         if isinstance(error, BatchPlatformError):
             retry = isinstance(error, WarehouseBusyError)
-            raise dg.Failure(description=str(error), allow_retries=retry) from (error if clean else None)
+            apart = {SET_APART: list(error.set_apart)} if error.set_apart else {}
+            raise dg.Failure(str(error), apart, allow_retries=retry) from (error if clean else None)
         if clean:
             raise
         raise dg.Failure(description=redact(f"{type(error).__name__}: {error}")) from None

@@ -5,6 +5,7 @@ person who declared the pipeline. Any other error that escapes is a defect of th
 """
 
 import difflib
+import re
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,17 +14,20 @@ from batch_platform.declaration.redaction import redact
 
 MOST_LISTED = 10
 LONGEST_SHOWN = 80
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class BatchPlatformError(Exception):
     """Work that could not be done."""
 
     exit_code = 1
+    of_one_partition = False  # whether it is about one partition or serving period only, so that the others can go on
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         """Keep the message (what was wrong and where) apart from the hint (what to do). Secrets are redacted from both."""
         self.message = redact(message)
         self.hint = None if hint is None else redact(hint)
+        self.set_apart: tuple[str, ...] = ()  # the partitions that failed while all others were done; see `merged`
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -44,13 +48,25 @@ class WrongUseError(BatchPlatformError):
 class DataError(BatchPlatformError):
     """The data break a declared rule: duplicate keys, rows outside their partition, too many rejected rows."""
 
+    of_one_partition = True
+
 
 class SourceError(BatchPlatformError):
     """A source cannot be read, or the SQL over it fails."""
 
+    of_one_partition = True
+
+
+class SharedSourceError(SourceError):
+    """A source that every partition reads cannot be read."""
+
+    of_one_partition = False
+
 
 class TrainingRefusedError(BatchPlatformError):
     """The training data are not enough for a model: too few rows, a single class, missing labels."""
+
+    of_one_partition = True
 
 
 class PublishingError(BatchPlatformError):
@@ -60,9 +76,17 @@ class PublishingError(BatchPlatformError):
 class NoChampionError(BatchPlatformError):
     """No approved model serves the partition."""
 
+    of_one_partition = True
+
 
 class IntegrityError(BatchPlatformError):
     """A file on disk differs from what was recorded."""
+
+
+class DamagedFeaturesError(IntegrityError):
+    """The feature file of a partition is gone or differs from what was recorded."""
+
+    of_one_partition = True
 
 
 class WarehouseError(BatchPlatformError):
@@ -71,6 +95,12 @@ class WarehouseError(BatchPlatformError):
 
 class NothingPublishedError(WarehouseError):
     """The home has no published copy yet."""
+
+
+class OvertakenError(WarehouseError):
+    """Another run committed the partition after this run began."""
+
+    of_one_partition = True
 
 
 class WarehouseBusyError(WarehouseError):
@@ -84,16 +114,56 @@ def listed(items: Iterable[object]) -> str:
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 
 
-def merged(failed: Sequence[tuple[str, Failed]], succeeded: int) -> Failed:
-    """Merge the errors of several partitions, each with its key, into the first one, which counts the others."""
-    (_, first), *later = failed
-    sentences = [first.message]
-    if later:
-        partitions = f"{len(later)} more partition{'s' if len(later) > 1 else ''}"
-        sentences.append(f"{partitions} failed the same way, most recently {later[-1][0]}.")
+def in_short(pipeline: str, key: str, message: str) -> str:
+    """What happened to a partition: the first sentence of a message, without the pipeline and the partition before it."""
+    return f"{_without_place(pipeline, key, message).partition('. ')[0].rstrip('.')}."
+
+
+def alike(key: str, sentence: str) -> str:
+    """What is the same in two sentences about two partitions if they differ only in numbers and keys."""
+    return _NUMBER.sub("#", sentence.replace(key, "#"))
+
+
+def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) -> Failed:
+    """Merge the errors of some partitions, each with its key, into one that names every partition once all others are done.
+
+    Errors that differ only in numbers and keys count as the same. A single error is given in full, of several the first
+    sentence each. The merged error has the type of the first one.
+    """
+    groups: dict[str, list[tuple[str, str, Failed]]] = {}
+    for key, error in sorted(failed, key=lambda item: item[0]):
+        sentence = in_short(pipeline, key, error.message)
+        groups.setdefault(alike(key, sentence), []).append((key, sentence, error))
+    (key, _, first), *later = next(iter(groups.values()))
+    hint = first.hint
+    if len(groups) == 1:
+        message = first.message
+        if not message.startswith(f"{pipeline}, "):
+            message = f"{pipeline}, partition {key}: {_without_place(pipeline, key, message)}"
+        if later:
+            keys = listed(key for key, *_ in later)
+            message += f" {_partitions(len(later), 'more ')} failed the same way: {keys}."
+    else:
+        shown = list(groups.values())[:MOST_LISTED]
+        lines = [f"{listed(key for key, *_ in members)}: {members[0][1]}" for members in shown]
+        if rest := len(failed) - sum(map(len, shown)):
+            lines.append(f"{_partitions(rest, 'more ')} failed.")
+        message = f"{pipeline}: {_partitions(len(failed))} failed. {' '.join(lines)}"
+        hint = f"batch-platform status {pipeline} shows each partition with its reason."
     if succeeded:
-        sentences.append(f"The other {succeeded} partition{'s' if succeeded > 1 else ''} of this run succeeded.")
-    return type(first)(" ".join(sentences), hint=first.hint)
+        message += f" The other {_partitions(succeeded)} of this run succeeded."
+    error = type(first)(message, hint=hint)
+    error.set_apart = tuple(sorted(key for key, _ in failed))
+    return error
+
+
+def _without_place(pipeline: str, key: str, message: str) -> str:
+    """A message without the pipeline and the partition at its beginning, which are said elsewhere."""
+    return message.removeprefix(f"{pipeline}, partition {key}: ").removeprefix(f"{pipeline}: ")
+
+
+def _partitions(count: int, more: str = "") -> str:
+    return f"{count:,} {more}partition{'' if count == 1 else 's'}"
 
 
 def shortened(value: object) -> str:

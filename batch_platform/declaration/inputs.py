@@ -2,10 +2,10 @@
 
 from datetime import datetime
 from functools import cached_property
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import listed
@@ -25,6 +25,7 @@ SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 KEY_IN_PATH = "{partition_key}"
 ColumnType = Literal["float", "integer", "boolean", "category"]
+_ONLY_SHARE = TypeAdapter(Annotated[Share, Field(ge=0, le=1)], config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
 class Partitions(Block):
@@ -227,6 +228,31 @@ class Driving(Block):
     )
 
 
+class RejectedBudget(Block):
+    """How many rows of a partition may be rejected: a share of them, or so many rows if that is more."""
+
+    share: Share = Field(default=0.0, ge=0, le=1, description="Share of the rows of a partition.", examples=["1%"])
+    rows: int = Field(
+        default=0, ge=0, description="Number of rows that is allowed even if it is a larger share.", examples=[5]
+    )
+
+    def is_exceeded(self, rejected: int, rows: int) -> bool:
+        """Whether so many rejected rows are more than it allows."""
+        # Divided, because 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
+        return rejected > self.rows and rejected / rows > self.share
+
+    def __str__(self) -> str:
+        """Say what is allowed."""
+        return f"{self.share:.2%}, or {self.rows} rows if that is more" if self.rows else f"{self.share:.2%}"
+
+
+def _share_or_budget(value: object, _: object) -> float | RejectedBudget:
+    """Read either form, so that an error is about the form that is given."""
+    if isinstance(value, RejectedBudget):
+        return value
+    return RejectedBudget.model_validate(value) if isinstance(value, dict) else _ONLY_SHARE.validate_python(value)
+
+
 class Features(Block):
     """One row per item to score, built for a partition from the sources."""
 
@@ -256,8 +282,11 @@ class Features(Block):
         description="Rules of columns that override what training infers.",
         examples=[{"amount": {"min": 0}}],
     )
-    max_rejected: Share = Field(
-        default=0.0, ge=0, le=1, description="Maximum share of rejected rows; a run with more fails.", examples=["1%"]
+    max_rejected: Annotated[Share | RejectedBudget, WrapValidator(_share_or_budget)] = Field(
+        default=0.0,
+        description="Maximum share of rejected rows, and a number of rows that is allowed whatever the share; a partition "
+        "with more is not published.",
+        examples=["1%", {"share": "1%", "rows": 5}],
     )
 
     @model_validator(mode="after")
@@ -273,6 +302,12 @@ class Features(Block):
             msg = f"`columns` overrides feature columns; {listed(map(repr, named))} is key or time"
             raise ValueError(msg)
         return self
+
+    @property
+    def rejected_budget(self) -> RejectedBudget:
+        """How many rows may be rejected, however it is declared."""
+        most = self.max_rejected
+        return most if isinstance(most, RejectedBudget) else RejectedBudget(share=most)
 
 
 class Labels(Block):

@@ -7,8 +7,8 @@ equal rows give equal bytes. Labels are read here too.
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -137,18 +137,20 @@ class FeatureBuilder:
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     @contextmanager
-    def session(self, first: Partition, *, spill: Path | None = None) -> Generator["FeatureSession"]:
-        """Open the sources once, to build many partitions from `first` on. For `spill` see `Sources.connect`."""
-        with self.sources.connect(first, spill=spill) as con:
-            yield FeatureSession(self, con, first)
+    def session(self, *, spill: Path | None = None) -> Generator["FeatureSession"]:
+        """Build many partitions from sources that are opened once, for the first partition. For `spill` see `Sources.connect`."""
+        with ExitStack() as stack:
+            yield FeatureSession(self, lambda first: stack.enter_context(self.sources.connect(first, spill=spill)))
 
 
 class FeatureSession:
-    """Open sources, from which one partition after another is built."""
+    """Sources from which one partition after another is built; a partition that fails leaves the others as they are."""
 
-    def __init__(self, builder: FeatureBuilder, con: SourceConnection, at: Partition) -> None:
-        """Start with a connection whose views show the partition `at`."""
-        self._builder, self._con, self._at = builder, con, at
+    def __init__(self, builder: FeatureBuilder, connect: Callable[[Partition], SourceConnection]) -> None:
+        """Open nothing yet; `connect` opens the sources, whose views first show a partition."""
+        self._builder, self._connect = builder, connect
+        self._con: SourceConnection | None = None
+        self._at: Partition | None = None  # what the views show; None if they may show several partitions
         self._swept = False
 
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
@@ -165,8 +167,8 @@ class FeatureSession:
             with written_aside(folder) as aside:
                 written = self._write_aside(partition, aside)
                 if self._builder.spec.features.driving is not None:
-                    self._move(partition)
-                    require_every_row(self._builder.spec, partition, self._con, written.path, written.rows)
+                    con = self._moved(partition)
+                    require_every_row(self._builder.spec, partition, con, written.path, written.rows)
                 return replace(written, path=aside.replace(folder / feature_file_name(partition.key, written.sha256)))
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
@@ -185,10 +187,10 @@ class FeatureSession:
         if query is None or spec.labels is None:
             msg = f"{spec.name} declares no labels."
             raise DataError(msg, hint="add `labels` to its YAML.")
-        self._move(partition)
+        con = self._moved(partition)
         columns = [*spec.features.key, spec.labels.column]
         with query.explained(partition):
-            frame = query.run(self._con, partition, columns).pl().select(columns)
+            frame = query.run(con, partition, columns).pl().select(columns)
         frame = frame.drop_nulls(spec.labels.column)
         require_unique(spec, partition, frame, what="labels")
         return frame
@@ -200,28 +202,35 @@ class FeatureSession:
         self._swept = True
 
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
-        batches, schema = self._batches(partition)
-        checks = RowChecks(self._builder.spec, partition, schema)
         rows = 0
-        with parquet_writer(aside, schema) as writer:
-            for batch in batches:
-                checks.see(batch)
-                writer.write_batch(batch)
-                rows += batch.num_rows
+        with self._batches(partition) as (batches, schema):
+            checks = RowChecks(self._builder.spec, partition, schema)
+            with parquet_writer(aside, schema) as writer:
+                for batch in batches:
+                    checks.see(batch)
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
         columns = {name: str(dtype) for name, dtype in zip(schema.names, schema.types, strict=True)}
         sha256, xxh3 = file_digests(aside)
         return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
-    def _batches(self, partition: Partition) -> tuple[Iterator[pa.RecordBatch], pa.Schema]:
+    @contextmanager
+    def _batches(self, partition: Partition) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
+        """The rows of a partition in the order of the key, and their columns.
+
+        However few rows are read, the result is closed at the end: DuckDB refuses further queries while one is open.
+        """
         query = self._builder.query
         if query is None:
             table = self._call(partition)
-            return iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
-        self._move(partition)
+            yield iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
+            return
+        con = self._moved(partition)
         with query.explained(partition):
-            relation = query.run(self._con, partition, self._builder.spec.features.key)
+            relation = query.run(con, partition, self._builder.spec.features.key)
             reader = relation.to_arrow_reader(BATCH_ROWS)
-        return _explained(reader, query, partition), reader.schema
+        with closing(reader):
+            yield _explained(reader, query, partition), reader.schema
 
     def _call(self, partition: Partition) -> pa.Table:
         """Call the declared function with the sources that its parameters name; rows are in the order of the key."""
@@ -232,7 +241,7 @@ class FeatureSession:
         if unknown := [name for name in names if name not in allowed]:
             msg = f"{builder.spec.name}: {dotted} takes {listed(unknown)}; it can take {listed(allowed)}."
             raise WrongUseError(msg, hint=did_you_mean(unknown[0], allowed))
-        frames = self._con.frames(partition, [name for name in names if name != "partition"])
+        frames = self._opened(partition).frames(partition, [name for name in names if name != "partition"])
         arguments = {**frames, "partition": partition} if "partition" in names else frames
         try:
             result = function(**arguments)
@@ -247,10 +256,20 @@ class FeatureSession:
             raise SourceError(msg, hint="return a Polars LazyFrame or DataFrame.")
         return frame.sort([name for name in key if name in frame.columns]).to_arrow()
 
-    def _move(self, partition: Partition) -> None:
+    def _opened(self, partition: Partition) -> SourceConnection:
+        """The connection, whose views show whichever partition they show."""
+        if self._con is None:
+            self._con, self._at = self._connect(partition), partition
+        return self._con
+
+    def _moved(self, partition: Partition) -> SourceConnection:
+        """The connection with views that show a partition."""
+        con = self._opened(partition)
         if partition != self._at:
-            self._con.move(partition)
+            self._at = None
+            con.move(partition)
             self._at = partition
+        return con
 
 
 def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition) -> Iterator[pa.RecordBatch]:

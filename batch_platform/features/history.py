@@ -153,7 +153,7 @@ class History:
         label = None if self.spec.labels is None else self.spec.labels.column
         most = self.spec.model.train.max_rows
         fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
-        with self.builder.session(window[0]) as session:
+        with self.builder.session() as session:
             for build, partition in zip(self.require(builds, *window), window, strict=True):
                 rows = self._learnable(build)
                 if label is not None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128
 
-from batch_platform.declaration.errors import IntegrityError
+from batch_platform.declaration.errors import DamagedFeaturesError
 from batch_platform.warehouse.staging import if_free
 
 BATCH_ROWS = 122_880  # a row group of DuckDB: a commit stores batches of this size unchanged, which is fastest
@@ -109,7 +109,7 @@ class RecordedFile:
     hint: str  # what to do if the bytes differ
 
     def require_unchanged(self, stop: Event | None = None) -> None:
-        """Raise IntegrityError if a byte differs from what was recorded.
+        """Raise DamagedFeaturesError if a byte differs from what was recorded.
 
         May run on any thread, also while the file is read. `stop` ends the check early, without a result.
         """
@@ -123,7 +123,7 @@ class RecordedFile:
             self._refuse()
 
     def require_untouched(self) -> None:
-        """Raise IntegrityError if the size or the modification time has changed since the file was opened."""
+        """Raise DamagedFeaturesError if the size or the modification time has changed since the file was opened."""
         if _state(self.descriptor) != self.opened:
             self._refuse()
 
@@ -136,19 +136,19 @@ class RecordedFile:
 
     def _refuse(self) -> None:
         msg = f"{self.where}: the bytes of {self.path} are not those that were recorded."
-        raise IntegrityError(msg, hint=self.hint)
+        raise DamagedFeaturesError(msg, hint=self.hint)
 
 
 @contextmanager
 def open_recorded(
     path: Path, sha256: str, xxh3: str = "", *, pipeline: str, partition_key: str
 ) -> Generator[RecordedFile]:
-    """Open a feature file; raises IntegrityError if it is missing."""
+    """Open a feature file; raises DamagedFeaturesError if it is missing."""
     where = f"{pipeline}, partition {partition_key}"
     hint = f"batch-platform run {pipeline} --partition {partition_key} --force builds it again."
     if not path.is_file():
         msg = f"{where}: its feature file {path} is gone."
-        raise IntegrityError(msg, hint=hint)
+        raise DamagedFeaturesError(msg, hint=hint)
     with path.open("rb") as file:
         yield RecordedFile(where, path, sha256, xxh3, file.fileno(), _state(file.fileno()), hint)
 

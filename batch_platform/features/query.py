@@ -11,11 +11,12 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, listed, nearest_names
+from batch_platform.declaration.errors import BatchPlatformError, SourceError, listed, nearest_names
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.sql import quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
+_EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
 
 class Query:
@@ -83,6 +84,9 @@ class Query:
             yield
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow passes on the errors of DuckDB
             message = " ".join(str(error).split())
+            if _EXHAUSTED.search(message):
+                msg = f"{self.pipeline}{at}: there is not enough memory or disk for the SQL of {self.path}: {message.rstrip('.')}."
+                raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
             line = _line_of(message, self.text)
             where = f"{self.path}:{line}" if line else str(self.path)
             msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."

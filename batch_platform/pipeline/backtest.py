@@ -211,11 +211,10 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
         pipeline.publish()
         due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]
         make_engine = engine_of(spec.engine)
-        features = spec.features.model_copy(update={"max_rejected": 1.0})  # nothing is published
         with (
             open_published(pipeline.home) as con,
-            pipeline.builder.session(partitions[0]) as session,
-            make_engine(spec.model_copy(update={"features": features}), folder, stamp, watch=watch) as engine,
+            pipeline.builder.session() as session,
+            make_engine(spec, folder, stamp, watch=watch) as engine,
             closing(engine.staged(orders_of(due, pipeline.history, bundle_folder))) as results,
         ):
             runs, registry = read_latest(con, ScoreRun, spec.name), read_registry(con, spec.name)
@@ -327,9 +326,10 @@ class _Backtest:
         else:
             rows_measured, metrics, of_production = self._compared(partition, staged)
             notes += [] if rows_measured else ["none of its rows can be measured"]
-        if counts.exceed(spec.features.max_rejected):
-            share, allowed = counts.rows_rejected / counts.rows_in, spec.features.max_rejected
-            notes.append(f"{share:.2%} of its rows are rejected, more than max_rejected ({allowed:.2%}) allows")
+        budget = spec.features.rejected_budget
+        if budget.is_exceeded(counts.rows_rejected, counts.rows_in):
+            share = counts.rows_rejected / counts.rows_in
+            notes.append(f"{share:.2%} of its rows are rejected, more than max_rejected ({budget}) allows")
         return TestedPartition(
             partition=partition.key,
             model=version.version if registered else f"trained for {version.serving_period}",

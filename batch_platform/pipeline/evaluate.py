@@ -27,6 +27,7 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
@@ -65,8 +66,8 @@ class Evaluated:
     challengers: tuple[MeasuredModel, ...] = ()  # every challenger that scored it, whether or not it is still declared
 
 
-def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-    """Evaluate those partitions that are scored; the records are not committed yet.
+def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp, apart: SetApart) -> Iterator[Evaluated]:
+    """Evaluate partitions, and set apart those that are not scored or fail; the records are not committed yet.
 
     Raises:
         SourceError: `labels.sql` fails.
@@ -77,19 +78,21 @@ def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp) -
     with open_published(history.home) as con:
         runs = read_latest(con, ScoreRun, name)
         scored = [partition for partition in partitions if partition.key in runs]
-        if not scored:
-            return
+        for partition in partitions:
+            if partition.key not in runs:
+                apart.add(partition.key, _not_scored(name, partition.key), tried=False)
         challengers: dict[str, list[ChallengerRun]] = defaultdict(list)
         for run in read_challenger_runs(con, name):
             challengers[run.partition_key].append(run)
         registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name)
-        with history.builder.session(scored[0]) as session:
+        with history.builder.session() as session:
             evaluation = _Evaluation(history, con, session, stamp, registry, builds, challengers)
             for partition in scored:
-                yield evaluation.of(partition, runs[partition.key])
+                with apart.attempt(partition.key):
+                    yield evaluation.of(partition, runs[partition.key])
 
 
-def not_scored(pipeline: str, partition_key: str) -> DataError:
+def _not_scored(pipeline: str, partition_key: str) -> DataError:
     """The error of a partition that cannot be evaluated because it is not scored."""
     msg = f"{pipeline}, partition {partition_key}: it is not scored yet."
     return DataError(msg, hint=f"batch-platform run {pipeline} --partition {partition_key}")

@@ -2,12 +2,12 @@
 
 Features, models, scoring, registry and warehouse meet here. Dagster's assets call these steps, and a notebook could. A
 step takes many partitions, commits them in groups and yields the record of each partition as soon as it is committed.
-What is up to date is skipped unless forced.
+What is up to date is skipped unless forced. A partition that fails does not hold up the others.
 """
 
 import json
 from collections.abc import Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -20,13 +20,15 @@ import duckdb
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
     BatchPlatformError,
-    NoChampionError,
+    DataError,
     NothingPublishedError,
+    listed,
     memory_explained,
     merged,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
@@ -41,7 +43,7 @@ from batch_platform.models.registry import (
     register,
 )
 from batch_platform.monitoring.scores import committed_distributions
-from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, not_scored
+from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
 from batch_platform.pipeline.plan import (
     Plan,
     State,
@@ -51,6 +53,7 @@ from batch_platform.pipeline.plan import (
     untrained,
     with_snapshots_over,
 )
+from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.status import relabelled, status_rows
 from batch_platform.pipeline.train import (
     Trained,
@@ -63,8 +66,9 @@ from batch_platform.pipeline.train import (
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch
-from batch_platform.scoring.run import Committed, Due, ScoringRun, is_full
+from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
 from batch_platform.warehouse.published import open_published, publish
@@ -115,6 +119,13 @@ class Pipeline:
         rules = self.spec.model_dump_json(include={"features": bounds})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
+    @cached_property
+    def declared(self) -> str:
+        """A hash of the whole declaration and its SQL: what failed may succeed once it changes."""
+        labels = self.builder.labels_query
+        parts = (self.spec.model_dump_json(), self.builder.code_version, "" if labels is None else labels.text)
+        return sha256("\0".join(parts).encode()).hexdigest()[:12]
+
     def state(self) -> State:
         """What is recorded now, checked against the files in the lake; waits for the warehouse."""
         with self.warehouse.open() as con:
@@ -140,6 +151,8 @@ class Pipeline:
             registry=read_registry(con, name),
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
+            failures=read_failures(con, name),
+            declared=self.declared,
         )
 
     def _checked(self, recorded: State) -> State:
@@ -202,7 +215,7 @@ class Pipeline:
         publish(self.home)
 
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
-        """Build the features of partitions, oldest first.
+        """Build the features of partitions, oldest first; one that fails alone is set apart, see `setting_apart`.
 
         Raises:
             SourceError: A source cannot be read, or the SQL fails.
@@ -215,23 +228,27 @@ class Pipeline:
         require_takeable(self.spec, [partition for partition in partitions if partition.key in due], stamp.at)
         group: list[Built] = []
         with (
+            self.setting_apart("features", stamp, len(partitions)) as apart,
             staging_folder(self.home, stamp.run_id) as folder,
-            self.builder.session(partitions[0], spill=folder / "spill") as session,
+            self.builder.session(spill=folder / "spill") as session,
         ):
-            for partition in partitions:
-                if partition.key not in due:
-                    yield Built(partition, state.features[partition.key], skipped=True)
-                    continue
-                try:
-                    with memory_explained(self.spec.name, partition.key):
+            try:
+                for partition in partitions:
+                    if partition.key not in due:
+                        apart.up_to_date.update(
+                            {partition.key} if ("features", partition.key) in state.failures else ()
+                        )
+                        yield Built(partition, state.features[partition.key], skipped=True)
+                        continue
+                    with apart.attempt(partition.key), memory_explained(self.spec.name, partition.key):
                         group.append(self._build(session, partition, stamp))
-                except Exception:
-                    yield from self._record(group)
-                    raise
-                if is_full(len(group), sum(built.build.rows for built in group)):
-                    yield from self._record(group)
-                    group = []
-        yield from self._record(group)
+                    if is_full(len(group), sum(built.build.rows for built in group)):
+                        full, group = group, []
+                        yield from self._record(full)
+            except Exception:
+                yield from self._record(group)
+                raise
+            yield from self._record(group)
 
     def train(self, period: Partition, stamp: Stamp, *, params: dict[str, Any] | None = None) -> Trained:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
@@ -240,17 +257,31 @@ class Pipeline:
 
         Raises:
             TrainingRefusedError: No model can be trained on the data; nothing is registered.
+            DataError: Features of the training window are missing: no model learns from a window with gaps.
             PublishingError: The model is registered here, but not in MLflow.
         """
         training = Training(self.history, self.state(), period, stamp)
+        self._require_window(training)
         trained = train_version(training, {**self.spec.model.params, **(params or {})}, self.bundle)
         with self._deciding(training.state, stamp.now()) as con:
             register(con, trained.version, trained.decision)
+            forget_failures(con, self.spec.name, "model", [period.key])
         due = [challenger for challenger in self.spec.challengers if challenger.version is None]
         trained = replace(trained, data=None, challengers=self._challenge(training, due, trained))
         if self.spec.model.publish is not None:
             publish_version(self.spec, self.home, trained)
         return trained
+
+    def _require_window(self, training: Training) -> None:
+        """Refuse to train without some partitions of the training window, and name them."""
+        window = training_window(self.spec, training.period.start)
+        if lacking := [partition.key for partition in window if partition.key not in training.state.features]:
+            msg = (
+                f"{self.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "
+                f"{listed(lacking)} are missing from its training window."
+            )
+            hint = f"correct what failed there (batch-platform status {self.spec.name}), and run it again."
+            raise DataError(msg, hint=hint)
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
         """Train the challengers that a serving period lacks; its model stays as it is."""
@@ -282,35 +313,17 @@ class Pipeline:
     ) -> Iterator[Committed]:
         """Score partitions, oldest first, with their champions or a named version; skipped partitions come first.
 
-        Partitions that no model serves do not hold up the others: the error is raised once the others are committed.
-        With `force`, partitions that are up to date are scored too, and a partition may become empty.
+        Partitions that no model serves, or that fail on their own, are set apart; see `setting_apart`. With `force`,
+        partitions that are up to date are scored too, and a partition may become empty.
 
         Raises:
             NoChampionError: No approved model serves a partition.
             IntegrityError: A feature file or a bundle is not what was recorded.
-            DataError: More rows are rejected than max_rejected allows, or columns are missing.
+            DataError: More rows are rejected than max_rejected allows, or columns or features are missing.
             WarehouseError: A newer run committed a partition in the meantime.
         """
-        state, code_version = self.state(), self.scoring_code_version
-        registry, due, unserved, failure = state.registry, list[Due](), list[tuple[str, BatchPlatformError]](), None
-        for partition in partitions:
-            try:
-                model = (
-                    registry.present(version) if version else registry.require_champion(partition.start, partition.key)
-                )
-                (build,) = self.history.require(state.features, partition)
-                due.append(Due(partition, model, build, state.scores.get(partition.key)))
-            except NoChampionError as error:
-                unserved.append((partition.key, error))
-            except BatchPlatformError as error:
-                failure = error  # raised once the partitions before it are committed
-                break
-        yield from self._skipped([item for item in due if not force and item.is_held(code_version)])
-        asked = [
-            replace(item, challengers=challengers_of(self.spec, registry, item.partition, item.model))
-            for item in due
-            if force or not item.is_held(code_version)
-        ]
+        state, code_version, due = self.state(), self.scoring_code_version, list[Due]()
+        named = state.registry.present(version) if version else None
         make_engine = engine_of(self.spec.engine)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
@@ -319,37 +332,93 @@ class Pipeline:
         with (
             staging_folder(self.home, stamp.run_id) as folder,
             make_engine(self.spec, folder, stamp, watch=watch, bundles=self._bundles) as engine,
+            self.setting_apart(
+                "predictions", stamp, len(partitions)
+            ) as apart,  # files of rejected rows still exist at its end
         ):
+            for partition in partitions:
+                with apart.attempt(partition.key, tried=False):
+                    due.append(self._due(state, partition, named, stamp))
+            held = [item for item in due if not force and item.is_held(code_version)]
+            apart.up_to_date.update(
+                item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
+            )
+            yield from self._skipped(held)
+            asked = [
+                replace(item, challengers=challengers_of(self.spec, state.registry, item.partition, item.model))
+                for item in due
+                if force or not item.is_held(code_version)
+            ]
             run = ScoringRun(
                 self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle
             )
-            yield from run.committed(asked)
-        if failure is not None:
-            raise failure
-        if unserved:
-            raise merged(unserved, len(due))
+            for outcome in run.committed(asked):
+                if isinstance(outcome, Unscored):
+                    apart.add(outcome.partition.key, outcome.error, outcome.refused)
+                else:
+                    yield outcome
 
-    def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
-        """Compare scored partitions with the labels known now, oldest first.
+    def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:
+        """A partition to score with a version, by default its champion.
 
         Raises:
-            DataError: Some partitions are not scored; raised once all others are evaluated.
+            NoChampionError: No approved model serves it.
+            DataError: Its features are not built, or could not be built by this run.
+        """
+        model = version or state.registry.require_champion(partition.start, partition.key)
+        failure = state.failures.get(("features", partition.key))
+        if failure is not None and (failure.run_id == stamp.run_id or partition.key not in state.features):
+            raise DataError(failure.reason, hint=failure.hint)
+        (build,) = self.history.require(state.features, partition)
+        return Due(partition, model, build, state.scores.get(partition.key))
+
+    def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
+        """Compare scored partitions with the labels known now, oldest first; see `setting_apart` for those that fail.
+
+        Raises:
+            DataError: Some partitions are not scored.
             SourceError: `labels.sql` fails.
         """
         if not partitions:
             return
-        group, unscored = list[Evaluated](), dict.fromkeys(partition.key for partition in partitions)
+        group = list[Evaluated]()
         publish(self.home)
-        for evaluation in evaluated(self.history, partitions, stamp):
-            group.append(evaluation)
-            unscored.pop(evaluation.partition.key, None)
-            if is_full(len(group), sum(member.run.rows_scored for member in group)):
+        with self.setting_apart("performance", stamp, len(partitions)) as apart:
+            try:
+                for evaluation in evaluated(self.history, partitions, stamp, apart):
+                    group.append(evaluation)
+                    if is_full(len(group), sum(member.run.rows_scored for member in group)):
+                        full, group = group, []
+                        yield from self._commit_evaluations(full)
+            except Exception:
                 yield from self._commit_evaluations(group)
-                group = []
-        yield from self._commit_evaluations(group)
-        if unscored:
-            errors = [(key, not_scored(self.spec.name, key)) for key in unscored]
-            raise merged(errors, len(partitions) - len(unscored))
+                raise
+            yield from self._commit_evaluations(group)
+
+    @contextmanager
+    def setting_apart(self, step: FailedStep, stamp: Stamp, total: int) -> Generator[SetApart]:
+        """A step over so many partitions, in which a partition that fails alone does not hold up the others.
+
+        At the end the failures are recorded, and if there are any, raised as one error that names each partition. An error
+        that is not about one partition ends the step at once.
+        """
+        apart = SetApart()
+        try:
+            yield apart
+        except Exception:
+            with suppress(BatchPlatformError):  # the first error is the one to show
+                self._record_failures(step, apart, stamp)
+            raise
+        self._record_failures(step, apart, stamp)
+        if apart.failed:
+            raise merged(self.spec.name, apart.failed, total - len(apart.failed)) from apart.failed[0][1]
+
+    def _record_failures(self, step: FailedStep, apart: SetApart, stamp: Stamp) -> None:
+        failures = [
+            Failure(step, key, error.message, error.hint, self.declared, stamp.now(), stamp.run_id)
+            for key, error in apart.recorded().items()
+        ]
+        self.warehouse.record_failures(self.spec.name, step, failures, refused=apart.refused, mended=apart.up_to_date)
 
     def publish(self) -> None:
         """Bring the published copy up to date."""

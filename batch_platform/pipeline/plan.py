@@ -16,6 +16,7 @@ from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
 from batch_platform.models.registry import Registry, Version
+from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 
 Step = Literal["features", "model", "challengers", "predictions", "performance"]
@@ -41,6 +42,15 @@ class State:
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
+    failures: dict[tuple[FailedStep, str], Failure] = field(  # of the newest attempt at a step of a partition
+        default_factory=dict[tuple[FailedStep, str], Failure]
+    )
+    declared: str = ""  # hash of the declaration as it is now
+
+    @property
+    def standing_failures(self) -> list[Failure]:
+        """The failures that another attempt may meet again, because nothing was declared differently since."""
+        return [failure for failure in self.failures.values() if failure.declared == self.declared]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ partition for a reason other than the fix: another champion, or another form of 
 from collections.abc import Iterator, Sequence
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.errors import BatchPlatformError, DataError, listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
@@ -35,8 +35,12 @@ def replay(pipeline: Pipeline, partitions: Sequence[Partition], stamp: Stamp) ->
             refused.setdefault(reason, []).append(partition.key)
         else:
             due.append(partition)
-    for _ in pipeline.build_features(due, stamp, force=True):
-        pass
+    try:
+        for _ in pipeline.build_features(due, stamp, force=True):
+            pass
+    except BatchPlatformError as error:
+        if not error.set_apart:  # otherwise scoring says so, once the others are scored
+            raise
     if due:
         yield from (committed for committed in pipeline.score(due, stamp) if not committed.skipped)
     if refused:

@@ -6,7 +6,7 @@ corrected does not make its predictions stale, since scoring them again would ch
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from datetime import datetime
 from functools import cache
 from typing import Literal
 
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import SourceError, WrongUseError, in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.features.history import History, window_sha256
 from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.plan import Plan, State, Step, open_partitions
+from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
 Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
@@ -65,26 +66,27 @@ class PipelineStatus:
     due: dict[Step, int]  # partitions for which each step is due
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
+    failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
     partitions: list[PartitionStatus]
 
 
-def status_of(  # noqa: PLR0913 - each is one record of the pipeline
-    spec: PipelineSpec,
-    state: State,
-    plan: Plan,
-    now: datetime,
-    failed: Mapping[str, str],
-    materialized: AbstractSet[str] | None = None,
+def status_of(
+    spec: PipelineSpec, state: State, plan: Plan, now: datetime, materialized: AbstractSet[str] | None = None
 ) -> PipelineStatus:
     """Say where every partition stands that is due at a time, by the plan for that time.
 
-    `failed` holds the partitions whose last attempt failed, with the id of that run; `materialized` those whose predictions
-    Dagster holds done, None to compare nothing with the ledger.
+    A failure stands as long as its step is due. `materialized` holds the partitions whose predictions Dagster holds done;
+    None to compare nothing with the ledger.
     """
-    due = {item.partition.key for item in plan.of("predictions")}
     troubles: dict[str, tuple[Condition, str]] = {item.partition.key: ("blocked", item.reason) for item in plan.blocked}
     troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
-    troubles |= {key: ("failed", f"run {run} failed") for key, run in failed.items() if key in due}
+    failures = _standing_failures(state, plan)
+    for failure in failures:
+        key, reason = failure.partition_key, in_short(spec.name, failure.partition_key, failure.reason)
+        if failure.step in ("features", "predictions"):
+            troubles[key] = ("failed", reason)
+        elif failure.step == "performance":
+            troubles.setdefault(key, ("scored", f"its evaluation failed: {reason}"))
     partitions = [
         _partition_status(state, plan, partition.key, troubles.get(partition.key))
         for partition in open_partitions(spec, state, now)
@@ -106,7 +108,22 @@ def status_of(  # noqa: PLR0913 - each is one record of the pipeline
         due=dict(Counter(item.step for item in plan.items)),
         only_in_dagster=sorted(in_dagster - committed),
         only_in_ledger=sorted(committed - in_dagster),
+        failures=failures,
         partitions=partitions,
+    )
+
+
+def _standing_failures(state: State, plan: Plan) -> list[Failure]:
+    """The failures at what is still due, oldest first; without features a partition cannot be scored."""
+    due = {(item.step, item.partition.key) for item in plan.items}
+    return sorted(
+        (
+            failure
+            for failure in state.standing_failures
+            if (failure.step, failure.partition_key) in due
+            or (failure.step == "features" and ("predictions", failure.partition_key) in due)
+        ),
+        key=lambda failure: failure.failed_at,
     )
 
 

@@ -63,11 +63,6 @@ class Counts:
             ignored=tuple(dict.fromkeys(self.ignored + further.ignored)),
         )
 
-    def exceed(self, max_rejected: float) -> bool:
-        """Whether a larger share of the rows is rejected than is allowed."""
-        # Divided, because 29 of 100 rows are 0.29, while 0.29 * 100 is not 29.
-        return self.rows_rejected > 0 and self.rows_rejected / self.rows_in > max_rejected
-
 
 @dataclass(frozen=True)
 class Spent:
@@ -207,16 +202,17 @@ def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Ge
 
 def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
     """Raise a DataError with the reasons and samples if more rows are rejected than is declared."""
-    counts, budget = staged.counts, spec.features.max_rejected
-    if not counts.exceed(budget):
+    counts, budget = staged.counts, spec.features.rejected_budget
+    if not budget.is_exceeded(counts.rows_rejected, counts.rows_in):
         return
     top = ", ".join(f"{count} times {reason}" for reason, count in Counter(counts.reasons).most_common(3))
     msg = (
         f"{spec.name}, partition {staged.partition.key}: {counts.rows_rejected} of {counts.rows_in} rows break the "
-        f"contract, more than max_rejected ({budget:.2%}) allows; nothing is published. Reasons: {top}. "
+        f"contract, more than max_rejected ({budget}) allows; nothing is published. Reasons: {top}. "
         f"For example {'; '.join(counts.samples)}."
     )
-    raise DataError(msg, hint="correct the features, or raise features.max_rejected.")
+    seen = f"batch-platform rejected {spec.name} --partition {staged.partition.key} shows the rows"
+    raise DataError(msg, hint=f"{seen}; correct the features, or raise features.max_rejected.")
 
 
 class PartWriter:

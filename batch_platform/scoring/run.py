@@ -11,11 +11,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import duckdb
 
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.registry import Version
@@ -24,7 +26,7 @@ from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChalle
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
-from batch_platform.scoring.partition import Spent, Staged
+from batch_platform.scoring.partition import Spent, Staged, require_within_budget
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
@@ -49,7 +51,16 @@ class Committed:
     challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
 
 
-_NOTHING = Future[list[Committed]]()  # the commit of an empty group
+@dataclass(frozen=True)
+class Unscored:
+    """A partition that failed, while the others go on; it stays as it was."""
+
+    partition: Partition
+    error: BatchPlatformError
+    refused: tuple[Path, ...] = ()  # files of its rejected rows, if they are too many
+
+
+_NOTHING = Future[list[Committed | Unscored]]()  # the commit of an empty group
 _NOTHING.set_result([])
 
 
@@ -84,20 +95,49 @@ class ScoringRun:
     force: bool  # whether a partition may become empty
     settle: InTransaction  # called in the transaction of each commit, with the ledger rows of its partitions
 
-    def committed(self, due: Sequence[Due]) -> Generator[Committed]:
-        """Score partitions and commit them in groups; after a failure, what was scored before it is still committed."""
-        with (
-            ThreadPoolExecutor(1, "commit") as committer,
-            closing(self.engine.staged(orders_of(due, self.history, self.bundle_folder))) as results,
-        ):
-            yield from self._in_groups(committer, zip(due, results, strict=True))
+    def committed(self, due: Sequence[Due]) -> Generator[Committed | Unscored]:
+        """Score partitions and commit them in groups, except those that fail alone.
 
-    def _in_groups(self, committer: Executor, scored: Iterable[tuple[Due, Staged]]) -> Generator[Committed]:
+        After any other failure, what was scored before it is still committed.
+        """
+        with ThreadPoolExecutor(1, "commit") as committer, closing(self._scored(due)) as scored:
+            yield from self._in_groups(committer, scored)
+
+    def _scored(self, due: Sequence[Due]) -> Generator[tuple[Due, Staged | Unscored]]:
+        """Score partitions, in order; behind one that fails alone the engine begins again."""
+        orders, at = list(orders_of(due, self.history, self.bundle_folder)), 0
+        while at < len(due):
+            try:
+                with closing(self.engine.staged(orders[at:])) as results:
+                    for item, staged in zip(due[at:], results, strict=True):
+                        at += 1
+                        yield item, self._within_budget(staged)
+            except BatchPlatformError as error:
+                if not error.of_one_partition:
+                    raise
+                failed, at = due[at], at + 1
+                yield failed, Unscored(failed.partition, error)
+
+    def _within_budget(self, staged: Staged) -> Staged | Unscored:
+        try:
+            require_within_budget(self.history.spec, staged)
+        except DataError as error:
+            for file in set(staged.files) - set(staged.rejected):
+                file.unlink()
+            return Unscored(staged.partition, error, staged.rejected)
+        return staged
+
+    def _in_groups(
+        self, committer: Executor, scored: Iterable[tuple[Due, Staged | Unscored]]
+    ) -> Generator[Committed | Unscored]:
         """Commit a group while the next one is scored; after a failure, what is staged is committed before it is raised."""
         group, behind = list[tuple[Due, Staged]](), _NOTHING
         try:
             try:
                 for due, staged in scored:
+                    if isinstance(staged, Unscored):
+                        yield staged
+                        continue
                     group.append((due, staged))
                     full = is_full(len(group), sum(staged.counts.rows_in for _, staged in group))
                     if full or behind.done():
@@ -136,9 +176,18 @@ class ScoringRun:
             run_id=self.stamp.run_id,
         )
 
-    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
-        if not group:
-            return []
+    def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:
+        """Commit a group; if one of its partitions cannot be committed, each by itself."""
+        try:
+            return [*self._commit_together(group)] if group else []
+        except BatchPlatformError as error:
+            if not error.of_one_partition:
+                raise
+            if len(group) == 1:
+                return [Unscored(group[0][0].partition, error)]
+        return [outcome for member in group for outcome in self._commit([member])]
+
+    def _commit_together(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed]:
         distributions = staged_distributions([file for _, staged in group for file in staged.predictions])
         began = perf_counter()
         challengers = {

@@ -6,7 +6,7 @@ One process at a time holds the file, for one short transaction, under a flock o
 import contextlib
 import os
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -15,8 +15,9 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, IntegrityError, WarehouseError, listed
+from batch_platform.declaration.errors import DataError, IntegrityError, OvertakenError, WarehouseError, listed
 from batch_platform.warehouse.checkpoint import WarehouseFile
+from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -110,6 +111,23 @@ class Warehouse:
         """Add to the ledger of features."""
         with self.transaction() as con:
             append(con, builds, "features")
+            for pipeline in {build.pipeline for build in builds}:
+                forget_failures(con, pipeline, "features", [build.partition_key for build in builds])
+
+    def record_failures(
+        self,
+        pipeline: str,
+        step: FailedStep,
+        failures: Sequence[Failure],
+        *,
+        refused: Mapping[str, Sequence[Path]],
+        mended: Collection[str],
+    ) -> None:
+        """Record the failures of a step, with the files of the rejected rows that were too many; forget those of others."""
+        if failures or mended:
+            with self.transaction() as con:
+                forget_failures(con, pipeline, step, mended)
+                replace_failures(con, pipeline, step, failures, refused)
 
     def commit_scores(
         self,
@@ -143,6 +161,7 @@ class Warehouse:
             new = [scores for scores in staged if scores.run.partition_key not in settled]
             for scores in new:
                 _require_replaceable(scores, standing.get(scores.run.partition_key), may_empty=may_empty)
+            forget_failures(con, pipeline, "predictions", [scores.run.partition_key for scores in staged])
             if new:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
@@ -172,6 +191,7 @@ class Warehouse:
                 replace_rows(con, pipeline, table, [run.partition_key for run in runs], "new_rows")
                 con.unregister("new_rows")
             append(con, runs, *tables)
+            forget_failures(con, pipeline, "performance", [run.partition_key for run in runs])
 
     def _file(self) -> WarehouseFile:
         """The file; a new file is written under another name first, so that a file under its own name is complete."""
@@ -267,7 +287,7 @@ def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may
     if standing.seq > scores.seen_seq:
         committed = f"{standing.committed_at:%Y-%m-%d %H:%M:%S} UTC"
         msg = f"{where}: run {standing.run_id} committed it at {committed}, after this run started; nothing is changed."
-        raise WarehouseError(msg, hint="run it again if it should be scored once more.")
+        raise OvertakenError(msg, hint="run it again if it should be scored once more.")
     if standing.rows_in and not scores.run.rows_in and not may_empty:
         msg = f"{where}: it had {standing.rows_in} rows and would become empty."
         raise DataError(msg, hint="check the sources, or use --force to replace it anyway.")

@@ -1,5 +1,6 @@
 """`run`: what it announces, does, skips and leaves, in this process and beside others."""
 
+import json
 import os
 import pty
 import re
@@ -131,6 +132,8 @@ def test_run_reports_as_json(cli, project):
         "rows_scored": 1159,
         "rows_rejected": 1,
         "published": f"{project}/.batch_platform/published.duckdb",
+        "failures": [],
+        "error": None,
     }
 
 
@@ -181,20 +184,70 @@ def test_pipeline_whose_first_partition_is_to_come_does_nothing(cli, tmp_path):
     assert (answer.code, answer.err, answer.out) == (0, "", "small: no partition is due yet.\n")
 
 
-def test_failed_run_keeps_what_it_committed_and_status_says_why(cli, project):
+def break_sql(project: Path, *ids: int) -> None:
+    """Make the features of the partitions of some orders fail."""
     sql = pipeline_folder(project) / "features.sql"
-    sql.write_text(
-        sql.read_text().replace("items", "CASE WHEN id = 2001 THEN error('broken') ELSE items END AS items"),
-        encoding="utf-8",
-    )
+    broken = f"CASE WHEN id IN ({', '.join(map(str, ids))}) THEN error('broken') ELSE items END AS items"
+    sql.write_text(sql.read_text().replace("items", broken), encoding="utf-8")
+
+
+def test_a_partition_that_fails_holds_up_no_other_and_status_says_why_until_it_is_mended(cli, project):
+    sql = pipeline_folder(project) / "features.sql"
+    sound = sql.read_text()
+    break_sql(project, 2001)
     answer = cli(project, "run", "small", "--from", "2024-02-15")
     assert answer.code == 1
     assert answer.error.startswith("small, partition 2024-02-20: the SQL of ")
+    assert " fails: Invalid Input Error: broken. Hint: correct the SQL or its source; " in answer.error
     (status,) = cli(project, "status", "--json").json
-    of = {line["partition"]: line for line in status["partitions"]}
-    assert of["2024-02-20"]["condition"] == "failed"
-    assert re.fullmatch(r"run [0-9a-f-]{36} failed", of["2024-02-20"]["reason"])
+    of = {line["partition"]: line for line in status["partitions"] if line["partition"] >= "2024-02-15"}
+    failed = [key for key, line in of.items() if line["condition"] == "failed"]
+    assert failed == ["2024-02-20"], "no other partition of the range is called failed"
+    assert of["2024-02-20"]["reason"].startswith("the SQL of ")
+    assert of["2024-02-20"]["reason"].endswith(" fails: Invalid Input Error: broken.")
+    assert {line["condition"] for key, line in of.items() if key != "2024-02-20"} == {"scored"}
+    assert f"  2024-02-20: failed, {of['2024-02-20']['reason']}" in cli(project, "status", "small").out.splitlines()
     assert published(project, BALANCE) == [(0,)]
+    sql.write_text(sound.replace("items", "items + 0 AS items"), encoding="utf-8")
+    assert "failed" not in cli(project, "status", "small").out, "with another SQL it need not fail"
+    assert cli(project, "run", "small", "--from", "2024-02-15").code == 0
+    assert "failed" not in cli(project, "status", "small").out
+    assert published(project, "FROM small.failures") == []
+
+
+def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(cli, fresh):
+    break_sql(fresh, 100, 1300)  # of 3 January, in the training window, and of 2 February
+    asked = ("run", "small", "--from", "2024-02-01", "--to", "2024-02-03")
+    answer = cli(fresh, *asked)
+    assert answer.code == 1
+    assert answer.error.startswith("small: 3 partitions failed. 2024-01-03, 2024-02-02: the SQL of ")
+    assert (
+        "model 2024-02-01: small, serving period 2024-02-01: the model is not trained, since the features of 2024-01-03"
+        in (answer.error)
+    )
+    assert answer.error.endswith("Hint: batch-platform status small shows each partition with its reason.")
+    lines = cli(fresh, "status", "small").out.splitlines()
+    assert any(line.startswith("  2024-01-03: failed, the SQL of ") for line in lines)
+    assert any(line.startswith("  model 2024-02-01: failed, small, serving period 2024-02-01: ") for line in lines)
+    report = run_command(fresh, *asked, "--json")
+    assert report.code == 1
+    failures = json.loads(report.out)["failures"]
+    assert [(failure["step"], failure["partition_key"]) for failure in failures] == [
+        ("features", "2024-01-03"),
+        ("model", "2024-02-01"),
+        ("features", "2024-02-02"),
+    ]
+
+
+def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_path):
+    declared = {"model": {"train": {"every": "week", "evaluate": "1 day"}}}
+    folder = write_project(tmp_path / "project", **declared)
+    assert cli(folder, "run", "small", "--to", "2024-01-15").code == 0
+    break_sql(folder, 20 * 40 + 1)  # of 21 January, in the window of the models from 28 January on
+    answer = cli(folder, "run", "small", "--from", "2024-01-27", "--to", "2024-01-29")
+    assert "model 2024-01-28" in answer.error
+    versions = "SELECT DISTINCT partition_key, model_version[:10] FROM small.predictions WHERE partition_key >= '2024-01-27' ORDER BY 1"
+    assert published(folder, versions) == [(f"2024-01-{day}", "2024-01-21") for day in (27, 28, 29)]
 
 
 def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monkeypatch):

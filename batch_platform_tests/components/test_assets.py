@@ -21,7 +21,13 @@ from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
 from batch_platform.scoring.run import Committed
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained
-from batch_platform_tests.small_pipeline import feature_file, small_events, small_spec, write_small_project
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    feature_file,
+    small_events,
+    small_spec,
+    write_small_project,
+)
 
 RULE = {"performance": {"warn_below": 0.6}}
 
@@ -553,6 +559,32 @@ def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):
     assert days[2] in results[None].metadata["the_worst"].value
 
 
+def test_features_that_fail_do_not_hold_up_the_features_and_predictions_of_other_partitions(tmp_path, monkeypatch):
+    broken = FEATURES_SQL.replace("items", "CASE WHEN id = 1300 THEN error('broken') ELSE items END AS items")
+    trained = deploy_trained(tmp_path, monkeypatch, features_sql=broken)
+    result = trained.run("features", "predictions", first="2024-02-01", last="2024-02-05")
+    assert failure(result).startswith("small, partition 2024-02-02: the SQL of ")
+    assert failure(result).splitlines()[0].count("The other 4 partitions of this run succeeded.") == 1
+    done = ["2024-02-01", "2024-02-03", "2024-02-04", "2024-02-05"]
+    for asset in ("features", "predictions"):
+        assert partitions_of(trained.materializations(asset, result.run_id)) == done
+    status = "SELECT partition_key, run_id FROM small.failures"
+    assert published(trained, status) == [("2024-02-02", result.run_id)]
+
+
+def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": "week", "evaluate": "1 day"}})
+    assert deployment.run("features", first="2024-01-01", last="2024-01-28").success
+    feature_file(deployment.pipeline, "2024-01-10").write_bytes(b"damaged")
+    result = deployment.run("model", first="2024-01-07", last="2024-01-28")
+    message = failure(result)
+    assert (
+        "serving period 2024-01-14: the model is not trained, since the features of 2024-01-10 are missing" in message
+    )
+    assert "2 more partitions failed the same way: 2024-01-21, 2024-01-28." in message
+    assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
+
+
 def test_partitions_that_fail_do_not_hold_up_others_of_the_run(trained):
     trained.score("2024-02-06", "2024-02-06")  # builds its features
     assert trained.run("features", first="2024-01-30", last="2024-02-06").success
@@ -561,10 +593,7 @@ def test_partitions_that_fail_do_not_hold_up_others_of_the_run(trained):
     assert message.startswith(
         "small, partition 2024-01-30: no model serves it; the earliest approved version, 2024-02-01-"
     )
-    assert (
-        "1 more partition failed the same way, most recently 2024-01-31. The other 5 partitions of this run succeeded."
-        in message
-    )
+    assert "1 more partition failed the same way: 2024-01-31. The other 5 partitions of this run succeeded." in message
     served = trained.days("2024-02-01", "2024-02-05")
     assert partitions_of(trained.materializations("predictions", scoring.run_id)) == served
     measuring = trained.run("performance", first="2024-01-31", last="2024-02-05")

@@ -50,7 +50,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "time": "ts",
         "driving": {"source": "events", "time": "ts"},
         "columns": {"amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True}},
-        "max_rejected": "1%",
+        "max_rejected": {"share": "1%", "rows": 5},
     },
     "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"]},
     "model": {

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from batch_platform.declaration.calendar import Duration
+from batch_platform.declaration.inputs import RejectedBudget
 from batch_platform.declaration.notation import check_cron, parse_duration
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS, PipelineSpec
 from batch_platform_tests.declared_keys import OTHER_OF_TWO, given_keys, keys_of
@@ -40,7 +41,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "time": "scheduled_departure",
         "driving": {"source": "flights", "time": "scheduled_departure"},
         "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
-        "max_rejected": "1%",
+        "max_rejected": {"share": "1%", "rows": 5},
     },
     "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
     "model": {
@@ -104,7 +105,7 @@ def refusal(declared: dict[str, Any]) -> str:
 
 def test_every_key_of_a_declaration_is_read():
     spec = PipelineSpec.model_validate(ALL_KEYS)
-    assert spec.features.max_rejected == 0.01
+    assert spec.features.max_rejected == RejectedBudget(share=0.01, rows=5)
     assert spec.labels.maturity == Duration(days=1)
     assert spec.model.train.window_length == Duration(days=60)
     assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "json", "arrow", "duckdb"]
@@ -354,6 +355,21 @@ def test_a_contradictory_or_impossible_value_is_refused(path, value, message):
 @pytest.mark.parametrize(("written", "share"), [("1%", 0.01), ("0.5 %", 0.005), (0, 0.0), (0.2, 0.2), ("100%", 1.0)])
 def test_a_share_may_be_written_in_percent(written, share):
     assert small_spec(features={"max_rejected": written}).features.max_rejected == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("rows", "rejected", "exceeded"),
+    [(30, 5, False), (30, 6, True), (1000, 10, False), (1000, 11, True), (3, 3, False), (0, 0, False)],
+)
+def test_a_budget_is_the_larger_of_a_share_and_a_number_of_rows(rows, rejected, exceeded):
+    budget = small_spec(features={"max_rejected": {"share": "1%", "rows": 5}}).features.rejected_budget
+    assert budget.is_exceeded(rejected, rows) == exceeded
+    assert str(budget) == "1.00%, or 5 rows if that is more"
+
+
+def test_an_error_in_a_budget_names_its_own_key():
+    assert refusal(changed(("features", "max_rejected"), {"share": "101%"})).startswith("features.max_rejected.share: ")
+    assert "did you mean 'rows'?" in refusal(changed(("features", "max_rejected"), {"row": 5}))
 
 
 @pytest.mark.parametrize("written", ["101%", "-1%", "1", "%", 1.5, -0.1, float("nan"), True])

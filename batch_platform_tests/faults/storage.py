@@ -271,7 +271,7 @@ def log_cut_off(folder: Path) -> None:
             assert set(held(pipeline)) == set(before)
             state = pipeline.state()
             materialized = deployment.instance.get_materialized_partitions(deployment.key("predictions"))
-            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, {}, materialized)
+            report = status_of(pipeline.spec, state, make_plan(pipeline.spec, state, NOW), NOW, materialized)
             assert (report.only_in_dagster, report.only_in_ledger) == ([SCORED[-1]], [])
             assert {each.partition: each.condition for each in report.partitions}[SCORED[-1]] == "missing"
         assert deployment.run("predictions", first=SCORED[-1]).success

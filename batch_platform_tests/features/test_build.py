@@ -41,11 +41,11 @@ class Built:
         return self.spec.partitions.calendar.named(key)
 
     def write(self, key: str = FIRST_KEY) -> FeatureFile:
-        with self.builder.session(self.partition(key)) as session:
+        with self.builder.session() as session:
             return session.write(self.partition(key), self.folder)
 
     def labels(self, key: str = FIRST_KEY) -> pl.DataFrame:
-        with self.builder.session(self.partition(key)) as session:
+        with self.builder.session() as session:
             return session.labels(self.partition(key))
 
     def refusal(self, error: type[Exception] = DataError, key: str = FIRST_KEY) -> str:
@@ -120,7 +120,7 @@ def test_the_same_rows_give_the_same_bytes_in_whatever_order_they_come(project):
 def test_one_session_builds_many_partitions_exactly_as_separate_sessions_do(project):
     small = project()
     keys = ["2024-01-01", "2024-02-29", "2024-01-02"]
-    with small.builder.session(small.partition(keys[0])) as session:
+    with small.builder.session() as session:
         together = [session.write(small.partition(key), small.folder / key).sha256 for key in keys]
     assert together == [small.write(key).sha256 for key in keys]
 

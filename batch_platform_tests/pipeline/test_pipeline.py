@@ -120,7 +120,7 @@ def test_a_file_that_a_killed_build_did_not_record_changes_nothing_for_readers(t
     day = pipeline.spec.partitions.calendar.named("2024-02-02")
     before = pipeline.state().features[day.key]
     small_events().with_columns(pl.col("amount") + 1).write_parquet(pipeline.folder / "events.parquet")
-    with pipeline.builder.session(day) as session:
+    with pipeline.builder.session() as session:
         unrecorded = session.write(day, pipeline.home.features("small"))
     assert unrecorded.sha256 != before.sha256
     assert pipeline.state().features[day.key] == before

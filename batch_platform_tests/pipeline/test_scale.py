@@ -106,7 +106,7 @@ def test_planning_grows_with_the_partitions_and_not_with_their_square(done: bool
 def test_status_of_ten_thousand_partitions_names_each_of_them():
     spec, now = hourly(), START + timedelta(hours=MANY)
     state = recorded(spec, MANY, done=True)
-    report = status_of(spec, state, make_plan(spec, state, now), now, {})
+    report = status_of(spec, state, make_plan(spec, state, now), now)
     assert report.counts == {"scored": MANY}
     assert len(report.partitions) == MANY
 

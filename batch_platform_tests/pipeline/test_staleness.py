@@ -95,7 +95,7 @@ def conditions(deployment: Deployment, when: datetime = NOW) -> dict[str, tuple[
     """What `status` says of the scored partitions."""
     state = deployment.pipeline.state()
     spec = deployment.pipeline.spec
-    report = status_of(spec, state, make_plan(spec, state, when), when, {})
+    report = status_of(spec, state, make_plan(spec, state, when), when)
     return {
         partition.partition: (partition.condition, partition.reason or None)
         for partition in report.partitions
@@ -196,7 +196,7 @@ def test_a_report_and_a_tick_see_what_changed_and_write_nothing(deployment, why)
     changed, before = change(deployment), on_disk(deployment)
     state = changed.pipeline.published_state()
     plan = make_plan(changed.pipeline.spec, state, NOW)
-    report = status_of(changed.pipeline.spec, state, plan, NOW, {})
+    report = status_of(changed.pipeline.spec, state, plan, NOW)
     assert [partition.partition for partition in report.partitions if partition.condition == "stale"] == keys
     assert requested(changed, "predictions", NOW) != []
     assert on_disk(changed) == before

@@ -1,24 +1,31 @@
 """Where partitions stand and why, and what a row is traced back to."""
 
 import json
+import re
 from datetime import UTC, datetime
 
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, IntegrityError, NothingPublishedError, WrongUseError
+from batch_platform.declaration.errors import (
+    DataError,
+    IntegrityError,
+    NothingPublishedError,
+    SourceError,
+    WrongUseError,
+)
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 
 
-def status(pipeline, now=NOW, failed=None):
+def status(pipeline, now=NOW):
     state = pipeline.state()
-    return status_of(pipeline.spec, state, make_plan(pipeline.spec, state, now), now, failed or {})
+    return status_of(pipeline.spec, state, make_plan(pipeline.spec, state, now), now)
 
 
 def conditions(report):
@@ -70,13 +77,36 @@ def test_stale_partitions_say_why(pipeline):
     assert conditions(status(changed))["2024-02-10"] == ("stale", "the SQL or its declaration changed")
 
 
-def test_failed_partitions_name_the_run_until_they_are_scored(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    failed = {"2024-02-03": "r1", "2024-01-02": "r1"}
-    assert conditions(status(pipeline, failed=failed))["2024-02-03"] == ("failed", "run r1 failed")
-    assert conditions(status(pipeline, failed=failed))["2024-01-02"] == ("blocked", "no model serves it")
-    carry_out(pipeline, NOW)
-    assert conditions(status(pipeline, failed=failed))["2024-02-03"] == ("scored", "")
+def test_a_failed_partition_says_why_until_it_is_scored_and_no_other_is_called_failed(tmp_path):
+    pipeline = small_pipeline(tmp_path, features={"columns": {"amount": {"nullable": False}}})
+    with pytest.raises(DataError):
+        carry_out(pipeline, NOW)
+    report = status(pipeline)
+    failed = {key: reason for key, (condition, reason) in conditions(report).items() if condition == "failed"}
+    assert failed.keys() == {f"2024-02-{day:02}" for day in range(1, 11)}
+    assert re.fullmatch(r"\d of 40 rows break the contract.*nothing is published\.", failed["2024-02-03"])
+    assert conditions(report)["2024-01-02"] == ("blocked", "no model serves it")
+    assert [failure.step for failure in report.failures] == ["predictions"] * 10
+    lenient = small_pipeline(tmp_path, features={"columns": {"amount": {"nullable": False}}, "max_rejected": "50%"})
+    assert conditions(status(lenient))["2024-02-03"] == ("missing", ""), "by another rule it need not fail"
+    carry_out(lenient, NOW)
+    assert conditions(status(lenient))["2024-02-03"] == ("scored", "")
+    assert lenient.state().failures == {}
+
+
+def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipeline):
+    pipeline = small_pipeline(
+        pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")
+    )
+    with pytest.raises(SourceError):
+        list(pipeline.evaluate([pipeline.spec.partitions.calendar.named("2024-02-10")], Stamp("later", NOW)))
+    (partition,) = [
+        line
+        for line in status(pipeline, datetime(2024, 2, 13, tzinfo=UTC)).partitions
+        if line.partition == "2024-02-10"
+    ]
+    assert (partition.condition, partition.evaluated) == ("scored", False)
+    assert partition.reason.startswith("its evaluation failed: the SQL of ")
 
 
 def test_trace_gives_the_row_its_commit_model_and_features(pipeline):

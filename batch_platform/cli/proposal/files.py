@@ -64,7 +64,7 @@ def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
             f"    time: {_scalar(_stored(proposal.time))}",
             *(["    columns:   # null in some rows"] if nullable else []),
             *nullable,
-            "    max_rejected: 1%   # of the rows of a partition; if more are rejected, the partition is not published",
+            "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than both, it is not published",
             *labels,
             "  model:",
             f"    estimator: {ESTIMATORS[proposal.target]}",

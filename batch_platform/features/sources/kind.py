@@ -9,7 +9,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.warehouse.sql import quoted
 
@@ -24,10 +24,11 @@ class SourceTable:
     folder: Path  # absolute; relative paths start there
     partition: Partition | None = None  # None only for a source that is the same for all partitions
 
-    def error(self, problem: str, hint: str | None = None) -> SourceError:
-        """The error that names this source, to be raised."""
+    def error(self, problem: str, hint: str | None = None, *, shared: bool | None = None) -> SourceError:
+        """The error that names this source, to be raised; `shared` says whether all partitions read the same table."""
         msg = f"Source {self.name!r} of {self.pipeline!r}{problem}"
-        return SourceError(msg, hint=hint or f"correct sources.{self.name}.")
+        error = SharedSourceError if (not self.source.by_partition if shared is None else shared) else SourceError
+        return error(msg, hint=hint or f"correct sources.{self.name}.")
 
     @property
     def key(self) -> str:

@@ -159,4 +159,4 @@ class SourceConnection:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
             problem = f" cannot be read: {' '.join(str(error).split())[:_LONGEST_REASON].rstrip('. ')}."
-            raise table.error(problem, kind.unreadable) from error
+            raise table.error(problem, kind.unreadable, shared=not kind.takes_partition(table)) from error

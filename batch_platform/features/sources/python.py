@@ -16,13 +16,14 @@ def _takes_partition(table: SourceTable) -> bool:
 def _call(table: SourceTable) -> pl.LazyFrame | pl.DataFrame:
     """Call the function, with `partition=` if it has such a parameter."""
     dotted = table.source.location
-    function = import_function(dotted, table.key)
+    function, by_partition = import_function(dotted, table.key), _takes_partition(table)
     try:
-        result = function(partition=table.partition) if _takes_partition(table) else function()
+        result = function(partition=table.partition) if by_partition else function()
         result = pl.DataFrame(result) if isinstance(result, pa.Table) else result
     except Exception as error:  # a user's own code may raise anything
         problem = f": {dotted} failed with {type(error).__name__}: {error}."
-        raise table.error(problem, f"correct the function, or name another one in {table.key}.") from error
+        hint = f"correct the function, or name another one in {table.key}."
+        raise table.error(problem, hint, shared=not by_partition) from error
     if not isinstance(result, pl.LazyFrame | pl.DataFrame):
         problem = f": {dotted} returned {type(result).__name__}, which is not a table."
         raise table.error(problem, "return a Polars LazyFrame or DataFrame, or a pyarrow Table.")

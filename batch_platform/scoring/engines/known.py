@@ -39,7 +39,7 @@ class Engine(Protocol):
 
         Raises:
             IntegrityError: A feature file or a bundle is not what was recorded.
-            DataError: Columns are missing, or more rows are rejected than the budget allows.
+            DataError: Columns are missing.
             WarehouseError: A file cannot be read or written.
         """
         ...

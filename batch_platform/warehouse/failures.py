@@ -1,0 +1,91 @@
+"""What failed, in two tables of a pipeline: `failures`, and `refused_rows`, the rows that cost a partition its publication.
+
+A failure stands until the same step of the same partition is tried again: the next failure replaces it, a success removes
+it, each within the transaction that records the attempt.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import duckdb
+
+from batch_platform.warehouse.ledger import Change, column_definitions, insert, next_numbers, note
+from batch_platform.warehouse.sql import has_table, quoted
+
+FAILURES, REFUSED_ROWS = "failures", "refused_rows"
+MOST_ALIKE = 100  # refused rows that are kept of each partition, column and reason
+FailedStep = Literal["features", "model", "predictions", "performance"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The newest attempt at a step of a partition, which failed."""
+
+    step: FailedStep
+    partition_key: str  # of a model its serving period
+    reason: str
+    hint: str | None
+    declared: str  # hash of the declaration as it was; with another one the step may succeed
+    failed_at: datetime
+    run_id: str
+
+
+def read_failures(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[tuple[FailedStep, str], Failure]:
+    """The failures of a pipeline, however it was declared, by step and partition key."""
+    if not has_table(con, pipeline, FAILURES):
+        return {}
+    names = ", ".join(Failure.__dataclass_fields__)
+    query = f"SELECT {names} FROM {quoted(pipeline)}.{FAILURES} ORDER BY partition_key, step"
+    failures = [Failure(*row) for row in con.execute(query).fetchall()]
+    return {(failure.step, failure.partition_key): failure for failure in failures}
+
+
+def replace_failures(
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    step: FailedStep,
+    failures: Sequence[Failure],
+    refused: Mapping[str, Sequence[Path]],
+) -> None:
+    """Record failures of a step, and of partitions with too many rejected rows some of those rows, by partition key."""
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
+    table = f"{quoted(pipeline)}.{FAILURES}"
+    con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(Failure))})")
+    forget_failures(con, pipeline, step, [failure.partition_key for failure in failures])
+    insert(con, FAILURES, [vars(failure) for failure in failures], schema=pipeline)
+    _note(con, pipeline, FAILURES, [failure.partition_key for failure in failures])
+    if files := [str(file) for key in refused for file in refused[key]]:
+        alike = "PARTITION BY partition_key, column_name, reason"
+        sample = (
+            f"SELECT *, count(*) OVER ({alike}) AS rows_alike FROM read_parquet($files) "
+            f"QUALIFY row_number() OVER ({alike} ORDER BY key) <= {MOST_ALIKE}"
+        )
+        name = f"{quoted(pipeline)}.{REFUSED_ROWS}"
+        con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS {sample} LIMIT 0", {"files": files})
+        con.execute(f"INSERT INTO {name} BY NAME {sample}", {"files": files})
+        _note(con, pipeline, REFUSED_ROWS, list(refused))
+
+
+def forget_failures(
+    con: duckdb.DuckDBPyConnection, pipeline: str, step: FailedStep, partition_keys: Collection[str]
+) -> None:
+    """Remove what is recorded of the last attempt at a step of some partitions."""
+    keys = {"keys": list(partition_keys)}
+    tables = {FAILURES: " AND step = $step"} | ({REFUSED_ROWS: ""} if step == "predictions" else {})
+    for table, condition in tables.items():
+        if has_table(con, pipeline, table):
+            where = f"FROM {quoted(pipeline)}.{table} WHERE partition_key IN $keys{condition}"
+            values = keys | ({"step": step} if condition else {})
+            found = [key for (key,) in con.execute(f"SELECT DISTINCT partition_key {where}", values).fetchall()]
+            if found:
+                con.execute(f"DELETE {where}", values)
+                _note(con, pipeline, table, found)
+
+
+def _note(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, partition_keys: Collection[str]) -> None:
+    """Record in the journal that partitions of a table changed."""
+    seqs = next_numbers(con, len(partition_keys))
+    note(con, [Change(seq, pipeline, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
