@@ -174,6 +174,7 @@ PLACES = {
     "llvmlite": r"models\.forest",
     "threadpoolctl": r"models\.native_threads",
     "dagster_duckdb": "components",
+    "fsspec": r"features\.sources\.zipped",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, date, timedelta
 from pathlib import Path
@@ -34,6 +35,12 @@ def write_json_array(table: pl.DataFrame, file: Path) -> None:
     file.write_text(json.dumps(as_text(table).to_dicts(), indent=1), encoding="utf-8")
 
 
+def write_archive(file: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("_", "."), content)
+
+
 WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
     "orders.jsonl": lambda table, file: as_text(table).write_ndjson(file),
     "orders.ndjson": lambda table, file: as_text(table).write_ndjson(file),
@@ -44,6 +51,8 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
     "orders.ipc": lambda table, file: table.write_ipc(file, compression="lz4"),
     "orders.csv.gz": lambda table, file: file.write_bytes(gzip.compress(table.write_csv().encode())),
     "orders.csv.zst": lambda table, file: write_zst(table, file, "csv"),
+    "orders.zip": lambda table, file: write_archive(file, orders_csv=table.write_csv(separator=";").encode()),
+    "lines.zip": lambda table, file: write_archive(file, orders_jsonl=as_text(table).write_ndjson().encode()),
     "orders.tsv": lambda table, file: table.write_csv(file, separator="\t"),
     "orders.txt": lambda table, file: table.write_csv(file, separator="|"),
 }
@@ -261,6 +270,18 @@ def stream(folder: Path) -> None:
             ("empty",),
             2,
             "empty holds no tables; known file endings are .arrow, ",
+        ),
+        (
+            lambda folder: write_archive(folder / "two.zip", a_csv=b"x", b_csv=b"x"),
+            ("two.zip",),
+            1,
+            "two.zip holds a.csv, b.csv; it must hold one table. Hint: unpack it",
+        ),
+        (
+            lambda folder: write_archive(folder / "a.zip", a_parquet=b"x"),
+            ("a.zip",),
+            2,
+            "a.zip holds a.parquet; a table is read from an archive only if it is CSV or JSON. Hint: unpack it.",
         ),
         (stream, ("stream.arrow",), 1, "write the table in the Arrow file format (Feather version 2), not as a stream"),
     ],

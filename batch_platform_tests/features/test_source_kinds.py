@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,13 @@ def write_database(path: Path, table: pl.DataFrame) -> None:
         con.execute("CREATE TABLE t AS FROM rows")
 
 
+def write_archive(path: Path, table: pl.DataFrame) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("export/", "")
+        archive.writestr("export/t[1].csv", table.write_csv())
+        archive.writestr("__MACOSX/export/._t[1].csv", "junk")
+
+
 def write_function(path: Path, table: pl.DataFrame) -> None:
     name = "by_day(partition)" if path.stem.startswith("by_day") else "table()"
     path.write_text(f"import polars as pl\ndef {name}:\n    return pl.DataFrame({table.to_dict(as_series=False)!r})\n")
@@ -86,6 +94,7 @@ CASES = {
         "a.parquet",
     ),
     "csv": Case("a.csv", lambda path, table: table.write_csv(path), {"csv": "a.csv"}, {"csv": "aa.csv"}, "a.csv"),
+    "csv in an archive": Case("a.zip", write_archive, {"csv": "a.zip"}, {"csv": "aa.zip"}, "a.zip"),
     "json": Case(
         "a.jsonl", lambda path, table: table.write_ndjson(path), {"json": "a.jsonl"}, {"json": "aa.jsonl"}, "a.jsonl"
     ),
@@ -126,6 +135,9 @@ BY_PARTITION = {
     )
     for kind in ("parquet", "csv", "json", "arrow", "lines")
 }
+BY_PARTITION["csv in an archive"] = replace(
+    CASES["csv in an archive"], file="days/{partition_key}.zip", declared={"csv": "days/{partition_key}.zip"}
+)
 ALL = {**CASES, **{f"{kind} by partition": case for kind, case in BY_PARTITION.items()}}
 every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
@@ -234,6 +246,54 @@ def test_nothing_but_the_source_can_be_read(folder, case):
         ):
             with pytest.raises(duckdb.Error):
                 con.duckdb.execute(sql)
+
+
+def test_no_other_archive_can_be_read(folder):
+    ALL["csv in an archive"].put(folder, TABLE)
+    write_archive(folder / "secret.zip", TABLE)
+    with declared(folder, {"csv": "a.zip"}).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT count(*) FROM a AS one JOIN a AS other USING (x)").fetchall() == [(2,)]
+        with pytest.raises(duckdb.PermissionException):
+            con.duckdb.execute(f"FROM read_csv('zipped://{folder}/secret.zip/t[1].csv')")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.csv": "x", "b.csv": "x"}, r"a\.zip holds a\.csv, b\.csv; it must hold one table"),
+        ({}, r"a\.zip holds no files"),
+    ],
+)
+def test_an_archive_must_hold_one_table(folder, files, message):
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    with pytest.raises(SourceError, match=message):
+        seen(declared(folder, {"csv": "a.zip"}))
+    (folder / "a.zip").write_bytes(b"no archive")
+    with pytest.raises(SourceError, match=r"a\.zip cannot be unpacked"):
+        seen(declared(folder, {"csv": "a.zip"}))
+
+
+def test_the_notation_of_csv_files_can_be_declared(folder):
+    (folder / "a.csv").write_text("x;price;code\n1;2,5;007\n2;1,5;8\n")
+    notation = {"delimiter": ";", "decimal": ",", "types": {"code": "VARCHAR"}}
+    with declared(folder, {"csv": "a.csv", **notation}).connect(FIRST) as con:
+        assert con.duckdb.execute("FROM a").fetchall() == [(1, 2.5, "007"), (2, 1.5, "8")]
+        assert con.frames(FIRST, ["a"])["a"].collect().rows() == [(1, 2.5, "007"), (2, 1.5, "8")]
+    with pytest.raises(SourceError, match=r"cannot be read: .*cod"):
+        seen(declared(folder, {"csv": "a.csv", "types": {"cod": "VARCHAR"}}))
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_dates_are_recognised_only_where_day_and_month_are_certain(folder, kind):
+    days = {"iso": "2026-01-02", "iso_time": "2026-01-02T03:04:05", "day": "13-02-2026", "slashes": "01/02/2026"}
+    pl.DataFrame(days).write_csv(folder / "a.csv")
+    pl.DataFrame(days).write_ndjson(folder / "a.json")
+    with declared(folder, {kind: f"a.{kind}"}).connect(FIRST) as con:
+        types = dict(zip(con.duckdb.sql("FROM a").columns, map(str, con.duckdb.sql("FROM a").types), strict=True))
+    iso = {"iso": "DATE", "iso_time": "TIMESTAMP WITH TIME ZONE"} if kind == "csv" else {}
+    assert types == dict.fromkeys(days, "VARCHAR") | iso
 
 
 @pytest.mark.parametrize("kind", ["csv", "lines"])

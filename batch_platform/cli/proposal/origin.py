@@ -15,6 +15,7 @@ from batch_platform.declaration.inputs import Source
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
 from batch_platform.warehouse.sql import literal, quoted
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates and this project's own
@@ -95,10 +96,22 @@ _ENDINGS = {ending: kind for kind, source_kind in SOURCE_KINDS.items() for endin
 
 
 def _kind_of(path: Path) -> str:
+    if path.suffix.lower() == ENDING and path.is_file():
+        return _kind_in(path)
     kind = next((kind for ending, kind in _ENDINGS.items() if path.name.lower().endswith(ending)), None)
     if kind is None:
         msg = f"{path} has no known file ending; known endings are {', '.join(sorted(_ENDINGS))}."
         raise WrongUseError(msg, hint="write the table as Parquet, for example with Polars or DuckDB.")
+    return kind
+
+
+def _kind_in(archive: Path) -> str:
+    """The kind of the table in an archive."""
+    member = member_of(archive).filename
+    kind = _kind_of(Path(member))
+    if kind not in ("csv", "json"):
+        msg = f"{archive} holds {member}; a table is read from an archive only if it is CSV or JSON."
+        raise WrongUseError(msg, hint="unpack it.")
     return kind
 
 
@@ -119,15 +132,17 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
                 msg, hint=f"name those that belong together, such as '{folder}/*{next(iter(endings))}'."
             )
         for ending in endings:
+            kind = _kind_of(files[0])
             visible = pattern if len(files) == len(every) else f"{pattern[:-1]}[!._]*"
-            return _ENDINGS[ending], Path(escape(str(folder))) / f"{visible}{ending}"
+            return kind, Path(escape(str(folder))) / f"{visible}{ending}"
     msg = f"{folder} holds no tables; known file endings are {', '.join(sorted(_ENDINGS))}."
     raise WrongUseError(msg, hint="name another folder or a file.")
 
 
 def ending_of(file: Path) -> str | None:
     """The known ending of a file name; None if it has none."""
-    return max((ending for ending in _ENDINGS if file.name.lower().endswith(ending)), key=len, default=None)
+    known = [*_ENDINGS, ENDING]
+    return max((ending for ending in known if file.name.lower().endswith(ending)), key=len, default=None)
 
 
 def _is_hidden(path: Path) -> bool:
@@ -164,9 +179,10 @@ def _table_of(path: Path, table: str | None) -> str:
 def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     table = origin.as_table("rows")
-    first, *_ = files = [str(path) for path in files_of(table)]
+    first, *_ = files = [duckdb_path(path) for path in files_of(table)]
     try:
         with duckdb.connect(":memory:") as con:
+            admit_archives(con)
             delimiter, header = _sniffed(con, first)
             if delimiter == "," and not header:  # a semicolon between decimal commas looks like text between commas
                 other, header = _sniffed(con, first, "delim = ';', decimal_separator = ','")

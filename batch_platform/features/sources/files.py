@@ -18,6 +18,7 @@ from batch_platform.declaration.errors import did_you_mean
 from batch_platform.declaration.inputs import KEY_IN_PATH, Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
+from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import literal
 
 
@@ -63,7 +64,9 @@ def file_location(table: SourceTable) -> str:
     return str(Path(*path_or_glob(table)))
 
 
-def _admit(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+    if table.source.location.lower().endswith(ENDING):
+        admit_archives(con)
     return [path_or_glob(table)[0]] if table.source.by_partition else files_of(table)
 
 
@@ -72,7 +75,7 @@ def _also_compressed(*endings: str) -> tuple[str, ...]:
 
 
 def _relation(table: SourceTable) -> str:
-    files = ", ".join(literal(str(path)) for path in files_of(table))
+    files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
     options = "".join(f", {option}" for option in _READ_OPTIONS[table.source.kind](table.source))
     return f"read_{table.source.kind}([{files}], hive_partitioning = false{options})"
 

@@ -15,6 +15,7 @@ from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, CSV, JSON, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
 from batch_platform.features.sources.python import PYTHON
+from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.sql import literal, quoted
 
 SOURCE_KINDS: dict[str, SourceKind] = {
@@ -125,11 +126,13 @@ class SourceConnection:
         for name in self.names:
             with self._explained(name, partition) as (kind, table):
                 allowed.update(kind.admit(con, table))
+        folders = {path for path in allowed if path.is_dir()}
+        archives = {folder_in(path) for path in allowed if path in folders or path.suffix.lower() == ENDING}
         for setting, paths in (
-            ("allowed_paths", [path for path in allowed if not path.is_dir()]),
-            ("allowed_directories", [path for path in allowed if path.is_dir()]),
+            ("allowed_paths", map(str, allowed - folders)),
+            ("allowed_directories", [*map(str, folders), *archives]),
         ):
-            con.execute(f"SET {setting} = [{', '.join(literal(str(path)) for path in sorted(paths))}]")
+            con.execute(f"SET {setting} = [{', '.join(map(literal, sorted(paths)))}]")
         con.execute("SET enable_external_access = false")
         for name in self.names:
             with self._explained(name, partition) as (kind, table):
