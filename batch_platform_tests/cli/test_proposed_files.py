@@ -15,6 +15,9 @@ import pyarrow.ipc
 import pytest
 import yaml
 
+from batch_platform.cli.proposal.dated import layout
+from batch_platform.cli.proposal.origin import locate
+from batch_platform.cli.proposal.survey import survey
 from batch_platform_tests.cli.test_proposal import DAYS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.command_line import published, run_command
@@ -146,7 +149,7 @@ def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli,
     assert name == "sales"
     (kind,) = {"parquet", "csv", "json", "arrow"} & {*source}
     assert source[kind].endswith(f"sales/{expected.format()}")
-    assert report["source_read"] == "one file for each day, so that late and corrected files are seen"
+    assert report["source_read"] == "each day reads the file of its date, so that late and corrected files are seen"
 
 
 def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(tmp_path):
@@ -157,7 +160,7 @@ def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder
     )
     answer = run_command(tmp_path, "new", "sales", "--from", "sales")
     assert answer.code == 0, answer.err
-    assert "one file for each day, so that late and corrected files are seen" in answer.out
+    assert "each day reads the file of its date, so that late and corrected files are seen" in answer.out
     (declared,) = tmp_path.rglob("defs.yaml")
     text = declared.read_text(encoding="utf-8")
     declared.write_text(text.replace(f'end: "{last}"', f'end: "{last + timedelta(days=1)}"'), encoding="utf-8")
@@ -186,17 +189,34 @@ def test_dated_files_are_read_together_where_their_names_do_not_tell_their_rows(
     assert report["source"]["parquet"].endswith("*.parquet")
 
 
-def test_a_day_without_a_file_leaves_the_files_read_together_and_the_others_scored(tmp_path):
+def test_a_day_without_a_file_fails_alone_until_there_is_one(tmp_path):
     table = orders(1200)
     lost = table["at"].dt.date().unique().sort()[-5]
-    daily(tmp_path / "sales", "{}.csv", table.filter(pl.col("at").dt.date() != lost), pl.DataFrame.write_csv)
+    days = pl.col("at").dt.date()
+    daily(tmp_path / "sales", "{}.csv", table.filter(days != lost), pl.DataFrame.write_csv)
     answer = run_command(tmp_path, "new", "sales", "--from", "sales")
-    assert f"{DAYS - 1} files, read together: there is no file for {lost}" in answer.out
+    assert f"late and corrected files are seen, and fails for {lost} until there is a file" in answer.out
     ran = run_command(tmp_path, "run", "sales")
-    assert ran.code == 0, ran.err
+    assert ran.code == 1
+    assert f"there is no file {tmp_path}" in ran.err
+    assert "Hint: other partitions have a file: add the one that is missing" in ran.err
     keys = {key for (key,) in published(tmp_path, "SELECT DISTINCT partition_key FROM sales.predictions")}
     assert str(lost) not in keys
-    assert str(lost + timedelta(days=1)) in keys
+    assert {str(lost - timedelta(days=1)), str(lost + timedelta(days=1))} <= keys
+    daily(tmp_path / "sales", "{}.csv", table.filter(days == lost), pl.DataFrame.write_csv)
+    assert run_command(tmp_path, "run", "sales").code == 0
+    assert str(lost) in {key for (key,) in published(tmp_path, "SELECT partition_key FROM sales.predictions")}
+
+
+def test_files_of_some_days_only_are_read_together(tmp_path):
+    table = orders(1200).filter(pl.col("at").dt.weekday() <= 5)
+    daily(tmp_path / "sales", "{}.csv", table, pl.DataFrame.write_csv)
+    proposal, files = proposed(tmp_path / "sales")
+    assert proposal.every == "day"
+    with survey(locate(str(tmp_path / "sales"), None), "UTC") as seen:
+        reading = layout(seen, proposal)
+    assert "files, read together: there is no file for 2025-01-04, 2025-01-05, " in reading.note
+    assert "sales/*.csv" in files["defs.yaml"]
 
 
 def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path):
@@ -206,7 +226,7 @@ def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path):
     )
     daily(tmp_path / "sales", "{}.csv", table, pl.DataFrame.write_csv)
     answer = run_command(tmp_path, "new", "sales", "--from", "sales")
-    assert "one file for each day" in answer.out
+    assert "each day reads the file of its date" in answer.out
     ran = run_command(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err
     schemas = {tuple(pl.read_parquet_schema(file).items()) for file in tmp_path.rglob("features/**/*.parquet")}

@@ -129,7 +129,7 @@ def built(pipeline: Pipeline, instants: Collection[datetime]) -> pl.DataFrame:
     """The features of all partitions around some instants, by id."""
     calendar = pipeline.spec.partitions.calendar
     partitions = calendar.within(min(instants) - timedelta(days=32), max(instants) + timedelta(days=32))
-    with pipeline.builder.session(partitions[0]) as session:
+    with pipeline.builder.session() as session:
         files = [session.write(partition, pipeline.folder / "built").path for partition in partitions]
     return pl.concat(pl.read_parquet(file) for file in files).sort("id")
 

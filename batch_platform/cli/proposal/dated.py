@@ -15,6 +15,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError, listed
 from batch_platform.declaration.inputs import KEY_IN_PATH
 from batch_platform.features.sources.files import files_of
 
+MOST_MISSING = 0.1  # of the partitions; if more have no file, files are made only on some days, such as working days
 _DATE = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])")
 
 
@@ -48,12 +49,14 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
     except WrongUseError:
         return Layout(origin, f"{together}: their dates are not the keys of {proposal.every} partitions")
     within = calendar.within(min(part.start for part in own.values()), max(part.end for part in own.values()))
-    if missing := {partition.key for partition in within} - set(key_of.values()):
+    missing = {partition.key for partition in within} - set(key_of.values())
+    if len(missing) > len(within) * MOST_MISSING:
         return Layout(origin, f"{together}: there is no file for {listed(missing)}")
     one_each = replace(origin, types=_types(survey))
     if (outside := _outside(survey, proposal.time.name, one_each, own)) is not None:
         return Layout(origin, f"{together}: {outside}")
-    note = f"one file for each {proposal.every}, so that late and corrected files are seen"
+    lacking = f", and fails for {listed(missing)} until there is a file" if missing else ""
+    note = f"each {proposal.every} reads the file of its date, so that late and corrected files are seen{lacking}"
     return Layout(replace(one_each, path=pattern), note)
 
 

@@ -43,10 +43,17 @@ def files_of(table: SourceTable) -> list[Path]:
         problem = f": {path} cannot be looked up ({error.strerror})."
         raise table.error(problem) from error
     if missing:
-        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         problem = f": there is no file {missing[0]}."
-        raise table.error(problem, did_you_mean(path.name, names) or f"correct sources.{table.name} or add the file.")
+        raise table.error(problem, _hint_for_missing(table, head, path))
     return files
+
+
+def _hint_for_missing(table: SourceTable, head: Path, path: Path) -> str:
+    of_all = path_or_glob(replace(table, partition=None))[1].replace(KEY_IN_PATH, "*")
+    if table.source.by_partition and any(head.glob(of_all)):
+        return "other partitions have a file: add the one that is missing, and the next run reads it."
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, names) or f"correct sources.{table.name} or add the file."
 
 
 def files_version(table: SourceTable) -> str:
