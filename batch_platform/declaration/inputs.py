@@ -1,5 +1,6 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -23,9 +24,19 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json": str, "arrow": str, "duckdb": str}
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
-KEY_IN_PATH = "{partition_key}"
+PLACEHOLDERS: dict[str, Callable[[str], str]] = {
+    "{partition_key}": lambda key: key,
+    "{partition_date}": lambda key: key[:10].replace("-", ""),
+    "{partition_month}": lambda key: key[:7],
+}
+"""What stands in a path for a partition, and the text of a key: such as 2026-01-31, 20260131 and 2026-01."""
 ColumnType = Literal["float", "integer", "boolean", "category"]
 _ONLY_SHARE = TypeAdapter(Annotated[Share, Field(ge=0, le=1)], config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def varies(path: str) -> bool:
+    """Whether a path differs between partitions."""
+    return any(placeholder in path for placeholder in PLACEHOLDERS)
 
 
 class Partitions(Block):
@@ -102,12 +113,12 @@ class Source(Block):
     )
     parquet: str | None = Field(
         default=None,
-        description="Path or glob, relative to this file; {partition_key} allowed.",
+        description="Path or glob, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.parquet", "orders/{partition_key}.parquet"],
     )
     csv: str | None = Field(
         default=None,
-        description="Path or glob, relative to this file; {partition_key} allowed.",
+        description="Path or glob, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.csv", "orders/{partition_key}.csv"],
     )
     delimiter: str | None = Field(
@@ -128,12 +139,12 @@ class Source(Block):
     json_: str | None = Field(
         default=None,
         alias="json",
-        description="Path or glob of JSON lines or arrays, relative to this file; {partition_key} allowed.",
+        description="Path or glob of JSON lines or arrays, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.jsonl", "orders/{partition_key}.json"],
     )
     arrow: str | None = Field(
         default=None,
-        description="Path or glob of Arrow (Feather) files, relative to this file; {partition_key} allowed.",
+        description="Path or glob of Arrow (Feather) files, relative to this file; {partition_key}, {partition_date} and {partition_month} allowed.",
         examples=["orders/*.feather", "orders/{partition_key}.arrow"],
     )
     duckdb: str | None = Field(
@@ -161,8 +172,8 @@ class Source(Block):
         if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"
             raise ValueError(msg)
-        if KEY_IN_PATH in (self.duckdb or ""):
-            msg = f"duckdb names one file for all partitions: {KEY_IN_PATH} is not replaced"
+        if varies(self.duckdb or ""):
+            msg = f"duckdb names one file for all partitions: {listed(PLACEHOLDERS)} are not replaced"
             raise ValueError(msg)
         dialect = [key for key in ("delimiter", "decimal", "types") if getattr(self, key) is not None]
         if dialect and self.csv is None:
@@ -192,7 +203,7 @@ class Source(Block):
     @property
     def by_partition(self) -> bool:
         """Whether each partition has a file of its own."""
-        return KEY_IN_PATH in self.location
+        return varies(self.location)
 
 
 class ColumnRule(Block):

@@ -15,6 +15,7 @@ import pyarrow.ipc
 import pytest
 import yaml
 
+from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
@@ -134,6 +135,7 @@ DATED: dict[str, tuple[str, Callable[[pl.DataFrame, Path], Any]]] = {
     "sales_{}.parquet": ("sales_{{partition_key}}.parquet", lambda table, file: table.write_parquet(file)),
     "{}.csv": ("{{partition_key}}.csv", lambda table, file: table.write_csv(file)),
     "at={}/part [0].parquet": ("at={{partition_key}}/*.parquet", lambda table, file: table.write_parquet(file)),
+    "export-{:%Y%m%d}.csv": ("export-{{partition_date}}.csv", lambda table, file: table.write_csv(file)),
     "{}.jsonl": ("{{partition_key}}.jsonl", lambda table, file: as_text(table).write_ndjson(file)),
     "{}.feather": ("{{partition_key}}.feather", lambda table, file: table.to_pandas().to_feather(file)),
 }
@@ -142,14 +144,26 @@ DATED: dict[str, tuple[str, Callable[[pl.DataFrame, Path], Any]]] = {
 @pytest.mark.parametrize("pattern", DATED)
 def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli, tmp_path, pattern):
     expected, writer = DATED[pattern]
-    daily(tmp_path / "sales", pattern, orders(), writer)
-    report = cli(tmp_path, "new", "orders", "--from", "sales", "--json").json
+    daily(tmp_path / "2025-01-01" / "sales", pattern, orders(), writer)
+    report = cli(tmp_path, "new", "orders", "--from", "2025-01-01/sales", "--json").json
     (declared,) = tmp_path.rglob("defs.yaml")
     ((name, source),) = yaml.safe_load(declared.read_text(encoding="utf-8"))["attributes"]["sources"].items()
-    assert name == "sales"
+    assert name == ("export" if "export" in pattern else "sales")
     (kind,) = {"parquet", "csv", "json", "arrow"} & {*source}
     assert source[kind].endswith(f"sales/{expected.format()}")
     assert report["source_read"] == "each day reads the file of its date, so that late and corrected files are seen"
+
+
+def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_path):
+    days = [date(2025, 1 + at // 250, 1 + at % 250 // 10) for at in range(3000)]
+    for (month,), rows in orders(at=days).group_by(pl.col("at").dt.strftime("%Y-%m")):
+        rows.filter(pl.col("at").dt.day() == 1).write_parquet(tmp_path / f"orders {month}.parquet")
+    path = str(tmp_path / "*.parquet")
+    with survey(locate(path, None), "UTC") as seen:
+        proposal = propose(seen, Asked())
+        reading = layout(seen, proposal)
+    assert proposal.every == "month"
+    assert reading.origin.path == tmp_path / "orders {partition_month}.parquet"
 
 
 def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(tmp_path):

@@ -111,10 +111,18 @@ def test_all_files_of_a_glob_are_read(tmp_path):
     assert [path.name for path in files_of(below.table("a", FIRST))] == ["a.parquet", "c.parquet", "b.parquet"]
 
 
-@pytest.mark.parametrize("pattern", ["{partition_key}.csv", "{partition_key}/x.csv", "at={partition_key}/*.csv"])
-def test_each_partition_has_a_file_of_its_own(tmp_path, pattern):
-    for at, partition in enumerate([FIRST, SECOND]):
-        path = tmp_path / pattern.replace("{partition_key}", partition.key).replace("*", "x")
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("{partition_key}.csv", ["2024-01-01.csv", "2024-01-02.csv"]),
+        ("{partition_key}/x.csv", ["2024-01-01/x.csv", "2024-01-02/x.csv"]),
+        ("at={partition_key}/*.csv", ["at=2024-01-01/x.csv", "at=2024-01-02/y.csv"]),
+        ("{partition_month}/x_{partition_date}.csv", ["2024-01/x_20240101.csv", "2024-01/x_20240102.csv"]),
+    ],
+)
+def test_each_partition_has_a_file_of_its_own(tmp_path, pattern, files):
+    for at, file in enumerate(files):
+        path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"x\n{at}\n")
     below = sources(tmp_path, a={"csv": pattern})

@@ -1,5 +1,6 @@
 """Recognise files that are named after the partition whose rows they hold, so that each partition reads its own file."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +13,14 @@ from batch_platform.cli.proposal.origin import Origin, ending_of
 from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, listed
-from batch_platform.declaration.inputs import KEY_IN_PATH
 from batch_platform.features.sources.files import files_of
 
 MOST_MISSING = 0.1  # of the partitions; if more have no file, files are made only on some days, such as working days
-_DATE = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9])")
+_DATES = {  # how a date in a path is written, by the placeholder for it, and the key that it stands for
+    "{partition_key}": (r"[0-9]{4}-[0-9]{2}-[0-9]{2}", lambda date: date),
+    "{partition_date}": (r"(?:19|20)[0-9]{6}", lambda date: f"{date[:4]}-{date[4:6]}-{date[6:]}"),
+    "{partition_month}": (r"[0-9]{4}-[0-9]{2}(?!-)", lambda month: f"{month}-01"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,25 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
 
 
 def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
-    """The pattern that the paths of all files follow, and the date in each path; None if there is no such pattern."""
-    patterns, dates = set[Path](), dict[Path, str]()
-    for file in files:
-        text = str(file)
-        found = list(_DATE.finditer(text))
-        if len(found) != 1:
-            return None
-        before, after = text[: found[0].start()], text[found[0].end() :]
-        folders, slash, _ = after.rpartition("/")
-        rest = f"{escape(folders)}/*{ending_of(file)}" if slash else escape(after)  # a folder for each date, or a file
-        patterns.add(Path(escape(before) + KEY_IN_PATH + rest))
-        dates[file] = found[0][0]
-    return (patterns.pop(), dates) if len(patterns) == 1 else None
+    """The pattern that the paths of all files follow, and the key in each path; None if there is no such pattern."""
+    below = len(os.path.commonpath([file.parent for file in files]))
+    for placeholder, (date, key_of) in _DATES.items():
+        pattern = re.compile(rf"(?<![0-9]){date}(?![0-9])")
+        found = [list(pattern.finditer(str(file), below)) for file in files]
+        if all(len(dates) == 1 for dates in found):
+            patterns = {_pattern(file, *dates[0].span(), placeholder) for file, dates in zip(files, found, strict=True)}
+            if len(patterns) == 1:
+                keys = {file: key_of(dates[0][0]) for file, dates in zip(files, found, strict=True)}
+                return patterns.pop(), keys
+    return None
+
+
+def _pattern(file: Path, start: int, end: int, placeholder: str) -> Path:
+    """The path of a file with a placeholder instead of its date; a folder for each date may hold several files."""
+    before, after = str(file)[:start], str(file)[end:]
+    folders, slash, _ = after.rpartition("/")
+    rest = f"{escape(folders)}/*{ending_of(file)}" if slash else escape(after)
+    return Path(escape(before) + placeholder + rest)
 
 
 def _types(survey: Survey) -> dict[str, str]:

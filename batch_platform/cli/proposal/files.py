@@ -15,7 +15,7 @@ from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.survey import TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS
 from batch_platform.declaration.errors import shortened
-from batch_platform.declaration.inputs import KEY_IN_PATH
+from batch_platform.declaration.inputs import PLACEHOLDERS, varies
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS
 from batch_platform.warehouse.sql import quoted
@@ -177,9 +177,11 @@ def _quoted(text: str) -> str:
 
 def _source_name(origin: Origin) -> str:
     """The name of the source in SQL: that of the table, the file or the folder, if it is valid."""
-    file, folders = origin.path.name, [path.name for path in origin.path.parents if KEY_IN_PATH not in path.name]
-    names = [origin.table.rpartition(".")[2]] if origin.table else [file.replace(KEY_IN_PATH, "").partition(".")[0]]
-    names += folders[:1] if "*" in file or KEY_IN_PATH in str(origin.path) else []
+    file, folders = origin.path.name, [path.name for path in origin.path.parents if not varies(path.name)]
+    for placeholder in PLACEHOLDERS:
+        file = file.replace(placeholder, "")
+    names = [origin.table.rpartition(".")[2]] if origin.table else [file.partition(".")[0]]
+    names += folders[:1] if "*" in file or varies(str(origin.path)) else []
     for own in names:
         name = name_of(own.strip("0123456789"))
         if name and name not in {*ASSETS, "partition", *_keywords()}:

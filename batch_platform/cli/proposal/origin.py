@@ -18,7 +18,7 @@ from batch_platform.features.sources.opening import SOURCE_KINDS
 from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
 from batch_platform.warehouse.sql import literal, quoted
 
-_MEANT = re.compile(r"\{[{%#]|\{partition_key\}")  # Dagster's templates and this project's own
+_MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 COMMA_NUMBER = r"[-+]?([0-9]+|[0-9]{1,3}([.][0-9]{3})+)(,[0-9]+)?"  # regular expression, with a point between thousands
 
@@ -70,7 +70,9 @@ def locate(file: str, table: str | None) -> Origin:
     path = Path(file).expanduser().absolute()
     if _MEANT.search(str(path)):
         msg = f"{path} contains brackets that have a meaning in a declaration."
-        raise WrongUseError(msg, hint="rename the file without {{, {%, {# and {partition_key}.")
+        raise WrongUseError(
+            msg, hint="rename the file without {{, {%, {# and names in brackets such as {partition_key}."
+        )
     if path.is_dir():
         kind, path = _in_folder(path)
     elif path.is_file():

@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.errors import did_you_mean
-from batch_platform.declaration.inputs import KEY_IN_PATH, Source
+from batch_platform.declaration.inputs import PLACEHOLDERS, Source, varies
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path
@@ -25,10 +25,11 @@ from batch_platform.warehouse.sql import literal
 def path_or_glob(table: SourceTable) -> tuple[Path, str]:
     """Split a path into the folder below which the files of every partition lie, and the path or glob from there."""
     declared = Path(table.source.location).expanduser()
-    fixed = list(takewhile(lambda part: not has_magic(part) and KEY_IN_PATH not in part, declared.parts[:-1]))
+    fixed = list(takewhile(lambda part: not has_magic(part) and not varies(part), declared.parts[:-1]))
     rest = "/".join(declared.parts[len(fixed) :])
     if table.partition is not None:
-        rest = rest.replace(KEY_IN_PATH, table.partition.key)
+        for placeholder, text_of in PLACEHOLDERS.items():
+            rest = rest.replace(placeholder, text_of(table.partition.key))
     return table.folder.joinpath(*fixed), rest
 
 
@@ -49,7 +50,9 @@ def files_of(table: SourceTable) -> list[Path]:
 
 
 def _hint_for_missing(table: SourceTable, head: Path, path: Path) -> str:
-    of_all = path_or_glob(replace(table, partition=None))[1].replace(KEY_IN_PATH, "*")
+    of_all = path_or_glob(replace(table, partition=None))[1]
+    for placeholder in PLACEHOLDERS:
+        of_all = of_all.replace(placeholder, "*")
     if table.source.by_partition and any(head.glob(of_all)):
         return "other partitions have a file: add the one that is missing, and the next run reads it."
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
