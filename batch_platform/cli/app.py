@@ -30,6 +30,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "new": "Propose a pipeline for a table, as files to read and edit.",
     "check": "Validate every pipeline without running it.",
     "run": "Bring partitions of a pipeline up to date.",
+    "train": "Train the model of a serving period, with the history it needs.",
     "status": "Show which partitions are scored, missing, failed or stale.",
     "models": "List, show, compare, promote or roll back trained versions.",
     "backtest": "Score history with another model and compare it with production.",

@@ -2,9 +2,11 @@
 
 import getpass
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -129,9 +131,11 @@ def show_version(target: _Target, version: str) -> None:
     head = {"version": version, "sha256": registered.sha256}
     recorded = [{**asdict(event), "evidence": json.loads(event.evidence)} for event in decisions]
     terminal.report({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
-    contract = manifest.pop("contract")
+    contract, evaluation = manifest.pop("contract"), dict(manifest["evaluation"])
+    metrics, baseline = evaluation.pop("metrics"), evaluation.pop("baseline")
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
-    terminal.show_fields({**head, **manifest, **scored_by})
+    terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
+    show_metrics(metrics, baseline, refit=manifest["refit"])
     bounds = ("min", "max", "lowest", "highest")
     rows: list[tuple[object, ...]] = []
     for column in contract:
@@ -196,6 +200,20 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
         options = RunOptions(partitions=partitions, now=maker.at, named=True)
         bring_up_to_date(project, wiring, options)
+
+
+def show_metrics(metrics: Mapping[str, float], baseline: Mapping[str, Any] | None, *, refit: bool) -> None:
+    """Print each metric on the evaluation rows beside that of the trivial baseline."""
+    if not metrics:
+        return
+    name, of_baseline = (baseline["name"], baseline["metrics"]) if baseline else ("none", {})
+    terminal.say(f"metrics on the evaluation rows; trivial baseline: {name}")
+    if refit:
+        terminal.say("  They are of the fit that the gate judged. The model was then fitted again, on these rows too.")
+    terminal.show_table(
+        ("metric", "value", "baseline"),
+        [(metric, value, of_baseline.get(metric)) for metric, value in sorted(metrics.items())],
+    )
 
 
 def _maker(reason: str) -> Maker:

@@ -24,7 +24,18 @@ from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, t
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, WrongUseError, merged
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step, make_plan, ranges, requests
+from batch_platform.pipeline.plan import (
+    STEPS,
+    Item,
+    Plan,
+    Request,
+    State,
+    Step,
+    make_plan,
+    ranges,
+    requests,
+    training_asked_for,
+)
 from batch_platform.warehouse.failures import FailedStep, Failure
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
@@ -51,6 +62,7 @@ class RunOptions:
     force: bool = False  # build and score the partitions again even if nothing changed
     model: str | None = None  # version to score with instead of the champions; no model is trained then
     replay: bool = False  # build and score only the partitions that have rejected rows
+    retrain: bool = False  # train the newest serving period again even if nothing changed
     named: bool = False  # the user named the first partition, so that a model must serve each of them
 
 
@@ -78,6 +90,7 @@ class Outcome:
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
 @click.option("--model", metavar="VERSION", help="Score with this version instead of each partition's champion.")
 @click.option("--force", is_flag=True, help="Build and score partitions again even if nothing has changed.")
+@click.option("--retrain", is_flag=True, help="Train the newest model again even if nothing has changed.")
 @terminal.reports
 @click.pass_obj
 def command(  # noqa: PLR0913 - the options of the command
@@ -89,14 +102,20 @@ def command(  # noqa: PLR0913 - the options of the command
     model: str | None,
     *,
     force: bool,
+    retrain: bool,
 ) -> None:
     """Bring partitions of PIPELINE up to date, including the features and models they need."""
     with terminal.uncollected():
         project = find_project(folder)
         wiring = project.pipeline(pipeline)
+    if retrain and model:
+        msg = "--retrain trains a model, and --model scores with a version that exists."
+        raise WrongUseError(msg, hint="leave one of the two out.")
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
-    options = RunOptions(partitions=partitions, now=now, force=force, model=model, named=bool(first or only))
+    options = RunOptions(
+        partitions=partitions, now=now, force=force, model=model, retrain=retrain, named=bool(first or only)
+    )
     outcome = bring_up_to_date(project, wiring, options)
     terminal.report(outcome)
     if outcome.error:
@@ -179,6 +198,7 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
 def plan_run(wiring: Wiring, options: RunOptions, state: State, failed_models: AbstractSet[str] = frozenset()) -> Plan:
     """Plan what a run has to do, upstream included."""
     version = None if options.model is None else state.registry.named(options.model)
+    train = training_asked_for(wiring.spec, state, options.now, force=True)[0] if options.retrain else None
     return make_plan(
         wiring.spec,
         state,
@@ -187,6 +207,7 @@ def plan_run(wiring: Wiring, options: RunOptions, state: State, failed_models: A
         failed_models=failed_models,
         version=version,
         force=options.force,
+        train=train,
     )
 
 
@@ -236,7 +257,7 @@ class Runs:
         failures = self.failures(state)
         failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
         failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-        plan = plan_run(self.wiring, self.options, state, failed_models)
+        plan = plan_run(self.wiring, replace(self.options, retrain=False), state, failed_models)
         items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
         return replace(plan, items=items)
 

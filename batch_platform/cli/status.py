@@ -60,6 +60,8 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
     terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
     terminal.say(f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}")
+    if (change := status.declaration_change) is not None:
+        terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
     for challenger in status.challengers:
         terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
     terminal.say(f"  last commit: {last}")

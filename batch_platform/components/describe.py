@@ -17,6 +17,7 @@ import dagster as dg
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
+from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.registry import Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.charts import Point, bars, curve, histogram
@@ -69,9 +70,11 @@ def model(wiring: Wiring) -> str:
             "serving period. If labels are known by then, the gate judges it, and a version that fails never serves."
             f"{challengers}"
         )
-    conditions = [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
+    conditions = ["not worse than a trivial baseline"] if promote.baseline and not promote.manual else []
+    conditions += [] if promote.at_least is None else [asked_of(promote.metric, promote.at_least)]
     conditions += [] if promote.tolerance is None else [f"no worse than the champion by {promote.tolerance:g}"]
     gate = f" ({', '.join(conditions)})" if conditions else ""
+    refit = " One that passes is fitted again on the whole window." if declared.refit else ""
     window = "all history" if train.window == "all" else f"the {train.window}"
     learned = (
         f"It is trained on {window} before its serving period, with the labels known by then, and evaluated on the last "
@@ -85,7 +88,7 @@ def model(wiring: Wiring) -> str:
         )
     text = (
         f"A {(declared.estimator or declared.build or '').rpartition('.')[2]} {period}. {learned} A version that does not pass "
-        f"the gate{gate} is kept but never serves."
+        f"the gate{gate} is kept but never serves.{refit}"
     )
     parameters = f"\n\n{_parameters(redacted(declared.params))}" if declared.params else ""
     return f"{text}{parameters}{challengers}"
@@ -113,7 +116,7 @@ def model_code_version(wiring: Wiring) -> str:
     """A version that changes when training on the same data would give another model."""
     builder = wiring.pipeline().builder
     learned = dict.fromkeys(("estimator", "build", "import_", "flavour", "task", "classes", "params"), True)
-    train = {"train": {"window", "evaluate", "max_rows"}}
+    train = {"train": {"window", "evaluate", "max_rows"}, "refit": True}
     declared = wiring.spec.model_dump_json(include={"labels": True, "model": {**learned, **train}})
     labels = builder.labels_query.text if builder.labels_query else ""
     return sha256(f"{builder.code_version}\0{labels}\0{declared}".encode()).hexdigest()[:12]
@@ -179,6 +182,7 @@ def built(features: Built, file: Path) -> dict[str, Any]:
 def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
     """Metadata of a trained version."""
     version = training.version
+    manifest = read_manifest(wiring.pipeline().home.bundle(version.pipeline, version.version), version.sha256)
     picture = _versions_until(wiring, version)
     zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
@@ -186,6 +190,7 @@ def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
         "decision": f"{training.decision.action}: {training.decision.reason}",
         **({"versions": dg.MetadataValue.md(picture)} if picture else {}),
         **rounded(version.metric_values),
+        **_beside_metrics(manifest),
         "rows_trained": version.rows_trained,
         "rows_evaluated": version.rows_evaluated,
         "trained_from": f"{version.trained_from.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
@@ -198,6 +203,16 @@ def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
             + ", ".join(markdown(name) for name in training.suspicious)
         )
     return metadata | trained_challengers(training.challengers)
+
+
+def _beside_metrics(manifest: Manifest) -> dict[str, Any]:
+    """Metadata beside the metrics of a version: which fit they are of, and the trivial baseline on the same rows."""
+    of = "the fit that the gate judged; the model was then fitted again on all rows" if manifest.refit else "this fit"
+    baseline = manifest.evaluation.baseline
+    if baseline is None:
+        return {"metrics_of": of}
+    values = rounded({f"baseline_{name}": value for name, value in baseline.metrics.items()})
+    return {"metrics_of": of, "baseline": baseline.name, **values}
 
 
 def trained_challengers(challengers: Sequence[TrainedChallenger]) -> dict[str, Any]:

@@ -37,9 +37,11 @@ def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> 
     spec = wiring.spec
     cron = spec.predictions.schedule or _DEFAULT_CRONS[spec.partitions.every]
     known = f"labels are known ({spec.labels.delay} after its end)" if spec.labels else "end has passed"
+    changes = "estimator, parameters or features change"
+    again = f", and of the newest one again when {changes}" if spec.model.train.retrain == "when_changed" else ""
     description = {
         "score": "Builds and scores every partition that is missing, failed or stale, oldest first.",
-        "train": "Trains the model of every serving period that has none, once its features are built.",
+        "train": f"Trains the model of every serving period that has none{again}, once its features are built.",
         "evaluate": f"Evaluates every scored partition once its {known}.",
     }[duty]
     due_items = {"score": _to_score, "train": _to_train, "evaluate": _to_evaluate}[duty]

@@ -95,6 +95,12 @@ class Learner(Block):
             raise ValueError(msg)
         return self
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when another model would be trained."""
+        declared = self.model_dump(include={*Learner.model_fields} - {"allow_pickle"})
+        return sha256(json.dumps(declared, sort_keys=True).encode()).hexdigest()[:12]
+
     @field_validator("params")
     @classmethod
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +127,6 @@ class Challenger(Learner):
     def kinds(self) -> dict[str, str | None]:
         """The keys of which exactly one must be set, with their values."""
         return {**super().kinds, "version": self.version}
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash that changes when another model would be trained under this name."""
-        return sha256(self.model_dump_json(exclude={"name", "allow_pickle"}).encode()).hexdigest()[:12]
 
     @field_validator("version")
     @classmethod
@@ -187,6 +188,10 @@ class Train(Block):
         description="Cron expression of the schedule that trains due models.",
         examples=["30 * * * *"],
     )
+    retrain: Literal["when_changed", "never"] = Field(
+        default="when_changed",
+        description="Whether the newest serving period is trained again when the estimator, its parameters or the features change.",
+    )
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
@@ -227,6 +232,10 @@ class Promote(Block):
         description="How much worse than the champion a version may be and still be approved.",
         examples=[0.02],
     )
+    baseline: bool = Field(
+        default=True,
+        description="Whether a version that is worse than a trivial baseline (mean or class shares, by season, last value) is refused.",
+    )
     manual: bool = Field(
         default=False,
         description="Whether a version that passes waits for `batch-platform models PIPELINE promote VERSION`.",
@@ -256,6 +265,10 @@ class Model(Learner):
         default_factory=Promote,
         description="The gate. 'manual': every version waits until someone promotes it.",
         examples=[{"metric": "roc_auc", "at_least": 0.6, "tolerance": 0.02}, "manual"],
+    )
+    refit: bool = Field(
+        default=True,
+        description="Whether a version that the gate does not refuse is fitted again on the whole window, evaluation rows included.",
     )
     publish: Literal["mlflow"] | None = Field(
         default=None, description="Where each version is also registered: MLflow, at MLFLOW_TRACKING_URI."

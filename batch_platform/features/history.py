@@ -6,7 +6,7 @@ Reads the lake and the label query, and writes nothing.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,27 +21,42 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import SEED, Sample
+from batch_platform.features.sample import SEED, Sample, sampled
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import FeatureBuild
 
 MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
+# Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
+# `features.time` there is none), a hash of its key without dates and times, and the start of its partition.
+ROW_TIME, ENTITY, PARTITION_START = "__row_time", "__entity", "__partition_start"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of a training window: the feature columns and, with labels, the label."""
+    """The rows of a training window: feature columns, with labels the label, and ROW_TIME, ENTITY and PARTITION_START."""
 
     fit: pl.DataFrame  # the beginning of the window
     evaluate: pl.DataFrame  # the end of the window
     label: str | None  # name of the label column; None for a clustering
     rows_before_cap: int = 0  # number of rows to fit on before `model.train.max_rows` took a sample
 
+    def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
+        """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion."""
+        rows, later = max(self.rows_before_cap, self.fit.height), self.evaluate.height
+        parts, by = [self.fit, self.evaluate], self.label if stratified else None
+        if max_rows is not None and rows + later > max_rows:
+            of_later = max_rows * later // (rows + later)
+            quotas = (max_rows - of_later, of_later)
+            parts = [sampled(part, quota, by) for part, quota in zip(parts, quotas, strict=True)]
+        fit = pl.concat([part for part in parts if part.height] or parts[:1], how="vertical_relaxed", rechunk=False)
+        return replace(self, fit=fit, rows_before_cap=rows + later)
+
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
-    left_out = {*features.key, features.time, *(name for name, rule in features.columns.items() if not rule.feature)}
+    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START}
+    left_out = beside | {name for name, rule in features.columns.items() if not rule.feature}
     return [name for name in present if name not in left_out]
 
 
@@ -139,11 +154,10 @@ class History:
         *,
         stratified: bool = False,
     ) -> TrainingData:
-        """Read the rows of a training window whose label is known, in order of time: feature columns and the label.
+        """Read the rows of a training window whose label is known, in order of time; see `TrainingData`.
 
         With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
-        `stratified`. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out. No
-        other column is read.
+        `stratified`. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
@@ -165,7 +179,7 @@ class History:
                     held_out = never_learned_from(self.spec, rows)
                 else:
                     held_out = pl.repeat(partition.start >= boundary, rows.height, eager=True)
-                rows = rows.drop(self.spec.features.key).with_columns(held_out.alias(_HELD_OUT))
+                rows = self._beside_features(rows, partition).with_columns(held_out.alias(_HELD_OUT))
                 fit.add(rows.filter(~held_out))
                 later.append(rows.filter(held_out))
         rows = self._joined([*fit.frames(), *later])
@@ -178,7 +192,8 @@ class History:
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
         """Read the feature columns of all rows of a window, in order of time; raises what `training_data` raises."""
         frames = [self._learnable(build) for build in self.require(builds, *window)]
-        return self._joined(frames).drop(self.spec.features.key)
+        rows = self._joined(frames)
+        return rows.select(feature_columns(self.spec.features, rows.schema))
 
     def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
         """Return the source versions of builds, with the present version of sources that have a file for each partition.
@@ -213,7 +228,7 @@ class History:
         return window_sha256(window, self.builder.label_versions) if self.builder.own_label_sources else ""
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
-        """Read the key and feature columns of a build, and no others."""
+        """Read the key, the time and the feature columns of a build, and no others."""
         if build.code_version != self.builder.code_version:
             where = f"{self.spec.name}, partition {build.partition_key}"
             msg = f"{where}: the features were built by an earlier version of the SQL."
@@ -222,7 +237,22 @@ class History:
         self.require_unchanged(build)
         path = self.file(build)
         present = pl.read_parquet_schema(path)
-        return pl.read_parquet(path, columns=[*self.spec.features.key, *feature_columns(self.spec.features, present)])
+        beside = [*self.spec.features.key, *([self.spec.features.time] if self.spec.features.time else [])]
+        return pl.read_parquet(
+            path, columns=list(dict.fromkeys([*beside, *feature_columns(self.spec.features, present)]))
+        )
+
+    def _beside_features(self, rows: pl.DataFrame, partition: Partition) -> pl.DataFrame:
+        """Replace the key and the time of rows by ROW_TIME, ENTITY and PARTITION_START."""
+        features, zone = self.spec.features, self.spec.partitions.timezone
+        added: list[pl.Series | pl.Expr] = [
+            entity_of(rows.select(features.key)),
+            pl.lit(partition.start, dtype=pl.Datetime("us", "UTC")).alias(PARTITION_START),
+        ]
+        if features.time is not None:
+            added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
+        named = {*features.key, *([features.time] if features.time else [])}
+        return rows.with_columns(added).drop(named)
 
     def _joined(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Concatenate frames; those without rows do not decide the types of the columns."""
@@ -238,6 +268,21 @@ class History:
         path, name = self.file(build), self.spec.name
         with open_recorded(path, build.sha256, pipeline=name, partition_key=build.partition_key) as recorded:
             recorded.require_unchanged()
+
+
+def on_the_clock(times: pl.Series, zone: str) -> pl.Series:
+    """Times as a clock in a zone shows them; a date is its midnight, and a time without a zone is local."""
+    if isinstance(times.dtype, pl.Datetime) and times.dtype.time_zone is not None:
+        times = times.dt.convert_time_zone(zone).dt.replace_time_zone(None)
+    return times.cast(pl.Datetime("us"))
+
+
+def entity_of(keys: pl.DataFrame) -> pl.Series:
+    """A hash of the key of each row without its dates and times, which is the same for the rows of one entity."""
+    lasting = [name for name, dtype in keys.schema.items() if not dtype.is_temporal()]
+    if not lasting:
+        return pl.repeat(0, keys.height, dtype=pl.UInt64, eager=True).alias(ENTITY)
+    return keys.select(lasting).hash_rows().alias(ENTITY)
 
 
 def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:

@@ -60,6 +60,13 @@ class Sample:
             self._draws[number] = self._draws[number][of_frame.to_numpy()]
 
 
+def sampled(rows: pl.DataFrame, most: int, by: str | None) -> pl.DataFrame:
+    """Sample at most so many rows of one frame, in its order; see `Sample`."""
+    sample = Sample(most, by)
+    sample.add(rows)
+    return sample.frames()[0]
+
+
 def _shares(counts: Mapping[str, int], most: int) -> dict[str, int]:
     """Distribute the rows of a sample over classes by largest remainder; every class gets a row while there is room."""
     total = sum(counts.values())

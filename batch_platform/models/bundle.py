@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
+from batch_platform.models.baseline import Baseline
 from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task
 from batch_platform.models.flavours.flavour import Flavour, installed, missing
 from batch_platform.models.flavours.known import FLAVOURS, flavour
@@ -67,12 +68,16 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a model on the end of its window, which it was not fitted on."""
+    """The metrics on the end of the window, of a model that was not fitted on it.
+
+    A model that was refitted has the metrics of the fit that the gate judged.
+    """
 
     start: str
     end: str
     rows: int
     metrics: dict[str, float]
+    baseline: Baseline | None = None  # None if the task has none, or there is nothing to learn it from
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Manifest:
     run_id: str
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
+    refit: bool = False  # whether it was fitted again on the whole window after its evaluation
     imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written
@@ -226,6 +232,8 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         raise WrongUseError(msg, hint="upgrade batch-platform, or train the serving period again.")
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
+    baseline = values["evaluation"].get("baseline")
+    values["evaluation"]["baseline"] = Baseline(**baseline) if baseline else None
     values["evaluation"] = Evaluation(**values["evaluation"])
     values["sampled"] = Sampled(**values["sampled"]) if values["sampled"] else None
     return Manifest(**values)
@@ -284,6 +292,10 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     values = asdict(manifest)
     facts: dict[str, Any] = {"estimator": values["estimator"], "flavour": values["flavour"], "task": values["task"]}
     facts |= {f"metrics.{name}": value for name, value in sorted(values["evaluation"].pop("metrics").items())}
+    if baseline := values["evaluation"].pop("baseline"):
+        facts["baseline"] = baseline["name"]
+        facts |= {f"baseline.{name}": value for name, value in sorted(baseline["metrics"].items())}
+    facts["refit"] = values["refit"]
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
     for window in ("training", "evaluation"):
         facts |= {f"{window}.{name}": value for name, value in values[window].items()}

@@ -1,10 +1,12 @@
-"""Fitting a model on the beginning of a training window and evaluating it on the end.
+"""Fitting a model on the beginning of a training window, evaluating it on the end, and fitting it again on both.
 
 Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.history import TrainingData, feature_columns
+from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
     BINARY,
     ClassLabel,
@@ -30,7 +33,7 @@ from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.leakage import nearly_deciding
-from batch_platform.monitoring.metrics import Outcomes, as_truth, known_to, measure
+from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, known_to, measure
 
 LEAST_ROWS = 20
 MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
@@ -38,7 +41,10 @@ MANY_ROWS = 50_000  # from here on several threads are faster than one; on few r
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted or imported model, what it takes, and how it did on rows that it had not seen."""
+    """A fitted or imported model, what it takes, and how it did on rows that it had not seen.
+
+    Of a model that was fitted again, what was measured is of its first fit.
+    """
 
     estimator: Any
     signature: Signature
@@ -47,10 +53,16 @@ class Fitted:
     rows_evaluated: int
     rows_rejected: int
     suspicious: list[str]  # features that alone nearly decide the label
-    proof: Proof
+    held_out: NDArray[np.float64] = field(repr=False, compare=False)  # encoded rows, on which compiled trees are proven
     flavour: Flavour
     predictor: Predictor
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
+    trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
+
+    @cached_property
+    def proof(self) -> Proof:
+        """The proof that the compiled form of the model, if it has one, gives the bits of its library."""
+        return prove(self.predictor, self.held_out)
 
 
 def fit(model: Model, features: Features, data: TrainingData, params: dict[str, Any]) -> Fitted:
@@ -59,17 +71,13 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     Raises TrainingRefusedError for too few rows, a single class, or an estimator that cannot serve; DataError for a column that
     cannot be a feature; WrongUseError for an unknown estimator or parameter.
     """
-    names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
-    contract = infer_contract(data.fit.select(names), features.columns)
-    kept, evaluated = contract.split(data.fit), contract.split(data.evaluate)
-    if not names:
-        msg = "There is no feature column to learn from: the features hold only the key, the time and excluded columns."
-        raise TrainingRefusedError(msg, hint="add columns to the features.")
-    if kept.kept.height < LEAST_ROWS:
-        msg = f"There are {kept.kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
+    contract, kept, rejected = _checked(features, data)
+    evaluated = contract.split(data.evaluate)
+    if kept.height < LEAST_ROWS:
+        msg = f"There are {kept.height} rows to learn from; at least {LEAST_ROWS} are needed."
         raise TrainingRefusedError(msg, hint="train a later serving period, or declare a longer model.train.window.")
-    matrix = contract.encode(kept.kept)
-    truth = None if data.label is None else as_truth(kept.kept[data.label])
+    matrix = contract.encode(kept)
+    truth = None if data.label is None else as_truth(kept[data.label])
     estimator = make_estimator(model, params, contract)
     kind = flavour_of(estimator)
     classes = _classes(estimator, truth)
@@ -80,40 +88,107 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     if task == "regression" and truth is not None and len(np.unique(truth)) == 1:
         msg = f"All labels to learn from are {truth[0]!r}; a regression needs values that differ."
         raise TrainingRefusedError(msg, hint="train a later serving period, or check labels.sql.")
-    try:
-        with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
-            kind.fit(estimator, matrix, truth, contract)
-        signature = Signature(task, classes, contract)
-        predictor = (kind.predictor or kind.reloaded)(estimator, signature)
-        metrics = evaluate(predictor, signature, evaluated.kept, data.label)
-    except (ValueError, TypeError) as error:
-        msg = f"{name_of(estimator)} rejects the training data: {' '.join(str(error).split())}"
-        raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
+    signature = Signature(task, classes, contract)
+    with _refusals_explained(estimator, contract):
+        predictor = _learn(kind, estimator, signature, matrix, truth)
+        rows = _known(signature, evaluated.kept, data.label)
+        outcomes = _outcomes(predictor, signature, rows, data.label)
+        metrics = {} if outcomes is None else measure(outcomes)
+    trivial = None
+    if outcomes is not None and data.label is not None:
+        metric = model.promote.metric or default_metric(task)
+        trivial = against_baseline(metric, outcomes, kept, rows, data.label)
     return Fitted(
         estimator=estimator,
         signature=signature,
         metrics=metrics,
-        rows_fitted=kept.kept.height,
+        rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
-        rows_rejected=kept.rejected.height + evaluated.rejected.height,
+        rows_rejected=rejected + evaluated.rejected.height,
         suspicious=_suspicious(contract, matrix, truth, task),
-        proof=prove(predictor, contract.encode(evaluated.kept)),
+        held_out=contract.encode(evaluated.kept),
         flavour=kind,
+        predictor=predictor,
+        trivial=trivial,
+    )
+
+
+def refit(model: Model, features: Features, whole: TrainingData, params: dict[str, Any], judged: Fitted) -> Fitted:
+    """Fit the declared estimator again on all rows of a window, after it was judged on the end of it.
+
+    The contract is learned from all rows too. The task and the classes stay those that were judged: rows of a class that is
+    new in the end of the window are left out, and the next training learns it. Raises what `fit` raises.
+    """
+    contract, kept, rejected = _checked(features, whole)
+    kept = _known(judged.signature, kept, whole.label)
+    signature = replace(judged.signature, contract=contract)
+    estimator = make_estimator(model, params, contract)
+    with _refusals_explained(estimator, contract):
+        truth = None if whole.label is None else as_truth(kept[whole.label])
+        predictor = _learn(judged.flavour, estimator, signature, contract.encode(kept), truth)
+    return replace(
+        judged,
+        estimator=estimator,
+        signature=signature,
+        rows_fitted=kept.height,
+        rows_rejected=rejected,
+        held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
     )
 
 
 def evaluate(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> dict[str, float]:
     """Measure a fitted model on rows that keep its contract; rows of a class it does not know are left out."""
-    if label is not None and signature.task in ("binary", "multiclass"):
-        rows = rows.filter(known_to(signature.classes, rows[label]))
+    outcomes = _outcomes(predictor, signature, _known(signature, rows, label), label)
+    return {} if outcomes is None else measure(outcomes)
+
+
+def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:
+    """The contract of the rows to fit on, the rows that keep it, and the number of those that do not."""
+    names = feature_columns(features, data.fit.schema if data.label is None else data.fit.drop(data.label).schema)
+    contract = infer_contract(data.fit.select(names), features.columns)
+    if not names:
+        msg = "There is no feature column to learn from: the features hold only the key, the time and excluded columns."
+        raise TrainingRefusedError(msg, hint="add columns to the features.")
+    split = contract.split(data.fit)
+    return contract, split.kept, split.rejected.height
+
+
+def _learn(
+    kind: Flavour, estimator: Any, signature: Signature, matrix: NDArray[np.float64], truth: NDArray[Any] | None
+) -> Predictor:
+    """Fit an estimator; returns its predictor."""
+    with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
+        kind.fit(estimator, matrix, truth, signature.contract)
+    return (kind.predictor or kind.reloaded)(estimator, signature)
+
+
+@contextmanager
+def _refusals_explained(estimator: Any, contract: Contract) -> Generator[None]:
+    """Say which estimator rejects the training data."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        msg = f"{name_of(estimator)} rejects the training data: {' '.join(str(error).split())}"
+        raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
+
+
+def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.DataFrame:
+    """The rows of the classes that a model knows; all rows for a model without classes."""
+    if label is None or signature.task not in ("binary", "multiclass"):
+        return rows
+    return rows.filter(known_to(signature.classes, rows[label]))
+
+
+def _outcomes(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
+    """What a model gives for rows of known classes, with their truth; None without rows."""
     if not rows.height:
-        return {}
+        return None
     matrix = signature.contract.encode(rows)
     with one_thread():
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
-    return measure(Outcomes(signature.task, predicted, truth, signature.classes, matrix))
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix)
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:

@@ -61,7 +61,16 @@ def publish_bundle(folder: Path, sha256: str, *, decision: str, reason: str, all
 
 def _tags(manifest: Manifest, version: str, sha256: str) -> dict[str, str]:
     window = {f"training_{key}": str(value) for key, value in asdict(manifest.training).items()}
-    facts = ("serving_period", "serving_start", "estimator", "flavour", "task", "features_code_version", "run_id")
+    facts = (
+        "serving_period",
+        "serving_start",
+        "estimator",
+        "flavour",
+        "task",
+        "features_code_version",
+        "run_id",
+        "refit",
+    )
     tags = {name: str(getattr(manifest, name)) for name in ("pipeline", *facts)}
     return {**window, **tags, "version": version, "sha256": sha256}
 

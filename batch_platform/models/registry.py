@@ -19,15 +19,20 @@ from batch_platform.warehouse.ledger import (
     Action,
     ChallengerTraining,
     Change,
+    ModelTraining,
     Promotion,
     ScoreRun,
     Version,
+    column_definitions,
     insert,
     next_numbers,
     note,
 )
+from batch_platform.warehouse.sql import has_table
 
-Recorded = TypeVar("Recorded", Version, Promotion, ChallengerTraining)
+MODEL_TRAININGS = "model_trainings"
+Recorded = TypeVar("Recorded", Version, Promotion, ModelTraining, ChallengerTraining)
+AnyTraining = ModelTraining | ChallengerTraining
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Registry:
     versions: Sequence[Version] = ()  # in order of registration
     promotions: Sequence[Promotion] = ()  # in order of time, as are the trainings
     challenger_trainings: Sequence[ChallengerTraining] = ()
+    model_trainings: Sequence[ModelTraining] = ()
 
     def last_decision(self, version: str) -> Promotion | None:
         """The last decision on a version."""
@@ -65,6 +71,10 @@ class Registry:
     def of_model(self) -> list[Version]:
         """The versions of the model itself, without those of challengers, in order of registration."""
         return [version for version in self.versions if version.version not in self.challengers]
+
+    def newest_of(self, serving_period: str) -> Version | None:
+        """The version of the model that was trained last for a serving period."""
+        return next((version for version in reversed(self.of_model) if version.serving_period == serving_period), None)
 
     @cached_property
     def challengers(self) -> dict[str, str]:
@@ -206,27 +216,38 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
         pipeline=pipeline,
         versions=_rows(con, "model_versions", Version, pipeline),
         promotions=_rows(con, "promotions", Promotion, pipeline),
-        challenger_trainings=tuple(_rows(con, "challenger_trainings", ChallengerTraining, pipeline)),
+        challenger_trainings=_rows(con, "challenger_trainings", ChallengerTraining, pipeline),
+        model_trainings=_rows(con, MODEL_TRAININGS, ModelTraining, pipeline)
+        if has_table(con, LEDGERS_SCHEMA, MODEL_TRAININGS)
+        else (),
     )
 
 
 def register(
-    con: duckdb.DuckDBPyConnection, version: Version, decision: Promotion, training: ChallengerTraining | None = None
+    con: duckdb.DuckDBPyConnection, version: Version, decision: Promotion, training: AnyTraining | None = None
 ) -> None:
-    """Record a trained version, the decision on it and, for a challenger, its training; within the caller's transaction."""
+    """Record a trained version, the decision on it and its training, within the caller's transaction."""
     seqs = next_numbers(con, 2)
     if training is not None:
-        insert(con, "challenger_trainings", [{**vars(training), "seq": seqs[0]}])
+        _insert_training(con, training, seqs[0])
     insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
     insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
     note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
 
 
-def record_failure(con: duckdb.DuckDBPyConnection, training: ChallengerTraining) -> None:
-    """Record that a challenger could not be trained, within the caller's transaction."""
+def record_failure(con: duckdb.DuckDBPyConnection, training: AnyTraining) -> None:
+    """Record that a model or a challenger could not be trained, within the caller's transaction."""
     (seq,) = next_numbers(con, 1)
-    insert(con, "challenger_trainings", [{**vars(training), "seq": seq}])
+    _insert_training(con, training, seq)
     note(con, [Change(seq, training.pipeline, "models", training.serving_period)])
+
+
+def _insert_training(con: duckdb.DuckDBPyConnection, training: AnyTraining, seq: int) -> None:
+    table = "challenger_trainings"
+    if isinstance(training, ModelTraining):
+        table, columns = MODEL_TRAININGS, ", ".join(column_definitions(ModelTraining, "seq BIGINT"))
+        con.execute(f"CREATE TABLE IF NOT EXISTS {LEDGERS_SCHEMA}.{table} ({columns})")  # older warehouses lack it
+    insert(con, table, [{**vars(training), "seq": seq}])
 
 
 def record_decisions(con: duckdb.DuckDBPyConnection, decisions: Sequence[Promotion]) -> None:

@@ -244,7 +244,8 @@ def _trained(
     _require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):
-        learned = Training(pipeline.history, state, period, stamp).learn(model.params)
+        training = Training(pipeline.history, state, period, stamp)
+        learned = training.refit(training.learn(model.params))
         trained[period.key] = learned.write(folder, folder / "models", allow_pickle=model.allow_pickle)
     return {key: trained[period.key] for key, period in periods.items()}
 
@@ -258,7 +259,7 @@ def _with_model(spec: PipelineSpec, tested: BacktestModel) -> PipelineSpec:
         msg = f"the estimator: {error}."
         raise WrongUseError(msg, hint="write it as 'package.module.Class'.") from error
     kind = "estimator" if inspect.isclass(import_function(path, "the estimator")) else "build"
-    declared = {name: getattr(spec.model, name) for name in ("train", "promote", "allow_pickle")}
+    declared = {name: getattr(spec.model, name) for name in ("train", "promote", "refit", "allow_pickle")}
     model = Model.model_validate({kind: path, "params": tested.params, **declared})
     check_estimator_exists(model)
     return spec.model_copy(update={"model": model})

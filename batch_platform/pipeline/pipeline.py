@@ -21,7 +21,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import (
     BatchPlatformError,
     DataError,
+    IntegrityError,
     NothingPublishedError,
+    WarehouseError,
     listed,
     memory_explained,
     merged,
@@ -34,6 +36,7 @@ from batch_platform.features.history import History
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import (
+    ModelTraining,
     Promotion,
     Registry,
     Version,
@@ -47,6 +50,7 @@ from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_table
 from batch_platform.pipeline.plan import (
     Plan,
     State,
+    declared_now,
     features_due,
     make_plan,
     require_takeable,
@@ -65,7 +69,7 @@ from batch_platform.pipeline.train import (
 )
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
-from batch_platform.scoring.orders import BundleFolder, Watch
+from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
@@ -254,6 +258,8 @@ class Pipeline:
         """Train or import the model of a serving period and its challengers, submit them to the gate and register them.
 
         They learn only from what is known at the start of the period; `params` replace or extend the declared parameters.
+        If there is a version already, a failure with the declared parameters is recorded, so that the training
+        is not repeated until the declaration changes; a failure of a machine is not.
 
         Raises:
             TrainingRefusedError: No model can be trained on the data; nothing is registered.
@@ -262,9 +268,28 @@ class Pipeline:
         """
         training = Training(self.history, self.state(), period, stamp)
         self._require_window(training)
-        trained = train_version(training, {**self.spec.model.params, **(params or {})}, self.bundle)
+        record = ModelTraining(
+            pipeline=self.spec.name,
+            serving_period=period.key,
+            declared=declared_now(self.spec, training.state),
+            version=None,
+            failure=None,
+            trained_at=stamp.now(),
+            run_id=stamp.run_id,
+        )
+        try:
+            trained = train_version(training, {**self.spec.model.params, **(params or {})}, self.bundle)
+        except (OSError, MemoryError, IntegrityError, WarehouseError):
+            raise
+        except Exception as error:
+            registry, single = training.state.registry, self.spec.model.train.every is None
+            if not params and (registry.of_model if single else registry.newest_of(period.key)):
+                with self._deciding(training.state, stamp.now()) as con:
+                    record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
+            raise
+        record = replace(record, version=trained.version.version, trained_at=stamp.now())
         with self._deciding(training.state, stamp.now()) as con:
-            register(con, trained.version, trained.decision)
+            register(con, trained.version, trained.decision, record)
             forget_failures(con, self.spec.name, "model", [period.key])
         due = [challenger for challenger in self.spec.challengers if challenger.version is None]
         trained = replace(trained, data=None, challengers=self._challenge(training, due, trained))

@@ -4,6 +4,7 @@ A pure function of the pipeline, the recorded state and a time; schedules, `run`
 is carried out, the next plan at the same time is empty.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,9 +14,10 @@ from typing import Literal
 
 from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
-from batch_platform.models.registry import Registry, Version
+from batch_platform.models.registry import ModelTraining, Registry, Version
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 
@@ -105,17 +107,21 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     failed_models: AbstractSet[str] = frozenset(),
     version: Version | None = None,
     force: bool = False,
+    train: Partition | None = None,
 ) -> Plan:
     """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all.
 
     The previous model scores the partitions of serving periods whose training failed. A `version` scores every partition in
     place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
-    changed.
+    changed. The model of the serving period `train` is due in any case.
     """
     wanted, state = _wanted(spec, state, now, only)
     models, challengers = list[Item](), list[Item]()
     if version is None:
         models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
+        if train is not None:
+            models = [item for item in models if item.partition.key != train.key]
+            models = sorted([*models, Item("model", train, "asked for")], key=lambda item: item.partition.start)
         with_model = {item.partition.key for item in models} | failed_models
         challengers = _due_challengers(spec, state, now, wanted, force=force)
         challengers = [item for item in challengers if item.partition.key not in with_model]
@@ -250,6 +256,85 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
     ]
 
 
+def declared_now(spec: PipelineSpec, state: State) -> str:
+    """Hashes of the declared model and of the features, joined by a dash; another model would be trained if one changes."""
+    return f"{spec.model.fingerprint}-{state.features_code_version}"
+
+
+def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
+    """What is declared now and differs from what a version of the model was trained with."""
+    model = spec.model
+    declared = {
+        "estimator": (redact(model.estimator or model.build or model.import_ or ""), version.estimator),
+        "parameters": (json.dumps(redacted(model.params), sort_keys=True), version.params),
+        "features": (state.features_code_version, version.features_code_version),
+    }
+    return [name for name, (now, then) in declared.items() if now != then]
+
+
+def training_asked_for(
+    spec: PipelineSpec, state: State, now: datetime, key: str | None = None, *, force: bool
+) -> tuple[Partition | None, str | None]:
+    """The serving period with a key, or the newest one that has begun, and why its model is to be trained.
+
+    There is no period if none can be trained yet, and no reason if nothing is due and none is forced. Without
+    `model.train.every`, the key is that of the first partition to serve; a forced training then begins with the newest
+    partition, so that the model learns from all that is known.
+
+    Raises:
+        WrongUseError: The key is invalid, or the serving period has not begun.
+    """
+    train = spec.model.train.model_copy(update={"retrain": "when_changed"})
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"train": train})})
+    calendar, due = serving_calendar(spec), _wanted(spec, state, now, None)[0]
+    if key is not None:
+        period = (calendar or spec.partitions.calendar).named(key)
+        if period.start > now:
+            msg = f"{spec.name}: the serving period {key!r} has not begun; it begins on {period.start:%Y-%m-%d %H:%M} UTC."
+            raise WrongUseError(msg, hint="a model learns only from what is known when its serving period begins.")
+    elif calendar is not None:
+        period = next(reversed(serving_periods(spec, now)), None)
+    elif force:
+        begun = [partition for partition in due if partition.start <= now][-1:]
+        period = next((last for last in begun if can_train(spec, training_window(spec, last.start))), None)
+    else:
+        items = _due_single_model(spec, state, now, due, frozenset())
+        return (items[0].partition, items[0].reason) if items else (_single_period(state, now), None)
+    if period is None or force:
+        return period, "asked for"
+    return period, "not trained" if state.registry.newest_of(period.key) is None else changed(spec, state, period)
+
+
+def _single_period(state: State, now: datetime) -> Partition | None:
+    """The serving period of the newest version of a pipeline's only model; None if it is not trained."""
+    begun = [version for version in state.registry.of_model if version.serving_start <= now]
+    newest = max(begun, key=lambda version: (version.serving_start, version.seq), default=None)
+    return newest and Partition(key=newest.serving_period, start=newest.serving_start, end=newest.serving_start)
+
+
+def changed(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """What is declared now and was neither the champion of a serving period nor its last training; None if nothing is known to.
+
+    So a training that the gate refused or that failed is not repeated until the declaration changes again.
+    """
+    registry, trainings = state.registry, trainings_of(spec, state.registry, period.key)
+    champion = registry.champion(period.start)
+    tried = [training for training in registry.model_trainings if champion and training.version == champion.version]
+    if not trainings or declared_now(spec, state) in {training.declared for training in (trainings[-1], *tried)}:
+        return None
+    versions = {version.version: version for version in registry.of_model}
+    trained = [versions[training.version] for training in trainings if training.version in versions]
+    names = differences(spec, state, trained[-1]) if trained else []
+    return f"the declared {' and '.join(names) or 'model'} changed"
+
+
+def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[ModelTraining]:
+    """The recorded trainings of the model for a serving period, oldest first; all of them where there is only one model."""
+    if serving_calendar(spec) is None:
+        return list(registry.model_trainings)
+    return [training for training in registry.model_trainings if training.serving_period == serving_period]
+
+
 def _stale_reason(state: State, run: ScoreRun, champion: Version | None) -> str | None:
     """Why committed predictions are out of date by what is recorded; None if they are not."""
     if champion is not None and run.model_version != champion.version:
@@ -275,21 +360,41 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
         return _due_single_model(spec, state, now, wanted, failed)
     trained = {version.serving_period for version in state.registry.of_model}
     periods = serving_periods(spec, now)
+    newest = periods[-1:]
     if not everything:
         begins = [period.start for period in periods]
         served = {bisect_right(begins, partition.start) for partition in wanted}
         serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
-    return [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
+    due = [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
+    again = [period for period in newest if period in periods and period.key in trained - failed]
+    return due + _to_train_again(spec, state, again)
+
+
+def _to_train_again(spec: PipelineSpec, state: State, periods: Iterable[Partition]) -> list[Item]:
+    """The serving periods whose model was trained with another declaration."""
+    if spec.model.train.retrain == "never":
+        return []
+    return [Item("model", period, reason) for period in periods if (reason := changed(spec, state, period))]
 
 
 def _due_single_model(
     spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
 ) -> list[Item]:
-    """The pipeline's only model, trained once before the first partition that it can serve; of snapshots, one per period."""
+    """The pipeline's only model: trained before the first partition that it can serve, and again if its declaration changes.
+
+    A model of snapshots is trained on the newest one, once per training period.
+    """
+    period = _single_period(state, now)
+    old = spec.partitions.snapshot and _is_model_old(spec, state, wanted)
     if spec.partitions.snapshot:
-        wanted = wanted[-1:] if _is_model_old(spec, state, wanted) else []
-    elif state.registry.of_model:
+        wanted = wanted[-1:]
+    if period is not None and not old:
+        served = [partition for partition in wanted if partition.start >= period.start]
+        if spec.partitions.snapshot and served:
+            period = Partition(key=served[-1].key, start=served[-1].start, end=served[-1].start)
+        return _to_train_again(spec, state, [period] if served and period.key not in failed else [])
+    if state.registry.of_model and not old:
         return []
     for partition in wanted:
         if (
@@ -351,7 +456,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
         run = state.scores.get(partition.key)
         champion = version or state.registry.champion(partition.start)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
-        awaits = newest is not None and (champion is None or champion.serving_start < newest)
+        awaits = newest is not None and (champion is None or champion.serving_start <= newest)
         reason = "missing"
         if run is not None:
             reason = _stale_reason(state, run, champion)

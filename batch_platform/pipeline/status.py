@@ -18,7 +18,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError, in_sho
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.features.history import History, window_sha256
 from batch_platform.models.registry import Registry, Version
-from batch_platform.pipeline.plan import Plan, State, Step, open_partitions
+from batch_platform.pipeline.plan import Plan, State, Step, declared_now, differences, open_partitions, trainings_of
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
@@ -52,6 +52,15 @@ class ChallengerStatus:
 
 
 @dataclass(frozen=True)
+class DeclarationChange:
+    """What is declared now and differs from what the champion was trained with."""
+
+    version: str
+    differs: list[str]
+    note: str  # what comes of it
+
+
+@dataclass(frozen=True)
 class PipelineStatus:
     """Where a pipeline stands at a time."""
 
@@ -60,6 +69,7 @@ class PipelineStatus:
     counts: dict[Condition, int]  # partitions in each condition
     champion: str | None
     champion_metrics: dict[str, float]
+    declaration_change: DeclarationChange | None
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
     last_run: str | None
@@ -102,6 +112,7 @@ def status_of(
         counts=dict(Counter(partition.condition for partition in partitions)),
         champion=champion.version if champion else None,
         champion_metrics=champion.metric_values if champion else {},
+        declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
@@ -125,6 +136,27 @@ def _standing_failures(state: State, plan: Plan) -> list[Failure]:
         ),
         key=lambda failure: failure.failed_at,
     )
+
+
+def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: Version) -> DeclarationChange | None:
+    """What of the declaration differs from what the champion was trained with; None if nothing does."""
+    differs = differences(spec, state, champion)
+    if not differs:
+        return None
+    trainings = trainings_of(spec, state.registry, champion.serving_period)
+    last = trainings[-1] if trainings else None
+    newest = state.registry.named(last.version) if last is not None and last.version is not None else None
+    decision = None if newest is None else state.registry.last_decision(newest.version)
+    again = f"batch-platform train {spec.name} --force trains it again"
+    if plan.of("model"):
+        note = "a training is due"
+    elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
+        note = f"the training with them failed: {last.failure}"
+    elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
+        note = f"{newest.version}, trained with them, is {decision.action}: {decision.reason}"
+    else:
+        note = again
+    return DeclarationChange(champion.version, differs, note)
 
 
 def _challenger_status(registry: Registry, challenger: Challenger, now: datetime) -> ChallengerStatus:

@@ -8,7 +8,8 @@ reason, and production goes on without it.
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,8 +26,8 @@ from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.fitting import Fitted, evaluate, fit
-from batch_platform.models.forest.compiled import prove
+from batch_platform.models.fitting import Fitted, evaluate, fit, refit
+from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
 from batch_platform.pipeline.plan import State
@@ -49,6 +50,8 @@ class LearnedModel:
     fitted: Fitted
     data: TrainingData | None  # None if no label is known to judge it by
     manifest: Manifest  # without what is known only once the files are written
+    params: dict[str, Any]
+    whole: Window  # the training window with the evaluation rows, from which nothing is learned yet
 
     def write(self, staging: Path, models: Path, *, allow_pickle: bool) -> Version:
         """Write its bundle, wholly or not at all; see `write_bundle`.
@@ -56,10 +59,11 @@ class LearnedModel:
         Raises:
             TrainingRefusedError: The model holds a type that would not be trusted on loading.
         """
-        model, pickled = self.fitted.estimator, self.fitted.flavour.pickled
+        model, pickled, proof = self.fitted.estimator, self.fitted.flavour.pickled, self.fitted.proof
         if pickled is not None and allow_pickle:
             model = pickled(model)
-        version, sha256, manifest = write_bundle(self.manifest, model, staging, models, self.fitted.proof.trees)
+        proven = replace(self.manifest, compiled=proof.compiled)
+        version, sha256, manifest = write_bundle(proven, model, staging, models, proof.trees)
         return as_record(
             Version,
             manifest,
@@ -114,7 +118,7 @@ class Training:
         data: TrainingData | None = None,
         within: Sequence[Partition] | None = None,
     ) -> LearnedModel:
-        """Fit or import a model with these parameters; write nothing.
+        """Fit a model with these parameters on the beginning of its window, or import it; write nothing.
 
         The rows of the training window are read unless they are given as `data`. `within` restricts the window.
 
@@ -128,24 +132,18 @@ class Training:
         window = training_window(spec, period.start)
         if within is not None:
             window = [partition for partition in window if partition in within]
-        if not can_train(spec, window):
-            msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
-            hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
-            raise TrainingRefusedError(msg, hint=hint)
+        require_trainable(spec, period, window)
         boundary = window[0].start if spec.partitions.snapshot else evaluation_start(spec, window)
         stratified = spec.model.import_ is None and is_classification(spec.model)
-        labels = "" if spec.model.import_ else history.label_fingerprint(window)  # before they are read
-        try:
+        split_by_row = spec.partitions.snapshot or spec.model.import_ is not None
+        learned = [partition for partition in window if split_by_row or partition.start < boundary]
+        training, whole = self._window(learned), self._window(window)
+        with self._located():
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
                 fitted = fit(spec.model, spec.features, data, params)
             else:
                 fitted, data = self._imported(window, params)
-        except BatchPlatformError as error:
-            if error.message.startswith(spec.name):
-                raise
-            msg = f"{spec.name}, serving period {period.key}: {error.message}"
-            raise type(error)(msg, hint=error.hint) from error
         manifest = Manifest(
             pipeline=spec.name,
             serving_period=period.key,
@@ -156,30 +154,71 @@ class Training:
             estimator=redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""),
             params=redacted(params),
             contract=fitted.signature.contract.to_json(),
-            training=Window(
-                start=window[0].start.isoformat(),
-                end=window[-1].end.isoformat(),
-                partitions=len(window),
-                rows=fitted.rows_fitted,
-                rows_rejected=fitted.rows_rejected,
-                features_sha256=window_sha256(window, lambda partition: builds[partition.key].sha256),
-                label_sources=labels,
-            ),
+            training=replace(training, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             evaluation=Evaluation(
                 start=boundary.isoformat(),
                 end=window[-1].end.isoformat(),
                 rows=fitted.rows_evaluated,
                 metrics=fitted.metrics,
+                baseline=None if fitted.trivial is None else fitted.trivial.baseline,
             ),
             features_code_version=self.state.features_code_version,
             created_at=self.stamp.now().isoformat(),
             run_id=self.stamp.run_id,
-            compiled=fitted.proof.compiled,
+            compiled=NOT_TREES.compiled,  # until it is written
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
-            sampled=None if data is None or spec.model.import_ else _sampled(spec, data, stratified=stratified),
+            sampled=None if data is None or spec.model.import_ else _sampled(spec, data),
         )
-        return LearnedModel(fitted, data, manifest)
+        return LearnedModel(fitted, data, manifest, params, whole)
+
+    def refit(self, learned: LearnedModel) -> LearnedModel:
+        """Fit a model again on its whole window, evaluation rows included, if that is declared; write nothing.
+
+        Its metrics stay those of the first fit. An imported model stays as it is, and so does one of snapshots, whose
+        performance is measured on the rows that no model learns from. Raises what `learn` raises.
+        """
+        spec, data = self.history.spec, learned.data
+        stays = not spec.model.refit or spec.model.import_ is not None or spec.partitions.snapshot
+        if stays or data is None or not data.evaluate.height:
+            return learned
+        whole = data.whole(spec.model.train.max_rows, stratified=is_classification(spec.model))
+        with self._located():
+            fitted = refit(spec.model, spec.features, whole, learned.params, learned.fitted)
+        manifest = replace(
+            learned.manifest,
+            contract=fitted.signature.contract.to_json(),
+            training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
+            sampled=_sampled(spec, whole),
+            refit=True,
+        )
+        return replace(learned, fitted=fitted, manifest=manifest)
+
+    @contextmanager
+    def _located(self) -> Generator[None]:
+        """Say in an error which pipeline and serving period could not be trained."""
+        name = self.history.spec.name
+        try:
+            yield
+        except BatchPlatformError as error:
+            if error.message.startswith(name):
+                raise
+            msg = f"{name}, serving period {self.period.key}: {error.message}"
+            raise type(error)(msg, hint=error.hint) from error
+
+    def _window(self, partitions: Sequence[Partition]) -> Window:
+        """The data of partitions to learn from, without the number of rows; asked before their labels are read."""
+        builds, imported = self.state.features, self.history.spec.model.import_ is not None
+        self.history.require(builds, *partitions)
+        return Window(
+            start=partitions[0].start.isoformat(),
+            end=partitions[-1].end.isoformat(),
+            partitions=len(partitions),
+            rows=0,
+            rows_rejected=0,
+            features_sha256=window_sha256(partitions, lambda partition: builds[partition.key].sha256),
+            label_sources="" if imported else self.history.label_fingerprint(partitions),
+        )
 
     def write(self, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
         """Write the bundle of a model; return its version and the decision on it, not registered yet."""
@@ -225,7 +264,7 @@ class Training:
             rows_evaluated=rows.kept.height,
             rows_rejected=rows.rejected.height,
             suspicious=[],
-            proof=prove(predictor, matrix),
+            held_out=matrix,
             flavour=imported.flavour,
             predictor=predictor,
             details=imported.source.details,
@@ -243,6 +282,14 @@ class Training:
         return self.history.training_data(self.state.features, held_out, held_out[0].start, self.stamp)
 
 
+def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Partition]) -> None:
+    """Raise TrainingRefusedError if the training window of a serving period is too short."""
+    if not can_train(spec, window):
+        msg = f"{spec.name}, serving period {period.key}: its training window holds {len(window)} partitions."
+        hint = f"besides model.train.evaluate ({spec.model.train.evaluate}), it needs partitions to learn from."
+        raise TrainingRefusedError(msg, hint=hint)
+
+
 def train_version(training: Training, params: dict[str, Any], open_version: OpenVersion) -> Trained:
     """Train or import the model of a serving period, write its bundle and judge it by the gate.
 
@@ -255,8 +302,10 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
         verdict = accepted(model.promote, UNJUDGED)
     else:
         champion = training.state.registry.champion(training.period.start)
-        verdict = pass_gate(model.promote, learned.fitted, learned.data, champion, open_version)
-    version, decision = training.write(learned, verdict, actor="gate")
+        period = training.period.key
+        verdict = pass_gate(model.promote, learned.fitted, learned.data, period, champion, open_version)
+    final = learned if verdict.action == "refused" else training.refit(learned)
+    version, decision = training.write(final, verdict, actor="gate")
     return Trained(version, decision, learned.fitted.suspicious, learned.data if model.import_ is None else None)
 
 
@@ -288,7 +337,7 @@ def train_challengers(
         try:
             learned = challenged.learn(challenger.params, data=data, within=window)
             verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
-            version, decision = challenged.write(learned, verdict, actor="declaration")
+            version, decision = challenged.write(challenged.refit(learned), verdict, actor="declaration")
         except Exception as error:  # noqa: BLE001 - users' estimators may raise anything: it is recorded, and production goes on
             failure = _with_own_keys(failure_of(error), challenger)
             message = "%s: challenger %r could not be trained for %s: %s"
@@ -315,7 +364,8 @@ def _verdict(
     judgement, evidence = "there are no labels to judge it by", "{}"
     if learned.data is not None:
         gate = spec.model.promote.model_copy(update={"manual": False})
-        verdict = pass_gate(gate, learned.fitted, learned.data, opponent, open_version)
+        period = learned.manifest.serving_period
+        verdict = pass_gate(gate, learned.fitted, learned.data, period, opponent, open_version)
         evidence = verdict.evidence
         judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
     return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)
@@ -368,9 +418,10 @@ def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
         raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error
 
 
-def _sampled(spec: PipelineSpec, data: TrainingData, *, stratified: bool) -> Sampled | None:
+def _sampled(spec: PipelineSpec, data: TrainingData) -> Sampled | None:
     """How rows were sampled to stay below the cap on training rows; None if all of them were used."""
     max_rows, before, after = spec.model.train.max_rows, data.rows_before_cap, data.fit.height
     if max_rows is None or before == after:
         return None
+    stratified = is_classification(spec.model)
     return Sampled(max_rows=max_rows, rows_before=before, rows_after=after, stratified=stratified, seed=SEED)

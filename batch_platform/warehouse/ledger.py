@@ -137,6 +137,20 @@ class Version:
 
 
 @dataclass(frozen=True)
+class ModelTraining:
+    """The outcome of training the model of a serving period: a version, or a failure of a serving period that had one."""
+
+    pipeline: str
+    serving_period: str
+    declared: str  # hash of what was declared, whatever parameters one training replaced
+    version: str | None
+    failure: str | None
+    trained_at: datetime
+    run_id: str
+    seq: int = 0
+
+
+@dataclass(frozen=True)
 class ChallengerTraining:
     """The outcome of training a challenger for a serving period: a version or a failure."""
 
@@ -194,6 +208,7 @@ _TABLES: dict[type, str] = {
     Change: "changes",
     Version: "model_versions",
     Promotion: "promotions",
+    ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
 FORMAT = 1

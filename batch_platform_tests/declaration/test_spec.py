@@ -56,8 +56,10 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "evaluate": "14 days",
             "max_rows": 100_000,
             "schedule": "30 * * * *",
+            "retrain": "never",
         },
-        "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "manual": False},
+        "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "baseline": True, "manual": False},
+        "refit": True,
     },
     "challengers": [
         {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},

@@ -10,7 +10,7 @@ import pytest
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import Features, Model, Promote
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.history import TrainingData, feature_columns
+from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData, feature_columns
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
@@ -64,7 +64,7 @@ def test_key_time_and_excluded_columns_are_not_features():
 
 
 def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
-    pipeline = small_pipeline(tmp_path)
+    pipeline = small_pipeline(tmp_path, model={"refit": False})
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.versions
     window = [f"2024-01-{day:02}" for day in range(1, 31)]
@@ -74,24 +74,28 @@ def test_the_parts_of_a_real_window_are_in_the_order_of_time(tmp_path):
         pipeline.state().features, [calendar.named(key) for key in window], boundary, Stamp("r", NOW)
     )
     labelled = small_events().filter(pl.col("returned").is_not_null(), pl.col("ts") < calendar.named("2024-01-30").end)
-    assert rows.fit.equals(labelled.filter(pl.col("ts") < boundary).select(rows.fit.columns))
-    assert rows.evaluate.equals(labelled.filter(pl.col("ts") >= boundary).select(rows.fit.columns))
-    assert rows.fit.columns == ["amount", "items", "shop", "known", "returned"], (
-        "neither key nor time is read for a model"
-    )
-    assert version.trained_until == calendar.named("2024-01-30").end
+    columns = ["amount", "items", "shop", "known", "returned"]
+    for part, of_part in ((rows.fit, pl.col("ts") < boundary), (rows.evaluate, pl.col("ts") >= boundary)):
+        assert part.select(columns).equals(labelled.filter(of_part).select(columns))
+    assert set(rows.fit.columns) - set(columns) == {ROW_TIME, ENTITY, PARTITION_START}
+    assert feature_columns(pipeline.spec.features, rows.fit.schema) == columns, "and no model is given the others"
+    local = labelled.filter(pl.col("ts") < boundary)["ts"].dt.convert_time_zone("Europe/Berlin")
+    assert rows.fit[ROW_TIME].to_list() == local.dt.replace_time_zone(None).to_list()
+    assert rows.fit[ENTITY].n_unique() == rows.fit.height, "each row has a key of its own"
+    assert rows.fit[PARTITION_START].is_in([calendar.named(key).start for key in window]).all()
+    assert version.trained_until == boundary
     assert (version.rows_trained, version.rows_evaluated) == (rows.fit.height, rows.evaluate.height)
 
 
 def test_a_cap_on_rows_keeps_the_share_of_each_class_and_is_recorded(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}})
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}, "refit": False})
     carry_out(pipeline, NOW)
     (version,) = pipeline.state().registry.versions
     manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
     assert manifest.sampled == Sampled(max_rows=200, rows_before=900, rows_after=200, stratified=True, seed=0)
     assert manifest.training.rows == version.rows_trained == 200
     assert version.rows_evaluated > 200, "evaluation sees all rows"
-    again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}})
+    again = small_pipeline(tmp_path / "again", model={"train": {"max_rows": 200}, "refit": False})
     carry_out(again, NOW)
     (second,) = again.state().registry.versions
     assert second.metrics == version.metrics, "the same rows are drawn"

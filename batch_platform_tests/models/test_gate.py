@@ -15,6 +15,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
+UNSEEN = {"refit": False}  # so that a champion of the same serving period has not learned from the evaluation rows
 
 
 def retrain(pipeline: Pipeline, **params):
@@ -31,7 +32,7 @@ def test_the_first_version_is_not_compared(tmp_path):
 
 
 def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_champion_keeps_serving(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
+    pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}, **UNSEEN})
     carry_out(pipeline, NOW)
     (champion,) = pipeline.state().registry.versions
     trained = retrain(pipeline, max_iter=1)
@@ -49,7 +50,7 @@ def test_a_worse_version_is_refused_with_a_paired_interval_as_evidence_and_the_c
 
 
 def test_the_same_model_trained_again_shows_no_difference(tmp_path):
-    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.0}})
+    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.0}, **UNSEEN})
     carry_out(pipeline, NOW)
     trained = retrain(pipeline)
     difference = json.loads(trained.decision.evidence)["comparison"]["difference"]
@@ -58,10 +59,10 @@ def test_the_same_model_trained_again_shows_no_difference(tmp_path):
 
 def test_both_are_measured_on_the_rows_that_both_accept(tmp_path):
     """The champion never saw a missing number of items; the new version did, and would have more rows to show for it."""
-    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.5}})
+    pipeline = small_pipeline(tmp_path, model={"promote": {"tolerance": 0.5}, **UNSEEN})
     carry_out(pipeline, NOW)
     holes = small_events().with_columns(items=pl.when(pl.col("id") % 10 == 0).then(None).otherwise(pl.col("items")))
-    later = small_pipeline(tmp_path, events=holes, model={"promote": {"tolerance": 0.5}})
+    later = small_pipeline(tmp_path, events=holes, model={"promote": {"tolerance": 0.5}, **UNSEEN})
     january = serving_calendar(later.spec).named("2024-02-01").start
     window = later.spec.partitions.calendar.within(later.spec.partitions.calendar.first_start, january)
     list(later.build_features(window, Stamp("again", NOW), force=True))

@@ -120,7 +120,7 @@ def test_what_is_registered_is_read_back(tmp_path: Path):
         register(con, version("b", 3), decision("b", "refused"))
     with warehouse.open() as con:
         registry = read_registry(con, "small")
-        assert read_registry(con, "second") == Registry("second", [], [])
+        assert read_registry(con, "second") == Registry("second", [], [], [], [])
     assert [replace(record, seq=1) for record in registry.versions] == [version("a", 0), version("b", 3)]
     assert [replace(record, seq=1) for record in registry.promotions] == [
         decision("a", "approved"),

@@ -1,5 +1,6 @@
 """The plan: what is due and in which order; once it is carried out, nothing is due at the same time."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import (
@@ -20,18 +21,33 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import STEPS, Item, Plan, State, features_due, make_plan, requests
-from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform.pipeline.plan import (
+    STEPS,
+    Item,
+    Plan,
+    State,
+    changed,
+    declared_now,
+    differences,
+    features_due,
+    make_plan,
+    requests,
+    training_asked_for,
+)
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 EMPTY = State({}, {}, {}, Registry("small"), "f1", "s1")
 
 
-def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] = frozenset()) -> State:
-    """The state after a plan, as the pipeline would record it."""
+def carried_out(
+    spec: PipelineSpec, state: State, plan: Plan, refused: set[str] = frozenset(), *, failing: bool = False
+) -> State:
+    """The state after a plan, as the pipeline would record it; `failing`: no model can be trained again."""
     features, scores, evaluations = dict(state.features), dict(state.scores), dict(state.evaluations)
     versions, promotions = list(state.registry.versions), list(state.registry.promotions)
+    trainings = list(state.registry.model_trainings)
     seq = 1 + max([0, *(run.seq for run in scores.values()), *(version.seq for version in versions)])
     for item in plan.items:
         seq, key = seq + 1, item.partition.key
@@ -46,7 +62,12 @@ def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] 
                 assert features_due(replace(state, features=features), partition) is None, (
                     "features come before the model"
                 )
-            versions.append(trained(item.partition, f"{key} {seq}", seq))
+            declared, failed = declared_now(spec, state), failing and registry.newest_of(key) is not None
+            outcome = (None, "it failed") if failed else (f"{key} {seq}", None)
+            trainings.append(ModelTraining("small", key, declared, *outcome, NOW, "run", seq))
+            if failed:
+                continue
+            versions.append(replace(trained(item.partition, f"{key} {seq}", seq), **as_declared(spec, state)))
             action = "refused" if key in refused else "approved"
             promotions.append(Promotion("small", f"{key} {seq}", action, "", "{}", "gate", NOW, "run", seq))
         elif item.step == "predictions":
@@ -63,8 +84,21 @@ def carried_out(spec: PipelineSpec, state: State, plan: Plan, refused: set[str] 
         features=features,
         scores=scores,
         evaluations=evaluations,
-        registry=Registry("small", versions, promotions),
+        registry=Registry("small", versions, promotions, model_trainings=trainings),
     )
+
+
+def as_declared(spec: PipelineSpec, state: State) -> dict[str, str]:
+    """What a version that is trained now records of the declaration."""
+    return {
+        "estimator": spec.model.estimator,
+        "params": json.dumps(spec.model.params, sort_keys=True),
+        "features_code_version": state.features_code_version,
+    }
+
+
+def with_params(spec: PipelineSpec, **params) -> PipelineSpec:
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"params": params})})
 
 
 def trained(period: Partition, name: str, seq: int = 1) -> Version:
@@ -133,6 +167,7 @@ HAPPENING = st.one_of(
     st.tuples(st.just("sources change"), st.lists(st.sampled_from(KEYS), max_size=6)),
     st.tuples(st.just("features change"), st.integers(0, 3)),
     st.tuples(st.just("scoring changes"), st.integers(0, 3)),
+    st.tuples(st.just("parameters change"), st.integers(0, 3)),
     st.tuples(st.just("the champion is refused"), st.none()),
     st.tuples(st.just("the champion is withdrawn from a day on"), st.sampled_from(KEYS)),
 )
@@ -161,16 +196,18 @@ def happened(state: State, what: str, detail) -> State:
     st.integers(1, 40),
     st.lists(HAPPENING, max_size=5),
     st.sets(st.sampled_from(["2024-02-01", "2024-01-14", "2024-01-21"])),
+    st.booleans(),
 )
-def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name, day, happenings, refused):
+def test_once_a_plan_is_carried_out_the_next_one_at_the_same_time_is_empty(name, day, happenings, refused, failing):
     spec, state, now = SPECS[name], EMPTY, datetime(2024, 1, 1, 6, tzinfo=UTC) + timedelta(days=day)
     for what, detail in [("nothing", None), *happenings]:
         state = happened(state, what, detail)
+        spec = with_params(spec, max_iter=detail) if what == "parameters change" else spec
         now += timedelta(days=detail if what == "time passes" else 0)
         plan = make_plan(spec, state, now)
         kinds = [STEPS.index(item.step) for item in plan.items]
         assert kinds == sorted(kinds)
-        state = carried_out(spec, state, plan, refused)
+        state = carried_out(spec, state, plan, refused, failing=failing)
         assert make_plan(spec, state, now).items == []
 
 
@@ -390,3 +427,118 @@ def test_a_refused_training_leaves_the_older_champion_in_service_in_a_real_pipel
     runs = list(failing.score([item.partition for item in again.of("predictions")], stamp))
     assert {committed.run.model_version for committed in runs} == {champion.version}
     assert runs[-1].partition.key == "2024-02-29"
+
+
+def planned(spec: PipelineSpec, state: State) -> list[tuple[str, str]]:
+    return [(item.partition.key, item.reason) for item in make_plan(spec, state, NOW).of("model")]
+
+
+def finished(spec: PipelineSpec) -> State:
+    return carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+
+
+def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other():
+    spec = SPECS["weekly models"]
+    state = finished(spec)
+    newest = serving_periods(spec, NOW)[-1]
+    assert len(state.registry.versions) > 2
+    changed_spec = with_params(spec, max_iter=9)
+    assert planned(changed_spec, state) == [(newest.key, "the declared parameters changed")]
+    plan = make_plan(changed_spec, state, NOW)
+    waiting = [item for item in plan.of("predictions") if item.awaits_model]
+    assert [item.partition.key for item in waiting] == [key for key in KEYS if key >= newest.key]
+    assert plan.stale == {item.partition.key: "a newer model is due" for item in waiting}
+    assert planned(spec, state) == []
+
+
+def test_changed_features_and_estimators_are_named():
+    spec = SPECS["monthly models"]
+    state = replace(finished(spec), features_code_version="f2")
+    other = spec.model_copy(update={"model": spec.model.model_copy(update={"estimator": "other.Estimator"})})
+    assert planned(other, state) == [("2024-02-01", "the declared estimator and features changed")]
+    assert differences(other, state, state.registry.versions[0]) == ["estimator", "features"]
+
+
+@pytest.mark.parametrize("outcome", ["refused", "failed"])
+def test_a_training_that_came_to_nothing_is_not_repeated_until_the_declaration_changes_again(outcome):
+    spec = SPECS["monthly models"]
+    state, second = finished(spec), with_params(spec, max_iter=9)
+    plan = make_plan(second, state, NOW)
+    after = carried_out(
+        second, state, plan, {"2024-02-01"} if outcome == "refused" else set(), failing=outcome == "failed"
+    )
+    assert after.registry.champion(NOW) == state.registry.champion(NOW)
+    assert planned(second, after) == []
+    assert planned(with_params(spec, max_iter=10), after) == [("2024-02-01", "the declared parameters changed")]
+    assert planned(spec, after) == [], "the champion was trained with it"
+
+
+def test_a_declaration_that_served_before_is_trained_again():
+    spec = SPECS["monthly models"]
+    second = with_params(spec, max_iter=9)
+    state = finished(spec)
+    state = carried_out(second, state, make_plan(second, state, NOW))
+    assert planned(second, state) == []
+    assert planned(spec, state) == [("2024-02-01", "the declared parameters changed")]
+
+
+def test_a_change_trains_nothing_where_that_is_declared_or_where_the_last_training_is_not_recorded():
+    spec = SPECS["monthly models"]
+    state = finished(spec)
+    train = spec.model.train.model_copy(update={"retrain": "never"})
+    never = spec.model_copy(update={"model": spec.model.model_copy(update={"train": train, "params": {"max_iter": 9}})})
+    assert planned(never, state) == []
+    assert differences(never, state, state.registry.versions[0]) == ["parameters"]
+    older = replace(state, registry=replace(state.registry, model_trainings=()))
+    assert planned(with_params(spec, max_iter=9), older) == []
+
+
+def test_parameters_that_one_training_replaced_are_no_change_of_the_declaration():
+    spec = SPECS["monthly models"]
+    state = finished(spec)
+    (version,) = state.registry.versions
+    tuned = replace(state.registry, versions=[replace(version, params='{"max_iter": 300}')])
+    state = replace(state, registry=tuned)
+    assert planned(spec, state) == []
+    assert differences(spec, state, tuned.versions[0]) == ["parameters"], "the status says so"
+
+
+def test_the_only_model_is_trained_again_for_its_serving_period():
+    spec = SPECS["one model"]
+    state = finished(spec)
+    (version,) = state.registry.versions
+    assert planned(with_params(spec, max_iter=9), state) == [
+        (version.serving_period, "the declared parameters changed")
+    ]
+
+
+def test_a_training_that_is_asked_for_builds_its_history_and_scores_nothing_by_itself():
+    spec = SPECS["monthly models"]
+    state = finished(spec)
+    period, _ = training_asked_for(spec, state, NOW, force=True)
+    assert period.key == "2024-02-01"
+    lost = replace(state, features={key: build for key, build in state.features.items() if key != "2024-01-10"})
+    plan = make_plan(spec, lost, NOW, only=(), train=period)
+    assert [(item.step, item.partition.key) for item in plan.items] == [
+        ("features", "2024-01-10"),
+        ("model", "2024-02-01"),
+    ]
+    assert changed(spec, state, period) is None
+
+
+def test_the_newest_serving_period_of_the_only_model_begins_with_the_newest_partition_if_it_is_forced():
+    spec = SPECS["one model"]
+    state = finished(spec)
+    assert asked(spec, state, force=True) == (KEYS[-1], "asked for")
+    (version,) = state.registry.versions
+    assert asked(spec, state) == (version.serving_period, None)
+    assert asked(spec, EMPTY) == (version.serving_period, "not trained")
+    assert asked(with_params(spec, max_iter=9), state) == (version.serving_period, "the declared parameters changed")
+    assert training_asked_for(spec, EMPTY, datetime(2024, 1, 3, tzinfo=UTC), force=True)[0] is None
+    with pytest.raises(WrongUseError, match="2024-02-20' has not begun"):
+        training_asked_for(spec, state, datetime(2024, 2, 10, tzinfo=UTC), "2024-02-20", force=True)
+
+
+def asked(spec: PipelineSpec, state: State, *, force: bool = False) -> tuple[str, str | None]:
+    period, reason = training_asked_for(spec, state, NOW, force=force)
+    return period.key, reason

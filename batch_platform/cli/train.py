@@ -1,0 +1,108 @@
+"""The `train` command: train the model of a serving period, and build the features of its window first."""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.cli.models import show_metrics
+from batch_platform.cli.project import find_project
+from batch_platform.cli.run import TASKS, RunOptions, Runs, open_instance
+from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import TrainingRefusedError
+from batch_platform.declaration.windows import training_window
+from batch_platform.models.baseline import Baseline
+from batch_platform.models.bundle import read_manifest
+from batch_platform.pipeline.plan import State, make_plan, ranges, training_asked_for
+from batch_platform.pipeline.train import require_trainable
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """The newest version of a serving period after the command."""
+
+    pipeline: str
+    serving_period: str
+    trained: bool  # False: nothing was due
+    version: str
+    decision: str
+    reason: str
+    metrics: dict[str, float]  # on the evaluation rows, of the fit that the gate judged
+    baseline: Baseline | None
+    refit: bool  # whether the version was fitted again on all rows after that
+
+
+@click.command("train")
+@click.argument("pipeline")
+@click.option("--period", "key", metavar="KEY", help="Serving period. Default: the newest one that has begun.")
+@click.option("--force", is_flag=True, help="Train again even if nothing has changed.")
+@terminal.reports
+@click.pass_obj
+def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool) -> None:
+    """Train the model of a serving period of PIPELINE if it has none or its declaration changed.
+
+    Builds the features of its training window first, and scores nothing.
+    """
+    with terminal.uncollected():
+        project = find_project(folder)
+        wiring = project.pipeline(pipeline)
+    now, spec = datetime.now(UTC), wiring.spec
+    with open_instance(project) as instance:
+        state = wiring.pipeline().state()
+        period, reason = training_asked_for(spec, state, now, key, force=force)
+        if period is None:
+            msg = f"{spec.name}: no serving period that has begun has enough history before it."
+            raise TrainingRefusedError(msg, hint="wait for more history, or give a shorter model.train.evaluate.")
+        require_trainable(spec, period, training_window(spec, period.start))
+        if reason is not None:
+            plan = make_plan(spec, state, now, only=(), train=period)
+            terminal.say(f"{spec.name}, serving period {period.key}: {reason}")
+            for step in ("features", "model"):
+                for partitions in ranges(item.partition for item in plan.of(step)):
+                    terminal.say(f"  {TASKS[step][0]} {terminal.span([partition.key for partition in partitions])}")
+            with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
+                runs = Runs(wiring, project, instance, RunOptions(partitions=(), now=now), listener)
+                for step in ("features", "model"):
+                    runs.bring(plan.of(step))
+            state = wiring.pipeline().state()
+    outcome = _outcome(wiring, state, period.key, trained=reason is not None)
+    terminal.report(outcome)
+    _show(outcome)
+
+
+def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> TrainingOutcome:
+    registry, name = state.registry, wiring.spec.name
+    version = registry.newest_of(period)
+    if version is None:
+        msg = f"{name}, serving period {period}: its training registered no version."
+        raise TrainingRefusedError(msg, hint=f"batch-platform models {name} lists the versions.")
+    decision = registry.last_decision(version.version)
+    removed = decision is not None and decision.action == "removed"
+    manifest = None if removed else read_manifest(wiring.pipeline().home.bundle(name, version.version), version.sha256)
+    return TrainingOutcome(
+        pipeline=name,
+        serving_period=period,
+        trained=trained,
+        version=version.version,
+        decision=decision.action if decision else "none",
+        reason=decision.reason if decision else "",
+        metrics=version.metric_values,
+        baseline=manifest and manifest.evaluation.baseline,
+        refit=manifest is not None and manifest.refit,
+    )
+
+
+def _show(outcome: TrainingOutcome) -> None:
+    name, version = outcome.pipeline, outcome.version
+    if not outcome.trained:
+        terminal.say(f"{name}, serving period {outcome.serving_period}: {version} was trained with what is declared.")
+        terminal.say(f"  batch-platform train {name} --force   trains again")
+        return
+    terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")
+    baseline = outcome.baseline and {"name": outcome.baseline.name, "metrics": outcome.baseline.metrics}
+    show_metrics(outcome.metrics, baseline, refit=outcome.refit)
+    if outcome.decision == "approved":
+        terminal.say(f"  batch-platform run {name}   scores with it")

@@ -1,0 +1,192 @@
+"""A trained model is held against the strongest trivial one on its evaluation rows, and refused if it is worse."""
+
+import json
+from datetime import UTC, date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.fitting import fit
+from batch_platform.models.gate import beaten_by_baseline, pass_gate
+from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+
+NOW = datetime(2024, 2, 1, 12, tzinfo=UTC)  # the model is trained, and no partition waits for it
+MONDAY = datetime(2024, 1, 1, tzinfo=UTC)
+FEATURES = Features(sql="features.sql", key=["id"], time="ts")
+RIDGE, LOGISTIC = "sklearn.linear_model.Ridge", "sklearn.linear_model.LogisticRegression"
+
+
+def data(hours: int = 24 * 70, label=None, entities: int = 0) -> TrainingData:
+    """Rows an hour apart with a feature that says nothing; the last fifth is for evaluation."""
+    random = np.random.default_rng(1)
+    times = pl.Series([MONDAY + timedelta(hours=hour) for hour in range(hours)])
+    frame = pl.DataFrame({"x": random.normal(size=hours), ROW_TIME: times.dt.replace_time_zone(None)})
+    frame = frame.with_columns(
+        pl.lit(MONDAY).alias(PARTITION_START),
+        pl.Series(ENTITY, np.arange(hours) % entities if entities else np.arange(hours), dtype=pl.UInt64),
+    )
+    values = label(times, random) if label else random.normal(size=hours)
+    frame = frame.with_columns(pl.Series("y", values))
+    boundary = hours * 4 // 5
+    return TrainingData(frame.head(boundary), frame.tail(hours - boundary), "y")
+
+
+def on_weekdays(times: pl.Series, random: np.random.Generator) -> np.ndarray:
+    return 10.0 * times.dt.weekday().to_numpy() + random.normal(size=len(times))
+
+
+def in_the_evening(times: pl.Series, random: np.random.Generator) -> np.ndarray:
+    return (times.dt.hour().to_numpy() >= 18) ^ (random.random(len(times)) < 0.1)
+
+
+def fitted(training: TrainingData, estimator: str = RIDGE, **promote):
+    return fit(Model(estimator=estimator, promote=Promote(**promote)), FEATURES, training, {})
+
+
+def verdict(training: TrainingData, estimator: str = RIDGE, **promote):
+    model = fitted(training, estimator, **promote)
+    return pass_gate(Promote(**promote), model, training, "2024-02-01", None, lambda _: pytest.fail("no champion"))
+
+
+def test_a_regression_is_held_against_the_mean_of_its_season_learned_from_the_fitted_rows():
+    training = data(label=on_weekdays)
+    baseline = fitted(training, metric="mae").trivial.baseline
+    assert baseline.name == "mean by weekday"
+    means = dict(training.fit.group_by(pl.col(ROW_TIME).dt.weekday()).agg(pl.col("y").mean()).iter_rows())
+    weekdays = training.evaluate[ROW_TIME].dt.weekday().to_list()
+    errors = [abs(y - means[day]) for y, day in zip(training.evaluate["y"], weekdays, strict=True)]
+    assert baseline.metrics["mae"] == pytest.approx(np.mean(errors))
+    assert set(baseline.metrics) == {"mae", "rmse", "r2"}
+
+
+def test_a_worthless_regression_is_refused_and_told_by_how_much():
+    training = data(label=on_weekdays)
+    model = fitted(training, metric="mae")
+    decision = verdict(training, metric="mae")
+    shown = [f"{value:.4f}".rstrip("0") for value in (model.metrics["mae"], model.trivial.baseline.metrics["mae"])]
+    expected = f"mae {shown[0]} is worse than the trivial baseline's {shown[1]} (mean by weekday)"
+    assert (decision.action, decision.reason) == ("refused", expected)
+    evidence = json.loads(decision.evidence)["baseline"]
+    assert evidence["baseline"]["name"] == "mean by weekday"
+    assert 0 < evidence["difference"]["low"] < evidence["difference"]["high"]
+
+
+def test_a_gate_without_a_baseline_approves_it_and_a_manual_gate_lets_a_person_decide():
+    training = data(label=on_weekdays)
+    assert verdict(training, baseline=False).action == "approved"
+    waiting = verdict(training, manual=True)
+    assert waiting.action == "waiting"
+    assert "is worse than the trivial baseline's" in waiting.reason
+    assert waiting.reason.endswith("(mean by weekday); waits for promotion")
+
+
+def test_a_classification_is_held_against_the_shares_of_the_classes_by_season():
+    training = data(label=in_the_evening)
+    model = fitted(training, LOGISTIC)
+    assert model.trivial.baseline.name == "class shares by hour"
+    assert model.trivial.baseline.metrics["roc_auc"] > 0.8 > model.metrics["roc_auc"]
+    decision = verdict(training, LOGISTIC)
+    assert decision.action == "refused"
+    assert "(class shares by hour)" in decision.reason
+
+
+def test_a_model_that_has_learned_something_is_approved_without_a_word():
+    training = data(label=in_the_evening)
+    hour = pl.col(ROW_TIME).dt.hour().alias("hour")
+    taught = TrainingData(training.fit.with_columns(hour), training.evaluate.with_columns(hour), "y")
+    decision = verdict(taught, "sklearn.ensemble.HistGradientBoostingClassifier")
+    assert (decision.action, decision.reason) == ("approved", "meets the gate")
+
+
+def test_an_entity_that_returns_is_held_against_its_last_known_value():
+    def of_entity(times, random):
+        return np.arange(len(times)) % 50 * 3.0 + random.normal(size=len(times)) / 10
+
+    training = data(hours=2_000, label=of_entity, entities=50)
+    assert fitted(training).trivial.baseline.name == "last known value"
+    assert verdict(training).action == "refused"
+    assert fitted(data(hours=2_000, label=of_entity)).trivial.baseline.name != "last known value", "no row returns"
+
+
+def test_few_evaluation_rows_refuse_nothing_by_chance():
+    training = data(hours=100, label=lambda times, random: random.normal(size=len(times)))
+    few = TrainingData(training.fit, training.evaluate.head(6).with_columns(y=pl.lit(0.0)), "y")
+    model = fitted(few)
+    beaten = beaten_by_baseline("rmse", model.metrics, model.trivial)
+    assert beaten is None or not beaten.certain or model.trivial.difference.low > 0
+    lucky = fitted(training)
+    worse = {"rmse": lucky.trivial.baseline.metrics["rmse"] + lucky.trivial.difference.high / 2}
+    chance = beaten_by_baseline("rmse", worse, lucky.trivial)
+    assert chance is not None
+    assert not chance.certain
+    assert "which may be chance" in verdict_of_chance(training)
+
+
+def verdict_of_chance(training: TrainingData) -> str:
+    """The reason for a model that is a little worse than the mean, on few rows."""
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        shuffled = training.evaluate.with_columns(pl.Series("y", random.normal(size=training.evaluate.height)))
+        decision = verdict(TrainingData(training.fit, shuffled, "y"))
+        if "trivial baseline" in decision.reason and decision.action == "approved":
+            return decision.reason
+    return ""
+
+
+def test_a_model_equal_to_the_baseline_is_not_worse():
+    training = data(label=lambda times, random: random.normal(size=len(times)))
+    model = fitted(training, "sklearn.dummy.DummyRegressor")
+    baseline = model.trivial.baseline.metrics["rmse"]
+    assert beaten_by_baseline("rmse", {"rmse": baseline * (1 + 1e-12)}, model.trivial) is None
+
+
+def test_clusters_have_no_baseline():
+    training = data()
+    unlabelled = TrainingData(training.fit.drop("y"), training.evaluate.drop("y"), None)
+    assert fitted(unlabelled, "sklearn.cluster.KMeans").trivial is None
+
+
+def test_labelled_outliers_are_held_against_one_score_for_all_by_the_area_alone():
+    training = data(label=in_the_evening)
+    trivial = fitted(training, "sklearn.ensemble.IsolationForest", metric="roc_auc").trivial
+    assert trivial.baseline.metrics == {"roc_auc": 0.5}
+    assert fitted(training, "sklearn.ensemble.IsolationForest").trivial is None, "the share of outliers has no baseline"
+
+
+@pytest.fixture(scope="module")
+def events() -> pl.DataFrame:
+    """Orders whose return depends on the weekday alone."""
+    random = np.random.default_rng(2)
+    days = [date(2024, 1, 1) + timedelta(days=number) for number in range(60) for _ in range(40)]
+    times = [datetime(day.year, day.month, day.day, 12, tzinfo=UTC) for day in days]
+    late = np.array([day.weekday() >= 5 for day in days]) ^ (random.random(len(days)) < 0.1)
+    return pl.DataFrame(
+        {
+            "id": np.arange(len(days)),
+            "ts": pl.Series(times, dtype=pl.Datetime("us", "UTC")),
+            "amount": random.normal(size=len(days)),
+            "items": pl.Series(random.integers(1, 9, len(days)), dtype=pl.Int32),
+            "shop": ["a"] * len(days),
+            "known": random.random(len(days)) < 0.5,
+            "returned": late,
+        }
+    )
+
+
+def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_worse(tmp_path, events):
+    pipeline = small_pipeline(tmp_path, events=events)
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    (version,) = registry.versions
+    decision = registry.last_decision(version.version)
+    assert decision.action == "refused"
+    assert decision.reason.endswith("(class shares by weekday)")
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert manifest.evaluation.baseline.name == "class shares by weekday"
+    assert set(manifest.evaluation.baseline.metrics) == set(manifest.evaluation.metrics)
+    assert not manifest.refit, "a version that never serves is not fitted again"
+    assert registry.champion(NOW) is None

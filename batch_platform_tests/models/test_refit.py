@@ -1,0 +1,185 @@
+"""After the gate has judged a model on the end of its window, the model is fitted again on the whole window, and serves."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.models.bundle import Manifest, read_manifest
+from batch_platform.models.contract import Contract, infer_contract
+from batch_platform.models.fitting import fit, refit
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform_tests.models.test_fitting import FEATURES, data
+from batch_platform_tests.small_pipeline import DECLARATION, carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 5, 12, tzinfo=UTC)
+BEFORE_SCORING = datetime(2024, 2, 1, 12, tzinfo=UTC)
+COLUMNS = ["amount", "items", "shop", "known"]
+BOUNDARY, END = datetime(2024, 1, 23, 23, tzinfo=UTC), datetime(2024, 1, 30, 23, tzinfo=UTC)
+
+
+def manifest_of(pipeline: Pipeline) -> Manifest:
+    (version,) = pipeline.state().registry.of_model
+    return read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+
+
+def labelled(since: datetime | None, until: datetime) -> pl.DataFrame:
+    """The rows with a label between two instants, in the order of the feature files."""
+    rows = small_events().filter(pl.col("returned").is_not_null(), pl.col("ts") < until)
+    return rows if since is None else rows.filter(pl.col("ts") >= since)
+
+
+def by_hand(rows: pl.DataFrame) -> tuple[Contract, HistGradientBoostingClassifier]:
+    """The declared estimator as scikit-learn fits it, and the contract of the rows."""
+    contract = infer_contract(rows.select(COLUMNS), {})
+    estimator = HistGradientBoostingClassifier(
+        **DECLARATION["model"]["params"], random_state=0, categorical_features=contract.categorical
+    )
+    return contract, estimator.fit(contract.encode(contract.split(rows).kept), rows["returned"].to_numpy())
+
+
+def scores(contract: Contract, estimator: HistGradientBoostingClassifier, rows: pl.DataFrame) -> np.ndarray:
+    return estimator.predict_proba(contract.encode(contract.split(rows).kept))[:, 1]
+
+
+def committed(pipeline: Pipeline) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        query = "SELECT id, score FROM small.predictions WHERE partition_key = '2024-02-02' ORDER BY id"
+        return con.sql(query).pl()
+
+
+def test_what_serves_has_learned_from_the_whole_window_and_what_is_told_of_it_was_measured_before(tmp_path):
+    pipeline = small_pipeline(tmp_path)
+    carry_out(pipeline, NOW)
+    predicted = committed(pipeline)
+    day = small_events().filter(pl.col("id").is_in(predicted["id"].to_list())).sort("id")
+    assert scores(*by_hand(labelled(None, END)), day).tolist() == predicted["score"].to_list()
+    held_out = labelled(BOUNDARY, END)
+    judged = scores(*by_hand(labelled(None, BOUNDARY)), held_out)
+    manifest = manifest_of(pipeline)
+    assert manifest.evaluation.metrics["roc_auc"] == pytest.approx(roc_auc_score(held_out["returned"], judged))
+    assert (manifest.refit, manifest.training.end) == (True, END.isoformat())
+    assert (manifest.evaluation.start, manifest.evaluation.end) == (BOUNDARY.isoformat(), END.isoformat())
+    assert manifest.training.rows == labelled(None, END).height
+    assert manifest.evaluation.rows == held_out.height
+    assert manifest.training.partitions == 30
+    assert (manifest.compiled.kernel, manifest.compiled.reason) == ("leaf masks of 32 bits", None)
+
+
+def test_without_refit_the_judged_model_serves_and_its_training_ends_before_the_evaluation(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"refit": False})
+    carry_out(pipeline, NOW)
+    predicted = committed(pipeline)
+    day = small_events().filter(pl.col("id").is_in(predicted["id"].to_list())).sort("id")
+    assert scores(*by_hand(labelled(None, BOUNDARY)), day).tolist() == predicted["score"].to_list()
+    manifest = manifest_of(pipeline)
+    assert (manifest.refit, manifest.training.end) == (False, BOUNDARY.isoformat())
+    assert (manifest.training.partitions, manifest.training.rows) == (23, labelled(None, BOUNDARY).height)
+
+
+def test_a_refused_version_is_not_fitted_again(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"at_least": 0.9999}})
+    carry_out(pipeline, BEFORE_SCORING)
+    manifest = manifest_of(pipeline)
+    assert (manifest.refit, manifest.training.end) == (False, BOUNDARY.isoformat())
+
+
+def test_a_version_that_waits_for_a_person_is_fitted_again(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": "manual"})
+    carry_out(pipeline, BEFORE_SCORING)
+    assert manifest_of(pipeline).refit
+
+
+def test_challengers_are_fitted_again_too(tmp_path):
+    tree = {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}}
+    pipeline = small_pipeline(tmp_path, challengers=[tree])
+    carry_out(pipeline, NOW)
+    registry = pipeline.state().registry
+    version = registry.challenger_at("tree", NOW)
+    manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+    assert (manifest.refit, manifest.training.rows) == (True, labelled(None, END).height)
+
+
+def test_the_same_data_give_the_same_refit(tmp_path):
+    twice = [small_pipeline(tmp_path / name) for name in ("first", "second")]
+    for pipeline in twice:
+        carry_out(pipeline, NOW)
+    first, second = map(committed, twice)
+    assert first.equals(second)
+
+
+def test_the_cap_on_rows_holds_for_the_refit_with_both_parts_in_proportion(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"train": {"max_rows": 200}})
+    carry_out(pipeline, NOW)
+    manifest = manifest_of(pipeline)
+    everything = labelled(None, END).height
+    assert manifest.training.rows == 200
+    assert (manifest.sampled.rows_before, manifest.sampled.rows_after) == (everything, 200)
+
+
+def test_a_sample_of_the_whole_window_holds_as_large_a_part_of_the_end_as_the_window_does():
+    training = data(400, number=np.arange(400))
+    whole = training.whole(100, stratified=True)
+    assert (whole.fit.height, whole.rows_before_cap) == (100, 400)
+    assert whole.fit.filter(pl.col("number") >= 300).height == 25
+    assert whole.fit["number"].is_sorted()
+    assert whole.evaluate.equals(training.evaluate)
+    assert training.whole(400, stratified=True).fit.height == training.whole(None, stratified=True).fit.height == 400
+
+
+def test_the_contract_of_a_refit_knows_the_categories_and_bounds_of_the_whole_window():
+    training = data(amount=[float(n) for n in range(200)], kind=["old"] * 150 + ["new"] * 50)
+    judged = fit(model(), FEATURES, training, {})
+    again = refit(model(), FEATURES, training.whole(None, stratified=True), {}, judged)
+    contract = {column.name: column for column in again.signature.contract.columns}
+    assert (contract["amount"].highest, contract["kind"].categories) == (199.0, ("new", "old"))
+    assert (again.rows_fitted, again.metrics) == (200, judged.metrics)
+
+
+def test_a_class_that_the_judged_model_did_not_know_is_left_to_the_next_training():
+    labels = ["a", "b"] * 75 + ["c"] * 10 + ["a", "b"] * 20
+    training = data(label=labels)
+    judged = fit(model(), FEATURES, training, {})
+    again = refit(model(), FEATURES, training.whole(None, stratified=True), {}, judged)
+    assert (again.signature.task, again.signature.classes) == ("binary", ["a", "b"])
+    assert again.rows_fitted == 190
+    assert again.estimator.classes_.tolist() == ["a", "b"]
+
+
+def model():
+    from batch_platform.declaration.spec import Model
+
+    return Model(estimator="sklearn.ensemble.HistGradientBoostingClassifier", params={"max_iter": 3})
+
+
+def test_a_champion_is_compared_on_the_rows_that_it_has_not_learned_from(tmp_path):
+    weekly = {"train": {"every": "week", "evaluate": "14 days"}, "promote": {"tolerance": 0.5}}
+    pipeline = small_pipeline(tmp_path, model=weekly)
+    carry_out(pipeline, datetime(2024, 2, 19, tzinfo=UTC))
+    registry = pipeline.state().registry
+    *_, champion, newest = registry.of_model
+    comparison = json.loads(registry.last_decision(newest.version).evidence)["comparison"]
+    assert comparison["champion"] == champion.version
+    assert not comparison["recorded"]
+    unseen = labelled(champion.trained_until, newest.trained_until)
+    assert comparison["difference"]["rows"] == unseen.height < newest.rows_evaluated
+
+
+def test_a_champion_of_the_same_serving_period_is_compared_by_what_its_own_gate_recorded(tmp_path):
+    pipeline = small_pipeline(tmp_path, model={"promote": {"metric": "log_loss", "tolerance": 0.0}})
+    carry_out(pipeline, NOW)
+    (champion,) = pipeline.state().registry.versions
+    period = serving_calendar(pipeline.spec).named("2024-02-01")
+    worse = pipeline.train(period, Stamp("again", NOW), params={"max_iter": 1}).decision
+    comparison = json.loads(worse.evidence)["comparison"]
+    assert (comparison["champion_metrics"], comparison["recorded"]) == (champion.metric_values, True)
+    assert comparison["difference"] is None, "the champion has learned from the evaluation rows"
+    assert worse.action == "refused"
+    assert "worse than the champion's" in worse.reason
+    assert pipeline.train(period, Stamp("same", NOW)).decision.action == "approved"
