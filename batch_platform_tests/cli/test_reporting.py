@@ -190,7 +190,7 @@ def test_trace_before_anything_is_published_says_so(cli, tmp_path):
 def test_models_lists_versions_with_the_champion_marked(cli, project, args):
     header, row = cli(project, *args).out.splitlines()
     assert header.split() == ["version", "champion", "decision", "rows", "accuracy", "brier", "log_loss", "roc_auc"]
-    assert row.split()[:4] == [version_of(project), "*", "approved", "900"]
+    assert row.split()[:4] == [version_of(project), "*", "approved", "1,174"]
     (version,) = cli(project, *args, "--json").json
     assert (version["version"], version["champion"], version["serving_period"]) == (
         version_of(project),
