@@ -135,7 +135,7 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
     state = pipeline.state()
     plan = make_plan(pipeline.spec, state, now)
     assert plan.items == []
-    status = status_of(pipeline.spec, state, plan, now, {})
+    status = status_of(pipeline.spec, state, plan, now)
     assert [partition.partition for partition in status.partitions] == [FIRST, THIRD]
     second = pipeline.spec.partitions.calendar.named(SECOND)
     with pytest.raises(WrongUseError, match=f"the snapshot {SECOND} can no longer be taken") as refused:
