@@ -133,7 +133,7 @@ class Source(Block):
     )
     types: dict[str, str] | None = Field(
         default=None,
-        description="DuckDB types of columns of a CSV file. Left out: recognised in each file.",
+        description="DuckDB types of columns of CSV or JSON files. Left out: recognised in each file.",
         examples=[{"postcode": "VARCHAR", "price": "DOUBLE"}],
     )
     json_: str | None = Field(
@@ -175,10 +175,11 @@ class Source(Block):
         if varies(self.duckdb or ""):
             msg = f"duckdb names one file for all partitions: {listed(PLACEHOLDERS)} are not replaced"
             raise ValueError(msg)
-        dialect = [key for key in ("delimiter", "decimal", "types") if getattr(self, key) is not None]
-        if dialect and self.csv is None:
-            msg = f"{listed(map(repr, dialect))} describes CSV files, but the source is of kind {kinds[0]}"
-            raise ValueError(msg)
+        described = {"delimiter": ("csv",), "decimal": ("csv",), "types": ("csv", "json")}
+        for key, able in described.items():
+            if getattr(self, key) is not None and kinds[0] not in able:
+                msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {kinds[0]}"
+                raise ValueError(msg)
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)

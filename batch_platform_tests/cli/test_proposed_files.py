@@ -233,12 +233,19 @@ def test_files_of_some_days_only_are_read_together(tmp_path):
     assert "sales/*.csv" in files["defs.yaml"]
 
 
-def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path):
+def write_json(table: pl.DataFrame, file: Path) -> None:
+    """Objects without the keys that are null everywhere, as many programs write them."""
+    as_text(table).select(name for name in table.columns if table[name].null_count() < table.height).write_ndjson(file)
+
+
+@pytest.mark.parametrize(("kind", "writer"), [("csv", pl.DataFrame.write_csv), ("jsonl", write_json)])
+def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path, kind, writer):
     table = orders(1200).with_columns(
         pl.col("items").cast(pl.String).str.zfill(3).alias("shelf"),
         pl.when(pl.col("at").dt.day() == 3).then(None).otherwise(pl.col("amount")).alias("amount"),
+        pl.when(pl.col("at").dt.day() == 4).then(None).otherwise(pl.col("shop")).alias("shop"),
     )
-    daily(tmp_path / "sales", "{}.csv", table, pl.DataFrame.write_csv)
+    daily(tmp_path / "sales", f"{{}}.{kind}", table, writer)
     answer = run_command(tmp_path, "new", "sales", "--from", "sales")
     assert "each day reads the file of its date" in answer.out
     ran = run_command(tmp_path, "run", "sales")
@@ -316,6 +323,12 @@ def stream(folder: Path) -> None:
             ("a.zip",),
             2,
             "a.zip holds a.parquet; a table is read from an archive only if it is CSV or JSON. Hint: unpack it.",
+        ),
+        (
+            lambda folder: (folder / "old.csv").write_bytes("stadt;x\nKöln;1\n".encode("latin-1")),
+            ("old.csv",),
+            1,
+            "This file is not utf-8 encoded. Hint: convert the file to UTF-8, for example with: iconv",
         ),
         (stream, ("stream.arrow",), 1, "write the table in the Arrow file format (Feather version 2), not as a stream"),
     ],

@@ -241,3 +241,6 @@ def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
     assert proposal.left_out == {"__index_level_0__": "the number that pandas gave the row"}
     assert "--   __index_level_0__: the number that pandas gave the row" in files["features.sql"]
     assert [column.name for column in proposal.key] == ["id"]
+    pd.read_parquet(tmp_path / "orders.parquet").to_csv(tmp_path / "orders.csv")
+    proposal, _ = proposed(tmp_path / "orders.csv")
+    assert proposal.left_out == {"column0": "the number that pandas gave the row"}

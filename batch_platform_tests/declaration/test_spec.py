@@ -301,7 +301,7 @@ def test_columns_may_have_any_name(name):
         (
             ("sources", "flights"),
             {"json": "a", "decimal": ","},
-            "'decimal' describes CSV files, but the source is of kind json",
+            "'decimal' describes files of kind csv, but the source is of kind json",
         ),
         (("sources", "flights"), {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
         (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),

@@ -286,6 +286,26 @@ def test_the_notation_of_csv_files_can_be_declared(folder):
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_number_far_down_is_not_rounded(folder, kind):
+    table = pl.DataFrame({"x": [1.0] * 30_000 + [1.5], "text": ["1"] * 30_000 + ["one"]})
+    lines = [f"{x:g},{text}" for x, text in table.rows()]
+    (folder / "a.csv").write_text("\n".join(["x,text", *lines]) + "\n")
+    (folder / "a.json").write_text("".join(f'{{"x": {x:g}, "text": "{text}"}}\n' for x, text in table.rows()))
+    with declared(folder, {kind: f"a.{kind}"}).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT sum(x), max(text) FROM a").fetchall() == [(30_001.5, "one")]
+        assert con.frames(FIRST, ["a"])["a"].select("x").collect()["x"].sum() == 30_001.5
+
+
+def test_a_file_of_json_may_lack_a_column_whose_type_is_declared(folder):
+    (folder / "a.json").write_text('{"x": 1}\n')
+    source = {"json": "a.json", "types": {"x": "DOUBLE", "shop": "VARCHAR"}}
+    assert seen(declared(folder, source)) == ([(1.0, None)], [(1.0, None)])
+    (folder / "a.json").write_text("")
+    with declared(folder, source).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT x, shop FROM a").fetchall() == []
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
 def test_dates_are_recognised_only_where_day_and_month_are_certain(folder, kind):
     days = {"iso": "2026-01-02", "iso_time": "2026-01-02T03:04:05", "day": "13-02-2026", "slashes": "01/02/2026"}
     pl.DataFrame(days).write_csv(folder / "a.csv")

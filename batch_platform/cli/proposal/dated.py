@@ -56,7 +56,7 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
     missing = {partition.key for partition in within} - set(key_of.values())
     if len(missing) > len(within) * MOST_MISSING:
         return Layout(origin, f"{together}: there is no file for {listed(missing)}")
-    one_each = replace(origin, types=_types(survey))
+    one_each = replace(origin, types=_types(survey, proposal))
     if (outside := _outside(survey, proposal.time.name, one_each, own)) is not None:
         return Layout(origin, f"{together}: {outside}")
     lacking = f", and fails for {listed(missing)} until there is a file" if missing else ""
@@ -86,11 +86,13 @@ def _pattern(file: Path, start: int, end: int, placeholder: str) -> Path:
     return Path(escape(before) + placeholder + rest)
 
 
-def _types(survey: Survey) -> dict[str, str]:
-    """The types of the columns of a CSV file that the values of one day need not tell."""
-    if survey.origin.kind != "csv":
+def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
+    """The types of the columns of CSV and JSON files that the values of one day need not tell."""
+    if survey.origin.kind not in ("csv", "json"):
         return {}
-    return {column.name: column.dtype for column in survey.columns if column.holds not in ("integer", "row number")}
+    label = [] if proposal.label is None else [proposal.label]
+    used = [*proposal.key, proposal.time, *proposal.features, *label]
+    return {column.name: column.dtype for column in used if column.holds != "integer"}
 
 
 def _outside(survey: Survey, time: str, origin: Origin, own: Mapping[Path, Partition]) -> str | None:

@@ -94,6 +94,15 @@ def locate(file: str, table: str | None) -> Origin:
     return _with_dialect(Origin(kind, path)) if kind == "csv" else Origin(kind, path)
 
 
+def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
+    """The error that says why DuckDB cannot read a file, without the settings that it lists."""
+    reason = " ".join(str(error).split()).partition(" Possible ")[0]
+    if "not utf-8" in reason:
+        hint = "convert the file to UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8."
+    msg = f"{path} cannot be read: {reason.rstrip('.')}."
+    return SourceError(msg, hint=hint or "correct the file, or write the table as Parquet.")
+
+
 _ENDINGS = {ending: kind for kind, source_kind in SOURCE_KINDS.items() for ending in source_kind.endings}
 
 
@@ -163,8 +172,7 @@ def _table_of(path: Path, table: str | None) -> str:
                 + query.format("view_name", "duckdb_views()")
             ).fetchall()
     except duckdb.Error as error:
-        msg = f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
-        raise SourceError(msg, hint=SOURCE_KINDS["duckdb"].unreadable) from error
+        raise unreadable(path, error, SOURCE_KINDS["duckdb"].unreadable) from error
     tables = {name if schema == "main" else f"{schema}.{name}": f"{schema}.{name}" for schema, name in sorted(rows)}
     if table is not None:
         short = table.removeprefix("main.")
@@ -200,8 +208,7 @@ def _with_dialect(origin: Origin) -> Origin:
             )
             (with_comma,) = con.execute(f"SELECT {numbers} FROM {read}").fetchall()
     except duckdb.Error as error:
-        msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
-        raise SourceError(msg, hint="correct the file, or write the table as Parquet.") from error
+        raise unreadable(origin.path, error) from error
     return replace(origin, delimiter=delimiter, decimal="," if any(with_comma) else None)
 
 

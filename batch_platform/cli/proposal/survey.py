@@ -13,9 +13,9 @@ from typing import Literal
 import duckdb
 
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided
-from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin
+from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
 from batch_platform.declaration.calendar import Every
-from batch_platform.declaration.errors import SourceError, WrongUseError, named, shortened
+from batch_platform.declaration.errors import WrongUseError, named, shortened
 from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
@@ -29,7 +29,7 @@ _TYPES: dict[Holds, str] = {
     "time": "DATE TIMESTAMP TIMESTAMP_S TIMESTAMP_MS TIMESTAMP_NS TIMESTAMPTZ_NS",
 }
 _HOLDS: dict[str, Holds] = {word: holds for holds, words in _TYPES.items() for word in words.split()}
-_PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0")  # where the index had no name
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__|Unnamed: 0|column0")  # where the index had no name; column0 in CSV
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -134,8 +134,7 @@ class Survey:
             query = f"SELECT epoch_us(min({at})), epoch_us(max({at})) FROM one_file"
             ((first, last),) = self._con.execute(query).fetchall()
         except duckdb.Error as error:
-            msg = f"{file.path}: {' '.join(str(error).split()).rstrip('.')}"
-            raise SourceError(msg) from error
+            raise unreadable(file.path, error) from error
         if first is None:
             return None
         return _EPOCH + timedelta(microseconds=first), _EPOCH + timedelta(microseconds=last)
@@ -174,8 +173,7 @@ def survey(origin: Origin, timezone: str, date_order: DateOrder | None = None) -
             origin = _with_short_years_as_text(con, origin)
             yield _look(con, origin, date_order)
     except duckdb.Error as error:
-        msg = f"{origin.path} cannot be read: {' '.join(str(error).split()).rstrip('.')}."
-        raise SourceError(msg, hint="correct the file, or write the table as Parquet.") from error
+        raise unreadable(origin.path, error) from error
 
 
 def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) -> Origin:
@@ -214,7 +212,7 @@ def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder 
     columns: list[TableColumn] = []
     for (name, dtype), distinct in zip(types.items(), answers[1::4], strict=True):
         reading = decided(readings[name], date_order)
-        holds = "number" if name in grouped else _held(name, dtype, reading) if present[name] else "nothing"
+        holds = "number" if name in grouped else _held(name, types, reading) if present[name] else "nothing"
         nulls = rows - present[name]
         columns.append(
             TableColumn(len(columns) + 1, name, dtype, holds, nulls, distinct, reading, groups_digits=name in grouped)
@@ -250,11 +248,12 @@ def _with_grouped_digits(con: duckdb.DuckDBPyConnection, texts: Sequence[str], o
     return {name for name, match in zip(texts, all_match, strict=True) if match}
 
 
-def _held(name: str, dtype: str, reading: Reading | None) -> Holds:
+def _held(name: str, types: Mapping[str, str], reading: Reading | None) -> Holds:
     if reading is not None and reading.is_time:
         return "time"
-    stored = _stored_as(dtype)
-    return "row number" if stored == "integer" and _PANDAS_INDEX.fullmatch(name) else stored
+    stored = _stored_as(types[name])
+    is_index = stored == "integer" and _PANDAS_INDEX.fullmatch(name) is not None and "column1" not in types
+    return "row number" if is_index else stored
 
 
 def _stored_as(dtype: str) -> Holds:

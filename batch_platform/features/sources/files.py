@@ -1,10 +1,6 @@
-"""Sources of kind `parquet`, `csv`, `json` and `arrow`: one file, the files of a glob, or a file for each partition.
+"""Sources that are files: one, those of a glob, or a file for each partition. Here the kinds `parquet` and `arrow`."""
 
-DuckDB reads CSV and JSON also for Python features, so that both see the same types, delimiters and nulls. Of the times in
-them only those in ISO notation are recognised: the order of day and month in others would be guessed file by file.
-"""
-
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from glob import has_magic
 from itertools import takewhile
@@ -15,10 +11,9 @@ import polars as pl
 import pyarrow as pa
 
 from batch_platform.declaration.errors import did_you_mean
-from batch_platform.declaration.inputs import PLACEHOLDERS, Source, varies
+from batch_platform.declaration.inputs import PLACEHOLDERS, varies
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
-from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import literal
 
 
@@ -74,39 +69,14 @@ def file_location(table: SourceTable) -> str:
     return str(Path(*path_or_glob(table)))
 
 
-def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
-    if table.source.location.lower().endswith(ENDING):
-        admit_archives(con)
+def admit_files(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+    """The files of a source; where each partition has files of its own, the folder in which they lie."""
     return [path_or_glob(table)[0]] if table.source.by_partition else files_of(table)
 
 
-def _also_compressed(*endings: str) -> tuple[str, ...]:
-    return tuple(ending + compressed for ending in endings for compressed in ("", ".gz", ".zst"))
-
-
-def _relation(table: SourceTable) -> str:
-    files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
-    options = "".join(f", {option}" for option in _READ_OPTIONS[table.source.kind](table.source))
-    return f"read_{table.source.kind}([{files}], hive_partitioning = false{options})"
-
-
-def _csv_options(source: Source) -> Iterator[str]:
-    yield "dateformat = '%Y-%m-%d'"
-    yield "timestampformat = 'iso'"  # read as TIMESTAMPTZ, in the time zone of the pipeline where a value has none
-    if source.delimiter is not None:
-        yield f"delim = {literal(source.delimiter)}"
-    if source.decimal is not None:
-        yield f"decimal_separator = {literal(source.decimal)}"
-    if source.types:
-        types = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in source.types.items())
-        yield f"types = {{{types}}}"
-
-
-_READ_OPTIONS: dict[str, Callable[[Source], Iterable[str]]] = {
-    "parquet": lambda _: (),
-    "csv": _csv_options,
-    "json": lambda _: ("dateformat = 'never'", "timestampformat = 'never'"),  # JSON has no times, only texts
-}
+def _parquet_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+    files = ", ".join(literal(str(path)) for path in files_of(table))
+    create_view(con, table.name, f"read_parquet([{files}], hive_partitioning = false)")
 
 
 def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
@@ -127,22 +97,10 @@ PARQUET = SourceKind(
     version=files_version,
     location=file_location,
     description=lambda source: f"the Parquet files `{redact(source.location)}`",
-    admit=_admit,
-    view=lambda con, table: create_view(con, table.name, _relation(table)),
+    admit=admit_files,
+    view=_parquet_view,
     frame=lambda _con, table: pl.scan_parquet(files_of(table), glob=False, hive_partitioning=False),
     endings=(".parquet", ".pq"),
-)
-CSV = replace(
-    PARQUET,
-    description=lambda source: f"the CSV files `{redact(source.location)}`",
-    frame=lambda con, table: con.sql(f"FROM {_relation(table)}").pl().lazy(),
-    counts_quickly=False,
-    endings=_also_compressed(".csv", ".tsv", ".txt"),
-)
-JSON = replace(
-    CSV,
-    description=lambda source: f"the JSON files `{redact(source.location)}`",
-    endings=_also_compressed(".json", ".jsonl", ".ndjson"),
 )
 ARROW = replace(
     PARQUET,

@@ -12,9 +12,10 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.sources.duckdb import DUCKDB
-from batch_platform.features.sources.files import ARROW, CSV, JSON, PARQUET
+from batch_platform.features.sources.files import ARROW, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
 from batch_platform.features.sources.python import PYTHON
+from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
 from batch_platform.warehouse.sql import literal, quoted
 

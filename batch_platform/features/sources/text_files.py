@@ -1,0 +1,92 @@
+"""Sources of kind `csv` and `json`, which DuckDB reads also for Python features, so that both see the same values.
+
+Every value decides about the type of its column: by default DuckDB looks at the first 20,480 rows, and rounds 1.5 further
+down if they hold integers. Of the times only those in ISO notation are recognised, and in JSON none: the order of day and
+month in others would be guessed file by file.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.inputs import Source
+from batch_platform.declaration.redaction import redact
+from batch_platform.features.sources.files import PARQUET, admit_files, files_of
+from batch_platform.features.sources.kind import SourceTable, create_view
+from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path
+from batch_platform.warehouse.sql import literal
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A table function of DuckDB, and what it calls its options."""
+
+    function: str
+    options: tuple[str, ...]
+    of_all_values: str  # options by which all values of all files decide about types
+    types: str  # option that sets the types of columns
+
+
+_READERS = {
+    "csv": _Reader(
+        "read_csv",
+        ("dateformat = '%Y-%m-%d'", "timestampformat = 'iso'"),  # times become TIMESTAMPTZ, in the zone of the pipeline
+        "sample_size = -1, files_to_sniff = -1",
+        "types",
+    ),
+    "json": _Reader(
+        "read_json",
+        ("dateformat = 'never'", "timestampformat = 'never'"),
+        "sample_size = -1, maximum_sample_files = 1000000",
+        "columns",
+    ),
+}
+
+
+def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
+    reader = _READERS[table.source.kind]
+    files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
+    options = ", ".join([f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)])
+    seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
+    types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
+    listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
+    return f"{reader.function}({options}, {reader.types} = {{{listing}}})"
+
+
+def _type_of(dtype: object) -> str:
+    return "VARCHAR" if str(dtype) == '"NULL"' else str(dtype)  # a column of JSON that has no values
+
+
+def _notation(source: Source) -> Iterator[str]:
+    if source.delimiter is not None:
+        yield f"delim = {literal(source.delimiter)}"
+    if source.decimal is not None:
+        yield f"decimal_separator = {literal(source.decimal)}"
+
+
+def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
+    if table.source.location.lower().endswith(ENDING):
+        admit_archives(con)
+    return admit_files(con, table)
+
+
+def _also_compressed(*endings: str) -> tuple[str, ...]:
+    return tuple(ending + compressed for ending in endings for compressed in ("", ".gz", ".zst"))
+
+
+CSV = replace(
+    PARQUET,
+    description=lambda source: f"the CSV files `{redact(source.location)}`",
+    admit=_admit,
+    view=lambda con, table: create_view(con, table.name, _relation(con, table)),
+    frame=lambda con, table: con.sql(f"FROM {_relation(con, table)}").pl().lazy(),
+    counts_quickly=False,
+    endings=_also_compressed(".csv", ".tsv", ".txt"),
+)
+JSON = replace(
+    CSV,
+    description=lambda source: f"the JSON files `{redact(source.location)}`",
+    endings=_also_compressed(".json", ".jsonl", ".ndjson"),
+)
