@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import BacktestModel, backtest
@@ -89,6 +90,9 @@ def test_tables_of_the_readme_exist_with_their_columns(demonstrated, tmp_path):
         Stamp("b", NOW),
         keep_scores=True,
     )
+    strict = small_pipeline(tmp_path, features={"columns": {"amount": {"min": 100}}})
+    with pytest.raises(DataError):
+        list(strict.score([strict.spec.partitions.calendar.named("2024-02-03")], Stamp("s", NOW)))
     columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
     with duckdb.connect(str(pipeline.home.warehouse), read_only=True) as con:
         described = [*query(clone, columns), *con.execute(columns).fetchall()]

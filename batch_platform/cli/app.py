@@ -37,6 +37,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "trace": "Show what produced a score, or what depends on a source.",
     "rejected": "List the rows that broke the contract, and why.",
     "replay": "Score partitions with rejected rows again, after a fix.",
+    "export": "Write predictions to a Parquet or CSV file.",
     "gc": "Remove files that nothing refers to.",
 }
 

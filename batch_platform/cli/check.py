@@ -1,5 +1,7 @@
 """The `check` command: whether every pipeline would load, train and score, without reading a row."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,8 +10,20 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, merged
+from batch_platform.features.query import Query
 from batch_platform.models.declared_model import check_model
 from batch_platform.pipeline.train import check_challengers
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What would make runs of a pipeline fail."""
+
+    pipeline: str
+    problem: str
+    hint: str | None
 
 
 @click.command("check")
@@ -18,25 +32,71 @@ from batch_platform.pipeline.train import check_challengers
 def command(folder: Path | None) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
-    for wiring in project.pipelines.values():
-        check_pipeline(wiring, now)
-    terminal.report({"project": str(project.root), "pipelines": sorted(project.pipelines), "ok": True})
-    for name in sorted(project.pipelines):
-        terminal.say(f"{name}: ok")
-    if not project.pipelines:
+    errors = {name: check_pipeline(wiring, now) for name, wiring in sorted(project.pipelines.items())}
+    problems = [Problem(name, error.message, error.hint) for name, found in errors.items() for error in found]
+    terminal.report(
+        {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems},
+    )
+    for name, found in errors.items():
+        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+        terminal.say(f"{name}: {count if found else 'ok'}")
+    if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
+    if problems:
+        raise _all_of([error for found in errors.values() for error in found])
 
 
-def check_pipeline(wiring: Wiring, now: datetime) -> None:
-    """Check the estimators of a pipeline, and its SQL over the sources of the newest partition; raises what would fail a run."""
+def _all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
+    """One error that tells all; a single one as it is."""
+    if len(errors) == 1:
+        return errors[0]
+    listed = " ".join(f"({number}) {error}" for number, error in enumerate(errors[:MOST_LISTED], start=1))
+    more = f" And {len(errors) - MOST_LISTED} more." if len(errors) > MOST_LISTED else ""
+    return BatchPlatformError(f"{len(errors)} problems. {listed}{more}")
+
+
+def check_pipeline(wiring: Wiring, now: datetime) -> list[BatchPlatformError]:
+    """What would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
     spec, builder = wiring.spec, wiring.pipeline().builder
-    check_model(spec.model, builder.sources.folder)
-    check_challengers(spec, builder.sources.folder)
-    due = spec.partitions.calendar.due(now)
-    if not due:
-        return
-    with builder.sources.connect(due[-1]) as con:
-        if builder.query is not None:
-            builder.query.run(con, due[-1], [*spec.features.key, *([spec.features.time] if spec.features.time else [])])
-        if builder.labels_query is not None and spec.labels is not None:
-            builder.labels_query.run(con, due[-1], [*spec.features.key, spec.labels.column])
+    errors = list[BatchPlatformError]()
+
+    def attempt(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except BatchPlatformError as error:
+            if str(error) not in map(str, errors):  # a source that cannot be read fails every query over it
+                errors.append(error)
+
+    attempt(lambda: check_model(spec.model, builder.sources.folder))
+    attempt(lambda: check_challengers(spec, builder.sources.folder))
+    due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
+    attempt(lambda: lacking.update(_without_sources(wiring, due)))
+    if lacking:
+        errors.append(merged(spec.name, [*lacking.items()], 0))
+    if readable := [partition for partition in due if partition.key not in lacking][-1:]:
+        time, label = spec.features.time, spec.labels.column if spec.labels else None
+        attempt(lambda: _try_query(wiring, builder.query, readable[0], time))
+        attempt(lambda: _try_query(wiring, builder.labels_query, readable[0], label))
+    return errors
+
+
+def _without_sources(wiring: Wiring, due: Sequence[Partition]) -> dict[str, SourceError]:
+    """The errors of the partitions whose features are not built and whose own files are missing, by key."""
+    pipeline, names = wiring.pipeline(), [name for name, source in wiring.spec.sources.items() if source.by_partition]
+    errors: dict[str, SourceError] = {}
+    built = pipeline.published_state().features if names else {}
+    for partition in due:
+        try:
+            for name in names:
+                pipeline.builder.sources.version(name, partition)
+        except SourceError as error:
+            if partition.key not in built:
+                errors[partition.key] = error
+    return errors
+
+
+def _try_query(wiring: Wiring, query: Query | None, partition: Partition, column: str | None) -> None:
+    """Open the sources for a partition, and run an SQL over them without reading a row; it must give this column and the key."""
+    with wiring.pipeline().builder.sources.connect(partition) as con:
+        if query is not None:
+            query.run(con, partition, [*wiring.spec.features.key, *([column] if column else [])])

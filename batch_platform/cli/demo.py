@@ -12,7 +12,8 @@ import polars as pl
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
-from batch_platform.cli.run import Outcome, RunFailedError, RunOptions, bring_up_to_date
+from batch_platform.cli.run import RunFailedError, RunOptions, bring_up_to_date
+from batch_platform.cli.summary import Outcome
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError

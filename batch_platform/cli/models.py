@@ -12,7 +12,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import RunOptions, bring_up_to_date
+from batch_platform.cli.run import RunFailedError, RunOptions, bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
@@ -199,7 +199,8 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     if again:
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
         options = RunOptions(partitions=partitions, now=maker.at, named=True)
-        bring_up_to_date(project, wiring, options)
+        if error := bring_up_to_date(project, wiring, options).error:
+            raise RunFailedError(error)
 
 
 def show_metrics(metrics: Mapping[str, float], baseline: Mapping[str, Any] | None, *, refit: bool) -> None:

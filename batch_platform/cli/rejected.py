@@ -6,7 +6,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.scoring.rejected_rows import RejectedRow, rejections
+from batch_platform.scoring.rejected_rows import RejectedRow, Rejections, rejections
 
 
 @click.command("rejected")
@@ -16,21 +16,40 @@ from batch_platform.scoring.rejected_rows import RejectedRow, rejections
 @terminal.reports
 @click.pass_obj
 def command(folder: Path | None, pipeline: str, only: str | None, limit: int) -> None:
-    """List the rows of PIPELINE that broke the contract, each with its reason."""
+    """List the rows of PIPELINE that broke the contract, each with its reason.
+
+    If there were too many in a partition, so that it was not published, they are shown until it is scored again.
+    """
     wiring = find_project(folder).pipeline(pipeline)
     if only is not None:
         wiring.spec.partitions.calendar.named(only)
-    rejected = rejections(
-        pipeline, wiring.pipeline().home, partition_key=only, most=None if terminal.is_json() else limit
-    )
-    if terminal.is_json():
-        terminal.report(rejected)
-        return
-    where = f", partition {only}" if only else ""
-    if not rejected.rows:
-        terminal.say(f"{pipeline}{where}: no rejected rows.")
-        return
-    terminal.say(f"{pipeline}{where}: {rejected.rows:,} rejected rows")
+    asked, most = None if only is None else [only], None if terminal.is_json() else limit
+    rejected = rejections(pipeline, wiring.pipeline().home, partition_keys=asked, most=most)
+    terminal.report(rejected)
+    where, refused = f"{pipeline}, partition {only}" if only else pipeline, rejected.refused
+    if rejected.rows:
+        terminal.say(f"{where}: {rejected.rows:,} rejected rows")
+        _show(rejected)
+        terminal.say(f"Hint: after a fix, batch-platform replay {pipeline} scores these partitions again.")
+    if refused is not None:
+        if rejected.rows:
+            terminal.say()
+        keys = sorted({row.partition for row in refused.listed})
+        budget = wiring.spec.features.rejected_budget
+        terminal.say(
+            f"{where}: {refused.rows:,} rows refused, more than max_rejected ({budget}) allowed when last scored"
+        )
+        _show(refused)
+        again = f"--partition {keys[0]}" if len(keys) == 1 else f"--from {keys[0]} --to {keys[-1]}"
+        terminal.say(
+            f"Hint: nothing of these attempts is published. Correct the source or the features, or raise "
+            f"features.max_rejected; then batch-platform run {pipeline} {again}"
+        )
+    if not rejected.rows and refused is None:
+        terminal.say(f"{where}: no rejected rows.")
+
+
+def _show(rejected: Rejections) -> None:
     terminal.show_table(("rows", "reason"), [(count, reason) for reason, count in rejected.reasons.items()])
     terminal.say()
     columns = ("partition", "key", "column", "value", "reason")
@@ -38,7 +57,6 @@ def command(folder: Path | None, pipeline: str, only: str | None, limit: int) ->
     if rejected.rows > len(rejected.listed):
         more = rejected.rows - len(rejected.listed)
         terminal.say(f"and {more:,} more rows. Hint: --limit N lists more; --json lists all of them with every value.")
-    terminal.say(f"Hint: after a fix, batch-platform replay {pipeline} scores these partitions again.")
 
 
 def _line(row: RejectedRow) -> tuple[object, ...]:

@@ -13,13 +13,14 @@ from uuid import uuid4
 import click
 import dagster as dg
 
-from batch_platform.cli import terminal
+from batch_platform.cli import summary, terminal
 from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.summary import Outcome, outcome_of
 from batch_platform.components.dagster_internals import open_without_capture, quick_event_log, was_interrupted
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.jobs import launch_of
-from batch_platform.components.progress import Listener, listening
+from batch_platform.components.progress import Listener, RunProgress, listening
 from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, this_process
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
@@ -64,23 +65,6 @@ class RunOptions:
     replay: bool = False  # build and score only the partitions that have rejected rows
     retrain: bool = False  # train the newest serving period again even if nothing changed
     named: bool = False  # the user named the first partition, so that a model must serve each of them
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The state of the requested partitions after a run."""
-
-    pipeline: str
-    partitions: int
-    scored: int
-    unserved: int  # partitions that no model serves
-    rows_in: int
-    rows_scored: int
-    rows_rejected: int
-    versions: list[str]
-    published: str
-    failures: list[Failure]  # what failed in these runs while the rest was done
-    error: str | None  # why the command fails once it is done
 
 
 @click.command("run")
@@ -173,14 +157,33 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         with terminal.progress(totals) as listener:
             runs = Runs(wiring, project, instance, options, listener)
             left = runs.carry_out(plan)
-    outcome = _outcome(wiring, project, options, left, runs)
-    if outcome.scored:
-        terminal.say(
-            f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
-            f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
+        error = runs.error() or _unserved(wiring, options, left)
+        state = wiring.pipeline().state()
+        outcome = outcome_of(
+            wiring,
+            instance,
+            state,
+            options.partitions,
+            left,
+            runs.run_ids,
+            runs.suspicious,
+            None if error is None else str(error),
         )
-        terminal.say(f"Read them in {outcome.published}, table {outcome.pipeline}.predictions.")
+    summary.show(outcome)
     return outcome
+
+
+def _unserved(wiring: Wiring, options: RunOptions, left: Plan) -> BatchPlatformError | None:
+    """The error that no model serves a partition if the user named it, or if nothing is scored."""
+    state = wiring.pipeline().state()
+    if not left.blocked or not (options.named or not any(item.key in state.scores for item in options.partitions)):
+        return None
+    first = left.blocked[0].partition
+    try:
+        state.registry.require_champion(first.start, first.key)
+    except NoChampionError as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -221,6 +224,9 @@ class Runs:
     options: RunOptions
     listener: Listener
     run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
+    suspicious: dict[str, Sequence[str]] = field(  # features that alone nearly decide the label, by trained version
+        default_factory=dict[str, Sequence[str]]
+    )
 
     def carry_out(self, plan: Plan) -> Plan:
         """Carry out a plan; returns the plan that is left, which holds what no model serves.
@@ -266,6 +272,12 @@ class Runs:
         for request in requests(items):
             self._run(request)
 
+    def _hear(self, progress: RunProgress) -> None:
+        """Take note of what training found, and pass the progress on."""
+        if progress.suspicious:
+            self.suspicious[progress.partition_key] = progress.suspicious
+        self.listener(progress)
+
     def _run(self, request: Request) -> None:
         """Do a request in one run.
 
@@ -276,7 +288,7 @@ class Runs:
         log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
         self.run_ids.add(run_id)
         try:
-            with listening(self.listener):
+            with listening(self._hear):
                 result = self.project.definitions.resolve_job_def(launch.job).execute_in_process(
                     instance=self.instance,
                     asset_selection=launch.assets,
@@ -343,28 +355,3 @@ def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:
         keys = [partition.key for partition in partitions]
         span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
         terminal.say(f"  {verb} {len(keys)} {noun}{'s' if len(keys) > 1 else ''} ({span})")
-
-
-def _outcome(wiring: Wiring, project: Project, options: RunOptions, left: Plan, ran: Runs) -> Outcome:
-    state = wiring.pipeline().state()
-    runs = [state.scores[partition.key] for partition in options.partitions if partition.key in state.scores]
-    error: BatchPlatformError | None = ran.error()
-    if error is None and left.blocked and (options.named or not runs):
-        first = left.blocked[0].partition
-        try:
-            state.registry.require_champion(first.start, first.key)
-        except NoChampionError as unserved:
-            error = unserved
-    return Outcome(
-        pipeline=wiring.spec.name,
-        partitions=len(options.partitions),
-        scored=len(runs),
-        unserved=len(left.blocked),
-        rows_in=sum(run.rows_in for run in runs),
-        rows_scored=sum(run.rows_scored for run in runs),
-        rows_rejected=sum(run.rows_rejected for run in runs),
-        versions=sorted({run.model_version for run in runs}),
-        published=str(project.home.published),
-        failures=ran.failures(state),
-        error=None if error is None else str(error),
-    )

@@ -68,8 +68,7 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     terminal.say(f"  due now: {due or 'nothing'}")
     for failure in status.failures:
         if failure.step == "model":
-            reason = in_short(status.pipeline, failure.partition_key, failure.reason)
-            terminal.say(f"  model {failure.partition_key}: failed, {reason}")
+            terminal.say(f"  model {failure.partition_key}: failed, {in_short(status.pipeline, failure.reason)}")
     if status.only_in_dagster:
         keys = listed(status.only_in_dagster)
         terminal.say(f"  {keys}: materialized in Dagster, but not in the ledger; the next run scores them again")

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import date, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,14 +23,12 @@ from rich.console import Console
 from batch_platform.declaration.redaction import redact
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from batch_platform.components.progress import Listener, RunProgress
 DEBUG_VARIABLE = "BATCH_PLATFORM_DEBUG"
 DEBUG_HINT = "put --debug before the command to see the traceback: batch-platform --debug run NAME."
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
-LINES = 10  # maximum number of progress lines per asset without a terminal
+SECONDS_BETWEEN_LINES = 10  # of progress without a terminal
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
@@ -129,20 +128,22 @@ def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
 
 @contextmanager
 def progress(totals: Mapping[str, int]) -> Generator["Listener"]:
-    """Show the progress of each asset: a bar on a terminal, a few lines otherwise, nothing as JSON.
+    """Show how far the runs of a command are: one bar on a terminal, now and then a line otherwise, nothing as JSON.
 
     `totals` holds the number of planned partitions, by asset.
     """
     if is_json():
         yield lambda _: None
     elif out.is_terminal:
-        with _bars() as show:
+        with _bar(totals) as show:
             yield _counted(totals, show)
     else:
         yield _counted(totals, _lines())
 
 
-Show = Callable[["RunProgress", float, int], None]  # progress, how many partitions are done, also in part, of how many
+Show = Callable[
+    ["RunProgress", Mapping[str, float], int], None
+]  # progress, partitions done by asset, partitions of this asset
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
@@ -152,13 +153,14 @@ def _counted(totals: Mapping[str, int], show: Show) -> "Listener":
     def count(progress: "RunProgress") -> None:
         done[progress.asset] += progress.of is None
         so_far = done[progress.asset] + progress.part
-        show(progress, so_far, max(math.ceil(so_far), totals.get(progress.asset, progress.total)))
+        total = max(math.ceil(so_far), totals.get(progress.asset, progress.total))
+        show(progress, {**done, progress.asset: so_far}, total)
 
     return count
 
 
 @contextmanager
-def _bars() -> Generator[Show]:
+def _bar(totals: Mapping[str, int]) -> Generator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -167,27 +169,29 @@ def _bars() -> Generator[Show]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[last]}"),
     )
-    tasks: dict[str, TaskID] = {}
     with Progress(*columns, TimeRemainingColumn(), console=out) as bars:
+        bar = bars.add_task("", total=sum(totals.values()), visible=False, last="")
 
-        def show(progress: "RunProgress", done: float, total: int) -> None:
-            if progress.asset not in tasks:
-                tasks[progress.asset] = bars.add_task(progress.asset, total=total, last="")
+        def show(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
+            of_all = sum({**totals, progress.asset: total}.values())
             of = f" of {progress.of:,}" if progress.of else ""
             last = f"{progress.partition_key}  {progress.rows:,}{of} rows  {progress.rows_per_second:,.0f} rows/s"
-            bars.update(tasks[progress.asset], completed=done, total=total, last=last)
+            so_far = sum(done.values())
+            bars.update(bar, description=progress.asset, completed=so_far, total=of_all, last=last, visible=True)
 
         yield show
 
 
 def _lines() -> Show:
-    """Print at most LINES lines per asset, by partitions or by the rows of a large partition."""
-    printed: Counter[str] = Counter()
+    """Print a line at most every SECONDS_BETWEEN_LINES seconds, whichever asset it is about."""
+    next_line = monotonic() + SECONDS_BETWEEN_LINES
 
-    def line(progress: "RunProgress", done: float, total: int) -> None:
-        if (reached := math.floor(done * LINES / total)) > printed[progress.asset]:
-            printed[progress.asset] = reached
-            say(f"{progress.asset}: {dataclasses.replace(progress, done=math.floor(done), total=total)}")
+    def line(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
+        nonlocal next_line
+        if (now := monotonic()) >= next_line:
+            next_line = now + SECONDS_BETWEEN_LINES
+            so_far = math.floor(done[progress.asset])
+            say(f"{progress.asset}: {dataclasses.replace(progress, done=so_far, total=total)}")
 
     return line
 

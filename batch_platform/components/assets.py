@@ -222,7 +222,8 @@ def _train(  # noqa: PLR0913 - a serving period, and what all of them share
             data_version=trained.version.sha256[:16],
             rows=trained.version.rows_trained,
             metadata=describe.trained(wiring, trained),
-            done=trained.version.version,
+            version=trained.version.version,
+            suspicious=trained.suspicious,
         )
         log.check(checks.GATE, partition_key, trained)
     if done:

@@ -6,7 +6,8 @@ body. Commits of a run that was killed before it could log them are logged for i
 """
 
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
@@ -41,15 +42,25 @@ class PartitionLog:
         self._provenance = provenance_tags(context, asset)
         self._checked = defaultdict[str, list[Any]](list)
 
-    def materialized(
-        self, partition_key: str | None, *, data_version: str, rows: int, metadata: Mapping[str, Any], done: str = ""
+    def materialized(  # noqa: PLR0913 - what is logged of a partition
+        self,
+        partition_key: str | None,
+        *,
+        data_version: str,
+        rows: int,
+        metadata: Mapping[str, Any],
+        version: str = "",
+        suspicious: Sequence[str] = (),
     ) -> None:
-        """Log a committed partition; `partition_key` is None for an unpartitioned asset."""
+        """Log a committed partition; `partition_key` is None for an unpartitioned asset.
+
+        A trained model is reported by its version, with the features that alone nearly decide the label.
+        """
         tags = data_version_tags(data_version) | self._provenance
         self._context.log_event(
             dg.AssetMaterialization(asset_key=self._asset, partition=partition_key, metadata=metadata, tags=tags)
         )
-        self._report(self._pace.reached(partition_key or done, rows))
+        self._report(replace(self._pace.reached(version or partition_key or "", rows), suspicious=tuple(suspicious)))
 
     def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:
         """Log an observation of a partition that itself stays as it is."""

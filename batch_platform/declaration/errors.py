@@ -114,9 +114,9 @@ def listed(items: Iterable[object]) -> str:
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 
 
-def in_short(pipeline: str, key: str, message: str) -> str:
-    """What happened to a partition: the first sentence of a message, without the pipeline and the partition before it."""
-    return f"{_without_place(pipeline, key, message).partition('. ')[0].rstrip('.')}."
+def in_short(pipeline: str, message: str) -> str:
+    """What happened: the first sentence of a message, without the pipeline and the partition before it."""
+    return f"{_without_place(pipeline, message).partition('. ')[0].rstrip('.')}."
 
 
 def alike(key: str, sentence: str) -> str:
@@ -132,14 +132,14 @@ def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) 
     """
     groups: dict[str, list[tuple[str, str, Failed]]] = {}
     for key, error in sorted(failed, key=lambda item: item[0]):
-        sentence = in_short(pipeline, key, error.message)
+        sentence = in_short(pipeline, error.message)
         groups.setdefault(alike(key, sentence), []).append((key, sentence, error))
     (key, _, first), *later = next(iter(groups.values()))
     hint = first.hint
     if len(groups) == 1:
         message = first.message
         if not message.startswith(f"{pipeline}, "):
-            message = f"{pipeline}, partition {key}: {_without_place(pipeline, key, message)}"
+            message = f"{pipeline}, partition {key}: {_without_place(pipeline, message)}"
         if later:
             keys = listed(key for key, *_ in later)
             message += f" {_partitions(len(later), 'more ')} failed the same way: {keys}."
@@ -157,9 +157,9 @@ def merged(pipeline: str, failed: Sequence[tuple[str, Failed]], succeeded: int) 
     return error
 
 
-def _without_place(pipeline: str, key: str, message: str) -> str:
-    """A message without the pipeline and the partition at its beginning, which are said elsewhere."""
-    return message.removeprefix(f"{pipeline}, partition {key}: ").removeprefix(f"{pipeline}: ")
+def _without_place(pipeline: str, message: str) -> str:
+    """A message without the pipeline and the partition or serving period at its beginning, which are said elsewhere."""
+    return re.sub(rf"^{re.escape(pipeline)}(, (partition|serving period) \S+)?: ", "", message)
 
 
 def _partitions(count: int, more: str = "") -> str:

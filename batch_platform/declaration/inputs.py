@@ -255,7 +255,8 @@ class RejectedBudget(Block):
 
     def __str__(self) -> str:
         """Say what is allowed."""
-        return f"{self.share:.2%}, or {self.rows} rows if that is more" if self.rows else f"{self.share:.2%}"
+        rows = f", or {self.rows} row{'' if self.rows == 1 else 's'} if that is more" if self.rows else ""
+        return f"{self.share:.2%}{rows}"
 
 
 def _share_or_budget(value: object, _: object) -> float | RejectedBudget:

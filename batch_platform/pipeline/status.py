@@ -92,7 +92,7 @@ def status_of(
     troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
     failures = _standing_failures(state, plan)
     for failure in failures:
-        key, reason = failure.partition_key, in_short(spec.name, failure.partition_key, failure.reason)
+        key, reason = failure.partition_key, in_short(spec.name, failure.reason)
         if failure.step in ("features", "predictions"):
             troubles[key] = ("failed", reason)
         elif failure.step == "performance":

@@ -2,13 +2,16 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
+import duckdb
 import polars as pl
 import polars.selectors as cs
 
 from batch_platform.declaration.errors import NothingPublishedError
+from batch_platform.warehouse.failures import REFUSED_ROWS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import has_table, quoted
@@ -36,6 +39,7 @@ class Rejections:
     rows: int  # all rejected rows, listed or not
     reasons: dict[str, int]  # number of rows by column and reason, the most frequent first
     listed: list[RejectedRow]  # ordered by partition and key
+    refused: "Rejections | None" = None  # those that cost partitions their publication when they were last scored
 
 
 def rows_as_json(rows: pl.DataFrame) -> pl.Series:
@@ -57,26 +61,49 @@ def rows_as_json(rows: pl.DataFrame) -> pl.Series:
     return encoded.scatter(infinite, texts) if texts else encoded
 
 
-def rejections(pipeline: str, home: Home, *, partition_key: str | None = None, most: int | None = None) -> Rejections:
-    """Report the rejected rows of one partition, by default of all, and list at most so many."""
+def rejections(
+    pipeline: str, home: Home, *, partition_keys: Collection[str] | None = None, most: int | None = None
+) -> Rejections:
+    """Report the rejected rows of some partitions, by default of all, and list at most so many.
+
+    Of the rows that cost a partition its publication only some are kept, and all are counted.
+    """
     nothing = Rejections(pipeline, 0, {}, [])
     try:
         con = open_published(home)
     except NothingPublishedError:
         return nothing
-    rejected = f"FROM {quoted(pipeline)}.{TABLE} WHERE $key IS NULL OR partition_key = $key"
-    counted = f"SELECT column_name, reason, count(*) AS n {rejected} GROUP BY ALL ORDER BY n DESC, column_name, reason"
+    with con:
+        published = _read(con, pipeline, TABLE, "count(*)", partition_keys, most) or nothing
+        refused = _read(con, pipeline, REFUSED_ROWS, "any_value(rows_alike)", partition_keys, most)
+    return replace(published, refused=refused)
+
+
+def _read(  # noqa: PLR0913 - what is read, and how much of it
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    table: str,
+    count: str,
+    partition_keys: Collection[str] | None,
+    most: int | None,
+) -> Rejections | None:
+    """The rejected rows in a table; None if there are none. `count` gives the number of rows of one partition and reason."""
+    if not has_table(con, pipeline, table):
+        return None
+    rejected = f"FROM {quoted(pipeline)}.{table} WHERE $keys IS NULL OR partition_key IN $keys"
+    by_partition = f"SELECT partition_key, column_name, reason, {count} AS n {rejected} GROUP BY ALL"
+    counted = f"SELECT column_name, reason, sum(n) AS n FROM ({by_partition}) GROUP BY ALL ORDER BY n DESC, column_name, reason"
     shown = "partition_key, key, column_name, reason, row, run_id"
     selected = f"SELECT {shown} {rejected} ORDER BY partition_key, key LIMIT $most"
-    with con:
-        if not has_table(con, pipeline, TABLE):
-            return nothing
-        counts = con.execute(counted, {"key": partition_key}).fetchall()
-        rows = con.execute(selected, {"key": partition_key, "most": most}).fetchall()
+    keys = None if partition_keys is None else list(partition_keys)
+    counts = con.execute(counted, {"keys": keys}).fetchall()
+    rows = con.execute(selected, {"keys": keys, "most": most}).fetchall()
+    if not counts:
+        return None
     return Rejections(
         pipeline=pipeline,
-        rows=sum(count for *_, count in counts),
-        reasons={f"{column}: {reason}" if column else reason: count for column, reason, count in counts},
+        rows=sum(int(count) for *_, count in counts),
+        reasons={f"{column}: {reason}" if column else reason: int(count) for column, reason, count in counts},
         listed=[
             RejectedRow(partition, json.loads(key), column, reason, json.loads(row), run_id)
             for partition, key, column, reason, row, run_id in rows

@@ -2,12 +2,14 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import duckdb
+import polars as pl
 import pytest
 
 import batch_platform
@@ -20,8 +22,8 @@ from batch_platform_tests.command_line import (
     run_command,
     write_project,
 )
-from batch_platform_tests.dagster_project import pipeline_folder
-from batch_platform_tests.small_pipeline import FEATURES_SQL
+from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.small_pipeline import FEATURES_SQL, small_declaration, small_events
 
 DAY = "2024-02-10"
 
@@ -248,7 +250,36 @@ def test_check_resolves_the_key_columns_and_the_label(cli, fresh):
 
 def test_check_reports(cli, fresh):
     assert cli(fresh, "check").out == "small: ok\n"
-    assert cli(fresh, "check", "--json").json == {"project": str(fresh), "pipelines": ["small"], "ok": True}
+    report = {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
+    assert cli(fresh, "check", "--json").json == report
+
+
+def test_check_tells_every_problem_of_every_pipeline(cli, fresh):
+    other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other"))
+    write_defs_yaml(fresh, small_declaration(name="other", model={"params": {"max_itr": 5}}), "other")
+    (other / "labels.sql").write_text("SELECT id FROM events", encoding="utf-8")
+    file = pipeline_folder(fresh) / "features.sql"
+    file.write_text(FEATURES_SQL.replace("amount,", "\n amout,"), encoding="utf-8")
+    answer = cli(fresh, "check")
+    assert (answer.code, answer.out) == (1, "other: 2 problems\nsmall: 1 problem\n")
+    assert answer.error.startswith("3 problems. (1) model.params: HistGradientBoostingClassifier has no parameter")
+    assert f" (2) other: {other}/labels.sql gives no column 'returned'" in answer.error
+    assert f" (3) small, partition 2024-02-29: the SQL of {file}:2 fails: " in answer.error
+
+
+def test_a_missing_daily_file_is_a_problem_of_its_partition_only(cli, tmp_path):
+    folder = write_project(tmp_path / "project", sources={"events": {"parquet": "days/{partition_key}.parquet"}})
+    days = pipeline_folder(folder) / "days"
+    days.mkdir()
+    key = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    for (name,), rows in small_events().with_columns(key=key).partition_by("key", as_dict=True).items():
+        rows.drop("key").write_parquet(days / f"{name}.parquet")
+    assert cli(folder, "check").out == "small: ok\n"
+    for day in ("2024-02-10", "2024-02-29"):
+        (days / f"{day}.parquet").unlink()
+    answer = cli(folder, "check")
+    assert answer.error.startswith("small, partition 2024-02-10: Source 'events' of 'small': there is no file ")
+    assert "1 more partition failed the same way: 2024-02-29." in answer.error
 
 
 @pytest.mark.parametrize(

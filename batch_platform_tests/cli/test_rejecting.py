@@ -121,3 +121,36 @@ def test_gc_lists_and_then_removes_what_nothing_refers_to(cli, project):
 def test_gc_with_an_invalid_duration_is_wrong_use(cli, fresh):
     answer = cli(fresh, "gc", "--keep", "soon")
     assert (answer.code, "--keep: 'soon' is not a duration" in answer.error) == (2, True)
+
+
+def declare_budget(project, budget):
+    features = {**OVERRIDES["features"], "columns": {"amount": {"min": 20}}, "max_rejected": budget}
+    write_defs_yaml(project, small_declaration(**{**OVERRIDES, "features": features}))
+
+
+def test_the_rows_that_cost_a_partition_its_publication_are_shown_until_it_is_published(cli, project):
+    day, asked = "2024-02-20", ("rejected", "small", "--partition", "2024-02-20")
+    declare_budget(project, {"share": "1%", "rows": 1})
+    refused = cli(project, "run", "small", "--from", day, "--to", day)
+    assert (
+        "of 40 rows break the contract, more than max_rejected (1.00%, or 1 row if that is more) allows"
+        in refused.error
+    )
+    assert f"Hint: batch-platform rejected small --partition {day} shows the rows; " in refused.error
+    lines = cli(project, *asked).out.splitlines()
+    rows = [line for line in lines if line.startswith(f"{day}  id=")]
+    assert len(rows) > 1
+    assert lines[0] == (
+        f"small, partition {day}: {len(rows)} rows refused, "
+        "more than max_rejected (1.00%, or 1 row if that is more) allowed when last scored"
+    )
+    assert all(line.endswith("below the minimum 20") for line in rows)
+    assert lines[-1].endswith(f"batch-platform run small --partition {day}")
+    report = cli(project, *asked, "--json").json
+    assert (report["rows"], report["refused"]["rows"]) == (0, len(rows))
+    assert cli(project, "run", "small", "--partition", day).code == 1
+    assert len(published(project, "FROM small.refused_rows")) == len(rows), "the next attempt replaces them"
+    declare_budget(project, {"share": "1%", "rows": len(rows)})
+    assert cli(project, "run", "small", "--partition", day).code == 0
+    assert published(project, "FROM small.refused_rows") == []
+    assert cli(project, *asked).out.startswith(f"small, partition {day}: {len(rows)} rejected rows\n")

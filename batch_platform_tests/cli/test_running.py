@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 import yaml
 
@@ -23,8 +24,14 @@ from batch_platform_tests.command_line import (
     write_project,
 )
 from batch_platform_tests.dagster_project import pipeline_folder
+from batch_platform_tests.small_pipeline import small_events
 
 DAY = "2024-02-10"
+PROGRESS = re.compile(r"(features|model|predictions|performance): [0-9]+ of ")  # only where a run takes ten seconds
+SWITCH_ON = (
+    "batch-platform ui, and switch on small_score_when_due, small_train_when_due, small_evaluate_when_due: "
+    "new partitions are then done by themselves"
+)
 SCORED = "SELECT partition_key, count(*), min(run_id) FROM small.predictions GROUP BY 1 ORDER BY 1"
 BALANCE = """
     SELECT count(*) FROM (
@@ -58,6 +65,14 @@ def wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:
     pytest.fail(f"it ended without a line {beginning!r}: {process.stderr and process.stderr.read()}")
 
 
+def wait_until_made(process: "subprocess.Popen[str]", folder: Path, pattern: str, number: int) -> None:
+    """Wait until a running command has made some files in the home."""
+    while len(list((folder / ".batch_platform").glob(pattern))) < number:
+        if process.poll() is not None:
+            pytest.fail(f"it ended before: {process.communicate()[1]}")
+        time.sleep(0.005)
+
+
 def append(folder: Path, text: str) -> None:
     """Add to the end of the project's features.sql."""
     with (pipeline_folder(folder) / "features.sql").open("a", encoding="utf-8") as file:
@@ -83,7 +98,7 @@ def runs_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dg.DagsterRun
 def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
     answer = cli(fresh, "run", "small", "--to", "2024-02-03")
     assert (answer.code, answer.err) == (0, "")
-    lines = answer.out.splitlines()
+    lines = [line for line in answer.out.splitlines() if not PROGRESS.match(line)]
     assert lines[:7] == [
         "small: to do",
         "  build features of 30 partitions (2024-01-01 to 2024-01-30)",
@@ -93,11 +108,16 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
         "  no model serves 31 partitions (2024-01-01 to 2024-01-31)",
     ]
-    assert any(line.startswith("features: 33 of 33, 2024-02-03, 40 rows, ") for line in lines)
-    assert len([line for line in lines if line.startswith("features: ")]) <= 10
-    assert lines[-2:] == [
+    (version,) = cli(fresh, "models", "small", "--json").json
+    assert re.fullmatch(
+        rf"model {version['version']}: (roc_auc|log_loss) \d\.\d{{4}}(, .+ \d\.\d{{4}})?; approved: .+", lines[7]
+    )
+    assert lines[8:] == [
         "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
+        "  left out 31 partitions (2024-01-01 to 2024-01-31): no model serves it",
         f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
+        f"Next: batch-platform models small show {version['version']}",
+        f"      {SWITCH_ON}",
     ]
     assert [key for key, *_ in published(fresh, SCORED)] == ["2024-02-01", "2024-02-02", "2024-02-03"]
 
@@ -137,7 +157,13 @@ def test_run_reports_as_json(cli, project):
         "pipeline": "small",
         "partitions": 29,
         "scored": 29,
+        "scored_now": 0,
         "unserved": 0,
+        "left_out": [],
+        "models": [],
+        "rejected": {"amount: below the minimum 0": 1},
+        "table": "small.predictions",
+        "next": [],
         "rows_in": 1160,
         "rows_scored": 1159,
         "rows_rejected": 1,
@@ -184,7 +210,7 @@ def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
     answer = cli(folder, "run", "small", "--to", "2024-02-01")
     assert answer.code == 1
     assert answer.error.startswith("small, partition 2024-01-01: no model serves it; no version is approved.")
-    assert "model: 1 of 1, 2024-02-01" in answer.out
+    assert re.search("model 2024-02-01-[0-9a-f]{8}: roc_auc .*; refused: ", answer.out)
     assert cli(folder, "run", "small", "--to", "2024-02-01").out.splitlines()[0] == "small: nothing can be scored"
 
 
@@ -231,14 +257,11 @@ def test_everything_that_failed_is_named_in_one_paragraph_by_its_first_sentence(
     answer = cli(fresh, *asked)
     assert answer.code == 1
     assert answer.error.startswith("small: 3 partitions failed. 2024-01-03, 2024-02-02: the SQL of ")
-    assert (
-        "model 2024-02-01: small, serving period 2024-02-01: the model is not trained, since the features of 2024-01-03"
-        in (answer.error)
-    )
+    assert "model 2024-02-01: the model is not trained, since the features of 2024-01-03 are missing" in (answer.error)
     assert answer.error.endswith("Hint: batch-platform status small shows each partition with its reason.")
     lines = cli(fresh, "status", "small").out.splitlines()
     assert any(line.startswith("  2024-01-03: failed, the SQL of ") for line in lines)
-    assert any(line.startswith("  model 2024-02-01: failed, small, serving period 2024-02-01: ") for line in lines)
+    assert any(line.startswith("  model 2024-02-01: failed, the model is not trained, since ") for line in lines)
     report = run_command(fresh, *asked, "--json")
     assert report.code == 1
     failures = json.loads(report.out)["failures"]
@@ -262,7 +285,7 @@ def test_the_older_model_scores_while_a_newer_one_cannot_be_trained(cli, tmp_pat
 
 def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monkeypatch):
     process = start(fresh, "run", "small")
-    wait_for(process, "predictions: 3 of 29")
+    wait_until_made(process, fresh, "models/small/2024-*/manifest.json", 1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -275,10 +298,12 @@ def test_interruption_ends_with_one_line_and_the_work_goes_on_later(fresh, monke
     assert published(fresh, BALANCE) == [(0,)]
 
 
-@pytest.mark.parametrize("moment", ["features: 4 of 40", "model: 1 of 1"])
-def test_killed_run_is_closed_as_failed_by_the_next_command_and_the_work_converges(fresh, monkeypatch, moment):
+@pytest.mark.parametrize(
+    ("pattern", "number"), [("lake/small/features/2*", 4), ("models/small/2024-*/manifest.json", 1)]
+)
+def test_killed_run_is_closed_as_failed_by_the_next_command_and_the_work_converges(fresh, monkeypatch, pattern, number):
     process = start(fresh, "run", "small", "--to", "2024-02-10")
-    wait_for(process, moment)
+    wait_until_made(process, fresh, pattern, number)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
@@ -340,8 +365,8 @@ def test_terminal_shows_bars_and_no_lines(project):
     assert process.communicate(timeout=60) == (None, b"")
     assert process.returncode == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
-    for asset in ("features", "predictions", "performance"):
-        assert re.search(rf"{asset} +━+ +10/10", text), text
+    assert re.search(r"features +\S* +\d+/30", text), text
+    assert re.search(r"performance +━+ +30/30", text), text
     assert "10 of 10, 2024-02-29" not in text
     assert "10 of 10 partitions scored" in text
 
@@ -366,3 +391,34 @@ def test_interruption_outside_of_a_run_is_one_line(fresh):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_the_end_of_a_run_tells_of_models_leaks_rejected_rows_and_what_to_do_next(cli, tmp_path):
+    events = small_events().with_columns(
+        amount=pl.when(pl.col("id") % 40 == 7).then(-1.0).otherwise(pl.col("amount").fill_null(1.0)),
+        known=pl.col("returned").fill_null(value=False),
+    )
+    folder = write_project(tmp_path / "project", events=events)
+    asked = ("run", "small", "--from", "2024-02-01", "--to", "2024-02-03")
+    answer = cli(folder, *asked)
+    lines = answer.out.splitlines()
+    assert any(line.startswith("  perhaps a leak: known alone nearly decides the label; ") for line in lines)
+    assert "3 of 3 partitions scored: 120 rows in, 117 scored, 3 rejected." in lines
+    assert "  rejected 3 rows: amount: below the minimum 0" in lines
+    assert "Next: batch-platform rejected small" in lines
+    assert len(lines) < 24, "it fits on a screen"
+    report = cli(folder, *asked, "--force", "--json").json
+    assert (report["scored_now"], report["rejected"]) == (3, {"amount: below the minimum 0": 3})
+    assert report["models"] == []
+    assert report["next"][0] == "batch-platform rejected small"
+
+
+def test_models_that_were_trained_are_reported_as_json(cli, fresh):
+    report = cli(fresh, "run", "small", "--to", "2024-02-01", "--json").json
+    (model,) = report["models"]
+    assert model["version"] == report["versions"][0]
+    assert (model["challenger"], model["decision"], model["suspicious"]) == (None, "approved", [])
+    assert 0.5 < model["value"] <= 1
+    assert report["left_out"] == [
+        {"reason": "no model serves it", "partitions": 31, "first": "2024-01-01", "last": "2024-01-31"}
+    ]

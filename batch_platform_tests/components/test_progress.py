@@ -23,14 +23,18 @@ def test_rows_that_are_reported_twice_are_counted_once():
     assert (last.rows_per_second, last.seconds_left) == (40, 4)
 
 
-def test_without_a_terminal_a_few_lines_show_the_progress(capsys):
-    with terminal.reporting(), terminal.progress({"predictions": 2}) as listener:
-        pace = Pace("predictions", 2)
-        for key in ("a", "b"):
-            for rows in range(1000, 100_000, 1000):
-                listener(pace.reached(key, rows, 100_000))
-            listener(pace.reached(key, 100_000))
+def test_without_a_terminal_a_line_shows_the_progress_at_most_every_ten_seconds(capsys, monkeypatch):
+    times = iter(range(1000))  # each report is a second after the last one
+    monkeypatch.setattr(terminal, "monotonic", lambda: next(times))
+    totals = {"features": 8, "predictions": 30}
+    with terminal.reporting(), terminal.progress(totals) as listener:
+        for asset, total in totals.items():
+            pace = Pace(asset, total, clock=lambda: 0.0)
+            for number in range(total):
+                listener(pace.reached(f"day {number}", 100))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == terminal.LINES
-    assert lines[0].startswith("predictions: 0 of 2, a, 20,000 of 100,000 rows, ")
-    assert lines[-1].startswith("predictions: 2 of 2, b, 100,000 rows, ")
+    assert lines == [
+        "predictions: 2 of 30, day 1, 100 rows",
+        "predictions: 12 of 30, day 11, 100 rows",
+        "predictions: 22 of 30, day 21, 100 rows",
+    ]

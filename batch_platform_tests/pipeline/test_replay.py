@@ -183,9 +183,9 @@ def test_rejections_are_counted_by_reason_and_listed_by_partition(pipeline):
         == sum(rejected.reasons.values())
     )
     assert [row.partition for row in rejected.listed] == sorted(row.partition for row in rejected.listed)
-    few = rejections("small", pipeline.home, partition_key="2024-02-02", most=1)
+    few = rejections("small", pipeline.home, partition_keys=["2024-02-02"], most=1)
     assert (few.rows, len(few.listed)) == (pipeline.state().scores["2024-02-02"].rows_rejected, 1)
-    by_id = {row.key["id"]: row for row in rejections("small", pipeline.home, partition_key="2024-02-02").listed}
+    by_id = {row.key["id"]: row for row in rejections("small", pipeline.home, partition_keys=["2024-02-02"]).listed}
     assert (by_id[1290].column, by_id[1290].reason) == ("amount", "below the minimum 5")
     assert by_id[1290].row["amount"] == -1.0
 

@@ -19,6 +19,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.scoring import run
+from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
@@ -201,3 +202,25 @@ def test_an_evaluation_that_fails_holds_up_no_other(scored):
     strict.publish()
     with open_published(strict.home) as con:
         assert con.execute(FAILURES).fetchall()[0][:2] == ("performance", "2024-02-02")
+
+
+def test_of_very_many_refused_rows_some_are_kept_for_each_reason_and_all_are_counted(tmp_path):
+    events = small_events(rows_per_day=300)
+    pipeline = small_pipeline(
+        tmp_path,
+        events=events,
+        features={"columns": {"amount": {"nullable": True}, "items": {"min": 100, "nullable": True}}},
+    )
+    plan = make_plan(pipeline.spec, pipeline.state(), NOW)
+    stamp = Stamp("r", NOW)
+    lenient = small_pipeline(tmp_path, events=events)
+    list(lenient.build_features([item.partition for item in plan.of("features")], stamp))
+    for item in plan.of("model"):
+        lenient.train(item.partition, stamp)
+    with pytest.raises(DataError, match="300 of 300 rows break the contract"):
+        list(pipeline.score(days(pipeline, "2024-02-01", "2024-02-02"), stamp))
+    pipeline.publish()
+    refused = rejections("small", pipeline.home).refused
+    assert refused is not None
+    assert (refused.rows, refused.reasons) == (600, {"items: below the minimum 100": 600})
+    assert len(refused.listed) == 200

@@ -1,0 +1,63 @@
+"""The `export` command: predictions, with their inputs if asked for, as a Parquet or CSV file."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.cli.project import find_project
+from batch_platform.cli.run import asked_for
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.pipeline.export import FORMATS, export
+
+
+@click.command("export")
+@click.argument("pipeline")
+@click.option(
+    "--to",
+    "destinations",
+    metavar="FILE|KEY",
+    multiple=True,
+    help="File to write, whose name ends with .parquet or .csv. Given once more with the key of a partition, the last one.",
+)
+@click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one that is scored.")
+@click.option("--partition", "only", metavar="KEY", help="A single partition.")
+@click.option("--features", is_flag=True, help="Add the columns that each row was scored from.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+@terminal.reports
+@click.pass_obj
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None,
+    pipeline: str,
+    destinations: tuple[str, ...],
+    first: str | None,
+    only: str | None,
+    *,
+    features: bool,
+    overwrite: bool,
+) -> None:
+    """Write predictions of PIPELINE to a file, ordered by partition and key.
+
+    For example: batch-platform export churn --to scores.csv --from 2026-01-01 --to 2026-01-31 --features
+    """
+    path, last = _file_and_last(destinations)
+    wiring = find_project(folder).pipeline(pipeline)
+    asked = None
+    if first or last or only:
+        asked = {partition.key for partition in asked_for(wiring, datetime.now(UTC), first, last, only)}
+    done = export(wiring.pipeline(), path, partition_keys=asked, features=features, overwrite=overwrite)
+    terminal.report(done)
+    span = done.first if done.partitions == 1 else f"{done.partitions:,} partitions, {done.first} to {done.last}"
+    terminal.say(f"{done.rows:,} rows ({span}) written to {done.file}")
+
+
+def _file_and_last(destinations: Sequence[str]) -> tuple[Path, str | None]:
+    """What `--to` names: the file, told by its ending, and the last partition."""
+    files = [text for text in destinations if Path(text).suffix.lower() in FORMATS or "/" in text]
+    keys = [text for text in destinations if text not in files]
+    if len(files) != 1 or len(keys) > 1:
+        msg = "--to names one file, which ends with .parquet or .csv, and at most one partition."
+        raise WrongUseError(msg, hint="--to scores.parquet --from 2026-01-01 --to 2026-01-31")
+    return Path(files[0]).expanduser().absolute(), keys[0] if keys else None

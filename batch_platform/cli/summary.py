@@ -1,0 +1,198 @@
+"""What `run` says at its end: the models that it trained, what was scored, rejected and left out, and what to do next."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from batch_platform.cli import terminal
+from batch_platform.components.jobs import MAKES, schedule_name
+from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.calendar import Partition
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.registry import Version
+from batch_platform.monitoring.metrics import default_metric
+from batch_platform.pipeline.plan import Plan, State
+from batch_platform.scoring.rejected_rows import rejections
+from batch_platform.warehouse.failures import Failure
+
+MOST_SHOWN = 5  # of the models, reasons and ranges
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A version that was trained, on the rows that it was not fitted on."""
+
+    version: str
+    challenger: str | None  # its name; None for the model itself
+    metric: str
+    value: float | None  # None without labels to measure by
+    baseline: str | None  # name of the trivial model beside it; None if there is none
+    baseline_value: float | None
+    decision: str
+    reason: str
+    suspicious: tuple[str, ...]  # features that alone nearly decide the label
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Partitions that are not scored, and why."""
+
+    reason: str
+    partitions: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the requested partitions and the models are like after a run."""
+
+    pipeline: str
+    partitions: int
+    scored: int
+    scored_now: int  # by this command
+    unserved: int  # partitions that no model serves
+    rows_in: int
+    rows_scored: int
+    rows_rejected: int
+    rejected: dict[str, int]  # rows by column and reason, the most frequent first
+    left_out: list[LeftOut]
+    versions: list[str]  # that scored the partitions
+    models: list[TrainedModel]  # trained by this command
+    published: str
+    table: str
+    failures: list[Failure]  # what failed while the rest was done
+    error: str | None  # why the command fails once it is done
+    next: list[str]
+
+
+def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
+    wiring: Wiring,
+    instance: dg.DagsterInstance,
+    state: State,
+    asked: Sequence[Partition],
+    left: Plan,
+    run_ids: Collection[str],
+    suspicious: Mapping[str, Sequence[str]],
+    error: str | None,
+) -> Outcome:
+    """Sum up what runs did; `suspicious` holds by version the features that alone nearly decide the label."""
+    pipeline = wiring.pipeline()
+    name, home = pipeline.spec.name, pipeline.home
+    runs = [state.scores[partition.key] for partition in asked if partition.key in state.scores]
+    rejected = sum(run.rows_rejected for run in runs)
+    keys = [run.partition_key for run in runs if run.rows_rejected]
+    models = [
+        _trained(wiring, state, version, suspicious.get(version.version, ()))
+        for version in state.registry.versions
+        if version.run_id in run_ids
+    ]
+    failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
+    return Outcome(
+        pipeline=name,
+        partitions=len(asked),
+        scored=len(runs),
+        scored_now=sum(run.run_id in run_ids for run in runs),
+        unserved=len(left.blocked),
+        rows_in=sum(run.rows_in for run in runs),
+        rows_scored=sum(run.rows_scored for run in runs),
+        rows_rejected=rejected,
+        rejected=rejections(name, home, partition_keys=keys, most=0).reasons if keys else {},
+        left_out=_left_out(left),
+        versions=sorted({run.model_version for run in runs}),
+        models=models,
+        published=str(home.published),
+        table=f"{name}.predictions",
+        failures=failures,
+        error=error,
+        next=_next_steps(wiring, instance, models, rejected, failures) if run_ids else [],
+    )
+
+
+def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequence[str]) -> TrainedModel:
+    spec, decision = wiring.spec, state.registry.last_decision(version.version)
+    metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
+    manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
+    baseline: Any = getattr(manifest.evaluation, "baseline", None)
+    return TrainedModel(
+        version=version.version,
+        challenger=state.registry.challengers.get(version.version),
+        metric=metric,
+        value=metrics.get(metric),
+        baseline=baseline.name if baseline else None,
+        baseline_value=baseline.metrics.get(metric) if baseline else None,
+        decision=decision.action if decision else "none",
+        reason=decision.reason if decision else "",
+        suspicious=tuple(suspicious),
+    )
+
+
+def _left_out(left: Plan) -> list[LeftOut]:
+    by_reason: dict[str, list[str]] = {}
+    for item in left.blocked:
+        by_reason.setdefault(item.reason, []).append(item.partition.key)
+    return [LeftOut(reason, len(keys), keys[0], keys[-1]) for reason, keys in by_reason.items()]
+
+
+def _next_steps(
+    wiring: Wiring,
+    instance: dg.DagsterInstance,
+    models: Sequence[TrainedModel],
+    rejected: int,
+    failures: Sequence[Failure],
+) -> list[str]:
+    """The commands that show more of what happened, and the schedules that are not switched on."""
+    name, steps = wiring.spec.name, list[str]()
+    if failures:
+        steps.append(f"batch-platform status {name}")
+    if refused := [failure.partition_key for failure in failures if "max_rejected" in failure.reason]:
+        steps.append(f"batch-platform rejected {name} --partition {refused[0]}")
+    elif rejected:
+        steps.append(f"batch-platform rejected {name}")
+    if models:
+        steps.append(f"batch-platform models {name} show {models[-1].version}")
+    running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
+    if off := [schedule for duty in MAKES if (schedule := schedule_name(name, duty)) not in running]:
+        steps.append(f"batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves")
+    return steps
+
+
+def show(outcome: Outcome) -> None:
+    """Print the outcome on less than a screen."""
+    for model in outcome.models[-MOST_SHOWN:]:
+        _show_model(model)
+    if more := len(outcome.models[:-MOST_SHOWN]):
+        terminal.say(f"and {more} more models; batch-platform models {outcome.pipeline} lists them.")
+    if outcome.scored:
+        terminal.say(
+            f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
+            f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
+        )
+    for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
+        terminal.say(f"  rejected {count:,} rows: {reason}")
+    for group in outcome.left_out[:MOST_SHOWN]:
+        span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
+        terminal.say(
+            f"  left out {group.partitions:,} partition{'s' if group.partitions > 1 else ''} ({span}): {group.reason}"
+        )
+    if outcome.failures:
+        terminal.say(f"  failed {len(outcome.failures):,}: see the error at the end")
+    if outcome.scored:
+        terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")
+    for at, step in enumerate(outcome.next):
+        terminal.say(f"{'Next: ' if not at else '      '}{step}")
+
+
+def _show_model(model: TrainedModel) -> None:
+    name = f"challenger {model.challenger}" if model.challenger else "model"
+    value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
+    if model.baseline_value is not None:
+        value += f", {model.baseline} {model.baseline_value:.4f}"
+    terminal.say(f"{name} {model.version}: {value}; {model.decision}: {model.reason}")
+    if model.suspicious:
+        terminal.say(
+            f"  perhaps a leak: {', '.join(model.suspicious)} alone nearly decide{'' if len(model.suspicious) > 1 else 's'} "
+            "the label; is that known when a row is scored?"
+        )

@@ -1,0 +1,122 @@
+"""Predictions as a file of somebody's own: from the published copy, so that no run is waited for, whole or not at all."""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
+from batch_platform.features.lake import open_recorded
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.ledger import ScoreRun, read_latest
+from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.sql import folded, literal, quoted
+
+FORMATS = {
+    ".parquet": "FORMAT parquet, COMPRESSION zstd",
+    ".csv": "FORMAT csv, HEADER",
+}  # how DuckDB writes a file, by ending
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file."""
+
+    pipeline: str
+    file: str
+    rows: int
+    partitions: int
+    first: str
+    last: str
+    features: bool  # whether the inputs are beside the scores
+
+
+def export(
+    pipeline: Pipeline,
+    path: Path,
+    *,
+    partition_keys: Collection[str] | None = None,
+    features: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write predictions, of some partitions or of all, to a Parquet or CSV file, ordered by partition and key.
+
+    With `features`, each row has the columns that it was scored from, too.
+
+    Raises:
+        WrongUseError: The file cannot be written there, or is there already.
+        DataError: None of the partitions is scored.
+        IntegrityError: A feature file that was scored is gone or changed.
+    """
+    name = pipeline.spec.name
+    require_writable(path, overwrite=overwrite)
+    with open_published(pipeline.home) as con:
+        runs = {
+            key: run
+            for key, run in sorted(read_latest(con, ScoreRun, name).items())
+            if partition_keys is None or key in partition_keys
+        }
+        if not runs:
+            asked = "" if not partition_keys else f" of {min(partition_keys)} to {max(partition_keys)}"
+            msg = f"{name}: there are no published predictions{asked}."
+            raise DataError(msg, hint=f"score them first: batch-platform run {name}")
+        query = _query(con, pipeline, runs, features=features)
+        aside = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            con.execute(f"SET temp_directory = {literal(str(aside) + '.spill')}")
+            copied = f"COPY ({query}) TO {literal(str(aside))} ({FORMATS[path.suffix.lower()]})"
+            ((rows,),) = con.execute(copied).fetchall()
+            aside.replace(path)
+        except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            msg = f"{path} cannot be written: {error}"
+            raise BatchPlatformError(msg, hint="make room on the disk, or choose another folder.") from error
+        finally:
+            aside.unlink(missing_ok=True)
+    return Exported(name, str(path), int(rows), len(runs), min(runs), max(runs), features)
+
+
+def require_writable(path: Path, *, overwrite: bool) -> None:
+    """Raise WrongUseError if a file cannot be written there."""
+    if path.suffix.lower() not in FORMATS:
+        msg = f"{path}: the name of the file must end with {listed(FORMATS)}."
+        raise WrongUseError(msg, hint=f"--to {path.stem}.parquet")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        msg = f"{path}: {path.parent} is not a folder that can be written to."
+        raise WrongUseError(msg, hint="create the folder, or choose another one.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        msg = f"{path} exists already."
+        raise WrongUseError(msg, hint="--overwrite replaces it, or choose another name.")
+
+
+def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, ScoreRun], *, features: bool) -> str:
+    """The SELECT of what is exported."""
+    spec = pipeline.spec
+    files = {key: str(_file(pipeline, run)) for key, run in runs.items()} if features else dict.fromkeys(runs, "")
+    con.register("chosen", pl.DataFrame({"partition_key": [*files], "file": [*files.values()]}).to_arrow())
+    table, key = f"{quoted(spec.name)}.predictions", [quoted(column) for column in spec.features.key]
+    selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
+    if features:
+        inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, filename = '__file')"
+        present = {folded(column) for column in con.sql(f"FROM {table}").columns}
+        further = [column for column in con.sql(f"FROM {inputs}").columns if folded(column) not in {*present, "__file"}]
+        selected = ", ".join([selected, *(f"inputs.{quoted(column)}" for column in further)])
+        same = " AND ".join(f"scores.{column} = inputs.{column}" for column in key)
+        joined += f" LEFT JOIN {inputs} AS inputs ON chosen.file = inputs.__file AND {same}"
+    order = ", ".join(f"scores.{column}" for column in ("partition_key", *key))
+    return f"SELECT {selected} FROM {joined} ORDER BY {order}"
+
+
+def _file(pipeline: Pipeline, run: ScoreRun) -> Path:
+    """The feature file that a partition was scored from, once every byte of it is checked."""
+    name, key = run.pipeline, run.partition_key
+    path = pipeline.home.feature_file(name, key, run.input_hash)
+    if not path.is_file():
+        msg = f"{name}, partition {key}: the features that it was scored from are gone ({path})."
+        raise IntegrityError(msg, hint=f"score it again: batch-platform run {name} --partition {key} --force")
+    with open_recorded(path, run.input_hash, pipeline=name, partition_key=key) as recorded:
+        recorded.require_unchanged()
+    return path

@@ -1,0 +1,101 @@
+"""`export`: the file holds what is published, is complete or absent, and waits for no run."""
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.command_line import REJECTED_DAY, REJECTED_ID, published
+from batch_platform_tests.dagster_project import pipeline_folder
+
+RANGE = ("--from", "2024-02-18", "--to", "2024-02-20")
+EXPECTED = """
+    SELECT id, shop, items, prediction, score, partition_key, model_version FROM small.predictions
+    WHERE partition_key BETWEEN '2024-02-18' AND '2024-02-20' ORDER BY partition_key, id, shop
+"""
+
+
+def test_a_range_is_exported_in_order_while_a_run_holds_the_warehouse(cli, project):
+    with Warehouse(Home(project / ".batch_platform")).open():
+        answer = cli(project, "export", "small", "--to", "scores.parquet", *RANGE)
+    assert (answer.code, answer.err) == (0, "")
+    rows = 3 * 40 - 1
+    file = project / "scores.parquet"
+    assert answer.out == f"{rows} rows (3 partitions, 2024-02-18 to 2024-02-20) written to {file}\n"
+    frame = pl.read_parquet(file)
+    wanted = ["id", "shop", "items", "prediction", "score", "partition_key", "model_version"]
+    assert frame.select(wanted).rows() == published(project, EXPECTED)
+    assert frame.columns[:2] == ["id", "shop"]
+
+
+def test_everything_is_exported_as_csv_with_the_same_values(cli, project):
+    report = cli(project, "export", "small", "--to", "scores.csv", "--json").json
+    assert (report["rows"], report["partitions"], report["first"], report["last"]) == (
+        1159,
+        29,
+        "2024-02-01",
+        "2024-02-29",
+    )
+    frame = pl.read_csv(project / "scores.csv")
+    scores = published(project, "SELECT id, score FROM small.predictions ORDER BY partition_key, id")
+    assert frame.select("id", "score").rows() == scores
+
+
+def test_features_are_those_that_each_row_was_scored_from(cli, project):
+    assert cli(project, "export", "small", "--to", "scores.parquet", "--features", *RANGE).code == 0
+    frame = pl.read_parquet(project / "scores.parquet")
+    events = pl.read_parquet(pipeline_folder(project) / "events.parquet")
+    inputs = ["id", "amount", "items", "shop", "known"]
+    expected = frame.select("id").join(events.select(inputs), on="id", how="left", maintain_order="left")
+    assert_frame_equal(frame.select(inputs), expected, check_dtypes=False)
+    assert frame.columns.count("shop") == 1
+    assert REJECTED_ID not in frame["id"].to_list()
+
+
+def test_changed_features_are_refused_and_leave_no_file(cli, project):
+    (folder,) = (project / ".batch_platform" / "lake").glob("*/features")
+    (file,) = folder.glob(f"{REJECTED_DAY}*.parquet")
+    content = bytearray(file.read_bytes())
+    content[300] ^= 1
+    file.write_bytes(content)
+    answer = cli(project, "export", "small", "--to", "scores.parquet", "--features", *RANGE)
+    assert answer.error.startswith(f"small, partition {REJECTED_DAY}: the bytes of ")
+    assert not [path for path in project.iterdir() if "scores" in path.name]
+    file.unlink()
+    gone = cli(project, "export", "small", "--to", "scores.parquet", "--features", *RANGE)
+    assert f"{REJECTED_DAY}: the features that it was scored from are gone" in gone.error
+    assert cli(project, "export", "small", "--to", "scores.parquet", *RANGE).code == 0, "the scores are still there"
+
+
+def test_an_existing_file_is_replaced_only_on_demand(cli, project):
+    file = project / "scores.csv"
+    file.write_text("mine", encoding="utf-8")
+    refused = cli(project, "export", "small", "--to", "scores.csv", "--partition", "2024-02-18")
+    assert (refused.code, file.read_text(encoding="utf-8")) == (2, "mine")
+    assert refused.error == f"{file} exists already. Hint: --overwrite replaces it, or choose another name."
+    answer = cli(project, "export", "small", "--to", "scores.csv", "--partition", "2024-02-18", "--overwrite")
+    assert answer.out == f"40 rows (2024-02-18) written to {file}\n"
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 41
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--to names one file, which ends with .parquet or .csv, and at most one partition."),
+        (("--to", "a.csv", "--to", "b.csv"), "--to names one file"),
+        (("--to", "2024-02-18"), "--to names one file"),
+        (("--to", "folder/a.txt"), "the name of the file must end with .csv, .parquet."),
+        (("--to", "nowhere/a.csv"), "is not a folder that can be written to."),
+        (("--to", "a.csv", "--to", "2024-02-30"), "'2024-02-30' is not the key of a partition"),
+    ],
+)
+def test_a_wrong_destination_is_refused_with_what_is_right(cli, project, arguments, message):
+    answer = cli(project, "export", "small", *arguments)
+    assert (answer.code, message in answer.error) == (2, True), answer.error
+
+
+def test_partitions_that_are_not_scored_cannot_be_exported(cli, project):
+    answer = cli(project, "export", "small", "--to", "a.csv", "--partition", "2024-01-05")
+    assert answer.code == 1
+    assert "there are no published predictions of 2024-01-05 to 2024-01-05." in answer.error
