@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import dagster as dg
 
@@ -115,7 +114,7 @@ def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequenc
     spec, decision = wiring.spec, state.registry.last_decision(version.version)
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
     manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
-    baseline: Any = getattr(manifest.evaluation, "baseline", None)
+    baseline = manifest.evaluation.baseline
     return TrainedModel(
         version=version.version,
         challenger=state.registry.challengers.get(version.version),

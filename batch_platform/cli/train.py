@@ -67,6 +67,8 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
                 runs = Runs(wiring, project, instance, RunOptions(partitions=(), now=now), listener)
                 for step in ("features", "model"):
                     runs.bring(plan.of(step))
+            if error := runs.error():
+                raise error
             state = wiring.pipeline().state()
     outcome = _outcome(wiring, state, period.key, trained=reason is not None)
     terminal.report(outcome)
