@@ -165,12 +165,20 @@ def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
     [
         ({}, "classes", "HistGradientBoostingClassifier"),
         (
-            {"returned": None, "label": ["yes", "no", "later"] * (ROWS // 3)},
+            {"returned": None, "items": [0, 1, 2] * (ROWS // 3), "label": ["yes", "no", "later"] * (ROWS // 3)},
             "classes",
             "HistGradientBoostingClassifier",
         ),
-        ({"returned": None, "target": list(range(ROWS))}, "numbers", "HistGradientBoostingRegressor"),
-        ({"returned": None, "y": [at % 4 for at in range(ROWS)]}, "classes", "HistGradientBoostingClassifier"),
+        (
+            {"returned": None, "items": [at % 50 for at in range(ROWS)], "target": [at % 50 * 3 for at in range(ROWS)]},
+            "numbers",
+            "HistGradientBoostingRegressor",
+        ),
+        (
+            {"returned": None, "items": [at % 4 for at in range(ROWS)], "y": [at % 4 for at in range(ROWS)]},
+            "classes",
+            "HistGradientBoostingClassifier",
+        ),
         ({"returned": None}, "none", "KMeans"),
     ],
 )

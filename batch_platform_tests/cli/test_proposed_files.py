@@ -47,7 +47,7 @@ def write_archive(file: Path, **members: bytes) -> None:
 
 WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
     "orders.jsonl": lambda table, file: as_text(table).write_ndjson(file),
-    "orders.ndjson": lambda table, file: as_text(table).write_ndjson(file),
+    "orders.ndjson": lambda table, file: table.to_pandas().to_json(file, orient="records", lines=True),  # milliseconds
     "orders.json": write_json_array,
     "orders.jsonl.gz": lambda table, file: file.write_bytes(gzip.compress(as_text(table).write_ndjson().encode())),
     "orders.arrow": lambda table, file: table.write_ipc(file),
@@ -270,6 +270,24 @@ def test_the_only_table_of_a_duckdb_file_needs_no_name(cli, tmp_path):
     assert report["source"]["table"] == "shop.orders"
 
 
+def test_commas_between_thousands_are_not_taken_for_decimals(tmp_path):
+    lines = [f"{at};2026-01-{at + 1:02d};{1 + at},{100 + at};{at}.5" for at in range(30)]
+    (tmp_path / "english.csv").write_text("\n".join(["id;day;people;share", *lines]) + "\n", encoding="utf-8")
+    origin = locate(str(tmp_path / "english.csv"), None)
+    assert (origin.delimiter, origin.decimal) == (";", None)
+
+
+def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("README.md", "_SUCCESS", "a.jpg"):
+        (tmp_path / "data" / name).write_text("x")
+    orders(100).write_csv(tmp_path / "data" / "b.csv")
+    (tmp_path / "data" / "._b.csv").write_bytes(b"\0\0")
+    proposal, files = proposed(tmp_path / "data")
+    assert proposal.span.rows == 100
+    assert "/data/[!._]*.csv" in files["defs.yaml"]
+
+
 def two_kinds(folder: Path) -> None:
     (folder / "mixed").mkdir()
     orders(100).write_csv(folder / "mixed" / "a.csv")
@@ -305,7 +323,7 @@ def stream(folder: Path) -> None:
             2,
             "https://example.org/orders.csv is an address; a pipeline is proposed from files on this machine. Hint: download it first",
         ),
-        (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv (1), .parquet (1). Hint: name those"),
+        (two_kinds, ("mixed",), 2, "holds files of several kinds: .csv, .parquet. Hint: name those"),
         (
             lambda folder: (folder / "empty").mkdir(),
             ("empty",),
@@ -329,6 +347,12 @@ def stream(folder: Path) -> None:
             ("old.csv",),
             1,
             "This file is not utf-8 encoded. Hint: convert the file to UTF-8, for example with: iconv",
+        ),
+        (
+            lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
+            ("columns.json",),
+            2,
+            "holds an object for each column instead of one for each row. Hint: write one object for each row",
         ),
         (stream, ("stream.arrow",), 1, "write the table in the Arrow file format (Feather version 2), not as a stream"),
     ],

@@ -1,7 +1,6 @@
 """Locate the table that a user names: a file, a folder, a glob, or a table of a DuckDB file."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from glob import escape, has_magic
@@ -21,6 +20,9 @@ from batch_platform.warehouse.sql import literal, quoted
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 COMMA_NUMBER = r"[-+]?([0-9]+|[0-9]{1,3}([.][0-9]{3})+)(,[0-9]+)?"  # regular expression, with a point between thousands
+
+_POINT_NUMBER = r"[-+]?[0-9]+([.][0-9]+)?"
+_NO_GROUPS = r"[-+]?([0-9]+[.]([0-9]{1,2}|[0-9]{4,})|[0-9]{4,}[.][0-9]+)"  # the point is not between thousands
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,14 @@ def _in_folder(folder: Path) -> tuple[str, Path]:
     """The kind of the tables in a folder, and a glob of them."""
     for pattern in ("*", "**/*"):
         every = [file for file in folder.glob(pattern) if file.is_file()]
-        files = [file for file in every if not _is_hidden(file.relative_to(folder))]
-        endings = Counter(ending for file in files if (ending := ending_of(file)) is not None)
-        if len(endings) > 1:
-            found = listed(f"{ending} ({count})" for ending, count in endings.items())
-            msg = f"{folder} holds files of several kinds: {found}."
-            raise WrongUseError(
-                msg, hint=f"name those that belong together, such as '{folder}/*{next(iter(endings))}'."
-            )
-        for ending in endings:
-            kind = _kind_of(files[0])
-            visible = pattern if len(files) == len(every) else f"{pattern[:-1]}[!._]*"
-            return kind, Path(escape(str(folder))) / f"{visible}{ending}"
+        visible = [file for file in every if not _is_hidden(file.relative_to(folder))]
+        tables = {ending: file for file in visible if (ending := ending_of(file)) is not None}
+        if len(tables) > 1:
+            msg = f"{folder} holds files of several kinds: {listed(tables)}."
+            raise WrongUseError(msg, hint=f"name those that belong together, such as '{folder}/*{min(tables)}'.")
+        for ending, file in tables.items():
+            start = pattern if len(visible) == len(every) else f"{pattern[:-1]}[!._]*"
+            return _kind_of(file), Path(escape(str(folder))) / f"{start}{ending}"
     msg = f"{folder} holds no tables; known file endings are {', '.join(sorted(_ENDINGS))}."
     raise WrongUseError(msg, hint="name another folder or a file.")
 
@@ -202,14 +200,22 @@ def _with_dialect(origin: Origin) -> Origin:
             listing = ", ".join(map(literal, files))
             read = f"read_csv([{listing}], delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false)"
             columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]
-            numbers = ", ".join(
-                f"bool_and(regexp_full_match(trim({column}), '{COMMA_NUMBER}')) AND bool_or(contains({column}, ','))"
+            commas = [
+                f"bool_and({_matches(column, COMMA_NUMBER)}) AND bool_or(contains({column}, ','))" for column in columns
+            ]
+            points = [
+                f"bool_and({_matches(column, _POINT_NUMBER)}) AND bool_or({_matches(column, _NO_GROUPS)})"
                 for column in columns
-            )
-            (with_comma,) = con.execute(f"SELECT {numbers} FROM {read}").fetchall()
+            ]
+            (answers,) = con.execute(f"SELECT {', '.join(commas + points)} FROM {read}").fetchall()
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
-    return replace(origin, delimiter=delimiter, decimal="," if any(with_comma) else None)
+    with_comma, with_point = any(answers[: len(columns)]), any(answers[len(columns) :])
+    return replace(origin, delimiter=delimiter, decimal="," if with_comma and not with_point else None)
+
+
+def _matches(column: str, pattern: str) -> str:
+    return f"regexp_full_match(trim({column}), '{pattern}')"
 
 
 def _sniffed(con: duckdb.DuckDBPyConnection, file: str, options: str = "") -> tuple[str, bool]:

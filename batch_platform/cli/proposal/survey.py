@@ -204,6 +204,11 @@ def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder 
     if not rows:
         msg = f"{origin.path} has no rows."
         raise WrongUseError(msg, hint="a pipeline is proposed from the rows of its table.")
+    if origin.kind == "json" and all(dtype.startswith(("STRUCT", "MAP")) for dtype in types.values()):
+        msg = f"{origin.path} holds an object for each column instead of one for each row."
+        raise WrongUseError(
+            msg, hint="write one object for each row; with pandas: to_json(orient='records', lines=True)."
+        )
     present = dict(zip(types, answers[::4], strict=True))
     extremes = dict(zip(types, zip(answers[2::4], answers[3::4], strict=True), strict=True))
     possible = {name: candidates(types[name], name, *extremes[name]) for name in types}
