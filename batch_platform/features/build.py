@@ -246,6 +246,8 @@ class FeatureSession:
         try:
             result = function(**arguments)
             frame = result.collect() if isinstance(result, pl.LazyFrame) else result
+        except MemoryError:  # is not about one partition
+            raise
         except Exception as error:  # a user's own code may raise anything
             msg = (
                 f"{builder.spec.name}, partition {partition.key}: {dotted} failed with {type(error).__name__}: {error}."

@@ -379,11 +379,11 @@ def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monk
     assert spans[1] - spans[0] == count
 
 
-def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployment:
-    """A model for each week from 21 January on; those of two weeks are trained."""
+def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Deployment:
+    """A model for each week from 21 January on, and the features of January, as far as they can be built."""
     train = {"every": "week", "window": "all", "evaluate": "7 days"}
-    deployment = deploy(tmp_path, monkeypatch, model={"train": train})
-    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
+    deployment = deploy(tmp_path, monkeypatch, model={"train": train}, **overrides)
+    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success == (not overrides)
     return deployment
 
 
@@ -417,6 +417,23 @@ def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
     assert versions == {"2024-01-21"}
     assert tick(deployment, "training", when) == [True]
     assert requested(deployment, "predictions", when) == [(("predictions",), "2024-01-28", "2024-01-30")]
+
+
+def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path, monkeypatch):
+    twice = small_events().with_columns(
+        pl.when(pl.col("ts").is_between(at("2024-01-23T00:00"), at("2024-01-24T00:00")))
+        .then(pl.lit(1))
+        .otherwise(pl.col("id"))
+        .alias("id")
+    )
+    deployment = weekly(tmp_path, monkeypatch, events=twice)
+    when = at("2024-01-31T05:00")
+    assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
+    assert requested(deployment, "training", when) == [], "the model of 28 January waits for 23 January"
+    assert tick(deployment, "predictions", when) == [False, True, True]
+    scores = deployment.pipeline.state().scores
+    assert sorted(scores) == [f"2024-01-{day}" for day in range(21, 31) if day != 23]
+    assert {scores[f"2024-01-{day}"].model_version[:10] for day in (28, 29, 30)} == {"2024-01-21"}
 
 
 def test_a_model_under_way_is_not_requested_twice(tmp_path, monkeypatch):
