@@ -14,11 +14,21 @@ from datetime import datetime
 from functools import cache
 from typing import Literal
 
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.features.history import History, window_sha256
 from batch_platform.models.registry import Registry, Version
-from batch_platform.pipeline.plan import Plan, State, Step, declared_now, differences, open_partitions, trainings_of
+from batch_platform.pipeline.plan import (
+    Plan,
+    State,
+    Step,
+    changed,
+    declared_now,
+    differences,
+    open_partitions,
+    trainings_of,
+)
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
@@ -147,15 +157,18 @@ def _declaration_change(spec: PipelineSpec, state: State, plan: Plan, champion: 
     last = trainings[-1] if trainings else None
     newest = state.registry.named(last.version) if last is not None and last.version is not None else None
     decision = None if newest is None else state.registry.last_decision(newest.version)
-    again = f"batch-platform train {spec.name} --force trains it again"
-    if plan.of("model"):
+    period = Partition(champion.serving_period, champion.serving_start, champion.serving_start)
+    period_changed = changed(spec, state, period) is not None
+    if any(item.partition.start >= champion.serving_start for item in plan.of("model")):
         note = "a training is due"
     elif last is not None and last.failure is not None and last.declared == declared_now(spec, state):
         note = f"the training with them failed: {last.failure}"
     elif newest is not None and newest != champion and decision is not None and not differences(spec, state, newest):
         note = f"{newest.version}, trained with them, is {decision.action}: {decision.reason}"
+    elif period_changed:
+        note = f"batch-platform train {spec.name} trains with them"
     else:
-        note = again
+        note = f"batch-platform train {spec.name} --force trains with them"
     return DeclarationChange(champion.version, differs, note)
 
 

@@ -546,3 +546,24 @@ def test_a_process_counts_as_gone_only_where_its_id_is_valid(trained, place, sta
     run = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})
     look(trained, "predictions", at("2024-02-02T05:00"))
     assert trained.instance.get_run_by_id(run).status == status
+
+
+def test_a_changed_declaration_is_trained_by_a_tick_and_the_predictions_wait_for_it(tmp_path, monkeypatch):
+    when = at("2024-02-04T05:30")
+    deploy_trained(tmp_path, monkeypatch).score("2024-02-01", "2024-02-03")
+    deployment = deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 6}})
+    requests, reason = look(deployment, "predictions", when)
+    assert requests == []
+    assert reason == "Nothing can be done here yet: 3 of predictions, waiting for 1 of model (small_train_when_due)."
+    assert requested(deployment, "training", when) == [(("model",), "2024-02-01", "2024-02-01")]
+    assert all(tick(deployment, "training", when))
+    assert requested(deployment, "training", when) == []
+    assert requested(deployment, "predictions", when) == [(("predictions",), "2024-02-01", "2024-02-03")]
+    never = deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 7}, "train": {"retrain": "never"}})
+    assert requested(never, "training", when) == []
+
+
+def test_parameters_of_one_training_in_the_launchpad_are_not_undone_by_a_tick(tmp_path, monkeypatch):
+    deployment = deploy_trained(tmp_path, monkeypatch)
+    assert deployment.run("model", first="2024-02-01", config={"model": {"params": {"max_iter": 9}}}).success
+    assert requested(deployment, "training", at("2024-02-04T05:30")) == []

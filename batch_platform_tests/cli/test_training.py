@@ -1,0 +1,162 @@
+"""`train` and `run --retrain`: when a model is trained again, on which history, and what is said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from batch_platform_tests.command_line import published, write_project
+from batch_platform_tests.dagster_project import pipeline_folder
+
+PERIOD = "2024-02-01"
+VERSIONS = "SELECT version, params FROM batch_platform.model_versions ORDER BY seq"
+SERVING = "SELECT DISTINCT model_version FROM small.predictions"
+WORSE = {"max_iter": 1, "max_leaf_nodes": 2, "early_stopping": False}
+
+
+def redeclare(folder: Path, **model: Any) -> None:
+    """Change keys of the declared model."""
+    file = pipeline_folder(folder) / "defs.yaml"
+    declared = yaml.safe_load(file.read_text(encoding="utf-8"))
+    declared["attributes"]["model"] |= model
+    file.write_text(yaml.safe_dump(declared, allow_unicode=True), encoding="utf-8")
+
+
+def versions(folder: Path) -> list[str]:
+    return [version for version, _ in published(folder, VERSIONS)]
+
+
+def test_train_builds_the_history_of_the_newest_serving_period_and_scores_nothing(cli, fresh):
+    answer = cli(fresh, "train", "small")
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[:3] == [
+        "small, serving period 2024-02-01: not trained",
+        "  build features of 2024-01-01 to 2024-01-30 (30)",
+        "  train 2024-02-01",
+    ]
+    (version,) = versions(fresh)
+    assert f"{version} is approved: meets the gate.\n" in answer.out
+    assert "metrics on the evaluation rows; trivial baseline: class shares" in answer.out
+    assert "They are of the fit that the gate judged. The model was then fitted again, on these rows too." in answer.out
+    assert published(fresh, "SELECT count(*) FROM batch_platform.score_runs") == [(0,)]
+
+
+def test_train_finds_nothing_to_do_unless_it_is_forced_and_then_trains_whatever_was_scored(cli, project):
+    (before,) = versions(project)
+    report = cli(project, "train", "small", "--json").json
+    assert (report["trained"], report["version"], report["serving_period"]) == (False, before, PERIOD)
+    assert f"{before} was trained with what is declared." in cli(project, "train", "small").out
+    lost = list((project / ".batch_platform" / "lake" / "small" / "features").rglob("2024-01-1*.parquet"))
+    for file in lost:
+        file.unlink()
+    forced = cli(project, "train", "small", "--force", "--json").json
+    assert (forced["trained"], forced["decision"], forced["refit"]) == (True, "approved", True)
+    assert forced["baseline"]["name"].startswith("class shares")
+    assert set(forced["baseline"]["metrics"]) == set(forced["metrics"])
+    assert versions(project) == [before, forced["version"]]
+    assert len(lost) == 10
+    assert all(file.is_file() for file in lost), "the history is built again"
+
+
+@pytest.mark.parametrize(
+    ("period", "code", "says"),
+    [
+        ("2024-01-01", 1, "small, serving period 2024-01-01: its training window holds 0 partitions."),
+        ("2024-02-02", 2, "'2024-02-02' is not the key of a partition: month partitions have keys like '2024-01-01'."),
+        ("2024-03-01", 2, "Partition '2024-03-01' lies at or after the end of the partitions"),
+    ],
+)
+def test_train_refuses_a_serving_period_that_cannot_be_trained(cli, fresh, period, code, says):
+    answer = cli(fresh, "train", "small", "--period", period)
+    assert answer.code == code
+    assert answer.error.startswith(says)
+
+
+def test_a_changed_parameter_is_told_by_status_and_trained_by_the_next_run(cli, project):
+    (before,) = versions(project)
+    redeclare(project, params={"max_iter": 6, "max_leaf_nodes": 7, "early_stopping": False})
+    said = f"  declared parameters differ from those of {before}: a training is due\n"
+    assert said in cli(project, "status").out
+    assert cli(project, "status", "--json").json[0]["declaration_change"]["differs"] == ["parameters"]
+    answer = cli(project, "run", "small")
+    assert "  train 1 model (2024-02-01)\n" in answer.out
+    _, new = versions(project)
+    assert published(project, SERVING) == [(new,)]
+    assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
+    assert "declared" not in cli(project, "status").out
+
+
+def test_a_change_whose_model_is_refused_is_not_trained_again_and_status_says_why(cli, project):
+    (before,) = versions(project)
+    redeclare(project, params=WORSE, promote={"metric": "log_loss", "tolerance": 0})
+    assert cli(project, "run", "small").code == 0
+    _, refused = versions(project)
+    said = f"  declared parameters differ from those of {before}: {refused}, trained with them, is refused: log_loss "
+    assert said in cli(project, "status").out
+    assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
+    assert len(versions(project)) == 2
+    assert published(project, SERVING) == [(before,)]
+
+
+def test_a_change_that_cannot_be_trained_is_tried_once_and_the_champion_goes_on(cli, project):
+    (before,) = versions(project)
+    redeclare(project, params={"max_iter": 5, "learning_rate": -1.0})
+    failed = cli(project, "run", "small")
+    assert failed.code == 1
+    assert "learning_rate" in failed.error
+    assert cli(project, "run", "small").out.splitlines()[0] == "small: everything asked for is up to date."
+    assert "the training with them failed: small, serving period 2024-02-01: " in cli(project, "status").out
+    assert versions(project) == [before]
+    trainings = (
+        "SELECT version IS NULL, failure LIKE '%learning_rate%' FROM batch_platform.model_trainings ORDER BY seq"
+    )
+    assert published(project, trainings) == [(False, None), (True, True)]
+
+
+def test_changes_are_left_to_the_command_if_that_is_declared(cli, tmp_path):
+    folder = write_project(tmp_path / "project", model={"train": {"retrain": "never"}})
+    cli(folder, "run", "small", "--to", "2024-02-02")
+    (before,) = versions(folder)
+    redeclare(folder, params={"max_iter": 6})
+    assert "train" not in cli(folder, "run", "small", "--to", "2024-02-02").out
+    said = f"  declared parameters differ from those of {before}: batch-platform train small trains with them\n"
+    assert said in cli(folder, "status").out
+    assert cli(folder, "train", "small").out.startswith(
+        "small, serving period 2024-02-01: the declared parameters changed\n"
+    )
+    assert len(versions(folder)) == 2
+
+
+def test_run_retrains_the_newest_model_and_scores_with_it(cli, project):
+    (before,) = versions(project)
+    answer = cli(project, "run", "small", "--retrain")
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[1] == "  train 1 model (2024-02-01)"
+    first, second = versions(project)
+    assert first == before
+    assert published(project, SERVING) == [(second,)]
+    both = cli(project, "run", "small", "--retrain", "--model", first)
+    assert both.code == 2
+    assert both.error.startswith("--retrain trains a model, and --model scores with a version that exists.")
+
+
+def test_models_show_puts_each_metric_beside_that_of_the_baseline(cli, project):
+    (version,) = versions(project)
+    lines = cli(project, "models", "small", "show", version).out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("metrics on the evaluation rows"))
+    assert lines[at].startswith("metrics on the evaluation rows; trivial baseline: class shares")
+    assert (
+        lines[at + 1]
+        == "  They are of the fit that the gate judged. The model was then fitted again, on these rows too."
+    )
+    assert lines[at + 2].split() == ["metric", "value", "baseline"]
+    shown = {line.split()[0]: line.split()[1:] for line in lines[at + 3 : at + 7]}
+    evaluation = cli(project, "models", "small", "show", version, "--json").json["manifest"]["evaluation"]
+    assert set(shown) == set(evaluation["metrics"])
+    assert (
+        float(shown["roc_auc"][0])
+        > float(shown["roc_auc"][1])
+        == pytest.approx(evaluation["baseline"]["metrics"]["roc_auc"], abs=1e-3)
+    )
+    assert "refit: True" in "\n".join(lines)
