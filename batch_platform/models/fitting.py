@@ -91,13 +91,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     signature = Signature(task, classes, contract)
     with _refusals_explained(estimator, contract):
         predictor = _learn(kind, estimator, signature, matrix, truth)
-        rows = _known(signature, evaluated.kept, data.label)
-        outcomes = _outcomes(predictor, signature, rows, data.label)
-        metrics = {} if outcomes is None else measure(outcomes)
-    trivial = None
-    if outcomes is not None and data.label is not None:
-        metric = model.promote.metric or default_metric(task)
-        trivial = against_baseline(metric, outcomes, kept, rows, data.label)
+        metrics, trivial = measured(model, predictor, signature, (kept, evaluated.kept), data.label)
     return Fitted(
         estimator=estimator,
         signature=signature,
@@ -135,6 +129,22 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
     )
+
+
+def measured(
+    model: Model, predictor: Predictor, signature: Signature, rows: tuple[pl.DataFrame, pl.DataFrame], label: str | None
+) -> tuple[dict[str, float], AgainstBaseline | None]:
+    """The metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
+
+    `rows` are those that a trivial model learns from and those that both are evaluated on.
+    """
+    earlier, later = (_known(signature, part, label) for part in rows)
+    outcomes = _outcomes(predictor, signature, later, label)
+    if outcomes is None:
+        return {}, None
+    metric = model.promote.metric or default_metric(signature.task)
+    trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label)
+    return measure(outcomes), trivial
 
 
 def evaluate(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> dict[str, float]:

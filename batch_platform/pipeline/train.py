@@ -26,7 +26,7 @@ from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.fitting import Fitted, evaluate, fit, refit
+from batch_platform.models.fitting import Fitted, fit, measured, refit
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version
@@ -255,7 +255,9 @@ class Training:
             predictor.predict(matrix)
         data = self._held_out(window)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
-        metrics = {} if data is None else evaluate(predictor, signature, rows.kept, data.label)
+        metrics, trivial = dict[str, float](), None
+        if data is not None:
+            metrics, trivial = measured(spec.model, predictor, signature, (data.fit, rows.kept), data.label)
         fitted = Fitted(
             estimator=imported.source.model,
             signature=signature,
@@ -268,18 +270,22 @@ class Training:
             flavour=imported.flavour,
             predictor=predictor,
             details=imported.source.details,
+            trivial=trivial,
         )
         return fitted, data if metrics else None
 
     def _held_out(self, window: Sequence[Partition]) -> TrainingData | None:
-        """The end of a window, with labels known at the start of the serving period; None if no label is known."""
+        """The end of a window with the rows before it, as far as labels are known then; None if no label is known.
+
+        No imported model learns from the rows before the end, but the trivial one that it is held against.
+        """
         spec = self.history.spec
         known = [partition for partition in window if matures(spec, partition) <= self.period.start]
         if spec.labels is None or not known:
             return None
         boundary = evaluation_start(spec, known)
         held_out = [partition for partition in known if partition.start >= boundary] or known[-1:]
-        return self.history.training_data(self.state.features, held_out, held_out[0].start, self.stamp)
+        return self.history.training_data(self.state.features, known, held_out[0].start, self.stamp)
 
 
 def require_trainable(spec: PipelineSpec, period: Partition, window: Sequence[Partition]) -> None:

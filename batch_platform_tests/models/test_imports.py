@@ -1,6 +1,7 @@
 """Imports skip training, but not the contract, the hash, the registry and the gate; a model that does not fit is refused."""
 
 import pickle
+import re
 import sys
 from datetime import UTC, datetime
 
@@ -82,6 +83,15 @@ def test_a_file_that_does_not_meet_the_gate_never_serves(tmp_path):
     registry = pipeline.state().registry
     assert registry.approved() == []
     assert "worse than the required 0.6" in registry.promotions[0].reason
+
+
+def test_a_file_that_is_worse_than_a_trivial_baseline_never_serves_either(tmp_path):
+    booster(tmp_path / "project", good=False)
+    pipeline = pipeline_of(tmp_path)
+    with pytest.raises(NoChampionError, match="no version is approved"):
+        carry_out(pipeline, NOW)
+    reason = pipeline.state().registry.promotions[0].reason
+    assert re.fullmatch(r"roc_auc 0\.\d+ is worse than the trivial baseline's 0\.5\d* \(class shares.*\)", reason)
 
 
 @pytest.mark.parametrize("overrides", [{"labels": None}, {"labels": {"delay": "90 days"}}])
