@@ -367,8 +367,19 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
         serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
     due = [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
-    again = [period for period in newest if period in periods and period.key in trained - failed]
+    again = [
+        period
+        for period in newest
+        if period in periods and period.key in trained - failed and (everything or _all_from(spec, now, wanted, period))
+    ]
     return due + _to_train_again(spec, state, again)
+
+
+def _all_from(spec: PipelineSpec, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
+    """Whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
+    keys = {partition.key for partition in wanted}
+    served = [partition for partition in spec.partitions.calendar.due(now) if partition.start >= period.start]
+    return bool(served) and all(partition.key in keys for partition in served)
 
 
 def _to_train_again(spec: PipelineSpec, state: State, periods: Iterable[Partition]) -> list[Item]:
@@ -390,10 +401,10 @@ def _due_single_model(
     if spec.partitions.snapshot:
         wanted = wanted[-1:]
     if period is not None and not old:
-        served = [partition for partition in wanted if partition.start >= period.start]
-        if spec.partitions.snapshot and served:
-            period = Partition(key=served[-1].key, start=served[-1].start, end=served[-1].start)
-        return _to_train_again(spec, state, [period] if served and period.key not in failed else [])
+        if spec.partitions.snapshot and wanted and wanted[-1].start >= period.start:
+            period = Partition(key=wanted[-1].key, start=wanted[-1].start, end=wanted[-1].start)
+        complete = period.key not in failed and _all_from(spec, now, wanted, period)
+        return _to_train_again(spec, state, [period] if complete else [])
     if state.registry.of_model and not old:
         return []
     for partition in wanted:

@@ -14,7 +14,6 @@ from pathlib import Path
 import dagster as dg
 import polars as pl
 import pytest
-import yaml
 
 from batch_platform_tests.command_line import (
     COMMAND,
@@ -79,15 +78,6 @@ def append(folder: Path, text: str) -> None:
         file.write(text)
 
 
-def never_retrained(folder: Path) -> Path:
-    """The project, declared so that changed features train no model."""
-    file = pipeline_folder(folder) / "defs.yaml"
-    declared = yaml.safe_load(file.read_text(encoding="utf-8"))
-    declared["attributes"]["model"]["train"]["retrain"] = "never"
-    file.write_text(yaml.safe_dump(declared, allow_unicode=True), encoding="utf-8")
-    return folder
-
-
 def runs_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dg.DagsterRun]:
     """What Dagster has recorded, newest first."""
     monkeypatch.setenv("DAGSTER_HOME", str(folder / ".batch_platform" / "dagster"))
@@ -138,7 +128,7 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
 
 
 def test_one_partition_is_one_run_of_features_and_predictions(cli, project, monkeypatch):
-    append(never_retrained(project), "AND id % 2 = 0\n")
+    append(project, "AND id % 2 = 0\n")
     earlier = {run.run_id for run in runs_of(project, monkeypatch)}
     assert cli(project, "run", "small", "--partition", DAY).code == 0
     new = [run for run in runs_of(project, monkeypatch) if run.run_id not in earlier]
@@ -196,7 +186,7 @@ def test_given_version_scores_what_no_model_serves_and_is_marked_in_sample(cli, 
 
 
 def test_partition_without_rows_is_a_success_with_a_row_of_zeros(cli, project):
-    append(never_retrained(project), "AND 1 = 0\n")
+    append(project, "AND 1 = 0\n")
     refused = cli(project, "run", "small", "--partition", DAY)
     assert refused.code == 1
     assert refused.error.startswith(f"small, partition {DAY}: it had 40 rows and would become empty. Hint: ")

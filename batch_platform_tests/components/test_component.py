@@ -65,8 +65,10 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "max_rows": 100_000,
             "evaluate": "7 days",
             "schedule": "15 * * * *",
+            "retrain": "never",
         },
-        "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05, "manual": False},
+        "promote": {"metric": "roc_auc", "at_least": 0.5, "tolerance": 0.05, "baseline": True, "manual": False},
+        "refit": True,
     },
     "challengers": [
         {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
@@ -247,7 +249,12 @@ def test_templates_are_rendered(project, monkeypatch):
         (changed("model", "train", "windw", "all"), ["attributes.model.train at", "'windw'", "'window'"]),
         (
             changed("model", "promote", "metrc", "auc"),
-            ["attributes.model.promote at", "'metrc'", "allowed are at_least, manual, metric, tolerance", "'metric'"],
+            [
+                "attributes.model.promote at",
+                "'metrc'",
+                "allowed are at_least, baseline, manual, metric, tolerance",
+                "'metric'",
+            ],
         ),
         (changed("predictions", "shedule", "x"), ["attributes.predictions at", "'shedule'", "'schedule'"]),
         (

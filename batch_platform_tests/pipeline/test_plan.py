@@ -451,6 +451,14 @@ def test_a_changed_parameter_trains_the_newest_serving_period_again_and_no_other
     assert planned(spec, state) == []
 
 
+def test_a_change_trains_nothing_in_a_run_over_some_of_the_partitions_that_its_model_serves():
+    spec = SPECS["monthly models"]
+    state, changed_spec = finished(spec), with_params(spec, max_iter=9)
+    days = [spec.partitions.calendar.named(key) for key in KEYS if key >= "2024-02-01"]
+    assert make_plan(changed_spec, state, NOW, only=days[1:]).items == []
+    assert [item.partition.key for item in make_plan(changed_spec, state, NOW, only=days).of("model")] == ["2024-02-01"]
+
+
 def test_changed_features_and_estimators_are_named():
     spec = SPECS["monthly models"]
     state = replace(finished(spec), features_code_version="f2")
