@@ -63,9 +63,13 @@ def project_files(package: str) -> dict[str, str]:
 @click.command("new")
 @click.argument("name")
 @click.option(
-    "--from", "file", metavar="FILE", required=True, help="Parquet, CSV or DuckDB file, or a quoted glob of files."
+    "--from",
+    "file",
+    metavar="FILE",
+    required=True,
+    help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files.",
 )
-@click.option("--table", metavar="TABLE", help="Table of a DuckDB file.")
+@click.option("--table", metavar="TABLE", help="Table of a DuckDB file that has several.")
 @click.option(
     "--key",
     multiple=True,

@@ -18,7 +18,7 @@ from batch_platform.warehouse.sql import quoted
 class SourceTable:
     """A source as one partition reads it."""
 
-    pipeline: str  # for messages
+    pipeline: str  # for messages; empty if no pipeline declares the source
     name: str  # of the source and of its view
     source: Source
     folder: Path  # absolute; relative paths start there
@@ -26,7 +26,11 @@ class SourceTable:
 
     def error(self, problem: str, hint: str | None = None, *, shared: bool | None = None) -> SourceError:
         """The error that names this source, to be raised; `shared` says whether all partitions read the same table."""
-        msg = f"Source {self.name!r} of {self.pipeline!r}{problem}"
+        msg = (
+            f"Source {self.name!r} of {self.pipeline!r}{problem}"
+            if self.pipeline
+            else f"{self.source.location}{problem}"
+        )
         error = SharedSourceError if (not self.source.by_partition if shared is None else shared) else SourceError
         return error(msg, hint=hint or f"correct sources.{self.name}.")
 

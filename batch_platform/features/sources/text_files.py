@@ -15,7 +15,7 @@ from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of
 from batch_platform.features.sources.kind import SourceTable, create_view
-from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path
+from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import literal
 
 
@@ -47,7 +47,11 @@ _READERS = {
 
 def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     reader = _READERS[table.source.kind]
-    files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
+    try:
+        files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
+    except ArchiveError as error:
+        problem = f" cannot be read: {error.message}"
+        raise table.error(problem, error.hint) from error
     options = ", ".join([f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)])
     seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})

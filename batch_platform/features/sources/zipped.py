@@ -17,18 +17,22 @@ ENDING = ".zip"
 _PROTOCOL = "zipped"
 
 
+class ArchiveError(SourceError):
+    """An archive is broken, or does not hold one table."""
+
+
 def member_of(archive: Path) -> ZipInfo:
-    """The only file in an archive; raises SourceError if there are several or none."""
+    """The only file in an archive; raises ArchiveError if there are several or none."""
     try:
         with ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if _is_table(member)]
     except (BadZipFile, OSError) as error:
         msg = f"{archive} cannot be unpacked ({error})."
-        raise SourceError(msg, hint="replace it by an archive that is whole.") from error
+        raise ArchiveError(msg, hint="replace it by an archive that is whole.") from error
     if len(members) == 1:
         return members[0]
     msg = f"{archive} holds {listed(member.filename for member in members) or 'no files'}; it must hold one table."
-    raise SourceError(msg, hint="unpack it, and name the file that holds the table.")
+    raise ArchiveError(msg, hint="unpack it, and name the file that holds the table.")
 
 
 def _is_table(member: ZipInfo) -> bool:
