@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
+import polars as pl
 
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
-from batch_platform.warehouse.sql import literal
+from batch_platform.warehouse.sql import literal, quoted
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ def _notation(source: Source) -> Iterator[str]:
         yield f"decimal_separator = {literal(source.decimal)}"
 
 
+def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+    relation = _relation(con, table) if table.source.by_partition else quoted(table.name)  # the view knows the types
+    return con.sql(f"FROM {relation}").pl().lazy()
+
+
 def _admit(con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collection[Path]:
     if table.source.location.lower().endswith(ENDING):
         admit_archives(con)
@@ -85,7 +91,7 @@ CSV = replace(
     description=lambda source: f"the CSV files `{redact(source.location)}`",
     admit=_admit,
     view=lambda con, table: create_view(con, table.name, _relation(con, table)),
-    frame=lambda con, table: con.sql(f"FROM {_relation(con, table)}").pl().lazy(),
+    frame=_frame,
     counts_quickly=False,
     endings=_also_compressed(".csv", ".tsv", ".txt"),
 )
