@@ -203,11 +203,14 @@ def require_every_row(
     if driving is None:
         return
     where = f"{spec.name}, partition {partition.key}"
-    columns = con.duckdb.sql(f"FROM {quoted(driving.source)}").columns
+    source = con.duckdb.sql(f"FROM {quoted(driving.source)}")
+    columns = dict(zip(source.columns, map(str, source.types), strict=True))
     if driving.time not in columns:
         msg = f"{where}: the source {driving.source!r} has no column {driving.time!r}; it has {listed(columns)}."
         raise SourceError(msg, hint=did_you_mean(driving.time, columns) or "correct features.driving.time.")
     time = quoted(driving.time)
+    if columns[driving.time] == "TIMESTAMP_NS":  # the one type of times that DuckDB does not compare with a TIMESTAMPTZ
+        time = f"CAST({time} AS TIMESTAMPTZ)"
     inside = f"FROM {quoted(driving.source)} WHERE {time} >= $start AND {time} < $end"
     window = {"start": partition.start, "end": partition.end}
     try:
@@ -216,10 +219,10 @@ def require_every_row(
             return
         differing = ""
         if shared := [name for name in spec.features.key if name in columns]:
-            source = con.duckdb.sql(f"SELECT {', '.join(map(quoted, shared))} {inside}", params=window).pl()
+            rows_in = con.duckdb.sql(f"SELECT {', '.join(map(quoted, shared))} {inside}", params=window).pl()
             built = pl.read_parquet(features, columns=shared)
-            source = with_keys_of(built, spec, partition, source, what=f"source {driving.source!r}", key=shared)
-            differing = _differing_keys(built, source, shared)
+            rows_in = with_keys_of(built, spec, partition, rows_in, what=f"source {driving.source!r}", key=shared)
+            differing = _differing_keys(built, rows_in, shared)
     except duckdb.Error as error:
         msg = f"{where}: the rows of {driving.source!r} cannot be counted by {driving.time!r}: {' '.join(str(error).split())}."
         raise SourceError(msg, hint="features.driving.time must name a column with a date or a timestamp.") from error

@@ -273,6 +273,17 @@ def test_a_time_without_a_zone_and_a_date_are_local(project, time, inside, outsi
         small.write(outside)
 
 
+def test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it(project):
+    events = orders({}, {}, {"ts": NOON + timedelta(days=1)}).with_columns(
+        pl.col("ts").dt.convert_time_zone(BERLIN.key).dt.replace_time_zone(None).dt.cast_time_unit("ns")
+    )
+    at = "CAST(ts AS TIMESTAMPTZ)"
+    every = f"SELECT id, {at} AS ts FROM events WHERE {at} >= $partition_start AND {at} < $partition_end"
+    driving = {"driving": {"source": "events", "time": "ts"}}
+    assert "missing: id=0" in project(events, sql=f"{every} AND id > 0", features=driving).refusal()
+    assert project(events, sql=every, features=driving).write().rows == 2
+
+
 @pytest.mark.parametrize(
     ("zone", "day"),
     [("Asia/Beirut", "2024-03-31"), ("America/Sao_Paulo", "2018-11-04"), ("America/Havana", "2024-03-10")],
