@@ -231,7 +231,7 @@ def test_a_partition_that_fails_holds_up_no_other_and_status_says_why_until_it_i
     assert failed == ["2024-02-20"], "no other partition of the range is called failed"
     assert of["2024-02-20"]["reason"].startswith("the SQL of ")
     assert of["2024-02-20"]["reason"].endswith(" fails: Invalid Input Error: broken.")
-    assert {line["condition"] for key, line in of.items() if key != "2024-02-20"} == {"scored"}
+    assert {line["rows_scored"] for key, line in of.items() if key not in ("2024-02-19", "2024-02-20")} == {40}
     assert f"  2024-02-20: failed, {of['2024-02-20']['reason']}" in cli(project, "status", "small").out.splitlines()
     assert published(project, BALANCE) == [(0,)]
     sql.write_text(sound.replace("items", "items + 0 AS items"), encoding="utf-8")
