@@ -100,7 +100,9 @@ def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> Tra
 def _show(outcome: TrainingOutcome) -> None:
     name, version = outcome.pipeline, outcome.version
     if not outcome.trained:
-        terminal.say(f"{name}, serving period {outcome.serving_period}: {version} was trained with what is declared.")
+        terminal.say(
+            f"{name}, serving period {outcome.serving_period}: nothing is due; the newest version is {version}."
+        )
         terminal.say(f"  batch-platform train {name} --force   trains again")
         return
     terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")

@@ -46,7 +46,10 @@ def test_train_finds_nothing_to_do_unless_it_is_forced_and_then_trains_whatever_
     (before,) = versions(project)
     report = cli(project, "train", "small", "--json").json
     assert (report["trained"], report["version"], report["serving_period"]) == (False, before, PERIOD)
-    assert f"{before} was trained with what is declared." in cli(project, "train", "small").out
+    assert (
+        f"serving period 2024-02-01: nothing is due; the newest version is {before}.\n"
+        in cli(project, "train", "small").out
+    )
     lost = list((project / ".batch_platform" / "lake" / "small" / "features").rglob("2024-01-1*.parquet"))
     for file in lost:
         file.unlink()
