@@ -40,7 +40,7 @@ def command(  # noqa: PLR0913 - the options of the command
 ) -> None:
     """Write predictions of PIPELINE to a file, ordered by partition and key.
 
-    For example: batch-platform export churn --to scores.csv --from 2026-01-01 --to 2026-01-31 --features
+    With --to scores.csv --from 2026-01-01 --to 2026-01-31, the file holds the predictions of January.
     """
     path, last = _file_and_last(destinations)
     wiring = find_project(folder).pipeline(pipeline)

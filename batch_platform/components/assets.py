@@ -3,6 +3,7 @@
 Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
 """
 
+import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
@@ -23,6 +24,7 @@ from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, SourceError
+from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
@@ -165,6 +167,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
             except BatchPlatformError as error:
                 if not (followed and error.set_apart):
                     raise
+                context.log.debug(redact("".join(traceback.format_exception(error))))
                 context.log.warning("%s The predictions of the other partitions go on; then this run fails.", error)
         return log.finish()
 
