@@ -11,6 +11,7 @@ from xxhash import xxh3_64_intdigest
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
@@ -211,3 +212,25 @@ def test_a_snapshot_cannot_be_backtested(tmp_path):
     partitions = pipeline.spec.partitions.calendar.due(MONDAY)
     with pytest.raises(WrongUseError, match="cannot be backtested"):
         backtest(pipeline, partitions, BacktestModel("sklearn.dummy.DummyClassifier"), Stamp("x", MONDAY))
+
+
+@pytest.mark.parametrize("bound", [None, 0.9999])
+def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_holds_its_rows_out_still(tmp_path, bound):
+    first = snapshots(tmp_path)
+    carry_out(first, MONDAY)
+    model = {**SNAPSHOT["model"], "params": {"max_iter": 6}, "promote": {"at_least": bound}}
+    changed = snapshots(tmp_path, model=model)
+    plan = make_plan(changed.spec, changed.state(), days_later(1))
+    assert [(item.partition.key, item.reason) for item in plan.of("model")] == [
+        (SECOND, "the declared parameters changed")
+    ]
+    carry_out(changed, days_later(1))
+    carry_out(changed, days_later(1))
+    assert make_plan(changed.spec, changed.state(), days_later(1)).items == []
+    older, newer = changed.state().registry.of_model
+    assert [version.serving_period for version in (older, newer)] == [FIRST, SECOND]
+    assert changed.state().scores[FIRST].model_version == older.version
+    assert changed.state().scores[SECOND].model_version == (newer if bound is None else older).version
+    manifest = read_manifest(changed.home.bundle("small", newer.version), newer.sha256)
+    assert not manifest.refit
+    assert manifest.training.rows + manifest.evaluation.rows <= 2000
