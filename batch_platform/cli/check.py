@@ -9,11 +9,11 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, merged
 from batch_platform.features.query import Query
 from batch_platform.models.declared_model import check_model
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.train import check_challengers
 
 
@@ -32,7 +32,7 @@ class Problem:
 def command(folder: Path | None) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
-    errors = {name: check_pipeline(wiring, now) for name, wiring in sorted(project.pipelines.items())}
+    errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in sorted(project.pipelines.items())}
     problems = [Problem(name, error.message, error.hint) for name, found in errors.items() for error in found]
     terminal.report(
         {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems},
@@ -43,10 +43,10 @@ def command(folder: Path | None) -> None:
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
     if problems:
-        raise _all_of([error for found in errors.values() for error in found])
+        raise all_of([error for found in errors.values() for error in found])
 
 
-def _all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
+def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
     """One error that tells all; a single one as it is."""
     if len(errors) == 1:
         return errors[0]
@@ -55,9 +55,15 @@ def _all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:
     return BatchPlatformError(f"{len(errors)} problems. {listed}{more}")
 
 
-def check_pipeline(wiring: Wiring, now: datetime) -> list[BatchPlatformError]:
+def check_pipeline(pipeline: Pipeline, now: datetime) -> list[BatchPlatformError]:
     """What would make a run fail: in the estimators, in the sources of due partitions, in the SQL over them."""
-    spec, builder = wiring.spec, wiring.pipeline().builder
+    errors, lacking = check_declared(pipeline, now)
+    return [*errors, *([merged(pipeline.spec.name, [*lacking.items()], 0)] if lacking else [])]
+
+
+def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatformError], dict[str, SourceError]]:
+    """What would make every run fail, and the errors of due partitions whose own source files are missing, by key."""
+    spec, builder = pipeline.spec, pipeline.builder
     errors = list[BatchPlatformError]()
 
     def attempt(check: Callable[[], object]) -> None:
@@ -70,19 +76,17 @@ def check_pipeline(wiring: Wiring, now: datetime) -> list[BatchPlatformError]:
     attempt(lambda: check_model(spec.model, builder.sources.folder))
     attempt(lambda: check_challengers(spec, builder.sources.folder))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
-    attempt(lambda: lacking.update(_without_sources(wiring, due)))
-    if lacking:
-        errors.append(merged(spec.name, [*lacking.items()], 0))
+    attempt(lambda: lacking.update(_without_sources(pipeline, due)))
     if readable := [partition for partition in due if partition.key not in lacking][-1:]:
         time, label = spec.features.time, spec.labels.column if spec.labels else None
-        attempt(lambda: _try_query(wiring, builder.query, readable[0], time))
-        attempt(lambda: _try_query(wiring, builder.labels_query, readable[0], label))
-    return errors
+        attempt(lambda: _try_query(pipeline, builder.query, readable[0], time))
+        attempt(lambda: _try_query(pipeline, builder.labels_query, readable[0], label))
+    return errors, lacking
 
 
-def _without_sources(wiring: Wiring, due: Sequence[Partition]) -> dict[str, SourceError]:
+def _without_sources(pipeline: Pipeline, due: Sequence[Partition]) -> dict[str, SourceError]:
     """The errors of the partitions whose features are not built and whose own files are missing, by key."""
-    pipeline, names = wiring.pipeline(), [name for name, source in wiring.spec.sources.items() if source.by_partition]
+    names = [name for name, source in pipeline.spec.sources.items() if source.by_partition]
     errors: dict[str, SourceError] = {}
     built = pipeline.published_state().features if names else {}
     for partition in due:
@@ -95,8 +99,8 @@ def _without_sources(wiring: Wiring, due: Sequence[Partition]) -> dict[str, Sour
     return errors
 
 
-def _try_query(wiring: Wiring, query: Query | None, partition: Partition, column: str | None) -> None:
+def _try_query(pipeline: Pipeline, query: Query | None, partition: Partition, column: str | None) -> None:
     """Open the sources for a partition, and run an SQL over them without reading a row; it must give this column and the key."""
-    with wiring.pipeline().builder.sources.connect(partition) as con:
+    with pipeline.builder.sources.connect(partition) as con:
         if query is not None:
-            query.run(con, partition, [*wiring.spec.features.key, *([column] if column else [])])
+            query.run(con, partition, list(dict.fromkeys([*pipeline.spec.features.key, *([column] if column else [])])))

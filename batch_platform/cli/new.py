@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from batch_platform.cli import terminal
-from batch_platform.cli.check import check_pipeline
+from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, propose
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
+from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
-from batch_platform.cli.proposal.origin import locate
-from batch_platform.cli.proposal.survey import survey
+from batch_platform.cli.proposal.origin import Origin, locate
+from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
 from batch_platform.declaration.notation import check_name, check_timezone
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
 
 PACKAGE = "pipelines"  # root module of a project that this command creates
 _PYPROJECT = """\
@@ -83,6 +89,8 @@ def project_files(package: str) -> dict[str, str]:
     help="Order of day, month and year in dates such as 01/02/2026, where the table does not tell.",
 )
 @click.option("--label", metavar="COLUMN", help="Column to predict.")
+@click.option("--cluster", is_flag=True, help="Group similar rows instead of predicting a column.")
+@click.option("--yes", is_flag=True, help="Take the proposal without asking.")
 @click.option(
     "--timezone", default="UTC", show_default=True, help="Time zone that defines when a day starts, e.g. Europe/Berlin."
 )
@@ -98,11 +106,14 @@ def command(  # noqa: PLR0913 - the options of the command
     date_order: DateOrder | None,
     label: str | None,
     timezone: str,
+    *,
+    cluster: bool,
+    yes: bool,
 ) -> None:
     """Propose a pipeline NAME for a table, as files to read and edit.
 
     The key, the time, the features, the label and a first model are guessed from what the table holds, unless an option
-    names them.
+    names them. On a terminal it asks before it takes a guess. A table without a time is scored whole, once a day.
     """
     try:
         check_name(name)
@@ -110,42 +121,84 @@ def command(  # noqa: PLR0913 - the options of the command
     except ValueError as error:
         msg = f"{error}."
         raise WrongUseError(msg) from error
-    origin, asked = locate(file, table), Asked(key=key, time=time, label=label, timezone=timezone)
+    if cluster and label is not None:
+        msg = "--label and --cluster exclude each other: groups are found without a label."
+        raise WrongUseError(msg, hint="leave one of them out.")
+    origin, now = locate(file, table), datetime.now(UTC)
+    asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
     with survey(origin, timezone, date_order) as table_survey:
+        if terminal.can_ask() and not yes:
+            asked = _answered(table_survey, asked)
         proposal = propose(table_survey, asked)
         reading = layout(table_survey, proposal)
-    origin = reading.origin
     project, created = _project(folder)
     target = (project.declarations or project.root) / name
-    if origin.path.is_relative_to(project.root):
-        origin = replace(origin, path=Path(os.path.relpath(origin.path, target)))
-    _write(target, files_of(name, proposal, origin))
-    report = {
-        "pipeline": name,
-        "folder": str(target),
+    origin = _relative(reading.origin, project.root, target)
+    past = None if reading.past is None else _relative(reading.past, project.root, target)
+    _write(target, files_of(name, proposal, origin, past), project.home, now)
+    report = _report(name, target, table_survey, proposal) | {
         "source": {**origin.block},
         "source_read": reading.note,
-        "rows": table_survey.rows,
-        "key": [column.name for column in proposal.key],
-        "key_unique": proposal.key_holds,
-        "time": proposal.time.name,
-        "time_read": proposal.time.reading.note if proposal.time.reading else "",
-        "rows_without_time": proposal.timeless,
-        "first": proposal.span.first,
-        "last": proposal.span.last,
-        "every": proposal.every,
-        "partitions": proposal.span.filled[proposal.every],
-        "label": None if proposal.label is None else proposal.label.name,
-        "estimator": ESTIMATORS[proposal.target],
-        "features": [column.name for column in proposal.features],
-        "left_out": proposal.left_out,
-        "others": proposal.others,
         "project": str(project.root),
         "project_made": created,
     }
     terminal.report(report)
     _show(report)
-    check_pipeline(project.pipeline(name), datetime.now(UTC))
+
+
+def _relative(origin: Origin, root: Path, target: Path) -> Origin:
+    """The location as the files in a target name it: relative to them within the project."""
+    return (
+        replace(origin, path=Path(os.path.relpath(origin.path, target))) if origin.path.is_relative_to(root) else origin
+    )
+
+
+def _answered(table_survey: Survey, asked: Asked) -> Asked:
+    """Ask for the label, the time and the key, with the proposal as the default of each."""
+    columns = [column.name for column in table_survey.columns]
+    if asked.label is None and not asked.cluster:
+        likely = label_evidence(table_survey)
+        default = likely[0].column.name if likely and likely[0].points else ""
+        chosen = terminal.ask("Column to predict (empty: group similar rows)", default, columns)
+        asked = replace(asked, label=chosen or None, cluster=not chosen)
+    proposal = propose(table_survey, asked)
+    if asked.time is None and proposal.windows is not None and proposal.others["time"]:
+        asked = replace(asked, time=terminal.ask("Time of a row", proposal.windows.time.name, columns))
+        proposal = propose(table_survey, asked)
+    if not asked.key and proposal.key:
+        default = " ".join(column.name for column in proposal.key)
+        if len(proposal.key) == 1 and proposal.others["key"]:
+            asked = replace(asked, key=(terminal.ask("Column that identifies a row", default, columns),))
+    return asked
+
+
+def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -> dict[str, Any]:
+    """What is proposed, and why."""
+    windows = proposal.windows
+    return {
+        "pipeline": name,
+        "folder": str(target),
+        "rows": table_survey.rows,
+        "key": [column.name for column in proposal.key],
+        "key_unique": proposal.key_holds,
+        "snapshot": windows is None,
+        "time": None if windows is None else windows.time.name,
+        "time_read": "" if windows is None or windows.time.reading is None else windows.time.reading.note,
+        "rows_without_time": 0 if windows is None else windows.timeless,
+        "first": None if windows is None else windows.span.first,
+        "last": None if windows is None else windows.span.last,
+        "every": proposal.every,
+        "partitions": 1 if windows is None else windows.span.filled[proposal.every],
+        "label": None if proposal.label is None else proposal.label.name,
+        "label_evidence": list(proposal.evidence),
+        "estimator": ESTIMATORS[proposal.target],
+        "train_every": proposal.train_every,
+        "features": [column.name for column in proposal.features],
+        "calendar_features": [] if windows is None else list(windows.calendar),
+        "history_features": windows is not None and windows.past is not None,
+        "left_out": proposal.left_out,
+        "others": proposal.others,
+    }
 
 
 def _project(folder: Path | None) -> tuple[Project, bool]:
@@ -168,19 +221,26 @@ def _project(folder: Path | None) -> tuple[Project, bool]:
     return find_project(root), True
 
 
-def _write(target: Path, files: dict[str, str]) -> None:
-    """Write all files of a folder or none."""
+def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> None:
+    """Check the files of a pipeline, and write all of them or none."""
     if target.exists():
         msg = f"{target} already exists."
         raise WrongUseError(msg, hint="choose another name, or remove the folder.")
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as temporary:
-            written = Path(temporary) / target.name
-            written.mkdir()
+        written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
+        try:
             for file, text in files.items():
                 (written / file).write_bytes(text.encode())
+            spec = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
+            problems, _ = check_declared(Pipeline(spec, written, home), now)
+            if problems:
+                raise all_of(problems)
+            written.chmod(0o755)
             written.rename(target)
+        except BaseException:
+            shutil.rmtree(written)
+            raise
 
 
 @contextmanager
@@ -195,12 +255,25 @@ def _explained(target: Path) -> Generator[None]:
 
 
 def _show(report: dict[str, Any]) -> None:
-    label = report["label"] or "none found, so similar rows are grouped; name one with --label"
-    first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
-    lost = report["rows_without_time"]
-    timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
-    read = f" ({report['time_read']})" if report["time_read"] else ""
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
+    because = f" ({', '.join(report['label_evidence'])})" if report["label_evidence"] else ""
+    label = f"{report['label']}{because}{others['label']}" if report["label"] else "none: similar rows are grouped"
+    if report["snapshot"]:
+        time = "none: every day the whole table is scored as it is then"
+        partitions = "snapshots of the whole table, from today on"
+        learns = (
+            "its rows with a label; a fifth of them, drawn at random, is held out, which is optimistic about the future"
+        )
+    else:
+        first, last = (f"{report[name]:%Y-%m-%d %H:%M}" for name in ("first", "last"))
+        lost = report["rows_without_time"]
+        timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
+        read = f" ({report['time_read']})" if report["time_read"] else ""
+        time = f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}"
+        partitions = f"{report['every']}, of which {report['partitions']:,} hold rows"
+        learns = "all rows before the period that it serves"
+    made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
+    more = f"; from the time: {', '.join(made)}" if made else ""
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")
     terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")
@@ -208,12 +281,15 @@ def _show(report: dict[str, Any]) -> None:
     terminal.show_fields(
         {
             **source,
-            "key": f"{', '.join(report['key'])}, unique {report['key_unique']}{others['key']}",
-            "time": f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}",
-            "partitions": f"{report['every']}, of which {report['partitions']:,} hold rows",
+            "key": f"{', '.join(report['key']) or 'the place of a row in its file'}, unique {report['key_unique']}{others['key']}",
+            "time": time,
+            "partitions": partitions,
             "label": label,
-            "model": report["estimator"],
-            "features": f"{len(report['features'])}: {', '.join(report['features'])}",
+            "model": f"{report['estimator']}, trained once a {report['train_every']}"
+            if report["train_every"]
+            else f"{report['estimator']}, trained once",
+            "learns from": learns,
+            "features": f"{len(report['features'])}: {', '.join(report['features'])}{more}",
             "left out": report["left_out"] or "nothing",
         },
         indent=2,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from batch_platform.declaration.errors import listed
 from batch_platform.declaration.redaction import redact
 
 if TYPE_CHECKING:
@@ -84,6 +85,20 @@ def say(text: str = "") -> None:
 def fail(text: str) -> None:
     """Print an error as one paragraph on standard error."""
     err.print(f"Error: {_visible(' '.join(redact(text).split()))}", markup=False)
+
+
+def can_ask() -> bool:
+    """Whether a person can answer: input and output are a terminal, and the report is not JSON."""
+    return sys.stdin.isatty() and out.file.isatty() and not is_json()
+
+
+def ask(question: str, default: str, allowed: Sequence[str]) -> str:
+    """Ask for one of some names on the terminal, again until it is one; an empty answer is allowed where the default is empty."""
+    while True:
+        answer = str(click.prompt(question, default=default, show_default=bool(default), err=True)).strip()
+        if answer in allowed or (not answer and not default):
+            return answer
+        say(f"{answer!r} is not a column; there are {listed(allowed)}.")
 
 
 def warn(text: str) -> None:

@@ -88,7 +88,7 @@ def performance(wiring: Wiring) -> dict[str, Any]:
 
 def _of_predictions(wiring: Wiring, reads: Sequence[str], scores: Sequence[str]) -> dict[str, Any]:
     spec, source = wiring.spec, wiring.key("features")
-    taken = [*spec.features.key, *([spec.features.time] if spec.features.time else []), *spec.predictions.keep]
+    taken = [*spec.features.key_and_time, *spec.predictions.keep]
     deps = {name: [dg.TableColumnDep(source, name)] for name in taken}
     deps |= {name: [dg.TableColumnDep(source, column) for column in reads] for name in scores}
     origins = {name: f"`{name}` of the features" for name in taken} | dict.fromkeys(scores, f"as `{scores[0]}`")

@@ -307,11 +307,10 @@ class Features(Block):
         if (self.sql is None) == (self.python is None):
             msg = "give either `sql` or `python`"
             raise ValueError(msg)
-        reserved = [*self.key, *([self.time] if self.time is not None else [])]
-        if twice := {name for name in reserved if reserved.count(name) > 1}:
-            msg = f"key and time name {listed(map(repr, twice))} more than once"
+        if twice := {name for name in self.key if self.key.count(name) > 1}:
+            msg = f"the key names {listed(map(repr, twice))} more than once"
             raise ValueError(msg)
-        if named := {*reserved} & {*self.columns}:
+        if named := {*self.key_and_time} & {*self.columns}:
             msg = f"`columns` overrides feature columns; {listed(map(repr, named))} is key or time"
             raise ValueError(msg)
         return self
@@ -321,6 +320,11 @@ class Features(Block):
         """How many rows may be rejected, however it is declared."""
         most = self.max_rejected
         return most if isinstance(most, RejectedBudget) else RejectedBudget(share=most)
+
+    @property
+    def key_and_time(self) -> list[str]:
+        """The key columns and the time, each once: the time may be part of the key."""
+        return list(dict.fromkeys([*self.key, *([self.time] if self.time is not None else [])]))
 
 
 class Labels(Block):

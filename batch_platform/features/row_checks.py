@@ -33,7 +33,7 @@ class RowChecks:
         self._where = f"{spec.name}, partition {partition.key}"
         self._zone = ZoneInfo(spec.partitions.timezone)
         self._last: tuple[object, ...] | None = None
-        self._named = [*spec.features.key, *([spec.features.time] if spec.features.time else [])]
+        self._named = spec.features.key_and_time
         self._check_columns(schema.names)
         self._check_types(schema)
         self._temporal = [

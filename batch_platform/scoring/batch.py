@@ -121,8 +121,7 @@ def ignored_columns(present: Sequence[str], bundle: Bundle, spec: PipelineSpec) 
 
 
 def _carried_by(spec: PipelineSpec, keep: Sequence[str]) -> list[str]:
-    time = [] if spec.features.time is None else [spec.features.time]
-    return list(dict.fromkeys([*spec.features.key, *time, *keep]))
+    return list(dict.fromkeys([*spec.features.key_and_time, *keep]))
 
 
 def rejected_rows(rejected: pl.DataFrame, spec: PipelineSpec, partition: Partition, stamp: Stamp) -> pl.DataFrame:

@@ -142,7 +142,7 @@ def _stored(  # noqa: PLR0913 - what is stored with every row
     name: str, scores: pl.DataFrame, bundle: Bundle, spec: PipelineSpec, partition: Partition, stamp: Stamp
 ) -> pa.Table:
     table = scores.drop(_ROW).to_arrow()
-    carried, rows = len(spec.features.key) + (spec.features.time is not None), len(table)
+    carried, rows = len(spec.features.key_and_time), len(table)
     table = table.add_column(carried, "challenger", repeated_text(name, rows))
     table = table.add_column(carried + 1, "model_version", repeated_text(bundle.version, rows))
     table = table.append_column("partition_key", repeated_text(partition.key, rows))

@@ -58,10 +58,12 @@ def orders(rows: int = ROWS, **columns: Any) -> pl.DataFrame:
     return pl.DataFrame({name: values for name, values in given.items() if values is not None}, strict=False)
 
 
-def proposed(file: Path, table: str | None = None, **asked: Any) -> tuple[Proposal, dict[str, str]]:
+def proposed(
+    file: Path, table: str | None = None, now: datetime = AFTER_ALL, **asked: Any
+) -> tuple[Proposal, dict[str, str]]:
     """What is proposed for a file, and the files of a pipeline `orders` in the same folder."""
     with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
-        proposal = propose(seen, Asked(**asked))
+        proposal = propose(seen, Asked(now, **asked))
     return proposal, files_of("orders", proposal, seen.origin)
 
 

@@ -1,17 +1,26 @@
 """Choose a first pipeline for a table: its key, time, partitions, label and estimator.
 
-Every choice is a guess from names, types and uniqueness, unless the user made it. Nothing is written here.
+Every choice is a guess from what the table holds, unless the user made it. Nothing is written here.
 """
 
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from zoneinfo import ZoneInfo
 
-from batch_platform.cli.proposal.survey import Holds, Span, Survey, TableColumn
-from batch_platform.declaration.calendar import LONGEST, Calendar, Duration, Every
-from batch_platform.declaration.errors import WrongUseError, listed, shortened
+from batch_platform.cli.proposal.columns import (
+    ENOUGH,
+    NEARLY,
+    Evidence,
+    feature_reasons,
+    label_evidence,
+    target_of,
+    words,
+)
+from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
+from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
+from batch_platform.declaration.errors import WrongUseError, listed
 
 ESTIMATORS = {
     "classes": "sklearn.ensemble.HistGradientBoostingClassifier",
@@ -20,93 +29,121 @@ ESTIMATORS = {
 }
 _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
-MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
-MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
-NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
-_NO_FEATURE: dict[Holds, str] = {
-    "nothing": "has no values",
-    "row number": "the number that pandas gave the row",
-    "time": "a time; a number computed from it could be a feature, such as an age in days",
-}
+FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score one
+MOST_MODELS = 12  # of the past; earlier rows are learned from and not scored
+_MOST_PAIRS = 60  # of columns that are tried as a key
+_MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
-_LABEL_NAME = re.compile(
-    "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
-)
 
 
 @dataclass(frozen=True)
 class Asked:
     """What the user named, which replaces the guesses."""
 
+    now: datetime
     key: tuple[str, ...] = ()
     time: str | None = None
     label: str | None = None
+    cluster: bool = False  # propose groups of similar rows, without a label
     timezone: str = "UTC"
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known of earlier rows of the same entity when a partition starts, as features of a series."""
+
+    entity: tuple[TableColumn, ...]  # columns that name what the series is of; none for a single series
+    means: tuple[Duration, ...]  # lengths of time before the partition over which the label is averaged
+    lags: tuple[Duration, ...]  # how long before a row the label is looked up
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The partitions of a table with a time."""
+
+    time: TableColumn  # when a row's event happens
+    timeless: int  # rows without a time, which belong to no partition
+    span: Span  # of the times
+    start: datetime  # of the first partition, in local time
+    end: datetime | None  # of the last partition that has a row, in local time; None if more rows are expected
+    evaluate: Duration  # the end of the training window, used for evaluation
+    train_start: datetime | None  # first serving period, in local time; None for the first one with enough data
+    calendar: tuple[str, ...] = ()  # parts of the time that are features
+    past: Past | None = None
 
 
 @dataclass(frozen=True)
 class Proposal:
     """A proposed pipeline."""
 
-    key: tuple[TableColumn, ...]  # identifies a row within a partition
+    key: tuple[TableColumn, ...]  # identifies a row within a partition; none for its position in the file
     key_holds: str  # where the key is unique: "everywhere", or "within a" partition
-    time: TableColumn  # when a row's event happens
-    timeless: int  # rows without a time, which belong to no partition
-    span: Span  # of the times
     every: Every  # length of a partition
-    start: datetime  # of the first partition, in local time
-    end: datetime  # of the last partition that has a row, in local time
-    timezone: str  # of `start` and `end`
+    windows: Windows | None  # None for snapshots of the whole table
+    today: datetime  # in local time
+    timezone: str  # of all local times
     label: TableColumn | None  # None for clustering
+    evidence: tuple[str, ...]  # what speaks for the label, if nobody named it
     target: str  # what the label holds: "classes", "numbers" or "none"
     features: tuple[TableColumn, ...]
     left_out: dict[str, str]  # columns not used as features, with the reason
-    evaluate: Duration  # the end of the training window, used for evaluation
+    keep: tuple[TableColumn, ...]  # features to store with the predictions
     train_every: Every | None  # None for a single model
-    others: dict[str, list[str]]  # other possible columns for "key" and "time"
+    others: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # other possible columns by role
 
 
 def propose(survey: Survey, asked: Asked) -> Proposal:
     """Choose a pipeline for a table.
 
     Raises:
-        WrongUseError: A named column does not exist, or no column can be the time or the key.
+        WrongUseError: A named column does not exist or cannot play its role, no column is clearly the label, or nothing
+            identifies a row of several files.
     """
+    zone = ZoneInfo(asked.timezone)
     time, span, other_times = _time(survey, asked)
-    every = _every(survey.rows, span)
-    label = _label(survey, asked)
-    key, holds, other_keys = _key(survey, asked, {time, label}, lambda names: _where(survey, names, time, every))
-    target = "none" if label is None else _target(survey, label)
-    reasons = {
-        column: _no_feature(survey, column, label) for column in survey.columns if column not in {*key, time, label}
-    }
-    start, end = _bounds(span, every, ZoneInfo(asked.timezone))
-    evaluate, train_every = _training(every, end - start)
+    every: Every = "day" if span is None else _every(survey.rows, span)
+    if span is not None and asked.time is None and span.filled[every] < FEWEST_WINDOWS:
+        time, span, every = None, None, "day"
+    label, evidence, other_labels = _label(survey, asked, time)
+    key, holds, other_keys = _key(survey, asked, time, label, lambda names: _where(survey, names, time, every))
+    target = "none" if label is None else target_of(survey, label)
+    reasons = feature_reasons(survey, label, [*key, time, label])
+    features = tuple(column for column, reason in reasons.items() if reason is None)
+    windows, train_every = None, "month"
+    if time is not None and span is not None:
+        windows, train_every = _windows(survey, asked, time, span, every, key, label if target != "none" else None)
+    if not features and (windows is None or windows.past is None):
+        msg = f"No column of {survey.origin.path} is left to learn from: {listed(map(_named, reasons.items())) or 'there are no others'}."
+        raise WrongUseError(msg, hint="add columns, or name another --label, --key or --time.")
     return Proposal(
         key=key,
         key_holds=holds,
-        time=time,
-        timeless=survey.rows - span.rows,
-        span=span,
         every=every,
-        start=start,
-        end=end,
+        windows=windows,
+        today=asked.now.astimezone(zone).replace(tzinfo=None),
         timezone=asked.timezone,
         label=label,
+        evidence=evidence,
         target=target,
-        features=tuple(column for column, reason in reasons.items() if reason is None),
+        features=features,
         left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
-        evaluate=evaluate,
+        keep=tuple(column for column in features if column.is_text and column.distinct <= _MOST_KEPT_VALUES)[
+            :_MOST_KEPT
+        ],
         train_every=train_every,
-        others={"key": [column.name for column in other_keys], "time": [column.name for column in other_times]},
+        others={
+            "key": [column.name for column in other_keys],
+            "time": [column.name for column in other_times],
+            "label": [other.column.name for other in other_labels],
+        },
     )
 
 
-def _time(survey: Survey, asked: Asked) -> tuple[TableColumn, Span, list[TableColumn]]:
-    """The time column, the range of its times, and other possible time columns."""
+def _time(survey: Survey, asked: Asked) -> tuple[TableColumn | None, Span | None, list[TableColumn]]:
+    """The time column, the range of its times, and other possible time columns; no column for a table without times."""
     named = None if asked.time is None else survey.column(asked.time)
     able = [column for column in survey.columns if column.is_likely_time] if named is None else [named]
     ranked = sorted(
@@ -124,21 +161,47 @@ def _time(survey: Survey, asked: Asked) -> tuple[TableColumn, Span, list[TableCo
     if asked.time is not None:
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
         raise WrongUseError(msg, hint="name another column with --time, or write times as 2026-01-31 12:00.")
-    msg = f"No column of {survey.origin.path} holds times, so its rows belong to no partition."
-    raise WrongUseError(msg, hint="add a column with the time of each row's event, as a timestamp or a date.")
+    return None, None, []
 
 
-def _label(survey: Survey, asked: Asked) -> TableColumn | None:
-    """The column to predict: the column the user named, or a column with a typical name."""
+def _label(
+    survey: Survey, asked: Asked, time: TableColumn | None
+) -> tuple[TableColumn | None, tuple[str, ...], list[Evidence]]:
+    """The column to predict, what speaks for it, and other possible ones.
+
+    Raises:
+        WrongUseError: Too little speaks for any column, and the user did not ask to group rows.
+    """
     if asked.label is not None:
-        return survey.column(asked.label)
-    return next((column for column in survey.columns if _LABEL_NAME.fullmatch("_".join(_words(column.name)))), None)
+        return survey.column(asked.label), (), []
+    if asked.cluster:
+        return None, (), []
+    able = [
+        evidence for evidence in label_evidence(survey) if evidence.column not in (time, *map(survey.column, asked.key))
+    ]
+    if len(able) == 1:
+        return able[0].column, ("no other column can be predicted",), []
+    if able and able[0].points >= ENOUGH and able[1].points < able[0].points:
+        return able[0].column, able[0].reasons, able[1:]
+    likely = [evidence for evidence in able if evidence.points]
+    msg = f"It is not clear which column of {survey.origin.path} to predict" + (
+        f"; it could be {', '.join(evidence.column.name for evidence in likely[:5])}." if likely else "."
+    )
+    example = likely[0].column.name if likely else "COLUMN"
+    raise WrongUseError(msg, hint=f"name it, such as --label {example}; --cluster groups similar rows instead.")
 
 
 def _key(
-    survey: Survey, asked: Asked, taken: set[TableColumn | None], where: Callable[[Sequence[TableColumn]], str | None]
+    survey: Survey,
+    asked: Asked,
+    time: TableColumn | None,
+    label: TableColumn | None,
+    where: Callable[[Sequence[TableColumn]], str | None],
 ) -> tuple[tuple[TableColumn, ...], str, list[TableColumn]]:
-    """The columns that identify a row, where they are unique, and other possible key columns."""
+    """The columns that identify a row, where they are unique, and other possible key columns.
+
+    A single column comes before several, and the position of a row in its file last.
+    """
     if asked.key:
         key = tuple(survey.column(name) for name in asked.key)
         if (holds := where(key)) is not None:
@@ -148,52 +211,52 @@ def _key(
     able = [
         column
         for column in survey.columns
-        if (column.holds == "integer" or column.is_text) and not column.nulls and column not in taken
+        if not column.nulls and column not in (time, label) and _may_name_rows(survey, column)
     ]
     ranked = sorted(able, key=lambda column: _rank(column.name, _KEY_NAMES))
     unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
     if unique:
         return (unique[0],), "everywhere", unique[1:]
     named = [column for column in ranked if _rank(column.name, _KEY_NAMES) < len(_KEY_NAMES)]
-    for key in (*((column,) for column in named), tuple(named)):
-        if key and (holds := where(key)):
+    for key in _compound_keys(ranked, named, time):
+        if holds := where(key):
             return key, holds, []
-    msg = f"No column of {survey.origin.path} identifies its rows: every column has nulls or repeated values."
-    hint = "name several columns that identify a row together, such as --key customer --key product."
+    if survey.origin.is_one_file:
+        return (), "as long as rows keep their place in the file", []
+    msg = f"No column of {survey.origin.path} identifies its rows, nor do two or three together."
+    hint = "name the columns that identify a row together, such as --key customer --key product, or name a single file."
     raise WrongUseError(msg, hint=hint)
 
 
-def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn, every: Every) -> str | None:
+def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
+    """Whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
+    if column.holds != "integer":
+        return column.is_text
+    return _rank(column.name, _KEY_NAMES) < len(_KEY_NAMES) or survey.counts_rows(column.name)
+
+
+def _compound_keys(
+    ranked: Sequence[TableColumn], named: Sequence[TableColumn], time: TableColumn | None
+) -> Iterator[tuple[TableColumn, ...]]:
+    """Keys to try, the simplest first: names that say so, the time, and two columns or three with the time."""
+    times = () if time is None or time.nulls else (time,)
+    yield from ((column,) for column in named)
+    if times:
+        yield times
+    if len(named) > 1:
+        yield tuple(named)
+    pairs = list(combinations(ranked, 2))[:_MOST_PAIRS]
+    if times:
+        yield from ((column, *times) for column in ranked)
+        yield from ((*pair, *times) for pair in pairs)
+    yield from pairs
+
+
+def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn | None, every: Every) -> str | None:
     names = [column.name for column in key]
     if survey.unique(names):
         return "everywhere"
-    return f"within a {every}" if survey.unique(names, within=every, time=time.name) else None
-
-
-def _target(survey: Survey, label: TableColumn) -> str:
-    """Whether the label holds classes or numbers."""
-    if label.holds in ("boolean", "text"):
-        return "classes"
-    if label.holds == "integer":
-        return "classes" if survey.values(label.name) <= MOST_CLASSES else "numbers"
-    if label.holds == "number":
-        return "classes" if survey.values(label.name) == 2 else "numbers"  # noqa: PLR2004 - two numbers are yes and no
-    msg = f"{label.name!r} of {survey.origin.path} has type {label.dtype}, which cannot be predicted."
-    raise WrongUseError(msg, hint="name a column of numbers, truth values or class names with --label.")
-
-
-def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) -> str | None:
-    """Why a column cannot be a feature as it is; None if it can."""
-    rows = survey.rows
-    if column.holds in _NO_FEATURE:
-        return _NO_FEATURE[column.holds]
-    if column.holds == "other":
-        return f"has type {column.dtype}; a number or a text computed from it could be a feature"
-    if label is not None and survey.null_together(column, label):
-        return f"is null exactly where {shortened(label.name)} is null, so it may be known only with the label"
-    if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
-        return f"a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
-    return None
+    return f"within a {every}" if time is not None and survey.unique(names, within=every, time=time.name) else None
 
 
 def _every(rows: int, span: Span) -> Every:
@@ -207,6 +270,35 @@ def _every(rows: int, span: Span) -> Every:
     return "month" if span.length > timedelta(days=60) else "day"
 
 
+def _windows(  # noqa: PLR0913 - what the partitions follow from
+    survey: Survey,
+    asked: Asked,
+    time: TableColumn,
+    span: Span,
+    every: Every,
+    key: Sequence[TableColumn],
+    label: TableColumn | None,
+) -> tuple[Windows, Every | None]:
+    """The partitions of a table with a time, and how often a model is trained."""
+    zone = ZoneInfo(asked.timezone)
+    first, end = _bounds(span, every, zone)
+    still_growing = asked.now - span.last < max(3 * LONGEST[every].nominal, timedelta(days=7))
+    is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
+    evaluate, train_every = _training(every, end - first, is_sparse=is_sparse)
+    windows = Windows(
+        time=time,
+        timeless=survey.rows - span.rows,
+        span=span,
+        start=first,
+        end=None if still_growing else end,
+        evaluate=evaluate,
+        train_start=_first_serving(train_every, first, end, zone),
+        calendar=_calendar_parts(survey, time, span),
+        past=None if label is None else _past(survey, time, every, key, label),
+    )
+    return windows, train_every
+
+
 def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetime]:
     """Start of the window of the first row and end of the window of the last row, in local time."""
     before = (span.first.astimezone(zone) - 2 * LONGEST[every].nominal).replace(tzinfo=None, microsecond=0)
@@ -218,25 +310,76 @@ def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetim
     return first.start.astimezone(zone).replace(tzinfo=None), last.end.astimezone(zone).replace(tzinfo=None)
 
 
-def _training(every: Every, length: timedelta) -> tuple[Duration, Every | None]:
+def _training(every: Every, length: timedelta, *, is_sparse: bool) -> tuple[Duration, Every | None]:
     """How much of the training window is used for evaluation, and how often a model is trained."""
     if every == "hour":
-        return Duration(hours=max(1, int(length / timedelta(hours=5)))), None
-    days = max(LONGEST[every].days, min(14, int(length / timedelta(days=5))))
-    often = length >= timedelta(days=90) + 2 * timedelta(days=days)
-    return Duration(days=days), "month" if often else None
+        hours = max(1, int(length / timedelta(hours=5)))
+        return Duration(hours=hours), "day" if length > timedelta(days=1, hours=2 * hours) else None
+    fifth = int(length / timedelta(days=5))
+    days = max(LONGEST[every].days, fifth if is_sparse else min(14, fifth))
+    for often in ("month", "week"):
+        if length >= 3 * LONGEST[often].nominal + 2 * timedelta(days=days):
+            return Duration(days=days), often
+    return Duration(days=days), None
+
+
+def _first_serving(train_every: Every | None, first: datetime, end: datetime, zone: ZoneInfo) -> datetime | None:
+    """The start of the serving period from which the past holds at most MOST_MODELS of them; None if it holds no more."""
+    if train_every is None:
+        return None
+    calendar = Calendar(train_every, zone, first)
+    periods = calendar.within(first.replace(tzinfo=zone).astimezone(UTC), end.replace(tzinfo=zone).astimezone(UTC))
+    if len(periods) <= MOST_MODELS:
+        return None
+    return periods[-MOST_MODELS].start.astimezone(zone).replace(tzinfo=None)
+
+
+def _calendar_parts(survey: Survey, time: TableColumn, span: Span) -> tuple[str, ...]:
+    """The parts of a time that may matter and of which the table holds every value more than once."""
+    lengths = {"hour": timedelta(days=2), "isodow": timedelta(days=14), "month": timedelta(days=2 * 365)}
+    starts: dict[str, tuple[Every, ...]] = {
+        "hour": ("day",),
+        "isodow": ("week", "month"),
+    }  # at which a part is always the same
+    return tuple(
+        part
+        for part, least in lengths.items()
+        if span.length >= least and not any(survey.lies_on(every, time.name) for every in starts.get(part, ()))
+    )
+
+
+def _past(
+    survey: Survey, time: TableColumn, every: Every, key: Sequence[TableColumn], label: TableColumn
+) -> Past | None:
+    """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions."""
+    is_series = time in key or (key and not survey.unique([column.name for column in key]))
+    if label.holds not in ("number", "integer", "boolean") or not is_series:
+        return None
+    steps: dict[Every, tuple[tuple[Duration, ...], tuple[Duration, ...]]] = {
+        "hour": ((Duration(hours=3), Duration(days=1)), (Duration(hours=1), Duration(days=1))),
+        "day": ((Duration(days=7), Duration(days=28)), (Duration(days=1), Duration(days=7))),
+        "week": ((Duration(days=28), Duration(days=84)), (Duration(days=7), Duration(days=364))),
+        "month": ((Duration(days=92), Duration(days=365)), ()),
+    }
+    means, lags = steps[every]
+    on_a_grid = survey.lies_on("hour", time.name)
+    return Past(tuple(column for column in key if column != time), means, lags if on_a_grid else ())
+
+
+def local_key(moment: datetime, every: Every) -> str:
+    """A local time as the YAML writes it."""
+    return moment.strftime(KEY_FORMATS[every])
+
+
+def _named(reason: tuple[TableColumn, str | None]) -> str:
+    return f"{reason[0].name} {reason[1]}"
 
 
 def _rank(name: str, liked: Sequence[str]) -> int:
     """The position of the last word of a name in a list of typical words; the lower, the better."""
-    last = _words(name)[-1:]
+    last = words(name)[-1:]
     return liked.index(last[0]) if last and last[0] in liked else len(liked)
 
 
 def _is_birth(column: TableColumn) -> bool:
-    return any(word.startswith(_BORN) for word in _words(column.name))
-
-
-def _words(name: str) -> list[str]:
-    """The words of a name in lower case: `orderDate`, `Order-Date` and `ORDER DATE` have the same words."""
-    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
+    return any(word.startswith(_BORN) for word in words(column.name))

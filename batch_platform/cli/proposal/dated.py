@@ -29,6 +29,9 @@ class Layout:
 
     origin: Origin
     note: str  # for people; empty for one file in the usual notation
+    past: Origin | None = (
+        None  # all files together, where each partition reads its own and its features also earlier ones
+    )
 
 
 def layout(survey: Survey, proposal: Proposal) -> Layout:
@@ -43,11 +46,11 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
     if len(files) <= 1:
         return Layout(origin, "")
     together = f"{len(files)} files, read together"
-    dated = _dated(files)
-    if dated is None:
+    dated, windows = _dated(files), proposal.windows
+    if dated is None or windows is None:
         return Layout(origin, together)
     pattern, key_of = dated
-    calendar = Calendar(proposal.every, ZoneInfo(proposal.timezone), proposal.start)
+    calendar = Calendar(proposal.every, ZoneInfo(proposal.timezone), windows.start)
     try:
         own = {file: calendar.named(key) for file, key in key_of.items()}
     except WrongUseError:
@@ -57,11 +60,11 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
     if len(missing) > len(within) * MOST_MISSING:
         return Layout(origin, f"{together}: there is no file for {listed(missing)}")
     one_each = replace(origin, types=_types(survey, proposal))
-    if (outside := _outside(survey, proposal.time.name, one_each, own)) is not None:
+    if (outside := _outside(survey, windows.time.name, one_each, own)) is not None:
         return Layout(origin, f"{together}: {outside}")
     lacking = f", and fails for {listed(missing)} until there is a file" if missing else ""
     note = f"each {proposal.every} reads the file of its date, so that late and corrected files are seen{lacking}"
-    return Layout(replace(one_each, path=pattern), note)
+    return Layout(replace(one_each, path=pattern), note, past=None if windows.past is None else one_each)
 
 
 def _dated(files: list[Path]) -> tuple[Path, dict[Path, str]] | None:
@@ -91,7 +94,8 @@ def _types(survey: Survey, proposal: Proposal) -> dict[str, str]:
     if survey.origin.kind not in ("csv", "json"):
         return {}
     label = [] if proposal.label is None else [proposal.label]
-    used = [*proposal.key, proposal.time, *proposal.features, *label]
+    time = [] if proposal.windows is None else [proposal.windows.time]
+    used = [*proposal.key, *time, *proposal.features, *label]
     return {column.name: column.dtype for column in used if column.holds != "integer"}
 
 

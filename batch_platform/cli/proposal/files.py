@@ -10,10 +10,9 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal
+from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.survey import TableColumn
-from batch_platform.declaration.calendar import KEY_FORMATS
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import PLACEHOLDERS, varies
 from batch_platform.declaration.notation import name_of
@@ -23,109 +22,207 @@ from batch_platform.warehouse.sql import quoted
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read a pattern, Dagster a template
+ROW, THIS = "row_in_file", "this"  # the key of a table without one, and the alias of the table
 _ROWS = "rows"  # source name of a table whose own name is not valid
 
 
-def files_of(name: str, proposal: Proposal, origin: Origin) -> dict[str, str]:
-    """The text of each file of a pipeline, by file name; `origin` is relative to the folder of the pipeline."""
+def files_of(name: str, proposal: Proposal, origin: Origin, past: Origin | None = None) -> dict[str, str]:
+    """The text of each file of a pipeline, by file name; paths are relative to the folder of the pipeline.
+
+    Earlier rows are read from `past`, if a partition's own file does not hold them.
+    """
     source = _source_name(origin)
-    files = {"defs.yaml": _yaml(name, proposal, origin, source), "features.sql": _features(source, proposal)}
+    sources = {source: origin} if past is None else {source: origin, f"{source}_past": past}
+    history = [*sources][-1]
+    files = {
+        "defs.yaml": _yaml(name, proposal, sources),
+        "features.sql": _features(source, history, proposal),
+    }
     if proposal.label is not None:
         files["labels.sql"] = _labels(source, proposal, proposal.label)
     return files
 
 
-def _yaml(name: str, proposal: Proposal, origin: Origin, source: str) -> str:
-    key_format, train_every = KEY_FORMATS[proposal.every], proposal.train_every
-    start, end = (time.strftime(key_format) for time in (proposal.start, proposal.end))
-    windows = f"every: {proposal.every}, start: {_quoted(start)}, end: {_quoted(end)}, timezone: {proposal.timezone}"
+def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin]) -> str:
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
-    key = ", ".join(_scalar(_stored(column)) for column in proposal.key)
-    nullable = [f"      {_scalar(_name(column))}: {{nullable: true}}" for column in proposal.features if column.nulls]
-    often = "" if train_every is None else f"every: {train_every}, "
+    key = ", ".join(_scalar(_stored(column)) for column in proposal.key) or ROW
+    nullable = [_name(column) for column in proposal.features if column.nulls] + [
+        name for name, _ in _past("", proposal)
+    ]
     labels: list[str] = []
     if proposal.label is not None:
-        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}, delay: 0 days}}"
-        labels.append(f"{label}   # delay: time from the end of a partition until its labels are known")
+        delay = "" if proposal.windows is None else ", delay: 0 days"
+        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{delay}}}"
+        note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
+        labels.append(f"{label}{note}")
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in PARAMS[proposal.target].items())
+    time = [] if proposal.windows is None else [f"    time: {_scalar(_stored(proposal.windows.time))}"]
+    keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
     return "\n".join(
         [
-            f"# Proposed for {shortened(origin.path.name)}: every line is a guess. Read and edit it.",
+            f"# Proposed for {shortened(next(iter(sources.values())).path.name)}: every line is a guess. Read and edit it.",
             "type: batch_platform.components.BatchInference",
             "attributes:",
             f"  name: {name}",
             f"  description: {_scalar(f'{what}.')}",
-            f"  partitions: {{{windows}}}   # remove `end` once new rows arrive",
+            f"  partitions: {_partitions(proposal)}",
             "  sources:",
-            f"    {source}: {_flow(origin.block)}",
+            *(f"    {source}: {_flow(origin.block)}" for source, origin in sources.items()),
             "  features:",
             "    sql: features.sql",
             f"    key: [{key}]   # unique {proposal.key_holds}",
-            f"    time: {_scalar(_stored(proposal.time))}",
+            *time,
             *(["    columns:   # null in some rows"] if nullable else []),
-            *nullable,
+            *(f"      {_scalar(column)}: {{nullable: true}}" for column in nullable),
             "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than both, it is not published",
             *labels,
             "  model:",
             f"    estimator: {ESTIMATORS[proposal.target]}",
             f"    params: {{{params}}}",
-            f"    train: {{{often}window: all, evaluate: {proposal.evaluate}}}",
+            f"    train: {{{_training(proposal)}}}",
+            *([f"  predictions: {{keep: [{keep}]}}"] if keep else []),
             "",
         ]
     )
 
 
-def _features(source: str, proposal: Proposal) -> str:
-    time = _as(_instant(proposal.time), proposal.time, _stored(proposal.time))
-    columns = [*_keys(proposal), (time, "the time")]
+def _partitions(proposal: Proposal) -> str:
+    windows, every = proposal.windows, proposal.every
+    if windows is None:
+        today = _quoted(local_key(proposal.today, every))
+        block = f"{{every: {every}, start: {today}, snapshot: true, timezone: {proposal.timezone}}}"
+        return f"{block}   # the whole table, as it is on the day"
+    start = _quoted(local_key(windows.start, every))
+    end = "" if windows.end is None else f", end: {_quoted(local_key(windows.end, every))}"
+    note = "   # remove `end` once new rows arrive" if end else ""
+    return f"{{every: {every}, start: {start}{end}, timezone: {proposal.timezone}}}{note}"
+
+
+def _training(proposal: Proposal) -> str:
+    windows, every = proposal.windows, proposal.train_every
+    often = {} if every is None else {"every": every}
+    if windows is None:
+        return _flow({**often, "held_out": 0.2})[1:-1]
+    begins = {} if windows.train_start is None or every is None else {"start": local_key(windows.train_start, every)}
+    return _flow({**often, **begins, "window": "all"})[1:-1] + f", evaluate: {windows.evaluate}"
+
+
+def _features(source: str, history: str, proposal: Proposal) -> str:
+    windows = proposal.windows
+    columns = _keys(proposal)
+    if windows is not None:
+        if windows.time not in proposal.key:
+            columns.append((_as(_instant(windows.time), windows.time, _stored(windows.time)), "the time"))
+        columns += [
+            (f"extract({part} FROM {_instant(windows.time)}) AS {_part_name(proposal, part)}", "")
+            for part in windows.calendar
+        ]
+    columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in _past(history, proposal)]
     columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
     left_out = [f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items()]
-    lost = f"-- {proposal.timeless:,} rows belong to no partition: their {shortened(proposal.time.name)} is not a time."
+    lost = (
+        []
+        if windows is None or not windows.timeless
+        else [
+            f"-- {windows.timeless:,} rows belong to no partition: their {shortened(windows.time.name)} is not a time."
+        ]
+    )
+    known = "when its partition starts" if windows is not None else "when the table is read"
     return _select(
-        "One row per key, with what is known about it when its partition starts. Remove what is known only later:\n"
+        f"One row per key, with what is known about it {known}. Remove what is known only later:\n"
         "-- it would make a model look better than it can be.",
         columns,
-        source,
+        _from(source, proposal),
         _within(proposal),
-        *([lost] if proposal.timeless else []),
+        *lost,
         *(["-- Left out:", *left_out] if left_out else []),
     )
 
 
 def _labels(source: str, proposal: Proposal, label: TableColumn) -> str:
     columns = [*_keys(proposal), (_as(_value(label), label, _name(label)), "the true outcome")]
-    where = f"{_within(proposal)} AND {_identifier(label.name)} IS NOT NULL"
-    return _select("Key and true outcome of the rows whose outcome is known.", columns, source, where)
+    where = " AND ".join(filter(None, [_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]))
+    return _select("Key and true outcome of the rows whose outcome is known.", columns, _from(source, proposal), where)
 
 
 def _select(comment: str, columns: list[tuple[str, str]], source: str, where: str, *after: str) -> str:
     commas = [f"    {sql}{',' if at < len(columns) else ''}" for at, (sql, _) in enumerate(columns, start=1)]
     listing = [f"{line}   -- {note}" if note else line for line, (_, note) in zip(commas, columns, strict=True)]
-    return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {_identifier(source)}", f"WHERE {where}", *after, ""])
+    condition = [f"WHERE {where}"] if where else []
+    return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *condition, *after, ""])
+
+
+def _from(source: str, proposal: Proposal) -> str:
+    """The source as the FROM clause names it, with the place of each row in the file if there is no other key."""
+    if proposal.key:
+        return _identifier(source) + (f" AS {THIS}" if proposal.windows and proposal.windows.past else "")
+    return f"(SELECT row_number() OVER () AS {ROW}, * FROM {_identifier(source)}) AS {THIS}"
 
 
 def _keys(proposal: Proposal) -> list[tuple[str, str]]:
-    return [(_as(_value(column), column, _stored(column)), "the key") for column in proposal.key]
+    if not proposal.key:
+        return [(f"{THIS}.{ROW}", "the place of the row in the file, which must not change")]
+    time = None if proposal.windows is None else proposal.windows.time
+    return [
+        (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")
+        for column in proposal.key
+    ]
 
 
 def _within(proposal: Proposal) -> str:
-    at = _instant(proposal.time)
+    if proposal.windows is None:
+        return ""
+    at = _instant(proposal.windows.time)
     return f"{at} >= $partition_start AND {at} < $partition_end"
 
 
-def _instant(column: TableColumn) -> str:
-    return _identifier(column.name) if column.reading is None else column.reading.of(_identifier(column.name))
+def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
+    """The features of a series, name and SQL: what earlier rows of the same entity said, known when the partition starts."""
+    windows, label = proposal.windows, proposal.label
+    if windows is None or windows.past is None or label is None:
+        return []
+    past, at = windows.past, _instant(windows.time, "past.")
+    value = _value(label, "past.")
+    value = f"CAST({value} AS DOUBLE)" if label.holds == "boolean" else value
+    same = [f"past.{_identifier(column.name)} = {THIS}.{_identifier(column.name)}" for column in past.entity]
+    known = f"{at} < $partition_start"
+    name, row_at = _name(label), _instant(windows.time, f"{THIS}.")
+    made = {f"{name}_mean_{length}": f"{at} >= $partition_start - INTERVAL '{length}'" for length in past.means}
+    made |= {f"{name}_{lag}_before": f"{at} = {row_at} - INTERVAL '{lag}'" for lag in past.lags}
+    taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
+    return [
+        (
+            name,
+            f"(SELECT avg({value}) FROM {_identifier(source)} AS past WHERE {' AND '.join([*same, known, condition])})",
+        )
+        for name, condition in ((name.replace(" ", "_"), condition) for name, condition in made.items())
+        if name.lower() not in taken
+    ]
 
 
-def _value(column: TableColumn) -> str:
+def _part_name(proposal: Proposal, part: str) -> str:
+    """The name of a part of the time as a feature, which no other column has."""
+    name = {"isodow": "weekday"}.get(part, part)
+    taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
+    label = "" if proposal.label is None else _name(proposal.label).lower()
+    return f"{name}_of_time" if name in {*taken, label, *ADDED_COLUMNS} else name
+
+
+def _instant(column: TableColumn, qualifier: str = "") -> str:
+    name = f"{qualifier}{_identifier(column.name)}"
+    return name if column.reading is None else column.reading.of(name)
+
+
+def _value(column: TableColumn, qualifier: str = "") -> str:
     """SQL for a column, cast to a type that features can have."""
+    name = f"{qualifier}{_identifier(column.name)}"
     if column.groups_digits:
-        return f"CAST(replace(replace({_identifier(column.name)}, '.', ''), ',', '.') AS DOUBLE)"
+        return f"CAST(replace(replace({name}, '.', ''), ',', '.') AS DOUBLE)"
     if column.dtype == "UUID":
-        return f"CAST({_identifier(column.name)} AS VARCHAR)"
+        return f"CAST({name} AS VARCHAR)"
     if column.dtype in ("HUGEINT", "UHUGEINT"):
-        return f"CAST({_identifier(column.name)} AS DOUBLE)"
-    return _identifier(column.name)
+        return f"CAST({name} AS DOUBLE)"
+    return name
 
 
 def _as(sql: str, column: TableColumn, name: str) -> str:

@@ -18,6 +18,7 @@ from batch_platform.features.sources.zipped import ENDING, admit_archives, duckd
 from batch_platform.warehouse.sql import literal, quoted
 
 _MEANT = re.compile(r"\{[{%#]|\{partition_\w+\}")  # Dagster's templates and this project's own
+_ESCAPED = re.compile(r"\[[\[?*]\]")  # how glob.escape writes a bracket, a question mark or a star
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 COMMA_NUMBER = r"[-+]?([0-9]+|[0-9]{1,3}([.][0-9]{3})+)(,[0-9]+)?"  # regular expression, with a point between thousands
 
@@ -52,6 +53,11 @@ class Origin:
         """What is unusual in the notation of a CSV file, for people."""
         delimiter = {None: "", "\t": "tabs between values"}.get(self.delimiter, f"{self.delimiter} between values")
         return ", ".join(filter(None, [delimiter, "decimal commas" if self.decimal else ""]))
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is a single file whose rows have a place, not a glob and not a table of a database."""
+        return self.kind != "duckdb" and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""

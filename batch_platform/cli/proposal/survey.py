@@ -100,6 +100,52 @@ class Survey:
         apart = f"SELECT count(*) FROM seen WHERE ({quoted(left.name)} IS NULL) <> ({quoted(right.name)} IS NULL)"
         return left.nulls == right.nulls > 0 and self._count(apart) == 0
 
+    def nulls_are_last(self, name: str) -> bool:
+        """Whether every row after the first null of a column is null too, in the order of the file."""
+        rows = f"SELECT row_number() OVER () AS place, {quoted(name)} IS NULL AS lacks FROM seen"
+        query = f"SELECT count(*) FILTER (lacks) - (max(place) - min(place) FILTER (lacks) + 1) FROM ({rows})"
+        return self._count(query) == 0
+
+    def same(self, left: TableColumn, right: TableColumn) -> bool:
+        """Whether one column tells the other: equal numbers, or for each value of one a single value of the other."""
+        names = f"{quoted(left.name)} AS one, {quoted(right.name)} AS other"
+        known = f"(SELECT {names} FROM seen) WHERE one IS NOT NULL AND other IS NOT NULL"
+        numbers = ("integer", "number")
+        equal = f"SELECT (count(*) > 0 AND count(*) FILTER (one <> other) = 0)::INTEGER FROM {known}"
+        if left.holds in numbers and right.holds in numbers and self._count(equal):
+            return True
+        query = (
+            f"SELECT count(*), count(DISTINCT one), count(DISTINCT other), count(DISTINCT (one, other)) FROM {known}"
+        )
+        ((rows, ones, others, pairs),) = self._con.execute(query).fetchall()
+        return 1 < ones == others == pairs < rows / 2
+
+    def adding_up_to(
+        self, total: TableColumn, pairs: Sequence[tuple[TableColumn, TableColumn]]
+    ) -> list[tuple[TableColumn, TableColumn]]:
+        """The pairs of columns whose sum is the total in every row where it is known."""
+        if not pairs:
+            return []
+        whole = quoted(total.name)
+        apart = (
+            f"coalesce(max(abs({quoted(left.name)}::DOUBLE + {quoted(right.name)}::DOUBLE - {whole}::DOUBLE)), 1) "
+            f"<= 1e-9 * max(abs({whole}::DOUBLE))"
+            for left, right in pairs
+        )
+        (equal,) = self._con.execute(f"SELECT {', '.join(apart)} FROM seen").fetchall()
+        return [pair for pair, adds_up in zip(pairs, equal, strict=True) if adds_up]
+
+    def lies_on(self, every: Every, time: str) -> bool:
+        """Whether every time of a column is the start of an hour, day, week or month."""
+        at = self._instant(time)
+        return self._count(f"SELECT count(*) FROM seen WHERE {at} <> date_trunc('{every}', {at})") == 0
+
+    def counts_rows(self, name: str) -> bool:
+        """Whether a column of integers numbers the rows without a gap."""
+        column = quoted(name)
+        query = f"SELECT (count(DISTINCT {column}) = count(*) AND max({column}) - min({column}) + 1 = count(*))::INTEGER FROM seen"
+        return self._count(query) == 1
+
     def values(self, name: str) -> int:
         """The exact number of distinct values in a column."""
         return self._count(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")

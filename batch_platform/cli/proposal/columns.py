@@ -1,0 +1,139 @@
+"""What the columns of a table are good for: which of them is worth predicting, and which can be features.
+
+Evidence comes from names, positions, types, values and nulls. Nothing is written here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from batch_platform.cli.proposal.survey import Holds, Survey, TableColumn
+from batch_platform.declaration.errors import WrongUseError, shortened
+
+MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
+ROWS_PER_CLASS = 5  # of an integer label; fewer rows per value are a quantity too
+MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
+NEARLY = 0.8  # an estimated number of distinct values may be this much too low
+ENOUGH = 3  # points of evidence for a label that nobody named
+_MOST_ADDENDS = 20  # columns of which each pair is added up
+_LEAST_ROWS = 20  # from which equal values are no accident
+_NO_FEATURE: dict[Holds, str] = {
+    "nothing": "has no values",
+    "row number": "the number that pandas gave the row",
+    "time": "a time; a number computed from it could be a feature, such as an age in days",
+}
+_LABEL_NAME = re.compile(
+    "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
+    "|attrition|response|responder|passed|failed|failure|diagnosis|approved|price|sales|demand|salary|charges|cost|score|rating"
+)
+_ID_NAMES = frozenset({"id", "key", "uuid", "guid", "number", "nr", "no", "code", "index", "row"})
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much speaks for a column as the label, and what does."""
+
+    column: TableColumn
+    points: int
+    reasons: tuple[str, ...]
+
+
+def label_evidence(survey: Survey) -> list[Evidence]:
+    """The columns that could be the label, the likeliest first."""
+    able = [column for column in survey.columns if _can_be_label(survey, column)]
+    with_nulls = [column for column in survey.columns if column.nulls]
+    weighed = [_weighed(survey, column, with_nulls) for column in able]
+    return sorted(weighed, key=lambda evidence: -evidence.points)
+
+
+def _can_be_label(survey: Survey, column: TableColumn) -> bool:
+    """Whether values repeat or are numbers; a constant, an identifier and a free text cannot be predicted."""
+    if column.holds not in ("boolean", "integer", "number", "text") or column.distinct <= 1:
+        return False
+    if words(column.name)[-1:] and words(column.name)[-1] in _ID_NAMES:
+        return False
+    return column.holds in ("boolean", "number") or column.distinct <= survey.rows / 2
+
+
+def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
+    two_valued = column.distinct == 2  # noqa: PLR2004 - yes and no
+    facts = {
+        "its name": 2 * bool(_LABEL_NAME.fullmatch("_".join(words(column.name)))),
+        "it is the last column": column.position == len(survey.columns),
+        "it has two values": two_valued,
+        "it is the only column with nulls": with_nulls == [column],
+        "its nulls are the last rows": bool(column.nulls) and survey.nulls_are_last(column.name),
+    }
+    found = {reason: int(points) for reason, points in facts.items() if points}
+    return Evidence(column, sum(found.values()), tuple(found))
+
+
+def target_of(survey: Survey, label: TableColumn) -> str:
+    """Whether the label holds "classes" or "numbers"; raises WrongUseError if it holds neither."""
+    if label.holds in ("boolean", "text"):
+        return "classes"
+    if label.holds == "integer":
+        values = survey.values(label.name)
+        return "classes" if values <= MOST_CLASSES and values * ROWS_PER_CLASS <= survey.rows else "numbers"
+    if label.holds == "number":
+        return "classes" if survey.values(label.name) == 2 else "numbers"  # noqa: PLR2004 - two numbers are yes and no
+    msg = f"{label.name!r} of {survey.origin.path} has type {label.dtype}, which cannot be predicted."
+    raise WrongUseError(msg, hint="name a column of numbers, truth values or class names with --label.")
+
+
+def feature_reasons(
+    survey: Survey, label: TableColumn | None, taken: Sequence[TableColumn | None]
+) -> Mapping[TableColumn, str | None]:
+    """Every column that has no other role, with why it cannot be a feature; None for those that can."""
+    reasons = {column: _no_feature(survey, column, label) for column in survey.columns if column not in taken}
+    if label is not None:
+        able = [column for column, reason in reasons.items() if reason is None]
+        reasons |= dict(_parts_of_the_label(survey, label, able))
+    return reasons
+
+
+def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) -> str | None:
+    """Why a column cannot be a feature as it is; None if it can."""
+    rows, last_word = survey.rows, words(column.name)[-1:]
+    if column.holds in _NO_FEATURE:
+        return _NO_FEATURE[column.holds]
+    if column.holds == "other":
+        return f"has type {column.dtype}; a number or a text computed from it could be a feature"
+    if column.distinct <= 1 and not column.nulls:
+        return "has the same value in every row"
+    if column.is_text and column.distinct > MOST_VALUES and column.distinct > rows / 2:
+        return f"a text with about {min(column.distinct, rows):,} distinct values in {rows:,} rows"
+    is_named = bool(last_word) and last_word[0] in _ID_NAMES
+    if is_named and column.distinct > rows * NEARLY and survey.unique([column.name]):
+        return "an identifier: another value in every row"
+    return None if label is None else _known_too_late(survey, column, label)
+
+
+def _known_too_late(survey: Survey, column: TableColumn, label: TableColumn) -> str | None:
+    """Why a column may be known only with the label; None if nothing says so."""
+    if survey.null_together(column, label):
+        return f"is null exactly where {shortened(label.name)} is null, so it may be known only with the label"
+    if survey.rows >= _LEAST_ROWS and survey.same(column, label):
+        return f"tells the value of {shortened(label.name)}, so it may be known only with the label"
+    return None
+
+
+def _parts_of_the_label(
+    survey: Survey, label: TableColumn, able: Sequence[TableColumn]
+) -> Iterator[tuple[TableColumn, str]]:
+    """The pairs of numeric columns that add up to a numeric label."""
+    numeric = [column for column in able if column.holds in ("integer", "number")][:_MOST_ADDENDS]
+    if label.holds not in ("integer", "number") or survey.rows < _LEAST_ROWS:
+        return
+    for left, right in survey.adding_up_to(label, list(combinations(numeric, 2))):
+        for part, other in ((left, right), (right, left)):
+            yield (
+                part,
+                f"adds up to {shortened(label.name)} with {shortened(other.name)}, so it may be known only with the label",
+            )
+
+
+def words(name: str) -> list[str]:
+    """The words of a name in lower case: `orderDate`, `Order-Date` and `ORDER DATE` have the same words."""
+    return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
