@@ -128,7 +128,8 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     orders(signed_up_at=[START] * ROWS, code=range(ROWS)).write_parquet(tmp_path / "orders.parquet")
     report = cli(tmp_path, "new", "orders", "--from", "orders.parquet", "--json").json
     assert (report["key"], report["time"], report["label"]) == (["id"], "at", "returned")
-    assert report["others"] == {"key": ["code"], "time": ["signed_up_at"]}
+    assert report["others"] == {"key": ["code"], "time": ["signed_up_at"], "label": ["amount", "items", "shop"]}
+    assert report["label_evidence"] == ["its name", "it has two values"]
     assert (report["every"], report["partitions"], report["rows"]) == ("day", DAYS, ROWS)
     assert report["features"] == ["amount", "items", "shop", "code"]
     assert report["left_out"] == {
@@ -186,7 +187,7 @@ def test_every_kind_of_table_is_read_and_scored(tmp_path, kind):
 )
 def test_the_estimator_follows_from_the_label(tmp_path, columns, target, estimator):
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet", cluster=target == "none")
     assert proposal.target == target
     assert estimator in files["defs.yaml"]
     assert ("labels.sql" in files) == (target != "none")
@@ -208,11 +209,11 @@ def times(**step: int) -> list[datetime]:
 )
 def test_partitions_are_as_long_as_the_rows_fill(tmp_path, columns, every, start, end):
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
-    proposal, files = proposed(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
     partitions = yaml.safe_load(files["defs.yaml"])["attributes"]["partitions"]
     assert (proposal.every, partitions["start"], partitions["end"]) == (every, start, end)
     calendar = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]).partitions.calendar
-    first, last = proposal.span.first, proposal.span.last
+    first, last = proposal.windows.span.first, proposal.windows.span.last
     assert calendar.first_start <= first
     assert calendar.last_end is not None
     assert calendar.last_end > last
@@ -223,7 +224,7 @@ def test_times_that_are_texts_and_instants_of_another_zone_are_read_by_the_clock
     texts = [f"{at:%Y-%m-%d %H:%M:%S}" for at in orders()["at"]]
     orders(at=texts).write_parquet(tmp_path / "texts.parquet")
     proposal, files = proposed(tmp_path / "texts.parquet", timezone="America/New_York")
-    assert proposal.span.first == datetime(2025, 1, 1, 5, tzinfo=UTC) + (orders()["at"][0] - START)
+    assert proposal.windows.span.first == datetime(2025, 1, 1, 5, tzinfo=UTC) + (orders()["at"][0] - START)
     assert "CAST(" in files["features.sql"]
     assert sum(scored(pipeline_of(files, tmp_path)).values()) > ROWS / 2
 
@@ -273,7 +274,7 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     lacking = [stand_in if at % 10 == 0 else time for at, time in enumerate(orders()["at"])]
     orders(at=lacking).write_parquet(tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
-    assert (proposal.timeless, proposal.every, proposal.span.filled["day"]) == (ROWS // 10, "day", DAYS)
+    assert (proposal.windows.timeless, proposal.every, proposal.windows.span.filled["day"]) == (ROWS // 10, "day", DAYS)
     assert "-- 300 rows belong to no partition: their at is not a time." in files["features.sql"]
     answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert "and 300 rows without a time, which belong to no partition" in answer.out
@@ -282,8 +283,7 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
 @pytest.mark.parametrize(
     ("columns", "asked", "message"),
     [
-        ({"at": None}, {}, "No column of .* holds times"),
-        ({"id": None}, {}, "No column of .* identifies its rows"),
+        ({"returned": None}, {}, "It is not clear which column of .* to predict; it could be shop"),
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
         ({}, {"key": ("shop",)}, "shop do not identify the rows"),
@@ -291,8 +291,6 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
     ],
 )
 def test_a_table_without_a_possible_pipeline_is_refused_with_the_reason(tmp_path, columns, asked, message):
-    if columns.get("id", "") is None:
-        columns = {**columns, "amount": None, "items": [at % 9 for at in range(ROWS)]}
     orders(**columns).write_parquet(tmp_path / "orders.parquet")
     with pytest.raises(WrongUseError, match=message):
         proposed(tmp_path / "orders.parquet", **asked)
@@ -394,13 +392,13 @@ def test_the_files_refer_to_columns_of_any_name(tmp_path_factory, columns):
     declared = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
     pipeline = pipeline_of(files, folder)
     calendar = declared.partitions.calendar
-    partition = calendar.holding(proposal.span.first)
+    partition = calendar.holding(proposal.windows.span.first)
     assert partition is not None
     with pipeline.builder.sources.connect(partition) as con:
         assert pipeline.builder.query is not None
         assert pipeline.builder.labels_query is not None
         made = pipeline.builder.query.run(con, partition, [*declared.features.key, declared.features.time or ""])
-        assert len(made.columns) == 3
+        assert len(made.columns) == 5, "with the hour and the weekday"
         assert made.pl().height
         assert declared.labels is not None
         labels = pipeline.builder.labels_query.run(con, partition, [*declared.features.key, declared.labels.column])

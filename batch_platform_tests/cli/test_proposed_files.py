@@ -66,7 +66,12 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
 def test_a_file_of_every_kind_gives_the_rows_that_it_holds(tmp_path, file):
     WRITERS[file](orders(), tmp_path / file)
     proposal, files = proposed(tmp_path / file)
-    assert (proposal.key[0].name, proposal.time.name, proposal.every, proposal.target) == ("id", "at", "day", "classes")
+    assert (proposal.key[0].name, proposal.windows.time.name, proposal.every, proposal.target) == (
+        "id",
+        "at",
+        "day",
+        "classes",
+    )
     assert [column.name for column in proposal.features] == ["amount", "items", "shop"]
     table = orders().sort("id")
     rows = built(
@@ -118,8 +123,8 @@ def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(
 def test_a_short_file_with_decimal_commas_alone_is_split_at_its_semicolons(tmp_path):
     lines = [f"{date(2026, 1, 1) + timedelta(days=at)};{at},5;{at},25" for at in range(30)]
     (tmp_path / "short.csv").write_text("\n".join(["day;height;y", *lines]) + "\n", encoding="utf-8")
-    proposal, files = proposed(tmp_path / "short.csv", key=("height",))
-    assert (proposal.time.name, proposal.target) == ("day", "numbers")
+    proposal, files = proposed(tmp_path / "short.csv", key=("day",), label="y")
+    assert (proposal.windows.time.name, proposal.target) == ("day", "numbers")
     assert 'delimiter: ";", decimal: ","' in files["defs.yaml"]
 
 

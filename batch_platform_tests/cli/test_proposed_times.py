@@ -142,7 +142,7 @@ def test_every_row_has_its_instant_in_the_partition_that_holds_it(tmp_path, nota
     file = tmp_path / f"orders.{kind}"
     table.write_parquet(file) if kind == "parquet" else table.write_csv(file)
     proposal, files = proposed(file, timezone=ZONE.key)
-    assert proposal.time.name == "at"
+    assert proposal.windows.time.name == "at"
     assert kind == "csv" or sql in files["features.sql"]  # DuckDB recognises times in ISO notation in a CSV file
     rows = built(pipeline_of(files, tmp_path), instants)
     times = rows["at"].cast(pl.Datetime("us")) if rows["at"].dtype == pl.Date else rows["at"]
@@ -181,7 +181,7 @@ def test_a_value_that_is_no_date_makes_the_column_a_text(tmp_path):
     values = [*[f"{day:%d/%m/%Y}" for day in DAYS[1:]], "31/02/2025"]
     orders(ROWS, at=values, created=DAYS).write_parquet(tmp_path / "orders.parquet")
     proposal, _ = proposed(tmp_path / "orders.parquet")
-    assert proposal.time.name == "created"
+    assert proposal.windows.time.name == "created"
     with pytest.raises(WrongUseError, match=r"'at' of .* has type VARCHAR and cannot be read as times"):
         proposed(tmp_path / "orders.parquet", time="at")
 
@@ -200,13 +200,12 @@ def stamps(step: int) -> list[int]:
 )
 def test_numbers_are_times_only_if_their_name_says_so_or_the_user(tmp_path, name, values):
     orders(ROWS, at=None, **{name: values}).write_parquet(tmp_path / "orders.parquet")
-    with pytest.raises(WrongUseError, match=r"No column of .* holds times"):
-        proposed(tmp_path / "orders.parquet")
+    assert proposed(tmp_path / "orders.parquet")[0].windows is None
     proposal, _ = proposed(tmp_path / "orders.parquet", time=name)
-    assert proposal.time.name == name
+    assert proposal.windows.time.name == name
     orders(ROWS, at=None, **{f"{name}_time": values, "when": DAYS}).write_parquet(tmp_path / "orders.parquet")
     proposal, _ = proposed(tmp_path / "orders.parquet")
-    assert proposal.time.name == "when"
+    assert proposal.windows.time.name == "when"
     assert f"{name}_time" in [column.name for column in proposal.features]
 
 
@@ -229,7 +228,7 @@ def test_a_table_of_pandas_is_scored_after_two_commands(tmp_path):
 def test_an_index_of_times_without_a_name_is_the_time(tmp_path):
     by_pandas(lambda frame: frame.set_index("at").rename_axis(None), tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")
-    assert proposal.time.name == "__index_level_0__"
+    assert proposal.windows.time.name == "__index_level_0__"
     assert "    CAST(__index_level_0__ AS TIMESTAMPTZ) AS __index_level_0__,   -- the time" in files["features.sql"]
     declared = yaml.safe_load(files["defs.yaml"])["attributes"]["features"]
     assert declared["time"] == "__index_level_0__"

@@ -241,10 +241,10 @@ def _compound_keys(
     """Keys to try, the simplest first: names that say so, the time, and two columns or three with the time."""
     times = () if time is None or time.nulls else (time,)
     yield from ((column,) for column in named)
-    if times:
-        yield times
     if len(named) > 1:
         yield tuple(named)
+    if times:
+        yield times
     pairs = list(combinations(ranked, 2))[:_MOST_PAIRS]
     if times:
         yield from ((column, *times) for column in ranked)
@@ -285,6 +285,8 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
     still_growing = asked.now - span.last < max(3 * LONGEST[every].nominal, timedelta(days=7))
     is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
     evaluate, train_every = _training(every, end - first, is_sparse=is_sparse)
+    train_start = _first_serving(train_every, first, end, zone)
+    learned = 2 * evaluate.nominal if train_start is None else train_start - first  # by the first model, at least
     windows = Windows(
         time=time,
         timeless=survey.rows - span.rows,
@@ -292,9 +294,9 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
         start=first,
         end=None if still_growing else end,
         evaluate=evaluate,
-        train_start=_first_serving(train_every, first, end, zone),
+        train_start=train_start,
         calendar=_calendar_parts(survey, time, span),
-        past=None if label is None else _past(survey, time, every, key, label),
+        past=None if label is None else _past(survey, time, every, key, label, learned),
     )
     return windows, train_every
 
@@ -348,10 +350,18 @@ def _calendar_parts(survey: Survey, time: TableColumn, span: Span) -> tuple[str,
     )
 
 
-def _past(
-    survey: Survey, time: TableColumn, every: Every, key: Sequence[TableColumn], label: TableColumn
+def _past(  # noqa: PLR0913 - what the past of a row follows from
+    survey: Survey,
+    time: TableColumn,
+    every: Every,
+    key: Sequence[TableColumn],
+    label: TableColumn,
+    learned: timedelta,
 ) -> Past | None:
-    """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions."""
+    """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
+
+    A value that lies further back than the first model learns from is left out: it would be null in every row.
+    """
     is_series = time in key or (key and not survey.unique([column.name for column in key]))
     if label.holds not in ("number", "integer", "boolean") or not is_series:
         return None
@@ -362,8 +372,8 @@ def _past(
         "month": ((Duration(days=92), Duration(days=365)), ()),
     }
     means, lags = steps[every]
-    on_a_grid = survey.lies_on("hour", time.name)
-    return Past(tuple(column for column in key if column != time), means, lags if on_a_grid else ())
+    lags = tuple(lag for lag in lags if lag.nominal < learned) if survey.lies_on("hour", time.name) else ()
+    return Past(tuple(column for column in key if column != time), means, lags)
 
 
 def local_key(moment: datetime, every: Every) -> str:

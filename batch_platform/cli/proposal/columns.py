@@ -53,7 +53,9 @@ def _can_be_label(survey: Survey, column: TableColumn) -> bool:
         return False
     if words(column.name)[-1:] and words(column.name)[-1] in _ID_NAMES:
         return False
-    return column.holds in ("boolean", "number") or column.distinct <= survey.rows / 2
+    if column.holds == "integer":
+        return not survey.counts_rows(column.name)
+    return not column.is_text or column.distinct <= survey.rows / 2
 
 
 def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColumn]) -> Evidence:
@@ -123,8 +125,8 @@ def _parts_of_the_label(
     survey: Survey, label: TableColumn, able: Sequence[TableColumn]
 ) -> Iterator[tuple[TableColumn, str]]:
     """The pairs of numeric columns that add up to a numeric label."""
-    numeric = [column for column in able if column.holds in ("integer", "number")][:_MOST_ADDENDS]
-    if label.holds not in ("integer", "number") or survey.rows < _LEAST_ROWS:
+    numeric = [column for column in able if column.is_number][:_MOST_ADDENDS]
+    if not label.is_number or survey.rows < _LEAST_ROWS:
         return
     for left, right in survey.adding_up_to(label, list(combinations(numeric, 2))):
         for part, other in ((left, right), (right, left)):

@@ -52,6 +52,11 @@ class TableColumn:
         return self.reading is not None and self.reading.likely
 
     @property
+    def is_number(self) -> bool:
+        """Whether the column is stored as numbers."""
+        return self.holds in ("integer", "number") and not self.groups_digits
+
+    @property
     def is_text(self) -> bool:
         """Whether the column is stored as text, also if the text reads as a time, but not if it is a number."""
         return _stored_as(self.dtype) == "text" and not self.groups_digits
@@ -110,9 +115,8 @@ class Survey:
         """Whether one column tells the other: equal numbers, or for each value of one a single value of the other."""
         names = f"{quoted(left.name)} AS one, {quoted(right.name)} AS other"
         known = f"(SELECT {names} FROM seen) WHERE one IS NOT NULL AND other IS NOT NULL"
-        numbers = ("integer", "number")
         equal = f"SELECT (count(*) > 0 AND count(*) FILTER (one <> other) = 0)::INTEGER FROM {known}"
-        if left.holds in numbers and right.holds in numbers and self._count(equal):
+        if left.is_number and right.is_number and self._count(equal):
             return True
         query = (
             f"SELECT count(*), count(DISTINCT one), count(DISTINCT other), count(DISTINCT (one, other)) FROM {known}"

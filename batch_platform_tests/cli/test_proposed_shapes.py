@@ -1,0 +1,268 @@
+"""`batch-platform new`: tables of every shape become pipelines, and what would deceive a model is left out."""
+
+import os
+import pty
+import select
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform_tests.cli.test_proposal import START, names, pipeline_of, proposed, scored
+from batch_platform_tests.command_line import COMMAND, clean_environment, published, run_command
+from batch_platform_tests.small_pipeline import carry_out
+
+HOURS = 24 * 60
+NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
+
+
+def customers(rows: int = 600, **columns: Any) -> pl.DataFrame:
+    """Customers without a date, of whom the last ones have not decided yet."""
+    random = np.random.default_rng(3)
+    months, plan = random.integers(1, 70, rows), random.integers(0, 3, rows)
+    left = (months < 20) ^ (random.random(rows) < 0.15)
+    given: dict[str, Any] = {
+        "plan": [["basic", "plus", "pro"][at] for at in plan],
+        "months": months,
+        "spend": random.gamma(2.0, 30.0, rows).round(2),
+        "left": [bool(value) if at < rows - 50 else None for at, value in enumerate(left)],
+        **columns,
+    }
+    return pl.DataFrame(given, strict=False)
+
+
+def readings(hours: int = HOURS, first: datetime = START) -> pl.DataFrame:
+    """One reading of a sensor an hour, with a daily rhythm and a slow drift."""
+    at = [first + timedelta(hours=hour) for hour in range(hours)]
+    random = np.random.default_rng(5)
+    level = [
+        10 + 5 * np.sin(2 * np.pi * when.hour / 24) + (when - START).days / 20 + noise
+        for when, noise in zip(at, random.normal(0, 0.5, hours), strict=True)
+    ]
+    return pl.DataFrame({"at": at, "level": level})
+
+
+def declared(files: dict[str, str]) -> dict[str, Any]:
+    return yaml.safe_load(files["defs.yaml"])["attributes"]
+
+
+def test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place(tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    proposal, files = proposed(tmp_path / "customers.csv", now=NOON)
+    assert (proposal.windows, names(proposal.key), proposal.label.name) == (None, [], "left")
+    assert "it is the only column with nulls" in proposal.evidence
+    attributes = declared(files)
+    assert attributes["partitions"] == {"every": "day", "start": "2025-06-01", "snapshot": True, "timezone": "UTC"}
+    assert attributes["features"]["key"] == ["row_in_file"]
+    assert attributes["model"]["train"] == {"every": "month", "held_out": 0.2}
+    pipeline = pipeline_of(files, tmp_path)
+    carry_out(pipeline, NOON)
+    assert [run.rows_scored for run in pipeline.state().scores.values()] == [600]
+    rows = pipeline.history.features(*pipeline.state().features.values())
+    assert rows.sort("row_in_file")["months"].to_list() == customers()["months"].to_list()
+
+
+def test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day(tmp_path):
+    readings().write_csv(tmp_path / "sensor.csv")
+    last = START + timedelta(hours=HOURS)
+    now = last.replace(tzinfo=UTC) + timedelta(hours=2)
+    proposal, files = proposed(tmp_path / "sensor.csv", now=now)
+    assert (names(proposal.key), proposal.windows.time.name, proposal.every) == (["at"], "at", "day")
+    assert proposal.evidence == ("no other column can be predicted",)
+    assert "end" not in declared(files)["partitions"], "more rows are to come"
+    pipeline = pipeline_of(files, tmp_path)
+    carry_out(pipeline, now)
+    carry_out(pipeline, now)
+    before = set(pipeline.state().scores)
+    assert f"{last - timedelta(days=1):%Y-%m-%d}" in before
+    readings(HOURS + 24).write_csv(tmp_path / "sensor.csv")
+    carry_out(pipeline, now + timedelta(days=1))
+    assert set(pipeline.state().scores) - before == {f"{last:%Y-%m-%d}"}
+    assert pipeline.state().scores[f"{last:%Y-%m-%d}"].rows_scored == 24
+
+
+def test_a_panel_is_keyed_by_entity_and_time(tmp_path):
+    days = [START + timedelta(days=day) for day in range(120)]
+    rows = [{"shop": shop, "day": day, "sales": at} for day in days for at, shop in enumerate(("a", "b", "c"))]
+    pl.DataFrame(rows).write_parquet(tmp_path / "sales.parquet")
+    proposal, files = proposed(tmp_path / "sales.parquet")
+    assert (names(proposal.key), proposal.label.name, proposal.every) == (["shop", "day"], "sales", "week")
+    assert declared(files)["features"]["time"] == "day"
+    assert sum(scored(pipeline_of(files, tmp_path)).values()) > 100
+
+
+def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_path):
+    table = readings()
+    table.write_parquet(tmp_path / "sensor.parquet")
+    _, files = proposed(tmp_path / "sensor.parquet", timezone="UTC")
+    pipeline = pipeline_of(files, tmp_path)
+    (partition,) = [item for item in pipeline.spec.partitions.calendar.due(NOON) if item.key == "2025-01-20"]
+    with pipeline.builder.sources.connect(partition) as con:
+        rows = pipeline.builder.query.run(con, partition, ["at"]).pl()
+    before = table.filter(pl.col("at") < datetime(2025, 1, 20))  # noqa: DTZ001 - as START
+    week = before.filter(pl.col("at") >= datetime(2025, 1, 13))["level"].mean()  # noqa: DTZ001 - as START
+    assert rows["level_mean_7_days"].to_list() == pytest.approx([week] * 24)
+    assert rows["level_1_day_before"].to_list() == pytest.approx(before.tail(24)["level"].to_list())
+    assert rows["level_7_days_before"].to_list() == pytest.approx(before.tail(7 * 24).head(24)["level"].to_list())
+    assert rows["hour"].to_list() == list(range(24))
+    assert rows["weekday"].to_list() == [1] * 24
+
+
+def test_features_of_the_past_read_all_files_where_each_day_has_its_own(tmp_path):
+    for (day,), rows in readings().group_by(pl.col("at").dt.date()):
+        rows.write_parquet(tmp_path / f"sensor_{day}.parquet")
+    answer = run_command(tmp_path, "new", "sensor", "--from", "sensor_*.parquet", "--label", "level")
+    assert answer.code == 0, answer.err
+    ran = run_command(tmp_path, "run", "sensor")
+    assert ran.code == 0, ran.err
+    files = sorted((tmp_path / ".batch_platform/lake/sensor/features").rglob("*2025-02-10*.parquet"))
+    (built,) = [pl.read_parquet(file) for file in files]
+    assert built["level_mean_7_days"].null_count() == 0
+
+
+def test_a_long_past_is_learned_from_and_only_its_last_periods_are_scored(tmp_path):
+    readings(24 * 900).write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
+    train = declared(files)["model"]["train"]
+    assert (train["every"], train["start"]) == ("month", "2026-06-01")
+    assert proposal.windows.start == START
+
+
+LEAKS = {
+    "copy": (
+        lambda table: table.with_columns(copy=pl.col("left").fill_null(value=False).cast(pl.Int8)),
+        "tells the value of left",
+    ),
+    "other name": (
+        lambda table: table.with_columns(state=pl.when(pl.col("left")).then(pl.lit("gone")).otherwise(pl.lit("here"))),
+        "tells the value of left",
+    ),
+    "null with it": (
+        lambda table: table.with_columns(why=pl.when(pl.col("left").is_not_null()).then(pl.col("spend"))),
+        "is null exactly where left is null",
+    ),
+    "constant": (lambda table: table.with_columns(country=pl.lit("DE")), "has the same value in every row"),
+    "identifier": (
+        lambda table: table.with_columns(other_id=pl.int_range(pl.len()) * 3),
+        "an identifier: another value in every row",
+    ),
+    "free text": (
+        lambda table: table.with_columns(note=pl.format("note {}", pl.int_range(pl.len()))),
+        "a text with about",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), LEAKS.values(), ids=LEAKS)
+def test_what_tells_the_label_or_nothing_is_left_out_with_the_reason(tmp_path, change, reason):
+    known = customers().with_columns(first_id=pl.int_range(pl.len()))
+    table = change(known)
+    table.write_parquet(tmp_path / "customers.parquet")
+    proposal, _ = proposed(tmp_path / "customers.parquet", label="left", key=("first_id",))
+    added = set(table.columns) - set(known.columns)
+    assert {name for name, why in proposal.left_out.items() if reason in why} == added
+    assert {"months", "spend"} <= {*names(proposal.features)}
+
+
+def test_columns_that_add_up_to_the_label_are_left_out(tmp_path):
+    random = np.random.default_rng(1)
+    parts = {
+        "casual": random.integers(0, 100, 500),
+        "registered": random.integers(0, 300, 500),
+        "heat": random.random(500),
+    }
+    pl.DataFrame(parts).with_columns(count=pl.col("casual") + pl.col("registered")).write_csv(tmp_path / "bikes.csv")
+    proposal, _ = proposed(tmp_path / "bikes.csv", label="count")
+    assert names(proposal.features) == ["heat"]
+    assert proposal.left_out["casual"].startswith("adds up to count with registered")
+
+
+def test_texts_with_few_values_are_kept_beside_the_predictions(tmp_path):
+    customers().write_parquet(tmp_path / "customers.parquet")
+    _, files = proposed(tmp_path / "customers.parquet")
+    assert declared(files)["predictions"] == {"keep": ["plan"]}
+
+
+def test_without_evidence_no_column_is_predicted_and_no_rows_are_grouped(cli, tmp_path):
+    random = np.random.default_rng(2)
+    pl.DataFrame({f"x{at}": random.random(200) for at in range(4)}).write_csv(tmp_path / "points.csv")
+    refused = cli(tmp_path, "new", "points", "--from", "points.csv")
+    assert (refused.code, list(tmp_path.iterdir())) == (2, [tmp_path / "points.csv"])
+    assert "It is not clear which column of" in refused.error
+    assert "--cluster groups similar rows instead" in refused.error
+    assert cli(tmp_path, "new", "points", "--from", "points.csv", "--cluster").code == 0
+    ran = run_command(tmp_path, "run", "points")
+    assert ran.code == 0, ran.err
+    assert published(tmp_path, "SELECT count(*), count(DISTINCT prediction) FROM points.predictions") == [(200, 5)]
+    both = cli(tmp_path, "new", "more", "--from", "points.csv", "--cluster", "--label", "x1")
+    assert "--label and --cluster exclude each other" in both.error
+
+
+def test_rows_of_several_files_need_a_key_of_their_own(tmp_path):
+    for at in range(2):
+        customers().write_parquet(tmp_path / f"part-{at}.parquet")
+    with pytest.raises(WrongUseError, match=r"No column of .* identifies its rows, nor do two or three together"):
+        proposed(tmp_path / "part-*.parquet", label="left")
+
+
+def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
+    """Call the command on a terminal and answer its questions; returns what the terminal showed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [COMMAND, *arguments], cwd=folder, env=clean_environment(), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown, waiting, deadline = "", dict(answers), time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if not select.select([ours], [], [], 0.2)[0]:
+            if process.poll() is not None:
+                break
+            continue
+        try:
+            shown += os.read(ours, 65536).decode(errors="replace")
+        except OSError:  # the other end is closed
+            break
+        for question in [question for question in waiting if question in shown]:
+            os.write(ours, f"{waiting.pop(question)}\n".encode())
+    assert process.wait(60) == 0, shown
+    assert not waiting, shown
+    return shown
+
+
+def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    shown = answered(tmp_path, "new", "one", "--from", "customers.csv", answers={"Column to predict": ""})
+    assert "[left]" in shown, "the proposal is the default"
+    assert (
+        declared({"defs.yaml": (tmp_path / "pipelines/defs/one/defs.yaml").read_text()})["labels"]["column"] == "left"
+    )
+    shown = answered(
+        tmp_path,
+        "new",
+        "two",
+        "--from",
+        "customers.csv",
+        answers={"Column to predict": "pln", "'pln' is not a column": "plan"},
+    )
+    assert (
+        declared({"defs.yaml": (tmp_path / "pipelines/defs/two/defs.yaml").read_text()})["labels"]["column"] == "plan"
+    )
+    assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
+
+
+def test_a_proposal_that_would_not_run_is_not_written(cli, tmp_path, monkeypatch):
+    from batch_platform.cli import new
+
+    customers().write_csv(tmp_path / "customers.csv")
+    written = new.files_of
+    monkeypatch.setattr(new, "files_of", lambda *of: written(*of) | {"features.sql": "SELECT nothing FROM nowhere"})
+    answer = cli(tmp_path, "new", "broken", "--from", "customers.csv")
+    assert answer.code == 1
+    assert list((tmp_path / "pipelines/defs").iterdir()) == [tmp_path / "pipelines/defs/__init__.py"]
