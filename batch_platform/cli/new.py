@@ -232,15 +232,21 @@ def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> No
         try:
             for file, text in files.items():
                 (written / file).write_bytes(text.encode())
-            spec = PipelineSpec.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"])
-            problems, _ = check_declared(Pipeline(spec, written, home), now)
-            if problems:
-                raise all_of(problems)
+            _require_sound(written, home, now)
             written.chmod(0o755)
             written.rename(target)
         except BaseException:
             shutil.rmtree(written)
             raise
+
+
+def _require_sound(folder: Path, home: Home, now: datetime) -> None:
+    """Raise what would make every run of a written pipeline fail."""
+    declared = yaml.safe_load((folder / "defs.yaml").read_text(encoding="utf-8"))
+    spec = PipelineSpec.model_validate(declared["attributes"])
+    problems, _ = check_declared(Pipeline(spec, folder, home), now)
+    if problems:
+        raise all_of(problems)
 
 
 @contextmanager
