@@ -165,7 +165,7 @@ def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_pat
         rows.filter(pl.col("at").dt.day() == 1).write_parquet(tmp_path / f"orders {month}.parquet")
     path = str(tmp_path / "*.parquet")
     with survey(locate(path, None), "UTC") as seen:
-        proposal = propose(seen, Asked())
+        proposal = propose(seen, Asked(datetime.now(UTC)))
         reading = layout(seen, proposal)
     assert proposal.every == "month"
     assert reading.origin.path == tmp_path / "orders {partition_month}.parquet"
