@@ -19,7 +19,7 @@ from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform_tests.cli.test_proposal import DAYS, START, orders, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.command_line import published, run_command
 
@@ -165,7 +165,7 @@ def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_pat
         rows.filter(pl.col("at").dt.day() == 1).write_parquet(tmp_path / f"orders {month}.parquet")
     path = str(tmp_path / "*.parquet")
     with survey(locate(path, None), "UTC") as seen:
-        proposal = propose(seen, Asked(datetime.now(UTC)))
+        proposal = propose(seen, Asked(AFTER_ALL))
         reading = layout(seen, proposal)
     assert proposal.every == "month"
     assert reading.origin.path == tmp_path / "orders {partition_month}.parquet"

@@ -100,7 +100,12 @@ def test_a_panel_is_keyed_by_entity_and_time(tmp_path):
     proposal, files = proposed(tmp_path / "sales.parquet")
     assert (names(proposal.key), proposal.label.name, proposal.every) == (["shop", "day"], "sales", "week")
     assert declared(files)["features"]["time"] == "day"
-    assert pipeline_of(files, tmp_path).spec.features.key_and_time == ["shop", "day"]
+    assert run_command(tmp_path, "new", "sales", "--from", "sales.parquet").code == 0
+    ran = run_command(tmp_path, "run", "sales")
+    assert ran.code == 0, ran.err
+    query = "SELECT count(*), count(DISTINCT (shop, day)), count(DISTINCT shop) FROM sales.predictions"
+    ((rows, keys, shops),) = published(tmp_path, query)
+    assert (rows == keys > 500, shops) == (True, 3)
 
 
 def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_path):
