@@ -289,7 +289,7 @@ def test_a_folder_is_read_beside_files_that_are_no_tables(tmp_path):
     orders(100).write_csv(tmp_path / "data" / "b.csv")
     (tmp_path / "data" / "._b.csv").write_bytes(b"\0\0")
     proposal, files = proposed(tmp_path / "data")
-    assert proposal.span.rows == 100
+    assert proposal.windows.span.rows == 100
     assert "/data/[!._]*.csv" in files["defs.yaml"]
 
 
