@@ -274,7 +274,11 @@ FAILURES = [
     (without_features, ["small", "partition 2024-02-02", "features are not built", "run small --partition 2024-02-02"]),
     (
         training_without_features,
-        ["small", "partition 2024-01-07, 2024-01-09", "not built", "run small --from 2024-01-07 --to 2024-01-09"],
+        [
+            "small, serving period 2024-02-01",
+            "the features of 2024-01-07, 2024-01-09 are missing",
+            "run small --from 2024-01-07 --to 2024-01-09",
+        ],
     ),
     (
         without_a_model,
@@ -290,7 +294,7 @@ def test_law_9_every_failure_says_where_what_and_what_to_do(pipeline, failing, s
     with pytest.raises(BatchPlatformError) as caught:
         failing(pipeline)
     assert caught.value.hint
-    assert [part for part in said if part not in str(caught.value)] == []
+    assert [part for part in said if part not in str(caught.value)] == [], str(caught.value)
 
 
 READ = """

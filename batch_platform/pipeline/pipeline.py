@@ -32,7 +32,7 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.history import History
+from batch_platform.features.history import History, materialize_hint
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import (
@@ -305,7 +305,8 @@ class Pipeline:
                 f"{self.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "
                 f"{listed(lacking)} are missing from its training window."
             )
-            hint = f"correct what failed there (batch-platform status {self.spec.name}), and run it again."
+            name = self.spec.name
+            hint = f"{materialize_hint(name, lacking)}; batch-platform status {name} says what failed there."
             raise DataError(msg, hint=hint)
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:
