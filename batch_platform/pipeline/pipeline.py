@@ -30,7 +30,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import training_window
+from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.history import History, materialize_hint
 from batch_platform.features.sources.opening import Sources
@@ -239,9 +239,8 @@ class Pipeline:
             try:
                 for partition in partitions:
                     if partition.key not in due:
-                        apart.up_to_date.update(
-                            {partition.key} if ("features", partition.key) in state.failures else ()
-                        )
+                        if ("features", partition.key) in state.failures:
+                            apart.up_to_date.add(partition.key)
                         yield Built(partition, state.features[partition.key], skipped=True)
                         continue
                     with apart.attempt(partition.key), memory_explained(self.spec.name, partition.key):
@@ -282,7 +281,7 @@ class Pipeline:
         except (OSError, MemoryError, IntegrityError, WarehouseError):
             raise
         except Exception as error:
-            registry, single = training.state.registry, self.spec.model.train.every is None
+            registry, single = training.state.registry, serving_calendar(self.spec) is None
             if not params and (registry.of_model if single else registry.newest_of(period.key)):
                 with self._deciding(training.state, stamp.now()) as con:
                     record_failure(con, replace(record, failure=failure_of(error), trained_at=stamp.now()))
@@ -358,10 +357,8 @@ class Pipeline:
         with (
             staging_folder(self.home, stamp.run_id) as folder,
             make_engine(self.spec, folder, stamp, watch=watch, bundles=self._bundles) as engine,
-            self.setting_apart(
-                "predictions", stamp, len(partitions)
-            ) as apart,  # files of rejected rows still exist at its end
-        ):
+            self.setting_apart("predictions", stamp, len(partitions)) as apart,
+        ):  # what is set apart is recorded while the staged files of rejected rows still exist
             for partition in partitions:
                 with apart.attempt(partition.key, tried=False):
                     due.append(self._due(state, partition, named, stamp))

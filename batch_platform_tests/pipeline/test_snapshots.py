@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from xxhash import xxh3_64_intdigest
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
@@ -234,3 +234,13 @@ def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_hold
     manifest = read_manifest(changed.home.bundle("small", newer.version), newer.sha256)
     assert not manifest.refit
     assert manifest.training.rows + manifest.evaluation.rows <= 2000
+
+
+def test_a_changed_model_of_snapshots_that_cannot_be_trained_is_not_tried_again_until_it_changes(tmp_path):
+    weekly = {"train": {**SNAPSHOT["model"]["train"], "every": "week"}}
+    first = snapshots(tmp_path, model=weekly)
+    carry_out(first, MONDAY)
+    changed = snapshots(tmp_path, model={**weekly, "params": {"max_iter": -1}})
+    with pytest.raises(TrainingRefusedError):
+        carry_out(changed, days_later(1))
+    assert make_plan(changed.spec, changed.state(), days_later(1)).of("model") == []
