@@ -33,17 +33,19 @@ def command(folder: Path | None) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
     errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in sorted(project.pipelines.items())}
-    problems = [Problem(name, error.message, error.hint) for name, found in errors.items() for error in found]
+    problems = [
+        Problem(name, error.message, error.hint) for name, of_pipeline in errors.items() for error in of_pipeline
+    ]
     terminal.report(
         {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems},
     )
-    for name, found in errors.items():
-        count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-        terminal.say(f"{name}: {count if found else 'ok'}")
+    for name, of_pipeline in errors.items():
+        count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
+        terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
     if problems:
-        raise all_of([error for found in errors.values() for error in found])
+        raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
 
 
 def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:

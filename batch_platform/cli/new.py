@@ -127,9 +127,8 @@ def command(  # noqa: PLR0913 - the options of the command
     origin, now = locate(file, table), datetime.now(UTC)
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
     with survey(origin, timezone, date_order) as table_survey:
-        if terminal.can_ask() and not yes:
-            asked = _answered(table_survey, asked)
-        proposal = propose(table_survey, asked)
+        ask = terminal.can_ask() and not yes
+        proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
         reading = layout(table_survey, proposal)
     project, created = _project(folder)
     target = (project.declarations or project.root) / name
@@ -153,23 +152,25 @@ def _relative(origin: Origin, root: Path, target: Path) -> Origin:
     )
 
 
-def _answered(table_survey: Survey, asked: Asked) -> Asked:
-    """Ask for the label, the time and the key, with the proposal as the default of each."""
+def _answered(table_survey: Survey, asked: Asked) -> Proposal:
+    """Ask for the label, the time and the key, with the proposal as the default of each; propose with the answers."""
     columns = [column.name for column in table_survey.columns]
     if asked.label is None and not asked.cluster:
         likely = label_evidence(table_survey)
         default = likely[0].column.name if likely and likely[0].points else ""
-        chosen = terminal.ask("Column to predict (empty: group similar rows)", default, columns)
-        asked = replace(asked, label=chosen or None, cluster=not chosen)
+        label = terminal.ask("Column to predict (empty: group similar rows)", default, columns)
+        asked = replace(asked, label=label or None, cluster=not label)
     proposal = propose(table_survey, asked)
     if asked.time is None and proposal.windows is not None and proposal.others["time"]:
-        asked = replace(asked, time=terminal.ask("Time of a row", proposal.windows.time.name, columns))
-        proposal = propose(table_survey, asked)
-    if not asked.key and proposal.key:
-        default = " ".join(column.name for column in proposal.key)
-        if len(proposal.key) == 1 and proposal.others["key"]:
-            asked = replace(asked, key=(terminal.ask("Column that identifies a row", default, columns),))
-    return asked
+        time = terminal.ask("Time of a row", proposal.windows.time.name, columns)
+        if time != proposal.windows.time.name:
+            asked = replace(asked, time=time)
+            proposal = propose(table_survey, asked)
+    if not asked.key and len(proposal.key) == 1 and proposal.others["key"]:
+        key = terminal.ask("Column that identifies a row", proposal.key[0].name, columns)
+        if key != proposal.key[0].name:
+            proposal = propose(table_survey, replace(asked, key=(key,)))
+    return proposal
 
 
 def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -> dict[str, Any]:

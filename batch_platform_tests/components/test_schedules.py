@@ -246,13 +246,14 @@ def test_features_that_are_built_are_not_asked_for_again(trained):
     ]
 
 
+def with_one_key_between(first: str, last: str) -> pl.DataFrame:
+    """The events, all with the same key from one midnight to another, so that the features of that time are refused."""
+    between = pl.col("ts").is_between(at(f"{first}T00:00"), at(f"{last}T00:00"))
+    return small_events().with_columns(id=pl.when(between).then(pl.lit(1)).otherwise(pl.col("id")))
+
+
 def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_path, monkeypatch):
-    twice = small_events().with_columns(
-        pl.when(pl.col("ts").is_between(at("2024-02-03T00:00"), at("2024-02-04T00:00")))
-        .then(pl.lit(1))
-        .otherwise(pl.col("id"))
-        .alias("id")
-    )
+    twice = with_one_key_between("2024-02-03", "2024-02-04")
     trained = deploy_trained(tmp_path, monkeypatch, events=twice)
     when = at("2024-02-07T05:00")
     assert tick(trained, "predictions", when) == [False]
@@ -420,12 +421,7 @@ def test_a_failed_training_lets_the_older_champion_serve(tmp_path, monkeypatch):
 
 
 def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path, monkeypatch):
-    twice = small_events().with_columns(
-        pl.when(pl.col("ts").is_between(at("2024-01-23T00:00"), at("2024-01-24T00:00")))
-        .then(pl.lit(1))
-        .otherwise(pl.col("id"))
-        .alias("id")
-    )
+    twice = with_one_key_between("2024-01-23", "2024-01-24")
     deployment = weekly(tmp_path, monkeypatch, events=twice)
     when = at("2024-01-31T05:00")
     assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.columns import (
     ENOUGH,
+    KEY_NAMES,
     NEARLY,
     Evidence,
     feature_reasons,
@@ -34,7 +35,6 @@ FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score on
 MOST_MODELS = 12  # of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # of columns that are tried as a key
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
-_KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
@@ -213,11 +213,11 @@ def _key(
         for column in survey.columns
         if not column.nulls and column not in (time, label) and _may_name_rows(survey, column)
     ]
-    ranked = sorted(able, key=lambda column: _rank(column.name, _KEY_NAMES))
+    ranked = sorted(able, key=lambda column: _rank(column.name, KEY_NAMES))
     unique = [column for column in ranked if column.distinct > survey.rows * NEARLY and survey.unique([column.name])]
     if unique:
         return (unique[0],), "everywhere", unique[1:]
-    named = [column for column in ranked if _rank(column.name, _KEY_NAMES) < len(_KEY_NAMES)]
+    named = [column for column in ranked if _rank(column.name, KEY_NAMES) < len(KEY_NAMES)]
     for key in _compound_keys(ranked, named, time):
         if holds := where(key):
             return key, holds, []
@@ -232,7 +232,7 @@ def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
     """Whether a column holds names or numbers of things: texts, and integers that are called so or count the rows."""
     if column.holds != "integer":
         return column.is_text
-    return _rank(column.name, _KEY_NAMES) < len(_KEY_NAMES) or survey.counts_rows(column.name)
+    return _rank(column.name, KEY_NAMES) < len(KEY_NAMES) or survey.counts_rows(column.name)
 
 
 def _compound_keys(

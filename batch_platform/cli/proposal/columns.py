@@ -27,7 +27,8 @@ _LABEL_NAME = re.compile(
     "label|target|y|outcome|class|churn(ed)?|(is_)?fraud|default(ed)?|converted|clicked|survived|returned|late|cancell?ed"
     "|attrition|response|responder|passed|failed|failure|diagnosis|approved|price|sales|demand|salary|charges|cost|score|rating"
 )
-_ID_NAMES = frozenset({"id", "key", "uuid", "guid", "number", "nr", "no", "code", "index", "row"})
+KEY_NAMES = ("id", "key", "uuid", "guid", "number", "nr", "no", "code")
+_ID_NAMES = frozenset({*KEY_NAMES, "index", "row"})
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def _weighed(survey: Survey, column: TableColumn, with_nulls: Sequence[TableColu
         "it is the only column with nulls": with_nulls == [column],
         "its nulls are the last rows": bool(column.nulls) and survey.nulls_are_last(column.name),
     }
-    found = {reason: int(points) for reason, points in facts.items() if points}
-    return Evidence(column, sum(found.values()), tuple(found))
+    points = {reason: int(weight) for reason, weight in facts.items() if weight}
+    return Evidence(column, sum(points.values()), tuple(points))
 
 
 def target_of(survey: Survey, label: TableColumn) -> str:

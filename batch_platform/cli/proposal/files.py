@@ -4,7 +4,7 @@ The names come from the user's table: they are quoted identifiers in SQL, quoted
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import duckdb
@@ -33,22 +33,20 @@ def files_of(name: str, proposal: Proposal, origin: Origin, past: Origin | None 
     """
     source = _source_name(origin)
     sources = {source: origin} if past is None else {source: origin, f"{source}_past": past}
-    history = [*sources][-1]
+    earlier = _past([*sources][-1], proposal)
     files = {
-        "defs.yaml": _yaml(name, proposal, sources),
-        "features.sql": _features(source, history, proposal),
+        "defs.yaml": _yaml(name, proposal, sources, nullable=[feature for feature, _ in earlier]),
+        "features.sql": _features(source, proposal, earlier),
     }
     if proposal.label is not None:
         files["labels.sql"] = _labels(source, proposal, proposal.label)
     return files
 
 
-def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin]) -> str:
+def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], nullable: Sequence[str]) -> str:
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
     key = ", ".join(_scalar(_stored(column)) for column in proposal.key) or ROW
-    nullable = [_name(column) for column in proposal.features if column.nulls] + [
-        name for name, _ in _past("", proposal)
-    ]
+    nullable = [*(_name(column) for column in proposal.features if column.nulls), *nullable]
     labels: list[str] = []
     if proposal.label is not None:
         delay = "" if proposal.windows is None else ", delay: 0 days"
@@ -74,7 +72,7 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin]) -> str:
             *time,
             *(["    columns:   # null in some rows"] if nullable else []),
             *(f"      {_scalar(column)}: {{nullable: true}}" for column in nullable),
-            "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than both, it is not published",
+            "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than either allows, it is not published",
             *labels,
             "  model:",
             f"    estimator: {ESTIMATORS[proposal.target]}",
@@ -107,7 +105,7 @@ def _training(proposal: Proposal) -> str:
     return _flow({**often, **begins, "window": "all"})[1:-1] + f", evaluate: {windows.evaluate}"
 
 
-def _features(source: str, history: str, proposal: Proposal) -> str:
+def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]]) -> str:
     windows = proposal.windows
     columns = _keys(proposal)
     if windows is not None:
@@ -117,7 +115,7 @@ def _features(source: str, history: str, proposal: Proposal) -> str:
             (f"extract({part} FROM {_instant(windows.time)}) AS {_part_name(proposal, part)}", "")
             for part in windows.calendar
         ]
-    columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in _past(history, proposal)]
+    columns += [(f"{sql} AS {_identifier(name)}", "") for name, sql in earlier]
     columns += [(_as(_value(column), column, _name(column)), "") for column in proposal.features]
     left_out = [f"--   {shortened(name)}: {reason}" for name, reason in proposal.left_out.items()]
     lost = (

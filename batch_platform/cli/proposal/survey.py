@@ -113,16 +113,14 @@ class Survey:
 
     def same(self, left: TableColumn, right: TableColumn) -> bool:
         """Whether one column tells the other: equal numbers, or for each value of one a single value of the other."""
-        names = f"{quoted(left.name)} AS one, {quoted(right.name)} AS other"
-        known = f"(SELECT {names} FROM seen) WHERE one IS NOT NULL AND other IS NOT NULL"
-        equal = f"SELECT (count(*) > 0 AND count(*) FILTER (one <> other) = 0)::INTEGER FROM {known}"
+        names = f"{quoted(left.name)} AS left_value, {quoted(right.name)} AS right_value"
+        known = f"(SELECT {names} FROM seen) WHERE left_value IS NOT NULL AND right_value IS NOT NULL"
+        equal = f"SELECT (count(*) > 0 AND count(*) FILTER (left_value <> right_value) = 0)::INTEGER FROM {known}"
         if left.is_number and right.is_number and self._count(equal):
             return True
-        query = (
-            f"SELECT count(*), count(DISTINCT one), count(DISTINCT other), count(DISTINCT (one, other)) FROM {known}"
-        )
-        ((rows, ones, others, pairs),) = self._con.execute(query).fetchall()
-        return 1 < ones == others == pairs < rows / 2
+        query = f"SELECT count(*), count(DISTINCT left_value), count(DISTINCT right_value), count(DISTINCT (left_value, right_value)) FROM {known}"
+        ((rows, left_values, right_values, pairs),) = self._con.execute(query).fetchall()
+        return 1 < left_values == right_values == pairs < rows / 2
 
     def adding_up_to(
         self, total: TableColumn, pairs: Sequence[tuple[TableColumn, TableColumn]]
