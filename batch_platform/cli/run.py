@@ -20,8 +20,9 @@ from batch_platform.components.dagster_internals import open_without_capture, qu
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.jobs import launch_of
+from batch_platform.components.processes import PROCESS_TAG, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
-from batch_platform.components.runs import PROCESS_TAG, close_dead_runs, held, this_process
+from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, WrongUseError, merged

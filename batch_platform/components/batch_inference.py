@@ -109,5 +109,4 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
             jobs=list(jobs.values()),
             schedules=build_schedules(wiring, jobs),
             resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},
-            executor=dg.in_process_executor,
         )

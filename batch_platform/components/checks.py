@@ -10,6 +10,7 @@ import dagster as dg
 
 from batch_platform.components import describe
 from batch_platform.components.dagster_internals import StandingCheck, quick_event_log
+from batch_platform.components.processes import at_work
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.errors import MOST_LISTED, listed
@@ -262,7 +263,7 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(asset=asset, name=UP_TO_DATE, description=description)
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        with clear_failures():
+        with clear_failures(), at_work(context):
             state, plan = wiring.pipeline().conclude(now())
             scored = sorted({key for name, key in targets(wiring, context.run) if name == asset.path[-1] and key})
             with quick_event_log(context.instance):

@@ -21,7 +21,7 @@ from batch_platform.components.dagster_internals import (
     quick_event_log,
 )
 from batch_platform.components.progress import Pace, RunProgress, report
-from batch_platform.components.runs import PROCESS_TAG, range_tag, this_process
+from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.plan import State
@@ -34,8 +34,9 @@ class PartitionLog:
     """Logs the partitions of one asset in one step."""
 
     def __init__(self, context: dg.AssetExecutionContext, asset: dg.AssetKey, total: int) -> None:
-        """Record the process and the state of the upstream assets before the work begins; `total` partitions are to come."""
-        context.instance.add_run_tags(context.run.run_id, {PROCESS_TAG: this_process(), **range_tag(context)})
+        """Record the state of the upstream assets before the work begins; `total` partitions are to come."""
+        if tag := range_tag(context):
+            context.instance.add_run_tags(context.run.run_id, tag)
         self._context, self._asset = context, asset
         self._pace = Pace(asset.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES

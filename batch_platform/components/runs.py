@@ -1,9 +1,6 @@
-"""Runs as Dagster records them: which partitions they hold, which failed, and which died unnoticed."""
+"""Runs as Dagster records them: which partitions they hold, and which failed."""
 
-import os
-import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -16,11 +13,11 @@ from batch_platform.components.dagster_internals import (
     PARTITION_NAME_TAG,
 )
 from batch_platform.components.jobs import MAKES, assets_of, job_name
+from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_calendar
 
-PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
 RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
     "batch_platform/partitions"  # shown in the list of runs, where Dagster's own tags of a range are hidden
@@ -63,57 +60,12 @@ def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
             yield asset, key
 
 
-def this_process() -> str:
-    """A tag value by which a later process on this machine can tell whether this process still lives."""
-    return f"{_process(os.getpid())} {_place()}"
-
-
 def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
     """A tag that shows the partitions of a run over a range; Dagster itself shows the partition of any other run."""
     if PARTITION_NAME_TAG in context.run.tags or not context.has_partition_key_range:
         return {}
     first, last = context.partition_key_range
     return {PARTITIONS_TAG: first if first == last else f"{first}...{last}"}
-
-
-def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process is gone.
-
-    Dagster notices when the process of a run ends, but not when the code server ends with it.
-    """
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
-        if _is_gone(run.tags.get(PROCESS_TAG, "")):
-            instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
-
-
-def _is_gone(tag: str) -> bool:
-    """Whether the process of a tag has ended; False for a process elsewhere, which cannot be looked up."""
-    if not tag:
-        return False
-    pid, started, *place = tag.split()
-    if place:
-        host, boot, namespace = _place().split("/")
-        its_host, its_boot, its_namespace = place[0].split("/")
-        if its_host != host or (its_boot == boot and its_namespace != namespace):
-            return False
-        if its_boot != boot:
-            return True
-    return _process(int(pid)) != f"{pid} {started}"
-
-
-def _place() -> str:
-    """Where a process id is valid: the machine, its current boot, and the name space of its processes."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{platform.node().replace('/', '')}/{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-
-
-def _process(pid: int) -> str:
-    """A process id with the clock tick at which the process started, which tells a reused id apart."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return f"{pid} gone"
-    return f"{pid} {stat.rpartition(')')[2].split()[19]}"
 
 
 def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:

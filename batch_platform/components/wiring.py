@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from batch_platform.components.dagster_internals import quick_event_log
+from batch_platform.components.processes import at_work
 from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
 from batch_platform.declaration.redaction import redact
@@ -96,7 +97,7 @@ class Wiring:
         """
         pipeline = self.pipeline()
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
-        with clear_failures(), quick_event_log(context.instance):
+        with clear_failures(), quick_event_log(context.instance), at_work(context):
             try:
                 yield pipeline
             except BaseException:

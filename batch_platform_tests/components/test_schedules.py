@@ -15,7 +15,8 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._grpc.impl import get_external_schedule_execution
 
 from batch_platform.components import runs
-from batch_platform.components.runs import PROCESS_TAG, failures, held, this_process
+from batch_platform.components.processes import PROCESS_TAG, this_process
+from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags

@@ -1,0 +1,82 @@
+"""A project with an executor of its own, under which each step of a run is a process."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.test_utils import create_run_for_test as create_run
+
+from batch_platform.components.processes import PROCESS_TAG, close_dead_runs
+from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.command_line import published
+from batch_platform_tests.dagster_project import PACKAGE
+from batch_platform_tests.deployment import QUIET, range_tags
+
+OWN = """\
+import dagster as dg
+
+
+@dg.definitions
+def defs():
+    return dg.Definitions(
+        executor=dg.multiprocess_executor.configured(
+            {"start_method": {"forkserver": {"preload_modules": ["batch_platform.scoring.run"]}}}
+        ),
+        jobs=[dg.define_asset_job("daily", dg.AssetSelection.assets(["small", "features"], ["small", "predictions"]))],
+        resources={"io_manager": dg.FilesystemIOManager(base_dir="own")},
+    )
+"""
+FORCED = {f"small__{asset}": {"config": {"force": True}} for asset in ("features", "predictions")}
+
+
+def daily_job(folder: str) -> dg.JobDefinition:
+    """The project's own job over the assets of a day, loaded in whichever process a step works in."""
+    return dg.load_from_defs_folder(path_within_project=Path(folder)).resolve_job_def("daily")
+
+
+def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_says_so(project, monkeypatch):
+    (project / PACKAGE / "defs" / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(project))
+    monkeypatch.setenv(HOME_VARIABLE, str(project / ".batch_platform"))
+    arguments = {"reconstructable_args": (str(project),)}
+    job = dg.build_reconstructable_job(daily_job.__module__, daily_job.__name__, **arguments)
+    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
+        result = dg.execute_job(
+            job,
+            instance,
+            tags=range_tags("2024-02-02", "2024-02-04"),
+            run_config={"ops": FORCED, "loggers": QUIET},
+        )
+        assert result.success, [event.event_specific_data for event in result.all_events if event.is_failure]
+        run = instance.get_run_by_id(result.run_id)
+        processes = {
+            record.event_log_entry.dagster_event.step_key
+            for record in instance.get_records_for_run(result.run_id).records
+            if record.event_log_entry.dagster_event_type == dg.DagsterEventType.STEP_WORKER_STARTED
+        }
+        committed = {event.partition for event in result.all_events if event.is_step_materialization}
+    assert processes == {"small__features", "small__predictions", "small__predictions_up_to_date"}
+    days = ["2024-02-02", "2024-02-03", "2024-02-04"]
+    assert sorted(committed) == days
+    scored = "SELECT DISTINCT partition_key FROM small.predictions WHERE run_id = $run ORDER BY 1"
+    assert published(project, scored, {"run": result.run_id}) == [(day,) for day in days]
+    assert {value for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG)} == {""}
+
+
+def gone_and(pid: int, started: str) -> str:
+    """A process that has ended, and another one, as a run records the process of a step and its parent."""
+    return f"4194305 1, {pid} {started}"
+
+
+def test_a_run_whose_executor_outlives_a_step_is_left_to_the_executor():
+    with dg.DagsterInstance.ephemeral() as instance:
+        me = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
+        tag = f"{PROCESS_TAG}/small__features"
+        started = {"status": dg.DagsterRunStatus.STARTED}
+        alive = create_run(instance, tags={tag: gone_and(os.getpid(), me)}, **started)
+        dead = create_run(instance, tags={tag: gone_and(4194304, "1")}, **started)
+        between_steps = create_run(instance, tags={tag: ""}, **started)
+        retried = create_run(instance, tags=dead.tags, parent_run_id=dead.run_id, root_run_id=dead.run_id, **started)
+        close_dead_runs(instance)
+        statuses = [instance.get_run_by_id(run.run_id).status for run in (alive, dead, between_steps, retried)]
+    assert [status == dg.DagsterRunStatus.FAILURE for status in statuses] == [False, True, False, False]
