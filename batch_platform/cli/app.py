@@ -7,22 +7,19 @@ import atexit
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-_READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
     "demo": "Train, score and evaluate two months of real flights.",
@@ -117,47 +114,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def explain(error: Exception) -> int:
-    """Print one paragraph about an error and return the exit code.
-
-    Dagster wraps errors raised while it loads and runs definitions, so the cause is looked up in the chain.
-    """
-    chain = list(_chain(error))
-    if (ours := _ours(chain)) is not None:
-        terminal.fail(str(ours))
-        return ours.exit_code
-    from pydantic import ValidationError
-
-    for cause in chain:
-        if isinstance(cause, ValidationError):
-            terminal.fail(" ".join(_declared_wrongly(cause)))
-            return WrongUseError.exit_code
-    innermost = chain[-1]
-    text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
-    terminal.fail(f"{text}. Hint: {terminal.DEBUG_HINT}")
-    return BatchPlatformError.exit_code
-
-
-def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
-    """The innermost error of this project, or the one raised directly from it to add where it happened."""
-    innermost: BatchPlatformError | None = None
-    for cause in chain:
-        if isinstance(cause, BatchPlatformError) and not (innermost is not None and innermost.__cause__ is cause):
-            innermost = cause
-    return innermost
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-
-
-def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
-    """Each wrong key with its file and line, as annotated by Dagster."""
-    for wrong in error.errors():
-        path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
-        message = wrong["msg"].removeprefix("Value error, ").rstrip("?.")
-        if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
-            message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
-        yield f"{position}: {path}: {message}." if position else f"{path}: {message}."
+    """Print one paragraph about an error and return the exit code."""
+    ours = explained(error, hint=terminal.DEBUG_HINT)
+    terminal.fail(str(ours))
+    return ours.exit_code

@@ -32,7 +32,10 @@ class Problem:
 def command(folder: Path | None) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
-    errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in sorted(project.pipelines.items())}
+    errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in project.pipelines.items()}
+    for broken in project.broken:
+        errors.setdefault(broken.name, []).append(broken.error)
+    errors = dict(sorted(errors.items()))
     problems = [
         Problem(name, error.message, error.hint) for name, of_pipeline in errors.items() for error in of_pipeline
     ]

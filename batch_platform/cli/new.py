@@ -49,10 +49,12 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_platform.components import load_from_defs_folder
+
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    return load_from_defs_folder(path_within_project=Path(__file__).parent)
 '''
 
 

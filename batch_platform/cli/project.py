@@ -12,10 +12,10 @@ from typing import Any
 
 import dagster as dg
 
+from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, unreadable_left_out
 from batch_platform.components.dagster_internals import LazyDefinitions, object_held
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
 from batch_platform.declaration.errors import WrongUseError, named
-from batch_platform.declaration.yaml_file import check_file, files_below
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
 SHIPPED = "batch_platform.definitions"
@@ -29,16 +29,31 @@ class Project:
     module: str  # what Dagster loads: a module with definitions, or a package with folders of components
     autoloaded: bool = False  # `module` is a package with folders of components
     location: str = SHIPPED  # the name under which Dagster shows the project
-    declarations: Path | None = None  # the folder whose YAML files Dagster may parse; None if unknown
+    declarations: Path | None = None  # the folder of definitions; None if unknown
 
     @property
     def home(self) -> Home:
         """The home that holds its data."""
         return Home.from_environment(self.root)
 
-    @cached_property
+    @property
     def definitions(self) -> dg.Definitions:
         """Its Dagster definitions, loaded; a WrongUseError if the module has none."""
+        return self._loaded[0]
+
+    @property
+    def broken(self) -> list[BrokenPipeline]:
+        """Its pipelines that cannot be loaded."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
+        with quietly(), unreadable_left_out() as unreadable:
+            definitions = self._load()
+        broken = {item.place: item for item in (*broken_in(definitions), *unreadable)}
+        return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
+
+    def _load(self) -> dg.Definitions:
         if self.autoloaded:
             return dg.load_from_defs_folder(path_within_project=self.root)
         module = importlib.import_module(self.module)
@@ -52,7 +67,7 @@ class Project:
 
     @cached_property
     def pipelines(self) -> dict[str, Wiring]:
-        """Its pipelines by name."""
+        """Its pipelines by name, without those that cannot be loaded."""
         pipelines: dict[str, Wiring] = {}
         for spec in self.definitions.resolve_all_asset_specs():
             wiring = object_held(spec.metadata.get(SPEC_METADATA))
@@ -61,7 +76,9 @@ class Project:
         return dict(sorted(pipelines.items()))
 
     def pipeline(self, name: str) -> Wiring:
-        """The pipeline with a name; a WrongUseError if there is none."""
+        """The pipeline with a name; a WrongUseError if there is none, and its own error if it cannot be loaded."""
+        if name not in self.pipelines and (errors := [item.error for item in self.broken if item.name == name]):
+            raise errors[0]
         return named(name, self.pipelines, f"There is no pipeline {name!r}; there are")
 
 
@@ -71,8 +88,7 @@ def find_project(folder: Path | None) -> Project:
     Makes the modules of the project importable, and its home the home of this process and of its child processes.
 
     Raises:
-        WrongUseError: The requested folder does not exist or has no `[tool.dg.project]`, its module cannot be found, or a
-            YAML file of the project is not a valid declaration.
+        WrongUseError: The requested folder does not exist or has no `[tool.dg.project]`, or its module cannot be found.
     """
     start = (folder or Path.cwd()).absolute()
     if not os.path.isdir(start):  # noqa: PTH112 - Path.is_dir raises if a name is too long
@@ -88,7 +104,7 @@ def find_project(folder: Path | None) -> Project:
 
 def shipped_project() -> Project:
     """The pipelines shipped with this package, with their data in the current folder."""
-    return _at_home(Project(Path.cwd(), SHIPPED, declarations=_folder_of("batch_platform.defs")))
+    return _at_home(Project(Path.cwd(), SHIPPED))
 
 
 def is_in_project(folder: Path) -> bool:
@@ -106,9 +122,7 @@ def _around(start: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _at_home(project: Project) -> Project:
-    """Check the files that Dagster is going to parse, and set the home for child processes."""
-    for file in [] if project.declarations is None else files_below(project.declarations):
-        check_file(file)
+    """Set the home for child processes."""
     os.environ[HOME_VARIABLE] = str(project.home.root)
     return project
 

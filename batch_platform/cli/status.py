@@ -9,6 +9,7 @@ import click
 import dagster as dg
 
 from batch_platform.cli import terminal
+from batch_platform.cli.check import all_of
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
@@ -33,11 +34,16 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
     with terminal.uncollected():
         project, now = find_project(folder), datetime.now(UTC)
         wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
+        broken = [] if pipeline else project.broken
         with open_instance(project) as instance:
             statuses = [_status(wiring, instance, now) for wiring in wirings]
     terminal.report(statuses)
     for status in statuses:
         _show_pipeline(status, every=every)
+    if broken and not statuses:
+        raise all_of([item.error for item in broken])
+    for item in broken:
+        terminal.warn(f"{item.name} cannot be loaded: {item.error}")
     if not statuses:
         terminal.say(f"{project.root} declares no pipeline.")
 

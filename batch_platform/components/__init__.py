@@ -4,5 +4,6 @@ Imports every room but `cli`. Start with `batch_inference.py` (the component), t
 """
 
 from batch_platform.components.batch_inference import BatchInference
+from batch_platform.components.broken import load_from_defs_folder
 
-__all__ = ["BatchInference"]
+__all__ = ["BatchInference", "load_from_defs_folder"]

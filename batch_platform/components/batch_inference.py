@@ -1,14 +1,23 @@
 """The component: turns a pipeline declared in `defs.yaml` or in Python into Dagster definitions."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import dagster as dg
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
-from batch_platform.components.dagster_internals import without_beta_warnings
+from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
+from batch_platform.components.dagster_internals import number_of, with_positions, without_beta_warnings
 from batch_platform.components.jobs import build_jobs
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_schedules
@@ -21,8 +30,30 @@ from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
 from batch_platform.models.declared_model import check_flavours, unknown_flavours
 
 
+class WrongDeclaration(BaseModel):
+    """What Dagster passes on instead of a declaration that is not valid."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    error: ValidationError
+
+
+def _errors_kept(data: object, validate: ValidatorFunctionWrapHandler) -> BaseModel:
+    """Keep the errors for `BatchInference.load`, which sets the pipeline apart from the others of its location."""
+    try:
+        return validate(data)
+    except ValidationError as error:
+        if validating():
+            raise
+        return WrongDeclaration(error=error)
+
+
 class DeclaredPipeline(PipelineSpec):
     """A pipeline as YAML declares it. Its flavours are checked here, so that Dagster names the file and line of a wrong name."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401 - pydantic exports no type for it
+        """Validate with all validators, and keep their errors."""
+        return WrapValidator(_errors_kept).__get_pydantic_core_schema__(source, handler)
 
     @model_validator(mode="after")
     def _flavours_exist(self) -> Self:
@@ -65,11 +96,22 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         return DeclaredPipeline
 
     @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self | BrokenPipeline:  # pyright: ignore[reportIncompatibleMethodOverride] - Dagster takes any component
+        """Load a declaration, or set it apart from the others of its location if it is wrong."""
+        try:
+            return cls._load(attributes, context)
+        except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
+            return set_apart(error, Path(context.path), context.defs_module_path, number_of(context))
+
+    @classmethod
+    def _load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
         """Refuse what Dagster's parser silently accepts, then load."""
         for file in (Path(context.path) / name for name in FILE_NAMES):
             if file.is_file():
                 check_file(file)
+        if isinstance(attributes, WrongDeclaration):
+            with with_positions(context):
+                raise attributes.error
         return super().load(attributes, context)
 
     @classmethod
@@ -90,7 +132,11 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Build the assets, checks, jobs and schedules of the pipeline."""
-        return build_definitions(self, Path(context.path))
+        path = Path(context.path)
+        try:
+            return build_definitions(self, path)
+        except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
+            return failing_asset(set_apart(error, path, context.defs_module_path, number_of(context)))
 
 
 def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:

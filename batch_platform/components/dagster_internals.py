@@ -6,7 +6,7 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,10 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
+from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
+from dagster.components.core import decl
+from dagster.components.core.context import ComponentDeclLoadContext
+from dagster.components.core.defs_module import find_defs_or_component_yaml
 from dagster.components.definitions import LazyDefinitions
 from sqlalchemy import Connection, NullPool, create_engine, text
 
@@ -202,6 +206,50 @@ def _held_open(address: str) -> Generator[Connection]:
         connection.commit()
         yield connection
     engine.dispose()
+
+
+@contextmanager
+def leaving_out(check: Callable[[Path], None], left_out: Callable[[Path, Path, Exception], None]) -> Generator[None]:
+    """Let Dagster load definitions without the folders whose YAML file fails a check or cannot be parsed.
+
+    `left_out` gets such a folder, the folder of all definitions and the error. Dagster parses all YAML files of a project before it loads the first one, and gives up at the first error. No public
+    alternative.
+    """
+    build = decl.build_filesystem_component_decl_from_context
+
+    def build_or_leave_out(context: ComponentDeclLoadContext) -> decl.ComponentDecl[Any] | None:
+        try:
+            check(context.path)
+            return build(context)
+        except Exception as error:
+            if find_defs_or_component_yaml(context.path) is None:
+                raise
+            left_out(context.path, context.defs_module_path, error)
+            return None
+
+    decl.build_filesystem_component_decl_from_context = build_or_leave_out
+    try:
+        yield
+    finally:
+        decl.build_filesystem_component_decl_from_context = build
+
+
+@contextmanager
+def with_positions(context: dg.ComponentLoadContext) -> Generator[None]:
+    """Add to errors of validation the file and line of each wrong key, as Dagster does while it validates by itself."""
+    source = getattr(context.component_decl, "source_tree", None)
+    positions = source.source_position_tree.children.get("attributes") if source else None
+    if positions is None:
+        yield
+        return
+    with enrich_validation_errors_with_source_position(positions, ["attributes"]):
+        yield
+
+
+def number_of(context: dg.ComponentLoadContext) -> int:
+    """The position of a component among those of its YAML file. The context names only the file."""
+    key = getattr(context.component_decl.loc, "instance_key", None)
+    return key if isinstance(key, int) else 0
 
 
 def is_preview(context: dg.ScheduleEvaluationContext) -> bool:

@@ -16,11 +16,6 @@ MOST_VALUES = 100_000  # counted with every alias written out; a long declaratio
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The files that declare components, in a folder and below it."""
-    return sorted(path for name in FILE_NAMES for path in folder.rglob(name))
-
-
 def check_file(path: Path) -> None:
     """Check every document of a file; raises WrongUseError with the line and the key of what is refused."""
     try:

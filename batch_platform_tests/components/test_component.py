@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 import batch_platform
 from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
+from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
@@ -113,9 +114,11 @@ def load(project: Path) -> dg.Definitions:
 
 
 def refusal(project: Path) -> str:
-    """All that a failed load says."""
-    with pytest.raises(Exception) as refused:  # noqa: PT011 - of Dagster's
-        load(project)
+    """All that a failed validation says."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VALIDATION_VARIABLE, "1")
+        with pytest.raises(Exception) as refused:  # noqa: PT011 - of Dagster's
+            load(project)
     messages: list[str] = []
     error: BaseException | None = refused.value
     while error is not None:

@@ -1,0 +1,135 @@
+"""A pipeline that cannot be loaded: a failing asset with its message, so that all others of the location load.
+
+Where Dagster validates definitions (`dg check defs`), the error is raised instead.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+from batch_platform.components.dagster_internals import held_object, leaving_out, object_held
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.explaining import explained
+from batch_platform.declaration.notation import name_of
+from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
+
+VALIDATION_VARIABLE = "DAGSTER_IS_DEFS_VALIDATION_CLI"  # set by Dagster, as its documentation says
+_METADATA = "batch_platform/broken"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BrokenPipeline(dg.Component):
+    """A pipeline that cannot be loaded."""
+
+    name: str  # as declared, or of its folder where no valid name is declared
+    place: str  # its path below the folder of definitions
+    error: BatchPlatformError
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002 - as Dagster calls it
+        """One asset that shows the error and fails with it."""
+        return failing_asset(self)
+
+
+def validating() -> bool:
+    """Whether Dagster validates the definitions, so that every error has to be raised."""
+    return bool(os.environ.get(VALIDATION_VARIABLE))
+
+
+def set_apart(error: Exception, path: Path, root: Path, number: int = 0) -> BrokenPipeline:
+    """The pipeline whose loading raised an error; raises it again where Dagster validates the definitions.
+
+    Args:
+        error: What was raised.
+        path: The folder of the pipeline.
+        root: The folder of definitions.
+        number: Position of the pipeline among those of its file.
+    """
+    if validating():
+        raise error
+    place = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    reason = explained(error)
+    if str(path) not in reason.message:
+        reason = type(reason)(f"{path}: {reason.message}", hint=reason.hint)
+        reason.__cause__ = error
+    return BrokenPipeline(_name(path, number), f"{place}.{number}" if number else place, reason)
+
+
+def failing_asset(broken: BrokenPipeline) -> dg.Definitions:
+    """The asset that stands for a broken pipeline in the graph."""
+    _log.error("The pipeline %s in %s cannot be loaded: %s", broken.name, broken.place, broken.error)
+    key = [*(re.sub(r"\W", "_", part, flags=re.ASCII) for part in re.split(r"[/.]", broken.place)), "cannot_be_loaded"]
+
+    @dg.asset(
+        key=dg.AssetKey(key),
+        group_name=broken.name,
+        description=f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}",
+        metadata={_METADATA: held_object(broken)},
+    )
+    def cannot_be_loaded() -> None:
+        raise dg.Failure(str(broken.error), allow_retries=False)
+
+    return dg.Definitions(assets=[cannot_be_loaded])
+
+
+def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
+    """The broken pipelines among loaded definitions."""
+    held = (object_held(spec.metadata.get(_METADATA)) for spec in definitions.resolve_all_asset_specs())
+    return [item for item in held if isinstance(item, BrokenPipeline)]
+
+
+@contextmanager
+def unreadable_left_out() -> Generator[list[BrokenPipeline]]:
+    """Leave out the folders of definitions whose YAML file Dagster could not even parse; yields them once it has loaded.
+
+    A component can only set itself apart once its file is read. No file is parsed by Dagster before it was checked.
+    """
+    broken: list[BrokenPipeline] = []
+
+    def check(folder: Path) -> None:
+        for file in (folder / name for name in FILE_NAMES):
+            if file.is_file():
+                check_file(file)
+
+    def leave_out(folder: Path, root: Path, error: Exception) -> None:
+        broken.append(set_apart(error, folder, root))
+
+    with leaving_out(check, leave_out):
+        yield broken
+
+
+@contextmanager
+def quietly() -> Generator[None]:
+    """Load without logging what is broken, for a caller who reports it."""
+    _log.disabled = True
+    try:
+        yield
+    finally:
+        _log.disabled = False
+
+
+def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:
+    """Load a project like Dagster's function of this name, and what can be loaded if a YAML file cannot be read."""
+    with unreadable_left_out() as broken:
+        definitions = dg.load_from_defs_folder(path_within_project=path_within_project)
+    return dg.Definitions.merge(definitions, *map(failing_asset, broken)) if broken else definitions
+
+
+def _name(folder: Path, number: int) -> str:
+    """The declared name of a pipeline, or a name made of that of its folder."""
+    for file in (folder / name for name in FILE_NAMES):
+        try:
+            check_file(file)
+            declared = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))[number]["attributes"]["name"]
+        except (BatchPlatformError, OSError, KeyError, TypeError, IndexError):
+            continue
+        if isinstance(declared, str) and name_of(declared) == declared:
+            return declared
+    return name_of(folder.name) or "pipeline"

@@ -1,0 +1,58 @@
+"""Any error, as one of this project: what happened in a sentence for the person who declared the pipeline.
+
+Dagster wraps the errors raised while it loads and runs definitions, so the cause is looked up in the chain of an error.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+_READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
+
+
+def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatformError:
+    """Give the error of this project in the chain of an error, or one made of its innermost cause; `hint` is for the latter."""
+    from pydantic import ValidationError
+
+    chain = list(_chain(error))
+    if (ours := _ours(chain)) is not None:
+        return ours
+    made: BatchPlatformError | None = None
+    for cause in chain:
+        if made is None and isinstance(cause, ValidationError):
+            made = WrongUseError(" ".join(_declared_wrongly(cause)))
+    if made is None:
+        innermost = chain[-1]
+        text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
+        made = BatchPlatformError(f"{text}.", hint=hint)
+    made.__cause__ = error
+    return made
+
+
+def _ours(chain: list[BaseException]) -> BatchPlatformError | None:
+    """The innermost error of this project, or the one raised directly from it to add where it happened."""
+    innermost: BatchPlatformError | None = None
+    for cause in chain:
+        if isinstance(cause, BatchPlatformError) and not (innermost is not None and innermost.__cause__ is cause):
+            innermost = cause
+    return innermost
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+
+
+def _declared_wrongly(error: "ValidationError") -> Iterator[str]:
+    """Each wrong key with its file and line, as annotated by Dagster."""
+    for wrong in error.errors():
+        path, _, position = ".".join(str(part) for part in wrong["loc"]).partition(" at ")
+        message = wrong["msg"].removeprefix("Value error, ").rstrip("?.")
+        if isinstance(wrong["input"], bool) and wrong["type"] in _READ_FROM_A_WORD:
+            message += "; YAML reads words such as no, off and yes as truth values: put the word in quotes"
+        yield f"{position}: {path}: {message}." if position else f"{path}: {message}."

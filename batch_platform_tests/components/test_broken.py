@@ -1,0 +1,117 @@
+"""A pipeline that cannot be loaded is one failing asset, and every other pipeline of its project is served."""
+
+import inspect
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._cli import definitions as validation
+
+from batch_platform.components import load_from_defs_folder
+from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
+from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder
+
+BROKEN = {  # pipelines by name: the file that is changed, what in it, and what the error says
+    "misspelt": ("defs.yaml", "evaluate:", "evalute:", "did you mean 'evaluate'"),
+    "no_select": ("features.sql", "SELECT", "SELEKT", 'syntax error at or near "SELEKT"'),
+    "no_module": ("defs.yaml", "sklearn.", "nosuch_library.", "nosuch_library"),
+    "unknown_type": ("defs.yaml", "BatchInference", "BatchInferenc", "no attribute `BatchInferenc`"),
+    "unreadable": ("defs.yaml", "attributes:", "attributes: [", "the file is not valid YAML"),
+}
+UNREADABLE = ("unknown_type", "unreadable")  # Dagster itself cannot read the file
+AS_CHECKED = ("no_module",)  # loads, since estimators are not imported then
+
+
+def add(project: Path, name: str) -> None:
+    """Add a broken pipeline to a project."""
+    file, right, wrong, _ = BROKEN[name]
+    folder = shutil.copytree(pipeline_folder(project), pipeline_folder(project, name))
+    declared = folder / "defs.yaml"
+    declared.write_text(declared.read_text().replace("name: small", f"name: {name}"))
+    (folder / file).write_text((folder / file).read_text().replace(right, wrong))
+
+
+@pytest.fixture
+def user_project(fresh, monkeypatch, tmp_path) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(fresh))
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "home"))
+    yield fresh
+    for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+        del sys.modules[name]
+
+
+def groups(definitions: dg.Definitions) -> set[str | None]:
+    dg.Definitions.validate_loadable(definitions)
+    return {spec.group_name for spec in definitions.resolve_all_asset_specs()}
+
+
+def test_a_location_loads_all_others_and_shows_each_broken_pipeline_as_one_failing_asset(user_project, caplog):
+    for name in BROKEN:
+        add(user_project, name)
+    with caplog.at_level(logging.ERROR):
+        definitions = load_from_defs_folder(path_within_project=user_project)
+    assert groups(definitions) == {"small", *BROKEN}
+    broken = {item.name: item for item in broken_in(definitions)}
+    assert broken.keys() == BROKEN.keys() - set(AS_CHECKED)
+    for name, item in broken.items():
+        assert BROKEN[name][-1] in str(item.error)
+        assert str(pipeline_folder(user_project, name)) in item.error.message
+        assert any(str(item.error) in record.getMessage() for record in caplog.records)
+    (asset,) = [spec for spec in definitions.resolve_all_asset_specs() if spec.group_name == "misspelt"]
+    assert asset.key == dg.AssetKey(["misspelt", "cannot_be_loaded"])
+    assert str(broken["misspelt"].error) in (asset.description or "")
+    with dg.DagsterInstance.ephemeral() as instance:
+        failed = dg.materialize(
+            [definitions.resolve_assets_def(asset.key)], instance=instance, raise_on_error=False
+        ).get_step_failure_events()
+    assert failed[0].step_failure_data.user_failure_data.description == str(broken["misspelt"].error)
+
+
+@pytest.mark.parametrize("name", ["misspelt", "no_select"])
+def test_dagsters_own_loader_serves_the_others_while_its_validation_fails(user_project, monkeypatch, name):
+    add(user_project, name)
+    assert groups(dg.load_from_defs_folder(path_within_project=user_project)) == {"small", name}
+    monkeypatch.setenv(VALIDATION_VARIABLE, "1")
+    with pytest.raises(Exception, match=name):
+        dg.load_from_defs_folder(path_within_project=user_project)
+
+
+def test_validation_of_a_file_that_cannot_be_read_fails(user_project, monkeypatch):
+    add(user_project, "unreadable")
+    monkeypatch.setenv(VALIDATION_VARIABLE, "1")
+    with pytest.raises(Exception, match="the file is not valid YAML"):
+        load_from_defs_folder(path_within_project=user_project)
+
+
+def test_dagster_sets_the_variable_by_which_a_load_knows_that_it_is_validated():
+    assert f'os.environ["{VALIDATION_VARIABLE}"] = "1"' in inspect.getsource(validation)
+
+
+def test_every_command_serves_the_others(cli, fresh):
+    for name in BROKEN:
+        add(fresh, name)
+    checked = cli(fresh, "check")
+    assert checked.code == 1
+    assert checked.out == "".join(
+        f"{name}: {'ok' if name == 'small' else '1 problem'}\n" for name in sorted({*BROKEN, "small"})
+    )
+    assert all(says in checked.error for *_, says in BROKEN.values())
+    status = cli(fresh, "status")
+    assert status.code == 0
+    assert status.out.startswith("no_module: ")
+    assert "\nsmall: 31 blocked, 29 missing\n" in status.out
+    assert status.err.count("Warning: ") == 4
+    assert f"Warning: unreadable cannot be loaded: {pipeline_folder(fresh, 'unreadable')}" in status.err
+    assert [item["pipeline"] for item in json.loads(cli(fresh, "status", "--json").out)] == ["no_module", "small"]
+    ran = cli(fresh, "run", "small", "--partition", "2024-01-01")
+    assert "no model serves" in ran.error
+    for name in BROKEN.keys() - set(AS_CHECKED):
+        refused = cli(fresh, "run", name)
+        assert BROKEN[name][-1] in refused.error
+    assert "cannot be loaded" not in cli(fresh, "status", "small").err
