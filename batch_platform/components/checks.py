@@ -84,6 +84,20 @@ def evaluation(
     )
 
 
+def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
+    """The keys of all checks of an asset."""
+    names = {
+        "model": [GATE.name, *([CHALLENGERS_TRAINED.name] if wiring.spec.challengers else [])],
+        "predictions": [
+            *(check.name for check in predictions(wiring)),
+            *([CHALLENGERS_SCORED.name] if wiring.spec.challengers else []),
+            UP_TO_DATE,
+        ],
+        "performance": list(measures(wiring)),
+    }
+    return [dg.AssetCheckKey(wiring.key(asset), name) for name in names.get(asset, [])]
+
+
 def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
     """The checks of the predictions."""
     budget = wiring.spec.features.rejected_budget

@@ -43,16 +43,24 @@ def at_work(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -
 
 
 def close_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs as failed whose process is gone.
+    """Mark runs as failed whose process is gone."""
+    for run in dead_runs(instance):
+        instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
+
+
+def dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """The runs in progress whose process is gone.
 
     Dagster notices when the process of a run ends, but not when the code server ends with it.
     """
+    dead: list[dg.DagsterRun] = []
     for run in instance.get_runs(filters=dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
         gone = {tag for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG) and _are_gone(value)}
         if gone and run.parent_run_id and (parent := instance.get_run_by_id(run.parent_run_id)):
             gone -= {tag for tag in gone if parent.tags.get(tag) == run.tags[tag]}  # copied into the second attempt
         if gone:
-            instance.report_run_failed(run, message="The process of this run ended unexpectedly; run it again.")
+            dead.append(run)
+    return dead
 
 
 def _are_gone(tag: str) -> bool:

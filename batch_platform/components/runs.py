@@ -13,7 +13,7 @@ from batch_platform.components.dagster_internals import (
     PARTITION_NAME_TAG,
 )
 from batch_platform.components.jobs import MAKES, assets_of, job_name
-from batch_platform.components.processes import close_dead_runs
+from batch_platform.components.processes import dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_calendar
@@ -26,15 +26,15 @@ Target = tuple[str, str]  # asset and partition key; the key is "" if a run leav
 
 
 def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
-    """What queued and running runs hold, whoever started them."""
-    close_dead_runs(instance)
+    """What queued and running runs hold, whoever started them; a run whose process is gone holds nothing."""
     statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
-    runs = instance.get_runs(filters=dg.RunsFilter(statuses=statuses))
+    dead = {run.run_id for run in dead_runs(instance)}
+    runs = [run for run in instance.get_runs(filters=dg.RunsFilter(statuses=statuses)) if run.run_id not in dead]
     return frozenset(target for run in runs for target in targets(wiring, run))
 
 
 def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
-    """Targets whose newest finished run failed, with that run's id.
+    """Targets whose newest finished run failed or died, with that run's id.
 
     The runs of a pipeline bear its tag, so that runs of others do not hide them. A run that was started in the UI and
     ended before its first step has no tag; such a run is found among the newest of all.
@@ -46,7 +46,7 @@ def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
             filters=dg.RunsFilter(statuses=FINISHED_STATUSES, tags=tags), limit=RECENT
         )
     ]
-    newest: dict[Target, dg.DagsterRun] = {}
+    newest = {target: run for run in dead_runs(instance) for target in targets(wiring, run)}
     for record in sorted(records, key=lambda record: record.storage_id, reverse=True):
         for target in targets(wiring, record.dagster_run):
             newest.setdefault(target, record.dagster_run)

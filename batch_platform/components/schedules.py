@@ -6,7 +6,8 @@ fails on its own does not hold up its range. A range stops where a run ends earl
 tick requests that partition alone.
 
 A tick reads the published copy and never waits for a writer: what a run has committed is published when the run ends,
-and until then the tick sees that the run holds it.
+and until then the tick sees that the run holds it. The preview of a tick in the UI shows the same requests and writes
+nothing: only a real tick closes the runs whose process died, and tells Dagster of their commits.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from batch_platform.components import runs
+from batch_platform.components import checks, runs
 from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition, is_preview
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.jobs import DUTY_OF, MAKES, Duty, launch_of, schedule_name
+from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.windows import training_window
@@ -83,10 +85,13 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
     A model whose training failed is requested again by the schedule of training. The predictions do not wait for it:
     the previous model serves.
     """
+    preview = is_preview(context)
+    if not preview:
+        close_dead_runs(context.instance)
     held = runs.held(wiring, context.instance)  # before the state: a run that ends in between is then seen as done
     failed = frozenset(runs.failures(wiring, context.instance))
     state = wiring.pipeline().published_state()
-    if not is_preview(context):
+    if not preview:
         log_unknown_commits(wiring, context.instance, state, held)
     now = context.scheduled_execution_time
     retried = make_plan(wiring.spec, state, now)
@@ -117,7 +122,8 @@ def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
     launch = launch_of(tick.wiring, request)
     return dg.RunRequest(
         run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
-        asset_selection=launch.assets if launch.tags else None,
+        asset_selection=launch.assets,
+        asset_check_keys=[check for key in launch.assets for check in checks.keys_of(tick.wiring, key.path[-1])],
         tags=launch.tags or None,
         run_config={"ops": launch.ops} if launch.ops else None,
     )

@@ -1,0 +1,117 @@
+"""*Preview tick result* of a schedule in the UI: it shows what a tick does, launches it, and writes nothing itself."""
+
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.test_utils import create_run_for_test
+from dagster._grpc.impl import get_external_schedule_execution
+from dagster._utils.schedules import cron_string_iterator
+
+from batch_platform.components.processes import PROCESS_TAG
+from batch_platform_tests.deployment import Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.workspace import REPOSITORY, Workspace, workspace
+
+WHEN = datetime(2024, 2, 5, 3, tzinfo=UTC)  # before the ticks of that morning in Berlin
+PREVIEW = """
+mutation ($selector: ScheduleSelector!, $at: Float) {scheduleDryRun(selectorData: $selector, timestamp: $at) {
+  __typename
+  ... on DryRunInstigationTick {evaluationResult {
+    skipReason error {message}
+    runRequests {runConfigYaml jobName runKey tags {key value} assetSelection {path} assetChecks {name assetKey {path}}}
+  }}
+}}"""
+CHECKS_OF = {
+    "score": ["predictions/rejected_share", "predictions/rows_balance", "predictions/score_distribution"],
+    "train": ["model/gate"],
+    "evaluate": ["performance/performance"],
+}
+
+
+def preview(pipeline: Workspace, duty: str) -> list[dict[str, Any]]:
+    """The run requests that the UI shows for the next tick."""
+    selector = {**REPOSITORY, "scheduleName": f"small_{duty}_when_due"}
+    result = pipeline.ask(PREVIEW, selector=selector, at=WHEN.timestamp())["evaluationResult"]
+    assert result["error"] is None, result["error"]
+    return result["runRequests"] or []
+
+
+def launched_by_the_ui(duty: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What *Launch all* sends for a run request; where the request names no asset or check, it sends an empty list."""
+    checks = [{"name": check["name"], "assetKey": check["assetKey"]} for check in request["assetChecks"] or []]
+    return {
+        "runConfigData": request["runConfigYaml"],
+        "selector": {
+            "jobName": request["jobName"] or f"small_{duty}",
+            **REPOSITORY,
+            "assetSelection": request["assetSelection"] or [],
+            "assetCheckSelection": checks,
+        },
+        "mode": "default",
+        "executionMetadata": {"tags": request["tags"]},
+    }
+
+
+def ticked(deployment: Deployment, duty: str) -> list[dg.RunRequest]:
+    """What a tick of the daemon at the same time requests."""
+    repository, name = deployment.definitions.get_repository_def(), f"small_{duty}_when_due"
+    cron = repository.get_schedule_def(name).cron_schedule
+    (at,) = islice(cron_string_iterator(WHEN.timestamp(), str(cron), "Europe/Berlin"), 1)
+    log_key = ["__repository__", name, "17"]
+    instance = deployment.instance.get_ref()
+    data = get_external_schedule_execution(repository, instance, name, at.timestamp(), "Europe/Berlin", log_key)
+    return list(data.run_requests or [])
+
+
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, duty: str) -> Deployment:
+    """February's model and two scored days, of which Dagster has not heard; its schedule of that duty has work to do."""
+    trained = deploy_trained(tmp_path, monkeypatch, monitoring={"performance": {"warn_below": 0.1}})
+    trained.score("2024-02-01", "2024-02-02")
+    return deploy(tmp_path, monkeypatch, model={"params": {"max_iter": 6}}) if duty == "train" else trained
+
+
+@pytest.mark.parametrize("duty", ["score", "train", "evaluate"])
+def test_what_a_preview_shows_is_launched_from_it_and_is_what_a_tick_requests(tmp_path, monkeypatch, duty):
+    deployment = deployed(tmp_path, monkeypatch, duty)
+    with workspace(deployment) as pipeline:
+        shown = preview(pipeline, duty)
+        assert [len(shown), *(request["runKey"] for request in shown)] == [1, ticked(deployment, duty)[0].run_key]
+        run = pipeline.launch(launched_by_the_ui(duty, shown[0]))
+        assert run.status == dg.DagsterRunStatus.SUCCESS
+        assert preview(pipeline, duty) == [], "the run did all that was due"
+    records = deployment.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [record.dagster_event.asset_check_evaluation_data for record in records]
+    assert {f"{check.asset_key.path[1]}/{check.check_name}" for check in found} >= set(CHECKS_OF[duty])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file() and "/dagster/" not in str(file)
+    }
+
+
+def test_a_preview_writes_nothing_to_dagster_or_the_home(tmp_path, monkeypatch):
+    deployment = deployed(tmp_path, monkeypatch, "score")
+    instance = deployment.instance
+    origin = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("project"), "__repository__")
+    dead = create_run_for_test(
+        instance,
+        job_name="small_score",
+        status=dg.DagsterRunStatus.STARTED,
+        tags={PROCESS_TAG: "4194305 1", **range_tags("2024-02-03", "2024-02-04")},
+        remote_job_origin=RemoteJobOrigin(origin, "small_score"),
+    )
+    before = files_of(deployment.pipeline.home.root)
+    with workspace(deployment) as pipeline:
+        shown = preview(pipeline, "score")
+        assert instance.get_runs() == [dead]
+        assert deployment.materializations("predictions") == []
+        assert files_of(deployment.pipeline.home.root) == before
+    assert [request.run_key for request in ticked(deployment, "score")] == [request["runKey"] for request in shown]
+    assert len(shown) == 2, "what died is tried one partition at a time first"
+    assert instance.get_run_by_id(dead.run_id).status == dg.DagsterRunStatus.FAILURE
+    assert len(deployment.materializations("predictions")) == 2
