@@ -19,9 +19,11 @@ from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
-from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, START, orders, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
-from batch_platform_tests.command_line import published, run_command
+from batch_platform_tests.command_line import published
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 
 def as_text(table: pl.DataFrame) -> pl.DataFrame:
@@ -100,9 +102,9 @@ def german(table: pl.DataFrame) -> str:
     )
 
 
-def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(tmp_path):
+def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(cli, tmp_path):
     (tmp_path / "orders.csv").write_text(german(orders()), encoding="utf-8")
-    answer = run_command(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "umsatz")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.csv", "--label", "umsatz")
     assert (answer.code, answer.err) == (0, "")
     assert "; between values, decimal commas" in answer.out
     assert "at (text as %d.%m.%Y %H:%M)" in answer.out
@@ -110,7 +112,7 @@ def test_numbers_with_decimal_commas_are_numbers_in_the_proposal_and_in_the_run(
     (declared,) = tmp_path.rglob("defs.yaml")
     source = yaml.safe_load(declared.read_text(encoding="utf-8"))["attributes"]["sources"]["orders"]
     assert (source["delimiter"], source["decimal"]) == (";", ",")
-    ran = run_command(tmp_path, "run", "orders")
+    ran = cli(tmp_path, "run", "orders")
     assert ran.code == 0, ran.err
     ((least, most),) = published(tmp_path, "SELECT min(prediction), max(prediction) FROM orders.predictions")
     assert 0 < least < most < 10
@@ -160,7 +162,7 @@ def test_files_named_by_date_become_a_source_with_a_file_for_each_partition(cli,
 
 
 def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_path):
-    days = [date(2025, 1 + at // 250, 1 + at % 250 // 10) for at in range(3000)]
+    days = [date(2025, 1 + at // 150, 1 + at % 150 // 6) for at in range(ROWS)]
     for (month,), rows in orders(at=days).group_by(pl.col("at").dt.strftime("%Y-%m")):
         rows.filter(pl.col("at").dt.day() == 1).write_parquet(tmp_path / f"orders {month}.parquet")
     path = str(tmp_path / "*.parquet")
@@ -171,20 +173,20 @@ def test_files_named_by_month_become_a_source_with_a_file_for_each_month(tmp_pat
     assert reading.origin.path == tmp_path / "orders {partition_month}.parquet"
 
 
-def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(tmp_path):
+def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder(cli, tmp_path):
     table = orders(1200)
     last = table["at"].dt.date().max()
     daily(
         tmp_path / "sales", "sales_{}.parquet", table.filter(pl.col("at").dt.date() < last), pl.DataFrame.write_parquet
     )
-    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    answer = cli(tmp_path, "new", "sales", "--from", "sales")
     assert answer.code == 0, answer.err
     assert "each day reads the file of its date, so that late and corrected files are seen" in answer.out
     (declared,) = tmp_path.rglob("defs.yaml")
     text = declared.read_text(encoding="utf-8")
     declared.write_text(text.replace(f'end: "{last}"', f'end: "{last + timedelta(days=1)}"'), encoding="utf-8")
     before = last - timedelta(days=1)
-    assert run_command(tmp_path, "run", "sales", "--to", str(before)).code == 0
+    assert cli(tmp_path, "run", "sales", "--to", str(before)).code == 0
     counts = dict(published(tmp_path, "SELECT partition_key, count(*) FROM sales.predictions GROUP BY ALL"))
     assert str(before) in counts
     corrected = tmp_path / "sales" / f"sales_{before}.parquet"
@@ -192,7 +194,7 @@ def test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder
     daily(
         tmp_path / "sales", "sales_{}.parquet", table.filter(pl.col("at").dt.date() == last), pl.DataFrame.write_parquet
     )
-    ran = run_command(tmp_path, "run", "sales")
+    ran = cli(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err
     again = dict(published(tmp_path, "SELECT partition_key, count(*) FROM sales.predictions GROUP BY ALL"))
     assert again == counts | {str(before): 2, str(last): table.filter(pl.col("at").dt.date() == last).height}
@@ -208,14 +210,14 @@ def test_dated_files_are_read_together_where_their_names_do_not_tell_their_rows(
     assert report["source"]["parquet"].endswith("*.parquet")
 
 
-def test_a_day_without_a_file_fails_alone_until_there_is_one(tmp_path):
+def test_a_day_without_a_file_fails_alone_until_there_is_one(cli, tmp_path):
     table = orders(1200)
     lost = table["at"].dt.date().unique().sort()[-5]
     days = pl.col("at").dt.date()
     daily(tmp_path / "sales", "{}.csv", table.filter(days != lost), pl.DataFrame.write_csv)
-    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    answer = cli(tmp_path, "new", "sales", "--from", "sales")
     assert f"late and corrected files are seen, and fails for {lost} until there is a file" in answer.out
-    ran = run_command(tmp_path, "run", "sales")
+    ran = cli(tmp_path, "run", "sales")
     assert ran.code == 1
     assert f"there is no file {tmp_path}" in ran.err
     assert "Hint: other partitions have a file: add the one that is missing" in ran.err
@@ -223,7 +225,7 @@ def test_a_day_without_a_file_fails_alone_until_there_is_one(tmp_path):
     assert str(lost) not in keys
     assert {str(lost - timedelta(days=1)), str(lost + timedelta(days=1))} <= keys
     daily(tmp_path / "sales", "{}.csv", table.filter(days == lost), pl.DataFrame.write_csv)
-    assert run_command(tmp_path, "run", "sales").code == 0
+    assert cli(tmp_path, "run", "sales").code == 0
     assert str(lost) in {key for (key,) in published(tmp_path, "SELECT partition_key FROM sales.predictions")}
 
 
@@ -244,16 +246,16 @@ def write_json(table: pl.DataFrame, file: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "writer"), [("csv", pl.DataFrame.write_csv), ("jsonl", write_json)])
-def test_a_column_of_one_day_has_the_type_of_all_days(tmp_path, kind, writer):
+def test_a_column_of_one_day_has_the_type_of_all_days(cli, tmp_path, kind, writer):
     table = orders(1200).with_columns(
         pl.col("items").cast(pl.String).str.zfill(3).alias("shelf"),
         pl.when(pl.col("at").dt.day() == 3).then(None).otherwise(pl.col("amount")).alias("amount"),
         pl.when(pl.col("at").dt.day() == 4).then(None).otherwise(pl.col("shop")).alias("shop"),
     )
     daily(tmp_path / "sales", f"{{}}.{kind}", table, writer)
-    answer = run_command(tmp_path, "new", "sales", "--from", "sales")
+    answer = cli(tmp_path, "new", "sales", "--from", "sales")
     assert "each day reads the file of its date" in answer.out
-    ran = run_command(tmp_path, "run", "sales")
+    ran = cli(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err
     schemas = {tuple(pl.read_parquet_schema(file).items()) for file in tmp_path.rglob("features/**/*.parquet")}
     assert len(schemas) == 1

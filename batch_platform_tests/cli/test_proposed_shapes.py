@@ -16,10 +16,12 @@ import yaml
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform_tests.cli.test_proposal import START, names, pipeline_of, proposed
-from batch_platform_tests.command_line import COMMAND, clean_environment, published, run_command
+from batch_platform_tests.command_line import COMMAND, clean_environment, published
 from batch_platform_tests.small_pipeline import carry_out
 
-HOURS = 24 * 60
+pytestmark = pytest.mark.usefixtures("few_trees")
+
+HOURS = 24 * 45
 NOON = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 
@@ -70,10 +72,10 @@ def test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_t
 
 
 def test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day(tmp_path):
-    readings().write_csv(tmp_path / "sensor.csv")
+    readings().write_parquet(tmp_path / "sensor.parquet")
     last = START + timedelta(hours=HOURS)
     now = last.replace(tzinfo=UTC) + timedelta(hours=2)
-    proposal, files = proposed(tmp_path / "sensor.csv", now=now)
+    proposal, files = proposed(tmp_path / "sensor.parquet", now=now)
     assert (names(proposal.key), proposal.windows.time.name, proposal.every) == (["at"], "at", "day")
     assert proposal.evidence == ("no other column can be predicted",)
     assert "end" not in declared(files)["partitions"], "more rows are to come"
@@ -82,13 +84,13 @@ def test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day(tmp_path):
     carry_out(pipeline, now)
     before = set(pipeline.state().scores)
     assert f"{last - timedelta(days=1):%Y-%m-%d}" in before
-    readings(HOURS + 24).write_csv(tmp_path / "sensor.csv")
+    readings(HOURS + 24).write_parquet(tmp_path / "sensor.parquet")
     carry_out(pipeline, now + timedelta(days=1))
     assert set(pipeline.state().scores) - before == {f"{last:%Y-%m-%d}"}
     assert pipeline.state().scores[f"{last:%Y-%m-%d}"].rows_scored == 24
 
 
-def test_a_panel_is_keyed_by_entity_and_time(tmp_path):
+def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
     days = [START + timedelta(days=day) for day in range(400)]
     noise = iter(np.random.default_rng(4).normal(0, 2, 3 * len(days)))
     rows = [
@@ -100,8 +102,8 @@ def test_a_panel_is_keyed_by_entity_and_time(tmp_path):
     proposal, files = proposed(tmp_path / "sales.parquet")
     assert (names(proposal.key), proposal.label.name, proposal.every) == (["shop", "day"], "sales", "week")
     assert declared(files)["features"]["time"] == "day"
-    assert run_command(tmp_path, "new", "sales", "--from", "sales.parquet").code == 0
-    ran = run_command(tmp_path, "run", "sales")
+    assert cli(tmp_path, "new", "sales", "--from", "sales.parquet").code == 0
+    ran = cli(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err
     query = "SELECT count(*), count(DISTINCT (shop, day)), count(DISTINCT shop) FROM sales.predictions"
     ((rows, keys, shops),) = published(tmp_path, query)
@@ -125,12 +127,12 @@ def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_
     assert rows["weekday"].to_list() == [1] * 24
 
 
-def test_features_of_the_past_read_all_files_where_each_day_has_its_own(tmp_path):
+def test_features_of_the_past_read_all_files_where_each_day_has_its_own(cli, tmp_path):
     for (day,), rows in readings().group_by(pl.col("at").dt.date()):
         rows.write_parquet(tmp_path / f"sensor_{day}.parquet")
-    answer = run_command(tmp_path, "new", "sensor", "--from", "sensor_*.parquet", "--label", "level")
+    answer = cli(tmp_path, "new", "sensor", "--from", "sensor_*.parquet", "--label", "level")
     assert answer.code == 0, answer.err
-    ran = run_command(tmp_path, "run", "sensor")
+    ran = cli(tmp_path, "run", "sensor")
     assert ran.code == 0, ran.err
     files = sorted((tmp_path / ".batch_platform/lake/sensor/features").rglob("*2025-02-10*.parquet"))
     (built,) = [pl.read_parquet(file) for file in files]
@@ -208,7 +210,7 @@ def test_without_evidence_no_column_is_predicted_and_no_rows_are_grouped(cli, tm
     assert "It is not clear which column of" in refused.error
     assert "--cluster groups similar rows instead" in refused.error
     assert cli(tmp_path, "new", "points", "--from", "points.csv", "--cluster").code == 0
-    ran = run_command(tmp_path, "run", "points")
+    ran = cli(tmp_path, "run", "points")
     assert ran.code == 0, ran.err
     assert published(tmp_path, "SELECT count(*), count(DISTINCT prediction) FROM points.predictions") == [(200, 5)]
     both = cli(tmp_path, "new", "more", "--from", "points.csv", "--cluster", "--label", "x1")

@@ -13,10 +13,13 @@ import yaml
 
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
+from batch_platform.declaration.calendar import LONGEST
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.cli.test_proposal import START, orders, pipeline_of, proposed
-from batch_platform_tests.command_line import published, run_command
+from batch_platform_tests.command_line import published
+
+pytestmark = pytest.mark.usefixtures("few_trees")
 
 ROWS = 400
 ZONE = ZoneInfo("Europe/Berlin")
@@ -128,7 +131,8 @@ NOTATIONS: dict[str, tuple[Any, list[datetime], str]] = {
 def built(pipeline: Pipeline, instants: Collection[datetime]) -> pl.DataFrame:
     """The features of all partitions around some instants, by id."""
     calendar = pipeline.spec.partitions.calendar
-    partitions = calendar.within(min(instants) - timedelta(days=32), max(instants) + timedelta(days=32))
+    longest = LONGEST[calendar.every].nominal + timedelta(days=1)
+    partitions = calendar.within(min(instants) - longest, max(instants) + longest)
     with pipeline.builder.session() as session:
         files = [session.write(partition, pipeline.folder / "built").path for partition in partitions]
     return pl.concat(pl.read_parquet(file) for file in files).sort("id")
@@ -214,11 +218,11 @@ def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None
     index(frame.astype({"at": "datetime64[ns]"})).to_parquet(file)
 
 
-def test_a_table_of_pandas_is_scored_after_two_commands(tmp_path):
+def test_a_table_of_pandas_is_scored_after_two_commands(cli, tmp_path):
     by_pandas(lambda frame: frame, tmp_path / "orders.parquet")
-    answer = run_command(tmp_path, "new", "orders", "--from", "orders.parquet")
+    answer = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (answer.code, answer.err) == (0, "")
-    ran = run_command(tmp_path, "run", "orders")
+    ran = cli(tmp_path, "run", "orders")
     assert ran.code == 0, ran.err
     ((rows, last),) = published(tmp_path, "SELECT count(*), max(partition_key) FROM orders.predictions")
     assert rows > ROWS / 4
