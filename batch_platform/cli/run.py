@@ -64,6 +64,7 @@ class RunOptions:
     force: bool = False  # build and score the partitions again even if nothing changed
     model: str | None = None  # version to score with instead of the champions; no model is trained then
     replay: bool = False  # build and score only the partitions that have rejected rows
+    recheck: bool = False  # compare the partitions with their sources, however old they are
     retrain: bool = False  # train the newest serving period again even if nothing changed
     named: bool = False  # the user named the first partition, so that a model must serve each of them
 
@@ -75,6 +76,7 @@ class RunOptions:
 @click.option("--partition", "only", metavar="KEY", help="A single partition.")
 @click.option("--model", metavar="VERSION", help="Score with this version instead of each partition's champion.")
 @click.option("--force", is_flag=True, help="Build and score partitions again even if nothing has changed.")
+@click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
 @click.option("--retrain", is_flag=True, help="Train the newest model again even if nothing has changed.")
 @terminal.reports
 @click.pass_obj
@@ -87,6 +89,7 @@ def command(  # noqa: PLR0913 - the options of the command
     model: str | None,
     *,
     force: bool,
+    recheck: bool,
     retrain: bool,
 ) -> None:
     """Bring partitions of PIPELINE up to date, including the features and models they need."""
@@ -98,8 +101,15 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint="leave one of the two out.")
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
+    named = bool(first or only)
     options = RunOptions(
-        partitions=partitions, now=now, force=force, model=model, retrain=retrain, named=bool(first or only)
+        partitions=partitions,
+        now=now,
+        force=force,
+        model=model,
+        recheck=recheck or named,
+        retrain=retrain,
+        named=named,
     )
     outcome = bring_up_to_date(project, wiring, options)
     terminal.report(outcome)
@@ -150,7 +160,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         WrongUseError: The requested version does not exist.
     """
     with open_instance(project) as instance:
-        state = wiring.pipeline().state()
+        state = wiring.pipeline().state(recheck=options.recheck)
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         plan = plan_run(wiring, options, state)
         _announce(wiring, options, plan)

@@ -24,9 +24,10 @@ from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, Pi
 @click.option(
     "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."
 )
+@click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
+def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool) -> None:
     """Show which partitions are scored, missing, failed or stale, and why.
 
     Without PIPELINE, shows every pipeline of the project.
@@ -36,7 +37,7 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
         wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
         broken = [] if pipeline else project.broken
         with open_instance(project) as instance:
-            statuses = [_status(wiring, instance, now) for wiring in wirings]
+            statuses = [_status(wiring, instance, now, recheck=recheck) for wiring in wirings]
     terminal.report(statuses)
     for status in statuses:
         _show_pipeline(status, every=every)
@@ -48,8 +49,8 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool) -> None:
         terminal.say(f"{project.root} declares no pipeline.")
 
 
-def _status(wiring: Wiring, instance: dg.DagsterInstance, now: datetime) -> PipelineStatus:
-    state = wiring.pipeline().published_state()
+def _status(wiring: Wiring, instance: dg.DagsterInstance, now: datetime, *, recheck: bool) -> PipelineStatus:
+    state = wiring.pipeline().published_state(recheck=recheck)
     plan = make_plan(wiring.spec, state, now)
     return status_of(wiring.spec, state, plan, now, _materialized(wiring, instance, state))
 

@@ -127,6 +127,20 @@ class Calendar:
             return None
         return self._between(starts[at], starts[at + 1])
 
+    def around(self, instant: datetime) -> Partition:
+        """The window that an instant lies in, also before the first and after the last partition.
+
+        Raises:
+            OverflowError: It reaches beyond the range of datetime.
+        """
+        day = instant.astimezone(self.zone).date()
+        if self.every == "week":
+            day -= timedelta(days=(day.weekday() - _SUNDAY) % 7)
+        if self.every == "month":
+            day = day.replace(day=1)
+        start = _whole_hour(instant, self.zone) if self.every == "hour" else _midnight(day, self.zone)
+        return self._between(start, self._next(start))
+
     def within(self, start: datetime, end: datetime) -> list[Partition]:
         """All partitions wholly within `start <= t < end`, oldest first."""
         starts = self._starts_up_to(end, extra=1)

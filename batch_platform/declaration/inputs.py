@@ -1,7 +1,7 @@
 """The declared inputs of a pipeline: its partitions, sources, features and labels, as frozen and validated values."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -15,6 +15,7 @@ from batch_platform.declaration.notation import (
     DurationText,
     FileBelow,
     ImportPath,
+    Lateness,
     LocalTime,
     Share,
     Timezone,
@@ -151,6 +152,18 @@ class Source(Block):
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
     table: str | None = Field(default=None, description="Table or view in the DuckDB file.", examples=["main.orders"])
+    time: str | None = Field(
+        default=None,
+        description="Column, or SQL expression, with the time of a row. Left out: what the SQL compares with $partition_start "
+        "and $partition_end.",
+        examples=["ordered_at", "strptime(day, '%d.%m.%Y')"],
+    )
+    late: Lateness | None = Field(
+        default=None,
+        description="For how long after newer rows a row of one file or a glob may come or be corrected: the newest partitions "
+        "of that length are compared with the source, or 'always' all, or 'never' any. Left out: 7 days if its rows have a time.",
+        examples=["14 days", "always"],
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +196,10 @@ class Source(Block):
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)
+        if self.late is not None and (kinds[0] == "python" or self.by_partition):
+            what = "a function" if kinds[0] == "python" else "files that belong to one partition each"
+            msg = f"'late' is about files of many partitions, but the source is {what}"
+            raise ValueError(msg)
         if (self.duckdb is None) != (self.table is None):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)
@@ -205,6 +222,14 @@ class Source(Block):
     def by_partition(self) -> bool:
         """Whether each partition has a file of its own."""
         return varies(self.location)
+
+    @property
+    def lateness(self) -> timedelta | None:
+        """How long after newer rows a row may come or be corrected; None for always, zero for never."""
+        late = self.late or "7 days"
+        if late == "always":
+            return None
+        return timedelta() if late == "never" else parse_duration(late).nominal
 
 
 class ColumnRule(Block):

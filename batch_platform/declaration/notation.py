@@ -170,6 +170,16 @@ def _duration(value: str) -> str:
     return value
 
 
+def _lateness(value: str) -> str:
+    if value not in ("always", "never"):
+        try:
+            parse_duration(value)
+        except ValueError:
+            msg = f"{value!r} is neither a duration such as '7 days' nor 'always' or 'never'"
+            raise ValueError(msg) from None
+    return value
+
+
 def _share(value: object) -> object:
     """Read '1%' as 0.01. Decimal reads '0.7%' as exactly 0.007, which dividing a float would not."""
     percent = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -178,6 +188,7 @@ def _share(value: object) -> object:
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
+Lateness = Annotated[str, AfterValidator(_lateness)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Name = Annotated[str, AfterValidator(check_name)]
 Timezone = Annotated[str, AfterValidator(check_timezone)]

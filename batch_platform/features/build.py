@@ -27,6 +27,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.fingerprints import DatedSources
 from batch_platform.features.lake import (
     BATCH_ROWS,
     file_digests,
@@ -87,6 +88,11 @@ class FeatureBuilder:
         return [name for name in parameters_of(function) if name in self.spec.sources]
 
     @cached_property
+    def dated(self) -> DatedSources:
+        """The same sources, as far as their rows have a time."""
+        return DatedSources(self.sources, self.query, self.feature_sources)
+
+    @cached_property
     def label_sources(self) -> list[str]:
         """The sources that the labels read."""
         return [] if self.labels_query is None else self.labels_query.reads(self.spec.sources)
@@ -130,7 +136,8 @@ class FeatureBuilder:
         features = self.spec.features
         code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
         declared = self.spec.model_dump_json(
-            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}}
+            include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
+            exclude={"sources": {"__all__": {"time", "late"}}},  # say when to look, not what to make
         )
         if features.driving is not None:
             declared += features.driving.model_dump_json()

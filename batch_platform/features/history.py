@@ -19,6 +19,7 @@ from batch_platform.declaration.errors import DataError, SourceError, WrongUseEr
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
+from batch_platform.features.fingerprints import Fingerprint, Fingerprints
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, sampled
@@ -86,6 +87,16 @@ class _RecentLabels:
         while self._bytes > MOST_LABEL_BYTES:
             self._bytes -= self._frames.pop(next(iter(self._frames))).estimated_size()
         return frame
+
+
+@dataclass(frozen=True)
+class SourceChanges:
+    """How sources differ from those that features were built from; the first three are by partition key."""
+
+    versions: dict[str, str]  # present versions, in the form that builds record, where each partition has a file
+    changed: dict[str, str]  # why the features are due, where a file has the rows of many partitions
+    gone: dict[str, str]  # what the features were built from and is no longer there
+    fingerprints: dict[str, Fingerprints]  # that had to be known to tell, by source
 
 
 @dataclass(frozen=True)
@@ -195,23 +206,68 @@ class History:
         rows = self._joined(frames)
         return rows.select(feature_columns(self.spec.features, rows.schema))
 
-    def source_versions(self, builds: Mapping[str, FeatureBuild]) -> dict[str, str]:
-        """Return the source versions of builds, with the present version of sources that have a file for each partition.
+    def source_changes(
+        self, builds: Mapping[str, FeatureBuild], recorded: Mapping[str, Fingerprints], *, recheck: bool = False
+    ) -> SourceChanges:
+        """How the sources differ from those that builds were made from, by their versions and, where these differ, by rows.
 
-        A snapshot holds whole sources, so each of them counts. A build whose source files are gone is left out: nothing
-        newer can be built.
+        Of sources with the rows of many partitions, only as many of the newest partitions are looked at as `late` says, and
+        those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version.
+        """
+        versions, gone = self._own_versions(builds)
+        calendar, partitions = self.spec.partitions.calendar, dict[str, Partition]()
+        for key in builds if self.builder.dated.shared else ():
+            with suppress(WrongUseError):
+                partitions[key] = calendar.named(key)
+        changed, taken = dict[str, str](), dict[str, Fingerprints]()
+        newest = max((partition.end for key, partition in partitions.items() if builds[key].rows), default=None)
+        for name in self.builder.dated.shared if partitions else ():
+            try:
+                version = self.builder.sources.version(name, next(iter(partitions.values())))
+            except SourceError:
+                gone |= dict.fromkeys(partitions, f"the file of source {name!r} is gone")
+                continue
+            older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
+            with suppress(SourceError):
+                held = self.builder.dated.taken(name, version, recorded) if older else None
+                if held is None:
+                    continue
+                taken[name], lateness = held, self.spec.sources[name].lateness
+                for key in older:
+                    was = json.loads(builds[key].fingerprints).get(name)
+                    then, now = Fingerprint(*was) if was else None, held.of(partitions[key])
+                    late = recheck or lateness is None or newest is None or partitions[key].end > newest - lateness
+                    if then is None or then == now:
+                        continue
+                    if then.rows and not now.rows:
+                        gone[key] = f"source {name!r} no longer holds its rows"
+                    elif late or not then.rows:
+                        changed[key] = _change(name, then, now)
+        return SourceChanges(versions, changed, gone, taken)
+
+    def _own_versions(self, builds: Mapping[str, FeatureBuild]) -> tuple[dict[str, str], dict[str, str]]:
+        """The source versions of builds, with the present version of sources that have a file for each partition.
+
+        A snapshot holds whole sources, so each of them counts. A build whose source files are gone is not among them, since
+        nothing newer can be built, but in the second mapping, which says what is gone.
         """
         snapshot = self.spec.partitions.snapshot
         looked_at = self.builder.feature_sources if snapshot else self.builder.own_feature_sources
-        if not looked_at:
-            return {}
         calendar = self.spec.partitions.calendar
-        versions: dict[str, str] = {}
-        for key, build in builds.items():
-            with suppress(SourceError, WrongUseError):
-                now = {name: self.builder.sources.version(name, calendar.named(key)) for name in looked_at}
-                versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
-        return versions
+        versions, gone = dict[str, str](), dict[str, str]()
+        for key, build in builds.items() if looked_at else ():
+            now = dict[str, str]()
+            for name in looked_at:
+                try:
+                    now[name] = self.builder.sources.version(name, calendar.named(key))
+                except SourceError:
+                    gone[key] = f"its file of source {name!r} is gone"
+                except WrongUseError:
+                    break
+            else:
+                if key not in gone:
+                    versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
+        return versions, gone
 
     def label_versions(self, evaluations: Iterable[str]) -> dict[str, str]:
         """Return the present label versions of evaluated partitions; a partition whose files are gone is left out."""
@@ -268,6 +324,12 @@ class History:
         path, name = self.file(build), self.spec.name
         with open_recorded(path, build.sha256, pipeline=name, partition_key=build.partition_key) as recorded:
             recorded.require_unchanged()
+
+
+def _change(source: str, then: Fingerprint, now: Fingerprint) -> str:
+    if then.rows == now.rows:
+        return f"rows of source {source!r} changed"
+    return f"source {source!r} holds {now.rows:,} rows of it, and held {then.rows:,}"
 
 
 def on_the_clock(times: pl.Series, zone: str) -> pl.Series:

@@ -6,9 +6,9 @@ What is up to date is skipped unless forced. A partition that fails does not hol
 """
 
 import json
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
@@ -23,6 +23,7 @@ from batch_platform.declaration.errors import (
     DataError,
     IntegrityError,
     NothingPublishedError,
+    SourceError,
     WarehouseError,
     listed,
     memory_explained,
@@ -32,6 +33,7 @@ from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
+from batch_platform.features.fingerprints import Fingerprints
 from batch_platform.features.history import History, materialize_hint
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
@@ -73,6 +75,7 @@ from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
+from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
 from batch_platform.warehouse.published import open_published, publish
@@ -130,20 +133,23 @@ class Pipeline:
         parts = (self.spec.model_dump_json(), self.builder.code_version, "" if labels is None else labels.text)
         return sha256("\0".join(parts).encode()).hexdigest()[:12]
 
-    def state(self) -> State:
-        """What is recorded now, checked against the files in the lake; waits for the warehouse."""
+    def state(self, *, recheck: bool = False) -> State:
+        """What is recorded now, checked against the files of features and sources; waits for the warehouse.
+
+        With `recheck`, every partition is compared with its sources, also those that are older than `late` says.
+        """
         with self.warehouse.open() as con:
             recorded = self._recorded(con)
-        return self._checked(recorded)
+        return self._checked(recorded, recheck=recheck)
 
-    def published_state(self) -> State:
+    def published_state(self, *, recheck: bool = False) -> State:
         """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published."""
         try:
             with open_published(self.home) as con:
                 recorded = self._recorded(con)
         except NothingPublishedError:
             recorded = State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
-        return self._checked(recorded)
+        return self._checked(recorded, recheck=recheck)
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
@@ -156,18 +162,26 @@ class Pipeline:
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),
+            fingerprints={
+                row.source: Fingerprints.from_json(row.version, row.fingerprints)
+                for row in read_fingerprints(con, name)
+            },
             declared=self.declared,
         )
 
-    def _checked(self, recorded: State) -> State:
+    def _checked(self, recorded: State, *, recheck: bool = False) -> State:
         """A recorded state, checked against the files of features, sources and labels."""
         features = self.history.recorded(recorded.features)
+        sources = self.history.source_changes(recorded.features, recorded.fingerprints, recheck=recheck)
         scored_by = {run.model_version for run in recorded.scores.values()}
         return replace(
             recorded,
             features=features,
             lost={key: build for key, build in recorded.features.items() if key not in features},
-            source_versions=self.history.source_versions(recorded.features),
+            source_versions=sources.versions,
+            changed=sources.changed,
+            gone=sources.gone,
+            fingerprints=recorded.fingerprints | sources.fingerprints,
             label_versions=self.history.label_versions(recorded.evaluations),
             relabelled=relabelled(self.history, [recorded.registry.named(version) for version in scored_by]),
         )
@@ -182,14 +196,20 @@ class Pipeline:
         """
         recorded = self._recorded(con, partition_keys)
         known = {**seen.features, **seen.lost}
+
+        def as_seen(facts: Mapping[str, str]) -> dict[str, str]:
+            return {
+                key: fact
+                for key, fact in facts.items()
+                if key in recorded.features and recorded.features[key] == known.get(key)
+            }
+
         state = replace(
             recorded,
             features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
-            source_versions={
-                key: versions
-                for key, versions in seen.source_versions.items()
-                if key in recorded.features and recorded.features[key] == known.get(key)
-            },
+            source_versions=as_seen(seen.source_versions),
+            changed=as_seen(seen.changed),
+            gone=as_seen(seen.gone),
             relabelled=seen.relabelled,
         )
         only = None if partition_keys is None else map(self.spec.partitions.calendar.named, partition_keys)
@@ -201,6 +221,13 @@ class Pipeline:
         """End a step: bring `partition_status` and the published copy up to date; returns the state and plan found."""
         seen = self.state()
         with self.warehouse.transaction() as con:
+            known = {row.source: row.version for row in read_fingerprints(con, self.spec.name)}
+            taken = [
+                SourceFingerprints(name, held.version, held.as_json())
+                for name, held in seen.fingerprints.items()
+                if known.get(name) != held.version
+            ]
+            replace_fingerprints(con, self.spec.name, taken)
             settled = self._settle(con, seen, now)
         publish(self.home)
         return settled
@@ -221,16 +248,19 @@ class Pipeline:
     def build_features(self, partitions: Sequence[Partition], stamp: Stamp, *, force: bool = False) -> Iterator[Built]:
         """Build the features of partitions, oldest first; one that fails alone is set apart, see `setting_apart`.
 
+        Each is compared with its sources, however old it is.
+
         Raises:
             SourceError: A source cannot be read, or the SQL fails.
             DataError: Keys are not unique, or a time is null or outside its partition.
         """
         if not partitions:
             return
-        state = with_snapshots_over(self.spec, self.state(), stamp.at)
+        state = with_snapshots_over(self.spec, self.state(recheck=True), stamp.at)
         due = {partition.key for partition in partitions if force or features_due(state, partition) is not None}
         require_takeable(self.spec, [partition for partition in partitions if partition.key in due], stamp.at)
         group: list[Built] = []
+        taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
         with (
             self.setting_apart("features", stamp, len(partitions)) as apart,
             staging_folder(self.home, stamp.run_id) as folder,
@@ -244,7 +274,10 @@ class Pipeline:
                         yield Built(partition, state.features[partition.key], skipped=True)
                         continue
                     with apart.attempt(partition.key), memory_explained(self.spec.name, partition.key):
-                        group.append(self._build(session, partition, stamp))
+                        if not force:
+                            self._require_sources(state, partition)
+                        taken = self._fingerprints(state, partition) if taken is None else taken
+                        group.append(self._build(session, partition, stamp, taken))
                     if is_full(len(group), sum(built.build.rows for built in group)):
                         full, group = group, []
                         yield from self._record(full)
@@ -447,7 +480,26 @@ class Pipeline:
         """Bring the published copy up to date."""
         publish(self.home)
 
-    def _build(self, session: FeatureSession, partition: Partition, stamp: Stamp) -> Built:
+    def _require_sources(self, state: State, partition: Partition) -> None:
+        """Refuse to build from nothing what was built from rows; raises SourceError."""
+        if (reason := state.gone.get(partition.key)) is not None:
+            name = self.spec.name
+            msg = f"{name}, partition {partition.key}: {reason}; its features stay as they are."
+            hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
+            raise SourceError(msg, hint=hint)
+
+    def _fingerprints(self, state: State, partition: Partition) -> dict[str, Fingerprints]:
+        """What the sources with the rows of many partitions hold for each of them."""
+        sources, dated, taken = self.builder.sources, self.builder.dated, dict[str, Fingerprints]()
+        for name in dated.shared:
+            held = dated.taken(name, sources.version(name, partition), state.fingerprints)
+            if held is not None:
+                taken[name] = held
+        return taken
+
+    def _build(
+        self, session: FeatureSession, partition: Partition, stamp: Stamp, taken: Mapping[str, Fingerprints]
+    ) -> Built:
         sources = self.builder.sources.versions(partition)
         file = session.write(partition, self.home.features(self.spec.name))
         build = FeatureBuild(
@@ -461,6 +513,7 @@ class Pipeline:
             built_at=stamp.now(),
             run_id=stamp.run_id,
             xxh3=file.xxh3,
+            fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
         )
         return Built(partition, build, skipped=False, columns=file.columns)
 

@@ -17,6 +17,7 @@ from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
+from batch_platform.features.fingerprints import Fingerprints
 from batch_platform.models.registry import ModelTraining, Registry, Version
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
@@ -42,6 +43,11 @@ class State:
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
+    changed: dict[str, str] = field(
+        default_factory=dict[str, str]
+    )  # other rows in a source of many partitions, and which
+    gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
+    fingerprints: dict[str, Fingerprints] = field(default_factory=dict[str, Fingerprints])  # by source
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     failures: dict[tuple[FailedStep, str], Failure] = field(  # of the newest attempt at a step of a partition
@@ -145,10 +151,11 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
     stale = {item.partition.key: item.reason for item in again} | stale
-    remarks = {
+    remarks = {key: reason for key, reason in state.gone.items() if key not in stale}
+    remarks |= {
         key: f"its model {run.model_version} learned from labels that were corrected since"
         for key, run in state.scores.items()
-        if run.model_version in state.relabelled and key not in stale
+        if run.model_version in state.relabelled and key not in stale and key not in remarks
     }
     return Plan([*features, *models, *challengers, *predictions, *performance], blocked, stale, remarks)
 
@@ -196,9 +203,11 @@ def features_due(state: State, partition: Partition) -> str | None:
         return None
     if build.code_version != state.features_code_version:
         return "the SQL or its declaration changed"
+    if partition.key in state.gone:  # building it again would leave it empty
+        return None
     if state.source_versions.get(partition.key, build.sources) != build.sources:
         return "a source file changed"
-    return None
+    return state.changed.get(partition.key)
 
 
 def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:

@@ -38,6 +38,7 @@ class FeatureBuild:
     built_at: datetime
     run_id: str
     xxh3: str = ""  # of the same bytes as `sha256`
+    fingerprints: str = "{}"  # rows and hash of what it read of each source with rows of many partitions, as JSON
 
 
 @dataclass(frozen=True)

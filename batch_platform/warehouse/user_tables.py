@@ -26,7 +26,7 @@ CHALLENGER = "challenger"  # column of a measure's table: the challenger that wa
 WHOLE = ""  # the partition key of rows that belong to no partition
 _OF_PIPELINES = (
     *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
-    *("backtests", "backtest_scores", "challengers", "challenger_scores", "failures", "refused_rows"),
+    *("backtests", "backtest_scores", "challengers", "challenger_scores", "failures", "refused_rows", "fingerprints"),
 )
 
 

@@ -42,3 +42,12 @@ class Lineage:
         """List the columns of a source that the query is known to read, for values or for rows, sorted."""
         reads = [*self.deciders, *(read for column in self.columns for read in column.reads)]
         return sorted({read.column for read in reads if read.source == source and read.column != ROWS})
+
+
+@dataclass(frozen=True)
+class RowsRead:
+    """The rows and columns of a source that a query can read for a partition; by default any."""
+
+    time: str | None = None  # SQL of what the query compares with the bounds of a partition; None if nothing
+    looks_back: bool = True  # whether rows dated before the partition may be read
+    names: frozenset[str] | None = None  # every name in the query, in lower case; None if any column may be read

@@ -1,0 +1,221 @@
+"""What a source with the rows of many partitions holds for each of them: how many rows, and a hash that knows no order.
+
+So rows that come late and rows that are corrected concern the partitions whose rows they are, although the version of the
+file tells only that something changed. One pass over the source counts and hashes the rows of all partitions, and only
+the columns that the query names; it is made when the version changed, and remembered.
+
+A query that lets no row through from before the partition depends on the rows of the partition alone. One that looks
+back may depend on every earlier row, however far: its fingerprint covers all rows before the end of the partition. So a
+late row makes the features of every partition behind it due; those that come out equal are not scored again.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.features.lineage.records import RowsRead
+from batch_platform.features.query import Query
+from batch_platform.features.sources.kind import digest
+from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.warehouse.sql import quoted
+
+_NO_TIME = -(2**62)  # the bucket of rows without a time, before all others
+_BUCKET = 900  # seconds; windows begin at multiples of it, since clocks differ by quarters of an hour
+_MOST_REMEMBERED = 64
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a partition can read of a source."""
+
+    rows: int  # dated inside the partition
+    content: str  # hash over the rows that the query may read
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """The fingerprints of every partition in one version of a source."""
+
+    version: str  # of the files and of what is read of them
+    looks_back: bool
+    starts: tuple[int, ...] = ()  # of the partitions with rows, in seconds since 1970, ascending
+    found: tuple[Fingerprint, ...] = ()
+
+    def of(self, partition: Partition) -> Fingerprint:
+        """The fingerprint of one partition."""
+        start = int(partition.start.timestamp())
+        at = bisect_right(self.starts, start) - 1
+        if at < 0:
+            return Fingerprint(0, "")
+        if self.starts[at] == start:
+            return self.found[at]
+        return Fingerprint(0, self.found[at].content if self.looks_back else "")
+
+    def as_json(self) -> str:
+        """Write them down; `from_json` reads them."""
+        rows = [[start, one.rows, one.content] for start, one in zip(self.starts, self.found, strict=True)]
+        return json.dumps({"looks_back": self.looks_back, "partitions": rows})
+
+    @classmethod
+    def from_json(cls, version: str, text: str) -> "Fingerprints":
+        """Read what `as_json` wrote of a version."""
+        held = json.loads(text)
+        starts = tuple(start for start, _, _ in held["partitions"])
+        found = tuple(Fingerprint(rows, content) for _, rows, content in held["partitions"])
+        return cls(version, held["looks_back"], starts, found)
+
+
+_remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None if rows have no time
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    start: int  # seconds since 1970
+    rows: int
+    content: int
+
+
+@dataclass(frozen=True)
+class DatedSources:
+    """The sources of one query of a pipeline, whose rows have a time."""
+
+    sources: Sources
+    query: Query | None  # None if a Python function reads the sources
+    names: Sequence[str]  # that are read
+    _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
+
+    @property
+    def shared(self) -> list[str]:
+        """The sources that are files with the rows of many partitions, and whose changes are looked for."""
+        spec = self.sources.spec
+        if spec.partitions.snapshot:
+            return []
+        return [
+            name
+            for name in self.names
+            if not spec.sources[name].by_partition
+            and spec.sources[name].late != "never"
+            and self.sources.kind(name).version_fixes_rows
+        ]
+
+    def rows_read(self, name: str) -> RowsRead:
+        """Which rows of a source the query reads, by the declared time or else by what the text of the query tells."""
+        if name not in self._read:
+            self._read[name] = self._found(name)
+        return self._read[name]
+
+    def _found(self, name: str) -> RowsRead:
+        spec = self.sources.spec
+        read = RowsRead()
+        if self.query is not None:
+            from batch_platform.features.lineage.rows import rows_read  # imports sqlglot, which takes its time
+
+            read = rows_read(self.query.text, name)
+        declared, driving = spec.sources[name].time, spec.features.driving
+        if declared is not None and declared != read.time:
+            return RowsRead(declared, names=read.names)
+        if read.time is not None:
+            return read
+        if driving is not None and driving.source == name:
+            return RowsRead(quoted(driving.time), names=read.names)
+        alone = spec.features.time is not None and len(self.names) == 1
+        return RowsRead(quoted(spec.features.time or "") if alone else None, names=read.names)
+
+    def taken(self, name: str, version: str, recorded: Mapping[str, Fingerprints]) -> Fingerprints | None:
+        """The fingerprints of a source in its present version: as recorded or remembered, else by reading it once.
+
+        None if its rows have no time and `late` is not declared: a table without times, such as one of customers, says
+        what holds now, not what was known when an old partition was scored. Raises SourceError if it cannot be read.
+        """
+        read, spec = self.rows_read(name), self.sources.spec
+        of_what = digest(version, str(read.time), str(read.looks_back), *sorted(read.names or ("*",)))
+        calendar = spec.partitions.calendar
+        key = (self.sources.folder, f"{spec.name}.{name}", f"{of_what}-{calendar.every}-{calendar.zone}")
+        known = recorded.get(name)
+        if known is not None and known.version == key[2]:
+            return known
+        if key not in _remembered:
+            made = self._made(name, key[2], read)
+            while len(_remembered) >= _MOST_REMEMBERED:
+                del _remembered[next(iter(_remembered))]
+            _remembered[key] = made
+        if _remembered[key] is None and spec.sources[name].late is not None:
+            return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), found=(Fingerprint(0, version),))
+        return _remembered[key]
+
+    def _made(self, name: str, version: str, read: RowsRead) -> Fingerprints | None:
+        if read.time is None:
+            return None
+        calendar = self.sources.spec.partitions.calendar
+        first = calendar.around(calendar.first_start)
+        with self.sources.connect(first, names=[name]) as con:
+            if _has_time(con, name, read.time):
+                length = 1 if calendar.first_start.timestamp() % _BUCKET else _BUCKET
+                return _by_partition(version, _buckets(con, name, read, length), calendar, looks_back=read.looks_back)
+        if self.sources.spec.sources[name].time is not None:
+            problem = f" has no time {read.time!r}."
+            hint = f"name a column or an SQL expression in sources.{name}.time."
+            raise self.sources.table(name, first).error(problem, hint)
+        return None
+
+
+def _has_time(con: SourceConnection, name: str, time: str) -> bool:
+    """Whether an expression gives the times of the rows of a source."""
+    try:
+        return bool(con.duckdb.sql(f"SELECT {_instant(time)} FROM {quoted(name)}").columns)
+    except duckdb.Error:
+        return False
+
+
+def _instant(time: str) -> str:
+    return f"TRY(CAST({time} AS TIMESTAMPTZ))"
+
+
+def _buckets(con: SourceConnection, name: str, read: RowsRead, length: int) -> list[_Bucket]:
+    """Count and hash the rows of a source by their time."""
+    columns = con.duckdb.sql(f"FROM {quoted(name)}").columns
+    hashed = [quoted(column) for column in columns if read.names is None or column.lower() in read.names]
+    query = (
+        f"SELECT CAST(floor(epoch({_instant(read.time or '')}) / {length}) AS BIGINT) * {length} AS start, count(*), "
+        f"sum(hash({', '.join(hashed) or '0'})) FROM {quoted(name)} GROUP BY 1 ORDER BY 1 NULLS FIRST"
+    )
+    found = con.duckdb.execute(query).fetchall()
+    return [_Bucket(_NO_TIME if start is None else int(start), int(n), int(total)) for start, n, total in found]
+
+
+def _by_partition(version: str, buckets: Iterable[_Bucket], calendar: Calendar, *, looks_back: bool) -> Fingerprints:
+    starts, found = list[int](), list[Fingerprint]()
+    rows_before = content_before = 0
+    for start, rows, content in _joined(buckets, calendar):
+        rows_before, content_before = rows_before + rows, content_before + content
+        counted, total = (rows_before, content_before) if looks_back else (rows, content)
+        starts.append(start)
+        found.append(Fingerprint(rows, f"{counted}-{total % 2**64:x}"))
+    return Fingerprints(version, looks_back, tuple(starts), tuple(found))
+
+
+def _joined(buckets: Iterable[_Bucket], calendar: Calendar) -> Iterator[tuple[int, int, int]]:
+    """Add up the buckets, which are in order, to windows of the calendar; those beyond the year 9999 belong to none."""
+    start = end = _NO_TIME
+    rows = content = 0
+    for bucket in buckets:
+        if bucket.start != _NO_TIME and bucket.start >= end:
+            if rows:
+                yield start, rows, content
+            rows = content = 0
+            try:
+                window = calendar.around(datetime.fromtimestamp(bucket.start, UTC))
+            except (OverflowError, ValueError):
+                if bucket.start > 0:
+                    return
+                continue
+            start, end = int(window.start.timestamp()), int(window.end.timestamp())
+        rows, content = rows + bucket.rows, content + bucket.content
+    if rows:
+        yield start, rows, content

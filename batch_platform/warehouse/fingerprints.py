@@ -1,0 +1,44 @@
+"""What sources with the rows of many partitions held when they were last looked at: the table `fingerprints` of a pipeline.
+
+It only saves reading a source again whose version is still the same; what features were built from stands in their ledger.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import duckdb
+
+from batch_platform.warehouse.ledger import Change, column_definitions, insert, next_numbers, note
+from batch_platform.warehouse.sql import has_table, quoted
+
+FINGERPRINTS = "fingerprints"
+
+
+@dataclass(frozen=True)
+class SourceFingerprints:
+    """The fingerprints of all partitions in one version of a source."""
+
+    source: str
+    version: str
+    fingerprints: str  # JSON
+
+
+def read_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[SourceFingerprints]:
+    """What is known of the sources of a pipeline."""
+    if not has_table(con, pipeline, FINGERPRINTS):
+        return []
+    query = f"SELECT source, version, fingerprints FROM {quoted(pipeline)}.{FINGERPRINTS}"
+    return [SourceFingerprints(*row) for row in con.execute(query).fetchall()]
+
+
+def replace_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, rows: Collection[SourceFingerprints]) -> None:
+    """Record what sources hold, within the caller's transaction; what was known of the same sources is replaced."""
+    if not rows:
+        return
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
+    table = f"{quoted(pipeline)}.{FINGERPRINTS}"
+    con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(SourceFingerprints))})")
+    con.execute(f"DELETE FROM {table} WHERE source IN $sources", {"sources": [row.source for row in rows]})
+    insert(con, FINGERPRINTS, [vars(row) for row in rows], schema=pipeline)
+    (seq,) = next_numbers(con, 1)
+    note(con, [Change(seq, pipeline, FINGERPRINTS, None)])
