@@ -442,6 +442,7 @@ class PipelineSpec(Block):
             return
         misplaced = [
             *(f"partitions.{key}" for key in _not_default(self.partitions, "end_offset")),
+            *(f"sources.{name}.{key}" for name, of in self.sources.items() for key in _not_default(of, "time", "late")),
             *(f"features.{key}" for key in _not_default(self.features, "time", "driving")),
             *(f"labels.{key}" for key in (_not_default(self.labels, "delay") if self.labels else ())),
             *(f"model.train.{key}" for key in _not_default(train, "start", "window", "evaluate")),

@@ -1,8 +1,9 @@
 """`status`, `trace` and `models`: what they say to people and to programs."""
 
 import json
-from datetime import datetime
+from datetime import date, datetime
 
+import polars as pl
 import pytest
 
 from batch_platform.warehouse.home import Home
@@ -103,6 +104,17 @@ def test_status_says_why_partitions_are_stale(cli, project):
     lines = cli(project, "status").out.splitlines()
     assert lines[0] == "small: 31 blocked, 29 stale"
     assert lines[-1] == "  2024-02-01 to 2024-02-29 (29): stale, the SQL or its declaration changed"
+
+
+def test_an_old_row_that_was_corrected_is_found_on_demand_and_scored_again(cli, project):
+    events = pipeline_folder(project) / "events.parquet"
+    of_day = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date() == date(2024, 2, 7)
+    pl.read_parquet(events).with_columns(pl.col("items") + of_day.cast(pl.Int32)).write_parquet(events)
+    assert "stale" not in cli(project, "status").out
+    assert "  2024-02-07: stale, rows of source 'events' changed" in cli(project, "status", "--recheck").out
+    assert "everything asked for is up to date" in cli(project, "run", "small").out
+    assert cli(project, "run", "small", "--partition", "2024-02-07", "--json").json["scored_now"] == 1
+    assert "to do" not in cli(project, "run", "small", "--recheck").out
 
 
 def test_what_the_users_code_prints_is_not_part_of_a_report(cli, project):

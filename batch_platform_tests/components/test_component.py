@@ -42,7 +42,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "prices": {"csv": "prices.csv", "delimiter": ";", "decimal": ",", "types": {"item": "BIGINT"}},
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},
-        "stock": {"duckdb": "stock.duckdb", "table": "main.stock"},
+        "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day"},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },
     "features": {
@@ -168,7 +168,7 @@ def with_everything(project: Path) -> Path:
     (folder / "visits.jsonl").write_text('{"item": 1, "visits": 3}\n')
     pl.DataFrame({"store": [1]}).write_ipc(folder / "stores.feather")
     with duckdb.connect(str(folder / "stock.duckdb")) as con:
-        con.execute("CREATE TABLE stock AS SELECT 1 AS item")
+        con.execute("CREATE TABLE stock AS SELECT 1 AS item, now() AS ts")
     (folder / "daily").mkdir()
     small_events().write_parquet(folder / "daily" / "2024-01-01.parquet")
     return folder

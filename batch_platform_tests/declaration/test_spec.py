@@ -33,7 +33,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "planes": {"csv": "planes.csv", "delimiter": ";", "decimal": ",", "types": {"tailnum": "VARCHAR"}},
         "crews": {"json": "crews.jsonl"},
         "routes": {"arrow": "routes.feather"},
-        "airports": {"duckdb": "airports.duckdb", "table": "main.airports"},
+        "airports": {"duckdb": "airports.duckdb", "table": "main.airports", "time": "opened_at", "late": "14 days"},
     },
     "features": {
         "sql": "features.sql",
@@ -303,6 +303,12 @@ def test_columns_may_have_any_name(name):
             "'decimal' describes files of kind csv, but the source is of kind json",
         ),
         (("sources", "flights"), {"csv": "a", "decimal": ",", "delimiter": ","}, "delimiter and decimal are both ','"),
+        (("sources", "flights"), {"csv": "a.csv", "late": "soon"}, "neither a duration such as '7 days' nor 'always'"),
+        (
+            ("sources", "flights"),
+            {"csv": "{partition_key}.csv", "late": "1 day"},
+            "files that belong to one partition each",
+        ),
         (("sources", "flights"), {"duckdb": "a.duckdb"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"csv": "a.csv", "table": "t"}, "`duckdb` and `table` go together"),
         (("sources", "flights"), {"python": "os; import sys"}, "is not an import path"),
