@@ -132,9 +132,21 @@ class FeatureBuilder:
 
     @cached_property
     def code_version(self) -> str:
-        """A hash that changes when the same sources could give other features, or when a new rule could refuse them."""
+        """A hash that changes when the same sources could give other features, or when a new rule could refuse them.
+
+        Comments and white space in the SQL do not change it.
+        """
+        if self.query is None:
+            return self._hashed(source_code(self.spec.features.python or "", "features.python"))
+        return self._hashed(self.query.statement)
+
+    @cached_property
+    def code_version_of_text(self) -> str:
+        """The code version as earlier releases recorded it: with the comments and white space of the SQL."""
+        return self.code_version if self.query is None else self._hashed(self.query.text)
+
+    def _hashed(self, code: str) -> str:
         features = self.spec.features
-        code = source_code(features.python or "", "features.python") if self.query is None else self.query.text
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
             exclude={"sources": {"__all__": {"time", "late"}}},  # say when to look, not what to make

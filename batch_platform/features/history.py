@@ -285,7 +285,7 @@ class History:
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
         """Read the key, the time and the feature columns of a build, and no others."""
-        if build.code_version != self.builder.code_version:
+        if build.code_version not in (self.builder.code_version, self.builder.code_version_of_text):
             where = f"{self.spec.name}, partition {build.partition_key}"
             msg = f"{where}: the features were built by an earlier version of the SQL."
             hint = f"build them again: batch-platform run {self.spec.name} --partition {build.partition_key} --force"

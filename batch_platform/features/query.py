@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import duckdb
@@ -62,12 +63,15 @@ class Query:
             order = ", ".join(quoted(column) for column in order_by)
             return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
 
+    @cached_property
+    def statement(self) -> str:
+        """The text without comments and with equal white space, so that equal ones state the same: see `statement_of`."""
+        return statement_of(self.text)
+
     def reads(self, names: Iterable[str]) -> list[str]:
         """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
-        with duckdb.connect(":memory:") as con:
-            ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": self.text}).fetchall()
-        tree = json.loads(text)
-        if tree["error"]:
+        (tree,) = _parsed(self.text)
+        if tree is None:
             return list(names)
         named = {table.lower() for table in _base_tables(tree)}
         return [name for name in names if name in named]
@@ -101,6 +105,39 @@ class Query:
         if missing := [column for column in wanted if column not in present]:
             msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
             raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
+
+
+def statement_of(text: str) -> str:
+    """Write a SELECT token by token, without comments; the text itself where DuckDB does not parse both to the same tree.
+
+    So two texts with the same result are the same statement, whatever the tokens are taken for.
+    """
+    encoded = text.encode()
+    tokens = duckdb.tokenize(text)
+    ends = [*(start for start, _ in tokens[1:]), len(encoded)]
+    words = [
+        encoded[start:end].decode().strip()
+        for (start, kind), end in zip(tokens, ends, strict=True)
+        if kind != duckdb.token_type.comment
+    ]
+    written = "\n".join(words).replace("\n$\n", "\n$")  # a parameter is two tokens
+    tree, again = _parsed(text, written)
+    return written if tree is not None and tree == again else text
+
+
+def _parsed(*statements: str) -> list[object]:
+    """The trees that DuckDB parses statements to, without positions in the text; None for what it cannot express as JSON."""
+    trees: list[object] = []
+    with duckdb.connect(":memory:") as con:
+        for statement in statements:
+            ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": statement}).fetchall()
+            tree = json.loads(text, object_pairs_hook=_without_position)
+            trees.append(None if tree["error"] else tree)
+    return trees
+
+
+def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    return {name: value for name, value in pairs if name not in ("query_location", "query_location_length")}
 
 
 def _base_tables(node: object) -> Iterator[str]:

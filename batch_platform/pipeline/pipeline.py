@@ -49,6 +49,7 @@ from batch_platform.models.registry import (
 )
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
+from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.plan import (
     Plan,
     State,
@@ -120,9 +121,15 @@ class Pipeline:
 
     @cached_property
     def scoring_code_version(self) -> str:
-        """Hashes of the form of the rows and of the rules on them, joined by a dash; scoring gives other rows if one changes."""
+        """Hashes of the form of the rows and of the rules on them, joined by a dash; scoring gives other rows if one changes.
+
+        How many rows may be rejected is no such rule: it decides only whether a partition is published.
+        """
+        return self._hashed_rules(set())
+
+    def _hashed_rules(self, also: set[str]) -> str:
         form = self.spec.model_dump_json(include={"features": {"key", "time"}, "predictions": {"keep"}})
-        bounds = {"columns": {"__all__": {"nullable", "min", "max"}}, "max_rejected": True}
+        bounds = {"columns": {"__all__": {"nullable", "min", "max"}}} | dict.fromkeys(also, True)
         rules = self.spec.model_dump_json(include={"features": bounds})
         return "-".join(sha256(part.encode()).hexdigest()[:8] for part in (f"{SCORING_VERSION}\0{form}", rules))
 
@@ -153,12 +160,12 @@ class Pipeline:
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
-        name = self.spec.name
+        name, former = self.spec.name, self._former_codes
         return State(
-            features=read_latest(con, FeatureBuild, name, partition_keys),
-            scores=read_latest(con, ScoreRun, name, partition_keys),
+            features=former.in_runs(read_latest(con, FeatureBuild, name, partition_keys)),
+            scores=former.in_runs(read_latest(con, ScoreRun, name, partition_keys)),
             evaluations=read_latest(con, EvaluationRun, name, partition_keys),
-            registry=read_registry(con, name),
+            registry=former.in_registry(read_registry(con, name)),
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),
@@ -167,6 +174,18 @@ class Pipeline:
                 for row in read_fingerprints(con, name)
             },
             declared=self.declared,
+        )
+
+    @cached_property
+    def _former_codes(self) -> FormerCodes:
+        features, before = self.builder.code_version, self.builder.code_version_of_text
+        model = self.spec.model.fingerprint
+        return FormerCodes(
+            {
+                before: features,
+                f"{model}-{before}": f"{model}-{features}",
+                self._hashed_rules({"max_rejected"}): self.scoring_code_version,
+            }
         )
 
     def _checked(self, recorded: State, *, recheck: bool = False) -> State:

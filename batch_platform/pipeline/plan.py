@@ -151,13 +151,23 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
     performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
     stale = {item.partition.key: item.reason for item in again} | stale
-    remarks = {key: reason for key, reason in state.gone.items() if key not in stale}
-    remarks |= {
-        key: f"its model {run.model_version} learned from labels that were corrected since"
-        for key, run in state.scores.items()
-        if run.model_version in state.relabelled and key not in stale and key not in remarks
-    }
+    remarks = state.gone | {key: _remark(spec, state, run) for key, run in state.scores.items()}
+    remarks = {key: remark for key, remark in remarks.items() if remark and key not in stale}
     return Plan([*features, *models, *challengers, *predictions, *performance], blocked, stale, remarks)
+
+
+def _remark(spec: PipelineSpec, state: State, run: ScoreRun) -> str:
+    """What readers of a committed partition should know although scoring it now would change nothing."""
+    remarks = [state.gone[run.partition_key]] if run.partition_key in state.gone else []
+    if run.model_version in state.relabelled:
+        remarks.append(f"its model {run.model_version} learned from labels that were corrected since")
+    budget = spec.features.rejected_budget
+    if budget.is_exceeded(run.rows_rejected, run.rows_in):
+        remarks.append(
+            f"{run.rows_rejected} of its {run.rows_in} rows are rejected, more than max_rejected ({budget}) allows now; "
+            "it was published before"
+        )
+    return "; ".join(remarks)
 
 
 def requests(

@@ -513,7 +513,7 @@ def code_version(project: Project, **spec: Any) -> str:
 def test_the_code_version_changes_with_what_can_change_the_features(project, function):
     versions = [
         code_version(project),
-        code_version(project, sql=FEATURES_SQL + "-- changed"),
+        code_version(project, sql=FEATURES_SQL + "AND amount < 200"),
         code_version(project, features={"key": ["id", "shop"]}),
         code_version(project, features={"time": None}),
         code_version(project, sources={"events": {"parquet": "*.parquet"}}),
@@ -529,6 +529,14 @@ def test_the_code_version_does_not_change_with_what_cannot(project):
     assert code_version(project, features={"max_rejected": "10%", "columns": {"amount": {"min": 0}}}) == version
     assert code_version(project, partitions={"end": None}, model={"params": {"max_iter": 9}}) == version
     assert code_version(project, description="Another one.", labels_sql="SELECT 1 AS id, 2 AS returned") == version
+
+
+def test_comments_and_white_space_in_the_sql_change_no_code_version(project):
+    version = code_version(project)
+    spaced = "-- Orders.\n" + FEATURES_SQL.replace(", ", "\n\t,/* and /* nested */ */ ").replace(">=", " >= -- from\n")
+    assert code_version(project, sql=spaced) == version
+    assert code_version(project, sql=f"{FEATURES_SQL};") != version, "only comments and white space do not count"
+    assert project(sql=spaced).builder.code_version_of_text != project(sql=FEATURES_SQL).builder.code_version_of_text
 
 
 def test_files_are_hashed_by_their_bytes(tmp_path):

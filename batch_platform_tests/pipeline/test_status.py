@@ -94,6 +94,55 @@ def test_a_failed_partition_says_why_until_it_is_scored_and_no_other_is_called_f
     assert lenient.state().failures == {}
 
 
+def test_another_budget_of_rejected_rows_makes_nothing_stale_and_judges_anew(tmp_path):
+    rule = {"columns": {"amount": {"nullable": False}}}
+    lenient = small_pipeline(tmp_path, features={**rule, "max_rejected": "7%"})
+    with pytest.raises(DataError, match="more than max_rejected"):
+        carry_out(lenient, NOW)
+    before = conditions(status(lenient))
+    refused = {key for key, (condition, _) in before.items() if condition == "failed"}
+    published = {key for key, condition in before.items() if condition == ("scored", "")}
+    assert refused, "some days have more nulls than others"
+    assert published
+    strict = small_pipeline(tmp_path, features={**rule, "max_rejected": "1%"})
+    report = status(strict)
+    assert {key for key, (condition, _) in conditions(report).items() if condition == "scored"} == published
+    remarks = {conditions(report)[key][1] for key in published}
+    assert any(
+        re.fullmatch(
+            r"\d of its 40 rows are rejected, more than max_rejected \(1.00%\) allows now; it was published before",
+            remark,
+        )
+        for remark in remarks
+    )
+    generous = small_pipeline(tmp_path, features={**rule, "max_rejected": "50%"})
+    plan = carry_out(generous, NOW, "generous")
+    assert {item.partition.key for item in plan.of("predictions")} == refused
+    scores = generous.state().scores
+    assert {key for key, run in scores.items() if run.run_id == "generous"} == refused
+    assert {condition for key, condition in conditions(status(generous)).items() if key in scores} == {("scored", "")}
+
+
+def test_what_an_earlier_release_recorded_of_the_same_code_is_not_stale(pipeline):
+    folder, builder, version = pipeline.folder, pipeline.builder, pipeline.state().registry.versions[0]
+    with pipeline.warehouse.transaction() as con:  # as it recorded them: with the white space and the budget
+        rules = pipeline._hashed_rules({"max_rejected"})
+        con.execute(
+            "UPDATE batch_platform.feature_builds SET code_version = $code", {"code": builder.code_version_of_text}
+        )
+        con.execute("UPDATE batch_platform.score_runs SET code_version = $code", {"code": rules})
+        con.execute(
+            "UPDATE batch_platform.model_versions SET features_code_version = $code",
+            {"code": builder.code_version_of_text},
+        )
+        declared = f"{pipeline.spec.model.fingerprint}-{builder.code_version_of_text}"
+        con.execute("UPDATE batch_platform.model_trainings SET declared = $declared", {"declared": declared})
+    same = type(pipeline)(pipeline.spec, folder, pipeline.home)
+    assert same.state().registry.versions == [version]
+    assert conditions(status(same))["2024-02-10"] == ("scored", "")
+    assert make_plan(same.spec, same.state(), NOW).items == []
+
+
 def test_an_evaluation_that_failed_leaves_its_partition_scored_and_says_why(pipeline):
     pipeline = small_pipeline(
         pipeline.folder.parent, labels_sql=LABELS_SQL.replace("returned\n", "error('lost') AS returned\n")
