@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_platform.components import checks, describe, lineage
+from batch_platform.components import checks, describe, lineage, told
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, held_object, observed_version_tags
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.jobs import (
@@ -157,13 +157,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
             log = PartitionLog(context, key, len(partitions))
             try:
                 for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                    log.materialized(
-                        built.partition.key,
-                        data_version=built.build.sha256[:16],
-                        rows=built.build.rows,
-                        metadata=describe.built(built, pipeline.history.file(built.build))
-                        | lineage.built(wiring, built, partitions[-1]),
-                    )
+                    log.committed(told.features(wiring, built), metadata=lineage.built(wiring, built, partitions[-1]))
             except BatchPlatformError as error:
                 if not (followed and error.set_apart):
                     raise
@@ -217,20 +211,11 @@ def _train(  # noqa: PLR0913 - a serving period, and what all of them share
         log.observed(partition_key or period.key, partition_key, metadata=describe.trained_challengers(done))
         for standing in _standing(pipeline, period):
             log.count(checks.GATE, standing)
+        if done:
+            log.check(checks.CHALLENGERS_TRAINED, partition_key, [challenger.training for challenger in done])
     else:
         trained = pipeline.train(period, stamp, params=config.params)
-        done = trained.challengers
-        log.materialized(
-            partition_key,
-            data_version=trained.version.sha256[:16],
-            rows=trained.version.rows_trained,
-            metadata=describe.trained(wiring, trained),
-            version=trained.version.version,
-            suspicious=trained.suspicious,
-        )
-        log.check(checks.GATE, partition_key, trained)
-    if done:
-        log.check(checks.CHALLENGERS_TRAINED, partition_key, [challenger.training for challenger in done])
+        log.committed(told.model(wiring, trained), trained=trained)
 
 
 def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
@@ -289,16 +274,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
             with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
                 for done in results:
                     read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
-                    log.materialized(
-                        done.partition.key,
-                        data_version=describe.rows_version(done),
-                        rows=done.run.rows_in,
-                        metadata=describe.committed(done) | read_from | describe.speed(done),
-                    )
-                    for check in of_rows:
-                        log.check(check, done.partition.key, done)
-                    if done.challengers:
-                        log.check(checks.CHALLENGERS_SCORED, done.partition.key, done.challengers)
+                    log.committed(told.predictions(wiring, done), metadata=read_from | describe.speed(done))
         return log.finish(*of_rows, *of_challengers)
 
     return predictions
@@ -338,14 +314,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
             partitions = wiring.named(context.partition_keys)
             log = PartitionLog(context, key, len(partitions))
             for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                log.materialized(
-                    evaluated.partition.key,
-                    data_version=describe.evaluation_version(evaluated),
-                    rows=evaluated.run.rows_labelled,
-                    metadata=describe.evaluated(evaluated),
-                )
-                for name, judged in checks.judge(wiring, evaluated):
-                    log.check(measures[name], evaluated.partition.key, judged)
+                log.committed(told.performance(wiring, evaluated))
         return log.finish(*measures.values())
 
     return performance

@@ -18,7 +18,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.bundle import Manifest, read_manifest
-from batch_platform.models.registry import Version, read_registry
+from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.charts import Point, bars, curve, histogram
 from batch_platform.monitoring.metrics import default_metric
@@ -179,11 +179,11 @@ def built(features: Built, file: Path) -> dict[str, Any]:
     return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
 
 
-def trained(wiring: Wiring, training: Trained) -> dict[str, Any]:
-    """Metadata of a trained version."""
+def trained(wiring: Wiring, training: Trained, registry: Registry | None = None) -> dict[str, Any]:
+    """Metadata of a trained version; `registry` is that of the warehouse unless it is known already."""
     version = training.version
     manifest = read_manifest(wiring.pipeline().home.bundle(version.pipeline, version.version), version.sha256)
-    picture = _versions_until(wiring, version)
+    picture = _versions_until(wiring, version, registry)
     zone = wiring.spec.partitions.calendar.zone
     metadata: dict[str, Any] = {
         "version": version.version,
@@ -373,7 +373,7 @@ def _distribution(scores: ScoreDistribution) -> str:
     return histogram([count for _, count in scores.bars], scores.low, scores.high)
 
 
-def _versions_until(wiring: Wiring, version: Version) -> str | None:
+def _versions_until(wiring: Wiring, version: Version, registry: Registry | None) -> str | None:
     """A chart of the gate's metric up to a version, by serving period, with refused versions in another colour.
 
     None if the version has no value of that metric.
@@ -382,8 +382,9 @@ def _versions_until(wiring: Wiring, version: Version) -> str | None:
     metric = promote.metric or default_metric(version.task)
     if metric not in version.metric_values:
         return None
-    with wiring.pipeline().warehouse.open() as con:
-        registry = read_registry(con, wiring.spec.name)
+    if registry is None:
+        with wiring.pipeline().warehouse.open() as con:
+            registry = read_registry(con, wiring.spec.name)
     approved = {approved.version for approved in registry.approved()}
     models = sorted(registry.of_model, key=lambda model: (model.serving_start, model.seq))
     earlier = [

@@ -2,17 +2,18 @@
 
 Dagster would log the partitions of a range only at the end of the step, all with the same data version. So the assets log
 their partitions themselves, and the output of the step carries Dagster's mark of an output whose events were logged in the
-body. Commits of a run that was killed before it could log them are logged for it afterwards.
+body. Commits of a run that was killed before it could log them, or whose events were wiped, are logged afterwards.
 """
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 import dagster as dg
 
+from batch_platform.components import told as told_of
 from batch_platform.components.checks import Checked, RunCheck, evaluation
 from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
@@ -22,9 +23,17 @@ from batch_platform.components.dagster_internals import (
 )
 from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
+from batch_platform.components.told import Told
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.recorded import (
+    recorded_evaluations,
+    recorded_features,
+    recorded_models,
+    recorded_predictions,
+)
+from batch_platform.pipeline.train import Trained
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues
 SECONDS_BETWEEN_LINES = 10  # in the log of a run: each line is a stored event
@@ -43,25 +52,24 @@ class PartitionLog:
         self._provenance = provenance_tags(context, asset)
         self._checked = defaultdict[str, list[Any]](list)
 
-    def materialized(  # noqa: PLR0913 - what is logged of a partition
-        self,
-        partition_key: str | None,
-        *,
-        data_version: str,
-        rows: int,
-        metadata: Mapping[str, Any],
-        version: str = "",
-        suspicious: Sequence[str] = (),
+    def committed(
+        self, told: Told, *, metadata: Mapping[str, Any] | None = None, trained: Trained | None = None
     ) -> None:
-        """Log a committed partition; `partition_key` is None for an unpartitioned asset.
+        """Log a committed partition and the results of its checks, with further metadata that only the run knows.
 
-        A trained model is reported by its version, with the features that alone nearly decide the label.
+        A `trained` model is reported by its version, with the features that alone nearly decide the label.
         """
-        tags = data_version_tags(data_version) | self._provenance
-        self._context.log_event(
-            dg.AssetMaterialization(asset_key=self._asset, partition=partition_key, metadata=metadata, tags=tags)
+        tags = data_version_tags(told.data_version) | self._provenance
+        event = dg.AssetMaterialization(
+            self._asset, partition=told.partition_key, metadata={**told.metadata, **(metadata or {})}, tags=tags
         )
-        self._report(replace(self._pace.reached(version or partition_key or "", rows), suspicious=tuple(suspicious)))
+        self._context.log_event(event)
+        progress = self._pace.reached(trained.version.version if trained else told.partition_key or "", told.rows)
+        self._report(replace(progress, suspicious=tuple(trained.suspicious if trained else ())))
+        for check, checked in told.checked.items():
+            self.count(check, checked)
+        for result in told.evaluations(self._asset):
+            self._context.op_execution_context.log_event(result)
 
     def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:
         """Log an observation of a partition that itself stays as it is."""
@@ -104,16 +112,55 @@ class PartitionLog:
 def log_unknown_commits(
     wiring: Wiring, instance: dg.DagsterInstance, state: State, busy: Container[tuple[str, str]]
 ) -> None:
-    """Log commits that Dagster does not know of because their run was killed; at most MOST_LOGGED of each asset.
+    """Log commits that Dagster does not know of, since their run was killed or what it logged was wiped.
 
-    `busy` holds the assets and partitions of runs in progress, which log their own commits.
+    At most MOST_LOGGED of each asset. `busy` holds the assets and partitions of runs in progress, which log their own.
     """
-    ledgers = {"features": state.features, "predictions": state.scores, "performance": state.evaluations}
+    pipeline = wiring.pipeline()
+    runs = {
+        "features": {key: build.run_id for key, build in state.features.items()},
+        "model": {version.serving_period: version.run_id for version in state.registry.of_model},
+        "predictions": {key: run.run_id for key, run in state.scores.items()},
+        "performance": {key: run.run_id for key, run in state.evaluations.items()},
+    }
+    unknown = {asset: _unknown(wiring, instance, asset, runs[asset], busy) for asset in runs}
+    if not any(unknown.values()):
+        return
+    told: dict[str, Iterator[Told]] = {
+        "features": (told_of.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
+        "model": (told_of.model(wiring, it, state.registry) for it in recorded_models(state, unknown["model"])),
+        "predictions": (
+            told_of.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
+        ),
+        "performance": (
+            told_of.performance(wiring, it) for it in recorded_evaluations(pipeline, state, unknown["performance"])
+        ),
+    }
     with quick_event_log(instance):
-        for asset, records in ledgers.items():
-            unknown = records.keys() - instance.get_materialized_partitions(wiring.key(asset))
-            missing = [key for key in unknown if (asset, key) not in busy and wiring.partitions.has_partition_key(key)]
-            for key in sorted(missing)[:MOST_LOGGED]:
-                metadata = {"logged_for_run": records[key].run_id}
-                event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key, metadata=metadata)
-                instance.report_runless_asset_event(event)
+        for asset, partitions in told.items():
+            for partition in partitions:
+                run_id = runs[asset][partition.partition_key or unknown[asset][0]]
+                _log_in_place_of_run(instance, wiring.key(asset), partition, run_id)
+
+
+def _unknown(
+    wiring: Wiring, instance: dg.DagsterInstance, asset: str, runs: Mapping[str, str], busy: Container[tuple[str, str]]
+) -> list[str]:
+    """The keys of committed partitions of an asset that Dagster does not know of."""
+    definition = wiring.serving_periods if asset == "model" else wiring.partitions
+    if definition is None:  # one model for all partitions
+        known = bool(instance.fetch_materializations(wiring.key(asset), limit=1).records)
+        return [] if known or (asset, "") in busy else list(runs)[-1:]
+    missing = runs.keys() - instance.get_materialized_partitions(wiring.key(asset))
+    return sorted(key for key in missing if (asset, key) not in busy and definition.has_partition_key(key))[
+        :MOST_LOGGED
+    ]
+
+
+def _log_in_place_of_run(instance: dg.DagsterInstance, asset: dg.AssetKey, told: Told, run_id: str) -> None:
+    metadata = {**told.metadata, "logged_for_run": run_id}
+    tags = data_version_tags(told.data_version)
+    event = dg.AssetMaterialization(asset, partition=told.partition_key, metadata=metadata, tags=tags)
+    instance.report_runless_asset_event(event)
+    for result in told.evaluations(asset):
+        instance.report_runless_asset_event(result)

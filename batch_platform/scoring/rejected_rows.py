@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,9 +104,27 @@ def _read(  # noqa: PLR0913 - what is read, and how much of it
     return Rejections(
         pipeline=pipeline,
         rows=sum(int(count) for *_, count in counts),
-        reasons={f"{column}: {reason}" if column else reason: int(count) for column, reason, count in counts},
+        reasons={_shown(column, reason): int(count) for column, reason, count in counts},
         listed=[
             RejectedRow(partition, json.loads(key), column, reason, json.loads(row), run_id)
             for partition, key, column, reason, row, run_id in rows
         ],
     )
+
+
+def reasons_by_partition(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """The number of rejected rows of partitions by column and reason, by partition key."""
+    if not has_table(con, pipeline, TABLE):
+        return {}
+    chosen = f"FROM {quoted(pipeline)}.{TABLE} WHERE partition_key IN $keys"
+    query = f"SELECT partition_key, column_name, reason, count(*) AS n {chosen} GROUP BY ALL ORDER BY ALL"
+    reasons = defaultdict[str, dict[str, int]](dict)
+    for key, column, reason, count in con.execute(query, {"keys": list(partition_keys)}).fetchall():
+        reasons[key][_shown(column, reason)] = int(count)
+    return reasons
+
+
+def _shown(column: str | None, reason: str) -> str:
+    return f"{column}: {reason}" if column else reason

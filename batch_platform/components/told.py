@@ -1,0 +1,73 @@
+"""What Dagster is told of a committed partition of each asset: by the run that committed it, or by a later tick in its place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from batch_platform.components import checks, describe
+from batch_platform.components.checks import RunCheck, evaluation
+from batch_platform.components.wiring import Wiring
+from batch_platform.models.registry import Registry
+from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.pipeline import Built
+from batch_platform.pipeline.train import Trained
+from batch_platform.scoring.run import Committed
+
+
+@dataclass(frozen=True)
+class Told:
+    """One committed partition, in Dagster's terms."""
+
+    partition_key: str | None  # None for an unpartitioned asset
+    data_version: str
+    rows: int
+    metadata: Mapping[str, Any]
+    checked: Mapping[RunCheck[Any], Any] = field(default_factory=dict[RunCheck[Any], Any])  # what each check looks at
+
+    def evaluations(self, asset: dg.AssetKey) -> list[Any]:
+        """The results of its checks."""
+        return [
+            evaluation(
+                dg.AssetCheckKey(asset, check.name),
+                self.partition_key,
+                passed=check.passed(value),
+                metadata=check.metadata(value),
+                severity=check.severity,
+            )
+            for check, value in self.checked.items()
+        ]
+
+
+def features(wiring: Wiring, built: Built) -> Told:
+    """Built features."""
+    metadata = describe.built(built, wiring.pipeline().history.file(built.build))
+    return Told(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
+
+
+def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) -> Told:
+    """A trained version, with its challengers; `registry` is that of the warehouse unless it is known already."""
+    version = trained.version
+    checked: dict[RunCheck[Any], Any] = {checks.GATE: trained}
+    if trained.challengers:
+        checked[checks.CHALLENGERS_TRAINED] = [challenger.training for challenger in trained.challengers]
+    key = None if wiring.serving_periods is None else version.serving_period
+    return Told(key, version.sha256[:16], version.rows_trained, describe.trained(wiring, trained, registry), checked)
+
+
+def predictions(wiring: Wiring, committed: Committed) -> Told:
+    """Committed predictions."""
+    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.predictions(wiring), committed)
+    if committed.challengers:
+        checked[checks.CHALLENGERS_SCORED] = committed.challengers
+    version = describe.rows_version(committed)
+    return Told(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
+
+
+def performance(wiring: Wiring, evaluated: Evaluated) -> Told:
+    """An evaluation."""
+    measures = checks.measures(wiring)
+    checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
+    version = describe.evaluation_version(evaluated)
+    return Told(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
