@@ -84,7 +84,9 @@ def test_the_schedule_of_training_trains_an_added_challenger_and_leaves_the_mode
     assert names(deployment) == {None, "linear"}
     assert deployment.pipeline.state().registry.champion(when).version == champion
     assert look(deployment, "training", when)[0] == []
-    assert deployment.materializations("model") == [], "the model is as it was"
+    (event,) = deployment.materializations("model")
+    told = event.asset_materialization.metadata
+    assert (told["logged_for_run"].value, told["version"].value) == ("training", champion), "the model is as it was"
     (seen,) = deployment.observations("model")
     assert "linear_roc_auc" in seen.asset_observation.metadata
     assert evaluations(deployment, "model", "gate")[None].metadata["refused"].value == "none"
