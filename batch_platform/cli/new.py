@@ -283,6 +283,9 @@ def _show(report: dict[str, Any]) -> None:
         learns = "all rows before the period that it serves"
     made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
     more = f"; from the time: {', '.join(made)}" if made else ""
+    place = (
+        "a row's file and its place there" if "number_rows" in report["source"] else "the place of a row in its file"
+    )
     if report["project_made"]:
         terminal.say(f"{report['project']} is now a Dagster project.")
     terminal.say(f"{report['pipeline']}: proposed from {report['rows']:,} rows")
@@ -290,7 +293,7 @@ def _show(report: dict[str, Any]) -> None:
     terminal.show_fields(
         {
             **source,
-            "key": f"{', '.join(report['key']) or 'the place of a row in its file'}, unique {report['key_unique']}{others['key']}",
+            "key": f"{', '.join(report['key']) or place}, unique {report['key_unique']}{others['key']}",
             "time": time,
             "partitions": partitions,
             "label": label,

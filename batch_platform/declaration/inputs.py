@@ -25,6 +25,8 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json": str, "arrow": str, "duckdb": str}
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
+NUMBERED_KINDS = ("parquet", "csv", "json")  # whose files DuckDB names and reads in order
+FILE, ROW_IN_FILE = "file", "row_in_file"  # columns of a source that numbers its rows
 PLACEHOLDERS: dict[str, Callable[[str], str]] = {
     "{partition_key}": lambda key: key,
     "{partition_date}": lambda key: key[:10].replace("-", ""),
@@ -152,6 +154,12 @@ class Source(Block):
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
     table: str | None = Field(default=None, description="Table or view in the DuckDB file.", examples=["main.orders"])
+    number_rows: bool = Field(
+        default=False,
+        description="Whether Parquet, CSV and JSON files get the columns `file` (below the folder of all files) and "
+        "`row_in_file` (from 1): a key for rows that nothing else names.",
+        examples=[True],
+    )
     time: str | None = Field(
         default=None,
         description="Column, or SQL expression, with the time of a row. Left out: what the SQL compares with $partition_start "
@@ -193,6 +201,9 @@ class Source(Block):
             if getattr(self, key) is not None and kinds[0] not in able:
                 msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {kinds[0]}"
                 raise ValueError(msg)
+        if self.number_rows and kinds[0] not in NUMBERED_KINDS:
+            msg = f"'number_rows' numbers the rows of files of kind {listed(NUMBERED_KINDS)}, but the source is of kind {kinds[0]}"
+            raise ValueError(msg)
         if self.delimiter is not None and self.delimiter == self.decimal:
             msg = f"delimiter and decimal are both {self.decimal!r}"
             raise ValueError(msg)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from batch_platform.cli.proposal.choices import Asked, Proposal, propose
+from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
@@ -66,7 +67,8 @@ def proposed(
     """What is proposed for a file, and the files of a pipeline `orders` in the same folder."""
     with survey(locate(str(file), table), asked.get("timezone", "UTC")) as seen:
         proposal = propose(seen, Asked(now, **asked))
-    return proposal, files_of("orders", proposal, seen.origin)
+        reading = layout(seen, proposal)
+    return proposal, files_of("orders", proposal, reading.origin, reading.past)
 
 
 def pipeline_of(files: dict[str, str], folder: Path) -> Pipeline:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform_tests.cli.test_proposal import START, names, pipeline_of, proposed
+from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, pipeline_of, proposed
 from batch_platform_tests.command_line import COMMAND, clean_environment, published
 from batch_platform_tests.small_pipeline import carry_out
 
@@ -217,11 +217,42 @@ def test_without_evidence_no_column_is_predicted_and_no_rows_are_grouped(cli, tm
     assert "--label and --cluster exclude each other" in both.error
 
 
-def test_rows_of_several_files_need_a_key_of_their_own(tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [
+        ("parquet", pl.DataFrame.write_parquet),
+        ("csv", pl.DataFrame.write_csv),
+        ("jsonl", pl.DataFrame.write_ndjson),
+    ],
+)
+def test_rows_of_several_files_that_nothing_names_are_named_by_their_file_and_place(tmp_path, ending, write):
+    (tmp_path / "parts").mkdir()
+    tables = [customers(300, spend=[float(at * 1000 + row) for row in range(300)]) for at in range(2)]
+    for at, table in enumerate(tables):
+        write(table, tmp_path / "parts" / f"part-{at}.{ending}")
+    proposal, files = proposed(tmp_path / "parts", label="left")
+    assert (names(proposal.key), proposal.key_holds) == (
+        [],
+        "as long as files keep their names and rows their place in them",
+    )
+    assert declared(files)["features"]["key"] == ["file", "row_in_file"]
+    pipeline = pipeline_of(files, tmp_path)
+    (partition,) = pipeline.spec.partitions.calendar.due(AFTER_ALL)[-1:]
+    with pipeline.builder.sources.connect(partition) as con:
+        rows = pipeline.builder.query.run(con, partition, ["file", "row_in_file"]).pl().sort("file", "row_in_file")
+        (source,) = con.frames(partition, con.names).values()
+        places = ["file", "row_in_file", "spend"]
+        assert source.select(places).sort(places).collect().equals(rows.select(places)), "as Python features read them"
+    assert rows["file"].to_list() == [f"part-{at}.{ending}" for at in (0, 1) for _ in range(300)]
+    assert rows["row_in_file"].to_list() == 2 * [*range(1, 301)]
+    assert rows["spend"].to_list() == [value for table in tables for value in table["spend"]]
+
+
+def test_rows_of_arrow_files_need_a_key_of_their_own(tmp_path):
     for at in range(2):
-        customers().write_parquet(tmp_path / f"part-{at}.parquet")
+        customers().write_ipc(tmp_path / f"part-{at}.arrow")
     with pytest.raises(WrongUseError, match=r"No column of .* identifies its rows, nor do two or three together"):
-        proposed(tmp_path / "part-*.parquet", label="left")
+        proposed(tmp_path / "part-*.arrow", label="left")
 
 
 def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:

@@ -38,7 +38,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "end_offset": 1,
     },
     "sources": {
-        "events": {"parquet": "daily/{partition_key}.parquet"},
+        "events": {"parquet": "daily/{partition_key}.parquet", "number_rows": True},
         "prices": {"csv": "prices.csv", "delimiter": ";", "decimal": ",", "types": {"item": "BIGINT"}},
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},

@@ -29,7 +29,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     },
     "sources": {
         "flights": {"python": "package.sources.flights"},
-        "weather": {"parquet": "weather/{partition_key}.parquet"},
+        "weather": {"parquet": "weather/{partition_key}.parquet", "number_rows": True},
         "planes": {"csv": "planes.csv", "delimiter": ";", "decimal": ",", "types": {"tailnum": "VARCHAR"}},
         "crews": {"json": "crews.jsonl"},
         "routes": {"arrow": "routes.feather"},
@@ -295,6 +295,11 @@ def test_columns_may_have_any_name(name):
         (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
         (("sources",), {}, "sources: Dictionary should have at least 1 item"),
         (("sources", "flights"), {}, "give exactly one of arrow, csv, duckdb, json, parquet, python; found none"),
+        (
+            ("sources", "flights"),
+            {"arrow": "a", "number_rows": True},
+            "numbers the rows of files of kind csv, json, parquet",
+        ),
         (("sources", "flights"), {"csv": "a", "parquet": "b"}, "found csv, parquet"),
         (("sources", "flights"), {"json": ""}, "json is empty"),
         (

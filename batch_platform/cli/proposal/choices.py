@@ -22,6 +22,7 @@ from batch_platform.cli.proposal.columns import (
 from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
 
 ESTIMATORS = {
     "classes": "sklearn.ensemble.HistGradientBoostingClassifier",
@@ -223,8 +224,13 @@ def _key(
             return key, holds, []
     if survey.origin.is_one_file:
         return (), "as long as rows keep their place in the file", []
+    taken = {column.name.lower() for column in survey.columns} & {FILE, ROW_IN_FILE}
+    if survey.origin.kind in NUMBERED_KINDS and not taken:
+        return (), "as long as files keep their names and rows their place in them", []
     msg = f"No column of {survey.origin.path} identifies its rows, nor do two or three together."
-    hint = "name the columns that identify a row together, such as --key customer --key product, or name a single file."
+    hint = (
+        "name the columns that identify a row together, such as --key customer --key product, or write a single file."
+    )
     raise WrongUseError(msg, hint=hint)
 
 

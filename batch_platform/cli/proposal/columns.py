@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from batch_platform.cli.proposal.survey import Holds, Survey, TableColumn
+from batch_platform.cli.proposal.survey import LEAST_ROWS, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, shortened
 
 MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
@@ -17,7 +17,6 @@ MOST_VALUES = 255  # of a text feature, unless rows share the values anyway
 NEARLY = 0.8  # an estimated number of distinct values may be this much too low
 ENOUGH = 3  # points of evidence for a label that nobody named
 _MOST_ADDENDS = 20  # columns of which each pair is added up
-_LEAST_ROWS = 20  # from which equal values are no accident
 _NO_FEATURE: dict[Holds, str] = {
     "nothing": "has no values",
     "row number": "the number that pandas gave the row",
@@ -89,14 +88,16 @@ def feature_reasons(
     survey: Survey, label: TableColumn | None, taken: Sequence[TableColumn | None]
 ) -> Mapping[TableColumn, str | None]:
     """Every column that has no other role, with why it cannot be a feature; None for those that can."""
-    reasons = {column: _no_feature(survey, column, label) for column in survey.columns if column not in taken}
+    reasons = {column: _no_feature(survey, column) for column in survey.columns if column not in taken}
     if label is not None:
         able = [column for column, reason in reasons.items() if reason is None]
+        reasons |= _known_too_late(survey, label, able)
+        able = [column for column in able if reasons[column] is None]
         reasons |= dict(_parts_of_the_label(survey, label, able))
     return reasons
 
 
-def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) -> str | None:
+def _no_feature(survey: Survey, column: TableColumn) -> str | None:
     """Why a column cannot be a feature as it is; None if it can."""
     rows, last_word = survey.rows, words(column.name)[-1:]
     if column.holds in _NO_FEATURE:
@@ -110,16 +111,17 @@ def _no_feature(survey: Survey, column: TableColumn, label: TableColumn | None) 
     is_named = bool(last_word) and last_word[0] in _ID_NAMES
     if is_named and column.distinct > rows * NEARLY and survey.unique([column.name]):
         return "an identifier: another value in every row"
-    return None if label is None else _known_too_late(survey, column, label)
-
-
-def _known_too_late(survey: Survey, column: TableColumn, label: TableColumn) -> str | None:
-    """Why a column may be known only with the label; None if nothing says so."""
-    if survey.null_together(column, label):
-        return f"is null exactly where {shortened(label.name)} is null, so it may be known only with the label"
-    if survey.rows >= _LEAST_ROWS and survey.same(column, label):
-        return f"tells the value of {shortened(label.name)}, so it may be known only with the label"
     return None
+
+
+def _known_too_late(survey: Survey, label: TableColumn, able: Sequence[TableColumn]) -> dict[TableColumn, str]:
+    """The columns that may be known only with the label, with the reason."""
+    name = shortened(label.name)
+    said = {
+        "nulls": f"is null exactly where {name} is null, so it may be known only with the label",
+        "value": f"tells the value of {name}, so it may be known only with the label",
+    }
+    return {column: said[tie] for column, tie in zip(able, survey.ties(label, able), strict=True) if tie is not None}
 
 
 def _parts_of_the_label(
@@ -127,7 +129,7 @@ def _parts_of_the_label(
 ) -> Iterator[tuple[TableColumn, str]]:
     """The pairs of numeric columns that add up to a numeric label."""
     numeric = [column for column in able if column.is_number][:_MOST_ADDENDS]
-    if not label.is_number or survey.rows < _LEAST_ROWS:
+    if not label.is_number or survey.rows < LEAST_ROWS:
         return
     for left, right in survey.adding_up_to(label, list(combinations(numeric, 2))):
         for part, other in ((left, right), (right, left)):

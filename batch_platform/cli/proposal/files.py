@@ -14,7 +14,7 @@ from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal, lo
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.survey import TableColumn
 from batch_platform.declaration.errors import shortened
-from batch_platform.declaration.inputs import PLACEHOLDERS, varies
+from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.spec import ADDED_COLUMNS, ASSETS
 from batch_platform.warehouse.sql import quoted
@@ -22,7 +22,7 @@ from batch_platform.warehouse.sql import quoted
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _WORDS_OF_YAML = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 _NO_NAME = re.compile(r"\*?|\^.*\$|.*\{[{%#].*", re.DOTALL)  # Polars would read a pattern, Dagster a template
-ROW, THIS = "row_in_file", "this"  # the key of a table without one, and the alias of the table
+THIS = "this"  # alias of the table
 _ROWS = "rows"  # source name of a table whose own name is not valid
 
 
@@ -36,16 +36,18 @@ def files_of(name: str, proposal: Proposal, origin: Origin, past: Origin | None 
     earlier = _past([*sources][-1], proposal)
     files = {
         "defs.yaml": _yaml(name, proposal, sources, nullable=[feature for feature, _ in earlier]),
-        "features.sql": _features(source, proposal, earlier),
+        "features.sql": _features(source, proposal, earlier, _places(origin)),
     }
     if proposal.label is not None:
-        files["labels.sql"] = _labels(source, proposal, proposal.label)
+        files["labels.sql"] = _labels(source, proposal, proposal.label, _places(origin))
     return files
 
 
 def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], nullable: Sequence[str]) -> str:
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
-    key = ", ".join(_scalar(_stored(column)) for column in proposal.key) or ROW
+    key = ", ".join(_scalar(_stored(column)) for column in proposal.key) or ", ".join(
+        _places(next(iter(sources.values())))
+    )
     nullable = [*(_name(column) for column in proposal.features if column.nulls), *nullable]
     labels: list[str] = []
     if proposal.label is not None:
@@ -105,9 +107,9 @@ def _training(proposal: Proposal) -> str:
     return _flow({**often, **begins, "window": "all"})[1:-1] + f", evaluate: {windows.evaluate}"
 
 
-def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]]) -> str:
+def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]], places: Sequence[str]) -> str:
     windows = proposal.windows
-    columns = _keys(proposal)
+    columns = _keys(proposal, places)
     if windows is not None:
         if windows.time not in proposal.key:
             columns.append((_as(_instant(windows.time), windows.time, _stored(windows.time)), "the time"))
@@ -130,17 +132,19 @@ def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]
         f"One row per key, with what is known about it {known}. Remove what is known only later:\n"
         "-- it would make a model look better than it can be.",
         columns,
-        _from(source, proposal),
+        _from(source, proposal, places),
         _within(proposal),
         *lost,
         *(["-- Left out:", *left_out] if left_out else []),
     )
 
 
-def _labels(source: str, proposal: Proposal, label: TableColumn) -> str:
-    columns = [*_keys(proposal), (_as(_value(label), label, _name(label)), "the true outcome")]
+def _labels(source: str, proposal: Proposal, label: TableColumn, places: Sequence[str]) -> str:
+    columns = [*_keys(proposal, places), (_as(_value(label), label, _name(label)), "the true outcome")]
     where = " AND ".join(filter(None, [_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]))
-    return _select("Key and true outcome of the rows whose outcome is known.", columns, _from(source, proposal), where)
+    return _select(
+        "Key and true outcome of the rows whose outcome is known.", columns, _from(source, proposal, places), where
+    )
 
 
 def _select(comment: str, columns: list[tuple[str, str]], source: str, where: str, *after: str) -> str:
@@ -150,16 +154,27 @@ def _select(comment: str, columns: list[tuple[str, str]], source: str, where: st
     return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *condition, *after, ""])
 
 
-def _from(source: str, proposal: Proposal) -> str:
+def _places(origin: Origin) -> list[str]:
+    """The columns that name a row which nothing else names."""
+    return [FILE, ROW_IN_FILE] if origin.number_rows else [ROW_IN_FILE]
+
+
+def _from(source: str, proposal: Proposal, places: Sequence[str]) -> str:
     """The source as the FROM clause names it, with the place of each row in the file if there is no other key."""
     if proposal.key:
         return _identifier(source) + (f" AS {THIS}" if proposal.windows and proposal.windows.past else "")
-    return f"(SELECT row_number() OVER () AS {ROW}, * FROM {_identifier(source)}) AS {THIS}"
+    if FILE in places:
+        return f"{_identifier(source)} AS {THIS}"
+    return f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {_identifier(source)}) AS {THIS}"
 
 
-def _keys(proposal: Proposal) -> list[tuple[str, str]]:
+def _keys(proposal: Proposal, places: Sequence[str]) -> list[tuple[str, str]]:
     if not proposal.key:
-        return [(f"{THIS}.{ROW}", "the place of the row in the file, which must not change")]
+        notes = {
+            FILE: "the file of the row, and",
+            ROW_IN_FILE: "the place of the row in the file, which must not change",
+        }
+        return [(f"{THIS}.{place}", notes[place]) for place in places]
     time = None if proposal.windows is None else proposal.windows.time
     return [
         (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")

@@ -36,6 +36,7 @@ class Origin:
     delimiter: str | None = None  # of a CSV file; None for a comma
     decimal: Literal[","] | None = None  # of a CSV file; None for a point
     types: dict[str, str] = field(default_factory=dict[str, str])  # DuckDB types of columns of a CSV file
+    number_rows: bool = False  # whether each row gets the name of its file and its place there
 
     @property
     def declared(self) -> Source:
@@ -45,7 +46,13 @@ class Origin:
     @property
     def block(self) -> Mapping[str, object]:
         """The source block as it is written in YAML."""
-        optional = {"table": self.table, "delimiter": self.delimiter, "decimal": self.decimal, "types": self.types}
+        optional = {
+            "table": self.table,
+            "delimiter": self.delimiter,
+            "decimal": self.decimal,
+            "types": self.types,
+            "number_rows": self.number_rows,
+        }
         return {self.kind: str(self.path)} | {key: value for key, value in optional.items() if value}
 
     @property

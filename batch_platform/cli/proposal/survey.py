@@ -20,6 +20,8 @@ from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
+Tie = Literal["value", "nulls"] | None
+LEAST_ROWS = 20  # from which equal values are no accident
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
     "integer": "TINYINT SMALLINT INTEGER BIGINT UTINYINT USMALLINT UINTEGER UBIGINT",
@@ -100,27 +102,37 @@ class Survey:
         query = f"SELECT count(*) FROM (SELECT 1 FROM seen GROUP BY {', '.join(by)} HAVING count(*) > 1 LIMIT 1)"
         return self._count(query) == 0
 
-    def null_together(self, left: TableColumn, right: TableColumn) -> bool:
-        """Whether two columns have nulls, and in exactly the same rows."""
-        apart = f"SELECT count(*) FROM seen WHERE ({quoted(left.name)} IS NULL) <> ({quoted(right.name)} IS NULL)"
-        return left.nulls == right.nulls > 0 and self._count(apart) == 0
-
     def nulls_are_last(self, name: str) -> bool:
         """Whether every row after the first null of a column is null too, in the order of the file."""
         rows = f"SELECT row_number() OVER () AS place, {quoted(name)} IS NULL AS lacks FROM seen"
         query = f"SELECT count(*) FILTER (lacks) - (max(place) - min(place) FILTER (lacks) + 1) FROM ({rows})"
         return self._count(query) == 0
 
-    def same(self, left: TableColumn, right: TableColumn) -> bool:
-        """Whether one column tells the other: equal numbers, or for each value of one a single value of the other."""
-        names = f"{quoted(left.name)} AS left_value, {quoted(right.name)} AS right_value"
-        known = f"(SELECT {names} FROM seen) WHERE left_value IS NOT NULL AND right_value IS NOT NULL"
-        equal = f"SELECT (count(*) > 0 AND count(*) FILTER (left_value <> right_value) = 0)::INTEGER FROM {known}"
-        if left.is_number and right.is_number and self._count(equal):
-            return True
-        query = f"SELECT count(*), count(DISTINCT left_value), count(DISTINCT right_value), count(DISTINCT (left_value, right_value)) FROM {known}"
-        ((rows, left_values, right_values, pairs),) = self._con.execute(query).fetchall()
-        return 1 < left_values == right_values == pairs < rows / 2
+    def ties(self, label: TableColumn, columns: Sequence[TableColumn]) -> list[Tie]:
+        """What each column tells of the label, in one scan: its value, where it is null, or nothing.
+
+        A column tells the value if the numbers are equal, or if each value of one has a single value of the other.
+        """
+        if not columns:
+            return []
+        right = quoted(label.name)
+        questions: list[str] = []
+        for column in columns:
+            left = quoted(column.name)
+            known = f"FILTER ({left} IS NOT NULL AND {right} IS NOT NULL)"
+            differ = f"{left} <> {right}" if column.is_number and label.is_number else "true"
+            questions += [
+                f"count(*) FILTER (({left} IS NULL) <> ({right} IS NULL))",
+                f"count(*) {known}",
+                f"count(*) FILTER ({left} IS NOT NULL AND {right} IS NOT NULL AND {differ})",
+                *(f"count(DISTINCT {values}) {known}" for values in (left, right, f"({left}, {right})")),
+            ]
+        (answers,) = self._con.execute(f"SELECT {', '.join(questions)} FROM seen").fetchall()
+        each = len(questions) // len(columns)
+        return [
+            _tie(column, label, *answers[at * each : (at + 1) * each], of=self.rows)
+            for at, column in enumerate(columns)
+        ]
 
     def adding_up_to(
         self, total: TableColumn, pairs: Sequence[tuple[TableColumn, TableColumn]]
@@ -204,6 +216,25 @@ class Survey:
     def _count(self, query: str) -> int:
         ((value,),) = self._con.execute(query).fetchall()
         return int(value)
+
+
+def _tie(  # noqa: PLR0913 - the counts of one question
+    column: TableColumn,
+    label: TableColumn,
+    apart: int,
+    known: int,
+    different: int,
+    values: int,
+    labels: int,
+    pairs: int,
+    *,
+    of: int,
+) -> Tie:
+    if column.nulls == label.nulls > 0 and not apart:
+        return "nulls"
+    is_equal = known > 0 and not different
+    is_renamed = 1 < values == labels == pairs < known / 2
+    return "value" if of >= LEAST_ROWS and (is_equal or is_renamed) else None
 
 
 @contextmanager

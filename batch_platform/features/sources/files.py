@@ -10,8 +10,8 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from batch_platform.declaration.errors import did_you_mean
-from batch_platform.declaration.inputs import PLACEHOLDERS, varies
+from batch_platform.declaration.errors import did_you_mean, listed
+from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.sql import literal
@@ -74,9 +74,36 @@ def admit_files(_con: duckdb.DuckDBPyConnection, table: SourceTable) -> Collecti
     return [path_or_glob(table)[0]] if table.source.by_partition else files_of(table)
 
 
-def _parquet_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
+def numbered(con: duckdb.DuckDBPyConnection, table: SourceTable, relation: str, place: str | None = None) -> str:
+    """SQL of a relation with the path of each row's file, given as `__file`, and the row's place in it.
+
+    `place` names a column with the place from 0; None: rows come file by file, in order.
+    """
+    present = {name.lower() for name in con.sql(f"FROM {relation}").columns}
+    if taken := present & {FILE, ROW_IN_FILE}:
+        problem = f" has a column {listed(map(repr, taken))} already, so number_rows cannot add it."
+        raise table.error(problem, f"rename the column, or remove sources.{table.name}.number_rows.")
+    head = literal(f"{path_or_glob(table)[0]}/")
+    columns = (
+        f"CASE WHEN starts_with(__file, {head}) THEN substr(__file, length({head}) + 1) ELSE __file END AS {FILE}, "
+        f"__place - {'0' if place else 'min(__place) OVER (PARTITION BY __file)'} + 1 AS {ROW_IN_FILE}"
+    )
+    inner = f"SELECT {place or 'row_number() OVER ()'} AS __place, * {f'EXCLUDE ({place})' if place else ''} FROM {relation}"
+    return f"(SELECT {columns}, * EXCLUDE (__file, __place) FROM ({inner}))"
+
+
+def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     files = ", ".join(literal(str(path)) for path in files_of(table))
-    create_view(con, table.name, f"read_parquet([{files}], hive_partitioning = false)")
+    if not table.source.number_rows:
+        return f"read_parquet([{files}], hive_partitioning = false)"
+    options = "hive_partitioning = false, filename = '__file', file_row_number = true"
+    return numbered(con, table, f"read_parquet([{files}], {options})", "file_row_number")
+
+
+def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
+    if table.source.number_rows:
+        return con.sql(f"FROM {_parquet_relation(con, table)}").pl().lazy()
+    return pl.scan_parquet(files_of(table), glob=False, hive_partitioning=False)
 
 
 def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
@@ -98,8 +125,8 @@ PARQUET = SourceKind(
     location=file_location,
     description=lambda source: f"the Parquet files `{redact(source.location)}`",
     admit=admit_files,
-    view=_parquet_view,
-    frame=lambda _con, table: pl.scan_parquet(files_of(table), glob=False, hive_partitioning=False),
+    view=lambda con, table: create_view(con, table.name, _parquet_relation(con, table)),
+    frame=_parquet_frame,
     endings=(".parquet", ".pq"),
 )
 ARROW = replace(

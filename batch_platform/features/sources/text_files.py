@@ -14,7 +14,7 @@ import polars as pl
 
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.files import PARQUET, admit_files, files_of
+from batch_platform.features.sources.files import PARQUET, admit_files, files_of, numbered
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import literal, quoted
@@ -57,7 +57,10 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
     listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
-    return f"{reader.function}({options}, {reader.types} = {{{listing}}})"
+    typed = f"{options}, {reader.types} = {{{listing}}}"
+    if not table.source.number_rows:
+        return f"{reader.function}({typed})"
+    return numbered(con, table, f"{reader.function}({typed}, filename = '__file')")
 
 
 def _type_of(dtype: object) -> str:
