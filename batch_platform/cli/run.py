@@ -178,6 +178,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
             left,
             runs.run_ids,
             runs.suspicious,
+            runs.findings,
             None if error is None else str(error),
         )
     summary.show(outcome)
@@ -235,6 +236,9 @@ class Runs:
     options: RunOptions
     listener: Listener
     run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
+    findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
+        default_factory=dict[str, Sequence[str]]
+    )
     suspicious: dict[str, Sequence[str]] = field(  # features that alone nearly decide the label, by trained version
         default_factory=dict[str, Sequence[str]]
     )
@@ -284,7 +288,9 @@ class Runs:
             self._run(request)
 
     def _hear(self, progress: RunProgress) -> None:
-        """Take note of what training found, and pass the progress on."""
+        """Take note of what was found in sources and by training, and pass the progress on."""
+        if progress.findings:
+            self.findings[progress.partition_key] = progress.findings
         if progress.suspicious:
             self.suspicious[progress.partition_key] = progress.suspicious
         self.listener(progress)

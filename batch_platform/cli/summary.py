@@ -62,6 +62,7 @@ class Outcome:
     models: list[TrainedModel]  # trained by this command
     published: str
     table: str
+    findings: dict[str, Sequence[str]]  # what is odd about the sources, by partition
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -75,6 +76,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     left: Plan,
     run_ids: Collection[str],
     suspicious: Mapping[str, Sequence[str]],
+    findings: Mapping[str, Sequence[str]],
     error: str | None,
 ) -> Outcome:
     """Sum up what runs did; `suspicious` holds by version the features that alone nearly decide the label."""
@@ -104,6 +106,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         models=models,
         published=str(home.published),
         table=f"{name}.predictions",
+        findings=dict(sorted(findings.items())),
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, rejected, failures) if run_ids else [],
@@ -176,12 +179,24 @@ def show(outcome: Outcome) -> None:
         terminal.say(
             f"  left out {group.partitions:,} partition{'s' if group.partitions > 1 else ''} ({span}): {group.reason}"
         )
+    _show_findings(outcome)
     if outcome.failures:
         terminal.say(f"  failed {len(outcome.failures):,}: see the error at the end")
     if outcome.scored:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")
     for at, step in enumerate(outcome.next):
         terminal.say(f"{'Next: ' if not at else '      '}{step}")
+
+
+def _show_findings(outcome: Outcome) -> None:
+    keys: dict[str, list[str]] = {}
+    for key, findings in outcome.findings.items():
+        for finding in findings:
+            keys.setdefault(finding, []).append(key)
+    for finding, of_partitions in list(keys.items())[:MOST_SHOWN]:
+        terminal.say(f"  {terminal.span(of_partitions)}: {finding}")
+    if (more := len(keys) - MOST_SHOWN) > 0:
+        terminal.say(f"  and {more:,} more; the log of the run has them all")
 
 
 def _show_model(model: TrainedModel) -> None:

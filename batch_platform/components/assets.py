@@ -157,7 +157,11 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
             log = PartitionLog(context, key, len(partitions))
             try:
                 for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                    log.committed(told.features(wiring, built), metadata=lineage.built(wiring, built, partitions[-1]))
+                    log.committed(
+                        told.features(wiring, built),
+                        metadata=lineage.built(wiring, built, partitions[-1]),
+                        findings=built.findings,
+                    )
             except BatchPlatformError as error:
                 if not (followed and error.set_apart):
                     raise

@@ -176,6 +176,8 @@ def built(features: Built, file: Path) -> dict[str, Any]:
         "sha256": features.build.sha256,
         "skipped": features.skipped,
     }
+    if features.findings:
+        metadata["findings"] = "\n".join(features.findings)
     return metadata | ({"dagster/column_schema": table_schema(features.columns)} if features.columns else {})
 
 

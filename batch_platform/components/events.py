@@ -6,7 +6,7 @@ body. Commits of a run that was killed before it could log them, or whose events
 """
 
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -53,19 +53,28 @@ class PartitionLog:
         self._checked = defaultdict[str, list[Any]](list)
 
     def committed(
-        self, told: Told, *, metadata: Mapping[str, Any] | None = None, trained: Trained | None = None
+        self,
+        told: Told,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        trained: Trained | None = None,
+        findings: Sequence[str] = (),
     ) -> None:
         """Log a committed partition and the results of its checks, with further metadata that only the run knows.
 
-        A `trained` model is reported by its version, with the features that alone nearly decide the label.
+        A `trained` model is reported by its version, with the features that alone nearly decide the label; the findings on a
+        partition of features are warnings.
         """
         tags = data_version_tags(told.data_version) | self._provenance
         event = dg.AssetMaterialization(
             self._asset, partition=told.partition_key, metadata={**told.metadata, **(metadata or {})}, tags=tags
         )
         self._context.log_event(event)
+        for finding in findings:
+            self._context.log.warning("%s: %s.", told.partition_key, finding)
         progress = self._pace.reached(trained.version.version if trained else told.partition_key or "", told.rows)
-        self._report(replace(progress, suspicious=tuple(trained.suspicious if trained else ())))
+        suspicious = tuple(trained.suspicious if trained else ())
+        self._report(replace(progress, suspicious=suspicious, findings=tuple(findings)))
         for check, checked in told.checked.items():
             self.count(check, checked)
         for result in told.evaluations(self._asset):

@@ -19,6 +19,7 @@ class RunProgress:
     of: int | None = None  # rows of a partition that is on its way; None once it is finished
     rows_per_second: float = 0.0  # of all partitions of the run so far
     seconds_left: float | None = None  # estimate for the rest of the run at its speed so far; None if unknown
+    findings: tuple[str, ...] = ()  # what is odd about the sources of a partition of features
     suspicious: tuple[str, ...] = ()  # features of a trained version that alone nearly decide the label
 
     @property

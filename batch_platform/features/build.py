@@ -27,7 +27,7 @@ from batch_platform.declaration.errors import (
 )
 from batch_platform.declaration.functions import import_function, parameters_of, source_code
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.features.fingerprints import DatedSources
+from batch_platform.features.fingerprints import DatedSources, instant
 from batch_platform.features.lake import (
     BATCH_ROWS,
     file_digests,
@@ -38,7 +38,14 @@ from batch_platform.features.lake import (
 )
 from batch_platform.features.lineage.records import Lineage
 from batch_platform.features.query import Query
-from batch_platform.features.row_checks import RowChecks, require_every_row, require_unique
+from batch_platform.features.row_checks import (
+    RepeatedKeysError,
+    RowChecks,
+    keys_repeated_in,
+    require_every_row,
+    require_unique,
+    rows_outside,
+)
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
@@ -184,7 +191,11 @@ class FeatureSession:
             folder.mkdir(parents=True, exist_ok=True)
             self._sweep(folder)
             with written_aside(folder) as aside:
-                written = self._write_aside(partition, aside)
+                try:
+                    written = self._write_aside(partition, aside)
+                except RepeatedKeysError as error:
+                    message = " ".join([error.message, *self._repeated_in_sources(partition)])
+                    raise RepeatedKeysError(message, hint=error.hint) from error
                 if self._builder.spec.features.driving is not None:
                     con = self._moved(partition)
                     require_every_row(self._builder.spec, partition, con, written.path, written.rows)
@@ -213,6 +224,37 @@ class FeatureSession:
         frame = frame.drop_nulls(spec.labels.column)
         require_unique(spec, partition, frame, what="labels")
         return frame
+
+    def rows_outside(self, partition: Partition) -> list[str]:
+        """The rows in the files of a partition that are dated outside of them, counted in a sentence per source."""
+        found = list[str]()
+        for name in self._builder.own_feature_sources:
+            with self._showing(name, partition) as con:
+                found += rows_outside(con, name, self._builder.dated.rows_read(name).time, partition)
+        return found
+
+    def _repeated_in_sources(self, partition: Partition) -> list[str]:
+        """Where the keys of a partition occur more than once: in a source, or in none of those that hold them."""
+        builder, found = self._builder, list[str]()
+        for name in builder.feature_sources:
+            time = builder.dated.rows_read(name).time
+            inside = "true" if time is None else f"{instant(time)} >= $start AND {instant(time)} < $end"
+            window: dict[str, object] = {} if time is None else {"start": partition.start, "end": partition.end}
+            with self._showing(name, partition) as con:
+                repeated = keys_repeated_in(con, name, builder.spec.features.key, inside, window)
+            found += [] if repeated is None else [repeated]
+        if found and not any(found):
+            return ["No source holds a key more than once there: the features multiply rows, as a join may."]
+        return [sentence for sentence in found if sentence]
+
+    @contextmanager
+    def _showing(self, name: str, partition: Partition) -> Generator[SourceConnection]:
+        """A connection with a view of a source that shows a partition."""
+        if self._builder.query is not None:
+            yield self._moved(partition)
+        else:  # its views may call functions of the user's
+            with self._builder.sources.connect(partition, names=[name]) as con:
+                yield con
 
     def _sweep(self, folder: Path) -> None:
         """Remove the unfinished files of killed processes, once per session."""

@@ -168,12 +168,13 @@ class DatedSources:
 def _has_time(con: SourceConnection, name: str, time: str) -> bool:
     """Whether an expression gives the times of the rows of a source."""
     try:
-        return bool(con.duckdb.sql(f"SELECT {_instant(time)} FROM {quoted(name)}").columns)
+        return bool(con.duckdb.sql(f"SELECT {instant(time)} FROM {quoted(name)}").columns)
     except duckdb.Error:
         return False
 
 
-def _instant(time: str) -> str:
+def instant(time: str) -> str:
+    """The SQL for the instant of a row, null where the time cannot be read."""
     return f"TRY(CAST({time} AS TIMESTAMPTZ))"
 
 
@@ -182,7 +183,7 @@ def _buckets(con: SourceConnection, name: str, read: RowsRead, length: int) -> l
     columns = con.duckdb.sql(f"FROM {quoted(name)}").columns
     hashed = [quoted(column) for column in columns if read.names is None or column.lower() in read.names]
     query = (
-        f"SELECT CAST(floor(epoch({_instant(read.time or '')}) / {length}) AS BIGINT) * {length} AS start, count(*), "
+        f"SELECT CAST(floor(epoch({instant(read.time or '')}) / {length}) AS BIGINT) * {length} AS start, count(*), "
         f"sum(hash({', '.join(hashed) or '0'})) FROM {quoted(name)} GROUP BY 1 ORDER BY 1 NULLS FIRST"
     )
     found = con.duckdb.execute(query).fetchall()

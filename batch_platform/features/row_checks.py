@@ -14,14 +14,20 @@ import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, DataError, SourceError, did_you_mean, listed, shortened
+from batch_platform.declaration.inputs import PLACEHOLDERS
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.fingerprints import instant
 from batch_platform.features.sources.opening import SourceConnection
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import literal, quoted
 
 _DRIVING, _FEATURES = "__in_the_source", "__in_the_features"
 _CALENDAR = (-62_135_596_800, 253_402_300_799)  # seconds from 1970 to the first and to the last of the years 1 to 9999
 _PER_SECOND = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _BEFORE_A_GAP = timedelta(hours=3)  # no change of clocks skips more
+
+
+class RepeatedKeysError(DataError):
+    """A key occurs more than once in a partition."""
 
 
 class RowChecks:
@@ -250,10 +256,72 @@ def _differing_keys(features: pl.DataFrame, source: pl.DataFrame, key: list[str]
     return text
 
 
-def _not_unique(spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str) -> DataError:
+def keys_repeated_in(
+    con: SourceConnection, name: str, key: list[str], inside: str, window: dict[str, object]
+) -> str | None:
+    """How often keys occur more than once in the rows of a source that meet an SQL condition, as a sentence with an example.
+
+    Empty if none does; None if the source lacks a column of the key or the condition fails.
+    """
+    columns = {column.lower() for column in con.duckdb.sql(f"FROM {quoted(name)}").columns}
+    if any(column.lower() not in columns for column in key):
+        return None
+    named = ", ".join(map(quoted, key))
+    repeated = (
+        f"SELECT {named}, count(*) AS __rows, count(DISTINCT hash(__row)) AS __kinds FROM {quoted(name)} AS __row "
+        f"WHERE {inside} GROUP BY {named} HAVING count(*) > 1"
+    )
+    query = f"SELECT count(*) OVER (), sum(__rows) OVER (), * FROM ({repeated}) ORDER BY {named} LIMIT 1"
+    try:
+        found = con.duckdb.execute(query, window).fetchall()
+    except duckdb.Error:
+        return None
+    if not found:
+        return ""
+    keys, rows, *example, copies, kinds = found[0]
+    alike = "equal rows" if kinds == 1 else "different rows"
+    return (
+        f"Source {name!r} holds {keys:,} key{'s' if keys > 1 else ''} more than once there, in {rows:,} rows: "
+        f"{_named(key, tuple(example))}, for example, in {copies:,} {alike}."
+    )
+
+
+def rows_outside(con: SourceConnection, name: str, time: str | None, partition: Partition) -> list[str]:
+    """Say how many rows in the file of a partition are dated outside of what the file is named for; nothing if none is.
+
+    Without a `time`, an SQL expression, that of the features is taken if the source has it.
+    """
+    spec = con.sources.spec
+    time = time or (spec.features.time and quoted(spec.features.time))
+    if time is None:
+        return []
+    location, at = spec.sources[name].location, instant(time)
+    inside, named = f"{at} >= $start AND {at} < $end", "the partition"
+    of_a_day = "{partition_date}" in location
+    if "{partition_key}" not in location and spec.partitions.every in ("hour", *(() if of_a_day else ("day",))):
+        # Several partitions read this file.
+        placeholder, style = ("{partition_date}", "%Y%m%d") if of_a_day else ("{partition_month}", "%Y-%m")
+        named = PLACEHOLDERS[placeholder](partition.key)
+        inside = f"strftime({at}, {literal(style)}) = {literal(named)}"
+    query = f"SELECT count(*), CAST(min({at}) AS VARCHAR) FROM {quoted(name)} WHERE NOT ({inside})"
+    window = {"start": partition.start, "end": partition.end} if "$start" in query else {}
+    try:
+        ((count, example),) = con.duckdb.execute(query, window).fetchall()
+    except duckdb.Error:  # the source has no such column
+        return []
+    rows = "1 row" if count == 1 else f"{count:,} rows"
+    lie = "lies" if count == 1 else "lie"
+    return [f"{rows} in the file of source {name!r} {lie} outside {named}, such as one at {example}"] if count else []
+
+
+def _not_unique(
+    spec: PipelineSpec, partition: Partition, keys: list[tuple[object, ...]], what: str
+) -> RepeatedKeysError:
     msg = f"{spec.name}, partition {partition.key}: keys occur more than once in the {what}: "
     msg += listed(_named(spec.features.key, key) for key in keys) + "."
-    return DataError(msg, hint="features.key must be unique within a partition; correct the SQL or extend the key.")
+    return RepeatedKeysError(
+        msg, hint="features.key must be unique within a partition; correct the SQL or extend the key."
+    )
 
 
 def _named(names: Sequence[str], key: tuple[object, ...]) -> str:

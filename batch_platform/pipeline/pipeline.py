@@ -93,6 +93,7 @@ class Built:
     build: FeatureBuild
     skipped: bool  # it was up to date
     columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty if skipped
+    findings: tuple[str, ...] = ()  # what is odd about its sources and no reason to fail
 
 
 @dataclass(frozen=True)
@@ -534,7 +535,8 @@ class Pipeline:
             xxh3=file.xxh3,
             fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
         )
-        return Built(partition, build, skipped=False, columns=file.columns)
+        findings = tuple(session.rows_outside(partition))
+        return Built(partition, build, skipped=False, columns=file.columns, findings=findings)
 
     def _record(self, group: list[Built]) -> Iterator[Built]:
         """Record builds. The files of earlier builds stay for the runs that may be reading them; `gc` removes them."""

@@ -390,13 +390,21 @@ def test_the_end_of_a_run_tells_of_models_leaks_rejected_rows_and_what_to_do_nex
         amount=pl.when(pl.col("id") % 40 == 7).then(-1.0).otherwise(pl.col("amount").fill_null(1.0)),
         known=pl.col("returned").fill_null(value=False),
     )
-    folder = write_project(tmp_path / "project", events=events)
+    folder = write_project(
+        tmp_path / "project", events=events, sources={"events": {"parquet": "events-{partition_month}.parquet"}}
+    )
+    of_january, misplaced = pl.col("id") <= 40 * 31, pl.datetime(2023, 12, 31, 12, time_zone="UTC")
+    january = pl.concat([events.filter(of_january), events.head(1).with_columns(ts=misplaced)])
+    january.write_parquet(pipeline_folder(folder) / "events-2024-01.parquet")
+    events.filter(~of_january).write_parquet(pipeline_folder(folder) / "events-2024-02.parquet")
     asked = ("run", "small", "--from", "2024-02-01", "--to", "2024-02-03")
     answer = cli(folder, *asked)
     lines = answer.out.splitlines()
     assert any(line.startswith("  perhaps a leak: known alone nearly decides the label; ") for line in lines)
     assert "3 of 3 partitions scored: 120 rows in, 117 scored, 3 rejected." in lines
     assert "  rejected 3 rows: amount: below the minimum 0" in lines
+    misplaced = "1 row in the file of source 'events' lies outside 2024-01, such as one at 2023-12-31 13:00:00+01"
+    assert f"  2024-01-01 to 2024-01-30 (30): {misplaced}" in lines
     assert "Next: batch-platform rejected small" in lines
     assert len(lines) < 24, "it fits on a screen"
     report = cli(folder, *asked, "--force", "--json").json

@@ -554,3 +554,48 @@ def test_days_of_23_and_25_hours_add_up_to_the_source(project):
     small = project(orders(*({"ts": hour} for hour in hours)), partitions={"start": "2024-03-30", "end": None})
     sizes = {key: small.write(key).rows for key in ("2024-03-31", "2024-04-01", "2024-10-27")}
     assert sizes == {"2024-03-31": 23, "2024-04-01": 24, "2024-10-27": 25}
+
+
+@pytest.mark.parametrize(
+    ("repeated", "told"),
+    [
+        ({"items": 99}, "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 different rows."),
+        ({}, "holds 2 keys more than once there, in 5 rows: id=1, for example, in 2 equal rows."),
+    ],
+)
+def test_rows_of_a_source_that_share_a_key_are_counted_with_an_example(project, repeated, told):
+    yesterday = {"id": 7, "ts": NOON - timedelta(days=1)}  # concerns another partition
+    events = orders({"id": 1}, {"id": 1} | repeated, {"id": 2}, {"id": 3}, {"id": 3}, {"id": 3}, yesterday, yesterday)
+    assert f"keys occur more than once in the features: id=1, id=3. Source 'events' {told}" in project(events).refusal()
+
+
+def test_a_join_that_repeats_keys_is_told_from_a_source_that_does(project):
+    sql = FEATURES_SQL.replace("FROM events", "FROM events, range(2)")
+    message = project(orders({}, {"id": 2}), sql=sql).refusal()
+    assert "No source holds a key more than once there: the features multiply rows, as a join may." in message
+
+
+@pytest.mark.parametrize(
+    ("path", "days_earlier", "told"),
+    [
+        (
+            "{partition_key}",
+            1,
+            "2 rows in the file of source 'events' lie outside the partition, such as one at 2024-01-0",
+        ),
+        ("{partition_date}", 1, "2 rows in the file of source 'events' lie outside the partition"),
+        ("{partition_month}", 2, None),
+        ("{partition_month}", 9, "2 rows in the file of source 'events' lie outside 2024-01"),
+    ],
+)
+def test_rows_dated_outside_their_own_file_are_counted(project, path, days_earlier, told):
+    own = {"events": {"parquet": f"events-{path}.parquet"}}
+    small = project(orders(), sources=own, partitions={"start": "2024-01-01"})
+    day = datetime(2024, 1, 5, 12, tzinfo=BERLIN)
+    elsewhere = day - timedelta(days=days_earlier)
+    rows = orders({"ts": day}, {"ts": elsewhere}, {"ts": elsewhere - timedelta(minutes=5)}, {"ts": None})
+    for name in ("2024-01-05", "20240105", "2024-01"):
+        rows.write_parquet(small.folder.parent / f"events-{name}.parquet")
+    with small.builder.session() as session:
+        found = session.rows_outside(small.partition("2024-01-05"))
+    assert [sentence[: len(told or "")] for sentence in found] == ([told] if told else [])
