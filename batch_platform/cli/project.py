@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, unreadable_left_out
-from batch_platform.components.dagster_internals import LazyDefinitions, object_held
+from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, object_held
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
@@ -40,6 +40,11 @@ class Project:
     def definitions(self) -> dg.Definitions:
         """Its Dagster definitions, loaded; a WrongUseError if the module has none."""
         return self._loaded[0]
+
+    @property
+    def code_location(self) -> CodeLocation:
+        """Its code location in Dagster."""
+        return CodeLocation(self.location, self.module, self.autoloaded, self.root)
 
     @property
     def broken(self) -> list[BrokenPipeline]:

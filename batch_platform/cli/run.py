@@ -16,7 +16,12 @@ import dagster as dg
 from batch_platform.cli import summary, terminal
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.summary import Outcome, outcome_of
-from batch_platform.components.dagster_internals import open_without_capture, quick_event_log, was_interrupted
+from batch_platform.components.dagster_internals import (
+    execute_here,
+    open_without_capture,
+    quick_event_log,
+    was_interrupted,
+)
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.jobs import launch_of
@@ -306,9 +311,11 @@ class Runs:
         self.run_ids.add(run_id)
         try:
             with listening(self._hear):
-                result = self.project.definitions.resolve_job_def(launch.job).execute_in_process(
-                    instance=self.instance,
-                    asset_selection=launch.assets,
+                result = execute_here(
+                    self.project.definitions.resolve_job_def(launch.job),
+                    self.project.code_location,
+                    self.instance,
+                    assets=launch.assets,
                     tags={PIPELINE_TAG: self.wiring.spec.name, PROCESS_TAG: this_process()} | launch.tags,
                     run_config={"loggers": {"console": {"config": {"log_level": log_level}}}, "ops": launch.ops},
                     raise_on_error=terminal.debugging(),
@@ -330,7 +337,7 @@ class Runs:
         return {"features": force, "predictions": force | model | replay}
 
 
-def _failure(result: dg.ExecuteInProcessResult) -> BaseException | None:
+def _failure(result: dg.JobExecutionResult) -> BaseException | None:
     """The error of the failed step, without Dagster's own words if it is an error of this project.
 
     None if only partitions failed that were set apart, while all others were done.

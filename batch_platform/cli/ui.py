@@ -65,12 +65,6 @@ def command(folder: Path | None, host: str, port: int) -> None:
 
 def _workspace(project: Project, home: Path) -> Path:
     """Write the workspace file of both processes, in which the code location has the project's own name."""
-    kind = "autoload_defs_module" if project.autoloaded else "python_module"
-    location = {
-        "module_name": project.module,
-        "working_directory": str(project.root),
-        "location_name": project.location,
-    }
     path = home / "workspace.yaml"
-    path.write_text(json.dumps({"load_from": [{kind: location}]}), encoding="utf-8")  # JSON is YAML
+    path.write_text(json.dumps(project.code_location.workspace), encoding="utf-8")  # JSON is YAML
     return path

@@ -6,8 +6,9 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 
 import sys
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,19 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
+from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.execution.api import execute_run
 from dagster._core.execution.plan.objects import ErrorSource, StepFailureData
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.tags import (
@@ -35,6 +44,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster.components.core import decl
 from dagster.components.core.context import ComponentDeclLoadContext
@@ -150,6 +160,61 @@ def reads_partitions(context: dg.InputContext) -> bool:
 def was_interrupted(failure: StepFailureData) -> bool:
     """Whether a step failed because its process was interrupted. The enumeration is not exported."""
     return failure.error_source == ErrorSource.INTERRUPT
+
+
+@dataclass(frozen=True)
+class CodeLocation:
+    """A code location as a workspace file names it."""
+
+    name: str
+    module: str  # with definitions or, if autoloaded, with folders of components
+    autoloaded: bool
+    folder: Path  # in which it is loaded
+
+    @property
+    def workspace(self) -> dict[str, Any]:
+        """The contents of a workspace file with this location only."""
+        kind = "autoload_defs_module" if self.autoloaded else "python_module"
+        target = {"module_name": self.module, "working_directory": str(self.folder), "location_name": self.name}
+        return {"load_from": [{kind: target}]}
+
+    def job(self, name: str) -> RemoteJobOrigin:
+        """Where Dagster's processes find a job of this location."""
+        target = LoadableTargetOrigin(
+            executable_path=sys.executable,
+            module_name=None if self.autoloaded else self.module,
+            autoload_defs_module_name=self.module if self.autoloaded else None,
+            working_directory=str(self.folder),
+        )
+        location = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name=self.name)
+        return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), name)
+
+
+def execute_here(  # noqa: PLR0913 - what makes up a run
+    job: dg.JobDefinition,
+    location: CodeLocation,
+    instance: dg.DagsterInstance,
+    *,
+    run_id: str,
+    assets: Sequence[dg.AssetKey],
+    tags: Mapping[str, str],
+    run_config: Mapping[str, Any],
+    raise_on_error: bool,
+) -> dg.JobExecutionResult:
+    """Execute a job in this process as a run that belongs to its code location, as if the UI had launched it.
+
+    The public `JobDefinition.execute_in_process` creates runs that belong to no location: no page of a job or location
+    shows them, no sensor hears of them, and they cannot be executed again.
+    """
+    run = instance.create_run_for_job(
+        job,
+        run_id=run_id,
+        asset_selection=frozenset(assets),
+        tags={**job.run_tags, **tags},
+        run_config=run_config,
+        remote_job_origin=location.job(job.name),
+    )
+    return execute_run(InMemoryJob(job), run, instance, raise_on_error=raise_on_error)
 
 
 def open_without_capture(folder: Path) -> dg.DagsterInstance:
