@@ -35,6 +35,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "rejected": "List the rows that broke the contract, and why.",
     "replay": "Score partitions with rejected rows again, after a fix.",
     "export": "Write predictions to a Parquet or CSV file.",
+    "rename": "Rename a pipeline with everything that was made of it.",
     "gc": "Remove files that nothing refers to.",
 }
 

@@ -221,6 +221,10 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     tables = con.execute(query.format("current_database()")).fetchall()
     for schema, table in set(con.execute(query.format("'copy'")).fetchall()) - set(tables):
         con.execute(f"DROP TABLE copy.{quoted(schema)}.{quoted(table)}")
+    query = "SELECT schema_name FROM duckdb_schemas() WHERE database_name = {} AND NOT internal"
+    schemas = set(con.execute(query.format("'copy'")).fetchall())
+    for (schema,) in schemas - set(con.execute(query.format("current_database()")).fetchall()):
+        con.execute(f"DROP SCHEMA copy.{quoted(schema)}")
     for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")

@@ -24,7 +24,7 @@ from batch_platform.warehouse.sql import literal, quoted, table_columns
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
-_OF_PIPELINES = (
+TABLES_OF_PIPELINES = (
     *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
     *("backtests", "backtest_scores", "challengers", "challenger_scores", "failures", "refused_rows", "fingerprints"),
 )
@@ -219,7 +219,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
 
 def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
     query = f"SELECT 1 FROM {LEDGERS_SCHEMA}.feature_builds WHERE pipeline = $schema LIMIT 1"
-    of_pipeline = name.table.lower() in _OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall()
+    of_pipeline = name.table.lower() in TABLES_OF_PIPELINES and con.execute(query, {"schema": name.schema}).fetchall()
     return name.schema == LEDGERS_SCHEMA or bool(of_pipeline) or _is_measured(con, name)
 
 

@@ -1,0 +1,130 @@
+"""The `rename` command: another name for a pipeline, with everything that carries it."""
+
+import re
+from pathlib import Path
+
+import click
+import yaml
+
+from batch_platform.cli import terminal
+from batch_platform.cli.project import Project, find_project
+from batch_platform.cli.run import open_instance
+from batch_platform.components.runs import held
+from batch_platform.declaration.errors import WrongUseError, listed, named
+from batch_platform.declaration.notation import check_name
+from batch_platform.declaration.yaml_file import FILE_NAMES
+from batch_platform.pipeline.rename import rename_pipeline
+
+_READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may name a folder
+
+
+@click.command("rename")
+@click.argument("pipeline")
+@click.argument("name")
+@terminal.reports
+@click.pass_obj
+def command(folder: Path | None, pipeline: str, name: str) -> None:
+    """Rename PIPELINE to NAME, with its tables, ledgers, features and models; nothing is scored again.
+
+    If NAME is declared already and PIPELINE is not, because the YAML was changed by hand, NAME takes over what PIPELINE
+    left. A column has to be renamed in the SQL and in the YAML: features, models and scores are then made again.
+    """
+    for text in (pipeline, name):
+        try:
+            check_name(text)
+        except ValueError as error:
+            msg = f"{error}."
+            raise WrongUseError(msg, hint="batch-platform rename PIPELINE NAME") from error
+    project = find_project(folder)
+    declared = [*project.pipelines, *(item.name for item in project.broken)]
+    takes_over = name in project.pipelines and pipeline not in declared
+    if name in declared and not takes_over:
+        msg = f"There is a pipeline {name!r} already."
+        raise WrongUseError(msg, hint="choose another name.")
+    wiring = project.pipelines[name] if takes_over else project.pipeline(pipeline)
+    file = None if takes_over else _declaration(wiring.folder, pipeline)
+    with open_instance(project) as instance:
+        if running := held(wiring, instance):
+            keys = listed(f"{asset} {key}".strip() for asset, key in running)
+            msg = f"{wiring.spec.name}: a run is working on {keys}."
+            raise WrongUseError(msg, hint="rename it when the run has ended.")
+    was_held = rename_pipeline(
+        project.home, pipeline, name, None if file is None else lambda: _declare(file, pipeline, name)
+    )
+    if takes_over and was_held is None:
+        named(pipeline, {}, f"Neither the project nor the warehouse has a pipeline {pipeline!r}; there are")
+    moved = None if takes_over else _move(project, wiring.folder, pipeline, name)
+    terminal.report(
+        {
+            "from": pipeline,
+            "to": name,
+            "file": None if file is None else str((moved or wiring.folder) / file.name),
+            "folder": str(moved or wiring.folder),
+            "held": was_held,
+        }
+    )
+    terminal.say(f"{pipeline} is now {name}.")
+    if was_held is not None:
+        terminal.say(
+            f"  carried over: {was_held.partitions:,} partitions, {was_held.rows:,} predictions, {was_held.versions:,} models"
+        )
+    terminal.say(f"  declared in {moved or wiring.folder}")
+    if moved is None and wiring.folder.name == pipeline:
+        terminal.say(f"  the folder keeps its name: other files name {pipeline!r} as a folder or module")
+    terminal.say(f"  Dagster shows its past under {pipeline}; the next run records what is scored under {name}")
+
+
+def _declaration(folder: Path, name: str) -> Path:
+    """The YAML file that declares a pipeline."""
+    for file in (folder / file_name for file_name in FILE_NAMES):
+        if file.is_file() and _place(file.read_text(encoding="utf-8"), name) is not None:
+            return file
+    msg = f"{name} is not declared in a YAML file of {folder}."
+    hint = "change its name where it is declared; then the same command carries everything else over."
+    raise WrongUseError(msg, hint=hint)
+
+
+def _place(text: str, name: str) -> slice | None:
+    """Where a text declares the name of a pipeline."""
+    for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        attributes = _value(document, "attributes")
+        declared = None if attributes is None else _value(attributes, "name")
+        if isinstance(declared, yaml.ScalarNode) and declared.value == name:
+            return slice(declared.start_mark.index, declared.end_mark.index)
+    return None
+
+
+def _value(node: yaml.Node, key: str) -> yaml.Node | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
+
+
+def _declare(file: Path, old: str, new: str) -> None:
+    """Change the name in a declaration and nothing else, at one instant."""
+    text = file.read_text(encoding="utf-8")
+    place = _place(text, old)
+    if place is None:
+        msg = f"{file} no longer declares {old!r}; nothing is renamed."
+        raise WrongUseError(msg, hint="run the command again.")
+    aside = file.with_name(f".{file.name}.renamed")
+    aside.write_text(text[: place.start] + new + text[place.stop :], encoding="utf-8")
+    aside.chmod(file.stat().st_mode)
+    aside.replace(file)
+
+
+def _move(project: Project, folder: Path, old: str, new: str) -> Path | None:
+    """Give the folder of a pipeline its new name, unless it has another one or a file of the project names it."""
+    target = folder.with_name(new)
+    if folder.name != old or target.exists():
+        return None
+    mentions = re.compile(rf"(?<!\w){re.escape(old)}[./]")
+    below = folder.parent if project.declarations is None else project.declarations.parent
+    for file in below.rglob("*"):
+        if (
+            file.suffix in _READ
+            and file.is_file()
+            and mentions.search(file.read_text(encoding="utf-8", errors="ignore"))
+        ):
+            return None
+    folder.rename(target)
+    return target

@@ -1,0 +1,101 @@
+"""Give a pipeline another name without scoring anything again: its tables, ledgers, features, bundles and declaration.
+
+The order makes a kill harmless. First everything exists under both names; then the declaration changes, at one instant; then
+the old name is removed. Whichever name is declared, all of the pipeline is there. The same call again removes what a killed
+one left.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.errors import WrongUseError
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.renaming import HeldPipeline, copy_pipeline, drop_pipeline, held_pipelines, recorded_rows
+
+
+def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] | None) -> HeldPipeline | None:
+    """Rename a pipeline in a home; returns what was held of it, or None if nothing was.
+
+    Args:
+        home: Holds the pipeline.
+        old: Its name until now.
+        new: Its name from now on.
+        declare: Changes the declaration at one instant; None if the new name is declared already.
+
+    Raises:
+        WrongUseError: Another pipeline has, or had, the new name; nothing is changed.
+        WarehouseBusyError: Another process held the warehouse for too long; nothing is changed.
+    """
+    with Warehouse(home).open() as con:  # held to the end, so that no run commits under a name that is about to go
+        before, after = recorded_rows(con, old), recorded_rows(con, new)
+        held = held_pipelines(con).get(old)
+        if after - before if declare is not None else after and before - after:
+            msg = f"The warehouse holds another pipeline {new!r}, which is not the same as {old!r}."
+            raise WrongUseError(msg, hint=f"choose another name, or remove it: batch-platform gc --drop {new}.")
+        if declare is not None and after:
+            with _transaction(con):  # left by a killed call
+                drop_pipeline(con, new)
+        if before and (declare is not None or not after):
+            for folder, copy in _folders(home, old, new):
+                _link(folder, copy)
+            with _transaction(con):
+                copy_pipeline(con, old, new)
+        if declare is not None:
+            declare()
+        if before:
+            with _transaction(con):
+                drop_pipeline(con, old)
+    for folder, _ in _folders(home, old, new):
+        shutil.rmtree(folder, ignore_errors=True)
+    if before:
+        publish(home)
+    return held
+
+
+def find_orphans(declared: Collection[str], home: Home) -> dict[str, HeldPipeline]:
+    """The pipelines in a home that are not declared, by name."""
+    with Warehouse(home).open() as con:
+        return {name: held for name, held in held_pipelines(con).items() if name not in declared}
+
+
+def drop_pipelines(home: Home, names: Collection[str]) -> None:
+    """Remove pipelines from a home for good: tables, ledgers, features and bundles."""
+    if not names:
+        return
+    with Warehouse(home).transaction() as con:
+        for name in names:
+            drop_pipeline(con, name)
+    for name in names:
+        for folder, _ in _folders(home, name, name):
+            shutil.rmtree(folder, ignore_errors=True)
+    publish(home)
+
+
+@contextmanager
+def _transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    con.execute("BEGIN")
+    try:
+        yield
+    except BaseException:
+        con.execute("ROLLBACK")
+        raise
+    con.execute("COMMIT")
+
+
+def _folders(home: Home, old: str, new: str) -> list[tuple[Path, Path]]:
+    """The folders of a pipeline, and the same under its new name."""
+    return [(home.features(old).parent, home.features(new).parent), (home.models / old, home.models / new)]
+
+
+def _link(folder: Path, copy: Path) -> None:
+    """Make a copy of a folder whose files are the same files; replaces what a killed call left."""
+    shutil.rmtree(copy, ignore_errors=True)
+    if folder.is_dir():
+        shutil.copytree(folder, copy, copy_function=os.link, symlinks=True)
