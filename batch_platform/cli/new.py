@@ -19,10 +19,11 @@ from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
 from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
 from batch_platform.cli.proposal.columns import label_evidence
-from batch_platform.cli.proposal.dated import layout
+from batch_platform.cli.proposal.dated import Layout, layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import Origin, locate
+from batch_platform.cli.proposal.pair import survey_of_two
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
 from batch_platform.declaration.notation import check_name, check_timezone
@@ -74,9 +75,12 @@ def project_files(package: str) -> dict[str, str]:
     "--from",
     "file",
     metavar="FILE",
-    required=True,
     help="File (Parquet, CSV, JSON, Arrow or DuckDB), folder, or quoted glob of files.",
 )
+@click.option(
+    "--train", metavar="FILE", help="File of rows with a label to learn from, if --score names the rows to score."
+)
+@click.option("--score", metavar="FILE", help="File of rows to score, which have no label.")
 @click.option("--table", metavar="TABLE", help="Table of a DuckDB file that has several.")
 @click.option(
     "--key",
@@ -101,7 +105,9 @@ def project_files(package: str) -> dict[str, str]:
 def command(  # noqa: PLR0913 - the options of the command
     folder: Path | None,
     name: str,
-    file: str,
+    file: str | None,
+    train: str | None,
+    score: str | None,
     table: str | None,
     key: tuple[str, ...],
     time: str | None,
@@ -126,25 +132,54 @@ def command(  # noqa: PLR0913 - the options of the command
     if cluster and label is not None:
         msg = "--label and --cluster exclude each other: groups are found without a label."
         raise WrongUseError(msg, hint="leave one of them out.")
-    origin, now = locate(file, table), datetime.now(UTC)
+    now = datetime.now(UTC)
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
-    with survey(origin, timezone, date_order) as table_survey:
-        ask = terminal.can_ask() and not yes
-        proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
-        reading = layout(table_survey, proposal)
+    if (pair_of := _two_files(file, train, score, table, asked)) is None:
+        with survey(locate(file or "", table), timezone, date_order) as table_survey:
+            ask = terminal.can_ask() and not yes
+            proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
+            reading, pair = layout(table_survey, proposal), None
+    else:
+        with survey_of_two(*pair_of, label, timezone, date_order) as (table_survey, pair):
+            proposal = propose(table_survey, replace(asked, label=pair.label, snapshot=True))
+            proposal = replace(proposal, left_out=proposal.left_out | pair.left_out)
+            note = f"rows to learn from in {pair.train.path.name}, rows to score in {pair.score.path.name}; both are scored"
+            reading = Layout(pair.train, note)
     project, created = _project(folder)
     target = (project.declarations or project.root) / name
     origin = _relative(reading.origin, project.root, target)
     past = None if reading.past is None else _relative(reading.past, project.root, target)
-    _write(target, files_of(name, proposal, origin, past), project.home, now)
+    if pair is not None:
+        pair = replace(pair, score=_relative(pair.score, project.root, target))
+    _write(target, files_of(name, proposal, origin, past, pair), project.home, now)
     report = _report(name, target, table_survey, proposal) | {
         "source": {**origin.block},
         "source_read": reading.note,
+        "one_file": pair is None and not origin.number_rows,
         "project": str(project.root),
         "project_made": created,
     }
     terminal.report(report)
     _show(report)
+
+
+def _two_files(
+    file: str | None, train: str | None, score: str | None, table: str | None, asked: Asked
+) -> tuple[Origin, Origin] | None:
+    """The files to learn from and to score; None for one table. Raises WrongUseError for options that exclude each other."""
+    if train is None and score is None:
+        if file is None:
+            msg = "No table is named."
+            raise WrongUseError(msg, hint="name it with --from FILE, or two with --train FILE --score FILE.")
+        return None
+    excluded = {"--from": file, "--table": table, "--time": asked.time, "--cluster": asked.cluster or None}
+    if given := [option for option, value in excluded.items() if value is not None]:
+        msg = f"{listed(given)} cannot be given with --train and --score: the rows of both files are scored as they are then."
+        raise WrongUseError(msg, hint="leave it out.")
+    if train is None or score is None:
+        msg = "--train and --score go together: the rows to learn from, and the rows to score."
+        raise WrongUseError(msg, hint="name both files, or a single one with --from.")
+    return locate(train, None), locate(score, None)
 
 
 def _relative(origin: Origin, root: Path, target: Path) -> Origin:

@@ -143,7 +143,7 @@ def test_a_long_past_is_learned_from_and_only_its_last_periods_are_scored(tmp_pa
     readings(24 * 900).write_parquet(tmp_path / "sensor.parquet")
     proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
     train = declared(files)["model"]["train"]
-    assert (train["every"], train["start"]) == ("month", "2026-06-01")
+    assert (train["every"], train["start"]) == ("month", "2026-12-01")
     assert proposal.windows.start == START
 
 
@@ -309,3 +309,83 @@ def test_a_proposal_that_would_not_run_is_not_written(cli, tmp_path, monkeypatch
     answer = cli(tmp_path, "new", "broken", "--from", "customers.csv")
     assert answer.code == 1
     assert list((tmp_path / "pipelines/defs").iterdir()) == [tmp_path / "pipelines/defs/__init__.py"]
+
+
+def test_a_file_to_learn_from_and_a_file_to_score_are_a_snapshot_of_both(cli, tmp_path):
+    known, new = (
+        customers(400).with_columns(known_only=1.5),
+        customers(300).drop("left").with_columns(new_only=pl.lit("x")),
+    )
+    known.head(350).write_csv(tmp_path / "known.csv")
+    new.write_parquet(tmp_path / "new.parquet")
+    two = ("--train", "known.csv", "--score", "new.parquet")
+    unclear = cli(tmp_path, "new", "churn", *two)
+    assert "to predict: new.parquet lacks known_only, left of them. Hint: name it, such as --label" in unclear.error
+    made = cli(tmp_path, "new", "churn", *two, "--label", "left", "--json").json
+    assert (made["rows"], made["snapshot"], made["label"]) == (650, True, "left")
+    assert made["left_out"]["known_only"] == "only known.csv has it"
+    assert made["left_out"]["new_only"] == "only new.parquet has it"
+    assert made["source_read"] == "rows to learn from in known.csv, rows to score in new.parquet; both are scored"
+    ran = cli(tmp_path, "run", "churn")
+    assert ran.code == 0, ran.err
+    query = "SELECT part, count(*), count(DISTINCT row_in_file), max(row_in_file) FROM churn.predictions GROUP BY part"
+    assert sorted(published(tmp_path, query)) == [("score", 300, 300, 300), ("train", 350, 350, 350)]
+    ((learned, judged),) = published(tmp_path, "SELECT rows_trained, rows_evaluated FROM batch_platform.model_versions")
+    assert learned + judged == 350
+    feature_file = next(tmp_path.rglob("features/**/*.parquet"))
+    there = pl.read_parquet(feature_file).filter(pl.col("part") == "score").sort("row_in_file")
+    assert there["months"].to_list() == new["months"].to_list()
+
+
+def test_a_key_that_two_files_share_is_told_apart_by_the_file(cli, tmp_path):
+    with_id = customers(300).with_columns(customer_id=pl.int_range(300) * 7)
+    with_id.head(200).write_parquet(tmp_path / "known.parquet")
+    with_id.drop("left").write_parquet(tmp_path / "new.parquet")
+    two = ("--train", "known.parquet", "--score", "new.parquet")
+    assert cli(tmp_path, "new", "churn", *two).code == 0, "the label is the only column that the second file lacks"
+    features = declared({"defs.yaml": (tmp_path / "pipelines/defs/churn/defs.yaml").read_text()})["features"]
+    assert features["key"] == ["part", "customer_id"]
+    with_id.drop("left").tail(100).write_parquet(tmp_path / "new.parquet")
+    assert cli(tmp_path, "new", "apart", *two).code == 0
+    features = declared({"defs.yaml": (tmp_path / "pipelines/defs/apart/defs.yaml").read_text()})["features"]
+    assert features["key"] == ["customer_id"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--train", "a.csv"), "--train and --score go together"),
+        (
+            ("--train", "a.csv", "--score", "a.csv", "--from", "a.csv"),
+            "--from cannot be given with --train and --score",
+        ),
+        (("--train", "a.csv", "--score", "a.csv"), "a.csv lacks none of them"),
+        ((), "No table is named. Hint: name it with --from FILE, or two with --train FILE --score FILE."),
+    ],
+)
+def test_options_for_two_files_that_do_not_fit_are_refused(cli, tmp_path, options, message):
+    customers(100).write_csv(tmp_path / "a.csv")
+    refused = cli(tmp_path, "new", "churn", *options)
+    assert refused.code == 2
+    assert message in refused.error
+
+
+def test_years_make_no_partitions_but_may_name_a_row(tmp_path):
+    planes = pl.DataFrame({"tail": [f"N{at}" for at in range(300)], "year": [1960 + at % 50 for at in range(300)]})
+    planes = planes.with_columns(seats=pl.col("year") % 17 * 10 + pl.int_range(300) % 3)
+    planes.write_parquet(tmp_path / "planes.parquet")
+    proposal, _ = proposed(tmp_path / "planes.parquet", label="seats")
+    assert (proposal.windows, names(proposal.key), names(proposal.features)) == (None, ["tail"], ["year"])
+    firms = planes.with_columns(tail=pl.format("firm {}", pl.int_range(300) // 50), heat=pl.int_range(300) % 13)
+    firms.write_parquet(tmp_path / "firms.parquet")
+    proposal, _ = proposed(tmp_path / "firms.parquet", label="seats")
+    assert (proposal.windows, names(proposal.key)) == (None, ["tail", "year"])
+    asked, _ = proposed(tmp_path / "firms.parquet", label="seats", time="year")
+    assert (asked.every, "month" in asked.windows.calendar) == ("month", False), "it is January in every row"
+
+
+def test_a_table_with_too_few_labels_to_learn_from_is_refused(cli, tmp_path):
+    customers(70).write_csv(tmp_path / "few.csv")
+    refused = cli(tmp_path, "new", "few", "--from", "few.csv")
+    assert "20 rows of" in refused.error
+    assert "have a left; at least 25 are needed to learn from some and judge by others" in refused.error

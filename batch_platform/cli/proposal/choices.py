@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
+from math import ceil
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 from batch_platform.cli.proposal.columns import (
@@ -23,6 +25,7 @@ from batch_platform.cli.proposal.survey import Span, Survey, TableColumn
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.inputs import FILE, NUMBERED_KINDS, ROW_IN_FILE
+from batch_platform.models.fitting import LEAST_ROWS
 
 ESTIMATORS = {
     "classes": "sklearn.ensemble.HistGradientBoostingClassifier",
@@ -33,7 +36,9 @@ _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score one
-MOST_MODELS = 12  # of the past; earlier rows are learned from and not scored
+WITHIN_FILE = "within its file"  # where a key is unique that two files share
+HELD_OUT = 0.2  # of the rows of a snapshot that have a label
+MOST_MODELS = 6  # of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # of columns that are tried as a key
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
@@ -49,6 +54,7 @@ class Asked:
     time: str | None = None
     label: str | None = None
     cluster: bool = False  # propose groups of similar rows, without a label
+    snapshot: bool = False  # score the whole table, whether it has a time or not
     timezone: str = "UTC"
 
 
@@ -106,14 +112,19 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     zone = ZoneInfo(asked.timezone)
     time, span, other_times = _time(survey, asked)
     every: Every = "day" if span is None else _every(survey.rows, span)
-    if span is not None and asked.time is None and span.filled[every] < FEWEST_WINDOWS:
-        time, span, every = None, None, "day"
-    label, evidence, other_labels = _label(survey, asked, time)
-    key, holds, other_keys = _key(survey, asked, time, label, lambda names: _where(survey, names, time, every))
+    moment = time  # of a row, which may be part of its key also where no partition follows from it
+    if time is not None and span is not None and asked.time is None:
+        has_few = span.filled[every] < FEWEST_WINDOWS
+        if has_few or asked.snapshot or survey.lies_on("year", time.name):  # no partition is as long as a year
+            time, span, every = None, None, "day"
+    label, evidence, other_labels = _label(survey, asked, moment)
+    key, holds, other_keys = _key(survey, asked, moment, label, lambda names: _where(survey, names, time, every))
     target = "none" if label is None else target_of(survey, label)
     reasons = feature_reasons(survey, label, [*key, time, label])
     features = tuple(column for column, reason in reasons.items() if reason is None)
     windows, train_every = None, "month"
+    if time is None and label is not None:
+        _require_rows(survey, label)
     if time is not None and span is not None:
         windows, train_every = _windows(survey, asked, time, span, every, key, label if target != "none" else None)
     if not features and (windows is None or windows.past is None):
@@ -141,6 +152,14 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
             "label": [other.column.name for other in other_labels],
         },
     )
+
+
+def _require_rows(survey: Survey, label: TableColumn) -> None:
+    """Refuse a table of which too few rows have a label to learn from."""
+    known, least = survey.rows - label.nulls, ceil(LEAST_ROWS / (1 - HELD_OUT))
+    if known < least:
+        msg = f"{known} rows of {survey.origin.path} have a {label.name}; at least {least} are needed to learn from some and judge by others."
+        raise WrongUseError(msg, hint="add rows, or name another --label.")
 
 
 def _time(survey: Survey, asked: Asked) -> tuple[TableColumn | None, Span | None, list[TableColumn]]:
@@ -262,6 +281,8 @@ def _where(survey: Survey, key: Sequence[TableColumn], time: TableColumn | None,
     names = [column.name for column in key]
     if survey.unique(names):
         return "everywhere"
+    if survey.in_parts and survey.unique(names, in_part=True):
+        return WITHIN_FILE
     return f"within a {every}" if time is not None and survey.unique(names, within=every, time=time.name) else None
 
 
@@ -345,10 +366,11 @@ def _first_serving(train_every: Every | None, first: datetime, end: datetime, zo
 def _calendar_parts(survey: Survey, time: TableColumn, span: Span) -> tuple[str, ...]:
     """The parts of a time that may matter and of which the table holds every value more than once."""
     lengths = {"hour": timedelta(days=2), "isodow": timedelta(days=14), "month": timedelta(days=2 * 365)}
-    starts: dict[str, tuple[Every, ...]] = {
+    starts: dict[str, tuple[Every | Literal["year"], ...]] = {  # at which a part tells nothing
         "hour": ("day",),
         "isodow": ("week", "month"),
-    }  # at which a part is always the same
+        "month": ("year",),
+    }
     return tuple(
         part
         for part, least in lengths.items()

@@ -5,14 +5,16 @@ The names come from the user's table: they are quoted identifiers in SQL, quoted
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import ESTIMATORS, PARAMS, Proposal, local_key
+from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, PARAMS, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
-from batch_platform.cli.proposal.survey import TableColumn
+from batch_platform.cli.proposal.pair import Pair
+from batch_platform.cli.proposal.survey import PART, TableColumn
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
@@ -26,28 +28,45 @@ THIS = "this"  # alias of the table
 _ROWS = "rows"  # source name of a table whose own name is not valid
 
 
-def files_of(name: str, proposal: Proposal, origin: Origin, past: Origin | None = None) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Read:
+    """How the SQL reads the table."""
+
+    rows: str  # what stands behind FROM
+    places: tuple[str, ...]  # columns of the key that the table itself does not have
+
+
+def files_of(
+    name: str, proposal: Proposal, origin: Origin, past: Origin | None = None, pair: Pair | None = None
+) -> dict[str, str]:
     """The text of each file of a pipeline, by file name; paths are relative to the folder of the pipeline.
 
-    Earlier rows are read from `past`, if a partition's own file does not hold them.
+    Earlier rows are read from `past`, if a partition's own file does not hold them, and rows to score from a `pair`.
     """
     source = _source_name(origin)
     sources = {source: origin} if past is None else {source: origin, f"{source}_past": past}
     earlier = _past([*sources][-1], proposal)
+    if pair is None:
+        read = _Read(_from(source, proposal, origin), () if proposal.key else _places(origin))
+    else:
+        second = _source_name(pair.score)
+        second = f"{second}_to_score" if second == source else second
+        sources = {source: origin, second: pair.score}
+        rows = pair.rows(_identifier(source), _identifier(second), numbered=not proposal.key)
+        places = (PART, ROW_IN_FILE) if not proposal.key else (PART,) if proposal.key_holds == WITHIN_FILE else ()
+        read = _Read(f"(\n    {rows}\n) AS {THIS}", places)
     files = {
-        "defs.yaml": _yaml(name, proposal, sources, nullable=[feature for feature, _ in earlier]),
-        "features.sql": _features(source, proposal, earlier, _places(origin)),
+        "defs.yaml": _yaml(name, proposal, sources, read, nullable=[feature for feature, _ in earlier]),
+        "features.sql": _features(read, proposal, earlier),
     }
     if proposal.label is not None:
-        files["labels.sql"] = _labels(source, proposal, proposal.label, _places(origin))
+        files["labels.sql"] = _labels(read, proposal, proposal.label)
     return files
 
 
-def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], nullable: Sequence[str]) -> str:
+def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _Read, nullable: Sequence[str]) -> str:
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
-    key = ", ".join(_scalar(_stored(column)) for column in proposal.key) or ", ".join(
-        _places(next(iter(sources.values())))
-    )
+    key = ", ".join([*read.places, *(_scalar(_stored(column)) for column in proposal.key)])
     nullable = [*(_name(column) for column in proposal.features if column.nulls), *nullable]
     labels: list[str] = []
     if proposal.label is not None:
@@ -102,14 +121,14 @@ def _training(proposal: Proposal) -> str:
     windows, every = proposal.windows, proposal.train_every
     often = {} if every is None else {"every": every}
     if windows is None:
-        return _flow({**often, "held_out": 0.2})[1:-1]
+        return _flow({**often, "held_out": HELD_OUT})[1:-1]
     begins = {} if windows.train_start is None or every is None else {"start": local_key(windows.train_start, every)}
     return _flow({**often, **begins, "window": "all"})[1:-1] + f", evaluate: {windows.evaluate}"
 
 
-def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]], places: Sequence[str]) -> str:
+def _features(read: _Read, proposal: Proposal, earlier: Sequence[tuple[str, str]]) -> str:
     windows = proposal.windows
-    columns = _keys(proposal, places)
+    columns = _keys(proposal, read.places)
     if windows is not None:
         if windows.time not in proposal.key:
             columns.append((_as(_instant(windows.time), windows.time, _stored(windows.time)), "the time"))
@@ -132,19 +151,17 @@ def _features(source: str, proposal: Proposal, earlier: Sequence[tuple[str, str]
         f"One row per key, with what is known about it {known}. Remove what is known only later:\n"
         "-- it would make a model look better than it can be.",
         columns,
-        _from(source, proposal, places),
+        read.rows,
         _within(proposal),
         *lost,
         *(["-- Left out:", *left_out] if left_out else []),
     )
 
 
-def _labels(source: str, proposal: Proposal, label: TableColumn, places: Sequence[str]) -> str:
-    columns = [*_keys(proposal, places), (_as(_value(label), label, _name(label)), "the true outcome")]
+def _labels(read: _Read, proposal: Proposal, label: TableColumn) -> str:
+    columns = [*_keys(proposal, read.places), (_as(_value(label), label, _name(label)), "the true outcome")]
     where = " AND ".join(filter(None, [_within(proposal), f"{_identifier(label.name)} IS NOT NULL"]))
-    return _select(
-        "Key and true outcome of the rows whose outcome is known.", columns, _from(source, proposal, places), where
-    )
+    return _select("Key and true outcome of the rows whose outcome is known.", columns, read.rows, where)
 
 
 def _select(comment: str, columns: list[tuple[str, str]], source: str, where: str, *after: str) -> str:
@@ -154,29 +171,29 @@ def _select(comment: str, columns: list[tuple[str, str]], source: str, where: st
     return "\n".join([f"-- {comment}", "SELECT", *listing, f"FROM {source}", *condition, *after, ""])
 
 
-def _places(origin: Origin) -> list[str]:
+def _places(origin: Origin) -> tuple[str, ...]:
     """The columns that name a row which nothing else names."""
-    return [FILE, ROW_IN_FILE] if origin.number_rows else [ROW_IN_FILE]
+    return (FILE, ROW_IN_FILE) if origin.number_rows else (ROW_IN_FILE,)
 
 
-def _from(source: str, proposal: Proposal, places: Sequence[str]) -> str:
+def _from(source: str, proposal: Proposal, origin: Origin) -> str:
     """The source as the FROM clause names it, with the place of each row in the file if there is no other key."""
     if proposal.key:
         return _identifier(source) + (f" AS {THIS}" if proposal.windows and proposal.windows.past else "")
-    if FILE in places:
+    if origin.number_rows:
         return f"{_identifier(source)} AS {THIS}"
     return f"(SELECT row_number() OVER () AS {ROW_IN_FILE}, * FROM {_identifier(source)}) AS {THIS}"
 
 
 def _keys(proposal: Proposal, places: Sequence[str]) -> list[tuple[str, str]]:
-    if not proposal.key:
-        notes = {
-            FILE: "the file of the row, and",
-            ROW_IN_FILE: "the place of the row in the file, which must not change",
-        }
-        return [(f"{THIS}.{place}", notes[place]) for place in places]
+    notes = {
+        PART: "the file of the row: the one to learn from, or the one to score",
+        FILE: "the file of the row, and",
+        ROW_IN_FILE: "the place of the row in the file, which must not change",
+    }
+    named = [(f"{THIS}.{place}", notes[place]) for place in places]
     time = None if proposal.windows is None else proposal.windows.time
-    return [
+    return named + [
         (_as(_instant(column) if column == time else _value(column), column, _stored(column)), "the key")
         for column in proposal.key
     ]

@@ -20,6 +20,7 @@ from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import literal, quoted
 
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
+PART, IN_PARTS = "part", "seen_in_parts"  # which of two files a row is of, and the view that knows it
 Tie = Literal["value", "nulls"] | None
 LEAST_ROWS = 20  # from which equal values are no accident
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
@@ -87,19 +88,24 @@ class Survey:
     rows: int
     columns: tuple[TableColumn, ...]
     _con: duckdb.DuckDBPyConnection
+    in_parts: bool = False  # whether it is the rows of two files
 
     def column(self, name: str) -> TableColumn:
         """The column with a name; a WrongUseError if there is none."""
         columns = {column.name: column for column in self.columns}
         return named(name, columns, f"{self.origin.path} has no column {name!r}; it has")
 
-    def unique(self, names: Sequence[str], *, within: Every | None = None, time: str | None = None) -> bool:
-        """Whether some columns are never null and no two rows (of the same window) have equal values in them."""
+    def unique(
+        self, names: Sequence[str], *, within: Every | None = None, time: str | None = None, in_part: bool = False
+    ) -> bool:
+        """Whether some columns are never null and no two rows (of the same window, or file) have equal values in them."""
         if any(self.column(name).nulls for name in names):
             return False
         by = [quoted(name) for name in names]
         by += [] if within is None or time is None else [f"date_trunc('{within}', {self._instant(time)})"]
-        query = f"SELECT count(*) FROM (SELECT 1 FROM seen GROUP BY {', '.join(by)} HAVING count(*) > 1 LIMIT 1)"
+        by += [PART] if in_part else []
+        rows = IN_PARTS if in_part else "seen"
+        query = f"SELECT count(*) FROM (SELECT 1 FROM {rows} GROUP BY {', '.join(by)} HAVING count(*) > 1 LIMIT 1)"
         return self._count(query) == 0
 
     def nulls_are_last(self, name: str) -> bool:
@@ -149,8 +155,8 @@ class Survey:
         (equal,) = self._con.execute(f"SELECT {', '.join(apart)} FROM seen").fetchall()
         return [pair for pair, adds_up in zip(pairs, equal, strict=True) if adds_up]
 
-    def lies_on(self, every: Every, time: str) -> bool:
-        """Whether every time of a column is the start of an hour, day, week or month."""
+    def lies_on(self, every: Every | Literal["year"], time: str) -> bool:
+        """Whether every time of a column is the start of an hour, day, week, month or year."""
         at = self._instant(time)
         return self._count(f"SELECT count(*) FROM seen WHERE {at} <> date_trunc('{every}', {at})") == 0
 
@@ -250,7 +256,7 @@ def survey(origin: Origin, timezone: str, date_order: DateOrder | None = None) -
             con.execute(f"SET TimeZone = {literal(timezone)}")
             create_view_of(con, origin.as_table("seen"))
             origin = _with_short_years_as_text(con, origin)
-            yield _look(con, origin, date_order)
+            yield look(con, origin, date_order)
     except duckdb.Error as error:
         raise unreadable(origin.path, error) from error
 
@@ -269,7 +275,10 @@ def _with_short_years_as_text(con: duckdb.DuckDBPyConnection, origin: Origin) ->
     return origin
 
 
-def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder | None) -> Survey:
+def look(
+    con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder | None, *, in_parts: bool = False
+) -> Survey:
+    """Survey the columns of a view `seen`; raises WrongUseError if it has no rows."""
     view = con.sql("FROM seen")
     types = {name: str(dtype) for name, dtype in zip(view.columns, view.types, strict=True)}
     questions: list[str] = []
@@ -301,7 +310,7 @@ def _look(con: duckdb.DuckDBPyConnection, origin: Origin, date_order: DateOrder 
         columns.append(
             TableColumn(len(columns) + 1, name, dtype, holds, nulls, distinct, reading, groups_digits=name in grouped)
         )
-    return Survey(origin, rows, tuple(columns), con)
+    return Survey(origin, rows, tuple(columns), con, in_parts)
 
 
 def _fitting(
