@@ -279,7 +279,7 @@ class Runs:
 
     def _left(self) -> Plan:
         """What is left to do without what failed; the previous model scores for a model that could not be trained."""
-        state = self.wiring.pipeline().state()
+        state = self.wiring.pipeline().state(recheck=self.options.recheck)
         failures = self.failures(state)
         failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
         failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}

@@ -97,12 +97,17 @@ class FeatureBuilder:
     @cached_property
     def dated(self) -> DatedSources:
         """The same sources, as far as their rows have a time."""
-        return DatedSources(self.sources, self.query, self.feature_sources)
+        return DatedSources(self.sources, "features", self.query, self.feature_sources)
 
     @cached_property
     def label_sources(self) -> list[str]:
         """The sources that the labels read."""
         return [] if self.labels_query is None else self.labels_query.reads(self.spec.sources)
+
+    @cached_property
+    def dated_labels(self) -> DatedSources:
+        """The same sources, as far as their rows have a time."""
+        return DatedSources(self.sources, "labels", self.labels_query, self.label_sources)
 
     @cached_property
     def own_label_sources(self) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import duckdb
 
@@ -71,6 +72,9 @@ class Fingerprints:
         return cls(version, held["looks_back"], starts, found)
 
 
+ReadBy = Literal["features", "labels"]
+Taken = Mapping[tuple[ReadBy, str], Fingerprints]  # by who reads and by source
+
 _remembered: dict[tuple[Path, str, str], Fingerprints | None] = {}  # None if rows have no time
 
 
@@ -86,6 +90,7 @@ class DatedSources:
     """The sources of one query of a pipeline, whose rows have a time."""
 
     sources: Sources
+    read_by: ReadBy
     query: Query | None  # None if a Python function reads the sources
     names: Sequence[str]  # that are read
     _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
@@ -127,21 +132,21 @@ class DatedSources:
         alone = spec.features.time is not None and len(self.names) == 1
         return RowsRead(quoted(spec.features.time or "") if alone else None, names=read.names)
 
-    def taken(self, name: str, version: str, recorded: Mapping[str, Fingerprints]) -> Fingerprints | None:
+    def taken(self, name: str, version: str, recorded: Taken) -> Fingerprints | None:
         """The fingerprints of a source in its present version: as recorded or remembered, else by reading it once.
 
         None if its rows have no time and `late` is not declared: a table without times, such as one of customers, says
         what holds now, not what was known when an old partition was scored. Raises SourceError if it cannot be read.
         """
-        read, spec = self.rows_read(name), self.sources.spec
-        of_what = digest(version, str(read.time), str(read.looks_back), *sorted(read.names or ("*",)))
-        calendar = spec.partitions.calendar
-        key = (self.sources.folder, f"{spec.name}.{name}", f"{of_what}-{calendar.every}-{calendar.zone}")
-        known = recorded.get(name)
+        spec, text = self.sources.spec, "" if self.query is None else self.query.text
+        windows = spec.partitions.model_dump_json(include={"every", "timezone"})
+        times = (spec.sources[name].time, spec.features.time, spec.features.driving)
+        key = (self.sources.folder, f"{spec.name}.{name}", digest(version, text, windows, *map(str, times)))
+        known = recorded.get((self.read_by, name))
         if known is not None and known.version == key[2]:
             return known
         if key not in _remembered:
-            made = self._made(name, key[2], read)
+            made = self._made(name, key[2], self.rows_read(name))
             while len(_remembered) >= _MOST_REMEMBERED:
                 del _remembered[next(iter(_remembered))]
             _remembered[key] = made

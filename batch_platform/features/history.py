@@ -6,11 +6,12 @@ Reads the lake and the label query, and writes nothing.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 
+import duckdb
 import polars as pl
 from xxhash import xxh3_64_intdigest
 
@@ -19,12 +20,13 @@ from batch_platform.declaration.errors import DataError, SourceError, WrongUseEr
 from batch_platform.declaration.spec import Features, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.fingerprints import Fingerprint, Fingerprints
+from batch_platform.features.fingerprints import Fingerprint, Fingerprints, ReadBy, Taken
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.features.sample import SEED, Sample, sampled
+from batch_platform.warehouse.fingerprints import read_fingerprints
 from batch_platform.warehouse.home import Home, feature_file_name
-from batch_platform.warehouse.ledger import FeatureBuild
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 
 MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
@@ -96,7 +98,15 @@ class SourceChanges:
     versions: dict[str, str]  # present versions, in the form that builds record, where each partition has a file
     changed: dict[str, str]  # why the features are due, where a file has the rows of many partitions
     gone: dict[str, str]  # what the features were built from and is no longer there
-    fingerprints: dict[str, Fingerprints]  # that had to be known to tell, by source
+    fingerprints: Taken  # that had to be known to tell
+
+
+@dataclass(frozen=True)
+class LabelChanges:
+    """What labels are like now."""
+
+    versions: dict[str, str]  # by partition key, in the form that evaluations record
+    fingerprints: Taken
 
 
 @dataclass(frozen=True)
@@ -207,7 +217,7 @@ class History:
         return rows.select(feature_columns(self.spec.features, rows.schema))
 
     def source_changes(
-        self, builds: Mapping[str, FeatureBuild], recorded: Mapping[str, Fingerprints], *, recheck: bool = False
+        self, builds: Mapping[str, FeatureBuild], recorded: Taken, *, recheck: bool = False
     ) -> SourceChanges:
         """How the sources differ from those that builds were made from, by their versions and, where these differ, by rows.
 
@@ -215,12 +225,9 @@ class History:
         those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version.
         """
         versions, gone = self._own_versions(builds)
-        calendar, partitions = self.spec.partitions.calendar, dict[str, Partition]()
-        for key in builds if self.builder.dated.shared else ():
-            with suppress(WrongUseError):
-                partitions[key] = calendar.named(key)
-        changed, taken = dict[str, str](), dict[str, Fingerprints]()
-        newest = max((partition.end for key, partition in partitions.items() if builds[key].rows), default=None)
+        partitions = self._named(builds) if self.builder.dated.shared else {}
+        changed, taken = dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
+        newest = _newest_end(builds, partitions)
         for name in self.builder.dated.shared if partitions else ():
             try:
                 version = self.builder.sources.version(name, next(iter(partitions.values())))
@@ -232,18 +239,30 @@ class History:
                 held = self.builder.dated.taken(name, version, recorded) if older else None
                 if held is None:
                     continue
-                taken[name], lateness = held, self.spec.sources[name].lateness
+                taken["features", name] = held
                 for key in older:
                     was = json.loads(builds[key].fingerprints).get(name)
                     then, now = Fingerprint(*was) if was else None, held.of(partitions[key])
-                    late = recheck or lateness is None or newest is None or partitions[key].end > newest - lateness
                     if then is None or then == now:
                         continue
                     if then.rows and not now.rows:
                         gone[key] = f"source {name!r} no longer holds its rows"
-                    elif late or not then.rows:
+                    elif recheck or not then.rows or self._is_recent(name, partitions[key].end, newest):
                         changed[key] = _change(name, then, now)
         return SourceChanges(versions, changed, gone, taken)
+
+    def _named(self, keys: Iterable[str]) -> dict[str, Partition]:
+        """The partitions of some keys; those that are no longer declared are left out."""
+        partitions = dict[str, Partition]()
+        for key in keys:
+            with suppress(WrongUseError):
+                partitions[key] = self.spec.partitions.calendar.named(key)
+        return partitions
+
+    def _is_recent(self, source: str, known: datetime, newest: datetime | None) -> bool:
+        """Whether what is known at a time may still be corrected, as the source declares, when the newest rows are there."""
+        lateness = self.spec.sources[source].lateness
+        return lateness is None or newest is None or known > newest - lateness
 
     def _own_versions(self, builds: Mapping[str, FeatureBuild]) -> tuple[dict[str, str], dict[str, str]]:
         """The source versions of builds, with the present version of sources that have a file for each partition.
@@ -269,15 +288,52 @@ class History:
                     versions[key] = json.dumps(json.loads(build.sources) | now, sort_keys=True)
         return versions, gone
 
-    def label_versions(self, evaluations: Iterable[str]) -> dict[str, str]:
-        """Return the present label versions of evaluated partitions; a partition whose files are gone is left out."""
-        if not self.builder.own_label_sources:
-            return {}
-        calendar, versions = self.spec.partitions.calendar, dict[str, str]()
-        for key in evaluations:
-            with suppress(SourceError, WrongUseError):
-                versions[key] = self.builder.label_versions(calendar.named(key))
-        return versions
+    def label_changes(
+        self,
+        evaluations: Mapping[str, EvaluationRun],
+        builds: Mapping[str, FeatureBuild],
+        recorded: Taken,
+        *,
+        recheck: bool = False,
+    ) -> LabelChanges:
+        """The present versions of the labels of evaluated partitions; a partition whose files are gone is left out.
+
+        Labels in a source with the rows of many partitions are looked at as the features are, from when they are known.
+        """
+        builder, versions, taken = self.builder, dict[str, str](), dict[tuple[ReadBy, str], Fingerprints]()
+        if self.spec.labels is None or not (builder.own_label_sources or builder.dated_labels.shared):
+            return LabelChanges(versions, taken)
+        partitions, newest = self._named(evaluations), _newest_end(builds, self._named(builds))
+        delay = self.spec.labels.maturity.nominal
+        for name in builder.dated_labels.shared if partitions else ():
+            with suppress(SourceError):
+                version = builder.sources.version(name, next(iter(partitions.values())))
+                if (held := builder.dated_labels.taken(name, version, recorded)) is not None:
+                    taken["labels", name] = held
+        for key, partition in partitions.items():
+            then = json.loads(evaluations[key].label_sources)
+            with suppress(SourceError):
+                now = then | json.loads(builder.label_versions(partition))
+                for (_, name), held in taken.items():
+                    found = held.of(partition)
+                    if (
+                        name in then
+                        and found.rows
+                        and (recheck or self._is_recent(name, partition.end + delay, newest))
+                    ):
+                        now[name] = [*astuple(found)]
+                versions[key] = json.dumps(now, sort_keys=True)
+        return LabelChanges(versions, taken)
+
+    def label_versions(self, partition: Partition, recorded: Taken) -> str:
+        """The present versions of the labels of a partition, as an evaluation records them; raises SourceError."""
+        builder = self.builder
+        now = json.loads(builder.label_versions(partition))
+        for name in builder.dated_labels.shared:
+            held = builder.dated_labels.taken(name, builder.sources.version(name, partition), recorded)
+            if held is not None:
+                now[name] = [*astuple(held.of(partition))]
+        return json.dumps(now, sort_keys=True)
 
     def label_fingerprint(self, window: Iterable[Partition]) -> str:
         """Hash the present label versions of a window; empty if no label source has a file for each partition."""
@@ -324,6 +380,17 @@ class History:
         path, name = self.file(build), self.spec.name
         with open_recorded(path, build.sha256, pipeline=name, partition_key=build.partition_key) as recorded:
             recorded.require_unchanged()
+
+
+def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Taken:
+    """What is recorded of the sources of a pipeline."""
+    rows = read_fingerprints(con, pipeline)
+    return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def _newest_end(builds: Mapping[str, FeatureBuild], partitions: Mapping[str, Partition]) -> datetime | None:
+    """The end of the newest partition with rows."""
+    return max((partition.end for key, partition in partitions.items() if builds[key].rows), default=None)
 
 
 def _change(source: str, then: Fingerprint, now: Fingerprint) -> str:

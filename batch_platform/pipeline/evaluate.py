@@ -20,7 +20,8 @@ from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.build import FeatureSession
-from batch_platform.features.history import History, never_learned_from
+from batch_platform.features.fingerprints import Taken
+from batch_platform.features.history import History, never_learned_from, recorded_fingerprints
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
@@ -86,7 +87,8 @@ def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp, a
             challengers[run.partition_key].append(run)
         registry, builds = read_registry(con, name), read_latest(con, FeatureBuild, name)
         with history.builder.session() as session:
-            evaluation = _Evaluation(history, con, session, stamp, registry, builds, challengers)
+            taken = recorded_fingerprints(con, name)
+            evaluation = _Evaluation(history, con, session, stamp, registry, builds, challengers, taken)
             for partition in scored:
                 with apart.attempt(partition.key):
                     yield evaluation.of(partition, runs[partition.key])
@@ -158,11 +160,12 @@ class _Evaluation:
     registry: Registry
     builds: Mapping[str, FeatureBuild]
     challengers: Mapping[str, list[ChallengerRun]]  # by partition key
+    fingerprints: Taken
 
     def of(self, partition: Partition, run: ScoreRun) -> Evaluated:
         """Evaluate one partition."""
         spec = self.history.spec
-        versions = self.history.builder.label_versions(partition)  # before the labels are read
+        versions = self.history.label_versions(partition, self.fingerprints)  # before the labels are read
         labels = None if spec.labels is None else self.history.labels(self.session, partition, self.stamp)
         served = self._measured(partition, run, run.model_version, labels)
         return Evaluated(

@@ -34,7 +34,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
-from batch_platform.features.history import History, materialize_hint
+from batch_platform.features.history import History, materialize_hint, recorded_fingerprints
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import (
@@ -76,7 +76,7 @@ from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
-from batch_platform.warehouse.fingerprints import SourceFingerprints, read_fingerprints, replace_fingerprints
+from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
 from batch_platform.warehouse.published import open_published, publish
@@ -170,10 +170,7 @@ class Pipeline:
             features_code_version=self.builder.code_version,
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),
-            fingerprints={
-                row.source: Fingerprints.from_json(row.version, row.fingerprints)
-                for row in read_fingerprints(con, name)
-            },
+            fingerprints=recorded_fingerprints(con, name),
             declared=self.declared,
         )
 
@@ -193,6 +190,9 @@ class Pipeline:
         """A recorded state, checked against the files of features, sources and labels."""
         features = self.history.recorded(recorded.features)
         sources = self.history.source_changes(recorded.features, recorded.fingerprints, recheck=recheck)
+        labels = self.history.label_changes(
+            recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck
+        )
         scored_by = {run.model_version for run in recorded.scores.values()}
         return replace(
             recorded,
@@ -201,8 +201,8 @@ class Pipeline:
             source_versions=sources.versions,
             changed=sources.changed,
             gone=sources.gone,
-            fingerprints=recorded.fingerprints | sources.fingerprints,
-            label_versions=self.history.label_versions(recorded.evaluations),
+            fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
+            label_versions=labels.versions,
             relabelled=relabelled(self.history, [recorded.registry.named(version) for version in scored_by]),
         )
 
@@ -241,11 +241,11 @@ class Pipeline:
         """End a step: bring `partition_status` and the published copy up to date; returns the state and plan found."""
         seen = self.state()
         with self.warehouse.transaction() as con:
-            known = {row.source: row.version for row in read_fingerprints(con, self.spec.name)}
+            known = recorded_fingerprints(con, self.spec.name)
             taken = [
-                SourceFingerprints(name, held.version, held.as_json())
-                for name, held in seen.fingerprints.items()
-                if known.get(name) != held.version
+                SourceFingerprints(*of, held.version, held.as_json())
+                for of, held in seen.fingerprints.items()
+                if of not in known or known[of].version != held.version
             ]
             replace_fingerprints(con, self.spec.name, taken)
             settled = self._settle(con, seen, now)

@@ -17,7 +17,7 @@ from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
-from batch_platform.features.fingerprints import Fingerprints
+from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.models.registry import ModelTraining, Registry, Version
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
@@ -47,7 +47,7 @@ class State:
         default_factory=dict[str, str]
     )  # other rows in a source of many partitions, and which
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
-    fingerprints: dict[str, Fingerprints] = field(default_factory=dict[str, Fingerprints])  # by source
+    fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     failures: dict[tuple[FailedStep, str], Failure] = field(  # of the newest attempt at a step of a partition

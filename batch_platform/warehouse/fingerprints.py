@@ -5,6 +5,7 @@ It only saves reading a source again whose version is still the same; what featu
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import duckdb
 
@@ -18,6 +19,7 @@ FINGERPRINTS = "fingerprints"
 class SourceFingerprints:
     """The fingerprints of all partitions in one version of a source."""
 
+    read_by: Literal["features", "labels"]  # which read different columns
     source: str
     version: str
     fingerprints: str  # JSON
@@ -27,7 +29,7 @@ def read_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[Sou
     """What is known of the sources of a pipeline."""
     if not has_table(con, pipeline, FINGERPRINTS):
         return []
-    query = f"SELECT source, version, fingerprints FROM {quoted(pipeline)}.{FINGERPRINTS}"
+    query = f"SELECT read_by, source, version, fingerprints FROM {quoted(pipeline)}.{FINGERPRINTS}"
     return [SourceFingerprints(*row) for row in con.execute(query).fetchall()]
 
 
@@ -38,7 +40,8 @@ def replace_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, rows: Co
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
     table = f"{quoted(pipeline)}.{FINGERPRINTS}"
     con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(SourceFingerprints))})")
-    con.execute(f"DELETE FROM {table} WHERE source IN $sources", {"sources": [row.source for row in rows]})
+    for row in rows:
+        con.execute(f"DELETE FROM {table} WHERE read_by = $by AND source = $of", {"by": row.read_by, "of": row.source})
     insert(con, FINGERPRINTS, [vars(row) for row in rows], schema=pipeline)
     (seq,) = next_numbers(con, 1)
     note(con, [Change(seq, pipeline, FINGERPRINTS, None)])

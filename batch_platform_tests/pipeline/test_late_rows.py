@@ -148,6 +148,24 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
 
 
+def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipeline):
+    rows = orders()
+    corrected = pl.Series(local_day(rows).is_in(["2024-02-03", "2024-02-15"]))
+    write(pipeline, rows.with_columns(returned=pl.when(corrected).then(~pl.col("returned")).otherwise("returned")))
+
+    def plan(*, recheck: bool = False) -> dict[str, list[str]]:
+        items = make_plan(pipeline.spec, pipeline.state(recheck=recheck), NOW).items
+        return {
+            step: [item.partition.key for item in items if item.step == step] for step in {item.step for item in items}
+        }
+
+    assert plan() == {"performance": ["2024-02-15"]}
+    assert plan(recheck=True) == {"performance": ["2024-02-03", "2024-02-15"]}
+    assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
+    assert plan() == {}
+    assert plan(recheck=True) == {"performance": ["2024-02-03"]}
+
+
 GLOB = {"sources": {"events": {"parquet": "days/*.parquet"}}}
 CSV = {"sources": {"events": {"parquet": None, "csv": "events.csv"}}}
 
@@ -219,11 +237,13 @@ def test_a_look_at_the_state_reads_a_source_once_per_version_and_writes_nothing(
     before = pipeline.home.warehouse.read_bytes()
     assert due(pipeline) == due(pipeline) != {}
     conditions(pipeline)
-    assert (reads, pipeline.home.warehouse.read_bytes()) == (["events"], before)
+    once = ["events"] * 2  # for the features and for the labels
+    assert (reads, pipeline.home.warehouse.read_bytes()) == (once, before)
     carry_out(pipeline, NOW)
+    reads.clear()
     fingerprints._remembered.clear()
     assert due(pipeline) == {}
-    assert reads == ["events"], "a run records what it found, so that another process need not read the source"
+    assert reads == [], "a run records what it found, so that another process need not read the source"
 
 
 def told(pipeline: Pipeline) -> dict[str, str]:
