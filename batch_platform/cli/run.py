@@ -23,7 +23,7 @@ from batch_platform.components.dagster_internals import (
     was_interrupted,
 )
 from batch_platform.components.events import log_unknown_commits
-from batch_platform.components.instance import prepare_instance
+from batch_platform.components.instance import VARIABLE, own_instance, prepare_instance
 from batch_platform.components.jobs import launch_of
 from batch_platform.components.processes import PROCESS_TAG, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
@@ -165,6 +165,8 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         WrongUseError: The requested version does not exist.
     """
     with open_instance(project) as instance:
+        if own := own_instance(project.home):
+            terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=options.recheck)
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         plan = plan_run(wiring, options, state)

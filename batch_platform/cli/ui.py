@@ -13,7 +13,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
 from batch_platform.components.dagster_internals import DAEMON_COMMAND
-from batch_platform.components.instance import prepare_instance
+from batch_platform.components.instance import VARIABLE, prepare_instance, settings_that_matter
 from batch_platform.declaration.errors import BatchPlatformError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -29,9 +29,13 @@ def command(folder: Path | None, host: str, port: int) -> None:
     project = find_project(folder)
     if host not in LOOPBACK:
         terminal.warn(f"Dagster has no login: anyone who can reach {host}:{port} can run everything in this project.")
-    home = prepare_instance(project.home)
-    environment = {**os.environ, "DAGSTER_HOME": str(home)}
-    target = ["-w", str(_workspace(project, home))]
+    instance = prepare_instance(project.home)
+    if instance != project.home.dagster:
+        terminal.say(f"The instance of Dagster is {instance}, which {VARIABLE} names. What matters of its settings:")
+        for setting in settings_that_matter(instance):
+            terminal.say(f"  {setting}")
+    environment = {**os.environ, VARIABLE: str(instance)}
+    target = ["-w", str(_workspace(project, project.home.dagster))]
     commands = [
         [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *target],
         [*DAEMON_COMMAND, *target],

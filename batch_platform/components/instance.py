@@ -1,4 +1,7 @@
-"""The Dagster instance of a home: its dagster.yaml and databases, created on first use."""
+"""The Dagster instance that records the runs: the user's own if DAGSTER_HOME names one, otherwise that of the home.
+
+The home's own, with its dagster.yaml and databases, is created on first use. The user's is never written to but by Dagster.
+"""
 
 import fcntl
 import os
@@ -6,7 +9,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
+
+VARIABLE = "DAGSTER_HOME"
 
 DAGSTER_YAML = """\
 # Written by batch-platform on first use; yours to change.
@@ -24,10 +30,52 @@ schedules:
 """
 
 
+_own: set[str] = set()  # what this process itself set the variable to
+
+
+def own_instance(home: Home) -> Path | None:
+    """The folder of the user's own instance, which DAGSTER_HOME names; None if it names the home's, or nothing.
+
+    Raises:
+        WrongUseError: The folder does not exist, or the path is relative.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if not named or named in _own or named == str(home.dagster):
+        return None
+    folder = Path(named).expanduser()
+    if not (folder.is_absolute() and folder.is_dir()):
+        msg = f"{VARIABLE} names {named!r}, which is not the absolute path of a folder."
+        raise WrongUseError(msg, hint=f"correct it, or unset it: runs are then recorded in {home.dagster}.")
+    return folder
+
+
+def settings_that_matter(folder: Path) -> list[str]:
+    """What a user's own instance is set to where it decides how runs here end, are repeated and share the machine."""
+    with dg.DagsterInstance.from_config(str(folder)) as instance:
+        monitored, retried = instance.run_monitoring_enabled, instance.run_retries_enabled
+        queue = instance.get_concurrency_config().run_queue_config
+    at_once = "as many runs as are launched" if queue is None else f"at most {queue.max_concurrent_runs} runs"
+    return [
+        "run_monitoring is on: the daemon ends runs whose process died."
+        if monitored
+        else "run_monitoring is off: a run whose process died is only ended by the next tick or command of a pipeline.",
+        "run_retries is on: Dagster repeats a failed run as a whole, and schedules wait for it."
+        if retried
+        else "run_retries is off: the schedules try again what failed.",
+        f"concurrency: {at_once} work at the same time, each on all cores.",
+    ]
+
+
 def prepare_instance(home: Home) -> Path:
-    """Create the Dagster home if it is new; only once, even if several processes ask at the same time."""
+    """The folder of the instance that records the runs, which from now on is the instance of this process.
+
+    The home's own is created if it is new; only once, even if several processes ask at the same time.
+    """
     home.create()
-    os.environ["DAGSTER_HOME"] = str(home.dagster)
+    if (own := own_instance(home)) is not None:
+        return own
+    os.environ[VARIABLE] = str(home.dagster)
+    _own.add(str(home.dagster))
     config, prepared = home.dagster / "dagster.yaml", home.dagster / ".prepared"
     with (home.dagster / ".prepare.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

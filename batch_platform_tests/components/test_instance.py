@@ -5,7 +5,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from batch_platform.components.instance import DAGSTER_YAML, prepare_instance
+from batch_platform.components.instance import DAGSTER_YAML, prepare_instance, settings_that_matter
+from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.home import Home
 
 PREPARE = """\
@@ -26,7 +27,7 @@ with dg.DagsterInstance.get() as instance:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("DAGSTER_HOME", "set back after the test")
+    monkeypatch.setenv("DAGSTER_HOME", "")  # and what is set in its place is set back after the test
     return Home(tmp_path / "home")
 
 
@@ -65,3 +66,40 @@ def test_an_interrupted_preparation_is_finished_by_the_next_one(home):
     (home.dagster / "dagster.yaml").write_text(DAGSTER_YAML)
     prepare_instance(home)
     assert list(home.dagster.rglob("runs.db"))
+
+
+OWN_YAML = """\
+telemetry: {enabled: false}
+run_retries: {enabled: true, max_retries: 2}
+concurrency: {runs: {max_concurrent_runs: 7}}
+"""
+
+
+def test_the_instance_that_the_user_names_is_used_as_it_is(home, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "dagster.yaml").write_text(OWN_YAML)
+    monkeypatch.setenv("DAGSTER_HOME", str(own))
+    assert prepare_instance(home) == own
+    assert [file.name for file in own.iterdir()] == ["dagster.yaml"]
+    assert list(home.dagster.iterdir()) == []
+    assert [setting.partition(":")[0] for setting in settings_that_matter(own)] == [
+        "run_monitoring is off",
+        "run_retries is on",
+        "concurrency",
+    ]
+    assert "at most 7 runs" in settings_that_matter(own)[2]
+
+
+def test_the_instance_of_one_home_is_not_taken_for_the_users_own_by_the_next(home, tmp_path):
+    other = Home(tmp_path / "other")
+    assert [prepare_instance(home), prepare_instance(other)] == [home.dagster, other.dagster]
+
+
+@pytest.mark.parametrize("named", ["relative", "/not/there"])
+def test_an_instance_that_is_not_there_is_refused(home, monkeypatch, named):
+    monkeypatch.setenv("DAGSTER_HOME", named)
+    with pytest.raises(
+        WrongUseError, match=f"DAGSTER_HOME names '{named}', which is not the absolute path of a folder"
+    ):
+        prepare_instance(home)
