@@ -134,6 +134,9 @@ class Source(Block):
     decimal: Literal[".", ","] | None = Field(
         default=None, description="Decimal separator of the numbers in a CSV file. Left out: a point."
     )
+    encoding: Literal["utf-8", "utf-16", "latin-1"] | None = Field(
+        default=None, description="Character encoding of a CSV file. Left out: UTF-8."
+    )
     types: dict[str, str] | None = Field(
         default=None,
         description="DuckDB types of columns of CSV or JSON files. Left out: recognised in each file.",
@@ -196,7 +199,7 @@ class Source(Block):
         if varies(self.duckdb or ""):
             msg = f"duckdb names one file for all partitions: {listed(PLACEHOLDERS)} are not replaced"
             raise ValueError(msg)
-        described = {"delimiter": ("csv",), "decimal": ("csv",), "types": ("csv", "json")}
+        described = {"delimiter": ("csv",), "decimal": ("csv",), "encoding": ("csv",), "types": ("csv", "json")}
         for key, able in described.items():
             if getattr(self, key) is not None and kinds[0] not in able:
                 msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {kinds[0]}"

@@ -39,7 +39,13 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
     },
     "sources": {
         "events": {"parquet": "daily/{partition_key}.parquet", "number_rows": True},
-        "prices": {"csv": "prices.csv", "delimiter": ";", "decimal": ",", "types": {"item": "BIGINT"}},
+        "prices": {
+            "csv": "prices.csv",
+            "delimiter": ";",
+            "decimal": ",",
+            "encoding": "latin-1",
+            "types": {"item": "BIGINT"},
+        },
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},
         "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day"},

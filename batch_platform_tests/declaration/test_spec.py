@@ -30,7 +30,13 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
     "sources": {
         "flights": {"python": "package.sources.flights"},
         "weather": {"parquet": "weather/{partition_key}.parquet", "number_rows": True},
-        "planes": {"csv": "planes.csv", "delimiter": ";", "decimal": ",", "types": {"tailnum": "VARCHAR"}},
+        "planes": {
+            "csv": "planes.csv",
+            "delimiter": ";",
+            "decimal": ",",
+            "encoding": "utf-16",
+            "types": {"tailnum": "VARCHAR"},
+        },
         "crews": {"json": "crews.jsonl"},
         "routes": {"arrow": "routes.feather"},
         "airports": {"duckdb": "airports.duckdb", "table": "main.airports", "time": "opened_at", "late": "14 days"},

@@ -11,6 +11,7 @@ from typing import Any
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from batch_platform.declaration.errors import SourceError, WrongUseError
@@ -283,6 +284,32 @@ def test_the_notation_of_csv_files_can_be_declared(folder):
         assert con.frames(FIRST, ["a"])["a"].collect().rows() == [(1, 2.5, "007"), (2, 1.5, "8")]
     with pytest.raises(SourceError, match=r"cannot be read: .*cod"):
         seen(declared(folder, {"csv": "a.csv", "types": {"cod": "VARCHAR"}}))
+
+
+def test_a_file_in_latin_1_is_named_with_what_to_declare_and_then_read(folder):
+    (folder / "a.csv").write_text("x,town\n" + "1,Ulm\n" * 30_000 + "2,Zürich\n", encoding="latin-1")
+    (folder / "b.csv").write_text("x,town\n1,Ulm\n")
+    with pytest.raises(
+        SourceError, match=r"a\.csv is not encoded as UTF-8\. Hint: declare sources\.a\.encoding: latin-1"
+    ):
+        seen(declared(folder, {"csv": "*.csv"}))
+    with declared(folder, {"csv": "a.csv", "encoding": "latin-1"}).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT town FROM a WHERE x = 2").fetchall() == [("Zürich",)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_packed_file_that_is_compressed_by_itself_is_refused_with_what_to_do(folder, kind):
+    (folder / "a.zip").write_bytes(b"PK")
+    with pytest.raises(SourceError, match=r"a\.zip is a zip archive\. Hint: unpack it"):
+        seen(declared(folder, {kind: "a.zip"}))
+
+
+def test_a_stream_of_arrow_is_refused_with_what_to_do(folder):
+    rows = pl.DataFrame({"x": [1]}).to_arrow()
+    with pa.ipc.new_stream(folder / "a.arrow", rows.schema) as writer:
+        writer.write_table(rows)
+    with pytest.raises(SourceError, match=r"Not an Arrow file\. Hint: write the table in the Arrow file format"):
+        seen(declared(folder, {"arrow": "a.arrow"}))
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])

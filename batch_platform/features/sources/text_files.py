@@ -5,6 +5,7 @@ down if they hold integers. Of the times only those in ISO notation are recognis
 month in others would be guessed file by file.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
+from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.files import PARQUET, admit_files, files_of, numbered
@@ -54,13 +56,26 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
         problem = f" cannot be read: {error.message}"
         raise table.error(problem, error.hint) from error
     options = ", ".join([f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)])
-    seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
+    try:
+        seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
+    except duckdb.InvalidInputException as error:
+        if "not utf-8 encoded" not in str(error):
+            raise
+        raise _of_another_encoding(table, str(error)) from error
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
     listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
     typed = f"{options}, {reader.types} = {{{listing}}}"
     if not table.source.number_rows:
         return f"{reader.function}({typed})"
     return numbered(con, table, f"{reader.function}({typed}, filename = '__file')")
+
+
+def _of_another_encoding(table: SourceTable, message: str) -> SourceError:
+    named = re.search(r"^\s*file = (.+)$", message, re.MULTILINE)
+    problem = f" cannot be read: {named[1] if named else table.source.location} is not encoded as UTF-8."
+    convert = "write it as UTF-8, for example with: iconv -f latin1 -t utf-8"
+    hint = f"declare sources.{table.name}.encoding: latin-1 if it is that, or {convert}" if table.pipeline else convert
+    return table.error(problem, hint)
 
 
 def _type_of(dtype: object) -> str:
@@ -72,6 +87,8 @@ def _notation(source: Source) -> Iterator[str]:
         yield f"delim = {literal(source.delimiter)}"
     if source.decimal is not None:
         yield f"decimal_separator = {literal(source.decimal)}"
+    if source.encoding is not None:
+        yield f"encoding = {literal(source.encoding)}"
 
 
 def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
