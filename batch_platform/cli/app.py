@@ -36,6 +36,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "replay": "Score partitions with rejected rows again, after a fix.",
     "export": "Write predictions to a Parquet or CSV file.",
     "rename": "Rename a pipeline with everything that was made of it.",
+    "restore": "Make a lost warehouse again from the published copy.",
     "gc": "Remove files that nothing refers to.",
 }
 
@@ -92,6 +93,7 @@ def process() -> NoReturn:
 def _run(arguments: list[str]) -> int:
     """Run the command, report a failure in one paragraph, and return the exit code."""
     try:
+        _require_values(arguments)
         with app.make_context("batch-platform", arguments) as context:
             app.invoke(context)
         sys.stdout.flush()
@@ -112,6 +114,19 @@ def _run(arguments: list[str]) -> int:
             sys.stderr.write(redact("".join(traceback.format_exception(error))))
         return explain(error)
     return 0
+
+
+def _require_values(arguments: list[str]) -> None:
+    """Refuse an option with an empty value: an unset variable in a script must not mean the option's default."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument and before.startswith("-"):
+            empty = before
+        elif argument.startswith("--") and argument.endswith("="):
+            empty = argument[:-1]
+        else:
+            continue
+        msg = f"{empty} has an empty value."
+        raise WrongUseError(msg, hint="leave the option out, or check the variable that its value comes from.")
 
 
 def explain(error: Exception) -> int:

@@ -14,9 +14,10 @@ from batch_platform.cli.project import find_project
 from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import alike, in_short, listed
+from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
 from batch_platform.pipeline.plan import State, make_plan
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
+from batch_platform.warehouse.database import require_not_lost
 
 
 @click.command("status")
@@ -38,6 +39,10 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
         broken = [] if pipeline else project.broken
         with open_instance(project) as instance:
             statuses = [_status(wiring, instance, now, recheck=recheck) for wiring in wirings]
+    try:
+        require_not_lost(project.home)
+    except WarehouseError as error:
+        terminal.warn(f"{error} What follows is as last published.")
     terminal.report(statuses)
     for status in statuses:
         _show_pipeline(status, every=every)

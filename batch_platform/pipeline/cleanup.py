@@ -14,7 +14,7 @@ from typing import Literal
 
 import duckdb
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import left_aside, remove_unlocked
@@ -22,7 +22,7 @@ from batch_platform.models.registry import Promotion, Registry, Version, read_re
 from batch_platform.scoring.challenger_tables import read_challenger_runs
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home, feature_file_name, partition_of
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, read_latest
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, created_at, read_latest
 from batch_platform.warehouse.staging import left_behind, sweep
 
 UNRECORDED_FOR = timedelta(days=1)
@@ -72,16 +72,29 @@ def find_garbage(
 
     Versions that were never promoted are kept unless they are older than `trained_before`, since somebody may still promote
     them.
+
+    Raises:
+        WarehouseError: Files are older than the ledgers, which then belong to another home and know nothing of them.
     """
     home.create()
     garbage = [Garbage("staging", "", path, _size(path), "its run is gone") for path in left_behind(home)]
     with Warehouse(home).open() as con:
         references = [_References.read(con, spec.name) for spec in specs]
+        began = created_at(con)
     for spec, referred in zip(specs, references, strict=True):
         pinned = {challenger.version for challenger in spec.challengers if challenger.version}
         garbage += _bundles(home, referred.registry, referred.scored | pinned, now, trained_before)
         garbage += _features(home, spec, referred.builds, now)
+    _require_older_ledgers(home, garbage, began)
     return garbage
+
+
+def _require_older_ledgers(home: Home, garbage: Sequence[Garbage], began: datetime | None) -> None:
+    unknown = [item.path for item in garbage if item.pipeline and not item.version]
+    older = [path for path in unknown if began is not None and path.lstat().st_mtime < began.timestamp()]
+    if older:
+        msg = f"{home.warehouse} was created after {older[0]} was written, so it cannot know what {home.root} held before."
+        raise WarehouseError(msg, hint="put the warehouse that belongs to these files back; nothing was removed.")
 
 
 def remove_garbage(garbage: Sequence[Garbage], home: Home, stamp: Stamp) -> list[Garbage]:

@@ -29,6 +29,7 @@ from batch_platform.warehouse.ledger import (
     create_ledgers,
     read_latest,
     require_format,
+    require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 from batch_platform.warehouse.sql import folded, has_table, quoted
@@ -79,6 +80,7 @@ class Warehouse:
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
                     require_format(con, self.home.warehouse)
+                    require_numbers(con, self.home.warehouse)
                 else:
                     create_ledgers(con)
                 self._checkpoint(con, file)  # among others, of what a killed process has left in the log
@@ -198,8 +200,9 @@ class Warehouse:
         aside = self.home.warehouse.with_name(f".{self.home.warehouse.name}")
         try:
             if not self.home.warehouse.exists():
+                require_not_lost(self.home)
                 aside.unlink(missing_ok=True)  # left by a killed process
-                _connected(aside).close()
+                connected(aside).close()
                 aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
         except (duckdb.Error, OSError) as error:
@@ -217,7 +220,7 @@ class Warehouse:
         while True:
             try:
                 file.roll_back()
-                return _connected(self.home.warehouse)
+                return connected(self.home.warehouse)
             except BlockingIOError:
                 patience.pause("unknown")
             except (OSError, ValueError) as error:
@@ -239,7 +242,24 @@ class Warehouse:
         return WarehouseError(msg, hint=f"nothing was changed; {advice}, or restore the file from a backup.")
 
 
-def _connected(file: Path) -> duckdb.DuckDBPyConnection:
+def require_not_lost(home: Home) -> None:
+    """Raise WarehouseError if the warehouse is missing where one has been: a new one would be published, and lose the rest."""
+    if home.warehouse.exists():
+        return
+    left = {
+        "published copies": any(home.root.glob("published*.duckdb")),
+        "models": any(home.models.glob("*/*")),
+        "features": any(home.lake.glob("*/*/*")),
+    }
+    if found := [name for name, present in left.items() if present]:
+        msg = f"The warehouse {home.warehouse} is missing, but {home.root} holds {' and '.join(found)}; nothing was changed."
+        hint = (
+            "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
+        )
+        raise WarehouseError(msg, hint=hint)
+
+
+def connected(file: Path) -> duckdb.DuckDBPyConnection:
     """A connection that never checkpoints by itself: every checkpoint is made safe first."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "storage_compatibility_version": READABLE_FROM,

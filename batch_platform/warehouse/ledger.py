@@ -19,7 +19,7 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import has_table, quoted, table_columns
 
 LEDGERS_SCHEMA = "batch_platform"
 
@@ -219,7 +219,7 @@ STATUS_TABLE = "partition_status"
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     """Create the tables of an empty warehouse in one transaction."""
     con.execute(f"BEGIN; CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
-    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL)")
+    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ DEFAULT now())")
     for record, table in _TABLES.items():
         con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{table} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
     con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{STATUS_TABLE} ({', '.join(column_definitions(StatusRow))})")
@@ -248,6 +248,37 @@ def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
     if version != FORMAT:
         msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
         raise WarehouseError(msg, hint="use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder.")
+
+
+def created_at(con: duckdb.DuckDBPyConnection) -> datetime | None:
+    """When the ledgers began; None where that was not recorded."""
+    if "created_at" not in {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, "meta")}:
+        return None
+    ((began,),) = con.execute(f"SELECT created_at FROM {LEDGERS_SCHEMA}.meta").fetchall()
+    return began
+
+
+def require_numbers(con: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """Raise WarehouseError if new rows would get numbers that older rows have: the file is a published copy put in its place."""
+    ((following, newest),) = con.execute(
+        "SELECT (SELECT coalesce(last_value + 1, start_value) FROM duckdb_sequences() WHERE schema_name = $schema "
+        f"AND database_name = current_database()), (SELECT max(seq) FROM {LEDGERS_SCHEMA}.changes)",
+        {"schema": LEDGERS_SCHEMA},
+    ).fetchall()
+    if following is None or following <= (newest or 0):
+        msg = f"{file} is a published copy, which cannot go on as the warehouse; nothing was changed."
+        hint = "put the warehouse's own file back, or make one from the copy: batch-platform restore --from-published"
+        raise WarehouseError(msg, hint=hint)
+
+
+def continue_numbers(con: duckdb.DuckDBPyConnection) -> None:
+    """Begin the sequence of row numbers anew, after the highest number of a row."""
+    newest = f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}"
+    tables = [table for table in _TABLES.values() if has_table(con, LEDGERS_SCHEMA, table)]
+    highest = max(con.execute(f"{newest}.{table}").fetchall()[0][0] for table in tables)
+    con.execute(
+        f"DROP SEQUENCE IF EXISTS {LEDGERS_SCHEMA}.seq; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq START {highest + 1}"
+    )
 
 
 def read_latest(

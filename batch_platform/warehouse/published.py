@@ -43,6 +43,9 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         copy = _current_copy(home)
         if copy is None:
             home.require_folder()
+            if _copies(home):
+                msg = f"The link {home.published} to the published copy is missing."
+                raise WarehouseError(msg, hint="batch-platform run NAME publishes again and makes the link.")
             msg = f"Nothing is published in {home.root} yet."
             raise NothingPublishedError(msg, hint="run a pipeline first: batch-platform run NAME.")
         try:
@@ -51,7 +54,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
             if _current_copy(home) != copy:  # the second publish from now removes the file
                 continue
             msg = f"The published copy {copy} cannot be opened: {error}"
-            hint = f"remove {copy} and run a pipeline: batch-platform run NAME publishes a new copy."
+            hint = f"remove {copy} if it is there, and run a pipeline: batch-platform run NAME publishes a new copy."
             raise WarehouseError(msg, hint=hint) from error
         con.execute("SET TimeZone = 'UTC'")
         require_format(con, copy)

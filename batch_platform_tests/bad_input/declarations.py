@@ -321,6 +321,24 @@ def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model:
 REGRESSION = {"estimator": "sklearn.ensemble.HistGradientBoostingRegressor"}
 ATTRIBUTES = "attributes:\n"
 
+
+def an_empty_option(folder: Path) -> None:
+    """`--partition "$DAY"` with an unset variable must not mean all partitions."""
+    shop = project(folder)
+    for words in (
+        ["run", "small", "--partition", ""],
+        ["run", "small", "--from", "", "--to", DAY],
+        ["run", "small", "--to="],
+        ["replay", "small", "--partition="],
+        ["train", "small", "--period", ""],
+        ["export", "small", "--to", "scores.parquet", "--from", ""],
+        ["--project", "", "status"],
+    ):
+        error = refused(shop, *words)
+        assert "has an empty value. Hint: leave the option out" in error, words
+    assert not (shop / ".batch_platform").exists()
+
+
 CASES: dict[str, Case] = {
     **{
         f"B15 {what} as the name of a pipeline": partial(a_pipeline_of_that_name, name=name)
@@ -448,6 +466,7 @@ CASES: dict[str, Case] = {
             "the time": {"features": {"time": "returned"}},
         }.items()
     },
+    "B21 an option with an empty value": an_empty_option,
     "B17 an outcome as a kept column": partial(
         the_label_declared,
         overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},

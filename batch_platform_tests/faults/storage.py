@@ -13,9 +13,12 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WarehouseError
+from batch_platform.pipeline.cleanup import find_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
+from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.restore import restore_from_published
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
@@ -318,6 +321,53 @@ def damaged_everywhere(folder: Path) -> None:
     assert_survived(pipeline, before, {KEY})
 
 
+def lost_warehouse(folder: Path) -> None:
+    """Without the file nothing is written, published or removed; restoring it from the published copy brings all back."""
+    pipeline = prepared(folder)
+    home, before = pipeline.home, held(pipeline)
+    home.warehouse.unlink()
+    files = sorted(path for path in home.root.rglob("*") if path.parent != home.dagster)
+    for command in (
+        lambda: rewrite(pipeline, KEY),
+        lambda: pipeline.train(days(pipeline, SCORED[0])[0], STAMP),
+        lambda: publish(home),
+        lambda: find_garbage([pipeline.spec], home, NOW, trained_before=NOW),
+    ):
+        with pytest.raises(WarehouseError, match=r"is missing, but .* Hint: .*batch-platform restore --from-published"):
+            command()
+    assert set(pipeline.published_state().scores) == set(before), "a report reads what was published"
+    assert published(home) == before
+    assert sorted(path for path in home.root.rglob("*") if path.parent != home.dagster) in (
+        files,
+        sorted([*files, home.warehouse_lock]),
+    )
+    assert restore_from_published(home, NOW).set_aside is None
+    assert held(pipeline) == before
+    assert_survived(pipeline, before, {KEY})
+
+
+def copy_in_place_of_the_warehouse(folder: Path) -> None:
+    """A published copy that somebody put back as the warehouse is noticed; restoring goes on with new numbers."""
+    pipeline = prepared(folder)
+    for number in range(2):  # so that the copy was brought up to date by changes, not made as a whole
+        rewrite(pipeline, KEY, run_id=f"write-{number}")
+    home, before = pipeline.home, held(pipeline)
+    shutil.copyfile(home.published, home.warehouse)
+    with pytest.raises(WarehouseError, match="is a published copy, which cannot go on as the warehouse"):
+        rewrite(pipeline, KEY)
+    restored = restore_from_published(home, NOW)
+    assert restored.set_aside is not None
+    assert restored.set_aside.is_file()
+    assert held(pipeline) == before
+    rewrite(pipeline, KEY)
+    with pipeline.warehouse.open() as con:
+        query = "SELECT count(*) - count(DISTINCT seq), max(seq) FROM batch_platform.score_runs"
+        ((repeated, newest),) = con.execute(query).fetchall()
+    assert (repeated, newest) == (0, held(pipeline)[KEY].seq)
+    assert newest > before[KEY].seq
+    assert_survived(pipeline, before, {KEY})
+
+
 CASES: dict[str, Case] = {
     **{
         f"F5 no file may exceed {limit // 1000} kB": lambda folder, limit=limit: file_size_limit(folder, limit)
@@ -327,6 +377,8 @@ CASES: dict[str, Case] = {
     "F8 the log is cut off": log_cut_off,
     "F9 a bit of the warehouse": flipped_in_the_warehouse,
     "F9 a bit of the log": flipped_in_the_log,
+    "F23 the warehouse is missing": lost_warehouse,
+    "F31 a published copy in place of the warehouse": copy_in_place_of_the_warehouse,
     "F10 a feature file is cut off": lambda folder: damaged_features(folder, lambda data: data[: len(data) // 2]),
     "F10 a byte of a feature file": lambda folder: damaged_features(folder, lambda data: flipped(data, len(data) // 3)),
     "F10 a bit anywhere in a feature file": damaged_everywhere,

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import written_aside
 from batch_platform.models.registry import Maker, promote
@@ -44,6 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for leaves in (3, 4):
         strict.train(period, Stamp("refused", NOW), params={"max_leaf_nodes": leaves})
     pipeline.train(period, Stamp("unused", NOW), params={"max_leaf_nodes": 5})
+    with pipeline.warehouse.open() as con:  # as old as the days that the tests pretend to live in
+        con.execute("UPDATE batch_platform.meta SET created_at = '2024-01-01'")
     return folder
 
 
@@ -255,3 +257,13 @@ def test_a_bundle_registered_after_it_was_found_stays(pipeline):
     item = Garbage("bundle", "small", folder, 1, "never registered: its run was killed")
     assert remove_garbage([item], pipeline.home, Stamp("gc", LATER)) == []
     assert folder.is_dir()
+
+
+def test_nothing_is_removed_by_ledgers_that_are_younger_than_the_files(pipeline):
+    with pipeline.warehouse.open() as con:
+        con.execute("UPDATE batch_platform.meta SET created_at = '2024-06-01'")
+        con.execute("DELETE FROM batch_platform.feature_builds")
+    for path in (pipeline.home.lake / "small" / "features").iterdir():
+        os.utime(path, (NOW.timestamp(), NOW.timestamp()))
+    with pytest.raises(WarehouseError, match=r"was created after .* was written, .* nothing was removed"):
+        garbage_of(pipeline)
