@@ -227,7 +227,7 @@ def test_names_and_values_are_data_and_never_sql(warehouse, tmp_path, name):
     scores = staged(tmp_path, **{name: [name, "other"], 'c"; DROP SCHEMA batch_platform; --': [1, 2]})
     commit(warehouse, scores, schema=name)
     tables = held(warehouse)
-    assert tables["batch_platform.meta"] == [(FORMAT,)]
+    assert [row[0] for row in tables["batch_platform.meta"]] == [FORMAT]
     assert [row[0] for row in tables[f"{name}.predictions"]] == sorted([name, "other"])
 
 

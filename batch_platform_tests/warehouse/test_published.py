@@ -126,13 +126,13 @@ def test_the_published_copy_has_the_meta_table_of_the_warehouse_also_after_it_ch
     for run_id in ("r0", "r1"):  # so that the next publish brings a copy up to date
         write(home, tmp_path, KEYS[0], run_id)
         publish(home)
-    assert shown(home.published)["batch_platform.meta"] == [(FORMAT,)]
+    assert [row[0] for row in shown(home.published)["batch_platform.meta"]] == [FORMAT]
     with Warehouse(home).open() as con:
         con.execute(f"UPDATE batch_platform.meta SET format = {FORMAT + 1}")
     monkeypatch.setattr(ledger, "FORMAT", FORMAT + 1)
     write(home, tmp_path, KEYS[0], "r2")
     publish(home)
-    assert shown(home.published)["batch_platform.meta"] == [(FORMAT + 1,)]
+    assert [row[0] for row in shown(home.published)["batch_platform.meta"]] == [FORMAT + 1]
     assert shown(home.published) == held(Warehouse(home))
 
 
