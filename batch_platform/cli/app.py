@@ -19,6 +19,7 @@ from batch_platform.cli import terminal
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
+from batch_platform.models.native_threads import let_waiting_threads_sleep
 
 INTERRUPTED = 130  # the exit code of a process ended by SIGINT
 COMMANDS = {  # each is the object `command` of the module of this name, imported when it is called
@@ -72,6 +73,7 @@ def app(context: click.Context, folder: Path | None, *, debug: bool) -> None:
     """Periodic batch inference on Dagster and DuckDB."""
     if debug:
         os.environ[terminal.DEBUG_VARIABLE] = "1"
+    let_waiting_threads_sleep()
     context.obj = folder
 
 

@@ -28,6 +28,7 @@ from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
 from batch_platform.models.declared_model import check_flavours, unknown_flavours
+from batch_platform.models.native_threads import let_waiting_threads_sleep
 
 
 class WrongDeclaration(BaseModel):
@@ -145,6 +146,7 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
     Raises:
         BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
     """
+    let_waiting_threads_sleep()
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
     with without_beta_warnings():  # single-run backfills and observable sources

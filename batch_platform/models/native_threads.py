@@ -1,10 +1,24 @@
-"""How many threads the native libraries below NumPy and the estimators use."""
+"""How many threads the native libraries below NumPy and the estimators use, and how these threads wait."""
 
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, local
 
 from threadpoolctl import ThreadpoolController
+
+WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+
+
+def let_waiting_threads_sleep() -> None:
+    """Make the threads of OpenMP and OpenBLAS wait asleep, unless the environment says otherwise.
+
+    By default they wait for each other in a busy loop. Where more threads run than there are cores (another run beside this one, a
+    container that may use fewer cores than it sees), the loop takes the core from the very thread it waits for. Results do not change.
+    Libraries read these variables when they are loaded: call this before, for this process and its child processes.
+    """
+    for name, value in WAIT_ASLEEP.items():
+        os.environ.setdefault(name, value)
 
 
 class _Process:

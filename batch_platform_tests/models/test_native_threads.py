@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from batch_platform.models.bundle import write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import prove
+from batch_platform.models.native_threads import WAIT_ASLEEP
+from batch_platform_tests.command_line import run_command
 from batch_platform_tests.models.test_bundle import manifest, rows, written
 
 LATE = """
@@ -53,3 +57,14 @@ def test_a_library_that_is_loaded_while_compiled_trees_score_uses_one_thread_on_
     assert loaded > 0
     assert during == [1]
     assert after == [3]
+
+
+@pytest.mark.parametrize(("policy", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_command_wait_asleep_unless_the_user_says_otherwise(fresh, monkeypatch, policy, used):
+    for name in WAIT_ASLEEP:
+        monkeypatch.delenv(name)
+    if policy is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    shown = run_command(fresh, "check", OMP_DISPLAY_ENV="TRUE")
+    assert shown.code == 0
+    assert f"OMP_WAIT_POLICY = '{used}'" in shown.err
