@@ -92,6 +92,13 @@ class Dagster:
                 return
         self.words(key).first.click()
 
+    def writes(self, editor: Locator, text: str) -> None:
+        """In the launchpad: replace the run's configuration, and wait until it is what will be launched and is valid."""
+        editor.evaluate("(editor, text) => editor.CodeMirror.setValue(text)", text)
+        kept = "text => Object.values(localStorage).some(value => value.includes(JSON.stringify(text).slice(1, -1)))"
+        self.page.wait_for_function(kept, arg=text)
+        self.sees("No errors")
+
     def choose_partitions(self, keys: str) -> None:
         """In the dialog that launches runs: enter the partitions."""
         field = self.page.get_by_role("dialog").get_by_placeholder("ex: ")

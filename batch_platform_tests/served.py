@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,34 @@ from batch_platform_tests.command_line import clean_environment
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 PATIENCE = 300.0  # seconds, ten times what any wait needs
 Seen = TypeVar("Seen")
+LOCATIONS = """
+{workspaceOrError {... on Workspace {locationEntries {
+  name loadStatus
+  locationOrLoadError {
+    __typename
+    ... on PythonError {message}
+    ... on RepositoryLocation {repositories {name schedules {name} assetGroups {groupName}}}
+  }
+}}}}"""
+LAUNCH = """
+mutation ($executionParams: ExecutionParams!) {launchPipelineExecution(executionParams: $executionParams) {
+  __typename
+  ... on LaunchRunSuccess {run {runId}}
+  ... on PythonError {message}
+  ... on RunConfigValidationInvalid {errors {message}}
+}}"""
+RUN = "query ($id: ID!) {runOrError(runId: $id) {... on Run {status tags {key value} assetSelection {path}}}}"
+BACKFILL = """
+mutation ($backfillParams: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $backfillParams) {
+  __typename
+  ... on LaunchBackfillSuccess {backfillId}
+  ... on PythonError {message}
+}}"""
+BACKFILL_STATUS = """
+query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
+  __typename
+  ... on PartitionBackfill {status runs(limit: 100) {runId status tags {key value}} error {message}}
+}}"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,36 @@ def served(folder: Path, home: Path, **variables: str) -> Iterator[Ui]:
         process.wait(PATIENCE)
         for left in session_of(process.pid):
             os.kill(left, signal.SIGKILL)
+
+
+def repository(ui: Ui) -> dict[str, str]:
+    (location,) = ui.ask(LOCATIONS)["locationEntries"]
+    return {"repositoryLocationName": location["name"], "repositoryName": "__repository__"}
+
+
+def finished(ui: Ui, run_id: str) -> dict[str, Any] | None:
+    run = ui.ask(RUN, id=run_id)
+    return run if run["status"] in ("SUCCESS", "FAILURE", "CANCELED") else None
+
+
+def tags_of(run: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["tags"]}
+
+
+def launch(ui: Ui, job: str, chosen: Mapping[str, Any], partition: str | None = None, config: str = "{}") -> str:
+    """Launch a run of the chosen assets or checks, as the launchpad does; returns the id of the run."""
+    tags = [] if partition is None else [{"key": "dagster/partition", "value": partition}]
+    answer = ui.ask(
+        LAUNCH,
+        executionParams={
+            "mode": "default",
+            "runConfigData": config,
+            "selector": {**repository(ui), "pipelineName": job, **chosen},
+            "executionMetadata": {"tags": tags},
+        },
+    )
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    return answer["run"]["runId"]
 
 
 def answers(ui: Ui) -> bool | None:

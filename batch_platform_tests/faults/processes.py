@@ -22,14 +22,6 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
-from batch_platform_tests.components.test_ui_processes import (
-    BACKFILL,
-    BACKFILL_STATUS,
-    LAUNCH,
-    SELECTION,
-    finished,
-    repository,
-)
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -44,8 +36,10 @@ from batch_platform_tests.faults.invariants import (
 )
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
-from batch_platform_tests.served import PATIENCE, Ui, answers, session_of
+from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
+
+SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
 HELD_SOURCE = """
 import os
@@ -260,17 +254,7 @@ def killed_run_of_the_daemon(folder: Path) -> None:
 def launched(ui: Ui, project: Project, key: str) -> str:
     """Launch a run of one partition from the UI, whose source waits; returns the id of the run."""
     project.hold(key)
-    answer = ui.ask(
-        LAUNCH,
-        executionParams={
-            "mode": "default",
-            "runConfigData": "{}",
-            "selector": {**repository(ui), "pipelineName": "__ASSET_JOB", "assetSelection": SELECTION},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": key}]},
-        },
-    )
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    return answer["run"]["runId"]
+    return launch(ui, "__ASSET_JOB", {"assetSelection": SELECTION}, partition=key)
 
 
 def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:

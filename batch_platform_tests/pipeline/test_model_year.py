@@ -14,9 +14,8 @@ import yaml
 from batch_platform.cli.new import project_files
 from batch_platform.defs.flight_delays import sources
 from batch_platform_tests.command_line import Answer, published, run_command
-from batch_platform_tests.components.test_ui_processes import LAUNCH, finished, repository
 from batch_platform_tests.dagster_project import PACKAGE
-from batch_platform_tests.served import Ui, served
+from batch_platform_tests.served import Ui, finished, launch, served
 
 SHIPPED = Path(sources.__file__).parent
 NAME = "flight_delays"
@@ -96,21 +95,10 @@ def test_the_challenger_scored_every_row_that_the_champion_scored_and_is_measure
 
 def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_on(project, ui):
     before = serving(project)
-    launched = ui.ask(
-        LAUNCH,
-        executionParams={
-            "mode": "default",
-            "runConfigData": json.dumps({"ops": {f"{NAME}__model": {"config": {"params": WORSE}}}}),
-            "selector": {
-                **repository(ui),
-                "pipelineName": f"{NAME}_train",
-                "assetSelection": [{"path": [NAME, "model"]}],
-            },
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": REFUSED_PERIOD}]},
-        },
-    )
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run = ui.wait(lambda: finished(ui, launched["run"]["runId"]))
+    config = json.dumps({"ops": {f"{NAME}__model": {"config": {"params": WORSE}}}})
+    chosen = {"assetSelection": [{"path": [NAME, "model"]}]}
+    run_id = launch(ui, f"{NAME}_train", chosen, partition=REFUSED_PERIOD, config=config)
+    run = ui.wait(lambda: finished(ui, run_id))
     assert run["status"] == "SUCCESS", "a refused version is not a failure"
     assert not passed(ui, "model", "gate", REFUSED_PERIOD)
     assert passed(ui, "model", "gate", "2013-09-01")

@@ -1,9 +1,13 @@
-"""Dagster's UI as people meet it: a real Chromium on real webserver and daemon processes, from lineage to launchpad."""
+"""Dagster's UI as people and clients meet it: real webserver and daemon processes, a real Chromium, and GraphQL."""
 
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,17 @@ from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import range_tags
-from batch_platform_tests.served import Ui, served
+from batch_platform_tests.served import (
+    LOCATIONS,
+    PATIENCE,
+    Ui,
+    finished,
+    launch,
+    repository,
+    served,
+    session_of,
+    tags_of,
+)
 from batch_platform_tests.small_pipeline import small_declaration, small_events
 
 SCORED = [f"2024-02-0{day}" for day in range(1, 6)]
@@ -26,6 +40,12 @@ query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 20) {... on Ru
 TICKS = """
 query ($selector: ScheduleSelector!) {scheduleOrError(scheduleSelector: $selector) {... on Schedule {
   scheduleState {status ticks(limit: 20) {status runIds error {message}}}
+}}}"""
+
+
+MATERIALIZATIONS = """
+query ($asset: AssetKeyInput!) {assetOrError(assetKey: $asset) {... on Asset {
+  assetMaterializations(limit: 1000) {partition runId metadataEntries {label ... on IntMetadataEntry {intValue}}}
 }}}"""
 
 
@@ -74,13 +94,10 @@ def finished_run(ui: Ui, **wanted: Any) -> dict[str, Any]:
     return ui.wait(look)
 
 
-def tags_of(run: dict[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in run["tags"]}
-
-
-def location(ui: Ui) -> str:
-    workspace = ui.ask("{workspaceOrError {... on Workspace {locationEntries {name}}}}")
-    return workspace["locationEntries"][0]["name"]
+def materialized(ui: Ui, asset: str, run_id: str) -> list[str]:
+    """The partitions of an asset that a run materialized."""
+    events = ui.ask(MATERIALIZATIONS, asset={"path": ["small", asset]})["assetMaterializations"]
+    return sorted(event["partition"] for event in events if event["runId"] == run_id)
 
 
 def test_the_graph_shows_every_asset_and_says_what_each_is(dagster):
@@ -112,6 +129,23 @@ def test_lineage_leads_from_a_raw_source_to_the_predictions(dagster):
         dagster.sees(asset)
 
 
+def test_the_code_location_loads(ui):
+    def loaded() -> list[dict[str, Any]] | None:
+        entries = ui.ask(LOCATIONS)["locationEntries"]
+        return entries if entries and all(entry["loadStatus"] == "LOADED" for entry in entries) else None
+
+    (entry,) = ui.wait(loaded)
+    location = entry["locationOrLoadError"]
+    assert location["__typename"] == "RepositoryLocation", location
+    (only,) = location["repositories"]
+    assert [group["groupName"] for group in only["assetGroups"]] == ["small"]
+    assert {schedule["name"] for schedule in only["schedules"]} == {
+        "small_score_when_due",
+        "small_train_when_due",
+        "small_evaluate_when_due",
+    }
+
+
 def test_the_processes_load_without_a_warning(ui):
     lines = [line for line in ui.log.read_text().splitlines() if REPLACED not in line]
     assert not [line for line in lines if re.search("warning|error|traceback|deprecat", line, re.IGNORECASE)]
@@ -129,14 +163,25 @@ def test_a_partition_is_materialized_by_its_job(ui, dagster):
     assert ui.published("SELECT count(*) FROM small.predictions WHERE partition_key = '2024-02-06'") == [(40,)]
 
 
+def test_assets_that_are_chosen_freely_are_materialized(ui):
+    chosen = {"assetSelection": [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]}
+    run_id = launch(ui, "__ASSET_JOB", chosen, partition="2024-02-07")
+    assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
+    assert materialized(ui, "features", run_id) == materialized(ui, "predictions", run_id) == ["2024-02-07"]
+    query = f"SELECT count(*) FROM small.predictions WHERE partition_key = '2024-02-07' AND run_id = '{run_id}'"
+    assert ui.published(query) == [(40,)]
+
+
 def test_a_month_is_backfilled_in_one_run(ui, dagster):
-    dagster.open(f"/locations/{location(ui)}/jobs/small_score")
+    dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_score")
     dagster.button("Materialize all").click()
     dagster.choose_partitions("[2024-03-01...2024-03-31]")
     dagster.sees("31 partitions")
     dagster.button("Launch backfill").click()
     run = finished_run(ui, tags=[{"key": RANGE_START, "value": "2024-03-01"}])
     assert (run["status"], tags_of(run)[RANGE_END]) == ("SUCCESS", "2024-03-31")
+    days = [f"2024-03-{day:02}" for day in range(1, 32)]
+    assert materialized(ui, "features", run["runId"]) == materialized(ui, "predictions", run["runId"]) == days
     dagster.open(f"/runs/b/{tags_of(run)['dagster/backfill']}")
     dagster.sees("Completed", exact=False)
     assert ui.published(
@@ -183,12 +228,11 @@ def test_checks_are_seen_for_each_partition(dagster):
 
 
 def test_a_failed_run_says_in_one_paragraph_what_was_wrong(ui, dagster):
-    page = dagster.open(f"/locations/{location(ui)}/jobs/small_score/playground")
+    page = dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_score/playground")
     dagster.choose_partition_of_launchpad("2024-01-01")
     editor = page.locator(".CodeMirror").first
     config = "ops: {small__predictions: {config: {model: no-such-version}}}"
-    editor.evaluate("(editor, text) => editor.CodeMirror.setValue(text)", config)
-    dagster.sees("No errors")
+    dagster.writes(editor, config)
     dagster.button("Launch Run").click()
     run = finished_run(ui, tags=[{"key": "dagster/partition", "value": "2024-01-01"}])
     assert run["status"] == "FAILURE"
@@ -201,13 +245,12 @@ def test_a_failed_run_says_in_one_paragraph_what_was_wrong(ui, dagster):
 
 
 def test_a_training_is_launched_with_other_parameters_from_the_launchpad(ui, dagster):
-    page = dagster.open(f"/locations/{location(ui)}/jobs/small_train/playground")
+    page = dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_train/playground")
     dagster.choose_partition_of_launchpad("2024-02-01")
     editor = page.locator(".CodeMirror").first
     expect(editor).to_contain_text("max_iter: 5")
     config = editor.evaluate("editor => editor.CodeMirror.getValue()")
-    editor.evaluate("(editor, text) => editor.CodeMirror.setValue(text)", config.replace("max_iter: 5", "max_iter: 9"))
-    dagster.sees("No errors")
+    dagster.writes(editor, config.replace("max_iter: 5", "max_iter: 9"))
     dagster.button("Launch Run").click()
     run = finished_run(ui, pipelineName="small_train", tags=[{"key": "dagster/partition", "value": "2024-02-01"}])
     assert run["status"] == "SUCCESS"
@@ -226,8 +269,7 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     dagster.link("small_score_when_due").click()
     dagster.sees("Schedule in", exact=False)
     dagster.switch()
-    names = {"repositoryLocationName": location(ui), "repositoryName": "__repository__"}
-    selector = {**names, "scheduleName": "small_score_when_due"}
+    selector = {**repository(ui), "scheduleName": "small_score_when_due"}
 
     def ticked() -> list[str] | None:
         state = ui.ask(TICKS, selector=selector)["scheduleState"]
@@ -238,6 +280,8 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     runs = [finished_run(ui, runIds=[run_id]) for run_id in run_ids]
     assert {run["status"] for run in runs} == {"SUCCESS"}
     due = [f"2024-02-{day:02}" for day in range(1, 30)]
+    requested = [day for run_id in run_ids for day in materialized(ui, "predictions", run_id)]
+    assert sorted(requested) == due, "each day once: the first week has a newer model, the others have no scores"
     scored = ui.published(
         "SELECT DISTINCT partition_key FROM small.predictions WHERE partition_key < '2024-03' ORDER BY 1"
     )
@@ -248,3 +292,67 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
 
 def test_no_page_complains(dagster):
     assert dagster.errors == []
+
+
+LINEAGE = """
+query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { metadataEntries {
+  label
+  ... on TableColumnLineageMetadataEntry { lineage { columnName columnDeps { assetKey { path } columnName } } }
+  ... on MarkdownMetadataEntry { mdStr }
+  ... on CodeReferencesMetadataEntry { codeReferences { ... on LocalFileCodeReference { filePath } } }
+} } } }
+"""
+CHECKS = """
+query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "rows_balance", limit: 500) {
+  status evaluation { success partition metadataEntries { label ... on IntMetadataEntry { intValue } } }
+} }
+"""
+
+
+def test_clients_read_where_columns_come_from(ui):
+    node = ui.ask(LINEAGE, key={"path": ["small", "features"]})
+    entries = {entry["label"]: entry for entry in node["metadataEntries"]}
+    read = {item["columnName"]: item["columnDeps"] for item in entries["dagster/column_lineage"]["lineage"]}
+    assert read["amount"] == [{"assetKey": {"path": ["small", "events"]}, "columnName": "amount"}]
+    assert "| `amount` | `events`: `amount` unchanged |" in entries["where_columns_come_from"]["mdStr"]
+    linked = [Path(item["filePath"]).name for item in entries["dagster/code_references"]["codeReferences"]]
+    assert linked == ["features.sql", "defs.yaml"]
+
+
+def test_clients_read_the_check_of_each_partition(ui):
+    done = ui.ask(CHECKS, key={"path": ["small", "predictions"]})
+    results = {execution["evaluation"]["partition"]: execution["evaluation"] for execution in done}
+    assert results["2024-02-01"]["success"]
+    values = {entry["label"]: entry.get("intValue") for entry in results["2024-02-01"]["metadataEntries"]}
+    assert (values["rows_in"], values["rows_scored"], values["rows_rejected"]) == (40, 40, 0)
+
+
+UP_TO_DATE = """
+query($key: AssetKeyInput!) { assetCheckExecutions(assetKey: $key, checkName: "up_to_date", limit: 100) {
+  status runId evaluation { success severity description partition }
+} }
+"""
+
+
+def test_a_check_executed_alone_from_the_ui_says_what_is_stale_and_scores_nothing(ui):
+    key = {"path": ["small", "predictions"]}
+    chosen = {"assetSelection": [], "assetCheckSelection": [{"assetKey": key, "name": "up_to_date"}]}
+    before = ui.published("FROM batch_platform.score_runs")
+    run_id = launch(ui, "__ASSET_JOB", chosen)
+    assert ui.wait(lambda: finished(ui, run_id))["status"] == "SUCCESS"
+    executions = ui.ask(UP_TO_DATE, key=key)
+    (result,) = [execution["evaluation"] for execution in executions if execution["runId"] == run_id]
+    assert (result["severity"], result["partition"]) == ("WARN", None)
+    assert result["success"] == (result["description"] == "none is stale")
+    assert {execution["status"] for execution in executions} <= {"SUCCEEDED", "FAILED"}, "no run left one open"
+    assert ui.published("FROM batch_platform.score_runs") == before
+
+
+def test_an_interrupt_ends_every_process(ui):
+    assert len(session_of(ui.process.pid)) >= 3
+    os.kill(ui.process.pid, signal.SIGINT)
+    assert ui.process.wait(PATIENCE) == 0
+    deadline = time.monotonic() + PATIENCE
+    while session_of(ui.process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert session_of(ui.process.pid) == []
