@@ -1,5 +1,6 @@
 """A real Chromium on Dagster's pages: opened without a network and without a window, driven by roles and words."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -84,20 +85,26 @@ class Dagster:
         expect(box).to_be_checked(checked=wanted)
 
     def choose_partition_of_launchpad(self, key: str) -> None:
-        """In the launchpad: choose one partition."""
+        """In the launchpad: choose one partition, and wait until its configuration has replaced what the editor held."""
         for _ in range(CLICKS):  # the page may be redrawn under the first click, which closes the list
             self.page.get_by_placeholder("Partition").click()
             with suppress(Error):
                 self.words(key).first.click(timeout=TURNING_MS)
-                return
-        self.words(key).first.click()
+                break
+        else:
+            self.words(key).first.click()
+        self._holds('"key":"dagster/partition"', f'"value":"{key}"')
 
     def writes(self, editor: Locator, text: str) -> None:
         """In the launchpad: replace the run's configuration, and wait until it is what will be launched and is valid."""
         editor.evaluate("(editor, text) => editor.CodeMirror.setValue(text)", text)
-        kept = "text => Object.values(localStorage).some(value => value.includes(JSON.stringify(text).slice(1, -1)))"
-        self.page.wait_for_function(kept, arg=text)
+        self._holds(json.dumps(text)[1:-1])
         self.sees("No errors")
+
+    def _holds(self, *parts: str) -> None:
+        """Wait until one session that the launchpad keeps in the browser holds all of these parts."""
+        holds = "parts => Object.values(localStorage).some(kept => parts.every(part => kept.includes(part)))"
+        self.page.wait_for_function(holds, arg=list(parts))
 
     def choose_partitions(self, keys: str) -> None:
         """In the dialog that launches runs: enter the partitions."""
