@@ -82,7 +82,7 @@ def test_pipeline_of_the_other_project_runs(installed):
     assert output.startswith("churn: to do\n")
     assert "29 of 60 partitions scored: 1,160 rows in, 1,160 scored, 0 rejected." in output
     (status,) = json.loads(installed.command("status --json"))
-    assert (status["pipeline"], status["counts"]) == ("churn", {"blocked": 31, "scored": 29})
+    assert (status["pipeline"], status["counts"]) == ("churn", {"scored": 29, "warm-up": 31})
     (model,) = json.loads(installed.command("models churn list --json"))
     assert (model["version"], model["champion"]) == (status["champion"], True)
     (traced,) = json.loads(installed.command("trace churn id=1500 --json"))

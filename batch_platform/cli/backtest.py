@@ -20,6 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import COVERAGE
 from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, BacktestModel, backtest, totals
+from batch_platform.warehouse.published import open_published
 
 
 @click.command("backtest")
@@ -65,6 +66,7 @@ def command(  # noqa: PLR0913 - the options of the command
     model = BacktestModel(version, estimator, dict(map(_parameter, params)))
     wiring, now = find_project(folder).pipeline(pipeline), datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, None)
+    open_published(wiring.pipeline().home).close()  # nothing is created where nothing was run
     stamp = Stamp(f"backtest-{uuid.uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
     count = len(partitions)
     what = version or f"{estimator}, trained for each serving period"

@@ -11,6 +11,8 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, SourceError, merged
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.windows import first_service
 from batch_platform.features.query import Query
 from batch_platform.models.declared_model import check_model
 from batch_platform.pipeline.pipeline import Pipeline
@@ -45,10 +47,24 @@ def command(folder: Path | None) -> None:
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
+        if name in project.pipelines and (wait := _only_warm_up(project.pipelines[name].spec, now)):
+            terminal.say(f"  {wait}")
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
     if problems:
         raise all_of([error for of_pipeline in errors.values() for error in of_pipeline])
+
+
+def _only_warm_up(spec: PipelineSpec, now: datetime) -> str | None:
+    """Say when the first model will serve, if no partition that is due can have one."""
+    due, first = spec.partitions.calendar.due(now), first_service(spec)
+    if first is None:
+        return (
+            "no model will ever serve: model.train.window or the partitions are shorter than twice model.train.evaluate"
+        )
+    if due and due[-1].start >= first.start:
+        return None
+    return f"{len(due):,} partitions are due, all of them warm-up: the first model serves from {first.key}"
 
 
 def all_of(errors: list[BatchPlatformError]) -> BatchPlatformError:

@@ -43,6 +43,10 @@ def command(folder: Path | None, keep: str, dropped: tuple[str, ...], *, dry_run
     except ValueError as error:
         msg = f"--keep: {error}."
         raise WrongUseError(msg, hint="for example --keep '60 days'") from error
+    if not project.home.root.exists():
+        terminal.report({"removed": not dry_run, "size": 0, "found": [], "orphans": []})
+        terminal.say(f"Nothing to remove: {project.home.root} does not exist.")
+        return
     specs = [wiring.spec for wiring in project.pipelines.values()]
     orphans = find_orphans({*project.pipelines, *(item.name for item in project.broken)}, project.home)
     for name in dropped:

@@ -32,6 +32,11 @@ class Project:
     declarations: Path | None = None  # the folder of definitions; None if unknown
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is the pipelines shipped with this package, because the folder lies in no project."""
+        return self.module == SHIPPED
+
+    @property
     def home(self) -> Home:
         """The home that holds its data."""
         return Home.from_environment(self.root)

@@ -193,11 +193,12 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
 
 
 def _unserved(wiring: Wiring, options: RunOptions, left: Plan) -> BatchPlatformError | None:
-    """The error that no model serves a partition if the user named it, or if nothing is scored."""
+    """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
     state = wiring.pipeline().state()
-    if not left.blocked or not (options.named or not any(item.key in state.scores for item in options.partitions)):
+    blocked = [item.partition for item in left.blocked if options.named or not item.warm_up]
+    if not blocked or not (options.named or not any(item.key in state.scores for item in options.partitions)):
         return None
-    first = left.blocked[0].partition
+    first = blocked[0]
     try:
         state.registry.require_champion(first.start, first.key)
     except NoChampionError as error:
@@ -373,7 +374,18 @@ def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
         terminal.say(f"{name}: everything asked for is up to date.")
     for step in STEPS:
         _say_ranges(*TASKS[step], plan.of(step))
-    _say_ranges("no model serves", "partition", plan.blocked)
+    warm_up = [item for item in plan.blocked if item.warm_up]
+    _say_ranges("no model serves", "partition", [item for item in plan.blocked if not item.warm_up])
+    if warm_up:
+        terminal.say(f"  {warm_up_line(warm_up)}")
+
+
+def warm_up_line(items: Sequence[Item]) -> str:
+    """Say in advance which partitions no model will score, since they are what the first one learns from."""
+    count = len(items)
+    first, last = items[0].partition.key, items[-1].partition.key
+    span = first if count == 1 else f"{first} to {last}"
+    return f"{count:,} partition{' is' if count == 1 else 's are'} warm-up ({span}): {items[0].reason}"
 
 
 def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:

@@ -1,6 +1,7 @@
 """The `status` command: where pipelines stand, partition by partition."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -37,7 +38,8 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
         project, now = find_project(folder), datetime.now(UTC)
         wirings = [project.pipeline(pipeline)] if pipeline else list(project.pipelines.values())
         broken = [] if pipeline else project.broken
-        with open_instance(project) as instance:
+        untouched = not project.home.root.exists()
+        with nullcontext() if untouched else open_instance(project) as instance:  # a report creates no home
             statuses = [_status(wiring, instance, now, recheck=recheck) for wiring in wirings]
     try:
         require_not_lost(project.home)
@@ -52,12 +54,18 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
         terminal.warn(f"{item.name} cannot be loaded: {item.error}")
     if not statuses:
         terminal.say(f"{project.root} declares no pipeline.")
+    if untouched and project.is_shipped:
+        terminal.say(
+            f"No Dagster project lies around {project.root}: this is the pipeline shipped as an example, and nothing was run "
+            "here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
+        )
 
 
-def _status(wiring: Wiring, instance: dg.DagsterInstance, now: datetime, *, recheck: bool) -> PipelineStatus:
+def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, *, recheck: bool) -> PipelineStatus:
     state = wiring.pipeline().published_state(recheck=recheck)
     plan = make_plan(wiring.spec, state, now)
-    return status_of(wiring.spec, state, plan, now, _materialized(wiring, instance, state))
+    materialized = None if instance is None else _materialized(wiring, instance, state)
+    return status_of(wiring.spec, state, plan, now, materialized)
 
 
 def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:

@@ -134,7 +134,7 @@ def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequenc
 def _left_out(left: Plan) -> list[LeftOut]:
     by_reason: dict[str, list[str]] = {}
     for item in left.blocked:
-        by_reason.setdefault(item.reason, []).append(item.partition.key)
+        by_reason.setdefault(f"warm-up, {item.reason}" if item.warm_up else item.reason, []).append(item.partition.key)
     return [LeftOut(reason, len(keys), keys[0], keys[-1]) for reason, keys in by_reason.items()]
 
 

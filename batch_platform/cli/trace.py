@@ -9,7 +9,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, trace, with_source_rows
+from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
 
 
 @click.command("trace")
@@ -22,7 +22,7 @@ from batch_platform.pipeline.trace import Dependents, TracedSource, dependents, 
 def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: str | None, only: str | None) -> None:
     """Show what produced a score of PIPELINE, or what depends on one of its sources.
 
-    A row is given by its key as KEY=VALUE. Shown are the row, the model and its training window, the feature file, the
+    A row is given by its key as KEY=VALUE; if it occurs in several partitions, partition=K selects one of them. Shown are the row, the model and its training window, the feature file, the
     rows of the sources, and the run.
     """
     wiring = find_project(folder).pipeline(pipeline)
@@ -33,6 +33,9 @@ def command(folder: Path | None, pipeline: str, key: tuple[str, ...], source: st
     if wrong := [part for part in key if "=" not in part]:
         msg = f"{wrong[0]!r} is not KEY=VALUE."
         raise WrongUseError(msg, hint=example)
+    if key and all(part.startswith(f"{PARTITION}=") for part in key) and PARTITION not in wiring.spec.features.key:
+        msg = "a partition alone names no row."
+        raise WrongUseError(msg, hint=f"{example} {key[0]}")
     builder, home = wiring.pipeline().builder, wiring.pipeline().home
     if source is not None:
         predictions = dependents(builder, home, source, only)

@@ -142,8 +142,10 @@ def _skip_reason(duty: Duty, tick: _Tick) -> str:
         return f"Nothing can be done here yet: {waiting}, waiting for {_by_schedule(tick, first, due)}."
     if others:
         return f"Nothing is due here; elsewhere: {_by_schedule(tick, others, due)}."
-    if tick.plan.blocked:
-        return f"Nothing is due; no model serves {len(tick.plan.blocked)} partitions, the last {tick.plan.blocked[-1].partition.key}."
+    if unserved := [item.partition.key for item in tick.plan.blocked if not item.warm_up]:
+        return f"Nothing is due; no model serves {len(unserved)} partitions, the last {unserved[-1]}."
+    if warm_up := tick.plan.blocked:
+        return f"Nothing is due; {len(warm_up)} partitions are warm-up: {warm_up[0].reason}."
     return "Nothing is due: every partition is up to date."
 
 

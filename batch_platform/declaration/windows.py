@@ -70,3 +70,21 @@ def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
         return []
     begun = [period for period in calendar.due(now) if period.start <= now]
     return [period for period in begun if can_train(spec, training_window(spec, period.start))]
+
+
+def first_service(spec: PipelineSpec) -> Partition | None:
+    """The first serving period whose model has enough to learn from, or the first partition if one model serves all.
+
+    What starts before is warm-up. None if the partitions end before there is such a period.
+    """
+    calendar = serving_calendar(spec) or spec.partitions.calendar
+    earliest = spec.partitions.calendar.first_start
+    if spec.model.import_ is None and not spec.partitions.snapshot:
+        zone, evaluation = spec.partitions.calendar.zone, spec.model.train.evaluation_length
+        earliest = evaluation.after(evaluation.after(earliest, zone), zone)
+        if spec.labels is not None:
+            earliest = spec.labels.maturity.after(earliest, zone)
+    period = calendar.holding(max(earliest, calendar.first_start))
+    while period is not None and not can_train(spec, training_window(spec, period.start)):
+        period = calendar.holding(period.end)
+    return period

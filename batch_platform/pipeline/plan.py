@@ -16,7 +16,14 @@ from batch_platform.declaration.calendar import LONGEST, Partition
 from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.declaration.windows import can_train, matures, serving_calendar, serving_periods, training_window
+from batch_platform.declaration.windows import (
+    can_train,
+    first_service,
+    matures,
+    serving_calendar,
+    serving_periods,
+    training_window,
+)
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.models.registry import ModelTraining, Registry, Version
 from batch_platform.warehouse.failures import FailedStep, Failure
@@ -69,6 +76,7 @@ class Item:
     partition: Partition
     reason: str
     awaits_model: bool = False  # the model that is to score it is not trained yet
+    warm_up: bool = False  # it lies before the first model that has enough to learn from
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ class Plan:
     """What is due, and what readers of a committed partition should know, by its key."""
 
     items: list[Item]  # in the order in which they have to be done
-    blocked: list[Item]  # predictions that no model serves
+    blocked: list[Item]  # predictions that no model serves, of which some are warm-up
     # Why scoring a committed partition now would give other rows; also where `rescore` forbids it.
     stale: Mapping[str, str] = field(default_factory=dict[str, str])
     remarks: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -506,7 +514,20 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
             blocked.append(Item("predictions", partition, "no model serves it"))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
-    return due, blocked, stale
+    return due, _with_warm_up(spec, blocked), stale
+
+
+def _with_warm_up(spec: PipelineSpec, blocked: list[Item]) -> list[Item]:
+    """What no model serves; of partitions before the first model, when it serves."""
+    first = first_service(spec) if blocked else None
+    if first is None:
+        return blocked
+    return [
+        replace(item, reason=f"the first model serves from {first.key}", warm_up=True)
+        if item.partition.start < first.start
+        else item
+        for item in blocked
+    ]
 
 
 def _due_performance(

@@ -32,7 +32,7 @@ from batch_platform.pipeline.plan import (
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
-Condition = Literal["scored", "stale", "failed", "missing", "blocked"]
+Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ def status_of(
     A failure stands as long as its step is due. `materialized` holds the partitions whose predictions Dagster holds done;
     None to compare nothing with the ledger.
     """
-    troubles: dict[str, tuple[Condition, str]] = {item.partition.key: ("blocked", item.reason) for item in plan.blocked}
+    troubles: dict[str, tuple[Condition, str]] = {
+        item.partition.key: ("warm-up" if item.warm_up else "blocked", item.reason) for item in plan.blocked
+    }
     troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
     failures = _standing_failures(state, plan)
     for failure in failures:

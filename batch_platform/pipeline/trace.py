@@ -36,6 +36,7 @@ from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import quoted
 
 MOST_ROWS = 20
+PARTITION = "partition"  # beside the columns of a key
 Outcome = Literal["scored", "rejected"]
 Way = Literal["features", "model"]
 _TABLES: dict[Outcome, str] = {"scored": "predictions", "rejected": "rejected_rows"}
@@ -126,21 +127,28 @@ class Dependents:
 def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]:
     """Trace the scored and rejected rows of a key, newest partition first; some columns of the key are enough.
 
+    A key that occurs in several partitions is narrowed down by one of them, as `partition`, unless a column has that name.
+
     Raises:
-        WrongUseError: A name is not a key column.
+        WrongUseError: A name is not a key column, or there is no such partition.
         DataError: No row has the key.
         WarehouseError: Nothing is published, or the published copy cannot be read.
     """
     known, name = spec.features.key, spec.name
+    only = None if PARTITION in known else key.get(PARTITION)
+    if only is not None:
+        spec.partitions.calendar.named(only)
+        key = {column: value for column, value in key.items() if column != PARTITION}
     if unknown := [column for column in key if column not in known]:
         msg = f"{name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
     with open_published(home) as con:
-        rows = _rows(con, name, key)
+        rows = _rows(con, name, key, only)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
     if not rows:
-        row = ", ".join(f"{column}={value}" for column, value in key.items())
+        asked = key if only is None else {**key, PARTITION: only}
+        row = ", ".join(f"{column}={value}" for column, value in asked.items())
         msg = f"{name}: no scored or rejected row has {row}."
         raise DataError(msg, hint=f"batch-platform status {name} shows which partitions are scored.")
     traces: list[Trace] = []
@@ -164,9 +172,9 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
 
 
 def _rows(
-    con: duckdb.DuckDBPyConnection, pipeline: str, key: Mapping[str, str]
+    con: duckdb.DuckDBPyConnection, pipeline: str, key: Mapping[str, str], only: str | None
 ) -> list[tuple[Outcome, dict[str, Any]]]:
-    """Read the rows whose key has these values, each written as the column's type or as its text."""
+    """Read the rows whose key has these values, each written as the column's type or as its text; `only` of one partition."""
     tables = "SELECT table_name, column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema"
     columns = con.execute(tables, {"schema": pipeline}).fetchall()
     types = {column: dtype for table, column, dtype in columns if table == "predictions"}
@@ -175,6 +183,9 @@ def _rows(
         if table not in {name for name, *_ in columns}:
             continue
         conditions, bound = list[str](), dict[str, str]()
+        if only is not None:
+            conditions.append("partition_key = $partition")
+            bound["partition"] = only
         for at, (name, value) in enumerate(key.items()):
             bound[f"value{at}"] = value
             column = quoted(name)

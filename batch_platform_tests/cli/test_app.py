@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -359,9 +360,54 @@ def test_outside_of_any_project_the_shipped_pipelines_are_served(cli, tmp_path):
     assert status["pipeline"] == "flight_delays"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("status",),
+        ("gc",),
+        ("check",),
+        ("models", "flight_delays"),
+        ("rejected", "flight_delays"),
+        ("trace", "flight_delays", "flight_id=1"),
+        ("backtest", "flight_delays", "--from", "2013-03-01", "--to", "2013-03-02", "--model", "none"),
+    ],
+)
+def test_a_report_outside_of_a_project_creates_nothing_and_says_what_to_do(cli, tmp_path, args):
+    answer = cli(tmp_path, *args)
+    assert not [*tmp_path.iterdir()]
+    if args == ("status",):
+        assert answer.out.splitlines()[-1] == (
+            f"No Dagster project lies around {tmp_path}: this is the pipeline shipped as an example, and nothing was run here. "
+            "batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
+        )
+    if args[0] in ("trace", "backtest"):
+        assert "Hint: run a pipeline first" in answer.error
+
+
+def test_warm_up_is_said_in_advance_and_is_no_failure(cli, tmp_path):
+    start = (datetime.now(UTC) - timedelta(days=10)).date()
+    model = {"train": {"every": "day", "evaluate": "20 days"}}
+    folder = write_project(tmp_path / "project", partitions={"start": str(start), "end": None}, model=model)
+    first = start + timedelta(days=41)  # twice the evaluation, and a day until the labels are known
+    checked = cli(folder, "check").out.splitlines()
+    assert re.fullmatch(
+        rf"  \d+ partitions are due, all of them warm-up: the first model serves from {first}", checked[1]
+    )
+    ran = cli(folder, "run", "small")
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert lines[0] == "small: nothing can be scored"
+    assert re.fullmatch(
+        rf"  \d+ partitions are warm-up \({start} to .*\): the first model serves from {first}", lines[1]
+    )
+    assert re.search(rf"\): warm-up, the first model serves from {first}$", cli(folder, "status").out, re.MULTILINE)
+    named = cli(folder, "run", "small", "--partition", str(start))
+    assert (named.code, "no model serves it" in named.error) == (1, True)
+
+
 def test_home_is_where_the_environment_says(cli, fresh, tmp_path):
     answer = cli(fresh, "status", "--json", BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere"))
-    assert answer.json[0]["counts"] == {"blocked": 31, "missing": 29}
+    assert answer.json[0]["counts"] == {"missing": 29, "warm-up": 31}
     assert not (tmp_path / "elsewhere" / "warehouse.duckdb").exists(), "a report writes nothing"
     assert cli(fresh, "run", "small", "--partition", DAY, BATCH_PLATFORM_HOME=str(tmp_path / "elsewhere")).code == 0
     assert (tmp_path / "elsewhere" / "warehouse.duckdb").is_file()

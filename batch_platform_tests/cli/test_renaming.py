@@ -87,7 +87,7 @@ def test_a_renamed_pipeline_keeps_everything_and_nothing_is_scored_again(cli, pr
     )
     assert published(project, schemas) == [("orders",)]
     status = cli(project, "status", "orders").out.splitlines()
-    assert status[0] == "orders: 31 blocked, 29 scored"
+    assert status[0] == "orders: 29 scored, 31 warm-up"
     assert "  due now: nothing" in status
     assert "nothing can be scored" not in cli(project, "run", "orders", "--from", "2024-02-01").out
     assert published(project, "SELECT DISTINCT run_id FROM orders.predictions") == sorted({(row[-1],) for row in rows})

@@ -28,12 +28,12 @@ def test_status_says_what_is_scored_and_what_no_model_serves(cli, project):
     answer = cli(project, "status", "small")
     lines = answer.out.splitlines()
     assert answer.err == ""
-    assert lines[0] == "small: 31 blocked, 29 scored"
+    assert lines[0] == "small: 29 scored, 31 warm-up"
     assert lines[1].startswith(f"  champion: {version_of(project)} (accuracy 0.")
     assert lines[2].startswith("  last commit: 20")
     assert lines[3:] == [
         "  due now: nothing",
-        "  2024-01-01 to 2024-01-31 (31): blocked, no model serves it",
+        "  2024-01-01 to 2024-01-31 (31): warm-up, the first model serves from 2024-02-01",
         "  2024-02-01 to 2024-02-29 (29): scored",
     ]
 
@@ -46,7 +46,7 @@ def test_status_of_every_partition_is_a_table(cli, project):
 
 def test_status_reports_as_json(cli, project):
     (report,) = cli(project, "status", "--json").json
-    assert report["counts"] == {"blocked": 31, "scored": 29}
+    assert report["counts"] == {"scored": 29, "warm-up": 31}
     assert report["champion"] == version_of(project)
     assert set(report["champion_metrics"]) >= {"roc_auc", "log_loss"}
     assert report["due"] == {}
@@ -54,7 +54,7 @@ def test_status_reports_as_json(cli, project):
     scored = of[REJECTED_DAY]
     assert (scored["rows_in"], scored["rows_scored"], scored["rows_rejected"], scored["evaluated"]) == (40, 39, 1, True)
     assert datetime.fromisoformat(scored["committed_at"]).tzinfo is not None
-    assert of["2024-01-01"]["condition"] == "blocked"
+    assert of["2024-01-01"]["condition"] == "warm-up"
 
 
 def test_status_computes_what_is_stale_and_writes_nothing(cli, project):
@@ -63,7 +63,7 @@ def test_status_computes_what_is_stale_and_writes_nothing(cli, project):
     declared = {**OVERRIDES, "predictions": {"keep": ["items", "known"], "rescore": "never"}}
     write_defs_yaml(project, small_declaration(**declared))
     (report,) = cli(project, "status", "--json").json
-    assert (report["counts"], report["due"]) == ({"blocked": 31, "stale": 29}, {})
+    assert (report["counts"], report["due"]) == ({"stale": 29, "warm-up": 31}, {})
     assert before == {
         file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in home.iterdir() if file.is_file()
     }
@@ -89,11 +89,11 @@ def test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse(cli, proje
 def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):
     answer = cli(write_project(tmp_path / "project"), "status")
     assert answer.out.splitlines() == [
-        "small: 31 blocked, 29 missing",
+        "small: 29 missing, 31 warm-up",
         "  champion: none",
         "  last commit: none",
         "  due now: 59 of features, 1 of model, 29 of predictions, 29 of performance",
-        "  2024-01-01 to 2024-01-31 (31): blocked, no model serves it",
+        "  2024-01-01 to 2024-01-31 (31): warm-up, the first model serves from 2024-02-01",
         "  2024-02-01 to 2024-02-29 (29): missing",
     ]
 
@@ -102,7 +102,7 @@ def test_status_says_why_partitions_are_stale(cli, project):
     file = pipeline_folder(project) / "features.sql"
     file.write_text(file.read_text(encoding="utf-8") + "AND amount < 1000\n", encoding="utf-8")
     lines = cli(project, "status").out.splitlines()
-    assert lines[0] == "small: 31 blocked, 29 stale"
+    assert lines[0] == "small: 29 stale, 31 warm-up"
     assert lines[-1] == "  2024-02-01 to 2024-02-29 (29): stale, the SQL or its declaration changed"
 
 
@@ -181,6 +181,23 @@ def test_trace_takes_keys_of_any_characters(cli, project):
         ((expected,),) = published(project, "SELECT count(*) FROM small.predictions WHERE shop = $shop", {"shop": shop})
         assert len([row for row in rows if row["outcome"] == "scored"]) == expected > 0
         assert {row["row"].get("shop", shop) for row in rows} == {shop}
+
+
+def test_trace_takes_the_partition_among_its_keys(cli, project):
+    every = cli(project, "trace", "small", f"shop={SHOPS[1]}", "--json").json
+    days = {row["commit"]["partition_key"] for row in every}
+    assert len(days) > 1, "a part of the key occurs on many days"
+    day = min(days)
+    one_day = cli(project, "trace", "small", f"shop={SHOPS[1]}", f"partition={day}", "--json").json
+    assert one_day == [row for row in every if row["commit"]["partition_key"] == day]
+    rejected = cli(project, "trace", "small", "partition=2024-02-19", "id=2000", "--json").json
+    assert [row["outcome"] for row in rejected] == ["rejected"]
+    assert (
+        "no scored or rejected row has id=2000, partition=2024-02-20."
+        in cli(project, "trace", "small", "id=2000", "partition=2024-02-20").error
+    )
+    assert "'soon' is not the key of a partition" in cli(project, "trace", "small", "id=2000", "partition=soon").error
+    assert "a partition alone names no row." in cli(project, "trace", "small", f"partition={day}").error
 
 
 def test_trace_of_a_row_that_is_not_there_says_where_to_look(cli, project):

@@ -96,7 +96,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
         "  train 1 model (2024-02-01)",
         "  score 3 partitions (2024-02-01 to 2024-02-03)",
         "  evaluate 3 partitions (2024-02-01 to 2024-02-03)",
-        "  no model serves 31 partitions (2024-01-01 to 2024-01-31)",
+        "  31 partitions are warm-up (2024-01-01 to 2024-01-31): the first model serves from 2024-02-01",
     ]
     (version,) = cli(fresh, "models", "small", "--json").json
     assert re.fullmatch(
@@ -104,7 +104,7 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
     )
     assert lines[8:] == [
         "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
-        "  left out 31 partitions (2024-01-01 to 2024-01-31): no model serves it",
+        "  left out 31 partitions (2024-01-01 to 2024-01-31): warm-up, the first model serves from 2024-02-01",
         f"Read them in {fresh}/.batch_platform/published.duckdb, table small.predictions.",
         f"Next: batch-platform models small show {version['version']}",
         f"      {SWITCH_ON}",
@@ -199,7 +199,7 @@ def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
     folder = write_project(tmp_path / "project", model={"promote": {"metric": "roc_auc", "at_least": 1.1}})
     answer = cli(folder, "run", "small", "--to", "2024-02-01")
     assert answer.code == 1
-    assert answer.error.startswith("small, partition 2024-01-01: no model serves it; no version is approved.")
+    assert answer.error.startswith("small, partition 2024-02-01: no model serves it; no version is approved.")
     assert re.search("model 2024-02-01-[0-9a-f]{8}: roc_auc .*; refused: ", answer.out)
     assert cli(folder, "run", "small", "--to", "2024-02-01").out.splitlines()[0] == "small: nothing can be scored"
 
@@ -420,5 +420,10 @@ def test_models_that_were_trained_are_reported_as_json(cli, fresh):
     assert (model["challenger"], model["decision"], model["suspicious"]) == (None, "approved", [])
     assert 0.5 < model["value"] <= 1
     assert report["left_out"] == [
-        {"reason": "no model serves it", "partitions": 31, "first": "2024-01-01", "last": "2024-01-31"}
+        {
+            "reason": "warm-up, the first model serves from 2024-02-01",
+            "partitions": 31,
+            "first": "2024-01-01",
+            "last": "2024-01-31",
+        }
     ]

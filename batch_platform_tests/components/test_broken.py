@@ -105,7 +105,7 @@ def test_every_command_serves_the_others(cli, fresh):
     status = cli(fresh, "status")
     assert status.code == 0
     assert status.out.startswith("no_module: ")
-    assert "\nsmall: 31 blocked, 29 missing\n" in status.out
+    assert "\nsmall: 29 missing, 31 warm-up\n" in status.out
     assert status.err.count("Warning: ") == 4
     assert f"Warning: unreadable cannot be loaded: {pipeline_folder(fresh, 'unreadable')}" in status.err
     assert [item["pipeline"] for item in json.loads(cli(fresh, "status", "--json").out)] == ["no_module", "small"]

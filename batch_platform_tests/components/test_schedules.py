@@ -151,7 +151,7 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
     for schedule in SCHEDULES:
         requests, reason = look(deployment, schedule, AFTER_ALL)
         assert requests == []
-        assert reason == "Nothing is due; no model serves 31 partitions, the last 2024-01-31."
+        assert reason == "Nothing is due; 31 partitions are warm-up: the first model serves from 2024-02-01."
 
 
 def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):

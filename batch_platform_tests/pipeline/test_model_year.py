@@ -115,7 +115,7 @@ def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_
     assert "refused" in shown
     compared = command(project, "models", NAME, "compare", refused, before[7][1], "--json").json
     assert compared["metrics.roc_auc"][refused] < compared["metrics.roc_auc"][before[7][1]]
-    assert command(project, "status", NAME, "--json").json[0]["counts"] == {"scored": SCORED, "blocked": 365 - SCORED}
+    assert command(project, "status", NAME, "--json").json[0]["counts"] == {"scored": SCORED, "warm-up": 365 - SCORED}
     assert serving(project) == before
 
 

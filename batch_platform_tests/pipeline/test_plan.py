@@ -15,6 +15,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import (
     can_train,
     evaluation_start,
+    first_service,
     matures,
     serving_calendar,
     serving_periods,
@@ -398,6 +399,26 @@ def test_law_5_a_training_window_holds_nothing_that_is_not_known_at_its_boundary
     assert all(partition.end <= boundary and matures(spec, partition) <= boundary for partition in window)
     if can_train(spec, window):
         assert window[0].start < evaluation_start(spec, window) < window[-1].end
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"model": {"train": {"every": "week", "evaluate": "10 days"}}, "labels": {"delay": "9 days"}},
+        {"model": {"train": {"every": None}}},
+        {"model": {"train": {"every": None, "start": None}}, "labels": None},
+        {"partitions": {"every": "hour"}, "model": {"train": {"every": None, "evaluate": "3 days"}}},
+        {"model": {"train": {"start": "2024-02-15", "every": "day"}}},
+        {"model": {"train": {"evaluate": "31 days"}}},
+    ],
+)
+def test_warm_up_ends_with_the_first_period_that_has_enough_to_learn_from(overrides):
+    spec = small_spec(**overrides)
+    calendar = serving_calendar(spec) or spec.partitions.calendar
+    periods = calendar.within(calendar.first_start, calendar.last_end)
+    able = [period for period in periods if can_train(spec, training_window(spec, period.start))]
+    assert first_service(spec) == (able[0] if able else None)
 
 
 def test_serving_periods_exist_from_their_start_on():

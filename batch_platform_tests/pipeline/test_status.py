@@ -52,15 +52,15 @@ def test_scored_partitions_name_their_model_rows_and_run(pipeline):
     )
     assert (partition.run_id, partition.evaluated) == ("run", False)  # its labels are known a day later
     assert report.partitions[-2].evaluated
-    assert report.counts == {"blocked": 31, "scored": 10}
+    assert report.counts == {"scored": 10, "warm-up": 31}
     assert (report.champion, report.champion_metrics) == (version.version, version.metric_values)
     assert (report.last_commit, report.last_run) == (NOW, "run")
     assert report.due == {}
 
 
-def test_partitions_that_are_not_scored_yet_are_missing_or_blocked(tmp_path):
+def test_partitions_that_are_not_scored_yet_are_missing_or_warm_up(tmp_path):
     report = status(small_pipeline(tmp_path))
-    assert conditions(report)["2024-01-31"] == ("blocked", "no model serves it")
+    assert conditions(report)["2024-01-31"] == ("warm-up", "the first model serves from 2024-02-01")
     assert conditions(report)["2024-02-01"] == ("missing", "")
     assert (report.champion, report.last_commit, report.last_run) == (None, None, None)
     assert report.due == {"features": 40, "model": 1, "predictions": 10, "performance": 9}
@@ -85,7 +85,7 @@ def test_a_failed_partition_says_why_until_it_is_scored_and_no_other_is_called_f
     failed = {key: reason for key, (condition, reason) in conditions(report).items() if condition == "failed"}
     assert failed.keys() == {f"2024-02-{day:02}" for day in range(1, 11)}
     assert re.fullmatch(r"\d of 40 rows break the contract.*nothing is published\.", failed["2024-02-03"])
-    assert conditions(report)["2024-01-02"] == ("blocked", "no model serves it")
+    assert conditions(report)["2024-01-02"] == ("warm-up", "the first model serves from 2024-02-01")
     assert [failure.step for failure in report.failures] == ["predictions"] * 10
     lenient = small_pipeline(tmp_path, features={"columns": {"amount": {"nullable": False}}, "max_rejected": "50%"})
     assert conditions(status(lenient))["2024-02-03"] == ("missing", ""), "by another rule it need not fail"
