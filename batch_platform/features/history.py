@@ -117,6 +117,9 @@ class History:
     home: Home
     builder: FeatureBuilder
     _labels: _RecentLabels = field(default_factory=_RecentLabels, init=False, repr=False, compare=False)
+    _label_digests: dict[tuple[str, str], str] = field(  # by partition and version of the files
+        default_factory=dict[tuple[str, str], str], init=False, repr=False, compare=False
+    )
 
     def file(self, build: FeatureBuild) -> Path:
         """Return the path of the feature file of a build."""
@@ -335,9 +338,38 @@ class History:
                 now[name] = [*astuple(held.of(partition))]
         return json.dumps(now, sort_keys=True)
 
-    def label_fingerprint(self, window: Iterable[Partition]) -> str:
-        """Hash the present label versions of a window; empty if no label source has a file for each partition."""
-        return window_sha256(window, self.builder.label_versions) if self.builder.own_label_sources else ""
+    def label_fingerprint(self, window: Sequence[Partition], stamp: Stamp) -> str:
+        """Hash the label files of a window and, after a dot, the labels; empty if no label source has a file for each partition."""
+        if not self.builder.own_label_sources:
+            return ""
+        files = window_sha256(window, self.builder.label_versions)
+        with self.builder.session() as session:
+            return f"{files}.{window_sha256(window, lambda partition: _digest(self.labels(session, partition, stamp)))}"
+
+    def are_labels_changed(
+        self, window: Sequence[Partition], recorded: str, versions_now: Callable[[Partition], str]
+    ) -> bool:
+        """Whether the labels of a window differ from those of a recorded fingerprint; they are read only if a file differs.
+
+        A fingerprint of an earlier release knows only the files. May raise SourceError.
+        """
+        files, _, labels = recorded.partition(".")
+        if not recorded or window_sha256(window, versions_now) == files:
+            return False
+        if not labels:
+            return True
+        with self.builder.session() as session:
+
+            def digest(partition: Partition) -> str:
+                key = (partition.key, versions_now(partition))
+                if key not in self._label_digests:
+                    self._label_digests[key] = _digest(self.labels(session, partition))
+                return self._label_digests[key]
+
+            try:
+                return window_sha256(window, digest) != labels
+            except DataError:  # such as a key that occurs twice
+                return True
 
     def _learnable(self, build: FeatureBuild) -> pl.DataFrame:
         """Read the key, the time and the feature columns of a build, and no others."""
@@ -386,6 +418,11 @@ def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Take
     """What is recorded of the sources of a pipeline."""
     rows = read_fingerprints(con, pipeline)
     return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def _digest(labels: pl.DataFrame) -> str:
+    """A hash of labels, which are in the order of their keys."""
+    return sha256(labels.write_csv().encode()).hexdigest()
 
 
 def _newest_end(builds: Mapping[str, FeatureBuild], partitions: Mapping[str, Partition]) -> datetime | None:

@@ -52,7 +52,7 @@ class Window:
     rows: int
     rows_rejected: int  # rows that could not be learned from: NaN, infinite or out of declared bounds
     features_sha256: str  # over the partition keys and hashes of the feature files
-    label_sources: str = ""  # over the versions of the label files; empty unless each partition has its own
+    label_sources: str = ""  # of the label files and of the labels; empty unless each partition has a label file
 
 
 @dataclass(frozen=True)

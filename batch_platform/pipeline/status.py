@@ -17,7 +17,7 @@ from typing import Literal
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SourceError, WrongUseError, in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.features.history import History, window_sha256
+from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, Version
 from batch_platform.pipeline.plan import (
     Plan,
@@ -216,7 +216,7 @@ def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusR
 
 
 def relabelled(history: History, versions: Iterable[Version]) -> frozenset[str]:
-    """The versions that learned from labels whose files changed since; a file that is gone counts as unchanged."""
+    """The versions that learned from labels that changed since; labels whose file is gone count as unchanged."""
     if not history.builder.own_label_sources:
         return frozenset()
     calendar, changed = history.spec.partitions.calendar, set[str]()
@@ -224,6 +224,6 @@ def relabelled(history: History, versions: Iterable[Version]) -> frozenset[str]:
     for version in versions:
         with suppress(SourceError, WrongUseError):
             window = calendar.within(version.trained_from, version.trained_until)
-            if version.label_sources and window_sha256(window, versions_now) != version.label_sources:
+            if history.are_labels_changed(window, version.label_sources, versions_now):
                 changed.add(version.version)
     return frozenset(changed)

@@ -217,7 +217,7 @@ class Training:
             rows=0,
             rows_rejected=0,
             features_sha256=window_sha256(partitions, lambda partition: builds[partition.key].sha256),
-            label_sources="" if imported else self.history.label_fingerprint(partitions),
+            label_sources="" if imported else self.history.label_fingerprint(partitions, self.stamp),
         )
 
     def write(self, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:

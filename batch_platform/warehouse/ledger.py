@@ -119,7 +119,7 @@ class Version:
     created_at: datetime
     run_id: str
     classes: str = "[]"  # JSON, in the order of the model's probabilities
-    label_sources: str = ""  # hash over the versions of the label files it was trained on; see `History`
+    label_sources: str = ""  # hashes of the label files and of the labels it was trained on; see `History`
     seq: int = 0
 
     @property

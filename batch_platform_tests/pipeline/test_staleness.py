@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -260,6 +261,20 @@ def test_corrected_labels_are_reported_for_the_model_and_change_no_prediction(de
     assert checked(deployment).metadata["models_with_corrected_labels"].value == first
     remark = f"its model {first} learned from labels that were corrected since"
     assert in_table(deployment) == {key: ("scored", None if key in SECOND else remark) for key in ALL}
+
+
+def test_a_label_file_that_holds_the_same_labels_as_before_is_not_called_corrected(deployment):
+    history, versions = deployment.pipeline.history, deployment.pipeline.state().registry.versions
+    rewrite(deployment, "answers", "2024-01-20", pl.lit("by phone").alias("how"))
+    rewrite(deployment, "answers", "2024-02-06")
+    assert conditions(deployment) == dict.fromkeys(ALL, ("scored", None))
+    assert relabelled(history, versions) == frozenset()
+    rewrite(deployment, "answers", "2024-02-06", pl.col("returned").shift().fill_null(True))
+    assert relabelled(history, versions) == {versions[1].version}, (
+        "what was found before is not taken for what is there now"
+    )
+    known_by_files = [replace(version, label_sources=version.label_sources.partition(".")[0]) for version in versions]
+    assert relabelled(history, known_by_files) == {version.version for version in versions}, "no labels were recorded"
 
 
 def test_a_run_of_predictions_ends_with_the_check(deployment):
