@@ -27,6 +27,7 @@ from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
+MOST_BYTES = 1 << 30  # of a source that a tick reads anew to find late rows: a tick has a minute
 _OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"features", "model", "predictions"})
 
 
@@ -90,7 +91,7 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
         close_dead_runs(context.instance)
     held = runs.held(wiring, context.instance)  # before the state: a run that ends in between is then seen as done
     failed = frozenset(runs.failures(wiring, context.instance))
-    state = wiring.pipeline().published_state()
+    state = wiring.pipeline().published_state(most_bytes=MOST_BYTES)
     if not preview:
         log_unknown_commits(wiring, context.instance, state, held)
     now = context.scheduled_execution_time

@@ -220,12 +220,18 @@ class History:
         return rows.select(feature_columns(self.spec.features, rows.schema))
 
     def source_changes(
-        self, builds: Mapping[str, FeatureBuild], recorded: Taken, *, recheck: bool = False
+        self,
+        builds: Mapping[str, FeatureBuild],
+        recorded: Taken,
+        *,
+        recheck: bool = False,
+        most_bytes: int | None = None,
     ) -> SourceChanges:
         """How the sources differ from those that builds were made from, by their versions and, where these differ, by rows.
 
         Of sources with the rows of many partitions, only as many of the newest partitions are looked at as `late` says, and
-        those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version.
+        those without rows; with `recheck`, all. Fingerprints are taken unless they are `recorded` of the present version. A
+        source of more than `most_bytes` is not read: it is held to be as it is recorded.
         """
         versions, gone = self._own_versions(builds)
         partitions = self._named(builds) if self.builder.dated.shared else {}
@@ -239,7 +245,7 @@ class History:
                 continue
             older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
             with suppress(SourceError):
-                held = self.builder.dated.taken(name, version, recorded) if older else None
+                held = self.builder.dated.taken(name, version, recorded, most_bytes=most_bytes) if older else None
                 if held is None:
                     continue
                 taken["features", name] = held
@@ -298,6 +304,7 @@ class History:
         recorded: Taken,
         *,
         recheck: bool = False,
+        most_bytes: int | None = None,
     ) -> LabelChanges:
         """The present versions of the labels of evaluated partitions; a partition whose files are gone is left out.
 
@@ -311,7 +318,8 @@ class History:
         for name in builder.dated_labels.shared if partitions else ():
             with suppress(SourceError):
                 version = builder.sources.version(name, next(iter(partitions.values())))
-                if (held := builder.dated_labels.taken(name, version, recorded)) is not None:
+                held = builder.dated_labels.taken(name, version, recorded, most_bytes=most_bytes)
+                if held is not None:
                     taken["labels", name] = held
         for key, partition in partitions.items():
             then = json.loads(evaluations[key].label_sources)

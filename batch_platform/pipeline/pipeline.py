@@ -150,14 +150,17 @@ class Pipeline:
             recorded = self._recorded(con)
         return self._checked(recorded, recheck=recheck)
 
-    def published_state(self, *, recheck: bool = False) -> State:
-        """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published."""
+    def published_state(self, *, recheck: bool = False, most_bytes: int | None = None) -> State:
+        """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published.
+
+        Sources of more than `most_bytes` whose files changed are held to be as the last run found them.
+        """
         try:
             with open_published(self.home) as con:
                 recorded = self._recorded(con)
         except NothingPublishedError:
             recorded = State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
-        return self._checked(recorded, recheck=recheck)
+        return self._checked(recorded, recheck=recheck, most_bytes=most_bytes)
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
@@ -186,12 +189,14 @@ class Pipeline:
             }
         )
 
-    def _checked(self, recorded: State, *, recheck: bool = False) -> State:
+    def _checked(self, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
         """A recorded state, checked against the files of features, sources and labels."""
         features = self.history.recorded(recorded.features)
-        sources = self.history.source_changes(recorded.features, recorded.fingerprints, recheck=recheck)
+        sources = self.history.source_changes(
+            recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
+        )
         labels = self.history.label_changes(
-            recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck
+            recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
         )
         scored_by = {run.model_version for run in recorded.scores.values()}
         return replace(

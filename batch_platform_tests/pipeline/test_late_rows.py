@@ -18,6 +18,8 @@ from batch_platform.pipeline.plan import features_due, make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform_tests.components.test_schedules import requested, tick
+from batch_platform_tests.deployment import deploy
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline, small_spec
 
 FIRST, LAST = date(2024, 1, 20), date(2024, 2, 16)
@@ -148,6 +150,18 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
     assert {condition for condition, _ in list(conditions(pipeline).values())[12:]} == {"scored"}
 
 
+def test_the_schedule_has_the_partitions_with_late_rows_scored_again(template, tmp_path, monkeypatch):
+    shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
+    deployment = deploy(tmp_path, monkeypatch, events=complete(), **WEEKLY)
+    both = (("features", "predictions"), "2024-02-12", "2024-02-13")
+    assert [(tuple(sorted(assets)), *ends) for assets, *ends in requested(deployment, "predictions", NOW)] == [both]
+    assert scored_again(deployment.pipeline, lambda: tick(deployment, "predictions", NOW)) == {
+        "2024-02-12",
+        "2024-02-13",
+    }
+    assert requested(deployment, "predictions", NOW) == []
+
+
 def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipeline):
     rows = orders()
     corrected = pl.Series(local_day(rows).is_in(["2024-02-03", "2024-02-15"]))
@@ -235,6 +249,8 @@ def test_a_look_at_the_state_reads_a_source_once_per_version_and_writes_nothing(
         lambda *args, names=None, **rest: reads.extend(names or ()) or connect(*args, names=names, **rest),
     )
     before = pipeline.home.warehouse.read_bytes()
+    assert pipeline.published_state(most_bytes=10).changed == {}
+    assert reads == [], "a tick reads no large source"
     assert due(pipeline) == due(pipeline) != {}
     conditions(pipeline)
     once = ["events"] * 2  # for the features and for the labels
