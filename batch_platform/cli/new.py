@@ -24,6 +24,7 @@ from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
 from batch_platform.cli.proposal.origin import Origin, locate
 from batch_platform.cli.proposal.pair import survey_of_two
+from batch_platform.cli.proposal.revision import Existing, changed_by, difference, existing, revised
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
 from batch_platform.declaration.notation import check_name, check_timezone
@@ -122,6 +123,7 @@ def command(  # noqa: PLR0913 - the options of the command
 
     The key, the time, the features, the label and a first model are guessed from what the table holds, unless an option
     names them. On a terminal it asks before it takes a guess. A table without a time is scored whole, once a day.
+    For a pipeline that exists, --label, --cluster, --time and --key show what would change, and --yes writes it.
     """
     try:
         check_name(name)
@@ -134,6 +136,10 @@ def command(  # noqa: PLR0913 - the options of the command
         raise WrongUseError(msg, hint="leave one of them out.")
     now = datetime.now(UTC)
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
+    present = _existing(folder, name)
+    if present is not None and train is None and score is None and (key or time or label or cluster):
+        _revise(present, _revision(present, asked, file, table, date_order), folder, yes=yes, now=now)
+        return
     if (pair_of := _two_files(file, train, score, table, asked)) is None:
         with survey(locate(file or "", table), timezone, date_order) as table_survey:
             ask = terminal.can_ask() and not yes
@@ -161,6 +167,53 @@ def command(  # noqa: PLR0913 - the options of the command
     }
     terminal.report(report)
     _show(report)
+
+
+def _existing(folder: Path | None, name: str) -> Existing | None:
+    """The pipeline of this name that the project has already."""
+    root = (folder or Path.cwd()).absolute()
+    if not root.is_dir() or not is_in_project(root):
+        return None
+    project = find_project(root)
+    return existing((project.declarations or project.root) / name)
+
+
+def _revision(
+    present: Existing, asked: Asked, file: str | None, table: str | None, date_order: DateOrder | None
+) -> dict[str, str]:
+    """The files of a pipeline, changed as the proposal for what the user names now differs from that for what is declared."""
+    path, own_table = present.table if file is None else (file, table)
+    with survey(locate(path, own_table), present.spec.partitions.timezone, date_order) as table_survey:
+        declared = present.as_declared(asked, [column.name for column in table_survey.columns])
+        before, after = (_files(present, table_survey, one) for one in (declared, changed_by(declared, asked)))
+    return revised(present.files, before, after)
+
+
+def _files(present: Existing, table_survey: Survey, asked: Asked) -> dict[str, str]:
+    project = find_project(present.folder)
+    proposal = propose(table_survey, asked)
+    if proposal.windows is None and present.spec.partitions.snapshot:
+        proposal = replace(proposal, today=present.start)
+    reading = layout(table_survey, proposal)
+    origin = _relative(reading.origin, project.root, present.folder)
+    past = None if reading.past is None else _relative(reading.past, project.root, present.folder)
+    return files_of(present.spec.name, proposal, origin, past)
+
+
+def _revise(present: Existing, files: dict[str, str], folder: Path | None, *, yes: bool, now: datetime) -> None:
+    """Show how the files of a pipeline would change, and write them if the user wants it."""
+    name, shown = present.spec.name, difference(present.files, files)
+    if not terminal.is_json():
+        for line in shown.splitlines() or [f"{name}: nothing changes."]:
+            terminal.say(line)
+    wanted = bool(shown) and (yes or (terminal.can_ask() and terminal.confirm("Write this")))
+    if wanted:
+        with _explained(present.folder), _checked(present.folder, files, find_project(folder).home, now) as written:
+            for file in files:
+                (written / file).replace(present.folder / file)
+    terminal.report({"pipeline": name, "folder": str(present.folder), "diff": shown, "written": wanted})
+    if shown and not terminal.is_json():
+        terminal.say(f"Written; next: batch-platform run {name}" if wanted else "Nothing is written: --yes writes it.")
 
 
 def _two_files(
@@ -263,19 +316,27 @@ def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> No
     """Check the files of a pipeline, and write all of them or none."""
     if target.exists():
         msg = f"{target} already exists."
-        raise WrongUseError(msg, hint="choose another name, or remove the folder.")
+        raise WrongUseError(
+            msg, hint="choose another name, or name another --label, --time or --key to see what would change."
+        )
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
-        try:
-            for file, text in files.items():
-                (written / file).write_bytes(text.encode())
-            _require_sound(written, home, now)
+        with _checked(target, files, home, now) as written:
             written.chmod(0o755)
             written.rename(target)
-        except BaseException:
-            shutil.rmtree(written)
-            raise
+
+
+@contextmanager
+def _checked(target: Path, files: dict[str, str], home: Home, now: datetime) -> Generator[Path]:
+    """Write files into a new folder beside the target and check them; the folder is removed unless it is renamed."""
+    written = Path(tempfile.mkdtemp(dir=target.parent, prefix="."))  # as deep as the target: paths are relative
+    try:
+        for file, text in files.items():
+            (written / file).write_bytes(text.encode())
+        _require_sound(written, home, now)
+        yield written
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
 
 
 def _require_sound(folder: Path, home: Home, now: datetime) -> None:

@@ -101,6 +101,11 @@ def ask(question: str, default: str, allowed: Sequence[str]) -> str:
         say(f"{answer!r} is not a column; there are {listed(allowed)}.")
 
 
+def confirm(question: str) -> bool:
+    """Ask for a yes on the terminal; the default is no."""
+    return click.confirm(question, default=False, err=True)
+
+
 def warn(text: str) -> None:
     """Print a warning on standard error."""
     err.print(f"Warning: {_visible(text)}", markup=False)

@@ -24,6 +24,7 @@ from batch_platform_tests.benchmarks import (
     project,
     publish,
     scoring,
+    tables,
 )
 from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
 from batch_platform_tests.benchmarks.measuring import Result
@@ -40,8 +41,9 @@ WORKLOADS = {
     "commit": commit,
     "publish": publish,
     "many_partitions": many_partitions,
+    "tables": tables,
 }
-NAMES = {*contenders.CONTENDERS, *project.KINDS}
+NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

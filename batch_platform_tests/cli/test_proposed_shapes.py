@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 import yaml
 
+from batch_platform.cli.proposal.choices import MOST_MODELS
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.windows import serving_periods
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, pipeline_of, proposed
 from batch_platform_tests.command_line import COMMAND, clean_environment, published
 from batch_platform_tests.small_pipeline import carry_out
@@ -382,6 +384,65 @@ def test_years_make_no_partitions_but_may_name_a_row(tmp_path):
     assert (proposal.windows, names(proposal.key)) == (None, ["tail", "year"])
     asked, _ = proposed(tmp_path / "firms.parquet", label="seats", time="year")
     assert (asked.every, "month" in asked.windows.calendar) == ("month", False), "it is January in every row"
+
+
+def test_columns_that_are_all_there_is_to_learn_from_are_features_and_no_key(tmp_path):
+    fields = pl.DataFrame(
+        {"site": [f"s{at // 20}" for at in range(400)], "variety": [f"v{at % 20}" for at in range(400)]}
+    )
+    fields.with_columns(harvest=pl.int_range(400) % 20 * 1.5 + pl.int_range(400) // 20).write_csv(
+        tmp_path / "fields.csv"
+    )
+    proposal, _ = proposed(tmp_path / "fields.csv", label="harvest")
+    assert (names(proposal.key), names(proposal.features)) == ([], ["site", "variety"])
+
+
+def test_a_change_of_the_label_is_shown_as_a_difference_and_written_when_asked_to(cli, tmp_path):
+    table = customers().with_columns(customer_id=pl.int_range(600) * 3)
+    table.write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0
+    folder = tmp_path / "pipelines/defs/churn"
+    yaml_file, features = folder / "defs.yaml", folder / "features.sql"
+    edited = yaml_file.read_text().replace("share: 1%, rows: 5", "share: 3%, rows: 9")
+    yaml_file.write_text(edited)
+    features.write_text(features.read_text().replace("    months,", "    months + 0 AS months,"))
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    shown = cli(tmp_path, "new", "churn", "--label", "plan")
+    assert (shown.code, {file.name: file.read_text() for file in folder.iterdir()}) == (0, before)
+    assert "-  labels: {sql: labels.sql, column: left}" in shown.out
+    assert "+  labels: {sql: labels.sql, column: plan}" in shown.out
+    assert "Nothing is written: --yes writes it." in shown.out
+    assert "months" not in "".join(line for line in shown.out.splitlines() if line[:1] in "+-"), "an edit stays"
+    written = cli(tmp_path, "new", "churn", "--label", "plan", "--yes", "--json").json
+    assert written["written"]
+    assert declared({"defs.yaml": yaml_file.read_text()})["labels"]["column"] == "plan"
+    assert "share: 3%, rows: 9" in yaml_file.read_text()
+    assert "    months + 0 AS months," in features.read_text()
+    assert "    plan   -- the true outcome" in (folder / "labels.sql").read_text()
+    assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []
+    assert cli(tmp_path, "check").out == "churn: ok\n"
+    again = cli(tmp_path, "new", "churn", "--label", "plan", "--yes")
+    assert again.out == "churn: nothing changes.\n"
+
+
+def test_a_change_that_would_not_run_is_not_written(cli, tmp_path):
+    customers().write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0
+    folder = tmp_path / "pipelines/defs/churn"
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    refused = cli(tmp_path, "new", "churn", "--time", "plan", "--yes")
+    assert "'plan' of" in refused.error
+    assert {file.name: file.read_text() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("days", [15, 20, 40, 120, 800])
+def test_a_training_period_is_proposed_wherever_two_weeks_allow_one_and_never_many_models(tmp_path, days):
+    readings(24 * days).write_parquet(tmp_path / "sensor.parquet")
+    proposal, files = proposed(tmp_path / "sensor.parquet", now=datetime(2099, 1, 1, tzinfo=UTC))
+    spec = pipeline_of(files, tmp_path).spec
+    periods = serving_periods(spec, datetime(2099, 1, 1, tzinfo=UTC))
+    assert proposal.train_every in ("week", "month")
+    assert 1 <= len(periods) <= MOST_MODELS + 1, "the last one begins where the table ends"
 
 
 def test_a_table_with_too_few_labels_to_learn_from_is_refused(cli, tmp_path):

@@ -36,7 +36,9 @@ _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
 FEWEST_WINDOWS = 4  # with rows: to learn from two, evaluate on one and score one
+BY_PLACE = "as long as rows keep their place in the file"
 WITHIN_FILE = "within its file"  # where a key is unique that two files share
+ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has more
 HELD_OUT = 0.2  # of the rows of a snapshot that have a label
 MOST_MODELS = 6  # of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # of columns that are tried as a key
@@ -121,6 +123,12 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     key, holds, other_keys = _key(survey, asked, moment, label, lambda names: _where(survey, names, time, every))
     target = "none" if label is None else target_of(survey, label)
     reasons = feature_reasons(survey, label, [*key, time, label])
+    if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
+        key, holds, reasons = (
+            (),
+            BY_PLACE,
+            feature_reasons(survey, label, [label]),
+        )  # the key is all there is to learn from
     features = tuple(column for column, reason in reasons.items() if reason is None)
     windows, train_every = None, "month"
     if time is None and label is not None:
@@ -242,7 +250,7 @@ def _key(
         if holds := where(key):
             return key, holds, []
     if survey.origin.is_one_file:
-        return (), "as long as rows keep their place in the file", []
+        return (), BY_PLACE, []
     taken = {column.name.lower() for column in survey.columns} & {FILE, ROW_IN_FILE}
     if survey.origin.kind in NUMBERED_KINDS and not taken:
         return (), "as long as files keep their names and rows their place in them", []
@@ -311,7 +319,7 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
     first, end = _bounds(span, every, zone)
     still_growing = asked.now - span.last < max(3 * LONGEST[every].nominal, timedelta(days=7))
     is_sparse = span.filled[every] * 2 < (end - first) / LONGEST[every].nominal  # the last days may hold no rows
-    evaluate, train_every = _training(every, end - first, is_sparse=is_sparse)
+    evaluate, train_every = _training(every, end - first, span.rows, is_sparse=is_sparse)
     train_start = _first_serving(train_every, first, end, zone)
     learned = 2 * evaluate.nominal if train_start is None else train_start - first  # by the first model, at least
     windows = Windows(
@@ -339,15 +347,17 @@ def _bounds(span: Span, every: Every, zone: ZoneInfo) -> tuple[datetime, datetim
     return first.start.astimezone(zone).replace(tzinfo=None), last.end.astimezone(zone).replace(tzinfo=None)
 
 
-def _training(every: Every, length: timedelta, *, is_sparse: bool) -> tuple[Duration, Every | None]:
+def _training(every: Every, length: timedelta, rows: int, *, is_sparse: bool) -> tuple[Duration, Every | None]:
     """How much of the training window is used for evaluation, and how often a model is trained."""
     if every == "hour":
         hours = max(1, int(length / timedelta(hours=5)))
         return Duration(hours=hours), "day" if length > timedelta(days=1, hours=2 * hours) else None
     fifth = int(length / timedelta(days=5))
-    days = max(LONGEST[every].days, fifth if is_sparse else min(14, fifth))
-    for often in ("month", "week"):
-        if length >= 3 * LONGEST[often].nominal + 2 * timedelta(days=days):
+    enough = ceil(length / timedelta(days=1) * ROWS_TO_JUDGE_BY / rows)  # days
+    days = max(LONGEST[every].days, fifth if is_sparse else min(max(14, enough), fifth))
+    periods: tuple[tuple[Every, int], ...] = (("month", 1),) if every == "month" else (("month", 3), ("week", 1))
+    for often, served in periods:  # by at least so many models
+        if length >= served * LONGEST[often].nominal + 2 * timedelta(days=days):
             return Duration(days=days), often
     return Duration(days=days), None
 

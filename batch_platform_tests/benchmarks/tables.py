@@ -1,0 +1,354 @@
+"""From a table that a package ships to predictions: `new` and `run` as a user calls them, beside plain histogram trees.
+
+The trees of scikit-learn are fitted with their defaults on the rows that our models learned from, and predict the rows that
+these scored: of a snapshot the rows held out, else the rows of each serving period. They take the columns that `new` proposes
+as features, texts as ordinal numbers, and the time as month, weekday, hour and day. The trivial model is the mean or the class shares.
+
+The tables are made from installed packages; nothing is downloaded, and a table whose package is not installed is left out.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+import yaml
+from numpy.typing import NDArray
+
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.history import never_learned_from
+from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.opening import create_view_of
+from batch_platform_tests.benchmarks.measuring import COMMAND, OURS, Result, run
+from batch_platform_tests.benchmarks.options import Options
+
+TITLE = "From a table to predictions"
+GOAL_WORSE, GOAL_SECONDS = 0.05, 30
+EVER = {"partition_start": datetime(1700, 1, 1, tzinfo=UTC), "partition_end": datetime(2200, 1, 1, tzinfo=UTC)}
+_MINIMUM = 1e-12
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a package ships, and what a user would say about it."""
+
+    package: str
+    licence: str
+    frame: Callable[[], Any]  # a frame of pandas or Polars
+    label: str | None = None  # answer to the question of `new`; None where it needs no answer
+    without: tuple[str, ...] = ()  # columns that a user knows to be known only with the label
+
+
+@dataclass(frozen=True)
+class TableResult(Result):
+    """How `new` and `run` did on a table; metrics are RMSE or log loss, the lower, the better."""
+
+    columns: int = 0
+    proposed: str = ""
+    metric: str = ""
+    rows_measured: int = 0
+    ours: float | None = None  # None if `new` or `run` failed
+    trees: float | None = None
+    trivial: float | None = None
+    failure: str = ""
+
+    @property
+    def worse(self) -> float:
+        """By how much we are worse than the trees, as a share; negative if better."""
+        return float("nan") if self.ours is None or self.trees is None else self.ours / max(self.trees, _MINIMUM) - 1
+
+
+def _sklearn(name: str) -> Callable[[], Any]:
+    def frame() -> Any:
+        from sklearn import datasets
+
+        return getattr(datasets, f"load_{name}")(as_frame=True).frame
+
+    return frame
+
+
+def _flights() -> pl.DataFrame:
+    from batch_platform.defs.flight_delays import sources
+
+    local = pl.col("scheduled_departure").dt.convert_time_zone("America/New_York")
+    known = sources.flights().filter(pl.col("arr_delay").is_not_null(), local.dt.month() <= 2)
+    afterwards = ("arrived_at", "dep_delay", "arr_delay", "air_time", "time_hour", "scheduled_arrival")
+    return known.with_columns(late=pl.col("arr_delay") >= 30).drop(afterwards).collect()
+
+
+def _weather() -> pl.DataFrame:
+    from batch_platform.defs.flight_delays import sources
+
+    return sources.weather().filter(pl.col("time_hour").dt.month() <= 4).collect()
+
+
+def _planes() -> pl.DataFrame:
+    from batch_platform.defs.flight_delays import sources
+
+    return sources.planes().collect()
+
+
+def _stocks() -> Any:
+    import pandas as pd
+    from matplotlib import get_data_path
+
+    return pd.read_csv(Path(get_data_path(), "sample_data", "Stocks.csv"), comment="#")
+
+
+def _penguins() -> Any:
+    from palmerpenguins import load_penguins  # pyright: ignore[reportMissingImports] - optional
+
+    return load_penguins()
+
+
+def _plotly(name: str) -> Callable[[], Any]:
+    def frame() -> Any:
+        import plotly.data  # pyright: ignore[reportMissingImports] - optional
+
+        return getattr(plotly.data, name)()
+
+    return frame
+
+
+def _vega(name: str) -> Callable[[], Any]:
+    def frame() -> Any:
+        from vega_datasets import local_data  # pyright: ignore[reportMissingImports] - optional
+
+        return getattr(local_data, name)()
+
+    return frame
+
+
+def _lifelines(name: str) -> Callable[[], Any]:
+    def frame() -> Any:
+        from lifelines import datasets  # pyright: ignore[reportMissingImports] - optional
+
+        return getattr(datasets, f"load_{name}")()
+
+    return frame
+
+
+def _statsmodels(name: str) -> Callable[[], Any]:
+    def frame() -> Any:
+        import statsmodels.api  # pyright: ignore[reportMissingImports] - optional
+
+        return getattr(statsmodels.api.datasets, name).load_pandas().data
+
+    return frame
+
+
+_BSD, _CC0, _MIT, _PUBLIC = "BSD-3-Clause", "CC0-1.0", "MIT", "public domain"
+TABLES: dict[str, Table] = {
+    "iris": Table("sklearn", _BSD, _sklearn("iris")),
+    "wine": Table("sklearn", _BSD, _sklearn("wine")),
+    "breast cancer": Table("sklearn", _BSD, _sklearn("breast_cancer")),
+    "diabetes": Table("sklearn", _BSD, _sklearn("diabetes")),
+    "digits": Table("sklearn", _BSD, _sklearn("digits")),
+    "flights": Table("batch_platform", _CC0, _flights),
+    "weather": Table("batch_platform", _CC0, _weather, label="temp", without=("dewp",)),
+    "planes": Table("batch_platform", _CC0, _planes, label="seats"),
+    "shares by month": Table("matplotlib", "PSF-based", _stocks, label="IBM"),
+    "penguins": Table("palmerpenguins", _CC0, _penguins, label="species"),
+    "tips": Table("plotly", _MIT, _plotly("tips"), label="tip"),
+    "gapminder": Table("plotly", _MIT, _plotly("gapminder"), label="lifeExp"),
+    "cars": Table("vega_datasets", _BSD, _vega("cars"), label="Miles_per_Gallon"),
+    "Seattle weather": Table("vega_datasets", _BSD, _vega("seattle_weather"), label="weather"),
+    "Seattle temperatures": Table("vega_datasets", _BSD, _vega("seattle_temps")),
+    "barley": Table("vega_datasets", _BSD, _vega("barley"), label="yield"),
+    "rossi": Table("lifelines", _MIT, _lifelines("rossi"), label="arrest", without=("week",)),
+    "breast cancer study": Table("lifelines", _MIT, _lifelines("gbsg2"), label="cens", without=("time",)),
+    "diabetes interval": Table("lifelines", _MIT, _lifelines("diabetes"), label="gender"),
+    "affairs": Table("statsmodels", _PUBLIC, _statsmodels("fair"), label="affairs"),
+    "anes96": Table("statsmodels", _PUBLIC, _statsmodels("anes96"), label="vote"),
+    "visits to the doctor": Table("statsmodels", _PUBLIC, _statsmodels("randhie"), label="mdvis"),
+    "sunspots": Table("statsmodels", _PUBLIC, _statsmodels("sunspots"), label="SUNACTIVITY"),
+    "investments": Table("statsmodels", _PUBLIC, _statsmodels("grunfeld"), label="invest"),
+}
+
+
+def measure(options: Options) -> Iterator[TableResult]:
+    """Propose a pipeline for each table, run it, and compare its predictions."""
+    for name, table in TABLES.items():
+        if options.only and name not in options.only:
+            continue
+        if find_spec(table.package) is None:
+            print(f"{name}: left out, {table.package} is not installed", file=sys.stderr, flush=True)
+            continue
+        folder = options.folder / name.replace(" ", "_")
+        folder.mkdir()
+        yield _measured(name, table, folder)
+
+
+def _measured(name: str, table: Table, folder: Path) -> TableResult:
+    file = folder / "table.parquet"
+    frame = table.frame()
+    frame = frame if isinstance(frame, pl.DataFrame) else pl.from_pandas(frame.rename(columns=str))
+    frame = frame.drop(table.without)
+    frame.write_parquet(file)
+    result = TableResult(name, OURS, 0.0, frame.height, 0.0, frame.width)
+    label = [] if table.label is None else ["--label", table.label]
+    try:
+        proposal = run([COMMAND, "new", "table", "--from", file.name, *label, "--json"], folder)
+        work = run([COMMAND, "run", "table", "--json"], folder)
+    except SystemExit as failure:
+        return replace(result, failure=" ".join(str(failure.code).split())[-300:])
+    report = json.loads(proposal.output)
+    rhythm = "snapshot" if report["snapshot"] else f"{report['every']}s"
+    proposed = (
+        f"{report['label']} of {len(report['features'])} columns, {rhythm}, {report['estimator'].rpartition('.')[2]}"
+    )
+    measured = _compared(folder, report)
+    costs = {"seconds": proposal.seconds + work.seconds, "peak_mib": max(proposal.peak_mib, work.peak_mib)}
+    return replace(result, proposed=proposed, **costs, **measured)
+
+
+def _compared(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of our predictions, of the trees and of the trivial model on the same rows."""
+    rows, spec = _rows(report)
+    with duckdb.connect(str(folder / ".batch_platform" / "published.duckdb"), read_only=True) as con:
+        con.execute("SET TimeZone = 'UTC'")
+        predictions = con.sql('FROM "table".predictions').pl()
+        versions = con.sql(
+            "SELECT version, trained_from, trained_until, classes, task FROM batch_platform.model_versions"
+        ).pl()
+    scored = rows.join(predictions, on=spec.features.key, how="inner", coalesce=True)
+    sums = np.zeros(3)
+    count = 0
+    for version in versions.iter_rows(named=True):
+        served = scored.filter(pl.col("model_version") == version["version"])
+        if spec.partitions.snapshot:
+            apart = never_learned_from(spec, rows)
+            fitted, served = rows.filter(~apart), served.filter(never_learned_from(spec, served))
+        else:
+            at = pl.col("__at")
+            fitted = rows.filter((at >= version["trained_from"]) & (at < version["trained_until"]))
+        if served.is_empty() or fitted.is_empty():
+            continue
+        if version["task"] == "regression":
+            losses = _errors_of_numbers(fitted, served)
+        else:
+            losses = _errors_of_classes(fitted, served, json.loads(version["classes"]))
+        sums += losses.sum(axis=0)
+        count += len(losses)
+    is_numbers = versions["task"][0] == "regression"
+    ours, trees, trivial = np.sqrt(sums / count) if is_numbers else sums / count
+    metric = "RMSE" if is_numbers else "log loss"
+    return {
+        "metric": metric,
+        "rows_measured": count,
+        "ours": float(ours),
+        "trees": float(trees),
+        "trivial": float(trivial),
+    }
+
+
+def _rows(report: dict[str, Any]) -> tuple[pl.DataFrame, PipelineSpec]:
+    """Every row that has a label: key, `__label`, `__at` and the columns for the trees, named `__x…`, as the pipeline reads them."""
+    own = Path(report["folder"])
+    spec = PipelineSpec.model_validate(yaml.safe_load((own / "defs.yaml").read_text())["attributes"])
+    with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
+        for name, source in spec.sources.items():
+            create_view_of(con, SourceTable("", name, source, own))
+        bound = {} if spec.partitions.snapshot else EVER
+        features, labels = (
+            con.sql((own / file).read_text(), params=bound).pl() for file in ("features.sql", "labels.sql")
+        )
+    assert spec.labels is not None
+    key = spec.features.key
+    inputs = [pl.col(name).alias(f"__x{name}") for name in report["features"]]
+    if spec.features.time is not None:
+        times = features[spec.features.time]
+        times = times.cast(pl.Datetime("us")) if times.dtype == pl.Date else times
+        times = (
+            times.dt.convert_time_zone("UTC")
+            if getattr(times.dtype, "time_zone", None)
+            else times.dt.replace_time_zone("UTC")
+        )
+        features = features.with_columns(times.alias("__at"))
+        at = pl.col("__at")
+        parts = [at.dt.month(), at.dt.weekday(), at.dt.hour(), at.dt.epoch("d")]
+        inputs += [at, *(part.alias(f"__x_part_{place}") for place, part in enumerate(parts))]
+    labels = labels.select(*key, pl.col(spec.labels.column).alias("__label"))
+    return features.select(*key, *inputs).join(labels, on=key, coalesce=True), spec
+
+
+def _matrices(fitted: pl.DataFrame, served: pl.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The inputs of the trees, texts as their place among the sorted values that were learned from."""
+    left, right = list[Any](), list[Any]()
+    for name in (name for name in fitted.columns if name.startswith("__x")):
+        learned, scored = fitted[name], served[name]
+        if learned.dtype in (pl.String, pl.Categorical, pl.Enum):
+            names = learned.cast(pl.String).drop_nulls().unique().sort()
+            learned, scored = (
+                values.cast(pl.String).cast(pl.Enum(names), strict=False).to_physical() for values in (learned, scored)
+            )
+        left.append(learned.cast(pl.Float64).fill_null(np.nan).to_numpy())
+        right.append(scored.cast(pl.Float64).fill_null(np.nan).to_numpy())
+    return np.column_stack(left), np.column_stack(right)
+
+
+def _errors_of_numbers(fitted: pl.DataFrame, served: pl.DataFrame) -> NDArray[np.float64]:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    learned, scored = _matrices(fitted, served)
+    target, truth = (frame["__label"].cast(pl.Float64).to_numpy() for frame in (fitted, served))
+    trees = HistGradientBoostingRegressor(random_state=0).fit(learned, target).predict(scored)
+    predicted = np.column_stack([served["prediction"].to_numpy(), trees, np.full(len(truth), target.mean())])
+    return (predicted - truth[:, None]) ** 2
+
+
+def _errors_of_classes(fitted: pl.DataFrame, served: pl.DataFrame, classes: Sequence[Any]) -> NDArray[np.float64]:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    learned, scored = _matrices(fitted, served)
+    known = {value: place for place, value in enumerate(classes)}
+    target, truth = ([known.get(value, -1) for value in frame["__label"].to_list()] for frame in (fitted, served))
+    shares = np.tile([target.count(place) / len(target) for place in range(len(classes))], (len(truth), 1))
+    trees = shares.copy()
+    if len(set(target)) > 1:
+        model = HistGradientBoostingClassifier(random_state=0).fit(learned, target)
+        trees[:, :] = 0
+        trees[:, model.classes_[model.classes_ >= 0]] = model.predict_proba(scored)[:, model.classes_ >= 0]
+    if "score" in served.columns:
+        high = served["score"].to_numpy()
+        ours = np.column_stack([1 - high, high])
+    else:
+        ours = served.select(name for name in served.columns if name.startswith("score_")).to_numpy()
+    there = np.array(truth) >= 0
+    at = (np.arange(len(truth))[there], np.array(truth)[there])
+    return np.column_stack([-np.log(np.clip(chances[at], _MINIMUM, 1)) for chances in (ours, trees, shares)])
+
+
+def conclude(results: Sequence[Result]) -> str:
+    """The metrics as a table, and whether the goal is reached."""
+    found = [result for result in results if isinstance(result, TableResult)]
+    lines = [
+        "| table | rows | proposed | metric | ours | histogram trees | trivial |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: |",
+    ]
+    for result in found:
+        numbers = (
+            ["failed"]
+            if result.ours is None
+            else [f"{value:.3g}" for value in (result.ours, result.trees, result.trivial)]
+        )
+        lines.append(
+            f"| {result.workload} | {result.rows:,} | {result.proposed} | {result.metric} | {' | '.join(numbers)} |"
+        )
+    worse = [f"{result.workload} ({result.worse:+.0%})" for result in found if result.worse > GOAL_WORSE]
+    failed = [f"{result.workload}: {result.failure}" for result in found if result.failure]
+    seconds = median(result.seconds for result in found)
+    verdict = (
+        f"{len(found) - len(failed)} of {len(found)} tables run. Worse than the trees by more than {GOAL_WORSE:.0%}: "
+        f"{', '.join(worse) or 'none'}. Median time from `new` to predictions: {seconds:.0f} s (goal: {GOAL_SECONDS} s)."
+    )
+    return "\n".join([*lines, "", *failed, verdict])
