@@ -1,23 +1,20 @@
 """Fixtures and settings of all tests: no test fails for being slow or sees the modules of another test's project."""
 
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster.components.core import snapshot
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from batch_platform.models.native_threads import let_waiting_threads_sleep
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
-from batch_platform_tests.dagster_project import forget_projects
+from batch_platform_tests.dagster_project import forget_projects, remember_installed_components
 
 let_waiting_threads_sleep()  # in this process too: the workers share the cores
-# Dagster describes every installed component again each time a project is loaded, which takes longer than to load it.
-snapshot.get_package_entry_snap = functools.cache(snapshot.get_package_entry_snap)
+remember_installed_components()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")

@@ -1,10 +1,13 @@
 """A user's whole Dagster project on disk, with the small pipeline as one of its components."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import yaml
+from dagster.components.core import load_defs, package_entry
 
 from batch_platform.cli import new
 from batch_platform_tests.small_pipeline import small_declaration, write_small_project
@@ -23,6 +26,17 @@ def write_dagster_project(folder: Path, **overrides: Any) -> Path:
         (folder / path).write_text(text, encoding="utf-8")
     write_defs_yaml(folder, small_declaration(**overrides))
     return folder
+
+
+def remember_installed_components() -> None:
+    """Let Dagster look for and describe the installed components once for all projects that this process loads.
+
+    It does so each time, for its own pages, which takes longer than to load a project.
+    """
+    describe = load_defs.get_library_json_enriched_defs
+    described = functools.cache(lambda: describe(None).metadata)
+    load_defs.get_library_json_enriched_defs = lambda tree: dg.Definitions(metadata=described(), component_tree=tree)
+    package_entry.get_plugin_entry_points = functools.cache(package_entry.get_plugin_entry_points)
 
 
 def forget_projects() -> None:
