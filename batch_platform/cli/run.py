@@ -168,6 +168,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
         state = wiring.pipeline().state(recheck=options.recheck)
+        wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
         plan = plan_run(wiring, options, state)
         _announce(wiring, options, plan)

@@ -26,9 +26,9 @@ from batch_platform.warehouse.ledger import (
     Row,
     ScoreRun,
     append,
+    bring_to_format,
     create_ledgers,
     read_latest,
-    require_format,
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
@@ -79,7 +79,7 @@ class Warehouse:
         with locked(patience), closing(self._file()) as file, closing(self._connect(patience, file)) as con:
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
-                    require_format(con, self.home.warehouse)
+                    bring_to_format(con, self.home.warehouse)
                     require_numbers(con, self.home.warehouse)
                 else:
                     create_ledgers(con)

@@ -19,7 +19,7 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.sql import has_table, quoted, table_columns
+from batch_platform.warehouse.sql import literal, quoted, table_columns
 
 LEDGERS_SCHEMA = "batch_platform"
 
@@ -212,7 +212,10 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT = 1
+FORMAT, OLDEST_FORMAT = (
+    2,
+    1,
+)  # 2 has fingerprints of builds, trainings of models and the time at which the ledgers began
 STATUS_TABLE = "partition_status"
 
 
@@ -244,16 +247,45 @@ _TYPES: dict[object, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", boo
 
 def require_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
     """Raise WarehouseError if another version of the project wrote a database file."""
+    version = _format(con)
+    if version == FORMAT:
+        return
+    hint = "use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder."
+    if OLDEST_FORMAT <= version < FORMAT:
+        hint = "batch-platform run NAME brings the home to the new format; nothing is scored again for that."
+    msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
+    raise WarehouseError(msg, hint=hint)
+
+
+def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
+    """Add the tables and columns that a warehouse of an earlier format lacks, in one transaction; no row is changed.
+
+    Raises WarehouseError if a later version of the project wrote the file.
+    """
+    if not OLDEST_FORMAT <= _format(con) < FORMAT:
+        require_format(con, file)
+        return
+    con.execute("BEGIN")
+    for record, table in _TABLES.items():
+        name = f"{LEDGERS_SCHEMA}.{table}"
+        con.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
+        present = {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, table)}
+        for column in [item for item in fields(record) if item.name not in present]:
+            default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
+            con.execute(f"ALTER TABLE {name} ADD COLUMN {column.name} {_sql_type(column.type)}{default}")
+    con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
+    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
+    note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
+    con.execute("COMMIT")
+
+
+def _format(con: duckdb.DuckDBPyConnection) -> int:
     ((version,),) = con.execute(f"SELECT format FROM {LEDGERS_SCHEMA}.meta").fetchall()
-    if version != FORMAT:
-        msg = f"The database {file} has format {version}; this version of batch-platform reads {FORMAT}."
-        raise WarehouseError(msg, hint="use the version that wrote it, or set BATCH_PLATFORM_HOME to another folder.")
+    return int(version)
 
 
 def created_at(con: duckdb.DuckDBPyConnection) -> datetime | None:
     """When the ledgers began; None where that was not recorded."""
-    if "created_at" not in {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, "meta")}:
-        return None
     ((began,),) = con.execute(f"SELECT created_at FROM {LEDGERS_SCHEMA}.meta").fetchall()
     return began
 
@@ -274,8 +306,7 @@ def require_numbers(con: duckdb.DuckDBPyConnection, file: Path) -> None:
 def continue_numbers(con: duckdb.DuckDBPyConnection) -> None:
     """Begin the sequence of row numbers anew, after the highest number of a row."""
     newest = f"SELECT coalesce(max(seq), 0) FROM {LEDGERS_SCHEMA}"
-    tables = [table for table in _TABLES.values() if has_table(con, LEDGERS_SCHEMA, table)]
-    highest = max(con.execute(f"{newest}.{table}").fetchall()[0][0] for table in tables)
+    highest = max(con.execute(f"{newest}.{table}").fetchall()[0][0] for table in _TABLES.values())
     con.execute(
         f"DROP SEQUENCE IF EXISTS {LEDGERS_SCHEMA}.seq; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq START {highest + 1}"
     )

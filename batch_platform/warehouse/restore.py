@@ -15,7 +15,7 @@ from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import connected
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import continue_numbers, require_format
+from batch_platform.warehouse.ledger import bring_to_format, continue_numbers
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 
 
@@ -43,7 +43,7 @@ def restore_from_published(home: Home, now: datetime) -> Restored:
         try:
             shutil.copyfile(copy, fresh)
             with connected(fresh) as con:
-                require_format(con, copy)
+                bring_to_format(con, copy)
                 continue_numbers(con)
                 con.execute("CHECKPOINT")
             sync(fresh)
