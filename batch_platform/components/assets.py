@@ -76,7 +76,7 @@ def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str)
     newest = due[-1] if due else calendar.holding(calendar.first_start)
     state = sources.state(name, newest)
     version = state.version if newest is None else sources.version(name, newest)
-    _log_observed(context, wiring.key(name), None, version, describe.source_state(state))
+    _log_observed(context, wiring.key(name), None, version, describe.source_state(state, by_partition=False))
 
 
 def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
@@ -89,7 +89,8 @@ def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name:
         except SourceError:
             continue
         state = sources.state(name, partition)
-        _log_observed(context, wiring.key(name), partition.key, state.version, describe.source_state(state))
+        metadata = describe.source_state(state, by_partition=True)
+        _log_observed(context, wiring.key(name), partition.key, state.version, metadata)
 
 
 def _observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
@@ -123,7 +124,7 @@ def _source_metadata(
         return {key: value for key, value in last.metadata.items() if key != dropped}
     if not kind.counts_quickly:
         return {}
-    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition))
+    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition), by_partition=False)
 
 
 def _log_observed(
@@ -278,6 +279,8 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
             with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
                 for done in results:
                     read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
+                    if done.partition == partitions[-1]:
+                        read_from |= describe.stored_table(wiring, "predictions")
                     log.committed(told.predictions(wiring, done), metadata=read_from | describe.speed(done))
         return log.finish(*of_rows, *of_challengers)
 
@@ -318,7 +321,9 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
             partitions = wiring.named(context.partition_keys)
             log = PartitionLog(context, key, len(partitions))
             for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                log.committed(told.performance(wiring, evaluated))
+                last = evaluated.partition == partitions[-1]
+                table = describe.stored_table(wiring, "performance") if last else None
+                log.committed(told.performance(wiring, evaluated), metadata=table)
         return log.finish(*measures.values())
 
     return performance

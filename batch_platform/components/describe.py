@@ -30,8 +30,11 @@ from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.engines.local import LOCAL
 from batch_platform.scoring.run import Committed
+from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.sql import quoted, table_columns
 
-ROW_COUNT = "dagster/row_count"
+ROW_COUNT = "dagster/row_count"  # of a table
+PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
 
 
@@ -154,15 +157,27 @@ def evaluation_code_version(wiring: Wiring) -> str:
     return sha256(declared.encode()).hexdigest()[:12]
 
 
-def table_schema(columns: Mapping[str, str]) -> dg.TableSchema:
-    """A table's columns with their types."""
-    return dg.TableSchema(columns=[dg.TableColumn(name=name, type=dtype) for name, dtype in columns.items()])
+def table_schema(columns: Mapping[str, str], descriptions: Mapping[str, str] | None = None) -> dg.TableSchema:
+    """A table's columns with their types and, as far as they are described, what they hold."""
+    described = descriptions or {}
+    return dg.TableSchema(
+        columns=[dg.TableColumn(name, dtype, description=described.get(name)) for name, dtype in columns.items()]
+    )
 
 
-def source_state(state: SourceState) -> dict[str, Any]:
-    """Metadata of a source, as it was read."""
+def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
+    """Metadata of a table of the warehouse as a whole, for the last partition that a run logs."""
+    schema = wiring.spec.name
+    with wiring.pipeline().warehouse.open() as con:
+        columns = dict(table_columns(con, schema, name))
+        ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
+    return {ROW_COUNT: rows, "dagster/column_schema": table_schema(columns, OF_PIPELINES[name].columns)}
+
+
+def source_state(state: SourceState, *, by_partition: bool) -> dict[str, Any]:
+    """Metadata of a source, or of one partition of it, as it was read."""
     return {
-        ROW_COUNT: state.rows,
+        PARTITION_ROWS if by_partition else ROW_COUNT: state.rows,
         "dagster/column_schema": table_schema(state.columns),
         "location": redact(state.location),
     }
@@ -171,7 +186,7 @@ def source_state(state: SourceState) -> dict[str, Any]:
 def built(features: Built, file: Path) -> dict[str, Any]:
     """Metadata of a partition of features."""
     metadata: dict[str, Any] = {
-        ROW_COUNT: features.build.rows,
+        PARTITION_ROWS: features.build.rows,
         "dagster/uri": str(file),
         "sha256": features.build.sha256,
         "skipped": features.skipped,
@@ -236,7 +251,7 @@ def committed(partition: Committed) -> dict[str, Any]:
     """Metadata of a partition of predictions: rows in and out, the models, and the distribution of the scores."""
     run = partition.run
     metadata: dict[str, Any] = {
-        ROW_COUNT: run.rows_scored,
+        PARTITION_ROWS: run.rows_scored,
         "rows_in": run.rows_in,
         "rows_rejected": run.rows_rejected,
     }
@@ -323,7 +338,10 @@ def speed(partition: Committed) -> dict[str, Any]:
 def evaluated(partition: Evaluated) -> dict[str, Any]:
     """Metadata of an evaluated partition: the numbers of every measure, and those of challengers beside them."""
     return {
-        ROW_COUNT: partition.run.rows_labelled,
+        PARTITION_ROWS: sum(
+            table.height for model in (partition.served, *partition.challengers) for table in model.tables.values()
+        ),
+        "rows_labelled": partition.run.rows_labelled,
         "model_version": partition.served.version.version,
         **rounded(partition.served.numbers),
         **{f"{model.challenger}_{name}": v for model in partition.challengers for name, v in model.numbers.items()},

@@ -48,6 +48,7 @@ from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf, Due, orders_of
 from batch_platform.warehouse.database import Warehouse, replace_rows
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import (
     Change,
     FeatureBuild,
@@ -398,6 +399,7 @@ def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stam
         con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
         columns = ", ".join(column_definitions(BacktestRow))
         con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(pipeline)}.{BACKTESTS} ({columns})")
+        write_comments(con, pipeline, BACKTESTS)
         insert(con, BACKTESTS, rows, schema=pipeline)
         if files:
             replace_rows(con, pipeline, SCORES, [], files)

@@ -14,6 +14,7 @@ import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
 from batch_platform.warehouse.database import replace_rows
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import Change, ScoreRun, column_definitions, insert, note
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -64,6 +65,7 @@ def replace_challengers(
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
     columns = ", ".join(column_definitions(ChallengerRun))
     con.execute(f"CREATE TABLE IF NOT EXISTS {_table(pipeline, RUNS)} ({columns})")
+    write_comments(con, pipeline, RUNS)
     _delete(con, pipeline, SCORES, staged)
     files = [file for challenger in staged for file in challenger.files]
     scored = replace_rows(con, pipeline, SCORES, [], files) if files else 0

@@ -17,6 +17,7 @@ import polars as pl
 
 from batch_platform.declaration.errors import DataError, IntegrityError, OvertakenError, WarehouseError, listed
 from batch_platform.warehouse.checkpoint import WarehouseFile
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import (
@@ -351,6 +352,7 @@ def replace_rows(
     if lossy:
         msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{table}: {listed(lossy)}; nothing is changed."
         raise DataError(msg, hint="cast the column in the features to the type that the table has.")
+    write_comments(con, schema, table)
     con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
     ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
     return int(count)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import duckdb
 
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import Change, column_definitions, insert, next_numbers, note
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -54,6 +55,7 @@ def replace_failures(
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
     table = f"{quoted(pipeline)}.{FAILURES}"
     con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(Failure))})")
+    write_comments(con, pipeline, FAILURES)
     forget_failures(con, pipeline, step, [failure.partition_key for failure in failures])
     insert(con, FAILURES, [vars(failure) for failure in failures], schema=pipeline)
     _note(con, pipeline, FAILURES, [failure.partition_key for failure in failures])
@@ -65,6 +67,7 @@ def replace_failures(
         )
         name = f"{quoted(pipeline)}.{REFUSED_ROWS}"
         con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS {sample} LIMIT 0", {"files": files})
+        write_comments(con, pipeline, REFUSED_ROWS)
         con.execute(f"INSERT INTO {name} BY NAME {sample}", {"files": files})
         _note(con, pipeline, REFUSED_ROWS, list(refused))
 

@@ -19,9 +19,10 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.descriptions import LEDGERS, write_comments
 from batch_platform.warehouse.sql import literal, quoted, table_columns
 
-LEDGERS_SCHEMA = "batch_platform"
+LEDGERS_SCHEMA = LEDGERS
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,8 @@ def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     for record, table in _TABLES.items():
         con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{table} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
     con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{STATUS_TABLE} ({', '.join(column_definitions(StatusRow))})")
+    for table in (*_TABLES.values(), STATUS_TABLE):
+        write_comments(con, LEDGERS_SCHEMA, table)
     insert(con, "meta", [{"format": FORMAT}])
     con.execute("COMMIT")
 

@@ -22,6 +22,7 @@ import duckdb
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
 from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
 from batch_platform.warehouse.sql import literal, quoted, table_columns
@@ -234,6 +235,7 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
         differs = table_columns(con, schema, table, "copy") != table_columns(con, schema, table)
         if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
+            write_comments(con, schema, table, "copy")
         elif schema == LEDGERS_SCHEMA and table != STATUS_TABLE:
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE seq > $since", {"since": since})
         elif (schema, table) in journaled:

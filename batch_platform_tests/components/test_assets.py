@@ -231,12 +231,14 @@ def test_a_range_logs_each_partition_once_with_its_own_facts(trained):
     assert len({entry.tags["dagster/data_version"] for entry in features}) == len(days)
     assert len({entry.tags["dagster/data_version"] for entry in predictions}) == len(days)
     for entry in features:
-        assert value(entry, "dagster/row_count") == 40
+        assert value(entry, "dagster/partition_row_count") == 40
         schema = value(entry, "dagster/column_schema")
         assert {column.name: column.type for column in schema.columns}["shop"] in ("string", "large_string")
         assert pl.read_parquet(value(entry, "dagster/uri")).height == 40
     for entry in predictions:
-        assert value(entry, "rows_in") == value(entry, "dagster/row_count") + value(entry, "rows_rejected") == 40
+        assert (
+            value(entry, "rows_in") == value(entry, "dagster/partition_row_count") + value(entry, "rows_rejected") == 40
+        )
         assert value(entry, "model_version").startswith("2024-02-01-")
         assert value(entry, "rows_per_second") > 0
         assert value(entry, "peak_memory_mib") > 1
@@ -369,7 +371,7 @@ def test_numbers_that_are_only_plotted_come_last(trained):
         *(f"share_of_time_in_{part}" for part in ("read", "score", "commit")),
     ]
     assert names[-6:] == ["speed", *plotted]
-    assert names[:3] == ["dagster/row_count", "rows_in", "rows_rejected"]
+    assert names[:3] == ["dagster/partition_row_count", "rows_in", "rows_rejected"]
 
 
 def test_a_metric_is_shown_with_six_digits(trained):
@@ -622,7 +624,7 @@ def test_a_day_without_rows_is_a_success_with_zeros(tmp_path, monkeypatch):
     assert trained.run("features", "predictions", first=days[0], last=days[-1]).success
     assert trained.run("performance", first=days[0], last=days[-1]).success
     assert [value(entry, "rows_in") for entry in trained.materializations("predictions")] == [40, 0, 40]
-    assert [value(entry, "dagster/row_count") for entry in trained.materializations("performance")] == [40, 0, 40]
+    assert [value(entry, "rows_labelled") for entry in trained.materializations("performance")] == [40, 0, 40]
     assert published(
         trained,
         "SELECT rows_in, rows_scored, rows_rejected FROM batch_platform.score_runs WHERE partition_key = '2024-02-02'",
@@ -747,7 +749,7 @@ def test_a_source_with_a_file_for_each_partition_has_a_version_for_each(tmp_path
     seen = {entry.asset_observation.partition: entry.asset_observation for entry in deployment.observations("events")}
     assert list(seen) == days
     assert len({observation.data_version for observation in seen.values()}) == 3
-    assert all(observation.metadata["dagster/row_count"].value == 40 for observation in seen.values())
+    assert all(observation.metadata["dagster/partition_row_count"].value == 40 for observation in seen.values())
     assert deployment.run("events", first="2024-01-03").success
     assert [entry.asset_observation.partition for entry in deployment.observations("events")] == [*days, "2024-01-03"]
 

@@ -194,7 +194,7 @@ def test_a_partition_shows_its_numbers_and_a_picture_of_its_scores(dagster):
     page.get_by_placeholder("Filter by name").fill(SCORED[0])
     dagster.words(SCORED[0]).first.click()
     dagster.sees("Materialized")
-    for name in ("dagster/row_count", "rows_in", "rows_rejected", "model_version", "score_mean", "score_p90"):
+    for name in ("dagster/partition_row_count", "rows_in", "rows_rejected", "model_version", "score_mean", "score_p90"):
         dagster.sees(name)
     dagster.sees("2024-02-01-", exact=False)
     picture = page.get_by_role("img", name="Distribution from 0 to 1")

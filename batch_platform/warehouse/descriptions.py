@@ -1,0 +1,127 @@
+"""What the tables and their columns hold, in words: written here once, kept in the database as comments, and shown in the UI."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import duckdb
+
+from batch_platform.warehouse.sql import literal, quoted
+
+LEDGERS = "batch_platform"
+_RUN = {"run_id": "Dagster run that wrote the row"}
+_OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
+_SCORES = {
+    "prediction": "predicted value or class",
+    "score": "probability of the positive class, or how unusual a row is",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a row of a table is, and what its columns hold; columns that a pipeline names itself are left out."""
+
+    row: str
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+OF_PIPELINES: dict[str, Description] = {
+    "predictions": Description(
+        "a scored row, with its key, time and kept columns",
+        {
+            **_SCORES,
+            **_OF_PARTITION,
+            "model_version": "version that scored it",
+            "scored_at": "when it was scored, in UTC",
+        },
+    ),
+    "rejected_rows": Description(
+        "a row that broke the contract and was not scored",
+        {
+            **_OF_PARTITION,
+            "key": "its key, as JSON",
+            "reason": "rule that it broke",
+            "column_name": "column that broke the rule; null if the score did",
+            "row": "the row as it was read, as JSON",
+        },
+    ),
+    "performance": Description(
+        "a metric of a partition, measured against its labels",
+        {
+            **_OF_PARTITION,
+            "metric": "name of the metric",
+            "value": "value of the metric",
+            "rows_labelled": "rows whose label was known",
+            "model_version": "version that was measured",
+            "evaluated_at": "when it was measured, in UTC",
+            "challenger": "challenger that was measured; null for the model that serves",
+        },
+    ),
+    "challenger_scores": Description(
+        "a row as a challenger scored it beside the model that serves",
+        {**_SCORES, **_OF_PARTITION, "challenger": "its name", "model_version": "version of the challenger"},
+    ),
+    "challengers": Description(
+        "what a challenger did with a partition",
+        {
+            **_OF_PARTITION,
+            "rank_correlation": "agreement with the scores of the model that serves, 1 at most",
+            "decisions_flipped": "share of rows that both models decide differently",
+            "failure": "why it could not score; null if it did",
+        },
+    ),
+    "failures": Description("a partition whose last attempt at a step failed", _OF_PARTITION),
+    "fingerprints": Description(
+        "a source with the rows of many partitions: the rows and a hash of each partition in it"
+    ),
+    "refused_rows": Description("a rejected row of a partition that was not published for them", _OF_PARTITION),
+    "backtests": Description("a metric of a partition by a tested model"),
+    "backtest_scores": Description("a row as a tested model scored it", {**_SCORES, **_OF_PARTITION}),
+}
+OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
+    "score_runs": Description(
+        "a committed partition of predictions; the newest of a partition counts",
+        {
+            **_OF_PARTITION,
+            "rows_in": "rows of the features",
+            "rows_scored": "rows with a prediction",
+            "rows_rejected": "rows that broke the contract; with rows_scored they add up to rows_in",
+            "model_version": "version that scored it",
+            "input_hash": "hash of the features",
+            "in_sample": "whether the model has learned from the partition",
+        },
+    ),
+    "model_versions": Description("a trained version"),
+    "promotions": Description("a decision on a version, with its reason and evidence"),
+    "model_trainings": Description("what came of training the model of a serving period"),
+    "challenger_trainings": Description("what came of training a challenger for a serving period"),
+    "feature_builds": Description("a built partition of features; the newest of a partition counts"),
+    "evaluations": Description("an evaluated partition; the newest of a partition counts"),
+    "partition_status": Description(
+        "a scored partition as it stood at computed_at",
+        {**_OF_PARTITION, "condition": "scored or stale", "champion": "version that would score it now"},
+    ),
+}
+
+
+def described(schema: str, table: str) -> Description | None:
+    """What a table holds; None for a table of a user."""
+    return (OF_ALL if schema == LEDGERS else OF_PIPELINES).get(table)
+
+
+def write_comments(con: duckdb.DuckDBPyConnection, schema: str, table: str, database: str | None = None) -> None:
+    """Write the descriptions of a table and its columns to the database where they are missing, within the caller's transaction."""
+    description = described(schema, table)
+    if description is None:
+        return
+    values = {"database": database, "schema": schema, "table": table}
+    where = "database_name = coalesce($database, current_database()) AND schema_name = $schema AND table_name = $table"
+    name = f"{quoted(database)}." if database else ""
+    name += f"{quoted(schema)}.{quoted(table)}"
+    if con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {where} AND comment IS NULL", values).fetchall():
+        con.execute(f"COMMENT ON TABLE {name} IS {literal(description.row)}")
+    lacking = con.execute(
+        f"SELECT column_name FROM duckdb_columns() WHERE {where} AND comment IS NULL", values
+    ).fetchall()
+    for (column,) in lacking:
+        if text := description.columns.get(column):
+            con.execute(f"COMMENT ON COLUMN {name}.{quoted(column)} IS {literal(text)}")
