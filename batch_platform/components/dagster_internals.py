@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._cli.proxy_server_manager import ProxyServerManager
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
@@ -45,6 +46,7 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._core.workspace.load_target import WorkspaceLoadTarget
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster.components.core import decl
 from dagster.components.core.context import ComponentDeclLoadContext
@@ -172,22 +174,41 @@ class CodeLocation:
     folder: Path  # in which it is loaded
 
     @property
-    def workspace(self) -> dict[str, Any]:
-        """The contents of a workspace file with this location only."""
-        kind = "autoload_defs_module" if self.autoloaded else "python_module"
-        target = {"module_name": self.module, "working_directory": str(self.folder), "location_name": self.name}
-        return {"load_from": [{kind: target}]}
-
-    def job(self, name: str) -> RemoteJobOrigin:
-        """Where Dagster's processes find a job of this location."""
+    def origin(self) -> ManagedGrpcPythonEnvCodeLocationOrigin:
+        """What Dagster's processes load it from."""
         target = LoadableTargetOrigin(
             executable_path=sys.executable,
             module_name=None if self.autoloaded else self.module,
             autoload_defs_module_name=self.module if self.autoloaded else None,
             working_directory=str(self.folder),
         )
-        location = ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name=self.name)
-        return RemoteJobOrigin(RemoteRepositoryOrigin(location, SINGLETON_REPOSITORY_NAME), name)
+        return ManagedGrpcPythonEnvCodeLocationOrigin(target, location_name=self.name)
+
+    def job(self, name: str) -> RemoteJobOrigin:
+        """Where Dagster's processes find one of its jobs."""
+        return RemoteJobOrigin(RemoteRepositoryOrigin(self.origin, SINGLETON_REPOSITORY_NAME), name)
+
+
+class _OneLocation(WorkspaceLoadTarget):
+    """A workspace with one location."""
+
+    def __init__(self, location: CodeLocation) -> None:
+        self._location = location
+
+    def create_origins(self) -> list[ManagedGrpcPythonEnvCodeLocationOrigin]:
+        return [self._location.origin]
+
+
+@contextmanager
+def code_server(location: CodeLocation, instance: dg.DagsterInstance) -> Generator[dict[str, Any]]:
+    """Run a server of a code location, restarted if it dies; gives the contents of a workspace file that names it.
+
+    Given the location itself, the webserver and the daemon would each start a server: *Reload* would reach only that of the
+    webserver, and the daemon would replace its own every minute. The public `dagster dev` does the same as this, but
+    cannot be told the name of the location.
+    """
+    with ProxyServerManager(instance, _OneLocation(location), code_server_log_level="WARNING") as servers:
+        yield {"load_from": list(servers.get_code_server_specs())}
 
 
 def execute_here(  # noqa: PLR0913 - what makes up a run

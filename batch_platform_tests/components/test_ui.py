@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 
 from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.command_line import run_command
-from batch_platform_tests.dagster_project import write_dagster_project, write_defs_yaml
+from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import range_tags
 from batch_platform_tests.served import (
     LOCATIONS,
@@ -348,6 +348,30 @@ def test_a_check_executed_alone_from_the_ui_says_what_is_stale_and_scores_nothin
     ended = {"SUCCEEDED", "FAILED", "EXECUTION_FAILED"}  # the last of a run that failed before it came to the check
     assert {execution["status"] for execution in executions} <= ended, "no run left one open"
     assert ui.published("FROM batch_platform.score_runs") == before
+
+
+RELOAD = """
+mutation ($location: String!) {reloadRepositoryLocation(repositoryLocationName: $location) {
+  __typename
+  ... on WorkspaceLocationEntry {loadStatus}
+}}"""
+DESCRIPTION = "query ($key: AssetKeyInput!) {assetNodeOrError(assetKey: $key) {... on AssetNode {description}}}"
+
+
+def test_webserver_and_daemon_share_one_server_of_code_that_a_reload_reaches(ui):
+    def servers() -> list[int]:
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in session_of(ui.process.pid)}
+        return [pid for pid, words in commands.items() if b"api" in words and b"grpc" in words]
+
+    (before,) = servers()
+    file = pipeline_folder(ui.home.parent) / "defs.yaml"
+    file.write_text(file.read_text().replace("Whether an order comes back.", "Whether it is sent back."))
+    location = repository(ui)["repositoryLocationName"]
+    assert ui.ask(RELOAD, location=location) == {"__typename": "WorkspaceLocationEntry", "loadStatus": "LOADED"}
+    node = ui.ask(DESCRIPTION, key={"path": ["small", "predictions"]})
+    assert node["description"].startswith("Whether it is sent back.")
+    (after,) = ui.wait(lambda: running if len(running := servers()) == 1 else None)
+    assert after != before
 
 
 def test_an_interrupt_ends_every_process(ui):
