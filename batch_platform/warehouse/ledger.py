@@ -276,6 +276,7 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
         for column in [item for item in fields(record) if item.name not in present]:
             default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
             con.execute(f"ALTER TABLE {name} ADD COLUMN {column.name} {_sql_type(column.type)}{default}")
+        write_comments(con, LEDGERS_SCHEMA, table)
     con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
     con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
     note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
