@@ -28,8 +28,9 @@ from batch_platform.models.contract import (
     infer_contract,
 )
 from batch_platform.models.declared_model import make_estimator, name_of, task_of
-from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
+from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.leakage import nearly_deciding
@@ -37,6 +38,8 @@ from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric
 
 LEAST_ROWS = 20
 MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
+COMPARED_ROWS = 10_000  # on which a booster is compared with its saved form
+ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,29 @@ def _learn(
     """Fit an estimator; returns its predictor."""
     with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
         kind.fit(estimator, matrix, truth, signature.contract)
-    return (kind.predictor or kind.reloaded)(estimator, signature)
+    if kind.predictor is not None:
+        return kind.predictor(estimator, signature)
+    predictor = kind.reloaded(estimator, signature)
+    if isinstance(predictor, BoosterPredictor):
+        _require_own_scores(estimator, predictor, signature, matrix)
+    return predictor
+
+
+def _require_own_scores(
+    estimator: Any, predictor: BoosterPredictor, signature: Signature, matrix: NDArray[np.float64]
+) -> None:
+    """Refuse a booster whose file scores differently than its estimator: what only the estimator does would be lost."""
+    sample = matrix[:: -(-len(matrix) // COMPARED_ROWS)]
+    with one_thread():
+        own, saved = SklearnPredictor(estimator, signature.task).predict(sample), predictor.predict(sample)
+    same = own.shape == saved.shape and np.isclose(own, saved, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+    if not np.all(same):
+        differing = (
+            "" if own.shape != saved.shape else f" in {(~np.asarray(same)).reshape(len(own), -1).any(axis=1).sum()}"
+        )
+        msg = f"{name_of(estimator)} scores differently once it is saved{differing} of {len(sample)} rows."
+        hint = "leave out of model.params what acts outside of the booster, and do it in the features' SQL."
+        raise TrainingRefusedError(msg, hint=hint)
 
 
 @contextmanager

@@ -375,3 +375,41 @@ def test_a_function_may_build_the_estimator_with_its_own_preprocessing():
     assert model.estimator[-1].C == 0.5
     with pytest.raises(WrongUseError, match="returned str, which is not an estimator"):
         check_estimator_exists(Model(build=f"{__name__}.nothing"))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params", "message"),
+    [
+        (
+            "xgboost.XGBClassifier",
+            {"n_estimators": 5, "missing": -999.0},
+            r"does not save that -999 stands for a missing value. Hint: .*NULLIF\(column, -999\)",
+        ),
+        (
+            "lightgbm.LGBMClassifier",
+            {"n_estimators": 200, "verbose": -1, "pred_early_stop": True, "pred_early_stop_margin": 0.1},
+            r"LGBMClassifier scores differently once it is saved in \d+ of 150 rows. Hint: ",
+        ),
+    ],
+)
+def test_a_parameter_that_the_saved_booster_would_not_know_is_refused(estimator, params, message):
+    with pytest.raises((TrainingRefusedError, WrongUseError), match=message):
+        fitted(estimator=estimator, params=params)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "rounds_used"),
+    [
+        ("xgboost.XGBClassifier", lambda booster: booster.best_iteration),
+        ("lightgbm.LGBMClassifier", lambda booster: booster.best_iteration_),
+    ],
+)
+def test_a_booster_that_stops_early_watches_the_newest_rows_that_it_learns_from(estimator, rounds_used):
+    quiet = {"verbose": -1} if "lightgbm" in estimator else {}
+    params = {"n_estimators": 300, "early_stopping_rounds": 3, **quiet}
+    model = Model(estimator=estimator)
+    training = data()
+    changed = TrainingData(training.fit, training.evaluate.with_columns(~pl.col("late")), "late")
+    one, other = (fit(model, FEATURES, rows, params) for rows in (training, changed))
+    assert 0 < rounds_used(one.estimator) < 299
+    assert rounds_used(one.estimator) == rounds_used(other.estimator), "the evaluation rows have no say"

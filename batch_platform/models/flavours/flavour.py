@@ -23,6 +23,7 @@ from batch_platform.models.native_threads import one_thread
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
 BLOCK_ROWS = 1024
+STOPPING_SHARE = 0.2  # of the rows to learn from: the newest, which tell a booster when to stop
 _TOLERANCE = 1e-4  # of probabilities in float32
 _EXPECTED = {
     "binary": "a binary model must return probabilities, [rows] of the second class or [rows, 2]",
@@ -160,6 +161,35 @@ class BoosterPredictor:
             finish = partial(_finished, finish, self.signature)
         steps = [] if self.transform is None else [self.transform]
         return Parts(steps, len(columns), replace(ensemble, finish=finish))
+
+
+def fit_booster(
+    estimator: Any,
+    matrix: NDArray[np.float64],
+    labels: NDArray[Any] | None,
+    options: Mapping[str, Any],
+    watching: Callable[[Any, Any], Mapping[str, Any]] | None,
+) -> None:
+    """Fit a booster, alone or as the last step of a pipeline; one that stops early watches the newest of the rows.
+
+    Args:
+        estimator: Unfitted.
+        matrix: Encoded rows in order of time. The rows on which the model is evaluated are not among them.
+        labels: One for each row.
+        options: For the booster's own `fit`.
+        watching: The options that make the booster watch rows, given them and their labels; None if it does not stop early.
+    """
+    if watching is None or labels is None:
+        estimator.fit(matrix, labels, **options)
+        return
+    count = len(matrix) - max(1, int(len(matrix) * STOPPING_SHARE))
+    earlier, later = matrix[:count], matrix[count:]
+    booster = estimator
+    if hasattr(estimator, "named_steps"):
+        steps, booster = estimator[:-1], estimator.steps[-1][1]
+        earlier = steps.fit_transform(earlier, labels[:count])
+        later = steps.transform(later)
+    booster.fit(earlier, labels[:count], **options, **watching(later, labels[count:]))
 
 
 def _finished(finish: Finish, signature: Signature, sums: NDArray[np.float64]) -> NDArray[Any]:

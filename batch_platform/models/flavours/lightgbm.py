@@ -7,13 +7,14 @@ from typing import Any
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
-from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, needed
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster, needed
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_lightgbm
 
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
 _NUMBERS = ("regression", "huber", "fair", "poisson", "quantile", "mape", "gamma", "tweedie", "cross_entropy")
+_STOPPING = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")
 _HINT = "give a file that Booster.save_model wrote."
 
 
@@ -46,7 +47,14 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
 def _fit(estimator: Any, matrix: Any, labels: Any, contract: Contract) -> None:
     """Tell LightGBM which columns hold category codes, unless preprocessing stands in front of it."""
     as_they_are = contract.categorical and not hasattr(estimator, "named_steps")
-    estimator.fit(matrix, labels, **({"categorical_feature": contract.categorical} if as_they_are else {}))
+    codes = {"categorical_feature": contract.categorical} if as_they_are else {}
+    params = last_of(estimator).get_params()
+    rounds = next((params[name] for name in _STOPPING if params.get(name) is not None), 0)
+    fit_booster(estimator, matrix, labels, codes, _watching if int(rounds) > 0 else None)
+
+
+def _watching(matrix: Any, labels: Any) -> dict[str, Any]:
+    return {"eval_X": matrix, "eval_y": labels}
 
 
 def _parameters() -> set[str]:

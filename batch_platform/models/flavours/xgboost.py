@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.errors import DataError, WrongUseError
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
-from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, needed
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster, needed
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import read_xgboost
 from batch_platform.models.forest.ensembles import Ensemble, require
@@ -53,12 +53,26 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
 
 
 def _fit(estimator: Any, matrix: Any, labels: Any, _contract: Contract) -> None:
-    """Fit an estimator; XGBoost takes classes only by their position."""
+    """Fit an estimator; XGBoost takes classes only by their position.
+
+    Raises:
+        WrongUseError: A value other than NaN stands for a missing value: the saved booster would not know.
+    """
     from sklearn.base import is_classifier
 
+    booster = last_of(estimator)
+    missing = booster.missing
+    if missing is not None and not np.isnan(missing):
+        msg = f"model.params.missing: XGBoost does not save that {missing:g} stands for a missing value."
+        raise WrongUseError(msg, hint=f"leave it out, and write NULLIF(column, {missing:g}) in the features' SQL.")
     if labels is not None and is_classifier(estimator):
         labels = np.unique(labels, return_inverse=True)[1]
-    estimator.fit(matrix, labels)
+    stops_early = bool(booster.early_stopping_rounds)
+    fit_booster(estimator, matrix, labels, {}, _watching if stops_early else None)
+
+
+def _watching(matrix: Any, labels: Any) -> dict[str, Any]:
+    return {"eval_set": [(matrix, labels)], "verbose": False}
 
 
 def _accept_codes(estimator: Any, contract: Contract) -> None:
