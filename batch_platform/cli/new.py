@@ -378,7 +378,8 @@ def _show(report: dict[str, Any]) -> None:
         partitions = f"{report['every']}, of which {report['partitions']:,} hold rows"
         learns = "all rows before the period that it serves"
     made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
-    more = f"; from the time: {', '.join(made)}" if made else ""
+    features = [f"{len(report['features'])}: {', '.join(report['features'])}"] if report["features"] else []
+    features += [f"from the time: {', '.join(made)}"] if made else []
     place = (
         "a row's file and its place there" if "number_rows" in report["source"] else "the place of a row in its file"
     )
@@ -397,7 +398,7 @@ def _show(report: dict[str, Any]) -> None:
             if report["train_every"]
             else f"{report['estimator']}, trained once",
             "learns from": learns,
-            "features": f"{len(report['features'])}: {', '.join(report['features'])}{more}",
+            "features": "; ".join(features),
             "left out": report["left_out"] or "nothing",
         },
         indent=2,

@@ -1,0 +1,40 @@
+"""The transcripts of the README are what the commands print, but for numbers, dates and what models come out as."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from batch_platform_tests.stories import STORIES
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TRANSCRIPTS = re.findall(r"^```console\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+FOLDER = "~/shop"
+
+
+def shape(lines: list[str]) -> list[str]:
+    """Lines without their numbers and hashes; of the lines that tell of one model each, however many, one is left.
+
+    Without the lines on progress, of which a slow machine prints more.
+    """
+    told = [line for line in lines if not re.match(r"and \d+ more models|\w+: [\d,]+ of [\d,]+, ", line)]
+    masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in told]
+    return [line for line, _ in groupby("model …" if line.startswith("model #") else line for line in masked)]
+
+
+@pytest.mark.usefixtures("few_trees")
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=["customers", "daily files", "a meter"])
+def test_a_transcript_is_what_the_commands_print(cli, tmp_path, transcript):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
+    for step in re.split(r"^(?=[#$] )", transcript, flags=re.MULTILINE)[1:]:
+        first, *printed = step.splitlines()
+        if first in STORIES:
+            STORIES[first](folder, yesterday)
+            continue
+        answer = cli(folder, *first.removeprefix("$ batch-platform ").split())
+        lines = [*answer.out.splitlines(), *(line for line in answer.err.splitlines() if line.startswith("Error"))]
+        assert shape([line.replace(str(folder), FOLDER) for line in lines]) == shape(printed), first
