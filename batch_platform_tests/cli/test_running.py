@@ -158,6 +158,7 @@ def test_run_reports_as_json(cli, project):
         "rows_scored": 1159,
         "rows_rejected": 1,
         "published": f"{project}/.batch_platform/published.duckdb",
+        "findings": {},
         "failures": [],
         "error": None,
     }
