@@ -193,7 +193,8 @@ def test_an_unknown_name_is_refused_with_the_known_names():
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks", "scoring", "--only=skript"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "unknown: skript; choose from batch_platform, categorical, forest, linear, ray, script" in done.stderr
+    assert "unknown: skript; choose from " in done.stderr
+    assert {"batch_platform", "forest", "script"} <= set(done.stderr.rpartition("choose from ")[2].strip().split(", "))
 
 
 def test_peers_have_this_process_s_estimators_and_one_version_of_everything():

@@ -41,7 +41,7 @@ def many_keys_that_occur_twice(tmp_path: Path) -> None:
     fed = Fed.scored(tmp_path)
     fed.feed(events=pl.concat([EVENTS, EVENTS.filter(pl.col("id").is_in(IDS[:13]))]))
     message = fed.refuses(DAY, "keys occur more than once", "and 3 more", error=DataError)
-    assert message.count("id=") == 10
+    assert message.partition("and 3 more")[0].count("id=") == 10
 
 
 def keys_that_are_null(tmp_path: Path) -> None:

@@ -78,4 +78,4 @@ def test_the_nearest_version_is_named(cli, project):
 
 def test_a_backtest_before_anything_was_built_says_what_to_run(cli, fresh):
     answer = cli(fresh, "backtest", "small", *RANGE, *TREE)
-    assert (answer.code, "batch-platform run small --from 2024-01-01 --to 2024-02-20" in answer.error) == (1, True)
+    assert (answer.code, "run a pipeline first: batch-platform run" in answer.error) == (1, True)

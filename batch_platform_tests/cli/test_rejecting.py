@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -101,6 +102,8 @@ def make_garbage(project):
     models = project / ".batch_platform" / "models" / "small"
     orphan = shutil.copytree(next(models.iterdir()), models / "2024-02-01-00000000")
     os.utime(orphan, (0, 0))
+    with duckdb.connect(str(project / ".batch_platform" / "warehouse.duckdb")) as con:  # ledgers that are older still
+        con.execute("UPDATE batch_platform.meta SET created_at = '1969-12-31'")
     return orphan
 
 

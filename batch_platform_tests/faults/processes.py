@@ -297,12 +297,12 @@ def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
 DIES_BEFORE_TELLING = """
 import os, signal, sys
 from batch_platform.components.events import PartitionLog
-materialized = PartitionLog.materialized
+committed = PartitionLog.committed
 def dies(self, *args, **kwargs):
     if self._asset.path[-1] == "predictions":
         os.kill(os.getpid(), signal.SIGKILL)
-    materialized(self, *args, **kwargs)
-PartitionLog.materialized = dies
+    committed(self, *args, **kwargs)
+PartitionLog.committed = dies
 from batch_platform.cli import main
 sys.argv = ["batch-platform", "run", "small", "--from", "2024-02-11", "--to", "2024-02-13"]
 main()

@@ -289,7 +289,7 @@ def test_more_rejected_rows_than_the_budget_allows_are_refused_with_reasons_and_
     strict = replace(pipeline, spec=pipeline.spec.model_copy(update={"features": features}))
     message = r"small, partition 2024-02-02: 2 of 40 rows break .*2 times amount: below the minimum 0\. .* id=1290 "
     with pytest.raises(DataError, match=message):
-        list(strict.score(days(strict, "2024-02-02"), STAMP))
+        list(strict.score(days(strict, "2024-02-02"), STAMP, force=True))
 
 
 def test_a_missing_column_names_the_partition(pipeline, tmp_path):
