@@ -7,18 +7,20 @@ from threading import Lock, local
 
 from threadpoolctl import ThreadpoolController
 
-WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4"}
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def let_waiting_threads_sleep() -> None:
-    """Make the threads of OpenMP and OpenBLAS wait asleep, unless the environment says otherwise.
+    """Make the threads of OpenMP and OpenBLAS wait in a busy loop only briefly, then asleep, unless the environment says otherwise.
 
-    By default they wait for each other in a busy loop. Where more threads run than there are cores (another run beside this one, a
-    container that may use fewer cores than it sees), the loop takes the core from the very thread it waits for. Results do not change.
-    Libraries read these variables when they are loaded: call this before, for this process and its child processes.
+    By default they loop for long. Where more threads run than there are cores (another run beside this one, a container that may
+    use fewer cores than it sees), the loop takes the core from the very thread it waits for. To sleep at once would be as wrong: on
+    an idle machine waking up takes longer than most waits. Results do not change. Libraries read these variables when they are
+    loaded: call this before, for this process and its child processes.
     """
-    for name, value in WAIT_ASLEEP.items():
-        os.environ.setdefault(name, value)
+    for name, value in SHORT_WAITS.items():
+        if not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
+            os.environ.setdefault(name, value)
 
 
 class _Process:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.models.native_threads import WAIT_ASLEEP
+from batch_platform.models.native_threads import SHORT_WAITS
 from batch_platform.warehouse.home import HOME_VARIABLE
 
 UNSET = (
     *("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", HOME_VARIABLE, "DAGSTER_HOME", "PYTHONWARNINGS"),
-    *WAIT_ASLEEP,  # which the command sets for itself, and no peer should inherit
+    *SHORT_WAITS,  # which the command sets for itself, and no peer should inherit
 )
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))

@@ -10,7 +10,7 @@ import pytest
 from batch_platform.models.bundle import write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import prove
-from batch_platform.models.native_threads import WAIT_ASLEEP
+from batch_platform.models.native_threads import SHORT_WAITS
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.models.test_bundle import manifest, rows, written
 
@@ -59,12 +59,16 @@ def test_a_library_that_is_loaded_while_compiled_trees_score_uses_one_thread_on_
     assert after == [3]
 
 
-@pytest.mark.parametrize(("policy", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_a_command_wait_asleep_unless_the_user_says_otherwise(fresh, monkeypatch, policy, used):
-    for name in WAIT_ASLEEP:
-        monkeypatch.delenv(name)
-    if policy is not None:
-        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    shown = run_command(fresh, "check", OMP_DISPLAY_ENV="TRUE")
+@pytest.mark.parametrize(
+    ("own", "used"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")]
+)
+def test_threads_of_a_command_wait_busily_only_for_a_moment_unless_the_user_says_otherwise(
+    fresh, monkeypatch, own, used
+):
+    for name in SHORT_WAITS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    shown = run_command(fresh, "check", OMP_DISPLAY_ENV="VERBOSE")
     assert shown.code == 0
-    assert f"OMP_WAIT_POLICY = '{used}'" in shown.err
+    assert f"GOMP_SPINCOUNT = '{used}'" in shown.err
