@@ -25,6 +25,7 @@ from batch_platform.components.instance import prepare_instance
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 from batch_platform_tests.dagster_project import PACKAGE
 from batch_platform_tests.deployment import Deployment
+from batch_platform_tests.served import LAUNCH
 
 LOCATION = "project"
 REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
@@ -37,13 +38,6 @@ from batch_platform.declaration.spec import PipelineSpec
 
 defs = build_definitions(PipelineSpec.model_validate_json({declared!r}), Path({folder!r}))
 """
-LAUNCH = """
-mutation ($executionParams: ExecutionParams!) {launchPipelineExecution(executionParams: $executionParams) {
-  __typename
-  ... on LaunchRunSuccess {run {runId}}
-  ... on PythonError {message}
-  ... on RunConfigValidationInvalid {errors {message}}
-}}"""
 
 
 @dataclass(frozen=True)

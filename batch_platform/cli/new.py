@@ -185,7 +185,7 @@ def _revision(
     path, own_table = present.table if file is None else (file, table)
     with survey(locate(path, own_table), present.spec.partitions.timezone, date_order) as table_survey:
         declared = present.as_declared(asked, [column.name for column in table_survey.columns])
-        before, after = (_files(present, table_survey, one) for one in (declared, changed_by(declared, asked)))
+        before, after = (_files(present, table_survey, answers) for answers in (declared, changed_by(declared, asked)))
     return revised(present.files, before, after)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_platform.components import checks, describe, lineage, told
+from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, held_object, observed_version_tags
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.jobs import (
@@ -159,7 +159,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
             try:
                 for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
                     log.committed(
-                        told.features(wiring, built),
+                        commits.features(wiring, built),
                         metadata=lineage.built(wiring, built, partitions[-1]),
                         findings=built.findings,
                     )
@@ -220,7 +220,7 @@ def _train(  # noqa: PLR0913 - a serving period, and what all of them share
             log.check(checks.CHALLENGERS_TRAINED, partition_key, [challenger.training for challenger in done])
     else:
         trained = pipeline.train(period, stamp, params=config.params)
-        log.committed(told.model(wiring, trained), trained=trained)
+        log.committed(commits.model(wiring, trained), trained=trained)
 
 
 def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
@@ -281,7 +281,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
                     read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
                     if done.partition == partitions[-1]:
                         read_from |= describe.stored_table(wiring, "predictions")
-                    log.committed(told.predictions(wiring, done), metadata=read_from | describe.speed(done))
+                    log.committed(commits.predictions(wiring, done), metadata=read_from | describe.speed(done))
         return log.finish(*of_rows, *of_challengers)
 
     return predictions
@@ -323,7 +323,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
             for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
                 last = evaluated.partition == partitions[-1]
                 table = describe.stored_table(wiring, "performance") if last else None
-                log.committed(told.performance(wiring, evaluated), metadata=table)
+                log.committed(commits.performance(wiring, evaluated), metadata=table)
         return log.finish(*measures.values())
 
     return performance

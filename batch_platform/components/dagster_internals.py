@@ -298,8 +298,8 @@ def _held_open(address: str) -> Generator[Connection]:
 def leaving_out(check: Callable[[Path], None], left_out: Callable[[Path, Path, Exception], None]) -> Generator[None]:
     """Let Dagster load definitions without the folders whose YAML file fails a check or cannot be parsed.
 
-    `left_out` gets such a folder, the folder of all definitions and the error. Dagster parses all YAML files of a project before it loads the first one, and gives up at the first error. No public
-    alternative.
+    `left_out` gets such a folder, the folder of all definitions and the error. Dagster parses all YAML files of a project before
+    it loads the first one, and gives up at the first error. No public alternative.
     """
     build = decl.build_filesystem_component_decl_from_context
 

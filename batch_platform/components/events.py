@@ -13,8 +13,9 @@ from typing import Any
 
 import dagster as dg
 
-from batch_platform.components import told as told_of
+from batch_platform.components import commits
 from batch_platform.components.checks import Checked, RunCheck, evaluation
+from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
     data_version_tags,
@@ -23,7 +24,6 @@ from batch_platform.components.dagster_internals import (
 )
 from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
-from batch_platform.components.told import Told
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.pipeline.plan import State
@@ -54,7 +54,7 @@ class PartitionLog:
 
     def committed(
         self,
-        told: Told,
+        commit: Commit,
         *,
         metadata: Mapping[str, Any] | None = None,
         trained: Trained | None = None,
@@ -65,19 +65,19 @@ class PartitionLog:
         A `trained` model is reported by its version, with the features that alone nearly decide the label; the findings on a
         partition of features are warnings.
         """
-        tags = data_version_tags(told.data_version) | self._provenance
+        tags = data_version_tags(commit.data_version) | self._provenance
         event = dg.AssetMaterialization(
-            self._asset, partition=told.partition_key, metadata={**told.metadata, **(metadata or {})}, tags=tags
+            self._asset, partition=commit.partition_key, metadata={**commit.metadata, **(metadata or {})}, tags=tags
         )
         self._context.log_event(event)
         for finding in findings:
-            self._context.log.warning("%s: %s.", told.partition_key, finding)
-        progress = self._pace.reached(trained.version.version if trained else told.partition_key or "", told.rows)
+            self._context.log.warning("%s: %s.", commit.partition_key, finding)
+        progress = self._pace.reached(trained.version.version if trained else commit.partition_key or "", commit.rows)
         suspicious = tuple(trained.suspicious if trained else ())
         self._report(replace(progress, suspicious=suspicious, findings=tuple(findings)))
-        for check, checked in told.checked.items():
+        for check, checked in commit.checked.items():
             self.count(check, checked)
-        for result in told.evaluations(self._asset):
+        for result in commit.evaluations(self._asset):
             self._context.op_execution_context.log_event(result)
 
     def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:
@@ -135,21 +135,21 @@ def log_unknown_commits(
     unknown = {asset: _unknown(wiring, instance, asset, runs[asset], busy) for asset in runs}
     if not any(unknown.values()):
         return
-    told: dict[str, Iterator[Told]] = {
-        "features": (told_of.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
-        "model": (told_of.model(wiring, it, state.registry) for it in recorded_models(state, unknown["model"])),
+    unlogged: dict[str, Iterator[Commit]] = {
+        "features": (commits.features(wiring, it) for it in recorded_features(pipeline, state, unknown["features"])),
+        "model": (commits.model(wiring, it, state.registry) for it in recorded_models(state, unknown["model"])),
         "predictions": (
-            told_of.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
+            commits.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
         ),
         "performance": (
-            told_of.performance(wiring, it) for it in recorded_evaluations(pipeline, state, unknown["performance"])
+            commits.performance(wiring, it) for it in recorded_evaluations(pipeline, state, unknown["performance"])
         ),
     }
     with quick_event_log(instance):
-        for asset, partitions in told.items():
-            for partition in partitions:
-                run_id = runs[asset][partition.partition_key or unknown[asset][0]]
-                _log_in_place_of_run(instance, wiring.key(asset), partition, run_id)
+        for asset, commits_of_asset in unlogged.items():
+            for commit in commits_of_asset:
+                run_id = runs[asset][commit.partition_key or unknown[asset][0]]
+                _log_in_place_of_run(instance, wiring.key(asset), commit, run_id)
 
 
 def _unknown(
@@ -166,10 +166,10 @@ def _unknown(
     ]
 
 
-def _log_in_place_of_run(instance: dg.DagsterInstance, asset: dg.AssetKey, told: Told, run_id: str) -> None:
-    metadata = {**told.metadata, "logged_for_run": run_id}
-    tags = data_version_tags(told.data_version)
-    event = dg.AssetMaterialization(asset, partition=told.partition_key, metadata=metadata, tags=tags)
+def _log_in_place_of_run(instance: dg.DagsterInstance, asset: dg.AssetKey, commit: Commit, run_id: str) -> None:
+    metadata = {**commit.metadata, "logged_for_run": run_id}
+    tags = data_version_tags(commit.data_version)
+    event = dg.AssetMaterialization(asset, partition=commit.partition_key, metadata=metadata, tags=tags)
     instance.report_runless_asset_event(event)
-    for result in told.evaluations(asset):
+    for result in commit.evaluations(asset):
         instance.report_runless_asset_event(result)

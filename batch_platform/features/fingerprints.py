@@ -47,7 +47,7 @@ class Fingerprints:
     version: str  # of the files and of what is read of them
     looks_back: bool
     starts: tuple[int, ...] = ()  # of the partitions with rows, in seconds since 1970, ascending
-    found: tuple[Fingerprint, ...] = ()
+    fingerprints: tuple[Fingerprint, ...] = ()  # one for each start
 
     def of(self, partition: Partition) -> Fingerprint:
         """The fingerprint of one partition."""
@@ -56,12 +56,12 @@ class Fingerprints:
         if at < 0:
             return Fingerprint(0, "")
         if self.starts[at] == start:
-            return self.found[at]
-        return Fingerprint(0, self.found[at].content if self.looks_back else "")
+            return self.fingerprints[at]
+        return Fingerprint(0, self.fingerprints[at].content if self.looks_back else "")
 
     def as_json(self) -> str:
         """Write them down; `from_json` reads them."""
-        rows = [[start, one.rows, one.content] for start, one in zip(self.starts, self.found, strict=True)]
+        rows = [[start, held.rows, held.content] for start, held in zip(self.starts, self.fingerprints, strict=True)]
         return json.dumps({"looks_back": self.looks_back, "partitions": rows})
 
     @classmethod
@@ -69,8 +69,8 @@ class Fingerprints:
         """Read what `as_json` wrote of a version."""
         held = json.loads(text)
         starts = tuple(start for start, _, _ in held["partitions"])
-        found = tuple(Fingerprint(rows, content) for _, rows, content in held["partitions"])
-        return cls(version, held["looks_back"], starts, found)
+        fingerprints = tuple(Fingerprint(rows, content) for _, rows, content in held["partitions"])
+        return cls(version, held["looks_back"], starts, fingerprints)
 
 
 ReadBy = Literal["features", "labels"]
@@ -155,7 +155,7 @@ class DatedSources:
                 del _remembered[next(iter(_remembered))]
             _remembered[key] = made
         if _remembered[key] is None and spec.sources[name].late is not None:
-            return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), found=(Fingerprint(0, version),))
+            return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), fingerprints=(Fingerprint(0, version),))
         return _remembered[key]
 
     def _bytes(self, name: str) -> int:
@@ -201,19 +201,19 @@ def _buckets(con: SourceConnection, name: str, read: RowsRead, length: int) -> l
         f"SELECT CAST(floor(epoch({instant(read.time or '')}) / {length}) AS BIGINT) * {length} AS start, count(*), "
         f"sum(hash({', '.join(hashed) or '0'})) FROM {quoted(name)} GROUP BY 1 ORDER BY 1 NULLS FIRST"
     )
-    found = con.duckdb.execute(query).fetchall()
-    return [_Bucket(_NO_TIME if start is None else int(start), int(n), int(total)) for start, n, total in found]
+    buckets = con.duckdb.execute(query).fetchall()
+    return [_Bucket(_NO_TIME if start is None else int(start), int(n), int(total)) for start, n, total in buckets]
 
 
 def _by_partition(version: str, buckets: Iterable[_Bucket], calendar: Calendar, *, looks_back: bool) -> Fingerprints:
-    starts, found = list[int](), list[Fingerprint]()
+    starts, fingerprints = list[int](), list[Fingerprint]()
     rows_before = content_before = 0
     for start, rows, content in _joined(buckets, calendar):
         rows_before, content_before = rows_before + rows, content_before + content
         counted, total = (rows_before, content_before) if looks_back else (rows, content)
         starts.append(start)
-        found.append(Fingerprint(rows, f"{counted}-{total % 2**64:x}"))
-    return Fingerprints(version, looks_back, tuple(starts), tuple(found))
+        fingerprints.append(Fingerprint(rows, f"{counted}-{total % 2**64:x}"))
+    return Fingerprints(version, looks_back, tuple(starts), tuple(fingerprints))
 
 
 def _joined(buckets: Iterable[_Bucket], calendar: Calendar) -> Iterator[tuple[int, int, int]]:

@@ -326,13 +326,13 @@ class History:
             with suppress(SourceError):
                 now = then | json.loads(builder.label_versions(partition))
                 for (_, name), held in taken.items():
-                    found = held.of(partition)
+                    fingerprint = held.of(partition)
                     if (
                         name in then
-                        and found.rows
+                        and fingerprint.rows
                         and (recheck or self._is_recent(name, partition.end + delay, newest))
                     ):
-                        now[name] = [*astuple(found)]
+                        now[name] = [*astuple(fingerprint)]
                 versions[key] = json.dumps(now, sort_keys=True)
         return LabelChanges(versions, taken)
 

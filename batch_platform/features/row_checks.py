@@ -273,12 +273,12 @@ def keys_repeated_in(
     )
     query = f"SELECT count(*) OVER (), sum(__rows) OVER (), * FROM ({repeated}) ORDER BY {named} LIMIT 1"
     try:
-        found = con.duckdb.execute(query, window).fetchall()
+        repeated = con.duckdb.execute(query, window).fetchall()
     except duckdb.Error:
         return None
-    if not found:
+    if not repeated:
         return ""
-    keys, rows, *example, copies, kinds = found[0]
+    keys, rows, *example, copies, kinds = repeated[0]
     alike = "equal rows" if kinds == 1 else "different rows"
     return (
         f"Source {name!r} holds {keys:,} key{'s' if keys > 1 else ''} more than once there, in {rows:,} rows: "

@@ -23,14 +23,11 @@ from batch_platform.warehouse.ledger import (
     Promotion,
     ScoreRun,
     Version,
-    column_definitions,
     insert,
     next_numbers,
     note,
 )
-from batch_platform.warehouse.sql import has_table
 
-MODEL_TRAININGS = "model_trainings"
 Recorded = TypeVar("Recorded", Version, Promotion, ModelTraining, ChallengerTraining)
 AnyTraining = ModelTraining | ChallengerTraining
 
@@ -217,9 +214,7 @@ def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
         versions=_rows(con, "model_versions", Version, pipeline),
         promotions=_rows(con, "promotions", Promotion, pipeline),
         challenger_trainings=_rows(con, "challenger_trainings", ChallengerTraining, pipeline),
-        model_trainings=_rows(con, MODEL_TRAININGS, ModelTraining, pipeline)
-        if has_table(con, LEDGERS_SCHEMA, MODEL_TRAININGS)
-        else (),
+        model_trainings=_rows(con, "model_trainings", ModelTraining, pipeline),
     )
 
 
@@ -243,10 +238,7 @@ def record_failure(con: duckdb.DuckDBPyConnection, training: AnyTraining) -> Non
 
 
 def _insert_training(con: duckdb.DuckDBPyConnection, training: AnyTraining, seq: int) -> None:
-    table = "challenger_trainings"
-    if isinstance(training, ModelTraining):
-        table, columns = MODEL_TRAININGS, ", ".join(column_definitions(ModelTraining, "seq BIGINT"))
-        con.execute(f"CREATE TABLE IF NOT EXISTS {LEDGERS_SCHEMA}.{table} ({columns})")  # older warehouses lack it
+    table = "model_trainings" if isinstance(training, ModelTraining) else "challenger_trainings"
     insert(con, table, [{**vars(training), "seq": seq}])
 
 

@@ -48,20 +48,19 @@ from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf, Due, orders_of
 from batch_platform.warehouse.database import Warehouse, replace_rows
-from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import (
     Change,
     FeatureBuild,
     ScoreRun,
     as_record,
-    column_definitions,
+    create_table,
     insert,
     next_numbers,
     note,
     read_latest,
 )
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import literal, quoted
+from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.staging import staging_folder
 
 BACKTESTS, SCORES = "backtests", "backtest_scores"
@@ -396,10 +395,7 @@ def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stam
     rows = [vars(row) for row in _rows(result, stamp)]
     files = [_named(file) for file in scores]
     with warehouse.transaction() as con:
-        con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
-        columns = ", ".join(column_definitions(BacktestRow))
-        con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(pipeline)}.{BACKTESTS} ({columns})")
-        write_comments(con, pipeline, BACKTESTS)
+        create_table(con, pipeline, BACKTESTS, BacktestRow)
         insert(con, BACKTESTS, rows, schema=pipeline)
         if files:
             replace_rows(con, pipeline, SCORES, [], files)

@@ -7,17 +7,15 @@ one left.
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
-
-import duckdb
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.renaming import HeldPipeline, copy_pipeline, drop_pipeline, held_pipelines, recorded_rows
+from batch_platform.warehouse.sql import transaction
 
 
 def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] | None) -> HeldPipeline | None:
@@ -40,17 +38,17 @@ def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] 
             msg = f"The warehouse holds another pipeline {new!r}, which is not the same as {old!r}."
             raise WrongUseError(msg, hint=f"choose another name, or remove it: batch-platform gc --drop {new}.")
         if declare is not None and after:
-            with _transaction(con):  # left by a killed call
+            with transaction(con):  # left by a killed call
                 drop_pipeline(con, new)
         if before and (declare is not None or not after):
             for folder, copy in _folders(home, old, new):
                 _link(folder, copy)
-            with _transaction(con):
+            with transaction(con):
                 copy_pipeline(con, old, new)
         if declare is not None:
             declare()
         if before:
-            with _transaction(con):
+            with transaction(con):
                 drop_pipeline(con, old)
     for folder, _ in _folders(home, old, new):
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,17 +74,6 @@ def drop_pipelines(home: Home, names: Collection[str]) -> None:
         for folder, _ in _folders(home, name, name):
             shutil.rmtree(folder, ignore_errors=True)
     publish(home)
-
-
-@contextmanager
-def _transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
-    con.execute("BEGIN")
-    try:
-        yield
-    except BaseException:
-        con.execute("ROLLBACK")
-        raise
-    con.execute("COMMIT")
 
 
 def _folders(home: Home, old: str, new: str) -> list[tuple[Path, Path]]:

@@ -14,8 +14,7 @@ import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
 from batch_platform.warehouse.database import replace_rows
-from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import Change, ScoreRun, column_definitions, insert, note
+from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, note
 from batch_platform.warehouse.sql import has_table, quoted
 
 SCORES, RUNS = "challenger_scores", "challengers"
@@ -62,10 +61,7 @@ def replace_challengers(
     if not staged:
         return
     pipeline = committed[0].pipeline
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
-    columns = ", ".join(column_definitions(ChallengerRun))
-    con.execute(f"CREATE TABLE IF NOT EXISTS {_table(pipeline, RUNS)} ({columns})")
-    write_comments(con, pipeline, RUNS)
+    create_table(con, pipeline, RUNS, ChallengerRun)
     _delete(con, pipeline, SCORES, staged)
     files = [file for challenger in staged for file in challenger.files]
     scored = replace_rows(con, pipeline, SCORES, [], files) if files else 0

@@ -3,7 +3,6 @@
 One process at a time holds the file, for one short transaction, under a flock on a file beside it.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -33,7 +32,7 @@ from batch_platform.warehouse.ledger import (
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.sql import folded, has_table, quoted
+from batch_platform.warehouse.sql import folded, has_table, quoted, transaction
 
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -95,15 +94,8 @@ class Warehouse:
     @contextmanager
     def transaction(self) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse for one transaction, committed at the end and undone by any error."""
-        with self.open() as con:
-            con.execute("BEGIN")
-            try:
-                yield con
-                con.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(duckdb.Error):
-                    con.execute("ROLLBACK")
-                raise
+        with self.open() as con, transaction(con):
+            yield con
 
     def latest(self, ledger: type[Row], pipeline: str) -> dict[str, Row]:
         """The newest row of a ledger for each partition, by key."""
@@ -247,13 +239,13 @@ def require_not_lost(home: Home) -> None:
     """Raise WarehouseError if the warehouse is missing where one has been: a new one would be published, and lose the rest."""
     if home.warehouse.exists():
         return
-    left = {
+    kept = {
         "published copies": any(home.root.glob("published*.duckdb")),
         "models": any(home.models.glob("*/*")),
         "features": any(home.lake.glob("*/*/*")),
     }
-    if found := [name for name, present in left.items() if present]:
-        msg = f"The warehouse {home.warehouse} is missing, but {home.root} holds {' and '.join(found)}; nothing was changed."
+    if held := [name for name, present in kept.items() if present]:
+        msg = f"The warehouse {home.warehouse} is missing, but {home.root} holds {' and '.join(held)}; nothing was changed."
         hint = (
             "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
         )

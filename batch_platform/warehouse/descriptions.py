@@ -7,7 +7,7 @@ import duckdb
 
 from batch_platform.warehouse.sql import literal, quoted
 
-LEDGERS = "batch_platform"
+LEDGERS_SCHEMA = "batch_platform"
 _RUN = {"run_id": "Dagster run that wrote the row"}
 _OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
 _SCORES = {
@@ -105,7 +105,7 @@ OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
 
 def described(schema: str, table: str) -> Description | None:
     """What a table holds; None for a table of a user."""
-    return (OF_ALL if schema == LEDGERS else OF_PIPELINES).get(table)
+    return (OF_ALL if schema == LEDGERS_SCHEMA else OF_PIPELINES).get(table)
 
 
 def write_comments(con: duckdb.DuckDBPyConnection, schema: str, table: str, database: str | None = None) -> None:

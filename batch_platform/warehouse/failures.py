@@ -13,7 +13,7 @@ from typing import Literal
 import duckdb
 
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import Change, column_definitions, insert, next_numbers, note
+from batch_platform.warehouse.ledger import Change, create_table, insert, next_numbers, note
 from batch_platform.warehouse.sql import has_table, quoted
 
 FAILURES, REFUSED_ROWS = "failures", "refused_rows"
@@ -52,10 +52,7 @@ def replace_failures(
     refused: Mapping[str, Sequence[Path]],
 ) -> None:
     """Record failures of a step, and of partitions with too many rejected rows some of those rows, by partition key."""
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
-    table = f"{quoted(pipeline)}.{FAILURES}"
-    con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(Failure))})")
-    write_comments(con, pipeline, FAILURES)
+    create_table(con, pipeline, FAILURES, Failure)
     forget_failures(con, pipeline, step, [failure.partition_key for failure in failures])
     insert(con, FAILURES, [vars(failure) for failure in failures], schema=pipeline)
     _note(con, pipeline, FAILURES, [failure.partition_key for failure in failures])

@@ -9,8 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import Change, column_definitions, insert, next_numbers, note
+from batch_platform.warehouse.ledger import Change, create_table, insert, next_numbers, note
 from batch_platform.warehouse.sql import has_table, quoted
 
 FINGERPRINTS = "fingerprints"
@@ -38,10 +37,8 @@ def replace_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str, rows: Co
     """Record what sources hold, within the caller's transaction; what was known of the same sources is replaced."""
     if not rows:
         return
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(pipeline)}")
+    create_table(con, pipeline, FINGERPRINTS, SourceFingerprints)
     table = f"{quoted(pipeline)}.{FINGERPRINTS}"
-    con.execute(f"CREATE TABLE IF NOT EXISTS {table} ({', '.join(column_definitions(SourceFingerprints))})")
-    write_comments(con, pipeline, FINGERPRINTS)
     for row in rows:
         con.execute(f"DELETE FROM {table} WHERE read_by = $by AND source = $of", {"by": row.read_by, "of": row.source})
     insert(con, FINGERPRINTS, [vars(row) for row in rows], schema=pipeline)

@@ -19,10 +19,8 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
-from batch_platform.warehouse.descriptions import LEDGERS, write_comments
-from batch_platform.warehouse.sql import literal, quoted, table_columns
-
-LEDGERS_SCHEMA = LEDGERS
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
+from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
 
 
 @dataclass(frozen=True)
@@ -213,24 +211,30 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT, OLDEST_FORMAT = (
-    2,
-    1,
-)  # 2 has fingerprints of builds, trainings of models and the time at which the ledgers began
+FORMAT = 2  # has fingerprints of builds, trainings of models and the time at which the ledgers began, which 1 lacks
+OLDEST_FORMAT = 1
 STATUS_TABLE = "partition_status"
 
 
 def create_ledgers(con: duckdb.DuckDBPyConnection) -> None:
     """Create the tables of an empty warehouse in one transaction."""
-    con.execute(f"BEGIN; CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
-    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ DEFAULT now())")
-    for record, table in _TABLES.items():
-        con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{table} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
-    con.execute(f"CREATE TABLE {LEDGERS_SCHEMA}.{STATUS_TABLE} ({', '.join(column_definitions(StatusRow))})")
-    for table in (*_TABLES.values(), STATUS_TABLE):
-        write_comments(con, LEDGERS_SCHEMA, table)
-    insert(con, "meta", [{"format": FORMAT}])
-    con.execute("COMMIT")
+    with transaction(con):
+        con.execute(f"CREATE SCHEMA {LEDGERS_SCHEMA}; CREATE SEQUENCE {LEDGERS_SCHEMA}.seq")
+        con.execute(
+            f"CREATE TABLE {LEDGERS_SCHEMA}.meta (format INTEGER NOT NULL, created_at TIMESTAMPTZ DEFAULT now())"
+        )
+        for record, table in _TABLES.items():
+            create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
+        create_table(con, LEDGERS_SCHEMA, STATUS_TABLE, StatusRow)
+        insert(con, "meta", [{"format": FORMAT}])
+
+
+def create_table(con: duckdb.DuckDBPyConnection, schema: str, table: str, record: type, *first: str) -> None:
+    """Create a described table with a column for each field of a record, unless it is there; `first` as for its columns."""
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    columns = ", ".join(column_definitions(record, *first))
+    con.execute(f"CREATE TABLE IF NOT EXISTS {quoted(schema)}.{quoted(table)} ({columns})")
+    write_comments(con, schema, table)
 
 
 def column_definitions(record: type, *first: str) -> list[str]:
@@ -268,19 +272,17 @@ def bring_to_format(con: duckdb.DuckDBPyConnection, file: Path) -> None:
     if not OLDEST_FORMAT <= _format(con) < FORMAT:
         require_format(con, file)
         return
-    con.execute("BEGIN")
-    for record, table in _TABLES.items():
-        name = f"{LEDGERS_SCHEMA}.{table}"
-        con.execute(f"CREATE TABLE IF NOT EXISTS {name} ({', '.join(column_definitions(record, 'seq BIGINT'))})")
-        present = {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, table)}
-        for column in [item for item in fields(record) if item.name not in present]:
-            default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
-            con.execute(f"ALTER TABLE {name} ADD COLUMN {column.name} {_sql_type(column.type)}{default}")
-        write_comments(con, LEDGERS_SCHEMA, table)
-    con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
-    con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
-    note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
-    con.execute("COMMIT")
+    with transaction(con):
+        for record, table in _TABLES.items():
+            create_table(con, LEDGERS_SCHEMA, table, record, "seq BIGINT")
+            present = {column for column, *_ in table_columns(con, LEDGERS_SCHEMA, table)}
+            for column in [item for item in fields(record) if item.name not in present]:
+                default = f" DEFAULT {literal(column.default)}" if isinstance(column.default, str) else ""
+                definition = f"{column.name} {_sql_type(column.type)}{default}"
+                con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.{table} ADD COLUMN {definition}")
+        con.execute(f"ALTER TABLE {LEDGERS_SCHEMA}.meta ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ")
+        con.execute(f"UPDATE {LEDGERS_SCHEMA}.meta SET format = {FORMAT}")
+        note(con, [Change(next_numbers(con, 1)[0], LEDGERS_SCHEMA, "meta", None)])  # so that it is published
 
 
 def _format(con: duckdb.DuckDBPyConnection) -> int:

@@ -10,7 +10,6 @@ the lock; an open warehouse has no log that they would lack. Another process cop
 its own database a second time loses its lock on it when it closes it.
 """
 
-import contextlib
 import subprocess
 import uuid
 from collections.abc import Generator
@@ -25,7 +24,7 @@ from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Wa
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
-from batch_platform.warehouse.sql import literal, quoted, table_columns
+from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _NOTHING = "empty"
@@ -184,14 +183,8 @@ def _attach(con: duckdb.DuckDBPyConnection, path: Path) -> None:
 def _attached(con: duckdb.DuckDBPyConnection) -> Generator[None]:
     """Hold the attached copy for one transaction."""
     try:
-        con.execute("BEGIN")
-        try:
+        with transaction(con):
             yield
-            con.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(duckdb.Error):
-                con.execute("ROLLBACK")
-            raise
         con.execute("CHECKPOINT copy")
     finally:
         con.execute("DETACH copy")

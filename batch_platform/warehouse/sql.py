@@ -1,4 +1,7 @@
-"""SQL text: quoted identifiers, string literals, and the columns of a table."""
+"""SQL text: quoted identifiers and string literals; the columns of a table; a transaction."""
+
+import contextlib
+from collections.abc import Generator
 
 import duckdb
 
@@ -32,3 +35,16 @@ def table_columns(
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
     """Whether the current database of a connection has such a table."""
     return bool(table_columns(con, schema, table))
+
+
+@contextlib.contextmanager
+def transaction(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    """One transaction of a connection, committed at the end of the block and undone by any error."""
+    con.execute("BEGIN")
+    try:
+        yield
+        con.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            con.execute("ROLLBACK")
+        raise

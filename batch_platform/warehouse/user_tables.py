@@ -16,6 +16,7 @@ import duckdb
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.warehouse.database import Warehouse, replace_rows
+from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.published import open_published
@@ -24,10 +25,7 @@ from batch_platform.warehouse.sql import literal, quoted, table_columns
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
-TABLES_OF_PIPELINES = (
-    *("predictions", "rejected_rows", "performance", "drift", "features", "model", "models"),
-    *("backtests", "backtest_scores", "challengers", "challenger_scores", "failures", "refused_rows", "fingerprints"),
-)
+TABLES_OF_PIPELINES = (*OF_PIPELINES, "drift", "features", "model", "models")
 
 
 @dataclass(frozen=True)

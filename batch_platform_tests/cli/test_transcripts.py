@@ -38,8 +38,8 @@ def shape(lines: list[str]) -> list[str]:
 
     Without the lines on progress, of which a slow machine prints more.
     """
-    told = [line for line in lines if not re.match(r"and \d+ more models|\w+: [\d,]+ of [\d,]+, ", line)]
-    masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in told]
+    steady = [line for line in lines if not re.match(r"and \d+ more models|\w+: [\d,]+ of [\d,]+, ", line)]
+    masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in steady]
     return [line for line, _ in groupby("model …" if line.startswith("model #") else line for line in masked)]
 
 

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 import batch_platform
-from batch_platform.warehouse.descriptions import LEDGERS, OF_ALL, OF_PIPELINES
+from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, OF_PIPELINES
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
 from batch_platform_tests.components.test_challengers_shown import LINEAR
@@ -30,7 +30,7 @@ def test_every_table_of_the_readme_is_described():
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\S+)`", row)
     }
-    assert named == {f"<pipeline>.{name}" for name in OF_PIPELINES} | {f"{LEDGERS}.{name}" for name in OF_ALL}
+    assert named == {f"<pipeline>.{name}" for name in OF_PIPELINES} | {f"{LEDGERS_SCHEMA}.{name}" for name in OF_ALL}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_tables_are_described_in_the_database_and_in_dagster_alike(deployment):
     assert in_copy["batch_platform.score_runs.rows_in"] == OF_ALL["score_runs"].columns["rows_in"]
     held = {name for name in OF_PIPELINES if f"small.{name}" in in_copy}
     assert held >= {"predictions", "performance", "challenger_scores", "challengers"}
-    for schema, tables in {"small": {name: OF_PIPELINES[name] for name in held}, LEDGERS: OF_ALL}.items():
+    for schema, tables in {"small": {name: OF_PIPELINES[name] for name in held}, LEDGERS_SCHEMA: OF_ALL}.items():
         for name, table in tables.items():
             assert in_copy[f"{schema}.{name}"] == table.row
             described = {column: in_copy.get(f"{schema}.{name}.{column}") for column in table.columns}

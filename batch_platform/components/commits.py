@@ -17,7 +17,7 @@ from batch_platform.scoring.run import Committed
 
 
 @dataclass(frozen=True)
-class Told:
+class Commit:
     """One committed partition, in Dagster's terms."""
 
     partition_key: str | None  # None for an unpartitioned asset
@@ -40,34 +40,34 @@ class Told:
         ]
 
 
-def features(wiring: Wiring, built: Built) -> Told:
+def features(wiring: Wiring, built: Built) -> Commit:
     """Built features."""
     metadata = describe.built(built, wiring.pipeline().history.file(built.build))
-    return Told(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
+    return Commit(built.partition.key, built.build.sha256[:16], built.build.rows, metadata)
 
 
-def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) -> Told:
+def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) -> Commit:
     """A trained version, with its challengers; `registry` is that of the warehouse unless it is known already."""
     version = trained.version
     checked: dict[RunCheck[Any], Any] = {checks.GATE: trained}
     if trained.challengers:
         checked[checks.CHALLENGERS_TRAINED] = [challenger.training for challenger in trained.challengers]
     key = None if wiring.serving_periods is None else version.serving_period
-    return Told(key, version.sha256[:16], version.rows_trained, describe.trained(wiring, trained, registry), checked)
+    return Commit(key, version.sha256[:16], version.rows_trained, describe.trained(wiring, trained, registry), checked)
 
 
-def predictions(wiring: Wiring, committed: Committed) -> Told:
+def predictions(wiring: Wiring, committed: Committed) -> Commit:
     """Committed predictions."""
     checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.predictions(wiring), committed)
     if committed.challengers:
         checked[checks.CHALLENGERS_SCORED] = committed.challengers
     version = describe.rows_version(committed)
-    return Told(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
+    return Commit(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
 
 
-def performance(wiring: Wiring, evaluated: Evaluated) -> Told:
+def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     """An evaluation."""
     measures = checks.measures(wiring)
     checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
     version = describe.evaluation_version(evaluated)
-    return Told(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
+    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
