@@ -67,6 +67,22 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How many evaluation rows a version and the champion of that time could score.
+
+    A model can score a row that keeps its contract and is of a class that it knows.
+    """
+
+    rows: int
+    shared: int  # scored by both, and by only one of them
+    only_version: int
+    only_champion: int
+    champion_rejects: int
+    champion_lacks_class: int  # of the rows that it does not reject
+    champion_is_unfit: bool  # it fails on more than features.max_rejected of the rows, and on more than the version
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The metrics on the end of the window, of a model that was not fitted on it.
 
@@ -78,6 +94,7 @@ class Evaluation:
     rows: int
     metrics: dict[str, float]
     baseline: Baseline | None = None  # None if the task has none, or there is nothing to learn it from
+    coverage: Coverage | None = None  # None if there was no champion that could read the rows
 
 
 @dataclass(frozen=True)
@@ -232,8 +249,9 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         raise WrongUseError(msg, hint="upgrade batch-platform, or train the serving period again.")
     values["compiled"] = Compilation(**values["compiled"])
     values["training"] = Window(**values["training"])
-    baseline = values["evaluation"].get("baseline")
-    values["evaluation"]["baseline"] = Baseline(**baseline) if baseline else None
+    for name, record in (("baseline", Baseline), ("coverage", Coverage)):
+        recorded = values["evaluation"].get(name)
+        values["evaluation"][name] = record(**recorded) if recorded else None
     values["evaluation"] = Evaluation(**values["evaluation"])
     values["sampled"] = Sampled(**values["sampled"]) if values["sampled"] else None
     return Manifest(**values)
@@ -295,6 +313,8 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     if baseline := values["evaluation"].pop("baseline"):
         facts["baseline"] = baseline["name"]
         facts |= {f"baseline.{name}": value for name, value in sorted(baseline["metrics"].items())}
+    coverage = values["evaluation"].pop("coverage") or {}
+    facts |= {f"coverage.{name}": value for name, value in coverage.items()}
     facts["refit"] = values["refit"]
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
     for window in ("training", "evaluation"):

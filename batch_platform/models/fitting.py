@@ -142,18 +142,12 @@ def measured(
     `rows` are those that a trivial model learns from and those that both are evaluated on.
     """
     earlier, later = (_known(signature, part, label) for part in rows)
-    outcomes = _outcomes(predictor, signature, later, label)
+    outcomes = outcomes_of(predictor, signature, later, label)
     if outcomes is None:
         return {}, None
     metric = model.promote.metric or default_metric(signature.task)
     trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label)
     return measure(outcomes), trivial
-
-
-def evaluate(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> dict[str, float]:
-    """Measure a fitted model on rows that keep its contract; rows of a class it does not know are left out."""
-    outcomes = _outcomes(predictor, signature, _known(signature, rows, label), label)
-    return {} if outcomes is None else measure(outcomes)
 
 
 def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:
@@ -215,8 +209,8 @@ def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.Da
     return rows.filter(known_to(signature.classes, rows[label]))
 
 
-def _outcomes(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
-    """What a model gives for rows of known classes, with their truth; None without rows."""
+def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
+    """What a model gives for rows that keep its contract, of classes that it knows, with their truth; None without rows."""
     if not rows.height:
         return None
     matrix = signature.contract.encode(rows)

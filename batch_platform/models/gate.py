@@ -1,31 +1,40 @@
 """The gate that a trained version must pass to serve: its declared rule, a comparison with a trivial model, and one with the champion.
 
-Each is measured on the evaluation rows. The champion is measured on those that it has not learned from. If there are none,
-because it was trained for the same serving period, the metrics count that its own gate recorded before it was refitted. A
-champion that can no longer be loaded, or that was trained on other columns, must not keep a new model from serving: then the
-verdict says why nothing was compared. Records nothing.
+Each is measured on the evaluation rows. A version and the champion are compared on those that both can score and that the
+champion has not learned from; the rows that only one of them can score are its coverage. If there are none, because the
+champion was trained for the same serving period, the metrics count that its own gate recorded before it was refitted. A
+champion that can no longer be loaded, that was trained on other columns, or that could not score enough of the rows to be
+published, must not keep a new model from serving: then the verdict says why. Records nothing.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from math import isclose
 from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError, listed
-from batch_platform.declaration.spec import Promote
+from batch_platform.declaration.inputs import RejectedBudget
+from batch_platform.declaration.spec import Features, Promote
 from batch_platform.features.history import PARTITION_START, TrainingData
 from batch_platform.models.baseline import AgainstBaseline
-from batch_platform.models.bundle import Bundle, Manifest
-from batch_platform.models.contract import Contract, Signature, Task
-from batch_platform.models.fitting import Fitted, evaluate
-from batch_platform.models.native_threads import one_thread
+from batch_platform.models.bundle import Bundle, Coverage, Manifest
+from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
+from batch_platform.models.fitting import Fitted, outcomes_of
 from batch_platform.monitoring.comparison import Difference, paired_difference
-from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, is_worse, known_to, lower_is_better
+from batch_platform.monitoring.metrics import (
+    CLASSIFICATION,
+    default_metric,
+    is_worse,
+    known_to,
+    lower_is_better,
+    measure,
+)
 from batch_platform.warehouse.ledger import Action, Version
 
 _ROW = "__row"
@@ -40,6 +49,7 @@ class ChampionComparison:
     metrics: dict[str, float]  # of the version; empty where nothing was compared
     champion_metrics: dict[str, float]
     difference: Difference | None  # of the gate's metric, version minus champion; None if it was not measured here
+    coverage: Coverage | None = None  # of the evaluation rows; None if the champion cannot read them
     not_compared: str = ""  # the reason; empty if they were compared
     recorded: bool = False  # whether the champion's metrics are those that its own gate recorded
 
@@ -51,10 +61,12 @@ class Verdict:
     action: Action
     reason: str
     evidence: str  # JSON
+    coverage: Coverage | None = None  # beside the champion
 
 
 def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     gate: Promote,
+    features: Features,
     fitted: Fitted,
     data: TrainingData,
     serving_period: str,
@@ -70,40 +82,52 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     metric = gate.metric or default_metric(task)
     comparison = None
     if champion is not None:
-        comparison = _compared(metric, fitted, data, serving_period, champion, open_version)
-    standing = comparison.champion_metrics if comparison and comparison.champion_metrics else None
+        comparison = _compared(metric, features, fitted, data, serving_period, champion, open_version)
     evidence = {
         "metrics": fitted.metrics,
         "baseline": None if trivial is None else asdict(trivial),
         "comparison": None if comparison is None else asdict(comparison),
     }
-    if refusal := judge(gate, task, fitted.metrics, standing):
-        return Verdict("refused", refusal, json.dumps(evidence))
-    reason = "meets the gate"
+    coverage = None if comparison is None else comparison.coverage
+
+    def verdict(refusal: str) -> Verdict:
+        return Verdict("refused", refusal, json.dumps(evidence), coverage)
+
+    if refusal := judge(gate, task, fitted.metrics):
+        return verdict(refusal)
+    reasons = ["meets the gate"]
+    if comparison is not None:
+        worse, remarks = _held_against_champion(gate, metric, comparison), _remarks(metric, comparison)
+        if worse and not (coverage and coverage.champion_is_unfit):
+            return verdict("; ".join([worse, *remarks]))
+        reasons += [*([worse] if worse else []), *remarks]
     beaten = beaten_by_baseline(metric, fitted.metrics, trivial) if gate.baseline else None
     if beaten is not None:
         if beaten.certain and not gate.manual:
-            return Verdict("refused", beaten.reason, json.dumps(evidence))
-        reason += f"; {beaten.reason}{'' if beaten.certain else ', which may be chance'}"
-    if comparison is not None and comparison.not_compared:
-        reason += f"; the champion {comparison.champion} was not compared: {comparison.not_compared}"
-    return accepted(gate, reason, evidence)
+            return verdict(beaten.reason)
+        reasons.append(f"{beaten.reason}{'' if beaten.certain else ', which may be chance'}")
+    return replace(accepted(gate, "; ".join(reasons), evidence), coverage=coverage)
 
 
-def judge(gate: Promote, task: Task, metrics: Mapping[str, float], champion: Mapping[str, float] | None) -> str | None:
-    """Why a version may not serve; None if it may. Both sets of metrics are measured on the same evaluation rows."""
+def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None:
+    """Why the metrics of a version on the evaluation rows rule it out, whatever else serves; None if they do not."""
     metric = gate.metric or default_metric(task)
     value = metrics.get(metric)
     if value is None:
         return f"{metric} cannot be measured on the evaluation rows (measured: {listed(metrics) or 'nothing'})"
     if gate.at_least is not None and is_worse(metric, value, gate.at_least):
         return f"{metric} {value:.4f} is worse than the required {gate.at_least:g}"
-    standing = None if champion is None else champion.get(metric)
-    if gate.tolerance is not None and standing is not None:
-        bound = standing + gate.tolerance if lower_is_better(metric) else standing - gate.tolerance
-        if is_worse(metric, value, bound):
-            return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
     return None
+
+
+def worse_than_champion(gate: Promote, metric: str, value: float | None, standing: float | None) -> str | None:
+    """Why a metric is too far below the champion's on the same rows; None if it is not, or if nothing is known of either."""
+    if gate.tolerance is None or value is None or standing is None:
+        return None
+    bound = standing + gate.tolerance if lower_is_better(metric) else standing - gate.tolerance
+    if not is_worse(metric, value, bound):
+        return None
+    return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
 
 
 @dataclass(frozen=True)
@@ -144,46 +168,138 @@ def accepted(gate: Promote, reason: str, evidence: Mapping[str, Any] | None = No
     return Verdict("approved", reason, text)
 
 
+def _held_against_champion(gate: Promote, metric: str, comparison: ChampionComparison) -> str | None:
+    """Why a version is worse than the champion on the rows that both can score; None if it is not, or not by enough."""
+    value, standing = comparison.metrics.get(metric), comparison.champion_metrics.get(metric)
+    return worse_than_champion(gate, metric, value, standing)
+
+
+def _remarks(metric: str, comparison: ChampionComparison) -> list[str]:
+    """What a decision should say of the champion: that it is unfit, what only one of the two can score, what was not compared."""
+    name, coverage, reason = comparison.champion, comparison.coverage, comparison.not_compared
+    remarks: list[str] = []
+    if coverage is not None and coverage.champion_is_unfit:
+        faults = {
+            "would reject": coverage.champion_rejects,
+            "does not know the class of": coverage.champion_lacks_class,
+        }
+        told = " and ".join(f"{verb} {count:,}" for verb, count in faults.items() if count)
+        remarks.append(f"the champion {name} is unfit: it {told} of the {coverage.rows:,} evaluation rows")
+    if coverage is not None and (coverage.only_version or coverage.only_champion):
+        counts = f"{coverage.only_version:,} only by this version, {coverage.only_champion:,} only by the champion"
+        remarks.append(f"of {coverage.rows:,} evaluation rows {coverage.shared:,} can be scored by both, {counts}")
+    if not reason and not {metric} <= comparison.metrics.keys() & comparison.champion_metrics.keys():
+        reason = f"{metric} cannot be measured on the rows that both can score"
+    return [*remarks, *([f"the champion {name} was not compared: {reason}"] if reason else [])]
+
+
 def _compared(  # noqa: PLR0913 - two models and their rows
     metric: str,
+    features: Features,
     fitted: Fitted,
     data: TrainingData,
     serving_period: str,
     champion: Version,
     open_version: Callable[[Version], Bundle],
 ) -> ChampionComparison:
+    name, coverage = champion.version, None
+
+    def not_compared(reason: str) -> ChampionComparison:
+        return ChampionComparison(name, {}, {}, None, coverage, reason)
+
     try:
         bundle = open_version(champion)
-        own, standing = fitted.signature, Signature(bundle.manifest.task, bundle.manifest.classes, bundle.contract)
-        if standing.task != own.task:
-            return ChampionComparison(champion.version, {}, {}, None, f"it is of another task, {standing.task}")
+        contract = bundle.contract.under(features.columns)
+        own, standing = fitted.signature, Signature(bundle.manifest.task, bundle.manifest.classes, contract)
+        if reason := _not_comparable(own, standing):
+            return not_compared(reason)
+        scored = [_scored(data.evaluate, signature, data.label) for signature in (own, standing)]
+        coverage = _coverage(features.rejected_budget, *scored)
         unseen = _not_learned_from(data.evaluate, bundle.manifest)
         if data.evaluate.height and not unseen.height:
             if champion.serving_period == serving_period:
-                return ChampionComparison(
-                    champion.version, fitted.metrics, bundle.manifest.evaluation.metrics, None, recorded=True
-                )
-            return ChampionComparison(champion.version, {}, {}, None, "it has learned from the evaluation rows")
-        rows = _shared(unseen, own.contract, bundle.contract)
+                recorded = bundle.manifest.evaluation.metrics
+                return ChampionComparison(name, fitted.metrics, recorded, None, coverage, recorded=True)
+            return not_compared("it has learned from the evaluation rows")
+        rows = data.evaluate.filter(scored[0].by_rules & scored[1].by_rules & scored[0].by_class & scored[1].by_class)
+        rows = _not_learned_from(rows, bundle.manifest)
+        models = [(fitted.predictor, own), (bundle.predictor, standing)]
     except (DataError, IntegrityError, WrongUseError) as error:
-        return ChampionComparison(champion.version, {}, {}, None, error.message)
-    models = ((fitted.predictor, own), (bundle.predictor, standing))
-    metrics, champion_metrics = (
-        evaluate(predictor, signature, signature.contract.split(rows).kept, data.label)
+        return not_compared(error.message)
+    if own.classes != standing.classes:
+        models = [_among(_shared_classes(own, standing), *model) for model in models]
+    first, second = (
+        outcomes_of(predictor, signature, signature.contract.split(rows).kept, data.label)
         for predictor, signature in models
     )
-    difference = None
-    known = rows.filter(known_to(own.classes, rows[data.label])) if data.label and own.classes else rows
-    if data.label is not None and standing.classes == own.classes and known.height:
-        with one_thread():
-            predictions = [
-                np.asarray(predictor.predict(signature.contract.encode(signature.contract.split(known).kept)))
-                for predictor, signature in models
-            ]
-        truth = as_truth(known[data.label])
-        outcomes = [Outcomes(own.task, predicted, truth, own.classes) for predicted in predictions]
-        difference = paired_difference(metric, *outcomes)
-    return ChampionComparison(champion.version, metrics, champion_metrics, difference)
+    if first is None or second is None:
+        return not_compared("there is no row that both can score")
+    difference = None if first.truth is None else paired_difference(metric, first, second)
+    return ChampionComparison(name, measure(first), measure(second), difference, coverage)
+
+
+def _not_comparable(own: Signature, standing: Signature) -> str:
+    """Why a version and the champion can have no rows in common; empty if they can."""
+    if own.task not in CLASSIFICATION or standing.task not in CLASSIFICATION:
+        return "" if own.task == standing.task else f"it is of another task, {standing.task}"
+    return "" if len(_shared_classes(own, standing)) >= BINARY else "it knows other classes"
+
+
+def _shared_classes(own: Signature, standing: Signature) -> list[ClassLabel]:
+    return [label for label in own.classes if label in standing.classes]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Which rows a model can score [n]: those that keep its contract, and those whose class it knows."""
+
+    by_rules: pl.Series
+    by_class: pl.Series
+
+
+def _scored(rows: pl.DataFrame, signature: Signature, label: str | None) -> _Scored:
+    numbered = rows.with_row_index(_ROW)
+    by_rules = numbered[_ROW].is_in(signature.contract.split(numbered).kept[_ROW].implode())
+    if label is None or not signature.classes:
+        return _Scored(by_rules, pl.repeat(value=True, n=rows.height, eager=True))
+    return _Scored(by_rules, known_to(signature.classes, rows[label]))
+
+
+def _coverage(budget: RejectedBudget, version: _Scored, champion: _Scored) -> Coverage:
+    rows, own, standing = (
+        len(version.by_rules),
+        version.by_rules & version.by_class,
+        champion.by_rules & champion.by_class,
+    )
+    lost = int((~standing).sum())
+    return Coverage(
+        rows=rows,
+        shared=int((own & standing).sum()),
+        only_version=int((own & ~standing).sum()),
+        only_champion=int((standing & ~own).sum()),
+        champion_rejects=int((~champion.by_rules).sum()),
+        champion_lacks_class=int((champion.by_rules & ~champion.by_class).sum()),
+        champion_is_unfit=bool(lost) and budget.is_exceeded(lost, rows) and int(own.sum()) > int(standing.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _AmongClasses:
+    """A classifier that is asked to tell only some of its classes apart: their probabilities, scaled to a sum of 1."""
+
+    predictor: Predictor
+    columns: list[int]
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        chosen = np.asarray(self.predictor.predict(matrix), dtype=np.float64)[:, self.columns]
+        sums = chosen.sum(axis=1, keepdims=True)
+        return np.divide(chosen, sums, out=np.full_like(chosen, 1 / len(self.columns)), where=sums > 0)
+
+
+def _among(classes: list[ClassLabel], predictor: Predictor, signature: Signature) -> tuple[Predictor, Signature]:
+    task = "binary" if len(classes) == BINARY else "multiclass"
+    columns = [signature.classes.index(label) for label in classes]
+    return _AmongClasses(predictor, columns), replace(signature, task=task, classes=classes)
 
 
 def _not_learned_from(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
@@ -194,12 +310,3 @@ def _not_learned_from(rows: pl.DataFrame, manifest: Manifest) -> pl.DataFrame:
     if not manifest.refit:  # earlier versions recorded the end of the whole window
         until = min(until, datetime.fromisoformat(manifest.evaluation.start))
     return rows.filter(pl.col(PARTITION_START) >= until)
-
-
-def _shared(rows: pl.DataFrame, *contracts: Contract) -> pl.DataFrame:
-    """The rows that satisfy every contract, unchanged."""
-    numbered = rows.with_row_index(_ROW)
-    for contract in contracts:
-        kept = contract.split(numbered).kept.select(_ROW)
-        numbered = numbered.join(kept, on=_ROW, how="semi", maintain_order="left")
-    return numbered.drop(_ROW)

@@ -223,6 +223,8 @@ class Training:
     def write(self, learned: LearnedModel, verdict: Verdict, *, actor: str) -> tuple[Version, Promotion]:
         """Write the bundle of a model; return its version and the decision on it, not registered yet."""
         home, spec = self.history.home, self.history.spec
+        evaluation = replace(learned.manifest.evaluation, coverage=verdict.coverage)
+        learned = replace(learned, manifest=replace(learned.manifest, evaluation=evaluation))
         with staging_folder(home, self.stamp.run_id) as staging:
             version = learned.write(staging, home.models / spec.name, allow_pickle=spec.model.allow_pickle)
         decision = Promotion(
@@ -302,14 +304,14 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
     Raises:
         TrainingRefusedError: No model can be trained on the data; nothing is written. See `Training.learn` for others.
     """
-    model = training.history.spec.model
+    model, features = training.history.spec.model, training.history.spec.features
     learned = training.learn(params)
     if learned.data is None:
         verdict = accepted(model.promote, UNJUDGED)
     else:
         champion = training.state.registry.champion(training.period.start)
         period = training.period.key
-        verdict = pass_gate(model.promote, learned.fitted, learned.data, period, champion, open_version)
+        verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, champion, open_version)
     final = learned if verdict.action == "refused" else training.refit(learned)
     version, decision = training.write(final, verdict, actor="gate")
     return Trained(version, decision, learned.fitted.suspicious, learned.data if model.import_ is None else None)
@@ -371,7 +373,7 @@ def _verdict(
     if learned.data is not None:
         gate = spec.model.promote.model_copy(update={"manual": False})
         period = learned.manifest.serving_period
-        verdict = pass_gate(gate, learned.fitted, learned.data, period, opponent, open_version)
+        verdict = pass_gate(gate, spec.features, learned.fitted, learned.data, period, opponent, open_version)
         evidence = verdict.evidence
         judgement = verdict.reason if verdict.action == "approved" else f"would not pass the gate: {verdict.reason}"
     return Verdict("challenger", f"{challenger.name}; {judgement}", evidence)

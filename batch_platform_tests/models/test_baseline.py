@@ -49,7 +49,9 @@ def fitted(training: TrainingData, estimator: str = RIDGE, **promote):
 
 def verdict(training: TrainingData, estimator: str = RIDGE, **promote):
     model = fitted(training, estimator, **promote)
-    return pass_gate(Promote(**promote), model, training, "2024-02-01", None, lambda _: pytest.fail("no champion"))
+    return pass_gate(
+        Promote(**promote), FEATURES, model, training, "2024-02-01", None, lambda _: pytest.fail("no champion")
+    )
 
 
 def test_a_regression_is_held_against_the_mean_of_its_season_learned_from_the_fitted_rows():

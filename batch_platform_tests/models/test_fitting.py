@@ -14,7 +14,7 @@ from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, T
 from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
-from batch_platform.models.gate import judge
+from batch_platform.models.gate import judge, worse_than_champion
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
@@ -217,7 +217,7 @@ def test_evaluation_rows_of_a_class_never_seen_are_left_out():
     model = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
     assert model.signature.classes == ["a", "b"]
     assert model.metrics == {}
-    assert "cannot be measured" in judge(Promote(), model.signature.task, model.metrics, None)
+    assert "cannot be measured" in judge(Promote(), model.signature.task, model.metrics)
 
 
 def test_a_feature_that_alone_decides_the_label_is_flagged():
@@ -251,7 +251,10 @@ GATE = [
 
 @pytest.mark.parametrize(("gate", "metrics", "champion", "refusal"), GATE)
 def test_the_gate(gate, metrics, champion, refusal):
-    reason = judge(Promote.model_validate(gate), "binary", metrics, champion)
+    rule = Promote.model_validate(gate)
+    metric = rule.metric or "roc_auc"
+    reason = judge(rule, "binary", metrics)
+    reason = reason or worse_than_champion(rule, metric, metrics.get(metric), (champion or {}).get(metric))
     assert (reason is None) if refusal is None else (refusal in reason)
 
 

@@ -9,7 +9,8 @@ import pytest
 from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
-from batch_platform.models.registry import Maker, promote
+from batch_platform.models.bundle import read_manifest
+from batch_platform.models.registry import Maker, promote, roll_back
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
@@ -100,3 +101,77 @@ def test_a_version_waits_for_promotion_if_the_gate_is_manual(tmp_path):
 def test_a_manual_gate_still_refuses_a_version_that_misses_its_rule(tmp_path):
     (decision,) = trained_only(tmp_path, {"manual": True, "at_least": 0.9999}).state().registry.promotions
     assert decision.action == "refused"
+
+
+def rebuilt(tmp_path, events: pl.DataFrame, model: dict, features: dict) -> Pipeline:
+    """The pipeline after its events of January were replaced; they are not scored again."""
+    later = small_pipeline(tmp_path, events=events, model=model, features=features)
+    january = serving_calendar(later.spec).named("2024-02-01").start
+    window = later.spec.partitions.calendar.within(later.spec.partitions.calendar.first_start, january)
+    list(later.build_features(window, Stamp("again", NOW), force=True))
+    return later
+
+
+def test_a_version_that_alone_can_score_many_rows_is_judged_on_the_shared_ones_and_replaces_an_unfit_champion(tmp_path):
+    """From one day on, 40% of the rows lack a feature, and chance decides about them."""
+    model = {"promote": {"tolerance": 0.03}, **UNSEEN}
+    pipeline = small_pipeline(tmp_path, model=model, features={"max_rejected": "50%"})
+    carry_out(pipeline, NOW)
+    (champion,) = pipeline.state().registry.versions
+    hole = (pl.col("id") % 5 < 2) & (pl.col("ts") >= datetime(2024, 1, 15, tzinfo=UTC))
+    events = small_events().with_columns(
+        items=pl.when(hole).then(None).otherwise(pl.col("items")),
+        returned=pl.when(hole).then(pl.col("id") % 3 == 0).otherwise(pl.col("returned")),
+    )
+    tolerant = rebuilt(tmp_path, events, model, {"max_rejected": "50%"})
+    worse = retrain(tolerant, max_iter=1, max_leaf_nodes=2)
+    comparison = json.loads(worse.decision.evidence)["comparison"]
+    rows, lost = worse.version.rows_evaluated, comparison["coverage"]["champion_rejects"]
+    assert 0.35 * rows < lost < 0.45 * rows
+    assert worse.decision.action == "refused"
+    told = f"of {rows} evaluation rows {rows - lost} can be scored by both, {lost} only by this version, 0 only by"
+    assert told in worse.decision.reason
+    assert "unfit" not in worse.decision.reason
+
+    strict = small_pipeline(tmp_path, events=events, model=model, features={"max_rejected": "1%"})
+    worse = retrain(strict, max_iter=1, max_leaf_nodes=2)
+    assert worse.decision.action == "approved", (
+        "a champion with which every partition fails keeps no model from serving"
+    )
+    assert "is worse than the champion's" in worse.decision.reason
+    assert f"the champion {champion.version} is unfit: it would reject {lost} of the {rows} evaluation rows" in (
+        worse.decision.reason
+    )
+    manifest = read_manifest(strict.home.bundle("small", worse.version.version), worse.version.sha256)
+    coverage = manifest.evaluation.coverage
+    assert (coverage.rows, coverage.only_version, coverage.champion_is_unfit) == (rows, lost, True)
+
+    strict.decide(roll_back(strict.state().registry, {}, Maker("me", NOW)).promotion, strict.state())
+    good = retrain(tolerant)
+    comparison = json.loads(good.decision.evidence)["comparison"]
+    assert comparison["champion"] == champion.version
+    assert good.version.metric_values["roc_auc"] < comparison["champion_metrics"]["roc_auc"] - 0.03
+    assert comparison["metrics"]["roc_auc"] >= comparison["champion_metrics"]["roc_auc"] - 0.03
+    assert good.decision.action == "approved", "on the same rows it is as good"
+
+
+def test_a_version_that_learned_a_new_class_is_held_against_the_champion_on_the_classes_that_both_know(tmp_path):
+    model = {"promote": {"metric": "log_loss", "tolerance": 0.05, "baseline": False}, **UNSEEN}
+    named = pl.when(pl.col("returned")).then(pl.lit("back")).otherwise(pl.lit("kept"))
+    events = small_events().with_columns(returned=pl.when(pl.col("returned").is_not_null()).then(named))
+    pipeline = small_pipeline(tmp_path, events=events, model=model)
+    carry_out(pipeline, NOW)
+    (champion,) = pipeline.state().registry.versions
+    lost = (pl.col("id") % 3 == 0) & (pl.col("ts") >= datetime(2024, 1, 15, tzinfo=UTC))
+    events = events.with_columns(returned=pl.when(lost).then(pl.lit("lost")).otherwise(pl.col("returned")))
+    later = rebuilt(tmp_path, events, model, {})
+    trained = retrain(later)
+    comparison = json.loads(trained.decision.evidence)["comparison"]
+    assert (champion.task, trained.version.task, trained.decision.action) == ("binary", "multiclass", "approved")
+    assert comparison["metrics"].keys() == comparison["champion_metrics"].keys() == {*champion.metric_values}
+    assert comparison["difference"]["rows"] == comparison["coverage"]["shared"]
+    of_all, of_shared = trained.version.metric_values["log_loss"], comparison["metrics"]["log_loss"]
+    assert of_all > of_shared + 0.2, "the chance of the new class is no fault of the version"
+    unknown = comparison["coverage"]["champion_lacks_class"]
+    assert 0.3 * trained.version.rows_evaluated < unknown < 0.4 * trained.version.rows_evaluated
+    assert f"is unfit: it does not know the class of {unknown} of the " in trained.decision.reason
