@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from batch_platform_tests.faults import Case, bundles, calendar, processes, resuming, storage, writes
+from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 
 CASES: dict[str, Case] = {
     **writes.CASES,
@@ -13,6 +13,7 @@ CASES: dict[str, Case] = {
     **storage.CASES,
     **bundles.CASES,
     **calendar.CASES,
+    **attacks.CASES,
 }
 
 
@@ -22,4 +23,4 @@ def test_fault(case: Case, tmp_path: Path):
 
 
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} == {f"F{number}" for number in (*range(1, 24), 31)}
+    assert {name.split()[0] for name in CASES} == {f"F{number}" for number in (*range(1, 25), 31)}

@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import click
 import dagster as dg
@@ -15,10 +17,12 @@ import dagster as dg
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
+from batch_platform.components.guard import LOOPBACK, TOKEN
 from batch_platform.components.instance import VARIABLE, prepare_instance, settings_that_matter
 from batch_platform.declaration.errors import BatchPlatformError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GENERATED = "a generated one"
+WEBSERVER = [sys.executable, "-m", "batch_platform.components.guard"]
 GRACE_SECONDS = 20
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -26,17 +30,36 @@ SECONDS_BETWEEN_LOOKS = 0.2
 @click.command("ui")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, help="Port to listen on.")
+@click.option(
+    "--token",
+    is_flag=False,
+    flag_value=GENERATED,
+    envvar=TOKEN,
+    metavar="[TOKEN]",
+    help=f"Ask browsers and clients for a token: this one, that of {TOKEN}, or a generated one. Always on beyond loopback.",
+)
+@click.option("--read-only", is_flag=True, help="Show everything, and let nothing be launched or changed in the UI.")
+@click.option(
+    "--allowed-host", multiple=True, metavar="NAME", help="Another name by which browsers may address the UI."
+)
 @click.pass_obj
-def command(folder: Path | None, host: str, port: int) -> None:
-    """Run Dagster's webserver and daemon for the project until interrupted."""
+def command(  # noqa: PLR0913 - one parameter for each option
+    folder: Path | None, host: str, port: int, token: str | None, *, read_only: bool, allowed_host: tuple[str, ...]
+) -> None:
+    """Run Dagster's webserver and daemon for the project until interrupted.
+
+    What web pages of other sites send to it is refused. On 127.0.0.1 it asks for no login unless told so with --token.
+    """
     project = find_project(folder)
-    if host not in LOOPBACK:
-        terminal.warn(f"Dagster has no login: anyone who can reach {host}:{port} can run everything in this project.")
+    os.environ.pop(TOKEN, None)  # only the webserver is told
+    if token == GENERATED or (token is None and host not in LOOPBACK):
+        token = secrets.token_urlsafe(24)
     instance = prepare_instance(project.home)
     if instance != project.home.dagster:
         terminal.say(f"The instance of Dagster is {instance}, which {VARIABLE} names. What matters of its settings:")
         for setting in settings_that_matter(instance):
             terminal.say(f"  {setting}")
+    allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
     children: list[subprocess.Popen[bytes]] = []
     stop_signals: list[int] = []
 
@@ -53,14 +76,17 @@ def command(folder: Path | None, host: str, port: int) -> None:
         file.write_text(json.dumps(workspace), encoding="utf-8")  # JSON is YAML
         target = ["-w", str(file)]
         commands = [
-            [sys.executable, "-m", "dagster_webserver", "-h", host, "-p", str(port), *target],
+            [*WEBSERVER, "-h", host, "-p", str(port), *allowed, *(["--read-only"] if read_only else []), *target],
             [*DAEMON_COMMAND, *target],
         ]
         environment = {**os.environ, VARIABLE: str(instance)}
-        children += [subprocess.Popen(words, env=environment, cwd=project.root) for words in commands]  # noqa: S603 - no text of others
-        terminal.say(
-            f"http://{host}:{port} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop."
-        )
+        environments = [environment | ({TOKEN: token} if token else {}), environment]
+        children += [
+            subprocess.Popen(words, env=variables, cwd=project.root)  # noqa: S603 - no text of others
+            for words, variables in zip(commands, environments, strict=True)
+        ]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}{f'/?token={quote(token)}' if token else ''}"
+        terminal.say(f"{address} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop.")
         while not stop_signals and all(child.poll() is None for child in children):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         for child in children:

@@ -211,6 +211,24 @@ def code_server(location: CodeLocation, instance: dg.DagsterInstance) -> Generat
         yield {"load_from": list(servers.get_code_server_specs())}
 
 
+def run_webserver(options: Sequence[str], middleware: Callable[[Any], Any]) -> None:
+    """Run Dagster's webserver until it ends, with its command's options, its whole application wrapped in an ASGI middleware.
+
+    The public command `dagster-webserver` accepts no middleware.
+    """
+    from dagster_webserver.cli import cli
+    from dagster_webserver.webserver import DagsterWebserver
+    from starlette.middleware import Middleware
+
+    build = DagsterWebserver.build_middleware
+
+    def build_with(self: DagsterWebserver[Any, Any]) -> list[Middleware]:
+        return [Middleware(middleware), *build(self)]
+
+    DagsterWebserver.build_middleware = build_with
+    cli.main(list(options), auto_envvar_prefix="DAGSTER_WEBSERVER")
+
+
 def execute_here(  # noqa: PLR0913 - what makes up a run
     job: dg.JobDefinition,
     location: CodeLocation,

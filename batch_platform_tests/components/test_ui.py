@@ -4,11 +4,15 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
@@ -127,6 +131,46 @@ def test_lineage_leads_from_a_raw_source_to_the_predictions(dagster):
     dagster.tab("Lineage")
     for asset in ("features", "model", "predictions", "performance"):
         dagster.sees(asset)
+
+
+def test_a_hostile_page_in_the_same_browser_changes_nothing(ui, session):
+    """A page of another port of this machine, which for a browser is the same site: the closest a hostile page can come."""
+    mutation = 'mutation {setConcurrencyLimit(concurrencyKey: "planted", limit: 3)}'
+    page = f"""<!doctype html><title>hostile</title>
+        <img src='{ui.url}/graphql?query={quote(mutation)}'>
+        <iframe src='{ui.url}/runs'></iframe>
+        <iframe name=target></iframe>
+        <form target=target method=post enctype=text/plain action='{ui.url}/graphql?query={quote(mutation)}'></form>
+        <script>document.forms[0].submit();
+        fetch('{ui.url}/graphql?query={quote(mutation)}', {{method: 'POST', mode: 'no-cors'}});
+        const body = JSON.stringify({{query: {json.dumps(mutation)}}});
+        const sent = fetch('{ui.url}/graphql', {{method: 'POST', headers: {{'Content-Type': 'application/json'}}, body}});
+        const socket = new WebSocket('{ui.url.replace("http", "ws")}/graphql', 'graphql-ws');
+        const opened = new Promise(done => {{socket.onopen = () => done('open'); socket.onerror = () => done('refused')}});
+        </script>""".encode()
+
+    class Hostile(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_): ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server, closing(session.page.context.new_page()) as tab:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        statuses: dict[str, int] = {}
+        tab.on("response", lambda answer: statuses.update({f"{answer.request.method} {answer.url}": answer.status}))
+        tab.goto(f"http://127.0.0.1:{server.server_port}/", wait_until="load")
+        assert tab.evaluate("opened") == "refused"
+        assert tab.evaluate("sent.then(answer => 'read', error => 'refused')") == "refused"
+        tab.wait_for_load_state("networkidle")
+        server.shutdown()
+    sent = {request: status for request, status in statuses.items() if ui.url in request}
+    assert len(sent) >= 2, statuses  # Chromium keeps what it blocks itself from the tab
+    assert set(sent.values()) <= {403, 405}, sent
+    assert ui.ask("{instance {concurrencyLimits {concurrencyKey}}}") == {"concurrencyLimits": []}
 
 
 def test_the_code_location_loads(ui):

@@ -1,0 +1,160 @@
+"""What others send, plant or leave running: hostile web pages, queries without an end, secrets in odd places, foreign models."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import quote
+
+from click.testing import CliRunner
+
+from batch_platform.components import guard
+from batch_platform_tests.command_line import clean_environment
+from batch_platform_tests.faults import Case
+
+LIMIT = 'mutation {setConcurrencyLimit(concurrencyKey: "%s", limit: 3)}'
+LIMITS = "{instance {concurrencyLimits {concurrencyKey}}}"
+TOKEN = "fourteen-words-by-nobody"
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """Dagster's webserver behind the guard, with nothing to serve, and a client that sends what it is told."""
+
+    port: int
+
+    def answer(
+        self, method: str, path: str, body: str | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], str]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=300)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with closing(connection):
+            connection.request(method, path, body, {"Content-Type": "application/json", **named})
+            with connection.getresponse() as response:
+                read = "" if response.status == 101 else response.read().decode()
+                return response.status, dict(response.getheaders()), read
+
+    def ask(self, query: str, **headers: str) -> tuple[int, str]:
+        status, _, text = self.answer("POST", "/graphql", json.dumps({"query": query}), **headers)
+        return status, text
+
+    def websocket(self, **headers: str) -> int:
+        """The status with which a websocket is opened or refused."""
+        handshake = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "graphql-ws"}
+        return self.answer("GET", "/graphql", **handshake, **key, **headers)[0]
+
+
+@contextmanager
+def webserver(folder: Path, *options: str, **variables: str) -> Iterator[Webserver]:
+    home = folder / f"instance-{len(options)}"
+    home.mkdir(parents=True)
+    (home / "workspace.yaml").write_text("load_from: []\n")
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["-m", "batch_platform.components.guard", "-p", str(port), "-w", str(home / "workspace.yaml"), *options]
+    process = subprocess.Popen([sys.executable, *words], env=clean_environment(DAGSTER_HOME=str(home), **variables))
+    try:
+        while True:
+            assert process.poll() is None
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield Webserver(port)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def hostile_web_pages(folder: Path) -> None:
+    """What a page of another site can make a browser send is refused; Dagster's own pages and other clients go on working."""
+    with webserver(folder) as server:
+        own = f"127.0.0.1:{server.port}"
+        evil = {"Origin": "http://evil.example", "Sec_Fetch_Site": "cross-site"}
+        get = f"/graphql?query={quote(LIMIT % 'by-get')}"
+        refused = [
+            server.answer("GET", get)[0],  # an old browser's <img>
+            server.answer("HEAD", get)[0],
+            server.answer("GET", get, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors", Sec_Fetch_Dest="image")[0],
+            server.answer(
+                "GET", get, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="document"
+            )[0],
+            server.answer("POST", get.replace("by-get", "by-form"), Content_Type="text/plain", **evil)[0],
+            server.answer("POST", "/report_asset_materialization/planted", "{}", **evil)[0],
+            server.ask(LIMIT % "rebound", Host="evil.example")[0],
+            server.ask(
+                LIMIT % "rebound", Host=f"evil.example:{server.port}", Origin=f"http://evil.example:{server.port}"
+            )[0],
+            server.ask(LIMIT % "user", Host=f"evil@{own}")[0],
+            server.ask(LIMIT % "port", Origin=f"http://127.0.0.1:{server.port + 1}", Sec_Fetch_Site="same-site")[0],
+            server.ask(LIMIT % "null", Origin="null")[0],
+            server.ask(LIMIT % "old browser", Origin="http://evil.example")[0],
+            server.websocket(Origin="http://evil.example"),
+            server.websocket(Host="evil.example", Origin="http://evil.example"),
+            server.answer("GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="iframe")[
+                0
+            ],
+            server.answer(
+                "GET", "/server_info", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors", Sec_Fetch_Dest="empty"
+            )[0],
+        ]
+        assert set(refused) <= {403, 405, 421}, refused
+        assert server.ask(LIMITS) == (200, '{"data":{"instance":{"concurrencyLimits":[]}}}')
+        assert "planted" not in server.ask("{assetsOrError {... on AssetConnection {nodes {key {path}}}}}")[1]
+
+        own_page = {"Origin": f"http://{own}", "Sec_Fetch_Site": "same-origin"}
+        assert server.ask(LIMIT % "of our page", **own_page)[0] == 200
+        assert server.ask(LIMIT % "of a client")[0] == 200
+        assert "of our page" in (limits := server.ask(LIMITS)[1])
+        assert "of a client" in limits
+        assert server.answer("GET", f"/graphql?query={quote(LIMITS)}")[2] == limits
+        assert server.answer("POST", "/report_asset_materialization/known", "{}")[0] == 200
+        assert server.websocket(**own_page) == 101
+        assert server.ask("{version}", Host=f"localhost:{server.port}")[0] == 200
+        followed = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+        status, headers, page = server.answer("GET", "/runs", **followed)
+        assert (status, headers["x-frame-options"]) == (200, "DENY")
+        assert "<html" in page
+
+
+def without_the_token(folder: Path) -> None:
+    """With a token, nothing is answered without it; the token read-only UI shows everything and changes nothing."""
+    with webserver(folder, "--read-only", BATCH_PLATFORM_UI_TOKEN=TOKEN) as server:
+        page = {"Accept": "text/html"}
+        for path in ("/", "/runs?token=wrong", "/graphql", "/server_info"):
+            status, _, text = server.answer("GET", path, **page)
+            assert (status, 'name="token"' in text) == (401, True), path
+        assert server.ask("{version}")[0] == server.ask("{version}", Authorization="Bearer wrong")[0] == 401
+        assert server.websocket() == 403
+        status, headers, _ = server.answer("GET", f"/runs?view=all&token={TOKEN}", **page)
+        assert (status, headers["location"]) == (303, "/runs?view=all")
+        assert TOKEN not in headers["set-cookie"]
+        assert "HttpOnly" in headers["set-cookie"]
+        cookie = headers["set-cookie"].partition(";")[0]
+        for allowed in ({"Cookie": cookie}, {"Authorization": f"Bearer {TOKEN}"}):
+            assert server.ask("{version}", **allowed)[0] == 200
+            assert server.websocket(**allowed) == 101
+        assert server.ask("{version}", Cookie=cookie, Origin="http://evil.example")[0] == 403
+
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert "Unauthorized" in server.ask(LIMIT % "read-only", **bearer)[1]
+        assert server.answer("POST", "/report_asset_materialization/planted", "{}", **bearer)[0] != 200
+        assert server.ask(LIMITS, **bearer)[1] == '{"data":{"instance":{"concurrencyLimits":[]}}}'
+    beyond = CliRunner(env={"BATCH_PLATFORM_UI_TOKEN": None}).invoke(guard.main, ["-h", "0.0.0.0"])
+    assert beyond.exit_code == 2
+    assert "set BATCH_PLATFORM_UI_TOKEN" in " ".join(beyond.output.split())
+
+
+CASES: dict[str, Case] = {
+    "F24 hostile web pages": hostile_web_pages,
+    "F24 without the token, and read-only": without_the_token,
+}
