@@ -174,6 +174,9 @@ PLACES = {
     "llvmlite": r"models\.forest",
     "threadpoolctl": r"models\.native_threads",
     "dagster_duckdb": "components",
+    "dagster_webserver": r"components\.dagster_internals",
+    "starlette": r"components\.(guard|dagster_internals)",
+    "graphql": r"components\.guard",
     "fsspec": r"features\.sources\.zipped",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
@@ -191,8 +194,13 @@ NAMES = {  # of distributions that are imported by another name
     "tensorflow-cpu": "tensorflow",
     "xgboost-cpu": "xgboost",
 }
-PARTS = {"dagster_shared", "joblib"}  # of dagster and of scikit-learn, which bring them
-RUN_BY_NAME = {"dagster_webserver", "tzdata"}
+PARTS = {
+    "dagster_shared",
+    "joblib",
+    "starlette",
+    "graphql",
+}  # of what brings them: dagster, scikit-learn, the webserver
+RUN_BY_NAME = {"tzdata"}
 
 
 def libraries_of(module: str) -> set[str]:

@@ -11,10 +11,11 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
 from html import escape
 
-import click
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
@@ -179,18 +180,20 @@ def _is_unspecified(host: str) -> bool:
     return _is_address(host) and ipaddress.ip_address(host).is_unspecified
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.option("--host", "-h", default=LOOPBACK[0], help="Address to listen on.")
-@click.option("--allowed-host", multiple=True, help="Another name by which browsers may address the server.")
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def main(host: str, allowed_host: tuple[str, ...], options: tuple[str, ...]) -> None:
-    """Run Dagster's webserver, with its own OPTIONS, behind the guard."""
+def main(arguments: Sequence[str]) -> None:
+    """Run Dagster's webserver, with the options of its own command, behind the guard."""
+    parser = ArgumentParser(prog="python -m batch_platform.components.guard", add_help=False, allow_abbrev=False)
+    parser.add_argument("--host", "-h", default=LOOPBACK[0])
+    parser.add_argument("--allowed-host", action="append", default=[])
+    ours, options = parser.parse_known_args(arguments)
     token = os.environ.pop(TOKEN, None)  # not for the code servers that Dagster may start
-    if host not in LOOPBACK and not token:
-        msg = f"On {host}, everybody who reaches this machine could run everything in this project. Hint: set {TOKEN} to a long random text, which browsers and clients must then bring."
-        raise click.UsageError(msg)
-    run_webserver(["--host", host, *options], lambda app: Guard(app, host, allowed_host, token))
+    if ours.host not in LOOPBACK and not token:
+        parser.error(
+            f"on {ours.host}, everybody who reaches this machine could run everything in this project. "
+            f"Hint: set {TOKEN} to a long random text, which browsers and clients must then bring."
+        )
+    run_webserver(["--host", ours.host, *options], lambda app: Guard(app, ours.host, ours.allowed_host, token))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -39,6 +39,7 @@ class Duration:
     days: int = 0
     hours: int = 0
     minutes: int = 0
+    seconds: int = 0
 
     def after(self, instant: datetime, zone: ZoneInfo) -> datetime:
         """The instant (UTC) this long after another instant on the clocks of a zone."""
@@ -51,16 +52,16 @@ class Duration:
     @property
     def nominal(self) -> timedelta:
         """The length if every day has 24 hours."""
-        return timedelta(days=self.days, hours=self.hours, minutes=self.minutes)
+        return timedelta(days=self.days, hours=self.hours, minutes=self.minutes, seconds=self.seconds)
 
     def _shift(self, instant: datetime, zone: ZoneInfo, sign: int) -> datetime:
         if self.days:  # adding to local time forgets which of two equal hours it was
             instant = instant.astimezone(zone) + sign * timedelta(days=self.days)
-        return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes)
+        return instant.astimezone(UTC) + sign * timedelta(hours=self.hours, minutes=self.minutes, seconds=self.seconds)
 
     def __str__(self) -> str:
         """Return the notation of the YAML."""
-        parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute")]
+        parts = [(self.days, "day"), (self.hours, "hour"), (self.minutes, "minute"), (self.seconds, "second")]
         return " ".join(f"{n} {unit}{'s' if n != 1 else ''}" for n, unit in parts if n) or "0 days"
 
 

@@ -340,6 +340,11 @@ class Features(Block):
         "with more is not published.",
         examples=["1%", {"share": "1%", "rows": 5}],
     )
+    timeout: DurationText | None = Field(
+        default=None,
+        description="Longest time that the SQL of the features or of the labels may take for one partition; by default any.",
+        examples=["10 minutes"],
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -359,6 +364,11 @@ class Features(Block):
         """How many rows may be rejected, however it is declared."""
         most = self.max_rejected
         return most if isinstance(most, RejectedBudget) else RejectedBudget(share=most)
+
+    @property
+    def longest(self) -> Duration | None:
+        """The longest time that the SQL may take; None: any."""
+        return None if self.timeout is None else parse_duration(self.timeout)
 
     @property
     def key_and_time(self) -> list[str]:

@@ -20,7 +20,7 @@ from batch_platform.declaration.errors import did_you_mean, listed
 RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_catalog", "temp", "system"})
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-_DURATION = re.compile(r"([0-9]{1,5})\s*(minute|hour|day|week)s?")
+_DURATION = re.compile(r"([0-9]{1,5})\s*(second|minute|hour|day|week)s?")
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -146,7 +146,7 @@ def _cron_values(field: str, name: str) -> set[int]:
 
 
 def parse_duration(text: str) -> Duration:
-    """Read '1 day', '60 days', '6 hours' or '90 minutes'."""
+    """Read '1 day', '60 days', '6 hours', '90 minutes' or '30 seconds'."""
     written = _DURATION.fullmatch(text.strip())
     if not written:
         msg = f"{text!r} is not a duration; write for example '1 day', '60 days', '6 hours' or '2 weeks'"

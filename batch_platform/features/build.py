@@ -73,13 +73,17 @@ class FeatureBuilder:
     def query(self) -> Query | None:
         """`features.sql`; None if a Polars function makes the features."""
         sql = self.spec.features.sql
-        return None if sql is None else Query(self.spec.name, self.sources.folder, sql)
+        return None if sql is None else Query(self.spec.name, self.sources.folder, sql, self.spec.features.longest)
 
     @cached_property
     def labels_query(self) -> Query | None:
         """`labels.sql`; None for a pipeline without labels."""
         labels = self.spec.labels
-        return None if labels is None else Query(self.spec.name, self.sources.folder, labels.sql)
+        return (
+            None
+            if labels is None
+            else Query(self.spec.name, self.sources.folder, labels.sql, self.spec.features.longest)
+        )
 
     @cached_property
     def own_feature_sources(self) -> list[str]:
@@ -224,7 +228,7 @@ class FeatureSession:
             raise DataError(msg, hint="add `labels` to its YAML.")
         con = self._moved(partition)
         columns = [*spec.features.key, spec.labels.column]
-        with query.explained(partition):
+        with query.limited(con), query.explained(partition):
             frame = query.run(con, partition, columns).pl().select(columns)
         frame = frame.drop_nulls(spec.labels.column)
         require_unique(spec, partition, frame, what="labels")
@@ -292,10 +296,11 @@ class FeatureSession:
             yield iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
             return
         con = self._moved(partition)
-        with query.explained(partition):
-            relation = query.run(con, partition, self._builder.spec.features.key)
-            reader = relation.to_arrow_reader(BATCH_ROWS)
-        with closing(reader):
+        with ExitStack() as stack:
+            stack.enter_context(query.limited(con))
+            with query.explained(partition):
+                relation = query.run(con, partition, self._builder.spec.features.key)
+                reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
             yield _explained(reader, query, partition), reader.schema
 
     def _call(self, partition: Partition) -> pa.Table:

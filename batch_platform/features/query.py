@@ -4,28 +4,33 @@ import json
 import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
-from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import BatchPlatformError, SourceError, listed, nearest_names
+from batch_platform.features.interruption import TimeLimit
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.sql import quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
+_SIGNALLED = "Query interrupted"  # a RuntimeError, by which DuckDB replaces what the handler of a signal raised
+_INTERRUPTED = "INTERRUPT Error"
+_SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
 
 
 class Query:
     """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
-    def __init__(self, pipeline: str, folder: Path, name: str) -> None:
-        """Read the file; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
+    def __init__(self, pipeline: str, folder: Path, name: str, timeout: Duration | None = None) -> None:
+        """Read the file, whose SELECT may take `timeout`; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
         self.pipeline, self.path = pipeline, (path := folder / name)
+        self._timeout, self._limit = timeout, TimeLimit(timeout.nominal if timeout else None)
         try:
             if not path.resolve().is_relative_to(folder.resolve()):
                 msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
@@ -82,12 +87,36 @@ class Query:
         with self._explained(f", partition {partition.key}"):
             yield
 
+    def limited(self, con: SourceConnection) -> AbstractContextManager[None]:
+        """Interrupt the query if the block takes longer than it may; `explained` then says so."""
+        return self._limit.over(con.duckdb)
+
     @contextmanager
     def _explained(self, at: str = "") -> Generator[None]:
         try:
             yield
-        except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow passes on the errors of DuckDB
+        except (
+            duckdb.Error,
+            pa.ArrowException,
+            OSError,
+            RuntimeError,
+        ) as error:  # Arrow passes on the errors of DuckDB
             message = " ".join(str(error).split())
+            if isinstance(error, RuntimeError) and message != _SIGNALLED:
+                raise
+            if _INTERRUPTED in message or message == _SIGNALLED:
+                if not self._limit.passed:
+                    raise KeyboardInterrupt from error
+                msg = (
+                    f"{self.pipeline}{at}: the SQL of {self.path} takes longer than features.timeout ({self._timeout})."
+                )
+                raise SourceError(
+                    msg, hint="look for a join without a condition, or raise features.timeout."
+                ) from error
+            if _SPILLED in message:
+                msg = f"{self.pipeline}{at}: the SQL of {self.path} would write more than a quarter of the free disk space aside."
+                hint = "look for a join without a condition; else make room, or declare shorter partitions."
+                raise BatchPlatformError(msg, hint=hint) from error
             if _EXHAUSTED.search(message):
                 msg = f"{self.pipeline}{at}: there is not enough memory or disk for the SQL of {self.path}: {message.rstrip('.')}."
                 raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error

@@ -58,6 +58,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "driving": {"source": "events", "time": "ts"},
         "columns": {"amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True}},
         "max_rejected": {"share": "1%", "rows": 5},
+        "timeout": "10 minutes",
     },
     "labels": {"sql": "labels.sql", "column": "returned", "delay": "1 day", "outcomes": ["refunded"]},
     "model": {

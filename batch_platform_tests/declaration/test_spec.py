@@ -48,6 +48,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "driving": {"source": "flights", "time": "scheduled_departure"},
         "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
         "max_rejected": {"share": "1%", "rows": 5},
+        "timeout": "10 minutes",
     },
     "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
     "model": {

@@ -1,26 +1,44 @@
 """What others send, plant or leave running: hostile web pages, queries without an end, secrets in odd places, foreign models."""
 
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from io import StringIO
 from pathlib import Path
 from urllib.parse import quote
 
-from click.testing import CliRunner
+import pytest
 
 from batch_platform.components import guard
-from batch_platform_tests.command_line import clean_environment
+from batch_platform.declaration.errors import BatchPlatformError, SourceError
+from batch_platform.features.sources import opening
+from batch_platform_tests.command_line import COMMAND, clean_environment
+from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
+from batch_platform_tests.faults.invariants import SCORED, STAMP, days
+from batch_platform_tests.small_pipeline import small_pipeline
 
 LIMIT = 'mutation {setConcurrencyLimit(concurrencyKey: "%s", limit: 3)}'
 LIMITS = "{instance {concurrencyLimits {concurrencyKey}}}"
 TOKEN = "fourteen-words-by-nobody"
+
+REACHED = """
+from pathlib import Path
+import polars as pl
+
+
+def events():
+    Path({!r}).touch()
+    return pl.scan_parquet({!r})
+"""
 
 
 @dataclass(frozen=True)
@@ -149,12 +167,68 @@ def without_the_token(folder: Path) -> None:
         assert "Unauthorized" in server.ask(LIMIT % "read-only", **bearer)[1]
         assert server.answer("POST", "/report_asset_materialization/planted", "{}", **bearer)[0] != 200
         assert server.ask(LIMITS, **bearer)[1] == '{"data":{"instance":{"concurrencyLimits":[]}}}'
-    beyond = CliRunner(env={"BATCH_PLATFORM_UI_TOKEN": None}).invoke(guard.main, ["-h", "0.0.0.0"])
-    assert beyond.exit_code == 2
-    assert "set BATCH_PLATFORM_UI_TOKEN" in " ".join(beyond.output.split())
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as error:
+        patch.delenv("BATCH_PLATFORM_UI_TOKEN", raising=False)
+        with pytest.raises(SystemExit, match="2"):
+            guard.main(["-h", "0.0.0.0"])
+    assert "set BATCH_PLATFORM_UI_TOKEN" in error.getvalue()
+
+
+def sql_without_an_end(folder: Path) -> None:
+    """A query that would run for weeks ends within seconds of Ctrl-C and of Dagster's cancelling, which sends the same signal."""
+    project = write_dagster_project(
+        folder / "project",
+        features_sql="SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts",
+        sources={"events": {"parquet": None, "python": "endless.events"}},
+    )
+    reached = project / "reached"
+    (project / "endless.py").write_text(REACHED.format(str(reached), str(pipeline_folder(project) / "events.parquet")))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [COMMAND, "run", "small", "--partition", "2024-02-01"],
+            cwd=project,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while not reached.exists():
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            time.sleep(0.5)  # the query is under way
+            process.send_signal(number)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode in (130, -number), error
+        assert "interrupted" in error or number == signal.SIGTERM
+        reached.unlink()
+
+
+def sql_beyond_its_limits(folder: Path) -> None:
+    """A query ends with its time limit, one that spills with its share of the disk, and both say what to look for."""
+    endless = "SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts"
+    pipeline = small_pipeline(folder / "slow", features_sql=endless, features={"timeout": "1 second"})
+    (partition,) = days(pipeline, SCORED[0])
+    with pytest.raises(SourceError, match=r"takes longer than features.timeout \(1 second\)") as slow:
+        list(pipeline.build_features([partition], STAMP))
+    assert "Hint: look for a join without a condition" in str(slow.value)
+
+    cross_join = "SELECT id * 10000000 + n AS id, ts, md5(n::VARCHAR) AS m FROM events CROSS JOIN range(10000000) r(n)"
+    pipeline = small_pipeline(folder / "wide", features_sql=cross_join)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "MEMORY_LIMIT", "64MiB")
+        patch.setattr(opening, "SPILL_SHARE", (32 << 20) / shutil.disk_usage(folder).free)
+        with pytest.raises(BatchPlatformError, match="write more than a quarter of the free disk space") as refused:
+            list(pipeline.build_features([partition], STAMP))
+    assert "Hint: look for a join without a condition" in str(refused.value)
+    assert not list(pipeline.home.root.rglob("*.tmp"))
 
 
 CASES: dict[str, Case] = {
     "F24 hostile web pages": hostile_web_pages,
     "F24 without the token, and read-only": without_the_token,
+    "F27 SQL without an end, interrupted": sql_without_an_end,
+    "F27 SQL beyond its limits": sql_beyond_its_limits,
 }

@@ -1,5 +1,6 @@
 """The sources of a pipeline, opened: for SQL as views of an in-memory DuckDB that can read nothing else, and for Polars."""
 
+import shutil
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import polars as pl
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.interruption import interruptible
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
@@ -28,6 +30,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "duckdb": DUCKDB,
 }
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
+SPILL_SHARE = 0.25  # of the free space: the rest is for results, the warehouse and others
 _LONGEST_REASON = 300  # characters; DuckDB continues with proposals and settings
 
 
@@ -36,6 +39,12 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     kind = SOURCE_KINDS[table.source.kind]
     kind.admit(con, table)
     kind.view(con, table)
+
+
+def _spill_limit(folder: Path) -> int:
+    """Bytes that a query may write into a folder, which need not exist."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return int(shutil.disk_usage(existing).free * SPILL_SHARE)
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,14 @@ class Sources:
         """Open an in-memory DuckDB that can read these sources and nothing else, and cannot write a file on its own.
 
         The views first show `partition`. What does not fit into MEMORY_LIMIT goes to the folder `spill`, which is created
-        when needed; without it, everything must fit into the machine's memory. Raises SourceError if a source cannot be
+        when needed, up to SPILL_SHARE of the free space there; without it, everything must fit into the machine's memory. Raises SourceError if a source cannot be
         read.
         """
-        with duckdb.connect(":memory:") as con:
+        with duckdb.connect(":memory:") as con, interruptible(con):
             con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
             if spill is not None:
                 con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
+                con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")
             opened = SourceConnection(self, con, tuple(self.spec.sources if names is None else names))
             opened.create_views(partition)
             yield opened

@@ -1,0 +1,93 @@
+"""Let Ctrl-C, Dagster's cancelling and a time limit end a query that DuckDB executes.
+
+Python runs the handler of a signal only once the main thread is back from DuckDB, which a query may keep for hours. So a thread
+watches for signals and interrupts what the open connections execute; the handler then raises what it raises.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import duckdb
+
+_ENDING = {signal.SIGINT, signal.SIGTERM}
+_open: list[duckdb.DuckDBPyConnection] = []
+
+
+@contextmanager
+def interruptible(con: duckdb.DuckDBPyConnection) -> Generator[None]:
+    """Let signals end what a connection executes, for the length of the block; only the main thread receives signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _open.append(con)
+    try:
+        if len(_open) > 1:  # is watched already
+            yield
+        else:
+            with _watching():
+                yield
+    finally:
+        _open.remove(con)
+
+
+class TimeLimit:
+    """How long a query may take; None: as long as it likes."""
+
+    def __init__(self, limit: timedelta | None) -> None:
+        """Limit nothing yet."""
+        self.limit, self.passed = limit, False
+
+    @contextmanager
+    def over(self, con: duckdb.DuckDBPyConnection) -> Generator[None]:
+        """Interrupt what a connection executes if the block takes too long; `passed` then says so."""
+        self.passed = False
+        if self.limit is None:
+            yield
+            return
+
+        def interrupt() -> None:
+            self.passed = True
+            _interrupt(con)
+
+        timer = threading.Timer(self.limit.total_seconds(), interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+@contextmanager
+def _watching() -> Generator[None]:
+    """Python writes the number of each signal into a pipe as soon as it arrives, whatever the main thread does."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    former = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(read, former), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(write)
+        watcher.join()
+        os.close(read)
+
+
+def _watch(read: int, former: int) -> None:
+    while numbers := os.read(read, 64):
+        if former != -1:
+            os.write(former, numbers)
+        if _ENDING.intersection(numbers):
+            for con in [*_open]:
+                _interrupt(con)
+
+
+def _interrupt(con: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.Error):  # closed meanwhile
+        con.interrupt()
