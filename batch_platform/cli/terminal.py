@@ -21,7 +21,7 @@ import click
 from rich.console import Console
 
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.redaction import redact, redacted_output
 
 if TYPE_CHECKING:
     from batch_platform.components.progress import Listener, RunProgress
@@ -41,12 +41,12 @@ def debugging() -> bool:
 
 @contextmanager
 def reporting(*, as_json: bool = False) -> Generator[None]:
-    """Reserve standard output for this module; everything else that is printed goes to standard error.
+    """Reserve standard output for this module; everything else that is printed goes to standard error, redacted.
 
     As JSON, `report` alone prints there: lines, tables and progress bars are left out.
     """
     out.file, out.quiet = sys.stdout, as_json
-    with redirect_stdout(sys.stderr):
+    with redacted_output(), redirect_stdout(sys.stderr):
         yield
 
 
@@ -108,7 +108,7 @@ def confirm(question: str) -> bool:
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    err.print(f"Warning: {_visible(text)}", markup=False)
+    err.print(f"Warning: {_visible(redact(text))}", markup=False)
 
 
 def report(value: object) -> None:

@@ -15,7 +15,7 @@ from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.processes import at_work
 from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
-from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.redaction import redact, redacted_output
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
@@ -97,7 +97,7 @@ class Wiring:
         """
         pipeline = self.pipeline()
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
-        with clear_failures(), quick_event_log(context.instance), at_work(context):
+        with redacted_output(), clear_failures(), quick_event_log(context.instance), at_work(context):
             try:
                 yield pipeline
             except BaseException:

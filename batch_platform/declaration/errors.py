@@ -169,6 +169,7 @@ def _partitions(count: int, more: str = "") -> str:
 def shortened(value: object) -> str:
     """Shorten a value from the data to a printable line of bounded length."""
     text = str(value)
+    text = redact(text)
     shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}… ({len(text):,} characters)"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
 

@@ -15,6 +15,7 @@ import duckdb
 
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.notation import RESERVED_NAMES
+from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.home import Home
@@ -151,7 +152,7 @@ def store_table(warehouse: Warehouse, name: TableName, file: Path, keys: Collect
         try:
             count, changed = _replace_whole(con, name, file) if keys is None else _replace_some(con, name, file, keys)
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConversionException) as error:
-            msg = f"{name.shown}: the rows do not fit: {str(error).splitlines()[0]}; nothing is changed."
+            msg = f"{name.shown}: the rows do not fit: {redact(str(error)).splitlines()[0]}; nothing is changed."
             raise DataError(msg) from error
         _journal(con, [(name, key) for key in sorted(changed)])
     return count

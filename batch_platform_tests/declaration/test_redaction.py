@@ -1,13 +1,23 @@
+import html
 import json
+import logging
+import os
+import re
+import sys
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
-import duckdb
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from batch_platform.declaration import redaction
 from batch_platform.declaration.errors import DataError
-from batch_platform.declaration.redaction import protect, redact, redacted
+from batch_platform.declaration.redaction import protect, redact, redacted, redacted_output
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.faults.invariants import everything_written
 
 MARKER = "s3cr3t-marker-0815"
 SOURCES = """\
@@ -52,9 +62,89 @@ def test_a_variable_that_a_declaration_names_is_a_secret(monkeypatch, template):
     assert redact(MARKER) == "$LOCATION"
 
 
-def test_a_value_too_short_to_be_a_secret_is_not_redacted(monkeypatch):
+def test_a_short_value_is_a_secret_where_it_stands_alone_if_it_is_declared(monkeypatch):
     monkeypatch.setenv("DB_PASSWORD", "a")
     assert redact("a cat sat") == "a cat sat"
+    protect("{{ env.DB_PASSWORD }}")
+    assert redact("a cat sat 'a'") == "$DB_PASSWORD cat sat '$DB_PASSWORD'"
+
+
+def test_the_password_in_any_url_is_a_secret(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://shop:p%40ss-0815@models.example/path")
+    shown = redact("https://shop:p%40ss-0815@models.example/path refuses shop with p@ss-0815")
+    assert shown == "https://shop:$MLFLOW_TRACKING_URI@models.example/path refuses shop with $MLFLOW_TRACKING_URI"
+
+
+def test_a_value_that_others_have_cut_off_is_recognised(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", MARKER)
+    assert redact(f"at {MARKER[:9]}... and {MARKER[:12]}…") == "at $A_TOKEN... and $A_TOKEN…"
+
+
+ENCODINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "repr": repr,
+    "repr of repr": lambda text: repr(repr(text)),
+    "repr beside other quotes": lambda text: repr(f"'{text}\""),
+    "ascii": ascii,
+    "repr of bytes": lambda text: repr(text.encode()),
+    "JSON": json.dumps,
+    "JSON of JSON": lambda text: json.dumps(json.dumps(text)),
+    "JSON in Unicode": lambda text: json.dumps(text, ensure_ascii=False),
+    "JSON of repr": lambda text: json.dumps(repr(text)),
+    "one line": lambda text: " ".join(text.split()),
+    "one line of repr": lambda text: " ".join(repr(text).split()),
+    "percent": lambda text: quote(text, safe=""),
+    "percent but slashes": quote,
+    "percent in lower case": lambda text: re.sub("%..", lambda match: match[0].lower(), quote(text)),
+    "percent twice": lambda text: quote(quote(text)),
+    "form": quote_plus,
+    "HTML": html.escape,
+    "SQL": lambda text: text.replace("'", "''"),
+    "hex": lambda text: text.encode().hex(),
+    "base64": lambda text: b64encode(text.encode()).decode(),
+    "base64 for URLs": lambda text: urlsafe_b64encode(text.encode()).decode(),
+}
+MARKERS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=4, max_size=200).filter(
+    lambda text: len(text.strip()) >= 4
+)
+
+
+@pytest.mark.parametrize("name", ["A_TOKEN", "DECLARED"])
+@given(marker=MARKERS | st.text("'\"\\\n\t/ a%+", min_size=4, max_size=20).filter(lambda text: len(text.strip()) >= 4))
+@settings(max_examples=150, deadline=None)
+def test_no_encoding_of_a_secret_is_left_in_a_text(name, marker):
+    with pytest.MonkeyPatch.context() as patch:
+        for other in [other for other in os.environ if other != name]:
+            patch.delenv(other)
+        patch.setenv(name, marker)
+        patch.setattr(redaction, "_named", {"DECLARED"})
+        for encoding, encode in ENCODINGS.items():
+            encoded = encode(marker).strip().strip("'\"")
+            assume(encoded not in f"<<{name}>>")
+            shown = redact(f"<<{encode(marker)}>>")
+            assert encoded not in shown, encoding
+            assert f"${name}" in shown, encoding
+        for before in range(3):
+            texts = [
+                b64encode(letter * before + marker.strip().encode() + letter * 2).decode() for letter in (b"A", b"z")
+            ]
+            known = "".join(left for left, right in zip(*texts, strict=True) if left == right)
+            assert known not in redact(texts[0])
+
+
+def test_what_a_step_prints_and_logs_is_redacted(monkeypatch, capsys, caplog):
+    monkeypatch.setenv("A_TOKEN", MARKER)
+    with redacted_output():
+        print(MARKER[:5], MARKER[5:], sep="")
+        print("password:", MARKER, file=sys.stderr)
+        sys.stdout.write(f"no end {MARKER}")
+        logging.getLogger("shop").error("cannot log in with %s", MARKER, exc_info=RuntimeError(MARKER))
+    captured = capsys.readouterr()
+    assert captured.out == "$A_TOKEN\nno end $A_TOKEN"
+    assert captured.err == "password: $A_TOKEN\n"
+    assert "cannot log in with $A_TOKEN" in caplog.text
+    assert "RuntimeError: $A_TOKEN" in caplog.text
+    assert MARKER not in caplog.text
 
 
 def test_a_secret_that_is_part_of_a_longer_secret_leaves_nothing_of_it_behind(monkeypatch):
@@ -73,18 +163,6 @@ def test_no_error_of_this_project_holds_a_secret(monkeypatch):
     monkeypatch.setenv("A_TOKEN", MARKER)
     error = DataError(f"it is {MARKER}", hint=f"try {MARKER}")
     assert MARKER not in f"{error} {error.args} {error.message} {error.hint}"
-
-
-def everything_written(folder) -> bytes:
-    """The bytes of all files of a home, and what its database holds as text: DuckDB compresses."""
-    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    published = folder / "published.duckdb"
-    if published.exists():
-        with duckdb.connect(str(published), read_only=True) as con:
-            tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
-            for schema, table in tables:
-                content += str(con.execute(f'FROM "{schema}"."{table}"').fetchall()).encode()
-    return content
 
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])

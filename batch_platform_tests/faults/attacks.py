@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ import pytest
 from batch_platform.components import guard
 from batch_platform.declaration.errors import BatchPlatformError, SourceError
 from batch_platform.features.sources import opening
-from batch_platform_tests.command_line import COMMAND, clean_environment
+from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
-from batch_platform_tests.faults.invariants import SCORED, STAMP, days
+from batch_platform_tests.faults.invariants import SCORED, STAMP, days, everything_written
 from batch_platform_tests.small_pipeline import small_pipeline
 
 LIMIT = 'mutation {setConcurrencyLimit(concurrencyKey: "%s", limit: 3)}'
@@ -39,6 +40,33 @@ def events():
     Path({!r}).touch()
     return pl.scan_parquet({!r})
 """
+
+LEAKY = """
+import logging
+import os
+import sys
+import warnings
+
+import dagster
+from batch_platform_tests.faults.attacks import forms_of
+
+
+def events():
+    forms = forms_of(os.environ["SHOP_PASSWORD"])
+    for form in forms:
+        print("logs in with", form)
+        print("logs in with", form, file=sys.stderr)
+        logging.getLogger("shop").error("logs in with %s", form)
+        dagster.get_dagster_logger().warning("logs in with %s", form)
+    warnings.warn(forms[0])
+    raise RuntimeError(", ".join(forms))
+"""
+
+
+def forms_of(secret: str) -> list[str]:
+    """What drivers and loggers make of a text."""
+    in_base64 = [b64encode(before + secret.encode() + b"@").decode() for before in (b"", b"u", b"u:")]
+    return [secret, repr(secret), json.dumps(secret), quote(secret), quote(secret, safe=""), *in_base64]
 
 
 @dataclass(frozen=True)
@@ -226,9 +254,25 @@ def sql_beyond_its_limits(folder: Path) -> None:
     assert not list(pipeline.home.root.rglob("*.tmp"))
 
 
+def leaking_secrets(folder: Path) -> None:
+    """A source that prints, logs and raises a secret in every encoding leaves none of them in the home or on the terminal."""
+    secret = "it's a \"s3cr3t\\\n+/~ü"
+    project = write_dagster_project(folder / "project", sources={"events": {"parquet": None, "python": "leaky.events"}})
+    (project / "leaky.py").write_text(LEAKY)
+    answer = run_command(project, "run", "small", "--partition", "2024-02-02", SHOP_PASSWORD=secret)
+    assert answer.code == 1
+    assert answer.err.count("$SHOP_PASSWORD") > 10
+    seen = (answer.out + answer.err).encode() + everything_written(project / ".batch_platform")
+    for form in forms_of(secret):
+        assert form.encode() not in seen, form
+    for part in (b"s3cr3t", *(form[8:16].encode() for form in forms_of(secret)[-3:])):
+        assert part not in seen, part
+
+
 CASES: dict[str, Case] = {
     "F24 hostile web pages": hostile_web_pages,
     "F24 without the token, and read-only": without_the_token,
     "F27 SQL without an end, interrupted": sql_without_an_end,
+    "F28 a source that leaks a secret": leaking_secrets,
     "F27 SQL beyond its limits": sql_beyond_its_limits,
 }

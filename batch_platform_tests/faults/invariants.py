@@ -175,3 +175,15 @@ def _whole(partitions: dict[str, Held]) -> dict[str, Held]:
     broken = {key: reason for key, partition in partitions.items() if (reason := partition.broken())}
     assert not broken, broken
     return partitions
+
+
+def everything_written(folder: Path) -> bytes:
+    """The bytes of all files of a home, and what its database holds as text: DuckDB compresses."""
+    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    published = folder / "published.duckdb"
+    if published.exists():
+        with duckdb.connect(str(published), read_only=True) as con:
+            tables = con.execute("SELECT schema_name, table_name FROM duckdb_tables()").fetchall()
+            for schema, table in tables:
+                content += str(con.execute(f'FROM "{schema}"."{table}"').fetchall()).encode()
+    return content

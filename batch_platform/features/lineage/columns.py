@@ -16,6 +16,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from batch_platform.declaration.redaction import redact
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 
 OWN_SCHEMAS = ("", "main", "temp")
@@ -141,7 +142,7 @@ def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequ
         follower = Follower(sources)
         table = follower.query(tree)
     except (SqlglotError, RecursionError) as error:
-        reason = f"the parser of lineage does not understand the SQL: {str(error).splitlines()[0]}"
+        reason = f"the parser of lineage does not understand the SQL: {redact(str(error)).splitlines()[0]}"
         unknown = tuple(ColumnLineage(name, (), known=False) for name in columns or ())
         return Lineage(columns=unknown, sources=tuple(sources), reason=reason)
     written = [_column(name, reads) for name, reads in table.outputs]

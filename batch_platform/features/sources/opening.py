@@ -11,6 +11,7 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.interruption import interruptible
 from batch_platform.features.sources.duckdb import DUCKDB
@@ -172,5 +173,5 @@ class SourceConnection:
         try:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            problem = f" cannot be read: {' '.join(str(error).split())[:_LONGEST_REASON].rstrip('. ')}."
+            problem = f" cannot be read: {' '.join(redact(str(error)).split())[:_LONGEST_REASON].rstrip('. ')}."
             raise table.error(problem, kind.unreadable, shared=not kind.takes_partition(table)) from error
