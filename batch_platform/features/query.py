@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import duckdb
@@ -15,6 +15,7 @@ from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import BatchPlatformError, SourceError, listed, nearest_names
 from batch_platform.features.interruption import TimeLimit
 from batch_platform.features.sources.opening import SourceConnection
+from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
@@ -75,7 +76,7 @@ class Query:
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
-        (tree,) = _parsed(self.text)
+        tree = _parsed(self.text)
         if tree is None:
             return list(names)
         named = {table.lower() for table in _base_tables(tree)}
@@ -150,19 +151,17 @@ def statement_of(text: str) -> str:
         if kind != duckdb.token_type.comment
     ]
     written = "\n".join(words).replace("\n$\n", "\n$")  # a parameter is two tokens
-    tree, again = _parsed(text, written)
-    return written if tree is not None and tree == again else text
+    tree = _parsed(text)
+    return written if tree is not None and tree == _parsed(written) else text
 
 
-def _parsed(*statements: str) -> list[object]:
-    """The trees that DuckDB parses statements to, without positions in the text; None for what it cannot express as JSON."""
-    trees: list[object] = []
-    with duckdb.connect(":memory:") as con:
-        for statement in statements:
-            ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": statement}).fetchall()
-            tree = json.loads(text, object_pairs_hook=_without_position)
-            trees.append(None if tree["error"] else tree)
-    return trees
+@lru_cache(maxsize=256)
+def _parsed(statement: str) -> object:
+    """The tree that DuckDB parses a statement to, without positions in the text; None for what it cannot express as JSON."""
+    with in_memory() as con:
+        ((text,),) = con.execute("SELECT json_serialize_sql($sql)", {"sql": statement}).fetchall()
+    tree = json.loads(text, object_pairs_hook=_without_position)
+    return None if tree["error"] else tree
 
 
 def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:

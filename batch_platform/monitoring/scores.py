@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 
+from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import has_table, quoted
 
 BINS, BARS = 200, 25  # quantiles are as fine as the bins
@@ -36,7 +37,7 @@ def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
     """The distributions of partitions staged in Parquet files, by key; a partition without predictions is left out."""
     if not files:
         return {}
-    with duckdb.connect() as con:
+    with in_memory() as con:
         values = {"files": [str(file) for file in files]}
         return _distributions(con, "read_parquet($files, union_by_name := true)", values)
 

@@ -48,6 +48,7 @@ from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf, Due, orders_of
 from batch_platform.warehouse.database import Warehouse, replace_rows
+from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import (
     Change,
     FeatureBuild,
@@ -426,8 +427,7 @@ def _rows(result: Backtested, stamp: Stamp) -> Iterator[BacktestRow]:
 def _named(file: Path) -> Path:
     """Staged predictions with the column `backtest_id` instead of `run_id`."""
     named = file.with_name(f"{file.name}.named")
-    with duckdb.connect() as con:
-        con.execute("SET TimeZone = 'UTC'")
+    with in_memory() as con:
         rows = f"SELECT * EXCLUDE (run_id), run_id AS backtest_id FROM read_parquet({literal(str(file))})"
         con.execute(f"COPY ({rows}) TO {literal(str(named))} (FORMAT parquet)")
     file.unlink()

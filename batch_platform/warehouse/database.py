@@ -19,6 +19,7 @@ from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import Attached, attach
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     EvaluationRun,
@@ -42,7 +43,6 @@ _STORAGE_ERRORS = (
     duckdb.OutOfMemoryException,
     duckdb.TransactionException,  # among others, a log that cannot be written when committing
 )
-READABLE_FROM = "v1.5.0"  # the oldest version of DuckDB that can read the files
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
 _NOTHING = '"NULL"'  # type of a column without any value, which fits every type
@@ -68,15 +68,23 @@ class Warehouse:
     timeout: float = field(default_factory=lock_timeout)  # seconds to wait for another process to release the lock
 
     @contextmanager
-    def open(self) -> Generator[duckdb.DuckDBPyConnection]:
+    def open(self, *, for_user: bool = False) -> Generator[duckdb.DuckDBPyConnection]:
         """Hold the warehouse alone; keep it short.
+
+        Args:
+            for_user: Whether a user's own statements are run, which may change settings of the connection.
 
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.
             WarehouseError: The file cannot be opened, read or written, or another version of this project wrote it.
         """
         patience = Patience(self.home.create(), self.timeout)
-        with locked(patience), closing(self._file()) as file, closing(self._connect(patience, file)) as con:
+        with (
+            locked(patience),
+            closing(self._file()) as file,
+            closing(self._attach(patience, file, reusable=not for_user)) as database,
+        ):
+            con = database.con
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
                     bring_to_format(con, self.home.warehouse)
@@ -195,7 +203,7 @@ class Warehouse:
             if not self.home.warehouse.exists():
                 require_not_lost(self.home)
                 aside.unlink(missing_ok=True)  # left by a killed process
-                connected(aside).close()
+                attach(aside).close()
                 aside.rename(self.home.warehouse)
             return WarehouseFile(self.home, os.open(self.home.warehouse, os.O_RDWR))
         except (duckdb.Error, OSError) as error:
@@ -208,12 +216,12 @@ class Warehouse:
             msg = f"The warehouse {self.home.warehouse} holds what was committed, but could not be tidied: {error}"
             raise WarehouseError(msg, hint="make room on the disk and run again; what is done is skipped.") from error
 
-    def _connect(self, patience: Patience, file: WarehouseFile) -> duckdb.DuckDBPyConnection:
+    def _attach(self, patience: Patience, file: WarehouseFile, *, reusable: bool) -> Attached:
         """Open the file; a program that does not know of the lock beside it may have the file open."""
         while True:
             try:
                 file.roll_back()
-                return connected(self.home.warehouse)
+                return attach(self.home.warehouse, reusable=reusable)
             except BlockingIOError:
                 patience.pause("unknown")
             except (OSError, ValueError) as error:
@@ -250,17 +258,6 @@ def require_not_lost(home: Home) -> None:
             "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
         )
         raise WarehouseError(msg, hint=hint)
-
-
-def connected(file: Path) -> duckdb.DuckDBPyConnection:
-    """A connection that never checkpoints by itself: every checkpoint is made safe first."""
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "storage_compatibility_version": READABLE_FROM,
-        "checkpoint_threshold": "1TB",
-    }
-    con = duckdb.connect(str(file), config=config)
-    con.execute("PRAGMA disable_checkpoint_on_shutdown; SET TimeZone = 'UTC'")
-    return con
 
 
 def is_damage(error: Exception) -> bool:

@@ -20,9 +20,10 @@ import duckdb
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
-from batch_platform.warehouse.database import HELD_BY_ANOTHER, READABLE_FROM, Warehouse, is_damage
+from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, is_damage
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
 from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
 

@@ -5,6 +5,7 @@ A copy of the file is not enough: the numbers of new rows come from a sequence, 
 
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +14,8 @@ import duckdb
 
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.checkpoint import sync
-from batch_platform.warehouse.database import connected
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import attach
 from batch_platform.warehouse.ledger import bring_to_format, continue_numbers
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
 
@@ -42,10 +43,10 @@ def restore_from_published(home: Home, now: datetime) -> Restored:
         fresh = home.warehouse.with_name(f".{home.warehouse.name}")
         try:
             shutil.copyfile(copy, fresh)
-            with connected(fresh) as con:
-                bring_to_format(con, copy)
-                continue_numbers(con)
-                con.execute("CHECKPOINT")
+            with closing(attach(fresh)) as database:
+                bring_to_format(database.con, copy)
+                continue_numbers(database.con)
+                database.con.execute("CHECKPOINT")
             sync(fresh)
             aside = _set_aside(home, now)
             fresh.rename(home.warehouse)

@@ -169,7 +169,7 @@ def user_transaction(warehouse: Warehouse) -> Generator[duckdb.DuckDBPyConnectio
     Raises:
         WrongUseError: A table of the project was changed, which is undone; or the user began or ended a transaction.
     """
-    with warehouse.open() as con:
+    with warehouse.open(for_user=True) as con:
         con.execute("BEGIN")
         try:
             before = _fingerprints(con)

@@ -187,10 +187,9 @@ def flipped_in_the_warehouse(folder: Path) -> None:
 
 
 LEFT_IN_THE_LOG = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from pathlib import Path
-import duckdb
-from batch_platform import warehouse
+from batch_platform.warehouse import database
 from batch_platform.warehouse.home import Home
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform_tests.faults.invariants import NOW, days
@@ -208,8 +207,11 @@ class Killed:
             os.kill(os.getpid(), signal.SIGKILL)
         return self._con.execute(query, *args)
 
-connect = duckdb.connect
-duckdb.connect = lambda name=":memory:", **options: Killed(connect(name, **options)) if "warehouse" in name else connect(name, **options)
+attach = database.attach
+def attach_killed(file, **options):
+    attached = attach(file, **options)
+    return dataclasses.replace(attached, con=Killed(attached.con))
+database.attach = attach_killed
 list(pipeline.score(days(pipeline, *keys), Stamp("in-the-log", NOW), force=True))
 """
 

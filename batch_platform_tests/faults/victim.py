@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -167,10 +166,13 @@ def _watch(stop_at: int | None, *, named: bool) -> None:
     for name, call in watched.items():
         setattr(os, name, call)
 
-    def connect(database: str, **options: Any) -> "_Watched":
-        return _Watched(duckdb.connect(database, **options), step)
+    attach = warehouse.attach
 
-    warehouse.duckdb = SimpleNamespace(**{**vars(duckdb), "connect": connect})
+    def attach_watched(file: Path, **options: Any) -> Any:
+        database = attach(file, **options)
+        return replace(database, con=_Watched(database.con, step))
+
+    warehouse.attach = attach_watched
 
 
 def _watched(step: Callable[[str], None], name: str) -> Callable[..., Any]:

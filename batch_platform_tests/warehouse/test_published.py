@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseBusyError, WarehouseError
 from batch_platform.warehouse import ledger
-from batch_platform.warehouse.database import READABLE_FROM, Warehouse
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import FORMAT, ScoreRun
 from batch_platform.warehouse.published import MUCH_ROWS, copy_bytes, open_published, publish
 from batch_platform.warehouse.sql import quoted

@@ -1,0 +1,91 @@
+"""DuckDB instances that live on between uses: attaching a file to one takes a tenth of the time of making a new one.
+
+An instance serves one use at a time and has no file attached between uses, so nothing of a use reaches the next.
+"""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.warehouse.sql import literal
+
+READABLE_FROM = "v1.5.0"  # the oldest version of DuckDB that can read the files
+_DATABASE = "warehouse"
+
+_idle: deque[duckdb.DuckDBPyConnection] = deque()
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A database file and the connection to it, which reads and writes nothing else by default."""
+
+    con: duckdb.DuckDBPyConnection
+    instance: duckdb.DuckDBPyConnection
+    spilled: Path
+    reusable: bool
+
+    def close(self) -> None:
+        """Release the file, and its lock."""
+        self.con.close()
+        with contextlib.suppress(duckdb.Error):
+            self.instance.execute(f"DETACH {_DATABASE}")
+            if self.reusable and not self.spilled.exists():
+                _idle.append(self.instance)
+                return
+        self.instance.close()
+
+
+def attach(file: Path, *, reusable: bool = True) -> Attached:
+    """Open a database file, which is made if it is missing; it never checkpoints by itself: every checkpoint is made safe first.
+
+    Args:
+        file: The file.
+        reusable: Whether only this project's own statements are run: others may leave settings behind.
+
+    Raises:
+        duckdb.Error: The file cannot be opened, or another process has it open.
+    """
+    instance = (_idle.pop() if _idle and reusable else None) or _instance()
+    spilled = file.with_name(f"{file.name}.tmp")
+    try:
+        instance.execute(f"SET temp_directory = {literal(str(spilled))}")
+        instance.execute(f"ATTACH {literal(str(file))} AS {_DATABASE}")
+    except BaseException:
+        instance.close()
+        raise
+    con = instance.cursor()
+    con.execute(f"USE {_DATABASE}")
+    return Attached(con, instance, spilled, reusable)
+
+
+@contextmanager
+def in_memory() -> Generator[duckdb.DuckDBPyConnection]:
+    """A connection for statements of this project's own that leave nothing behind."""
+    instance = _idle.pop() if _idle else _instance()
+    with instance.cursor() as con:
+        yield con
+    _idle.append(instance)
+
+
+def _instance() -> duckdb.DuckDBPyConnection:
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "storage_compatibility_version": READABLE_FROM,
+        "checkpoint_threshold": "1TB",
+    }
+    instance = duckdb.connect(":memory:", config=config)
+    instance.execute("PRAGMA disable_checkpoint_on_shutdown; SET GLOBAL TimeZone = 'UTC'")
+    return instance
+
+
+def _close_idle() -> None:
+    while _idle:
+        _idle.pop().close()
+
+
+os.register_at_fork(before=_close_idle)  # a forked child lacks the threads that an instance waits for when it ends

@@ -1,0 +1,77 @@
+"""DuckDB instances that are used again: nothing of one use reaches the next."""
+
+import os
+from contextlib import closing
+
+import duckdb
+import polars as pl
+import pytest
+
+from batch_platform.warehouse import instance
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import attach, in_memory
+
+
+@pytest.fixture(autouse=True)
+def no_idle_instance():
+    instance._close_idle()
+    yield
+    instance._close_idle()
+
+
+def test_an_instance_is_used_again_for_another_file_and_keeps_nothing_of_the_first(tmp_path):
+    with closing(attach(tmp_path / "first.duckdb")) as first:
+        first.con.execute("CREATE TABLE kept AS SELECT 1 AS a")
+        first.con.execute("CREATE TEMP TABLE gone AS SELECT 2 AS a")
+        first.con.register("frame", pl.DataFrame({"a": [3]}))
+        first.con.execute("BEGIN")
+        first.con.execute("INSERT INTO kept VALUES (4)")
+    with closing(attach(tmp_path / "second.duckdb")) as second:
+        assert second.instance is first.instance
+        for name in ("kept", "gone", "frame"):
+            with pytest.raises(duckdb.CatalogException):
+                second.con.execute(f"FROM {name}")
+    with closing(attach(tmp_path / "first.duckdb")) as again:
+        assert again.con.execute("FROM kept").fetchall() == [(1,)]  # what was not committed is undone
+        assert again.con.execute("SELECT current_setting('TimeZone'), current_database()").fetchall() == [
+            ("UTC", "warehouse")
+        ]
+
+
+def test_what_a_user_sets_ends_with_the_connection(tmp_path):
+    home = Home(tmp_path / "home")
+    with Warehouse(home).open() as con:
+        threads = con.execute("SELECT current_setting('threads')").fetchall()
+    with Warehouse(home).open(for_user=True) as con:
+        con.execute("SET GLOBAL threads = 7; SET GLOBAL TimeZone = 'Asia/Tokyo'; ATTACH ':memory:' AS mine")
+    with Warehouse(home).open() as con:
+        assert con.execute("SELECT current_setting('threads')").fetchall() == threads
+        assert con.execute("SELECT current_setting('TimeZone')").fetchall() == [("UTC",)]
+        assert con.execute("SELECT count(*) FROM duckdb_databases() WHERE database_name = 'mine'").fetchall() == [(0,)]
+
+
+def test_an_instance_that_failed_to_open_a_file_or_spilled_is_not_used_again(tmp_path):
+    (tmp_path / "broken.duckdb").write_bytes(b"no database" * 1000)
+    with pytest.raises(duckdb.Error):
+        attach(tmp_path / "broken.duckdb")
+    assert not instance._idle
+    with closing(attach(tmp_path / "spilled.duckdb")) as database:
+        database.spilled.mkdir()  # as DuckDB makes it when a query does not fit into memory
+    assert not instance._idle
+    with pytest.raises(duckdb.ParserException), in_memory() as con:
+        con.execute("no SQL")
+    assert not instance._idle
+
+
+def test_a_forked_process_opens_files_that_its_parent_had_open(tmp_path):
+    with closing(attach(tmp_path / "a.duckdb")) as database:
+        database.con.execute("CREATE TABLE t AS SELECT 1 AS a")
+    assert instance._idle
+    child = os.fork()
+    if not child:
+        with closing(attach(tmp_path / "a.duckdb")) as database:
+            os._exit(int(database.con.execute("SELECT sum(a) FROM t, range(100000)").fetchall() != [(100_000,)]))
+    assert os.waitpid(child, 0)[1] == 0
+    with closing(attach(tmp_path / "a.duckdb")) as database:
+        assert database.con.execute("FROM t").fetchall() == [(1,)]
