@@ -232,6 +232,7 @@ def plan_run(wiring: Wiring, options: RunOptions, state: State, failed_models: A
         version=version,
         force=options.force,
         train=train,
+        serve_all=options.named,
     )
 
 

@@ -79,7 +79,10 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     due = ", ".join(f"{count} of {kind}" for kind, count in status.due.items())
     last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
     terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
-    terminal.say(f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}")
+    learned = terminal.learned_from(status.champion_rows_trained, status.champion_days_trained)
+    terminal.say(
+        f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}{learned and ', '}{learned}"
+    )
     if (change := status.declaration_change) is not None:
         terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
     for challenger in status.challengers:

@@ -9,6 +9,7 @@ from batch_platform.cli import terminal
 from batch_platform.components.jobs import MAKES, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.metrics import default_metric
@@ -32,6 +33,8 @@ class TrainedModel:
     decision: str
     reason: str
     suspicious: tuple[str, ...]  # features that alone nearly decide the label
+    rows_trained: int
+    days_trained: float | None  # None for a snapshot
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         findings=dict(sorted(findings.items())),
         failures=failures,
         error=error,
-        next=_next_steps(wiring, instance, models, rejected, failures) if run_ids else [],
+        next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
     )
 
 
@@ -128,6 +131,8 @@ def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequenc
         decision=decision.action if decision else "none",
         reason=decision.reason if decision else "",
         suspicious=tuple(suspicious),
+        rows_trained=version.rows_trained,
+        days_trained=None if spec.partitions.snapshot else version.days_trained,
     )
 
 
@@ -138,10 +143,11 @@ def _left_out(left: Plan) -> list[LeftOut]:
     return [LeftOut(reason, len(keys), keys[0], keys[-1]) for reason, keys in by_reason.items()]
 
 
-def _next_steps(
+def _next_steps(  # noqa: PLR0913 - what a run left to do
     wiring: Wiring,
     instance: dg.DagsterInstance,
     models: Sequence[TrainedModel],
+    left: Plan,
     rejected: int,
     failures: Sequence[Failure],
 ) -> list[str]:
@@ -155,10 +161,20 @@ def _next_steps(
         steps.append(f"batch-platform rejected {name}")
     if models:
         steps.append(f"batch-platform models {name} show {models[-1].version}")
+    if models and any(item.warm_up for item in left.blocked) and (first := _could_serve_from(wiring, left)):
+        steps.append(f"batch-platform run {name} --from {first}, to score the past too, by a model of what was before")
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
     if off := [schedule for duty in MAKES if (schedule := schedule_name(name, duty)) not in running]:
         steps.append(f"batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves")
     return steps
+
+
+def _could_serve_from(wiring: Wiring, left: Plan) -> str | None:
+    """The first partition of warm-up that a model could be trained for, where one model serves all; None if there is none."""
+    spec = wiring.spec
+    if serving_calendar(spec) is not None or spec.partitions.snapshot or (first := first_service(spec)) is None:
+        return None
+    return first.key if any(item.partition.key == first.key for item in left.blocked) else None
 
 
 def show(outcome: Outcome) -> None:
@@ -204,7 +220,8 @@ def _show_model(model: TrainedModel) -> None:
     value = "not measured" if model.value is None else f"{model.metric} {model.value:.4f}"
     if model.baseline_value is not None:
         value += f", {model.baseline} {model.baseline_value:.4f}"
-    terminal.say(f"{name} {model.version}: {value}; {model.decision}: {model.reason}")
+    learned = terminal.learned_from(model.rows_trained, model.days_trained)
+    terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
     if model.suspicious:
         terminal.say(
             f"  perhaps a leak: {', '.join(model.suspicious)} alone nearly decide{'' if len(model.suspicious) > 1 else 's'} "

@@ -136,6 +136,14 @@ def span(keys: Sequence[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
 
 
+def learned_from(rows: int, days: float | None) -> str:
+    """How much a model learned from; nothing for an imported model. A snapshot has no days."""
+    length = ""
+    if days is not None:
+        length = f" of {days:,.0f} day{'' if round(days) == 1 else 's'}" if days >= 1 else f" of {days * 24:,.0f} hours"
+    return f"learned from {rows:,} rows{length}" if rows else ""
+
+
 def show_fields(values: Mapping[str, Any], indent: int = 0) -> None:
     """Print names and values, nested values below their name."""
     for name, value in values.items():

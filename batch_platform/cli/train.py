@@ -33,6 +33,8 @@ class TrainingOutcome:
     metrics: dict[str, float]  # on the evaluation rows, of the fit that the gate judged
     baseline: Baseline | None
     refit: bool  # whether the version was fitted again on all rows after that
+    rows_trained: int
+    days_trained: float | None  # None for a snapshot
 
 
 @click.command("train")
@@ -94,6 +96,8 @@ def _outcome(wiring: Wiring, state: State, period: str, *, trained: bool) -> Tra
         metrics=version.metric_values,
         baseline=manifest and manifest.evaluation.baseline,
         refit=manifest is not None and manifest.refit,
+        rows_trained=version.rows_trained,
+        days_trained=None if wiring.spec.partitions.snapshot else version.days_trained,
     )
 
 
@@ -106,6 +110,8 @@ def _show(outcome: TrainingOutcome) -> None:
         terminal.say(f"  batch-platform train {name} --force   trains again")
         return
     terminal.say(f"{version} is {outcome.decision}: {outcome.reason}.")
+    if learned := terminal.learned_from(outcome.rows_trained, outcome.days_trained):
+        terminal.say(f"  {learned}")
     baseline = outcome.baseline and {"name": outcome.baseline.name, "metrics": outcome.baseline.metrics}
     show_metrics(outcome.metrics, baseline, refit=outcome.refit)
     if outcome.decision == "approved":

@@ -21,6 +21,7 @@ from batch_platform.components.jobs import (
     training_schema,
 )
 from batch_platform.components.resources import IO_MANAGER_KEY
+from batch_platform.components.runs import targets
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, SourceError
@@ -232,17 +233,22 @@ def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
 
 def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: TrainingConfig) -> list[Partition]:
     if wiring.serving_periods is None:
-        return [_single_period(wiring, config.until)]
+        scored = [key for asset, key in targets(wiring, context.run) if asset == "predictions"]
+        return [_single_period(wiring, config.until, wiring.named(scored))]
     periods = [wiring.serving_period(key) for key in context.partition_keys]
     return sorted(periods, key=lambda period: period.start)
 
 
-def _single_period(wiring: Wiring, until: str | None) -> Partition:
-    """The first partition that an unpartitioned model serves: as requested, otherwise as planned, otherwise the newest."""
+def _single_period(wiring: Wiring, until: str | None, scored: Sequence[Partition]) -> Partition:
+    """The first partition that an unpartitioned model serves: as requested, otherwise as planned, otherwise the newest.
+
+    It has to serve the partitions that are `scored` in the same run.
+    """
     calendar = wiring.spec.partitions.calendar
     if until is not None:
         return calendar.named(until)
-    planned = make_plan(wiring.spec, wiring.pipeline().state(), now()).of("model")
+    plan = make_plan(wiring.spec, wiring.pipeline().state(), now(), only=scored or None, serve_all=bool(scored))
+    planned = plan.of("model")
     if planned:
         return planned[0].partition
     due = calendar.due(now())

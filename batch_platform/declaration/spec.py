@@ -148,7 +148,8 @@ class Train(Block):
     """When models are trained, and on which data."""
 
     every: Every | None = Field(
-        default=None, description="How often a model is trained: one model per period. Left out: a single model."
+        default=None,
+        description="How often a model is trained: one model per period. Left out: a single model, of all that is known when it is first trained.",
     )
     start: LocalTime | None = Field(
         default=None,

@@ -34,7 +34,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import Fingerprints
-from batch_platform.features.history import History, materialize_hint, recorded_fingerprints
+from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.registry import (
@@ -363,7 +363,10 @@ class Pipeline:
                 f"{listed(lacking)} are missing from its training window."
             )
             name = self.spec.name
-            hint = f"{materialize_hint(name, lacking)}; batch-platform status {name} says what failed there."
+            hint = (
+                f"batch-platform train {name} --period {training.period.key} builds them first, as a materialization in the "
+                f"UI does; batch-platform status {name} says what failed there."
+            )
             raise DataError(msg, hint=hint)
 
     def challenge(self, period: Partition, stamp: Stamp) -> tuple[TrainedChallenger, ...]:

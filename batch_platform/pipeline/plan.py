@@ -122,17 +122,19 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     version: Version | None = None,
     force: bool = False,
     train: Partition | None = None,
+    serve_all: bool = False,
 ) -> Plan:
     """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all.
 
     The previous model scores the partitions of serving periods whose training failed. A `version` scores every partition in
     place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
-    changed. The model of the serving period `train` is due in any case.
+    changed. The model of the serving period `train` is due in any case. With `serve_all`, a pipeline's only model has to
+    serve the oldest of `only` that has enough history before it; otherwise it is trained on all that is mature.
     """
     wanted, state = _wanted(spec, state, now, only)
     models, challengers = list[Item](), list[Item]()
     if version is None:
-        models = _due_models(spec, state, now, wanted, failed_models, everything=only is None)
+        models = _due_models(spec, state, now, wanted, failed_models, everything=only is None, serve_all=serve_all)
         if train is not None:
             models = [item for item in models if item.partition.key != train.key]
             models = sorted([*models, Item("model", train, "asked for")], key=lambda item: item.partition.start)
@@ -325,7 +327,7 @@ def training_asked_for(
         begun = [partition for partition in due if partition.start <= now][-1:]
         period = next((last for last in begun if can_train(spec, training_window(spec, last.start))), None)
     else:
-        items = _due_single_model(spec, state, now, due, frozenset())
+        items = _due_single_model(spec, state, now, due, frozenset(), serve_all=False)
         return (items[0].partition, items[0].reason) if items else (_single_period(state, now), None)
     if period is None or force:
         return period, "asked for"
@@ -356,9 +358,18 @@ def changed(spec: PipelineSpec, state: State, period: Partition) -> str | None:
 
 
 def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[ModelTraining]:
-    """The recorded trainings of the model for a serving period, oldest first; all of them where there is only one model."""
+    """The recorded trainings of the model for a serving period, oldest first.
+
+    Where there is only one model, those for later periods too, since any of them may be the newest; of snapshots, all.
+    """
     if serving_calendar(spec) is None:
-        return list(registry.model_trainings)
+        named = spec.partitions.calendar.named
+        since = None if spec.partitions.snapshot else named(serving_period).start
+        return [
+            training
+            for training in registry.model_trainings
+            if since is None or named(training.serving_period).start >= since
+        ]
     return [training for training in registry.model_trainings if training.serving_period == serving_period]
 
 
@@ -382,9 +393,10 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
     failed: AbstractSet[str],
     *,
     everything: bool,
+    serve_all: bool,
 ) -> list[Item]:
     if serving_calendar(spec) is None:
-        return _due_single_model(spec, state, now, wanted, failed)
+        return _due_single_model(spec, state, now, wanted, failed, serve_all=serve_all)
     trained = {version.serving_period for version in state.registry.of_model}
     periods = serving_periods(spec, now)
     newest = periods[-1:]
@@ -416,14 +428,26 @@ def _to_train_again(spec: PipelineSpec, state: State, periods: Iterable[Partitio
     return [Item("model", period, reason) for period in periods if (reason := changed(spec, state, period))]
 
 
-def _due_single_model(
-    spec: PipelineSpec, state: State, now: datetime, wanted: list[Partition], failed: AbstractSet[str]
+def _due_single_model(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    now: datetime,
+    wanted: list[Partition],
+    failed: AbstractSet[str],
+    *,
+    serve_all: bool,
 ) -> list[Item]:
-    """The pipeline's only model: trained before the first partition that it can serve, and again if its declaration changes.
+    """The pipeline's only model: trained once, see `_first_served`, and again if its declaration changes.
 
-    A model of snapshots is trained on the newest one, once per training period.
+    Where it has to serve partitions before those that it serves, another one is trained for them. A model of snapshots is
+    trained on the newest one, once per training period.
     """
     period = _single_period(state, now)
+    served_from = min((version.serving_start for version in state.registry.of_model), default=None)
+    if served_from is not None and serve_all and not spec.partitions.snapshot:
+        first = _first_served(spec, now, wanted, failed, serve_all=True)
+        if first is not None and first.start < served_from:
+            return [Item("model", first, "not trained for it")]
     old = spec.partitions.snapshot and _is_model_old(spec, state, wanted)
     if spec.partitions.snapshot:
         wanted = wanted[-1:]
@@ -434,15 +458,30 @@ def _due_single_model(
         return _to_train_again(spec, state, [period] if complete else [])
     if state.registry.of_model and not old:
         return []
-    for partition in wanted:
-        if (
-            partition.start <= now
-            and partition.key not in failed
-            and can_train(spec, training_window(spec, partition.start))
-        ):
-            period = Partition(key=partition.key, start=partition.start, end=partition.start)
-            return [Item("model", period, "not trained")]
-    return []
+    first = _first_served(spec, now, wanted, failed, serve_all=serve_all)
+    return [] if first is None else [Item("model", first, "not trained")]
+
+
+def _first_served(
+    spec: PipelineSpec, now: datetime, wanted: Sequence[Partition], failed: AbstractSet[str], *, serve_all: bool
+) -> Partition | None:
+    """The serving period of a first model: from which of the wanted partitions on it serves.
+
+    The newest partition with mature labels decides, so that the model learns from all that is known and one partition
+    shows how good it is; else the newest one. To serve all, the oldest decides; so it does for a model that learns nothing.
+    """
+    candidates = [partition for partition in wanted if partition.start <= now]
+    if not serve_all and spec.model.import_ is None:
+        mature = [partition for partition in candidates if matures(spec, partition) <= now]
+        candidates = [*mature[-1:], *candidates[-1:]]
+    return next(
+        (
+            Partition(key=partition.key, start=partition.start, end=partition.start)
+            for partition in candidates
+            if partition.key not in failed and can_train(spec, training_window(spec, partition.start))
+        ),
+        None,
+    )
 
 
 def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition]) -> bool:
@@ -514,12 +553,22 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
             blocked.append(Item("predictions", partition, "no model serves it"))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
-    return due, _with_warm_up(spec, blocked), stale
+    first = _first_service(spec, state.registry, models) if blocked else None
+    return due, _with_warm_up(first, blocked), stale
 
 
-def _with_warm_up(spec: PipelineSpec, blocked: list[Item]) -> list[Item]:
+def _first_service(spec: PipelineSpec, registry: Registry, models: Sequence[Item]) -> Partition | None:
+    """The serving period of the first model: of the only one it is the one trained or due, else the first that can be."""
+    if serving_calendar(spec) is None and not spec.partitions.snapshot:
+        trained = [Partition(it.serving_period, it.serving_start, it.serving_start) for it in registry.of_model]
+        periods = [*trained, *(item.partition for item in models)]
+        if periods:
+            return min(periods, key=lambda period: period.start)
+    return first_service(spec)
+
+
+def _with_warm_up(first: Partition | None, blocked: list[Item]) -> list[Item]:
     """What no model serves; of partitions before the first model, when it serves."""
-    first = first_service(spec) if blocked else None
     if first is None:
         return blocked
     return [

@@ -79,6 +79,8 @@ class PipelineStatus:
     counts: dict[Condition, int]  # partitions in each condition
     champion: str | None
     champion_metrics: dict[str, float]
+    champion_rows_trained: int
+    champion_days_trained: float | None  # None for a snapshot
     declaration_change: DeclarationChange | None
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
@@ -124,6 +126,8 @@ def status_of(
         counts=dict(Counter(partition.condition for partition in partitions)),
         champion=champion.version if champion else None,
         champion_metrics=champion.metric_values if champion else {},
+        champion_rows_trained=champion.rows_trained if champion else 0,
+        champion_days_trained=champion.days_trained if champion and not spec.partitions.snapshot else None,
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,

@@ -9,7 +9,7 @@ import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -130,6 +130,11 @@ class Version:
     def class_labels(self) -> list[Any]:
         """The parsed classes; empty for a regression or a clustering."""
         return json.loads(self.classes)
+
+    @property
+    def days_trained(self) -> float:
+        """The length of the time it was trained on."""
+        return (self.trained_until - self.trained_from) / timedelta(days=1)
 
     def has_seen(self, partition: Partition) -> bool:
         """Whether its training data overlap a partition, so that its scores there are in-sample."""

@@ -163,3 +163,38 @@ def test_models_show_puts_each_metric_beside_that_of_the_baseline(cli, project):
         == pytest.approx(evaluation["baseline"]["metrics"]["roc_auc"], abs=1e-3)
     )
     assert "refit: True" in "\n".join(lines)
+
+
+def test_a_model_without_a_period_learns_from_all_that_is_known_and_an_earlier_one_serves_the_past_on_demand(
+    cli, tmp_path
+):
+    folder = write_project(
+        tmp_path / "project",
+        partitions={"end": "2024-01-21"},
+        model={"train": {"every": None, "evaluate": "3 days"}},
+    )
+    first = cli(folder, "run", "small")
+    assert first.code == 0, first.err
+    assert "  train 1 model (2024-01-20)" in first.out.splitlines()
+    assert "  19 partitions are warm-up (2024-01-01 to 2024-01-19): the first model serves from 2024-01-20" in first.out
+    (newest,) = versions(folder)
+    ((rows,),) = published(folder, "SELECT rows_trained FROM batch_platform.model_versions")
+    assert 700 < rows <= 18 * 40, "some rows have no label"
+    learned = f"learned from {rows} rows of 18 days"
+    assert f"model {newest}, {learned}: " in first.out
+    hint = "batch-platform run small --from 2024-01-08, to score the past too, by a model of what was before"
+    assert hint in first.out
+    status = cli(folder, "status").out
+    assert status.splitlines()[0] == "small: 1 scored, 19 warm-up"
+    assert f", {learned}\n" in status
+    past = cli(folder, "run", "small", "--from", "2024-01-08")
+    assert past.code == 0, past.err
+    assert "  train 1 model (2024-01-08)" in past.out.splitlines()
+    scored = "SELECT min(partition_key), max(partition_key), count(*), bool_or(in_sample) FROM batch_platform.score_runs GROUP BY model_version ORDER BY 1"
+    assert published(folder, scored) == [
+        ("2024-01-08", "2024-01-19", 12, False),
+        ("2024-01-20", "2024-01-20", 1, False),
+    ]
+    assert hint not in past.out
+    refused = cli(folder, "run", "small", "--partition", "2024-01-04")
+    assert "small, partition 2024-01-04: no model serves it" in refused.error

@@ -541,12 +541,28 @@ def test_one_model_for_all_is_trained_without_partitions(tmp_path, monkeypatch):
     assert status(deployment, "predictions", "2024-02-06") == StaleStatus.FRESH
 
 
-def test_one_model_for_all_serves_from_where_it_was_first_needed(tmp_path, monkeypatch):
+def test_one_model_for_all_learns_from_all_that_is_known_unless_the_run_scores_earlier_partitions(
+    tmp_path, monkeypatch
+):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert deployment.run("features", first="2024-01-01", last="2024-01-31").success
+    assert "batch-platform train small --period 2024-02-29 builds them first" in failure(deployment.run("model"))
+    assert deployment.run("features", first="2024-01-01", last="2024-02-29").success
+    assert deployment.run("model", "predictions", first="2024-02-05", last="2024-02-07").success
+    assert deployment.run("model", "predictions", first="2024-02-03").success
+    state = deployment.pipeline.state()
+    assert [version.serving_period for version in state.registry.versions] == ["2024-02-05", "2024-02-03"]
+    assert sorted(state.scores) == ["2024-02-03", *(f"2024-02-0{day}" for day in (5, 6, 7))]
+    assert not any(run.in_sample for run in state.scores.values())
+    refused = deployment.run("predictions", first="2024-02-01")
+    assert "no model serves it; the earliest approved version" in failure(refused)
+
+
+def test_one_model_for_all_is_trained_on_all_that_is_known_if_nothing_else_is_asked(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
+    assert deployment.run("features", first="2024-01-01", last="2024-02-29").success
     assert deployment.run("model").success
     (version,) = deployment.pipeline.state().registry.versions
-    assert version.serving_period == "2024-01-16"  # the first one with 14 days and a day of delay before it
+    assert (version.serving_period, version.days_trained) == ("2024-02-29", 58)
 
 
 def test_performance_warns_of_partitions_below_the_rule(tmp_path, monkeypatch):

@@ -300,25 +300,97 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
     assert len(forced.of("predictions")) == 3
 
 
-def test_a_single_model_is_trained_before_the_first_partition_that_it_can_serve():
+def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partition_with_mature_labels():
+    spec, early = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
+    (model,) = make_plan(spec, EMPTY, early).of("model")
+    assert model.partition.key == "2024-02-08", "of 9 February the labels are known a day later"
+    assert [day.key for day in training_window(spec, model.partition.start)] == KEYS[: KEYS.index("2024-02-07")]
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, early))
+    assert sorted(state.scores) == ["2024-02-08", "2024-02-09"]
+    later = make_plan(spec, state, NOW)
+    assert later.of("model") == []
+    assert [item.partition.key for item in later.of("predictions")] == [key for key in KEYS if key > "2024-02-09"]
+    for plan in (make_plan(spec, EMPTY, early), later):
+        assert [item.partition.key for item in plan.blocked] == [key for key in KEYS if key < "2024-02-08"]
+        assert {(item.warm_up, item.reason) for item in plan.blocked} == {
+            (True, "the first model serves from 2024-02-08")
+        }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first"),
+    [
+        ({"labels": {"delay": "40 days"}}, "2024-02-29"),  # mature are only days before which nothing is known
+        ({"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}, "2024-02-29"),
+        ({"labels": {"delay": "0 days"}, "partitions": {"end_offset": 1}}, "2024-02-29"),
+        ({"labels": {"delay": "20 days"}}, "2024-02-10"),
+    ],
+)
+def test_a_single_model_serves_the_newest_partition_even_if_no_label_shows_how_good_it_is(overrides, first):
+    train = {"every": None, "evaluate": "3 days"}
+    spec = small_spec(**{**overrides, "model": {"train": train, **overrides.get("model", {})}})
+    plan = make_plan(spec, EMPTY, NOW)
+    assert [item.partition.key for item in plan.of("model")] == [first]
+    assert [item.partition.key for item in plan.of("predictions")] == [key for key in KEYS if key >= first]
+
+
+def test_a_single_model_that_has_to_serve_all_is_trained_for_the_oldest_that_was_asked_for_once():
     spec = SPECS["one model"]
-    (model,) = make_plan(spec, EMPTY, NOW).of("model")
-    window = training_window(spec, model.partition.start)
-    assert can_train(spec, window)
-    assert not can_train(
-        spec, training_window(spec, spec.partitions.calendar.named(model.partition.key).start - timedelta(days=1))
+    days = [spec.partitions.calendar.named(key) for key in KEYS]
+
+    def asked(state: State, *, since: str, serve_all: bool = True, failed: str = "") -> tuple[Plan, list[str]]:
+        wanted = [day for day in days if day.key >= since]
+        plan = make_plan(spec, state, NOW, only=wanted, serve_all=serve_all, failed_models={failed})
+        return plan, [item.partition.key for item in plan.of("model")]
+
+    assert asked(EMPTY, since="2024-02-05")[1] == ["2024-02-05"]
+    assert asked(EMPTY, since="2024-01-01")[1] == ["2024-01-08"], "the first with enough history"
+    assert asked(EMPTY, since="2024-01-01", failed="2024-01-08")[1] == ["2024-01-09"]
+    assert asked(EMPTY, since="2024-02-05", serve_all=False)[1] == ["2024-02-29"]
+    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    assert asked(newest, since="2024-02-05", serve_all=False)[1] == []
+    plan, models = asked(newest, since="2024-02-05")
+    assert models == ["2024-02-05"]
+    scored_now = [item.partition.key for item in plan.of("predictions")]
+    assert scored_now == [key for key in KEYS if "2024-02-05" <= key < "2024-02-29"], "what the newer one scored stays"
+    both = carried_out(spec, newest, plan)
+    for since in ("2024-02-05", "2024-02-29"):
+        assert asked(both, since=since)[0].items == []
+    assert make_plan(spec, both, NOW).items == []
+    assert [both.scores[key] for key in newest.scores] == list(newest.scores.values())
+
+
+def test_a_single_model_whose_run_was_killed_before_training_learns_from_what_is_mature_when_the_next_run_begins():
+    spec, killed, next_day = SPECS["one model"], *(datetime(2024, 2, day, 12, tzinfo=UTC) for day in (10, 11))
+    plan = make_plan(spec, EMPTY, killed)
+    built = carried_out(spec, EMPTY, replace(plan, items=plan.of("features")))
+    assert [item.partition.key for item in make_plan(spec, built, killed).of("model")] == ["2024-02-08"]
+    resumed = make_plan(spec, built, next_day)
+    assert [item.partition.key for item in resumed.of("features", "model")] == [
+        "2024-02-07",
+        "2024-02-10",
+        "2024-02-09",
+    ]
+    assert make_plan(spec, carried_out(spec, built, resumed), next_day).items == []
+
+
+def test_an_earlier_model_trained_as_declared_now_does_not_keep_the_newest_one_from_being_trained_again():
+    spec = SPECS["one model"]
+    newest = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    changed = with_params(spec, max_iter=7)
+    asked = [changed.partitions.calendar.named("2024-02-05")]
+    both = carried_out(changed, newest, make_plan(changed, newest, NOW, only=asked, serve_all=True))
+    assert [(item.partition.key, item.reason) for item in make_plan(changed, both, NOW).of("model")] == [
+        ("2024-02-29", "the declared parameters changed")
+    ]
+
+
+def test_a_single_model_that_failed_is_tried_again_once_the_next_partition_is_mature():
+    spec = SPECS["one model"]
+    (model,) = make_plan(spec, EMPTY, datetime(2024, 2, 10, 12, tzinfo=UTC)).of("model")
+    (after,) = make_plan(spec, EMPTY, datetime(2024, 2, 11, 12, tzinfo=UTC), failed_models={model.partition.key}).of(
+        "model"
     )
-    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
-    assert len(state.registry.versions) == 1
-    assert {item.partition.key for item in make_plan(spec, state, NOW).blocked} == {
-        key for key in KEYS if key < model.partition.key
-    }
-
-
-def test_a_single_model_that_failed_is_tried_again_from_the_next_partition():
-    spec = SPECS["one model"]
-    (model,) = make_plan(spec, EMPTY, NOW).of("model")
-    (after,) = make_plan(spec, EMPTY, NOW, failed_models={model.partition.key}).of("model")
     assert after.partition.start == spec.partitions.calendar.named(model.partition.key).end
 
 
