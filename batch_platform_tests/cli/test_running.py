@@ -100,7 +100,8 @@ def test_run_announces_what_it_will_do_and_concludes(cli, fresh):
     ]
     (version,) = cli(fresh, "models", "small", "--json").json
     assert re.fullmatch(
-        rf"model {version['version']}: (roc_auc|log_loss) \d\.\d{{4}}(, .+ \d\.\d{{4}})?; approved: .+", lines[7]
+        rf"model {version['version']}, learned from 1,\d{{3}} rows of 30 days: (roc_auc|log_loss) \d\.\d{{4}}(, .+ \d\.\d{{4}})?; approved: .+",
+        lines[7],
     )
     assert lines[8:] == [
         "3 of 34 partitions scored: 120 rows in, 120 scored, 0 rejected.",
