@@ -76,7 +76,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     """Judge a fitted model by the declared rule and, on the evaluation rows, against a trivial model and the champion.
 
     The champion is the version that serves where the model would. A gate that leaves the decision to a person is told
-    that a trivial model is better, and refuses nothing for it.
+    that a trivial model is better, and refuses nothing for it; nor does one whose champion, which would serve on, is worse.
     """
     task, trivial = fitted.signature.task, fitted.trivial
     metric = gate.metric or default_metric(task)
@@ -103,9 +103,11 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         reasons += [*([worse] if worse else []), *remarks]
     beaten = beaten_by_baseline(metric, fitted.metrics, trivial) if gate.baseline else None
     if beaten is not None:
-        if beaten.certain and not gate.manual:
+        replaced = comparison is not None and _is_better_than_champion(metric, comparison)
+        if beaten.certain and not gate.manual and not replaced:
             return verdict(beaten.reason)
-        reasons.append(f"{beaten.reason}{'' if beaten.certain else ', which may be chance'}")
+        note = "" if beaten.certain else ", which may be chance"
+        reasons.append(f"{beaten.reason}{', but the champion is worse still' if replaced else note}")
     return replace(accepted(gate, "; ".join(reasons), evidence), coverage=coverage)
 
 
@@ -128,6 +130,11 @@ def worse_than_champion(gate: Promote, metric: str, value: float | None, standin
     if not is_worse(metric, value, bound):
         return None
     return f"{metric} {value:.4f} is worse than the champion's {standing:.4f} by more than {gate.tolerance:g}"
+
+
+def _is_better_than_champion(metric: str, comparison: ChampionComparison) -> bool:
+    value, standing = comparison.metrics.get(metric), comparison.champion_metrics.get(metric)
+    return value is not None and standing is not None and is_worse(metric, standing, value)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.spec import Features, Model, Promote
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
 from batch_platform.features.history import ENTITY, PARTITION_START, ROW_TIME, TrainingData
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.fitting import fit
@@ -192,3 +194,22 @@ def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_wo
     assert set(manifest.evaluation.baseline.metrics) == set(manifest.evaluation.metrics)
     assert not manifest.refit, "a version that never serves is not fitted again"
     assert registry.champion(NOW) is None
+
+
+def test_a_version_that_is_worse_than_the_baseline_takes_the_place_of_a_champion_that_is_worse_still(tmp_path, events):
+    overfit = {"estimator": "sklearn.tree.DecisionTreeClassifier", "params": None, "refit": False}
+    ungated = {"promote": {"metric": "log_loss", "baseline": False}}
+    first = small_pipeline(tmp_path, events=events, model={**overfit, **ungated})
+    carry_out(first, NOW)
+    (champion,) = first.state().registry.versions
+    assert first.state().registry.champion(NOW) == champion
+    gated = small_pipeline(
+        tmp_path, events=events, model={"params": {"max_iter": 5}, "refit": False, "promote": {"metric": "log_loss"}}
+    )
+    period = serving_calendar(gated.spec).named("2024-02-01")
+    better = gated.train(period, Stamp("again", NOW), params={"learning_rate": 1.0})
+    assert better.decision.action == "approved"
+    assert "(class shares by weekday), but the champion is worse still" in better.decision.reason
+    worse = gated.train(period, Stamp("once more", NOW), params={"learning_rate": 1.0, "max_iter": 300})
+    assert worse.decision.action == "refused"
+    assert gated.state().registry.champion(NOW).version == better.version.version

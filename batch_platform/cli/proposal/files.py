@@ -11,7 +11,7 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, PARAMS, WITHIN_FILE, Proposal, local_key
+from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, TableColumn
@@ -74,7 +74,7 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
         label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{delay}}}"
         note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
         labels.append(f"{label}{note}")
-    params = ", ".join(f"{key}: {_scalar(value)}" for key, value in PARAMS[proposal.target].items())
+    params = ", ".join(f"{key}: {_scalar(value)}" for key, value in proposal.params.items())
     time = [] if proposal.windows is None else [f"    time: {_scalar(_stored(proposal.windows.time))}"]
     keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
     return "\n".join(
@@ -295,6 +295,8 @@ def _scalar(value: object) -> str:
     """A value as YAML on one line, with a text quoted only if necessary."""
     if isinstance(value, str):
         return value if _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML else _quoted(value)
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
