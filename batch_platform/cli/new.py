@@ -275,7 +275,8 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "snapshot": windows is None,
         "time": None if windows is None else windows.time.name,
         "time_read": "" if windows is None or windows.time.reading is None else windows.time.reading.note,
-        "rows_without_time": 0 if windows is None else windows.timeless,
+        "rows_without_time": 0 if windows is None else windows.timeless - len(windows.span.far_off),
+        "times_far_off": [] if windows is None else list(windows.span.far_off),
         "first": None if windows is None else windows.span.first,
         "last": None if windows is None else windows.span.last,
         "every": proposal.every,
@@ -374,6 +375,9 @@ def _show(report: dict[str, Any]) -> None:
         lost = report["rows_without_time"]
         timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
         read = f" ({report['time_read']})" if report["time_read"] else ""
+        if far_off := report["times_far_off"]:
+            count = f"{len(far_off):,} row{'' if len(far_off) == 1 else 's'}"
+            timeless += f"; left out: {count} far from all others, such as {far_off[0]:%Y-%m-%d}"
         time = f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}"
         partitions = f"{report['every']}, of which {report['partitions']:,} hold rows"
         learns = "all rows before the period that it serves"

@@ -247,3 +247,38 @@ def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
     pd.read_parquet(tmp_path / "orders.parquet").to_csv(tmp_path / "orders.csv")
     proposal, _ = proposed(tmp_path / "orders.csv")
     assert proposal.left_out == {"column0": "the number that pandas gave the row"}
+
+
+@pytest.mark.parametrize(
+    "far_off", [["2099-12-31"], ["1900-01-05"], ["1970-01-01", "1970-01-01", "2099-12-31"], []], ids=" ".join
+)
+def test_a_few_times_far_from_all_others_decide_nothing_and_are_stated(tmp_path, far_off):
+    days = [*(f"{day:%Y-%m-%d}" for day in DAYS), *far_off]
+    table = pl.DataFrame({"id": range(len(days)), "at": days, "x": [n % 7 for n in range(len(days))]})
+    table.with_columns(y=pl.col("x") * 1.5).sample(fraction=1, shuffle=True, seed=1).write_csv(tmp_path / "table.csv")
+    with survey(locate(str(tmp_path / "table.csv"), None), "UTC") as seen:
+        span = seen.span("at")
+    assert (span.first, span.last, span.rows) == (DAYS[0].replace(tzinfo=UTC), DAYS[-1].replace(tzinfo=UTC), ROWS)
+    assert [f"{time:%Y-%m-%d}" for time in span.far_off] == far_off
+    assert span.filled["day"] == ROWS // 10
+
+
+def test_a_table_whose_rows_become_more_and_more_has_no_times_far_off(tmp_path):
+    ages = [int(3_000 * (1 - (n / ROWS) ** 0.2)) for n in range(1, ROWS)]
+    pl.DataFrame({"at": [START.date() - timedelta(days=age) for age in ages]}).write_parquet(tmp_path / "table.parquet")
+    with survey(locate(str(tmp_path / "table.parquet"), None), "UTC") as seen:
+        assert seen.span("at").far_off == ()
+
+
+def test_the_proposal_for_a_table_with_one_time_far_off_has_daily_partitions_and_says_so(cli, tmp_path):
+    rows = orders(300)
+    last = rows.tail(1).with_columns(id=pl.lit("C-99999"), at=pl.lit(START.replace(year=2099), dtype=pl.Datetime("us")))
+    pl.concat([rows, last.select(rows.columns)]).write_parquet(tmp_path / "table.parquet")
+    answer = cli(tmp_path, "new", "table", "--from", "table.parquet", "--label", "returned")
+    assert answer.code == 0, answer.err
+    assert "; left out: 1 row far from all others, such as 2099-01-01" in answer.out
+    assert (
+        "or lies far from all others, such as 2099-01-01"
+        in (tmp_path / "pipelines/defs/table/features.sql").read_text()
+    )
+    assert "  partitions: day, of which " in answer.out

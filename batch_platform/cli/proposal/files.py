@@ -14,7 +14,7 @@ import yaml
 from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
-from batch_platform.cli.proposal.survey import PART, TableColumn
+from batch_platform.cli.proposal.survey import PART, Span, TableColumn
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
@@ -143,7 +143,7 @@ def _features(read: _Read, proposal: Proposal, earlier: Sequence[tuple[str, str]
         []
         if windows is None or not windows.timeless
         else [
-            f"-- {windows.timeless:,} rows belong to no partition: their {shortened(windows.time.name)} is not a time."
+            f"-- {windows.timeless:,} rows belong to no partition: their {shortened(windows.time.name)} is not a time{_far_off(windows.span)}."
         ]
     )
     known = "when its partition starts" if windows is not None else "when the table is read"
@@ -156,6 +156,10 @@ def _features(read: _Read, proposal: Proposal, earlier: Sequence[tuple[str, str]
         *lost,
         *(["-- Left out:", *left_out] if left_out else []),
     )
+
+
+def _far_off(span: Span) -> str:
+    return f", or lies far from all others, such as {span.far_off[0]:%Y-%m-%d}" if span.far_off else ""
 
 
 def _labels(read: _Read, proposal: Proposal, label: TableColumn) -> str:

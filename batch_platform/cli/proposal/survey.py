@@ -22,6 +22,7 @@ from batch_platform.warehouse.sql import literal, quoted
 Holds = Literal["integer", "number", "boolean", "text", "time", "row number", "nothing", "other"]
 PART, IN_PARTS = "part", "seen_in_parts"  # which of two files a row is of, and the view that knows it
 Tie = Literal["value", "nulls"] | None
+MOST_FAR_OFF, FAR = 3, timedelta(days=365)  # times, or one in a thousand, that may lie so far from all others
 LEAST_ROWS = 20  # from which equal values are no accident
 EARLIEST, LATEST = datetime(1900, 1, 2, tzinfo=UTC), datetime(2199, 12, 31, tzinfo=UTC)  # others stand for no time
 _TYPES: dict[Holds, str] = {
@@ -73,6 +74,9 @@ class Span:
     last: datetime  # UTC
     rows: int  # with such a time
     filled: dict[Every, int]  # number of windows of each length that contain a row
+    far_off: tuple[
+        datetime, ...
+    ] = ()  # the few times that lie far from all others, such as 2099-12-31, which are left out
 
     @property
     def length(self) -> timedelta:
@@ -181,12 +185,29 @@ class Survey:
         at = self._instant(time)
         windows: tuple[Every, ...] = ("hour", "day", "week", "month")
         counted = ", ".join(f"count(DISTINCT date_trunc('{every}', {at}))" for every in windows)
+        low, high, far_off = self._without_far_off(at)
         query = f"SELECT epoch_us(min({at})), epoch_us(max({at})), count(*), {counted} FROM seen WHERE {at} BETWEEN $low AND $high"
-        ((first, last, rows, *filled),) = self._con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
+        ((first, last, rows, *filled),) = self._con.execute(query, {"low": low, "high": high}).fetchall()
         if first is None:
             return None
         begin, end = (_EPOCH + timedelta(microseconds=instant) for instant in (first, last))
-        return Span(begin, end, rows, dict(zip(windows, map(int, filled), strict=True)))
+        return Span(begin, end, rows, dict(zip(windows, map(int, filled), strict=True)), far_off)
+
+    def _without_far_off(self, at: str) -> tuple[datetime, datetime, tuple[datetime, ...]]:
+        """The first and the last time without the few that are further from all others than these are from each other, and a year at least."""
+        few = max(MOST_FAR_OFF, self.rows // 1_000)
+        query = f"SELECT min({at}, {few + 1}), max({at}, {few + 1}) FROM seen WHERE {at} BETWEEN $low AND $high"
+        ((least, greatest),) = self._con.execute(query, {"low": EARLIEST, "high": LATEST}).fetchall()
+        if self.rows < LEAST_ROWS or not least or len(least) <= few:
+            return EARLIEST, LATEST, ()
+        lows, highs = [moment.astimezone(UTC) for moment in least], [moment.astimezone(UTC) for moment in greatest]
+
+        def apart(ends: list[datetime], other: datetime) -> int:
+            gaps = range(1, len(ends))
+            return max((at for at in gaps if abs(ends[at] - ends[at - 1]) > max(FAR, abs(other - ends[at]))), default=0)
+
+        early, late = apart(lows, highs[-1]), apart(highs, lows[-1])
+        return lows[early], highs[late], (*lows[:early], *reversed(highs[:late]))
 
     def bounds_of_file(self, file: Origin, time: str) -> tuple[datetime, datetime] | None:
         """The first and the last instant in another file with the same columns; None if it has no times.
