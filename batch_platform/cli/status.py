@@ -45,7 +45,8 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
         require_not_lost(project.home)
     except WarehouseError as error:
         terminal.warn(f"{error} What follows is as last published.")
-    terminal.report(statuses)
+    left_out = [{"pipeline": item.name, "error": item.error.message, "hint": item.error.hint} for item in broken]
+    terminal.report([*statuses, *left_out])
     for status in statuses:
         _show_pipeline(status, every=every)
     if broken and not statuses:

@@ -108,7 +108,11 @@ def test_every_command_serves_the_others(cli, fresh):
     assert "\nsmall: 29 missing, 31 warm-up\n" in status.out
     assert status.err.count("Warning: ") == 4
     assert f"Warning: unreadable cannot be loaded: {pipeline_folder(fresh, 'unreadable')}" in status.err
-    assert [item["pipeline"] for item in json.loads(cli(fresh, "status", "--json").out)] == ["no_module", "small"]
+    listed = json.loads(cli(fresh, "status", "--json").out)
+    assert [item["pipeline"] for item in listed if "error" not in item] == ["no_module", "small"]
+    left_out = {item["pipeline"]: item["error"] for item in listed if "error" in item}
+    assert left_out.keys() == BROKEN.keys() - set(AS_CHECKED)
+    assert all(str(pipeline_folder(fresh, name)) in error for name, error in left_out.items())
     ran = cli(fresh, "run", "small", "--partition", "2024-01-01")
     assert "no model serves" in ran.error
     for name in BROKEN.keys() - set(AS_CHECKED):
