@@ -202,7 +202,7 @@ def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
     answer = cli(folder, "run", "small", "--to", "2024-02-01")
     assert answer.code == 1
     assert answer.error.startswith("small, partition 2024-02-01: no model serves it; no version is approved.")
-    assert re.search("model 2024-02-01-[0-9a-f]{8}: roc_auc .*; refused: ", answer.out)
+    assert re.search("model 2024-02-01-[0-9a-f]{8}, learned from .*: roc_auc .*; refused: ", answer.out)
     assert cli(folder, "run", "small", "--to", "2024-02-01").out.splitlines()[0] == "small: nothing can be scored"
 
 
