@@ -3,19 +3,23 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform_tests.benchmarks import environments
+from batch_platform_tests.benchmarks import environments, tables
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import CONTENDERS
 from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, days_of, spread, write_days
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, medians, run
+from batch_platform_tests.benchmarks.environments import Environments
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
@@ -209,3 +213,33 @@ def test_without_java_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "USUAL_PLACES", (str(tmp_path),))
     with pytest.raises(SystemExit, match=r"Spark needs Java 17 or 21.*leave spark out with --only"):
         environments.java_home()
+
+
+def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(cli, tmp_path, monkeypatch):
+    """In this process, with the commands that the benchmark starts as processes."""
+
+    def here(command: list[str], folder: Path) -> Cost:
+        answer = cli(folder, *command[1:])
+        if answer.code:
+            raise SystemExit(answer.err)
+        return Cost(1.5, 10.0, answer.out)
+
+    monkeypatch.setattr(tables, "run", here)
+    monkeypatch.setitem(tables.TABLES, "no label", replace(tables.TABLES["iris"], label="colour"))
+    options = Options(1, 1, frozenset({"iris", "no label"}), Environments(tmp_path), tmp_path)
+    measured, failed = tables.measure(options)
+    assert (measured.workload, measured.rows, measured.columns, measured.seconds) == ("iris", 150, 5, 3.0)
+    assert measured.proposed == "target of 4 columns, snapshot, HistGradientBoostingClassifier"
+    with duckdb.connect(str(tmp_path / "iris/.batch_platform/published.duckdb"), read_only=True) as con:
+        ((rows, judged, metrics),) = con.sql(
+            "SELECT rows_trained, rows_evaluated, metrics FROM batch_platform.model_versions"
+        ).fetchall()
+    assert (rows + judged, judged) == (150, measured.rows_measured)
+    assert measured.metric == "log loss"
+    assert measured.ours == pytest.approx(json.loads(metrics)["log_loss"])
+    assert max(measured.ours, measured.trees) < measured.trivial == pytest.approx(np.log(3), rel=0.02)
+    assert measured.worse == pytest.approx(measured.ours / measured.trees - 1)
+    assert "has no column 'colour'" in failed.failure
+    text = tables.conclude([measured, failed])
+    assert "iris" in text
+    assert "has no column 'colour'" in text
