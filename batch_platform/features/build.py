@@ -73,17 +73,17 @@ class FeatureBuilder:
     def query(self) -> Query | None:
         """`features.sql`; None if a Polars function makes the features."""
         sql = self.spec.features.sql
-        return None if sql is None else Query(self.spec.name, self.sources.folder, sql, self.spec.features.longest)
+        return None if sql is None else self._query(sql)
 
     @cached_property
     def labels_query(self) -> Query | None:
         """`labels.sql`; None for a pipeline without labels."""
         labels = self.spec.labels
-        return (
-            None
-            if labels is None
-            else Query(self.spec.name, self.sources.folder, labels.sql, self.spec.features.longest)
-        )
+        return None if labels is None else self._query(labels.sql)
+
+    def _query(self, file: str) -> Query:
+        spec = self.spec
+        return Query(spec.name, self.sources.folder, file, spec.sources, spec.features.longest)
 
     @cached_property
     def own_feature_sources(self) -> list[str]:

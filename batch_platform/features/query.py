@@ -3,10 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,9 @@ from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
 
 PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
+TABLE_FUNCTIONS = frozenset(  # that read neither files nor databases
+    {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
+)
 _SIGNALLED = "Query interrupted"  # a RuntimeError, by which DuckDB replaces what the handler of a signal raised
 _INTERRUPTED = "INTERRUPT Error"
 _SPILLED = "max_temp_directory_size"
@@ -28,8 +32,10 @@ _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow 
 class Query:
     """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
-    def __init__(self, pipeline: str, folder: Path, name: str, timeout: Duration | None = None) -> None:
-        """Read the file, whose SELECT may take `timeout`; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
+    def __init__(
+        self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
+    ) -> None:
+        """Read the file, whose SELECT may read some sources and take `timeout`; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
         self.pipeline, self.path = pipeline, (path := folder / name)
         self._timeout, self._limit = timeout, TimeLimit(timeout.nominal if timeout else None)
         try:
@@ -52,6 +58,7 @@ class Query:
             msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
             raise SourceError(msg, hint=f"use only {listed('$' + name for name in PARAMETERS)}.")
         self._select = _without_end(self.text)
+        self._require_only(sources)
         self._columns: list[str] | None = None
 
     def run(self, con: SourceConnection, partition: Partition, order_by: list[str]) -> duckdb.DuckDBPyRelation:
@@ -76,11 +83,33 @@ class Query:
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Select the tables that the query names, by DuckDB's own parser; all of them where it cannot parse the query."""
-        tree = _parsed(self.text)
-        if tree is None:
+        if self._tree is None:
             return list(names)
-        named = {table.lower() for table in _base_tables(tree)}
+        named = {str(table["table_name"]).lower() for table in _nodes(self._tree, "BASE_TABLE")}
         return [name for name in names if name in named]
+
+    @cached_property
+    def _tree(self) -> object:
+        return _parsed(self.text)
+
+    def _require_only(self, sources: Collection[str]) -> None:
+        """Raise SourceError if the query reads a file or a database by itself.
+
+        A connection may read the files of all partitions, so that it need not be opened anew for each: that a partition reads
+        only its own, the views of the sources see to.
+        """
+        known = {name.lower() for name in sources}
+        outside = {str(node["function"]["function_name"]).lower() for node in _nodes(self._tree, "TABLE_FUNCTION")}
+        outside = {f"{name}()" for name in outside - TABLE_FUNCTIONS}
+        for table in _nodes(self._tree, "BASE_TABLE"):
+            path = [str(table[part]) for part in ("catalog_name", "schema_name", "table_name") if table[part]]
+            if len(path) > 1 or ("." in path[0] and path[0].lower() not in known):  # a name with a dot may be a file
+                outside.add(".".join(path))
+        if outside:
+            msg = (
+                f"{self.pipeline}: {self.path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
+            )
+            raise SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
 
     @contextmanager
     def explained(self, partition: Partition) -> Generator[None]:
@@ -168,14 +197,14 @@ def _without_position(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return {name: value for name, value in pairs if name not in ("query_location", "query_location_length")}
 
 
-def _base_tables(node: object) -> Iterator[str]:
+def _nodes(node: object, kind: str) -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
-        if node.get("type") == "BASE_TABLE":
-            yield str(node["table_name"])
+        if node.get("type") == kind:
+            yield node
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _base_tables(child)
+            yield from _nodes(child, kind)
 
 
 def _without_end(text: str) -> str:

@@ -5,11 +5,13 @@ import io
 import itertools
 import resource
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import duckdb
 import polars as pl
 import pytest
 
@@ -17,13 +19,23 @@ from batch_platform.cli import main
 from batch_platform.components import describe
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
-from batch_platform.warehouse.home import HOME_VARIABLE
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import HOME_VARIABLE, Home
+from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.bad_input import Case
-from batch_platform_tests.bad_input.fed import DAY, DAYS, EVENTS, PERIOD, Fed, assert_names
+from batch_platform_tests.bad_input.fed import AFTER, DAY, DAYS, EVENTS, PERIOD, Fed, assert_names, on_the_day
 from batch_platform_tests.command_line import COMMAND, OWN_VARIABLES, Answer, clean_environment
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import Deployment, deploy, range_tags
-from batch_platform_tests.small_pipeline import FEATURES_SQL, feature_file, small_declaration
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    feature_file,
+    small_declaration,
+    small_events,
+    small_spec,
+    write_small_project,
+)
 
 SECONDS, BYTES = 60, 4 * 1024**3  # far more than a refusal needs, far less than a bomb takes
 LONG = "x" * 300
@@ -342,6 +354,42 @@ def an_empty_option(folder: Path) -> None:
     assert not (shop / ".batch_platform").exists()
 
 
+def sql_that_reads_more_than_its_partition(folder: Path) -> None:
+    """Neither the file of tomorrow, which the same connection may read, nor another table of the same database."""
+    events = small_events()
+    write_small_project(folder / "project", events=events.head(0))
+    for day in ("2024-01-01", "2024-01-02"):
+        events.filter(on_the_day(events, day)).write_parquet(folder / "project" / f"{day}.parquet")
+    with duckdb.connect(str(folder / "project" / "shop.duckdb")) as con:
+        con.execute("CREATE TABLE prices AS SELECT 1 AS price; CREATE TABLE secrets AS SELECT 2 AS price")
+    sources = {
+        "events": {"parquet": "{partition_key}.parquet"},
+        "prices": {"duckdb": "shop.duckdb", "table": "prices"},
+    }
+    spec = small_spec(sources=sources)
+    pipeline = Pipeline(spec, folder / "project", Home(folder / "home").create())
+    day = spec.partitions.calendar.named("2024-01-01")
+    tomorrow, database = folder / "project" / "2024-01-02.parquet", quoted(str(folder / "project" / "shop.duckdb"))
+    for reads, named in {
+        f"FROM '{tomorrow}'": str(tomorrow),
+        f"FROM events UNION ALL BY NAME FROM Read_Parquet('{tomorrow}')": "read_parquet()",
+        "FROM events, (SELECT max(file) FROM glob('*'))": "glob()",
+        "SELECT *, (SELECT content FROM read_text('x')) FROM events": "read_text()",
+        f"WITH t AS (FROM {database}.main.secrets) FROM events, t": "shop.duckdb.main.secrets",
+        f"FROM events WHERE id IN (SELECT price FROM {database}.prices)": "shop.duckdb.prices",
+        "FROM query('FROM events')": "query()",
+        f'WITH a AS (WITH "{tomorrow}" AS (SELECT 1) FROM "{tomorrow}") FROM a, \'{tomorrow}\'': str(tomorrow),
+    }.items():
+        (folder / "project" / "features.sql").write_text(reads)
+        with pytest.raises(SourceError, match="it can read only the sources events, prices") as refused:
+            list(replace(pipeline).build_features([day], Stamp("reads-more", AFTER)))
+        assert named in refused.value.message
+    select = "SELECT e.* EXCLUDE (returned), price, n FROM events e, prices, range(1) r(n), unnest([1]) u(m)"
+    (folder / "project" / "features.sql").write_text(f"WITH few AS ({select}) FROM few")
+    (built,) = replace(pipeline).build_features([day], Stamp("reads-its-own", AFTER))
+    assert built.build.rows == 40
+
+
 CASES: dict[str, Case] = {
     **{
         f"B15 {what} as the name of a pipeline": partial(a_pipeline_of_that_name, name=name)
@@ -470,6 +518,7 @@ CASES: dict[str, Case] = {
         }.items()
     },
     "B21 an option with an empty value": an_empty_option,
+    "B27 SQL that reads more than its partition": sql_that_reads_more_than_its_partition,
     "B17 an outcome as a kept column": partial(
         the_label_declared,
         overrides={"labels": {"outcomes": ["refunded_at"]}, "predictions": {"keep": ["refunded_at"]}},
