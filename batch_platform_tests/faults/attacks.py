@@ -1,6 +1,7 @@
 """What others send, plant or leave running: hostile web pages, queries without an end, secrets in odd places, foreign models."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -14,13 +15,19 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
 from batch_platform.components import guard
-from batch_platform.declaration.errors import BatchPlatformError, SourceError
+from batch_platform.declaration.errors import BatchPlatformError, DataError, SourceError
+from batch_platform.declaration.spec import Model
 from batch_platform.features.sources import opening
+from batch_platform.models import trial
+from batch_platform.models.declared_model import read_import
+from batch_platform.models.forest.boosters import malformed_lightgbm
 from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
@@ -269,10 +276,78 @@ def leaking_secrets(folder: Path) -> None:
         assert part not in seen, part
 
 
+def foreign_models(folder: Path) -> None:
+    """Files that crash, hang or exhaust their library are refused with one paragraph, and this process lives on."""
+    lightgbm, onnx = pytest.importorskip("lightgbm"), pytest.importorskip("onnx")
+    folder.mkdir(exist_ok=True)
+    matrix = np.random.default_rng(3).random((300, 2))
+    booster = lightgbm.train(
+        {"objective": "binary", "num_leaves": 5, "verbose": -1}, lightgbm.Dataset(matrix, matrix[:, 0] > 0.5), 3
+    )
+    good, left = booster.model_to_string(), r"(?m)^left_child=\S+"
+    assert malformed_lightgbm(good) is None
+    ends = range(len("tree") + 1, good.index("end of trees"), len(good) // 40)
+    damaged = [good[:end] for end in ends]
+    damaged += [
+        re.sub(left, "left_child=0", good, count=1),  # its own child
+        re.sub(left, "left_child=99999999", good, count=1),
+        re.sub(r"(?m)^right_child=\S+", "right_child=-99999999", good, count=1),
+        re.sub(r"(?m)^split_feature=\S+", "split_feature=77", good, count=1),
+        good.replace("num_class=1", "num_class=1000000000"),
+        good.replace("num_tree_per_iteration=1", "num_tree_per_iteration=0"),
+        good.replace("max_feature_idx=1", "max_feature_idx=99999999999"),
+    ]
+    file = folder / "model.txt"
+    for text in damaged:
+        assert malformed_lightgbm(text) is not None, text[-80:]
+    file.write_text(damaged[-7])
+    with pytest.raises(
+        DataError, match=r"LightGBM cannot read the model: .* is damaged: tree 0 has nodes that lie outside"
+    ):
+        read_import(Model.model_validate({"import": "model.txt"}), folder, {})
+    file.write_text(good)
+    assert read_import(Model.model_validate({"import": "model.txt"}), folder, {}).task == "binary"
+
+    (folder / "endless.onnx").write_bytes(endless_model(onnx))
+    declared = Model.model_validate({"import": "endless.onnx", "task": "regression"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(trial.LIMIT, "2")
+        with pytest.raises(
+            DataError, match=r"endless.onnx needs more than 2 seconds to score 4 rows; it is not opened"
+        ):
+            read_import(declared, folder, {})
+
+
+def endless_model(onnx: Any) -> bytes:
+    """A model that doubles nothing for 2 ** 62 times."""
+    make = onnx.helper
+    floats, boolean, count = (onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL, onnx.TensorProto.INT64)
+    body = make.make_graph(
+        [make.make_node("Identity", ["going"], ["goes_on"]), make.make_node("Add", ["before", "before"], ["after"])],
+        "body",
+        [
+            make.make_tensor_value_info("turn", count, []),
+            make.make_tensor_value_info("going", boolean, []),
+            make.make_tensor_value_info("before", floats, [None, 1]),
+        ],
+        [make.make_tensor_value_info("goes_on", boolean, []), make.make_tensor_value_info("after", floats, [None, 1])],
+    )
+    graph = make.make_graph(
+        [make.make_node("Loop", ["turns", "start", "x"], ["y"], body=body)],
+        "endless",
+        [make.make_tensor_value_info("x", floats, [None, 1])],
+        [make.make_tensor_value_info("y", floats, [None, 1])],
+        [make.make_tensor("turns", count, [], [2**62]), make.make_tensor("start", boolean, [], [True])],
+    )
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
 CASES: dict[str, Case] = {
     "F24 hostile web pages": hostile_web_pages,
     "F24 without the token, and read-only": without_the_token,
     "F27 SQL without an end, interrupted": sql_without_an_end,
     "F28 a source that leaks a secret": leaking_secrets,
+    "F29 foreign models": foreign_models,
     "F27 SQL beyond its limits": sql_beyond_its_limits,
 }

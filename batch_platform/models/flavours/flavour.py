@@ -66,6 +66,7 @@ class Flavour:
     locate: Callable[[Path, str], str] = existing_file  # resolves the declared reference to what `read` takes
     is_remote: Callable[[str], bool] = lambda _: False  # whether reading what `locate` returned may need a server
     runs_code: Callable[[str], bool] = lambda _: False  # whether reading it may run code that it contains
+    may_crash: bool = False  # whether a damaged file can end or hold up the process that reads it
     takes_params: bool = False  # whether an import has parameters
     pickle_files: tuple[str, ...] = ()  # saved files that may run code when they are loaded
     pickled: Callable[[Any], Any] | None = None  # what to save where pickle is allowed; None: pickle is never used

@@ -9,7 +9,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
 from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster, needed
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
-from batch_platform.models.forest.boosters import read_lightgbm
+from batch_platform.models.forest.boosters import malformed_lightgbm, read_lightgbm
 
 MODEL_FILE = "model.txt"
 _TASKS: dict[str, Task] = {"binary": "binary", "multiclass": "multiclass", "multiclassova": "multiclass"}
@@ -34,7 +34,11 @@ def _load(files: Mapping[str, bytes], signature: Signature) -> BoosterPredictor:
 
 
 def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
-    booster = _booster(Path(reference).read_text(encoding="utf-8", errors="replace"))
+    text = Path(reference).read_text(encoding="utf-8", errors="replace")
+    if text.startswith("tree") and (problem := malformed_lightgbm(text)) is not None:
+        msg = f"LightGBM cannot read the model: {reference} is damaged: {problem}."
+        raise DataError(msg, hint=_HINT)
+    booster = _booster(text)
     objective = str(booster.params.get("objective", ""))
     if objective not in _TASKS and not objective.startswith(_NUMBERS):
         msg = f"{reference}: its objective {objective or 'unknown'!r} returns neither probabilities nor values."
@@ -97,6 +101,7 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
+    may_crash=True,
     details={"precision": "float64"},
     endings=(".txt", ".lgb"),
     package="lightgbm",

@@ -162,6 +162,7 @@ FLAVOUR = Flavour(
     save=lambda model: {MODEL_FILE: model},
     load=_load,
     read=_read,
+    may_crash=True,
     details={"evaluated": "by ONNX Runtime on the CPU"},
     endings=(".onnx",),
 )

@@ -57,7 +57,8 @@ class _Tested:
 
 
 def flatten(ensemble: Ensemble) -> Flat:
-    """Lay an ensemble out; raises NotCompilableError if it is too large for the layout."""
+    """Lay an ensemble out; raises NotCompilableError if it is too large for the layout, or its nodes form no trees."""
+    require(all(_is_tree(tree, ensemble.features) for tree in ensemble.trees), "its nodes do not form trees")
     leaves = max(int((tree.left < 0).sum()) for tree in ensemble.trees)
     tested = _tested(ensemble)
     bits = next((bits for bits in MASK_KERNELS if leaves <= bits), None)
@@ -67,6 +68,16 @@ def flatten(ensemble: Ensemble) -> Flat:
     sets = bool(ensemble.categories)
     name, kernel = ("descent with sets", kernels.descent_with_sets) if sets else ("descent", kernels.descent)
     return Flat(name, _encoding(ensemble, tested, "descent"), _descent(ensemble, tested), kernel)
+
+
+def _is_tree(tree: Tree, features: int) -> bool:
+    """Whether every way from the root ends at a leaf, and no index leads out: the kernels look no further than that."""
+    inner = tree.left >= 0
+    children = np.concatenate([tree.left[inner], tree.right[inner]])
+    if len(children) and not (children.min() > 0 and children.max() < len(tree.left)):
+        return False
+    tested = tree.feature[inner]
+    return len(np.unique(children)) == len(children) and bool(((tested >= 0) & (tested < features)).all())
 
 
 def _tested(ensemble: Ensemble) -> _Tested:

@@ -49,6 +49,52 @@ def read_lightgbm(text: str, categories: Mapping[int, int]) -> Ensemble:
     )
 
 
+def malformed_lightgbm(text: str) -> str | None:
+    """What contradicts itself in a model in LightGBM's text format, which LightGBM reads without looking; None if nothing does."""
+    try:
+        head, *blocks = text.partition("\nend of trees")[0].split("\nTree=")
+        header = _fields(head)
+        features, outputs = int(header["max_feature_idx"]) + 1, int(header["num_tree_per_iteration"])
+        if len(header["feature_names"].split()) != features:
+            return f"it names {len(header['feature_names'].split())} of {features} columns"
+        sizes = len(header.get("tree_sizes", "").split())
+        if "\nend of trees" not in text or sizes != len(blocks):
+            return f"it ends after {len(blocks)} of {sizes} trees"
+        if int(header["num_class"]) not in (1, outputs) or outputs < 1 or len(blocks) % outputs:
+            return f"its {len(blocks)} trees do not divide into {header['num_class']} classes"
+        wrong = ((at, _malformed_tree(_fields(block), features)) for at, block in enumerate(blocks))
+        return next((f"tree {at} {problem}" for at, problem in wrong if problem), None)
+    except (KeyError, ValueError, OverflowError) as error:
+        return f"a field is missing or no number ({error})"
+
+
+def _malformed_tree(tree: Mapping[str, str], features: int) -> str | None:
+    """Inner nodes and leaves must each have one parent, except the root: then every way from the root ends at a leaf."""
+    leaves = int(tree["num_leaves"])
+    of_leaves, of_nodes = ["leaf_value"], ["split_feature", "threshold", "decision_type", "left_child", "right_child"]
+    expected = dict.fromkeys(of_leaves, leaves) | dict.fromkeys(of_nodes if leaves > 1 else [], leaves - 1)
+    for name, count in expected.items():
+        if (present := len(tree.get(name, "").split())) != count:
+            return f"has {present} values of {name} in place of {count}"
+    if leaves == 1:
+        return None
+    feature, left, right = (
+        np.array(tree[name].split(), np.int64) for name in ("split_feature", "left_child", "right_child")
+    )
+    if not ((feature >= 0) & (feature < features)).all():
+        return f"splits by a column beyond its {features}"
+    if (np.sort(np.concatenate([left, right])) != np.delete(np.arange(-leaves, leaves - 1), leaves)).any():
+        return "has nodes that lie outside of it, or that several nodes lead to"
+    bounds = np.array(tree.get("cat_boundaries", "0").split(), np.int64)
+    by_set = np.array(tree["decision_type"].split(), np.int64) & _BY_SET != 0
+    sets = np.array(tree["threshold"].split(), np.float64)[by_set]
+    words = len(tree.get("cat_threshold", "").split())
+    ordered = bounds[0] == 0 and (np.diff(bounds) >= 0).all() and bounds[-1] == words
+    if not ordered or not ((sets >= 0) & (sets < len(bounds) - 1)).all():
+        return "splits by sets of categories that it does not hold"
+    return None
+
+
 def read_xgboost(
     learner: Mapping[str, Any],
     *,
