@@ -19,6 +19,7 @@ from batch_platform.models.flavours.known import FLAVOURS, flavour_of
 from batch_platform.models.forest.compiled import NOT_TREES
 
 Expected = Callable[[pl.DataFrame], Any]
+SUMS = 1e-12  # linear algebra over all rows at once adds up in another order than over blocks
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class Made:
     signature: Signature
     expected: Expected  # the library's own answer for rows of the table, in the form of scoring
     tolerance: float = 0.0  # between its library on its own and here
-    linear: bool = False  # sums of scikit-learn, whose last digit depends on how many rows there are
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ NUMBERS = ["x", "items", "known"]
 FEATURES = Features(sql="features.sql", key=["id"])
 
 
-def trained(label: str, tolerance: float = 0.0, *, linear: bool = False, **declared: Any) -> Made:
+def trained(label: str, tolerance: float = 0.0, **declared: Any) -> Made:
     """A model that the platform trains."""
     rows = table().select(*COLUMNS, label)
     params = declared.pop("params", {})
@@ -81,17 +81,16 @@ def trained(label: str, tolerance: float = 0.0, *, linear: bool = False, **decla
         return estimator.decision_function(matrix) if signature.classes else estimator.predict(matrix)
 
     name = flavour_of(estimator).name
-    return Made(name, estimator, signature, expected, tolerance, linear)
+    return Made(name, estimator, signature, expected, tolerance)
 
 
-def imported(  # noqa: PLR0913 - each is one fact of the case
+def imported(
     reference: object,
     expected: Expected,
     *,
     folder: Path,
     columns: list[str] = NUMBERS,
     tolerance: float = 0.0,
-    linear: bool = False,
     **declared: Any,
 ) -> Made:
     """A model that the platform imports."""
@@ -99,7 +98,7 @@ def imported(  # noqa: PLR0913 - each is one fact of the case
     read = read_import(model, folder, model.params)
     contract = infer_contract(table().select(columns), {}, most_categories=None)
     signature = read.signature(contract)
-    return Made(read.flavour.name, read.source.model, signature, expected, tolerance, linear)
+    return Made(read.flavour.name, read.source.model, signature, expected, tolerance)
 
 
 def keep(made: Made, folder: Path) -> Kept:
@@ -253,7 +252,7 @@ def _skops_file(folder: Path) -> Made:
 
     model = _pipeline()
     io.dump(model, folder / "model.skops")
-    return imported("model.skops", lambda rows: model.predict_proba(numbers(rows)), folder=folder, linear=True)
+    return imported("model.skops", lambda rows: model.predict_proba(numbers(rows)), folder=folder, tolerance=SUMS)
 
 
 def _table_pipeline(folder: Path) -> Made:
@@ -297,7 +296,7 @@ def _pickle_file(folder: Path) -> Made:
     model = make_pipeline(Doubled(), LogisticRegression()).fit(numbers(rows), rows["late"].to_numpy())
     (folder / "model.pkl").write_bytes(pickle.dumps(model))
     return imported(
-        "model.pkl", lambda rows: model.predict_proba(numbers(rows)), folder=folder, allow_pickle=True, linear=True
+        "model.pkl", lambda rows: model.predict_proba(numbers(rows)), folder=folder, allow_pickle=True, tolerance=SUMS
     )
 
 
@@ -403,7 +402,7 @@ HGB = "sklearn.ensemble.HistGradientBoosting"
 BOOSTED = {"n_estimators": 5, "n_jobs": 1}
 CASES: dict[str, Callable[[Path], Made]] = {
     "sklearn trees": lambda _: trained("late", estimator=f"{HGB}Classifier", params={"max_iter": 5}),
-    "sklearn linear": lambda _: trained("delay", estimator="sklearn.linear_model.Ridge", linear=True),
+    "sklearn linear": lambda _: trained("delay", estimator="sklearn.linear_model.Ridge", tolerance=SUMS),
     "sklearn skops file": _skops_file,
     "sklearn file of a table": _table_pipeline,
     "sklearn pickle file": _pickle_file,

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from batch_platform.declaration.errors import DataError, IntegrityError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.features.history import TrainingData
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle, Native
 from batch_platform.models.contract import Column, Contract
-from batch_platform.models.fitting import fit
 from batch_platform.scoring.batch import NOT_FINITE, prediction_columns, score_batch
 from batch_platform.scoring.engines import local
 from batch_platform.scoring.engines.local import LocalEngine
@@ -121,32 +119,6 @@ def test_law_4_the_size_of_a_batch_changes_nothing(table, size):
     parts = [score_batch(frame[at : at + size], bundle(), SPEC) for at in range(0, max(frame.height, 1), size)]
     assert pl.concat([part.predictions for part in parts]).equals(whole.predictions)
     assert pl.concat([part.rejected for part in parts]).sort("id").equals(whole.rejected.sort("id"))
-
-
-ESTIMATORS = [
-    ("sklearn.ensemble.HistGradientBoostingClassifier", 0.0),
-    ("sklearn.ensemble.RandomForestClassifier", 0.0),
-    ("sklearn.linear_model.LogisticRegression", 1e-9),
-    ("sklearn.neural_network.MLPClassifier", 1e-9),
-]
-
-
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize(("estimator", "tolerance"), ESTIMATORS)
-def test_law_4_the_size_of_a_batch_changes_no_score_of_a_real_model(estimator, tolerance):
-    events = small_events().drop("id", "ts").filter(pl.col("returned").is_not_null())
-    spec = small_spec(model={"estimator": estimator, "params": {}})
-    fitted = fit(spec.model, spec.features, TrainingData(events.head(1000), events.tail(100), "returned"), {})
-    from batch_platform.models.flavours.sklearn import SklearnPredictor
-
-    predictor = SklearnPredictor(fitted.estimator, fitted.signature.task)
-    contract = fitted.signature.contract
-    matrix = contract.encode(contract.split(events).kept)
-    whole = predictor.predict(matrix)
-    for size in (1, 7, 200):
-        rows_of = range(0, 200, size)
-        parts = np.concatenate([predictor.predict(np.asfortranarray(matrix[at : at + size])) for at in rows_of])
-        assert np.abs(parts[:200] - whole[:200]).max() <= tolerance
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean
+from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import Contract, ForeignModel, Predictor, Signature
 from batch_platform.models.forest.ensembles import Ensemble, Finish, Link, Parts
 from batch_platform.models.native_threads import one_thread
 
 Transform = Callable[[NDArray[np.float64]], NDArray[Any]]  # preprocessing in front of a model
-BLOCK_ROWS = 1024
 STOPPING_SHARE = 0.2  # of the rows to learn from: the newest, which tell a booster when to stop
 _TOLERANCE = 1e-4  # of probabilities in float32
 _EXPECTED = {
@@ -146,8 +146,9 @@ class BoosterPredictor:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes] or values [rows]."""
-        inputs = matrix if self.transform is None else self.transform(matrix)
-        return as_scores(self.run(inputs), len(matrix), self.signature)
+        transform = self.transform
+        raw = self.run(matrix) if transform is None else in_blocks(matrix, lambda block: self.run(transform(block)))
+        return as_scores(raw, len(matrix), self.signature)
 
     def parts(self) -> Parts:
         """Return preprocessing and trees, with a finish that returns scores; raise NotCompilableError for an unknown booster."""
@@ -228,19 +229,3 @@ def _are_probabilities(values: NDArray[np.float64]) -> bool:
         return True
     sums = np.abs(finite.sum(axis=1) - 1).max()
     return bool(finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE and sums <= _TOLERANCE)
-
-
-def in_blocks(
-    matrix: NDArray[Any], predict: Callable[[NDArray[Any]], NDArray[Any]], size: int = BLOCK_ROWS
-) -> NDArray[Any]:
-    """Predict in blocks of equal size, for libraries whose last digits depend on the number of rows per call.
-
-    The last block is padded with zero rows, whose predictions are dropped.
-    """
-    blocks: list[NDArray[Any]] = []
-    for start in range(0, len(matrix), size):
-        rows = matrix[start : start + size]
-        padding = np.zeros_like(rows, shape=(size - len(rows), *rows.shape[1:]))
-        block = np.concatenate([rows, padding]) if len(padding) else rows
-        blocks.append(np.asarray(predict(block))[: len(rows)])
-    return np.concatenate(blocks)

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError
+from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import BINARY, ForeignModel, Input, Signature, Task
-from batch_platform.models.flavours.flavour import Flavour, Transform, as_scores, in_blocks, needed
+from batch_platform.models.flavours.flavour import Flavour, Transform, as_scores, needed
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 
 MODEL_FILE = "model.keras"
@@ -31,12 +32,11 @@ class _KerasPredictor:
     signature: Signature
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        inputs = matrix if self.transform is None else self.transform(matrix)
-        raw = in_blocks(np.ascontiguousarray(inputs, dtype=np.float32), self._run)
-        return as_scores(raw, len(matrix), self.signature)
+        return as_scores(in_blocks(matrix, self._run), len(matrix), self.signature)
 
-    def _run(self, block: NDArray[np.float32]) -> NDArray[Any]:
-        return np.asarray(self.network(block, training=False))
+    def _run(self, block: NDArray[np.float64]) -> NDArray[Any]:
+        inputs = block if self.transform is None else self.transform(block)
+        return np.asarray(self.network(np.ascontiguousarray(inputs, dtype=np.float32), training=False))
 
 
 def _save(model: Any) -> dict[str, bytes]:

@@ -20,13 +20,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, IntegrityError, TrainingRefusedError, listed
+from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import BINARY, Contract, ForeignModel, Input, Predictor, Signature, Task, decoded
 from batch_platform.models.flavours.flavour import Flavour, Transform
 from batch_platform.models.forest.ensembles import Parts
 from batch_platform.models.forest.estimators import read_estimator
 
 MODEL_FILE, PICKLE_FILE, STEPS_FILE = "model.skops", "model.pkl", "preprocessing.skops"
-BLOCK_ROWS = 16_384  # rows that pass through preprocessing at a time, so that each step's result stays in the cache
+ROW_BY_ROW = (
+    "sklearn.tree.",
+    "sklearn.ensemble._forest",
+    "sklearn.ensemble._hist_gradient_boosting",
+    "sklearn.ensemble._iforest",
+)
 PICKLE_ENDINGS = (".pkl", ".pickle", ".joblib")
 TRUSTED_TYPES = (
     "functools.partial",  # of check_array, inside histogram trees with categories; its function must be listed too
@@ -53,10 +59,11 @@ class SklearnPredictor:
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
         """Return class probabilities [rows, classes], or values or segments [rows], on as many threads as the caller allows."""
-        if not _is_pipeline(self.estimator):
-            return self._predict(matrix)
-        starts = range(0, max(1, len(matrix)), BLOCK_ROWS)  # an empty matrix still reaches the first step
-        return np.concatenate([self._predict(matrix[at : at + BLOCK_ROWS].copy(order="F")) for at in starts])
+        if not type(self.estimator).__module__.startswith(ROW_BY_ROW):
+            return in_blocks(matrix, self.answer)
+        if len(matrix) == 1:  # alone, its sums over classes would be added in another order than among others
+            return self.answer(np.repeat(matrix, 2, axis=0))[:1]
+        return self.answer(matrix)
 
     def parts(self) -> Parts:
         """Return preprocessing and trees; raises NotCompilableError if the estimator is not a known tree ensemble."""
@@ -67,12 +74,6 @@ class SklearnPredictor:
         ensemble = read_estimator(last)
         columns = getattr(steps[0], "n_features_in_", ensemble.features)
         return Parts([transformer.transform for transformer in transformers], columns, ensemble)
-
-    def _predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        """Predict a single row twice over: alone, its sums over classes would be added in another order than among others."""
-        if len(matrix) == 1:
-            return self._predict(np.repeat(matrix, 2, axis=0))[:1]
-        return self.answer(matrix)
 
     def answer(self, table: NDArray[np.float64] | pl.DataFrame) -> NDArray[Any]:
         """Call the estimator once on a table."""
@@ -91,9 +92,7 @@ class _NamedPredictor:
     contract: Contract
 
     def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
-        if len(matrix) == 1:  # for the same reason as in SklearnPredictor
-            return self.predict(np.repeat(matrix, 2, axis=0))[:1]
-        return self.by_table.answer(decoded(matrix, self.contract))
+        return in_blocks(matrix, lambda block: self.by_table.answer(decoded(block, self.contract)))
 
 
 @dataclass(frozen=True)

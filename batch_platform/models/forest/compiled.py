@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.models.blocks import in_blocks
 from batch_platform.models.contract import Predictor
 from batch_platform.models.forest.ensembles import (
     Ensemble,
@@ -66,17 +67,20 @@ class CompiledPredictor:
     def evaluated(self, matrix: NDArray[np.float64]) -> NDArray[Any] | None:
         """Evaluate the compiled trees; None for a matrix that they leave to the library."""
         steps, ensemble = self.parts.steps, self.parts.ensemble
-        inputs: Any = matrix.copy(order="F") if steps else matrix
-        for step in steps:
-            inputs = step(inputs)
-        numbers = isinstance(inputs, np.ndarray) and inputs.dtype == np.float64
-        if not numbers or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
+        inputs = in_blocks(matrix, self._prepared) if steps else matrix
+        if inputs.dtype != np.float64 or inputs.shape[1:] != (ensemble.features,) or len(inputs) <= 1:
             return None  # a single row too: `SklearnPredictor` says why
         try:
             sums = ensemble.start(inputs)
         except ValueError:  # the library raises its own error for it
             return None
         return np.asarray(ensemble.finish(sums)) if self.flat.add(inputs, sums) else None
+
+    def _prepared(self, block: NDArray[np.float64]) -> NDArray[Any]:
+        inputs: Any = block
+        for step in self.parts.steps:
+            inputs = step(inputs)
+        return inputs.toarray() if hasattr(inputs, "toarray") else inputs  # an encoder may return a sparse matrix
 
 
 @dataclass(frozen=True)
