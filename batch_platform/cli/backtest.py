@@ -17,8 +17,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.metrics import default_metric
-from batch_platform.monitoring.performance import COVERAGE
+from batch_platform.monitoring.metrics import METRICS, default_metric
 from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, BacktestModel, backtest, totals
 from batch_platform.warehouse.published import open_published
 
@@ -136,5 +135,5 @@ def _metric_shown(wiring: Wiring, result: Backtested) -> str:
     """The metric of the gate if it was measured, otherwise the default of the task, otherwise any metric."""
     measured = {name for partition in result.partitions for name in partition.metrics}
     default = default_metric(result.task)
-    wanted = (wiring.spec.model.promote.metric, default, *sorted(measured - {COVERAGE}))
+    wanted = (wiring.spec.model.promote.metric, default, *sorted(measured & METRICS.keys()))
     return next((name for name in wanted if name in measured), default)

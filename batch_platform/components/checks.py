@@ -235,7 +235,9 @@ def measures(wiring: Wiring) -> dict[str, RunCheck[Judged]]:
             passed=lambda partition: partition.judgement.passed,
             metadata=lambda partition: {
                 "metric": partition.judgement.name,
-                **describe.rounded({partition.judgement.name: partition.judgement.value}),
+                **describe.rounded(
+                    {partition.judgement.name: partition.judgement.value, **partition.judgement.remarks}
+                ),
             },
             summary=_worst,
         )
@@ -246,7 +248,7 @@ def measures(wiring: Wiring) -> dict[str, RunCheck[Judged]]:
 def judge(wiring: Wiring, evaluated: Evaluated) -> Iterator[tuple[str, Judged]]:
     """Judge a partition by every measure, by name; a measure that has nothing to judge is left out."""
     for name, check in declared_checks(wiring.spec).items():
-        judgement = check.judge(evaluated.served.numbers_of(name), evaluated.served.version.task)
+        judgement = check.judge(evaluated.served.tables[name], evaluated.served.version.task)
         if judgement is not None:
             yield name, Judged(evaluated.partition.key, judgement)
 

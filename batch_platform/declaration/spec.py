@@ -28,7 +28,11 @@ from batch_platform.declaration.notation import (
 )
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
-METRICS = ("roc_auc", "log_loss", "brier", "accuracy", "mae", "rmse", "r2", "silhouette", "outlier_share")
+METRICS = (
+    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "average_precision", "ks"),
+    *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
+    *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
+)
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")

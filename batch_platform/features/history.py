@@ -31,13 +31,14 @@ from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
 MOST_LABEL_BYTES = 256 << 20  # of labels kept in memory
 _HELD_OUT = "__held_out"
 # Columns beside the features, which no model is given: the time of a row on the clocks of the pipeline (without
-# `features.time` there is none), a hash of its key without dates and times, and the start of its partition.
-ROW_TIME, ENTITY, PARTITION_START = "__row_time", "__entity", "__partition_start"
+# `features.time` there is none), a hash of its key without dates and times, the start of its partition and, in snapshots, a
+# hash of what is held out together with it.
+ROW_TIME, ENTITY, PARTITION_START, GROUP = "__row_time", "__entity", "__partition_start", "__group"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of a training window: feature columns, with labels the label, and ROW_TIME, ENTITY and PARTITION_START."""
+    """The rows of a training window: feature columns, with labels the label, and the columns beside the features."""
 
     fit: pl.DataFrame  # the beginning of the window
     evaluate: pl.DataFrame  # the end of the window
@@ -58,7 +59,7 @@ class TrainingData:
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
     """Select the columns that a model is given: all but key, time and those declared `feature: false`."""
-    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START}
+    beside = {*features.key, features.time, ROW_TIME, ENTITY, PARTITION_START, GROUP}
     left_out = beside | {name for name, rule in features.columns.items() if not rule.feature}
     return [name for name in present if name not in left_out]
 
@@ -401,6 +402,8 @@ class History:
             entity_of(rows.select(features.key)),
             pl.lit(partition.start, dtype=pl.Datetime("us", "UTC")).alias(PARTITION_START),
         ]
+        if self.spec.partitions.snapshot:
+            added.append(rows.select(self.spec.model.train.group or features.key).hash_rows().alias(GROUP))
         if features.time is not None:
             added.append(on_the_clock(rows[features.time], zone).alias(ROW_TIME))
         named = {*features.key, *([features.time] if features.time else [])}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model
-from batch_platform.features.history import TrainingData, feature_columns
+from batch_platform.features.history import GROUP, PARTITION_START, TrainingData, feature_columns
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
     BINARY,
@@ -141,7 +141,7 @@ def measured(
 
     `rows` are those that a trivial model learns from and those that both are evaluated on.
     """
-    earlier, later = (_known(signature, part, label) for part in rows)
+    earlier, later = _known(signature, rows[0], label), rows[1]
     outcomes = outcomes_of(predictor, signature, later, label)
     if outcomes is None:
         return {}, None
@@ -210,14 +210,22 @@ def _known(signature: Signature, rows: pl.DataFrame, label: str | None) -> pl.Da
 
 
 def outcomes_of(predictor: Predictor, signature: Signature, rows: pl.DataFrame, label: str | None) -> Outcomes | None:
-    """What a model gives for rows that keep its contract, of classes that it knows, with their truth; None without rows."""
+    """What a model gives for rows that keep its contract, with their truth; None without rows."""
     if not rows.height:
         return None
     matrix = signature.contract.encode(rows)
     with one_thread():
         predicted = predictor.predict(matrix)
     truth = None if label is None else as_truth(rows[label])
-    return Outcomes(signature.task, predicted, truth, signature.classes, matrix)
+    return Outcomes(signature.task, predicted, truth, signature.classes, matrix, *_groups(rows))
+
+
+def _groups(rows: pl.DataFrame) -> tuple[NDArray[np.int64] | None, str]:
+    """The number of each row's group [n], and what a group is: rows of two groups are held to be independent."""
+    for column, name in ((GROUP, "group"), (PARTITION_START, "partition")):
+        if column in rows.columns:
+            return rows[column].rank("dense").cast(pl.Int64).to_numpy(), name
+    return None, "row"
 
 
 def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:

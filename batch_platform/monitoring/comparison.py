@@ -1,20 +1,14 @@
 """The difference between two models on the same rows, with its uncertainty: a paired bootstrap of one metric.
 
-Both models are measured on the same resampled rows, so that what makes rows hard for both cancels out (Efron and
-Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: the percentile interval). Seeded, so that the same rows
-give the same interval.
+Both models are measured on the same resampled rows, so that what makes rows hard for both cancels out.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from batch_platform.monitoring.metrics import METRICS, Outcomes
-
-ROUNDS = 200
-MAX_ROWS = 5_000  # larger data are thinned to evenly spaced rows, which makes the interval a little wider
-LEVEL = 0.95
-SEED = 0
+from batch_platform.monitoring.metrics import METRICS, Floats, Metric, Outcomes
+from batch_platform.monitoring.resampling import LEVEL, ROUNDS, Resampled
 
 
 @dataclass(frozen=True)
@@ -22,33 +16,51 @@ class Difference:
     """A metric of one model minus the metric of another, on the same rows."""
 
     metric: str
-    estimate: float
+    estimate: float  # on all rows
     low: float
     high: float
     level: float
     rounds: int
     rows: int
+    resampled_by: str = "row"  # what was drawn: "row", "partition", or "group" of a snapshot
+    groups: int = 0  # how many of them there are; 0 in the evidence of earlier releases
 
 
 def paired_difference(metric: str, first: Outcomes, second: Outcomes) -> Difference | None:
     """A metric of the first model minus that of the second, on the same rows in the same order.
 
-    None if there are no rows, if the metric has no weighted form or measures other tasks, or if it is not defined on most
-    of the samples.
+    None if there are no rows, if the metric has no weighted form or measures other tasks, or if it is not defined on the
+    rows or on most of the samples.
     """
-    record, first, second = METRICS[metric], first.thinned(MAX_ROWS), second.thinned(MAX_ROWS)
-    rows = len(first.predicted)
-    if not rows or record.weighted is None or first.task not in record.tasks:
+    record = METRICS[metric]
+    if not len(first.predicted) or record.weighted is None or first.task not in record.tasks:
         return None
-    of_first, of_second = record.weighted(first), record.weighted(second)
-    everything, shares = np.ones(rows), np.full(rows, 1 / rows)
-    generator = np.random.default_rng(SEED)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = of_first(everything) - of_second(everything)
-        draws = (generator.multinomial(rows, shares).astype(np.float64) for _ in range(ROUNDS))
-        sampled = np.array([of_first(weights) - of_second(weights) for weights in draws])
-    sampled = sampled[np.isfinite(sampled)]
-    if not np.isfinite(estimate) or len(sampled) < ROUNDS // 2:
+    values = [_value(record, outcomes) for outcomes in (first, second)]
+    if values[0] is None or values[1] is None:
         return None
-    low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(metric, float(estimate), float(low), float(high), LEVEL, len(sampled), rows)
+    resampled = Resampled.of(first)
+    forms = [resampled.weighted(record, outcomes) for outcomes in (resampled.rows, second.every(resampled.step))]
+
+    def difference(weights: Floats) -> Floats:
+        return np.asarray(forms[0](weights) - forms[1](weights))
+
+    estimate = values[0] - values[1]
+    interval = resampled.ends({metric: difference}, {metric: estimate})[metric]
+    if interval is None:
+        return None
+    return Difference(
+        metric,
+        estimate,
+        interval.low,
+        interval.high,
+        LEVEL,
+        ROUNDS,
+        len(first.predicted),
+        resampled.drawn,
+        resampled.count,
+    )
+
+
+def _value(metric: Metric, outcomes: Outcomes) -> float | None:
+    rows = metric.rows_of(outcomes)
+    return metric.value(rows) if len(rows.predicted) else None

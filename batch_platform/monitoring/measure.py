@@ -6,7 +6,7 @@ pipeline gets a block under `monitoring:` in `declaration/spec.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.metrics import CLASSIFICATION, known_to
+from batch_platform.monitoring.metrics import CLASSIFICATION, Metric, known_to
 
 TRUTH = "__truth"
 
@@ -32,6 +32,7 @@ class ScoredPartition:
     # The rows that were scored, with key, feature and prediction columns, and the same rows encoded [n, columns]. Raises
     # DataError or IntegrityError if they are no longer available.
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
+    own_metrics: Sequence[Metric] = ()  # that the pipeline declares
 
     @cached_property
     def score_columns(self) -> list[str]:
@@ -40,12 +41,17 @@ class ScoredPartition:
 
     @cached_property
     def labelled(self) -> pl.DataFrame:
-        """The predictions whose label is known, with the label as TRUTH, without labels of classes unknown to the model."""
+        """The predictions whose label is known, with the label as TRUTH, in the order of their keys."""
         if self.labels is None:
             return self.predictions.clear()
         truth = self.labels.rename({self.labels.columns[-1]: TRUTH})
-        joined = self.predictions.join(truth, on=list(self.key), how="inner", maintain_order="left")
-        return joined.filter(known_to(self.classes, joined[TRUTH])) if self.task in CLASSIFICATION else joined
+        return self.predictions.join(truth, on=list(self.key), how="inner").sort(self.key)
+
+    @cached_property
+    def of_unknown_class(self) -> pl.Series:
+        """The known labels, a class each, that the model does not know."""
+        labels = self.labelled[TRUTH] if self.labels is not None else pl.Series(dtype=pl.String)
+        return labels.filter(~known_to(self.classes, labels)) if self.task in CLASSIFICATION else labels.clear()
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,14 @@ class Judgement:
     value: float
     bound: float
     lower_is_better: bool = False
+    best: float | None = None  # end of the value's interval; None without one
+    remarks: Mapping[str, float] = field(default_factory=dict[str, float])  # to show beside it
 
     @property
     def passed(self) -> bool:
-        """Whether the value is not worse than the bound."""
-        return not (self.value > self.bound if self.lower_is_better else self.value < self.bound)
+        """Whether the value is not worse than the bound by more than chance."""
+        value = self.value if self.best is None else self.best
+        return not (value > self.bound if self.lower_is_better else value < self.bound)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Check:
     """How the values of a measure are judged for one pipeline."""
 
     description: str  # for the UI: what is expected, and what happens otherwise
-    judge: Callable[[Mapping[str, float], str], Judgement | None]  # of a partition's numbers and its model's task
+    judge: Callable[[pl.DataFrame, str], Judgement | None]  # of a partition's rows of the table and its model's task
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Metrics: how good the output of a model is, as one number each, on plain arrays.
 
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
-out, never guessed. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of `declaration/spec.py`
-if `model.promote.metric` may name it.
+out, never guessed. A row whose true class the model does not know counts as wrong where a metric judges decisions, and is
+left out where it judges probabilities. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of
+`declaration/spec.py` if `model.promote.metric` may name it.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,16 @@ from numpy.typing import NDArray
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 CLASSIFICATION = ("binary", "multiclass")
+BINARY = ("binary",)
 REGRESSION = ("regression",)
 UNSUPERVISED = ("clustering", "outliers")
+LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
+ERROR_QUANTILES = (0.1, 0.5, 0.9)
+_UNKNOWN = -1
+_ROUNDING = 1e-12
 
 Floats = NDArray[np.float64]
-Weighted = Callable[[Floats], float]  # a metric of some rows, given a weight for each row
+Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [..., rows]; NaN where it is not defined
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +39,17 @@ class Outcomes:
 
     task: str
     predicted: Floats
-    truth: NDArray[Any] | None = None  # true classes (each one of `classes`) or values [n]; None without labels
+    truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
     classes: Sequence[Any] = ()  # of a classification, in the order of the columns; of two, the second is positive
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
+    groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
+    grouped_by: str = "row"  # what a group is, e.g. "partition"
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
-        """Position of each row's true class in `classes` [n]."""
+        """Position of each row's true class in `classes` [n]; -1 for a class that the model does not know."""
         positions = {label: position for position, label in enumerate(self.classes)}
-        return np.array([positions[label] for label in self.labels.tolist()], dtype=np.int64)
+        return np.array([positions.get(label, _UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
 
     @cached_property
     def labels(self) -> NDArray[Any]:
@@ -51,11 +59,40 @@ class Outcomes:
             raise ValueError(msg)
         return self.truth.astype(np.float64) if self.task == "regression" else self.truth
 
-    def thinned(self, max_rows: int) -> "Outcomes":
-        """At most so many of the rows, evenly spaced."""
-        step = max(1, -(-len(self.predicted) // max_rows))
-        truth, matrix = (None if values is None else values[::step] for values in (self.truth, self.matrix))
-        return replace(self, predicted=self.predicted[::step], truth=truth, matrix=matrix)
+    @cached_property
+    def of_known_class(self) -> NDArray[np.bool_]:
+        """Whether the model knows each row's true class [n]; it does for tasks without classes."""
+        if self.task not in CLASSIFICATION:
+            return np.ones(len(self.predicted), dtype=np.bool_)
+        return self.true_positions != _UNKNOWN
+
+    @cached_property
+    def known(self) -> "Outcomes":
+        """The rows whose true class the model knows."""
+        return self if self.of_known_class.all() else self.at(self.of_known_class)
+
+    def at(self, rows: slice | NDArray[np.bool_]) -> "Outcomes":
+        """Some of the rows."""
+        truth, matrix, groups = (
+            None if values is None else values[rows] for values in (self.truth, self.matrix, self.groups)
+        )
+        return replace(self, predicted=self.predicted[rows], truth=truth, matrix=matrix, groups=groups)
+
+    @cached_property
+    def ranked(self) -> "Ranked":
+        """The rows by the score of the positive class."""
+        return Ranked(*_positive(self))
+
+    @cached_property
+    def positives(self) -> int | None:
+        """Number of positive rows; None for tasks without a positive class, and without labels."""
+        if self.truth is None or self.task not in ("binary", "outliers"):
+            return None
+        return int(_positive(self)[0].sum())
+
+    def every(self, step: int) -> "Outcomes":
+        """Every so many rows."""
+        return self if step == 1 else self.at(slice(None, None, step))
 
 
 @dataclass(frozen=True)
@@ -67,14 +104,30 @@ class Metric:
     value: Callable[[Outcomes], float | None]  # None if it is not defined for the rows; its docstring gives the formula
     lower_is_better: bool = False  # whether it is an error rather than a score
     default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
-    weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for the paired bootstrap
+    weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for intervals
+    of_decisions: bool = False  # whether rows of a class that the model does not know count as wrong
+    signed: bool = False  # whether it is an error with a sign, of which 0 is best
+    least: float = -np.inf  # that it can be
+    most: float = np.inf
+
+    def rows_of(self, outcomes: Outcomes) -> Outcomes:
+        """The rows that it is measured on."""
+        return outcomes if self.of_decisions else outcomes.known
 
 
-def measure(outcomes: Outcomes) -> dict[str, float]:
-    """Every metric that is defined for the outcomes, by name; empty without rows or without labels of a supervised task."""
+def metrics_of(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, Metric]:
+    """The metrics that measure the task of some outcomes, and those of a pipeline's own, by name."""
     if not len(outcomes.predicted) or (outcomes.truth is None and outcomes.task not in UNSUPERVISED):
         return {}
-    values = {metric.name: metric.value(outcomes) for metric in METRICS.values() if outcomes.task in metric.tasks}
+    return {metric.name: metric for metric in (*METRICS.values(), *own) if outcomes.task in metric.tasks}
+
+
+def measure(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, float]:
+    """Every metric that is defined for the outcomes, by name; empty without rows or without labels of a supervised task."""
+    values = dict[str, float | None]()
+    for name, metric in metrics_of(outcomes, own).items():
+        rows = metric.rows_of(outcomes)
+        values[name] = metric.value(rows) if len(rows.predicted) else None
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -89,7 +142,9 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_worse(metric: str, value: float, bound: float) -> bool:
-    """Whether a value of a metric is worse than a bound."""
+    """Whether a value of a metric is worse than a bound; of a signed error, whether it is farther from 0."""
+    if metric in METRICS and METRICS[metric].signed:
+        return abs(value) > abs(bound)
     return value > bound if lower_is_better(metric) else value < bound
 
 
@@ -149,7 +204,7 @@ def _weighted_mean(row_values: Callable[[Outcomes], NDArray[Any]]) -> Callable[[
 
     def prepare(outcomes: Outcomes) -> Weighted:
         values = row_values(outcomes).astype(np.float64)
-        return lambda weights: float(weights @ values / weights.sum())
+        return lambda weights: weights @ values / weights.sum(axis=-1)
 
     return prepare
 
@@ -183,26 +238,150 @@ def _positive(outcomes: Outcomes) -> tuple[NDArray[np.bool_], Floats]:
 
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
     if outcomes.task != "multiclass":
-        return weighted_area(*_positive(outcomes))
+        return _area(outcomes.ranked)
     areas = [weighted_area(outcomes.true_positions == at, scores) for at, scores in enumerate(outcomes.predicted.T)]
-    return lambda weights: float(np.mean([area(weights) for area in areas]))
+    return lambda weights: np.mean([area(weights) for area in areas], axis=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Weights at each distinct score, the highest first [..., scores]."""
+
+    hits: Floats  # of the positive rows with the score
+    rows: Floats  # of all rows with the score
+    found: Floats  # of the positive rows with at least the score
+    held: Floats  # of all rows with at least the score
+
+
+class Ranked:
+    """Rows by their score, the highest first."""
+
+    def __init__(self, positive: NDArray[np.bool_], score: Floats) -> None:
+        """Rank rows; `positive` and `score` are of each row [n]."""
+        self._order = np.argsort(-score, kind="stable")
+        ranked = score[self._order]
+        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        self._positive = positive[self._order].astype(np.float64)
+        self._last: tuple[Floats, Counted] | None = None  # several metrics ask for the same weights in turn
+
+    def counted(self, weights: Floats) -> Counted:
+        """The weights at each distinct score, given those of rows [..., n]."""
+        if self._last is None or self._last[0] is not weights:
+            rows = weights[..., self._order]
+            hits = rows * self._positive
+            if len(self._starts) < len(self._order):
+                hits, rows = (np.add.reduceat(part, self._starts, axis=-1) for part in (hits, rows))
+            self._last = weights, Counted(hits, rows, np.cumsum(hits, axis=-1), np.cumsum(rows, axis=-1))
+        return self._last[1]
 
 
 def weighted_area(positive: NDArray[np.bool_], score: Floats) -> Weighted:
     """The area under the ROC curve for weighted rows; ties count half."""
-    order = np.argsort(score, kind="stable")
-    ranked = score[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    positive = positive[order]
+    return _area(Ranked(positive, score))
 
-    def area(weights: Floats) -> float:
-        drawn = weights[order]
-        hits = np.add.reduceat(drawn * positive, starts)
-        misses = np.add.reduceat(drawn * ~positive, starts)
-        below = np.cumsum(misses) - misses
-        return float((hits * (below + misses / 2)).sum() / (hits.sum() * misses.sum()))
+
+def _area(ranked: Ranked) -> Weighted:
+    def area(weights: Floats) -> Floats:
+        at = ranked.counted(weights)
+        misses, passed = at.rows - at.hits, at.held - at.found
+        negatives = passed[..., -1]
+        below = negatives[..., None] - passed + misses / 2
+        return np.einsum("...i,...i", at.hits, below) / (at.found[..., -1] * negatives)
 
     return area
+
+
+def _unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
+    """A metric of rows that all weigh 1; None where it is not defined."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(prepare(outcomes)(np.ones(len(outcomes.predicted))))
+    return value if np.isfinite(value) else None
+
+
+def _precision(outcomes: Outcomes) -> float | None:
+    """Share of positives among the rows that are held to be positive (`sklearn.metrics.precision_score`).
+
+    Not defined where no row is.
+    """
+    return _unweighted(_weighted_precision, outcomes)
+
+
+def _weighted_precision(outcomes: Outcomes) -> Weighted:
+    held = (outcomes.predicted.argmax(axis=1) == 1).astype(np.float64)
+    found = held * _positive(outcomes)[0]
+    return lambda weights: weights @ found / (weights @ held)
+
+
+def _recall(outcomes: Outcomes) -> float | None:
+    """Share of the positives that are held to be positive (`sklearn.metrics.recall_score`); not defined without any."""
+    return _unweighted(_weighted_recall, outcomes)
+
+
+def _weighted_recall(outcomes: Outcomes) -> Weighted:
+    positive = _positive(outcomes)[0].astype(np.float64)
+    found = positive * (outcomes.predicted.argmax(axis=1) == 1)
+    return lambda weights: weights @ found / (weights @ positive)
+
+
+def _average_precision(outcomes: Outcomes) -> float | None:
+    """Mean of the precision at each score, weighted by the growth of the recall (`sklearn.metrics.average_precision_score`).
+
+    Not defined without positives.
+    """
+    return _unweighted(_weighted_average_precision, outcomes)
+
+
+def _weighted_average_precision(outcomes: Outcomes) -> Weighted:
+    def value(weights: Floats) -> Floats:
+        at = outcomes.ranked.counted(weights)
+        precision = np.divide(at.found, at.held, out=np.zeros_like(at.found), where=at.held > 0)
+        return np.einsum("...i,...i", precision, at.hits) / at.found[..., -1]
+
+    return value
+
+
+def _ks(outcomes: Outcomes) -> float | None:
+    """Kolmogorov and Smirnov's distance between the scores of positives and negatives (`scipy.stats.ks_2samp`).
+
+    Not defined where only one class occurs.
+    """
+    return _unweighted(_weighted_ks, outcomes)
+
+
+def _weighted_ks(outcomes: Outcomes) -> Weighted:
+    def value(weights: Floats) -> Floats:
+        at = outcomes.ranked.counted(weights)
+        passed = at.held - at.found
+        return np.abs(at.found / at.found[..., -1:] - passed / passed[..., -1:]).max(axis=-1)
+
+    return value
+
+
+def _lift(share: float) -> Metric:
+    """How many times as many positives the rows with the highest scores hold as the same number of rows at random."""
+
+    def value(outcomes: Outcomes) -> float | None:
+        """Rate of positives among a share of the rows with the highest scores, divided by the rate among all rows.
+
+        Of rows with equal scores at the boundary, and of a fraction of a row, a share is taken. Not defined without
+        positives, nor where the share is less than one row.
+        """
+        return _unweighted(weighted, outcomes)
+
+    def weighted(outcomes: Outcomes) -> Weighted:
+        def value(weights: Floats) -> Floats:
+            at = outcomes.ranked.counted(weights)
+            most = share * at.held[..., -1:]
+            boundary = np.minimum((at.held < most).sum(axis=-1, keepdims=True), at.held.shape[-1] - 1)
+            hits, rows, found, held = (
+                np.take_along_axis(part, boundary, axis=-1)[..., 0] for part in (at.hits, at.rows, at.found, at.held)
+            )
+            found -= np.divide(hits * (held - most[..., 0]), rows, out=np.zeros_like(rows), where=rows > 0)
+            return np.where(most[..., 0] >= 1, found / at.found[..., -1] / share, np.nan)
+
+        return value
+
+    return Metric(f"lift_at_{share * 100:g}", BINARY, value, weighted=weighted, least=0)
 
 
 def _mae(outcomes: Outcomes) -> float:
@@ -225,7 +404,7 @@ def _rmse(outcomes: Outcomes) -> float:
 
 def _weighted_rmse(outcomes: Outcomes) -> Weighted:
     squares = (outcomes.labels - outcomes.predicted) ** 2
-    return lambda weights: float(np.sqrt(float(weights @ squares) / weights.sum()))
+    return lambda weights: np.sqrt(weights @ squares / weights.sum(axis=-1))
 
 
 def _r2(outcomes: Outcomes) -> float | None:
@@ -238,13 +417,62 @@ def _r2(outcomes: Outcomes) -> float | None:
 
 def _weighted_r2(outcomes: Outcomes) -> Weighted:
     truth = outcomes.labels
-    squares = (truth - outcomes.predicted) ** 2
+    squares, centred = (truth - outcomes.predicted) ** 2, truth - truth.mean()
+    floor = _ROUNDING * float(centred @ centred)  # below it, all truths of a draw are equal
 
-    def value(weights: Floats) -> float:
-        mean = weights @ truth / weights.sum()
-        return float(1 - (weights @ squares) / (weights @ (truth - mean) ** 2))  # NaN or infinite where all are equal
+    def value(weights: Floats) -> Floats:
+        total = weights.sum(axis=-1)
+        mean = weights @ truth / total
+        distance = np.maximum(weights @ centred**2 - total * (mean - truth.mean()) ** 2, 0)
+        return 1 - (weights @ squares) / np.where(distance > floor, distance, np.nan)
 
     return value
+
+
+def _errors(outcomes: Outcomes) -> Floats:
+    return outcomes.predicted - outcomes.labels
+
+
+def _bias(outcomes: Outcomes) -> float:
+    """Mean of the prediction minus the truth: above 0, predictions are too high."""
+    return float(np.mean(_errors(outcomes)))
+
+
+def _mape(outcomes: Outcomes) -> float | None:
+    """Mean absolute error relative to the truth (`sklearn.metrics.mean_absolute_percentage_error`), as a share.
+
+    Over the rows whose truth is not 0.
+    """
+    return _unweighted(_weighted_mape, outcomes)
+
+
+def _weighted_mape(outcomes: Outcomes) -> Weighted:
+    size = np.abs(outcomes.labels)
+    relative = np.divide(np.abs(_errors(outcomes)), size, out=np.zeros_like(size), where=size > 0)
+    counted = (size > 0).astype(np.float64)
+    return lambda weights: weights @ relative / (weights @ counted)
+
+
+def _error_quantile(share: float) -> Metric:
+    """A quantile of the error with its sign."""
+
+    def value(outcomes: Outcomes) -> float | None:
+        """Smallest prediction minus truth that this share of the rows does not exceed (`numpy.quantile`, `inverted_cdf`)."""
+        return _unweighted(weighted, outcomes)
+
+    def weighted(outcomes: Outcomes) -> Weighted:
+        errors = _errors(outcomes)
+        order = np.argsort(errors, kind="stable")
+        ranked = errors[order]
+
+        def value(weights: Floats) -> Floats:
+            reached = np.cumsum(weights[..., order], axis=-1)
+            enough = reached >= share * reached[..., -1:] * (1 - _ROUNDING)
+            return ranked[enough.argmax(axis=-1)]
+
+        return value
+
+    return Metric(f"error_p{share * 100:g}", REGRESSION, value, lower_is_better=True, weighted=weighted, signed=True)
 
 
 def _silhouette(outcomes: Outcomes) -> float | None:
@@ -255,7 +483,7 @@ def _silhouette(outcomes: Outcomes) -> float | None:
     """
     from sklearn import metrics
 
-    outcomes = outcomes.thinned(SILHOUETTE_ROWS)
+    outcomes = outcomes.every(max(1, -(-len(outcomes.predicted) // SILHOUETTE_ROWS)))
     rows, segments = outcomes.matrix, outcomes.predicted
     if rows is None or not 1 < len(np.unique(segments)) < len(segments):
         return None
@@ -275,7 +503,9 @@ def _outlier_share(outcomes: Outcomes) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("accuracy", CLASSIFICATION, _accuracy, weighted=_weighted_mean(_hits)),
+        Metric(
+            "accuracy", CLASSIFICATION, _accuracy, weighted=_weighted_mean(_hits), of_decisions=True, least=0, most=1
+        ),
         Metric(
             "log_loss",
             CLASSIFICATION,
@@ -283,13 +513,34 @@ METRICS = {
             lower_is_better=True,
             default_for=("multiclass",),
             weighted=_weighted_mean(_row_log_losses),
+            least=0,
         ),
-        Metric("brier", CLASSIFICATION, _brier, lower_is_better=True, weighted=_weighted_mean(_row_brier_scores)),
-        Metric("mae", REGRESSION, _mae, lower_is_better=True, weighted=_weighted_mean(_absolute_errors)),
-        Metric("rmse", REGRESSION, _rmse, lower_is_better=True, default_for=REGRESSION, weighted=_weighted_rmse),
-        Metric("r2", REGRESSION, _r2, weighted=_weighted_r2),
+        Metric(
+            "brier", CLASSIFICATION, _brier, lower_is_better=True, weighted=_weighted_mean(_row_brier_scores), least=0
+        ),
+        Metric("mae", REGRESSION, _mae, lower_is_better=True, weighted=_weighted_mean(_absolute_errors), least=0),
+        Metric(
+            "rmse", REGRESSION, _rmse, lower_is_better=True, default_for=REGRESSION, weighted=_weighted_rmse, least=0
+        ),
+        Metric("r2", REGRESSION, _r2, weighted=_weighted_r2, most=1),
         Metric("silhouette", ("clustering",), _silhouette, default_for=("clustering",)),
         Metric("outlier_share", ("outliers",), _outlier_share, lower_is_better=True, default_for=("outliers",)),
-        Metric("roc_auc", (*CLASSIFICATION, "outliers"), _roc_auc, default_for=("binary",), weighted=_weighted_roc_auc),
+        Metric(
+            "roc_auc",
+            (*CLASSIFICATION, "outliers"),
+            _roc_auc,
+            default_for=BINARY,
+            weighted=_weighted_roc_auc,
+            least=0,
+            most=1,
+        ),
+        Metric("precision", BINARY, _precision, weighted=_weighted_precision, of_decisions=True, least=0, most=1),
+        Metric("recall", BINARY, _recall, weighted=_weighted_recall, of_decisions=True, least=0, most=1),
+        Metric("average_precision", BINARY, _average_precision, weighted=_weighted_average_precision, least=0, most=1),
+        Metric("ks", BINARY, _ks, weighted=_weighted_ks, least=0, most=1),
+        *map(_lift, LIFTS),
+        Metric("bias", REGRESSION, _bias, lower_is_better=True, weighted=_weighted_mean(_errors), signed=True),
+        Metric("mape", REGRESSION, _mape, lower_is_better=True, weighted=_weighted_mape, least=0),
+        *map(_error_quantile, ERROR_QUANTILES),
     )
 }

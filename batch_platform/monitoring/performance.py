@@ -1,24 +1,47 @@
 """The measure `performance`: every metric of a partition's predictions, against the labels known now."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from batch_platform.declaration.errors import listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.monitoring.measure import TRUTH, Check, Judgement, Measure, ScoredPartition
-from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, lower_is_better, measure
+from batch_platform.monitoring.metrics import (
+    CLASSIFICATION,
+    METRICS,
+    Metric,
+    Outcomes,
+    as_truth,
+    default_metric,
+    lower_is_better,
+    measure,
+    metrics_of,
+)
+from batch_platform.monitoring.resampling import intervals
 
 COVERAGE = "label_coverage"
+NOT_KNOWN_YET, UNKNOWN_CLASS = "label_not_known_yet", "label_class_unknown"
 
 
 def performance_of(partition: ScoredPartition) -> dict[str, float]:
-    """The metrics of a partition by name and, where labels are declared, the share of its rows whose label is known."""
-    metrics = measure(_outcomes(partition))
+    """The metrics of a partition by name and, where labels are declared, how many of its rows have one."""
+    return measure(labelled_outcomes(partition), partition.own_metrics) | _coverage(partition)
+
+
+def _coverage(partition: ScoredPartition) -> dict[str, float]:
+    """Shares of the rows by their label, which add up to 1: known, not known yet, and of a class that the model lacks."""
     if partition.labels is None:
-        return metrics
-    scored = partition.predictions.height
-    return metrics | {COVERAGE: partition.labelled.height / scored if scored else 0.0}
+        return {}
+    scored = max(1, partition.predictions.height)
+    labelled, strange = partition.labelled.height, len(partition.of_unknown_class)
+    shares = {
+        COVERAGE: (labelled - strange) / scored,
+        NOT_KNOWN_YET: (partition.predictions.height - labelled) / scored,
+    }
+    return shares | ({UNKNOWN_CLASS: strange / scored} if partition.task in CLASSIFICATION else {})
 
 
 def asked_of(metric: str | None, value: float) -> str:
@@ -28,7 +51,8 @@ def asked_of(metric: str | None, value: float) -> str:
     return f"{metric} {'at most' if lower_is_better(metric) else 'at least'} {value:g}"
 
 
-def _outcomes(partition: ScoredPartition) -> Outcomes:
+def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
+    """The labelled rows of a partition, or all rows of a model without labels, as metrics take them."""
     task = partition.task
     if task == "clustering":
         rows, matrix = partition.read_features()
@@ -44,9 +68,27 @@ def _outcomes(partition: ScoredPartition) -> Outcomes:
     return Outcomes(task, shares, truth, partition.classes)
 
 
+def metric_rows(outcomes: Outcomes, own: Sequence[Metric] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every metric of some outcomes: name, value, ends of its interval, rows that it was measured on, and positives."""
+    values = measure(outcomes, own)
+    ends, metrics = intervals(outcomes, values, own), metrics_of(outcomes, own)
+    for name, value in sorted(values.items()):
+        interval, rows = ends.get(name), metrics[name].rows_of(outcomes)
+        low, high = (None, None) if interval is None else (interval.low, interval.high)
+        yield name, value, low, high, len(rows.predicted), outcomes.positives
+
+
+def named_classes(labels: pl.Series) -> str | None:
+    """The distinct classes of some labels, as one text; None without labels."""
+    return listed(labels.unique().cast(pl.String).to_list()) if len(labels) else None
+
+
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
-    metrics = sorted(performance_of(partition).items())
-    rows = [(metric, value, partition.labelled.height) for metric, value in metrics]
+    strange = partition.of_unknown_class
+    beside = (partition.labelled.height, len(strange), named_classes(strange))
+    rows = [(*row, *beside) for row in metric_rows(labelled_outcomes(partition), partition.own_metrics)]
+    scored = partition.predictions.height
+    rows += [(name, share, None, None, scored, None, *beside) for name, share in sorted(_coverage(partition).items())]
     return pl.DataFrame(rows, schema=PERFORMANCE.columns, orient="row")
 
 
@@ -55,23 +97,46 @@ def _check(spec: PipelineSpec) -> Check | None:
     if rule is None:
         return None
 
-    def judge(metrics: Mapping[str, float], task: str) -> Judgement | None:
+    def judge(rows: pl.DataFrame, task: str) -> Judgement | None:
         name = metric or default_metric(task)
-        if name not in metrics:
-            return None
-        return Judgement(name, metrics[name], rule.warn_below, lower_is_better=lower_is_better(name))
+        found = rows.filter(pl.col("metric") == name).row(0, named=True) if name in rows["metric"] else None
+        return None if found is None else _judged(found, rule.warn_below)
 
     return Check(
         description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
-        "A partition that misses this gets a warning; its predictions stay.",
+        "A partition that misses this by more than chance, so that its whole 95% interval does, gets a warning; its "
+        "predictions stay.",
         judge=judge,
     )
+
+
+def _judged(row: Mapping[str, Any], bound: float) -> Judgement:
+    """A row of the table, held against a bound; of a signed error its size counts."""
+    name, value, ends = row["metric"], row["value"], [row["low"], row["high"]]
+    known = [float(end) for end in ends if end is not None]
+    best = (min if lower_is_better(name) else max)(known, default=None)
+    if METRICS[name].signed:
+        value = abs(value)
+        best = 0.0 if known and known[0] <= 0 <= known[1] else min(map(abs, known), default=None)
+    counts = {name: row[name] for name in ("rows", "positives") if row[name] is not None}
+    remarks = {key: end for key, end in zip(("low", "high"), ends, strict=True) if end is not None} | counts
+    return Judgement(name, value, bound, lower_is_better=lower_is_better(name), best=best, remarks=remarks)
 
 
 PERFORMANCE = Measure(
     name="performance",
     description="How good the predictions of each partition were, by metric.",
-    columns={"metric": pl.String, "value": pl.Float64, "rows_labelled": pl.Int64},
+    columns={
+        "metric": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "rows": pl.Int64,
+        "positives": pl.Int64,
+        "rows_labelled": pl.Int64,
+        "rows_of_unknown_class": pl.Int64,
+        "unknown_classes": pl.String,
+    },
     compute=_compute,
     numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),
     check=_check,

@@ -36,8 +36,8 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.metrics import is_worse, known_to
-from batch_platform.monitoring.performance import COVERAGE, performance_of
+from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
+from batch_platform.monitoring.performance import performance_of
 from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import State
@@ -151,7 +151,7 @@ class Total:
 
 def totals(partitions: Sequence[TestedPartition]) -> list[Total]:
     """The result of a backtest over all partitions, by metric."""
-    metrics = sorted({name for partition in partitions for name in partition.metrics} - {COVERAGE})
+    metrics = sorted({name for partition in partitions for name in partition.metrics} & METRICS.keys())
     return [_total(metric, partitions) for metric in metrics]
 
 
@@ -355,7 +355,7 @@ class _Backtest:
         labels = None if history.spec.labels is None else history.labels(self.session, partition, self.stamp)
         if labels is not None:
             labels = with_keys_of(predictions, history.spec, partition, labels, what="labels")
-        run, of_production = self.runs.get(partition.key), dict[str, float]()
+        shared, run, of_production = labels, self.runs.get(partition.key), dict[str, float]()
         if run is not None:
             served = self.registry.named(run.model_version)
             committed = committed_predictions(self.con, history.spec, partition, served)
@@ -363,12 +363,28 @@ class _Backtest:
             committed = committed.join(predictions, on=key, how="semi", maintain_order="left")
             predictions = predictions.join(committed, on=key, how="semi", maintain_order="left")
             for classes in (version.class_labels, served.class_labels):
-                if labels is not None and classes:
-                    labels = labels.filter(known_to(classes, labels[labels.columns[-1]]))
-            of_production = performance_of(self._scored(partition, served, committed, labels))
-        tested = self._scored(partition, version, predictions, labels)
-        rows_measured = predictions.height if labels is None else tested.labelled.height
-        return rows_measured, performance_of(tested), of_production
+                if shared is not None and classes:
+                    shared = shared.filter(known_to(classes, shared[shared.columns[-1]]))
+            of_production = self._metrics(partition, served, committed, labels, shared)
+        metrics = self._metrics(partition, version, predictions, labels, shared)
+        rows_measured = predictions.height if labels is None else predictions.join(labels, on=key, how="semi").height
+        return rows_measured, metrics, of_production
+
+    def _metrics(
+        self,
+        partition: Partition,
+        version: Version,
+        predictions: pl.DataFrame,
+        labels: pl.DataFrame | None,
+        shared: pl.DataFrame | None,
+    ) -> dict[str, float]:
+        """The metrics of a version; those of probabilities on the labels of classes that both models know."""
+        metrics = performance_of(self._scored(partition, version, predictions, labels))
+        if labels is None or shared is None or shared.height == labels.height:
+            return metrics
+        probable = performance_of(self._scored(partition, version, predictions, shared))
+        decided = {name: value for name, value in metrics.items() if name not in METRICS or METRICS[name].of_decisions}
+        return {name: value for name, value in probable.items() if name in METRICS} | decided
 
     def _scored(
         self, partition: Partition, version: Version, predictions: pl.DataFrame, labels: pl.DataFrame | None

@@ -117,5 +117,7 @@ def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys:
     columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
     if not has_table(con, pipeline, measure):
         return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
-    query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
-    return con.sql(query, params={"keys": list(keys)}).pl()
+    query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
+    rows = con.sql(query, params={"keys": list(keys)}).pl()
+    lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
+    return rows.with_columns(pl.lit(None).alias(name) for name in lacking).select(columns)

@@ -119,7 +119,7 @@ def an_empty_partition(tmp_path: Path) -> None:
     run = fed.ledger()
     assert (run.rows_in, run.rows_scored, run.rows_rejected) == (0, 0, 0)
     assert fed.takes().run.rows_in == 0
-    assert fed.evaluated() == {"label_coverage": 0.0}
+    assert fed.evaluated() == {"label_coverage": 0.0, "label_not_known_yet": 0.0, "label_class_unknown": 0.0}
 
 
 def a_missing_source(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ SCORE_RANGE = Measure(
     numbers=lambda rows: {"lowest_score": rows["low"][0], "highest_score": rows["high"][0]},
     check=lambda spec: Check(
         f"No score of {spec.name} is above 0.1.",
-        lambda numbers, task: Judgement(f"highest_{task}", numbers["highest_score"], 0.1, lower_is_better=True),
+        lambda rows, task: Judgement(f"highest_{task}", rows["high"][0], 0.1, lower_is_better=True),
     ),
 )
 

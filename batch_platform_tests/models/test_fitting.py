@@ -213,10 +213,11 @@ def test_decimals_are_values_of_a_regression():
     assert "rmse" in fitted(data(label=labels), "sklearn.linear_model.Ridge").metrics
 
 
-def test_evaluation_rows_of_a_class_never_seen_are_left_out():
+def test_evaluation_rows_of_a_class_never_seen_are_wrong_decisions_and_have_no_probability():
     model = fitted(data(label=["a", "b"] * 75 + ["c"] * 50), params={"max_iter": 2})
     assert model.signature.classes == ["a", "b"]
-    assert model.metrics == {}
+    assert model.metrics["accuracy"] == 0.0
+    assert not {"roc_auc", "log_loss", "brier"} & set(model.metrics)
     assert "cannot be measured" in judge(Promote(), model.signature.task, model.metrics)
 
 

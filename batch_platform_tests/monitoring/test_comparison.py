@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from batch_platform.monitoring.comparison import MAX_ROWS, paired_difference
+from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, Outcomes, weighted_area
+from batch_platform.monitoring.resampling import MAX_ROWS
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES
 
 RANDOM = np.random.default_rng(1)
@@ -50,13 +51,15 @@ def test_the_interval_of_a_clear_difference_excludes_zero_and_pairing_makes_it_n
     assert narrow.high - narrow.low < (difference.high - difference.low) / 10, "the same rows are hard for both"
 
 
-def test_the_same_rows_give_the_same_interval_and_many_rows_are_thinned_out():
+def test_the_same_rows_give_the_same_interval_and_the_estimate_is_on_all_of_many_rows():
     truth, score = np.arange(3 * MAX_ROWS) % 2, np.linspace(0, 1, 3 * MAX_ROWS)
     first, second = (
         paired_difference("log_loss", binary(score, truth), binary(np.full_like(score, 0.5), truth)) for _ in range(2)
     )
     assert first == second
-    assert first.rows == MAX_ROWS
+    assert (first.rows, first.resampled_by, first.groups) == (3 * MAX_ROWS, "row", MAX_ROWS)
+    flat = metrics.log_loss(truth, np.full_like(score, 0.5))
+    assert first.estimate == pytest.approx(metrics.log_loss(truth, score) - flat, rel=1e-12)
 
 
 @pytest.mark.parametrize(("metric", "truth"), [("roc_auc", np.zeros(50, int)), ("silhouette", np.arange(50) % 2)])

@@ -8,7 +8,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from batch_platform.monitoring.catalogue import MEASURES, declared_checks
-from batch_platform.monitoring.measure import Judgement, ScoredPartition
+from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import measure
 from batch_platform_tests.monitoring.test_metrics import LABELS, OUTCOMES, TASKS
 from batch_platform_tests.small_pipeline import small_spec
@@ -93,15 +93,39 @@ def test_performance_is_the_metrics_of_the_labelled_rows_and_their_share(task):
         assert numbers == measure(outcomes)
         return
     labelled = replace(outcomes, predicted=outcomes.predicted[2:], truth=outcomes.truth[2:])
-    assert numbers == pytest.approx(measure(labelled) | {"label_coverage": (ROWS - 2) / ROWS}, rel=1e-12)
+    coverage = {"label_coverage": (ROWS - 2) / ROWS, "label_not_known_yet": 2 / ROWS}
+    coverage |= {"label_class_unknown": 0.0} if task in LABELS else {}
+    assert numbers == pytest.approx(measure(labelled) | coverage, rel=1e-12)
     assert set(record.compute(partition)["rows_labelled"]) == {ROWS - 2}
 
 
-def test_a_label_of_a_class_that_the_model_does_not_know_is_not_counted():
-    partition = scored("multiclass")
-    labels = partition.labels.with_columns(label=pl.when(pl.col("id") < 10).then(pl.lit("new")).otherwise("label"))
-    strange = replace(partition, labels=labels)
-    assert strange.labelled.height == ROWS - 10
+def test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_beside_each_metric():
+    partition, record = scored("multiclass"), MEASURES["performance"]
+    labels = partition.labels.with_columns(label=pl.when(pl.col("id") < 12).then(pl.lit("new")).otherwise("label"))
+    rows = record.compute(replace(partition, labels=labels))
+    assert set(rows.select("rows_labelled", "rows_of_unknown_class", "unknown_classes").rows()) == {(298, 10, "new")}
+    assert dict(rows.select("metric", "rows").rows()) == {
+        **dict.fromkeys(("log_loss", "brier", "roc_auc"), 288),
+        "accuracy": 298,
+        "label_coverage": 300,
+        "label_not_known_yet": 300,
+        "label_class_unknown": 300,
+    }
+    numbers, known = record.numbers(rows), record.numbers(record.compute(replace(partition, labels=labels[10:])))
+    assert numbers["accuracy"] == pytest.approx(known["accuracy"] * 288 / 298)
+    assert numbers["log_loss"] == known["log_loss"]
+    assert numbers["label_coverage"] == pytest.approx(288 / 300)
+    assert numbers["label_not_known_yet"] == pytest.approx(2 / 300)
+    assert numbers["label_class_unknown"] == pytest.approx(10 / 300)
+
+
+def test_a_metric_has_an_interval_and_the_number_of_positives_beside_it():
+    rows = MEASURES["performance"].compute(scored("binary"))
+    measured = rows.filter(~pl.col("metric").str.starts_with("label_"))
+    assert measured.filter(pl.col("low").is_null() | (pl.col("low") > pl.col("value"))).is_empty()
+    assert measured.filter(pl.col("high").is_null() | (pl.col("high") < pl.col("value"))).is_empty()
+    assert set(measured["positives"]) == {int((OUTCOMES["binary"].truth[2:] == "yes").sum())}
+    assert set(MEASURES["performance"].compute(scored("regression"))["positives"]) == {None}
 
 
 @every_task
@@ -116,18 +140,34 @@ def test_a_clustering_with_labels_is_measured_too():
     labels = pl.DataFrame({"id": range(0, ROWS, 2), "label": ["a"] * (ROWS // 2)})
     record = MEASURES["performance"]
     numbers = record.numbers(record.compute(replace(clustering, labels=labels)))
-    assert numbers == measure(OUTCOMES["clustering"]) | {"label_coverage": 0.5}
+    assert numbers == measure(OUTCOMES["clustering"]) | {"label_coverage": 0.5, "label_not_known_yet": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "passed"),
-    [(None, 0.5, False), (None, 0.6, True), ("log_loss", 0.7, False), ("log_loss", 0.6, True)],
+    ("metric", "row", "passed"),
+    [
+        (None, {"value": 0.5}, False),
+        (None, {"value": 0.6}, True),
+        (None, {"value": 0.5, "low": 0.4, "high": 0.59}, False),
+        (None, {"value": 0.5, "low": 0.3, "high": 0.7}, True),
+        ("log_loss", {"value": 0.7}, False),
+        ("log_loss", {"value": 0.6}, True),
+        ("log_loss", {"value": 0.7, "low": 0.61, "high": 0.8}, False),
+        ("log_loss", {"value": 0.7, "low": 0.59, "high": 0.8}, True),
+        ("bias", {"value": -0.7, "low": -0.8, "high": -0.61}, False),
+        ("bias", {"value": -0.7, "low": -0.8, "high": -0.5}, True),
+        ("bias", {"value": -0.7, "low": -1.8, "high": 0.9}, True),
+    ],
 )
-def test_performance_is_judged_by_the_metric_of_the_gate(metric, value, passed):
+def test_performance_is_judged_by_the_metric_of_the_gate_and_warned_of_only_beyond_chance(metric, row, passed):
     spec = small_spec(monitoring={"performance": {"warn_below": 0.6}}, model={"promote": {"metric": metric}})
-    check = declared_checks(spec)["performance"]
-    judgement = check.judge({metric or "roc_auc": value}, "binary")
-    assert judgement == Judgement(metric or "roc_auc", value, 0.6, lower_is_better=metric == "log_loss")
+    check, record, name = declared_checks(spec)["performance"], MEASURES["performance"], metric or "roc_auc"
+    empty = dict.fromkeys(record.columns)
+    rows = pl.DataFrame([empty | {"metric": name, "rows": 40, "positives": 9} | row], schema=record.columns)
+    judgement = check.judge(rows, "binary")
+    assert (judgement.name, judgement.bound) == (name, 0.6)
+    assert judgement.value == abs(row["value"])
     assert judgement.passed is passed
-    assert check.judge({"accuracy": 1.0}, "binary") is None
+    assert judgement.remarks == {"rows": 40, "positives": 9} | {key: row[key] for key in ("low", "high") if key in row}
+    assert check.judge(rows.with_columns(metric=pl.lit("accuracy")), "binary") is None
     assert ("at most" if metric else "at least") in check.description

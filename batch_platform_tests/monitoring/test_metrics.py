@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from batch_platform.declaration import spec
@@ -107,7 +108,30 @@ SKLEARN = {
     ("roc_auc", "multiclass"): lambda o: metrics.roc_auc_score(o.labels, o.predicted, multi_class="ovr"),
     ("roc_auc", "outliers"): lambda o: metrics.roc_auc_score(o.labels, o.predicted),
     ("outlier_share", "outliers"): lambda o: (o.predicted > 0).mean(),
+    ("precision", "binary"): lambda o: metrics.precision_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("recall", "binary"): lambda o: metrics.recall_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("average_precision", "binary"): lambda o: metrics.average_precision_score(o.true_positions, o.predicted[:, 1]),
+    ("ks", "binary"): lambda o: (
+        stats.ks_2samp(o.predicted[o.true_positions == 1, 1], o.predicted[o.true_positions == 0, 1]).statistic
+    ),
+    **{(f"lift_at_{share}", "binary"): lambda o, share=share: lift(o, share / 100) for share in (1, 5, 10)},
+    ("bias", "regression"): lambda o: o.predicted.mean() - o.labels.mean(),
+    ("mape", "regression"): lambda o: metrics.mean_absolute_percentage_error(o.labels, o.predicted),
+    **{
+        (f"error_p{share}", "regression"): lambda o, share=share: np.quantile(
+            o.predicted - o.labels, share / 100, method="inverted_cdf"
+        )
+        for share in (10, 50, 90)
+    },
 }
+
+
+def lift(outcomes: Outcomes, share: float) -> float:
+    """The gain at a share of the rows, between the corners of scikit-learn's ROC curve, in multiples of the share."""
+    positive = outcomes.true_positions == 1
+    of_negatives, of_positives, _ = metrics.roc_curve(positive, outcomes.predicted[:, 1], drop_intermediate=False)
+    shares = of_positives * positive.mean() + of_negatives * (~positive).mean()
+    return np.interp(share, shares, of_positives) / share
 
 
 @every_metric
@@ -121,11 +145,15 @@ def test_the_docstring_gives_the_formula_and_a_value_is_worse_on_its_worse_side(
     assert is_worse(metric.name, 1.0, 0.0) == metric.lower_is_better == lower_is_better(metric.name)
     assert is_worse(metric.name, 0.0, 1.0) != metric.lower_is_better
     assert not is_worse(metric.name, 0.5, 0.5)
+    assert is_worse(metric.name, -1.0, 0.5) == (not metric.lower_is_better or metric.signed)
 
 
 def test_every_metric_can_be_declared_and_every_task_has_a_default():
     assert set(spec.METRICS) == set(METRICS)
-    assert {name for name in METRICS if lower_is_better(name)} == {"log_loss", "brier", "mae", "rmse", "outlier_share"}
+    assert {name for name in METRICS if lower_is_better(name)} == {
+        *("log_loss", "brier", "mae", "rmse", "outlier_share"),
+        *("mape", "bias", "error_p10", "error_p50", "error_p90"),
+    }
     assert {task: default_metric(task) for task in TASKS} == {
         "binary": "roc_auc",
         "multiclass": "log_loss",
@@ -153,7 +181,45 @@ def test_a_binary_classification_by_hand():
 
 def test_a_regression_by_hand():
     values = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([1, 2, 3])))
-    assert values == pytest.approx({"mae": 1.0, "rmse": math.sqrt(5 / 3), "r2": 1 - 5 / 2})
+    assert values == pytest.approx(
+        {
+            "mae": 1.0,
+            "rmse": math.sqrt(5 / 3),
+            "r2": 1 - 5 / 2,
+            "bias": 1.0,
+            "mape": (0 + 1 / 2 + 2 / 3) / 3,
+            "error_p10": 0.0,
+            "error_p50": 1.0,
+            "error_p90": 2.0,
+        }
+    )
+
+
+def test_the_relative_error_leaves_out_rows_whose_truth_is_zero():
+    values = measure(Outcomes("regression", np.array([1.0, 3.0, 5.0]), np.array([0.0, 2.0, 5.0])))
+    assert values["mape"] == 0.25
+    assert "mape" not in measure(Outcomes("regression", np.ones(3), np.zeros(3)))
+
+
+def test_a_lift_takes_a_share_of_rows_with_equal_scores_and_needs_at_least_one_row():
+    positive = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1] * 2)
+    truth = np.array([1, 1, 0, 0, 0, 0, 0, 0, 0, 0] * 2)
+    values = measure(Outcomes("binary", np.column_stack([1 - positive, positive]), truth, [0, 1]))
+    assert values["lift_at_5"] == pytest.approx(0.25 / 0.05), "of two rows with the highest score, one is taken"
+    assert values["lift_at_10"] == pytest.approx(0.5 / 0.10)
+    assert "lift_at_1" not in values
+
+
+def test_rows_of_a_class_that_the_model_does_not_know_are_wrong_decisions_and_have_no_probability():
+    sure = np.column_stack([np.linspace(0, 0.4, 65), np.linspace(1, 0.6, 65)])
+    predicted = np.vstack([sure[:, ::-1], np.full((35, 2), [0.3, 0.7])])
+    truth = np.array([*["a"] * 65, *["new"] * 35])
+    outcomes = Outcomes("binary", predicted, truth, ["a", "b"])
+    values, known = measure(outcomes), measure(outcomes.at(truth == "a"))
+    assert (known["accuracy"], values["accuracy"]) == (1.0, 0.65)
+    assert values["log_loss"] == known["log_loss"]
+    assert values["precision"] == 0.0, "what is held to be b is neither"
+    assert set(measure(outcomes.at(truth == "new"))) == {"accuracy", "precision"}
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
@@ -177,8 +243,9 @@ def test_classes_of_any_type_are_known_by_their_value(classes):
 def test_a_metric_that_is_not_defined_is_left_out():
     some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
     assert set(measure(some_classes)) == {"accuracy", "log_loss", "brier"}
+    errors = {"mae", "rmse", "mape", "bias", "error_p10", "error_p50", "error_p90"}
     for truth, predicted in (([1.0], [2.0]), ([1.0, 1.0], [2.0, 0.0])):
-        assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == {"mae", "rmse"}
+        assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == errors
     for matrix, segments in ((np.ones((5, 2)), np.zeros(5)), (np.ones((2, 2)), np.array([0, 1]))):
         assert measure(Outcomes("clustering", segments, matrix=matrix)) == {}
     for labels in (["a", "b", "c"], ["a", "a", "a"]):

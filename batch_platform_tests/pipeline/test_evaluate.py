@@ -35,7 +35,9 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
     labelled = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
     probabilities = labelled.select(1 - pl.col("score"), score2="score").to_numpy()
     expected = measure(Outcomes("binary", probabilities, labelled["returned"].to_numpy(), [False, True]))
-    assert performance(pipeline) == pytest.approx(expected | {"label_coverage": labelled.height / scored.height})
+    coverage = {"label_coverage": labelled.height / scored.height, "label_class_unknown": 0.0}
+    coverage["label_not_known_yet"] = 1 - coverage["label_coverage"]
+    assert performance(pipeline) == pytest.approx(expected | coverage)
     assert pipeline.state().evaluations["2024-02-03"].rows_labelled == labelled.height
 
 
@@ -69,7 +71,7 @@ def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
     assert performance(pipeline)["accuracy"] == pytest.approx(1 - before["accuracy"])
 
 
-def test_labels_that_are_nan_or_of_an_unknown_class_count_as_unknown(tmp_path):
+def test_labels_that_are_nan_are_not_known_yet_and_those_of_an_unknown_class_are_named(tmp_path):
     kind = pl.when(pl.col("returned")).then(1.0).otherwise(0.0)
     odd = (
         pl.when(pl.col("id") % 4 == 0)
@@ -80,7 +82,13 @@ def test_labels_that_are_nan_or_of_an_unknown_class_count_as_unknown(tmp_path):
     )
     pipeline = small_pipeline(tmp_path, events=small_events().with_columns(returned=odd))
     carry_out(pipeline, NOW)
-    assert performance(pipeline)["label_coverage"] == 0.5
+    shares = {name: value for name, value in performance(pipeline).items() if name.startswith("label_")}
+    assert shares == {"label_coverage": 0.5, "label_not_known_yet": 0.25, "label_class_unknown": 0.25}
+    with pipeline.warehouse.open() as con:
+        beside = "rows_labelled, rows_of_unknown_class, unknown_classes"
+        query = f"SELECT DISTINCT {beside} FROM small.performance WHERE partition_key = '2024-02-03'"
+        assert con.execute(query).fetchall() == [(30, 10, "7.0")]
+    assert performance(pipeline)["accuracy"] <= 20 / 30
 
 
 def test_a_regression_is_evaluated(tmp_path):
@@ -91,7 +99,10 @@ def test_a_regression_is_evaluated(tmp_path):
     )
     carry_out(pipeline, NOW)
     assert performance(pipeline)["mae"] < 0.1
-    assert set(performance(pipeline)) == {"mae", "rmse", "r2", "label_coverage"}
+    assert set(performance(pipeline)) == {
+        *("mae", "rmse", "r2", "mape", "bias", "error_p10", "error_p50", "error_p90"),
+        *("label_coverage", "label_not_known_yet"),
+    }
 
 
 def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):

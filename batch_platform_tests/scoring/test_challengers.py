@@ -316,7 +316,8 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
         labelled = predicted.filter(pl.col("partition_key") == "2024-02-03").join(truth, on="id")
         shares = labelled.select(1 - pl.col("score"), score2="score").to_numpy()
         expected = measure(Outcomes("binary", shares, labelled["returned"].to_numpy(), [False, True]))
-        coverage = {"label_coverage": labelled.height / 40}
+        share = labelled.height / 40
+        coverage = {"label_coverage": share, "label_not_known_yet": 1 - share, "label_class_unknown": 0.0}
         assert dict(rows.select("metric", "value").iter_rows()) == pytest.approx(expected | coverage)
         assert set(rows["model_version"]) == {versions(pipeline)[name]}
         assert set(rows["rows_labelled"]) == {labelled.height}
