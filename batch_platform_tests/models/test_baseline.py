@@ -194,7 +194,9 @@ def test_the_baseline_of_a_version_is_in_its_manifest_and_none_serves_that_is_wo
     assert (difference["resampled_by"], difference["groups"]) == ("partition", 14)
     manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
     assert manifest.evaluation.baseline.name == "class shares by weekday"
-    assert set(manifest.evaluation.baseline.metrics) >= set(manifest.evaluation.metrics) - {"precision"}, "it may hold no row to be positive"
+    assert set(manifest.evaluation.baseline.metrics) >= set(manifest.evaluation.metrics) - {"precision"}, (
+        "it may hold no row to be positive"
+    )
     assert not manifest.refit, "a version that never serves is not fitted again"
     assert registry.champion(NOW) is None
 
