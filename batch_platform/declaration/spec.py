@@ -308,7 +308,8 @@ class PerformanceRule(Block):
     """When the performance of a partition gives a warning."""
 
     warn_below: float = Field(
-        description="Value of the gate's metric that is worth a warning when a partition does worse.", examples=[0.6]
+        description="Value of the gate's metric that is worth a warning when a partition does worse, beyond chance: when its whole 95% interval does.",
+        examples=[0.6],
     )
 
 
@@ -318,6 +319,25 @@ class Monitoring(Block):
     performance: PerformanceRule | None = Field(
         default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
     )
+    metrics: list[ImportPath] = Field(
+        default_factory=list,
+        description="Further metrics, each a function, as module.function, of batch_platform.monitoring.metrics.Outcomes.",
+        examples=[["shop.metrics.cost_per_order"]],
+    )
+    segments: list[str] = Field(
+        default_factory=list,
+        description="Kept columns by whose values the pooled performance is broken down.",
+        examples=[["country"]],
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _new(cls, value: list[str]) -> list[str]:
+        names = [path.rpartition(".")[2] for path in value]
+        if taken := [name for name in names if name in METRICS or name.startswith("label_") or names.count(name) > 1]:
+            msg = f"{listed(map(repr, taken))} is the name of another metric; give the function another name"
+            raise ValueError(msg)
+        return value
 
 
 class PipelineSpec(Block):
@@ -425,6 +445,9 @@ class PipelineSpec(Block):
         if taken := {name for name in stored if name.lower() in added}:
             msg = f"{listed(map(repr, taken))} cannot be a key, the time or a kept column: scoring adds a column of that name"
             raise ValueError(msg)
+        if self.labels is not None and (taken := {*self.features.key} & {"outcome", "outcome_value"}):
+            msg = f"{listed(map(repr, taken))} cannot be a key: evaluation adds a column of that name"
+            raise ValueError(msg)
         for at, name in enumerate([] if self.labels is None else self.labels.too_late):
             if name in {*stored, *self.features.columns}:
                 what = "the column known only with the label," if at else "the label"
@@ -432,6 +455,9 @@ class PipelineSpec(Block):
                     f"{what} {name!r} cannot be a feature, a key or a kept column: it is not known when a row is scored"
                 )
                 raise ValueError(msg)
+        if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:
+            msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep"
+            raise ValueError(with_guess(msg, unkept[0], self.predictions.keep))
         driving = self.features.driving
         if driving is not None and driving.source not in self.sources:
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"

@@ -3,7 +3,7 @@
 A metric that is not defined for the rows at hand (the area under the ROC curve where only one class occurs) is left
 out, never guessed. A row whose true class the model does not know counts as wrong where a metric judges decisions, and is
 left out where it judges probabilities. To add a metric, add a record to `METRICS`, and its name to the `METRICS` of
-`declaration/spec.py` if `model.promote.metric` may name it.
+`declaration/spec.py` if `model.promote.metric` may name it. A pipeline names metrics of its own in `monitoring.metrics`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.functions import import_function
+from batch_platform.declaration.spec import PipelineSpec
+
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 CLASSIFICATION = ("binary", "multiclass")
 BINARY = ("binary",)
 REGRESSION = ("regression",)
 UNSUPERVISED = ("clustering", "outliers")
+TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
 LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
 ERROR_QUANTILES = (0.1, 0.5, 0.9)
 _UNKNOWN = -1
@@ -71,7 +76,7 @@ class Outcomes:
         """The rows whose true class the model knows."""
         return self if self.of_known_class.all() else self.at(self.of_known_class)
 
-    def at(self, rows: slice | NDArray[np.bool_]) -> "Outcomes":
+    def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
         truth, matrix, groups = (
             None if values is None else values[rows] for values in (self.truth, self.matrix, self.groups)
@@ -110,6 +115,10 @@ class Metric:
     least: float = -np.inf  # that it can be
     most: float = np.inf
 
+    def __call__(self, outcomes: Outcomes) -> float | None:
+        """The metric of all of these rows."""
+        return self.value(outcomes)
+
     def rows_of(self, outcomes: Outcomes) -> Outcomes:
         """The rows that it is measured on."""
         return outcomes if self.of_decisions else outcomes.known
@@ -129,6 +138,35 @@ def measure(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, float]:
         rows = metric.rows_of(outcomes)
         values[name] = metric.value(rows) if len(rows.predicted) else None
     return {name: value for name, value in values.items() if value is not None}
+
+
+def own_metrics(spec: PipelineSpec) -> list[Metric]:
+    """The metrics that a pipeline names as `module.function`, or as `module.NAME` of a record; raises WrongUseError."""
+    return [_own(path) for path in spec.monitoring.metrics]
+
+
+def _own(path: str) -> Metric:
+    name, function = path.rpartition(".")[2], import_function(path, "monitoring.metrics")
+    if isinstance(function, Metric):
+        return replace(function, name=name)
+
+    def value(outcomes: Outcomes) -> float | None:
+        number = function(outcomes)
+        if number is None or np.isfinite(number):
+            return None if number is None else float(number)
+        msg = f"the metric {path} is {number}."
+        raise DataError(msg, hint="return a finite number, or None where the metric is not defined for the rows.")
+
+    def weighted(outcomes: Outcomes) -> Weighted:
+        rows = np.arange(len(outcomes.predicted))
+
+        def repeated(weights: Floats) -> float:
+            number = value(outcomes.at(np.repeat(rows, weights.astype(np.int64))))
+            return np.nan if number is None else number
+
+        return lambda weights: np.apply_along_axis(repeated, -1, weights)
+
+    return Metric(name, TASKS, value, weighted=weighted)
 
 
 def default_metric(task: str) -> str:

@@ -28,6 +28,8 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
+from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
@@ -46,6 +48,7 @@ class MeasuredModel:
     tables: Mapping[str, pl.DataFrame]  # the rows of each measure's table, by measure
     rows_labelled: int
     challenger: str | None = None  # its name; None for the model that serves
+    outcomes: pl.DataFrame | None = None  # the labels; None without them, and where an evaluation is read back
 
     @cached_property
     def numbers(self) -> dict[str, float]:
@@ -131,7 +134,7 @@ def encoded_features(
 
 
 def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
-    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores."""
+    """The rows of every measure's table for some partitions, of the predictions and of the challengers' scores, and their labels."""
     tables: dict[str, list[pl.DataFrame]] = {name: [] for name in MEASURES}
     for partition in group:
         for model in (partition.served, *partition.challengers):
@@ -146,7 +149,17 @@ def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
                         pl.lit(model.challenger, dtype=pl.String).alias("challenger"),
                     )
                 )
-    return {name: pl.concat(frames) for name, frames in tables.items()}
+    outcomes = [
+        partition.served.outcomes.select(
+            pl.lit(partition.partition.key).alias("partition_key"),
+            pl.all(),
+            pl.lit(partition.run.run_id).alias("run_id"),
+        )
+        for partition in group
+        if partition.served.outcomes is not None
+    ]
+    measured = {name: pl.concat(frames) for name, frames in tables.items()}
+    return measured | ({OUTCOMES: pl.concat(outcomes, how="vertical_relaxed")} if outcomes else {})
 
 
 @dataclass(frozen=True)
@@ -212,9 +225,12 @@ class _Evaluation:
                 unseen = predictions.filter(never_learned_from(spec, predictions))
                 labels = labels.join(unseen, on=spec.features.key, how="semi")
         read_features = partial(self._read_features, partition, run, model, predictions)
-        scored = ScoredPartition(model.task, model.class_labels, spec.features.key, predictions, labels, read_features)
+        scored = ScoredPartition(
+            model.task, model.class_labels, spec.features.key, predictions, labels, read_features, own_metrics(spec)
+        )
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
-        return MeasuredModel(model, tables, scored.labelled.height, challenger)
+        outcomes = None if labels is None or challenger else outcome_rows(scored)
+        return MeasuredModel(model, tables, scored.labelled.height, challenger, outcomes)
 
     def _read_features(
         self, partition: Partition, run: ScoreRun, model: Version, predictions: pl.DataFrame

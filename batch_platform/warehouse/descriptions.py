@@ -10,6 +10,17 @@ from batch_platform.warehouse.sql import literal, quoted
 LEDGERS_SCHEMA = "batch_platform"
 _RUN = {"run_id": "Dagster run that wrote the row"}
 _OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
+_INTERVAL = {
+    "metric": "name of the metric",
+    "value": "value of the metric",
+    "low": "start of its 95% interval, by resampling rows; null if it has none",
+    "high": "end of its 95% interval",
+    "rows": "rows that it was measured on",
+    "positives": "how many of the labelled rows are positive; null without a positive class",
+    "rows_labelled": "rows whose label was known",
+    "rows_of_unknown_class": "labelled rows of a class that the model does not know: wrong where a metric judges decisions, left out where it judges probabilities",
+    "unknown_classes": "names of these classes",
+}
 _SCORES = {
     "prediction": "predicted value or class",
     "score": "probability of the positive class, or how unusual a row is",
@@ -44,19 +55,35 @@ OF_PIPELINES: dict[str, Description] = {
             "row": "the row as it was read, as JSON",
         },
     ),
+    "outcomes": Description(
+        "the label of a measured row, with its key",
+        {
+            **_OF_PARTITION,
+            "outcome": "true class, as text; null in a regression",
+            "outcome_value": "true value of a regression",
+        },
+    ),
+    "performance_pooled": Description(
+        "a metric of all measured rows of a month or a quarter together",
+        {
+            **_RUN,
+            **_INTERVAL,
+            "period": "month or quarter",
+            "period_start": "its first day",
+            "model_version": "version that was measured; null for all versions together",
+            "challenger": "challenger that was measured; null for the models that served",
+            "segment_column": "kept column by which it is broken down; null for all rows",
+            "segment": "value of that column",
+            "low": "start of its 95% interval, by resampling partitions; null if it has none",
+            "partitions": "number of measured partitions",
+            "evaluation_seq": "newest evaluation in it",
+        },
+    ),
     "performance": Description(
         "a metric of a partition, measured against its labels",
         {
             **_OF_PARTITION,
-            "metric": "name of the metric",
-            "value": "value of the metric",
-            "low": "start of its 95% interval, by resampling rows; null if it has none",
-            "high": "end of its 95% interval",
-            "rows": "rows that it was measured on",
-            "positives": "how many of the labelled rows are positive; null without a positive class",
-            "rows_labelled": "rows whose label was known",
-            "rows_of_unknown_class": "labelled rows of a class that the model does not know: wrong where a metric judges decisions, left out where it judges probabilities",
-            "unknown_classes": "names of these classes",
+            **_INTERVAL,
             "model_version": "version that was measured",
             "evaluated_at": "when it was measured, in UTC",
             "challenger": "challenger that was measured; null for the model that serves",

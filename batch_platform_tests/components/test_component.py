@@ -83,7 +83,11 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         {"name": "previous", "version": "2024-02-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "rescore": "never", "limit": 10},
-    "monitoring": {"performance": {"warn_below": 0.6}},
+    "monitoring": {
+        "performance": {"warn_below": 0.6},
+        "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],
+        "segments": ["shop"],
+    },
     "engine": "local",
 }
 FUNCTIONS = """\

@@ -73,7 +73,11 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
     ],
     "predictions": {"keep": ["carrier"], "schedule": "0 5 * * *", "rescore": "when_stale", "limit": 100},
-    "monitoring": {"performance": {"warn_below": 0.6}},
+    "monitoring": {
+        "performance": {"warn_below": 0.6},
+        "metrics": ["shop.metrics.cost_per_order"],
+        "segments": ["carrier"],
+    },
     "engine": "local",
 }
 BLOCKS = [

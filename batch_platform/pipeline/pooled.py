@@ -1,0 +1,307 @@
+"""Performance over many partitions: every metric of all their labelled rows together, not the mean of daily values.
+
+Computed from the published tables alone: `outcomes` holds the label of every row that was measured, so that each metric is
+exact for any window, segment and model. Intervals come from resampling whole partitions. Partitions that a model has
+learned from are left out, and those that were scored again and not measured since.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from typing import Any
+
+import duckdb
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.declaration.calendar import Calendar
+from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.monitoring.measure import TRUTH, ScoredPartition
+from batch_platform.monitoring.metrics import Metric, Outcomes, as_truth
+from batch_platform.monitoring.performance import metric_rows, named_classes
+from batch_platform.scoring.batch import prediction_columns
+from batch_platform.scoring.challenger_tables import RUNS, SCORES
+from batch_platform.warehouse.ledger import (
+    LEDGERS_SCHEMA,
+    Change,
+    ScoreRun,
+    create_table,
+    insert,
+    next_numbers,
+    note,
+    read_latest,
+)
+from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
+
+OUTCOMES, POOLED = "outcomes", "performance_pooled"
+MOST_ROWS = 2_000_000  # of a window; of more, those with a hash of their key in reach are measured
+PERIODS = {"month": 1, "quarter": 3}  # months
+_PARTITION, _OF_OUTCOMES = "partition_key", ("outcome", "outcome_value", "run_id")
+_TRUTH, _VALUE, _GROUP = "__truth", "__value", "__group"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows that are measured together."""
+
+    model_version: str | None = None  # None for all versions that scored the rows
+    challenger: str | None = None  # None for the models that served
+    segment_column: str | None = None  # None for all rows
+    segment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledMetric(Pool):
+    """A metric of the labelled rows of many partitions."""
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    rows: int
+    positives: int | None
+    rows_labelled: int
+    rows_of_unknown_class: int
+    unknown_classes: str | None
+    partitions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeriodMetric(PooledMetric):
+    """A metric of a calendar period; a row of the table `performance_pooled`."""
+
+    period: str
+    period_start: date
+    evaluation_seq: int  # newest evaluation of the period when it was pooled
+    run_id: str
+
+
+def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken down
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    first: str | None = None,
+    last: str | None = None,
+    *,
+    by: Sequence[str] = (),
+    metrics: Sequence[Metric] = (),
+) -> pl.DataFrame:
+    """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
+
+    `con` is a connection to the published copy. There are rows for all models that served, for each of their versions, for
+    each challenger, and for each value of every column in `by`, which is a kept column of the predictions. Versions that
+    know other classes are not measured together. `metrics` are measured beside the built-in ones.
+
+    Raises:
+        DataError: Nothing was evaluated with labels, or the predictions have no column of `by`.
+    """
+    if not has_table(con, pipeline, OUTCOMES):
+        msg = f"{pipeline}: no partition was measured against labels yet."
+        raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
+    keys = [key for key in _measured(con, pipeline) if (first or key) <= key <= (last or key)]
+    rows = list(_pooled(con, pipeline, keys, by, metrics))
+    return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
+
+
+def stale_periods(con: duckdb.DuckDBPyConnection, pipeline: str, calendar: Calendar) -> dict[tuple[str, date], int]:
+    """The months and quarters with evaluations newer than their pooled metrics, with the newest evaluation of each."""
+    if not has_table(con, pipeline, OUTCOMES):
+        return {}
+    query = f"SELECT partition_key, max(seq) FROM {LEDGERS_SCHEMA}.evaluations WHERE pipeline = $pipeline GROUP BY ALL"
+    newest = dict[tuple[str, date], int]()
+    for key, seq in con.execute(query, {"pipeline": pipeline}).fetchall():
+        for period in _periods_of(calendar, key):
+            newest[period] = max(seq, newest.get(period, 0))
+    pooled = dict[tuple[str, date], int]()
+    if has_table(con, pipeline, POOLED):
+        query = f"SELECT period, period_start, max(evaluation_seq) FROM {quoted(pipeline)}.{POOLED} GROUP BY ALL"
+        pooled = {(name, start): seq for name, start, seq in con.execute(query).fetchall()}
+    return {period: seq for period, seq in newest.items() if pooled.get(period) != seq}
+
+
+def pooled_periods(  # noqa: PLR0913 - what is pooled, and how it is broken down
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    calendar: Calendar,
+    periods: Mapping[tuple[str, date], int],
+    run_id: str,
+    *,
+    by: Sequence[str],
+    metrics: Sequence[Metric],
+) -> Iterator[PeriodMetric]:
+    """The metrics of some months and quarters, given the newest evaluation of each."""
+    measured = _measured(con, pipeline) if periods else []
+    for (name, start), seq in sorted(periods.items()):
+        keys = [key for key in measured if (name, start) in _periods_of(calendar, key)]
+        for metric in _pooled(con, pipeline, keys, by, metrics):
+            yield PeriodMetric(**vars(metric), period=name, period_start=start, evaluation_seq=seq, run_id=run_id)
+
+
+def replace_pooled(
+    con: duckdb.DuckDBPyConnection, pipeline: str, periods: Collection[tuple[str, date]], rows: Sequence[PeriodMetric]
+) -> None:
+    """Replace the metrics of some periods, within the caller's transaction."""
+    create_table(con, pipeline, POOLED, PeriodMetric)
+    for name, start in periods:
+        where = "period = $period AND period_start = $start"
+        con.execute(f"DELETE FROM {quoted(pipeline)}.{POOLED} WHERE {where}", {"period": name, "start": start})
+    insert(con, POOLED, [vars(row) for row in rows], schema=pipeline)
+    note(con, [Change(next_numbers(con, 1)[0], pipeline, POOLED, None)])
+
+
+def _periods_of(calendar: Calendar, key: str) -> list[tuple[str, date]]:
+    """The month and the quarter in which a partition starts, on the clocks of the pipeline; none if it is not declared."""
+    try:
+        start = calendar.named(key).start.astimezone(calendar.zone)
+    except WrongUseError:
+        return []
+    return [(name, date(start.year, (start.month - 1) // months * months + 1, 1)) for name, months in PERIODS.items()]
+
+
+def _measured(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
+    """The partitions whose present predictions were measured and that the model had not learned from, in order."""
+    runs = read_latest(con, ScoreRun, pipeline)
+    query = f"""
+        SELECT partition_key, arg_max(score_seq, seq) FROM {LEDGERS_SCHEMA}.evaluations
+        WHERE pipeline = $pipeline GROUP BY ALL ORDER BY ALL
+    """
+    evaluated = con.execute(query, {"pipeline": pipeline}).fetchall()
+    return [key for key, seq in evaluated if key in runs and runs[key].seq == seq and not runs[key].in_sample]
+
+
+def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:
+    """The labels of a partition for the table of outcomes: key columns, `outcome` as text, and of a regression the value.
+
+    A class is written as the model writes it, whatever type the labels have.
+    """
+    labels = partition.labelled[TRUTH]
+    if partition.task == "regression":
+        outcome, value = pl.lit(None, pl.String), labels.cast(pl.Float64)
+    else:
+        texts = dict(zip(partition.classes, class_texts(partition.classes), strict=True))
+        written = [texts.get(label) for label in as_truth(labels).tolist()]
+        outcome = pl.Series(written, dtype=pl.String).zip_with(
+            pl.Series([text is not None for text in written], dtype=pl.Boolean), labels.cast(pl.String)
+        )
+        value = pl.lit(None, pl.Float64)
+    return partition.labelled.select(*partition.key, outcome=outcome, outcome_value=value)
+
+
+def class_texts(classes: Sequence[Any]) -> list[str]:
+    """Classes as text."""
+    return pl.Series(list(classes)).cast(pl.String).to_list() if classes else []
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a version gives: only scores of one kind can be pooled."""
+
+    task: str
+    classes: tuple[Any, ...]
+
+    def truth(self, rows: pl.DataFrame) -> NDArray[Any]:
+        """The true values, or the true classes as the model writes them; of other classes, the text."""
+        if self.task == "regression":
+            return rows[_VALUE].to_numpy()
+        classes = dict(zip(class_texts(self.classes), self.classes, strict=True))
+        return np.array([classes.get(text, text) for text in rows[_TRUTH].to_list()], dtype=object)
+
+    def outcomes(self, rows: pl.DataFrame) -> Outcomes:
+        """Rows of versions of this kind, as metrics take them."""
+        truth, groups = self.truth(rows), rows[_GROUP].rank("dense").cast(pl.Int64).to_numpy()
+        columns = prediction_columns(self.task, self.classes)
+        predicted = rows[columns[-1]].to_numpy()
+        if self.task == "binary":
+            predicted = np.column_stack([1 - predicted, predicted])
+        elif self.task == "multiclass":
+            predicted = rows.select(columns[1:]).to_numpy()
+        return Outcomes(self.task, predicted, truth, self.classes, groups=groups, grouped_by="partition")
+
+
+def _pooled(
+    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], by: Sequence[str], metrics: Sequence[Metric]
+) -> Iterator[PooledMetric]:
+    """The metrics of some partitions: of all models that served, of each version, and of each challenger."""
+    query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
+    kinds = {
+        version: _Kind(task, tuple(json.loads(classes)))
+        for version, task, classes in con.execute(query, {"pipeline": pipeline}).fetchall()
+    }
+    for rows in _scored(con, pipeline, keys, by):
+        challenger, versions = rows["challenger"][0], sorted(set(rows["model_version"]))
+        common = {kinds[version] for version in versions}
+        for version in versions if len(versions) > 1 else ():
+            of_version = rows.filter(pl.col("model_version") == version)
+            yield from _of_rows(kinds[version], of_version, metrics, Pool(version, challenger))
+        if len(common) > 1:  # probabilities of other classes
+            continue
+        for metric in _of_rows(kinds[versions[0]], rows, metrics, Pool(challenger=challenger)):
+            yield metric
+            if len(versions) == 1:
+                yield replace(metric, model_version=versions[0])
+        for column in by:
+            for (segment,), of_segment in rows.group_by(pl.col(column).cast(pl.String), maintain_order=True):
+                pool = Pool(challenger=challenger, segment_column=column, segment=segment)
+                yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool)
+
+
+def _of_rows(kind: _Kind, rows: pl.DataFrame, metrics: Sequence[Metric], pool: Pool) -> Iterator[PooledMetric]:
+    outcomes = kind.outcomes(rows)
+    strange = rows[_TRUTH].filter(~outcomes.of_known_class)
+    for name, value, low, high, measured, positives in metric_rows(outcomes, metrics):
+        yield PooledMetric(
+            **vars(pool),
+            metric=name,
+            value=value,
+            low=low,
+            high=high,
+            rows=measured,
+            positives=positives,
+            rows_labelled=rows.height,
+            rows_of_unknown_class=len(strange),
+            unknown_classes=named_classes(strange),
+            partitions=rows[_GROUP].n_unique(),
+        )
+
+
+def _scored(
+    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], by: Sequence[str]
+) -> Iterator[pl.DataFrame]:
+    """The labelled rows of some partitions, with the scores of the models that served and, in turn, of each challenger."""
+    schema, values = quoted(pipeline), {"keys": list(keys)}
+    present = [name for name, _ in table_columns(con, pipeline, "predictions")]
+    if unknown := [name for name in by if name not in present]:
+        msg = f"{pipeline}.predictions has no column {listed(map(repr, unknown))}; it has {listed(present)}."
+        raise DataError(msg, hint=did_you_mean(unknown[0], present))
+    joined = [name for name, _ in table_columns(con, pipeline, OUTCOMES) if name not in (*_OF_OUTCOMES, _PARTITION)]
+    counts = ", ".join(f"count({quoted(name)})" for name in joined)
+    counted = con.execute(f"SELECT count(*), {counts} FROM {schema}.{OUTCOMES} WHERE partition_key IN $keys", values)
+    ((rows, *filled),) = counted.fetchall()
+    key = [name for name, count in zip(joined, filled, strict=True) if count == rows]  # of an earlier key all are null
+    on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in by if name not in key]
+    step = -(-rows // MOST_ROWS)
+    chosen = f"partition_key IN $keys{f' AND hash({on}) % {step} = 0' if step > 1 else ''}"
+    truth = f"SELECT {on}, outcome AS {_TRUTH}, outcome_value AS {_VALUE} FROM {schema}.{OUTCOMES} WHERE {chosen}"
+    segments = "".join(f", {quoted(name)}" for name in by)
+    served = f"SELECT *, NULL::VARCHAR AS challenger FROM {schema}.predictions"
+    tables = [(served, "")]
+    if has_table(con, pipeline, SCORES):
+        query = f"SELECT DISTINCT challenger FROM {schema}.{RUNS} WHERE partition_key IN $keys AND NOT in_sample ORDER BY ALL"
+        for (name,) in con.execute(query, values).fetchall():
+            of_name = f"challenger = {literal(name)}"
+            unseen = f"partition_key IN (SELECT partition_key FROM {schema}.{RUNS} WHERE {of_name} AND NOT in_sample)"
+            kept = f"(SELECT {on}{segments} FROM {schema}.predictions)" if by else ""
+            scores = f"SELECT * FROM {schema}.{SCORES} WHERE {of_name} AND {unseen}"
+            tables.append((scores, f"JOIN {kept} USING ({on})" if by else ""))
+    for scores, further in tables:
+        joined_rows = f"({scores}) {further} JOIN ({truth}) USING ({on})"
+        query = f"SELECT *, partition_key AS {_GROUP} FROM {joined_rows} WHERE {chosen} ORDER BY {on}"
+        rows_of_model = con.sql(query, params=values).pl()
+        if rows_of_model.height:
+            yield rows_of_model
+
+
+def _schema(record: type) -> dict[str, Any]:
+    types = {"str": pl.String, "int": pl.Int64, "float": pl.Float64, "date": pl.Date}
+    return {item.name: types[str(getattr(item.type, "__name__", item.type)).split(" |")[0]] for item in fields(record)}
