@@ -15,6 +15,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service
 from batch_platform.features.query import Query
 from batch_platform.models.declared_model import check_model
+from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.train import check_challengers
 
@@ -96,6 +97,7 @@ def check_declared(pipeline: Pipeline, now: datetime) -> tuple[list[BatchPlatfor
 
     attempt(lambda: check_model(spec.model, builder.sources.folder))
     attempt(lambda: check_challengers(spec, builder.sources.folder))
+    attempt(lambda: own_metrics(spec))
     due, lacking = spec.partitions.calendar.due(now), dict[str, SourceError]()
     attempt(lambda: lacking.update(_without_sources(pipeline, due)))
     if readable := [partition for partition in due if partition.key not in lacking][-1:]:
