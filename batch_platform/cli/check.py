@@ -17,6 +17,7 @@ from batch_platform.features.query import Query
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
 from batch_platform.pipeline.train import check_challengers
 
 
@@ -30,12 +31,25 @@ class Problem:
 
 
 @click.command("check")
+@click.option(
+    "--time-travel",
+    is_flag=True,
+    help="Also compute features without the source rows of the time after a partition's start, and compare.",
+)
+@click.option(
+    "--partitions", type=click.IntRange(min=1), default=3, show_default=True, help="How many for --time-travel."
+)
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None) -> None:
+def command(folder: Path | None, *, time_travel: bool, partitions: int) -> None:
     """Validate the YAML, SQL, functions and model of every pipeline without running it."""
     project, now = find_project(folder), datetime.now(UTC)
     errors = {name: check_pipeline(wiring.pipeline(), now) for name, wiring in project.pipelines.items()}
+    travels = dict[str, TimeTravel]()
+    for name, wiring in project.pipelines.items() if time_travel else ():
+        if not errors[name]:
+            travels[name] = travel_in_time(wiring.pipeline(), now, partitions)
+            errors[name] += travels[name].errors
     for broken in project.broken:
         errors.setdefault(broken.name, []).append(broken.error)
     errors = dict(sorted(errors.items()))
@@ -43,13 +57,16 @@ def command(folder: Path | None) -> None:
         Problem(name, error.message, error.hint) for name, of_pipeline in errors.items() for error in of_pipeline
     ]
     terminal.report(
-        {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems},
+        {"project": str(project.root), "pipelines": [*errors], "ok": not problems, "problems": problems}
+        | ({"time_travel": travels} if time_travel else {})
     )
     for name, of_pipeline in errors.items():
         count = "1 problem" if len(of_pipeline) == 1 else f"{len(of_pipeline)} problems"
         terminal.say(f"{name}: {count if of_pipeline else 'ok'}")
         if name in project.pipelines and (wait := _only_warm_up(project.pipelines[name].spec, now)):
             terminal.say(f"  {wait}")
+        for remark in travels[name].remarks if name in travels else ():
+            terminal.say(f"  {remark}")
     if not errors:
         terminal.say(f"{project.root} declares no pipeline.")
     if problems:

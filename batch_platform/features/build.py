@@ -171,6 +171,17 @@ class FeatureBuilder:
             declared += features.driving.model_dump_json()
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
+    def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
+        """Compute the features of one partition and write nothing. For `only` see `Sources.connect`.
+
+        Raises:
+            SourceError: The SQL or the function fails.
+        """
+        with self.sources.connect(partition, only=only) as con:
+            session = FeatureSession(self, lambda _: con)
+            with session.batches(partition) as (batches, schema):
+                return pl.DataFrame(pa.Table.from_batches(batches, schema))
+
     @contextmanager
     def session(self, *, spill: Path | None = None) -> Generator["FeatureSession"]:
         """Build many partitions from sources that are opened once, for the first partition. For `spill` see `Sources.connect`."""
@@ -273,7 +284,7 @@ class FeatureSession:
 
     def _write_aside(self, partition: Partition, aside: Path) -> FeatureFile:
         rows = 0
-        with self._batches(partition) as (batches, schema):
+        with self.batches(partition) as (batches, schema):
             checks = RowChecks(self._builder.spec, partition, schema)
             with parquet_writer(aside, schema) as writer:
                 for batch in batches:
@@ -285,7 +296,7 @@ class FeatureSession:
         return FeatureFile(path=aside, rows=rows, sha256=sha256, xxh3=xxh3, columns=columns)
 
     @contextmanager
-    def _batches(self, partition: Partition) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
+    def batches(self, partition: Partition) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
         """The rows of a partition in the order of the key, and their columns.
 
         However few rows are read, the result is closed at the end: DuckDB refuses further queries while one is open.

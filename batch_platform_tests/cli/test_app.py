@@ -1,6 +1,7 @@
 """What the command says of wrong use and of bad input: one paragraph, the right exit code, nothing half-written."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
@@ -266,6 +267,18 @@ def test_check_reports(cli, fresh):
     assert cli(fresh, "check").out == "small: ok\n"
     report = {"project": str(fresh), "pipelines": ["small"], "ok": True, "problems": []}
     assert cli(fresh, "check", "--json").json == report
+
+
+def test_check_travels_in_time_and_fails_where_features_know_the_future(cli, fresh):
+    checked = cli(fresh, "check", "--time-travel", "--partitions", "1")
+    assert checked.out == "small: ok\n  time travel: 1 partition computed without the rows of events after the end\n"
+    file = pipeline_folder(fresh) / "features.sql"
+    file.write_text(FEATURES_SQL.replace("amount,", "(SELECT sum(b.amount) FROM events AS b) AS amount,"))
+    answer = cli(fresh, "check", "--time-travel", "--partitions", "2", "--json")
+    assert answer.code == 1
+    (leak,) = json.loads(answer.out)["time_travel"]["small"]["leaks"]
+    assert (leak["source"], leak["column"], leak["rows"]) == ("events", "amount", leak["of"])
+    assert "without the rows of source 'events' after the partition's end, the columns 'amount' change" in answer.error
 
 
 def test_check_tells_every_problem_of_every_pipeline(cli, fresh):

@@ -122,7 +122,7 @@ def test_any_window_is_measured_by_a_function_on_the_published_tables(pipeline):
     order = ["model_version", "challenger", "metric"]
     assert_frame_equal(everything.sort(order), month.select(everything.columns).sort(order))
     assert pooled(pipeline, "2023-01-01", "2023-02-01").is_empty()
-    with pytest.raises(DataError, match=r"no column 'shopp'.*Did you mean 'shop'"):
+    with pytest.raises(DataError, match=r"no column 'shopp'.*did you mean 'shop'"):
         pooled(pipeline, by=["shopp"])
 
 

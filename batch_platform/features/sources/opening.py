@@ -1,7 +1,7 @@
 """The sources of a pipeline, opened: for SQL as views of an in-memory DuckDB that can read nothing else, and for Polars."""
 
 import shutil
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,20 +75,26 @@ class Sources:
 
     @contextmanager
     def connect(
-        self, partition: Partition, *, names: Collection[str] | None = None, spill: Path | None = None
+        self,
+        partition: Partition,
+        *,
+        names: Collection[str] | None = None,
+        spill: Path | None = None,
+        only: Mapping[str, str] | None = None,
     ) -> Generator["SourceConnection"]:
         """Open an in-memory DuckDB that can read these sources and nothing else, and cannot write a file on its own.
 
         The views first show `partition`. What does not fit into MEMORY_LIMIT goes to the folder `spill`, which is created
-        when needed, up to SPILL_SHARE of the free space there; without it, everything must fit into the machine's memory. Raises SourceError if a source cannot be
-        read.
+        when needed, up to SPILL_SHARE of the free space there; without it, everything must fit into the machine's memory.
+        `only` holds SQL conditions by source: of these sources other rows are not shown, nor is any other partition. Raises
+        SourceError if a source cannot be read.
         """
         with duckdb.connect(":memory:") as con, interruptible(con):
             con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
             if spill is not None:
                 con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
                 con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")
-            opened = SourceConnection(self, con, tuple(self.spec.sources if names is None else names))
+            opened = SourceConnection(self, con, tuple(self.spec.sources if names is None else names), only or {})
             opened.create_views(partition)
             yield opened
 
@@ -128,6 +134,7 @@ class SourceConnection:
     sources: Sources
     duckdb: duckdb.DuckDBPyConnection
     names: tuple[str, ...]
+    only: Mapping[str, str]  # SQL conditions by source; see `Sources.connect`
 
     def create_views(self, partition: Partition) -> None:
         """Create the views for a first partition and shut the connection off from everything else; called once."""
@@ -149,6 +156,10 @@ class SourceConnection:
         for name in self.names:
             with self._explained(name, partition) as (kind, table):
                 kind.view(con, table)
+        for name, condition in self.only.items():
+            whole = quoted(f"{name} with all rows")
+            con.execute(f"ALTER VIEW {quoted(name)} RENAME TO {whole}")
+            con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {whole} WHERE {condition}")
         con.execute("SET lock_configuration = true")
 
     def move(self, partition: Partition) -> None:
@@ -164,6 +175,9 @@ class SourceConnection:
         for name in names:
             with self._explained(name, partition) as (kind, table):
                 frames[name] = kind.frame(self.duckdb, table)
+                if name in self.only:
+                    shown = self.duckdb.sql(f"FROM {quoted(name)}").pl().lazy()
+                    frames[name] = shown.cast(dict(frames[name].collect_schema()))
         return frames
 
     @contextmanager

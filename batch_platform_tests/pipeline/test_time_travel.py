@@ -1,0 +1,106 @@
+"""Time travel: features that change once the rows of later times are taken away know the future, and are named."""
+
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+
+from batch_platform.pipeline.time_travel import TimeLeak, travel_in_time
+from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+INSIDE = "e.ts >= $partition_start AND e.ts < $partition_end"
+HONEST = f"""
+SELECT id, ts, amount, shop, (SELECT count(*) FROM events AS b WHERE b.shop = e.shop AND b.ts < $partition_start) AS before
+FROM events AS e WHERE {INSIDE}
+"""
+LEAKING = HONEST.replace("AND b.ts < $partition_start", "").replace(
+    "amount,", "amount, lead(e.amount) OVER (ORDER BY e.ts) AS next,"
+)
+NEWS = """
+SELECT e.id, e.ts, e.amount, max(w.wind) AS wind, max(w.wind) FILTER (w.seen_at < $partition_start) AS wind_before, max(p.old) AS old
+FROM events AS e JOIN weather AS w ON date_trunc('hour', e.ts) >= w.seen_at JOIN shops AS p USING (shop)
+WHERE e.ts >= $partition_start AND e.ts < $partition_end GROUP BY ALL
+"""
+
+
+def with_weather(tmp_path, **sources):
+    pipeline = small_pipeline(
+        tmp_path,
+        features_sql=NEWS,
+        sources={
+            "weather": {"parquet": "weather.parquet", "time": "seen_at", **sources},
+            "shops": {"parquet": "shops.parquet"},
+        },
+    )
+    events, folder = small_events(), tmp_path / "project"
+    hours = pl.datetime_range(events["ts"].min(), events["ts"].max() + timedelta(hours=1), "1h", eager=True)
+    weather = pl.DataFrame(
+        {"seen_at": hours.dt.truncate("1h"), "wind": range(len(hours))}
+    )  # a row knows all hours before
+    weather.write_parquet(folder / "weather.parquet")
+    events.select("shop").unique().with_columns(old=True).write_parquet(folder / "shops.parquet")
+    return pipeline
+
+
+def test_features_that_look_back_only_are_the_same_without_later_rows(tmp_path):
+    found = travel_in_time(small_pipeline(tmp_path, features_sql=HONEST), NOW, 4)
+    assert found.leaks == found.errors == []
+    assert found.partitions == ["2024-01-15", "2024-01-30", "2024-02-14", "2024-02-29"]
+    assert (found.cut_at_start, found.cut_at_end, found.without_time) == ([], ["events"], [])
+    assert found.remarks == ["time travel: 4 partitions computed without the rows of events after the end"]
+
+
+def test_a_feature_that_counts_later_rows_is_named(tmp_path):
+    found = travel_in_time(small_pipeline(tmp_path, features_sql=LEAKING), NOW, 2)
+    assert found.leaks == [TimeLeak("events", "before", "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)]
+    (error,) = found.errors
+    assert error.message == (
+        "small, partition 2024-01-30: without the rows of source 'events' after the partition's end, the columns 'before' "
+        "change (40 of 40 rows of 2024-01-30)."
+    )
+    assert error.hint == "compare the time of its rows with $partition_end in the features."
+
+
+def test_a_source_that_only_adds_columns_is_cut_at_the_start_of_the_partition_and_one_without_time_is_named(tmp_path):
+    found = travel_in_time(with_weather(tmp_path), NOW, 1)
+    assert (found.cut_at_start, found.cut_at_end, found.without_time) == (["weather"], ["events"], ["shops"])
+    assert [(leak.source, leak.column) for leak in found.leaks] == [("weather", "wind")]
+    assert 0 < found.leaks[0].rows <= ROWS_PER_DAY
+    assert "after the partition's start" in found.errors[0].message
+    assert found.remarks[-1] == "time travel: shops could not be checked: declare `time` of the source"
+
+
+def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "leaking_features.py").write_text(
+        "import polars as pl\n\n\ndef made(events, partition):\n"
+        "    day = pl.col('ts').is_between(partition.start, partition.end, closed='left')\n"
+        "    return events.with_columns(mean=pl.col('amount').mean().over('shop')).filter(day).select('id', 'ts', 'items', 'mean')\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    sources = {"events": {"parquet": "events.parquet", "time": "ts"}}
+    features = {"sql": None, "python": "leaking_features.made"}
+    found = travel_in_time(small_pipeline(tmp_path, features=features, sources=sources), NOW, 2)
+    assert {leak.column for leak in found.leaks} == {"mean"}
+    assert found.cut_at_end == ["events"]
+
+
+def test_rows_that_come_from_later_rows_are_a_leak_and_a_snapshot_has_no_time(tmp_path):
+    late = FEATURES_SQL.replace("FROM events", "FROM events AS e").replace(
+        "WHERE ts",
+        "WHERE EXISTS (FROM events AS b WHERE b.shop = e.shop AND b.ts >= $partition_end + INTERVAL 20 DAY) AND ts",
+    )
+    found = travel_in_time(small_pipeline(tmp_path / "late", features_sql=late), NOW, 2)
+    assert found.leaks[0] == TimeLeak("events", None, "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)
+    assert "rows come and go" in found.errors[0].message
+    snapshot = small_pipeline(
+        tmp_path / "snapshot",
+        features_sql="SELECT id, amount FROM events",
+        partitions={"snapshot": True},
+        features={"time": None},
+        labels={"delay": None},
+        model={"train": {"window": None, "evaluate": None}},
+    )
+    found = travel_in_time(snapshot, NOW, 2)
+    assert (found.partitions, found.without_time, found.leaks) == ([], ["events"], [])
