@@ -47,7 +47,6 @@ from batch_platform.models.registry import (
     record_failure,
     register,
 )
-from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
 from batch_platform.pipeline.former_codes import FormerCodes
@@ -61,7 +60,7 @@ from batch_platform.pipeline.plan import (
     untrained,
     with_snapshots_over,
 )
-from batch_platform.pipeline.pooled import pooled_periods, replace_pooled, stale_periods
+from batch_platform.pipeline.pooled import pool
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.pipeline.status import relabelled, status_rows
 from batch_platform.pipeline.train import (
@@ -480,7 +479,7 @@ class Pipeline:
                 yield from self._commit_evaluations(group)
                 raise
             yield from self._commit_evaluations(group)
-            self._pool(stamp)
+            pool(self.spec, self.warehouse, stamp)
 
     @contextmanager
     def setting_apart(self, step: FailedStep, stamp: Stamp, total: int) -> Generator[SetApart]:
@@ -589,18 +588,6 @@ class Pipeline:
         with self.warehouse.open() as con:
             name = read_registry(con, self.spec.name).challengers.get(version.version)
         return any(challenger.name == name or challenger.version == version.version for challenger in trusted)
-
-    def _pool(self, stamp: Stamp) -> None:
-        """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
-        publish(self.home)
-        name, calendar = self.spec.name, self.spec.partitions.calendar
-        with open_published(self.home) as con:
-            stale = stale_periods(con, name, calendar)
-            by, metrics = self.spec.monitoring.segments, own_metrics(self.spec)
-            rows = list(pooled_periods(con, name, calendar, stale, stamp.run_id, by=by, metrics=metrics))
-        if stale:
-            with self.warehouse.transaction() as con:
-                replace_pooled(con, name, stale, rows)
 
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:

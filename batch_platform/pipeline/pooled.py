@@ -6,7 +6,7 @@ learned from are left out, and those that were scored again and not measured sin
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from batch_platform.declaration.calendar import Calendar
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
-from batch_platform.monitoring.metrics import Metric, Outcomes, as_truth
+from batch_platform.monitoring.metrics import Metric, Outcomes, as_truth, own_metrics
 from batch_platform.monitoring.performance import metric_rows, named_classes
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import RUNS, SCORES
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Change,
@@ -33,6 +36,7 @@ from batch_platform.warehouse.ledger import (
     note,
     read_latest,
 )
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
 OUTCOMES, POOLED = "outcomes", "performance_pooled"
@@ -104,41 +108,39 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
 
-def stale_periods(con: duckdb.DuckDBPyConnection, pipeline: str, calendar: Calendar) -> dict[tuple[str, date], int]:
+def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
+    """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
+    publish(warehouse.home)
+    by, metrics = spec.monitoring.segments, own_metrics(spec)
+    with open_published(warehouse.home) as con:
+        stale = _stale_periods(con, spec)
+        measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
+        for (name, start), seq in sorted(stale.items()):
+            keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
+            of_period = {"period": name, "period_start": start, "evaluation_seq": seq, "run_id": stamp.run_id}
+            rows += [PeriodMetric(**vars(row), **of_period) for row in _pooled(con, spec.name, keys, by, metrics)]
+    if stale:
+        with warehouse.transaction() as con:
+            _replace(con, spec.name, stale, rows)
+
+
+def _stale_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> dict[tuple[str, date], int]:
     """The months and quarters with evaluations newer than their pooled metrics, with the newest evaluation of each."""
-    if not has_table(con, pipeline, OUTCOMES):
+    if not has_table(con, spec.name, OUTCOMES):
         return {}
     query = f"SELECT partition_key, max(seq) FROM {LEDGERS_SCHEMA}.evaluations WHERE pipeline = $pipeline GROUP BY ALL"
     newest = dict[tuple[str, date], int]()
-    for key, seq in con.execute(query, {"pipeline": pipeline}).fetchall():
-        for period in _periods_of(calendar, key):
+    for key, seq in con.execute(query, {"pipeline": spec.name}).fetchall():
+        for period in _periods_of(spec.partitions.calendar, key):
             newest[period] = max(seq, newest.get(period, 0))
     pooled = dict[tuple[str, date], int]()
-    if has_table(con, pipeline, POOLED):
-        query = f"SELECT period, period_start, max(evaluation_seq) FROM {quoted(pipeline)}.{POOLED} GROUP BY ALL"
+    if has_table(con, spec.name, POOLED):
+        query = f"SELECT period, period_start, max(evaluation_seq) FROM {quoted(spec.name)}.{POOLED} GROUP BY ALL"
         pooled = {(name, start): seq for name, start, seq in con.execute(query).fetchall()}
     return {period: seq for period, seq in newest.items() if pooled.get(period) != seq}
 
 
-def pooled_periods(  # noqa: PLR0913 - what is pooled, and how it is broken down
-    con: duckdb.DuckDBPyConnection,
-    pipeline: str,
-    calendar: Calendar,
-    periods: Mapping[tuple[str, date], int],
-    run_id: str,
-    *,
-    by: Sequence[str],
-    metrics: Sequence[Metric],
-) -> Iterator[PeriodMetric]:
-    """The metrics of some months and quarters, given the newest evaluation of each."""
-    measured = _measured(con, pipeline) if periods else []
-    for (name, start), seq in sorted(periods.items()):
-        keys = [key for key in measured if (name, start) in _periods_of(calendar, key)]
-        for metric in _pooled(con, pipeline, keys, by, metrics):
-            yield PeriodMetric(**vars(metric), period=name, period_start=start, evaluation_seq=seq, run_id=run_id)
-
-
-def replace_pooled(
+def _replace(
     con: duckdb.DuckDBPyConnection, pipeline: str, periods: Collection[tuple[str, date]], rows: Sequence[PeriodMetric]
 ) -> None:
     """Replace the metrics of some periods, within the caller's transaction."""
