@@ -117,8 +117,10 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
         measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):
             keys = [key for key in measured if (name, start) in _periods_of(spec.partitions.calendar, key)]
-            of_period = {"period": name, "period_start": start, "evaluation_seq": seq, "run_id": stamp.run_id}
-            rows += [PeriodMetric(**vars(row), **of_period) for row in _pooled(con, spec.name, keys, by, metrics)]
+            rows += [
+                PeriodMetric(**vars(row), period=name, period_start=start, evaluation_seq=seq, run_id=stamp.run_id)
+                for row in _pooled(con, spec.name, keys, by, metrics)
+            ]
     if stale:
         with warehouse.transaction() as con:
             _replace(con, spec.name, stale, rows)

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from batch_platform.monitoring.comparison import paired_difference
 from batch_platform.monitoring.metrics import METRICS, Outcomes, measure
-from batch_platform.monitoring.resampling import MAX_ROWS, intervals
+from batch_platform.monitoring.resampling import MANY_GROUPS, MAX_ROWS, intervals, widened
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 
 
@@ -49,6 +50,13 @@ def test_rows_of_one_day_are_drawn_together_and_few_days_make_a_wide_interval():
         by_row += single.low <= 1 <= single.high
     assert by_day / 100 >= 0.88
     assert by_row / 100 < 0.7, "rows that are drawn one by one promise too much"
+
+
+@pytest.mark.parametrize("groups", [4, 8, 30, 120])
+def test_an_interval_from_few_groups_is_widened_as_students_distribution_is(groups):
+    ratio = stats.t.ppf(0.975, groups - 1) / stats.norm.ppf(0.975)
+    assert widened(groups) == pytest.approx(ratio * np.sqrt(groups / (groups - 1)), rel=0.01)
+    assert widened(MANY_GROUPS) == 1
 
 
 def test_a_difference_between_two_models_names_what_was_drawn():
