@@ -12,13 +12,14 @@ import polars as pl
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
-from batch_platform.cli.run import RunFailedError, RunOptions, bring_up_to_date
+from batch_platform.cli.run import bring_up_to_date
 from batch_platform.cli.summary import Outcome
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import RunFailedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import Outcomes, measure
+from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.published import open_published
 
 PIPELINE, FIRST, LAST = "flight_delays", "2013-03-01", "2013-04-30"
@@ -51,11 +52,11 @@ def command(folder: Path | None) -> None:
     calendar = wiring.spec.partitions.calendar
     partitions = calendar.within(calendar.named(FIRST).start, calendar.named(LAST).end)
     terminal.say(f"{wiring.spec.description} 336,776 real flights from New York in 2013; two months are scored.")
-    options = RunOptions(partitions=partitions, now=datetime.now(UTC), named=True)
-    outcome = bring_up_to_date(project, wiring, options)
+    now = datetime.now(UTC)
+    outcome = bring_up_to_date(project, wiring, Wanted(partitions, now, serve_all=True), named=True)
     if outcome.error:
         raise RunFailedError(outcome.error)
-    months = _months(wiring, partitions, options.now)
+    months = _months(wiring, partitions, now)
     terminal.report({"outcome": outcome, "months": months})
     _conclude(outcome, months)
 

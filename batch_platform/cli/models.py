@@ -12,11 +12,13 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import RunFailedError, RunOptions, bring_up_to_date
+from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import RunFailedError
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
 from batch_platform.pipeline.status import relabelled
+from batch_platform.pipeline.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,7 @@ def roll_back_champion(target: _Target, first: str | None, reason: str, *, resco
     _show_decision(decision, rescored=again)
     if again:
         partitions = [wiring.spec.partitions.calendar.named(key) for key in decision.partitions]
-        options = RunOptions(partitions=partitions, now=maker.at, named=True)
-        if error := bring_up_to_date(project, wiring, options).error:
+        if error := bring_up_to_date(project, wiring, Wanted(partitions, maker.at, serve_all=True), named=True).error:
             raise RunFailedError(error)
 
 

@@ -7,8 +7,10 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import RunFailedError, RunOptions, Runs, asked_for, open_instance, plan_run
+from batch_platform.cli.run import Runs, asked_for, open_instance
+from batch_platform.declaration.errors import RunFailedError
 from batch_platform.pipeline.plan import Item
+from batch_platform.pipeline.wanted import Wanted
 
 
 @click.command("replay")
@@ -34,15 +36,16 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     before = [scores[partition.key] for partition in due]
     rejected = sum(run.rows_rejected for run in before)
     terminal.say(f"{pipeline}: replaying {len(due)} partitions with {rejected:,} rejected rows")
-    options = RunOptions(partitions=due, now=now, replay=True)
+    wanted = Wanted(due, now)
     with open_instance(project) as instance, terminal.progress({}) as listener:
-        runs = Runs(wiring, project, instance, options, listener)
+        runs = Runs(wiring, project, instance, listener)
         failure: RunFailedError | None = None
         try:
-            runs.bring([Item("predictions", partition, "replay") for partition in due])
+            items = [Item("predictions", partition, "replay") for partition in due]
+            runs.bring(items, {"predictions": {"replay": True}})
         except RunFailedError as error:
             failure = error
-        runs.bring(plan_run(wiring, options, wiring.pipeline().state()).of("performance"))
+        runs.bring(wanted.plan(wiring.spec, wiring.pipeline().state()).of("performance"))
     if failure is not None:
         raise failure
     if error := runs.error():

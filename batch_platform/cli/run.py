@@ -1,10 +1,9 @@
 """The `run` command: announce the plan, carry it out in runs that Dagster records, report the outcome."""
 
 from collections import Counter
-from collections.abc import Generator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,15 @@ from batch_platform.components.dagster_internals import (
 )
 from batch_platform.components.events import log_unknown_commits
 from batch_platform.components.instance import VARIABLE, own_instance, prepare_instance
-from batch_platform.components.jobs import launch_of
+from batch_platform.components.jobs import Launch, launch_of, launch_of_all
 from batch_platform.components.processes import PROCESS_TAG, close_dead_runs, this_process
 from batch_platform.components.progress import Listener, RunProgress, listening
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, WrongUseError, merged
-from batch_platform.pipeline.plan import (
-    STEPS,
-    Item,
-    Plan,
-    Request,
-    State,
-    Step,
-    make_plan,
-    ranges,
-    requests,
-    training_asked_for,
-)
-from batch_platform.warehouse.failures import FailedStep, Failure
+from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, RunFailedError, WrongUseError
+from batch_platform.pipeline.plan import STEPS, Item, Plan, State, Step, ranges, requests
+from batch_platform.pipeline.wanted import Wanted, error_of
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "features": ("build features of", "partition"),
@@ -52,26 +40,6 @@ TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
     "predictions": ("score", "partition"),
     "performance": ("evaluate", "partition"),
 }
-
-_LABELS: dict[FailedStep, str] = {"features": "", "model": "model ", "predictions": "", "performance": "evaluation of "}
-
-
-class RunFailedError(BatchPlatformError):
-    """A Dagster run failed; the message is that of the failed step."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What `run` was asked to do."""
-
-    partitions: Sequence[Partition]
-    now: datetime
-    force: bool = False  # build and score the partitions again even if nothing changed
-    model: str | None = None  # version to score with instead of the champions; no model is trained then
-    replay: bool = False  # build and score only the partitions that have rejected rows
-    recheck: bool = False  # compare the partitions with their sources, however old they are
-    retrain: bool = False  # train the newest serving period again even if nothing changed
-    named: bool = False  # the user named the first partition, so that a model must serve each of them
 
 
 @click.command("run")
@@ -107,16 +75,10 @@ def command(  # noqa: PLR0913 - the options of the command
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
     named = bool(first or only)
-    options = RunOptions(
-        partitions=partitions,
-        now=now,
-        force=force,
-        model=model,
-        recheck=recheck or named,
-        retrain=retrain,
-        named=named,
+    wanted = Wanted(
+        partitions, now, force=force, model=model, recheck=recheck or named, retrain=retrain, serve_all=named
     )
-    outcome = bring_up_to_date(project, wiring, options)
+    outcome = bring_up_to_date(project, wiring, wanted, named=named)
     terminal.report(outcome)
     if outcome.error:
         raise RunFailedError(outcome.error)
@@ -154,11 +116,11 @@ def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
     return partition
 
 
-def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> Outcome:
+def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named: bool) -> Outcome:
     """Bring the requested partitions up to date, with whatever upstream they lack; announce the plan and sum up.
 
     What fails on its own does not hold up the rest. The outcome's error names it, and the partition that no model serves if
-    the user named it or nothing is served.
+    the user `named` the first partition, or if nothing is served.
 
     Raises:
         RunFailedError: A run failed as a whole; what was committed before stays.
@@ -167,22 +129,23 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
     with open_instance(project) as instance:
         if own := own_instance(project.home):
             terminal.say(f"Runs are recorded in {own}, which {VARIABLE} names.")
-        state = wiring.pipeline().state(recheck=options.recheck)
+        state = wiring.pipeline().state(recheck=wanted.recheck)
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
-        plan = plan_run(wiring, options, state)
-        _announce(wiring, options, plan)
+        plan = wanted.plan(wiring.spec, state)
+        _announce(wiring, wanted, plan)
         totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals) as listener:
-            runs = Runs(wiring, project, instance, options, listener)
-            left = runs.carry_out(plan)
-        error = runs.error() or _unserved(wiring, options, left)
-        state = wiring.pipeline().state()
+            runs = Runs(wiring, project, instance, listener)
+            runs.carry_out(wanted, plan)
+        state = wiring.pipeline().state(recheck=wanted.recheck)
+        left = wanted.rest(wiring.spec, state, runs.run_ids) if plan.items else plan
+        error = error_of(wiring.spec, state, runs.run_ids) or _unserved(state, wanted, left, named=named)
         outcome = outcome_of(
             wiring,
             instance,
             state,
-            options.partitions,
+            wanted.partitions,
             left,
             runs.run_ids,
             runs.suspicious,
@@ -193,11 +156,10 @@ def bring_up_to_date(project: Project, wiring: Wiring, options: RunOptions) -> O
     return outcome
 
 
-def _unserved(wiring: Wiring, options: RunOptions, left: Plan) -> BatchPlatformError | None:
+def _unserved(state: State, wanted: Wanted, left: Plan, *, named: bool) -> BatchPlatformError | None:
     """The error that no model serves a partition if the user named it, or if nothing is scored though warm-up is over."""
-    state = wiring.pipeline().state()
-    blocked = [item.partition for item in left.blocked if options.named or not item.warm_up]
-    if not blocked or not (options.named or not any(item.key in state.scores for item in options.partitions)):
+    blocked = [item.partition for item in left.blocked if named or not item.warm_up]
+    if not blocked or not (named or not any(item.key in state.scores for item in wanted.partitions)):
         return None
     first = blocked[0]
     try:
@@ -219,31 +181,13 @@ def open_instance(project: Project) -> Generator[dg.DagsterInstance]:
             yield instance
 
 
-def plan_run(wiring: Wiring, options: RunOptions, state: State, failed_models: AbstractSet[str] = frozenset()) -> Plan:
-    """Plan what a run has to do, upstream included."""
-    version = None if options.model is None else state.registry.named(options.model)
-    train = training_asked_for(wiring.spec, state, options.now, force=True)[0] if options.retrain else None
-    return make_plan(
-        wiring.spec,
-        state,
-        options.now,
-        only=options.partitions,
-        failed_models=failed_models,
-        version=version,
-        force=options.force,
-        train=train,
-        serve_all=options.named,
-    )
-
-
 @dataclass(frozen=True)
 class Runs:
-    """Dagster runs in this process with the same options."""
+    """Dagster runs in this process."""
 
     wiring: Wiring
     project: Project
     instance: dg.DagsterInstance
-    options: RunOptions
     listener: Listener
     run_ids: set[str] = field(default_factory=set[str])  # of the runs so far
     findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
@@ -253,49 +197,23 @@ class Runs:
         default_factory=dict[str, Sequence[str]]
     )
 
-    def carry_out(self, plan: Plan) -> Plan:
-        """Carry out a plan; returns the plan that is left, which holds what no model serves.
+    def carry_out(self, wanted: Wanted, plan: Plan) -> None:
+        """Carry out a plan with the job that brings partitions up to date, each range of partitions in one run.
 
-        Once models are trained, the rest is planned again, since a refused model serves nothing. What failed is left out.
+        Where a model is due, the run gets all wanted partitions, since it plans anew what the model changes.
         """
-        due, models = plan.of("features"), plan.of("model", "challengers")
-        if models:
-            for step in ("features", "model", "challengers"):
-                self.bring(plan.of(step))
-            due, plan = [], self._left()
-        due += plan.of("predictions")
-        self.bring(due)
-        if models or due:
-            plan = self._left()
-        self.bring(plan.of("performance"))
-        return plan
-
-    def failures(self, state: State) -> list[Failure]:
-        """What failed in these runs while the rest was done."""
-        return [failure for failure in state.failures.values() if failure.run_id in self.run_ids]
+        due = {item.partition for item in plan.of("features", "predictions", "performance")} & set(wanted.partitions)
+        for partitions in ranges(wanted.partitions if plan.of("model", "challengers") else due):
+            self._run(launch_of_all(self.wiring, partitions, wanted))
 
     def error(self) -> RunFailedError | None:
         """One error that names everything that failed; None if nothing did."""
-        failures = self.failures(self.wiring.pipeline().state())
-        errors = [
-            (_LABELS[item.step] + item.partition_key, RunFailedError(item.reason, hint=item.hint)) for item in failures
-        ]
-        return merged(self.wiring.spec.name, errors, 0) if errors else None
+        return error_of(self.wiring.spec, self.wiring.pipeline().state(), self.run_ids)
 
-    def _left(self) -> Plan:
-        """What is left to do without what failed; the previous model scores for a model that could not be trained."""
-        state = self.wiring.pipeline().state(recheck=self.options.recheck)
-        failures = self.failures(state)
-        failed_models = {failure.partition_key for failure in failures if failure.step == "model"}
-        failed = {failure.partition_key for failure in failures if failure.step in ("features", "predictions")}
-        plan = plan_run(self.wiring, replace(self.options, retrain=False), state, failed_models)
-        items = [item for item in plan.items if item.partition.key not in failed and not item.awaits_model]
-        return replace(plan, items=items)
-
-    def bring(self, items: Sequence[Item]) -> None:
+    def bring(self, items: Sequence[Item], config: Mapping[Step, Mapping[str, Any]] | None = None) -> None:
         """Do due items of steps that one run can do, each range of partitions in a run of its own."""
         for request in requests(items):
-            self._run(request)
+            self._run(launch_of(self.wiring, request, config))
 
     def _hear(self, progress: RunProgress) -> None:
         """Take note of what was found in sources and by training, and pass the progress on."""
@@ -305,13 +223,13 @@ class Runs:
             self.suspicious[progress.partition_key] = progress.suspicious
         self.listener(progress)
 
-    def _run(self, request: Request) -> None:
-        """Do a request in one run.
+    def _run(self, launch: Launch) -> None:
+        """Do what is launched in one run.
 
         Raises:
             RunFailedError: The run stopped before it had done all it could.
         """
-        launch, run_id = launch_of(self.wiring, request, self._config()), str(uuid4())
+        run_id = str(uuid4())
         log_level = "DEBUG" if terminal.debugging() else "CRITICAL"
         self.run_ids.add(run_id)
         try:
@@ -334,12 +252,6 @@ class Runs:
             return
         if not result.success and (error := _failure(result)) is not None:
             raise error
-
-    def _config(self) -> dict[Step, dict[str, Any]]:
-        force = {"force": True} if self.options.force else {}
-        model = {"model": self.options.model} if self.options.model else {}
-        replay = {"replay": True} if self.options.replay else {}
-        return {"features": force, "predictions": force | model | replay}
 
 
 def _failure(result: dg.JobExecutionResult) -> BaseException | None:
@@ -364,13 +276,13 @@ def _failure(result: dg.JobExecutionResult) -> BaseException | None:
     return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)
 
 
-def _announce(wiring: Wiring, options: RunOptions, plan: Plan) -> None:
+def _announce(wiring: Wiring, wanted: Wanted, plan: Plan) -> None:
     name = wiring.spec.name
-    if not options.partitions:
+    if not wanted.partitions:
         terminal.say(f"{name}: no partition is due yet.")
     elif plan.items:
         terminal.say(f"{name}: to do")
-    elif len(plan.blocked) == len(options.partitions):
+    elif len(plan.blocked) == len(wanted.partitions):
         terminal.say(f"{name}: nothing can be scored")
     else:
         terminal.say(f"{name}: everything asked for is up to date.")

@@ -10,7 +10,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.models import show_metrics
 from batch_platform.cli.project import find_project
-from batch_platform.cli.run import TASKS, RunOptions, Runs, open_instance
+from batch_platform.cli.run import TASKS, Runs, open_instance
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import TrainingRefusedError
 from batch_platform.declaration.windows import training_window
@@ -66,7 +66,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
                 for partitions in ranges(item.partition for item in plan.of(step)):
                     terminal.say(f"  {TASKS[step][0]} {terminal.span([partition.key for partition in partitions])}")
             with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
-                runs = Runs(wiring, project, instance, RunOptions(partitions=(), now=now), listener)
+                runs = Runs(wiring, project, instance, listener)
                 for step in ("features", "model"):
                     runs.bring(plan.of(step))
             if error := runs.error():

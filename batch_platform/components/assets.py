@@ -1,11 +1,13 @@
 """The assets of a pipeline: raw sources, features, model, predictions, performance.
 
-Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits.
+Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits. In the job that
+brings a pipeline up to date, the step of the predictions first makes the features and models that are due.
 """
 
 import traceback
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -17,6 +19,7 @@ from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
     TrainingConfig,
+    name_of_whole,
     training_config,
     training_schema,
 )
@@ -24,13 +27,15 @@ from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, SourceError
+from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, SourceError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.plan import Step, make_plan
+from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.train import Trained
+from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import Committed
 
@@ -40,7 +45,10 @@ SINGLE_RUN = dg.BackfillPolicy.single_run()
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first."""
     sources = [_source(wiring, name) for name in wiring.spec.sources]
-    return [*sources, *(build(wiring) for build in (_features, _model, _predictions, _performance))]
+    features, model = _features(wiring), _model(wiring)
+    upstream = _Upstream(wiring, features, model)
+    predictions = _predictions(upstream)
+    return [*sources, features, model, predictions, _performance(upstream, predictions)]
 
 
 def _source(wiring: Wiring, name: str) -> dg.AssetsDefinition:
@@ -143,7 +151,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb" if wiring.spec.features.sql else "polars", "parquet"},
-        description=describe.features(wiring),
+        description=describe.whole_job(wiring) + describe.features(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
         metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
@@ -153,25 +161,40 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
         followed = wiring.key("predictions") in (context.run.asset_selection or ())
-        with wiring.step(context, last=not followed) as pipeline:
-            partitions = wiring.named(context.partition_keys)
-            _observe_sources(context, wiring, partitions)
-            log = PartitionLog(context, key, len(partitions))
-            try:
-                for built in pipeline.build_features(partitions, stamp_of(context.run.run_id), force=config.force):
-                    log.committed(
-                        commits.features(wiring, built),
-                        metadata=lineage.built(wiring, built, partitions[-1]),
-                        findings=built.findings,
-                    )
-            except BatchPlatformError as error:
-                if not (followed and error.set_apart):
-                    raise
-                context.log.debug(redact("".join(traceback.format_exception(error))))
-                context.log.warning("%s The predictions of the other partitions go on; then this run fails.", error)
-        return log.finish()
+        with wiring.step(context, last=not followed), _failing_later(context, later=followed):
+            spec = context.assets_def.get_asset_spec(key)
+            _build(context, wiring, spec, wiring.named(context.partition_keys), force=config.force)
+        return dg.MaterializeResult(asset_key=key, metadata=LOGGED_IN_THE_BODY)
 
     return features
+
+
+def _build(
+    context: dg.AssetExecutionContext,
+    wiring: Wiring,
+    spec: dg.AssetSpec,
+    partitions: Sequence[Partition],
+    *,
+    force: bool,
+) -> None:
+    """Build the features of partitions and log them."""
+    _observe_sources(context, wiring, partitions)
+    log = PartitionLog(context, spec, len(partitions))
+    for built in wiring.pipeline().build_features(partitions, stamp_of(context.run.run_id), force=force):
+        read_from = lineage.built(wiring, built, partitions[-1])
+        log.committed(commits.features(wiring, built), metadata=read_from, findings=built.findings)
+
+
+@contextmanager
+def _failing_later(context: dg.AssetExecutionContext, *, later: bool) -> Generator[None]:
+    """Warn of partitions that are set apart, where a later step of the run fails in their place."""
+    try:
+        yield
+    except BatchPlatformError as error:
+        if not (later and error.set_apart):
+            raise
+        context.log.debug(redact("".join(traceback.format_exception(error))))
+        context.log.warning("%s The other partitions go on; then this run fails.", error)
 
 
 def _model(wiring: Wiring) -> dg.AssetsDefinition:
@@ -184,7 +207,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={describe.model_kind(wiring)},
-        description=describe.model(wiring),
+        description=describe.whole_job(wiring) + describe.model(wiring),
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
@@ -195,16 +218,27 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         config = training_config(wiring, context.op_execution_context.op_config)
-        with wiring.step(context) as pipeline:
+        with wiring.step(context):
             due = _asked_periods(wiring, context, config)
-            log = PartitionLog(context, key, len(due))
-            with pipeline.setting_apart("model", stamp_of(context.run.run_id), len(due)) as apart:
-                for period in due:
-                    with apart.attempt(period.key):
-                        _train(wiring, pipeline, period, stamp_of(context.run.run_id), config, log)
+            log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(due))
+            _train_all(context, wiring, log, [(period, config) for period in due])
         return log.finish(checks.GATE, *of_challengers)
 
     return model
+
+
+def _train_all(
+    context: dg.AssetExecutionContext,
+    wiring: Wiring,
+    log: PartitionLog,
+    due: Sequence[tuple[Partition, TrainingConfig]],
+) -> None:
+    """Train the models of serving periods and log them."""
+    pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
+    with pipeline.setting_apart("model", stamp, len(due)) as apart:
+        for period, config in due:
+            with apart.attempt(period.key):
+                _train(wiring, pipeline, period, stamp_of(context.run.run_id), config, log)
 
 
 def _train(  # noqa: PLR0913 - a serving period, and what all of them share
@@ -258,7 +292,75 @@ def _single_period(wiring: Wiring, until: str | None, scored: Sequence[Partition
     return due[-1]
 
 
-def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
+@contextmanager
+def _naming_the_whole_job(wiring: Wiring) -> Generator[None]:
+    """Name the job that trains a missing model first, as Dagster's own *Materialize all* does not for the same partitions."""
+    try:
+        yield
+    except NoChampionError as error:
+        hint = f"launch the job {name_of_whole(wiring.spec.name)}, which first trains the models that are due; or {error.hint}"
+        named = NoChampionError(error.message, hint=hint)
+        named.set_apart = error.set_apart
+        raise named from error
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """What the predictions read, and what they lack in the job that brings a pipeline up to date."""
+
+    wiring: Wiring
+    features: dg.AssetsDefinition
+    model: dg.AssetsDefinition
+
+    def is_due(self, context: dg.AssetExecutionContext) -> bool:
+        """Whether a step belongs to the job that makes what is due upstream."""
+        return context.run.job_name == name_of_whole(self.wiring.spec.name)
+
+    def make(self, context: dg.AssetExecutionContext, wanted: Wanted) -> list[Partition]:
+        """Build the features and train the models that partitions lack; returns those that are to be scored then.
+
+        What fails on its own is left to the end of the run.
+        """
+        wiring, spec, run_id = self.wiring, self.wiring.spec, context.run.run_id
+        pipeline = wiring.pipeline()
+        plan = wanted.plan(spec, pipeline.state(recheck=wanted.recheck))
+        for item in (*plan.of("model"), *plan.blocked):
+            context.log.info("%s %s: %s", item.step, item.partition.key, item.reason)
+        if partitions := [item.partition for item in plan.of("features")]:
+            built = self.features.get_asset_spec(wiring.key("features"))
+            with _failing_later(context, later=True):
+                _build(context, wiring, built, partitions, force=wanted.force)
+        if models := plan.of("model", "challengers"):
+            log = PartitionLog(context, self.model.get_asset_spec(wiring.key("model")), len(models))
+            due = [(item.partition, TrainingConfig(challengers_only=item.step == "challengers")) for item in models]
+            with _failing_later(context, later=True):
+                _train_all(context, wiring, log, due)
+        state = pipeline.state(recheck=wanted.recheck)
+        return [item.partition for item in wanted.rest(spec, state, {run_id}).of("predictions")]
+
+    def retell(
+        self, context: dg.AssetExecutionContext, log: PartitionLog, asset: Step, due: Sequence[Partition]
+    ) -> None:
+        """Log the partitions of the run that are up to date: Dagster takes what a failed run does not log as failed."""
+        pipeline = self.wiring.pipeline()
+        pipeline.publish()
+        state = pipeline.state()
+        left_out = {partition.key for partition in due} | {
+            failure.partition_key for failure in failures_of(state, {context.run.run_id})
+        }
+        keys = [key for key in context.partition_keys if key not in left_out]
+        if asset == "predictions":
+            scored = recorded_predictions(pipeline, state, [key for key in keys if key in state.scores])
+            told = (commits.predictions(self.wiring, it) for it in scored)
+        else:
+            evaluated = recorded_evaluations(pipeline, state, [key for key in keys if key in state.evaluations])
+            told = (commits.performance(self.wiring, it) for it in evaluated)
+        for commit in told:
+            log.committed(commit, retold=True)
+
+
+def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
+    wiring = upstream.wiring
     key, of_rows = wiring.key("predictions"), checks.predictions(wiring)
     of_challengers = [checks.CHALLENGERS_SCORED] if wiring.spec.challengers else []
     model = dg.AssetDep(wiring.key("model"), partition_mapping=wiring.serving)
@@ -268,7 +370,7 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
-        description=describe.predictions(wiring),
+        description=describe.whole_job(wiring) + describe.predictions(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
@@ -278,19 +380,53 @@ def _predictions(wiring: Wiring) -> dg.AssetsDefinition:
         check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
-        with wiring.step(context) as pipeline:
+        followed = upstream.is_due(context) and wiring.key("performance") in (context.run.asset_selection or ())
+        with wiring.step(context, last=not followed):
             partitions = wiring.named(context.partition_keys)
-            stamp = stamp_of(context.run.run_id)
-            log = PartitionLog(context, key, len(partitions))
-            with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
-                for done in results:
-                    read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
-                    if done.partition == partitions[-1]:
-                        read_from |= describe.stored_table(wiring, "predictions")
-                    log.committed(commits.predictions(wiring, done), metadata=read_from | describe.speed(done))
+            if upstream.is_due(context):
+                options = {
+                    name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")
+                }
+                partitions = upstream.make(context, Wanted(partitions, now(), **options))
+            log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
+            if upstream.is_due(context):
+                upstream.retell(context, log, "predictions", partitions)
+            with _failing_later(context, later=followed), _naming_the_whole_job(wiring):
+                _score(context, wiring, log, partitions, config)
         return log.finish(*of_rows, *of_challengers)
 
     return predictions
+
+
+def _score(
+    context: dg.AssetExecutionContext,
+    wiring: Wiring,
+    log: PartitionLog,
+    partitions: Sequence[Partition],
+    config: PredictionsConfig,
+) -> None:
+    """Score partitions and log them."""
+    pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
+    with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
+        for done in results:
+            read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
+            if done.partition == partitions[-1]:
+                read_from |= describe.stored_table(wiring, "predictions")
+            log.committed(commits.predictions(wiring, done), metadata=read_from | describe.speed(done))
+
+
+def _score_what_failed(
+    context: dg.AssetExecutionContext, upstream: _Upstream, predictions: dg.AssetsDefinition, wanted: Wanted
+) -> None:
+    """Score what an earlier run left out, where a run is executed again from its failure, which is this last step."""
+    wiring = upstream.wiring
+    steps = context.run.step_keys_to_execute
+    if steps is None or wiring.key("predictions").to_python_identifier() in steps:
+        return
+    partitions = upstream.make(context, wanted)
+    log = PartitionLog(context, predictions.get_asset_spec(wiring.key("predictions")), len(partitions))
+    with _failing_later(context, later=True):
+        _score(context, wiring, log, partitions, PredictionsConfig())
 
 
 def _scored(
@@ -305,7 +441,8 @@ def _scored(
     yield from replay(pipeline, partitions, stamp)
 
 
-def _performance(wiring: Wiring) -> dg.AssetsDefinition:
+def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    wiring = upstream.wiring
     key, measures = wiring.key("performance"), checks.measures(wiring)
 
     @dg.asset(
@@ -313,7 +450,7 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
         kinds={"duckdb", "table"},
-        description=describe.evaluation(wiring),
+        description=describe.whole_job(wiring) + describe.evaluation(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=describe.evaluation_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
@@ -325,11 +462,21 @@ def _performance(wiring: Wiring) -> dg.AssetsDefinition:
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with wiring.step(context) as pipeline:
             partitions = wiring.named(context.partition_keys)
-            log = PartitionLog(context, key, len(partitions))
-            for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                last = evaluated.partition == partitions[-1]
-                table = describe.stored_table(wiring, "performance") if last else None
-                log.committed(commits.performance(wiring, evaluated), metadata=table)
+            if upstream.is_due(context):
+                wanted = Wanted(partitions, now())
+                _score_what_failed(context, upstream, predictions, wanted)
+                due = wanted.rest(wiring.spec, pipeline.state(), {context.run.run_id}).of("performance")
+                partitions = [item.partition for item in due]
+            log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
+            if upstream.is_due(context):
+                upstream.retell(context, log, "performance", partitions)
+            with _failing_later(context, later=upstream.is_due(context)):
+                for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
+                    last = evaluated.partition == partitions[-1]
+                    table = describe.stored_table(wiring, "performance") if last else None
+                    log.committed(commits.performance(wiring, evaluated), metadata=table)
+            if upstream.is_due(context) and (error := error_of(wiring.spec, pipeline.state(), {context.run.run_id})):
+                raise error
         return log.finish(*measures.values())
 
     return performance

@@ -18,7 +18,7 @@ from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
 from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
 from batch_platform.components.dagster_internals import number_of, with_positions, without_beta_warnings
-from batch_platform.components.jobs import build_jobs
+from batch_platform.components.jobs import build_jobs, build_whole_job
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
@@ -154,7 +154,7 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
         return dg.Definitions(
             assets=build_assets(wiring),
             asset_checks=[checks.build_up_to_date(wiring)],
-            jobs=list(jobs.values()),
+            jobs=[build_whole_job(wiring), *jobs.values()],
             schedules=build_schedules(wiring, jobs),
             resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},
         )

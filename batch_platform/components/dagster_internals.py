@@ -135,12 +135,11 @@ def observed_version_tags(version: str) -> dict[str, str]:
     return {DATA_VERSION_TAG: version}
 
 
-def provenance_tags(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> dict[str, str]:
+def provenance_tags(context: dg.AssetExecutionContext, spec: dg.AssetSpec) -> dict[str, str]:
     """Tags that name the code and the inputs of a materialization, by which the UI tells what is out of date.
 
     Dagster adds them to a `dg.MaterializeResult` itself, but not to events logged in the body. No public alternative.
     """
-    spec = context.assets_def.get_asset_spec(asset)
     tags = {CODE_VERSION_TAG: spec.code_version or context.run.run_id}
     for dep in spec.deps:
         record = context.instance.get_latest_data_version_record(dep.asset_key)

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
@@ -36,6 +37,14 @@ from batch_platform.warehouse.sql import quoted, table_columns
 ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
+
+
+def whole_job(wiring: Wiring) -> str:
+    """Name the job that makes an asset and all that it needs."""
+    return (
+        f"**Launch the job `{name_of_whole(wiring.spec.name)}`** to bring partitions up to date: it makes features, models, "
+        "predictions and performance in the right order, each only where it is due.\n\n"
+    )
 
 
 def source(wiring: Wiring, name: str) -> str:

@@ -42,14 +42,17 @@ SECONDS_BETWEEN_LINES = 10  # in the log of a run: each line is a stored event
 class PartitionLog:
     """Logs the partitions of one asset in one step."""
 
-    def __init__(self, context: dg.AssetExecutionContext, asset: dg.AssetKey, total: int) -> None:
-        """Record the state of the upstream assets before the work begins; `total` partitions are to come."""
+    def __init__(self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, total: int) -> None:
+        """Record the state of the upstream assets before the work begins; `total` partitions are to come.
+
+        The asset may be another one than that of the step.
+        """
         if tag := range_tag(context):
             context.instance.add_run_tags(context.run.run_id, tag)
-        self._context, self._asset = context, asset
-        self._pace = Pace(asset.path[-1], total)
+        self._context, self._asset = context, spec.key
+        self._pace = Pace(spec.key.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
-        self._provenance = provenance_tags(context, asset)
+        self._provenance = provenance_tags(context, spec)
         self._checked = defaultdict[str, list[Any]](list)
 
     def committed(
@@ -59,11 +62,12 @@ class PartitionLog:
         metadata: Mapping[str, Any] | None = None,
         trained: Trained | None = None,
         findings: Sequence[str] = (),
+        retold: bool = False,
     ) -> None:
         """Log a committed partition and the results of its checks, with further metadata that only the run knows.
 
         A `trained` model is reported by its version, with the features that alone nearly decide the label; the findings on a
-        partition of features are warnings.
+        partition of features are warnings. A partition that is `retold` was committed before and is no progress.
         """
         tags = data_version_tags(commit.data_version) | self._provenance
         event = dg.AssetMaterialization(
@@ -72,9 +76,12 @@ class PartitionLog:
         self._context.log_event(event)
         for finding in findings:
             self._context.log.warning("%s: %s.", commit.partition_key, finding)
-        progress = self._pace.reached(trained.version.version if trained else commit.partition_key or "", commit.rows)
-        suspicious = tuple(trained.suspicious if trained else ())
-        self._report(replace(progress, suspicious=suspicious, findings=tuple(findings)))
+        if not retold:
+            progress = self._pace.reached(
+                trained.version.version if trained else commit.partition_key or "", commit.rows
+            )
+            suspicious = tuple(trained.suspicious if trained else ())
+            self._report(replace(progress, suspicious=suspicious, findings=tuple(findings)))
         for check, checked in commit.checked.items():
             self.count(check, checked)
         for result in commit.evaluations(self._asset):

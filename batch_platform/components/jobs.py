@@ -1,7 +1,11 @@
-"""The three jobs of a pipeline: their names and steps, the runs that do what is due, and the options of a run."""
+"""The jobs of a pipeline: their names and steps, the runs that do what is due, and the options of a run.
+
+One job follows the whole plan, for partitions that somebody asks for; the three others do one part of it each, and are what
+the schedules launch.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,8 +18,10 @@ from batch_platform.components.dagster_internals import (
     UnresolvedAssetJobDefinition,
 )
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
+from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.redaction import redacted
 from batch_platform.pipeline.plan import ASSET_OF, Request, Step
+from batch_platform.pipeline.wanted import Wanted
 
 Duty = Literal["score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
@@ -32,9 +38,17 @@ _DESCRIPTIONS: dict[Duty, str] = {
 }
 
 
+MAKES_ALL: tuple[Step, ...] = ("predictions", "performance")  # the assets of the job that follows the whole plan
+
+
 def job_name(pipeline: str, duty: Duty) -> str:
     """Name of the job."""
     return f"{pipeline}_{duty}"
+
+
+def name_of_whole(pipeline: str) -> str:
+    """Name of the job that follows the whole plan."""
+    return f"{pipeline}_bring_up_to_date"
 
 
 def schedule_name(pipeline: str, duty: Duty) -> str:
@@ -59,6 +73,22 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
         )
         for duty, description in _DESCRIPTIONS.items()
     }
+
+
+def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
+    """The job that follows the whole plan for its partitions.
+
+    Dagster lets a job materialize only assets with the same partitions. Features and models that are due are made in the step
+    of the predictions, which records them as their own assets would.
+    """
+    return dg.define_asset_job(
+        name_of_whole(wiring.spec.name),
+        selection=dg.AssetSelection.assets(*(wiring.key(asset) for asset in MAKES_ALL)),
+        description="Brings partitions up to date: builds the features and trains the models that they lack, scores them and "
+        "evaluates them, each only where it is due. The same as `batch-platform run`.",
+        tags={PIPELINE_TAG: wiring.spec.name},
+        executor_def=dg.in_process_executor,
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +117,16 @@ def launch_of(wiring: Wiring, request: Request, config: Mapping[Step, Mapping[st
     return Launch(job_name(name, duty), assets, {} if single else tags, ops)
 
 
+def launch_of_all(wiring: Wiring, partitions: Sequence[Partition], wanted: Wanted) -> Launch:
+    """The run that brings a range of partitions up to date."""
+    options = ("force", "model", "recheck", "retrain", "serve_all")
+    config = {name: value for name in options if (value := getattr(wanted, name)) is not None}
+    tags = {ASSET_PARTITION_RANGE_START_TAG: partitions[0].key, ASSET_PARTITION_RANGE_END_TAG: partitions[-1].key}
+    name = wiring.spec.name
+    assets = [wiring.key(asset) for asset in MAKES_ALL]
+    return Launch(name_of_whole(name), assets, tags, {f"{name}__predictions": {"config": config}})
+
+
 class FeaturesConfig(dg.Config):
     """How features are built."""
 
@@ -110,6 +150,20 @@ class PredictionsConfig(dg.Config):
     replay: bool = Field(
         default=False,
         description="Rebuild and score only the partitions that have rejected rows. Cannot be combined with `force` or `model`.",
+    )
+    recheck: bool = Field(
+        default=True,
+        description="In the job that brings a pipeline up to date: compare the partitions with their sources, however old "
+        "they are.",
+    )
+    retrain: bool = Field(
+        default=False,
+        description="In the job that brings a pipeline up to date: train the newest model again even if nothing has changed.",
+    )
+    serve_all: bool = Field(
+        default=True,
+        description="In the job that brings a pipeline up to date: train the only model of a pipeline for the oldest partition "
+        "of the run that has enough history. Otherwise it learns from all that is known.",
     )
 
 

@@ -12,7 +12,7 @@ from batch_platform.components.dagster_internals import (
     NOT_FINISHED_STATUSES,
     PARTITION_NAME_TAG,
 )
-from batch_platform.components.jobs import MAKES, assets_of, job_name
+from batch_platform.components.jobs import MAKES, MAKES_ALL, assets_of, job_name, name_of_whole
 from batch_platform.components.processes import dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
@@ -30,7 +30,7 @@ def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
     statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
     dead = {run.run_id for run in dead_runs(instance)}
     runs = [run for run in instance.get_runs(filters=dg.RunsFilter(statuses=statuses)) if run.run_id not in dead]
-    return frozenset(target for run in runs for target in targets(wiring, run))
+    return frozenset(target for run in runs for target in (*targets(wiring, run), *_upstream(wiring, run)))
 
 
 def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
@@ -60,6 +60,19 @@ def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
             yield asset, key
 
 
+def _upstream(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
+    """The features and models that a run of the job that brings a pipeline up to date may make on the way."""
+    if run.job_name != name_of_whole(wiring.spec.name) or not (keys := _keys(wiring, "predictions", run)):
+        return
+    calendar, periods = wiring.spec.partitions.calendar, serving_calendar(wiring.spec)
+    last = max(calendar.named(key).end for key in keys)
+    yield from (("features", partition.key) for partition in calendar.within(calendar.first_start, last))
+    if periods is None:
+        yield "model", ""
+    else:
+        yield from (("model", period.key) for period in periods.due(last) if period.start < last)
+
+
 def range_tag(context: dg.AssetExecutionContext) -> dict[str, str]:
     """A tag that shows the partitions of a run over a range; Dagster itself shows the partition of any other run."""
     if PARTITION_NAME_TAG in context.run.tags or not context.has_partition_key_range:
@@ -72,6 +85,8 @@ def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
     name = wiring.spec.name
     if run.asset_selection:
         return [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
+    if run.job_name == name_of_whole(name):
+        return list(MAKES_ALL)
     return [asset for duty in MAKES if run.job_name == job_name(name, duty) for asset in assets_of(duty)]
 
 

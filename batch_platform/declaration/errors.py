@@ -69,6 +69,10 @@ class TrainingRefusedError(BatchPlatformError):
     of_one_partition = True
 
 
+class RunFailedError(BatchPlatformError):
+    """A run failed; the message is that of the failed step, or names everything that failed while the rest was done."""
+
+
 class PublishingError(BatchPlatformError):
     """A registered version could not be published to another registry."""
 

@@ -463,11 +463,13 @@ def entity_of(keys: pl.DataFrame) -> pl.Series:
 
 
 def materialize_hint(pipeline: str, keys: Iterable[str]) -> str:
-    """Say how to build missing features."""
+    """Say how to build missing features of some partitions, or of the training windows of those that are to be scored."""
     ordered = sorted(keys)
-    which = f"--partition {ordered[0]}" if len(ordered) == 1 else f"--from {ordered[0]} --to {ordered[-1]}"
+    which = f" --from {ordered[0]} --to {ordered[-1]}" if ordered else ""
+    which = f" --partition {ordered[0]}" if len(ordered) == 1 else which
     return (
-        f"materialize them first, in the UI or, where a model serves them, with: batch-platform run {pipeline} {which}"
+        f"launch the job {pipeline}_bring_up_to_date in Dagster, or batch-platform run {pipeline}{which}: both build the "
+        "features that the partitions and their models need."
     )
 
 

@@ -365,8 +365,8 @@ class Pipeline:
             )
             name = self.spec.name
             hint = (
-                f"batch-platform train {name} --period {training.period.key} builds them first, as a materialization in the "
-                f"UI does; batch-platform status {name} says what failed there."
+                f"launch the job {name}_bring_up_to_date in Dagster, or batch-platform train {name} --period "
+                f"{training.period.key}: both build them first; batch-platform status {name} says what failed there."
             )
             raise DataError(msg, hint=hint)
 

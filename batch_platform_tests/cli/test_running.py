@@ -128,16 +128,12 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
     assert published(fresh, SCORED) == before
 
 
-def test_one_partition_is_one_run_of_features_and_predictions(cli, project, monkeypatch):
+def test_one_partition_is_one_run_of_the_job_that_brings_it_up_to_date(cli, project, monkeypatch):
     append(project, "AND id % 2 = 0\n")
     earlier = {run.run_id for run in runs_of(project, monkeypatch)}
     assert cli(project, "run", "small", "--partition", DAY).code == 0
     new = [run for run in runs_of(project, monkeypatch) if run.run_id not in earlier]
-    assert [(run.job_name, run.status.value) for run in new] == [
-        ("small_evaluate", "SUCCESS"),
-        ("small_score", "SUCCESS"),
-    ]
-    assert {key.path[1] for key in new[1].asset_selection or ()} == {"features", "predictions"}
+    assert [(run.job_name, run.status.value) for run in new] == [("small_bring_up_to_date", "SUCCESS")]
 
 
 def test_run_reports_as_json(cli, project):

@@ -29,7 +29,7 @@ DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-02-01")
 @dg.asset(partitions_def=DAYS, code_version="7")
 def logged(context: dg.AssetExecutionContext):
     """Log each partition in the body, as the assets of a pipeline do."""
-    tags = internals.provenance_tags(context, context.asset_key)
+    tags = internals.provenance_tags(context, context.assets_def.get_asset_spec(context.asset_key))
     for key in context.partition_keys:
         event = dg.AssetMaterialization(
             context.asset_key, partition=key, tags=internals.data_version_tags(f"v{key}") | tags
@@ -61,7 +61,10 @@ def test_the_tags_that_name_code_and_inputs_are_those_dagster_gives_itself(insta
     @dg.asset(deps=[above], code_version="9")
     def by_us(context: dg.AssetExecutionContext):
         context.log_event(
-            dg.AssetMaterialization(context.asset_key, tags=internals.provenance_tags(context, context.asset_key))
+            dg.AssetMaterialization(
+                context.asset_key,
+                tags=internals.provenance_tags(context, context.assets_def.get_asset_spec(context.asset_key)),
+            )
         )
         return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
 

@@ -1,4 +1,4 @@
-"""`dg launch` on somebody else's project, as processes: partitions and ranges, from the first features to performance."""
+"""`dg launch` on somebody else's project, as processes: partitions, ranges and jobs, from an empty home on."""
 
 import os
 from pathlib import Path
@@ -17,8 +17,8 @@ def launch(tmp_path):
     folder = write_dagster_project(tmp_path / "project")
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
 
-    def launched(assets: str, *partitions: str) -> None:
-        accepted("dg", "launch", "--assets", assets, *partitions, cwd=folder, env=env)
+    def launched(*options: str) -> None:
+        accepted("dg", "launch", *options, cwd=folder, env=env)
 
     return launched
 
@@ -29,10 +29,9 @@ def scored(home: Path) -> list[tuple[str, int]]:
         return con.execute(query).fetchall()
 
 
-def test_a_partition_and_a_range_are_launched_by_dg(launch, tmp_path):
-    launch("key:small/features", "--partition-range", "2024-01-01...2024-01-31")
-    launch("key:small/model", "--partition", "2024-02-01")
-    launch(BOTH, "--partition", "2024-02-01")
+def test_a_partition_a_range_and_the_job_that_brings_them_up_to_date_are_launched_by_dg(launch, tmp_path):
+    launch("--job", "small_bring_up_to_date", "--partition-range", "2024-02-01...2024-02-01")
     assert scored(tmp_path / "home") == [("2024-02-01", 40)]
-    launch(BOTH, "--partition-range", "2024-02-02...2024-02-05")
+    launch("--assets", BOTH, "--partition", "2024-02-02")
+    launch("--assets", BOTH, "--partition-range", "2024-02-03...2024-02-05")
     assert scored(tmp_path / "home") == [(f"2024-02-0{day}", 40) for day in range(1, 6)]

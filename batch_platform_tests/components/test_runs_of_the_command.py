@@ -50,10 +50,10 @@ def test_a_run_belongs_to_its_location_and_job_is_executed_again_and_heard_of_by
     with workspace_of(project, monkeypatch) as location:
         runs = location.ask(RUNS_OF_LOCATION, location="__repository__@project")["results"]
         shown = [(run["jobName"], run["status"]) for run in runs]
-        assert shown == [("small_score", "FAILURE"), ("small_evaluate", "SUCCESS"), ("small_score", "SUCCESS")]
+        assert shown == [("small_bring_up_to_date", "FAILURE"), ("small_bring_up_to_date", "SUCCESS")]
         assert all(run["hasReExecutePermission"] for run in runs)
-        job = location.ask(RUNS_OF_JOB, selector={**location.selector, "pipelineName": "small_score"})
-        assert [run["runId"] for run in job["runs"]] == [runs[0]["runId"], runs[2]["runId"]]
+        job = location.ask(RUNS_OF_JOB, selector={**location.selector, "pipelineName": "small_bring_up_to_date"})
+        assert [run["runId"] for run in job["runs"]] == [run["runId"] for run in runs]
 
         failed = runs[0]["runId"]
         params = {"parentRunId": failed, "strategy": "FROM_FAILURE"}
@@ -61,7 +61,7 @@ def test_a_run_belongs_to_its_location_and_job_is_executed_again_and_heard_of_by
         assert (again.status, again.parent_run_id) == (dg.DagsterRunStatus.SUCCESS, failed)
         location.evaluate_sensors()
     alerts = (project / PACKAGE / "defs" / "alerts.txt").read_text().splitlines()
-    assert alerts == [f"small_score {failed}"]
+    assert alerts == [f"small_bring_up_to_date {failed}"]
 
 
 def test_runs_are_recorded_in_the_instance_that_the_user_names(project, cli, tmp_path):
@@ -71,4 +71,4 @@ def test_runs_are_recorded_in_the_instance_that_the_user_names(project, cli, tmp
     assert answer.code == 0
     assert answer.out.startswith(f"Runs are recorded in {own}, which DAGSTER_HOME names.")
     with dg.DagsterInstance.from_config(str(own)) as instance:
-        assert {run.job_name for run in instance.get_runs()} == {"small_score", "small_evaluate"}
+        assert {run.job_name for run in instance.get_runs()} == {"small_bring_up_to_date"}

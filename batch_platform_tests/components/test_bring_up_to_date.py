@@ -1,0 +1,110 @@
+"""The job that follows the whole plan: one run over a range makes features, models, predictions and performance where due."""
+
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from batch_platform_tests.components.test_runs_of_the_command import RETRY
+from batch_platform_tests.components.test_schedules import AFTER_ALL, SCHEDULES, at, look, under_way
+from batch_platform_tests.deployment import QUIET, Deployment, deploy, deploy_trained, range_tags
+from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.workspace import REPOSITORY, workspace
+
+JOB = "small_bring_up_to_date"
+
+
+def bring(deployment: Deployment, first: str, last: str, **config: Any) -> dg.ExecuteInProcessResult:
+    """Launch the job over a range, as a backfill in one run does; `config` is that of the predictions."""
+    return deployment.definitions.resolve_job_def(JOB).execute_in_process(
+        instance=deployment.instance,
+        tags=range_tags(first, last),
+        run_config={"ops": {"small__predictions": {"config": config}}, "loggers": QUIET},
+        raise_on_error=False,
+    )
+
+
+def keys(deployment: Deployment, asset: str, run_id: str) -> list[str | None]:
+    return [entry.asset_materialization.partition for entry in deployment.materializations(asset, run_id)]
+
+
+def test_one_run_from_an_empty_home_makes_all_that_is_due_and_the_next_makes_nothing(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    result = bring(deployment, "2024-02-01", "2024-02-03")
+    assert result.success
+    window = deployment.days("2024-01-01", "2024-01-30")
+    scored = deployment.days("2024-02-01", "2024-02-03")
+    assert sorted(keys(deployment, "features", result.run_id)) == window + scored
+    assert keys(deployment, "model", result.run_id) == ["2024-02-01"]
+    assert keys(deployment, "predictions", result.run_id) == keys(deployment, "performance", result.run_id) == scored
+    checked = deployment.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    names = {record.dagster_event.asset_check_evaluation_data.check_name for record in checked}
+    assert {"gate", "rows_balance"} <= names
+    provenance = deployment.materializations("model", result.run_id)[0].asset_materialization.tags
+    assert "dagster/input_data_version/small/features" in provenance
+
+    before = deployment.pipeline.state()
+    again = bring(deployment, "2024-02-01", "2024-02-03")
+    assert again.success
+    assert keys(deployment, "features", again.run_id) == keys(deployment, "model", again.run_id) == []
+    assert keys(deployment, "predictions", again.run_id) == scored, (
+        "up to date, and Dagster takes what is not logged as failed"
+    )
+    assert keys(deployment, "performance", again.run_id) == scored
+    after = deployment.pipeline.state()
+    assert (after.scores, after.evaluations) == (before.scores, before.evaluations)
+
+    forced = bring(deployment, "2024-02-02", "2024-02-02", force=True)
+    assert (
+        keys(deployment, "features", forced.run_id) == keys(deployment, "predictions", forced.run_id) == ["2024-02-02"]
+    )
+    assert deployment.pipeline.state().scores["2024-02-02"].seq > after.scores["2024-02-02"].seq
+    retrained = bring(deployment, "2024-02-03", "2024-02-03", retrain=True)
+    assert keys(deployment, "model", retrained.run_id) == ["2024-02-01"]
+
+
+def test_what_fails_alone_fails_the_run_once_the_rest_is_done_and_is_done_by_executing_it_again(tmp_path, monkeypatch):
+    deployment = deploy_trained(tmp_path, monkeypatch)
+    source, events = deployment.pipeline.folder / "events.parquet", small_events()
+    second = pl.col("ts").is_between(at("2024-02-02T00:00"), at("2024-02-03T00:00"))
+    pl.concat([events, events.filter(second)]).write_parquet(source)
+    tags = [{"key": key, "value": value} for key, value in range_tags("2024-02-01", "2024-02-03").items()]
+    params = {"selector": {"jobName": JOB, **REPOSITORY}, "mode": "default", "executionMetadata": {"tags": tags}}
+    with workspace(deployment) as location:
+        run = location.launch(params)
+        assert run.status == dg.DagsterRunStatus.FAILURE
+        (record,) = deployment.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        failure = record.dagster_event.step_failure_data.user_failure_data
+        assert record.step_key == "small__performance"
+        assert failure.description.startswith("small, partition 2024-02-02: ")
+        assert sorted(deployment.pipeline.state().evaluations) == ["2024-02-01", "2024-02-03"]
+
+        events.write_parquet(source)
+        launched = location.ask(RETRY, params={"parentRunId": run.run_id, "strategy": "FROM_FAILURE"})
+        again = location.execute(launched["run"]["runId"])
+    assert (again.status, again.step_keys_to_execute) == (dg.DagsterRunStatus.SUCCESS, ["small__performance"])
+    assert sorted(deployment.pipeline.state().evaluations) == ["2024-02-01", "2024-02-02", "2024-02-03"]
+
+
+def test_ticks_request_nothing_that_the_job_is_about_to_do(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    under_way(deployment, tags=range_tags("2024-02-01", "2024-02-29"), job=JOB)
+    assert [look(deployment, schedule, AFTER_ALL)[0] for schedule in SCHEDULES] == [[], [], []]
+
+
+def test_materializing_a_month_from_an_empty_home_names_the_job_in_one_paragraph(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    for asset, first, last, reason in (
+        ("model", "2024-02-01", None, "the model is not trained, since the features of"),
+        ("predictions", "2024-02-01", "2024-02-29", "no model serves it; no version is approved."),
+    ):
+        assert asset == "model" or deployment.run("features", first=first, last=last).success
+        result = deployment.run(asset, first=first, last=last)
+        (failure,) = [event for event in result.all_events if event.is_step_failure]
+        message = failure.step_failure_data.user_failure_data.description
+        assert reason in message
+        assert f"launch the job {JOB}" in message
+        assert "\n" not in message
+    for asset in ("features", "model", "predictions", "performance"):
+        specs = {spec.key: spec for spec in deployment.definitions.resolve_all_asset_specs()}
+        assert (specs[deployment.key(asset)].description or "").startswith(f"**Launch the job `{JOB}`**")
