@@ -129,7 +129,7 @@ def test_the_lineage_of_features_made_by_a_function_is_unknown_and_says_so(tmp_p
         ("SELECT id, ts, 1 AS one FROM events", "| `one` | no source column |"),
         ("SELECT id, ts, count(*) OVER () AS n FROM events", "| `n` | `events`: its rows |"),
         (
-            "SELECT id, ts, o.amount FROM events AS o, query('SELECT 1') AS q",
+            "SELECT id, ts, o.amount FROM events AS o, repeat(1, 1) AS q",
             "| `amount` | `events`: `amount` unchanged |",
         ),
     ],
