@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import yaml
@@ -27,6 +27,7 @@ from batch_platform.cli.proposal.pair import survey_of_two
 from batch_platform.cli.proposal.revision import Existing, changed_by, difference, existing, revised
 from batch_platform.cli.proposal.survey import Survey, survey
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
+from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.pipeline.pipeline import Pipeline
@@ -82,6 +83,9 @@ def project_files(package: str) -> dict[str, str]:
     "--train", metavar="FILE", help="File of rows with a label to learn from, if --score names the rows to score."
 )
 @click.option("--score", metavar="FILE", help="File of rows to score, which have no label.")
+@click.option(
+    "--encoding", type=click.Choice([*get_args(Encoding)]), help="Character encoding of CSV files that are not UTF-8."
+)
 @click.option("--table", metavar="TABLE", help="Table of a DuckDB file that has several.")
 @click.option(
     "--key",
@@ -110,6 +114,7 @@ def command(  # noqa: PLR0913 - the options of the command
     train: str | None,
     score: str | None,
     table: str | None,
+    encoding: Encoding | None,
     key: tuple[str, ...],
     time: str | None,
     date_order: DateOrder | None,
@@ -138,10 +143,10 @@ def command(  # noqa: PLR0913 - the options of the command
     asked = Asked(now, key=key, time=time, label=label, cluster=cluster, timezone=timezone)
     present = _existing(folder, name)
     if present is not None and train is None and score is None and (key or time or label or cluster):
-        _revise(present, _revision(present, asked, file, table, date_order), folder, yes=yes, now=now)
+        _revise(present, _revision(present, asked, file, table, encoding, date_order), folder, yes=yes, now=now)
         return
-    if (pair_of := _two_files(file, train, score, table, asked)) is None:
-        with survey(locate(file or "", table), timezone, date_order) as table_survey:
+    if (pair_of := _two_files(file, train, score, table, encoding, asked)) is None:
+        with survey(locate(file or "", table, encoding), timezone, date_order) as table_survey:
             ask = terminal.can_ask() and not yes
             proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
             reading, pair = layout(table_survey, proposal), None
@@ -178,12 +183,18 @@ def _existing(folder: Path | None, name: str) -> Existing | None:
     return existing((project.declarations or project.root) / name)
 
 
-def _revision(
-    present: Existing, asked: Asked, file: str | None, table: str | None, date_order: DateOrder | None
+def _revision(  # noqa: PLR0913 - the options of the command
+    present: Existing,
+    asked: Asked,
+    file: str | None,
+    table: str | None,
+    encoding: Encoding | None,
+    date_order: DateOrder | None,
 ) -> dict[str, str]:
     """The files of a pipeline, changed as the proposal for what the user names now differs from that for what is declared."""
     path, own_table = present.table if file is None else (file, table)
-    with survey(locate(path, own_table), present.spec.partitions.timezone, date_order) as table_survey:
+    encoding = encoding or (present.encoding if file is None else None)
+    with survey(locate(path, own_table, encoding), present.spec.partitions.timezone, date_order) as table_survey:
         declared = present.as_declared(asked, [column.name for column in table_survey.columns])
         before, after = (_files(present, table_survey, answers) for answers in (declared, changed_by(declared, asked)))
     return revised(present.files, before, after)
@@ -216,8 +227,13 @@ def _revise(present: Existing, files: dict[str, str], folder: Path | None, *, ye
         terminal.say(f"Written; next: batch-platform run {name}" if wanted else "Nothing is written: --yes writes it.")
 
 
-def _two_files(
-    file: str | None, train: str | None, score: str | None, table: str | None, asked: Asked
+def _two_files(  # noqa: PLR0913 - the options of the command
+    file: str | None,
+    train: str | None,
+    score: str | None,
+    table: str | None,
+    encoding: Encoding | None,
+    asked: Asked,
 ) -> tuple[Origin, Origin] | None:
     """The files to learn from and to score; None for one table. Raises WrongUseError for options that exclude each other."""
     if train is None and score is None:
@@ -232,7 +248,7 @@ def _two_files(
     if train is None or score is None:
         msg = "--train and --score go together: the rows to learn from, and the rows to score."
         raise WrongUseError(msg, hint="name both files, or a single one with --from.")
-    return locate(train, None), locate(score, None)
+    return locate(train, None, encoding), locate(score, None, encoding)
 
 
 def _relative(origin: Origin, root: Path, target: Path) -> Origin:

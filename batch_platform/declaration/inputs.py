@@ -25,6 +25,7 @@ from batch_platform.declaration.notation import (
 
 SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json": str, "arrow": str, "duckdb": str}
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
+Encoding = Literal["utf-8", "utf-16", "latin-1"]  # of CSV files
 NUMBERED_KINDS = ("parquet", "csv", "json")  # whose files DuckDB names and reads in order
 FILE, ROW_IN_FILE = "file", "row_in_file"  # columns of a source that numbers its rows
 PLACEHOLDERS: dict[str, Callable[[str], str]] = {
@@ -134,9 +135,7 @@ class Source(Block):
     decimal: Literal[".", ","] | None = Field(
         default=None, description="Decimal separator of the numbers in a CSV file. Left out: a point."
     )
-    encoding: Literal["utf-8", "utf-16", "latin-1"] | None = Field(
-        default=None, description="Character encoding of a CSV file. Left out: UTF-8."
-    )
+    encoding: Encoding | None = Field(default=None, description="Character encoding of a CSV file. Left out: UTF-8.")
     types: dict[str, str] | None = Field(
         default=None,
         description="DuckDB types of columns of CSV or JSON files. Left out: recognised in each file.",

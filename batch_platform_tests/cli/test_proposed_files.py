@@ -353,7 +353,7 @@ def stream(folder: Path) -> None:
             lambda folder: (folder / "old.csv").write_bytes("stadt;x\nKöln;1\n".encode("latin-1")),
             ("old.csv",),
             1,
-            "This file is not utf-8 encoded. Hint: convert the file to UTF-8, for example with: iconv",
+            "This file is not utf-8 encoded. Hint: name its encoding, such as --encoding latin-1, or convert it: iconv",
         ),
         (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
@@ -372,3 +372,19 @@ def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 
     assert answer.code == code
     assert message in answer.error
     assert not (tmp_path / "pipelines").exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_in_another_encoding_is_read_with_its_name_and_revised_without(cli, tmp_path, encoding):
+    lines = ["kunde;größe;gewicht;übrig"] + [f"k{at};{at % 40},5;{at % 7},25;{at % 40 > 20}" for at in range(200)]
+    (tmp_path / "kunden.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+    answer = cli(tmp_path, "new", "kunden", "--from", "kunden.csv", "--label", "übrig", "--encoding", encoding)
+    assert answer.code == 0, answer.err
+    written = yaml.safe_load((tmp_path / "pipelines/defs/kunden/defs.yaml").read_text())
+    source = written["attributes"]["sources"]["kunden"]
+    assert (source["encoding"], source["delimiter"], source["decimal"]) == (encoding, ";", ",")
+    revised = cli(tmp_path, "new", "kunden", "--label", "größe")
+    assert revised.code == 0, revised.err
+    assert '+WHERE "größe" IS NOT NULL' in revised.out
+    refused = cli(tmp_path, "new", "others", "--from", "kunden.parquet", "--encoding", encoding)
+    assert refused.code == 2

@@ -450,3 +450,17 @@ def test_a_table_with_too_few_labels_to_learn_from_is_refused(cli, tmp_path):
     refused = cli(tmp_path, "new", "few", "--from", "few.csv")
     assert "20 rows of" in refused.error
     assert "have a left; at least 25 are needed to learn from some and judge by others" in refused.error
+
+
+def test_on_a_terminal_a_change_is_written_only_after_a_yes(cli, tmp_path):
+    customers().with_columns(customer_id=pl.int_range(600) * 3).write_csv(tmp_path / "customers.csv")
+    assert cli(tmp_path, "new", "churn", "--from", "customers.csv").code == 0
+    labels = tmp_path / "pipelines/defs/churn/labels.sql"
+    before = labels.read_text()
+    command = ("new", "churn", "--label", "plan")
+    shown = answered(tmp_path, *command, answers={"Write this [y/N]": ""})
+    assert "Nothing is written: --yes writes it." in shown
+    assert labels.read_text() == before
+    shown = answered(tmp_path, *command, answers={"Write this [y/N]": "y"})
+    assert "Written; next: batch-platform run churn" in shown
+    assert "    plan   -- the true outcome" in labels.read_text()

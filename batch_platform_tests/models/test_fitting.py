@@ -417,3 +417,12 @@ def test_a_booster_that_stops_early_watches_the_newest_rows_that_it_learns_from(
     one, other = (fit(model, FEATURES, rows, params) for rows in (training, changed))
     assert 0 < rounds_used(one.estimator) < 299
     assert rounds_used(one.estimator) == rounds_used(other.estimator), "the evaluation rows have no say"
+
+
+@pytest.mark.parametrize("estimator", [HGB, "sklearn.linear_model.LogisticRegression"])
+def test_a_column_that_has_values_only_after_the_rows_that_are_fitted_decides_nothing(estimator):
+    new = pl.Series([None] * 150 + [float(n) for n in range(50)])
+    nullable = Features(sql="features.sql", key=["id"], time="ts", columns={"new": {"nullable": True}})
+    with_column, without = fitted(data(new=new), estimator, features=nullable), fitted(data(), estimator)
+    assert with_column.rows_evaluated == without.rows_evaluated == 50
+    assert with_column.metrics == pytest.approx(without.metrics)

@@ -10,7 +10,7 @@ from typing import Literal
 import duckdb
 
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
-from batch_platform.declaration.inputs import Source
+from batch_platform.declaration.inputs import Encoding, Source
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
@@ -35,6 +35,7 @@ class Origin:
     table: str | None = None  # of a DuckDB file
     delimiter: str | None = None  # of a CSV file; None for a comma
     decimal: Literal[","] | None = None  # of a CSV file; None for a point
+    encoding: Encoding | None = None  # of a CSV file; None for UTF-8
     types: dict[str, str] = field(default_factory=dict[str, str])  # DuckDB types of columns of a CSV file
     number_rows: bool = False  # whether each row gets the name of its file and its place there
 
@@ -50,6 +51,7 @@ class Origin:
             "table": self.table,
             "delimiter": self.delimiter,
             "decimal": self.decimal,
+            "encoding": self.encoding,
             "types": self.types,
             "number_rows": self.number_rows,
         }
@@ -71,8 +73,10 @@ class Origin:
         return SourceTable("", name, self.declared, Path(self.path.anchor))
 
 
-def locate(file: str, table: str | None) -> Origin:
+def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Origin:
     """Locate a table by its file, by a folder or a glob of files, or by its name in a DuckDB file.
+
+    The encoding is that of CSV files.
 
     Raises:
         WrongUseError: There is no such file or table, or its kind is not known.
@@ -101,19 +105,22 @@ def locate(file: str, table: str | None) -> Origin:
             raise WrongUseError(
                 msg, hint=near or f"--from names a file ({listed(_ENDINGS)}), a folder or a quoted glob."
             )
+    if encoding is not None and kind != "csv":
+        msg = f"{path} is not a CSV file."
+        raise WrongUseError(msg, hint="give --encoding with CSV files, and only with them.")
     if kind == "duckdb":
         return Origin(kind, path, _table_of(path, table))
     if table is not None:
         msg = f"{path} is not a DuckDB file."
         raise WrongUseError(msg, hint="give --table with a DuckDB file, and only with one.")
-    return _with_dialect(Origin(kind, path)) if kind == "csv" else Origin(kind, path)
+    return _with_dialect(Origin(kind, path, encoding=encoding)) if kind == "csv" else Origin(kind, path)
 
 
 def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
     """The error that says why DuckDB cannot read a file, without the settings that it lists."""
     reason = " ".join(str(error).split()).partition(" Possible ")[0]
     if "not utf-8" in reason:
-        hint = "convert the file to UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8."
+        hint = "name its encoding, such as --encoding latin-1, or convert it: iconv -f WINDOWS-1252 -t UTF-8."
     msg = f"{path} cannot be read: {reason.rstrip('.')}."
     return SourceError(msg, hint=hint or "correct the file, or write the table as Parquet.")
 
@@ -201,17 +208,18 @@ def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     table = origin.as_table("rows")
     first, *_ = files = [duckdb_path(path) for path in files_of(table)]
+    encoding = "" if origin.encoding is None else f"encoding = {literal(origin.encoding)}"
     try:
         with duckdb.connect(":memory:") as con:
             admit_archives(con)
-            delimiter, header = _sniffed(con, first)
+            delimiter, header = _sniffed(con, first, encoding)
             if delimiter == "," and not header:  # a semicolon between decimal commas looks like text between commas
-                other, header = _sniffed(con, first, "delim = ';', decimal_separator = ','")
+                other, header = _sniffed(con, first, encoding, "delim = ';', decimal_separator = ','")
                 delimiter = other if header else delimiter
             if delimiter == ",":
                 return origin
             listing = ", ".join(map(literal, files))
-            read = f"read_csv([{listing}], delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false)"
+            read = f"read_csv([{listing}], delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false{encoding and ', '}{encoding})"
             columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]
             commas = [
                 f"bool_and({_matches(column, COMMA_NUMBER)}) AND bool_or(contains({column}, ','))" for column in columns
@@ -231,9 +239,8 @@ def _matches(column: str, pattern: str) -> str:
     return f"regexp_full_match(trim({column}), '{pattern}')"
 
 
-def _sniffed(con: duckdb.DuckDBPyConnection, file: str, options: str = "") -> tuple[str, bool]:
+def _sniffed(con: duckdb.DuckDBPyConnection, file: str, *options: str) -> tuple[str, bool]:
     """The delimiter of a CSV file, and whether it has a header."""
-    more = f", {options}" if options else ""
-    query = f"SELECT Delimiter, HasHeader FROM sniff_csv({literal(file)}{more})"
+    query = f"SELECT Delimiter, HasHeader FROM sniff_csv({', '.join([literal(file), *filter(None, options)])})"
     ((delimiter, header),) = con.execute(query).fetchall()
     return str(delimiter), bool(header)

@@ -10,7 +10,7 @@ import yaml
 
 from batch_platform.cli.proposal.choices import Asked
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.inputs import PLACEHOLDERS
+from batch_platform.declaration.inputs import PLACEHOLDERS, Encoding
 from batch_platform.declaration.spec import PipelineSpec
 
 
@@ -33,6 +33,11 @@ class Existing:
         for placeholder in PLACEHOLDERS:
             location = location.replace(placeholder, "*")
         return str((self.folder / location).resolve()), source.table
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """The encoding of that file."""
+        return next(iter(self.spec.sources.values())).encoding
 
     @property
     def start(self) -> datetime:

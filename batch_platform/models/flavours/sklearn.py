@@ -233,8 +233,15 @@ def _untrusted_types(data: bytes) -> list[str]:
     return sorted(set(io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES))
 
 
+def _fit(estimator: Any, matrix: NDArray[np.float64], labels: Any, _: Contract) -> None:
+    """Fit on rows in which a column may have no value at all, which histogram trees reject: as a constant it splits nothing."""
+    empty = np.isnan(matrix).all(axis=0)
+    estimator.fit(np.where(empty, 0.0, matrix) if empty.any() else matrix, labels)
+
+
 FLAVOUR = Flavour(
     name="sklearn",
+    fit=_fit,
     libraries=("scikit-learn", "skops", "numpy"),
     save=_save,
     load=_load,
