@@ -384,3 +384,14 @@ def test_a_pipeline_runs_with_a_kind_from_outside(tmp_path, monkeypatch):
     build = deployment.pipeline.state().features["2024-01-02"]
     version = deployment.pipeline.builder.sources.version("shops", SECOND)
     assert f'"shops": "{version}"' in build.sources
+
+
+def test_an_archive_is_read_over_a_parent_folder_as_a_proposed_pipeline_names_it(folder):
+    own = folder / "defs" / "orders"
+    own.mkdir(parents=True)
+    write_archive(folder / "a.zip", TABLE)
+    expected = seen(declared(folder, {"csv": "a.zip"}))
+    assert seen(declared(own, {"csv": "../../a.zip"})) == expected
+    write_archive(folder / "2024-01-01.zip", TABLE)
+    write_archive(folder / "2024-01-02.zip", TABLE)
+    assert seen(declared(own, {"csv": "../../{partition_key}.zip"})) == expected

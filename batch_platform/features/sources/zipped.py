@@ -46,8 +46,11 @@ def duckdb_path(file: Path) -> str:
 
 
 def folder_in(place: Path) -> str:
-    """The name by which DuckDB knows the content of an archive, or of the archives in a folder."""
-    return f"{_PROTOCOL}://{place}/"
+    """The name by which DuckDB knows the content of an archive, or of the archives in a folder.
+
+    DuckDB compares it with what is allowed letter by letter, so that it must not lead over a parent folder.
+    """
+    return f"{_PROTOCOL}://{place.resolve()}/"
 
 
 def admit_archives(con: duckdb.DuckDBPyConnection) -> None:
