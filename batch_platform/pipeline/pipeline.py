@@ -365,8 +365,8 @@ class Pipeline:
             )
             name = self.spec.name
             hint = (
-                f"launch the job {name}_bring_up_to_date in Dagster, or batch-platform train {name} --period "
-                f"{training.period.key}: both build them first; batch-platform status {name} says what failed there."
+                f"batch-platform train {name} --period {training.period.key} builds them first; in Dagster, launch the job "
+                f"{name}_bring_up_to_date; batch-platform status {name} says what failed there."
             )
             raise DataError(msg, hint=hint)
 
