@@ -17,6 +17,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
+from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.status import relabelled
 from batch_platform.pipeline.wanted import Wanted
 
@@ -99,7 +100,7 @@ def list_versions(target: _Target) -> None:
     if not versions:
         terminal.say(f"{wiring.spec.name} has no trained version yet.")
         return
-    metrics = sorted({name for version in versions for name in version.metrics})
+    metrics = sorted({name for version in versions for name in without_details(version.metrics)})
     challenged = ("challenger",) if any(version.challenger for version in versions) else ()
     terminal.show_table(
         ("version", "champion", *challenged, "decision", "rows", *metrics),

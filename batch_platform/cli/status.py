@@ -16,9 +16,12 @@ from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
+from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.plan import State, make_plan
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
 from batch_platform.warehouse.database import require_not_lost
+from batch_platform.warehouse.published import anew
+from batch_platform.warehouse.verify import Verified, verify
 
 
 @click.command("status")
@@ -27,9 +30,12 @@ from batch_platform.warehouse.database import require_not_lost
     "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."
 )
 @click.option("--recheck", is_flag=True, help="Compare also partitions older than `late` says with their sources.")
+@click.option(
+    "--verify", "verified", is_flag=True, help="Read the warehouse and its published copy as a whole, and compare them."
+)
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool) -> None:
+def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool, verified: bool) -> None:
     """Show which partitions are scored, missing, failed or stale, and why.
 
     Without PIPELINE, shows every pipeline of the project.
@@ -46,13 +52,16 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
     except WarehouseError as error:
         terminal.warn(f"{error} What follows is as last published.")
     left_out = [{"pipeline": item.name, "error": item.error.message, "hint": item.error.hint} for item in broken]
-    terminal.report([*statuses, *left_out])
+    readings = [verify(project.home)] if verified and not untouched else []
+    terminal.report([*statuses, *left_out, *readings])
     for status in statuses:
         _show_pipeline(status, every=every)
     if broken and not statuses:
         raise all_of([item.error for item in broken])
     for item in broken:
         terminal.warn(f"{item.name} cannot be loaded: {item.error}")
+    for reading in readings:
+        _show_reading(reading)
     if not statuses:
         terminal.say(f"{project.root} declares no pipeline.")
     if untouched and project.is_shipped:
@@ -113,6 +122,22 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
         terminal.say(f"  {terminal.span([line.partition for line in lines])}: {condition}{reason}")
 
 
+def _show_reading(reading: Verified) -> None:
+    """Say what was read; raises WarehouseError if the published copy is not what the warehouse holds."""
+    terminal.say(f"The warehouse was read as a whole: {reading.rows:,} rows in {reading.tables} tables.")
+    if reading.copy is None:
+        terminal.say("Nothing is published yet.")
+    elif reading.differing:
+        msg = f"The published copy {reading.copy} holds other rows than the warehouse in {listed(reading.differing)}."
+        raise WarehouseError(msg, hint=anew(reading.copy))
+    else:
+        terminal.say(
+            "The published copy holds the same."
+            if reading.is_newest
+            else "The published copy can be read as a whole; it is older, and the next run brings it up to date."
+        )
+
+
 def _alike(line: PartitionStatus) -> tuple[str, str]:
     """What is the same for partitions that are shown in one line."""
     return line.condition, alike(line.partition, line.reason) if line.condition == "failed" else line.reason
@@ -126,5 +151,5 @@ def _challenger_line(challenger: ChallengerStatus) -> str:
 
 
 def _in_brackets(metrics: Mapping[str, float]) -> str:
-    text = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+    text = ", ".join(f"{name} {value:.4f}" for name, value in without_details(metrics).items())
     return f" ({text})" if text else ""

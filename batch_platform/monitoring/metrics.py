@@ -6,7 +6,7 @@ left out where it judges probabilities. To add a metric, add a record to `METRIC
 `declaration/spec.py` if `model.promote.metric` may name it. A pipeline names metrics of its own in `monitoring.metrics`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -111,6 +111,7 @@ class Metric:
     default_for: Sequence[str] = ()  # tasks whose models it judges when `model.promote.metric` names no metric
     weighted: Callable[[Outcomes], Weighted] | None = None  # prepares it for weighted rows, for intervals
     of_decisions: bool = False  # whether rows of a class that the model does not know count as wrong
+    in_detail: bool = False  # whether lists of models leave it out
     signed: bool = False  # whether it is an error with a sign, of which 0 is best
     least: float = -np.inf  # that it can be
     most: float = np.inf
@@ -419,7 +420,7 @@ def _lift(share: float) -> Metric:
 
         return value
 
-    return Metric(f"lift_at_{share * 100:g}", BINARY, value, weighted=weighted, least=0)
+    return Metric(f"lift_at_{share * 100:g}", BINARY, value, weighted=weighted, least=0, in_detail=True)
 
 
 def _mae(outcomes: Outcomes) -> float:
@@ -510,7 +511,8 @@ def _error_quantile(share: float) -> Metric:
 
         return value
 
-    return Metric(f"error_p{share * 100:g}", REGRESSION, value, lower_is_better=True, weighted=weighted, signed=True)
+    name = f"error_p{share * 100:g}"
+    return Metric(name, REGRESSION, value, lower_is_better=True, weighted=weighted, signed=True, in_detail=True)
 
 
 def _silhouette(outcomes: Outcomes) -> float | None:
@@ -572,13 +574,47 @@ METRICS = {
             least=0,
             most=1,
         ),
-        Metric("precision", BINARY, _precision, weighted=_weighted_precision, of_decisions=True, least=0, most=1),
-        Metric("recall", BINARY, _recall, weighted=_weighted_recall, of_decisions=True, least=0, most=1),
-        Metric("average_precision", BINARY, _average_precision, weighted=_weighted_average_precision, least=0, most=1),
-        Metric("ks", BINARY, _ks, weighted=_weighted_ks, least=0, most=1),
+        Metric(
+            "precision",
+            BINARY,
+            _precision,
+            weighted=_weighted_precision,
+            of_decisions=True,
+            least=0,
+            most=1,
+            in_detail=True,
+        ),
+        Metric(
+            "recall", BINARY, _recall, weighted=_weighted_recall, of_decisions=True, least=0, most=1, in_detail=True
+        ),
+        Metric(
+            "average_precision",
+            BINARY,
+            _average_precision,
+            weighted=_weighted_average_precision,
+            least=0,
+            most=1,
+            in_detail=True,
+        ),
+        Metric("ks", BINARY, _ks, weighted=_weighted_ks, least=0, most=1, in_detail=True),
         *map(_lift, LIFTS),
-        Metric("bias", REGRESSION, _bias, lower_is_better=True, weighted=_weighted_mean(_errors), signed=True),
-        Metric("mape", REGRESSION, _mape, lower_is_better=True, weighted=_weighted_mape, least=0),
+        Metric(
+            "bias",
+            REGRESSION,
+            _bias,
+            lower_is_better=True,
+            weighted=_weighted_mean(_errors),
+            signed=True,
+            in_detail=True,
+        ),
+        Metric("mape", REGRESSION, _mape, lower_is_better=True, weighted=_weighted_mape, least=0, in_detail=True),
         *map(_error_quantile, ERROR_QUANTILES),
     )
 }
+
+
+def without_details(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that lists of models show, by name; a pipeline's own metrics are always shown."""
+    return {
+        name: value for name, value in sorted(metrics.items()) if name not in METRICS or not METRICS[name].in_detail
+    }

@@ -18,7 +18,7 @@ import duckdb
 
 from batch_platform.warehouse.home import Home
 
-_HEADERS = 3 * 4096  # bytes before the first block: the file's header, and two of the database that take turns
+HEADERS = 3 * 4096  # bytes before the first block: the file's header, and two of the database that take turns
 _BLOCKS = "SELECT block_id FROM pragma_metadata_info() ORDER BY ALL"
 _BLOCK_SIZE = "SELECT block_size FROM pragma_database_size() WHERE database_name = current_database()"
 
@@ -48,7 +48,7 @@ class WarehouseFile:
             return
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         saved = _Saved.read(self.home.warehouse_rollback)
-        if saved.headers == os.pread(self.descriptor, _HEADERS, 0):
+        if saved.headers == os.pread(self.descriptor, HEADERS, 0):
             with open(self.descriptor, "r+b", closefd=False) as file:
                 for place, block in saved.blocks.items():
                     file.seek(place)
@@ -66,10 +66,10 @@ class WarehouseFile:
     def _save(self, con: duckdb.DuckDBPyConnection) -> None:
         """Save the headers and every block of metadata that lies within the file; blocks beyond its end are new."""
         ((size,),) = con.execute(_BLOCK_SIZE).fetchall()
-        places = [_HEADERS + block * size for (block,) in con.execute(_BLOCKS).fetchall()]
+        places = [HEADERS + block * size for (block,) in con.execute(_BLOCKS).fetchall()]
         blocks = {place: os.pread(self.descriptor, size, place) for place in places}
         standing = {place: block for place, block in blocks.items() if len(block) == size}
-        _Saved(os.pread(self.descriptor, _HEADERS, 0), standing).write(self.home.warehouse_rollback)
+        _Saved(os.pread(self.descriptor, HEADERS, 0), standing).write(self.home.warehouse_rollback)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Saved:
             msg = f"{source} is damaged: its digest does not match"
             raise ValueError(msg)
         listed, _, parts = content.partition(b"\n")
-        places, headers, blocks = json.loads(listed), parts[:_HEADERS], parts[_HEADERS:]
+        places, headers, blocks = json.loads(listed), parts[:HEADERS], parts[HEADERS:]
         size = len(blocks) // max(len(places), 1)
         return cls(headers, {place: blocks[n * size : (n + 1) * size] for n, place in enumerate(places)})
 

@@ -71,6 +71,11 @@ class Home:
         return self.root / "published.duckdb"
 
     @property
+    def published_marks(self) -> Path:
+        """What the published copies looked like when they were published."""
+        return self.root / "published.json"
+
+    @property
     def lake(self) -> Path:
         """Parquet files of features."""
         return self.root / "lake"

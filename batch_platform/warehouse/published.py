@@ -10,6 +10,9 @@ the lock; an open warehouse has no log that they would lack. Another process cop
 its own database a second time loses its lock on it when it closes it.
 """
 
+import logging
+import re
+import stat
 import subprocess
 import uuid
 from collections.abc import Generator
@@ -25,10 +28,14 @@ from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
+from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
 from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
+_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 _NOTHING = "empty"
+
+_log = logging.getLogger(__name__)
 
 
 def open_published(home: Home) -> duckdb.DuckDBPyConnection:
@@ -41,10 +48,10 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         WarehouseError: The copy cannot be read, or another version of this project wrote it.
     """
     while True:
-        copy = _current_copy(home)
+        copy = current_copy(home)
         if copy is None:
             home.require_folder()
-            if _copies(home):
+            if _copies(home) or home.published_marks.exists():
                 msg = f"The link {home.published} to the published copy is missing."
                 raise WarehouseError(msg, hint="batch-platform run NAME publishes again and makes the link.")
             msg = f"Nothing is published in {home.root} yet."
@@ -52,11 +59,15 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         try:
             con = duckdb.connect(str(copy), read_only=True)
         except duckdb.Error as error:
-            if _current_copy(home) != copy:  # the second publish from now removes the file
+            if current_copy(home) != copy:  # the second publish from now removes the file
                 continue
+            if HELD_BY_ANOTHER.search(str(error)):
+                holder = re.search(r"PID (\d+)", str(error))
+                named = f" (process {holder[1]})" if holder else ""
+                msg = f"The published copy {copy} is held by another program{named}, which opened it for writing."
+                raise WarehouseError(msg, hint="end it, and let it open the copy with read_only=True.") from error
             msg = f"The published copy {copy} cannot be opened: {error}"
-            hint = f"remove {copy} if it is there, and run a pipeline: batch-platform run NAME publishes a new copy."
-            raise WarehouseError(msg, hint=hint) from error
+            raise WarehouseError(msg, hint=anew(copy)) from error
         con.execute("SET TimeZone = 'UTC'")
         require_format(con, copy)
         return con
@@ -70,30 +81,52 @@ def publish(home: Home) -> Path:
         WarehouseError: The copy cannot be written.
     """
     with Warehouse(home).open() as con:
-        query = f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
-        newest = con.execute(query).fetchall()
-        wanted = home.root / f"published-{newest[0][0] if newest else _NOTHING}.duckdb"
-        current = _current_copy(home)
-        if current == wanted and wanted.is_file():
+        wanted = newest_copy(con, home)
+        current, marks = current_copy(home), read_marks(home)
+        foreign = written_by_others(_copies(home), marks)
+        for copy, changed_at in foreign.items():
+            _log.warning(
+                "%s was changed by another program at %s UTC; what is published is made anew from the warehouse. "
+                "Hint: open it with read_only=True.",
+                copy,
+                f"{changed_at:%Y-%m-%d %H:%M:%S}",
+            )
+        if current == wanted and wanted.is_file() and wanted not in foreign:
             return wanted
-        spares = [path for path in _copies(home) if path != current]
+        spares = [path for path in _copies(home) if path != current and path.name in marks and path not in foreign]
         try:
             copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
         except (duckdb.Error, OSError) as error:
             msg = f"{home.published} could not be brought up to date: {error}"
             raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
+        copy.chmod(copy.stat().st_mode & ~_WRITE)
+        kept = {name: mark for name, mark in marks.items() if current is not None and name == current.name}
+        write_marks(home, kept | {wanted.name: Mark.of(copy)})
+        log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
         copy.rename(wanted)
         link = home.root / ".published"
         link.unlink(missing_ok=True)
         link.symlink_to(wanted.name)
         link.replace(home.published)
         for copy in _copies(home):
-            if copy not in (wanted, current):
+            if copy != wanted and (copy != current or copy in foreign):
                 _remove(copy)
     return wanted
 
 
-def _current_copy(home: Home) -> Path | None:
+def anew(copy: Path) -> str:
+    """The hint where a copy cannot be used."""
+    return f"remove {copy} if it is there, and run a pipeline: batch-platform run NAME publishes a new copy."
+
+
+def newest_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
+    """The file that a publish would make now."""
+    query = f"SELECT change_id FROM {LEDGERS_SCHEMA}.changes ORDER BY seq DESC, change_id LIMIT 1"
+    newest = con.execute(query).fetchall()
+    return home.root / f"published-{newest[0][0] if newest else _NOTHING}.duckdb"
+
+
+def current_copy(home: Home) -> Path | None:
     """The file that the link points to, which may be missing; None without a link."""
     return home.published.resolve() if home.published.is_symlink() else None
 
@@ -104,7 +137,7 @@ def _copies(home: Home) -> list[Path]:
 
 def _remove(copy: Path) -> None:
     copy.unlink()
-    copy.with_name(f"{copy.name}.wal").unlink(missing_ok=True)
+    log_of(copy).unlink(missing_ok=True)
 
 
 def _new_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
@@ -147,6 +180,7 @@ def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
 
     A copy with another history than the warehouse's is not used either. A damaged copy is removed.
     """
+    path.chmod(path.stat().st_mode | stat.S_IWUSR)
     try:
         _attach(con, path)
     except duckdb.Error as error:

@@ -1,8 +1,10 @@
 """`status`, `trace` and `models`: what they say to people and to programs."""
 
 import json
+import re
 from datetime import date, datetime
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -299,3 +301,15 @@ def test_trace_takes_a_row_or_a_source(cli, project):
         assert answer.code == 2
         assert answer.error.startswith("give either KEY=VALUE of a row, or --source")
     assert "did you mean 'events'?" in cli(project, "trace", "small", "--source", "event").error
+
+
+def test_status_reads_warehouse_and_copy_as_a_whole_and_fails_where_they_differ(project, cli):
+    cli(project, "run", "small", "--partition", "2024-02-02")
+    out = cli(project, "status", "--verify").out
+    assert re.search(
+        r"The warehouse was read as a whole: [\d,]+ rows in \d+ tables\.\nThe published copy holds the same\.", out
+    )
+    with duckdb.connect(str(project / ".batch_platform" / "published.duckdb")) as con:
+        con.execute("UPDATE small.predictions SET score = 0")
+    refused = cli(project, "status", "--verify", code=1)
+    assert "holds other rows than the warehouse in small.predictions. Hint: remove" in refused.err

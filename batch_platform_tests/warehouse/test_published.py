@@ -332,3 +332,75 @@ def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(h
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
     assert len(list(home.root.glob("published-*.duckdb"))) <= 2
+
+
+def written_into(home: Home) -> None:
+    """Delete rows through the link, as a program does that opens it as DuckDB opens files by default."""
+    with duckdb.connect(str(home.published)) as con:
+        con.execute("DELETE FROM small.predictions")
+
+
+def left_with_a_log(home: Home) -> None:
+    """The same by a program that is killed before it writes the file itself."""
+    script = f"import duckdb, os; c = duckdb.connect({str(home.published)!r}); c.execute('DELETE FROM small.predictions'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert Path(f"{home.published.resolve()}.wal").exists()
+
+
+@pytest.mark.parametrize("change", [written_into, left_with_a_log])
+@pytest.mark.parametrize("again", [True, False], ids=["and nothing new", "and a new commit"])
+def test_what_another_program_writes_into_a_copy_is_noticed_and_made_anew(home, tmp_path, caplog, change, again):
+    write(home, tmp_path, KEYS[0], "one")
+    publish(home)
+    write(home, tmp_path, KEYS[1], "two")
+    copy = publish(home)
+    change(home)
+    if not again:
+        write(home, tmp_path, KEYS[0], "three")
+    publish(home)
+    assert f"{copy} was changed by another program at " in caplog.text
+    assert "Hint: open it with read_only=True" in caplog.text
+    assert shown(home.published) == held(Warehouse(home))
+    caplog.clear()
+    write(home, tmp_path, KEYS[0], "four")
+    publish(home)
+    assert not caplog.records
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_a_copy_may_not_be_written_and_a_home_that_was_copied_publishes_without_a_word(home, tmp_path, caplog):
+    write(home, tmp_path, KEYS[0], "one")
+    assert publish(home).stat().st_mode & 0o222 == 0
+    write(home, tmp_path, KEYS[0], "two")
+    publish(home)
+    elsewhere = Home(shutil.copytree(home.root, tmp_path / "elsewhere", symlinks=True, copy_function=shutil.copyfile))
+    write(elsewhere, tmp_path, KEYS[1], "three")
+    publish(elsewhere)
+    assert not caplog.records
+    assert shown(elsewhere.published) == held(Warehouse(elsewhere))
+
+
+def test_a_copy_that_another_program_holds_for_writing_is_named_with_its_process(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    copy = publish(home)
+    script = f"import duckdb; c = duckdb.connect({str(home.published)!r}); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        expected = (
+            rf"{copy} is held by another program \(process {holder.pid}\), which opened it for writing.*Hint: end it"
+        )
+        with pytest.raises(WarehouseError, match=expected):
+            open_published(home)
+        holder.communicate(b"\n")
+    open_published(home).close()
+
+
+def test_a_home_whose_link_and_copies_are_gone_is_not_taken_for_one_that_was_never_published(home, tmp_path):
+    write(home, tmp_path, KEYS[0], "one")
+    publish(home).unlink()
+    home.published.unlink()
+    with pytest.raises(WarehouseError, match=r"The link .* to the published copy is missing.*run NAME publishes again"):
+        open_published(home)
+    publish(home)
+    assert shown(home.published) == held(Warehouse(home))

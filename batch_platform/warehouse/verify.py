@@ -1,0 +1,68 @@
+"""Read the warehouse and its published copy as a whole: DuckDB checks the sum of every block that it reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import anew, current_copy, newest_copy
+from batch_platform.warehouse.sql import literal, quoted, table_columns
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read."""
+
+    tables: int
+    rows: int
+    copy: Path | None  # the published copy; None if nothing is published yet
+    is_newest: bool  # whether it holds the newest change; only then are both compared
+    differing: tuple[str, ...]  # tables that the copy holds otherwise than the warehouse
+
+
+def verify(home: Home) -> Verified:
+    """Read every row of both and compare them, table by table.
+
+    It takes about 0.2 s per million rows, and holds the warehouse meanwhile.
+
+    Raises:
+        WarehouseBusyError: Another process held the warehouse for longer than the time-out.
+        WarehouseError: One of them is missing or damaged.
+    """
+    require_not_lost(home)
+    copy = current_copy(home)
+    with Warehouse(home).open() as con:
+        ours = _digests(con, "warehouse")
+        theirs = {} if copy is None else _digests_of_copy(con, copy)
+        is_newest = copy == newest_copy(con, home)
+    differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} if is_newest else set()
+    rows = sum(count for count, _ in ours.values())
+    return Verified(len(ours), rows, copy, is_newest, tuple(sorted(map(".".join, differing))))
+
+
+def _digests_of_copy(con: duckdb.DuckDBPyConnection, copy: Path) -> dict[tuple[str, str], tuple[int, int | None]]:
+    try:
+        con.execute(f"ATTACH {literal(str(copy))} AS copy (READ_ONLY)")
+        try:
+            return _digests(con, "copy")
+        finally:
+            con.execute("DETACH copy")
+    except duckdb.Error as error:
+        kind = "is damaged" if is_damage(error) else "cannot be read"
+        msg = f"The published copy {copy} {kind}: {error}"
+        raise WarehouseError(msg, hint=anew(copy)) from error
+
+
+def _digests(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], tuple[int, int | None]]:
+    """Number of rows, and the sum of their hashes, of each table by schema and name."""
+    query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = $database AND NOT temporary ORDER BY ALL"
+    digests: dict[tuple[str, str], tuple[int, int | None]] = {}
+    for schema, table in con.execute(query, {"database": database}).fetchall():
+        columns = sorted(column for column, _ in table_columns(con, schema, table, database))
+        cells = ", ".join(quoted(column) for column in columns)
+        rows = f"SELECT count(*), sum(hash({cells})) FROM {database}.{quoted(schema)}.{quoted(table)}"
+        (digests[schema, table],) = con.execute(rows).fetchall()
+    return digests

@@ -1,0 +1,80 @@
+"""The warehouse and its published copy, read as a whole."""
+
+import duckdb
+import pytest
+
+from batch_platform.declaration.errors import WarehouseError
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
+from batch_platform.warehouse.verify import verify
+from batch_platform_tests.warehouse.test_database import KEYS
+from batch_platform_tests.warehouse.test_published import write
+
+
+@pytest.fixture
+def home(tmp_path) -> Home:
+    home = Home(tmp_path / "home").create()
+    write(home, tmp_path, KEYS[0], "one")
+    return home
+
+
+def test_both_hold_the_same_or_the_copy_is_older_or_there_is_none(home, tmp_path):
+    reading = verify(home)
+    assert (reading.copy, reading.is_newest, reading.differing) == (None, False, ())
+    copy = publish(home)
+    reading = verify(home)
+    assert (reading.copy, reading.is_newest, reading.differing) == (copy, True, ())
+    with duckdb.connect(str(copy), read_only=True) as con:
+        ((tables,),) = con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()
+        counts = [row[0] for row in con.execute("SELECT estimated_size FROM duckdb_tables()").fetchall()]
+    assert (reading.tables, reading.rows) == (tables, sum(counts))
+    write(home, tmp_path, KEYS[0], "two")
+    reading = verify(home)
+    assert (reading.copy, reading.is_newest, reading.differing) == (copy, False, ())
+
+
+def test_a_table_that_was_changed_in_the_copy_is_named(home):
+    copy = publish(home)
+    with duckdb.connect(str(copy)) as con:
+        con.execute("UPDATE small.predictions SET run_id = 'other'")
+    assert verify(home).differing == ("small.predictions",)
+
+
+def test_a_flipped_bit_anywhere_in_the_rows_of_the_copy_is_found(home, tmp_path):
+    write(
+        home,
+        tmp_path,
+        KEYS[1],
+        "large",
+        id=list(range(200_000)),
+        score=[(n * 7919 % 200_003) / 7 for n in range(200_000)],
+    )
+    copy = publish(home)
+    copy.chmod(0o644)
+    intact, found = copy.read_bytes(), 0
+    for at in range(20_000, len(intact), len(intact) // 12):
+        copy.write_bytes(intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :])
+        outcome = read_or_refused(home)
+        found += outcome.startswith(f"The published copy {copy} ") and "publishes a new copy" in outcome
+        assert outcome == "equal" or outcome.startswith(f"The published copy {copy} ")
+    assert found > 5, "most places of the file hold rows"
+
+
+def read_or_refused(home: Home) -> str:
+    try:
+        return "different" if verify(home).differing else "equal"
+    except WarehouseError as error:
+        return str(error)
+
+
+def test_a_copy_that_is_missing_or_rubbish_is_named(home):
+    copy = publish(home)
+    copy.chmod(0o644)
+    copy.write_bytes(b"rubbish" * 10_000)
+    with pytest.raises(
+        WarehouseError, match=rf"The published copy {copy} (is damaged|cannot be read).*Hint: remove {copy}"
+    ):
+        verify(home)
+    copy.unlink()
+    with pytest.raises(WarehouseError, match=rf"The published copy {copy} cannot be read"):
+        verify(home)
