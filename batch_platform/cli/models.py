@@ -18,6 +18,7 @@ from batch_platform.declaration.errors import RunFailedError
 from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
 from batch_platform.monitoring.metrics import without_details
+from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.pipeline.status import relabelled
 from batch_platform.pipeline.wanted import Wanted
 
@@ -34,6 +35,7 @@ class VersionSummary:
     reason: str
     rows_trained: int
     metrics: dict[str, float]
+    suspected_leaks: list[SuspectedLeak]
     created_at: datetime
     labels_corrected: bool  # since the version was trained
 
@@ -92,6 +94,7 @@ def list_versions(target: _Target) -> None:
             reason=decision.reason if decision else "",
             rows_trained=version.rows_trained,
             metrics=version.metric_values,
+            suspected_leaks=registry.suspected_leaks(version.version),
             created_at=version.created_at,
             labels_corrected=version.version in corrected,
         )
@@ -136,6 +139,8 @@ def show_version(target: _Target, version: str) -> None:
     terminal.report({**head, "manifest": manifest, "engines": engines, "decisions": recorded})
     contract, evaluation = manifest.pop("contract"), dict(manifest["evaluation"])
     metrics, baseline = evaluation.pop("metrics"), evaluation.pop("baseline")
+    leaks = state.registry.suspected_leaks(version)
+    manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
     show_metrics(metrics, baseline, refit=manifest["refit"])
@@ -255,4 +260,6 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
 
 def _decision_of(version: VersionSummary) -> str:
     decision = version.decision if version.decision == "approved" else f"{version.decision}: {version.reason}"
+    if version.suspected_leaks and version.decision == "approved":
+        decision += f"; a leak is suspected: {'; '.join(map(str, version.suspected_leaks))}"
     return f"{decision}; its labels were corrected since" if version.labels_corrected else decision

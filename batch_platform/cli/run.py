@@ -148,7 +148,6 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
             wanted.partitions,
             left,
             runs.run_ids,
-            runs.suspicious,
             runs.findings,
             None if error is None else str(error),
         )
@@ -193,9 +192,6 @@ class Runs:
     findings: dict[str, Sequence[str]] = field(  # what is odd about the sources, by partition of features
         default_factory=dict[str, Sequence[str]]
     )
-    suspicious: dict[str, Sequence[str]] = field(  # features that alone nearly decide the label, by trained version
-        default_factory=dict[str, Sequence[str]]
-    )
 
     def carry_out(self, wanted: Wanted, plan: Plan) -> None:
         """Carry out a plan with the job that brings partitions up to date, each range of partitions in one run.
@@ -216,11 +212,9 @@ class Runs:
             self._run(launch_of(self.wiring, request, config))
 
     def _hear(self, progress: RunProgress) -> None:
-        """Take note of what was found in sources and by training, and pass the progress on."""
+        """Take note of what was found in sources, and pass the progress on."""
         if progress.findings:
             self.findings[progress.partition_key] = progress.findings
-        if progress.suspicious:
-            self.suspicious[progress.partition_key] = progress.suspicious
         self.listener(progress)
 
     def _run(self, launch: Launch) -> None:

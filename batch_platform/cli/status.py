@@ -89,14 +89,7 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     due = ", ".join(f"{count} of {kind}" for kind, count in status.due.items())
     last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
     terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
-    learned = terminal.learned_from(status.champion_rows_trained, status.champion_days_trained)
-    terminal.say(
-        f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}{learned and ', '}{learned}"
-    )
-    if (change := status.declaration_change) is not None:
-        terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
-    for challenger in status.challengers:
-        terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
+    _show_models(status)
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {due or 'nothing'}")
     for failure in status.failures:
@@ -136,6 +129,21 @@ def _show_reading(reading: Verified) -> None:
             if reading.is_newest
             else "The published copy can be read as a whole; it is older, and the next run brings it up to date."
         )
+
+
+def _show_models(status: PipelineStatus) -> None:
+    learned = terminal.learned_from(status.champion_rows_trained, status.champion_days_trained)
+    terminal.say(
+        f"  champion: {status.champion or 'none'}{_in_brackets(status.champion_metrics)}{learned and ', '}{learned}"
+    )
+    if status.champion_leaks:
+        terminal.say(f"  a leak is suspected: {'; '.join(status.champion_leaks)}")
+    for version, reason in status.waiting.items():
+        terminal.say(f"  {version}: {reason}; batch-platform models {status.pipeline} promote {version}")
+    if (change := status.declaration_change) is not None:
+        terminal.say(f"  declared {' and '.join(change.differs)} differ from those of {change.version}: {change.note}")
+    for challenger in status.challengers:
+        terminal.say(f"  challenger {challenger.name}: {_challenger_line(challenger)}")
 
 
 def _alike(line: PartitionStatus) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.registry import Version
+from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.plan import Plan, State
 from batch_platform.scoring.rejected_rows import rejections
@@ -32,9 +33,9 @@ class TrainedModel:
     baseline_value: float | None
     decision: str
     reason: str
-    suspicious: tuple[str, ...]  # features that alone nearly decide the label
     rows_trained: int
     days_trained: float | None  # None for a snapshot
+    suspected_leaks: list[SuspectedLeak]
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,16 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     asked: Sequence[Partition],
     left: Plan,
     run_ids: Collection[str],
-    suspicious: Mapping[str, Sequence[str]],
     findings: Mapping[str, Sequence[str]],
     error: str | None,
 ) -> Outcome:
-    """Sum up what runs did; `suspicious` holds by version the features that alone nearly decide the label."""
+    """Sum up what runs did."""
     pipeline = wiring.pipeline()
     name, home = pipeline.spec.name, pipeline.home
     runs = [state.scores[partition.key] for partition in asked if partition.key in state.scores]
     rejected = sum(run.rows_rejected for run in runs)
     keys = [run.partition_key for run in runs if run.rows_rejected]
-    models = [
-        _trained(wiring, state, version, suspicious.get(version.version, ()))
-        for version in state.registry.versions
-        if version.run_id in run_ids
-    ]
+    models = [_trained(wiring, state, version) for version in state.registry.versions if version.run_id in run_ids]
     failures = [failure for failure in state.failures.values() if failure.run_id in run_ids]
     return Outcome(
         pipeline=name,
@@ -116,7 +112,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
     )
 
 
-def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequence[str]) -> TrainedModel:
+def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
     spec, decision = wiring.spec, state.registry.last_decision(version.version)
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
     manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
@@ -130,9 +126,9 @@ def _trained(wiring: Wiring, state: State, version: Version, suspicious: Sequenc
         baseline_value=baseline.metrics.get(metric) if baseline else None,
         decision=decision.action if decision else "none",
         reason=decision.reason if decision else "",
-        suspicious=tuple(suspicious),
         rows_trained=version.rows_trained,
         days_trained=None if spec.partitions.snapshot else version.days_trained,
+        suspected_leaks=state.registry.suspected_leaks(version.version),
     )
 
 
@@ -222,8 +218,8 @@ def _show_model(model: TrainedModel) -> None:
         value += f", {model.baseline} {model.baseline_value:.4f}"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
-    if model.suspicious:
+    if any(not leak.allowed for leak in model.suspected_leaks):
+        columns = sorted({name for leak in model.suspected_leaks for name in leak.columns}) or ["'*'"]
         terminal.say(
-            f"  perhaps a leak: {', '.join(model.suspicious)} alone nearly decide{'' if len(model.suspicious) > 1 else 's'} "
-            "the label; is that known when a row is scored?"
+            f"  If that is known when a row is scored, promote it, or declare model.allow_suspected_leaks: [{', '.join(columns)}]."
         )

@@ -213,7 +213,11 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         partitions_def=wiring.serving_periods,
         deps=[features, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=SINGLE_RUN,
-        check_specs=[checks.GATE.spec(key), *(check.spec(key) for check in of_challengers)],
+        check_specs=[
+            checks.GATE.spec(key),
+            checks.NO_SUSPECTED_LEAKS.spec(key),
+            *(check.spec(key) for check in of_challengers),
+        ],
         config_schema=training_schema(wiring),
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
@@ -222,7 +226,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
             due = _asked_periods(wiring, context, config)
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(due))
             _train_all(context, wiring, log, [(period, config) for period in due])
-        return log.finish(checks.GATE, *of_challengers)
+        return log.finish(checks.GATE, checks.NO_SUSPECTED_LEAKS, *of_challengers)
 
     return model
 
@@ -251,6 +255,7 @@ def _train(  # noqa: PLR0913 - a serving period, and what all of them share
         log.observed(partition_key or period.key, partition_key, metadata=describe.trained_challengers(done))
         for standing in _standing(pipeline, period):
             log.count(checks.GATE, standing)
+            log.count(checks.NO_SUSPECTED_LEAKS, standing)
         if done:
             log.check(checks.CHALLENGERS_TRAINED, partition_key, [challenger.training for challenger in done])
     else:
@@ -262,7 +267,7 @@ def _standing(pipeline: Pipeline, period: Partition) -> list[Trained]:
     """The newest model of a serving period with the last decision on it; none if there is no model."""
     registry = pipeline.state().registry
     newest = [version for version in registry.of_model if version.serving_period == period.key][-1:]
-    return [Trained(version, last, []) for version in newest if (last := registry.last_decision(version.version))]
+    return [Trained(version, last) for version in newest if (last := registry.last_decision(version.version))]
 
 
 def _asked_periods(wiring: Wiring, context: dg.AssetExecutionContext, config: TrainingConfig) -> list[Partition]:

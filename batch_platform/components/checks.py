@@ -87,7 +87,7 @@ def evaluation(
 def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
     """The keys of all checks of an asset."""
     names = {
-        "model": [GATE.name, *([CHALLENGERS_TRAINED.name] if wiring.spec.challengers else [])],
+        "model": [GATE.name, NO_SUSPECTED_LEAKS.name, *([CHALLENGERS_TRAINED.name] if wiring.spec.challengers else [])],
         "predictions": [
             *(check.name for check in predictions(wiring)),
             *([CHALLENGERS_SCORED.name] if wiring.spec.challengers else []),
@@ -178,6 +178,23 @@ GATE = RunCheck[Trained](
     summary=lambda trained, refused: {
         "trained": f"{len(trained)}",
         "refused": ", ".join(version.version.version for version in refused) or "none",
+    },
+)
+
+NO_SUSPECTED_LEAKS = RunCheck[Trained](
+    name="no_suspected_leaks",
+    description=(
+        "No feature tells the label so well that it may contain the outcome, and the model is not nearly perfect. A version "
+        "with a suspected leak waits for promotion, unless model.allow_suspected_leaks names the columns."
+    ),
+    passed=lambda trained: all(leak.allowed for leak in trained.leaks),
+    metadata=lambda trained: {
+        "version": trained.version.version,
+        "suspected": "; ".join(map(str, trained.leaks)) or "none",
+    },
+    summary=lambda trained, suspected: {
+        "trained": f"{len(trained)}",
+        "suspected": ", ".join(version.version.version for version in suspected) or "none",
     },
 )
 

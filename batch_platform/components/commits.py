@@ -49,7 +49,7 @@ def features(wiring: Wiring, built: Built) -> Commit:
 def model(wiring: Wiring, trained: Trained, registry: Registry | None = None) -> Commit:
     """A trained version, with its challengers; `registry` is that of the warehouse unless it is known already."""
     version = trained.version
-    checked: dict[RunCheck[Any], Any] = {checks.GATE: trained}
+    checked: dict[RunCheck[Any], Any] = dict.fromkeys((checks.GATE, checks.NO_SUSPECTED_LEAKS), trained)
     if trained.challengers:
         checked[checks.CHALLENGERS_TRAINED] = [challenger.training for challenger in trained.challengers]
     key = None if wiring.serving_periods is None else version.serving_period

@@ -223,10 +223,9 @@ def trained(wiring: Wiring, training: Trained, registry: Registry | None = None)
         "trained_until": f"{version.trained_until.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         "params": dg.MetadataValue.md(_parameters(json.loads(version.params))),
     }
-    if training.suspicious:
-        metadata["nearly_decide_the_label"] = dg.MetadataValue.md(
-            "Each of these features alone nearly decides the label. Are they known when a row is scored? "
-            + ", ".join(markdown(name) for name in training.suspicious)
+    if training.leaks:
+        metadata["suspected_leaks"] = dg.MetadataValue.md(
+            "\n".join(f"- {markdown(str(leak))}" for leak in training.leaks)
         )
     return metadata | trained_challengers(training.challengers)
 

@@ -66,8 +66,7 @@ class PartitionLog:
     ) -> None:
         """Log a committed partition and the results of its checks, with further metadata that only the run knows.
 
-        A `trained` model is reported by its version, with the features that alone nearly decide the label; the findings on a
-        partition of features are warnings. A partition that is `retold` was committed before and is no progress.
+        A `trained` model is reported by its version; the findings on a partition of features are warnings. A partition that is `retold` was committed before and is no progress.
         """
         tags = data_version_tags(commit.data_version) | self._provenance
         event = dg.AssetMaterialization(
@@ -80,8 +79,7 @@ class PartitionLog:
             progress = self._pace.reached(
                 trained.version.version if trained else commit.partition_key or "", commit.rows
             )
-            suspicious = tuple(trained.suspicious if trained else ())
-            self._report(replace(progress, suspicious=suspicious, findings=tuple(findings)))
+            self._report(replace(progress, findings=tuple(findings)))
         for check, checked in commit.checked.items():
             self.count(check, checked)
         for result in commit.evaluations(self._asset):

@@ -20,7 +20,6 @@ class RunProgress:
     rows_per_second: float = 0.0  # of all partitions of the run so far
     seconds_left: float | None = None  # estimate for the rest of the run at its speed so far; None if unknown
     findings: tuple[str, ...] = ()  # what is odd about the sources of a partition of features
-    suspicious: tuple[str, ...] = ()  # features of a trained version that alone nearly decide the label
 
     @property
     def part(self) -> float:

@@ -275,6 +275,11 @@ class Model(Learner):
         default=True,
         description="Whether a version that the gate does not refuse is fitted again on the whole window, evaluation rows included.",
     )
+    allow_suspected_leaks: list[str] = Field(
+        default_factory=list,
+        description="Features that tell the label suspiciously well and are known when a row is scored; '*': whatever is suspected. A version with others waits for `batch-platform models PIPELINE promote VERSION`.",
+        examples=[["deposit_paid"], ["*"]],
+    )
     publish: Literal["mlflow"] | None = Field(
         default=None, description="Where each version is also registered: MLflow, at MLFLOW_TRACKING_URI."
     )

@@ -36,7 +36,7 @@ from batch_platform.features.lake import (
     remove_unlocked,
     written_aside,
 )
-from batch_platform.features.lineage.records import Lineage
+from batch_platform.features.lineage.records import ROWS, Lineage, SourceColumn
 from batch_platform.features.query import Query
 from batch_platform.features.row_checks import (
     RepeatedKeysError,
@@ -136,6 +136,39 @@ class FeatureBuilder:
         """The source columns that the labels are made from, as far as the text of the SQL tells."""
         query = self.labels_query
         return Lineage() if query is None else _lineage(query, dict.fromkeys(self.spec.sources, ()))
+
+    @cached_property
+    def made_from_outcomes(self) -> dict[str, SourceColumn]:
+        """The columns of the features that the SQL makes from an outcome of the same partition, with that outcome.
+
+        An outcome is a source column that `labels.outcomes` names, or what the label is made from. What looks back reads
+        earlier outcomes too, which may be known, and is left out.
+        """
+        labels = self.spec.labels
+        if labels is None or self.query is None:
+            return {}
+        label = self.labels_lineage.of(labels.column)
+        times = {
+            (self.dated.rows_read(read.source).time, self.dated_labels.rows_read(read.source).time)
+            for read in label.reads
+        }
+        reads = {read for read in label.reads if read.column != ROWS and self._is_of_partition(self.dated_labels, read)}
+        same_rows = label.known and len(reads) == len(label.reads) and all(left == right for left, right in times)
+        named = {name.lower() for name in labels.outcomes}
+        made = dict[str, SourceColumn]()
+        for column in self.lineage.columns:
+            own = [read for read in column.reads if self._is_of_partition(self.dated, read)]
+            outcomes = [read for read in own if read.column.lower() in named]
+            if same_rows and reads and reads <= {*own}:
+                outcomes += sorted(reads)
+            if outcomes:
+                made[column.column] = outcomes[0]
+        return made
+
+    def _is_of_partition(self, dated: DatedSources, read: SourceColumn) -> bool:
+        """Whether a query reads of a source only the rows of the partition itself."""
+        whole = self.spec.partitions.snapshot or self.spec.sources[read.source].by_partition
+        return whole or not dated.rows_read(read.source).looks_back
 
     def asked_lineage(self, partition: Partition) -> Lineage:
         """The source columns that the features are made from, given the columns that the sources have for a partition."""

@@ -4,6 +4,7 @@ Reads the lake and the label query, and writes nothing.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -44,6 +45,8 @@ class TrainingData:
     evaluate: pl.DataFrame  # the end of the window
     label: str | None  # name of the label column; None for a clustering
     rows_before_cap: int = 0  # number of rows to fit on before `model.train.max_rows` took a sample
+    rows_unlabelled: int = 0  # rows of the window whose label is not known, and the nulls in them by column
+    nulls_unlabelled: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
         """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion."""
@@ -192,6 +195,7 @@ class History:
         label = None if self.spec.labels is None else self.spec.labels.column
         most = self.spec.model.train.max_rows
         fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
+        rows_unlabelled, nulls = 0, Counter[str]()
         with self.builder.session() as session:
             for build, partition in zip(self.require(builds, *window), window, strict=True):
                 rows = self._learnable(build)
@@ -199,6 +203,9 @@ class History:
                     known = with_keys_of(
                         rows, self.spec, partition, self.labels(session, partition, stamp), what="labels"
                     )
+                    unknown = rows.join(known, on=self.spec.features.key, how="anti")
+                    rows_unlabelled += unknown.height
+                    nulls.update({column.name: column.null_count() for column in unknown if unknown.height})
                     rows = rows.join(known, on=self.spec.features.key, how="inner", maintain_order="left")
                 if self.spec.partitions.snapshot:
                     held_out = never_learned_from(self.spec, rows)
@@ -211,7 +218,12 @@ class History:
         held_out = rows[_HELD_OUT]
         rows = rows.drop(_HELD_OUT)
         return TrainingData(
-            fit=rows.filter(~held_out), evaluate=rows.filter(held_out), label=label, rows_before_cap=fit.seen
+            fit=rows.filter(~held_out),
+            evaluate=rows.filter(held_out),
+            label=label,
+            rows_before_cap=fit.seen,
+            rows_unlabelled=rows_unlabelled,
+            nulls_unlabelled=nulls,
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:

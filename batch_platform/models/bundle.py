@@ -34,6 +34,7 @@ from batch_platform.models.forest.compiled import (
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
+from batch_platform.monitoring.leakage import SuspectedLeak
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -118,6 +119,7 @@ class Manifest:
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
+    suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
     imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written
@@ -253,6 +255,7 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         recorded = values["evaluation"].get(name)
         values["evaluation"][name] = record(**recorded) if recorded else None
     values["evaluation"] = Evaluation(**values["evaluation"])
+    values["suspected_leaks"] = [SuspectedLeak.from_json(leak) for leak in values.get("suspected_leaks", ())]
     values["sampled"] = Sampled(**values["sampled"]) if values["sampled"] else None
     return Manifest(**values)
 
@@ -315,6 +318,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         facts |= {f"baseline.{name}": value for name, value in sorted(baseline["metrics"].items())}
     coverage = values["evaluation"].pop("coverage") or {}
     facts |= {f"coverage.{name}": value for name, value in coverage.items()}
+    facts["suspected_leaks"] = "; ".join(map(str, manifest.suspected_leaks))
     facts["refit"] = values["refit"]
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
     for window in ("training", "evaluation"):

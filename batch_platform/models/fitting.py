@@ -33,7 +33,7 @@ from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.leakage import nearly_deciding
+from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, known_to, measure
 
 LEAST_ROWS = 20
@@ -55,7 +55,7 @@ class Fitted:
     rows_fitted: int
     rows_evaluated: int
     rows_rejected: int
-    suspicious: list[str]  # features that alone nearly decide the label
+    leaks: list[SuspectedLeak]  # suspected, in what it learned from
     held_out: NDArray[np.float64] = field(repr=False, compare=False)  # encoded rows, on which compiled trees are proven
     flavour: Flavour
     predictor: Predictor
@@ -102,7 +102,7 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
         rows_fitted=kept.height,
         rows_evaluated=evaluated.kept.height,
         rows_rejected=rejected + evaluated.rejected.height,
-        suspicious=_suspicious(contract, matrix, truth, task),
+        leaks=_leaks(signature, matrix, truth, data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept),
         flavour=kind,
         predictor=predictor,
@@ -253,10 +253,32 @@ def _hint(contract: Contract) -> str:
     )
 
 
-def _suspicious(contract: Contract, matrix: NDArray[np.float64], truth: NDArray[Any] | None, task: Task) -> list[str]:
-    """Features that alone nearly decide the label, a sign that they know the outcome."""
+def _leaks(  # noqa: PLR0913 - what a model learned from, and how it did
+    signature: Signature,
+    matrix: NDArray[np.float64],
+    truth: NDArray[Any] | None,
+    data: TrainingData,
+    metrics: dict[str, float],
+    evaluated: pl.DataFrame,
+) -> list[SuspectedLeak]:
+    """The suspected leaks of a model that learned from labels."""
+    contract, task = signature.contract, signature.task
     if truth is None or task in ("clustering", "outliers"):
         return []
     categorical = [column.type == "category" for column in contract.columns]
-    positions = nearly_deciding(matrix, categorical, truth, classes=task != "regression")
-    return [contract.columns[at].name for at in positions]
+    filled = [name for name in contract.names if not data.fit[name].null_count() + data.evaluate[name].null_count()]
+    leaks = suspected_leaks(matrix, contract.names, categorical, truth, classes=task != "regression")
+    named = {name for leak in leaks for name in leak.columns}
+    by_nulls = null_with_the_label(data.nulls_unlabelled, data.rows_unlabelled, filled)
+    leaks += [leak for leak in by_nulls if not named & {*leak.columns}]
+    return leaks or suspiciously_good(metrics, evaluated, data.label, task)
+
+
+def suspiciously_good(
+    metrics: dict[str, float], evaluated: pl.DataFrame, label: str | None, task: Task
+) -> list[SuspectedLeak]:
+    """The model itself as a suspected leak, if it is nearly perfect on its evaluation rows."""
+    if label is None or not evaluated.height:
+        return []
+    rows = evaluated.height if task == "regression" else min(evaluated[label].value_counts()["count"].to_list())
+    return nearly_perfect(metrics, rows)

@@ -77,6 +77,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
 
     The champion is the version that serves where the model would. A gate that leaves the decision to a person is told
     that a trivial model is better, and refuses nothing for it; nor does one whose champion, which would serve on, is worse.
+    A version with a suspected leak that is not allowed waits for a person too.
     """
     task, trivial = fitted.signature.task, fitted.trivial
     metric = gate.metric or default_metric(task)
@@ -87,11 +88,13 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         "metrics": fitted.metrics,
         "baseline": None if trivial is None else asdict(trivial),
         "comparison": None if comparison is None else asdict(comparison),
+        "suspected_leaks": [asdict(leak) for leak in fitted.leaks],
     }
+    suspected = [f"a leak is suspected{' (allowed)' if leak.allowed else ''}: {leak}" for leak in fitted.leaks]
     coverage = None if comparison is None else comparison.coverage
 
     def verdict(refusal: str) -> Verdict:
-        return Verdict("refused", refusal, json.dumps(evidence), coverage)
+        return Verdict("refused", "; ".join([refusal, *suspected]), json.dumps(evidence), coverage)
 
     if refusal := judge(gate, task, fitted.metrics):
         return verdict(refusal)
@@ -108,7 +111,9 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
             return verdict(beaten.reason)
         note = "" if beaten.certain else ", which may be chance"
         reasons.append(f"{beaten.reason}{', but the champion is worse still' if replaced else note}")
-    return replace(accepted(gate, "; ".join(reasons), evidence), coverage=coverage)
+    held_back = gate.manual or not all(leak.allowed for leak in fitted.leaks)
+    gate = gate.model_copy(update={"manual": held_back})
+    return replace(accepted(gate, "; ".join([*reasons, *suspected]), evidence), coverage=coverage)
 
 
 def judge(gate: Promote, task: Task, metrics: Mapping[str, float]) -> str | None:

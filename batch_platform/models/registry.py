@@ -4,6 +4,7 @@ The tables are append-only: a version is a fact, a promotion an event. The champ
 start of the partition; no clock is read. `promote` and `roll_back` return the decision that a person makes, to be recorded.
 """
 
+import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -14,6 +15,7 @@ from typing import TypeVar
 import duckdb
 
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
+from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
     Action,
@@ -23,11 +25,13 @@ from batch_platform.warehouse.ledger import (
     Promotion,
     ScoreRun,
     Version,
+    create_table,
     insert,
     next_numbers,
     note,
 )
 
+SUSPECTED_LEAKS = "suspected_leaks"
 Recorded = TypeVar("Recorded", Version, Promotion, ModelTraining, ChallengerTraining)
 AnyTraining = ModelTraining | ChallengerTraining
 
@@ -49,6 +53,12 @@ class Registry:
     def approved(self) -> list[Version]:
         """The versions whose last decision is an approval, by serving period and then by age."""
         return [version for version in self._by_period if self._was(version, "approved")]
+
+    def waiting(self, champion: Version | None) -> dict[str, str]:
+        """The versions that wait for a decision and were trained after the champion, oldest first, with the reason."""
+        trained = [version for version in self.versions if champion is None or version.seq > champion.seq]
+        last = {version.version: self.last_decision(version.version) for version in trained}
+        return {name: event.reason for name, event in last.items() if event is not None and event.action == "waiting"}
 
     def serves(self, version: Version, at: datetime) -> bool:
         """Whether a version may score a partition that starts at an instant: the last decision that holds there is an approval."""
@@ -84,6 +94,10 @@ class Registry:
         return next(
             (version for version in own if version.serving_start <= at and not self._was(version, "removed")), None
         )
+
+    def suspected_leaks(self, version: str) -> list[SuspectedLeak]:
+        """The leaks that were suspected when a version was trained."""
+        return next((leaks for event in self._decisions.get(version, ()) if (leaks := leaks_in(event.evidence))), [])
 
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
@@ -227,7 +241,47 @@ def register(
         _insert_training(con, training, seqs[0])
     insert(con, "model_versions", [{**vars(version), "seq": seqs[0]}])
     insert(con, "promotions", [{**vars(decision), "seq": seqs[1]}])
+    record_suspected_leaks(con, version, leaks_in(decision.evidence))
     note(con, [Change(seq, version.pipeline, "models", version.serving_period) for seq in seqs])
+
+
+def leaks_in(evidence: str) -> list[SuspectedLeak]:
+    """The suspected leaks in the evidence of a decision."""
+    return [SuspectedLeak.from_json(leak) for leak in json.loads(evidence).get("suspected_leaks", ())]
+
+
+@dataclass(frozen=True)
+class SuspectedColumn:
+    """A row of the table of suspected leaks."""
+
+    model_version: str
+    serving_period: str
+    column_name: str | None
+    reason: str
+    allowed: bool
+    found_at: datetime
+    run_id: str
+
+
+def record_suspected_leaks(con: duckdb.DuckDBPyConnection, version: Version, leaks: Sequence[SuspectedLeak]) -> None:
+    """Add what is suspected of a version to the table of its pipeline: one row for each column."""
+    rows = [
+        SuspectedColumn(
+            model_version=version.version,
+            serving_period=version.serving_period,
+            column_name=column,
+            reason=str(leak),
+            allowed=leak.allowed,
+            found_at=version.created_at,
+            run_id=version.run_id,
+        )
+        for leak in leaks
+        for column in (leak.columns or (None,))
+    ]
+    if rows:
+        create_table(con, version.pipeline, SUSPECTED_LEAKS, SuspectedColumn)
+        insert(con, SUSPECTED_LEAKS, [vars(row) for row in rows], schema=version.pipeline)
+        note(con, [Change(next_numbers(con, 1)[0], version.pipeline, SUSPECTED_LEAKS, None)])
 
 
 def record_failure(con: duckdb.DuckDBPyConnection, training: AnyTraining) -> None:

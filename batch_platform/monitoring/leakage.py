@@ -1,24 +1,90 @@
-"""Leakage: features that may contain the outcome, because each of them alone nearly decides the label.
+"""Leakage: features that may contain the outcome, because they tell the label too well.
 
-A warning, not a proof: a person who knows when the values of a column become known has to decide. A column is judged by
-its order, by its categories, and by whether it has a value.
+A suspicion, not a proof: a person who knows when the values of a column become known has to decide. A column is judged by
+its order, by its categories, by whether it has a value, and by how nearly it repeats the classes; two numbers by their sum
+and difference.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.monitoring.agreement import spearman
+from batch_platform.monitoring.metrics import weighted_area
 
 NEARLY = 0.999
+COPIED, COPIED_AT_LEAST = 0.94, 0.92  # share of a class that a noisy copy gets right: on average, and in every class
 MAX_ROWS = 20_000  # larger data are thinned to evenly spaced rows
 MIN_ROWS = 20  # fewer may agree by chance
 MIN_ROWS_OF_A_CLASS = 5
+MIN_ROWS_OF_A_COPIED_CLASS = 20
+MIN_ROWS_OF_A_MODEL = 50  # a good model is perfect on a few rows
 MIN_SEEN_AGAIN = 0.5  # categories that rarely recur, such as names, say nothing about later rows
 MAX_BINS = 100
+MAX_CLASSES = 50
+MAX_ADDENDS = 200  # columns of which any two may add up to the label
 Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SuspectedLeak:
+    """Features that may contain the outcome."""
+
+    columns: tuple[str, ...]  # none if only the metrics of the whole model are suspicious
+    reason: str  # follows the names of the columns in a sentence
+    allowed: bool = False  # whether `model.allow_suspected_leaks` names the columns
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "SuspectedLeak":
+        """Read what was recorded as plain values."""
+        return cls(tuple(values["columns"]), values["reason"], allowed=values["allowed"])
+
+    def __str__(self) -> str:
+        """Say in one clause what is suspicious."""
+        return f"{' and '.join(self.columns) or 'the model'} {self.reason}"
+
+
+def suspected_leaks(
+    matrix: Values, names: Sequence[str], categorical: Sequence[bool], truth: NDArray[Any], *, classes: bool
+) -> list[SuspectedLeak]:
+    """The columns that tell the label too well, each once and with its strongest reason; arguments as for `nearly_deciding`."""
+    step = max(1, -(-len(matrix) // MAX_ROWS))
+    matrix, truth = matrix[::step], truth[::step]
+    reasons = dict.fromkeys(
+        nearly_deciding(matrix, categorical, truth, classes=classes), "alone nearly decides the label"
+    )
+    for position, values in enumerate(matrix.T if classes else ()):
+        if position not in reasons and (share := _copied(values, truth)) is not None:
+            reasons[position] = f"repeats the label with few exceptions ({share:.1%} of each class on average)"
+    leaks = [SuspectedLeak((names[at],), reasons[at]) for at in sorted(reasons)]
+    if truth.dtype.kind in "biuf":
+        numeric = [at for at in range(len(names)) if not categorical[at] and at not in reasons][:MAX_ADDENDS]
+        pairs = _adding_up(matrix[:, numeric], truth.astype(np.float64))
+        leaks += [SuspectedLeak((names[numeric[left]], names[numeric[right]]), how) for left, right, how in pairs]
+    return leaks
+
+
+def null_with_the_label(nulls: Mapping[str, int], rows: int, filled: Sequence[str]) -> list[SuspectedLeak]:
+    """The columns that are null in exactly the rows whose label is not known.
+
+    `nulls` counts by column the nulls in the `rows` without a label; `filled` names the columns that have no null in any
+    row with a label.
+    """
+    reason = f"is null exactly where the label is ({rows:,} rows)"
+    exact = [name for name in filled if rows >= MIN_ROWS and nulls.get(name) == rows]
+    return [SuspectedLeak((name,), reason) for name in exact]
+
+
+def nearly_perfect(metrics: Mapping[str, float], rows: int) -> list[SuspectedLeak]:
+    """The model itself, if a metric of its `rows` evaluation rows is too good; the fewest rows of a class count, if it has any."""
+    perfect = [name for name in ("roc_auc", "r2") if metrics.get(name, 0.0) >= NEARLY]
+    if not perfect or rows < MIN_ROWS_OF_A_MODEL:
+        return []
+    return [SuspectedLeak((), f"is nearly perfect ({perfect[0]} {metrics[perfect[0]]:.4f} on {rows:,} rows)")]
 
 
 def nearly_deciding(matrix: Values, categorical: Sequence[bool], truth: NDArray[Any], *, classes: bool) -> list[int]:
@@ -31,7 +97,7 @@ def nearly_deciding(matrix: Values, categorical: Sequence[bool], truth: NDArray[
     `matrix` holds encoded rows [n, columns] with NaN for missing values, `categorical` says for each column whether its
     numbers are positions of categories, and `classes` whether the labels in `truth` [n] are classes rather than numbers.
     """
-    step = -(-len(matrix) // MAX_ROWS)
+    step = max(1, -(-len(matrix) // MAX_ROWS))
     matrix, truth = matrix[::step], truth[::step]
     labels = np.unique(truth) if classes else np.empty(0)
     many = len(labels) > 2  # noqa: PLR2004 - more than yes and no
@@ -79,15 +145,51 @@ def _bins(values: Values) -> Values:
 
 
 def _separates(values: Values, positive: Values) -> bool:
-    from sklearn.metrics import roc_auc_score
-
     of_a_class = min(positive.sum(), len(positive) - positive.sum())
     if len(values) < MIN_ROWS or of_a_class < MIN_ROWS_OF_A_CLASS or np.ptp(values) == 0:
         return False
-    area = float(roc_auc_score(positive, values))
+    area = weighted_area(positive > 0, values)(np.ones(len(values)))
     return max(area, 1 - area) >= NEARLY
 
 
 def _orders(values: Values, target: Values) -> bool:
     coefficient = spearman(values, target) if len(values) >= MIN_ROWS else None
     return coefficient is not None and abs(coefficient) >= NEARLY
+
+
+def _copied(values: Values, truth: NDArray[Any]) -> float | None:
+    """The mean share of each class that a column with one value per class gets right; None if it is no noisy copy."""
+    known = ~np.isnan(values)
+    labels, of_label = np.unique(truth[known], return_inverse=True)
+    distinct = np.unique(values[known])
+    if not 1 < len(labels) == len(distinct) <= MAX_CLASSES or known.sum() < len(values) / 2:
+        return None
+    counts = np.zeros((len(labels), len(distinct)))
+    np.add.at(counts, (of_label, np.searchsorted(distinct, values[known])), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    best, right = shares.argmax(axis=1), shares.max(axis=1)
+    if len(set(best.tolist())) < len(labels) or counts.sum(axis=1).min() < MIN_ROWS_OF_A_COPIED_CLASS:
+        return None
+    return float(right.mean()) if right.mean() >= COPIED and right.min() >= COPIED_AT_LEAST else None
+
+
+def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]]:
+    """The pairs of columns whose sum or difference is the target, in its most frequent value and elsewhere, and how."""
+    values, counts = np.unique(target, return_counts=True)
+    usual = target == values[counts.argmax()]
+    if len(target) < MIN_ROWS or min((~usual).sum(), usual.sum() + len(values)) < MIN_ROWS_OF_A_CLASS:
+        return
+    rounding = 1e-9 * float(np.abs(target).max())
+    few = np.flatnonzero(~usual)[:: max(1, int((~usual).sum()) // MIN_ROWS)]  # rule out most pairs on a few rows
+
+    def differing(left: int, right: int, signs: tuple[int, int], rows: NDArray[Any]) -> float:
+        sums = signs[0] * columns[rows, left] + signs[1] * columns[rows, right]
+        known = ~np.isnan(sums)
+        return float((np.abs(sums - target[rows]) > rounding)[known].mean()) if known.sum() > len(sums) / 2 else 1.0
+
+    varied = [at for at, values in enumerate(columns.T) if len(np.unique(values[~np.isnan(values)])) > 1]
+    for left, right in combinations(varied, 2):
+        for signs, how in (((1, 1), "add up to"), ((1, -1), "differ by"), ((-1, 1), "differ by")):
+            rows = (few, np.flatnonzero(~usual), np.flatnonzero(usual))
+            if all(differing(left, right, signs, part) <= 1 - NEARLY for part in rows):
+                yield left, right, f"{how} the label"

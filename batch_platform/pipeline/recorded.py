@@ -102,7 +102,7 @@ def recorded_models(state: State, periods: Collection[str]) -> Iterator[Trained]
             for training in {training.challenger: training for training in trainings}.values()
         )
         if decision is not None:
-            yield Trained(version, decision, [], challengers=challengers)
+            yield Trained(version, decision, challengers=challengers)
 
 
 def _by_partition(runs: Sequence[ChallengerRun]) -> dict[str, list[ChallengerRun]]:

@@ -81,6 +81,8 @@ class PipelineStatus:
     champion_metrics: dict[str, float]
     champion_rows_trained: int
     champion_days_trained: float | None  # None for a snapshot
+    champion_leaks: list[str]  # that are suspected
+    waiting: dict[str, str]  # newer versions that wait for a decision, with the reason
     declaration_change: DeclarationChange | None
     challengers: list[ChallengerStatus]
     last_commit: datetime | None
@@ -128,6 +130,8 @@ def status_of(
         champion_metrics=champion.metric_values if champion else {},
         champion_rows_trained=champion.rows_trained if champion else 0,
         champion_days_trained=champion.days_trained if champion and not spec.partitions.snapshot else None,
+        champion_leaks=list(map(str, state.registry.suspected_leaks(champion.version))) if champion else [],
+        waiting=state.registry.waiting(champion),
         declaration_change=None if champion is None else _declaration_change(spec, state, plan, champion),
         challengers=[_challenger_status(state.registry, challenger, now) for challenger in spec.challengers],
         last_commit=last.committed_at if last else None,

@@ -26,10 +26,11 @@ from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
 from batch_platform.models.contract import infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.fitting import Fitted, fit, measured, refit
+from batch_platform.models.fitting import Fitted, fit, measured, refit, suspiciously_good
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.registry import ChallengerTraining, Promotion, Version
+from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
+from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.pipeline.plan import State
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
@@ -97,9 +98,13 @@ class Trained:
 
     version: Version
     decision: Promotion
-    suspicious: list[str]  # features that alone nearly decide the label
     data: TrainingData | None = field(default=None, repr=False, compare=False)  # on which its challengers train
     challengers: tuple[TrainedChallenger, ...] = ()  # filled in once they are trained
+
+    @property
+    def leaks(self) -> list[SuspectedLeak]:
+        """The leaks that the gate suspects."""
+        return leaks_in(self.decision.evidence)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class Training:
                 fitted = fit(spec.model, spec.features, data, params)
             else:
                 fitted, data = self._imported(window, params)
+            fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
         manifest = Manifest(
             pipeline=spec.name,
             serving_period=period.key,
@@ -169,6 +175,7 @@ class Training:
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
             sampled=None if data is None or spec.model.import_ else _sampled(spec, data),
+            suspected_leaks=fitted.leaks,
         )
         return LearnedModel(fitted, data, manifest, params, whole)
 
@@ -193,6 +200,22 @@ class Training:
             refit=True,
         )
         return replace(learned, fitted=fitted, manifest=manifest)
+
+    def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
+        """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
+        names, made = set(fitted.signature.contract.names), self.history.builder.made_from_outcomes
+        leaks = [
+            SuspectedLeak((name,), f"is made from the outcome {outcome.source}.{outcome.column}")
+            for name, outcome in made.items()
+            if name in names
+        ]
+        shown = {name for leak in leaks for name in leak.columns}
+        leaks += [leak for leak in fitted.leaks if not shown & {*leak.columns} and (leak.columns or not leaks)]
+        allowed = {*self.history.spec.model.allow_suspected_leaks}
+        return [
+            replace(leak, allowed="*" in allowed or (bool(leak.columns) and allowed >= {*leak.columns}))
+            for leak in leaks
+        ]
 
     @contextmanager
     def _located(self) -> Generator[None]:
@@ -267,7 +290,7 @@ class Training:
             rows_fitted=0,
             rows_evaluated=rows.kept.height,
             rows_rejected=rows.rejected.height,
-            suspicious=[],
+            leaks=suspiciously_good(metrics, rows.kept, data.label, signature.task) if data is not None else [],
             held_out=matrix,
             flavour=imported.flavour,
             predictor=predictor,
@@ -314,7 +337,7 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
         verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, champion, open_version)
     final = learned if verdict.action == "refused" else training.refit(learned)
     version, decision = training.write(final, verdict, actor="gate")
-    return Trained(version, decision, learned.fitted.suspicious, learned.data if model.import_ is None else None)
+    return Trained(version, decision, learned.data if model.import_ is None else None)
 
 
 def train_challengers(

@@ -107,6 +107,18 @@ OF_PIPELINES: dict[str, Description] = {
         "a source with the rows of many partitions: the rows and a hash of each partition in it"
     ),
     "refused_rows": Description("a rejected row of a partition that was not published for them", _OF_PARTITION),
+    "suspected_leaks": Description(
+        "a feature that tells the label of a version suspiciously well",
+        {
+            "model_version": "version that learned from it",
+            "serving_period": "serving period of the version",
+            "column_name": "the feature; null if only the metrics of the whole model are suspicious",
+            "reason": "what is suspicious",
+            "allowed": "whether model.allow_suspected_leaks named it; the version waits for promotion otherwise",
+            "found_at": "when the version was trained, in UTC",
+            **_RUN,
+        },
+    ),
     "backtests": Description("a metric of a partition by a tested model"),
     "backtest_scores": Description("a row as a tested model scored it", {**_SCORES, **_OF_PARTITION}),
 }

@@ -317,19 +317,20 @@ def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[
 
 
 def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
-    """Flagged where the model is shown; the version is still trained."""
+    """Flagged where the model is shown; the version is still trained, and waits for a person."""
     regression = model is not None
     events = EVENTS.with_columns(returned=pl.col("items") * 2.0) if regression else EVENTS
     sql = FEATURES_SQL.replace(" known", f" known, {column} AS leak")
     fed = Fed.scored(tmp_path, events=events, features_sql=sql, **({"model": model} if model else {}))
     trained = fed.trained(**({"random_state": 7} if not regression else {"l2_regularization": 1.0}))
-    known = [name for name in trained.suspicious if name == "leak"]
+    known = [name for leak in trained.leaks for name in leak.columns if name == "leak"]
     assert known == (["leak"] if flagged else [])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(HOME_VARIABLE, str(fed.pipeline.home.root))
         shown = describe.trained(Wiring(fed.pipeline.spec, fed.pipeline.folder), trained)
-    assert ("nearly_decide_the_label" in shown) == bool(trained.suspicious)
-    assert not flagged or "leak" in shown["nearly_decide_the_label"].value
+    assert ("suspected_leaks" in shown) == bool(trained.leaks)
+    assert not flagged or "leak" in shown["suspected_leaks"].value
+    assert not flagged or trained.decision.action == "waiting"
     assert PERIOD in trained.version.version
 
 

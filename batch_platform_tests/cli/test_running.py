@@ -415,7 +415,7 @@ def test_models_that_were_trained_are_reported_as_json(cli, fresh):
     report = cli(fresh, "run", "small", "--to", "2024-02-01", "--json").json
     (model,) = report["models"]
     assert model["version"] == report["versions"][0]
-    assert (model["challenger"], model["decision"], model["suspicious"]) == (None, "approved", [])
+    assert (model["challenger"], model["decision"], model["suspected_leaks"]) == (None, "approved", [])
     assert 0.5 < model["value"] <= 1
     assert report["left_out"] == [
         {

@@ -225,8 +225,8 @@ def test_a_feature_that_alone_decides_the_label_is_flagged():
     training = data()
     outcome = pl.concat([training.fit, training.evaluate])["late"].cast(pl.Float64) * -3
     model = fitted(data(arrival=outcome, noise=np.arange(200.0)))
-    assert model.suspicious == ["arrival"]
-    assert fitted().suspicious == []
+    assert list(map(str, model.leaks)) == ["arrival alone nearly decides the label"]
+    assert fitted().leaks == []
 
 
 GATE = [

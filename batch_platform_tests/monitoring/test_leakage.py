@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from batch_platform.monitoring.leakage import MAX_ROWS, nearly_deciding
+from batch_platform.monitoring.leakage import (
+    MAX_ROWS,
+    nearly_deciding,
+    nearly_perfect,
+    null_with_the_label,
+    suspected_leaks,
+)
 
 N = 400
 RANDOM = np.random.default_rng(1)
@@ -80,3 +86,51 @@ def test_too_few_rows_agree_by_chance():
 def test_evenly_spaced_rows_of_many_are_used():
     many = np.arange(3.0 * MAX_ROWS + 1)
     assert nearly_deciding(many[:, None], [False], many > MAX_ROWS, classes=True) == [0]
+
+
+def suspected(truth: np.ndarray, *, classes: bool = True, **columns: np.ndarray) -> list[str]:
+    """What is suspected of some numbers beside one of noise."""
+    matrix = np.column_stack([NOISE, *(column.astype(np.float64) for column in columns.values())])
+    names = ["noise", *columns]
+    return [str(leak) for leak in suspected_leaks(matrix, names, [False] * len(names), truth, classes=classes)]
+
+
+def test_a_copy_of_the_label_with_a_few_flips_is_suspected_however_rare_the_label():
+    for truth in (BINARY, RANDOM.random(N) < 0.15, THREE, np.where(BINARY, "yes", "no")):
+        numbers = np.unique(truth, return_inverse=True)[1]
+        flipped = np.where(RANDOM.random(N) < 0.05, (numbers + 1) % (numbers.max() + 1), numbers)
+        (found,) = suspected(truth, copy=7 - flipped)
+        assert found.startswith("copy repeats the label with few exceptions (9")
+
+
+def test_honest_strong_columns_are_not_suspected():
+    score = BINARY * 3.2 + RANDOM.normal(size=N)  # an area under the curve of about 0.99
+    flag = np.where(RANDOM.random(N) < 0.1, ~BINARY, BINARY)
+    rare = RANDOM.random(N) < 0.03
+    assert suspected(BINARY, score=score, flag=flag) == []
+    assert suspected(rare, always=RANDOM.random(N) < 0.03, score=rare * 3.0 + RANDOM.normal(size=N)) == []
+    assert suspected(AMOUNT, classes=False, near=AMOUNT + RANDOM.normal(size=N) * 5, half=AMOUNT / 2 + 3 * NOISE) == []
+
+
+def test_two_columns_that_add_up_to_the_label_or_differ_by_it_are_suspected_together():
+    part = RANDOM.gamma(2.0, 20.0, N).round(2)
+    gaps = np.where(RANDOM.random(N) < 0.1, np.nan, part)
+    total = part + AMOUNT
+    assert suspected(total, classes=False, part=part, rest=AMOUNT) == ["part and rest add up to the label"]
+    assert suspected(AMOUNT, classes=False, part=gaps, total=total) == ["part and total differ by the label"]
+    mine, yours = BINARY & (NOISE > 0), BINARY & (NOISE <= 0)
+    assert suspected(BINARY, mine=mine, yours=yours) == ["mine and yours add up to the label"]
+    zeros = np.where(RANDOM.random(N) < 0.9, 0.0, AMOUNT)
+    mostly = np.where(RANDOM.random(N) < 0.9, 0.0, part)
+    assert suspected(zeros, classes=False, mostly=mostly, noise_too=np.where(mostly > 0, 1.0, 0.0)) == []
+
+
+def test_a_column_that_is_null_in_just_the_rows_without_a_label_is_suspected():
+    assert [leak.columns for leak in null_with_the_label({"a": 30, "b": 29, "c": 30}, 30, ["a", "b"])] == [("a",)]
+    assert null_with_the_label({"a": 5}, 5, ["a"]) == [], "so few rows may agree by chance"
+
+
+def test_a_model_that_is_nearly_perfect_on_enough_rows_is_suspected():
+    (leak,) = nearly_perfect({"roc_auc": 0.9995, "accuracy": 0.98}, 60)
+    assert str(leak) == "the model is nearly perfect (roc_auc 0.9995 on 60 rows)"
+    assert nearly_perfect({"roc_auc": 0.998}, 600) == nearly_perfect({"r2": 1.0}, 20) == []

@@ -10,6 +10,9 @@ from itertools import combinations
 
 from batch_platform.cli.proposal.survey import LEAST_ROWS, Holds, Survey, TableColumn
 from batch_platform.declaration.errors import WrongUseError, shortened
+from batch_platform.models.contract import infer_contract
+from batch_platform.monitoring.leakage import MAX_ROWS, suspected_leaks
+from batch_platform.monitoring.metrics import as_truth
 
 MOST_CLASSES = 20  # of an integer label; more distinct values are a quantity
 ROWS_PER_CLASS = 5  # of an integer label; fewer rows per value are a quantity too
@@ -94,6 +97,8 @@ def feature_reasons(
         reasons |= _known_too_late(survey, label, able)
         able = [column for column in able if reasons[column] is None]
         reasons |= dict(_parts_of_the_label(survey, label, able))
+        able = [column for column in able if reasons[column] is None]
+        reasons |= dict(_suspected_leaks(survey, label, able))
     return reasons
 
 
@@ -137,6 +142,25 @@ def _parts_of_the_label(
                 part,
                 f"adds up to {shortened(label.name)} with {shortened(other.name)}, so it may be known only with the label",
             )
+
+
+def _suspected_leaks(
+    survey: Survey, label: TableColumn, able: Sequence[TableColumn]
+) -> Iterator[tuple[TableColumn, str]]:
+    """The columns from which training would suspect a leak."""
+    plain = [column for column in able if column.is_number or column.is_text or column.holds == "boolean"]
+    if label.groups_digits or not plain:
+        return
+    rows = survey.sample(plain, label, MAX_ROWS)
+    contract, classes = infer_contract(rows.drop(label.name), {}), target_of(survey, label) == "classes"
+    kept = contract.split(rows).kept
+    categorical = [column.type == "category" for column in contract.columns]
+    matrix, truth = contract.encode(kept), as_truth(kept[label.name])
+    named = {column.name: column for column in plain}
+    for leak in suspected_leaks(matrix, contract.names, categorical, truth, classes=classes):
+        for name in leak.columns:
+            others = "".join(f"and {shortened(other)} " for other in leak.columns if other != name)
+            yield named[name], f"{others}{leak.reason}, so it may be known only with the label"
 
 
 def words(name: str) -> list[str]:

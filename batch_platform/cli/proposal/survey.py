@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import duckdb
+import polars as pl
 
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
@@ -158,6 +159,15 @@ class Survey:
         )
         (equal,) = self._con.execute(f"SELECT {', '.join(apart)} FROM seen").fetchall()
         return [pair for pair, adds_up in zip(pairs, equal, strict=True) if adds_up]
+
+    def sample(self, columns: Sequence[TableColumn], known: TableColumn, rows: int) -> pl.DataFrame:
+        """At most so many rows in which a column is known, evenly spaced: some columns and, last, the known one."""
+        names = ", ".join(quoted(column.name) for column in (*columns, known))
+        step = -(-max(self.rows - known.nulls, 1) // rows)
+        query = (
+            f"SELECT {names} FROM seen WHERE {quoted(known.name)} IS NOT NULL QUALIFY row_number() OVER () % {step} = 0"
+        )
+        return self._con.sql(query).pl()
 
     def lies_on(self, every: Every | Literal["year"], time: str) -> bool:
         """Whether every time of a column is the start of an hour, day, week, month or year."""
