@@ -298,6 +298,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "every": proposal.every,
         "partitions": 1 if windows is None else windows.span.filled[proposal.every],
         "label": None if proposal.label is None else proposal.label.name,
+        "positive": proposal.positive,
         "label_evidence": list(proposal.evidence),
         "estimator": ESTIMATORS[proposal.target],
         "train_every": proposal.train_every,
@@ -379,7 +380,10 @@ def _explained(target: Path) -> Generator[None]:
 def _show(report: dict[str, Any]) -> None:
     others = {role: f"; also possible: {listed(names)}" if names else "" for role, names in report["others"].items()}
     because = f" ({', '.join(report['label_evidence'])})" if report["label_evidence"] else ""
-    label = f"{report['label']}{because}{others['label']}" if report["label"] else "none: similar rows are grouped"
+    scored = f", score is for {report['positive']!r}" if report["positive"] else ""
+    label = (
+        f"{report['label']}{scored}{because}{others['label']}" if report["label"] else "none: similar rows are grouped"
+    )
     if report["snapshot"]:
         time = "none: every day the whole table is scored as it is then"
         partitions = "snapshots of the whole table, from today on"

@@ -11,6 +11,7 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
+from batch_platform.models.contract import ClassLabel
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
@@ -35,6 +36,7 @@ class TrainedModel:
     reason: str
     rows_trained: int
     days_trained: float | None  # None for a snapshot
+    positive: ClassLabel | None  # whose probability its score is; None of a model without two classes
     suspected_leaks: list[SuspectedLeak]
 
 
@@ -128,6 +130,7 @@ def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
         reason=decision.reason if decision else "",
         rows_trained=version.rows_trained,
         days_trained=None if spec.partitions.snapshot else version.days_trained,
+        positive=manifest.positive,
         suspected_leaks=state.registry.suspected_leaks(version.version),
     )
 
@@ -218,6 +221,8 @@ def _show_model(model: TrainedModel) -> None:
         value += f", {model.baseline} {model.baseline_value:.4f}"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
+    if isinstance(model.positive, str):
+        terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
     if any(not leak.allowed for leak in model.suspected_leaks):
         columns = sorted({name for leak in model.suspected_leaks for name in leak.columns}) or ["'*'"]
         terminal.say(

@@ -385,6 +385,11 @@ class Labels(Block):
     delay: DurationText = Field(
         default="0 days", description="Time from the end of a partition until its labels are known.", examples=["1 day"]
     )
+    positive: bool | int | float | str | None = Field(
+        default=None,
+        description="Class of two whose probability `score` is, and label of the outliers. Left out: that of the version before, else true, 1, or the rarer text.",
+        examples=["left"],
+    )
     outcomes: list[str] = Field(
         default_factory=list,
         description="Columns that become known with the label; like the label, they may not be features.",

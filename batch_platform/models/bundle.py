@@ -119,6 +119,7 @@ class Manifest:
     compiled: Compilation
     sampled: Sampled | None = None  # None if it was fitted on all rows
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
+    positive: ClassLabel | None = None  # whose probability `score` is, or label of the outliers; None of any other task
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
     imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
@@ -255,6 +256,8 @@ def read_manifest(folder: Path, sha256: str) -> Manifest:
         recorded = values["evaluation"].get(name)
         values["evaluation"][name] = record(**recorded) if recorded else None
     values["evaluation"] = Evaluation(**values["evaluation"])
+    if values["task"] == "binary":
+        values.setdefault("positive", values["classes"][-1])
     values["suspected_leaks"] = [SuspectedLeak.from_json(leak) for leak in values.get("suspected_leaks", ())]
     values["sampled"] = Sampled(**values["sampled"]) if values["sampled"] else None
     return Manifest(**values)
@@ -312,6 +315,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     """The facts of a manifest under flat names."""
     values = asdict(manifest)
     facts: dict[str, Any] = {"estimator": values["estimator"], "flavour": values["flavour"], "task": values["task"]}
+    facts["positive"] = values["positive"]
     facts |= {f"metrics.{name}": value for name, value in sorted(values["evaluation"].pop("metrics").items())}
     if baseline := values["evaluation"].pop("baseline"):
         facts["baseline"] = baseline["name"]

@@ -176,7 +176,9 @@ class Signature:
     """The columns that a model takes and the kind of result that it returns."""
 
     task: Task
-    classes: list[ClassLabel]  # in the order of the probabilities; empty unless it is a classification
+    # In the order of the probabilities: of two, the second is positive. Of outliers their label last, if there are labels;
+    # empty for any other task.
+    classes: list[ClassLabel]
     contract: Contract
 
 

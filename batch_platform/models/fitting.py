@@ -62,13 +62,47 @@ class Fitted:
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
 
+    @property
+    def positive(self) -> ClassLabel | None:
+        """The class whose probability is the score, or the label of outliers; None of any other task."""
+        has_one = self.signature.task in ("binary", "outliers") and self.signature.classes
+        return self.signature.classes[-1] if has_one else None
+
     @cached_property
     def proof(self) -> Proof:
         """The proof that the compiled form of the model, if it has one, gives the bits of its library."""
         return prove(self.predictor, self.held_out)
 
 
-def fit(model: Model, features: Features, data: TrainingData, params: dict[str, Any]) -> Fitted:
+@dataclass(frozen=True)
+class Positive:
+    """Which of two classes is positive, by default: True, 1, else the last number or the rarer text."""
+
+    declared: ClassLabel | None = None
+    before: ClassLabel | None = None  # of the version before, so that a score keeps its meaning
+
+    def last(self, classes: list[ClassLabel], truth: NDArray[Any]) -> list[ClassLabel]:
+        """The classes with the positive one last; raises TrainingRefusedError if the declared one is none of them."""
+        rarer = min(reversed(classes), key=lambda label: int((truth == label).sum()))
+        default = rarer if all(isinstance(label, str) for label in classes) else classes[-1]
+        wanted = (label for name in (self.declared, self.before) for label in classes if label == name)
+        chosen = next(wanted, default)
+        if self.declared is not None and chosen != self.declared:
+            msg = (
+                f"labels.positive is {self.declared!r}, but the labels to learn from are {listed(map(repr, classes))}."
+            )
+            raise TrainingRefusedError(msg, hint="name one of them; a text such as 'yes' needs quotes in YAML.")
+        return [*(label for label in classes if label != chosen), chosen]
+
+    def of_outliers(self, truth: NDArray[Any]) -> list[ClassLabel]:
+        """The labels with that of the outliers last; none if there are not two, and none is declared."""
+        labels: list[ClassLabel] = np.unique(truth).tolist()
+        return self.last(labels, truth) if labels and (self.declared is not None or len(labels) == BINARY) else []
+
+
+def fit(
+    model: Model, features: Features, data: TrainingData, params: dict[str, Any], positive: Positive | None = None
+) -> Fitted:
     """Fit the declared estimator and evaluate it.
 
     Raises TrainingRefusedError for too few rows, a single class, or an estimator that cannot serve; DataError for a column that
@@ -91,6 +125,9 @@ def fit(model: Model, features: Features, data: TrainingData, params: dict[str, 
     if task == "regression" and truth is not None and len(np.unique(truth)) == 1:
         msg = f"All labels to learn from are {truth[0]!r}; a regression needs values that differ."
         raise TrainingRefusedError(msg, hint="train a later serving period, or check labels.sql.")
+    positive = positive or Positive()
+    if truth is not None and task in ("binary", "outliers"):
+        classes = positive.last(classes, truth) if task == "binary" else positive.of_outliers(truth)
     signature = Signature(task, classes, contract)
     with _refusals_explained(estimator, contract):
         predictor = _learn(kind, estimator, signature, matrix, truth)
@@ -164,7 +201,13 @@ def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataF
 def _learn(
     kind: Flavour, estimator: Any, signature: Signature, matrix: NDArray[np.float64], truth: NDArray[Any] | None
 ) -> Predictor:
-    """Fit an estimator; returns its predictor."""
+    """Fit an estimator; returns its predictor. If its own order of two classes is another, it learns their positions."""
+    if truth is not None and signature.task == "binary" and signature.classes != np.unique(truth).tolist():
+        positions = {label: at for at, label in enumerate(signature.classes)}
+        truth = np.array([positions[label] for label in truth.tolist()])
+        for name, weights in estimator.get_params().items():
+            if name.endswith("class_weight") and isinstance(weights, dict):
+                estimator.set_params(**{name: {positions.get(label, label): weights[label] for label in weights}})
     with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
         kind.fit(estimator, matrix, truth, signature.contract)
     if kind.predictor is not None:

@@ -238,7 +238,7 @@ def _compared(  # noqa: PLR0913 - two models and their rows
         models = [(fitted.predictor, own), (bundle.predictor, standing)]
     except (DataError, IntegrityError, WrongUseError) as error:
         return not_compared(error.message)
-    if own.classes != standing.classes:
+    if own.task in CLASSIFICATION and own.classes != standing.classes:
         models = [_among(_shared_classes(own, standing), *model) for model in models]
     first, second = (
         outcomes_of(predictor, signature, signature.contract.split(rows).kept, data.label)
@@ -272,7 +272,7 @@ class _Scored:
 def _scored(rows: pl.DataFrame, signature: Signature, label: str | None) -> _Scored:
     numbered = rows.with_row_index(_ROW)
     by_rules = numbered[_ROW].is_in(signature.contract.split(numbered).kept[_ROW].implode())
-    if label is None or not signature.classes:
+    if label is None or signature.task not in CLASSIFICATION:
         return _Scored(by_rules, pl.repeat(value=True, n=rows.height, eager=True))
     return _Scored(by_rules, known_to(signature.classes, rows[label]))
 

@@ -45,7 +45,7 @@ class Outcomes:
     task: str
     predicted: Floats
     truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
-    classes: Sequence[Any] = ()  # of a classification, in the order of the columns; of two, the second is positive
+    classes: Sequence[Any] = ()  # of a classification, in the order of the columns; of two, and of outliers, the last is positive
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
     groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
     grouped_by: str = "row"  # what a group is, e.g. "partition"
@@ -269,10 +269,10 @@ def _positive(outcomes: Outcomes) -> tuple[NDArray[np.bool_], Floats]:
     """Which rows are positive, and their scores; of outliers without exactly two labels, no row is."""
     if outcomes.task != "outliers":
         return outcomes.true_positions == 1, outcomes.predicted[:, 1]
-    labels = [] if outcomes.truth is None else np.unique(outcomes.truth)
-    if len(labels) != 2:  # noqa: PLR2004 - two classes
+    labels = outcomes.classes or ([] if outcomes.truth is None else np.unique(outcomes.truth))
+    if len(labels) < 2 or (len(labels) > 2 and not outcomes.classes):  # noqa: PLR2004 - two classes
         return np.zeros(len(outcomes.predicted), dtype=np.bool_), outcomes.predicted
-    return outcomes.truth == labels[1], outcomes.predicted
+    return outcomes.labels == labels[-1], outcomes.predicted
 
 
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:

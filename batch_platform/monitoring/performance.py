@@ -60,7 +60,7 @@ def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
     rows = partition.predictions if partition.labels is None else partition.labelled
     truth = None if partition.labels is None else as_truth(rows[TRUTH])
     if task == "outliers":
-        return Outcomes(task, rows["score"].to_numpy(), truth)
+        return Outcomes(task, rows["score"].to_numpy(), truth, partition.classes)
     if task == "regression":
         return Outcomes(task, rows["prediction"].to_numpy(), truth)
     scores = rows.select(partition.score_columns).to_numpy()

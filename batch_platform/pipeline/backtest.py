@@ -36,7 +36,7 @@ from batch_platform.models.contract import Contract
 from batch_platform.models.declared_model import check_estimator_exists
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.metrics import METRICS, is_worse, known_to
+from batch_platform.monitoring.metrics import CLASSIFICATION, METRICS, is_worse, known_to
 from batch_platform.monitoring.performance import performance_of
 from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
 from batch_platform.pipeline.pipeline import Pipeline
@@ -363,7 +363,7 @@ class _Backtest:
             committed = committed.join(predictions, on=key, how="semi", maintain_order="left")
             predictions = predictions.join(committed, on=key, how="semi", maintain_order="left")
             for classes in (version.class_labels, served.class_labels):
-                if shared is not None and classes:
+                if shared is not None and classes and version.task in CLASSIFICATION:
                     shared = shared.filter(known_to(classes, shared[shared.columns[-1]]))
             of_production = self._metrics(partition, served, committed, labels, shared)
         metrics = self._metrics(partition, version, predictions, labels, shared)

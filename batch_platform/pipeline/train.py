@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, PublishingError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.redaction import redact, redacted
@@ -24,13 +26,14 @@ from batch_platform.declaration.windows import can_train, evaluation_start, matu
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.sample import SEED
 from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
-from batch_platform.models.contract import infer_contract
+from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.fitting import Fitted, fit, measured, refit, suspiciously_good
+from batch_platform.models.fitting import Fitted, Positive, fit, measured, refit, suspiciously_good
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
 from batch_platform.monitoring.leakage import SuspectedLeak
+from batch_platform.monitoring.metrics import as_truth
 from batch_platform.pipeline.plan import State
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
@@ -146,7 +149,7 @@ class Training:
         with self._located():
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
-                fitted = fit(spec.model, spec.features, data, params)
+                fitted = fit(spec.model, spec.features, data, params, self._positive())
             else:
                 fitted, data = self._imported(window, params)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
@@ -175,6 +178,7 @@ class Training:
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
             sampled=None if data is None or spec.model.import_ else _sampled(spec, data),
+            positive=fitted.positive,
             suspected_leaks=fitted.leaks,
         )
         return LearnedModel(fitted, data, manifest, params, whole)
@@ -200,6 +204,14 @@ class Training:
             refit=True,
         )
         return replace(learned, fitted=fitted, manifest=manifest)
+
+    def _positive(self) -> Positive:
+        """The declared positive class, and that of the newest version with two classes."""
+        labels, before = self.history.spec.labels, reversed(self.state.registry.of_model)
+        classes = (version.class_labels for version in before if version.task in ("binary", "outliers"))
+        return Positive(
+            None if labels is None else labels.positive, next((found[-1] for found in classes if found), None)
+        )
 
     def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
         """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
@@ -279,6 +291,7 @@ class Training:
         if trial.height:  # the model must return what it is declared to return
             predictor.predict(matrix)
         data = self._held_out(window)
+        signature = self._with_positive(signature, data)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
         metrics, trivial = dict[str, float](), None
         if data is not None:
@@ -298,6 +311,17 @@ class Training:
             trivial=trivial,
         )
         return fitted, data if metrics else None
+
+    def _with_positive(self, signature: Signature, data: TrainingData | None) -> Signature:
+        """Which label of outliers is meant; raises TrainingRefusedError if the score of two classes is for another than declared."""
+        positive, label = self._positive(), None if data is None else data.label
+        if signature.task == "binary" and positive.declared not in (None, signature.classes[-1]):
+            msg = f"labels.positive is {positive.declared!r}, but the imported model scores {signature.classes[-1]!r}."
+            raise TrainingRefusedError(msg, hint="leave labels.positive out: model.classes says what an import scores.")
+        if signature.task != "outliers" or data is None or label is None:
+            return signature
+        truth = as_truth(pl.concat([part[label] for part in (data.fit, data.evaluate)]))
+        return replace(signature, classes=positive.of_outliers(truth))
 
     def _held_out(self, window: Sequence[Partition]) -> TrainingData | None:
         """The end of a window with the rows before it, as far as labels are known then; None if no label is known.

@@ -127,6 +127,8 @@ def _agreement(
         raise DataError(msg, hint="only models of the same task can be compared.")
     if scored.height != served.height:
         served = served.filter(pl.col(_ROW).is_in(scored[_ROW].implode()))
+    if task == "binary" and challenger.manifest.positive != champion.manifest.positive:
+        scored = scored.with_columns(1 - pl.col("score"))
     present = prediction_columns(task, challenger.manifest.classes)
     shared = [name for name in prediction_columns(task, champion.manifest.classes) if name in present]
     columns = shared if task == "regression" else shared[1:]  # none for a clustering, whose segments have no order

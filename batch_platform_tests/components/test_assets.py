@@ -100,6 +100,7 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
         "score_distribution": "predictions",
         "up_to_date": "predictions",
         "gate": "model",
+        "no_suspected_leaks": "model",
         "performance": "performance",
     }
 

@@ -50,7 +50,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
     },
-    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "outcomes": ["arr_time"]},
+    "labels": {"sql": "labels.sql", "column": "late", "delay": "1 day", "positive": True, "outcomes": ["arr_time"]},
     "model": {
         "estimator": "sklearn.ensemble.HistGradientBoostingClassifier",
         "params": {"max_iter": 200},
@@ -67,6 +67,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         },
         "promote": {"metric": "roc_auc", "at_least": 0.60, "tolerance": 0.01, "baseline": True, "manual": False},
         "refit": True,
+        "allow_suspected_leaks": ["deposit_paid"],
     },
     "challengers": [
         {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},

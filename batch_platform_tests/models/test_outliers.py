@@ -4,11 +4,15 @@ from datetime import UTC, datetime
 
 import duckdb
 import numpy as np
+import polars as pl
 import pytest
 
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.models.bundle import read_manifest
 from batch_platform.monitoring.metrics import Outcomes, measure
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 FOREST = {"estimator": "sklearn.ensemble.IsolationForest", "params": {"n_estimators": 10, "max_iter": None}}
@@ -31,6 +35,29 @@ def test_outliers_are_scored_and_measured(tmp_path, labels):
     assert (rows["prediction"] == -1).equals(rows["score"] > 0)
     assert "outlier_share" in measured
     assert make_plan(pipeline.spec, pipeline.state(), NOW).items == []
+
+
+def test_outliers_whose_label_is_a_text_are_found_in_training_after_training(tmp_path):
+    """An odd amount is called "fraud", which sorts before "usual"."""
+    odd = pl.col("id") % 20 == 0
+    events = small_events().with_columns(
+        amount=pl.when(odd).then(5000 + pl.col("id")).otherwise(pl.col("amount")),
+        items=pl.when(odd).then(90).otherwise(pl.col("items")),
+        returned=pl.when(odd).then(pl.lit("fraud")).otherwise(pl.lit("usual")),
+    )
+    for tolerance, metric in ((0.1, "roc_auc"), (0.1, "outlier_share")):
+        model = {**FOREST, "promote": {"metric": metric, "tolerance": tolerance}, "refit": False}
+        pipeline = small_pipeline(tmp_path, events=events, model=model)
+        carry_out(pipeline, NOW) if metric == "roc_auc" else pipeline.train(
+            serving_calendar(pipeline.spec).named("2024-02-01"), Stamp("again", NOW)
+        )
+        version = pipeline.state().registry.versions[-1]
+        assert pipeline.state().registry.last_decision(version.version).action == "approved"
+        assert version.metric_values["roc_auc"] > 0.95
+        assert read_manifest(pipeline.home.bundle("small", version.version), version.sha256).positive == "fraud"
+    with pipeline.warehouse.open() as con:
+        ((measured,),) = con.sql("SELECT avg(value) FROM small.performance WHERE metric = 'roc_auc'").fetchall()
+    assert measured > 0.95
 
 
 def test_outliers_are_measured_without_labels_and_against_labels_where_there_are_some():

@@ -101,6 +101,7 @@ class Proposal:
     label: TableColumn | None  # None for clustering
     evidence: tuple[str, ...]  # what speaks for the label, if nobody named it
     target: str  # what the label holds: "classes", "numbers" or "none"
+    positive: str | None  # of two texts the rarer one, whose probability is the score
     features: tuple[TableColumn, ...]
     left_out: dict[str, str]  # columns not used as features, with the reason
     keep: tuple[TableColumn, ...]  # features to store with the predictions
@@ -153,6 +154,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         label=label,
         evidence=evidence,
         target=target,
+        positive=survey.rarer(label.name) if label and label.is_text and survey.values(label.name) == 2 else None,  # noqa: PLR2004 - two classes
         features=features,
         left_out={column.name: reason for column, reason in reasons.items() if reason is not None},
         keep=tuple(column for column in features if column.is_text and column.distinct <= _MOST_KEPT_VALUES)[

@@ -71,7 +71,8 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
     labels: list[str] = []
     if proposal.label is not None:
         delay = "" if proposal.windows is None else ", delay: 0 days"
-        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{delay}}}"
+        positive = "" if proposal.positive is None else f", positive: {_scalar(proposal.positive)}"
+        label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{positive}{delay}}}"
         note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
         labels.append(f"{label}{note}")
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in proposal.params.items())

@@ -180,6 +180,13 @@ class Survey:
         query = f"SELECT (count(DISTINCT {column}) = count(*) AND max({column}) - min({column}) + 1 = count(*))::INTEGER FROM seen"
         return self._count(query) == 1
 
+    def rarer(self, name: str) -> str:
+        """The value that the fewest rows have; the last of those in order."""
+        column = quoted(name)
+        query = f"SELECT {column}::VARCHAR FROM seen WHERE {column} IS NOT NULL GROUP BY ALL ORDER BY count(*), 1 DESC LIMIT 1"
+        ((value,),) = self._con.execute(query).fetchall()
+        return value
+
     def values(self, name: str) -> int:
         """The exact number of distinct values in a column."""
         return self._count(f"SELECT count(DISTINCT {quoted(name)}) FROM seen")
