@@ -182,7 +182,8 @@ KINDS = {
 def test_every_kind_of_model_is_compared_with_production(tmp_path, kind):
     label, declared, tested, metric = KINDS[kind]
     none = {"max_leaf_nodes": None, "early_stopping": None, "max_iter": None}
-    overrides = {"model": {**declared, "params": {**none, **declared["params"]}}}
+    # What these labels follow from is without noise.
+    overrides = {"model": {**declared, "params": {**none, **declared["params"]}, "allow_suspected_leaks": ["*"]}}
     if label is None:
         overrides["labels"] = None
     else:
