@@ -317,11 +317,12 @@ def the_label_among_the_features(tmp_path: Path, *, column: str, outcomes: list[
 
 
 def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model: dict[str, Any] | None = None) -> None:
-    """Flagged where the model is shown; the version is still trained, and waits for a person."""
+    """Flagged where the model is shown; the version is still trained, and serves where it is allowed."""
     regression = model is not None
     events = EVENTS.with_columns(returned=pl.col("items") * 2.0) if regression else EVENTS
     sql = FEATURES_SQL.replace(" known", f" known, {column} AS leak")
-    fed = Fed.scored(tmp_path, events=events, features_sql=sql, **({"model": model} if model else {}))
+    declared = {**(model or {}), "allow_suspected_leaks": ["*"]}
+    fed = Fed.scored(tmp_path, events=events, features_sql=sql, model=declared)
     trained = fed.trained(**({"random_state": 7} if not regression else {"l2_regularization": 1.0}))
     known = [name for leak in trained.leaks for name in leak.columns if name == "leak"]
     assert known == (["leak"] if flagged else [])
@@ -330,7 +331,8 @@ def a_feature_that_decides(tmp_path: Path, *, column: str, flagged: bool, model:
         shown = describe.trained(Wiring(fed.pipeline.spec, fed.pipeline.folder), trained)
     assert ("suspected_leaks" in shown) == bool(trained.leaks)
     assert not flagged or "leak" in shown["suspected_leaks"].value
-    assert not flagged or trained.decision.action == "waiting"
+    assert trained.decision.action == "approved"
+    assert flagged == ("a leak is suspected (allowed): leak " in trained.decision.reason)
     assert PERIOD in trained.version.version
 
 
