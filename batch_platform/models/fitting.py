@@ -3,6 +3,7 @@
 Rows are in order of time and are never shuffled between the two parts. Nothing here knows where rows come from or where the model goes.
 """
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric
 LEAST_ROWS = 20
 MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
 COMPARED_ROWS = 10_000  # on which a booster is compared with its saved form
+_PLACE_IN_LIBRARY = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?")  # which XGBoost puts before its reason
 ROUNDING = 1e-5  # relative and absolute; XGBoost computes with 24 bits
 
 
@@ -241,7 +243,8 @@ def _refusals_explained(estimator: Any, contract: Contract) -> Generator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        msg = f"{name_of(estimator)} rejects the training data: {' '.join(str(error).split())}"
+        text = " ".join(str(error).partition("Stack trace:")[0].split())
+        msg = f"{name_of(estimator)} rejects the training data: {_PLACE_IN_LIBRARY.sub('', text)}"
         raise TrainingRefusedError(msg.rstrip(".") + ".", hint=_hint(contract)) from error
 
 

@@ -221,6 +221,13 @@ def test_evaluation_rows_of_a_class_never_seen_are_wrong_decisions_and_have_no_p
     assert "cannot be measured" in judge(Promote(), model.signature.task, model.metrics)
 
 
+def test_the_refusal_of_a_library_written_in_c_is_its_reason_without_its_stack():
+    with pytest.raises(TrainingRefusedError) as refused:
+        fit(Model(estimator="xgboost.XGBClassifier"), FEATURES, data(), {"booster": "gblinear"})
+    reason = "XGBClassifier rejects the training data: `gblinear` doesn't support categorical features."
+    assert refused.value.message == reason
+
+
 def test_a_feature_that_alone_decides_the_label_is_flagged():
     training = data()
     outcome = pl.concat([training.fit, training.evaluate])["late"].cast(pl.Float64) * -3
