@@ -406,6 +406,11 @@ class PipelineSpec(Block):
         json_schema_extra={"enum": [*ENGINES]},
     )
 
+    @property
+    def positive(self) -> bool | int | float | str | None:
+        """The declared positive class."""
+        return None if self.labels is None else self.labels.positive
+
     @field_validator("sources")
     @classmethod
     def _names(cls, value: dict[str, Source]) -> dict[str, Source]:

@@ -287,21 +287,20 @@ def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> li
 
 def declared_now(spec: PipelineSpec, state: State) -> str:
     """Hashes of the declared model and of the features, and the positive class: another model would be trained if one changes."""
-    positive = None if spec.labels is None else spec.labels.positive
-    return f"{spec.model.fingerprint}-{state.features_code_version}" + ("" if positive is None else f"-{positive!r}")
+    positive = "" if spec.positive is None else f"-{spec.positive!r}"
+    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}"
 
 
 def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
     """What is declared now and differs from what a version of the model was trained with."""
-    model = spec.model
     declared: dict[str, tuple[object, object]] = {
-        "estimator": (redact(model.estimator or model.build or model.import_ or ""), version.estimator),
-        "parameters": (json.dumps(redacted(model.params), sort_keys=True), version.params),
+        "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
+        "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
         "features": (state.features_code_version, version.features_code_version),
+        "positive class": (spec.positive, (version.class_labels or [None])[-1])
+        if spec.positive is not None
+        else (0, 0),
     }
-    positive = None if spec.labels is None else spec.labels.positive
-    if positive is not None and version.class_labels:
-        declared["positive class"] = (positive, version.class_labels[-1])
     return [name for name, (now, then) in declared.items() if now != then]
 
 

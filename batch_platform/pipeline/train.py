@@ -207,11 +207,9 @@ class Training:
 
     def _positive(self) -> Positive:
         """The declared positive class, and that of the newest version with two classes."""
-        labels, before = self.history.spec.labels, reversed(self.state.registry.of_model)
+        before = reversed(self.state.registry.of_model)
         classes = (version.class_labels for version in before if version.task in ("binary", "outliers"))
-        return Positive(
-            None if labels is None else labels.positive, next((found[-1] for found in classes if found), None)
-        )
+        return Positive(self.history.spec.positive, next((found[-1] for found in classes if found), None))
 
     def _suspected_leaks(self, fitted: Fitted) -> list[SuspectedLeak]:
         """The leaks that the data suggest and those that the SQL shows, each with whether the declaration allows it."""
