@@ -45,7 +45,7 @@ class Outcomes:
     task: str
     predicted: Floats
     truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
-    classes: Sequence[Any] = ()  # of a classification, in the order of the columns; of two, and of outliers, the last is positive
+    classes: Sequence[Any] = ()  # in the order of the columns; of two, and of outliers, the last is positive
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
     groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
     grouped_by: str = "row"  # what a group is, e.g. "partition"

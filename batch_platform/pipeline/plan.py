@@ -297,9 +297,7 @@ def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]
         "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
         "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
         "features": (state.features_code_version, version.features_code_version),
-        "positive class": (spec.positive, (version.class_labels or [None])[-1])
-        if spec.positive is not None
-        else (0, 0),
+        "positive class": (spec.positive, version.positive if spec.positive is not None else None),
     }
     return [name for name, (now, then) in declared.items() if now != then]
 

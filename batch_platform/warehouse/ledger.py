@@ -136,6 +136,11 @@ class Version:
         """The length of the time it was trained on."""
         return (self.trained_until - self.trained_from) / timedelta(days=1)
 
+    @property
+    def positive(self) -> Any:
+        """Of two classes the positive one, of outliers their label; None if there are no classes."""
+        return next(reversed(self.class_labels), None)
+
     def has_seen(self, partition: Partition) -> bool:
         """Whether its training data overlap a partition, so that its scores there are in-sample."""
         return self.trained_from < partition.end and partition.start < self.trained_until
