@@ -137,7 +137,7 @@ class Version:
         return (self.trained_until - self.trained_from) / timedelta(days=1)
 
     @property
-    def positive(self) -> Any:
+    def positive(self) -> Any:  # noqa: ANN401 - a class may be of any type
         """Of two classes the positive one, of outliers their label; None if there are no classes."""
         return next(reversed(self.class_labels), None)
 
