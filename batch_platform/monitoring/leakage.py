@@ -148,7 +148,7 @@ def _separates(values: Values, positive: Values) -> bool:
     of_a_class = min(positive.sum(), len(positive) - positive.sum())
     if len(values) < MIN_ROWS or of_a_class < MIN_ROWS_OF_A_CLASS or np.ptp(values) == 0:
         return False
-    area = weighted_area(positive > 0, values)(np.ones(len(values)))
+    area = float(weighted_area(positive > 0, values)(np.ones(len(values))))
     return max(area, 1 - area) >= NEARLY
 
 
