@@ -18,7 +18,8 @@ from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.monitoring.metrics import Outcomes, measure
+from batch_platform.monitoring.metrics import measure
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.published import open_published
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from batch_platform.features.history import ENTITY, ROW_TIME
 from batch_platform.monitoring.comparison import Difference, paired_difference
-from batch_platform.monitoring.metrics import Outcomes, as_truth, is_worse, measure
+from batch_platform.monitoring.metrics import as_truth, is_worse, measure
+from batch_platform.monitoring.outcomes import Outcomes
 
 LEAST_PER_SEASON = 10  # rows, on average
 LEAST_KNOWN = 0.5  # share of the evaluation rows whose entity has an earlier value

@@ -35,7 +35,8 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
-from batch_platform.monitoring.metrics import Outcomes, as_truth, default_metric, known_to, measure
+from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
+from batch_platform.monitoring.outcomes import Outcomes
 
 LEAST_ROWS = 20
 MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait

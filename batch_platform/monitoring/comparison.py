@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batch_platform.monitoring.metrics import METRICS, Floats, Metric, Outcomes
+from batch_platform.monitoring.metrics import METRICS, Metric
+from batch_platform.monitoring.outcomes import Floats, Outcomes
 from batch_platform.monitoring.resampling import LEVEL, ROUNDS, Resampled
 
 

@@ -15,7 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.monitoring.metrics import CLASSIFICATION, Metric, known_to
+from batch_platform.monitoring.metrics import Metric, known_to
+from batch_platform.monitoring.outcomes import CLASSIFICATION
 
 TRUTH = "__truth"
 

@@ -8,7 +8,6 @@ left out where it judges probabilities. To add a metric, add a record to `METRIC
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,86 +17,23 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring.outcomes import (
+    BINARY,
+    CLASSIFICATION,
+    REGRESSION,
+    TASKS,
+    UNSUPERVISED,
+    Floats,
+    Outcomes,
+    Ranked,
+)
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
-CLASSIFICATION = ("binary", "multiclass")
-BINARY = ("binary",)
-REGRESSION = ("regression",)
-UNSUPERVISED = ("clustering", "outliers")
-TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
 LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
 ERROR_QUANTILES = (0.1, 0.5, 0.9)
-_UNKNOWN = -1
 _ROUNDING = 1e-12
 
-Floats = NDArray[np.float64]
 Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [..., rows]; NaN where it is not defined
-
-
-@dataclass(frozen=True, eq=False)
-class Outcomes:
-    """The output of a model for some rows, and the truth.
-
-    `predicted` holds class probabilities [n, classes] of a classification, otherwise values, segments or outlier scores
-    [n]; a row is an outlier if its score is above 0.
-    """
-
-    task: str
-    predicted: Floats
-    truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
-    classes: Sequence[Any] = ()  # in the order of the columns; of two, and of outliers, the last is positive
-    matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
-    groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
-    grouped_by: str = "row"  # what a group is, e.g. "partition"
-
-    @cached_property
-    def true_positions(self) -> NDArray[np.int64]:
-        """Position of each row's true class in `classes` [n]; -1 for a class that the model does not know."""
-        positions = {label: position for position, label in enumerate(self.classes)}
-        return np.array([positions.get(label, _UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
-
-    @cached_property
-    def labels(self) -> NDArray[Any]:
-        """The true classes, or the true values as float64 [n]; they must be known."""
-        if self.truth is None:
-            msg = f"the metrics of a {self.task} model need labels"
-            raise ValueError(msg)
-        return self.truth.astype(np.float64) if self.task == "regression" else self.truth
-
-    @cached_property
-    def of_known_class(self) -> NDArray[np.bool_]:
-        """Whether the model knows each row's true class [n]; it does for tasks without classes."""
-        if self.task not in CLASSIFICATION:
-            return np.ones(len(self.predicted), dtype=np.bool_)
-        return self.true_positions != _UNKNOWN
-
-    @cached_property
-    def known(self) -> "Outcomes":
-        """The rows whose true class the model knows."""
-        return self if self.of_known_class.all() else self.at(self.of_known_class)
-
-    def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
-        """Some of the rows."""
-        truth, matrix, groups = (
-            None if values is None else values[rows] for values in (self.truth, self.matrix, self.groups)
-        )
-        return replace(self, predicted=self.predicted[rows], truth=truth, matrix=matrix, groups=groups)
-
-    @cached_property
-    def ranked(self) -> "Ranked":
-        """The rows by the score of the positive class."""
-        return Ranked(*_positive(self))
-
-    @cached_property
-    def positives(self) -> int | None:
-        """Number of positive rows; None for tasks without a positive class, and without labels."""
-        if self.truth is None or self.task not in ("binary", "outliers"):
-            return None
-        return int(_positive(self)[0].sum())
-
-    def every(self, step: int) -> "Outcomes":
-        """Every so many rows."""
-        return self if step == 1 else self.at(slice(None, None, step))
 
 
 @dataclass(frozen=True)
@@ -257,7 +193,7 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
     from sklearn import metrics
 
     if outcomes.task != "multiclass":
-        positive, score = _positive(outcomes)
+        positive, score = outcomes.positive_and_score
         return float(metrics.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
     positions, count = outcomes.true_positions, len(outcomes.classes)
     if len(np.unique(positions)) < count:
@@ -265,53 +201,11 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
     return float(metrics.roc_auc_score(positions, outcomes.predicted, multi_class="ovr", labels=range(count)))
 
 
-def _positive(outcomes: Outcomes) -> tuple[NDArray[np.bool_], Floats]:
-    """Which rows are positive, and their scores; of outliers without exactly two labels, no row is."""
-    if outcomes.task != "outliers":
-        return outcomes.true_positions == 1, outcomes.predicted[:, 1]
-    labels = outcomes.classes or ([] if outcomes.truth is None else np.unique(outcomes.truth))
-    if len(labels) < 2 or (len(labels) > 2 and not outcomes.classes):  # noqa: PLR2004 - two classes
-        return np.zeros(len(outcomes.predicted), dtype=np.bool_), outcomes.predicted
-    return outcomes.labels == labels[-1], outcomes.predicted
-
-
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
     if outcomes.task != "multiclass":
         return _area(outcomes.ranked)
     areas = [weighted_area(outcomes.true_positions == at, scores) for at, scores in enumerate(outcomes.predicted.T)]
     return lambda weights: np.mean([area(weights) for area in areas], axis=0)
-
-
-@dataclass(frozen=True, eq=False)
-class Counted:
-    """Weights at each distinct score, the highest first [..., scores]."""
-
-    hits: Floats  # of the positive rows with the score
-    rows: Floats  # of all rows with the score
-    found: Floats  # of the positive rows with at least the score
-    held: Floats  # of all rows with at least the score
-
-
-class Ranked:
-    """Rows by their score, the highest first."""
-
-    def __init__(self, positive: NDArray[np.bool_], score: Floats) -> None:
-        """Rank rows; `positive` and `score` are of each row [n]."""
-        self._order = np.argsort(-score, kind="stable")
-        ranked = score[self._order]
-        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-        self._positive = positive[self._order].astype(np.float64)
-        self._last: tuple[Floats, Counted] | None = None  # several metrics ask for the same weights in turn
-
-    def counted(self, weights: Floats) -> Counted:
-        """The weights at each distinct score, given those of rows [..., n]."""
-        if self._last is None or self._last[0] is not weights:
-            rows = weights[..., self._order]
-            hits = rows * self._positive
-            if len(self._starts) < len(self._order):
-                hits, rows = (np.add.reduceat(part, self._starts, axis=-1) for part in (hits, rows))
-            self._last = weights, Counted(hits, rows, np.cumsum(hits, axis=-1), np.cumsum(rows, axis=-1))
-        return self._last[1]
 
 
 def weighted_area(positive: NDArray[np.bool_], score: Floats) -> Weighted:
@@ -347,7 +241,7 @@ def _precision(outcomes: Outcomes) -> float | None:
 
 def _weighted_precision(outcomes: Outcomes) -> Weighted:
     held = (outcomes.predicted.argmax(axis=1) == 1).astype(np.float64)
-    found = held * _positive(outcomes)[0]
+    found = held * outcomes.positive_and_score[0]
     return lambda weights: weights @ found / (weights @ held)
 
 
@@ -357,7 +251,7 @@ def _recall(outcomes: Outcomes) -> float | None:
 
 
 def _weighted_recall(outcomes: Outcomes) -> Weighted:
-    positive = _positive(outcomes)[0].astype(np.float64)
+    positive = outcomes.positive_and_score[0].astype(np.float64)
     found = positive * (outcomes.predicted.argmax(axis=1) == 1)
     return lambda weights: weights @ found / (weights @ positive)
 

@@ -13,7 +13,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.monitoring.metrics import Floats, Metric, Outcomes, Weighted, metrics_of
+from batch_platform.monitoring.metrics import Metric, Weighted, metrics_of
+from batch_platform.monitoring.outcomes import Floats, Outcomes
 
 ROUNDS = 200
 LEVEL = 0.95

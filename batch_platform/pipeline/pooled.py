@@ -21,7 +21,8 @@ from batch_platform.declaration.errors import DataError, WrongUseError, did_you_
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
-from batch_platform.monitoring.metrics import Metric, Outcomes, as_truth, own_metrics
+from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.performance import metric_rows, named_classes
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import RUNS, SCORES

@@ -8,7 +8,8 @@ import pytest
 
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import Check, Judgement, Measure, ScoredPartition
-from batch_platform.monitoring.metrics import METRICS, Metric, Outcomes
+from batch_platform.monitoring.metrics import METRICS, Metric
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.warehouse.user_tables import TableName, open_table
 from batch_platform_tests.components.test_assets import evaluations, value
 from batch_platform_tests.deployment import Deployment, deploy_trained

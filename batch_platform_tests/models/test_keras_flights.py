@@ -20,7 +20,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
 from batch_platform.defs.flight_delays import sources
 from batch_platform.models.bundle import read_manifest
-from batch_platform.monitoring.metrics import Outcomes, measure
+from batch_platform.monitoring.metrics import measure
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.warehouse.home import Home

@@ -10,7 +10,8 @@ import pytest
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest
-from batch_platform.monitoring.metrics import Outcomes, measure
+from batch_platform.monitoring.metrics import measure
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
 

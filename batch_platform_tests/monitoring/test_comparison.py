@@ -5,7 +5,8 @@ import pytest
 from sklearn import metrics
 
 from batch_platform.monitoring.comparison import paired_difference
-from batch_platform.monitoring.metrics import METRICS, Outcomes, weighted_area
+from batch_platform.monitoring.metrics import METRICS, weighted_area
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MAX_ROWS
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES
 

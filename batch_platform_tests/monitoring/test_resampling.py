@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from batch_platform.monitoring.comparison import paired_difference
-from batch_platform.monitoring.metrics import METRICS, Outcomes, measure
+from batch_platform.monitoring.metrics import METRICS, measure
+from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.resampling import MANY_GROUPS, MAX_ROWS, intervals, widened
 from batch_platform_tests.monitoring.test_metrics import OUTCOMES, TASKS
 

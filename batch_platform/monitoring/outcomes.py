@@ -1,0 +1,126 @@
+"""The output of a model for some rows beside the truth, on plain arrays: what metrics measure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLASSIFICATION = ("binary", "multiclass")
+BINARY = ("binary",)
+REGRESSION = ("regression",)
+UNSUPERVISED = ("clustering", "outliers")
+TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
+_UNKNOWN = -1
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """The output of a model for some rows, and the truth.
+
+    `predicted` holds class probabilities [n, classes] of a classification, otherwise values, segments or outlier scores
+    [n]; a row is an outlier if its score is above 0.
+    """
+
+    task: str
+    predicted: Floats
+    truth: NDArray[Any] | None = None  # true classes or values [n]; None without labels
+    classes: Sequence[Any] = ()  # in the order of the columns; of two, and of outliers, the last is positive
+    matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
+    groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
+    grouped_by: str = "row"  # what a group is, e.g. "partition"
+
+    @cached_property
+    def true_positions(self) -> NDArray[np.int64]:
+        """Position of each row's true class in `classes` [n]; -1 for a class that the model does not know."""
+        positions = {label: position for position, label in enumerate(self.classes)}
+        return np.array([positions.get(label, _UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
+
+    @cached_property
+    def labels(self) -> NDArray[Any]:
+        """The true classes, or the true values as float64 [n]; they must be known."""
+        if self.truth is None:
+            msg = f"the metrics of a {self.task} model need labels"
+            raise ValueError(msg)
+        return self.truth.astype(np.float64) if self.task == "regression" else self.truth
+
+    @cached_property
+    def of_known_class(self) -> NDArray[np.bool_]:
+        """Whether the model knows each row's true class [n]; it does for tasks without classes."""
+        if self.task not in CLASSIFICATION:
+            return np.ones(len(self.predicted), dtype=np.bool_)
+        return self.true_positions != _UNKNOWN
+
+    @cached_property
+    def known(self) -> "Outcomes":
+        """The rows whose true class the model knows."""
+        return self if self.of_known_class.all() else self.at(self.of_known_class)
+
+    def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
+        """Some of the rows."""
+        truth, matrix, groups = (
+            None if values is None else values[rows] for values in (self.truth, self.matrix, self.groups)
+        )
+        return replace(self, predicted=self.predicted[rows], truth=truth, matrix=matrix, groups=groups)
+
+    @cached_property
+    def ranked(self) -> "Ranked":
+        """The rows by the score of the positive class."""
+        return Ranked(*self.positive_and_score)
+
+    @cached_property
+    def positives(self) -> int | None:
+        """Number of positive rows; None for tasks without a positive class, and without labels."""
+        if self.truth is None or self.task not in ("binary", "outliers"):
+            return None
+        return int(self.positive_and_score[0].sum())
+
+    def every(self, step: int) -> "Outcomes":
+        """Every so many rows."""
+        return self if step == 1 else self.at(slice(None, None, step))
+
+    @cached_property
+    def positive_and_score(self) -> tuple[NDArray[np.bool_], Floats]:
+        """Which rows are positive, and their scores [n]; of outliers without exactly two labels, no row is."""
+        if self.task != "outliers":
+            return self.true_positions == 1, self.predicted[:, 1]
+        labels = self.classes or ([] if self.truth is None else np.unique(self.truth))
+        if len(labels) < 2 or (len(labels) > 2 and not self.classes):  # noqa: PLR2004 - two classes
+            return np.zeros(len(self.predicted), dtype=np.bool_), self.predicted
+        return self.labels == labels[-1], self.predicted
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """Weights at each distinct score, the highest first [..., scores]."""
+
+    hits: Floats  # of the positive rows with the score
+    rows: Floats  # of all rows with the score
+    found: Floats  # of the positive rows with at least the score
+    held: Floats  # of all rows with at least the score
+
+
+class Ranked:
+    """Rows by their score, the highest first."""
+
+    def __init__(self, positive: NDArray[np.bool_], score: Floats) -> None:
+        """Rank rows; `positive` and `score` are of each row [n]."""
+        self._order = np.argsort(-score, kind="stable")
+        ranked = score[self._order]
+        self._starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        self._positive = positive[self._order].astype(np.float64)
+        self._last: tuple[Floats, Counted] | None = None  # several metrics ask for the same weights in turn
+
+    def counted(self, weights: Floats) -> Counted:
+        """The weights at each distinct score, given those of rows [..., n]."""
+        if self._last is None or self._last[0] is not weights:
+            rows = weights[..., self._order]
+            hits = rows * self._positive
+            if len(self._starts) < len(self._order):
+                hits, rows = (np.add.reduceat(part, self._starts, axis=-1) for part in (hits, rows))
+            self._last = weights, Counted(hits, rows, np.cumsum(hits, axis=-1), np.cumsum(rows, axis=-1))
+        return self._last[1]
