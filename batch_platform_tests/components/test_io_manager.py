@@ -176,10 +176,10 @@ def test_unknown_metadata_and_types_of_an_input_are_refused(deployment):
     assert "cannot be of type dict" in failure_of(done)
 
 
-def test_an_input_is_refused_where_nothing_is_published(deployment):
+def test_an_input_is_refused_where_what_was_published_is_gone(deployment):
     for copy in deployment.pipeline.home.root.glob("published*.duckdb"):
         copy.unlink()
-    assert "Nothing is published" in failure_of(
+    assert "to the published copy is missing" in failure_of(
         materialize(deployment, reading(pl.LazyFrame, print), first=SCORED_FROM)
     )
 

@@ -8,8 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+import numpy as np
+import polars as pl
 import pytest
 import yaml
+from scipy.stats import rankdata
 
 from batch_platform.cli.new import project_files
 from batch_platform.defs.flight_delays import sources
@@ -24,6 +28,7 @@ SCORED = 306
 MOST_ROWS = 60_000  # of up to 290,000 that a model of a late month would learn from: the year is about what follows
 WORSE = {"max_iter": 1, "max_leaf_nodes": 2, "min_samples_leaf": 40_000}
 REFUSED_PERIOD, WITHDRAWN_FROM = "2013-10-01", "2013-12-10"
+MEASURED = ("roc_auc", "accuracy", "brier", "log_loss", "average_precision")
 CHALLENGER = {
     "name": "linear",
     "estimator": "sklearn.linear_model.LogisticRegression",
@@ -95,6 +100,57 @@ def test_the_challenger_scored_every_row_that_the_champion_scored_and_is_measure
     served_by = published(project, "SELECT DISTINCT model_version FROM flight_delays.predictions")
     never = published(project, "SELECT DISTINCT model_version FROM flight_delays.challenger_scores")
     assert not set(served_by) & set(never)
+
+
+def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recomputed_by_other_code(project):
+    with duckdb.connect(str(project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
+        rows = con.execute(
+            "SELECT p.partition_key, p.score, f.arr_delay >= 30 AS late FROM flight_delays.predictions AS p "
+            "JOIN read_parquet($flights) AS f USING (flight_id) WHERE f.arr_delay IS NOT NULL",
+            {"flights": str(SHIPPED / "data" / "flights.parquet")},
+        ).pl()
+        stated = con.execute(
+            "SELECT partition_key, metric, value, rows, positives FROM flight_delays.performance WHERE challenger IS NULL"
+        ).pl()
+        pooled = con.execute(
+            "SELECT strftime(period_start, '%Y-%m') AS month, metric, value FROM flight_delays.performance_pooled "
+            "WHERE period = 'month' AND model_version IS NULL AND challenger IS NULL AND segment_column IS NULL"
+        ).pl()
+    days = {key: recomputed(part) for (key,), part in rows.group_by("partition_key")}
+    months = {month: recomputed(part) for (month,), part in rows.group_by(pl.col("partition_key").str.head(7))}
+    assert (len(days), len(months)) == (SCORED, 10)
+    checked = 0
+    for key, metric, value, count, positives in stated.iter_rows():
+        if metric in days[key]:
+            assert value == pytest.approx(days[key][metric], abs=1e-12), (key, metric)
+            assert (count, positives) == (days[key]["rows"], days[key]["positives"]), (key, metric)
+            checked += 1
+    assert checked == 5 * SCORED
+    of_months = {(month, metric): value for month, metric, value in pooled.iter_rows()}
+    for month, metrics in months.items():
+        for metric in MEASURED:
+            assert of_months[month, metric] == pytest.approx(metrics[metric], abs=1e-12), (month, metric)
+
+
+def recomputed(rows: pl.DataFrame) -> dict[str, float]:
+    """The metrics by their textbook formulas, with code of SciPy and NumPy alone."""
+    score, late = rows["score"].to_numpy(), rows["late"].to_numpy()
+    positives, negatives = int(late.sum()), int((~late).sum())
+    ranks = rankdata(score)
+    chance = np.clip(np.where(late, score, 1 - score), np.finfo(np.float64).eps, 1)
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(late[order])
+    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of the rows with one score
+    precision, recall = hits[last] / (last + 1), hits[last] / positives
+    return {
+        "rows": len(score),
+        "positives": positives,
+        "roc_auc": (ranks[late].sum() - positives * (positives + 1) / 2) / (positives * negatives),
+        "accuracy": float(np.mean((score > 0.5) == late)),
+        "brier": float(np.mean((score - late) ** 2)),
+        "log_loss": float(-np.mean(np.log(chance))),
+        "average_precision": float(np.sum(np.diff(np.r_[0, recall]) * precision)),
+    }
 
 
 def test_a_worse_candidate_trained_from_the_ui_is_refused_and_the_champion_goes_on(project, ui):
