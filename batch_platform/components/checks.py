@@ -309,6 +309,10 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     return StandingCheck.of(up_to_date)
 
 
+def _partitions(count: int) -> str:
+    return f"{count:,} partition{'' if count == 1 else 's'}"
+
+
 def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
     """How many partitions are stale and why, and which models learned from labels that were corrected since."""
     reasons = dict(Counter(plan.stale.values()).most_common())
@@ -324,6 +328,7 @@ def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not reasons,
         severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none is stale",
+        description="; ".join(f"{_partitions(count)}: {reason}" for reason, count in reasons.items())
+        or "none is stale",
         metadata=metadata,
     )

@@ -125,7 +125,9 @@ def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:
         run_key=f"{tick.evaluated_at} {'+'.join(request.steps)} {request.first}..{request.last}",
         asset_selection=launch.assets,
         asset_check_keys=[check for key in launch.assets for check in checks.keys_of(tick.wiring, key.path[-1])],
-        tags=launch.tags or None,
+        tags={**launch.tags, runs.PARTITIONS_TAG: runs.shown_range(request.first, request.last)}
+        if launch.tags
+        else None,
         run_config={"ops": launch.ops} if launch.ops else None,
     )
 

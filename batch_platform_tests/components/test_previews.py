@@ -13,6 +13,7 @@ from dagster._grpc.impl import get_external_schedule_execution
 from dagster._utils.schedules import cron_string_iterator
 
 from batch_platform.components.processes import PROCESS_TAG
+from batch_platform.components.runs import PARTITIONS_TAG
 from batch_platform_tests.deployment import Deployment, deploy, deploy_trained, range_tags
 from batch_platform_tests.workspace import REPOSITORY, Workspace, workspace
 
@@ -80,6 +81,9 @@ def test_what_a_preview_shows_is_launched_from_it_and_is_what_a_tick_requests(tm
     with workspace(deployment) as pipeline:
         shown = preview(pipeline, duty)
         assert [len(shown), *(request["runKey"] for request in shown)] == [1, ticked(deployment, duty)[0].run_key]
+        first, _, last = shown[0]["runKey"].rpartition(" ")[2].partition("..")
+        named = {"key": PARTITIONS_TAG, "value": first if first == last else f"{first}...{last}"}
+        assert named in shown[0]["tags"], "Dagster hides its own tags of a range"
         run = pipeline.launch(launched_by_the_ui(duty, shown[0]))
         assert run.status == dg.DagsterRunStatus.SUCCESS
         assert preview(pipeline, duty) == [], "the run did all that was due"

@@ -233,6 +233,22 @@ def test_a_month_is_backfilled_in_one_run(ui, dagster):
     ) == [(31 * 40, 31)]
 
 
+def test_a_range_is_brought_up_to_date_in_one_run(ui, dagster, tmp_path_factory):
+    dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_bring_up_to_date")
+    dagster.button("Materialize all").click()
+    dagster.choose_partitions("[2024-02-10...2024-02-12]")
+    dagster.sees("3 partitions")
+    dagster.button("Launch backfill").click()
+    run = finished_run(ui, tags=[{"key": RANGE_START, "value": "2024-02-10"}])
+    assert (run["status"], run["jobName"]) == ("SUCCESS", "small_bring_up_to_date")
+    days = [f"2024-02-{day}" for day in (10, 11, 12)]
+    assets = ("features", "predictions", "performance")
+    assert [materialized(ui, asset, run["runId"]) for asset in assets] == [days] * 3
+    page = dagster.open(f"/runs/{run['runId']}")
+    dagster.sees("small__performance", exact=False)
+    page.screenshot(path=str(tmp_path_factory.getbasetemp() / "brought_up_to_date.png"))
+
+
 def test_a_partition_shows_its_numbers_and_a_picture_of_its_scores(dagster):
     page = dagster.open("/assets/small/predictions?view=partitions")
     page.get_by_placeholder("Filter by name").fill(SCORED[0])
@@ -266,7 +282,7 @@ def test_checks_are_seen_for_each_partition(dagster):
         for key in ("2024-03-31", "2024-03-30", "2024-03-29"):
             expect(table.get_by_text(key).first).to_be_visible()
     dagster.words("up_to_date").first.click()
-    dagster.sees("31 a newer model is due")  # March was scored by February's
+    dagster.sees("31 partitions: a newer model is due")  # March was scored by February's
     dagster.open("/assets/small/performance?view=checks")
     dagster.sees("Checks (1)")
 

@@ -183,7 +183,7 @@ def test_status_check_and_table_tell_each_reason_and_the_schedule_scores_again(d
     evaluation = checked(changed)
     assert (evaluation.passed, evaluation.metadata["stale"].value) == (False, len(keys))
     assert (evaluation.metadata["first_stale"].value, evaluation.metadata["last_stale"].value) == (keys[0], keys[-1])
-    assert evaluation.description == f"{len(keys)} {words}"
+    assert evaluation.description == f"{len(keys)} partition{'s' if len(keys) > 1 else ''}: {words}"
     assert in_table(changed) == statuses
     assert [(first, last) for _, first, last in requested(changed, "predictions", NOW)] == [(keys[0], keys[-1])]
     carry_out(changed.pipeline, NOW, "again")
@@ -236,7 +236,7 @@ def test_predictions_that_wait_for_a_newer_model_are_reported(deployment):
     statuses = conditions(deployment, later)
     assert statuses["2024-02-17"] == ("scored", None)
     assert statuses["2024-02-18"] == ("stale", "a newer model is due")
-    assert checked(deployment).description == "1 a newer model is due"
+    assert checked(deployment).description == "1 partition: a newer model is due"
     assert in_table(deployment) == statuses
 
 
