@@ -1,24 +1,28 @@
 """Full disks, damaged files and short memory."""
 
+import logging
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from batch_platform.declaration.errors import DataError, IntegrityError, WarehouseError
+from batch_platform.declaration.errors import DataError, IntegrityError, NothingPublishedError, WarehouseError
 from batch_platform.pipeline.cleanup import find_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform.warehouse.published import publish
+from batch_platform.scoring.rejected_rows import rejections
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.verify import verify
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
@@ -370,6 +374,91 @@ def copy_in_place_of_the_warehouse(folder: Path) -> None:
     assert_survived(pipeline, before, {KEY})
 
 
+def stranger_in_a_copy(folder: Path, *, killed: bool) -> None:
+    """What another program wrote into the readers' copy is said and replaced, however the program ended."""
+    pipeline = prepared(folder)
+    rewrite(pipeline, KEY)
+    expected, copy = held(pipeline), pipeline.home.published.resolve()
+    end = "os.kill(os.getpid(), 9)" if killed else "con.close()"
+    script = (
+        f"import duckdb, os; con = duckdb.connect({str(copy)!r}); con.execute('DELETE FROM small.predictions'); {end}"
+    )
+    subprocess.run([sys.executable, "-c", script], check=not killed)
+    assert Path(f"{copy}.wal").exists() == killed
+    with told() as warnings:
+        pipeline.publish()
+    assert [text for text in warnings if f"{copy} was changed by another program at " in text] == warnings
+    assert len(warnings) == 1
+    assert published(pipeline.home) == expected
+    with told() as warnings:
+        assert_survived(pipeline, expected, {KEY})
+    assert warnings == []
+
+
+def copy_held_for_writing(folder: Path) -> None:
+    """Readers are told which program has the copy open for writing; nothing that writes is held up."""
+    pipeline = prepared(folder)
+    before = held(pipeline)
+    script = (
+        f"import duckdb; con = duckdb.connect({str(pipeline.home.published)!r}); print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(WarehouseError, match=rf"held by another program \(process {holder.pid}\).*read_only=True"):
+            open_published(pipeline.home)
+        rewrite(pipeline, KEY)
+        open_published(pipeline.home).close()
+        holder.communicate(b"\n")
+    assert_survived(pipeline, before, {KEY})
+
+
+def damaged_copy(folder: Path) -> None:
+    """A flipped bit of the readers' copy is found by reading it whole; without the copy no report answers from nothing."""
+    pipeline = prepared(folder)
+    home, before = pipeline.home, held(pipeline)
+    copy, choice, found = home.published.resolve(), random.Random(26), 0
+    copy.chmod(0o644)
+    intact = copy.read_bytes()
+    for _ in range(40):
+        copy.write_bytes(flipped(intact, choice.randrange(len(intact))))
+        try:
+            reading = verify(home)
+        except WarehouseError as error:
+            found += f"The published copy {copy} " in error.message and "publishes a new copy" in error.hint
+        else:
+            assert reading.differing == (), "a bit that no row needs"
+    assert found > 20
+    for path in (copy, home.published):
+        path.unlink()
+        for report in (
+            lambda: rejections("small", home),
+            lambda: open_published(home),
+            pipeline.published_state,
+        ):
+            with pytest.raises(WarehouseError, match=r"published copy .*(cannot be opened|is missing)") as refused:
+                report()
+            assert not isinstance(refused.value, NothingPublishedError)
+    pipeline.publish()
+    assert published(home) == before
+    assert verify(home).is_newest
+    assert_survived(pipeline, before, {KEY})
+
+
+@contextmanager
+def told() -> Generator[list[str]]:
+    """The warnings of publishing."""
+    texts = list[str]()
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: texts.append(record.getMessage())
+    log = logging.getLogger("batch_platform.warehouse.published")
+    log.addHandler(handler)
+    try:
+        yield texts
+    finally:
+        log.removeHandler(handler)
+
+
 CASES: dict[str, Case] = {
     **{
         f"F5 no file may exceed {limit // 1000} kB": lambda folder, limit=limit: file_size_limit(folder, limit)
@@ -380,6 +469,10 @@ CASES: dict[str, Case] = {
     "F9 a bit of the warehouse": flipped_in_the_warehouse,
     "F9 a bit of the log": flipped_in_the_log,
     "F23 the warehouse is missing": lost_warehouse,
+    "F25 a copy changed by a program that ended": lambda folder: stranger_in_a_copy(folder, killed=False),
+    "F25 a copy changed by a program that was killed": lambda folder: stranger_in_a_copy(folder, killed=True),
+    "F25 a copy held for writing": copy_held_for_writing,
+    "F26 a damaged copy, and none": damaged_copy,
     "F31 a published copy in place of the warehouse": copy_in_place_of_the_warehouse,
     "F10 a feature file is cut off": lambda folder: damaged_features(folder, lambda data: data[: len(data) // 2]),
     "F10 a byte of a feature file": lambda folder: damaged_features(folder, lambda data: flipped(data, len(data) // 3)),
