@@ -277,7 +277,7 @@ FAILURES = [
         [
             "small, serving period 2024-02-01",
             "the features of 2024-01-07, 2024-01-09 are missing",
-            "run small --from 2024-01-07 --to 2024-01-09",
+            "batch-platform train small --period 2024-02-01",
         ],
     ),
     (

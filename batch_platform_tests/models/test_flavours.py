@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,10 @@ import pytest
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
 from batch_platform.models.bundle import ALLOW_VARIABLE, open_bundle
-from batch_platform.models.contract import ForeignModel, Input, Signature
+from batch_platform.models.contract import Contract, ForeignModel, Input, Signature
 from batch_platform.models.declared_model import check_flavours
 from batch_platform.models.flavours import keras
-from batch_platform.models.flavours.flavour import Flavour
+from batch_platform.models.flavours.flavour import Flavour, as_scores
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.forest.compiled import CompilablePredictor, prove
 from batch_platform.warehouse.published import open_published
@@ -231,3 +231,17 @@ def test_a_flavour_that_does_not_exist_is_refused_when_the_pipeline_loads():
     spec = small_spec(challengers=[{"name": "other", "import": "rule.ini", "flavour": "sklaern"}])
     with pytest.raises(WrongUseError, match=r"small: challengers\.0\.flavour: 'sklaern' is not a flavour.*'sklearn'"):
         build_definitions(spec, Path())
+
+
+def test_probabilities_that_rounding_led_out_of_their_range_are_brought_back_and_masked_values_are_none():
+    signature = Signature("binary", [False, True], Contract(()))
+    raw = np.array([[-1e-7, 1.0000001], [0.25, 0.75], [np.inf, 0.5]])
+    scores = as_scores(raw, 3, signature)
+    np.testing.assert_array_equal(scores[:2], [[0, 1], [0.25, 0.75]])
+    assert not np.isfinite(scores[2]).all(), "such a row is rejected"
+    masked = np.ma.MaskedArray([0.5, 0.25], mask=[True, False])
+    np.testing.assert_array_equal(as_scores(masked, 2, signature), [[np.nan, np.nan], [0.75, 0.25]])
+    with pytest.raises(DataError, match="which are not probabilities"):
+        as_scores(np.array([[-0.1, 1.1]]), 1, signature)
+    with pytest.raises(DataError, match="returned float64"):
+        as_scores(np.ma.MaskedArray([1, 2], mask=[True, False]), 2, replace(signature, task="clustering"))

@@ -201,10 +201,11 @@ def _finished(finish: Finish, signature: Signature, sums: NDArray[np.float64]) -
 def as_scores(raw: object, rows: int, signature: Signature) -> NDArray[Any]:
     """Check a model's output and return probabilities [rows, classes], values [rows] or segments [rows].
 
-    A binary model may return only the probability of the second class, [rows] or [rows, 1]. Raises DataError for an output of
-    another shape or type, or that is not a probability where a probability is needed.
+    A binary model may return only the probability of the second class, [rows] or [rows, 1]. Probabilities that rounding has
+    led out of their range are brought back to 0 or 1; a masked value is none, which is NaN. Raises DataError for an output
+    of another shape or type, or that is not a probability where a probability is needed.
     """
-    values = np.asarray(raw)
+    values = np.ma.filled(raw.astype(np.float64), np.nan) if isinstance(raw, np.ma.MaskedArray) else np.asarray(raw)
     if values.shape[1:] == (1,):  # a table of one column
         values = values[:, 0]
     if signature.task == "binary" and values.ndim == 1 and values.dtype.kind == "f":
@@ -220,7 +221,7 @@ def as_scores(raw: object, rows: int, signature: Signature) -> NDArray[Any]:
     if len(shape) > 1 and not _are_probabilities(values):
         msg = f"The model returned numbers from {np.nanmin(values):g} to {np.nanmax(values):g}, which are not probabilities."
         raise DataError(msg, hint="save it with its final softmax or sigmoid, or declare another model.task.")
-    return values
+    return np.where(np.isfinite(values), values.clip(0, 1), values) if len(shape) > 1 else values
 
 
 def _are_probabilities(values: NDArray[np.float64]) -> bool:
