@@ -132,6 +132,10 @@ def fit(
     if truth is not None and task in ("binary", "outliers"):
         classes = positive.last(classes, truth) if task == "binary" else positive.of_outliers(truth)
     signature = Signature(task, classes, contract)
+    empty = [name for name in _without_values(contract) if data.evaluate[name].is_null().all()]
+    if empty and kind.name == "sklearn":
+        msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
+        raise TrainingRefusedError(msg, hint=_hint(contract))
     with _refusals_explained(estimator, contract):
         predictor = _learn(kind, estimator, signature, matrix, truth)
         metrics, trivial = measured(model, predictor, signature, (kept, evaluated.kept), data.label)
@@ -290,10 +294,14 @@ def _classes(estimator: Any, truth: NDArray[Any] | None) -> list[ClassLabel]:
     return classes
 
 
+def _without_values(contract: Contract) -> list[str]:
+    """The numbers that are null in every row that is fitted."""
+    return [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
+
+
 def _hint(contract: Contract) -> str:
     """Explain what may keep an estimator from learning: some cannot take a number that is always null."""
-    empty = [column.name for column in contract.columns if column.type != "category" and column.lowest is None]
-    if not empty:
+    if not (empty := _without_values(contract)):
         return "check model.params, the features and the labels."
     return (
         f"{listed(empty)} has no values: leave it out of the features, or set features.columns.<name>.feature: false."
