@@ -266,7 +266,15 @@ def leaking_secrets(folder: Path) -> None:
     secret = "it's a \"s3cr3t\\\n+/~ü"
     project = write_dagster_project(folder / "project", sources={"events": {"parquet": None, "python": "leaky.events"}})
     (project / "leaky.py").write_text(LEAKY)
-    answer = run_command(project, "run", "small", "--partition", "2024-02-02", SHOP_PASSWORD=secret)
+    answer = run_command(
+        project,
+        "run",
+        "small",
+        "--partition",
+        "2024-02-02",
+        SHOP_PASSWORD=secret,
+        PYTHONPATH=str(Path(__file__).parents[2]),
+    )
     assert answer.code == 1
     assert answer.err.count("$SHOP_PASSWORD") > 10
     seen = (answer.out + answer.err).encode() + everything_written(project / ".batch_platform")
