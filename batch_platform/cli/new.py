@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError,
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
@@ -162,6 +163,7 @@ def command(  # noqa: PLR0913 - the options of the command
     past = None if reading.past is None else _relative(reading.past, project.root, target)
     if pair is not None:
         pair = replace(pair, score=_relative(pair.score, project.root, target))
+    _require_new(name, target, project)
     _write(target, files_of(name, proposal, origin, past, pair), project.home, now)
     report = _report(name, target, table_survey, proposal) | {
         "source": {**origin.block},
@@ -330,13 +332,23 @@ def _project(folder: Path | None) -> tuple[Project, bool]:
     return find_project(root), True
 
 
-def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> None:
-    """Check the files of a pipeline, and write all of them or none."""
+def _require_new(name: str, target: Path, project: Project) -> None:
+    """Refuse a folder that exists, and a name that another folder of the project declares."""
     if target.exists():
         msg = f"{target} already exists."
         raise WrongUseError(
             msg, hint="choose another name, or name another --label, --time or --key to see what would change."
         )
+    for file_name in FILE_NAMES if project.declarations else ():
+        for file in sorted(target.parent.rglob(file_name)):
+            with suppress(OSError, UnicodeDecodeError, yaml.YAMLError):  # a broken pipeline, which others name
+                if place_of_name(file.read_text(encoding="utf-8"), name) is not None:
+                    msg = f"{file} declares a pipeline {name!r} already."
+                    raise WrongUseError(msg, hint="choose another name.")
+
+
+def _write(target: Path, files: dict[str, str], home: Home, now: datetime) -> None:
+    """Check the files of a pipeline, and write all of them or none."""
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _checked(target, files, home, now) as written:

@@ -60,7 +60,7 @@ class Project:
     def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
         with quietly(), unreadable_left_out() as unreadable:
             definitions = self._load()
-        broken = {item.place: item for item in (*broken_in(definitions), *unreadable)}
+        broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *unreadable)}
         return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
 
     def _load(self) -> dg.Definitions:

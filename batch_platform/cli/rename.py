@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import click
-import yaml
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
@@ -12,7 +11,7 @@ from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
 from batch_platform.declaration.errors import WrongUseError, listed, named
 from batch_platform.declaration.notation import check_name
-from batch_platform.declaration.yaml_file import FILE_NAMES
+from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.pipeline.rename import rename_pipeline
 
 _READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may name a folder
@@ -77,32 +76,17 @@ def command(folder: Path | None, pipeline: str, name: str) -> None:
 def _declaration(folder: Path, name: str) -> Path:
     """The YAML file that declares a pipeline."""
     for file in (folder / file_name for file_name in FILE_NAMES):
-        if file.is_file() and _place(file.read_text(encoding="utf-8"), name) is not None:
+        if file.is_file() and place_of_name(file.read_text(encoding="utf-8"), name) is not None:
             return file
     msg = f"{name} is not declared in a YAML file of {folder}."
     hint = "change its name where it is declared; then the same command carries everything else over."
     raise WrongUseError(msg, hint=hint)
 
 
-def _place(text: str, name: str) -> slice | None:
-    """Where a text declares the name of a pipeline."""
-    for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
-        attributes = _value(document, "attributes")
-        declared = None if attributes is None else _value(attributes, "name")
-        if isinstance(declared, yaml.ScalarNode) and declared.value == name:
-            return slice(declared.start_mark.index, declared.end_mark.index)
-    return None
-
-
-def _value(node: yaml.Node, key: str) -> yaml.Node | None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return next((value for name, value in pairs if name.value == key), None)
-
-
 def _declare(file: Path, old: str, new: str) -> None:
     """Change the name in a declaration and nothing else, at one instant."""
     text = file.read_text(encoding="utf-8")
-    place = _place(text, old)
+    place = place_of_name(text, old)
     if place is None:
         msg = f"{file} no longer declares {old!r}; nothing is renamed."
         raise WrongUseError(msg, hint="run the command again.")

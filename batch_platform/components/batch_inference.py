@@ -17,16 +17,21 @@ from pydantic import (
 from batch_platform.components import checks
 from batch_platform.components.assets import build_assets
 from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
-from batch_platform.components.dagster_internals import number_of, with_positions, without_beta_warnings
+from batch_platform.components.dagster_internals import (
+    key_in_file,
+    loaded_components,
+    with_positions,
+    without_beta_warnings,
+)
 from batch_platform.components.jobs import build_jobs, build_whole_job
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, WAREHOUSE, WAREHOUSE_KEY
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, listed
 from batch_platform.declaration.notation import name_of
 from batch_platform.declaration.redaction import protect
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.declaration.yaml_file import FILE_NAMES, check_file
+from batch_platform.declaration.yaml_file import FILE_NAMES, check_file, declared_in
 from batch_platform.models.declared_model import check_flavours, unknown_flavours
 from batch_platform.models.native_threads import let_waiting_threads_sleep
 
@@ -102,7 +107,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         try:
             return cls._load(attributes, context)
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
-            return set_apart(error, Path(context.path), context.defs_module_path, number_of(context))
+            return set_apart(error, Path(context.path), context.defs_module_path, key_in_file(context))
 
     @classmethod
     def _load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> Self:
@@ -135,9 +140,22 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         """Build the assets, checks, jobs and schedules of the pipeline."""
         path = Path(context.path)
         try:
+            self._refuse_a_shared_name(context.component_tree)
             return build_definitions(self, path)
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
-            return failing_asset(set_apart(error, path, context.defs_module_path, number_of(context)))
+            return failing_asset(set_apart(error, path, context.defs_module_path, key_in_file(context), self.name))
+
+    def _refuse_a_shared_name(self, tree: dg.ComponentTree) -> None:
+        """Refuse every pipeline of a name that several declare: each would write to the tables of the other."""
+        named_so = [
+            declared_in(path)
+            for path, component in loaded_components(tree)
+            if isinstance(component, BatchInference) and component.name == self.name
+        ]
+        if len(named_so) > 1:
+            msg = f"{len(named_so)} pipelines have the name {self.name!r}: {listed(set(named_so))}."
+            hint = "give each a name of its own; what was scored so far belongs to the one that keeps this name."
+            raise WrongUseError(msg, hint=hint)
 
 
 def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:

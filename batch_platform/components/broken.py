@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
@@ -43,14 +44,15 @@ def validating() -> bool:
     return bool(os.environ.get(VALIDATION_VARIABLE))
 
 
-def set_apart(error: Exception, path: Path, root: Path, number: int = 0) -> BrokenPipeline:
+def set_apart(error: Exception, path: Path, root: Path, key: int | str = 0, name: str | None = None) -> BrokenPipeline:
     """The pipeline whose loading raised an error; raises it again where Dagster validates the definitions.
 
     Args:
         error: What was raised.
-        path: The folder of the pipeline.
+        path: The folder of the pipeline, or its Python file.
         root: The folder of definitions.
-        number: Position of the pipeline among those of its file.
+        key: Position of the pipeline in its YAML file, or the name of its function in its Python file.
+        name: The name of the pipeline, if the declaration could be read.
     """
     if validating():
         raise error
@@ -59,7 +61,7 @@ def set_apart(error: Exception, path: Path, root: Path, number: int = 0) -> Brok
     if str(path) not in reason.message:
         reason = type(reason)(f"{path}: {reason.message}", hint=reason.hint)
         reason.__cause__ = error
-    return BrokenPipeline(_name(path, number), f"{place}.{number}" if number else place, reason)
+    return BrokenPipeline(name or _name(path, key), f"{place}.{key}" if key else place, reason)
 
 
 def failing_asset(broken: BrokenPipeline) -> dg.Definitions:
@@ -122,13 +124,14 @@ def load_from_defs_folder(*, path_within_project: Path) -> dg.Definitions:
     return dg.Definitions.merge(definitions, *map(failing_asset, broken)) if broken else definitions
 
 
-def _name(folder: Path, number: int) -> str:
+def _name(folder: Path, key: int | str) -> str:
     """The declared name of a pipeline, or a name made of that of its folder."""
     for file in (folder / name for name in FILE_NAMES):
         try:
             check_file(file)
-            declared = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))[number]["attributes"]["name"]
-        except (BatchPlatformError, OSError, KeyError, TypeError, IndexError):
+            documents = dict[int | str, Any](enumerate(yaml.safe_load_all(file.read_text(encoding="utf-8"))))
+            declared = documents[key]["attributes"]["name"]
+        except (BatchPlatformError, OSError, KeyError, TypeError):
             continue
         if isinstance(declared, str) and name_of(declared) == declared:
             return declared

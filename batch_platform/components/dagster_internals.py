@@ -6,7 +6,7 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 
 import sys
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -50,7 +50,11 @@ from dagster._core.workspace.load_target import WorkspaceLoadTarget
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster.components.core import decl
 from dagster.components.core.context import ComponentDeclLoadContext
-from dagster.components.core.defs_module import find_defs_or_component_yaml
+from dagster.components.core.defs_module import (
+    CompositeYamlComponent,
+    PythonFileComponent,
+    find_defs_or_component_yaml,
+)
 from dagster.components.definitions import LazyDefinitions
 from sqlalchemy import Connection, NullPool, create_engine, text
 
@@ -349,10 +353,29 @@ def with_positions(context: dg.ComponentLoadContext) -> Generator[None]:
         yield
 
 
-def number_of(context: dg.ComponentLoadContext) -> int:
-    """The position of a component among those of its YAML file. The context names only the file."""
-    key = getattr(context.component_decl.loc, "instance_key", None)
-    return key if isinstance(key, int) else 0
+def key_in_file(context: dg.ComponentLoadContext) -> int | str:
+    """The position of a component in its YAML file, or the name of its function in its Python file.
+
+    The context names only the file.
+    """
+    return getattr(context.component_decl.loc, "instance_key", None) or 0
+
+
+def loaded_components(tree: dg.ComponentTree) -> Iterator[tuple[Path, dg.Component]]:
+    """Every component of a project, each with its folder or Python file; none before the project is loaded.
+
+    The public `DefsFolderComponent.iterate_path_component_pairs` leaves out what lies below a folder with a YAML file of its own.
+    """
+    waiting = [(tree.defs_module_path, tree.load_component(tree.defs_module_path))] if tree.is_fully_loaded() else []
+    while waiting:
+        path, component = waiting.pop()
+        yield path, component
+        if isinstance(component, dg.DefsFolderComponent):
+            waiting += component.children.items()
+        elif isinstance(component, CompositeYamlComponent):
+            waiting += [(path, inner) for inner in component.components]
+        elif isinstance(component, PythonFileComponent):
+            waiting += [(path, inner) for inner in component.components.values()]
 
 
 def is_preview(context: dg.ScheduleEvaluationContext) -> bool:

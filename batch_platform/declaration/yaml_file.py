@@ -16,6 +16,11 @@ MOST_VALUES = 100_000  # counted with every alias written out; a long declaratio
 _PLAIN = frozenset(yaml.SafeLoader.yaml_constructors) - {None}
 
 
+def declared_in(path: Path) -> Path:
+    """The YAML file of a folder; the path itself if it is a file or the folder has none."""
+    return next((file for file in (path / name for name in FILE_NAMES) if file.is_file()), path)
+
+
 def check_file(path: Path) -> None:
     """Check every document of a file; raises WrongUseError with the line and the key of what is refused."""
     try:
@@ -42,6 +47,21 @@ def check_file(path: Path) -> None:
             msg = f"{path}: the file declares nothing."
             raise WrongUseError(msg, hint="a declaration is a block with the keys `type` and `attributes`.")
         _check(document, path)
+
+
+def place_of_name(text: str, name: str) -> slice | None:
+    """Where a text declares the name of a pipeline; None if it does not."""
+    for document in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        attributes = _value(document, "attributes")
+        declared = None if attributes is None else _value(attributes, "name")
+        if isinstance(declared, yaml.ScalarNode) and declared.value == name:
+            return slice(declared.start_mark.index, declared.end_mark.index)
+    return None
+
+
+def _value(node: yaml.Node, key: str) -> yaml.Node | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for name, value in pairs if name.value == key), None)
 
 
 def _check(document: yaml.Node, path: Path) -> None:

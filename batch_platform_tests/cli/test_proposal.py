@@ -143,6 +143,12 @@ def test_the_report_as_json_names_every_choice_and_what_else_could_be(cli, tmp_p
     assert {file.name for file in Path(report["folder"]).iterdir()} == {"defs.yaml", "features.sql", "labels.sql"}
     taken = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
     assert (taken.code, "already exists" in taken.error) == (2, True)
+    moved = Path(report["folder"]).rename(Path(report["folder"]).with_name("renamed"))
+    declared = cli(tmp_path, "new", "orders", "--from", "orders.parquet")
+    assert (declared.code, f"{moved / 'defs.yaml'} declares a pipeline 'orders' already." in declared.error) == (
+        2,
+        True,
+    )
     unknown = cli(tmp_path, "new", "more", "--from", "orders.parquet", "--label", "retuned")
     assert (unknown.code, "did you mean 'returned'?" in unknown.error) == (2, True)
 

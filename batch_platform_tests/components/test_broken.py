@@ -10,10 +10,12 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._cli import definitions as validation
 
 from batch_platform.components import load_from_defs_folder
 from batch_platform.components.broken import VALIDATION_VARIABLE, broken_in
+from batch_platform.declaration.explaining import explained
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder
 
@@ -80,6 +82,61 @@ def test_dagsters_own_loader_serves_the_others_while_its_validation_fails(user_p
     monkeypatch.setenv(VALIDATION_VARIABLE, "1")
     with pytest.raises(Exception, match=name):
         dg.load_from_defs_folder(path_within_project=user_project)
+
+
+def declare_again(project: Path) -> list[Path]:
+    """Declare `small` a second and third time: below a folder with a YAML file of its own, and in Python, there twice."""
+    group = pipeline_folder(project, "group")
+    folder = shutil.copytree(pipeline_folder(project), group / "small")
+    (group / "defs.yaml").write_text("type: dagster.DefsFolderComponent\n")
+    in_python = pipeline_folder(project, "in_python.py")
+    declared = yaml.safe_load((folder / "defs.yaml").read_text())["attributes"]
+    in_python.write_text(
+        "import dagster as dg\nfrom batch_platform.components import BatchInference\n"
+        + "".join(
+            f"@dg.component_instance\ndef {name}(context):\n    return BatchInference(**{declared!r})\n"
+            for name in ("first", "second")
+        )
+    )
+    return [folder / "defs.yaml", in_python, pipeline_folder(project) / "defs.yaml"]
+
+
+@pytest.mark.parametrize("load", [dg.load_from_defs_folder, load_from_defs_folder])
+def test_pipelines_that_share_a_name_are_set_apart_and_the_others_load(user_project, monkeypatch, load):
+    files = declare_again(user_project)
+    other = shutil.copytree(pipeline_folder(user_project), pipeline_folder(user_project, "other")) / "defs.yaml"
+    other.write_text(other.read_text().replace("name: small", "name: other"))
+    definitions = load(path_within_project=user_project)
+    assert groups(definitions) == {"small", "other"}
+    broken = broken_in(definitions)
+    assert [item.name for item in broken] == ["small"] * 4
+    assert {item.place for item in broken} == {"small", "group/small", "in_python.py.first", "in_python.py.second"}
+    assert {item.error.message for item in broken} == {
+        f"4 pipelines have the name 'small': {', '.join(sorted(map(str, files)))}."
+    }
+    assert definitions.resolve_job_def("other_bring_up_to_date")
+    monkeypatch.setenv(VALIDATION_VARIABLE, "1")
+    with pytest.raises(Exception, match="small") as raised:
+        load(path_within_project=user_project)
+    assert explained(raised.value).message == broken[0].error.message
+
+
+def test_every_command_serves_pipelines_whose_name_is_their_own(cli, fresh):
+    files = declare_again(fresh)
+    other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other")) / "defs.yaml"
+    other.write_text(other.read_text().replace("name: small", "name: other"))
+    checked = cli(fresh, "check")
+    assert checked.code == 2
+    assert checked.out == "other: ok\nsmall: 1 problem\n"
+    assert all(str(file) in checked.error for file in files)
+    assert "give each a name of its own" in checked.error
+    status = cli(fresh, "status")
+    assert status.code == 0
+    assert status.out.startswith("other: ")
+    assert status.err.count("Warning: small cannot be loaded: 4 pipelines have the name") == 1
+    assert "4 pipelines have the name" in cli(fresh, "run", "small").error
+    ran = cli(fresh, "run", "other", "--partition", "2024-01-01")
+    assert "no model serves" in ran.error
 
 
 def test_validation_of_a_file_that_cannot_be_read_fails(user_project, monkeypatch):
