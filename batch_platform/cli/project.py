@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, unreadable_left_out
+from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
 from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, object_held
 from batch_platform.components.wiring import SPEC_METADATA, Wiring
 from batch_platform.declaration.errors import WrongUseError, named
@@ -58,8 +58,10 @@ class Project:
 
     @cached_property
     def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
-        with quietly(), unreadable_left_out() as unreadable:
+        with quietly(), unreadable_left_out() as left_out:  # nothing if its definitions call our loader
             definitions = self._load()
+        module = "a definitions.py" if self.autoloaded else self.module
+        unreadable = [stopping_dagster(item, module) for item in left_out]
         broken = {(item.name, str(item.error)): item for item in (*broken_in(definitions), *unreadable)}
         return definitions, sorted(broken.values(), key=lambda item: (item.name, item.place))
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -320,10 +320,12 @@ def leaving_out(check: Callable[[Path], None], left_out: Callable[[Path, Path, E
     """Let Dagster load definitions without the folders whose YAML file fails a check or cannot be parsed.
 
     `left_out` gets such a folder, the folder of all definitions and the error. Dagster parses all YAML files of a project before
-    it loads the first one, and gives up at the first error. No public alternative.
+    it loads the first one, and gives up at the first error. No public alternative. Within another use, the inner one counts.
     """
-    build = decl.build_filesystem_component_decl_from_context
+    former = decl.build_filesystem_component_decl_from_context
+    build = getattr(former, "__wrapped__", former)
 
+    @wraps(build)
     def build_or_leave_out(context: ComponentDeclLoadContext) -> decl.ComponentDecl[Any] | None:
         try:
             check(context.path)
@@ -338,7 +340,7 @@ def leaving_out(check: Callable[[Path], None], left_out: Callable[[Path, Path, E
     try:
         yield
     finally:
-        decl.build_filesystem_component_decl_from_context = build
+        decl.build_filesystem_component_decl_from_context = former
 
 
 @contextmanager

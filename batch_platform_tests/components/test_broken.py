@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,30 @@ def test_pipelines_that_share_a_name_are_set_apart_and_the_others_load(user_proj
     assert explained(raised.value).message == broken[0].error.message
 
 
+@pytest.mark.parametrize("definitions", ["its own", "none"])
+def test_the_command_serves_the_others_where_dagsters_own_loader_stops_and_says_what_to_do(cli, fresh, definitions):
+    module = fresh / PACKAGE / "definitions.py"
+    if definitions == "none":
+        module.unlink()
+    else:
+        module.write_text(module.read_text().replace("from batch_platform.components import", "from dagster import"))
+    add(fresh, "unreadable")
+    add(fresh, "misspelt")
+    checked = cli(fresh, "check")
+    assert checked.out == "misspelt: 1 problem\nsmall: ok\nunreadable: 1 problem\n"
+    assert re.search(rf"{pipeline_folder(fresh, 'unreadable')}/defs\.yaml:\d+: ", checked.error)
+    called_in = "a definitions.py" if definitions == "none" else "shop.definitions"
+    assert checked.error.count(f"called in {called_in}, loads the others.") == 1
+    assert cli(fresh, "status").out.startswith("small: ")
+
+
+def test_dagsters_own_message_names_the_file_and_line_of_what_it_cannot_read(user_project):
+    add(user_project, "unreadable")
+    place = rf'in "{pipeline_folder(user_project, "unreadable")}/defs\.yaml", line \d+'
+    with pytest.raises(yaml.YAMLError, match=place):
+        dg.load_from_defs_folder(path_within_project=user_project)
+
+
 def test_every_command_serves_pipelines_whose_name_is_their_own(cli, fresh):
     files = declare_again(fresh)
     other = shutil.copytree(pipeline_folder(fresh), pipeline_folder(fresh, "other")) / "defs.yaml"
@@ -176,3 +201,4 @@ def test_every_command_serves_the_others(cli, fresh):
         refused = cli(fresh, "run", name)
         assert BROKEN[name][-1] in refused.error
     assert "cannot be loaded" not in cli(fresh, "status", "small").err
+    assert "own loader" not in checked.error
