@@ -39,8 +39,6 @@ from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
 from batch_platform.scoring.orders import Watch
 from batch_platform.scoring.run import Committed
 
-SINGLE_RUN = dg.BackfillPolicy.single_run()
-
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first."""
@@ -157,7 +155,8 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key(name) for name in wiring.pipeline().builder.feature_sources],
-        backfill_policy=SINGLE_RUN,
+        backfill_policy=wiring.backfill_policy(wiring.partitions),
+        pool=wiring.spec.dagster.pool,
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
         followed = wiring.key("predictions") in (context.run.asset_selection or ())
@@ -212,7 +211,8 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
         deps=[features, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
-        backfill_policy=SINGLE_RUN,
+        backfill_policy=wiring.backfill_policy(wiring.serving_periods),
+        pool=wiring.spec.dagster.pool,
         check_specs=[
             checks.GATE.spec(key),
             checks.NO_SUSPECTED_LEAKS.spec(key),
@@ -381,7 +381,8 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("features"), model],
-        backfill_policy=SINGLE_RUN,
+        backfill_policy=wiring.backfill_policy(wiring.partitions),
+        pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
@@ -461,7 +462,8 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.key("predictions"), *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
-        backfill_policy=SINGLE_RUN,
+        backfill_policy=wiring.backfill_policy(wiring.partitions),
+        pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in measures.values()],
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

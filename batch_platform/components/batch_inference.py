@@ -1,5 +1,6 @@
 """The component: turns a pipeline declared in `defs.yaml` or in Python into Dagster definitions."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +21,12 @@ from batch_platform.components.broken import BrokenPipeline, failing_asset, set_
 from batch_platform.components.dagster_internals import (
     key_in_file,
     loaded_components,
+    not_defined_elsewhere,
     with_positions,
     without_beta_warnings,
 )
 from batch_platform.components.jobs import build_jobs, build_whole_job
-from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, WAREHOUSE, WAREHOUSE_KEY
+from batch_platform.components.resources import RESOURCES
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, listed
@@ -141,7 +143,7 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         path = Path(context.path)
         try:
             self._refuse_a_shared_name(context.component_tree)
-            return build_definitions(self, path)
+            return build_definitions(self, path, not_defined_elsewhere(context, RESOURCES))
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
             return failing_asset(set_apart(error, path, context.defs_module_path, key_in_file(context), self.name))
 
@@ -158,8 +160,13 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             raise WrongUseError(msg, hint=hint)
 
 
-def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
+def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any] = RESOURCES) -> dg.Definitions:
     """Build the definitions of a pipeline whose files lie in a folder, or beside a file.
+
+    Args:
+        spec: The pipeline.
+        path: The folder or file.
+        resources: Those that come with it. A project that defines them itself, with a configuration of its own, leaves them out.
 
     Raises:
         BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
@@ -174,5 +181,5 @@ def build_definitions(spec: PipelineSpec, path: Path) -> dg.Definitions:
             asset_checks=[checks.build_up_to_date(wiring)],
             jobs=[build_whole_job(wiring), *jobs.values()],
             schedules=build_schedules(wiring, jobs),
-            resources={WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER},
+            resources=dict(resources),
         )

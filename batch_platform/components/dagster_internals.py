@@ -7,7 +7,8 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -83,6 +84,7 @@ DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
 
 # Discards what a run prints. No public alternative except the user's own dagster.yaml.
 _NOOP = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager", "config": {}}
+_LOOKING = ContextVar("looking for resources", default=False)
 _BUSY_SECONDS = 60  # how long to wait for another process that writes to the event log
 
 
@@ -378,6 +380,25 @@ def loaded_components(tree: dg.ComponentTree) -> Iterator[tuple[Path, dg.Compone
             waiting += [(path, inner) for inner in component.components]
         elif isinstance(component, PythonFileComponent):
             waiting += [(path, inner) for inner in component.components.values()]
+
+
+def not_defined_elsewhere(context: dg.ComponentLoadContext, resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Those resources whose keys no Python file of the same project defines.
+
+    Dagster refuses a second resource of the same key, and knows no defaults that give way. It builds each file once, for
+    this and for the project. Which components a project has is not in the public part of its tree.
+    """
+    if _LOOKING.get():  # a file reads the definitions of another pipeline: whoever looks into it brings the resources
+        return {}
+    looking, defined = _LOOKING.set(True), set[str]()
+    try:
+        for part in context.component_tree.find_root_decl().iterate_all_component_decls():
+            if isinstance(part, decl.PythonFileDecl) and not part.decls:
+                with suppress(Exception):  # Dagster raises it again, and names the file
+                    defined |= (context.build_defs(part.loc).resources or {}).keys()
+    finally:
+        _LOOKING.reset(looking)
+    return {key: resource for key, resource in resources.items() if key not in defined}
 
 
 def is_preview(context: dg.ScheduleEvaluationContext) -> bool:

@@ -208,3 +208,4 @@ def _named(context: dg.InputContext) -> str:
 
 WAREHOUSE = WarehouseResource()
 IO_MANAGER = TableIOManager()
+RESOURCES = {WAREHOUSE_KEY: WAREHOUSE, IO_MANAGER_KEY: IO_MANAGER}  # the same objects for every pipeline of a project

@@ -11,7 +11,7 @@ nothing: only a real tick closes the runs whose process died, and tells Dagster 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
@@ -59,7 +59,8 @@ def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> 
     )
     def tick(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         look = _look_at(wiring, context)
-        due = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
+        ranges = requests(due_items(look), limit=spec.predictions.limit, failed=look.failed)
+        due = [part for request in ranges for part in _parts(request, spec.dagster.max_partitions_per_run)]
         for request in due:
             yield _run_request(look, request)
         if not due:
@@ -117,6 +118,13 @@ def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
         for item in plan.of("model")
         if any(partition.key in broken for partition in training_window(wiring.spec, item.partition.start))
     }
+
+
+def _parts(request: Request, most: int | None) -> Iterator[Request]:
+    """Divide a request into runs of at most so many partitions."""
+    size = most or len(request.partitions)
+    for at in range(0, len(request.partitions), size):
+        yield replace(request, partitions=request.partitions[at : at + size])
 
 
 def _run_request(tick: _Tick, request: Request) -> dg.RunRequest:

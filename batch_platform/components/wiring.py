@@ -80,6 +80,11 @@ class Wiring:
             return None
         return dg.TimeWindowPartitionMapping(allow_nonexistent_upstream_partitions=True)
 
+    def backfill_policy(self, partitions: dg.PartitionsDefinition | None) -> dg.BackfillPolicy:
+        """How many partitions of an asset one run of a backfill takes."""
+        most = None if partitions is None else self.spec.dagster.max_partitions_per_run
+        return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
+
     def named(self, keys: Sequence[str]) -> list[Partition]:
         """The partitions of those keys, oldest first."""
         calendar = self.spec.partitions.calendar
@@ -97,7 +102,13 @@ class Wiring:
         """
         pipeline = self.pipeline()
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
-        with redacted_output(), clear_failures(), quick_event_log(context.instance), at_work(context):
+        with (
+            redacted_output(),
+            self._beginning_again(context),
+            clear_failures(),
+            quick_event_log(context.instance),
+            at_work(context),
+        ):
             try:
                 yield pipeline
             except BaseException:
@@ -106,6 +117,17 @@ class Wiring:
                 raise
             if last:
                 pipeline.conclude(now())
+
+    @contextmanager
+    def _beginning_again(self, context: dg.AssetExecutionContext) -> Generator[None]:
+        """Let the step begin again later where another process holds the warehouse, as often as is declared."""
+        retry = self.spec.dagster.retry
+        try:
+            yield
+        except dg.Failure as failure:
+            if not isinstance(failure.__cause__, WarehouseBusyError) or context.retry_number >= retry.times:
+                raise
+            raise dg.RetryRequested(retry.times, retry.seconds) from failure
 
 
 def now() -> datetime:

@@ -345,6 +345,51 @@ class Monitoring(Block):
         return value
 
 
+class Retry(Block):
+    """How often a step begins again because another process holds the warehouse."""
+
+    times: int = Field(default=2, ge=0, description="How often a step begins again before it fails.", examples=[2])
+    delay: DurationText = Field(
+        default="30 seconds",
+        description="How long it pauses first. It has then already waited BATCH_PLATFORM_LOCK_TIMEOUT seconds.",
+        examples=["30 seconds"],
+    )
+
+    @property
+    def seconds(self) -> float:
+        """Length of the pause."""
+        return parse_duration(self.delay).nominal.total_seconds()
+
+
+class Execution(Block):
+    """How Dagster runs the steps."""
+
+    pool: str | None = Field(
+        default=None,
+        description="Dagster's concurrency pool of every step: a limit that several pipelines can share.",
+        examples=["warehouse"],
+    )
+    retry: Retry = Field(
+        default_factory=Retry,
+        description="What a step does when another process holds the warehouse. No other failure is tried again.",
+        examples=[{"times": 2, "delay": "30 seconds"}],
+    )
+    max_partitions_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="Maximum number of partitions of one run, in backfills and schedules. Left out: a whole range in one run.",
+        examples=[31],
+    )
+
+    @field_validator("pool")
+    @classmethod
+    def _pool(cls, value: str | None) -> str | None:
+        if value is not None and value.split() != [value]:
+            msg = f"{value!r} is not the name of a pool; write it without spaces"
+            raise ValueError(msg)
+        return value
+
+
 class PipelineSpec(Block):
     """One pipeline."""
 
@@ -398,6 +443,11 @@ class PipelineSpec(Block):
         default_factory=Monitoring,
         description="What is monitored once a partition is scored.",
         examples=[{"performance": {"warn_below": 0.6}}],
+    )
+    dagster: Execution = Field(
+        default_factory=Execution,
+        description="How Dagster runs the steps. Group, tags and automation conditions are set by Dagster's `post_processing`.",
+        examples=[{"pool": "warehouse", "max_partitions_per_run": 31}],
     )
     engine: str = Field(
         default="local",

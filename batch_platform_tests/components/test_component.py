@@ -89,6 +89,11 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],
         "segments": ["shop"],
     },
+    "dagster": {
+        "pool": "warehouse",
+        "retry": {"times": 2, "delay": "30 seconds"},
+        "max_partitions_per_run": 31,
+    },
     "engine": "local",
 }
 FUNCTIONS = """\

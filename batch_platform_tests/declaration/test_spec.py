@@ -79,6 +79,11 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "metrics": ["shop.metrics.cost_per_order"],
         "segments": ["carrier"],
     },
+    "dagster": {
+        "pool": "warehouse",
+        "retry": {"times": 2, "delay": "30 seconds"},
+        "max_partitions_per_run": 31,
+    },
     "engine": "local",
 }
 BLOCKS = [
@@ -96,6 +101,8 @@ BLOCKS = [
     ("predictions",),
     ("monitoring",),
     ("monitoring", "performance"),
+    ("dagster",),
+    ("dagster", "retry"),
 ]
 
 

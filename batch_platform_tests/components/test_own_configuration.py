@@ -1,0 +1,152 @@
+"""What a user's project configures: its own resources, how Dagster runs a pipeline, and how Dagster shows it."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+import yaml
+
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.checkout import README
+from batch_platform_tests.components.test_io_manager import Held
+from batch_platform_tests.components.test_schedules import at, requested
+from batch_platform_tests.dagster_project import (
+    PACKAGE,
+    forget_projects,
+    pipeline_folder,
+    write_dagster_project,
+    write_defs_yaml,
+)
+from batch_platform_tests.deployment import Deployment, deploy_trained
+from batch_platform_tests.small_pipeline import small_declaration
+from batch_platform_tests.workspace import REPOSITORY, workspace_of
+
+LONELY = """\
+import dagster as dg
+import polars as pl
+
+
+@dg.asset(io_manager_key="batch_platform_io_manager")
+def lonely():
+    return pl.DataFrame({"n": [1]})
+"""
+LOOKING = """\
+import dagster as dg
+
+
+@dg.definitions
+def looking(context: dg.ComponentLoadContext):
+    context.build_defs("small")  # from within a file into which a pipeline looks for resources
+    return dg.Definitions()
+"""
+NODES = """
+{assetNodes {
+  assetKey {path} isObservable groupName pools tags {key value} automationCondition {label}
+  backfillPolicy {maxPartitionsPerRun}
+}}"""
+STEPS = ("features", "model", "predictions", "performance")
+
+
+def blocks_after(heading: str, language: str) -> list[str]:
+    """The blocks of code that follow a sentence of the README."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.partition(heading)[2], flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def project(tmp_path) -> Iterator[Path]:
+    """A project with two pipelines, its own resources as the README shows them, and an asset of its own."""
+    folder = write_dagster_project(tmp_path / "project")
+    shutil.copytree(pipeline_folder(folder), pipeline_folder(folder, "churn"))
+    defs = folder / PACKAGE / "defs"
+    (defs / "resources.py").write_text(blocks_after("Resources with a configuration of your own", "python")[0])
+    (defs / "lonely.py").write_text(LONELY)
+    (defs / "looking.py").write_text(LOOKING)
+    shown = yaml.safe_load(blocks_after("How Dagster runs a pipeline stands in its", "yaml")[0])
+    file = write_defs_yaml(folder, {**small_declaration(name="churn"), **shown["attributes"]}, "churn")
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"post_processing": shown["post_processing"]}))
+    yield folder
+    forget_projects()
+
+
+def test_resources_attributes_and_limits_of_the_users_own_win(project, monkeypatch):
+    with workspace_of(project, monkeypatch) as location:
+        nodes = {tuple(node["assetKey"]["path"]): node for node in location.ask(NODES)}
+        assert {node["groupName"] for path, node in nodes.items() if path[0] == "churn"} == {"sales"}
+        for asset in (*STEPS, "events"):
+            assert {"key": "cost_center", "value": "42"} in nodes["churn", asset]["tags"]
+        automated = [path for path, node in nodes.items() if node["automationCondition"]]
+        assert automated == [("churn", "predictions")]
+        for asset in STEPS:
+            ours, others = nodes["churn", asset], nodes["small", asset]
+            assert (ours["pools"], others["pools"]) == (["warehouse"], [])
+            assert (ours["backfillPolicy"]["maxPartitionsPerRun"], others["backfillPolicy"]["maxPartitionsPerRun"]) == (
+                31,
+                None,
+            )
+        selector = {"jobName": "__ASSET_JOB", **REPOSITORY, "assetSelection": [{"path": ["lonely"]}]}
+        config = {"execution": {"config": {"in_process": {}}}}
+        params = {"selector": selector, "mode": "default", "runConfigData": config}
+        assert location.launch(params).status == dg.DagsterRunStatus.SUCCESS
+    with duckdb.connect(str(Home(project / ".batch_platform").published.resolve()), read_only=True) as con:
+        assert con.sql("SELECT n FROM sales.lonely").fetchall() == [(1,)]
+
+
+def test_an_error_in_the_users_own_resources_is_not_taken_for_one_of_a_pipeline(project, monkeypatch):
+    monkeypatch.syspath_prepend(str(project))
+    file = project / PACKAGE / "defs" / "resources.py"
+    file.write_text(file.read_text().replace("return dg.Definitions", "raise RuntimeError('no such secret')  #"))
+    with pytest.raises(Exception, match=r"resources\.py \(error\)"):
+        dg.load_from_defs_folder(path_within_project=project)
+
+
+def test_a_tick_requests_no_more_partitions_for_a_run_than_is_declared(tmp_path, monkeypatch):
+    deployment = deploy_trained(tmp_path, monkeypatch, dagster={"max_partitions_per_run": 2})
+    asked = requested(deployment, "predictions", at("2024-02-06T05:00"))
+    assert [(first, last) for _, first, last in asked] == [
+        ("2024-02-01", "2024-02-02"),
+        ("2024-02-03", "2024-02-04"),
+        ("2024-02-05", "2024-02-05"),
+    ]
+
+
+def retries_of(deployment: Deployment) -> int:
+    (run, *_) = deployment.instance.get_runs(limit=1)
+    return len(deployment.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_UP_FOR_RETRY))
+
+
+@contextmanager
+def held_until_it_begins_again(deployment: Deployment) -> Iterator[None]:
+    """The warehouse is held by another until the step of a run has given up once."""
+
+    def wait() -> None:
+        while not deployment.instance.get_runs(limit=1) or not retries_of(deployment):
+            time.sleep(0.05)
+        held.__exit__()
+
+    held = Held(deployment)
+    with held:
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        yield
+        waiting.join()
+
+
+def test_a_step_that_finds_the_warehouse_held_begins_again_and_fails_after_the_last_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PLATFORM_LOCK_TIMEOUT", "0.1")
+    deployment = deploy_trained(tmp_path, monkeypatch, dagster={"retry": {"times": 1, "delay": "1 second"}})
+    with held_until_it_begins_again(deployment):
+        assert deployment.run("features", first="2024-02-01").success
+    assert retries_of(deployment) == 1
+    with Held(deployment):
+        result = deployment.run("features", first="2024-02-02")
+    assert not result.success
+    assert retries_of(deployment) == 1
+    (failure,) = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    assert "BATCH_PLATFORM_LOCK_TIMEOUT" in failure.user_failure_data.description
