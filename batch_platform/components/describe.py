@@ -351,7 +351,9 @@ def evaluated(partition: Evaluated) -> dict[str, Any]:
         ),
         "rows_labelled": partition.run.rows_labelled,
         "model_version": partition.served.version.version,
+        "in_sample": partition.served.in_sample,
         **rounded(partition.served.numbers),
+        **{f"{model.challenger}_in_sample": True for model in partition.challengers if model.in_sample},
         **{f"{model.challenger}_{name}": v for model in partition.challengers for name, v in model.numbers.items()},
     }
 

@@ -34,6 +34,7 @@ class ScoredPartition:
     # DataError or IntegrityError if they are no longer available.
     read_features: Callable[[], tuple[pl.DataFrame, NDArray[np.float64]]]
     own_metrics: Sequence[Metric] = ()  # that the pipeline declares
+    in_sample: bool = False  # whether the model has learned from the partition
 
     @cached_property
     def score_columns(self) -> list[str]:

@@ -85,7 +85,7 @@ def named_classes(labels: pl.Series) -> str | None:
 
 def _compute(partition: ScoredPartition) -> pl.DataFrame:
     strange = partition.of_unknown_class
-    beside = (partition.labelled.height, len(strange), named_classes(strange))
+    beside = (partition.labelled.height, len(strange), named_classes(strange), partition.in_sample)
     rows = [(*row, *beside) for row in metric_rows(labelled_outcomes(partition), partition.own_metrics)]
     scored = partition.predictions.height
     rows += [(name, share, None, None, scored, None, *beside) for name, share in sorted(_coverage(partition).items())]
@@ -100,12 +100,12 @@ def _check(spec: PipelineSpec) -> Check | None:
     def judge(rows: pl.DataFrame, task: str) -> Judgement | None:
         name = metric or default_metric(task)
         found = rows.filter(pl.col("metric") == name).row(0, named=True) if name in rows["metric"] else None
-        return None if found is None else _judged(found, rule.warn_below)
+        return None if found is None or found["in_sample"] else _judged(found, rule.warn_below)
 
     return Check(
         description=f"Measured against its labels, each partition has {asked_of(metric, rule.warn_below)}. "
         "A partition that misses this by more than chance, so that its whole 95% interval does, gets a warning; its "
-        "predictions stay.",
+        "predictions stay. A partition that its model has learned from is not judged.",
         judge=judge,
     )
 
@@ -136,6 +136,7 @@ PERFORMANCE = Measure(
         "rows_labelled": pl.Int64,
         "rows_of_unknown_class": pl.Int64,
         "unknown_classes": pl.String,
+        "in_sample": pl.Boolean,
     },
     compute=_compute,
     numbers=lambda rows: dict(zip(rows["metric"], rows["value"], strict=True)),

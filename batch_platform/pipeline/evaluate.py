@@ -29,6 +29,7 @@ from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import own_metrics
+from batch_platform.monitoring.performance import PERFORMANCE
 from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
@@ -54,6 +55,11 @@ class MeasuredModel:
     def numbers(self) -> dict[str, float]:
         """The numbers of all measures, to show and to plot."""
         return {name: value for measure in self.tables for name, value in self.numbers_of(measure).items()}
+
+    @property
+    def in_sample(self) -> bool:
+        """Whether the model has learned from the partition."""
+        return bool(self.tables[PERFORMANCE.name]["in_sample"].any())
 
     def numbers_of(self, measure: str) -> dict[str, float]:
         """The numbers of one measure."""
@@ -226,7 +232,15 @@ class _Evaluation:
                 labels = labels.join(unseen, on=spec.features.key, how="semi")
         read_features = partial(self._read_features, partition, run, model, predictions)
         scored = ScoredPartition(
-            model.task, model.class_labels, spec.features.key, predictions, labels, read_features, own_metrics(spec)
+            model.task,
+            model.class_labels,
+            spec.features.key,
+            predictions,
+            labels,
+            read_features,
+            own_metrics(spec),
+            in_sample=not spec.partitions.snapshot
+            and model.has_seen(partition),  # of a snapshot only unseen rows count
         )
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
         outcomes = None if labels is None or challenger else outcome_rows(scored)

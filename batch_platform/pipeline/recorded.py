@@ -116,8 +116,8 @@ def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys:
     """The rows of a measure's table for some partitions."""
     columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
     if not has_table(con, pipeline, measure):
-        return pl.DataFrame(schema=dict.fromkeys(columns, pl.String))
+        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), **MEASURES[measure].columns})
     query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
-    rows = con.sql(query, params={"keys": list(keys)}).pl()
+    rows, types = con.sql(query, params={"keys": list(keys)}).pl(), MEASURES[measure].columns
     lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
-    return rows.with_columns(pl.lit(None).alias(name) for name in lacking).select(columns)
+    return rows.with_columns(pl.lit(None, types.get(name)).alias(name) for name in lacking).select(columns)

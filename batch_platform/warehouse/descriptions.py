@@ -10,6 +10,7 @@ from batch_platform.warehouse.sql import literal, quoted
 LEDGERS_SCHEMA = "batch_platform"
 _RUN = {"run_id": "Dagster run that wrote the row"}
 _OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
+_IN_SAMPLE = "whether the model has learned from the partition"
 _INTERVAL = {
     "metric": "name of the metric",
     "value": "value of the metric",
@@ -84,6 +85,7 @@ OF_PIPELINES: dict[str, Description] = {
         {
             **_OF_PARTITION,
             **_INTERVAL,
+            "in_sample": _IN_SAMPLE,
             "model_version": "version that was measured",
             "evaluated_at": "when it was measured, in UTC",
             "challenger": "challenger that was measured; null for the model that serves",
@@ -132,7 +134,7 @@ OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
             "rows_rejected": "rows that broke the contract; with rows_scored they add up to rows_in",
             "model_version": "version that scored it",
             "input_hash": "hash of the features",
-            "in_sample": "whether the model has learned from the partition",
+            "in_sample": _IN_SAMPLE,
         },
     ),
     "model_versions": Description("a trained version"),

@@ -180,6 +180,8 @@ def test_given_version_scores_what_no_model_serves_and_is_marked_in_sample(cli, 
     assert cli(project, *args).code == 0
     query = "SELECT model_version, in_sample FROM batch_platform.score_runs WHERE partition_key = '2024-01-05'"
     assert published(project, query) == [(version, True)]
+    query = "SELECT DISTINCT partition_key, in_sample FROM small.performance ORDER BY ALL"
+    assert {("2024-01-05", True), (DAY, False)} <= set(published(project, query))
     assert cli(project, *args).out.splitlines()[0] == "small: everything asked for is up to date."
 
 

@@ -417,6 +417,9 @@ def test_a_version_can_be_asked_for(trained):
     (logged,) = trained.materializations("predictions")
     assert value(logged, "model_version") == version
     assert value(logged, "in_sample")
+    assert trained.run("performance", first="2024-01-10").success
+    (measured,) = trained.materializations("performance")
+    assert value(measured, "in_sample")
 
 
 def test_a_partition_before_every_model_fails_in_one_paragraph(trained):

@@ -170,4 +170,5 @@ def test_performance_is_judged_by_the_metric_of_the_gate_and_warned_of_only_beyo
     assert judgement.passed is passed
     assert judgement.remarks == {"rows": 40, "positives": 9} | {key: row[key] for key in ("low", "high") if key in row}
     assert check.judge(rows.with_columns(metric=pl.lit("accuracy")), "binary") is None
+    assert check.judge(rows.with_columns(in_sample=True), "binary") is None
     assert ("at most" if metric else "at least") in check.description

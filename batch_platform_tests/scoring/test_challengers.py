@@ -472,6 +472,9 @@ def test_a_pinned_version_scores_any_period_and_is_marked_where_it_was_trained_o
     after = runs(pinned)
     assert (after["2024-01-20", "old"].in_sample, after["2024-02-02", "old"].in_sample) == (True, False)
     assert after["2024-02-02", "old"].champion_version == versions(pinned)["tree"]
+    list(pinned.evaluate(days(pinned, "2024-01-20"), AGAIN))
+    measured = table(pinned, "performance").filter(pl.col("partition_key") == "2024-01-20")
+    assert set(measured.select("challenger", "in_sample").rows()) == {(None, True), ("old", True)}
 
 
 def test_a_missing_pinned_version_is_recorded_and_production_goes_on(pipeline, tmp_path):
