@@ -141,6 +141,7 @@ def show_version(target: _Target, version: str) -> None:
     metrics, baseline = evaluation.pop("metrics"), evaluation.pop("baseline")
     leaks = state.registry.suspected_leaks(version)
     manifest["suspected_leaks"] = "; ".join(f"{leak}{' (allowed)' if leak.allowed else ''}" for leak in leaks)
+    manifest["remarks"] = "; ".join(manifest["remarks"])
     scored_by = {"scored by": "; ".join(engines)} if engines else {}
     terminal.show_fields({**head, **manifest, "evaluation": evaluation, **scored_by})
     show_metrics(metrics, baseline, refit=manifest["refit"])

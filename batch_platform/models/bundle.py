@@ -121,6 +121,7 @@ class Manifest:
     refit: bool = False  # whether it was fitted again on the whole window after its evaluation
     positive: ClassLabel | None = None  # whose probability `score` is, or label of the outliers; None of any other task
     suspected_leaks: list[SuspectedLeak] = field(default_factory=list[SuspectedLeak])
+    remarks: list[str] = field(default_factory=list[str])  # on its fit, e.g. that it did not converge
     imported_from: str = ""  # where a model that was made elsewhere came from; empty if it was trained here
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what its flavour states about it
     libraries: dict[str, str] = field(default_factory=dict[str, str])  # this and the rest: set when it is written
@@ -324,6 +325,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
     facts |= {f"coverage.{name}": value for name, value in coverage.items()}
     facts["suspected_leaks"] = "; ".join(map(str, manifest.suspected_leaks))
     facts["refit"] = values["refit"]
+    facts["remarks"] = "; ".join(values["remarks"])
     facts |= {f"params.{name}": value for name, value in sorted(values["params"].items())}
     for window in ("training", "evaluation"):
         facts |= {f"{window}.{name}": value for name, value in values[window].items()}

@@ -4,6 +4,7 @@ Rows are in order of time and are never shuffled between the two parts. Nothing 
 """
 
 import re
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,7 @@ class Fitted:
     predictor: Predictor
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
+    remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
 
     @property
     def positive(self) -> ClassLabel | None:
@@ -137,7 +139,7 @@ def fit(
         msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
         raise TrainingRefusedError(msg, hint=_hint(contract))
     with _refusals_explained(estimator, contract):
-        predictor = _learn(kind, estimator, signature, matrix, truth)
+        predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
         metrics, trivial = measured(model, predictor, signature, (kept, evaluated.kept), data.label)
     return Fitted(
         estimator=estimator,
@@ -151,6 +153,7 @@ def fit(
         flavour=kind,
         predictor=predictor,
         trivial=trivial,
+        remarks=remarks,
     )
 
 
@@ -166,7 +169,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     estimator = make_estimator(model, params, contract)
     with _refusals_explained(estimator, contract):
         truth = None if whole.label is None else as_truth(kept[whole.label])
-        predictor = _learn(judged.flavour, estimator, signature, contract.encode(kept), truth)
+        predictor, remarks = _learn(judged.flavour, estimator, signature, contract.encode(kept), truth)
     return replace(
         judged,
         estimator=estimator,
@@ -175,6 +178,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_rejected=rejected,
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
+        remarks=remarks,
     )
 
 
@@ -207,22 +211,44 @@ def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataF
 
 def _learn(
     kind: Flavour, estimator: Any, signature: Signature, matrix: NDArray[np.float64], truth: NDArray[Any] | None
-) -> Predictor:
-    """Fit an estimator; returns its predictor. If its own order of two classes is another, it learns their positions."""
+) -> tuple[Predictor, tuple[str, ...]]:
+    """Fit an estimator; returns its predictor, and what it says of the fit.
+
+    If its own order of two classes is another, it learns their positions.
+    """
     if truth is not None and signature.task == "binary" and signature.classes != np.unique(truth).tolist():
         positions = {label: at for at, label in enumerate(signature.classes)}
         truth = np.array([positions[label] for label in truth.tolist()])
         for name, weights in estimator.get_params().items():
             if name.endswith("class_weight") and isinstance(weights, dict):
                 estimator.set_params(**{name: {positions.get(label, label): weights[label] for label in weights}})
-    with one_thread() if len(matrix) < MANY_ROWS else nullcontext():
+    with one_thread() if len(matrix) < MANY_ROWS else nullcontext(), _convergence_recorded() as remarks:
         kind.fit(estimator, matrix, truth, signature.contract)
     if kind.predictor is not None:
-        return kind.predictor(estimator, signature)
+        return kind.predictor(estimator, signature), tuple(remarks)
     predictor = kind.reloaded(estimator, signature)
     if isinstance(predictor, BoosterPredictor):
         _require_own_scores(estimator, predictor, signature, matrix)
-    return predictor
+    return predictor, tuple(remarks)
+
+
+@contextmanager
+def _convergence_recorded() -> Generator[list[str]]:
+    """Collect scikit-learn's warnings that an estimator did not converge, as one remark; other warnings are warned of."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    remarks: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        yield remarks
+    reasons: set[str] = set()
+    for warning in caught:
+        if issubclass(warning.category, ConvergenceWarning):
+            reasons.add(str(warning.message).strip().partition("\n")[0].partition(". ")[0].rstrip(" .:"))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if reasons:
+        remarks.append(f"it did not converge: {listed(reasons)}")
 
 
 def _require_own_scores(

@@ -180,6 +180,7 @@ class Training:
             sampled=None if data is None or spec.model.import_ else _sampled(spec, data),
             positive=fitted.positive,
             suspected_leaks=fitted.leaks,
+            remarks=list(fitted.remarks),
         )
         return LearnedModel(fitted, data, manifest, params, whole)
 
@@ -202,6 +203,7 @@ class Training:
             training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
             sampled=_sampled(spec, whole),
             refit=True,
+            remarks=list(fitted.remarks),
         )
         return replace(learned, fitted=fitted, manifest=manifest)
 
@@ -264,7 +266,7 @@ class Training:
             pipeline=version.pipeline,
             version=version.version,
             action=verdict.action,
-            reason=verdict.reason,
+            reason="; ".join([verdict.reason, *learned.manifest.remarks]),
             evidence=verdict.evidence,
             actor=actor,
             decided_at=self.stamp.now(),

@@ -1,5 +1,6 @@
 """Training: in the order of time, on a contract learned from the beginning, judged by the gate."""
 
+import warnings
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -54,6 +55,26 @@ def test_the_metrics_are_those_of_the_end_of_the_window():
     flipped = TrainingData(training.fit, training.evaluate.with_columns(~pl.col("late")), "late")
     assert fitted(training).metrics["roc_auc"] == pytest.approx(1 - fitted(flipped).metrics["roc_auc"])
     assert fitted(training).rows_evaluated == 50
+
+
+def test_an_estimator_that_did_not_converge_is_remarked_on_once_and_other_warnings_stay_warnings():
+    linear = "sklearn.linear_model.LogisticRegression"
+    reason = "it did not converge: lbfgs failed to converge after 1 iteration(s) (status=1)"
+    assert fitted(estimator=linear, params={"max_iter": 1}).remarks == (reason,)
+    assert fitted(estimator=linear).remarks == ()
+    with pytest.warns(UserWarning, match="look here"):
+        assert fit(Model(build=f"{__name__}.talkative"), FEATURES, data(), {}).remarks == ()
+
+
+def talkative():
+    from sklearn.linear_model import LogisticRegression
+
+    class Talkative(LogisticRegression):
+        def fit(self, X, y):  # noqa: N803 - scikit-learn's names
+            warnings.warn("look here", UserWarning, stacklevel=1)
+            return super().fit(X, y)
+
+    return Talkative()
 
 
 def test_key_time_and_excluded_columns_are_not_features():

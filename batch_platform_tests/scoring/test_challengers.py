@@ -19,6 +19,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
+from batch_platform.models.bundle import read_manifest
 from batch_platform.models.registry import Maker, promote, roll_back
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
@@ -389,6 +390,22 @@ def test_a_challenger_that_cannot_be_trained_is_recorded_with_a_warning_and_prod
     carry_out(mended, NOW, "mended")
     assert set(versions(mended)) == {None, "tree", "broken"}
     assert versions(mended)[None] == champion, "the model is not trained again for it"
+
+
+def test_a_challenger_that_did_not_converge_says_so_in_its_manifest_and_in_the_decision_on_it(tmp_path):
+    pipeline = small_pipeline(tmp_path, challengers=[LINEAR | {"params": {"max_iter": 1}}])
+    carry_out(pipeline, datetime(2024, 2, 2, tzinfo=UTC))
+    registry = pipeline.state().registry
+    remarks = {}
+    for version in registry.versions:
+        manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
+        remarks[registry.challengers.get(version.version)] = manifest.remarks
+        said = "did not converge" in registry.last_decision(version.version).reason
+        assert said == bool(manifest.remarks)
+    assert remarks == {
+        None: [],
+        "linear": ["it did not converge: lbfgs failed to converge after 1 iteration(s) (status=1)"],
+    }
 
 
 def test_a_challenger_of_another_task_is_refused_when_it_is_trained(tmp_path):
