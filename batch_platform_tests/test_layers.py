@@ -197,6 +197,7 @@ NAMES = {  # of distributions that are imported by another name
 PARTS = {
     "dagster_shared",
     "joblib",
+    "scipy",
     "starlette",
     "graphql",
 }  # of what brings them: dagster, scikit-learn, the webserver

@@ -32,6 +32,7 @@ from batch_platform.models.fitting import Fitted, Positive, fit, measured, refit
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
+from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
 from batch_platform.pipeline.plan import State
@@ -118,6 +119,7 @@ class Training:
     state: State
     period: Partition  # a model learns only from what is known at its start
     stamp: Stamp
+    former: Former | None = None  # the version whose segments keep their numbers
 
     def learn(
         self,
@@ -150,6 +152,7 @@ class Training:
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
                 fitted = fit(spec.model, spec.features, data, params, self._positive())
+                fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
@@ -197,6 +200,7 @@ class Training:
         whole = data.whole(spec.model.train.max_rows, stratified=is_classification(spec.model))
         with self._located():
             fitted = refit(spec.model, spec.features, whole, learned.params, learned.fitted)
+            fitted = keep_numbers(fitted, whole.fit, self.former)
         manifest = replace(
             learned.manifest,
             contract=fitted.signature.contract.to_json(),
@@ -351,12 +355,14 @@ def train_version(training: Training, params: dict[str, Any], open_version: Open
     Raises:
         TrainingRefusedError: No model can be trained on the data; nothing is written. See `Training.learn` for others.
     """
-    model, features = training.history.spec.model, training.history.spec.features
+    model, features, registry = training.history.spec.model, training.history.spec.features, training.state.registry
+    champion = registry.champion(training.period.start)
+    if former := champion or next(reversed(registry.of_model), None):
+        training = replace(training, former=Former(former, open_version))
     learned = training.learn(params)
     if learned.data is None:
         verdict = accepted(model.promote, UNJUDGED)
     else:
-        champion = training.state.registry.champion(training.period.start)
         period = training.period.key
         verdict = pass_gate(model.promote, features, learned.fitted, learned.data, period, champion, open_version)
     final = learned if verdict.action == "refused" else training.refit(learned)
@@ -388,7 +394,11 @@ def train_challengers(
             trained_at=stamp.now(),
             run_id=stamp.run_id,
         )
-        challenged = replace(training, history=History(as_model(spec, challenger), history.home, history.builder))
+        challenged = replace(
+            training,
+            history=History(as_model(spec, challenger), history.home, history.builder),
+            former=None if opponent is None else Former(opponent, open_version),
+        )
         try:
             learned = challenged.learn(challenger.params, data=data, within=window)
             verdict = _verdict(challenger, challenged.history.spec, learned, opponent, open_version)
