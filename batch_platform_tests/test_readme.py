@@ -17,6 +17,7 @@ from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import BacktestModel, backtest
+from batch_platform.pipeline.drop import drop_partitions
 from batch_platform_tests.checkout import (
     DEMO_OUTPUT,
     README,
@@ -96,6 +97,7 @@ def test_tables_of_the_readme_exist_with_their_columns(demonstrated, tmp_path):
     strict = small_pipeline(tmp_path, events=leaky, model=model, features={"columns": {"amount": {"min": 100}}})
     with pytest.raises(DataError):
         list(strict.score([strict.spec.partitions.calendar.named("2024-02-03")], Stamp("s", NOW)))
+    drop_partitions(pipeline, ["2024-02-03"], "alice", Stamp("d", NOW))
     columns = "SELECT schema_name, table_name, column_name FROM duckdb_columns() WHERE NOT internal"
     with duckdb.connect(str(pipeline.home.warehouse), read_only=True) as con:
         described = [*query(clone, columns), *con.execute(columns).fetchall()]

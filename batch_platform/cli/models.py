@@ -80,8 +80,9 @@ def list_versions(target: _Target) -> None:
     """List all versions and mark the champion."""
     wiring = target.wiring()
     pipeline = wiring.pipeline()
-    registry = pipeline.published_state().registry
-    champion, corrected = registry.champion(datetime.now(UTC)), relabelled(pipeline.history, registry.versions)
+    state = pipeline.published_state()
+    registry, champion = state.registry, state.registry.champion(datetime.now(UTC))
+    corrected = relabelled(pipeline.history, registry.versions, state.dropped)
     versions: list[VersionSummary] = []
     for version in registry.versions:
         decision = registry.last_decision(version.version)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,8 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         state = wiring.pipeline().state(recheck=wanted.recheck)
         wiring.pipeline().publish()  # what a killed run had no time to publish, and a home of an earlier format
         log_unknown_commits(wiring, instance, state, held(wiring, instance))
+        if not (named and len(wanted.partitions) == 1):
+            wanted = _without_dropped(wiring, wanted, state)
         plan = wanted.plan(wiring.spec, state)
         _announce(wiring, wanted, plan)
         totals = Counter[str](item.step for item in plan.items)
@@ -153,6 +155,15 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         )
     summary.show(outcome)
     return outcome
+
+
+def _without_dropped(wiring: Wiring, wanted: Wanted, state: State) -> Wanted:
+    """What is wanted without the partitions that were deleted for good, which come back only if each is named."""
+    dropped = [partition.key for partition in wanted.partitions if partition.key in state.dropped]
+    if dropped:
+        again = f"batch-platform run {wiring.spec.name} --partition {dropped[0]}"
+        terminal.say(f"{wiring.spec.name}: left out {terminal.span(dropped)}: dropped. To make it again: {again}")
+    return replace(wanted, partitions=[it for it in wanted.partitions if it.key not in state.dropped])
 
 
 def _unserved(state: State, wanted: Wanted, left: Plan, *, named: bool) -> BatchPlatformError | None:

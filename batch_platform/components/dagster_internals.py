@@ -40,6 +40,7 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -267,6 +268,22 @@ def open_without_capture(folder: Path) -> dg.DagsterInstance:
     Capturing starts two processes for every step. The public `dg.DagsterInstance.from_config` accepts no overrides.
     """
     return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(folder), overrides={"compute_logs": _NOOP}))
+
+
+def wipe_partitions(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequence[str]) -> None:
+    """Remove what Dagster recorded of partitions of an asset: materializations, observations and results of checks.
+
+    The public `instance.wipe_asset_partitions` is not implemented by the event logs of Dagster's open source.
+    """
+    try:
+        instance.wipe_asset_partitions(asset, keys)
+    except NotImplementedError:
+        storage: Any = instance.event_log_storage
+        with storage.index_connection() as con:
+            for table in (SqlEventLogStorageTable, AssetCheckExecutionsTable):
+                of_asset = table.c.asset_key == asset.to_string()
+                con.execute(table.delete().where(of_asset, table.c.partition.in_(keys)))
+        instance.wipe_asset_cached_status([asset])
 
 
 @contextmanager

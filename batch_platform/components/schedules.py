@@ -76,6 +76,7 @@ class _Tick:
     wiring: Wiring
     plan: Plan  # without the models whose training failed
     retried: Plan  # with those models
+    dropped: frozenset[str]  # partitions that were deleted for good
     held: frozenset[runs.Target]  # by a run that is queued or in progress
     failed: frozenset[runs.Target]  # in the newest finished run about it
     evaluated_at: str
@@ -104,6 +105,7 @@ def _look_at(wiring: Wiring, context: dg.ScheduleEvaluationContext) -> _Tick:
         wiring=wiring,
         plan=make_plan(wiring.spec, state, now, failed_models=failed_models),
         retried=retried,
+        dropped=frozenset(state.dropped),
         held=held,
         failed=failed,
         evaluated_at=now.isoformat(),
@@ -116,7 +118,9 @@ def _without_history(wiring: Wiring, state: State, plan: Plan) -> set[str]:
     return {
         item.partition.key
         for item in plan.of("model")
-        if any(partition.key in broken for partition in training_window(wiring.spec, item.partition.start))
+        if any(
+            partition.key in broken for partition in training_window(wiring.spec, item.partition.start, state.dropped)
+        )
     }
 
 
@@ -182,7 +186,10 @@ def _to_train(tick: _Tick) -> list[Item]:
         item
         for item in tick.retried.of("model", "challengers")
         if item.partition.key not in busy
-        and not any(partition.key in lacking for partition in training_window(tick.wiring.spec, item.partition.start))
+        and not any(
+            partition.key in lacking
+            for partition in training_window(tick.wiring.spec, item.partition.start, tick.dropped)
+        )
     ]
 
 

@@ -1,6 +1,6 @@
 """Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -19,20 +19,22 @@ def serving_calendar(spec: PipelineSpec) -> Calendar | None:
     return Calendar(every=train.every, zone=ZoneInfo(partitions.timezone), start=start, end=end, end_offset=1)
 
 
-def training_window(spec: PipelineSpec, serving_start: datetime) -> list[Partition]:
+def training_window(spec: PipelineSpec, serving_start: datetime, dropped: Container[str] = ()) -> list[Partition]:
     """The partitions a model may learn from: wholly before its serving period, with labels mature at its start.
 
+    The partitions whose keys are `dropped` are left out: nothing is learned from what was deleted for good.
     An imported model takes only its contract from the window, so its labels need not be mature. A model of snapshots learns
     from the snapshot that it serves first: what it holds is known when it is taken.
     """
     calendar = spec.partitions.calendar
     if spec.partitions.snapshot:
         snapshot = calendar.holding(serving_start)
-        return [] if snapshot is None else [snapshot]
+        return [] if snapshot is None or snapshot.key in dropped else [snapshot]
     zone = calendar.zone
     length = spec.model.train.window_length
     start = calendar.first_start if length is None else length.before(serving_start, zone)
     inside = calendar.within(max(start, calendar.first_start), serving_start)
+    inside = [partition for partition in inside if partition.key not in dropped]
     if spec.model.import_ is not None:
         return [partition for partition in inside if partition.end <= serving_start]
     while inside and matures(spec, inside[-1]) > serving_start:  # a later partition never matures earlier

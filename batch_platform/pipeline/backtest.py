@@ -242,7 +242,7 @@ def _trained(
 ) -> dict[str, Version]:
     """The trained versions by partition key: one per serving period, each from what was known at its start."""
     model, periods = pipeline.spec.model, _periods(pipeline.spec, partitions, stamp)
-    windows = [training_window(pipeline.spec, period.start) for period in set(periods.values())]
+    windows = [training_window(pipeline.spec, period.start, state.dropped) for period in set(periods.values())]
     _require_features(pipeline, state, [*partitions, *chain.from_iterable(windows)], as_declared=True)
     trained: dict[str, Version] = {}
     for period in dict.fromkeys(periods.values()):

@@ -76,6 +76,7 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, read_failures
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
@@ -176,6 +177,7 @@ class Pipeline:
             failures=read_failures(con, name),
             fingerprints=recorded_fingerprints(con, name),
             declared=self.declared,
+            dropped=read_dropped(con, name),
         )
 
     @cached_property
@@ -209,7 +211,9 @@ class Pipeline:
             gone=sources.gone,
             fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
             label_versions=labels.versions,
-            relabelled=relabelled(self.history, [recorded.registry.named(version) for version in scored_by]),
+            relabelled=relabelled(
+                self.history, [recorded.registry.named(version) for version in scored_by], recorded.dropped
+            ),
         )
 
     def _settle(
@@ -357,7 +361,7 @@ class Pipeline:
 
     def _require_window(self, training: Training) -> None:
         """Refuse to train without some partitions of the training window, and name them."""
-        window = training_window(self.spec, training.period.start)
+        window = training_window(self.spec, training.period.start, training.state.dropped)
         if lacking := [partition.key for partition in window if partition.key not in training.state.features]:
             msg = (
                 f"{self.spec.name}, serving period {training.period.key}: the model is not trained, since the features of "

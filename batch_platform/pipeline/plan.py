@@ -26,6 +26,7 @@ from batch_platform.declaration.windows import (
 )
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
 from batch_platform.models.registry import ModelTraining, Registry, Version
+from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
 
@@ -44,23 +45,19 @@ class State:
     registry: Registry
     features_code_version: str  # as declared now
     scoring_code_version: str  # as declared now
-    lost: dict[str, FeatureBuild] = field(
-        default_factory=dict[str, FeatureBuild]
-    )  # builds whose file is not as recorded
+    lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
     # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
     source_versions: dict[str, str] = field(default_factory=dict[str, str])
     label_versions: dict[str, str] = field(default_factory=dict[str, str])
-    changed: dict[str, str] = field(
-        default_factory=dict[str, str]
-    )  # other rows in a source of many partitions, and which
+    changed: dict[str, str] = field(default_factory=dict[str, str])  # which source of many partitions has other rows
     gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
     fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
     relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
-    failures: dict[tuple[FailedStep, str], Failure] = field(  # of the newest attempt at a step of a partition
-        default_factory=dict[tuple[FailedStep, str], Failure]
-    )
+    # Of the newest attempt at a step of a partition.
+    failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
     declared: str = ""  # hash of the declaration as it is now
+    dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
 
     @property
     def standing_failures(self) -> list[Failure]:
@@ -124,7 +121,7 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     train: Partition | None = None,
     serve_all: bool = False,
 ) -> Plan:
-    """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all.
+    """Plan what is due at a time: for `only` some partitions, with whatever upstream they lack, or for all not dropped.
 
     The previous model scores the partitions of serving periods whose training failed. A `version` scores every partition in
     place of its champion, and no model is trained then. With `force`, features and predictions are due even though nothing
@@ -144,7 +141,8 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     predictions, blocked, stale = _due_predictions(spec, state, wanted, models, version, force=force)
     scored = {item.partition.key for item in predictions}
     forced = {partition.key: partition for partition in wanted} if force else {}
-    windows = [training_window(spec, item.partition.start) for item in (*models, *challengers)]
+    windows = [training_window(spec, item.partition.start, state.dropped) for item in (*models, *challengers)]
+    windows.append([partition for partition in wanted if partition.key in state.dropped])  # named, to be made again
     needed = {partition.key: partition for window in windows for partition in window}
     needed |= forced | {item.partition.key: item.partition for item in predictions}
     features: list[Item] = []
@@ -231,12 +229,12 @@ def features_due(state: State, partition: Partition) -> str | None:
 
 
 def open_partitions(spec: PipelineSpec, state: State, now: datetime) -> list[Partition]:
-    """The partitions that are due at a time, oldest first; of snapshots, those that were taken and the newest."""
+    """The partitions that are due at a time, oldest first; of snapshots, those that were taken, also if dropped, and the newest."""
     due = spec.partitions.calendar.due(now)
     if not spec.partitions.snapshot:
         return due
-    newest = due[-1:]
-    return [item for item in due if item in newest or item.key in state.features or item.key in state.scores]
+    held = {*state.features, *state.scores, *state.dropped, *(item.key for item in due[-1:])}
+    return [item for item in due if item.key in held]
 
 
 def with_snapshots_over(spec: PipelineSpec, state: State, now: datetime) -> State:
@@ -259,9 +257,10 @@ def _wanted(
 ) -> tuple[list[Partition], State]:
     """The partitions to plan for, and the state that knows which snapshots are over."""
     if not spec.partitions.snapshot:
-        return list(spec.partitions.calendar.due(now) if only is None else only), state
+        due = [item for item in spec.partitions.calendar.due(now) if item.key not in state.dropped]
+        return due if only is None else list(only), state
     held, state = open_partitions(spec, state, now), with_snapshots_over(spec, state, now)
-    asked = held if only is None else list(only)
+    asked = [item for item in held if item.key not in state.dropped] if only is None else list(only)
     wanted = [partition for partition in asked if partition in held]
     if asked and not wanted:
         require_takeable(spec, asked, now)
@@ -407,17 +406,14 @@ def _due_models(  # noqa: PLR0913 - the plan's questions
         serve = {periods[at - 1].key for at in served if at}
         periods = [period for period in periods if period.key in serve]
     due = [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
-    again = [
-        period
-        for period in newest
-        if period in periods and period.key in trained - failed and (everything or _all_from(spec, now, wanted, period))
-    ]
+    again = [period for period in newest if period in periods and period.key in trained - failed]
+    again = [period for period in again if everything or _all_from(spec, state, now, wanted, period)]
     return due + _to_train_again(spec, state, again)
 
 
-def _all_from(spec: PipelineSpec, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
+def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
     """Whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
-    keys = {partition.key for partition in wanted}
+    keys = {partition.key for partition in wanted} | state.dropped.keys()
     served = [partition for partition in spec.partitions.calendar.due(now) if partition.start >= period.start]
     return bool(served) and all(partition.key in keys for partition in served)
 
@@ -455,7 +451,7 @@ def _due_single_model(  # noqa: PLR0913 - the plan's questions
     if period is not None and not old:
         if spec.partitions.snapshot and wanted and wanted[-1].start >= period.start:
             period = Partition(key=wanted[-1].key, start=wanted[-1].start, end=wanted[-1].start)
-        complete = period.key not in failed and _all_from(spec, now, wanted, period)
+        complete = period.key not in failed and _all_from(spec, state, now, wanted, period)
         return _to_train_again(spec, state, [period] if complete else [])
     if state.registry.of_model and not old:
         return []

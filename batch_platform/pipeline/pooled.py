@@ -127,6 +127,13 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
             _replace(con, spec.name, stale, rows)
 
 
+def forget_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, partition_keys: Collection[str]) -> None:
+    """Remove the metrics of the months and quarters of some partitions, so that the next `pool` measures what is left."""
+    if has_table(con, spec.name, POOLED):
+        periods = {period for key in partition_keys for period in _periods_of(spec.partitions.calendar, key)}
+        _replace(con, spec.name, periods, [])
+
+
 def _stale_periods(con: duckdb.DuckDBPyConnection, spec: PipelineSpec) -> dict[tuple[str, date], int]:
     """The months and quarters with evaluations newer than their pooled metrics, with the newest evaluation of each."""
     if not has_table(con, spec.name, OUTCOMES):

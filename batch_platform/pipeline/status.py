@@ -6,7 +6,7 @@ corrected does not make its predictions stale, since scoring them again would ch
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,10 +29,11 @@ from batch_platform.pipeline.plan import (
     open_partitions,
     trainings_of,
 )
+from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
-Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up"]
+Condition = Literal["scored", "stale", "failed", "missing", "blocked", "warm-up", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def status_of(
         item.partition.key: ("warm-up" if item.warm_up else "blocked", item.reason) for item in plan.blocked
     }
     troubles |= {key: ("stale", reason) for key, reason in plan.stale.items()}
+    troubles |= {key: ("dropped", str(drop)) for key, drop in state.dropped.items()}
     failures = _standing_failures(state, plan)
     for failure in failures:
         key, reason = failure.partition_key, in_short(spec.name, failure.reason)
@@ -223,15 +225,23 @@ def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusR
     return rows
 
 
-def relabelled(history: History, versions: Iterable[Version]) -> frozenset[str]:
-    """The versions that learned from labels that changed since; labels whose file is gone count as unchanged."""
+def relabelled(
+    history: History, versions: Iterable[Version], dropped: Mapping[str, DroppedPartition] | None = None
+) -> frozenset[str]:
+    """The versions that learned from labels that changed since; labels whose file is gone count as unchanged.
+
+    A version did not learn from the partitions that were dropped before it was trained.
+    """
     if not history.builder.own_label_sources:
         return frozenset()
     calendar, changed = history.spec.partitions.calendar, set[str]()
     versions_now = cache(history.builder.label_versions)  # windows overlap
     for version in versions:
         with suppress(SourceError, WrongUseError):
-            window = calendar.within(version.trained_from, version.trained_until)
+            without = {key for key, drop in (dropped or {}).items() if drop.seq < version.seq}
+            window = [
+                it for it in calendar.within(version.trained_from, version.trained_until) if it.key not in without
+            ]
             if history.are_labels_changed(window, version.label_sources, versions_now):
                 changed.add(version.version)
     return frozenset(changed)

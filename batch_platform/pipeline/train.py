@@ -139,7 +139,7 @@ class Training:
             IntegrityError: A feature file differs from what was recorded.
         """
         history, spec, period, builds = self.history, self.history.spec, self.period, self.state.features
-        window = training_window(spec, period.start)
+        window = training_window(spec, period.start, self.state.dropped)
         if within is not None:
             window = [partition for partition in window if partition in within]
         require_trainable(spec, period, window)
@@ -379,7 +379,7 @@ def train_challengers(
     """
     history, period, stamp = training.history, training.period, training.stamp
     spec, data = history.spec, None if model is None else model.data
-    window = training_window(spec, period.start)  # whose features are built
+    window = training_window(spec, period.start, training.state.dropped)  # whose features are built
     opponent = training.state.registry.champion(period.start)
     if model is not None and model.decision.action == "approved":
         opponent = model.version

@@ -104,6 +104,16 @@ OF_PIPELINES: dict[str, Description] = {
             "failure": "why it could not score; null if it did",
         },
     ),
+    "dropped_partitions": Description(
+        "a partition that was deleted for good; it stays away until it is named",
+        {
+            "partition_key": "key of the partition",
+            "rows": "rows of the pipeline's tables that were deleted with it",
+            "actor": "who deleted it",
+            "dropped_at": "when, in UTC",
+            "run_id": "the deletion, which may have taken several partitions",
+        },
+    ),
     "failures": Description("a partition whose last attempt at a step failed", _OF_PARTITION),
     "fingerprints": Description(
         "a source with the rows of many partitions: the rows and a hash of each partition in it"

@@ -18,10 +18,11 @@ from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
 from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import literal, quoted, table_columns
+from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
@@ -112,6 +113,9 @@ def published_partitions(con: duckdb.DuckDBPyConnection, name: TableName) -> set
     query = (
         f"SELECT DISTINCT {PARTITION} FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table"
     )
+    if name.table in TABLES_OF_PIPELINES and has_table(con, name.schema, DROPPED):
+        drops = f"SELECT max(seq) FROM {quoted(name.schema)}.{DROPPED} AS dropped"
+        query += f" AND seq > coalesce(({drops} WHERE dropped.partition_key = changes.partition_key), 0)"
     keys = {key for (key,) in con.execute(query, vars(name)).fetchall()}
     if None not in keys:
         return keys

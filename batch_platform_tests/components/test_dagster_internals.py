@@ -218,6 +218,16 @@ def test_an_event_is_read_by_another_process_as_soon_as_it_is_logged(instance, t
     assert seen == "['a', 'b']\n"
 
 
+def test_wiped_partitions_are_no_longer_materialized_and_the_others_are(instance):
+    report(instance, "a", "b", "c")
+    with pytest.raises(NotImplementedError):  # else the public way is to be used alone
+        instance.wipe_asset_partitions(KEY, ["a"])
+    internals.wipe_partitions(instance, KEY, ["a", "c"])
+    assert instance.get_materialized_partitions(KEY) == {"b"}
+    (record,) = instance.fetch_materializations(KEY, limit=5).records
+    assert record.partition_key == "b"
+
+
 def test_an_error_inside_keeps_the_logged_events_and_restores_the_storage(instance):
     def fail():
         with quick_event_log(instance):

@@ -35,6 +35,7 @@ from batch_platform.pipeline.plan import (
     requests,
     training_asked_for,
 )
+from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec
 
@@ -643,3 +644,31 @@ def test_the_newest_serving_period_of_the_only_model_begins_with_the_newest_part
 def asked(spec: PipelineSpec, state: State, *, force: bool = False) -> tuple[str, str | None]:
     period, reason = training_asked_for(spec, state, NOW, force=force)
     return period.key, reason
+
+
+def test_a_dropped_partition_is_due_only_if_it_is_named_and_no_model_waits_for_it():
+    spec = small_spec()
+    calendar = spec.partitions.calendar
+    state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, NOW))
+    assert make_plan(spec, state, NOW).items == []
+    gone = ("2024-01-15", "2024-02-10")
+    kept = {
+        name: {key: row for key, row in getattr(state, name).items() if key not in gone}
+        for name in ("features", "scores", "evaluations")
+    }
+    drops = {key: DroppedPartition(key, 1, "alice", NOW, "drop", 9) for key in gone}
+    state = replace(state, **kept, dropped=drops)
+    assert make_plan(spec, state, NOW).items == []
+    retrained = make_plan(spec, state, NOW, train=calendar.named("2024-02-01"))
+    assert {item.step for item in retrained.items} >= {"model", "predictions"}
+    assert not {item.partition.key for item in retrained.items} & {*gone}
+    named = make_plan(spec, state, NOW, only=[calendar.named("2024-02-10")])
+    assert [(item.step, item.partition.key) for item in named.items] == [
+        ("features", "2024-02-10"),
+        ("predictions", "2024-02-10"),
+        ("performance", "2024-02-10"),
+    ]
+    (features,) = make_plan(spec, state, NOW, only=[calendar.named("2024-01-15")]).items
+    assert (features.step, features.reason) == ("features", "missing")
+    changed_model = with_params(spec, max_iter=9)
+    assert make_plan(changed_model, state, NOW).of("model"), "what was dropped holds up no training"

@@ -1,0 +1,92 @@
+"""The `drop` command: delete partitions of a pipeline for good."""
+
+import getpass
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import click
+import dagster as dg
+from rich.filesize import decimal
+
+from batch_platform.cli import terminal
+from batch_platform.cli.project import find_project
+from batch_platform.cli.run import asked_for, open_instance
+from batch_platform.components.dagster_internals import wipe_partitions
+from batch_platform.components.runs import held
+from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.pipeline.drop import HeldPartitions, drop_partitions, held_partitions
+from batch_platform.warehouse.home import HOME_VARIABLE
+
+_PARTITIONED = ("features", "predictions", "performance")
+
+
+@click.command("drop")
+@click.argument("pipeline")
+@click.option("--from", "first", metavar="KEY", help="First partition, together with --to.")
+@click.option("--to", "last", metavar="KEY", help="Last partition (inclusive).")
+@click.option("--partition", "only", metavar="KEY", help="A single partition.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@terminal.reports
+@click.pass_obj
+def command(  # noqa: PLR0913 - the options of the command
+    folder: Path | None, pipeline: str, first: str | None, last: str | None, only: str | None, *, yes: bool
+) -> None:
+    """Delete partitions of PIPELINE for good, after saying what that is.
+
+    Their rows leave every table and the published copy, their feature files are removed, and Dagster forgets their
+    materializations; the table dropped_partitions tells who deleted them and when. Schedules and `run` leave them out
+    until one is named: batch-platform run PIPELINE --partition KEY makes it again. Models stay as they are.
+    """
+    project, now = find_project(folder), datetime.now(UTC)
+    wiring = project.pipeline(pipeline)
+    if only is None and (first is None or last is None):
+        msg = f"{pipeline}: no partition is named."
+        raise WrongUseError(msg, hint="name one with --partition, or a range with both --from and --to.")
+    keys = [partition.key for partition in asked_for(wiring, now, first, last, only)]
+    if not project.home.root.exists():
+        msg = f"{pipeline}: {project.home.root} does not exist, so there is nothing to delete."
+        raise WrongUseError(msg, hint=f"{HOME_VARIABLE} names the home.")
+    found = held_partitions(wiring.pipeline(), keys)
+    _announce(pipeline, keys, found)
+    if found.partitions and not yes and not _confirmed(pipeline):
+        terminal.say("Nothing is deleted.")
+        return
+    with open_instance(project) as instance:
+        _require_free(wiring, instance, keys)
+        stamp = Stamp(f"drop-{uuid4().hex[:12]}", now, clock=lambda: datetime.now(UTC))
+        drop_partitions(wiring.pipeline(), keys, getpass.getuser(), stamp)
+        for asset in _PARTITIONED:
+            wipe_partitions(instance, wiring.key(asset), keys)
+    terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": found})
+    if found.partitions:
+        terminal.say("Deleted.")
+
+
+def _announce(pipeline: str, keys: Sequence[str], found: HeldPartitions) -> None:
+    if not found.partitions:
+        terminal.say(f"{pipeline}: nothing is held of {terminal.span(keys)}.")
+        return
+    terminal.say(f"{pipeline}: to delete for good, {terminal.span(found.partitions)}")
+    for table, rows in found.rows.items():
+        terminal.say(f"  {rows:,} rows of {table}")
+    if found.files:
+        terminal.say(f"  {len(found.files):,} feature files, {decimal(found.size)}")
+
+
+def _require_free(wiring: Wiring, instance: dg.DagsterInstance, keys: Sequence[str]) -> None:
+    """Raise WrongUseError if a run is working on some partitions."""
+    if running := [f"{asset} {key}" for asset, key in sorted(held(wiring, instance)) if key in keys]:
+        msg = f"{wiring.spec.name}: a run is working on {listed(running)}; nothing is deleted."
+        raise WrongUseError(msg, hint="drop them when the run has ended.")
+
+
+def _confirmed(pipeline: str) -> bool:
+    """Ask for a yes on the terminal; raises WrongUseError if there is none."""
+    if not terminal.can_ask():
+        msg = f"{pipeline}: nothing is deleted without a confirmation, and there is no terminal to ask on."
+        raise WrongUseError(msg, hint="add --yes.")
+    return terminal.confirm("Delete all of it?")

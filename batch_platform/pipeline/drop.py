@@ -1,0 +1,68 @@
+"""Delete partitions of a pipeline for good: their rows, their feature files and what the published copies hold of them.
+
+The rows and the entry that says so are one transaction. The rest follows it and can be done any number of times, so the
+same call completes a drop that was killed.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.lake import remove_unlocked
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.pooled import forget_periods, pool
+from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
+from batch_platform.warehouse.home import partition_of
+
+
+@dataclass(frozen=True)
+class HeldPartitions:
+    """What a home holds of some partitions."""
+
+    partitions: list[str]  # of which anything is held, in order
+    rows: dict[str, int]  # by table
+    files: list[Path]  # of features, those of earlier builds too
+    size: int  # of the files, in bytes
+
+
+def held_partitions(pipeline: Pipeline, partition_keys: Collection[str]) -> HeldPartitions:
+    """Say what there is to delete of some partitions."""
+    with pipeline.warehouse.open() as con:
+        held = held_rows(con, pipeline.spec.name, partition_keys)
+    files = _files(pipeline, partition_keys)
+    keys = {key for counts in held.values() for key in counts} | {partition_of(file.name) for file in files}
+    rows = {table: sum(counts.values()) for table, counts in held.items()}
+    return HeldPartitions(sorted(keys), rows, files, sum(file.stat().st_size for file in files))
+
+
+def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: str, stamp: Stamp) -> None:
+    """Delete partitions for good; those of which the warehouse holds nothing get no entry.
+
+    They are not made again before somebody names them, and no model learns from them any more.
+    """
+    name = pipeline.spec.name
+    with pipeline.warehouse.transaction() as con:
+        held = held_rows(con, name, partition_keys)
+        own = [counts for table, counts in held.items() if "." not in table]
+        keys = sorted({key for counts in held.values() for key in counts})
+        rows = {key: sum(counts.get(key, 0) for counts in own) for key in keys}
+        if keys:
+            drop_rows(
+                con,
+                name,
+                held,
+                [DroppedPartition(key, rows[key], actor, stamp.now(), stamp.run_id) for key in keys],
+            )
+            forget_periods(con, pipeline.spec, keys)
+    for file in _files(pipeline, partition_keys):
+        remove_unlocked(file)
+    pool(pipeline.spec, pipeline.warehouse, stamp)
+    # The second publication since the transaction, so that no copy is left that holds the rows.
+    pipeline.conclude(stamp.now())
+
+
+def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:
+    folder = pipeline.home.features(pipeline.spec.name)
+    files = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+    return [file for file in files if not file.name.startswith(".") and partition_of(file.name) in partition_keys]

@@ -1,0 +1,119 @@
+"""Partitions that were deleted for good: their rows leave the tables and the ledgers, and an entry says so.
+
+A partition counts as dropped until it is made again, when the ledgers name it once more.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import duckdb
+
+from batch_platform.warehouse.descriptions import OF_PIPELINES
+from batch_platform.warehouse.ledger import (
+    LEDGERS_SCHEMA,
+    STATUS_TABLE,
+    Change,
+    create_table,
+    insert,
+    next_numbers,
+    note,
+)
+from batch_platform.warehouse.sql import has_table, quoted
+
+DROPPED = "dropped_partitions"
+_LEDGERS = ("feature_builds", "score_runs", "evaluations")  # whose rows are about one partition
+
+
+@dataclass(frozen=True)
+class DroppedPartition:
+    """A partition that was deleted for good; a row of the table `dropped_partitions`."""
+
+    partition_key: str
+    rows: int  # of the pipeline's tables
+    actor: str
+    dropped_at: datetime
+    run_id: str
+    seq: int = 0
+
+    def __str__(self) -> str:
+        """Say when and by whom."""
+        return f"on {self.dropped_at:%Y-%m-%d} by {self.actor}"
+
+
+def read_dropped(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, DroppedPartition]:
+    """The partitions that were dropped and not made again since, by key."""
+    if not has_table(con, pipeline, DROPPED):
+        return {}
+    made = " UNION ".join(
+        f"SELECT partition_key FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline" for table in _LEDGERS
+    )
+    query = (
+        f"SELECT {', '.join(DroppedPartition.__dataclass_fields__)} FROM {quoted(pipeline)}.{DROPPED} "
+        f"WHERE partition_key NOT IN ({made}) ORDER BY seq"
+    )
+    entries = [DroppedPartition(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
+    return {entry.partition_key: entry for entry in entries}
+
+
+def held_rows(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, dict[str, int]]:
+    """The rows of some partitions in the tables of a pipeline, and in the ledgers, by table and partition key.
+
+    A table of the ledgers has the name of its schema before its own.
+    """
+    held: dict[str, dict[str, int]] = {}
+    for table, where in _tables(con, pipeline).items():
+        query = f"SELECT partition_key, count(*) FROM {where} GROUP BY ALL ORDER BY ALL"
+        values = {"keys": list(partition_keys)} | _named(where, pipeline)
+        if counts := dict(con.execute(query, values).fetchall()):
+            held[table] = counts
+    return held
+
+
+def drop_rows(
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    held: Mapping[str, Mapping[str, int]],
+    drops: Sequence[DroppedPartition],
+) -> None:
+    """Delete the rows that are held of some partitions, and record each drop, in the caller's transaction."""
+    keys = [drop.partition_key for drop in drops]
+    changed: list[tuple[str, str, str | None]] = []  # in the form of the journal
+    for table, where in _tables(con, pipeline).items():
+        con.execute(f"DELETE FROM {where}", {"keys": keys} | _named(where, pipeline))
+        changed += [(pipeline, table, key) for key in held.get(table, {}) if "." not in table]
+    changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in _LEDGERS]
+    changed.append((LEDGERS_SCHEMA, STATUS_TABLE, pipeline))
+    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
+    note(con, [Change(seq, *change) for seq, change in numbered])
+    create_table(con, pipeline, DROPPED, DroppedPartition, "seq BIGINT")
+    seqs = next_numbers(con, len(drops))  # after those of the journal, where a dropped partition is no longer stored
+    insert(con, DROPPED, [{**vars(drop), "seq": seq} for seq, drop in zip(seqs, drops, strict=True)], schema=pipeline)
+    note(con, [Change(seq, pipeline, DROPPED, key) for seq, key in zip(seqs, keys, strict=True)])
+
+
+def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
+    """The tables with rows of a partition, and each with the condition on some partitions, as SQL after FROM.
+
+    The failure to train a model names a serving period in the place of a partition, so it stays.
+    """
+    query = """
+        SELECT table_name FROM duckdb_columns() WHERE database_name = current_database() AND schema_name = $schema
+        AND column_name = 'partition_key' AND table_name IN $tables ORDER BY ALL
+    """
+    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED})}
+    tables = {
+        table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
+        + (" AND step <> 'model'" if table == "failures" else "")
+        for (table,) in con.execute(query, values).fetchall()
+    }
+    for ledger in (*_LEDGERS, STATUS_TABLE):
+        name = f"{LEDGERS_SCHEMA}.{ledger}"
+        tables[name] = f"{name} WHERE partition_key IN $keys AND pipeline = $pipeline"
+    return tables
+
+
+def _named(where: str, pipeline: str) -> dict[str, str]:
+    return {"pipeline": pipeline} if "$pipeline" in where else {}

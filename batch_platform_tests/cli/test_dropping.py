@@ -1,0 +1,133 @@
+"""`drop`: partitions are deleted for good, everywhere, and stay away until somebody names them."""
+
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pytest
+
+from batch_platform.cli import terminal
+from batch_platform.declaration.errors import DataError
+from batch_platform.pipeline import drop
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions
+from batch_platform_tests.command_line import REJECTED_DAY, published
+
+TABLES_OF_KEYS = "SELECT schema_name || '.' || table_name FROM duckdb_columns() WHERE column_name = 'partition_key'"
+ENTRIES = "SELECT partition_key, rows > 0, actor <> '', run_id FROM small.dropped_partitions ORDER BY seq"
+
+
+def tables_with(database: Path, key: str) -> set[str]:
+    """The tables of a database that hold rows of a partition, without the journal and the record of the drops."""
+    with duckdb.connect(str(database.resolve()), read_only=True) as con:
+        tables = {name for (name,) in con.execute(TABLES_OF_KEYS).fetchall()}
+        tables -= {"small.dropped_partitions", "batch_platform.changes"}
+        return {
+            name
+            for name in tables
+            if con.execute(f"SELECT count(*) FROM {name} WHERE partition_key = '{key}'").fetchall() != [(0,)]
+        }
+
+
+def known_to_dagster(project: Path, asset: str) -> set[str]:
+    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
+        return instance.get_materialized_partitions(dg.AssetKey(["small", asset]))
+
+
+def feature_files(project: Path, key: str) -> list[Path]:
+    return [*(project / ".batch_platform" / "lake" / "small" / "features").glob(f"{key}.*")]
+
+
+def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, project):
+    home, key = Home(project / ".batch_platform"), REJECTED_DAY
+    rows = "SELECT * EXCLUDE (scored_at, run_id) FROM small.predictions ORDER BY ALL"
+    pooled = "SELECT max(partitions) FROM small.performance_pooled WHERE period = 'month'"
+    before, ((measured,),) = published(project, rows), published(project, pooled)
+    held = tables_with(home.warehouse, key)
+    assert held >= {"small.predictions", "small.rejected_rows", "small.outcomes", "small.performance"}
+    refused = cli(project, "drop", "small", "--partition", key)
+    assert refused.code == 2
+    assert f"small: to delete for good, {key}\n  " in refused.out
+    assert "  1 rows of rejected_rows\n" in refused.out
+    assert "  1 feature files, " in refused.out
+    assert refused.error.endswith("there is no terminal to ask on. Hint: add --yes.")
+    assert "name one with --partition" in cli(project, "drop", "small", "--from", key, "--yes").error
+    assert tables_with(home.warehouse, key) == held
+
+    answer = cli(project, "drop", "small", "--partition", key, "--yes", "--json").json
+    assert answer["dropped"]["partitions"] == [key]
+    for copy in (home.warehouse, *home.root.glob("published-*.duckdb")):
+        assert tables_with(copy, key) == set(), copy
+    assert tables_with(home.published, "2024-02-20") >= {"small.predictions", "batch_platform.partition_status"}
+    assert feature_files(project, key) == []
+    assert published(project, ENTRIES) == [(key, True, True, answer["run_id"])]
+    assert published(project, pooled) == [(measured - 1,)]
+    for asset in ("features", "predictions", "performance"):
+        assert key not in known_to_dagster(project, asset)
+        assert "2024-02-20" in known_to_dagster(project, asset)
+    predictions = TableName("small", "predictions")
+    assert stored_partitions(home, predictions) == {f"2024-02-{day:02}" for day in range(1, 30)} - {key}
+    with pytest.raises(DataError, match="no rows are published of partition 2024-02-19"):
+        open_table(home, predictions, partitions=[key])
+
+    status = cli(project, "status", "small").out.splitlines()
+    assert status[0] == "small: 1 dropped, 28 scored, 31 warm-up"
+    assert "  due now: nothing" in status
+    assert any(line.startswith(f"  {key}: dropped, on 20") for line in status)
+    assert not any("Dagster" in line for line in status)
+    for options in ((), ("--from", "2024-02-18", "--to", "2024-02-20", "--force")):
+        said = cli(project, "run", "small", *options).out
+        assert f"left out {key}: dropped. To make it again: batch-platform run small --partition {key}\n" in said
+        assert tables_with(home.published, key) == set()
+
+    assert cli(project, "run", "small", "--partition", key).code == 0
+    assert published(project, rows) == before
+    assert published(project, pooled) == [(measured,)]
+    assert cli(project, "status", "small").out.startswith("small: 29 scored, 31 warm-up\n")
+    assert key in known_to_dagster(project, "performance")
+    assert stored_partitions(home, predictions) == {f"2024-02-{day:02}" for day in range(1, 30)}
+
+
+def test_no_model_learns_from_what_was_dropped(cli, project):
+    key = "2024-01-15"
+    assert cli(project, "drop", "small", "--partition", key, "--yes").code == 0
+    assert cli(project, "run", "small").code == 0
+    trained = "SELECT rows_trained + rows_evaluated FROM batch_platform.model_versions ORDER BY seq"
+    ((before,),) = published(project, trained)
+    assert cli(project, "train", "small", "--period", "2024-02-01", "--force").code == 0
+    (_, (after,)) = published(project, trained)
+    assert before - 60 < after < before
+    assert feature_files(project, key) == []
+    assert cli(project, "status", "small", "--json").json[0]["counts"]["dropped"] == 1
+    cli(project, "run", "small", "--partition", key)  # no model serves it, but its features are history again
+    assert len(feature_files(project, key)) == 1
+    assert "dropped" not in cli(project, "status", "small", "--json").json[0]["counts"]
+
+
+def test_a_drop_that_ended_early_is_completed_by_the_same_command(cli, project, monkeypatch):
+    home, args = Home(project / ".batch_platform"), ("drop", "small", "--from", "2024-02-10", "--to", "2024-02-12")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(terminal, "can_ask", lambda: True)
+        patch.setattr(terminal, "confirm", lambda question: question != "Delete all of it?")
+        assert cli(project, *args).out.endswith("\nNothing is deleted.\n")
+    assert "small.predictions" in tables_with(home.warehouse, "2024-02-11")
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for target, rows_stay in {"forget_periods": True, "remove_unlocked": False, "pool": False}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(drop, target, end)
+            cli(project, *args, "--yes")
+        assert bool(tables_with(home.warehouse, "2024-02-11")) == rows_stay, target
+    assert "2024-02-11" in known_to_dagster(project, "predictions")
+    assert cli(project, *args).out == "small: nothing is held of 2024-02-10 to 2024-02-12 (3).\n"
+    for copy in home.root.glob("published-*.duckdb"):
+        assert tables_with(copy, "2024-02-11") == set()
+    assert len(published(project, ENTRIES)) == 3
+    assert known_to_dagster(project, "predictions") == {
+        f"2024-02-{day:02}" for day in range(1, 30) if day not in (10, 11, 12)
+    }
+    assert not [file for day in (10, 11, 12) for file in feature_files(project, f"2024-02-{day}")]
+    assert cli(project, "status", "small").out.startswith("small: 3 dropped, 26 scored, 31 warm-up\n")
