@@ -49,6 +49,11 @@ def test_first_command_ends_with_predictions_in_duckdb(demonstrated):
     assert "61 of 61 partitions scored: 57,164 rows in" in output
     assert f"The data are in {clone}/.batch_platform/published.duckdb." in output
     assert len(output.partition("Three things to try next:\n")[2].splitlines()) == 3
+    ((warned,),) = query(
+        clone, "SELECT count(*) FROM flight_delays.performance WHERE metric = 'roc_auc' AND coalesce(high, value) < 0.6"
+    )
+    explained = re.findall(r"^The UI warns of the performance of (\d+) of 61 days: .*", output, flags=re.MULTILINE)
+    assert explained == [str(warned)] * (warned > 0)
     shown = shell(command(').show()"'), clone)
     assert "model_version" in shown
     ((rows,),) = query(clone, "SELECT count(*) FROM flight_delays.predictions")

@@ -14,12 +14,15 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import shipped_project
 from batch_platform.cli.run import bring_up_to_date
 from batch_platform.cli.summary import Outcome
+from batch_platform.components import checks
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.performance import asked_of
+from batch_platform.pipeline.recorded import recorded_evaluations
 from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.published import open_published
 
@@ -57,9 +60,11 @@ def command(folder: Path | None) -> None:
     outcome = bring_up_to_date(project, wiring, Wanted(partitions, now, serve_all=True), named=True)
     if outcome.error:
         raise RunFailedError(outcome.error)
-    months = _months(wiring, partitions, now)
-    terminal.report({"outcome": outcome, "months": months})
+    months, warnings = _months(wiring, partitions, now), _warnings(wiring, partitions)
+    terminal.report({"outcome": outcome, "months": months, "warnings": warnings})
     _conclude(outcome, months)
+    _explain(warnings, len(partitions))
+    _try_next(outcome)
 
 
 def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> list[Month]:
@@ -83,6 +88,25 @@ def _months(wiring: Wiring, partitions: Sequence[Partition], now: datetime) -> l
     return months
 
 
+def _warnings(wiring: Wiring, partitions: Sequence[Partition]) -> list[checks.Judged]:
+    """The days whose performance gives a warning."""
+    pipeline = wiring.pipeline()
+    state = pipeline.state()
+    keys = [partition.key for partition in partitions if partition.key in state.evaluations]
+    judged = (it for each in recorded_evaluations(pipeline, state, keys) for _, it in checks.judge(wiring, each))
+    return [it for it in judged if not it.judgement.passed]
+
+
+def _explain(warnings: Sequence[checks.Judged], days: int) -> None:
+    """Say in one line what the performance warning in the UI means."""
+    if warnings:
+        first = warnings[0].judgement
+        terminal.say(
+            f"The UI warns of the performance of {len(warnings)} of {days} days: even the best end of their 95% interval "
+            f"misses the declared {asked_of(first.name, first.bound)}. Nothing failed, and the predictions stay."
+        )
+
+
 def _conclude(outcome: Outcome, months: list[Month]) -> None:
     terminal.say()
     terminal.show_table(
@@ -91,6 +115,9 @@ def _conclude(outcome: Outcome, months: list[Month]) -> None:
     )
     terminal.say(f"Rejected rows: {outcome.rows_rejected:,}. Models: {', '.join(outcome.versions)}.")
     terminal.say(f"The data are in {outcome.published}.")
+
+
+def _try_next(outcome: Outcome) -> None:
     terminal.say()
     terminal.say("Three things to try next:")
     terminal.say(

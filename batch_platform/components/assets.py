@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, held_object, observed_version_tags
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.jobs import (
@@ -353,15 +354,18 @@ class _Upstream:
         left_out = {partition.key for partition in due} | {
             failure.partition_key for failure in failures_of(state, {context.run.run_id})
         }
-        keys = [key for key in context.partition_keys if key not in left_out]
+        known = state.scores if asset == "predictions" else state.evaluations
+        keys = [key for key in context.partition_keys if key not in left_out and key in known]
         if asset == "predictions":
-            scored = recorded_predictions(pipeline, state, [key for key in keys if key in state.scores])
+            scored = recorded_predictions(pipeline, state, keys)
             told = (commits.predictions(self.wiring, it) for it in scored)
         else:
-            evaluated = recorded_evaluations(pipeline, state, [key for key in keys if key in state.evaluations])
+            evaluated = recorded_evaluations(pipeline, state, keys)
             told = (commits.performance(self.wiring, it) for it in evaluated)
         for commit in told:
-            log.committed(commit, retold=True)
+            last = not due and commit.partition_key == keys[-1]
+            whole = _as_a_whole(self.wiring, log, asset, commit) if last else None
+            log.committed(commit, metadata=whole, retold=True)
 
 
 def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
@@ -415,10 +419,19 @@ def _score(
     pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
     with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
         for done in results:
+            commit = commits.predictions(wiring, done)
             read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
             if done.partition == partitions[-1]:
-                read_from |= describe.stored_table(wiring, "predictions")
-            log.committed(commits.predictions(wiring, done), metadata=read_from | describe.speed(done))
+                read_from |= _as_a_whole(wiring, log, "predictions", commit)
+            log.committed(commit, metadata=read_from | describe.speed(done))
+
+
+def _as_a_whole(wiring: Wiring, log: PartitionLog, table: Step, commit: Commit) -> dict[str, Any]:
+    """Metadata of a table, and its chart, for the last partition that a run logs."""
+    rule = wiring.spec.monitoring.performance if table == "performance" else None
+    bound = None if rule is None else rule.warn_below
+    chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.partitions), bound)
+    return {**chart, **describe.stored_table(wiring, table)}
 
 
 def _score_what_failed(
@@ -479,9 +492,9 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
                 upstream.retell(context, log, "performance", partitions)
             with _failing_later(context, later=upstream.is_due(context)):
                 for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
-                    last = evaluated.partition == partitions[-1]
-                    table = describe.stored_table(wiring, "performance") if last else None
-                    log.committed(commits.performance(wiring, evaluated), metadata=table)
+                    commit, last = commits.performance(wiring, evaluated), evaluated.partition == partitions[-1]
+                    whole = _as_a_whole(wiring, log, "performance", commit) if last else None
+                    log.committed(commit, metadata=whole)
             if upstream.is_due(context) and (error := error_of(wiring.spec, pipeline.state(), {context.run.run_id})):
                 raise error
         return log.finish(*measures.values())

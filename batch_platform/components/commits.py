@@ -10,6 +10,7 @@ from batch_platform.components import checks, describe
 from batch_platform.components.checks import RunCheck, evaluation
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.registry import Registry
+from batch_platform.monitoring.metrics import default_metric
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.pipeline import Built
 from batch_platform.pipeline.train import Trained
@@ -25,6 +26,7 @@ class Commit:
     rows: int
     metadata: Mapping[str, Any]
     checked: Mapping[RunCheck[Any], Any] = field(default_factory=dict[RunCheck[Any], Any])  # what each check looks at
+    charted: str | None = None  # the number of the metadata that is drawn for each partition
 
     def evaluations(self, asset: dg.AssetKey) -> list[Any]:
         """The results of its checks."""
@@ -62,7 +64,9 @@ def predictions(wiring: Wiring, committed: Committed) -> Commit:
     if committed.challengers:
         checked[checks.CHALLENGERS_SCORED] = committed.challengers
     version = describe.rows_version(committed)
-    return Commit(committed.partition.key, version, committed.run.rows_in, describe.committed(committed), checked)
+    mean = f"{committed.scores.column}_mean" if committed.scores and "mean" in committed.scores.numbers else None
+    metadata = describe.committed(committed)
+    return Commit(committed.partition.key, version, committed.run.rows_in, metadata, checked, mean)
 
 
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
@@ -70,4 +74,6 @@ def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     measures = checks.measures(wiring)
     checked = {measures[name]: judged for name, judged in checks.judge(wiring, evaluated)}
     version = describe.evaluation_version(evaluated)
-    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, describe.evaluated(evaluated), checked)
+    metric = wiring.spec.model.promote.metric or default_metric(evaluated.served.version.task)
+    metadata = describe.evaluated(evaluated)
+    return Commit(evaluated.partition.key, version, evaluated.run.rows_labelled, metadata, checked, metric)

@@ -4,6 +4,7 @@ import ast
 import html
 import importlib.util
 import json
+import math
 import re
 import resource
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
-from batch_platform.monitoring.charts import Point, bars, curve, histogram
+from batch_platform.monitoring.charts import MOST_DOTS, MOST_POINTS, Point, bars, curve, histogram
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
@@ -140,8 +141,8 @@ def predictions(wiring: Wiring) -> str:
     return (
         f"{wiring.spec.description or 'The predictions.'} Every row of the features is either here or in "
         f"`{name}.rejected_rows` with a reason, and names the model and the run that made it. A partition is scored by the "
-        "champion as of its start and replaced in one transaction. *Metadata → Plots → Events* plots the scores, the rows "
-        "and the speed, partition by partition.\n\n"
+        "champion as of its start and replaced in one transaction. The metadata `by_partition` draws the mean score of the "
+        "newest partitions; *Metadata → Plots → Events* plots the scores, the rows and the speed, event by event.\n\n"
         f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.predictions WHERE partition_key = '…'\n```"
         f"{_challengers(wiring)}"
     )
@@ -153,7 +154,8 @@ def evaluation(wiring: Wiring) -> str:
     when = f"{labels.delay} after the end of a partition, when its labels are known" if labels else "once it is scored"
     text = (
         f"{' '.join(measure.description for measure in MEASURES.values())} A partition is measured {when}. "
-        "*Metadata → Plots → Events* plots each number, partition by partition."
+        "The metadata `by_partition` draws the metric of the newest partitions; *Metadata → Plots → Events* plots each number, "
+        "event by event."
     )
     challengers = " Rows of a challenger have its name in `challenger`; it is null for the model that serves."
     return text + (challengers if wiring.spec.challengers else "")
@@ -181,6 +183,15 @@ def stored_table(wiring: Wiring, name: str) -> dict[str, Any]:
         columns = dict(table_columns(con, schema, name))
         ((rows,),) = con.execute(f"SELECT count(*) FROM {quoted(schema)}.{quoted(name)}").fetchall()
     return {ROW_COUNT: rows, "dagster/column_schema": table_schema(columns, OF_PIPELINES[name].columns)}
+
+
+def by_partition(number: str, values: Mapping[str, float], bound: float | None) -> dict[str, Any]:
+    """A chart of a number of the newest partitions, the newest last; empty without values."""
+    points = [Point(key, value) for key, value in sorted(values.items()) if math.isfinite(value)][-MOST_POINTS:]
+    if not points:
+        return {}
+    drawn = curve(points, bound=None if bound is None else Point("warning", bound))
+    return {"by_partition": dg.MetadataValue.md(f"{number} of each partition, the newest last\n\n{drawn}")}
 
 
 def source_state(state: SourceState, *, by_partition: bool) -> dict[str, Any]:
@@ -393,7 +404,6 @@ def markdown(text: str) -> str:
 
 
 _MARKUP = re.compile(r"[\\`*\[\]|~#!]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is no markup
-MAX_VERSIONS = 18  # in one chart
 
 
 def _distribution(scores: ScoreDistribution) -> str:
@@ -426,7 +436,7 @@ def _versions_until(wiring: Wiring, version: Version, registry: Registry | None)
         if metric in model.metric_values
     ]
     bound = None if promote.at_least is None else Point("gate", promote.at_least)
-    return f"{metric} of each version, by serving period\n\n{curve(points[-MAX_VERSIONS:], bound=bound)}"
+    return f"{metric} of each version, by serving period\n\n{curve(points[-MOST_DOTS:], bound=bound)}"
 
 
 def opening_comment(sql: str) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 WIDTH, HEIGHT = 360, 150  # pixels; the column of the page is not much wider
 SHOWN_AT_ONCE = 1000  # characters
+MOST_DOTS = 18  # on a curve; one with more points has a dot at its end only
+MOST_POINTS = 36  # on a curve
 _LEFT, _RIGHT, _TOP, _GROUND = 44, 340, 12, 130
 _MAX_LABEL = 12
 _UNQUOTED = " ='/:;,()!*"  # characters that need no escape between the angle brackets of a link
@@ -52,7 +54,7 @@ def bars(counts: Sequence[tuple[str, int]]) -> str:
 
 
 def curve(points: Sequence[Point], *, bound: Point | None = None) -> str:
-    """Values in order, joined by a line, with a dashed line at a bound, as Markdown."""
+    """Values in order, at most MOST_POINTS, joined by a line, with a dashed line at a bound, as Markdown."""
     values = [point.value for point in (*points, *([bound] if bound else []))]
     low, high = min(values), max(values)
     spare = (high - low) * 0.15 or abs(high) * 0.05 or 1.0
@@ -64,8 +66,9 @@ def curve(points: Sequence[Point], *, bound: Point | None = None) -> str:
 
     places = [(round(_LEFT + 10 + at * step), height(point.value), point.good) for at, point in enumerate(points)]
     drawn = f"<path d='M{'L'.join(f'{x} {y}' for x, y, _ in places)}' stroke='slateblue' fill='none'/>"
+    dotted = places if len(places) <= MOST_DOTS else places[-1:]
     for good, colour in ((True, "slateblue"), (False, "darkorange")):
-        if dots := "".join(f"M{x} {y}h0" for x, y, is_good in places if is_good is good):
+        if dots := "".join(f"M{x} {y}h0" for x, y, is_good in dotted if is_good is good):
             drawn += f"<path d='{dots}' stroke='{colour}' stroke-width='9' stroke-linecap='round'/>"
     for value in sorted({max(point.value for point in points), min(point.value for point in points)}):
         drawn += _text(4, height(value) + 4, f"{value:.3f}")

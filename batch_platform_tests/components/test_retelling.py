@@ -34,7 +34,7 @@ def said(deployment: Deployment, asset: str) -> dict[str | None, tuple[dict[str,
                 "data_version": entry.asset_materialization.tags["dagster/data_version"],
                 **without(
                     entry.asset_materialization.metadata,
-                    ONLY_OF_A_RUN if asset == "features" else ONLY_OF_A_RUN | {"dagster/column_schema"},
+                    ONLY_OF_A_RUN if asset == "features" else ONLY_OF_A_RUN | {"dagster/column_schema", "by_partition"},
                 ),
             },
             checks.get(entry.asset_materialization.partition, {}),

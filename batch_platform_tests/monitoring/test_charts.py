@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from batch_platform.monitoring.charts import SHOWN_AT_ONCE, Point, bars, curve, histogram
+from batch_platform.monitoring.charts import MOST_POINTS, SHOWN_AT_ONCE, Point, bars, curve, histogram
 
 CAPTION = 60  # characters that may stand above a picture
 POINTS = [Point("2024-01-01", 0.7), Point("2024-02-01", 0.68, good=False), Point("<b>&", 0.73)]
@@ -15,6 +15,9 @@ DRAWN = {
     "curve": curve(POINTS, bound=Point("gate", 0.6)),
     "one point": curve(POINTS[:1]),
     "eighteen points": curve([Point(f"2024-{at:02}-01", at / 7) for at in range(18)], bound=Point("gate", 0.6)),
+    "as many points as fit": curve(
+        [Point(f"2024-01-01-{at:02}:00", at % 7 / 7000) for at in range(MOST_POINTS)], bound=Point("warning", 0.00061)
+    ),
 }
 
 
