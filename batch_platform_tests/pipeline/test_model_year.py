@@ -104,15 +104,15 @@ def test_the_challenger_scored_every_row_that_the_champion_scored_and_is_measure
 
 def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recomputed_by_other_code(project):
     with duckdb.connect(str(project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
-        rows = con.execute(
+        rows = con.sql(
             "SELECT p.partition_key, p.score, f.arr_delay >= 30 AS late FROM flight_delays.predictions AS p "
             "JOIN read_parquet($flights) AS f USING (flight_id) WHERE f.arr_delay IS NOT NULL",
-            {"flights": str(SHIPPED / "data" / "flights.parquet")},
+            params={"flights": str(SHIPPED / "data" / "flights.parquet")},
         ).pl()
-        stated = con.execute(
+        stated = con.sql(
             "SELECT partition_key, metric, value, rows, positives FROM flight_delays.performance WHERE challenger IS NULL"
         ).pl()
-        pooled = con.execute(
+        pooled = con.sql(
             "SELECT strftime(period_start, '%Y-%m') AS month, metric, value FROM flight_delays.performance_pooled "
             "WHERE period = 'month' AND model_version IS NULL AND challenger IS NULL AND segment_column IS NULL"
         ).pl()
