@@ -50,9 +50,9 @@ def command(  # noqa: PLR0913 - the options of the command
     if not project.home.root.exists():
         msg = f"{pipeline}: {project.home.root} does not exist, so there is nothing to delete."
         raise WrongUseError(msg, hint=f"{HOME_VARIABLE} names the home.")
-    found = held_partitions(wiring.pipeline(), keys)
-    _announce(pipeline, keys, found)
-    if found.partitions and not yes and not _confirmed(pipeline):
+    holding = held_partitions(wiring.pipeline(), keys)
+    _announce(pipeline, keys, holding)
+    if holding.partitions and not yes and not _confirmed(pipeline):
         terminal.say("Nothing is deleted.")
         return
     with open_instance(project) as instance:
@@ -61,20 +61,20 @@ def command(  # noqa: PLR0913 - the options of the command
         drop_partitions(wiring.pipeline(), keys, getpass.getuser(), stamp)
         for asset in _PARTITIONED:
             wipe_partitions(instance, wiring.key(asset), keys)
-    terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": found})
-    if found.partitions:
+    terminal.report({"pipeline": pipeline, "run_id": stamp.run_id, "dropped": holding})
+    if holding.partitions:
         terminal.say("Deleted.")
 
 
-def _announce(pipeline: str, keys: Sequence[str], found: HeldPartitions) -> None:
-    if not found.partitions:
+def _announce(pipeline: str, keys: Sequence[str], holding: HeldPartitions) -> None:
+    if not holding.partitions:
         terminal.say(f"{pipeline}: nothing is held of {terminal.span(keys)}.")
         return
-    terminal.say(f"{pipeline}: to delete for good, {terminal.span(found.partitions)}")
-    for table, rows in found.rows.items():
+    terminal.say(f"{pipeline}: to delete for good, {terminal.span(holding.partitions)}")
+    for table, rows in holding.rows.items():
         terminal.say(f"  {rows:,} rows of {table}")
-    if found.files:
-        terminal.say(f"  {len(found.files):,} feature files, {decimal(found.size)}")
+    if holding.files:
+        terminal.say(f"  {len(holding.files):,} feature files, {decimal(holding.size)}")
 
 
 def _require_free(wiring: Wiring, instance: dg.DagsterInstance, keys: Sequence[str]) -> None:

@@ -358,11 +358,11 @@ class _Upstream:
         keys = [key for key in context.partition_keys if key not in left_out and key in known]
         if asset == "predictions":
             scored = recorded_predictions(pipeline, state, keys)
-            told = (commits.predictions(self.wiring, it) for it in scored)
+            made = (commits.predictions(self.wiring, it) for it in scored)
         else:
             evaluated = recorded_evaluations(pipeline, state, keys)
-            told = (commits.performance(self.wiring, it) for it in evaluated)
-        for commit in told:
+            made = (commits.performance(self.wiring, it) for it in evaluated)
+        for commit in made:
             last = not due and commit.partition_key == keys[-1]
             whole = _as_a_whole(self.wiring, log, asset, commit) if last else None
             log.committed(commit, metadata=whole, retold=True)

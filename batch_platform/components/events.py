@@ -106,8 +106,8 @@ class PartitionLog:
             for record in instance.fetch_materializations(of_earlier, limit=MOST_READ * len(earlier)).records:
                 event = record.asset_materialization
                 if event and event.partition:  # the newest event of a partition comes first
-                    told = event.metadata.get(number)
-                    values.setdefault(event.partition, _number(told.value if told else None))
+                    logged = event.metadata.get(number)
+                    values.setdefault(event.partition, _number(logged.value if logged else None))
         return {key: value for key in newest if (value := values.get(key)) is not None}
 
     def observed(self, done: str, partition_key: str | None, *, metadata: Mapping[str, Any]) -> None:

@@ -117,8 +117,8 @@ class Guard:
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         if _equal(bearer, token) or _equal(request.cookies.get(name, ""), cookie):
             return None
-        given = request.query_params.get("token")
-        if given is not None and _equal(given, token) and request.scope.get("method") == "GET":
+        brought = request.query_params.get("token")
+        if brought is not None and _equal(brought, token) and request.scope.get("method") == "GET":
             answer = RedirectResponse(
                 str(request.url.remove_query_params("token").replace(scheme="", netloc="")) or "/", 303
             )
@@ -126,7 +126,7 @@ class Guard:
         else:
             reason = (
                 "This is not the token."
-                if given is not None
+                if brought is not None
                 else "This server asks for the token that batch-platform ui printed."
             )
             hint = "programs send it as the header Authorization: Bearer TOKEN."

@@ -99,9 +99,9 @@ class _Matching:
         fresh = sorted(set(self.numbers) - set(self.continued))
         gone = sorted(set(range(self.former)) - set(self.continued.values()))
         moved = [f"{old} of it is now {new}" for new, old in sorted(self.continued.items()) if new != old]
-        said = [f"its segments are numbered as those of {name}", *moved]
-        said += [f"new: {', '.join(map(str, fresh))}"] if fresh else []
-        return ", ".join(said + ([f"vanished: {', '.join(map(str, gone))}"] if gone else []))
+        parts = [f"its segments are numbered as those of {name}", *moved]
+        parts += [f"new: {', '.join(map(str, fresh))}"] if fresh else []
+        return ", ".join(parts + ([f"vanished: {', '.join(map(str, gone))}"] if gone else []))
 
 
 def _matching(own: NDArray[np.float64], former: NDArray[np.float64]) -> _Matching:

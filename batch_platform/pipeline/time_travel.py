@@ -131,8 +131,8 @@ class _Compared:
     def gives_rows(self, name: str) -> bool:
         """Whether the rows of the features come from a source, so that none is left without its later rows."""
         driving = self.builder.spec.features.driving
-        given = driving is not None and driving.source == name
-        return given or (self.present.height > 0 and not self.at_start[name].height)
+        drives = driving is not None and driving.source == name
+        return drives or (self.present.height > 0 and not self.at_start[name].height)
 
     def leaks(self, name: str, cut: pl.DataFrame) -> Iterator[TimeLeak]:
         """The columns that differ, and None if rows come or go."""

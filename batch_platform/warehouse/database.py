@@ -229,8 +229,7 @@ class Warehouse:
             except duckdb.Error as error:
                 if not HELD_BY_ANOTHER.search(str(error)):
                     raise self._failed(error, "opened") from error
-                holder = re.search(r"PID (\d+)", str(error))
-                patience.pause(holder[1] if holder else "unknown")
+                patience.pause(holder_of(error) or "unknown")
 
     def _failed(self, error: Exception, how: str) -> WarehouseError:
         if is_damage(error):
@@ -258,6 +257,12 @@ def require_not_lost(home: Home) -> None:
             "restore the file from a backup, or from the last published copy: batch-platform restore --from-published"
         )
         raise WarehouseError(msg, hint=hint)
+
+
+def holder_of(error: duckdb.Error) -> str | None:
+    """The id of the process that holds a file, if DuckDB's refusal to open it names one."""
+    holder = re.search(r"PID (\d+)", str(error))
+    return holder[1] if holder else None
 
 
 def is_damage(error: Exception) -> bool:

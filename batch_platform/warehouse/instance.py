@@ -51,26 +51,34 @@ def attach(file: Path, *, reusable: bool = True) -> Attached:
     Raises:
         duckdb.Error: The file cannot be opened, or another process has it open.
     """
-    instance = (_idle.pop() if _idle and reusable else None) or _instance()
+    instance = _taken() if reusable else _instance()
     spilled = file.with_name(f"{file.name}.tmp")
     try:
         instance.execute(f"SET temp_directory = {literal(str(spilled))}")
         instance.execute(f"ATTACH {literal(str(file))} AS {_DATABASE}")
+        con = instance.cursor()
+        con.execute(f"USE {_DATABASE}")
     except BaseException:
         instance.close()
         raise
-    con = instance.cursor()
-    con.execute(f"USE {_DATABASE}")
     return Attached(con, instance, spilled, reusable)
 
 
 @contextmanager
 def in_memory() -> Generator[duckdb.DuckDBPyConnection]:
     """A connection for statements of this project's own that leave nothing behind."""
-    instance = _idle.pop() if _idle else _instance()
+    instance = _taken()
     with instance.cursor() as con:
         yield con
     _idle.append(instance)
+
+
+def _taken() -> duckdb.DuckDBPyConnection:
+    """An idle instance, or a new one; another thread may take the last idle one at any moment."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _instance()
 
 
 def _instance() -> duckdb.DuckDBPyConnection:

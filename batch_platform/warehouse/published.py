@@ -11,7 +11,6 @@ its own database a second time loses its lock on it when it closes it.
 """
 
 import logging
-import re
 import stat
 import subprocess
 import uuid
@@ -23,7 +22,7 @@ import duckdb
 
 from batch_platform.declaration.errors import NothingPublishedError, WarehouseError
 from batch_platform.warehouse.checkpoint import sync
-from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, is_damage
+from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder_of, is_damage
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
@@ -62,8 +61,8 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
             if current_copy(home) != copy:  # the second publish from now removes the file
                 continue
             if HELD_BY_ANOTHER.search(str(error)):
-                holder = re.search(r"PID (\d+)", str(error))
-                named = f" (process {holder[1]})" if holder else ""
+                holder = holder_of(error)
+                named = f" (process {holder})" if holder else ""
                 msg = f"The published copy {copy} is held by another program{named}, which opened it for writing."
                 raise WarehouseError(msg, hint="end it, and let it open the copy with read_only=True.") from error
             msg = f"The published copy {copy} cannot be opened: {error}"

@@ -1,7 +1,7 @@
 """SQL text: quoted identifiers and string literals; the columns of a table; a transaction."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import duckdb
 
@@ -30,6 +30,11 @@ def table_columns(
         "AND schema_name = $schema AND table_name = $table ORDER BY column_index"
     )
     return con.execute(query, {"database": database, "schema": schema, "table": table}).fetchall()
+
+
+def digest(columns: Iterable[str]) -> str:
+    """The SELECT list of two values that tell whether tables of the same columns hold the same rows, in any order."""
+    return f"count(*), sum(hash({', '.join(map(quoted, columns))}))"
 
 
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:

@@ -22,7 +22,7 @@ from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
+from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
@@ -214,8 +214,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
     fingerprints: dict[tuple[str, str], tuple[object, ...]] = {}
     for schema, table, described in con.execute(columns).fetchall():
         name = TableName(schema, table)
-        cells = ", ".join(quoted(column) for column, _ in described)
-        rows = "count(*)" if _is_of_project(con, name) else f"count(*), sum(hash({cells}))"
+        rows = "count(*)" if _is_of_project(con, name) else digest(column for column, _ in described)
         fingerprints[schema, table] = (described, *con.execute(f"SELECT {rows} FROM {name}").fetchall())
     return fingerprints
 

@@ -9,7 +9,7 @@ from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import anew, current_copy, newest_copy
-from batch_platform.warehouse.sql import literal, quoted, table_columns
+from batch_platform.warehouse.sql import digest, literal, quoted, table_columns
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ def _digests(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, s
     digests: dict[tuple[str, str], tuple[int, int | None]] = {}
     for schema, table in con.execute(query, {"database": database}).fetchall():
         columns = sorted(column for column, _ in table_columns(con, schema, table, database))
-        cells = ", ".join(quoted(column) for column in columns)
-        rows = f"SELECT count(*), sum(hash({cells})) FROM {database}.{quoted(schema)}.{quoted(table)}"
+        rows = f"SELECT {digest(columns)} FROM {database}.{quoted(schema)}.{quoted(table)}"
         (digests[schema, table],) = con.execute(rows).fetchall()
     return digests

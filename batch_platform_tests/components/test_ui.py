@@ -216,13 +216,18 @@ def test_assets_that_are_chosen_freely_are_materialized(ui):
     assert ui.published(query) == [(40,)]
 
 
-def test_a_month_is_backfilled_in_one_run(ui, dagster):
-    dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_score")
+def backfilled(ui, dagster, job: str, chosen: str, partitions: int):
+    """Launch a job for a range of partitions, such as `[2024-03-01...2024-03-31]`, on its page, and wait for its run."""
+    dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/{job}")
     dagster.button("Materialize all").click()
-    dagster.choose_partitions("[2024-03-01...2024-03-31]")
-    dagster.sees("31 partitions")
+    dagster.choose_partitions(chosen)
+    dagster.sees(f"{partitions} partitions")
     dagster.button("Launch backfill").click()
-    run = finished_run(ui, tags=[{"key": RANGE_START, "value": "2024-03-01"}])
+    return finished_run(ui, tags=[{"key": RANGE_START, "value": chosen.strip("[]").split("...")[0]}])
+
+
+def test_a_month_is_backfilled_in_one_run(ui, dagster):
+    run = backfilled(ui, dagster, "small_score", "[2024-03-01...2024-03-31]", 31)
     assert (run["status"], tags_of(run)[RANGE_END]) == ("SUCCESS", "2024-03-31")
     days = [f"2024-03-{day:02}" for day in range(1, 32)]
     assert materialized(ui, "features", run["runId"]) == materialized(ui, "predictions", run["runId"]) == days
@@ -234,12 +239,7 @@ def test_a_month_is_backfilled_in_one_run(ui, dagster):
 
 
 def test_a_range_is_brought_up_to_date_in_one_run(ui, dagster, tmp_path_factory):
-    dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_bring_up_to_date")
-    dagster.button("Materialize all").click()
-    dagster.choose_partitions("[2024-02-10...2024-02-12]")
-    dagster.sees("3 partitions")
-    dagster.button("Launch backfill").click()
-    run = finished_run(ui, tags=[{"key": RANGE_START, "value": "2024-02-10"}])
+    run = backfilled(ui, dagster, "small_bring_up_to_date", "[2024-02-10...2024-02-12]", 3)
     assert (run["status"], run["jobName"]) == ("SUCCESS", "small_bring_up_to_date")
     days = [f"2024-02-{day}" for day in (10, 11, 12)]
     assets = ("features", "predictions", "performance")
