@@ -19,7 +19,7 @@ from batch_platform.models.bundle import compared, read_manifest
 from batch_platform.models.registry import Decision, Maker, promote, roll_back
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import without_details
-from batch_platform.pipeline.status import relabelled
+from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import Wanted
 
 

@@ -9,7 +9,7 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import Runs, asked_for, open_instance
 from batch_platform.declaration.errors import RunFailedError
-from batch_platform.pipeline.plan import Item
+from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import Wanted
 
 

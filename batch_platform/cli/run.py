@@ -30,7 +30,9 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, RunFailedError, WrongUseError
-from batch_platform.pipeline.plan import STEPS, Item, Plan, State, Step, ranges, requests
+from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
 from batch_platform.pipeline.wanted import Wanted, error_of
 
 TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them

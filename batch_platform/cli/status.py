@@ -17,7 +17,8 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
 from batch_platform.monitoring.metrics import without_details
-from batch_platform.pipeline.plan import State, make_plan
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew

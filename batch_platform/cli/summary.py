@@ -15,7 +15,8 @@ from batch_platform.models.contract import ClassLabel
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
-from batch_platform.pipeline.plan import Plan, State
+from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.state import State
 from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.failures import Failure
 

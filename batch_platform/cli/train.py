@@ -16,7 +16,9 @@ from batch_platform.declaration.errors import TrainingRefusedError
 from batch_platform.declaration.windows import training_window
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.bundle import read_manifest
-from batch_platform.pipeline.plan import State, make_plan, ranges, training_asked_for
+from batch_platform.pipeline.plan import make_plan, training_asked_for
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import ranges
 from batch_platform.pipeline.train import require_trainable
 
 

@@ -32,9 +32,10 @@ from batch_platform.declaration.errors import BatchPlatformError, NoChampionErro
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import Step, make_plan
+from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
+from batch_platform.pipeline.steps import Step
 from batch_platform.pipeline.train import Trained
 from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
 from batch_platform.scoring.orders import Watch

@@ -18,7 +18,8 @@ from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks
 from batch_platform.monitoring.measure import Judgement
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.plan import Plan, State
+from batch_platform.pipeline.plan import Plan
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.run import Committed

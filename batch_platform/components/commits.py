@@ -11,8 +11,8 @@ from batch_platform.components.checks import RunCheck, evaluation
 from batch_platform.components.wiring import Wiring
 from batch_platform.models.registry import Registry
 from batch_platform.monitoring.metrics import default_metric
+from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.pipeline import Built
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.run import Committed
 

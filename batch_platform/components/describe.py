@@ -26,8 +26,8 @@ from batch_platform.monitoring.charts import MOST_DOTS, MOST_POINTS, Point, bars
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
+from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
-from batch_platform.pipeline.pipeline import Built
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.engines.local import LOCAL

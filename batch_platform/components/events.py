@@ -27,13 +27,13 @@ from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.monitoring.charts import MOST_POINTS
-from batch_platform.pipeline.plan import State
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,
     recorded_features,
     recorded_models,
     recorded_predictions,
 )
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues

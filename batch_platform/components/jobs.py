@@ -20,7 +20,7 @@ from batch_platform.components.dagster_internals import (
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.redaction import redacted
-from batch_platform.pipeline.plan import ASSET_OF, Request, Step
+from batch_platform.pipeline.steps import ASSET_OF, Request, Step
 from batch_platform.pipeline.wanted import Wanted
 
 Duty = Literal["score", "train", "evaluate"]

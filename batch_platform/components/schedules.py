@@ -23,7 +23,9 @@ from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.windows import training_window
-from batch_platform.pipeline.plan import STEPS, Item, Plan, Request, State, Step, make_plan, requests
+from batch_platform.pipeline.plan import Plan, make_plan
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
 
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}

@@ -41,7 +41,7 @@ from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.performance import performance_of
 from batch_platform.pipeline.evaluate import committed_predictions, encoded_features
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Training
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.engines.known import engine_of

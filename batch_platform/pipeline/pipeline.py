@@ -5,10 +5,9 @@ step takes many partitions, commits them in groups and yields the record of each
 What is up to date is skipped unless forced. A partition that fails does not hold up the others.
 """
 
-import json
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
@@ -23,17 +22,14 @@ from batch_platform.declaration.errors import (
     DataError,
     IntegrityError,
     NothingPublishedError,
-    SourceError,
     WarehouseError,
     listed,
-    memory_explained,
     merged,
 )
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar, training_window
-from batch_platform.features.build import FeatureBuilder, FeatureSession
-from batch_platform.features.fingerprints import Fingerprints
+from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.history import History, recorded_fingerprints
 from batch_platform.features.sources.opening import Sources
 from batch_platform.models.bundle import Bundle
@@ -48,21 +44,14 @@ from batch_platform.models.registry import (
     register,
 )
 from batch_platform.monitoring.scores import committed_distributions
+from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
 from batch_platform.pipeline.former_codes import FormerCodes
-from batch_platform.pipeline.plan import (
-    Plan,
-    State,
-    declared_now,
-    features_due,
-    make_plan,
-    require_takeable,
-    untrained,
-    with_snapshots_over,
-)
+from batch_platform.pipeline.plan import Plan, features_due, make_plan, require_takeable, with_snapshots_over
 from batch_platform.pipeline.pooled import pool
 from batch_platform.pipeline.set_apart import SetApart
-from batch_platform.pipeline.status import relabelled, status_rows
+from batch_platform.pipeline.state import State, checked, with_files_as_seen
+from batch_platform.pipeline.status import status_rows
 from batch_platform.pipeline.train import (
     Trained,
     TrainedChallenger,
@@ -71,6 +60,7 @@ from batch_platform.pipeline.train import (
     train_challengers,
     train_version,
 )
+from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
@@ -85,17 +75,6 @@ from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
-
-
-@dataclass(frozen=True)
-class Built:
-    """A partition of features, as recorded."""
-
-    partition: Partition
-    build: FeatureBuild
-    skipped: bool  # it was up to date
-    columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty if skipped
-    findings: tuple[str, ...] = ()  # what is odd about its sources and no reason to fail
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ class Pipeline:
         """
         with self.warehouse.open() as con:
             recorded = self._recorded(con)
-        return self._checked(recorded, recheck=recheck)
+        return checked(self.history, recorded, recheck=recheck)
 
     def published_state(self, *, recheck: bool = False, most_bytes: int | None = None) -> State:
         """The same as it was last published: waits for no writer and writes nothing; empty if nothing is published.
@@ -162,7 +141,7 @@ class Pipeline:
                 recorded = self._recorded(con)
         except NothingPublishedError:
             recorded = State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
-        return self._checked(recorded, recheck=recheck, most_bytes=most_bytes)
+        return checked(self.history, recorded, recheck=recheck, most_bytes=most_bytes)
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
@@ -192,30 +171,6 @@ class Pipeline:
             }
         )
 
-    def _checked(self, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
-        """A recorded state, checked against the files of features, sources and labels."""
-        features = self.history.recorded(recorded.features)
-        sources = self.history.source_changes(
-            recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
-        )
-        labels = self.history.label_changes(
-            recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
-        )
-        scored_by = {run.model_version for run in recorded.scores.values()}
-        return replace(
-            recorded,
-            features=features,
-            lost={key: build for key, build in recorded.features.items() if key not in features},
-            source_versions=sources.versions,
-            changed=sources.changed,
-            gone=sources.gone,
-            fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
-            label_versions=labels.versions,
-            relabelled=relabelled(
-                self.history, [recorded.registry.named(version) for version in scored_by], recorded.dropped
-            ),
-        )
-
     def _settle(
         self, con: duckdb.DuckDBPyConnection, seen: State, now: datetime, partition_keys: Collection[str] | None = None
     ) -> tuple[State, Plan]:
@@ -225,23 +180,7 @@ class Pipeline:
         if they were recorded since.
         """
         recorded = self._recorded(con, partition_keys)
-        known = {**seen.features, **seen.lost}
-
-        def as_seen(facts: Mapping[str, str]) -> dict[str, str]:
-            return {
-                key: fact
-                for key, fact in facts.items()
-                if key in recorded.features and recorded.features[key] == known.get(key)
-            }
-
-        state = replace(
-            recorded,
-            features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
-            source_versions=as_seen(seen.source_versions),
-            changed=as_seen(seen.changed),
-            gone=as_seen(seen.gone),
-            relabelled=seen.relabelled,
-        )
+        state = with_files_as_seen(recorded, seen)
         only = None if partition_keys is None else map(self.spec.partitions.calendar.named, partition_keys)
         plan = make_plan(self.spec, state, now, only=only)
         replace_statuses(con, self.spec.name, status_rows(state, plan, now), partition_keys)
@@ -290,25 +229,20 @@ class Pipeline:
         due = {partition.key for partition in partitions if force or features_due(state, partition) is not None}
         require_takeable(self.spec, [partition for partition in partitions if partition.key in due], stamp.at)
         group: list[Built] = []
-        taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
         with (
             self.setting_apart("features", stamp, len(partitions)) as apart,
             staging_folder(self.home, stamp.run_id) as folder,
-            self.builder.session(spill=folder / "spill") as session,
+            closing(
+                FeatureStep(self.history, state, stamp, apart, force).builds(partitions, due, folder / "spill")
+            ) as builds,
         ):
             try:
-                for partition in partitions:
-                    if partition.key not in due:
-                        if ("features", partition.key) in state.failures:
-                            apart.up_to_date.add(partition.key)
-                        yield Built(partition, state.features[partition.key], skipped=True)
+                for built in builds:
+                    if built.skipped:
+                        yield built
                         continue
-                    with apart.attempt(partition.key), memory_explained(self.spec.name, partition.key):
-                        if not force:
-                            self._require_sources(state, partition)
-                        taken = self._fingerprints(state, partition) if taken is None else taken
-                        group.append(self._build(session, partition, stamp, taken))
-                    if is_full(len(group), sum(built.build.rows for built in group)):
+                    group.append(built)
+                    if is_full(len(group), sum(member.build.rows for member in group)):
                         full, group = group, []
                         yield from self._record(full)
             except Exception:
@@ -513,44 +447,6 @@ class Pipeline:
     def publish(self) -> None:
         """Bring the published copy up to date."""
         publish(self.home)
-
-    def _require_sources(self, state: State, partition: Partition) -> None:
-        """Refuse to build from nothing what was built from rows; raises SourceError."""
-        if (reason := state.gone.get(partition.key)) is not None:
-            name = self.spec.name
-            msg = f"{name}, partition {partition.key}: {reason}; its features stay as they are."
-            hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
-            raise SourceError(msg, hint=hint)
-
-    def _fingerprints(self, state: State, partition: Partition) -> dict[str, Fingerprints]:
-        """What the sources with the rows of many partitions hold for each of them."""
-        sources, dated, taken = self.builder.sources, self.builder.dated, dict[str, Fingerprints]()
-        for name in dated.shared:
-            held = dated.taken(name, sources.version(name, partition), state.fingerprints)
-            if held is not None:
-                taken[name] = held
-        return taken
-
-    def _build(
-        self, session: FeatureSession, partition: Partition, stamp: Stamp, taken: Mapping[str, Fingerprints]
-    ) -> Built:
-        sources = self.builder.sources.versions(partition)
-        file = session.write(partition, self.home.features(self.spec.name))
-        build = FeatureBuild(
-            pipeline=self.spec.name,
-            partition_key=partition.key,
-            rows=file.rows,
-            sha256=file.sha256,
-            file_bytes=file.path.stat().st_size,
-            code_version=self.builder.code_version,
-            sources=json.dumps(sources, sort_keys=True),
-            built_at=stamp.now(),
-            run_id=stamp.run_id,
-            xxh3=file.xxh3,
-            fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
-        )
-        findings = tuple(session.rows_outside(partition))
-        return Built(partition, build, skipped=False, columns=file.columns, findings=findings)
 
     def _record(self, group: list[Built]) -> Iterator[Built]:
         """Record builds. The files of earlier builds stay for the runs that may be reading them; `gc` removes them."""

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.scores import committed_distributions
+from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel
-from batch_platform.pipeline.pipeline import Built, Pipeline
-from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs
 from batch_platform.scoring.rejected_rows import reasons_by_partition

@@ -10,7 +10,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.state import State
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.ledger import ScoreRun
 

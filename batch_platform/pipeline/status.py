@@ -6,30 +6,19 @@ corrected does not make its predictions stale, since scoring them again would ch
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Literal
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import SourceError, WrongUseError, in_short
+from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
-from batch_platform.features.history import History
 from batch_platform.models.registry import Registry, Version
-from batch_platform.pipeline.plan import (
-    Plan,
-    State,
-    Step,
-    changed,
-    declared_now,
-    differences,
-    open_partitions,
-    trainings_of,
-)
-from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.pipeline.plan import Plan, open_partitions
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import Step
+from batch_platform.pipeline.trainings_due import changed, declared_now, differences, trainings_of
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.ledger import StatusRow, as_record
 
@@ -223,25 +212,3 @@ def status_rows(state: State, plan: Plan, computed_at: datetime) -> list[StatusR
             )
         )
     return rows
-
-
-def relabelled(
-    history: History, versions: Iterable[Version], dropped: Mapping[str, DroppedPartition] | None = None
-) -> frozenset[str]:
-    """The versions that learned from labels that changed since; labels whose file is gone count as unchanged.
-
-    A version did not learn from the partitions that were dropped before it was trained.
-    """
-    if not history.builder.own_label_sources:
-        return frozenset()
-    calendar, changed = history.spec.partitions.calendar, set[str]()
-    versions_now = cache(history.builder.label_versions)  # windows overlap
-    for version in versions:
-        with suppress(SourceError, WrongUseError):
-            without = {key for key, drop in (dropped or {}).items() if drop.seq < version.seq}
-            window = [
-                it for it in calendar.within(version.trained_from, version.trained_until) if it.key not in without
-            ]
-            if history.are_labels_changed(window, version.label_sources, versions_now):
-                changed.add(version.version)
-    return frozenset(changed)

@@ -35,7 +35,7 @@ from batch_platform.models.registry import ChallengerTraining, Promotion, Versio
 from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import as_truth
-from batch_platform.pipeline.plan import State
+from batch_platform.pipeline.state import State
 from batch_platform.scoring.orders import failure_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import as_record

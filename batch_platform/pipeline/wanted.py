@@ -7,7 +7,8 @@ from datetime import datetime
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import RunFailedError, merged
 from batch_platform.declaration.spec import PipelineSpec
-from batch_platform.pipeline.plan import Plan, State, make_plan, training_asked_for
+from batch_platform.pipeline.plan import Plan, make_plan, training_asked_for
+from batch_platform.pipeline.state import State
 from batch_platform.warehouse.failures import FailedStep, Failure
 
 _LABELS: Mapping[FailedStep, str] = {

@@ -22,19 +22,10 @@ from batch_platform.declaration.windows import (
     training_window,
 )
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import (
-    STEPS,
-    Item,
-    Plan,
-    State,
-    changed,
-    declared_now,
-    differences,
-    features_due,
-    make_plan,
-    requests,
-    training_asked_for,
-)
+from batch_platform.pipeline.plan import Plan, features_due, make_plan, training_asked_for
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import STEPS, Item, requests
+from batch_platform.pipeline.trainings_due import changed, declared_now, differences
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ModelTraining, ScoreRun
 from batch_platform_tests.small_pipeline import carry_out, small_pipeline, small_spec

@@ -9,7 +9,8 @@ import pytest
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Promotion, Registry, Version
-from batch_platform.pipeline.plan import State, make_plan
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import status_of
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun

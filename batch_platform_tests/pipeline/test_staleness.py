@@ -18,7 +18,8 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.registry import Maker, roll_back
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform.pipeline.status import relabelled, status_of
+from batch_platform.pipeline.state import relabelled
+from batch_platform.pipeline.status import status_of
 from batch_platform_tests.components.test_schedules import requested
 from batch_platform_tests.deployment import QUIET, Deployment, deploy
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_declaration, small_events

@@ -1,0 +1,95 @@
+"""The step that builds features: which sources a partition reads, and the record of what was built."""
+
+import json
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import SourceError, memory_explained
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.build import FeatureSession
+from batch_platform.features.fingerprints import Fingerprints
+from batch_platform.features.history import History
+from batch_platform.pipeline.set_apart import SetApart
+from batch_platform.pipeline.state import State
+from batch_platform.warehouse.ledger import FeatureBuild
+
+
+@dataclass(frozen=True)
+class Built:
+    """A partition of features, as recorded."""
+
+    partition: Partition
+    build: FeatureBuild
+    skipped: bool  # it was up to date
+    columns: dict[str, str] = field(default_factory=dict[str, str])  # Arrow types; empty if skipped
+    findings: tuple[str, ...] = ()  # what is odd about its sources and no reason to fail
+
+
+@dataclass(frozen=True)
+class FeatureStep:
+    """The building of features in one run; records nothing."""
+
+    history: History
+    state: State
+    stamp: Stamp
+    apart: SetApart  # the partitions that failed alone
+    force: bool  # build a partition also where a source is gone
+
+    def builds(self, partitions: Sequence[Partition], due: Collection[str], spill: Path) -> Generator[Built]:
+        """Build the features of those partitions whose keys are due, and yield the others as recorded.
+
+        What does not fit into memory is put into the folder `spill`.
+        """
+        taken: dict[str, Fingerprints] | None = None  # before the first build, so that they hold no row that it lacks
+        with self.history.builder.session(spill=spill) as session:
+            for partition in partitions:
+                if partition.key not in due:
+                    if ("features", partition.key) in self.state.failures:
+                        self.apart.up_to_date.add(partition.key)
+                    yield Built(partition, self.state.features[partition.key], skipped=True)
+                    continue
+                built: list[Built] = []
+                with self.apart.attempt(partition.key), memory_explained(self.history.spec.name, partition.key):
+                    if not self.force:
+                        self._require_sources(partition)
+                    taken = self._fingerprints(partition) if taken is None else taken
+                    built.append(self._build(session, partition, taken))
+                yield from built
+
+    def _require_sources(self, partition: Partition) -> None:
+        """Refuse to build from nothing what was built from rows; raises SourceError."""
+        if (reason := self.state.gone.get(partition.key)) is not None:
+            name = self.history.spec.name
+            msg = f"{name}, partition {partition.key}: {reason}; its features stay as they are."
+            hint = f"restore it, or accept it: batch-platform run {name} --partition {partition.key} --force"
+            raise SourceError(msg, hint=hint)
+
+    def _fingerprints(self, partition: Partition) -> dict[str, Fingerprints]:
+        """What the sources with the rows of many partitions hold for each of them."""
+        sources, dated, taken = self.history.builder.sources, self.history.builder.dated, dict[str, Fingerprints]()
+        for name in dated.shared:
+            held = dated.taken(name, sources.version(name, partition), self.state.fingerprints)
+            if held is not None:
+                taken[name] = held
+        return taken
+
+    def _build(self, session: FeatureSession, partition: Partition, taken: Mapping[str, Fingerprints]) -> Built:
+        sources = self.history.builder.sources.versions(partition)
+        file = session.write(partition, self.history.home.features(self.history.spec.name))
+        build = FeatureBuild(
+            pipeline=self.history.spec.name,
+            partition_key=partition.key,
+            rows=file.rows,
+            sha256=file.sha256,
+            file_bytes=file.path.stat().st_size,
+            code_version=self.history.builder.code_version,
+            sources=json.dumps(sources, sort_keys=True),
+            built_at=self.stamp.now(),
+            run_id=self.stamp.run_id,
+            xxh3=file.xxh3,
+            fingerprints=json.dumps({name: [*astuple(held.of(partition))] for name, held in taken.items()}),
+        )
+        findings = tuple(session.rows_outside(partition))
+        return Built(partition, build, skipped=False, columns=file.columns, findings=findings)

@@ -1,0 +1,108 @@
+"""What is recorded of a pipeline, and what its files look like."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
+from batch_platform.features.history import History
+from batch_platform.models.registry import Registry, Version
+from batch_platform.warehouse.dropping import DroppedPartition
+from batch_platform.warehouse.failures import FailedStep, Failure
+from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
+
+
+@dataclass(frozen=True)
+class State:
+    """What is recorded of a pipeline, and what its files look like; mappings are by partition key."""
+
+    features: dict[str, FeatureBuild]  # newest builds whose file is as recorded
+    scores: dict[str, ScoreRun]  # newest commits
+    evaluations: dict[str, EvaluationRun]  # newest evaluations
+    registry: Registry
+    features_code_version: str  # as declared now
+    scoring_code_version: str  # as declared now
+    lost: dict[str, FeatureBuild] = field(default_factory=dict[str, FeatureBuild])  # their file is not as recorded
+    # Current versions of the sources with a file per partition, in the form that builds and evaluations record.
+    source_versions: dict[str, str] = field(default_factory=dict[str, str])
+    label_versions: dict[str, str] = field(default_factory=dict[str, str])
+    changed: dict[str, str] = field(default_factory=dict[str, str])  # which source of many partitions has other rows
+    gone: dict[str, str] = field(default_factory=dict[str, str])  # what a build read and is no longer there
+    fingerprints: Taken = field(default_factory=dict[tuple[ReadBy, str], Fingerprints])
+    relabelled: frozenset[str] = frozenset()  # versions that scored something and learned from labels corrected since
+    over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
+    # Of the newest attempt at a step of a partition.
+    failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
+    declared: str = ""  # hash of the declaration as it is now
+    dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
+
+    @property
+    def standing_failures(self) -> list[Failure]:
+        """The failures that another attempt may meet again, because nothing was declared differently since."""
+        return [failure for failure in self.failures.values() if failure.declared == self.declared]
+
+
+def checked(history: History, recorded: State, *, recheck: bool = False, most_bytes: int | None = None) -> State:
+    """A recorded state, checked against the files of features, sources and labels."""
+    features = history.recorded(recorded.features)
+    sources = history.source_changes(recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes)
+    labels = history.label_changes(
+        recorded.evaluations, recorded.features, recorded.fingerprints, recheck=recheck, most_bytes=most_bytes
+    )
+    scored_by = {run.model_version for run in recorded.scores.values()}
+    return replace(
+        recorded,
+        features=features,
+        lost={key: build for key, build in recorded.features.items() if key not in features},
+        source_versions=sources.versions,
+        changed=sources.changed,
+        gone=sources.gone,
+        fingerprints={**recorded.fingerprints, **sources.fingerprints, **labels.fingerprints},
+        label_versions=labels.versions,
+        relabelled=relabelled(history, [recorded.registry.named(version) for version in scored_by], recorded.dropped),
+    )
+
+
+def with_files_as_seen(recorded: State, seen: State) -> State:
+    """A state read anew, whose files are as an earlier look has `seen` them, or as recorded if they were recorded since."""
+    known = {**seen.features, **seen.lost}
+
+    def as_seen(facts: Mapping[str, str]) -> dict[str, str]:
+        return {
+            key: fact
+            for key, fact in facts.items()
+            if key in recorded.features and recorded.features[key] == known.get(key)
+        }
+
+    return replace(
+        recorded,
+        features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
+        source_versions=as_seen(seen.source_versions),
+        changed=as_seen(seen.changed),
+        gone=as_seen(seen.gone),
+        relabelled=seen.relabelled,
+    )
+
+
+def relabelled(
+    history: History, versions: Iterable[Version], dropped: Mapping[str, DroppedPartition] | None = None
+) -> frozenset[str]:
+    """The versions that learned from labels that changed since; labels whose file is gone count as unchanged.
+
+    A version did not learn from the partitions that were dropped before it was trained.
+    """
+    if not history.builder.own_label_sources:
+        return frozenset()
+    calendar, changed = history.spec.partitions.calendar, set[str]()
+    versions_now = cache(history.builder.label_versions)  # windows overlap
+    for version in versions:
+        with suppress(SourceError, WrongUseError):
+            without = {key for key, drop in (dropped or {}).items() if drop.seq < version.seq}
+            window = [
+                it for it in calendar.within(version.trained_from, version.trained_until) if it.key not in without
+            ]
+            if history.are_labels_changed(window, version.label_sources, versions_now):
+                changed.add(version.version)
+    return frozenset(changed)

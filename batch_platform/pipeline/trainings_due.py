@@ -1,0 +1,229 @@
+"""Which models and challengers are to be trained, and why.
+
+Parts of the plan: pure functions of the declaration, the recorded state and a time.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from datetime import datetime
+
+from batch_platform.declaration.calendar import LONGEST, Partition
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.redaction import redact, redacted
+from batch_platform.declaration.spec import Challenger, PipelineSpec
+from batch_platform.declaration.windows import (
+    can_train,
+    matures,
+    serving_calendar,
+    serving_periods,
+    training_window,
+)
+from batch_platform.models.registry import ModelTraining, Registry, Version
+from batch_platform.pipeline.state import State
+from batch_platform.pipeline.steps import Item
+
+
+def untrained(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[Challenger]:
+    """The challengers that were not tried for a serving period as they are declared now.
+
+    A challenger whose training failed is tried again only once its declaration changes.
+    """
+    tried = {
+        (training.challenger, training.declared)
+        for training in registry.challenger_trainings
+        if training.serving_period == serving_period
+    }
+    return [
+        challenger
+        for challenger in spec.challengers
+        if challenger.version is None and (challenger.name, challenger.fingerprint) not in tried
+    ]
+
+
+def declared_now(spec: PipelineSpec, state: State) -> str:
+    """Hashes of the declared model and of the features, and the positive class: another model would be trained if one changes."""
+    positive = "" if spec.positive is None else f"-{spec.positive!r}"
+    return f"{spec.model.fingerprint}-{state.features_code_version}{positive}"
+
+
+def differences(spec: PipelineSpec, state: State, version: Version) -> list[str]:
+    """What is declared now and differs from what a version of the model was trained with."""
+    declared: dict[str, tuple[object, object]] = {
+        "estimator": (redact(spec.model.estimator or spec.model.build or spec.model.import_ or ""), version.estimator),
+        "parameters": (json.dumps(redacted(spec.model.params), sort_keys=True), version.params),
+        "features": (state.features_code_version, version.features_code_version),
+        "positive class": (spec.positive, version.positive if spec.positive is not None else None),
+    }
+    return [name for name, (now, then) in declared.items() if now != then]
+
+
+def single_period(state: State, now: datetime) -> Partition | None:
+    """The serving period of the newest version of a pipeline's only model; None if it is not trained."""
+    begun = [version for version in state.registry.of_model if version.serving_start <= now]
+    newest = max(begun, key=lambda version: (version.serving_start, version.seq), default=None)
+    return newest and Partition(key=newest.serving_period, start=newest.serving_start, end=newest.serving_start)
+
+
+def changed(spec: PipelineSpec, state: State, period: Partition) -> str | None:
+    """What is declared now and was neither the champion of a serving period nor its last training; None if nothing is known to.
+
+    So a training that the gate refused or that failed is not repeated until the declaration changes again.
+    """
+    registry, trainings = state.registry, trainings_of(spec, state.registry, period.key)
+    champion = registry.champion(period.start)
+    tried = [training for training in registry.model_trainings if champion and training.version == champion.version]
+    if not trainings or declared_now(spec, state) in {training.declared for training in (trainings[-1], *tried)}:
+        return None
+    versions = {version.version: version for version in registry.of_model}
+    trained = [versions[training.version] for training in trainings if training.version in versions]
+    names = differences(spec, state, trained[-1]) if trained else []
+    return f"the declared {' and '.join(names) or 'model'} changed"
+
+
+def trainings_of(spec: PipelineSpec, registry: Registry, serving_period: str) -> list[ModelTraining]:
+    """The recorded trainings of the model for a serving period, oldest first.
+
+    Where there is only one model, those for later periods too, since any of them may be the newest; of snapshots, all.
+    """
+    if serving_calendar(spec) is None:
+        named = spec.partitions.calendar.named
+        since = None if spec.partitions.snapshot else named(serving_period).start
+        return [
+            training
+            for training in registry.model_trainings
+            if since is None or named(training.serving_period).start >= since
+        ]
+    return [training for training in registry.model_trainings if training.serving_period == serving_period]
+
+
+def due_models(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    now: datetime,
+    wanted: list[Partition],
+    failed: AbstractSet[str],
+    *,
+    everything: bool,
+    serve_all: bool,
+) -> list[Item]:
+    """The serving periods whose model is not trained, and the newest one if another model is declared.
+
+    Of those in which some of the `wanted` partitions lie; with `everything`, of all that have begun. See `make_plan`.
+    """
+    if serving_calendar(spec) is None:
+        return due_single_model(spec, state, now, wanted, failed, serve_all=serve_all)
+    trained = {version.serving_period for version in state.registry.of_model}
+    periods = serving_periods(spec, now)
+    newest = periods[-1:]
+    if not everything:
+        begins = [period.start for period in periods]
+        served = {bisect_right(begins, partition.start) for partition in wanted}
+        serve = {periods[at - 1].key for at in served if at}
+        periods = [period for period in periods if period.key in serve]
+    due = [Item("model", period, "not trained") for period in periods if period.key not in trained | failed]
+    again = [period for period in newest if period in periods and period.key in trained - failed]
+    again = [period for period in again if everything or _all_from(spec, state, now, wanted, period)]
+    return due + _to_train_again(spec, state, again)
+
+
+def _all_from(spec: PipelineSpec, state: State, now: datetime, wanted: Iterable[Partition], period: Partition) -> bool:
+    """Whether all due partitions that a model of a serving period scores are wanted: it is to score each of them anew."""
+    keys = {partition.key for partition in wanted} | state.dropped.keys()
+    served = [partition for partition in spec.partitions.calendar.due(now) if partition.start >= period.start]
+    return bool(served) and all(partition.key in keys for partition in served)
+
+
+def _to_train_again(spec: PipelineSpec, state: State, periods: Iterable[Partition]) -> list[Item]:
+    """The serving periods whose model was trained with another declaration."""
+    if spec.model.train.retrain == "never":
+        return []
+    return [Item("model", period, reason) for period in periods if (reason := changed(spec, state, period))]
+
+
+def due_single_model(  # noqa: PLR0913 - the plan's questions
+    spec: PipelineSpec,
+    state: State,
+    now: datetime,
+    wanted: list[Partition],
+    failed: AbstractSet[str],
+    *,
+    serve_all: bool,
+) -> list[Item]:
+    """The pipeline's only model: trained once, see `_first_served`, and again if its declaration changes.
+
+    Where it has to serve partitions before those that it serves, another one is trained for them. A model of snapshots is
+    trained on the newest one, once per training period.
+    """
+    period = single_period(state, now)
+    served_from = min((version.serving_start for version in state.registry.of_model), default=None)
+    if served_from is not None and serve_all and not spec.partitions.snapshot:
+        first = _first_served(spec, now, wanted, failed, serve_all=True)
+        if first is not None and first.start < served_from:
+            return [Item("model", first, "not trained for it")]
+    old = spec.partitions.snapshot and _is_model_old(spec, state, wanted)
+    if spec.partitions.snapshot:
+        wanted = wanted[-1:]
+    if period is not None and not old:
+        if spec.partitions.snapshot and wanted and wanted[-1].start >= period.start:
+            period = Partition(key=wanted[-1].key, start=wanted[-1].start, end=wanted[-1].start)
+        complete = period.key not in failed and _all_from(spec, state, now, wanted, period)
+        return _to_train_again(spec, state, [period] if complete else [])
+    if state.registry.of_model and not old:
+        return []
+    first = _first_served(spec, now, wanted, failed, serve_all=serve_all)
+    return [] if first is None else [Item("model", first, "not trained")]
+
+
+def _first_served(
+    spec: PipelineSpec, now: datetime, wanted: Sequence[Partition], failed: AbstractSet[str], *, serve_all: bool
+) -> Partition | None:
+    """The serving period of a first model: from which of the wanted partitions on it serves.
+
+    The newest partition with mature labels decides, so that the model learns from all that is known and one partition
+    shows how good it is; else the newest one. To serve all, the oldest decides; so it does for a model that learns nothing.
+    """
+    candidates = [partition for partition in wanted if partition.start <= now]
+    if not serve_all and spec.model.import_ is None:
+        mature = [partition for partition in candidates if matures(spec, partition) <= now]
+        candidates = [*mature[-1:], *candidates[-1:]]
+    return next(
+        (
+            Partition(key=partition.key, start=partition.start, end=partition.start)
+            for partition in candidates
+            if partition.key not in failed and can_train(spec, training_window(spec, partition.start))
+        ),
+        None,
+    )
+
+
+def _is_model_old(spec: PipelineSpec, state: State, wanted: Sequence[Partition]) -> bool:
+    """Whether the newest snapshot lies in another training period than the newest model, or there is no model."""
+    starts = [version.serving_start for version in state.registry.of_model]
+    every = spec.model.train.every
+    if not starts or every is None or not wanted:
+        return not starts
+    calendar = spec.partitions.calendar
+    periods = replace(calendar, every=every, start=calendar.start - LONGEST[every].nominal, end=None)
+    return periods.holding(max(starts)) != periods.holding(wanted[-1].start) and max(starts) < wanted[-1].start
+
+
+def due_challengers(
+    spec: PipelineSpec, state: State, now: datetime, wanted: Sequence[Partition], *, force: bool
+) -> list[Item]:
+    """Serving periods whose challengers are to be trained: the newest one that has a model; with force, each of them."""
+    if not any(challenger.version is None for challenger in spec.challengers):
+        return []
+    calendar = serving_calendar(spec)
+    starts = {version.serving_period: version.serving_start for version in state.registry.of_model}
+    periods = sorted((start, key) for key, start in starts.items() if start <= now)
+    begins = [start for start, _ in periods]
+    served = {at for partition in wanted if (at := bisect_right(begins, partition.start))}
+    items: list[Item] = []
+    for start, key in (periods[at - 1] for at in sorted(served if force else served & {len(periods)})):
+        if names := [challenger.name for challenger in untrained(spec, state.registry, key)]:
+            period = Partition(key=key, start=start, end=start) if calendar is None else calendar.named(key)
+            items.append(Item("challengers", period, f"not trained: {listed(names)}"))
+    return items
