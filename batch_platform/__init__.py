@@ -9,4 +9,4 @@ and the plan), `components` (Dagster), `cli` (the command). `defs` holds the shi
 Follow a row: `features/build.py`, `models/contract.py`, `scoring/batch.py`, `warehouse/database.py`, `warehouse/published.py`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,17 +12,22 @@ from batch_platform_tests.starting_points import made_once
 ROOT = Path(__file__).parents[1]
 OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = {
+    page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "batch_platform" / "guide").glob("*.md"))
+}
 DEMO_OUTPUT = "demo.txt"
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, *texts: str) -> list[str]:
+    """The fenced blocks of a language in some texts, by default in the README and in the guide."""
+    documents = texts or (README, *GUIDE.values())
+    pattern = rf"^```{language}\n(.*?)^```$"
+    return [block for text in documents for block in re.findall(pattern, text, flags=re.DOTALL | re.MULTILINE)]
 
 
 def command(ending: str) -> str:
     """The only line of the README's commands that ends so."""
-    (line,) = [line for block in blocks("bash") for line in block.splitlines() if line.endswith(ending)]
+    (line,) = [line for block in blocks("bash", README) for line in block.splitlines() if line.endswith(ending)]
     return line
 
 

@@ -40,6 +40,7 @@ COMMANDS = {  # each is the object `command` of the module of this name, importe
     "drop": "Delete partitions of a pipeline for good.",
     "restore": "Make a lost warehouse again from the published copy.",
     "gc": "Remove files that nothing refers to.",
+    "guide": "Show the guide in the terminal.",
 }
 
 

@@ -466,7 +466,7 @@ def test_hints_name_commands_that_exist():
     package = Path(batch_platform.__file__).parent
     named = [
         (file.name, command)
-        for file in [*package.rglob("*.py"), package.parent / "README.md"]
+        for file in [*package.rglob("*.py"), *package.rglob("*.md"), package.parent / "README.md"]
         for command in re.findall(
             r"(?<!of )(?<!by )batch-platform (?:--project \S+ )?([a-z]+)", file.read_text(encoding="utf-8")
         )

@@ -1,18 +1,17 @@
-"""The transcripts of the README are what the commands print, but for numbers, dates and what models come out as."""
+"""The transcripts of the README and the guide are what the commands print, but for numbers, dates and what models come out as."""
 
 import re
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 
 from batch_platform.cli import new, run
 from batch_platform.components import wiring
+from batch_platform_tests.checkout import blocks
 from batch_platform_tests.stories import STORIES
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TRANSCRIPTS = re.findall(r"^```console\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+TRANSCRIPTS = blocks("console")
 FOLDER = "~/shop"
 NOON = datetime(
     2026, 11, 26, 12, tzinfo=UTC

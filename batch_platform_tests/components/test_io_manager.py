@@ -17,6 +17,7 @@ import pytest
 from batch_platform.components.resources import IO_MANAGER, IO_MANAGER_KEY, TableIOManager
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.user_tables import TableName, open_table
+from batch_platform_tests.checkout import GUIDE, blocks
 from batch_platform_tests.deployment import QUIET, SCORED_FROM, Deployment, deploy_trained, range_tags
 
 pytestmark = pytest.mark.filterwarnings("ignore::dagster.BetaWarning")  # a user's single-run backfill is in beta
@@ -448,9 +449,8 @@ def late_by_carrier(predictions: pl.LazyFrame) -> pl.LazyFrame:
 """
 
 
-def test_the_weekly_summary_of_the_readme_works_as_it_stands(deployment):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert "def late_by_carrier" not in readme or WEEKLY_SUMMARY in readme
+def test_the_weekly_summary_of_the_guide_works_as_it_stands(deployment):
+    assert WEEKLY_SUMMARY in blocks("python", GUIDE["acting"])
     ours = {
         "flight_delays": "small",
         "2013-03-03": "2024-01-28",

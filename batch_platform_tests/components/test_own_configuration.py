@@ -1,6 +1,5 @@
 """What a user's project configures: its own resources, how Dagster runs a pipeline, and how Dagster shows it."""
 
-import re
 import shutil
 import threading
 import time
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.checkout import README
+from batch_platform_tests.checkout import GUIDE, blocks
 from batch_platform_tests.components.test_io_manager import Held
 from batch_platform_tests.components.test_schedules import at, requested
 from batch_platform_tests.dagster_project import (
@@ -54,21 +53,16 @@ NODES = """
 STEPS = ("features", "model", "predictions", "performance")
 
 
-def blocks_after(heading: str, language: str) -> list[str]:
-    """The blocks of code that follow a sentence of the README."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.partition(heading)[2], flags=re.DOTALL | re.MULTILINE)
-
-
 @pytest.fixture
 def project(tmp_path) -> Iterator[Path]:
-    """A project with two pipelines, its own resources as the README shows them, and an asset of its own."""
+    """A project with two pipelines, its own resources as the guide shows them, and an asset of its own."""
     folder = write_dagster_project(tmp_path / "project")
     shutil.copytree(pipeline_folder(folder), pipeline_folder(folder, "churn"))
     defs = folder / PACKAGE / "defs"
-    (defs / "resources.py").write_text(blocks_after("Resources with a configuration of your own", "python")[0])
+    (defs / "resources.py").write_text(blocks("python", GUIDE["production"])[0])
     (defs / "lonely.py").write_text(LONELY)
     (defs / "looking.py").write_text(LOOKING)
-    shown = yaml.safe_load(blocks_after("How Dagster runs a pipeline stands in its", "yaml")[0])
+    shown = yaml.safe_load(blocks("yaml", GUIDE["production"])[0])
     file = write_defs_yaml(folder, {**small_declaration(name="churn"), **shown["attributes"]}, "churn")
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"post_processing": shown["post_processing"]}))
     yield folder

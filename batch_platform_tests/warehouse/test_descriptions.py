@@ -6,14 +6,12 @@ from pathlib import Path
 import duckdb
 import pytest
 
-import batch_platform
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, OF_ALL, OF_PIPELINES
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import table_columns
+from batch_platform_tests.checkout import GUIDE
 from batch_platform_tests.components.test_challengers_shown import LINEAR
 from batch_platform_tests.deployment import deploy
-
-README = Path(batch_platform.__file__).parent.parent / "README.md"
 
 
 def comments(path: Path) -> dict[str, str | None]:
@@ -25,8 +23,8 @@ def comments(path: Path) -> dict[str, str | None]:
         return dict(con.execute(f"{tables} {inside} UNION ALL {columns} {inside}").fetchall())
 
 
-def test_every_table_of_the_readme_is_described():
-    section = README.read_text().partition("## Tables")[2].partition("```sql")[0]
+def test_every_table_of_the_guide_is_described():
+    section = GUIDE["tables"].partition("```sql")[0]
     named = {
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\S+)`", row)
     }

@@ -1,0 +1,47 @@
+"""The `guide` command: show the pages of the guide."""
+
+from importlib.resources import files
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.declaration.errors import named
+
+PAGES = {  # each is a Markdown file in the folder `guide`, in the order in which to read them
+    "concepts": "What is a partition, a champion, the ledger? What is promised?",
+    "your_data": "What can be read, and what does `new` propose?",
+    "declaring": "Which keys does the YAML have?",
+    "features": "How do I write features that know nothing of the future? What if my table has no time?",
+    "sources": "Which files and tables can be read, and how?",
+    "models": "Which models can I use? Which one serves, and how do I go back?",
+    "monitoring": "How good were the scores, by month and by segment?",
+    "acting": "How do I use the scores in SQL, in files and in my own assets?",
+    "scheduling": "What runs when? What happens to late and corrected data?",
+    "production": "How do I deploy, back up, upgrade and clean up?",
+    "security": "What can SQL, a model file, a web page and a reader do?",
+    "tables": "Which tables are there? What can I ask them?",
+    "commands": "What does each command do?",
+    "extending": "How do I add a source, a metric, a measure, a flavour or an engine?",
+    "performance": "What does it cost, and how is that measured?",
+    "faults": "What happens when a process is killed or data are broken?",
+    "architecture": "How is it built, and how do I contribute?",
+    "changelog": "What is new?",
+}
+
+
+@click.command("guide")
+@click.argument("page", required=False)
+@terminal.reports
+def command(page: str | None) -> None:
+    """Show a page of the guide, or the list of its pages."""
+    if page is None:
+        terminal.report(PAGES)
+        terminal.show_table(("page", "answers"), [*PAGES.items()])
+        terminal.say("Next: batch-platform guide concepts")
+        return
+    named(page, PAGES, f"There is no page {page!r}; there are")
+    from rich.markdown import Markdown
+
+    text = (files("batch_platform") / "guide" / f"{page}.md").read_text(encoding="utf-8")
+    terminal.report({"page": page, "text": text})
+    terminal.out.print(Markdown(text) if terminal.out.is_terminal else text, markup=False)

@@ -1,0 +1,95 @@
+"""Write the guide's reference of all YAML keys anew, from the declaration: `python -m batch_platform_tests.make_reference`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import batch_platform
+from batch_platform.declaration.notation import Block
+from batch_platform.declaration.spec import PipelineSpec
+
+PAGE = Path(batch_platform.__file__).parent / "guide" / "declaring.md"
+BEGIN = "<!-- Everything below is made by `python -m batch_platform_tests.make_reference`. -->\n"
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: ""}
+
+
+def reference() -> str:
+    """The tables of all keys, a section for each block."""
+    return "\n".join(_section(path, block, description) for path, block, description in _blocks(PipelineSpec))
+
+
+def page() -> str:
+    """The page with the reference as it should be."""
+    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[0] + BEGIN + "\n" + reference()
+
+
+def _blocks(block: type[Block], path: str = "", description: str = "") -> Iterator[tuple[str, type[Block], str]]:
+    """Every block below a block, each with its path in the YAML."""
+    yield path, block, description
+    for key, field in _fields(block):
+        form = "" if _of_list(field) else ".<name>" if get_origin(field.annotation) is dict else ""
+        for inner in _inner_blocks(field.annotation):
+            yield from _blocks(inner, f"{path}.{key}{form}".lstrip("."), field.description or "")
+
+
+def _fields(block: type[Block]) -> list[tuple[str, FieldInfo]]:
+    return [(field.alias or name, field) for name, field in block.model_fields.items()]
+
+
+def _of_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is list
+
+
+def _inner_blocks(annotation: Any) -> list[type[Block]]:
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        return [annotation]
+    return [block for argument in get_args(annotation) for block in _inner_blocks(argument)]
+
+
+def _section(path: str, block: type[Block], description: str) -> str:
+    title = f"### `{path}`\n\n{description}\n" if path else "### The pipeline\n"
+    rows = [f"| `{key}` | {_type(field)} | {_default(field)} | {_meaning(field)} |\n" for key, field in _fields(block)]
+    return f"{title}\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n{''.join(rows)}"
+
+
+def _meaning(field: FieldInfo) -> str:
+    example = next(iter(field.examples or []), None)
+    shown = "" if example is None else f" Example: `{json.dumps(example, ensure_ascii=False)}`."
+    return f"{field.description}{shown}".replace("|", "\\|")
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "**required**"
+    if default is None or default in ("", [], {}) or isinstance(default, Block):
+        return ""
+    return f"`{json.dumps(default)}`"
+
+
+def _type(field: FieldInfo) -> str:
+    return " or ".join(dict.fromkeys(filter(None, _types(field.annotation))))
+
+
+def _types(annotation: Any) -> list[str]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _types(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [name for argument in get_args(annotation) for name in _types(argument)]
+    if origin is Literal:
+        return [f"`{value}`" for value in get_args(annotation)]
+    if origin is list:
+        return [f"list of {' or '.join(_types(get_args(annotation)[0]))}"]
+    if origin is dict:
+        return ["mapping"]
+    return [WORDS.get(annotation, "block")]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

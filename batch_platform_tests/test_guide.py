@@ -1,0 +1,211 @@
+"""The guide says what is so: its links resolve, its code runs, its keys and commands exist, and its headings answer questions."""
+
+import ast
+import inspect
+import re
+import shlex
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any
+
+import click
+import polars as pl
+import pytest
+import yaml
+
+from batch_platform.cli.app import app
+from batch_platform.cli.guide import PAGES
+from batch_platform.declaration import spec as declaration
+from batch_platform.declaration.inputs import SOURCE_KEYS
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.models.flavours.known import FLAVOURS
+from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.scoring.engines.known import ENGINES
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests import flavour_cases
+from batch_platform_tests.checkout import GUIDE, README, ROOT, blocks
+from batch_platform_tests.declared_keys import given_keys, keys_of
+from batch_platform_tests.make_reference import PAGE, page
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
+MINUTES, WORDS_A_MINUTE = 10, 220
+LANGUAGES = {"bash", "console", "mermaid", "python", "sql", "yaml", "yaml fragment"}
+OTHERS = ("python", "python3", ".venv/bin/python", "dg", "pip")  # commands of the guide that are not ours
+QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading that answers
+    "What is a serving period?": ("concepts", "Vocabulary"),
+    "Can a killed run leave half a partition?": ("concepts", "What is promised"),
+    "What can I point `new` at?": ("your_data", "What can be read"),
+    "Why did `new` choose that label?": ("your_data", "What is proposed"),
+    "What is the default of `model.train.evaluate`?": ("declaring", "Every key"),
+    "Which assets does a pipeline become?": ("declaring", "What it becomes"),
+    "How do I keep the future out of my features?": ("features", "No feature may know the future"),
+    "My table has no time column. What now?": ("features", "Tables without a time"),
+    "How do I name a file for each day?": ("sources", "Paths"),
+    "Can I bring an ONNX or an MLflow model?": ("models", "Models of every kind"),
+    "Why was my new model not approved?": ("models", "The gate"),
+    "How do I roll back?": ("models", "Which model serves, and how to go back"),
+    "What was the AUC of a quarter?": ("monitoring", "Months, quarters and segments"),
+    "How do I read predictions in an asset of my own?": ("acting", "In assets of your own"),
+    "Which job fills a month?": ("scheduling", "Bring a range up to date"),
+    "A file was corrected after its day was scored. What happens?": ("scheduling", "Late and corrected data"),
+    "The warehouse file is gone. What do I do?": ("production", "Backup, loss and damage"),
+    "What may somebody's SQL read?": ("security", "The author of SQL"),
+    "Which columns does `score_runs` have?": ("tables", "Tables"),
+    "How do I add a kind of source?": ("extending", "A source kind"),
+    "What if the disk is full?": ("faults", "Faults"),
+    "Where does the code that picks a champion live?": ("architecture", "Where things are"),
+}
+
+
+def headings(text: str) -> list[str]:
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [heading.strip() for heading in re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of headings, as they are made for Markdown on the web."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(text)}
+
+
+def test_every_page_is_listed_with_its_title():
+    assert set(PAGES) == set(GUIDE)
+    listed = re.findall(r"^\| \[(.+)\]\(batch_platform/guide/(\w+)\.md\) \| (.+) \|$", README, flags=re.MULTILINE)
+    assert listed == [(headings(GUIDE[name])[0], name, answers) for name, answers in PAGES.items()]
+
+
+def test_the_command_shows_pages_and_lists_them(cli, fresh):
+    assert cli(fresh, "guide", "concepts").out.strip() == GUIDE["concepts"].strip()
+    assert all(name in cli(fresh, "guide").out for name in PAGES)
+    refused = cli(fresh, "guide", "concept")
+    assert refused.code == 2
+    assert "There is no page 'concept'" in refused.err
+    assert "'concepts'" in refused.err
+
+
+def test_a_page_takes_at_most_ten_minutes():
+    for name, text in GUIDE.items():
+        prose = re.sub(r"^```.*?^```$|^\|.*$", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert len(prose.split()) <= MINUTES * WORDS_A_MINUTE, name
+
+
+def test_the_reference_of_keys_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m batch_platform_tests.make_reference"
+
+
+def test_links_and_pictures_lead_somewhere():
+    texts = {ROOT / "README.md": README} | {PAGE.parent / f"{name}.md": text for name, text in GUIDE.items()}
+    count = 0
+    for file, text in texts.items():
+        for path, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)):
+            if path.startswith("https://"):
+                continue
+            target = (file.parent / path).resolve() if path else file
+            assert target.is_file(), f"{file.name}: {path}"
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"{file.name}: {path}#{anchor}"
+            count += 1
+    assert count > 20
+
+
+def test_questions_are_answered_by_headings():
+    assert [(name, heading) for name, heading in QUESTIONS.values() if heading not in headings(GUIDE[name])] == []
+
+
+def test_every_block_of_code_is_of_a_kind_that_is_checked():
+    for name, text in {"README": README, **GUIDE}.items():
+        opened = re.findall(r"^```(.*)$", text, flags=re.MULTILINE)[::2]
+        assert set(opened) <= LANGUAGES, name
+
+
+def test_yaml_fragments_hold_keys_that_exist():
+    fragments = [yaml.safe_load(block) for block in blocks("yaml fragment")]
+    assert fragments
+    assert [key for fragment in fragments for key in given_keys(fragment) - keys_of(PipelineSpec)] == []
+
+
+def test_commands_exist_with_their_options():
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line]
+    checked = 0
+    for line in lines:
+        words = shlex.split(line.rpartition(" && ")[2], comments=True)
+        if words[0] in OTHERS:
+            continue
+        assert words[0] in ("batch-platform", ".venv/bin/batch-platform"), line
+        command: click.Command = app
+        arguments = words[1:]
+        while isinstance(command, click.Group):
+            subcommand = command.get_command(click.Context(command), arguments[0])
+            if subcommand is None:  # the name of the pipeline comes before what is done with its models
+                break
+            command, arguments = subcommand, arguments[1:]
+        named = {option for parameter in command.params for option in parameter.opts}
+        if isinstance(command, click.Group):
+            within = [command.commands[word] for word in arguments if word in command.commands]
+            named |= {option for inner in within for parameter in inner.params for option in parameter.opts}
+        assert {word for word in arguments if word.startswith("--")} <= named, line
+        checked += 1
+    assert checked > 10
+
+
+@pytest.fixture
+def registered() -> Iterator[list[dict[str, Any]]]:
+    """The examples of the page on extending, run as they stand; what they register is forgotten afterwards."""
+    registries = (SOURCE_KEYS, SOURCE_KINDS, MEASURES, FLAVOURS, ENGINES)
+    before, engines = [dict(registry) for registry in registries], [*declaration.ENGINES]
+    names: list[dict[str, Any]] = []
+    for block in blocks("python", GUIDE["extending"]):
+        names.append({"__name__": "example"})
+        exec(compile(block, "example", "exec"), names[-1])
+    yield names
+    declaration.ENGINES[:] = engines
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
+def test_the_examples_of_extensions_work_together(tmp_path, monkeypatch, registered, caplog):
+    metrics = ModuleType("example_metrics")
+    metrics.cost = next(names["cost"] for names in registered if "cost" in names)
+    monkeypatch.setitem(sys.modules, "example_metrics", metrics)
+    pipeline = small_pipeline(
+        tmp_path,
+        events=small_events().filter(pl.col("ts") < NOW),
+        sources={"shops": {"sqlite": "shops.sqlite"}},
+        features_sql="SELECT e.id, e.ts, e.amount, e.shop, s.size FROM events AS e LEFT JOIN shops AS s USING (shop)"
+        " WHERE ts >= $partition_start AND ts < $partition_end",
+        model={"estimator": None, "params": None, "import": "rule.ini"},
+        monitoring={"metrics": ["example_metrics.cost"]},
+        engine="logged",
+    )
+    folder = pipeline.builder.sources.folder
+    (folder / "rule.ini").write_text("amount > 80")
+    with closing(sqlite3.connect(folder / "shops.sqlite")) as con, con:
+        con.execute("CREATE TABLE rows (shop TEXT, size INTEGER)")
+        con.execute("INSERT INTO rows VALUES ('Zürich', 3), (' ', 5)")
+    with caplog.at_level("INFO", logger="shop"):
+        carry_out(pipeline, NOW)
+    with open_published(pipeline.home) as con:
+        scores = con.sql("SELECT DISTINCT score FROM small.predictions ORDER BY ALL").fetchall()
+        runs = con.sql("SELECT DISTINCT engine FROM batch_platform.score_runs").fetchall()
+        costs = con.sql("SELECT value FROM small.performance WHERE metric = 'cost'").fetchall()
+        ranges = con.sql("SELECT DISTINCT low, high FROM small.score_range").fetchall()
+    assert scores == [(0.25,), (0.75,)]
+    assert runs == [("logged",)]
+    assert costs
+    assert all(0 < cost < 8 for (cost,) in costs)
+    assert ranges == [(0.25, 0.75)]
+    assert "2024-02-01: 40 rows" in caplog.text
+    built = pl.read_parquet(feature_file(pipeline, "2024-02-01"))
+    assert set(built["size"].drop_nulls()) == {3, 5}
+
+
+def test_the_network_of_the_guide_is_the_one_that_every_flavour_is_tested_with():
+    (block,) = [block for block in blocks("python", GUIDE["models"]) if "def network" in block]
+    (shown,), (tested,) = (ast.parse(source).body for source in (block, inspect.getsource(flavour_cases.network)))
+    tested.body = tested.body[1:]  # without its docstring
+    assert ast.dump(shown) == ast.dump(tested)
