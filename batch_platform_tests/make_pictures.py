@@ -1,4 +1,4 @@
-"""Take the pictures of the README: three months of the flights, scored and measured in a folder of their own.
+"""Take the pictures of the README and the guide: three months of the flights, scored and measured in a folder of their own.
 
 python -m batch_platform_tests.make_pictures
 """
@@ -17,6 +17,7 @@ from batch_platform_tests.served import Ui, served
 PICTURES = ROOT / ".pictures"
 FIRST, LAST = "2013-03-01", "2013-05-31"
 WIDTH, HEIGHT, SCALE = 1280, 1400, 1.25  # a README is about 900 wide
+REPORT = {"width": 1000, "height": 1300}
 MARGIN = 20
 NODE, NAME = 300, 46  # how far an asset reaches to the right of its first line, and above it
 GRAPH = {"width": 1480, "height": 1230}  # drawn from above to below, which keeps its words large
@@ -33,6 +34,7 @@ def main() -> None:
             raise SystemExit(answer.err)
         with served(ROOT, home, **variables) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
             take(ui, dagster)
+            report(dagster, Path(folder) / "report.html", **variables)
 
 
 def take(ui: Ui, dagster: Dagster) -> None:
@@ -53,6 +55,18 @@ def take(ui: Ui, dagster: Dagster) -> None:
     backfill(ui, dagster)
     save(dagster, "backfill", until=dagster.words("100% completed").last)
     graph(dagster)
+
+
+def report(dagster: Dagster, file: Path, **variables: str) -> None:
+    """The beginning of a report, as somebody sees it who never opens Dagster."""
+    answer = run_command(ROOT, "report", "flight_delays", "--out", str(file), **variables)
+    if answer.code:
+        raise SystemExit(answer.err)
+    page = dagster.page
+    page.set_viewport_size(REPORT)
+    page.goto(file.as_uri())
+    expect(page.locator("#chart-calibration .marks path").first).to_be_visible()
+    save(dagster, "report", until=page.locator("#chart-performance"))
 
 
 def backfill(ui: Ui, dagster: Dagster) -> None:

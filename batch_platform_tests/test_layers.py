@@ -16,7 +16,18 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-ORDER = ("declaration", "warehouse", "monitoring", "features", "models", "scoring", "pipeline", "components", "cli")
+ORDER = (
+    "declaration",
+    "warehouse",
+    "monitoring",
+    "features",
+    "models",
+    "scoring",
+    "pipeline",
+    "reports",
+    "components",
+    "cli",
+)
 KNOW_DAGSTER = {"components", "cli", "defs", "definitions"}
 LONGEST = 600
 VAGUE = {"utils", "util", "helpers", "common", "base", "misc", "core"}
@@ -186,12 +197,15 @@ PLACES = {
     "keras": r"models\.flavours\.keras",
     "mlflow": r"models\.flavours\.mlflow",
     "pandas": r"models\.flavours\.mlflow",
+    "jinja2": r"reports\.page",
+    "vl_convert": r"reports\.charts",
     "joblib": r"models\.flavours\.sklearn",
 }
 NAMES = {  # of distributions that are imported by another name
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
     "tensorflow-cpu": "tensorflow",
+    "vl-convert-python": "vl_convert",
     "xgboost-cpu": "xgboost",
 }
 PARTS = {

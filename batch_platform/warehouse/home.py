@@ -85,6 +85,10 @@ class Home:
         """Bundles by pipeline and version."""
         return self.root / "models"
 
+    def reports(self, pipeline: str) -> Path:
+        """The folder of a pipeline's reports; raises WrongUseError if the name leads out of it."""
+        return _below(self.root / "reports", pipeline)
+
     @property
     def staging(self) -> Path:
         """Staged files of runs, one folder per run."""

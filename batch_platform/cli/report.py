@@ -1,0 +1,46 @@
+"""The `report` command: a page for people who decide things, made of the published tables."""
+
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from batch_platform.cli import terminal
+from batch_platform.cli.project import find_project
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.reports.charts import charts_of
+from batch_platform.reports.figures import read_figures
+from batch_platform.reports.page import html, write
+from batch_platform.warehouse.published import open_published
+
+
+@click.command("report")
+@click.argument("pipeline")
+@click.option(
+    "--from", "first", metavar="KEY", help="First partition. Default: the newest partitions, at most a year of days."
+)
+@click.option("--to", "last", metavar="KEY", help="Last partition. Default: the newest one that is scored.")
+@click.option(
+    "--out",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write. Default: reports/PIPELINE/LAST.html in the home.",
+)
+@terminal.reports
+@click.pass_obj
+def command(folder: Path | None, pipeline: str, first: str | None, last: str | None, file: Path | None) -> None:
+    """Write a report on PIPELINE: one HTML file for people who never open Dagster.
+
+    It needs no network, and says what was scored, how good it was, which models served, and what is open.
+    """
+    started = perf_counter()
+    wiring = find_project(folder).pipeline(pipeline)
+    of: Pipeline = wiring.pipeline()
+    with open_published(of.home) as con:
+        figures = read_figures(con, of.spec, first, last)
+    zone = of.spec.partitions.calendar.zone
+    target = file or of.home.reports(of.spec.name) / f"{figures.window.keys[-1]}.html"
+    written = write(html(figures, charts_of(figures, zone), zone), target.expanduser().absolute())
+    said = {"file": str(written), "first": figures.window.keys[0], "last": figures.window.keys[-1]}
+    terminal.report({**said, "partitions": len(figures.window.runs), "seconds": perf_counter() - started})
+    terminal.say(f"The report on {terminal.span(figures.window.keys)} is written to {written}")

@@ -1,0 +1,429 @@
+"""The numbers of the report, all read from the published copy; the same copy gives the same numbers."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import partial
+from itertools import groupby
+from zoneinfo import ZoneInfo
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.models.registry import Registry, read_registry
+from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
+from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
+from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
+from batch_platform.scoring.rejected_rows import reasons_by_partition
+from batch_platform.warehouse.failures import read_failures
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
+from batch_platform.warehouse.sql import has_table, quoted
+
+MOST_PARTITIONS = 366  # of a report for which no window is named: the newest
+LONG = timedelta(days=62)  # a window as long or longer is summed up by its newest month
+BINS = 10  # of the calibration
+WORST = 5
+UNMEASURED: dict[str, type[pl.DataType]] = {
+    **dict.fromkeys(("metric", "challenger", "model_version", "segment_column", "segment"), pl.String),
+    **dict.fromkeys(("value", "low", "high"), pl.Float64),
+    **dict.fromkeys(("rows", "positives", "partitions"), pl.Int64),
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive scored partitions."""
+
+    runs: tuple[ScoreRun, ...]  # of the predictions as they are now, in order of time
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the partitions."""
+        return [run.partition_key for run in self.runs]
+
+    @property
+    def words(self) -> str:
+        """The first and the last partition."""
+        first, last = self.keys[0], self.keys[-1]
+        return first if first == last else f"{first} to {last}"
+
+    def total(self, count: str) -> int:
+        """The sum of a count of rows."""
+        return sum(getattr(run, count) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number that sums up a span, and the same number of the span before."""
+
+    label: str
+    value: float
+    before: float | None
+    form: str  # a format of Python's, such as `,.0f`
+    low: float | None = None  # of its 95% interval
+    high: float | None = None
+    lower_is_better: bool | None = None  # None: neither direction is better
+
+    @property
+    def change(self) -> float | None:
+        """The difference to the span before."""
+        return None if self.before is None else self.value - self.before
+
+    @property
+    def verdict(self) -> str:
+        """Whether the change is for better or worse, in a word; empty where it is neither."""
+        if not self.change or self.lower_is_better is None:
+            return ""
+        return "better" if (self.change < 0) == self.lower_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A version of the model, and the partitions in a row that it scored."""
+
+    version: str
+    first: str
+    last: str
+    partitions: int
+    rows_trained: int
+    estimator: str
+
+
+@dataclass(frozen=True)
+class OpenIssue:
+    """Something that somebody should look at."""
+
+    what: str
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that the report says."""
+
+    pipeline: str
+    description: str
+    owners: tuple[str, ...]
+    task: str  # of the newest version in the window
+    as_of: datetime  # newest commit of the pipeline, in UTC
+    window: Span
+    summed_up: Span  # what the headlines are about
+    before: Span | None  # what they are compared with
+    headlines: list[Headline]
+    metric: str | None  # by which the model is judged; None without labels
+    distributions: dict[str, ScoreDistribution]  # by partition key
+    performance: pl.DataFrame  # partition_key, value, low, high, rows, positives: the metric of each measured partition
+    pooled: pl.DataFrame  # every metric of the window together, as `pooled_performance` gives it
+    months: pl.DataFrame  # period_start, value, low, high, rows: the metric of each month of the window
+    segments: pl.DataFrame  # column, segment, scored, mean_score, value, low, high, rows, positives
+    calibration: pl.DataFrame  # rows, mean_score, outcome: of rows with similar scores
+    calibration_error: float | None  # mean distance of both, weighted by rows
+    rejections: dict[str, int]  # rows by column and reason
+    services: list[Service]
+    decisions: pl.DataFrame  # decided_at, version, action, reason, actor
+    challengers: pl.DataFrame  # challenger, value, low, high, rows, partitions; challenger null: the models that served
+    worst: pl.DataFrame  # rows of `performance`, the worst first
+    issues: list[OpenIssue]
+    definitions: dict[str, str]  # what each metric is, by name
+
+
+def read_figures(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, first: str | None = None, last: str | None = None
+) -> Figures:
+    """Read the numbers of a pipeline for the scored partitions from `first` to `last`, both included.
+
+    `con` is a connection to the published copy. Without a window, the newest partitions are reported, at most a year of days.
+
+    Raises:
+        DataError: No partition of the window is scored.
+    """
+    runs = sorted(read_latest(con, ScoreRun, spec.name).values(), key=lambda run: run.partition_start)
+    window = _window(spec, runs, first, last)
+    summed_up, before = _spans(spec, runs, window)
+    registry = read_registry(con, spec.name)
+    task = registry.named(window.runs[-1].model_version).task
+    metric = spec.model.promote.metric or default_metric(task)
+    own = own_metrics(spec)
+    measure = partial(_measured, con, spec, own=own)
+    pooled = measure(window)
+    measured = metric if _row(pooled, metric) else None
+    performance = _performance(con, spec.name, metric, window)
+    calibration = _calibration(con, spec, registry, window)
+    return Figures(
+        pipeline=spec.name,
+        description=spec.description,
+        owners=tuple(spec.owners),
+        task=task,
+        as_of=max(run.committed_at for run in runs),
+        window=window,
+        summed_up=summed_up,
+        before=before,
+        headlines=_headlines(con, spec.name, metric, summed_up, before, measure),
+        metric=measured,
+        distributions=committed_distributions(con, spec.name, window.keys),
+        performance=performance,
+        pooled=pooled.filter(pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())),
+        months=_months(con, spec, metric, window),
+        segments=_segments(con, spec, metric, window, pooled),
+        calibration=calibration,
+        calibration_error=_calibration_error(calibration),
+        rejections=_rejections(con, spec.name, window),
+        services=_services(registry, window),
+        decisions=_decisions(con, spec.name, window),
+        challengers=_challengers(pooled, metric),
+        worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
+        issues=_issues(con, spec, runs),
+        definitions=_definitions(pooled, own),
+    )
+
+
+def _window(spec: PipelineSpec, runs: Sequence[ScoreRun], first: str | None, last: str | None) -> Span:
+    named = spec.partitions.calendar.named
+    start, end = (None if key is None else named(key).start for key in (first, last))
+    chosen = [
+        run
+        for run in runs
+        if (start is None or run.partition_start >= start) and (end is None or run.partition_start <= end)
+    ]
+    if first is None:
+        chosen = chosen[-MOST_PARTITIONS:]
+    if not chosen:
+        asked = f" from {first or 'the first one'} to {last or 'the last one'}" if first or last else ""
+        msg = f"{spec.name}: no partition{asked} is scored, so there is nothing to report."
+        raise DataError(msg, hint=f"batch-platform status {spec.name} shows what is scored.")
+    return Span(tuple(chosen))
+
+
+def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span) -> tuple[Span, Span | None]:
+    """What the headlines are about, and what they are compared with.
+
+    Of a long window the newest month and the month before; else the window and as many partitions before it.
+    """
+    zone = spec.partitions.calendar.zone
+    if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG:
+        months = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: _month(run, zone))]
+        return months[-1], months[-2] if len(months) > 1 else None
+    at = bisect_left([run.partition_start for run in runs], window.runs[0].partition_start)
+    earlier = runs[max(0, at - len(window.runs)) : at]
+    return window, Span(tuple(earlier)) if earlier else None
+
+
+def _month(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
+    start = run.partition_start.astimezone(zone)
+    return start.year, start.month
+
+
+def _measured(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, *, own: Sequence[Metric]) -> pl.DataFrame:
+    """Every metric of a span, of all models, of each challenger and of each segment; no rows without labels."""
+    if not has_table(con, spec.name, OUTCOMES):
+        return pl.DataFrame(schema=UNMEASURED)
+    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=spec.monitoring.segments, metrics=own)
+
+
+def _row(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
+    """The row of a metric of all models that served together."""
+    together = pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())
+    rows = pooled.filter(together, pl.col("metric") == metric)
+    return rows.row(0, named=True) if rows.height else None
+
+
+def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    metric: str,
+    span: Span,
+    before: Span | None,
+    measure: Callable[[Span], pl.DataFrame],
+) -> list[Headline]:
+    def counted(label: str, count: str, form: str) -> Headline:
+        return Headline(label, span.total(count), None if before is None else before.total(count), form)
+
+    def share(of: Span) -> float:
+        return of.total("rows_rejected") / max(1, of.total("rows_in"))
+
+    headlines = [
+        counted("rows scored", "rows_scored", ",.0f"),
+        Headline("rows rejected", share(span), None if before is None else share(before), ".2%", lower_is_better=True),
+    ]
+    if (mean := _mean(con, pipeline, span)) is not None:
+        headlines.append(Headline("mean score", mean, None if before is None else _mean(con, pipeline, before), ".4g"))
+    if (now := _row(measure(span), metric)) is not None:
+        earlier = None if before is None else _row(measure(before), metric)
+        last = None if earlier is None else earlier["value"]
+        better = lower_is_better(metric)
+        headlines.append(Headline(metric, now["value"], last, ".4g", now["low"], now["high"], better))
+    return headlines
+
+
+def _mean(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> float | None:
+    """The mean score or predicted value of a span; None for classes without a single score."""
+    column = _score_column(con, pipeline)
+    if column is None:
+        return None
+    query = f"SELECT avg({quoted(column)}) FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys"
+    ((mean,),) = con.execute(query, {"keys": span.keys}).fetchall()
+    return mean
+
+
+def _score_column(con: duckdb.DuckDBPyConnection, pipeline: str) -> str | None:
+    """The number that sums up a row: its score, or the prediction of a regression."""
+    query = (
+        "SELECT column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema AND table_name = 'predictions'"
+    )
+    types = dict(con.execute(query, {"schema": pipeline}).fetchall())
+    return next((name for name in ("score", "prediction") if types.get(name) in ("DOUBLE", "FLOAT")), None)
+
+
+def _performance(con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, span: Span) -> pl.DataFrame:
+    schema = {"partition_key": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    schema |= {"rows": pl.Int64, "positives": pl.Int64}
+    if not has_table(con, pipeline, "performance"):
+        return pl.DataFrame(schema=schema)
+    query = f"""
+        SELECT {", ".join(schema)} FROM {quoted(pipeline)}.performance
+        WHERE metric = $metric AND challenger IS NULL AND NOT in_sample AND partition_key IN $keys ORDER BY partition_key
+    """
+    return con.sql(query, params={"metric": metric, "keys": span.keys}).pl().cast(schema)
+
+
+def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span) -> pl.DataFrame:
+    schema = {"period_start": pl.Date, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "rows": pl.Int64}
+    if not has_table(con, spec.name, POOLED):
+        return pl.DataFrame(schema=schema)
+    zone = spec.partitions.calendar.zone
+    starts = sorted({date(*_month(run, zone), 1) for run in span.runs})
+    query = f"""
+        SELECT {", ".join(schema)} FROM {quoted(spec.name)}.{POOLED}
+        WHERE metric = $metric AND period = 'month' AND period_start IN $starts
+        AND challenger IS NULL AND model_version IS NULL AND segment_column IS NULL ORDER BY period_start
+    """
+    return con.sql(query, params={"metric": metric, "starts": starts}).pl().cast(schema)
+
+
+def _segments(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span, pooled: pl.DataFrame
+) -> pl.DataFrame:
+    """What was scored of each segment, and how well; segments with most rows first."""
+    score = _score_column(con, spec.name)
+    mean = "NULL" if score is None else f"avg({quoted(score)})"
+    of_metric = pooled.filter(
+        pl.col("metric") == metric, pl.col("challenger").is_null(), pl.col("model_version").is_null()
+    )
+    frames: list[pl.DataFrame] = []
+    for column in spec.monitoring.segments:
+        query = f"""
+            SELECT $column AS segment_column, {quoted(column)}::VARCHAR AS segment, count(*) AS scored, {mean}::DOUBLE AS mean_score
+            FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys GROUP BY ALL ORDER BY scored DESC, segment
+        """
+        scored = con.sql(query, params={"column": column, "keys": span.keys}).pl()
+        measured = of_metric.select("segment_column", "segment", "value", "low", "high", "rows", "positives")
+        frames.append(scored.join(measured, on=["segment_column", "segment"], how="left", nulls_equal=True))
+    return pl.concat(frames) if frames else pl.DataFrame()
+
+
+def _calibration(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, registry: Registry, span: Span) -> pl.DataFrame:
+    """Rows with similar scores: their mean score beside what came true, of binary models and regressions.
+
+    Probabilities are grouped by tenths, values of a regression into ten groups of equal size (DeGroot and Fienberg, The
+    Comparison and Evaluation of Forecasters, 1983).
+    """
+    kinds = {
+        (version.task, tuple(version.class_labels))
+        for version in map(registry.named, {run.model_version for run in span.runs})
+    }
+    tasks = {task for task, _ in kinds}
+    if not has_table(con, spec.name, OUTCOMES) or len(kinds) != 1 or not tasks <= {"binary", "regression"}:
+        return pl.DataFrame(schema={"bin": pl.Int64, "rows": pl.Int64, "mean_score": pl.Float64, "outcome": pl.Float64})
+    ((task, classes),) = kinds
+    key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
+    if task == "binary":
+        known = class_texts(classes)
+        score, truth, chosen = "score", "(outcome = $positive)::INTEGER", "WHERE outcome IN $classes"
+        grouped = f"least(floor(score * {BINS}), {BINS - 1})::BIGINT"
+        values: dict[str, object] = {"positive": known[-1], "classes": known}
+    else:
+        score, truth, chosen, values = "prediction", "outcome_value", "", {}
+        grouped = f"ntile({BINS}) OVER (ORDER BY prediction) - 1"
+    measured = [run.partition_key for run in span.runs if not run.in_sample]
+    query = f"""
+        SELECT bin, count(*) AS rows, avg(score) AS mean_score, avg(truth)::DOUBLE AS outcome FROM (
+            SELECT {grouped} AS bin, {score} AS score, {truth} AS truth
+            FROM (SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)
+            JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key}) {chosen}
+        ) GROUP BY bin ORDER BY bin
+    """
+    return con.sql(query, params={**values, "keys": measured}).pl()
+
+
+def _calibration_error(calibration: pl.DataFrame) -> float | None:
+    """Expected calibration error (Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015)."""
+    if not calibration.height:
+        return None
+    distance = (pl.col("mean_score") - pl.col("outcome")).abs()
+    return calibration.select((distance * pl.col("rows")).sum() / pl.col("rows").sum()).item()
+
+
+def _rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for reasons in reasons_by_partition(con, pipeline, span.keys).values():
+        for reason, count in reasons.items():
+            rows[reason] = rows.get(reason, 0) + count
+    return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _services(registry: Registry, span: Span) -> list[Service]:
+    services: list[Service] = []
+    for version, group in groupby(span.runs, key=lambda run: run.model_version):
+        keys, trained = [run.partition_key for run in group], registry.named(version)
+        services.append(Service(version, keys[0], keys[-1], len(keys), trained.rows_trained, trained.estimator))
+    return services
+
+
+def _decisions(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> pl.DataFrame:
+    """The decisions on the versions that scored something in the span, and those made since its start."""
+    query = f"""
+        SELECT decided_at, version, action, reason, actor FROM {LEDGERS_SCHEMA}.promotions
+        WHERE pipeline = $pipeline AND (version IN $versions OR decided_at >= $start) ORDER BY seq
+    """
+    versions = sorted({run.model_version for run in span.runs})
+    return con.sql(
+        query, params={"pipeline": pipeline, "versions": versions, "start": span.runs[0].partition_start}
+    ).pl()
+
+
+def _challengers(pooled: pl.DataFrame, metric: str) -> pl.DataFrame:
+    """The metric of the models that served and of each challenger; empty without challengers."""
+    together = pl.all_horizontal(pl.col("segment_column", "model_version").is_null())
+    rows = pooled.filter(together, pl.col("metric") == metric)
+    rows = rows.select("challenger", "value", "low", "high", "rows", "partitions")
+    return rows if rows["challenger"].drop_nulls().len() else rows.clear()
+
+
+def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[ScoreRun]) -> list[OpenIssue]:
+    """What is stale, what failed, and which partitions between the first and the last scored one are missing."""
+    issues: list[OpenIssue] = []
+    query = f"""
+        SELECT reason, list(partition_key ORDER BY partition_start) FROM {LEDGERS_SCHEMA}.partition_status
+        WHERE pipeline = $pipeline AND condition = 'stale' GROUP BY reason ORDER BY count(*) DESC, reason
+    """
+    for reason, keys in con.execute(query, {"pipeline": spec.name}).fetchall():
+        issues.append(OpenIssue("predictions are out of date", listed(keys), reason or ""))
+    failures = read_failures(con, spec.name).values()
+    issues += [OpenIssue(f"{failure.step} failed", failure.partition_key, failure.reason) for failure in failures]
+    scored = {run.partition_key for run in runs}
+    between = spec.partitions.calendar.within(runs[0].partition_start, runs[-1].partition_end)
+    missing = [] if spec.partitions.snapshot else [item.key for item in between if item.key not in scored]
+    if missing:
+        issues.append(OpenIssue("partitions are not scored", listed(missing), "between partitions that are"))
+    return issues
+
+
+def _definitions(pooled: pl.DataFrame, own: Sequence[Metric]) -> dict[str, str]:
+    """The first sentence that says what a metric is, for each one that the report shows."""
+    known = METRICS | {metric.name: metric for metric in own}
+    texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(set(pooled["metric"])) if name in known}
+    return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items() if text}

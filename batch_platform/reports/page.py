@@ -1,0 +1,57 @@
+"""The report as one HTML file that needs no network: text, tables and charts, every value escaped."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from batch_platform.declaration.redaction import redact
+from batch_platform.models.flavours.flavour import needed
+from batch_platform.reports.charts import EXTRA, Chart, javascript
+from batch_platform.reports.figures import Figures
+
+TEMPLATE = "report.html"
+
+
+def html(figures: Figures, charts: Mapping[str, Chart], zone: ZoneInfo) -> str:
+    """The page; times are shown on the clocks of `zone`. Raises WrongUseError without the libraries of the extra `report`."""
+    with needed("Jinja2", extra=EXTRA):
+        import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    filters = {"number": number, "words": _words, "visible": redact, "local": partial(local, zone=zone)}
+    environment.filters.update(filters)
+    template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(of=figures, charts=charts, javascript=javascript() if charts else "")
+
+
+def write(page: str, file: Path) -> Path:
+    """Write a page so that the file is complete or as it was; returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.part")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(file)
+
+
+def number(value: Any, form: str = ".4g") -> str:  # noqa: ANN401 - a cell of any table
+    """A number for people: counts with thousands separators, other numbers with four digits; a dash for none."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return format(value, form) if isinstance(value, float) else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def local(instant: datetime, zone: ZoneInfo) -> str:
+    """A time on the clocks of a zone, to the minute, with the zone's name."""
+    return f"{instant.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"

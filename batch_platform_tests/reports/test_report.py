@@ -1,0 +1,178 @@
+"""The report: every number is that of the published tables, every value is escaped, and it needs nothing but a browser."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import duckdb
+import numpy as np
+import polars as pl
+import pytest
+from playwright.sync_api import sync_playwright
+from sklearn.metrics import roc_auc_score
+
+from batch_platform.declaration.errors import DataError
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.reports.charts import charts_of
+from batch_platform.reports.figures import Figures, read_figures
+from batch_platform.reports.page import html
+from batch_platform.warehouse.published import open_published
+from batch_platform_tests.browsing import installed_browser
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
+FIRST, LAST = "2024-02-12", "2024-02-22"
+WIDTHS = {"a laptop": 1280, "a tablet": 768, "a phone": 360}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """Three weeks of February scored; a shop has a hostile name, some rows are rejected, and a day is left out."""
+    broken, day = pl.col("id") % 50 == 0, pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+    events = small_events().with_columns(
+        shop=pl.when(pl.col("shop") == " ").then(pl.lit(HOSTILE)).otherwise("shop"),
+        amount=pl.when(broken).then(-1.0).otherwise(pl.col("amount").fill_null(20.0)),
+    )
+    made = small_pipeline(
+        tmp_path_factory.mktemp("report"),
+        events=events.filter(day != "2024-02-14"),
+        description=f"Whether an order comes back. {HOSTILE}",
+        features={"columns": {"amount": {"min": 0}}, "max_rejected": "50%"},
+        monitoring={"segments": ["shop"]},
+        challengers=[{"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 2}}],
+    )
+    carry_out(made, NOW)
+    return made
+
+
+@pytest.fixture(scope="module")
+def figures(pipeline: Pipeline) -> Figures:
+    with open_published(pipeline.home) as con:
+        return read_figures(con, pipeline.spec, FIRST, LAST)
+
+
+@pytest.fixture(scope="module")
+def page(figures: Figures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "report.html"
+    file.write_text(html(figures, charts_of(figures, BERLIN), BERLIN), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def rows(pipeline: Pipeline) -> pl.DataFrame:
+    """The scored rows of the window with their labels, from the source itself."""
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as con:
+        scored = con.sql(
+            f"SELECT id, shop, score, partition_key FROM small.predictions WHERE partition_key BETWEEN '{FIRST}' AND '{LAST}'"
+        ).pl()
+    events = pl.read_parquet(pipeline.builder.sources.folder / "events.parquet")
+    return scored.join(events.select("id", "returned"), on="id").sort("id")
+
+
+def test_headlines_are_those_of_the_tables(figures, rows):
+    headlines = {headline.label: headline for headline in figures.headlines}
+    known = rows.drop_nulls("returned")
+    assert headlines["rows scored"].value == rows.height
+    assert headlines["mean score"].value == pytest.approx(rows["score"].mean(), rel=1e-12)
+    auc = headlines["roc_auc"]
+    assert auc.value == pytest.approx(roc_auc_score(known["returned"], known["score"]), rel=1e-12)
+    assert auc.low < auc.value < auc.high
+    rejected = figures.window.total("rows_rejected")
+    assert headlines["rows rejected"].value == rejected / (rejected + rows.height) > 0
+    assert sum(figures.rejections.values()) == rejected
+    assert figures.before is not None
+    assert figures.before.keys[-1] < FIRST
+    assert len(figures.before.runs) == len(figures.window.runs)
+    assert headlines["rows scored"].before == figures.before.total("rows_scored")
+
+
+def test_performance_calibration_and_segments_are_those_of_the_rows(figures, rows):
+    known = rows.drop_nulls("returned").with_columns(truth=pl.col("returned").cast(pl.Float64))
+    for key, value in figures.performance.select("partition_key", "value").iter_rows():
+        of_day = known.filter(pl.col("partition_key") == key)
+        assert value == pytest.approx(roc_auc_score(of_day["truth"], of_day["score"]), rel=1e-12)
+    binned = known.group_by(bin=(pl.col("score") * 10).floor().clip(upper_bound=9).cast(pl.Int64)).agg(
+        pl.len().cast(pl.Int64).alias("rows"), pl.mean("score").alias("mean_score"), pl.mean("truth").alias("outcome")
+    )
+    for column in ("rows", "mean_score", "outcome"):
+        np.testing.assert_allclose(figures.calibration[column], binned.sort("bin")[column], rtol=1e-12)
+    distance = (binned["mean_score"] - binned["outcome"]).abs()
+    assert figures.calibration_error == pytest.approx((distance * binned["rows"]).sum() / known.height, rel=1e-12)
+    segments = {row["segment"]: row for row in figures.segments.iter_rows(named=True)}
+    assert set(segments) == set(rows["shop"])
+    for shop, row in segments.items():
+        of_shop, measured = rows.filter(pl.col("shop") == shop), known.filter(pl.col("shop") == shop)
+        assert (row["scored"], row["rows"]) == (of_shop.height, measured.height)
+        assert row["mean_score"] == pytest.approx(of_shop["score"].mean(), rel=1e-12)
+        assert row["value"] == pytest.approx(roc_auc_score(measured["truth"], measured["score"]), rel=1e-12)
+
+
+def test_models_challengers_and_open_issues_are_told(figures, pipeline):
+    (service,) = figures.services
+    assert (service.first, service.last, service.partitions) == (FIRST, LAST, len(figures.window.runs))
+    assert service.version == pipeline.state().scores[LAST].model_version
+    assert set(figures.challengers["challenger"]) == {None, "tree"}
+    assert figures.decisions.height >= 1
+    assert set(figures.definitions) >= {"roc_auc", "brier", "log_loss"}
+    assert figures.issues == []
+
+
+def test_a_window_without_predictions_is_refused(pipeline):
+    with (
+        open_published(pipeline.home) as con,
+        pytest.raises(DataError, match=r"no partition from 2024-01-02 .*is scored"),
+    ):
+        read_figures(con, pipeline.spec, "2024-01-02", "2024-01-03")
+
+
+def test_without_a_window_all_that_is_scored_is_reported(pipeline):
+    with open_published(pipeline.home) as con:
+        whole = read_figures(con, pipeline.spec)
+    assert whole.window.keys == sorted(pipeline.state().scores)
+    assert whole.summed_up == whole.window, "only months are summed up by the newest"
+    assert whole.before is None
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(page, figures, width):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(installed_browser()), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 900})
+        asked, complaints = list[str](), list[str]()
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("#chart-calibration .marks path")
+        assert tab.title() == f"small: {figures.window.words}"
+        assert HOSTILE in (tab.text_content("header") or "")
+        assert HOSTILE in (tab.text_content("body") or "")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate("document.querySelectorAll('figure svg.marks').length") == len(charts_of(figures, BERLIN))
+        assert asked == [page.as_uri()]
+        assert complaints == []
+        browser.close()
+
+
+def test_without_javascript_there_are_pictures(page, figures):
+    text = page.read_text(encoding="utf-8")
+    still = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert still.count("<svg") == len(charts_of(figures, BERLIN))
+    assert "<script" not in still
+    assert "<img" not in still
+
+
+def test_the_command_writes_the_file_and_says_where(cli, project):
+    said = json.loads(cli(project, "report", "small", "--json").out)
+    assert Path(said["file"]) == project / ".batch_platform" / "reports" / "small" / f"{said['last']}.html"
+    assert "<h2>The models</h2>" in Path(said["file"]).read_text(encoding="utf-8")
+    out = project / "for the boss.html"
+    answer = cli(project, "report", "small", "--from", said["last"], "--out", str(out))
+    assert f"The report on {said['last']} is written to {out}" in answer.out
+    refused = cli(project, "report", "small", "--from", "2019-01-01", "--to", "2019-01-02")
+    assert refused.code != 0
+    assert "Hint:" in refused.err
