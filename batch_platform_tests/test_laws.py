@@ -129,9 +129,13 @@ def test_law_4_the_compiled_or_the_native_path_changes_no_prediction(pipeline):
 def test_law_5_the_champion_as_of_its_start_scores_a_partition_whenever_it_runs(tmp_path):
     weekly = {"model": {"train": {"every": "week", "evaluate": "2 days"}}}
     pipeline = small_pipeline(tmp_path, **weekly)
+    carry_out(pipeline, datetime(2024, 2, 25, 5, tzinfo=UTC))
     carry_out(pipeline, NOW)
     registry = pipeline.state().registry
+    decided = {version.version: registry.last_decision(version.version).seq for version in registry.versions}
     for key, run in pipeline.state().scores.items():
+        assert run.hindsight == (key < "2024-02-25"), "the newest model was approved when its first partition was open"
+        assert run.decision_seq == decided[run.model_version]
         version = registry.named(run.model_version)
         assert version.serving_start <= day(pipeline, key).start < version.serving_start + timedelta(days=7)
         assert version.trained_until <= version.serving_start
@@ -148,7 +152,7 @@ def test_law_5_a_model_of_the_future_scores_only_on_demand_and_is_marked(pipelin
         list(pipeline.score([january], STAMP))
     version = pipeline.state().registry.versions[0].version
     (scored,) = pipeline.score([january], STAMP, version=version)
-    assert scored.run.in_sample
+    assert (scored.run.in_sample, scored.run.hindsight, scored.run.decision_seq) == (True, True, None)
 
 
 def test_law_6_scoring_fits_nothing(pipeline, tmp_path):

@@ -1,4 +1,4 @@
-"""The `models` command: list the trained versions of a pipeline, show one, compare two, promote one, roll one back."""
+"""The `models` command: list the trained versions of a pipeline and when each serves, compare two, promote one, roll one back."""
 
 import getpass
 import json
@@ -16,11 +16,12 @@ from batch_platform.cli.run import bring_up_to_date
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import RunFailedError
 from batch_platform.models.bundle import compared, read_manifest
-from batch_platform.models.registry import Decision, Maker, promote, roll_back
+from batch_platform.models.promotion import Decision, Maker, promote, roll_back, scores_on_timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import Wanted
+from batch_platform.warehouse.ledger import as_record
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ class VersionSummary:
     suspected_leaks: list[SuspectedLeak]
     created_at: datetime
     labels_corrected: bool  # since the version was trained
+
+
+@dataclass(frozen=True)
+class TimelineLine:
+    """One line of the timeline: a stretch of time in which one version serves."""
+
+    first_partition: str
+    begin: datetime
+    end: datetime | None  # exclusive; None: until further notice
+    version: str
+    actor: str
+    reason: str
+    decided_at: datetime
+    scored: list[str]  # keys of partitions, as below
+    stale: list[str]  # scored by another version
+    hindsight: list[str]  # scored by a version that was approved to serve them only after they had ended
 
 
 @dataclass(frozen=True)
@@ -174,14 +191,54 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     terminal.show_table(("", left, right), [(name, *pair) for name, pair in values.items()])
 
 
+@command.command("timeline")
+@terminal.reports
+@click.pass_obj
+def show_timeline(target: _Target) -> None:
+    """Show which version serves from which partition on, by whose decision, and what is stale because of it.
+
+    A partition is in hindsight if its version was approved to serve it only after the partition had ended.
+    """
+    wiring = target.wiring()
+    state, calendar = wiring.pipeline().published_state(), wiring.spec.partitions.calendar
+    lines: list[TimelineLine] = []
+    for scores in scores_on_timeline(state.registry, state.scores):
+        stretch = scores.stretch
+        partition = calendar.holding(stretch.begin)
+        line = as_record(
+            TimelineLine,
+            scores,
+            stretch.decision,
+            first_partition=f"{stretch.begin:%Y-%m-%d %H:%M} UTC" if partition is None else partition.key,
+            begin=stretch.begin,
+            end=stretch.end,
+            version=stretch.version.version,
+        )
+        lines.append(line)
+    terminal.report(lines)
+    if not lines:
+        terminal.say(f"{wiring.spec.name} has no approved version yet.")
+        return
+    rows: list[tuple[object, ...]] = []
+    for line in lines:
+        counts = (len(line.scored), len(line.stale), len(line.hindsight))
+        decided = f"{line.decided_at:%Y-%m-%d %H:%M} by {line.actor}: {line.reason}"
+        rows.append((line.first_partition, line.version, *counts, decided))
+    terminal.show_table(("from", "version", "scored", "stale", "hindsight", "decided"), rows)
+    if stale := sorted(key for line in lines for key in line.stale):
+        terminal.say(
+            f"batch-platform run {wiring.spec.name} --from {stale[0]} --to {stale[-1]}   scores what is stale again"
+        )
+
+
 @command.command("promote")
 @click.argument("version")
-@click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: all partitions it can serve.")
+@click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: from its serving period on.")
 @click.option("--reason", default="", help="Reason to record with the decision.")
 @terminal.reports
 @click.pass_obj
 def promote_version(target: _Target, version: str, first: str | None, reason: str) -> None:
-    """Approve a version that is waiting, was refused or was withdrawn."""
+    """Let a version serve from a partition on, until the next decision. Any version: older, refused or withdrawn."""
     wiring = target.wiring()
     state, maker = wiring.pipeline().state(), _maker(reason)
     decision = promote(state.registry, state.scores, version, maker, holds_from=_start(wiring, first))
@@ -191,7 +248,10 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
 
 @command.command("rollback")
 @click.option(
-    "--from", "first", metavar="KEY", help="First partition it no longer serves. Default: all partitions it serves."
+    "--from",
+    "first",
+    metavar="KEY",
+    help="First partition from which the version that serves it is withdrawn. Default: from where today's champion began.",
 )
 @click.option("--reason", default="", help="Reason to record with the decision.")
 @click.option("--rescore", is_flag=True, help="Score the affected partitions again with the previous version.")
@@ -245,6 +305,7 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
         "holds_from": event.holds_from,
         "champion_before": before,  # at the start of the first partition for which the decision holds
         "champion_after": after,
+        "until": decision.until,  # when another version follows; null: not yet known
         "partitions": partitions,  # scored by another version than their champion is now
         "rescored": rescored,
     }
@@ -253,6 +314,9 @@ def _show_decision(decision: Decision, *, rescored: bool) -> None:
     terminal.say(f"{event.pipeline}: {event.version} is {event.action}{begin}: {event.reason}.")
     change = "as before" if before == after else f"before {before or 'none'}"
     terminal.say(f"  champion there: {after}, {change}")
+    if decision.until is not None:
+        following = decision.following.version if decision.following else "none"
+        terminal.say(f"  until {decision.until:%Y-%m-%d %H:%M} UTC, then: {following}")
     if partitions:
         first, last = partitions[0], partitions[-1]
         terminal.say(f"  scored by another version: {len(partitions)} partitions ({first} to {last})")

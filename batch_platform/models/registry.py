@@ -1,12 +1,11 @@
-"""Trained versions, the decisions on them, and the rule that picks the champion of a partition.
+"""Trained versions and the decisions on them, and the tables that hold both.
 
 The tables are append-only: a version is a fact, a promotion an event. The champion depends only on what is recorded and on the
-start of the partition; no clock is read. `promote` and `roll_back` return the decision that a person makes, to be recorded.
+start of the partition; see `timeline`. What a person may decide is in `promotion`.
 """
 
 import json
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import TypeVar
 import duckdb
 
 from batch_platform.declaration.errors import NoChampionError, WrongUseError, named
+from batch_platform.models.timeline import Timeline
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.warehouse.ledger import (
     LEDGERS_SCHEMA,
@@ -23,7 +23,6 @@ from batch_platform.warehouse.ledger import (
     Change,
     ModelTraining,
     Promotion,
-    ScoreRun,
     Version,
     create_table,
     insert,
@@ -60,19 +59,15 @@ class Registry:
         last = {version.version: self.last_decision(version.version) for version in trained}
         return {name: event.reason for name, event in last.items() if event is not None and event.action == "waiting"}
 
-    def serves(self, version: Version, at: datetime) -> bool:
-        """Whether a version may score a partition that starts at an instant: the last decision that holds there is an approval."""
-        if version.serving_start > at:
-            return False
-        decisions = reversed(self._decisions.get(version.version, ()))
-        last = next((event for event in decisions if event.holds_from is None or event.holds_from <= at), None)
-        return last is not None and last.action == "approved"
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Which version serves from which partition on."""
+        return Timeline(self._by_name, self.promotions)
 
     def champion(self, at: datetime) -> Version | None:
-        """The version that scores a partition starting at an instant: of the newest serving period, the newest that serves."""
-        begins, champions = self._eras
-        era = bisect_right(begins, at)
-        return champions[era - 1] if era else None
+        """The version that scores a partition starting at an instant."""
+        stretch = self.timeline.at(at)
+        return None if stretch is None else stretch.version
 
     @cached_property
     def of_model(self) -> list[Version]:
@@ -102,14 +97,6 @@ class Registry:
     def _was(self, version: Version, action: Action) -> bool:
         last = self.last_decision(version.version)
         return last is not None and last.action == action
-
-    @cached_property
-    def _eras(self) -> tuple[list[datetime], list[Version | None]]:
-        """The instants at which the champion may change, in order, and the champion from each of them on."""
-        decided = {event.holds_from for event in self.promotions if event.holds_from is not None}
-        begins = sorted(decided | {version.serving_start for version in self.versions})
-        newest_first = list(reversed(self._by_period))
-        return begins, [next((version for version in newest_first if self.serves(version, at)), None) for at in begins]
 
     @cached_property
     def _by_name(self) -> dict[str, Version]:
@@ -155,70 +142,6 @@ class Registry:
             msg = f"{self.pipeline}: the bundle of {version} was removed by {last.actor} on {last.decided_at:%Y-%m-%d}: {last.reason}."
             raise WrongUseError(msg, hint="train its serving period again.")
         return registered
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A decision of a person that is not recorded yet, and the scored partitions whose champion it changes."""
-
-    promotion: Promotion
-    before: Version | None  # the champion where the decision begins to hold
-    after: Version | None
-    partitions: list[str]  # keys, oldest first: scored by a version that would no longer be their champion
-
-
-@dataclass(frozen=True)
-class Maker:
-    """Who decides, when and why."""
-
-    actor: str
-    at: datetime
-    reason: str = ""
-
-
-def promote(
-    registry: Registry, scores: Mapping[str, ScoreRun], name: str, maker: Maker, *, holds_from: datetime | None = None
-) -> Decision:
-    """Approve a version for partitions that start at `holds_from` or later; None: from its serving period on.
-
-    `scores` holds the newest commits, by partition key. Raises WrongUseError if there is no such version, its bundle was removed,
-    or it already serves.
-    """
-    version = registry.present(name)
-    begin = max(version.serving_start, holds_from or version.serving_start)
-    if registry.serves(version, begin):
-        msg = f"{registry.pipeline}: {name} already serves from {_day(begin)} on."
-        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists the decisions.")
-    last = registry.last_decision(name)
-    reason = maker.reason or "promoted by hand"
-    if last is not None and last.action == "refused":
-        reason += f"; the gate had refused it: {last.reason}"
-    if last is not None and last.action == "challenger":
-        reason += f"; it was a challenger: {last.reason}"
-    evidence = "{}" if last is None else last.evidence
-    event = _promotion(version, "approved", evidence, replace(maker, reason=reason), begin)
-    return _decision(registry, scores, event, begin)
-
-
-def roll_back(
-    registry: Registry, scores: Mapping[str, ScoreRun], maker: Maker, *, holds_from: datetime | None = None
-) -> Decision:
-    """Withdraw the champion at the time of the decision, so that the version before it serves again.
-
-    It is withdrawn for partitions that start at `holds_from` or later; None: for all that it serves. `scores` holds the newest
-    commits, by partition key. Raises WrongUseError if there is no champion, or no version would serve instead.
-    """
-    champion = registry.champion(maker.at if holds_from is None else max(holds_from, maker.at))
-    if champion is None:
-        msg = f"{registry.pipeline} has no champion to withdraw."
-        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} lists the versions.")
-    begin = max(champion.serving_start, holds_from or champion.serving_start)
-    maker = replace(maker, reason=maker.reason or "rolled back by hand")
-    decision = _decision(registry, scores, _promotion(champion, "withdrawn", "{}", maker, begin), begin)
-    if decision.after is None:
-        msg = f"{registry.pipeline}: no approved version but {champion.version} serves {_day(begin)}; nothing is withdrawn."
-        raise WrongUseError(msg, hint=f"batch-platform models {registry.pipeline} promote VERSION first.")
-    return decision
 
 
 def read_registry(con: duckdb.DuckDBPyConnection, pipeline: str) -> Registry:
@@ -311,31 +234,3 @@ def _rows(con: duckdb.DuckDBPyConnection, table: str, record: type[Recorded], pi
     columns = ", ".join(item.name for item in fields(record))
     query = f"SELECT {columns} FROM {LEDGERS_SCHEMA}.{table} WHERE pipeline = $pipeline ORDER BY seq"
     return [record(*row) for row in con.execute(query, {"pipeline": pipeline}).fetchall()]
-
-
-def _decision(registry: Registry, scores: Mapping[str, ScoreRun], event: Promotion, begin: datetime) -> Decision:
-    then = replace(registry, promotions=[*registry.promotions, event])
-    partitions: list[str] = []
-    for run in sorted(scores.values(), key=lambda run: run.partition_start):
-        champion = then.champion(run.partition_start)
-        if champion != registry.champion(run.partition_start) and champion and champion.version != run.model_version:
-            partitions.append(run.partition_key)
-    return Decision(event, registry.champion(begin), then.champion(begin), partitions)
-
-
-def _promotion(version: Version, action: Action, evidence: str, maker: Maker, begin: datetime) -> Promotion:
-    return Promotion(
-        pipeline=version.pipeline,
-        version=version.version,
-        action=action,
-        reason=maker.reason,
-        evidence=evidence,
-        actor=maker.actor,
-        decided_at=maker.at,
-        run_id="",
-        holds_from=begin,
-    )
-
-
-def _day(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%d %H:%M} UTC"

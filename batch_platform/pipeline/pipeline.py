@@ -393,7 +393,8 @@ class Pipeline:
         if failure is not None and (failure.run_id == stamp.run_id or partition.key not in state.features):
             raise DataError(failure.reason, hint=failure.hint)
         (build,) = self.history.require(state.features, partition)
-        return Due(partition, model, build, state.scores.get(partition.key))
+        standing, stretch = state.scores.get(partition.key), state.registry.timeline.at(partition.start)
+        return Due(partition, model, build, standing, stretch if stretch and stretch.version == model else None)
 
     def evaluate(self, partitions: Sequence[Partition], stamp: Stamp) -> Iterator[Evaluated]:
         """Compare scored partitions with the labels known now, oldest first; see `setting_apart` for those that fail.

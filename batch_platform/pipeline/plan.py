@@ -229,9 +229,10 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
     starts = sorted(item.partition.start for item in models)
     for partition in wanted:
         run = state.scores.get(partition.key)
-        champion = version or state.registry.champion(partition.start)
+        stretch = state.registry.timeline.at(partition.start)
+        champion = version or (None if stretch is None else stretch.version)
         newest = starts[at - 1] if (at := bisect_right(starts, partition.start)) else None
-        awaits = newest is not None and (champion is None or champion.serving_start <= newest)
+        awaits = newest is not None and (stretch is None or stretch.begin <= newest)
         reason = "missing"
         if run is not None:
             reason = _stale_reason(state, run, champion)

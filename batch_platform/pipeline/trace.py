@@ -157,7 +157,8 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
         if run is None or run.run_id != row["run_id"] or build is None:
             msg = f"{name}, partition {row['partition_key']}: the ledgers have no row for this score."
             raise IntegrityError(msg, hint="the warehouse was changed by other means; restore it from a backup.")
-        version, decision = registry.named(run.model_version), registry.last_decision(run.model_version)
+        version, last = registry.named(run.model_version), registry.last_decision(run.model_version)
+        decision = next((event for event in registry.promotions if event.seq == run.decision_seq), last)
         model = as_record(
             TracedModel,
             version,

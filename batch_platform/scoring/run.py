@@ -21,6 +21,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.registry import Version
+from batch_platform.models.timeline import Stretch
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
@@ -72,6 +73,7 @@ class Due:
     model: Version  # its scores are published
     build: FeatureBuild
     standing: ScoreRun | None  # what the warehouse holds of the partition
+    service: Stretch | None = None  # in which the model serves the partition; None if it was named for the run
     # The versions that score it too, by name of the challenger; or why a challenger cannot.
     challengers: Mapping[str, Version | str] = field(default_factory=dict[str, Version | str])
 
@@ -174,6 +176,8 @@ class ScoringRun:
             started_at=staged.started_at,
             committed_at=staged.started_at,  # replaced when it is committed
             run_id=self.stamp.run_id,
+            decision_seq=None if due.service is None else due.service.decision.seq,
+            hindsight=due.service is None or due.service.is_hindsight(partition),
         )
 
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:

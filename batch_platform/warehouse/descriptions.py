@@ -145,6 +145,8 @@ OF_ALL: dict[str, Description] = {  # in the schema of the ledgers
             "model_version": "version that scored it",
             "input_hash": "hash of the features",
             "in_sample": _IN_SAMPLE,
+            "decision_seq": "seq of the row of promotions by which the version served; null if it was named for the run",
+            "hindsight": "whether that was decided after the partition had ended; null if an earlier release wrote the row",
         },
     ),
     "model_versions": Description("a trained version"),

@@ -61,6 +61,8 @@ class ScoreRun:
     committed_at: datetime  # set by the warehouse when the row is committed, like `seq`
     run_id: str
     seq: int = 0
+    decision_seq: int | None = None  # of the promotion by which the version served; None: it was named for the run
+    hindsight: bool | None = None  # whether that was decided after the partition had ended; None: before format 3
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ _TABLES: dict[type, str] = {
     ModelTraining: "model_trainings",
     ChallengerTraining: "challenger_trainings",
 }
-FORMAT = 2  # has fingerprints of builds, trainings of models and the time at which the ledgers began, which 1 lacks
+FORMAT = 3  # says of each commit by which decision its version served; 2 and 1 do not
 OLDEST_FORMAT = 1
 STATUS_TABLE = "partition_status"
 

@@ -1,4 +1,4 @@
-"""`models compare`, `promote` and `rollback`: what they say, what they record, and what SQL answers afterwards."""
+"""`models compare`, `promote`, `rollback` and `timeline`: what they say, what they record, and what SQL answers afterwards."""
 
 import pytest
 
@@ -67,12 +67,37 @@ def test_a_rollback_from_a_partition_on_scores_again_on_demand(cli, weekly):
     assert {row[0] for row in published(weekly, STATUS)} == {"scored"}
 
 
-def test_a_withdrawn_version_is_promoted_again(cli, weekly):
-    third = versions(weekly)[-1]
+def test_a_withdrawn_version_is_promoted_again_and_an_older_one_from_a_partition_on(cli, weekly):
+    first, second, third = versions(weekly)
     cli(weekly, "models", "small", "rollback")
     report = cli(weekly, "models", "small", "promote", third, "--reason", "it was right", "--json").json
     assert (report["action"], report["champion_after"], report["partitions"]) == ("approved", third, [])
     assert {row[0] for row in published(weekly, STATUS)} == {"scored"}
+    older = cli(weekly, "models", "small", "promote", first, "--from", "2024-02-15", "--json").json
+    assert (older["champion_before"], older["champion_after"]) == (second, first)
+    assert (older["until"], older["partitions"]) == (
+        "2024-02-17T23:00:00+00:00",
+        ["2024-02-15", "2024-02-16", "2024-02-17"],
+    )
+    lines = cli(weekly, "models", "small", "timeline", "--json").json
+    assert [(line["first_partition"], line["version"], len(line["scored"]), line["stale"]) for line in lines] == [
+        ("2024-02-04", first, 7, []),
+        ("2024-02-11", second, 4, []),
+        ("2024-02-15", first, 3, older["partitions"]),
+        ("2024-02-18", third, 7, []),
+    ]
+    shown = cli(weekly, "models", "small", "timeline").out.splitlines()
+    assert shown[0].split() == ["from", "version", "scored", "stale", "hindsight", "decided"]
+    assert shown[3].split()[:5] == ["2024-02-15", first, "3", "3", "3"]
+    assert shown[-1].startswith("batch-platform run small --from 2024-02-15 --to 2024-02-17 ")
+    assert cli(weekly, "run", "small", "--from", "2024-02-15", "--to", "2024-02-17").code == 0
+    assert {row[0] for row in published(weekly, STATUS)} == {"scored"}
+    assert not any(line["stale"] for line in cli(weekly, "models", "small", "timeline", "--json").json)
+    by_hand = (
+        "SELECT partition_key, s.model_version, s.hindsight, p.reason FROM batch_platform.score_runs AS s "
+        "JOIN batch_platform.promotions AS p ON p.seq = s.decision_seq WHERE p.reason LIKE 'promoted%' ORDER BY ALL"
+    )
+    assert published(weekly, by_hand) == [(key, first, True, "promoted by hand") for key in older["partitions"]]
 
 
 def test_wrong_decisions_change_nothing(cli, weekly):

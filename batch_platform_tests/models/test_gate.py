@@ -10,7 +10,7 @@ from batch_platform.declaration.errors import NoChampionError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.registry import Maker, promote, roll_back
+from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline

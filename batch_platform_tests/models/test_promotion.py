@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.models.registry import Maker, Promotion, Registry, promote, roll_back
+from batch_platform.models.promotion import Maker, decided, promote, roll_back, scores_on_timeline
+from batch_platform.models.registry import Promotion, Registry
 from batch_platform.warehouse.ledger import ScoreRun
 from batch_platform_tests.models.test_registry import START, at, decision, version
 
@@ -114,20 +115,78 @@ def test_a_withdrawn_version_may_be_promoted_again():
     assert champions(after(withdrawn, back), 12, 15, 25) == ["b", "b", "b"]
 
 
+def test_an_older_version_that_is_promoted_from_a_partition_on_serves_from_there_until_the_next_model():
+    newer = after(decision("c", "approved", 4))
+    made = promote(newer, SCORES, "a", ME, holds_from=at(15))
+    assert (made.before.version, made.after.version, made.until, made.following.version) == ("b", "a", at(20), "c")
+    assert made.partitions == ["2024-01-16"]
+    assert champions(decided(newer, made.promotion), 5, 12, 14, 15, 19, 20, 25) == ["a", "b", "b", "a", "a", "c", "c"]
+    last = promote(newer, SCORES, "a", ME, holds_from=at(24))
+    assert (last.until, champions(decided(newer, last.promotion), 20, 23, 24, 99)) == (None, ["c", "c", "a", "a"])
+
+
+def test_a_version_is_said_to_serve_already_only_where_the_decision_would_change_nothing():
+    with pytest.raises(
+        WrongUseError, match=r"a already serves from 2024-01-04 00:00 UTC on, until 2024-01-11.*b follows"
+    ):
+        promote(REGISTRY, SCORES, "a", ME, holds_from=at(3))
+    withdrawn = after(roll_back(REGISTRY, SCORES, ME, holds_from=at(15)).promotion)
+    assert champions(decided(withdrawn, promote(withdrawn, {}, "b", ME).promotion), 12, 25) == ["b", "b"]
+
+
+def test_a_rollback_withdraws_what_serves_at_the_named_partition_and_not_a_later_version():
+    newer = after(decision("c", "approved", 4))
+    made = roll_back(newer, SCORES, ME, holds_from=at(15))
+    assert (made.promotion.version, made.after.version, made.until, made.following.version) == ("b", "a", at(20), "c")
+    assert champions(decided(newer, made.promotion), 12, 15, 19, 20) == ["b", "a", "a", "c"]
+    with pytest.raises(WrongUseError, match="no approved version but a serves 2024-01-06"):
+        roll_back(newer, SCORES, ME, holds_from=at(5))
+    with pytest.raises(WrongUseError, match="no champion to withdraw at 2023-12-31"):
+        roll_back(newer, SCORES, ME, holds_from=at(-1))
+
+
+def test_a_rollback_of_a_promotion_leaves_what_the_version_served_before():
+    promoted = decided(REGISTRY, promote(REGISTRY, SCORES, "a", ME, holds_from=at(15)).promotion)
+    made = roll_back(promoted, SCORES, ME)
+    assert (made.promotion.version, made.promotion.holds_from) == ("a", at(15))
+    assert champions(decided(promoted, made.promotion), 5, 12, 15, 25) == ["a", "b", "b", "b"]
+
+
+def test_the_timeline_says_which_version_serves_when_and_what_each_decision_makes_stale():
+    registry = decided(REGISTRY, promote(REGISTRY, SCORES, "a", ME, holds_from=at(15)).promotion)
+    lines = [
+        (line.stretch.version.version, line.stretch.begin, line.stretch.end, line.scored, line.stale)
+        for line in scores_on_timeline(registry, SCORES)
+    ]
+    assert lines == [
+        ("a", at(0), at(10), ["2024-01-06"], []),
+        ("b", at(10), at(15), ["2024-01-13"], []),
+        ("a", at(15), None, ["2024-01-16", "2024-01-26"], ["2024-01-16", "2024-01-26"]),
+    ]
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["a", "b", "c"]), st.sampled_from(["approved", "withdrawn"]), st.integers(0, 30)),
         max_size=12,
-    ),
-    st.integers(0, 30),
+    )
 )
-def test_the_last_decision_that_holds_for_a_day_decides_which_version_serves_it(events, day):
-    serving = {name: {n for n in range(31) if n >= begin} for name, begin in (("a", 0), ("b", 10))} | {"c": set()}
-    promotions = list(REGISTRY.promotions)
+def test_a_version_serves_from_its_last_approval_until_the_next_unless_it_was_withdrawn_since(events):
     begins = {"a": 0, "b": 10, "c": 20}
-    for seq, (name, action, begin) in enumerate(events, start=10):
-        promotions.append(replace(decision(name, action, seq), holds_from=at(begin)))
-        days = {n for n in range(31) if n >= max(begin, begins[name])}
-        serving[name] = serving[name] | days if action == "approved" else serving[name] - days
-    expected = next((name for name in ("c", "b", "a") if day in serving[name]), None)
-    assert champions(Registry("small", REGISTRY.versions, promotions), day) == [expected]
+    made = [("a", "approved", 0), ("b", "approved", 10), *events]
+    decisions = [
+        replace(decision(name, action, n), holds_from=at(begin)) for n, (name, action, begin) in enumerate(made)
+    ]
+    for day in range(31):
+        serving = (
+            None  # what a reader finds who goes through the days up to this one and through the decisions, in order
+        )
+        for begin in range(day + 1):
+            for number, (name, action, first) in enumerate(made):
+                withdrawn = any(
+                    (other, against) == (name, "withdrawn") and until <= day
+                    for other, against, until in made[number + 1 :]
+                )
+                if action == "approved" and max(first, begins[name]) == begin and not withdrawn:
+                    serving = name
+        assert champions(Registry("small", REGISTRY.versions, decisions), day) == [serving]

@@ -78,23 +78,6 @@ def test_the_champion_is_approved_and_never_from_the_future(made, day):
         assert champion.serving_start == at(max(fit))
 
 
-@given(
-    st.lists(st.integers(0, 30), min_size=1, max_size=5),
-    st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["approved", "refused", "withdrawn"]), st.integers(-2, 40))),
-    st.integers(-5, 45),
-)
-def test_the_champion_is_the_newest_version_whose_last_decision_that_holds_then_is_an_approval(starts, decided, day):
-    versions = [version(f"v{n}", start, n) for n, start in enumerate(starts)]
-    events = [
-        replace(decision(f"v{which % len(starts)}", action, n), holds_from=None if begin < 0 else at(begin))
-        for n, (which, action, begin) in enumerate(decided)
-    ]
-    registry = Registry("small", versions, events)
-    serving = [version for version in versions if registry.serves(version, at(day))]
-    newest = max(serving, key=lambda version: (version.serving_start, version.seq), default=None)
-    assert registry.champion(at(day)) == newest
-
-
 def test_the_error_for_a_partition_without_a_champion_names_the_earliest_one():
     registry = Registry("small", [version("a", 5)], [decision("a", "approved")])
     with pytest.raises(

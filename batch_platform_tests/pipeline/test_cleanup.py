@@ -13,7 +13,7 @@ import pytest
 from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import written_aside
-from batch_platform.models.registry import Maker, promote
+from batch_platform.models.promotion import Maker, promote
 from batch_platform.pipeline.cleanup import Garbage, find_garbage, remove_garbage
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.staging import staging_folder

@@ -15,7 +15,7 @@ from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import stamp_of
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.models.registry import Maker, roll_back
+from batch_platform.models.promotion import Maker, roll_back
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import relabelled

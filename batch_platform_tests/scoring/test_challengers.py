@@ -20,7 +20,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.features.lake import RecordedFile
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.registry import Maker, promote, roll_back
+from batch_platform.models.promotion import Maker, promote, roll_back
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
