@@ -185,8 +185,12 @@ class Train(Block):
     max_rows: int | None = Field(
         default=None,
         ge=100,
-        description="Maximum number of rows to train on. A larger window is sampled, each class in proportion.",
+        description="Maximum number of rows to train on. A larger window is sampled, as `sample` says.",
         examples=[1_000_000],
+    )
+    sample: Literal["proportional", "balanced"] = Field(
+        default="proportional",
+        description="How a classifier's rows are sampled. proportional: each class keeps its share. balanced: equally many rows of each class, as far as there are, and the probabilities are corrected for it; without max_rows, as many as the rarest class has.",
     )
     schedule: Cron = Field(
         default="30 * * * *",

@@ -24,7 +24,7 @@ from batch_platform.features.build import FeatureBuilder, FeatureSession
 from batch_platform.features.fingerprints import Fingerprint, Fingerprints, ReadBy, Taken
 from batch_platform.features.lake import feature_file_sizes, open_recorded
 from batch_platform.features.row_checks import with_keys_of
-from batch_platform.features.sample import SEED, Sample, sampled
+from batch_platform.features.sample import SEED, Sample, class_counts, equal_shares, sampled, sampled_by_class
 from batch_platform.warehouse.fingerprints import read_fingerprints
 from batch_platform.warehouse.home import Home, feature_file_name
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild
@@ -44,20 +44,33 @@ class TrainingData:
     fit: pl.DataFrame  # the beginning of the window
     evaluate: pl.DataFrame  # the end of the window
     label: str | None  # name of the label column; None for a clustering
-    rows_before_cap: int = 0  # number of rows to fit on before `model.train.max_rows` took a sample
+    rows_before_cap: int = 0  # number of rows to fit on before a sample was taken
+    balanced: bool = False  # whether that sample has equally many rows of each class; see `Sample`
+    classes_before_cap: Mapping[str, int] = field(default_factory=dict[str, int])  # of these, by class as text
     rows_unlabelled: int = 0  # rows of the window whose label is not known, and the nulls in them by column
     nulls_unlabelled: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def whole(self, max_rows: int | None, *, stratified: bool) -> "TrainingData":
-        """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion."""
+        """The same data with all rows to fit on, as far as `max_rows` allows: both parts are sampled in proportion.
+
+        Of balanced data, the rows of each class are.
+        """
         rows, later = max(self.rows_before_cap, self.fit.height), self.evaluate.height
         parts, by = [self.fit, self.evaluate], self.label if stratified else None
-        if max_rows is not None and rows + later > max_rows:
+        classes = Counter(self.classes_before_cap)
+        of_evaluate = Counter[str]() if by is None else class_counts(self.evaluate, by)
+        classes.update(of_evaluate)
+        if self.balanced and by is not None:
+            quotas = equal_shares(classes, max_rows)
+            of_later = {name: of_evaluate[name] * quotas[name] // classes[name] for name in classes}
+            of_fit = {name: quotas[name] - of_later[name] for name in classes}
+            parts = [sampled_by_class(part, most, by) for part, most in zip(parts, (of_fit, of_later), strict=True)]
+        elif max_rows is not None and rows + later > max_rows:
             of_later = max_rows * later // (rows + later)
             quotas = (max_rows - of_later, of_later)
             parts = [sampled(part, quota, by) for part, quota in zip(parts, quotas, strict=True)]
         fit = pl.concat([part for part in parts if part.height] or parts[:1], how="vertical_relaxed", rechunk=False)
-        return replace(self, fit=fit, rows_before_cap=rows + later)
+        return replace(self, fit=fit, rows_before_cap=rows + later, classes_before_cap=classes)
 
 
 def feature_columns(features: Features, present: Mapping[str, pl.DataType]) -> list[str]:
@@ -185,7 +198,7 @@ class History:
         """Read the rows of a training window whose label is known, in order of time; see `TrainingData`.
 
         With `model.train.max_rows` the rows to fit on are a sample, which keeps the share of each label if it is
-        `stratified`. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
+        `stratified`; with `model.train.sample: balanced` they are a balanced one. Partitions that start at `boundary` or later are for evaluation; of a snapshot, the rows held out.
 
         Raises:
             DataError: Features are not built, or were built by an earlier version of the SQL, or the columns of two
@@ -194,7 +207,8 @@ class History:
         """
         label = None if self.spec.labels is None else self.spec.labels.column
         most = self.spec.model.train.max_rows
-        fit, later = Sample(most, label if stratified else None), list[pl.DataFrame]()
+        balanced = stratified and self.spec.model.train.sample == "balanced"
+        fit, later = Sample(most, label if stratified else None, balanced=balanced), list[pl.DataFrame]()
         rows_unlabelled, nulls = 0, Counter[str]()
         with self.builder.session() as session:
             for build, partition in zip(self.require(builds, *window), window, strict=True):
@@ -222,6 +236,8 @@ class History:
             evaluate=rows.filter(held_out),
             label=label,
             rows_before_cap=fit.seen,
+            balanced=balanced,
+            classes_before_cap=fit.counts if stratified else {},
             rows_unlabelled=rows_unlabelled,
             nulls_unlabelled=nulls,
         )

@@ -1,5 +1,6 @@
-"""A random sample of rows that arrive frame by frame: a fixed seed, each class in proportion, the order of rows kept.
+"""A random sample of rows that arrive frame by frame: a fixed seed, the order of rows kept.
 
+Each class keeps its share, or the sample is balanced: each class has the same number of rows, as far as there are so many.
 Rows that can no longer be in the sample are dropped on the way.
 """
 
@@ -17,37 +18,49 @@ _SLACK = 4  # how many times the size of the sample is held before rows are drop
 class Sample:
     """Draws a sample from frames as they come."""
 
-    def __init__(self, most: int | None, by: str | None) -> None:
-        """Start a sample of at most `most` rows (None: all), which keeps the shares of the classes in column `by` (None: no classes)."""
-        self._most, self._by = most, by
+    def __init__(self, most: int | None, by: str | None, *, balanced: bool = False) -> None:
+        """Start a sample of at most `most` rows (None: all), which keeps the shares of the classes in column `by` (None: no classes).
+
+        If it is balanced, the classes get equal shares instead; without `most`, as many rows each as the rarest class has.
+        """
+        self._most, self._by, self._balanced = most, by, balanced
         self._random = np.random.default_rng(SEED)
         self._frames: list[pl.DataFrame] = []
         self._classes: list[pl.Series] = []
         self._draws: list[NDArray[np.float64]] = []
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # rows of each class so far, by its name as text
         self.seen = 0
 
     def add(self, rows: pl.DataFrame) -> None:
         """Draw from more rows."""
         self.seen += rows.height
         self._frames.append(rows)
-        if self._most is None:
+        if self._most is None and not self._balanced:
             return
         classes = pl.repeat("", rows.height, eager=True) if self._by is None else rows[self._by].cast(pl.String)
-        self._counts.update(dict(classes.value_counts(name="n").iter_rows()))
+        self.counts.update(dict(classes.value_counts(name="n").iter_rows()))
         self._classes.append(classes.alias("class"))
         self._draws.append(self._random.random(rows.height))
-        if sum(frame.height for frame in self._frames) > _SLACK * self._most:
-            self._keep(dict.fromkeys(self._counts, self._most))
+        if self._most is not None and sum(frame.height for frame in self._frames) > _SLACK * self._most:
+            self._keep(dict.fromkeys(self.counts, self._most))
 
     def frames(self) -> list[pl.DataFrame]:
         """Return the sampled rows of each frame, in its order."""
-        if self._most is not None and self.seen > self._most:
-            self._keep(_shares(self._counts, self._most))
+        if self._balanced:
+            self._keep(equal_shares(self.counts, self._most))
+        elif self._most is not None and self.seen > self._most:
+            self._keep(_shares(self.counts, self._most))
+        return self._frames
+
+    def frames_with(self, most: Mapping[str, int]) -> list[pl.DataFrame]:
+        """Return at most so many sampled rows of each class, by frame, in its order."""
+        self._keep(most)
         return self._frames
 
     def _keep(self, most: Mapping[str, int]) -> None:
         """Keep the rows of each class with the smallest draws, which later rows cannot displace."""
+        if not self._classes:
+            return
         drawn = pl.DataFrame({"class": pl.concat(self._classes), "draw": np.concatenate(self._draws)})
         allowed = pl.col("class").replace_strict(dict(most), return_dtype=pl.Int64)
         kept = drawn.select(pl.col("draw").rank("ordinal").over("class") <= allowed).to_series()
@@ -65,6 +78,33 @@ def sampled(rows: pl.DataFrame, most: int, by: str | None) -> pl.DataFrame:
     sample = Sample(most, by)
     sample.add(rows)
     return sample.frames()[0]
+
+
+def sampled_by_class(rows: pl.DataFrame, most: Mapping[str, int], by: str) -> pl.DataFrame:
+    """Sample at most so many rows of each class of one frame, in its order."""
+    sample = Sample(None, by, balanced=True)
+    sample.add(rows)
+    return sample.frames_with(most)[0]
+
+
+def class_counts(rows: pl.DataFrame, by: str) -> Counter[str]:
+    """The rows of each class of a column, by its name as text."""
+    return Counter(dict(rows[by].cast(pl.String).value_counts(name="n").iter_rows()))
+
+
+def equal_shares(counts: Mapping[str, int], most: int | None) -> dict[str, int]:
+    """Distribute the rows of a sample equally over classes; what a rare class lacks, the others get.
+
+    Without `most`, each class gets as many rows as the rarest one has.
+    """
+    rarest_first = sorted(counts, key=lambda name: (counts[name], name))
+    if most is None:
+        return dict.fromkeys(counts, counts[rarest_first[0]]) if counts else {}
+    shares: dict[str, int] = {}
+    for position, name in enumerate(rarest_first):
+        classes_left = len(rarest_first) - position
+        shares[name] = min(counts[name], max(1, (most - sum(shares.values())) // classes_left))
+    return shares
 
 
 def _shares(counts: Mapping[str, int], most: int) -> dict[str, int]:

@@ -38,16 +38,17 @@ class AgainstBaseline:
     difference: Difference | None  # of the metric by which the baseline was chosen, model minus baseline
 
 
-def against_baseline(
-    metric: str, outcomes: Outcomes, fitted: pl.DataFrame, rows: pl.DataFrame, label: str
+def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns from
+    metric: str, outcomes: Outcomes, fitted: pl.DataFrame, rows: pl.DataFrame, label: str, rates: Sequence[float] = ()
 ) -> AgainstBaseline | None:
     """Hold a model against the trivial one that is strongest by a metric; None if no trivial one can be measured by it.
 
-    `fitted` are the rows that the model was fitted on, in order of time, and `rows` those of the outcomes.
+    `fitted` are the rows that the model was fitted on, in order of time, and `rows` those of the outcomes. `rates` are those at
+    which the rows of each class were sampled; none: all alike.
     """
     trivial = {
         name: Outcomes(outcomes.task, predicted, outcomes.truth, outcomes.classes)
-        for name, predicted in _predictions(outcomes, fitted, rows, label)
+        for name, predicted in _predictions(outcomes, fitted, rows, label, rates)
     }
     strongest: Baseline | None = None
     for name, candidate in trivial.items():
@@ -60,7 +61,7 @@ def against_baseline(
 
 
 def _predictions(
-    outcomes: Outcomes, fitted: pl.DataFrame, rows: pl.DataFrame, label: str
+    outcomes: Outcomes, fitted: pl.DataFrame, rows: pl.DataFrame, label: str, rates: Sequence[float]
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """What each trivial model predicts for the rows, by its name, simplest first."""
     task, classes = outcomes.task, outcomes.classes
@@ -70,7 +71,8 @@ def _predictions(
     if not fitted.height or task not in ("binary", "multiclass", "regression"):
         return
     truth = as_truth(fitted[label])
-    seasonal = _RegressionMeans(truth.astype(np.float64)) if task == "regression" else _ClassShares(truth, classes)
+    regression = task == "regression"
+    seasonal = _RegressionMeans(truth.astype(np.float64)) if regression else _ClassShares(truth, classes, rates)
     everywhere = np.zeros(rows.height, dtype=np.int64)
     yield seasonal.name, seasonal.of(np.zeros(fitted.height, dtype=np.int64), 1)[everywhere]
     if ROW_TIME in fitted.columns and ROW_TIME in rows.columns:
@@ -102,19 +104,21 @@ class _RegressionMeans:
 
 
 class _ClassShares:
-    """Shares of the classes that were learned from."""
+    """Shares of the classes that were learned from; a row of a class that was sampled counts for those that were left out."""
 
     name = "class shares"
 
-    def __init__(self, truth: NDArray[Any], classes: Sequence[Any]) -> None:
+    def __init__(self, truth: NDArray[Any], classes: Sequence[Any], rates: Sequence[float] = ()) -> None:
         positions = {label: position for position, label in enumerate(classes)}
         self._classes = np.array([positions[label] for label in truth.tolist()], dtype=np.int64)
-        self._shares = np.bincount(self._classes, minlength=len(classes)) / len(truth)
+        self._weights = 1 / np.array(rates or [1.0] * len(classes))[self._classes]
+        self._shares = np.bincount(self._classes, self._weights, len(classes)) / self._weights.sum()
 
     def of(self, groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """The shares in each group [count, classes], as if it had one more row, with the shares of all rows."""
         known = len(self._shares)
-        counts = np.bincount(groups * known + self._classes, minlength=count * known).reshape(count, known)
+        cells = groups * known + self._classes
+        counts = np.bincount(cells, self._weights, count * known).reshape(count, known)
         return (counts + self._shares) / (counts.sum(axis=1, keepdims=True) + 1)
 
     def at(self, positions: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ from batch_platform.models.forest.compiled import (
 )
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
+from batch_platform.models.prior import corrected
 from batch_platform.monitoring.leakage import SuspectedLeak
 
 FORMAT = 1
@@ -60,11 +61,14 @@ class Window:
 class Sampled:
     """How rows were sampled for a model that was fitted on part of its window."""
 
-    max_rows: int  # as declared
+    max_rows: int | None  # as declared
     rows_before: int
     rows_after: int
     stratified: bool  # whether each class kept its share
     seed: int
+    # Of a balanced sample: the share of its rows with which each class is in it, in the order of the classes. The
+    # probabilities are corrected for it; see `prior`.
+    rates: list[float] = field(default_factory=list[float])
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,8 @@ class Bundle:
 
     @property
     def predictor(self) -> Predictor:
-        """The library's own predictor; the first call may wait until the library is loaded."""
-        return self.native.loaded()
+        """The library's own predictor, with what the sample calls for; the first call may wait until the library is loaded."""
+        return self._with_prior(self.native.loaded())
 
     def for_rows(self, rows: int) -> Predictor:
         """The fastest predictor for a number of rows; all of them return the same bits.
@@ -179,7 +183,10 @@ class Bundle:
         compilation = self.manifest.compiled
         if compilation.kernel is None or (not self.trees and rows * compilation.trees < WORTH_COMPILING):
             return self.predictor
-        return self.predictor if isinstance(self._compiled, str) else self._compiled
+        return self.predictor if isinstance(self._compiled, str) else self._with_prior(self._compiled)
+
+    def _with_prior(self, predictor: Predictor) -> Predictor:
+        return corrected(predictor, () if self.manifest.sampled is None else self.manifest.sampled.rates)
 
     @property
     def not_compiled(self) -> str:
@@ -198,7 +205,8 @@ class Bundle:
             with suppress(NotCompilableError):
                 return proven_from_file(self.trees, self.native)
         try:
-            return proven_predictor(self.predictor) if isinstance(self.predictor, CompilablePredictor) else "no trees"
+            native = self.native.loaded()
+            return proven_predictor(native) if isinstance(native, CompilablePredictor) else "no trees"
         except NotCompilableError as error:
             _log.warning("%s is scored by its library's own code on this machine: %s.", self.version, error)
             return str(error)

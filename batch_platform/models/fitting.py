@@ -5,7 +5,7 @@ Rows are in order of time and are never shuffled between the two parts. Nothing 
 
 import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import TrainingRefusedError, listed
 from batch_platform.declaration.spec import Features, Model
 from batch_platform.features.history import GROUP, PARTITION_START, TrainingData, feature_columns
+from batch_platform.features.sample import class_counts, equal_shares
 from batch_platform.models.baseline import AgainstBaseline, against_baseline
 from batch_platform.models.contract import (
     BINARY,
@@ -35,11 +36,13 @@ from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
+from batch_platform.models.prior import corrected, sampling_rates
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
 
 LEAST_ROWS = 20
+FEW_OF_A_CLASS = 100  # rows
 MANY_ROWS = 50_000  # from here on several threads are faster than one; on few rows they mostly wait
 COMPARED_ROWS = 10_000  # on which a booster is compared with its saved form
 _PLACE_IN_LIBRARY = re.compile(r"^\[[\d:]+\] \S+:\d+: (Check failed: .*?: )?")  # which XGBoost puts before its reason
@@ -66,6 +69,12 @@ class Fitted:
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
+    rates: tuple[float, ...] = ()  # at which the rows of each class were sampled; none: all alike
+
+    @property
+    def scorer(self) -> Predictor:
+        """The predictor with what the sample calls for, as it will score."""
+        return corrected(self.predictor, self.rates)
 
     @property
     def positive(self) -> ClassLabel | None:
@@ -138,9 +147,11 @@ def fit(
     if empty and kind.name == "sklearn":
         msg = f"{name_of(estimator)} cannot learn from {listed(empty)}: no row of the window has a value there."
         raise TrainingRefusedError(msg, hint=_hint(contract))
+    rates = sampling_rates(data, classes)
     with _refusals_explained(estimator, contract):
         predictor, remarks = _learn(kind, estimator, signature, matrix, truth)
-        metrics, trivial = measured(model, predictor, signature, (kept, evaluated.kept), data.label)
+        scorer = corrected(predictor, rates)
+        metrics, trivial = measured(model, scorer, signature, (kept, evaluated.kept), data.label, rates)
     return Fitted(
         estimator=estimator,
         signature=signature,
@@ -153,7 +164,8 @@ def fit(
         flavour=kind,
         predictor=predictor,
         trivial=trivial,
-        remarks=remarks,
+        remarks=(*remarks, *_few_of_a_class(data)),
+        rates=rates,
     )
 
 
@@ -178,23 +190,30 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_rejected=rejected,
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
-        remarks=remarks,
+        remarks=(*remarks, *_few_of_a_class(whole)),
+        rates=sampling_rates(whole, signature.classes),
     )
 
 
-def measured(
-    model: Model, predictor: Predictor, signature: Signature, rows: tuple[pl.DataFrame, pl.DataFrame], label: str | None
+def measured(  # noqa: PLR0913 - a model and its rows
+    model: Model,
+    predictor: Predictor,
+    signature: Signature,
+    rows: tuple[pl.DataFrame, pl.DataFrame],
+    label: str | None,
+    rates: Sequence[float] = (),
 ) -> tuple[dict[str, float], AgainstBaseline | None]:
     """The metrics of a model on evaluation rows, and the trivial model that is strongest by the gate's metric beside it.
 
-    `rows` are those that a trivial model learns from and those that both are evaluated on.
+    `rows` are those that a trivial model learns from and those that both are evaluated on; `rates` are those at which the rows
+    of each class were sampled.
     """
     earlier, later = _known(signature, rows[0], label), rows[1]
     outcomes = outcomes_of(predictor, signature, later, label)
     if outcomes is None:
         return {}, None
     metric = model.promote.metric or default_metric(signature.task)
-    trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label)
+    trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
     return measure(outcomes), trivial
 
 
@@ -230,6 +249,17 @@ def _learn(
     if isinstance(predictor, BoosterPredictor):
         _require_own_scores(estimator, predictor, signature, matrix)
     return predictor, tuple(remarks)
+
+
+def _few_of_a_class(data: TrainingData) -> Iterator[str]:
+    """The classes of which a sample in proportion holds few rows, where a balanced one would hold at least twice as many."""
+    if data.balanced or data.label is None or data.fit.height == data.rows_before_cap:
+        return
+    kept, balanced = class_counts(data.fit, data.label), equal_shares(data.classes_before_cap, data.fit.height)
+    for name, before in sorted(data.classes_before_cap.items()):
+        if kept[name] < FEW_OF_A_CLASS and balanced[name] >= 2 * kept[name]:
+            rows = f"the sample holds {kept[name]:,} of {before:,} rows of the class {name}"
+            yield f"{rows}; model.train.sample: balanced keeps {balanced[name]:,}"
 
 
 @contextmanager

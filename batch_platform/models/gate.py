@@ -235,7 +235,7 @@ def _compared(  # noqa: PLR0913 - two models and their rows
             return not_compared("it has learned from the evaluation rows")
         rows = data.evaluate.filter(scored[0].by_rules & scored[1].by_rules & scored[0].by_class & scored[1].by_class)
         rows = _not_learned_from(rows, bundle.manifest)
-        models = [(fitted.predictor, own), (bundle.predictor, standing)]
+        models = [(fitted.scorer, own), (bundle.predictor, standing)]
     except (DataError, IntegrityError, WrongUseError) as error:
         return not_compared(error.message)
     if own.task in CLASSIFICATION and own.classes != standing.classes:

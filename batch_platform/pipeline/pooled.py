@@ -292,11 +292,13 @@ def _scored(
     ((rows, *filled),) = counted.fetchall()
     key = [name for name, count in zip(joined, filled, strict=True) if count == rows]  # of an earlier key all are null
     on, by = ", ".join(map(quoted, [_PARTITION, *key])), [name for name in by if name not in key]
+    needed = {_PARTITION, *key, *by, "challenger", "model_version", "prediction", "score"}
     step = -(-rows // MOST_ROWS)
     chosen = f"partition_key IN $keys{f' AND hash({on}) % {step} = 0' if step > 1 else ''}"
     truth = f"SELECT {on}, outcome AS {_TRUTH}, outcome_value AS {_VALUE} FROM {schema}.{OUTCOMES} WHERE {chosen}"
     segments = "".join(f", {quoted(name)}" for name in by)
-    served = f"SELECT *, NULL::VARCHAR AS challenger FROM {schema}.predictions"
+    columns = ", ".join(quoted(name) for name in present if name in needed or name.startswith("score_"))
+    served = f"SELECT {columns}, NULL::VARCHAR AS challenger FROM {schema}.predictions"
     tables = [(served, "")]
     if has_table(con, pipeline, SCORES):
         query = f"SELECT DISTINCT challenger FROM {schema}.{RUNS} WHERE partition_key IN $keys AND NOT in_sample ORDER BY ALL"
@@ -304,7 +306,9 @@ def _scored(
             of_name = f"challenger = {literal(name)}"
             unseen = f"partition_key IN (SELECT partition_key FROM {schema}.{RUNS} WHERE {of_name} AND NOT in_sample)"
             kept = f"(SELECT {on}{segments} FROM {schema}.predictions)" if by else ""
-            scores = f"SELECT * FROM {schema}.{SCORES} WHERE {of_name} AND {unseen}"
+            own = [name for name, _ in table_columns(con, pipeline, SCORES)]
+            columns = ", ".join(quoted(name) for name in own if name in needed or name.startswith("score_"))
+            scores = f"SELECT {columns} FROM {schema}.{SCORES} WHERE {of_name} AND {unseen}"
             tables.append((scores, f"JOIN {kept} USING ({on})" if by else ""))
     for scores, further in tables:
         joined_rows = f"({scores}) {further} JOIN ({truth}) USING ({on})"

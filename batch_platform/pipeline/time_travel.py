@@ -70,9 +70,8 @@ class TimeTravel:
         ]
         remarks = [f"time travel: {number} computed without the rows of {' and '.join(compared)}"] if compared else []
         if self.without_time:
-            remarks.append(
-                f"time travel: {listed(self.without_time)} could not be checked: declare `time` of the source"
-            )
+            reason = "neither `time` of the source nor the SQL says from when on its rows were known"
+            remarks.append(f"time travel: {listed(self.without_time)} could not be checked: {reason}")
         return remarks
 
 

@@ -145,6 +145,9 @@ class Training:
         require_trainable(spec, period, window)
         boundary = window[0].start if spec.partitions.snapshot else evaluation_start(spec, window)
         stratified = spec.model.import_ is None and is_classification(spec.model)
+        if spec.model.train.sample == "balanced" and spec.model.import_ is None and not stratified:
+            msg = f"{spec.name}, serving period {period.key}: model.train.sample: balanced is for classifiers only."
+            raise TrainingRefusedError(msg, hint="leave model.train.sample out.")
         split_by_row = spec.partitions.snapshot or spec.model.import_ is not None
         learned = [partition for partition in window if split_by_row or partition.start < boundary]
         training, whole = self._window(learned), self._window(window)
@@ -180,7 +183,7 @@ class Training:
             compiled=NOT_TREES.compiled,  # until it is written
             imported_from=redact(spec.model.import_ or ""),
             details=redacted(fitted.details),
-            sampled=None if data is None or spec.model.import_ else _sampled(spec, data),
+            sampled=None if data is None or spec.model.import_ else _sampled(spec, data, fitted.rates),
             positive=fitted.positive,
             suspected_leaks=fitted.leaks,
             remarks=list(fitted.remarks),
@@ -205,7 +208,7 @@ class Training:
             learned.manifest,
             contract=fitted.signature.contract.to_json(),
             training=replace(learned.whole, rows=fitted.rows_fitted, rows_rejected=fitted.rows_rejected),
-            sampled=_sampled(spec, whole),
+            sampled=_sampled(spec, whole, fitted.rates),
             refit=True,
             remarks=list(fitted.remarks),
         )
@@ -483,10 +486,16 @@ def publish_version(spec: PipelineSpec, home: Home, trained: Trained) -> None:
         raise PublishingError(msg.rstrip(".") + ".", hint="materialize the model again once MLflow answers.") from error
 
 
-def _sampled(spec: PipelineSpec, data: TrainingData) -> Sampled | None:
-    """How rows were sampled to stay below the cap on training rows; None if all of them were used."""
-    max_rows, before, after = spec.model.train.max_rows, data.rows_before_cap, data.fit.height
-    if max_rows is None or before == after:
+def _sampled(spec: PipelineSpec, data: TrainingData, rates: Sequence[float]) -> Sampled | None:
+    """How the rows to learn from were sampled; None if all of them were used."""
+    before, after = data.rows_before_cap, data.fit.height
+    if before == after:
         return None
-    stratified = is_classification(spec.model)
-    return Sampled(max_rows=max_rows, rows_before=before, rows_after=after, stratified=stratified, seed=SEED)
+    return Sampled(
+        max_rows=spec.model.train.max_rows,
+        rows_before=before,
+        rows_after=after,
+        stratified=is_classification(spec.model) and not data.balanced,
+        seed=SEED,
+        rates=list(rates),
+    )

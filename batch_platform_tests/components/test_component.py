@@ -72,6 +72,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "start": "2024-02-01",
             "window": "40 days",
             "max_rows": 100_000,
+            "sample": "balanced",
             "evaluate": "7 days",
             "schedule": "15 * * * *",
             "retrain": "never",

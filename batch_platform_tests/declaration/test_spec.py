@@ -62,6 +62,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "window": "60 days",
             "evaluate": "14 days",
             "max_rows": 100_000,
+            "sample": "balanced",
             "schedule": "30 * * * *",
             "retrain": "never",
         },

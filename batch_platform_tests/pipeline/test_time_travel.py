@@ -1,10 +1,16 @@
 """Time travel: features that change once the rows of later times are taken away know the future, and are named."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
+import yaml
 
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.defs.flight_delays import sources
+from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeLeak, travel_in_time
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import FEATURES_SQL, ROWS_PER_DAY, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -50,6 +56,14 @@ def test_features_that_look_back_only_are_the_same_without_later_rows(tmp_path):
     assert found.remarks == ["time travel: 4 partitions computed without the rows of events after the end"]
 
 
+def test_the_shipped_features_know_nothing_of_later_flights_or_weather(tmp_path):
+    folder = Path(sources.__file__).parent
+    spec = PipelineSpec.model_validate(yaml.safe_load((folder / "defs.yaml").read_text())["attributes"])
+    found = travel_in_time(Pipeline(spec, folder, Home(tmp_path).create()), datetime(2014, 1, 2, tzinfo=UTC), 1)
+    assert found.leaks == []
+    assert (found.cut_at_start, found.cut_at_end, found.without_time) == (["weather"], ["flights"], ["planes"])
+
+
 def test_a_feature_that_counts_later_rows_is_named(tmp_path):
     found = travel_in_time(small_pipeline(tmp_path, features_sql=LEAKING), NOW, 2)
     assert found.leaks == [TimeLeak("events", "before", "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)]
@@ -67,7 +81,7 @@ def test_a_source_that_only_adds_columns_is_cut_at_the_start_of_the_partition_an
     assert [(leak.source, leak.column) for leak in found.leaks] == [("weather", "wind")]
     assert 0 < found.leaks[0].rows <= ROWS_PER_DAY
     assert "after the partition's start" in found.errors[0].message
-    assert found.remarks[-1] == "time travel: shops could not be checked: declare `time` of the source"
+    assert "shops could not be checked: neither `time` of the source nor the SQL says" in found.remarks[-1]
 
 
 def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
@@ -79,9 +93,9 @@ def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
         "    return events.with_columns(mean=pl.col('amount').mean().over('shop')).filter(day).select('id', 'ts', 'items', 'mean')\n"
     )
     monkeypatch.syspath_prepend(str(folder))
-    sources = {"events": {"parquet": "events.parquet", "time": "ts"}}
+    declared = {"events": {"parquet": "events.parquet", "time": "ts"}}
     features = {"sql": None, "python": "leaking_features.made"}
-    found = travel_in_time(small_pipeline(tmp_path, features=features, sources=sources), NOW, 2)
+    found = travel_in_time(small_pipeline(tmp_path, features=features, sources=declared), NOW, 2)
     assert {leak.column for leak in found.leaks} == {"mean"}
     assert found.cut_at_end == ["events"]
 

@@ -1,0 +1,61 @@
+"""The correction of a classifier's probabilities for the shares that the classes had in a sample of its training rows.
+
+A model that learned from a balanced sample takes a rare class for more frequent than it is. If class k was sampled at the rate
+r_k and the rows within a class at random, Bayes' rule gives the probability under the shares of all rows:
+
+    p_k = (q_k / r_k) / sum over j of (q_j / r_j)
+
+where q is what the model returns. For two classes this shifts the log-odds by log(r_0 / r_1), the prior correction of King
+and Zeng, "Logistic Regression in Rare Events Data", Political Analysis 9 (2001), eq. 7; for any number of classes it is
+eq. 4 of Saerens, Latinne and Decaestecker, "Adjusting the Outputs of a Classifier to New a Priori Probabilities", Neural
+Computation 14 (2002). The order of rows by the score of a binary model stays the same.
+
+The correction is one step after the model, whatever its flavour and whether its trees are compiled, so what gives the same bits
+before it gives the same bits after it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from batch_platform.features.history import TrainingData
+from batch_platform.models.contract import ClassLabel, Predictor
+from batch_platform.monitoring.metrics import as_truth
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A classifier with corrected probabilities; as safe to call from several threads as the classifier."""
+
+    predictor: Predictor
+    rates: tuple[float, ...]  # at which each class was sampled, in the order of the probabilities; above 0, 1 at most
+
+    def predict(self, matrix: NDArray[np.float64]) -> NDArray[Any]:
+        """Return probabilities [rows, classes] under the shares of all rows."""
+        probabilities: NDArray[np.float64] = self.predictor.predict(matrix)
+        weighted = [probabilities[:, position] / rate for position, rate in enumerate(self.rates)]
+        total = weighted[0]
+        for column in weighted[1:]:  # in this order for each row, however the matrix lies in memory
+            total = total + column
+        return np.column_stack([column / total for column in weighted])
+
+
+def corrected(predictor: Predictor, rates: Sequence[float]) -> Predictor:
+    """A classifier with probabilities that are corrected for the rates at which its classes were sampled; none: as it is."""
+    return Corrected(predictor, tuple(rates)) if rates else predictor
+
+
+def sampling_rates(data: TrainingData, classes: Sequence[ClassLabel]) -> tuple[float, ...]:
+    """The share of its rows with which each class is in a sample; empty if all classes were sampled alike or not at all."""
+    if data.label is None or not data.balanced or not classes:
+        return ()
+    names, truth = data.fit[data.label].cast(pl.String), as_truth(data.fit[data.label])
+    rates: list[float] = []
+    for label in classes:
+        kept = names.filter(pl.Series(truth == label))
+        rates.append(len(kept) / sum(data.classes_before_cap[name] for name in kept.unique()))
+    return tuple(rates) if min(rates) < 1 else ()

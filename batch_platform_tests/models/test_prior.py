@@ -1,0 +1,155 @@
+"""Models of balanced samples: their probabilities are those of all rows, in every flavour and on every path."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_platform.declaration.errors import BatchPlatformError
+from batch_platform.declaration.spec import Features, Model
+from batch_platform.features.history import TrainingData
+from batch_platform.features.sample import Sample
+from batch_platform.models.bundle import Sampled, read_manifest
+from batch_platform.models.fitting import fit
+from batch_platform.models.forest.compiled import CompiledPredictor
+from batch_platform.models.prior import Corrected
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+FEATURES = Features.model_validate({"sql": "f.sql", "key": ["id"]})
+ESTIMATORS = {
+    "sklearn.ensemble.HistGradientBoostingClassifier": {"max_iter": 30, "max_leaf_nodes": 7},
+    "sklearn.ensemble.RandomForestClassifier": {"n_estimators": 30, "min_samples_leaf": 30},
+    "sklearn.linear_model.LogisticRegression": {},
+    "lightgbm.LGBMClassifier": {"n_estimators": 30, "num_leaves": 7, "verbosity": -1},
+    "xgboost.XGBClassifier": {"n_estimators": 30, "max_depth": 3},
+}
+
+
+@given(
+    st.lists(st.floats(0.001, 1), min_size=2, max_size=6),
+    st.lists(st.floats(0.01, 1), min_size=6, max_size=6),
+)
+def test_the_correction_undoes_what_sampling_does_to_the_probability_of_a_class(weights, rates):
+    truth = np.array(weights) / sum(weights)  # of the classes, given the features
+    sampled = truth * rates[: len(truth)]
+
+    class InSample:
+        def predict(self, matrix):
+            return np.tile(sampled / sampled.sum(), (len(matrix), 1))
+
+    shown = Corrected(InSample(), tuple(rates[: len(truth)])).predict(np.zeros((3, 1)))
+    np.testing.assert_allclose(shown, np.tile(truth, (3, 1)), rtol=1e-12)
+    odds = np.log(shown[0, 1] / shown[0, 0]) - np.log(sampled[1] / sampled[0])
+    assert odds == pytest.approx(np.log(rates[0] / rates[1]), abs=1e-9), "a shift of the log-odds"
+
+
+def rows(count: int, classes: int, seed: int) -> pl.DataFrame:
+    """Rows whose class is the rarer the higher its number: 2% of them have another class than 0."""
+    random = np.random.default_rng(seed)
+    x, z = random.normal(size=count), random.normal(size=count)
+    odds = np.column_stack([np.full(count, 5.5), *(x * (1 + at) + z - at / 2 for at in range(1, classes))])
+    shares = np.exp(odds) / np.exp(odds).sum(axis=1, keepdims=True)
+    label = (shares.cumsum(axis=1) < random.random((count, 1))).sum(axis=1)
+    return pl.DataFrame({"x": x, "z": z, "label": label if classes > 2 else label.astype(bool)})
+
+
+def drawn(classes: int, most: int | None = 3_000, *, balanced: bool = True) -> TrainingData:
+    sample, seen = Sample(most, "label", balanced=balanced), rows(20_000, classes, 1)
+    sample.add(seen)
+    return TrainingData(
+        fit=pl.concat(sample.frames()),
+        evaluate=rows(20_000, classes, 2),
+        label="label",
+        rows_before_cap=sample.seen,
+        balanced=balanced,
+        classes_before_cap=sample.counts,
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_mean_probability_of_a_rare_class_is_its_share_of_all_rows(estimator, classes):
+    data = drawn(classes)
+    params = ESTIMATORS[estimator] | ({"random_state": 1} if "Logistic" not in estimator else {})
+    fitted = fit(Model(estimator=estimator), FEATURES, data, params)
+    matrix, truth = fitted.signature.contract.encode(data.evaluate), data.evaluate["label"].to_numpy()
+    shown, raw = fitted.scorer.predict(matrix), fitted.predictor.predict(matrix)
+    shares = np.array([(truth == label).mean() for label in fitted.signature.classes])
+    np.testing.assert_allclose(shown.mean(axis=0), shares, rtol=0.2)
+    assert (raw.mean(axis=0)[1:] > 2 * shares[1:]).all(), "which the model alone gets wrong"
+    trivial = fitted.trivial.baseline.metrics["log_loss"]
+    assert trivial == pytest.approx(-(shares * np.log(shares)).sum(), rel=0.02), (
+        "the trivial model knows the shares too"
+    )
+    assert fitted.metrics["log_loss"] < trivial
+
+
+def rare(share: float) -> pl.DataFrame:
+    """Orders of which few come back."""
+    kept = pl.Series(np.random.default_rng(5).random(small_events().height) < share)
+    return small_events().with_columns(returned=pl.col("returned") & kept)
+
+
+def test_law_4_a_balanced_model_scores_alike_on_every_path_and_says_how_it_was_sampled(tmp_path):
+    train = {"sample": "balanced", "max_rows": 200}
+    pipeline = small_pipeline(tmp_path, events=rare(0.1), model={"train": train, "promote": {"baseline": False}})
+    carry_out(pipeline, NOW)
+    (version,) = pipeline.state().registry.versions
+    sampled = read_manifest(pipeline.home.bundle("small", version.version), version.sha256).sampled
+    bundle = pipeline.bundle(version)
+    native, compiled = bundle.predictor, bundle.for_rows(10**12)
+    assert isinstance(native, Corrected)
+    assert isinstance(compiled.predictor, CompiledPredictor)
+    features = pl.concat(
+        pipeline.history.features(build).select(bundle.contract.names) for build in pipeline.state().features.values()
+    )
+    matrix = bundle.contract.encode(bundle.contract.split(features).kept)
+    whole = native.predict(matrix)
+    assert compiled.predict(matrix).tobytes() == whole.tobytes()
+    for size in (1, 7, 1000):
+        parts = [path.predict(matrix[at : at + size]) for path in (native, compiled) for at in range(0, 70, size)]
+        assert (
+            np.concatenate(parts).tobytes() == np.concatenate([whole[: len(np.concatenate(parts)) // 2]] * 2).tobytes()
+        )
+    with pipeline.warehouse.open() as con:
+        scores = con.sql("SELECT score FROM small.predictions").pl()["score"]
+        labels = pipeline.history.spec.labels.column
+    assert set(scores) <= set(whole[:, 1]), "what is stored is what both paths give"
+    assert labels == "returned"
+    assert sampled == Sampled(
+        max_rows=200, rows_before=sampled.rows_before, rows_after=200, stratified=False, seed=0, rates=sampled.rates
+    )
+    negatives, positives = sampled.rates
+    assert positives == 1 > negatives, "all of the rare class are kept, also in the second fit on the whole window"
+
+
+def test_a_sample_in_proportion_that_keeps_few_rows_of_a_class_is_remarked_upon():
+    linear = Model(estimator="sklearn.linear_model.LogisticRegression")
+    (remark,) = fit(linear, FEATURES, drawn(2, 500, balanced=False), {}).remarks
+    kept, seen = drawn(2, 500, balanced=False).fit["label"].sum(), rows(20_000, 2, 1)["label"].sum()
+    assert remark == (
+        f"the sample holds {kept} of {seen} rows of the class true; model.train.sample: balanced keeps {min(seen, 250)}"
+    )
+    assert fit(linear, FEATURES, drawn(2, 500), {}).remarks == ()
+
+
+def test_a_balanced_sample_for_anything_but_a_classifier_is_refused(tmp_path):
+    model = {"estimator": "sklearn.cluster.KMeans", "params": None, "train": {"sample": "balanced"}}
+    pipeline = small_pipeline(tmp_path, model=model, labels=None)
+    with pytest.raises(BatchPlatformError, match=r"model\.train\.sample: balanced is for classifiers only"):
+        carry_out(pipeline, NOW)
+
+
+def test_without_a_maximum_each_class_has_as_many_rows_as_the_rarest_and_the_whole_window_keeps_that():
+    data = drawn(3, most=None)
+    counts = data.fit["label"].value_counts()["count"]
+    assert counts.n_unique() == 1
+    assert counts[0] == min(data.classes_before_cap.values())
+    whole = data.whole(900, stratified=True)
+    assert whole.rows_before_cap == 40_000
+    assert set(whole.fit["label"].value_counts()["count"]) == {300}
+    assert sum(whole.classes_before_cap.values()) == 40_000
