@@ -23,7 +23,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
 from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
 from batch_platform.monitoring.outcomes import Outcomes
-from batch_platform.monitoring.performance import metric_rows, named_classes
+from batch_platform.monitoring.performance import PERFORMANCE, metric_rows, named_classes
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import RUNS, SCORES
 from batch_platform.warehouse.database import Warehouse
@@ -172,14 +172,23 @@ def _periods_of(calendar: Calendar, key: str) -> list[tuple[str, date]]:
 
 
 def _measured(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[str]:
-    """The partitions whose present predictions were measured and that the model had not learned from, in order."""
-    runs = read_latest(con, ScoreRun, pipeline)
+    """The partitions whose present predictions were measured on rows that the model had not learned from, in order.
+
+    A snapshot that the model was trained on counts: it was measured on the rows that are held out of training.
+    """
+    runs, in_sample = read_latest(con, ScoreRun, pipeline), dict[str, bool | None]()
+    if "in_sample" in {name for name, _ in table_columns(con, pipeline, PERFORMANCE.name)}:
+        table = f"{quoted(pipeline)}.{quoted(PERFORMANCE.name)}"
+        query = f"SELECT partition_key, bool_or(in_sample) FROM {table} WHERE challenger IS NULL GROUP BY ALL"
+        in_sample = dict(con.execute(query).fetchall())
     query = f"""
         SELECT partition_key, arg_max(score_seq, seq) FROM {LEDGERS_SCHEMA}.evaluations
         WHERE pipeline = $pipeline GROUP BY ALL ORDER BY ALL
     """
     evaluated = con.execute(query, {"pipeline": pipeline}).fetchall()
-    return [key for key, seq in evaluated if key in runs and runs[key].seq == seq and not runs[key].in_sample]
+    measured = [runs[key] for key, seq in evaluated if key in runs and runs[key].seq == seq]
+    stated = ((run, in_sample.get(run.partition_key)) for run in measured)
+    return [run.partition_key for run, seen in stated if not (run.in_sample if seen is None else seen)]
 
 
 def outcome_rows(partition: ScoredPartition) -> pl.DataFrame:

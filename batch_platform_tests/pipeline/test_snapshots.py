@@ -87,6 +87,8 @@ def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_mode
         pipeline, "SELECT value FROM small.performance WHERE metric = 'roc_auc' AND challenger IS NULL"
     )
     assert measured == pytest.approx(version.metric_values["roc_auc"], abs=1e-12)
+    pooled = "SELECT DISTINCT period, value, rows FROM small.performance_pooled WHERE metric = 'roc_auc' ORDER BY ALL"
+    assert query(pipeline, pooled) == [("month", measured, held_out), ("quarter", measured, held_out)]
 
 
 def test_rows_of_a_group_are_held_out_together(tmp_path):
