@@ -1,11 +1,19 @@
 """Every kind of bad input, by its number."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from batch_platform_tests.bad_input import Case, columns, declarations, rows, values
+from batch_platform_tests.cli import test_proposed_files, test_proposed_shapes
+from batch_platform_tests.components import test_schedules
+from batch_platform_tests.features import test_build
+from batch_platform_tests.models import test_gate
+from batch_platform_tests.monitoring import test_leakage, test_measures
+from batch_platform_tests.pipeline import test_late_rows
 
+PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = columns.CASES | values.CASES | rows.CASES | declarations.CASES
 
 
@@ -14,5 +22,35 @@ def test_bad_input(case: Case, tmp_path: Path):
     case(tmp_path)
 
 
+# Tests that stand where what they need is at hand.
+ELSEWHERE = {
+    "B22": (
+        test_gate.test_both_are_measured_on_the_rows_that_both_accept,
+        test_measures.test_a_label_of_a_class_that_the_model_does_not_know_is_counted_and_named_beside_each_metric,
+    ),
+    "B23": (
+        test_leakage.test_a_copy_of_the_label_with_a_few_flips_is_suspected_however_rare_the_label,
+        test_leakage.test_two_columns_that_add_up_to_the_label_or_differ_by_it_are_suspected_together,
+        test_leakage.test_a_column_that_is_null_in_just_the_rows_without_a_label_is_suspected,
+    ),
+    "B24": (
+        test_proposed_shapes.test_a_table_without_times_is_scored_whole_today_and_its_rows_are_named_by_their_place,
+        test_proposed_shapes.test_a_time_can_be_the_key_and_new_rows_are_scored_the_next_day,
+        test_build.test_rows_are_counted_by_a_time_in_nanoseconds_as_pandas_writes_it,
+    ),
+    "B25": (
+        test_proposed_files.test_a_corrected_file_and_a_late_file_are_seen_after_a_proposal_for_a_folder,
+        test_late_rows.test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_concerns_no_other,
+    ),
+    "B26": (test_schedules.test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it,),
+}
+
+
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} == {f"B{number}" for number in (*range(1, 22), 27)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"B{number}" for number in range(1, 28)}
+
+
+def test_every_number_has_its_line_in_the_guide():
+    rows = re.findall(r"^\| (B\d+(?:\W+B\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    bounds = [[int(number) for number in re.findall(r"\d+", row)] for row in rows]
+    assert sorted(number for row in bounds for number in range(row[0], row[-1] + 1)) == list(range(1, 28))

@@ -1,11 +1,16 @@
 """Every fault that was promised to be survived, by its number."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from batch_platform_tests.cli import test_reporting
+from batch_platform_tests.components import test_schedules
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
+from batch_platform_tests.pipeline import test_cleanup
 
+PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = {
     **writes.CASES,
     **processes.CASES,
@@ -22,5 +27,23 @@ def test_fault(case: Case, tmp_path: Path):
     case(tmp_path)
 
 
+# Tests that stand where what they need is at hand.
+ELSEWHERE = {
+    "F30": (
+        test_cleanup.test_f30_a_version_promoted_after_it_was_found_stays,
+        test_cleanup.test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted,
+    ),
+    "F32": (
+        test_schedules.test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse,
+        test_reporting.test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse,
+    ),
+}
+
+
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} == {f"F{number}" for number in (*range(1, 30), 31)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"F{number}" for number in range(1, 33)}
+
+
+def test_every_number_has_its_line_in_the_guide():
+    rows = re.findall(r"^\| (F\d+(?:, F\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(int(name[1:]) for row in rows for name in row.split(", ")) == list(range(1, 33))

@@ -3,6 +3,8 @@
 Dagster wraps the errors raised while it loads and runs definitions, so the cause is looked up in the chain of an error.
 """
 
+import errno
+import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
 _READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 
 
@@ -27,9 +31,19 @@ def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatform
     if made is None:
         innermost = chain[-1]
         text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
+        if any(map(_is_want_of_room, chain)):
+            text, hint = f"A file cannot grow, probably because a disk is full: {text}", _ROOM_HINT
         made = BatchPlatformError(f"{text}.", hint=hint)
     made.__cause__ = error
     return made
+
+
+def _is_want_of_room(error: BaseException) -> bool:
+    """Whether a disk or a quota may be full; SQLite, in which Dagster keeps its records, often says only that writing failed."""
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", None)  # absent where Python itself raises it
+        return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
 
 
 def _ours(chain: list[BaseException]) -> BatchPlatformError | None:

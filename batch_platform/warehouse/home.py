@@ -14,6 +14,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 HOME_VARIABLE = "BATCH_PLATFORM_HOME"
 DEFAULT_HOME = ".batch_platform"
 LONGEST_NAME = 200  # file systems take 255 bytes; unfinished files have longer names than finished ones
+_MISREAD = re.compile(r"[\\?]|%[0-9A-Fa-f]{2}|[\ud800-\udfff]")  # the last: bytes of a name that are not UTF-8
 _ONE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+-]*")
 
 
@@ -22,6 +23,13 @@ class Home:
     """The root of one installation's data."""
 
     root: Path  # absolute
+
+    def __post_init__(self) -> None:
+        """Raise WrongUseError for a path that DuckDB, or SQLite as Dagster uses it, would take for another one."""
+        if odd := _MISREAD.search(str(self.root)):
+            msg = f"The path {str(self.root)!r} cannot be a home: DuckDB or SQLite would misread {odd[0]!r} and use another path."
+            hint = f"set {HOME_VARIABLE} to a path in UTF-8 without backslashes, question marks, and codes such as %20."
+            raise WrongUseError(msg, hint=hint)
 
     @classmethod
     def from_environment(cls, folder: Path | None = None) -> "Home":

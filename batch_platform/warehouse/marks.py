@@ -57,12 +57,14 @@ def write_marks(home: Home, marks: dict[str, Mark]) -> None:
 
 
 def written_by_others(copies: Iterable[Path], marks: dict[str, Mark]) -> dict[Path, datetime]:
-    """The copies that are not as they were published, and when they were changed, in UTC; only of those that have a mark."""
+    """The copies that are not as they were published, and when they were changed, in UTC; only links and those that have a mark."""
     changed: dict[Path, datetime] = {}
     for copy in copies:
         mark = marks.get(copy.name)
-        if mark is not None and (log_of(copy).exists() or mark.is_of_another_content(Mark.of(copy))):
-            changed[copy] = datetime.fromtimestamp(copy.stat().st_mtime, UTC)
+        if copy.is_symlink() or (
+            mark is not None and (log_of(copy).exists() or mark.is_of_another_content(Mark.of(copy)))
+        ):
+            changed[copy] = datetime.fromtimestamp(copy.lstat().st_mtime, UTC)
     return changed
 
 

@@ -29,6 +29,7 @@ from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
 from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
 from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
+from batch_platform.warehouse.staging import sweep_all
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -51,7 +52,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
         if copy is None:
             home.require_folder()
             if _copies(home) or home.published_marks.exists():
-                msg = f"The link {home.published} to the published copy is missing."
+                msg = f"The link {home.published} to the published copy is missing, or leads elsewhere."
                 raise WarehouseError(msg, hint="batch-platform run NAME publishes again and makes the link.")
             msg = f"Nothing is published in {home.root} yet."
             raise NothingPublishedError(msg, hint="run a pipeline first: batch-platform run NAME.")
@@ -73,16 +74,18 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
 
 
 def publish(home: Home) -> Path:
-    """Bring `published.duckdb` up to date and return the file that it points to.
+    """Bring `published.duckdb` up to date and return the file that it points to; remove what killed runs left in staging.
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for longer than the time-out.
         WarehouseError: The copy cannot be written.
     """
+    sweep_all(home)
     with Warehouse(home).open() as con:
         wanted = newest_copy(con, home)
         current, marks = current_copy(home), read_marks(home)
-        foreign = written_by_others(_copies(home), marks)
+        unfinished = _unfinished(home, current)
+        foreign = written_by_others([path for path in _copies(home) if path not in unfinished], marks)
         for copy, changed_at in foreign.items():
             _log.warning(
                 "%s was changed by another program at %s UTC; what is published is made anew from the warehouse. "
@@ -92,15 +95,20 @@ def publish(home: Home) -> Path:
             )
         if current == wanted and wanted.is_file() and wanted not in foreign:
             return wanted
-        spares = [path for path in _copies(home) if path != current and path.name in marks and path not in foreign]
+        if home.published.exists() and current is None:
+            _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
+        excluded = {current, *unfinished, *foreign}
+        spares = [path for path in _copies(home) if path.name in marks and path not in excluded]
         try:
             copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
         except (duckdb.Error, OSError) as error:
             msg = f"{home.published} could not be brought up to date: {error}"
             raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
-        copy.chmod(copy.stat().st_mode & ~_WRITE)
         kept = {name: mark for name, mark in marks.items() if current is not None and name == current.name}
         write_marks(home, kept | {wanted.name: Mark.of(copy)})
+        copy.chmod(
+            copy.stat().st_mode & ~_WRITE
+        )  # only now: what a killed publish has changed without a mark allows writing
         log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
         copy.rename(wanted)
         link = home.root / ".published"
@@ -126,12 +134,21 @@ def newest_copy(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
 
 
 def current_copy(home: Home) -> Path | None:
-    """The file that the link points to, which may be missing; None without a link."""
-    return home.published.resolve() if home.published.is_symlink() else None
+    """The file that the link points to, which may be missing; None without a link to a file beside it."""
+    if not home.published.is_symlink():
+        return None
+    copy = home.root / home.published.readlink()
+    return copy if copy.parent == home.root else None
 
 
 def _copies(home: Home) -> list[Path]:
     return sorted(home.root.glob("published-*.duckdb"))
+
+
+def _unfinished(home: Home, current: Path | None) -> set[Path]:
+    """The copies that a killed publish was bringing up to date: only then does a copy allow writing."""
+    others = (path for path in _copies(home) if path != current and not path.is_symlink())
+    return {path for path in others if path.stat().st_mode & stat.S_IWUSR}
 
 
 def _remove(copy: Path) -> None:

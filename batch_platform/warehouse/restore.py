@@ -18,6 +18,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import attach
 from batch_platform.warehouse.ledger import bring_to_format, continue_numbers
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
+from batch_platform.warehouse.published import current_copy
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def restore_from_published(home: Home, now: datetime) -> Restored:
 
 def _published_copy(home: Home) -> Path:
     """The copy that the link names; without the link, the copy that was changed last. Raises WarehouseError if there is none."""
-    named = [home.published.resolve()] if home.published.is_symlink() else []
+    named = [] if (current := current_copy(home)) is None else [current]
     left = sorted(home.root.glob("published-*.duckdb"), key=os.path.getmtime, reverse=True)
     for copy in (*named, *left):
         if copy.is_file():

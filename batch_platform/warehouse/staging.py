@@ -18,9 +18,7 @@ from batch_platform.warehouse.home import Home
 @contextmanager
 def staging_folder(home: Home, run_id: str) -> Generator[Path]:
     """A fresh folder, removed at the end; sweeps those of dead runs first."""
-    home.create()
-    for folder in home.staging.iterdir():
-        sweep(folder)
+    sweep_all(home.create())
     folder, descriptor = _claim(home, run_id)
     try:
         yield folder
@@ -46,6 +44,12 @@ def _claim(home: Home, run_id: str) -> tuple[Path, int]:
 def left_behind(home: Home) -> list[Path]:
     """The folders of runs that are gone."""
     return [folder for folder in sorted(home.staging.iterdir()) if if_free(folder, lambda _: None)]
+
+
+def sweep_all(home: Home) -> None:
+    """Remove the folders of all runs that are gone."""
+    for folder in home.staging.iterdir() if home.staging.is_dir() else ():
+        sweep(folder)
 
 
 def sweep(folder: Path) -> None:

@@ -11,6 +11,9 @@ import warnings
 import dagster as dg
 import pytest
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.workspace.context import WorkspaceProcessContext
+from dagster._core.workspace.load_target import EmptyWorkspaceTarget
+from dagster_webserver.webserver import DagsterWebserver
 
 from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
@@ -265,3 +268,16 @@ def test_a_run_over_many_partitions_opens_each_database_a_few_times_and_not_for_
         assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-29").success
     assert len(deployed.materializations("predictions")) == 29
     assert 0 < opened < 20, CHANGED.format("how SQLite's event log opens its databases")
+
+
+def test_the_webserver_puts_a_middleware_around_all_that_it_serves(instance, monkeypatch):
+    monkeypatch.setattr(DagsterWebserver, "build_middleware", DagsterWebserver.build_middleware)
+
+    class Outermost:
+        """Stands for the guard."""
+
+    with pytest.raises(SystemExit):
+        internals.run_webserver(["--version"], Outermost)
+    with WorkspaceProcessContext(instance, EmptyWorkspaceTarget()) as process:
+        app = DagsterWebserver(process).create_asgi_app()
+    assert app.user_middleware[0].cls is Outermost, CHANGED.format("how the webserver is built")

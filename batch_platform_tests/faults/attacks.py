@@ -29,13 +29,29 @@ from batch_platform.models import trial
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.forest.boosters import malformed_lightgbm
 from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
-from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
+from batch_platform_tests.dagster_project import forget_projects, pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import SCORED, STAMP, days, everything_written
+from batch_platform_tests.faults.processes import ENDLESS
 from batch_platform_tests.small_pipeline import small_pipeline
+from batch_platform_tests.workspace import workspace_of
 
 LIMIT = 'mutation {setConcurrencyLimit(concurrencyKey: "%s", limit: 3)}'
 LIMITS = "{instance {concurrencyLimits {concurrencyKey}}}"
+ERROR = "message stack className causes {message stack} errorChain {error {message stack}}"
+METADATA = """label description ... on TextMetadataEntry {text} ... on JsonMetadataEntry {jsonString}
+  ... on MarkdownMetadataEntry {mdStr} ... on PathMetadataEntry {path}"""
+RUNS = f"""{{runsOrError {{... on Runs {{results {{
+  id status runConfigYaml runConfig jobName tags {{key value}} executionPlan {{artifactsPersisted steps {{key metadata {{key value}}}}}}
+  eventConnection {{events {{
+    __typename ... on MessageEvent {{message stepKey}} ... on ErrorEvent {{error {{{ERROR}}}}}
+    ... on ExecutionStepFailureEvent {{failureMetadata {{metadataEntries {{{METADATA}}}}}}}
+    ... on EngineEvent {{metadataEntries {{{METADATA}}}}}
+  }}}}
+}}}}}}}}"""
+ASSETS = f"""{{assetNodes {{
+  id description opNames jobNames metadataEntries {{{METADATA}}} assetMaterializations {{metadataEntries {{{METADATA}}}}}
+}}}}"""
 TOKEN = "fourteen-words-by-nobody"
 
 REACHED = """
@@ -213,7 +229,7 @@ def sql_without_an_end(folder: Path) -> None:
     """A query that would run for weeks ends within seconds of Ctrl-C and of Dagster's cancelling, which sends the same signal."""
     project = write_dagster_project(
         folder / "project",
-        features_sql="SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts",
+        features_sql=ENDLESS,
         sources={"events": {"parquet": None, "python": "endless.events"}},
     )
     reached = project / "reached"
@@ -243,8 +259,7 @@ def sql_without_an_end(folder: Path) -> None:
 
 def sql_beyond_its_limits(folder: Path) -> None:
     """A query ends with its time limit, one that spills with its share of the disk, and both say what to look for."""
-    endless = "SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts"
-    pipeline = small_pipeline(folder / "slow", features_sql=endless, features={"timeout": "1 second"})
+    pipeline = small_pipeline(folder / "slow", features_sql=ENDLESS, features={"timeout": "1 second"})
     (partition,) = days(pipeline, SCORED[0])
     with pytest.raises(SourceError, match=r"takes longer than features.timeout \(1 second\)") as slow:
         list(pipeline.build_features([partition], STAMP))
@@ -277,11 +292,25 @@ def leaking_secrets(folder: Path) -> None:
     )
     assert answer.code == 1
     assert answer.err.count("$SHOP_PASSWORD") > 10
-    seen = (answer.out + answer.err).encode() + everything_written(project / ".batch_platform")
+    seen = (
+        (answer.out + answer.err).encode() + everything_written(project / ".batch_platform") + told_by_graphql(project)
+    )
     for form in forms_of(secret):
         assert form.encode() not in seen, form
     for part in (b"s3cr3t", *(form[8:16].encode() for form in forms_of(secret)[-3:])):
         assert part not in seen, part
+
+
+def told_by_graphql(project: Path) -> bytes:
+    """What Dagster's pages are told of the runs, their logs and configuration, and of the assets of a project."""
+    with pytest.MonkeyPatch.context() as patch, workspace_of(project, patch) as loaded:
+        (run,) = loaded.ask(RUNS)["results"]
+        assert run["status"] == "FAILURE"
+        messages = [event["message"] for event in run["eventConnection"]["events"]]
+        assert any("$SHOP_PASSWORD" in message for message in messages), "the logs of the source are told"
+        assets = loaded.ask(ASSETS)
+        forget_projects()
+    return json.dumps([run, assets], ensure_ascii=False).encode() + json.dumps([run, assets]).encode()
 
 
 def foreign_models(folder: Path) -> None:

@@ -30,7 +30,7 @@ from batch_platform_tests.faults.invariants import (
     prepared,
     rewrite,
 )
-from batch_platform_tests.faults.stress import Storm
+from batch_platform_tests.faults.killed_writers import KilledWriters
 
 KEY = SCORED[2]
 
@@ -169,23 +169,23 @@ def other_libraries(folder: Path) -> None:
 
 
 def killed_at_every_step_of_training(folder: Path) -> None:
-    with Storm(folder) as storm:
-        steps = storm.steps_of_a_training()
+    with KilledWriters(folder) as writers:
+        steps = writers.steps_of_a_training()
         assert {"replace bundle", "COMMIT"} <= set(steps)
         for number in range(len(steps)):
-            storm.kill_training(number)
+            writers.kill_training(number)
 
 
 def killed_in_training(folder: Path) -> None:
-    with Storm(folder) as storm:
-        while storm.kills.total() < 20:
-            storm.kill_training()
+    with KilledWriters(folder) as writers:
+        while writers.kills.total() < 20:
+            writers.kill_training()
 
 
 def killed_first_training(folder: Path) -> None:
     """Without a champion, partitions wait, and the model of the next training serves them."""
-    with Storm(folder) as storm:
-        pipeline = storm.projects[0]
+    with KilledWriters(folder) as writers:
+        pipeline = writers.projects[0]
         assert_nothing_left_over(pipeline)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numba
 
 VICTIMS = "batch_platform_tests.faults.victim"
+STORM = "batch_platform_tests.faults.storm_tasks"
 IMPORTED = (
     "batch_platform.pipeline.pipeline",
     "skops.io",
@@ -26,6 +27,7 @@ IMPORTED = (
     "sklearn.metrics",
     "batch_platform.models.forest.arrays",
     VICTIMS,
+    STORM,
 )
 ENDS = ("done", "failed")
 
@@ -55,11 +57,16 @@ class Child:
 
     def bury(self) -> int:
         """Wait for the end; returns the exit status, negative for a signal."""
+        return self.end()[1]
+
+    def end(self) -> tuple[list[str], int]:
+        """Wait for the end; returns the marks from here on, and the exit status as `bury` does."""
         self.nursery.say(f"bury {self.pid}")
+        marks = list[str]()
         while not (passed := self.next_mark()).startswith("buried "):
-            pass
+            marks.append(passed)
         self.nursery.forget(self.pid)
-        return int(passed.removeprefix("buried "))
+        return marks, int(passed.removeprefix("buried "))
 
 
 class Nursery:
@@ -79,7 +86,7 @@ class Nursery:
         self._process.communicate()
 
     def fork(self, task: str, **arguments: Any) -> Child:
-        """Start a task in a new child: a function of `victim.py`, with arguments that JSON can hold."""
+        """Start a task in a new child, with arguments that JSON can hold: a function of `victim.py`, or of a module before a dot."""
         self.say(json.dumps({"task": task, "arguments": arguments}))
         child = Child(int(self.heard(self._process.pid)), self)
         self._alive.add(child.pid)
@@ -123,7 +130,6 @@ def _live(task: Callable[..., None], arguments: dict[str, Any]) -> None:
 def main() -> None:
     for module in IMPORTED:
         import_module(module)
-    tasks = import_module(VICTIMS)
     numba.njit("float64(float64)")(
         lambda number: number
     )  # the compiler builds its tables with the first function, for a second
@@ -137,7 +143,8 @@ def main() -> None:
         task = json.loads(line)
         pid = os.fork()
         if not pid:
-            _live(getattr(tasks, task["task"]), task["arguments"])
+            module, _, name = task["task"].rpartition(".")
+            _live(getattr(import_module(module or VICTIMS), name), task["arguments"])
         mark(str(pid))
 
 

@@ -41,6 +41,9 @@ from batch_platform_tests.small_pipeline import carry_out, small_events, small_s
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
+TERMINATE = "mutation ($id: String!) {terminateRun(runId: $id) {__typename ... on TerminateRunFailure {message}}}"
+ENDLESS = "SELECT id, ts, sum(n) AS n FROM events CROSS JOIN range(1000000000000) r(n) GROUP BY id, ts"
+
 HELD_SOURCE = """
 import os
 import time
@@ -234,6 +237,7 @@ def killed_run_of_the_daemon(folder: Path) -> None:
     project = write_held_project(folder)
     before = held(project.pipeline)
     with served(project) as (ui, daemon):
+        terminated_from_the_ui(ui, project, "2024-02-11")
         first = launched(ui, project, "2024-02-11")
         os.kill(project.reached(), signal.SIGKILL)
         assert ui.wait(lambda: finished(ui, first))["status"] == "FAILURE"
@@ -242,13 +246,28 @@ def killed_run_of_the_daemon(folder: Path) -> None:
         project.reached()
         daemon.kill(with_its_code_server=True)
         project.release()
-    assert project.statuses()[-2:] == ["FAILURE", "STARTED"]
+    assert project.statuses()[-3:] == ["CANCELED", "FAILURE", "STARTED"]
     project.run("--partition", "2024-02-11")
     with project.instance() as instance:
         assert instance.get_run_by_id(second).status == dg.DagsterRunStatus.FAILURE
     after = held(project.pipeline)
     assert_others_unchanged(before, after, {"2024-02-11"})
     assert after["2024-02-11"].rows_in == 40
+
+
+def terminated_from_the_ui(ui: Ui, project: Project, key: str) -> None:
+    """F27: *Terminate* interrupts SQL that would run for weeks."""
+    sql = project.pipeline.folder / "features.sql"
+    text = sql.read_text(encoding="utf-8")
+    sql.write_text(ENDLESS, encoding="utf-8")
+    run_id = launched(ui, project, key)
+    project.reached()
+    project.release()
+    time.sleep(1)  # the query is under way
+    assert ui.ask(TERMINATE, id=run_id)["__typename"] == "TerminateRunSuccess"
+    assert ui.wait(lambda: finished(ui, run_id))["status"] == "CANCELED"
+    sql.write_text(text, encoding="utf-8")
+    (project.folder / "reached").unlink()
 
 
 def launched(ui: Ui, project: Project, key: str) -> str:

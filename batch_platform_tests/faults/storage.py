@@ -23,6 +23,8 @@ from batch_platform.scoring.rejected_rows import rejections
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.restore import restore_from_published
 from batch_platform.warehouse.verify import verify
+from batch_platform_tests import command_line
+from batch_platform_tests.command_line import COMMAND, copy_of_finished_project, run_command
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import (
@@ -127,6 +129,19 @@ def full_file_system(folder: Path) -> None:
     after = held(pipeline)
     assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
     assert_survived(pipeline, before, {KEY})
+
+
+def no_room_for_the_records(folder: Path) -> None:
+    """Dagster's SQLite files cannot grow: one paragraph that says what to do, and the same command goes on with room."""
+    project = copy_of_finished_project(folder)
+    rows = "SELECT partition_key, run_id FROM small.predictions ORDER BY ALL"
+    before = command_line.published(project, rows)
+    arguments = ("run", "small", "--partition", "2024-02-02", "--force")
+    for limit in (0, 200_000):
+        answer = run_command(project, f"--fsize={limit}", COMMAND, *arguments, command="prlimit")
+        assert re.search(r"A file cannot grow, .*Error: .*Hint: make room on the disk of the home", answer.error)
+        assert command_line.published(project, rows) == before
+    assert run_command(project, *arguments).code == 0
 
 
 FULL = """\
@@ -465,6 +480,7 @@ CASES: dict[str, Case] = {
         for limit in (1_000, 20_000, 200_000, 2_000_000)
     },
     "F5 a small file system, full": full_file_system,
+    "F5 no room for the records of Dagster": no_room_for_the_records,
     "F8 the log is cut off": log_cut_off,
     "F9 a bit of the warehouse": flipped_in_the_warehouse,
     "F9 a bit of the log": flipped_in_the_log,

@@ -1,231 +1,297 @@
-"""Kill thousands of writers, at random moments and at every step, and check after each kill that nothing is torn.
+"""A storm: processes that compete for one home and are killed, while others read it and copy it, and every check there is.
 
-    python -m batch_platform_tests.faults.stress --kills 2000
     python -m batch_platform_tests.faults.stress --minutes 10 --seed 7
 
-Real processes, real files, SIGKILL. After each kill another process opens the warehouse and the published copy, compares
-every partition with its ledger row and with the rows it may hold, and runs the work again. Meanwhile a reader in a
-process of its own never stops looking.
+Three pipelines with challengers and rejected rows are written, replayed, trained, promoted, rolled back, backtested,
+evaluated, cleaned up and brought from an earlier format to the present one, by several processes at once. Most are killed
+by SIGKILL: at a random time, or while the log, the rollback journal or a staging folder is there, or around a commit, a checkpoint or
+the flip of the published link. Ends with a summary as JSON; its exit code is 1 if anything did not hold.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from contextlib import ExitStack
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from threading import Lock, Timer
+from typing import Any
 
-from batch_platform.models.bundle import open_bundle
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.faults.invariants import (
-    NOW,
-    SCORED,
-    Held,
-    assert_nothing_in_between,
-    assert_nothing_left_over,
-    assert_others_unchanged,
-    changed_events,
-    contents,
-    days,
-    held,
-    prepared,
-    published,
-    rewrite,
-)
+from batch_platform.models.native_threads import let_waiting_threads_sleep
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.faults.inspection import Inspection, Memory, Seen, Watermarks
+from batch_platform_tests.faults.invariants import SCORED, changed_events
 from batch_platform_tests.faults.nursery import Child, Nursery
-from batch_platform_tests.faults.reader import Reader
-from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import small_spec, write_small_project
+from batch_platform_tests.faults.storm_tasks import DECLARED, PROJECTS, SECONDS_UNRECORDED, WAREHOUSE, Work
+from batch_platform_tests.small_pipeline import write_small_project
 
-PERIOD = "2024-02-01"
-# The share of kills after each mark, and the mark that ends the time in which a kill may fall.
-MOMENTS = {"building": 1, "scoring": 1, "committing": 2, "checkpointing": 2, "publishing": 2}
-AFTER = dict(zip(MOMENTS, ("scoring", "committing", "checkpointing", "checkpointed", "done"), strict=True))
+WORK = {
+    "write": 30,
+    "bring up to date": 8,
+    "replay": 8,
+    "train": 6,
+    "promote": 8,
+    "score with a version": 6,
+    "evaluate": 6,
+    "backtest": 5,
+    "gc": 6,
+    "earlier format": 3,
+}
+COPIES = 5  # on the same scale
+KILLED = 0.8  # share of the work that is meant to be killed
+AIMED = 0.4  # share of those kills that wait for a moment, or a step
+MOMENTS = ("log", "rollback journal", "staging")
+STEPS = {
+    "link": r"^(symlink|replace) \.published",
+    "copy": r"^rename published-",
+    "commit": r"^COMMIT",
+    "checkpoint": r"^CHECKPOINT",
+}
+# What work may rightly refuse when others work beside it.
+REFUSALS = (
+    "after this run started; nothing is changed",  # overtaken
+    "already serves from",
+    "has no champion to withdraw",
+    "no approved version but",
+    "was removed by",
+    "no model serves it",
+    "these partitions were not replayed",
+)
+SECONDS_CALM = 45.0  # between two times at which nothing runs and all must be done
 
 
 @dataclass
 class Storm:
-    """A home whose writers are killed.
+    """A home, and the processes that work on it.
 
     Args:
-        folder: Folder of the home and the projects.
-        seed: Seed of all random choices.
+        folder: An empty folder for the home and the sources.
+        seed: Of all random choices; which process gets where first is the machine's choice.
+        workers: Number of processes that work at once, beside one that reads.
     """
 
     folder: Path
     seed: int = 0
-    kills: Counter[str] = field(default_factory=Counter[str])  # by the mark that the killed process had passed
-    outcomes: Counter[str] = field(default_factory=Counter[str])
+    workers: int = 3
+    kills: Counter[str] = field(default_factory=Counter[str])
+    done: Counter[str] = field(default_factory=Counter[str])  # work that came to its end
+    refused: Counter[str] = field(default_factory=Counter[str])
+    copies: Counter[str] = field(default_factory=Counter[str])
+    after_kills: Inspection = field(default_factory=Inspection)
+    by_readers: Inspection = field(default_factory=Inspection)
+    when_calm: Inspection = field(default_factory=Inspection)
+    of_copies: Inspection = field(default_factory=Inspection)
 
-    def __enter__(self) -> Self:
-        self._random = random.Random(self.seed)
-        pipeline = prepared(self.folder)
-        project = write_small_project(self.folder / "other", events=changed_events(*SCORED))
-        self.projects = [pipeline, Pipeline(small_spec(), project, pipeline.home)]
-        self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]
-        self._spans = dict.fromkeys(MOMENTS, 0.1)
-        self._count = 0
-        with ExitStack() as stack:
-            self._nursery = stack.enter_context(Nursery())
-            allowed = {key: {content[key] for content in self._contents} for key in SCORED}
-            self.reader = stack.enter_context(Reader(pipeline.home, allowed))
-            self._calibrate()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
-
-    def kill_at_random(self) -> None:
-        """Kill a write after a mark, within the time that it takes to the next mark or a little longer."""
-        self._count += 1
-        moment = self._random.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        before = self._last
-        which, keys, child = self._begin_write()
-        for passed in list(MOMENTS)[: list(MOMENTS).index(moment) + 1]:
-            child.wait_for(passed)
-        time.sleep(self._random.uniform(0, self._spans[moment] * 1.2))
-        os.kill(child.pid, signal.SIGKILL)
-        if child.bury() == -signal.SIGKILL:
-            self.kills[moment] += 1
-        self._require_whole(before, which, keys)
-
-    def steps_of_a_write(self) -> list[str]:
-        """The steps of a write, in order."""
-        return self._steps("write", **self._write_arguments(0, SCORED[:2]))
-
-    def kill_at_step_of_a_write(self, number: int) -> None:
-        """Let a write end itself by SIGKILL right before a step, if it has so many: some have less to clean up."""
-        before = self._last
-        which, keys, child = self._begin_write(stop_at=number)
-        ended = child.bury()
-        assert ended in (-signal.SIGKILL, 0)
-        self.kills["a step"] += ended != 0
-        self._require_whole(before, which, keys)
-
-    def steps_of_a_training(self) -> list[str]:
-        """The steps of a training, in order."""
-        return self._steps("train", **self._train_arguments())
-
-    def kill_training(self, number: int | None = None) -> None:
-        """Let a training end itself by SIGKILL right before a step, or kill it at a random time."""
-        pipeline = self.projects[0]
-        before, registry = held(pipeline), pipeline.state().registry
-        child = self._nursery.fork("train", **self._train_arguments(), stop_at=number)
-        if number is None:
-            time.sleep(self._random.uniform(0, self._training_span * 1.2))
-            os.kill(child.pid, signal.SIGKILL)
-        if child.bury() == -signal.SIGKILL:
-            self.kills["a training"] += 1
-        assert held(pipeline) == before, "training touches no prediction"
-        after = pipeline.state().registry
-        assert after.versions[: len(registry.versions)] == registry.versions
-        assert len(after.promotions) == len(after.versions), "a version and what was decided of it come together"
-        for version in after.versions[-2:]:
-            open_bundle(pipeline.home.bundle("small", version.version), version.sha256)
-        champion = after.require_champion(days(pipeline, SCORED[0])[0].start, SCORED[0])
-        rewrite(pipeline, SCORED[0], run_id=f"serves-{self._count}")
-        self._last = held(pipeline)
-        assert self._last[SCORED[0]].model_version == champion.version
-        assert_nothing_left_over(pipeline)
-
-    def _content_of(self, pipeline: Pipeline) -> dict[str, str]:
-        rewrite(pipeline, *SCORED, run_id="known")
-        return contents(held(pipeline))
-
-    def _calibrate(self) -> None:
-        """Measure how long each part of an undisturbed write takes here and now, and a training."""
-        for _ in range(2):
-            _, _, child = self._begin_write()
-            times = {}
-            while (passed := child.next_mark()) != "done":
-                assert passed != "failed"
-                times[passed] = time.monotonic()
-            times["done"] = time.monotonic()
-            child.bury()
-            self._spans = {name: times[AFTER[name]] - times[name] for name in MOMENTS}
+    def rage(self, seconds: float, *, kills: int = 0) -> dict[str, Any]:
+        """Go on for so long, and until so many processes were killed, and return the summary."""
+        let_waiting_threads_sleep()
+        self._lock, self._memory, self._count = Lock(), Memory(), 0
+        self._watermarks = Watermarks()
+        self._spans = defaultdict[str, float](lambda: 1.0)
+        self._home = Home(self.folder / "home").create()
+        write_small_project(self.folder / PROJECTS[0])
+        write_small_project(self.folder / PROJECTS[1], events=changed_events(*SCORED))
         began = time.monotonic()
-        self._nursery.fork("train", **self._train_arguments()).bury()
-        self._training_span = time.monotonic() - began
-        self._last = held(self.projects[0])
+        with ExitStack() as stack:
+            nurseries = [stack.enter_context(Nursery()) for _ in range(self.workers + 1)]
+            self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
+            stack.enter_context(self._reader(nurseries.pop()))
+            chances = [random.Random(f"{self.seed} {number}") for number in range(self.workers)]
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends or self.kills.total() < kills:
+                least = 0 if time.monotonic() + SECONDS_CALM < ends else kills
+                until = min(ends, time.monotonic() + SECONDS_CALM)
+                with ThreadPoolExecutor(self.workers) as threads:
+                    for nursery, chance in zip(nurseries, chances, strict=True):
+                        threads.submit(self._work_until, until, least, nursery, chance)
+                self._ask(nurseries[0], "calm", self.when_calm, root=str(self._home.root))
+                print(self._in_short(began), file=sys.stderr, flush=True)
+        return self._summary(seconds)
 
-    def _begin_write(self, **options: Any) -> tuple[int, list[str], Child]:
-        which = self._random.randrange(2)
-        first = self._random.randrange(len(SCORED) - 2)
-        keys = SCORED[first : first + self._random.randint(1, 3)]
-        return which, keys, self._nursery.fork("write", **self._write_arguments(which, keys), **options)
+    def _work_until(self, until: float, kills: int, nursery: Nursery, chance: random.Random) -> None:
+        kinds = {**WORK, "copy": COPIES}
+        try:
+            while time.monotonic() < until or (self.kills.total() < kills and not self.after_kills.violations):
+                (kind,) = chance.choices(list(kinds), list(kinds.values()))
+                if kind == "copy":
+                    self._copy(nursery, chance)
+                elif self._work(kind, nursery, chance):
+                    self._ask(nursery, "look", self.after_kills, root=str(self._home.root), seed=chance.random())
+        except Exception:  # noqa: BLE001 - a defect of the storm itself must not look like calm
+            with self._lock:
+                self.after_kills.violations.append(f"the storm failed: {traceback.format_exc()}")
 
-    def _write_arguments(self, which: int, keys: list[str]) -> dict[str, Any]:
-        return {"job": self._job(which), "keys": keys}
-
-    def _train_arguments(self) -> dict[str, Any]:
-        return {"job": self._job(0), "period": PERIOD}
-
-    def _job(self, which: int) -> dict[str, str]:
-        self._count += 1
-        pipeline = self.projects[which]
-        job = Job(str(pipeline.home.root), str(pipeline.folder), f"killed-{self._count}", NOW.isoformat())
-        return asdict(job)
-
-    def _steps(self, task: str, **arguments: Any) -> list[str]:
-        child = self._nursery.fork(task, **arguments, name_steps=True)
-        passed = child.rest()
-        assert child.bury() == 0
-        self._last = held(self.projects[0])
-        return [name.removeprefix("step ") for name in passed if name.startswith("step ")]
-
-    def _require_whole(self, before: dict[str, Held], which: int, keys: list[str]) -> None:
-        """Assert that a killed write changed all of its partitions or none and nothing else, and that a retry completes it."""
-        pipeline = self.projects[which]
-        after = held(pipeline)
-        published(pipeline.home)
-        assert_others_unchanged(before, after, keys)
-        changed = {key for key in keys if after[key] != before[key]}
-        assert changed in (set(), set(keys)), "one transaction"
-        assert all(after[key].content == self._contents[which][key] for key in changed)
-        self.outcomes["new" if changed else "old"] += 1
-        rewrite(pipeline, *keys, run_id=f"retry-{self._count}")
-        retried = held(pipeline)
-        assert {key: retried[key].content for key in keys} == {key: self._contents[which][key] for key in keys}
-        assert_others_unchanged(after, retried, keys)
-        assert published(pipeline.home) == retried
-        assert_nothing_in_between(pipeline)
-        self._last = retried
-
-
-def main() -> None:
-    options = argparse.ArgumentParser(description="Kill writers and look whether anything is torn.")
-    options.add_argument("--kills", type=int, default=2000, help="random kills, besides one at every step")
-    options.add_argument("--minutes", type=float, help="go on for so long instead")
-    options.add_argument("--seed", type=int, default=0)
-    arguments = options.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Storm(Path(folder) / "storm", arguments.seed) as storm:
-        for number in range(len(storm.steps_of_a_write())):
-            storm.kill_at_step_of_a_write(number)
-        for number in range(len(storm.steps_of_a_training())):
-            storm.kill_training(number)
-        at_random = 0
-        while time.monotonic() - began < arguments.minutes * 60 if arguments.minutes else at_random < arguments.kills:
-            at_random += 1
-            if at_random % 20:
-                storm.kill_at_random()
+    def _work(self, kind: str, nursery: Nursery, chance: random.Random) -> bool:
+        """Let a process work, and kill it or not; returns whether it was killed."""
+        number = self._next()
+        first = chance.randrange(len(SCORED) - 2)
+        keys = SCORED[first : first + chance.randint(1, 3)]
+        run_id = f"{kind.replace(' ', '-')}-{number}"
+        of = Work(str(self._home.root), chance.choice(list(DECLARED)), chance.choice(PROJECTS), keys, run_id)
+        killed, aimed = chance.random() < KILLED, chance.random() < AIMED
+        aim = chance.choice([*MOMENTS, *STEPS]) if aimed else "a random time"
+        arguments = {"kind": kind, "of": asdict(of), "seed": chance.randrange(2**32)}
+        if killed and aim in STEPS:
+            arguments["die_at"] = STEPS[aim]
+        child, began = nursery.fork("batch_platform_tests.faults.storm_tasks.work", **arguments), time.monotonic()
+        with self._not_hung(child, run_id):
+            child.wait_for("working")
+            if killed and aim in MOMENTS:
+                self._kill_at(aim, child, run_id, began + self._spans[kind] * 2, chance)
+            elif killed and aim not in STEPS:
+                time.sleep(chance.uniform(0, self._spans[kind] * 1.1))
+                os.kill(child.pid, signal.SIGKILL)
+            marks, status = child.end()
+        with self._lock:
+            if status == -signal.SIGKILL:
+                self.kills[f"{kind}, {aim}"] += 1
+                return True
+            errors = [mark.removeprefix("error ") for mark in marks if mark.startswith("error ")]
+            self._spans[kind] = 0.7 * self._spans[kind] + 0.3 * (time.monotonic() - began)
+            if not errors:
+                self.done[kind] += 1
+            elif expected := next((text for text in REFUSALS if text in errors[0]), None):
+                self.refused[f"{kind}: {expected}"] += 1
             else:
-                storm.kill_training()
-            if at_random % 100 == 0:
-                print(f"{storm.kills.total()} kills, none torn, {time.monotonic() - began:.0f} s", flush=True)
-    places = ", ".join(f"{count} after {moment}" for moment, count in sorted(storm.kills.items()))
-    print(f"kills: {storm.kills.total()} ({places})")
-    print(
-        f"partitions torn: 0; writes that were found wholly old: {storm.outcomes['old']}, wholly new: {storm.outcomes['new']}"
+                self.after_kills.violations.append(f"{run_id} of {of.pipeline} failed: {errors[0]}")
+        return False
+
+    def _kill_at(self, moment: str, child: Child, run_id: str, latest: float, chance: random.Random) -> None:
+        """Kill a process as soon as a file is there that only its work can have made, or when it is late."""
+        files = {"log": self._home.warehouse_log, "rollback journal": self._home.warehouse_rollback}
+        while time.monotonic() < latest:
+            if moment == "staging":
+                if any(self._home.staging.glob(f"{run_id}-*")):
+                    time.sleep(chance.uniform(0, 0.2))
+                    break
+            elif files[moment].exists() and self._home.warehouse_lock.read_text() == str(child.pid):
+                time.sleep(chance.choice([0, chance.uniform(0, 0.01)]))
+                break
+            time.sleep(0.0005)
+        os.kill(child.pid, signal.SIGKILL)
+
+    def _copy(self, nursery: Nursery, chance: random.Random) -> None:
+        """Copy the home while the others go on, and look whether the copy is right or refused."""
+        to = str(self.folder / f"copy-{self._next()}")
+        arguments = {"root": str(self._home.root), "to": to, "seed": chance.randrange(2**32)}
+        marks = self._ask(nursery, "copy_home", self.of_copies, **arguments)
+        with self._lock:
+            self.copies.update(mark.removeprefix("outcome ") for mark in marks if mark.startswith("outcome "))
+
+    def _ask(self, nursery: Nursery, task: str, into: Inspection, **arguments: Any) -> list[str]:
+        """Let a process look, and take in what it saw; returns its marks."""
+        report = self.folder / f"report-{self._next()}.json"
+        with self._lock:
+            earlier = {} if task == "calm" else {"earlier": dict(self._watermarks)}
+        child = nursery.fork(
+            f"batch_platform_tests.faults.storm_tasks.{task}", report=str(report), **arguments, **earlier
+        )
+        with self._not_hung(child, task):
+            marks, _ = child.end()
+        with self._lock:
+            into.violations += [f"{task} failed: {mark}" for mark in marks if mark.startswith("error ")]
+            for seen in _read_report(report):
+                self._memory.compare(seen, may_be_older=True)
+                into.add(seen, f"{task}, {seen.where}")
+                if task == "look" and seen.where == WAREHOUSE:
+                    self._watermarks = {
+                        table: max(mark, self._watermarks.get(table, mark)) for table, mark in seen.watermarks.items()
+                    }
+            report.unlink(missing_ok=True)
+        return marks
+
+    @contextmanager
+    def _reader(self, nursery: Nursery) -> Iterator[None]:
+        report, stop = self.folder / "reader.json", self.folder / "stop"
+        arguments = {"root": str(self._home.root), "report": str(report), "stop": str(stop)}
+        child = nursery.fork("batch_platform_tests.faults.storm_tasks.read", **arguments)
+        yield
+        stop.touch()
+        marks, _ = child.end()
+        self.by_readers.violations += [f"the reader failed: {mark}" for mark in marks if mark.startswith("error ")]
+        for seen in _read_report(report):
+            self.by_readers.add(seen, "reader")
+
+    @contextmanager
+    def _not_hung(self, child: Child, name: str) -> Iterator[None]:
+        """End a process that takes longer than any work may, and count that as a violation."""
+
+        def end() -> None:
+            self.after_kills.violations.append(f"{name} hung")
+            os.kill(child.pid, signal.SIGKILL)
+
+        timer = Timer(SECONDS_UNRECORDED, end)
+        timer.start()
+        yield
+        timer.cancel()
+
+    def _next(self) -> int:
+        with self._lock:
+            self._count += 1
+            return self._count
+
+    @property
+    def _inspections(self) -> dict[str, Inspection]:
+        return {
+            "after kills": self.after_kills,
+            "by readers": self.by_readers,
+            "when calm": self.when_calm,
+            "of copies": self.of_copies,
+        }
+
+    def _in_short(self, began: float) -> str:
+        checks = sum(inspection.checks.total() for inspection in self._inspections.values())
+        violations = [violation for inspection in self._inspections.values() for violation in inspection.violations]
+        shown = "".join(f"\n  {violation}" for violation in violations)
+        return f"{time.monotonic() - began:.0f} s: {self.kills.total()} kills, {checks} checks, {len(violations)} violations{shown}"
+
+    def _summary(self, seconds: float) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "seconds": seconds,
+            "kills": {"all": self.kills.total(), **dict(sorted(self.kills.items()))},
+            "done": dict(sorted(self.done.items())),
+            "refused": dict(sorted(self.refused.items())),
+            "copies": dict(sorted(self.copies.items())),
+            "checks": {
+                name: {"all": inspection.checks.total(), **dict(sorted(inspection.checks.items()))}
+                for name, inspection in self._inspections.items()
+            },
+            "violations": [
+                f"{name}: {violation}"
+                for name, inspection in self._inspections.items()
+                for violation in inspection.violations
+            ],
+        }
+
+
+def _read_report(report: Path) -> list[Seen]:
+    """What a process saw; nothing if it failed before it wrote that."""
+    return [Seen.from_json(written) for written in json.loads(report.read_text())] if report.exists() else []
+
+
+def main() -> int:
+    """Run a storm, print its summary and tell by the exit code whether everything held."""
+    options = argparse.ArgumentParser(
+        description="Let processes compete, kill them, and look whether anything is torn."
     )
-    print(f"a reader looked {storm.reader.looks} times and saw {storm.reader.states} states, all of them complete")
+    options.add_argument("--minutes", type=float, default=10)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--workers", type=int, default=3)
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        summary = Storm(Path(folder), arguments.seed, arguments.workers).rage(arguments.minutes * 60)
+    print(json.dumps(summary, indent=2))
+    return 1 if summary["violations"] else 0
 
 
 if __name__ == "__main__":

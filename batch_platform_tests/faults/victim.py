@@ -90,8 +90,10 @@ def commit(root: str, folder: str, number: int) -> None:
     test_database.commit(writer, *group)
 
 
-def publish(root: str) -> None:
-    """Publish a home, after a mark."""
+def publish(root: str, die_at: str | None = None) -> None:
+    """Publish a home, after a mark; `die_at` as for `die_at_step`."""
+    if die_at:
+        die_at_step(die_at)
     mark("publishing")
     published.publish(Home(Path(root)))
 
@@ -162,6 +164,21 @@ def _watch(stop_at: int | None, *, named: bool) -> None:
         if passed == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    watch_steps(step)
+
+
+def die_at_step(pattern: str) -> None:
+    """Let the process kill itself before the first step whose name matches a regular expression."""
+
+    def step(name: str) -> None:
+        if re.search(pattern, name):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch_steps(step)
+
+
+def watch_steps(step: Callable[[str], None]) -> None:
+    """Call a function with the name of each step before it is done, from here on."""
     watched = {name: _watched(step, name) for name in FOLDER_CALLS}
     for name, call in watched.items():
         setattr(os, name, call)

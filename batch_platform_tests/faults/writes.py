@@ -28,6 +28,7 @@ from batch_platform_tests.faults.invariants import (
     published,
     rewrite,
 )
+from batch_platform_tests.faults.killed_writers import KilledWriters
 from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.stress import Storm
@@ -64,21 +65,29 @@ for _ in sys.stdin:
 
 
 def killed_at_random(folder: Path) -> None:
-    with Storm(folder) as storm:
-        while storm.kills.total() < 200:
-            storm.kill_at_random()
-    assert set(storm.outcomes) == {"old", "new"}, "some were killed before the commit and some after"
-    assert storm.reader.states > 10
+    with KilledWriters(folder) as writers:
+        while writers.kills.total() < 200:
+            writers.kill_at_random()
+    assert set(writers.outcomes) == {"old", "new"}, "some were killed before the commit and some after"
+    assert writers.reader.states > 10
 
 
 def killed_at_every_step(folder: Path) -> None:
-    with Storm(folder) as storm:
-        steps = storm.steps_of_a_write()
+    with KilledWriters(folder) as writers:
+        steps = writers.steps_of_a_write()
         assert {"COMMIT", "CHECKPOINT", "replace .published"} <= set(steps)
         for number in range(len(steps)):
-            storm.kill_at_step_of_a_write(number)
-    assert storm.kills["a step"] > 0.9 * len(steps)
-    assert set(storm.outcomes) == {"old", "new"}
+            writers.kill_at_step_of_a_write(number)
+    assert writers.kills["a step"] > 0.9 * len(steps)
+    assert set(writers.outcomes) == {"old", "new"}
+
+
+def storm(folder: Path) -> None:
+    """What `python -m batch_platform_tests.faults.stress` does for as long as one likes."""
+    summary = Storm(folder, seed=1, workers=2).rage(seconds=4, kills=12)
+    assert summary["violations"] == []
+    assert summary["kills"]["all"] >= 12
+    assert all(checks["all"] > 50 for name, checks in summary["checks"].items() if name != "of copies")
 
 
 @contextmanager
@@ -237,6 +246,7 @@ def slow_run_after_the_same_rows(folder: Path) -> None:
 CASES: dict[str, Case] = {
     "F1 killed at 200 random moments of a write": killed_at_random,
     "F1 killed before every step of a write": killed_at_every_step,
+    "F1 a storm of competing processes": storm,
     "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
     "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),
     "F6 held for good by a run": lambda folder: held_for_good(folder, HOLD_THE_LOCK),

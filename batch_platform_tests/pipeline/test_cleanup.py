@@ -223,7 +223,7 @@ def test_the_disk_is_read_and_cleaned_while_another_process_takes_the_warehouse_
     assert taken == ["taken\n"]
 
 
-def test_a_version_promoted_after_it_was_found_stays(pipeline):
+def test_f30_a_version_promoted_after_it_was_found_stays(pipeline):
     first, second = garbage_of(pipeline)
     pipeline.decide(promotion_of(pipeline, first.version), pipeline.state())
     assert remove_garbage([first, second], pipeline.home, Stamp("gc", LATER)) == [second]
@@ -233,7 +233,7 @@ def test_a_version_promoted_after_it_was_found_stays(pipeline):
     assert registry.present(first.version)
 
 
-def test_a_version_removed_after_the_decision_to_promote_it_is_not_promoted(pipeline):
+def test_f30_a_version_removed_after_the_decision_to_promote_it_is_not_promoted(pipeline):
     (first, _) = garbage_of(pipeline)
     promotion, before = promotion_of(pipeline, first.version), pipeline.state()
     remove_garbage([first], pipeline.home, Stamp("gc", LATER))

@@ -1,9 +1,12 @@
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from batch_platform.components.instance import prepare_instance
 from batch_platform.declaration.errors import BatchPlatformError, WrongUseError
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
+from batch_platform.warehouse.published import publish
 
 SHA256 = "0123456789abcdef" * 4
 
@@ -27,6 +30,24 @@ def test_without_a_name_the_home_lies_in_the_folder(tmp_path, monkeypatch, named
     monkeypatch.chdir(tmp_path)
     assert Home.from_environment().root == tmp_path / ".batch_platform"
     assert Home.from_environment(tmp_path / "project").root == tmp_path / "project" / ".batch_platform"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a%41b", "a\\b", "a\udcffb"])
+def test_a_path_that_a_database_would_misread_is_refused_before_anything_is_made(tmp_path, name):
+    with pytest.raises(
+        WrongUseError, match=r"cannot be a home: DuckDB or SQLite would misread .* Hint: set BATCH_PLATFORM_HOME"
+    ):
+        Home(tmp_path / name / "home")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dagster_and_duckdb_keep_their_files_in_a_home_with_other_odd_letters(tmp_path):
+    home = Home(tmp_path / "50% #;':@é\n" / "home")
+    with dg.DagsterInstance.from_config(str(prepare_instance(home))) as instance:
+        assert instance.get_runs_count() == 0
+    publish(home)
+    assert home.published.exists()
+    assert list(tmp_path.iterdir()) == [home.root.parent]
 
 
 def test_everything_lies_below_the_root(tmp_path):

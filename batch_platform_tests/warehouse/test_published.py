@@ -315,7 +315,7 @@ def test_a_damaged_copy_does_not_prevent_publishing(home, tmp_path, at):
         assert shown(home.published) == held(Warehouse(home))
 
 
-def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path):
+def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(home, tmp_path, caplog):
     write(home, tmp_path, KEYS[0], "r0", id=list(range(20_000)))
     publish(home)
     pauses = random.Random(2)
@@ -332,6 +332,68 @@ def test_a_killed_publish_leaves_a_complete_copy_and_the_next_publish_succeeds(h
     publish(home)
     assert shown(home.published) == held(Warehouse(home))
     assert len(list(home.root.glob("published-*.duckdb"))) <= 2
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("step", ["^INSERT", r"^replace \.published\.json", "^rename published-"])
+def test_a_copy_that_a_killed_publish_was_writing_is_not_blamed_on_another_program(home, tmp_path, caplog, step):
+    for number in range(2):
+        write(home, tmp_path, KEYS[0], f"r{number}")
+        publish(home)
+    write(home, tmp_path, KEYS[0], "r2")
+    with Nursery() as nursery:
+        child = nursery.fork("publish", root=str(home.root), die_at=step)
+        assert child.bury() == -signal.SIGKILL
+    publish(home)
+    assert not caplog.records
+    assert shown(home.published) == held(Warehouse(home))
+
+
+def test_a_home_behind_a_link_is_published_in_turn_and_never_into_the_copy_that_is_read(home, tmp_path):
+    (tmp_path / "link").symlink_to(home.root)
+    linked = Home(tmp_path / "link")
+    copies = [publish(linked)]
+    for number in range(4):
+        write(linked, tmp_path, KEYS[0], f"r{number}")
+        read = linked.published.stat().st_ino
+        copies.append(publish(linked))
+        assert read in {path.stat().st_ino for path in linked.root.glob("published-*.duckdb")}, (
+            "it stays for its readers"
+        )
+        assert shown(linked.published) == held(Warehouse(linked))
+    assert publish(linked) == copies[-1]
+
+
+def test_nothing_is_written_through_a_link_in_the_place_of_a_copy(home, tmp_path, caplog):
+    for number in range(2):
+        write(home, tmp_path, KEYS[0], f"r{number}")
+        publish(home)
+    for copy in home.root.glob("published-*.duckdb"):
+        copy.rename(tmp_path / copy.name)
+        copy.symlink_to(tmp_path / copy.name)
+    moved = {path: path.read_bytes() for path in tmp_path.glob("published-*.duckdb")}
+    write(home, tmp_path, KEYS[0], "r2")
+    publish(home)
+    assert "was changed by another program" in caplog.text
+    assert {path: path.read_bytes() for path in moved} == moved
+    assert not any(path.is_symlink() for path in home.root.glob("published-*.duckdb"))
+    assert shown(home.published) == held(Warehouse(home))
+
+
+@pytest.mark.parametrize(
+    "replace", [shutil.copy, lambda copy, link: link.symlink_to(copy)], ids=["a file", "a link elsewhere"]
+)
+def test_the_link_that_was_replaced_is_refused_and_made_anew_with_a_warning(home, tmp_path, caplog, replace):
+    write(home, tmp_path, KEYS[0], "one")
+    copy = publish(home)
+    foreign = shutil.copy(copy, tmp_path / "foreign.duckdb")
+    home.published.unlink()
+    replace(foreign, home.published)
+    with pytest.raises(WarehouseError, match=r"is missing, or leads elsewhere.*Hint: batch-platform run NAME"):
+        open_published(home)
+    assert publish(home) == copy
+    assert "is no longer the link that was published; it is made anew" in caplog.text
+    open_published(home).close()
 
 
 def written_into(home: Home) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.staging import staging_folder
 
 HOLD = """
@@ -55,6 +56,18 @@ def test_what_a_killed_run_left_is_swept(home):
     assert (left / "file").exists()
     with staging_folder(home, "run"):
         assert not left.exists()
+
+
+def test_a_run_that_has_nothing_to_do_sweeps_too_since_it_publishes(home):
+    process, left = other_process(home)
+    live, used = other_process(home)
+    process.kill()
+    process.communicate()
+    publish(home)
+    assert list(home.staging.iterdir()) == [used]
+    assert left != used
+    live.communicate("\n")
+    assert live.returncode == 0
 
 
 def test_a_run_killed_before_it_wrote_anything_is_swept(home):
