@@ -1,4 +1,4 @@
-"""The `rename` command: another name for a pipeline, with everything that carries it."""
+"""The `rename` command: another name for a pipeline, with everything that carries it, or for one of its stored columns."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,11 @@ from batch_platform.cli import terminal
 from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, listed, named
 from batch_platform.declaration.notation import check_name
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
+from batch_platform.pipeline.former_columns import rename_stored_column
 from batch_platform.pipeline.rename import rename_pipeline
 
 _READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may name a folder
@@ -19,15 +21,54 @@ _READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may
 
 @click.command("rename")
 @click.argument("pipeline")
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option(
+    "--column",
+    nargs=2,
+    metavar="OLD NEW",
+    help="Store what predictions hold of a key, time or kept column under its new name; NAME is left out.",
+)
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str, name: str) -> None:
+def command(folder: Path | None, pipeline: str, name: str | None, column: tuple[str, str] | None) -> None:
     """Rename PIPELINE to NAME, with its tables, ledgers, features and models; nothing is scored again.
 
     If NAME is declared already and PIPELINE is not, because the YAML was changed by hand, NAME takes over what PIPELINE
-    left. A column has to be renamed in the SQL and in the YAML: features, models and scores are then made again.
+    left.
+
+    A column is renamed in the SQL and in the YAML first. With --column, what is stored under the old name then gets the
+    new one, so that it stays one column. Features are built and rows scored again by the next run, as after any change of
+    the SQL; if the column is a feature, a model is trained that knows it by its new name.
     """
+    if (name is None) == (column is None):
+        msg = "Name either the new name of the pipeline or a column."
+        hint = f"batch-platform rename {pipeline} NEW_NAME, or batch-platform rename {pipeline} --column OLD NEW"
+        raise WrongUseError(msg, hint=hint)
+    if column is not None:
+        _rename_column(find_project(folder), pipeline, *column)
+    elif name is not None:
+        _rename_pipeline(folder, pipeline, name)
+
+
+def _rename_column(project: Project, pipeline: str, old: str, new: str) -> None:
+    wiring = project.pipeline(pipeline)
+    _require_idle(project, wiring)
+    tables = rename_stored_column(project.home, wiring.spec, old, new)
+    terminal.report({"pipeline": pipeline, "from": old, "to": new, "tables": tables})
+    terminal.say(f"{old} is now {new} in {listed(f'{pipeline}.{table}' for table in tables)}.")
+    terminal.say(f"Next: batch-platform status {pipeline} says what the next run makes again")
+
+
+def _require_idle(project: Project, wiring: Wiring) -> None:
+    """Refuse to rename while a run works on the pipeline."""
+    with open_instance(project) as instance:
+        if running := held(wiring, instance):
+            keys = listed(f"{asset} {key}".strip() for asset, key in running)
+            msg = f"{wiring.spec.name}: a run is working on {keys}."
+            raise WrongUseError(msg, hint="rename it when the run has ended.")
+
+
+def _rename_pipeline(folder: Path | None, pipeline: str, name: str) -> None:
     for text in (pipeline, name):
         try:
             check_name(text)
@@ -42,11 +83,7 @@ def command(folder: Path | None, pipeline: str, name: str) -> None:
         raise WrongUseError(msg, hint="choose another name.")
     wiring = project.pipelines[name] if takes_over else project.pipeline(pipeline)
     file = None if takes_over else _declaration(wiring.folder, pipeline)
-    with open_instance(project) as instance:
-        if running := held(wiring, instance):
-            keys = listed(f"{asset} {key}".strip() for asset, key in running)
-            msg = f"{wiring.spec.name}: a run is working on {keys}."
-            raise WrongUseError(msg, hint="rename it when the run has ended.")
+    _require_idle(project, wiring)
     was_held = rename_pipeline(
         project.home, pipeline, name, None if file is None else lambda: _declare(file, pipeline, name)
     )

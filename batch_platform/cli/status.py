@@ -17,6 +17,7 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
 from batch_platform.monitoring.metrics import without_details
+from batch_platform.pipeline.former_columns import former_columns
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
@@ -73,10 +74,11 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
 
 
 def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, *, recheck: bool) -> PipelineStatus:
-    state = wiring.pipeline().published_state(recheck=recheck)
+    pipeline = wiring.pipeline()
+    state = pipeline.published_state(recheck=recheck)
     plan = make_plan(wiring.spec, state, now)
     materialized = None if instance is None else _materialized(wiring, instance, state)
-    return status_of(wiring.spec, state, plan, now, materialized)
+    return status_of(wiring.spec, state, plan, now, materialized, former_columns(pipeline.home, wiring.spec))
 
 
 def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
@@ -93,6 +95,8 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
     _show_models(status)
     terminal.say(f"  last commit: {last}")
     terminal.say(f"  due now: {due or 'nothing'}")
+    for column in status.former_columns:
+        terminal.say(f"  {column}")
     for failure in status.failures:
         if failure.step == "model":
             terminal.say(f"  model {failure.partition_key}: failed, {in_short(status.pipeline, failure.reason)}")

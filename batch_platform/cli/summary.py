@@ -9,12 +9,14 @@ from batch_platform.cli import terminal
 from batch_platform.components.jobs import MAKES, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import listed
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
-from batch_platform.models.contract import ClassLabel
+from batch_platform.models.contract import ClassLabel, Contract
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.leakage import SuspectedLeak
 from batch_platform.monitoring.metrics import default_metric
+from batch_platform.pipeline.former_columns import FormerColumn, former_columns
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.scoring.rejected_rows import rejections
@@ -39,6 +41,8 @@ class TrainedModel:
     days_trained: float | None  # None for a snapshot
     positive: ClassLabel | None  # whose probability its score is; None of a model without two classes
     suspected_leaks: list[SuspectedLeak]
+    new_columns: list[str]  # that it learned from and the version before it did not
+    gone_columns: list[str]  # that only the version before it learned from
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Outcome:
     published: str
     table: str
     findings: dict[str, Sequence[str]]  # what is odd about the sources, by partition
+    former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
     failures: list[Failure]  # what failed while the rest was done
     error: str | None  # why the command fails once it is done
     next: list[str]
@@ -109,6 +114,7 @@ def outcome_of(  # noqa: PLR0913 - what was asked for, and what came of it
         published=str(home.published),
         table=f"{name}.predictions",
         findings=dict(sorted(findings.items())),
+        former_columns=former_columns(home, pipeline.spec),
         failures=failures,
         error=error,
         next=_next_steps(wiring, instance, models, left, rejected, failures) if run_ids else [],
@@ -119,7 +125,9 @@ def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
     spec, decision = wiring.spec, state.registry.last_decision(version.version)
     metric, metrics = spec.model.promote.metric or default_metric(version.task), version.metric_values
     manifest = read_manifest(wiring.pipeline().home.bundle(spec.name, version.version), version.sha256)
-    baseline = manifest.evaluation.baseline
+    baseline, columns = manifest.evaluation.baseline, _columns(wiring, version)
+    own = [other for other in state.registry.of_model if other.seq < version.seq]
+    before = _columns(wiring, own[-1]) if own and version in state.registry.of_model else columns
     return TrainedModel(
         version=version.version,
         challenger=state.registry.challengers.get(version.version),
@@ -133,7 +141,15 @@ def _trained(wiring: Wiring, state: State, version: Version) -> TrainedModel:
         days_trained=None if spec.partitions.snapshot else version.days_trained,
         positive=manifest.positive,
         suspected_leaks=state.registry.suspected_leaks(version.version),
+        new_columns=[name for name in columns if name not in before],
+        gone_columns=[name for name in before if name not in columns],
     )
+
+
+def _columns(wiring: Wiring, version: Version) -> list[str]:
+    """The feature columns that a version learned from; none if its bundle was removed."""
+    folder = wiring.pipeline().home.bundle(wiring.spec.name, version.version)
+    return Contract.from_json(read_manifest(folder, version.sha256).contract).names if folder.is_dir() else []
 
 
 def _left_out(left: Plan) -> list[LeftOut]:
@@ -196,6 +212,8 @@ def show(outcome: Outcome) -> None:
             f"  left out {group.partitions:,} partition{'s' if group.partitions > 1 else ''} ({span}): {group.reason}"
         )
     _show_findings(outcome)
+    for column in outcome.former_columns:
+        terminal.say(f"  {column}")
     if outcome.failures:
         terminal.say(f"  failed {len(outcome.failures):,}: see the error at the end")
     if outcome.scored:
@@ -222,6 +240,9 @@ def _show_model(model: TrainedModel) -> None:
         value += f", {model.baseline} {model.baseline_value:.4f}"
     learned = terminal.learned_from(model.rows_trained, model.days_trained)
     terminal.say(f"{name} {model.version}{learned and ', '}{learned}: {value}; {model.decision}: {model.reason}")
+    changes = {"now": model.new_columns, "no longer": model.gone_columns}
+    if changed := [f"{when} from {listed(names)}" for when, names in changes.items() if names]:
+        terminal.say(f"  learned {' and '.join(changed)}")
     if isinstance(model.positive, str):
         terminal.say(f"  score is for {model.positive!r}: labels.positive names the other class instead")
     if any(not leak.allowed for leak in model.suspected_leaks):

@@ -30,12 +30,14 @@ from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.measure import ScoredPartition
 from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.monitoring.performance import PERFORMANCE
+from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.renaming import PREDICTIONS
 from batch_platform.warehouse.sql import quoted
 
 _log = logging.getLogger(__name__)
@@ -116,12 +118,18 @@ def committed_predictions(
     model: Version,
     challenger: str | None = None,
 ) -> pl.DataFrame:
-    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model."""
+    """The published predictions of a partition, or scores of a challenger: key columns and the columns of the model.
+
+    Raises:
+        DataError: The rows are stored under another key than the declared one.
+    """
     columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    table = f"{quoted(spec.name)}.{SCORES if challenger else 'predictions'}"
+    table = SCORES if challenger else PREDICTIONS
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
-    return con.sql(f"SELECT {', '.join(map(quoted, columns))} FROM {table} WHERE {conditions}", params=values).pl()
+    require_key(con, spec, table, [partition.key])
+    query = f"SELECT {', '.join(map(quoted, columns))} FROM {quoted(spec.name)}.{table} WHERE {conditions}"
+    return con.sql(query, params=values).pl()
 
 
 def encoded_features(

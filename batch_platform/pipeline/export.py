@@ -11,9 +11,11 @@ import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
 from batch_platform.features.lake import open_recorded
+from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.renaming import PREDICTIONS
 from batch_platform.warehouse.sql import folded, literal, quoted
 
 FORMATS = {
@@ -97,7 +99,8 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     spec = pipeline.spec
     files = {key: str(_file(pipeline, run)) for key, run in runs.items()} if features else dict.fromkeys(runs, "")
     con.register("chosen", pl.DataFrame({"partition_key": [*files], "file": [*files.values()]}).to_arrow())
-    table, key = f"{quoted(spec.name)}.predictions", [quoted(column) for column in spec.features.key]
+    table, key = f"{quoted(spec.name)}.{PREDICTIONS}", [quoted(column) for column in spec.features.key]
+    require_key(con, spec, PREDICTIONS, list(runs))
     selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
     if features:
         inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, filename = '__file')"

@@ -1,4 +1,4 @@
-"""A whole pipeline in the warehouse: what is held of it, a copy of it under another name, and its removal.
+"""A whole pipeline in the warehouse: what is held of it, a copy of it under another name, and its removal; and its stored columns.
 
 A pipeline is renamed as a copy and a removal, each in one transaction, so that whoever declares the old name or the new
 one finds all of it in between. The rows keep their numbers: what refers to them goes on to do so.
@@ -10,8 +10,10 @@ from datetime import datetime
 
 import duckdb
 
+from batch_platform.declaration.errors import DataError, listed
+from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import folded, quoted, table_columns
 from batch_platform.warehouse.user_tables import TABLES_OF_PIPELINES
 
 _JOURNAL = "changes"
@@ -85,6 +87,61 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     if not con.execute(query, {"name": name}).fetchall():
         con.execute(f"DROP SCHEMA IF EXISTS {quoted(name)}")
     _note_all(con)
+
+
+PREDICTIONS = "predictions"
+_WITH_OWN_COLUMNS = (PREDICTIONS, "challenger_scores", "outcomes", "backtest_scores")  # whose columns a pipeline names
+_SEGMENTED = "performance_pooled"
+
+
+def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: str) -> list[str]:
+    """Give a stored column another name in every table of a pipeline, in the caller's transaction; returns those tables.
+
+    Where rows were scored under the new name meanwhile, both columns become one.
+
+    Raises:
+        DataError: The new column has another type, or rows hold values under both names.
+    """
+    renamed: list[str] = []
+    for table in sorted({*_WITH_OWN_COLUMNS} & {*_tables(con, pipeline)}):
+        name, columns = f"{quoted(pipeline)}.{quoted(table)}", dict(table_columns(con, pipeline, table))
+        spellings = {folded(column): column for column in columns}
+        former, present = spellings.get(folded(old)), spellings.get(folded(new))
+        if former is None:
+            continue
+        if present is None:
+            con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(former)} TO {quoted(new)}")
+        else:
+            _require_one_column(con, name, pipeline, (former, columns[former]), (present, columns[present]))
+            one = f"coalesce({quoted(present)}, {quoted(former)}) AS {quoted(present)}"
+            rows = f"SELECT * EXCLUDE ({quoted(former)}) REPLACE ({one}) FROM {name}"
+            con.execute(f"CREATE OR REPLACE TABLE {name} AS {rows}")
+            write_comments(con, pipeline, table)
+        renamed.append(table)
+    if _SEGMENTED in _tables(con, pipeline):
+        segments = f"{quoted(pipeline)}.{_SEGMENTED}"
+        names = {"old": old, "new": new}
+        query = f"UPDATE {segments} SET segment_column = $new WHERE segment_column = $old"
+        ((count,),) = con.execute(query, names).fetchall()
+        renamed += [_SEGMENTED] if count else []
+    seqs = next_numbers(con, len(renamed))
+    note(con, [Change(seq, pipeline, table, None) for seq, table in zip(seqs, renamed, strict=True)])
+    return renamed
+
+
+def _require_one_column(
+    con: duckdb.DuckDBPyConnection, name: str, pipeline: str, old: tuple[str, str], new: tuple[str, str]
+) -> None:
+    """Refuse to make one column of two that hold different things."""
+    if old[1] != new[1]:
+        msg = f"{pipeline}: {old[0]} is {old[1]} in {name}, but {new[0]} is {new[1]}; nothing is renamed."
+        raise DataError(msg, hint="cast it in the features to the type that it had.")
+    both = (
+        f"SELECT DISTINCT partition_key FROM {name} WHERE {quoted(old[0])} IS NOT NULL AND {quoted(new[0])} IS NOT NULL"
+    )
+    if keys := [str(key) for (key,) in con.execute(both).fetchall()]:
+        msg = f"{pipeline}, partition {listed(keys)}: {name} holds values of {old[0]} and of {new[0]}; nothing is renamed."
+        raise DataError(msg, hint="a column takes the place of one that it has no row in common with.")
 
 
 _OF_PIPELINE = "table_name IN $tables"

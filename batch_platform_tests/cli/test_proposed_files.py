@@ -19,6 +19,9 @@ from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
 from batch_platform.cli.proposal.origin import locate
 from batch_platform.cli.proposal.survey import survey
+from batch_platform.declaration.inputs import Source
+from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.opening import create_view_of
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, DAYS, ROWS, START, orders, pipeline_of, proposed
 from batch_platform_tests.cli.test_proposed_times import built
 from batch_platform_tests.command_line import published
@@ -356,6 +359,18 @@ def stream(folder: Path) -> None:
             "This file is not utf-8 encoded. Hint: name its encoding, such as --encoding latin-1, or convert it: iconv",
         ),
         (
+            lambda folder: (folder / "cut.csv").write_text("id,height\nin cm,y\n" + "1,2,a\n2,3,b\n" * 50),
+            ("cut.csv",),
+            1,
+            "cut.csv has no header that fits its rows: its first 2 lines are not made of 3 names. Hint: write the header as one line",
+        ),
+        (
+            lambda folder: (folder / "open.csv").write_text('id,"y\n' + "1,a\n2,b\n" * 50),
+            ("open.csv",),
+            1,
+            "open.csv cannot be read: its rows are not all made of the same number of values. Hint: look for quotes that are not closed",
+        ),
+        (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
             ("columns.json",),
             2,
@@ -372,6 +387,22 @@ def test_what_cannot_be_located_is_explained_in_one_paragraph(  # noqa: PLR0913 
     assert answer.code == code
     assert message in answer.error
     assert not (tmp_path / "pipelines").exists()
+
+
+@pytest.mark.parametrize(("of_rows", "in_values"), [("\r\n", "\n"), ("\n", "\r\n"), ("\n", "\r"), ("\n", "\n")])
+def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(tmp_path, of_rows, in_values):
+    """Spreadsheets write one kind of line break into a cell and end rows by another."""
+    values = [f'{at};"{at % 7},5";"a{in_values}{at % 2}"' for at in range(100)]
+    text = of_rows.join([f'id;"height{in_values}in cm";y', *values]) + of_rows
+    (tmp_path / "sheet.csv").write_bytes(text.encode())
+    proposal, files = proposed(tmp_path / "sheet.csv", label="y")
+    name = f"height{in_values}in cm"
+    assert [column.name for column in proposal.features] == [name]
+    assert proposal.target == "classes"
+    source = Source.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]["sources"]["sheet"])
+    with duckdb.connect() as con:
+        create_view_of(con, SourceTable("", "sheet", source, tmp_path))
+        assert con.sql(files["features.sql"]).order("id").fetchmany(2) == [(0, 0.5), (1, 1.5)]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

@@ -104,6 +104,11 @@ def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
     proposal, files = proposed(tmp_path / "sales.parquet")
     assert (names(proposal.key), proposal.label.name, proposal.every) == (["shop", "day"], "sales", "week")
     assert declared(files)["features"]["time"] == "day"
+    numbers = pl.DataFrame(rows).with_columns(pl.col("shop").rank("dense").cast(pl.Int64))
+    for name, key in {"shop": ["shop", "day"], "hour": []}.items():  # an hour is a feature, and no entity
+        numbers.rename({"shop": name}).write_parquet(tmp_path / "numbers.parquet")
+        numbered, _ = proposed(tmp_path / "numbers.parquet", label="sales")
+        assert names(numbered.key) == key
     assert cli(tmp_path, "new", "sales", "--from", "sales.parquet").code == 0
     ran = cli(tmp_path, "run", "sales")
     assert ran.code == 0, ran.err

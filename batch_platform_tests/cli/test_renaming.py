@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import duckdb
+import pytest
 
 from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse.home import Home
@@ -171,3 +172,80 @@ def test_a_kill_leaves_all_of_the_old_name_or_all_of_the_new_one(project, tmp_pa
         assert not held_by_anything(facts(home, "small")), (name, number)
         shutil.rmtree(home)
     assert left == ["small"] * 3 + ["orders"] * 3
+
+
+def rename_two_columns(project: Path) -> None:
+    """Rename a column of the key and a kept feature in the SQL and the YAML."""
+    folder = pipeline_folder(project)
+    for file, changes in {
+        "features.sql": {"items, shop": "items AS pieces, shop AS store"},
+        "labels.sql": {"shop": "shop AS store"},
+        "defs.yaml": {"- items": "- pieces", "- shop": "- store"},
+    }.items():
+        text = (folder / file).read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (folder / file).write_text(text)
+
+
+def test_a_renamed_column_stays_one_column_and_is_told_until_it_has_its_new_name(cli, project):
+    query = "SELECT id, {}, {}, score, partition_key FROM small.predictions ORDER BY ALL"
+    before = published(project, query.format("shop", "items"))
+    counts = "SELECT count(shop), count(items) FROM small.predictions"
+    refused = cli(project, "rename", "small", "--column", "shop", "store")
+    assert refused.code == 2
+    assert refused.error.startswith(
+        "small: the column 'shop' is still declared; nothing is renamed. Hint: first write store"
+    )
+    rename_two_columns(project)
+    for arguments, says in {
+        (
+            "shop",
+            "stores",
+        ): "declares no column 'stores' in features.key, features.time or predictions.keep. Hint: did you mean 'store'?",
+        ("shops", "store"): "No table of small has a column 'shops'; predictions hold id, items, model_version,",
+        ("score", "store"): "the column 'score' is made by scoring",
+    }.items():
+        refused = cli(project, "rename", "small", "--column", *arguments)
+        assert refused.code == 2
+        assert says in refused.error
+    assert published(project, query.format("shop", "items")) == before, "what was stored stays readable"
+    exported = cli(project, "export", "small", "--to", "scores.csv")
+    assert "its rows in predictions are stored under another key than id, store." in exported.error
+    lines = cli(project, "status").out.splitlines()
+    hint = "is no longer declared; if it was renamed: batch-platform rename small --column"
+    assert [line for line in lines if "no longer declared" in line] == [
+        f"  predictions of 29 partitions hold {name}, which {hint} {name} NEW_NAME" for name in ("items", "shop")
+    ]
+    assert "  2024-02-01 to 2024-02-29 (29): stale, its declaration or the scoring code changed" in lines
+
+    said = cli(project, "run", "small", "--partition", "2024-02-03", "--retrain").out
+    assert "  learned now from pieces and no longer from items" in said
+    assert "  predictions of 28 partitions hold shop, which is no longer declared" in said
+    assert published(project, counts) == [(len(before) - 40, len(before) - 40)], "each row has one of the two names"
+    assert cli(project, "rename", "small", "--column", "shop", "store", "--json").json == {
+        "pipeline": "small",
+        "from": "shop",
+        "to": "store",
+        "tables": ["outcomes", "predictions"],
+    }
+    cli(project, "rename", "small", "--column", "items", "pieces")
+    after = published(project, query.format("store", "pieces"))
+    assert [row[:3] for row in after] == [row[:3] for row in before]
+    assert [row for row in after if row[-1] != "2024-02-03"] == [row for row in before if row[-1] != "2024-02-03"]
+    assert "no longer declared" not in cli(project, "status").out
+    assert cli(project, "export", "small", "--to", "scores.csv").code == 0
+    with pytest.raises(duckdb.BinderException):
+        published(project, counts)
+
+    cli(project, "run", "small", "--from", "2024-02-01")
+    assert cli(project, "status").out.startswith("small: 29 scored, 31 warm-up")
+    assert [row[:3] for row in published(project, query.format("store", "pieces"))] == [row[:3] for row in before]
+
+
+def test_a_column_and_a_pipeline_are_not_renamed_at_once(cli, fresh):
+    for arguments in (("small",), ("small", "orders", "--column", "shop", "store")):
+        refused = cli(fresh, "rename", *arguments)
+        assert refused.code == 2
+        assert refused.error.startswith("Name either the new name of the pipeline or a column. Hint: batch-platform")

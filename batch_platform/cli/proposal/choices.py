@@ -46,8 +46,10 @@ ROWS_TO_JUDGE_BY = 100  # fewer evaluation rows say little, if the table has mor
 HELD_OUT = 0.2  # of the rows of a snapshot that have a label
 MOST_MODELS = 6  # of the past; earlier rows are learned from and not scored
 _MOST_PAIRS = 60  # of columns that are tried as a key
+_FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a row: a measure is not so even by chance
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
+_PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
 
@@ -267,7 +269,7 @@ def _key(
     if unique:
         return (unique[0],), "everywhere", unique[1:]
     named = [column for column in ranked if _rank(column.name, KEY_NAMES) < len(KEY_NAMES)]
-    for key in _compound_keys(ranked, named, time):
+    for key in _compound_keys(ranked, named, time, _entities(survey, able, time, label)):
         if holds := where(key):
             return key, holds, []
     if survey.origin.is_one_file:
@@ -289,8 +291,31 @@ def _may_name_rows(survey: Survey, column: TableColumn) -> bool:
     return _rank(column.name, KEY_NAMES) < len(KEY_NAMES) or survey.counts_rows(column.name)
 
 
+def _entities(
+    survey: Survey, able: Sequence[TableColumn], time: TableColumn | None, label: TableColumn | None
+) -> list[TableColumn]:
+    """Integers that may number the entities of a panel: most of them have a row at most of the times.
+
+    A part of the time is none: it has to stay a feature.
+    """
+    if time is None:
+        return []
+    times = survey.values(time.name)
+    integers = (column for column in survey.columns if column.holds == "integer" and not column.nulls)
+    return [
+        column
+        for column in integers
+        if column not in (*able, time, label)
+        and not _PARTS_OF_TIME & {*words(column.name)[-1:]}
+        and 1 < column.distinct * times * _FILLED_PANEL <= survey.rows
+    ]
+
+
 def _compound_keys(
-    ranked: Sequence[TableColumn], named: Sequence[TableColumn], time: TableColumn | None
+    ranked: Sequence[TableColumn],
+    named: Sequence[TableColumn],
+    time: TableColumn | None,
+    entities: Sequence[TableColumn],
 ) -> Iterator[tuple[TableColumn, ...]]:
     """Keys to try, the simplest first: names that say so, the time, and two columns or three with the time."""
     times = () if time is None or time.nulls else (time,)
@@ -303,6 +328,7 @@ def _compound_keys(
     if times:
         yield from ((column, *times) for column in ranked)
         yield from ((*pair, *times) for pair in pairs)
+        yield from ((column, *times) for column in entities)
     yield from pairs
 
 

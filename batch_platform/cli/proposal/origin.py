@@ -14,6 +14,7 @@ from batch_platform.declaration.inputs import Encoding, Source
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
+from batch_platform.features.sources.text_files import with_line_end
 from batch_platform.features.sources.zipped import ENDING, admit_archives, duckdb_path, member_of
 from batch_platform.warehouse.sql import literal, quoted
 
@@ -118,7 +119,10 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
 
 def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> SourceError:
     """The error that says why DuckDB cannot read a file, without the settings that it lists."""
-    reason = " ".join(str(error).split()).partition(" Possible ")[0]
+    reason = " ".join(str(error).split()).partition(" Possible ")[0].partition(" The search space used was:")[0]
+    if "sniffing file" in reason:
+        reason = "its rows are not all made of the same number of values"
+        hint = hint or "look for quotes that are not closed, and line breaks or delimiters in values without quotes."
     if "not utf-8" in reason:
         hint = "name its encoding, such as --encoding latin-1, or convert it: iconv -f WINDOWS-1252 -t UTF-8."
     msg = f"{path} cannot be read: {reason.rstrip('.')}."
@@ -208,18 +212,27 @@ def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     table = origin.as_table("rows")
     first, *_ = files = [duckdb_path(path) for path in files_of(table)]
-    encoding = "" if origin.encoding is None else f"encoding = {literal(origin.encoding)}"
+    given = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
     try:
         with duckdb.connect(":memory:") as con:
             admit_archives(con)
-            delimiter, header = _sniffed(con, first, encoding)
-            if delimiter == "," and not header:  # a semicolon between decimal commas looks like text between commas
-                other, header = _sniffed(con, first, encoding, "delim = ';', decimal_separator = ','")
-                delimiter = other if header else delimiter
+            sniffed, line_end = with_line_end(lambda option: _sniffed(con, first, *given, option))
+            given += [line_end] if line_end else []
+            delimiter = sniffed.delimiter
+            # Decimal commas between semicolons look like text between commas.
+            if delimiter == "," and not sniffed.header:
+                other = _sniffed(con, first, *given, "delim = ';', decimal_separator = ','")
+                if other.header and other.columns > 1:
+                    delimiter = other.delimiter
+                elif sniffed.skipped:
+                    raise _broken_header(origin.path, sniffed)
             if delimiter == ",":
                 return origin
             listing = ", ".join(map(literal, files))
-            read = f"read_csv([{listing}], delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false{encoding and ', '}{encoding})"
+            options = ", ".join(
+                [f"delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false", *given]
+            )
+            read = f"read_csv([{listing}], {options})"
             columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]
             commas = [
                 f"bool_and({_matches(column, COMMA_NUMBER)}) AND bool_or(contains({column}, ','))" for column in columns
@@ -239,8 +252,26 @@ def _matches(column: str, pattern: str) -> str:
     return f"regexp_full_match(trim({column}), '{pattern}')"
 
 
-def _sniffed(con: duckdb.DuckDBPyConnection, file: str, *options: str) -> tuple[str, bool]:
-    """The delimiter of a CSV file, and whether it has a header."""
-    query = f"SELECT Delimiter, HasHeader FROM sniff_csv({', '.join([literal(file), *filter(None, options)])})"
-    ((delimiter, header),) = con.execute(query).fetchall()
-    return str(delimiter), bool(header)
+@dataclass(frozen=True)
+class _Sniffed:
+    """What DuckDB makes of the beginning of a CSV file."""
+
+    delimiter: str
+    header: bool
+    skipped: int  # lines at the top that are unlike the others
+    columns: int
+
+
+def _sniffed(con: duckdb.DuckDBPyConnection, file: str, *options: str) -> _Sniffed:
+    source = f"sniff_csv({', '.join([literal(file), *filter(None, options)])})"
+    query = f"SELECT Delimiter, HasHeader, SkipRows, len(Columns) FROM {source}"
+    ((delimiter, header, skipped, columns),) = con.execute(query).fetchall()
+    return _Sniffed(str(delimiter), bool(header), int(skipped), int(columns))
+
+
+def _broken_header(path: Path, sniffed: _Sniffed) -> SourceError:
+    """The error of a file that would be read without the lines that hold its header."""
+    lines = "line is" if sniffed.skipped == 1 else f"{sniffed.skipped} lines are"
+    msg = f"{path} has no header that fits its rows: its first {lines} not made of {sniffed.columns} names."
+    hint = "write the header as one line; a name that holds a line break needs double quotes around it."
+    return SourceError(msg, hint=hint)

@@ -3,12 +3,17 @@
 Every value decides about the type of its column: by default DuckDB looks at the first 20,480 rows, and rounds 1.5 further
 down if they hold integers. Of the times only those in ISO notation are recognised, and in JSON none: the order of day and
 month in others would be guessed file by file.
+
+Spreadsheets end rows by one kind of line break and write another one inside of a value. DuckDB gives up on such a file unless
+it is told which of them ends a row.
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import duckdb
 import polars as pl
@@ -20,6 +25,9 @@ from batch_platform.features.sources.files import PARQUET, admit_files, files_of
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.zipped import ENDING, ArchiveError, admit_archives, duckdb_path
 from batch_platform.warehouse.sql import literal, quoted
+
+_Answer = TypeVar("_Answer")
+_LINE_ENDS = (r"\r\n", r"\n")  # as DuckDB's option writes them
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,23 @@ _READERS = {
 }
 
 
+def with_line_end(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
+    """Ask DuckDB about CSV files, with an option that says what ends a row where the files hold line breaks of both kinds.
+
+    Returns the answer and the option; empty for most files. Raises DuckDB's first error if no option helps.
+    """
+    try:
+        return ask(""), ""
+    except duckdb.InvalidInputException as error:
+        if "sniffing file" not in str(error):
+            raise
+        for end in _LINE_ENDS:
+            option = f"new_line = {literal(end)}"
+            with suppress(duckdb.InvalidInputException):
+                return ask(option), option
+        raise
+
+
 def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     reader = _READERS[table.source.kind]
     try:
@@ -55,13 +80,18 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     except ArchiveError as error:
         problem = f" cannot be read: {error.message}"
         raise table.error(problem, error.hint) from error
-    options = ", ".join([f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)])
+    given = [f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)]
+
+    def see(option: str) -> duckdb.DuckDBPyRelation:
+        return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*given, option, reader.of_all_values]))})")
+
     try:
-        seen = con.sql(f"FROM {reader.function}({options}, {reader.of_all_values})")
+        seen, line_end = with_line_end(see)
     except duckdb.InvalidInputException as error:
         if "not utf-8 encoded" not in str(error):
             raise
         raise _of_another_encoding(table, str(error)) from error
+    options = ", ".join(filter(None, [*given, line_end]))
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
     listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
     typed = f"{options}, {reader.types} = {{{listing}}}"
