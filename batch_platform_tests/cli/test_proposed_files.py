@@ -365,10 +365,10 @@ def stream(folder: Path) -> None:
             "cut.csv has no header that fits its rows: its first 2 lines are not made of 3 names. Hint: write the header as one line",
         ),
         (
-            lambda folder: (folder / "open.csv").write_text('id,"y\n' + "1,a\n2,b\n" * 50),
-            ("open.csv",),
+            lambda folder: (folder / "mixed.csv").write_bytes(b'id,"x\nin cm",y\r\n' + b'1,"2",a\n2,"3",b\r\n' * 50),
+            ("mixed.csv",),
             1,
-            "open.csv cannot be read: its rows are not all made of the same number of values. Hint: look for quotes that are not closed",
+            "mixed.csv cannot be read: its rows are not all made of the same number of values, or do not all end with the same kind of line break. Hint: look",
         ),
         (
             lambda folder: orders(100).to_pandas().to_json(folder / "columns.json"),
@@ -402,7 +402,7 @@ def test_names_and_values_with_line_breaks_are_read_whichever_break_ends_a_row(t
     source = Source.model_validate(yaml.safe_load(files["defs.yaml"])["attributes"]["sources"]["sheet"])
     with duckdb.connect() as con:
         create_view_of(con, SourceTable("", "sheet", source, tmp_path))
-        assert con.sql(files["features.sql"]).order("id").fetchmany(2) == [(0, 0.5), (1, 1.5)]
+        assert con.sql(files["features.sql"]).order("id").limit(2).fetchall() == [(0, 0.5), (1, 1.5)]
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

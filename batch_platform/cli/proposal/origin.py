@@ -121,7 +121,9 @@ def unreadable(path: Path, error: duckdb.Error, hint: str | None = None) -> Sour
     """The error that says why DuckDB cannot read a file, without the settings that it lists."""
     reason = " ".join(str(error).split()).partition(" Possible ")[0].partition(" The search space used was:")[0]
     if "sniffing file" in reason:
-        reason = "its rows are not all made of the same number of values"
+        reason = (
+            "its rows are not all made of the same number of values, or do not all end with the same kind of line break"
+        )
         hint = hint or "look for quotes that are not closed, and line breaks or delimiters in values without quotes."
     if "not utf-8" in reason:
         hint = "name its encoding, such as --encoding latin-1, or convert it: iconv -f WINDOWS-1252 -t UTF-8."
