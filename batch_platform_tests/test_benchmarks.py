@@ -238,8 +238,38 @@ def test_a_table_that_a_package_ships_is_measured_from_its_file_to_predictions(c
     assert measured.metric == "log loss"
     assert measured.ours == pytest.approx(json.loads(metrics)["log_loss"])
     assert max(measured.ours, measured.trees) < measured.trivial == pytest.approx(np.log(3), rel=0.02)
-    assert measured.worse == pytest.approx(measured.ours / measured.trees - 1)
+    worse = measured.worse_than_trees
+    assert measured.rows_judged == 150, "so few rows are held out that all of them are predicted in turn"
+    assert worse.low < worse.share < worse.high
+    assert measured.worse_than_trivial.high < -0.5
     assert "has no column 'colour'" in failed.failure
     text = tables.conclude([measured, failed])
-    assert "iris" in text
+    assert f"| {worse} | 150 |" in text
     assert "has no column 'colour'" in text
+
+
+def test_a_table_misses_the_goal_only_if_chance_cannot_explain_it():
+    noise = np.random.default_rng(1).uniform(0.5, 1.5, 400)
+    of_chance, certain = np.column_stack([noise, np.roll(noise, 1)]), np.column_stack([1.1 * noise, noise])
+    days = [f"day {row // 40}" for row in range(400)]
+    for compared, squared, share, low in (
+        (certain, False, 0.1, 0.1),
+        (certain, True, np.sqrt(1.1) - 1, np.sqrt(1.1) - 1),
+        (of_chance, False, 0.0, -0.05),
+    ):
+        worse = tables.worse_by(compared, range(400), squared=squared)
+        assert worse.share == pytest.approx(share, abs=1e-9)
+        assert worse.low == pytest.approx(low, abs=0.02)
+    same_days = np.repeat(np.random.default_rng(2).normal(1.0, 0.3, (10, 2)), 40, axis=0)
+    by_row, by_day = (tables.worse_by(same_days, drawn, squared=False) for drawn in (range(400), days))
+    assert by_day.high - by_day.low > 3 * (by_row.high - by_row.low), "the rows of one day are one draw"
+    results = [
+        tables.TableResult(
+            name, "batch_platform", 1.0, 1, 1.0, ours=1.0, trees=1.0, trivial=1.0, worse_than_trees=worse
+        )
+        for name, worse in {
+            "certain": tables.worse_by(certain, range(400), squared=False),
+            "chance": tables.Worse(0.2, -0.1, 0.5),
+        }.items()
+    ]
+    assert "by more than 5%, beyond chance: certain +10% (+10% to +10%). Worse" in tables.conclude(results)

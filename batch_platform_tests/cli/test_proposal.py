@@ -261,8 +261,15 @@ def test_a_key_of_two_columns_is_found_by_their_names_and_can_be_named(tmp_path)
     assert names(proposed(tmp_path / "orders.parquet")[0].key) == ["customer_id", "product_id"]
     asked = proposed(tmp_path / "orders.parquet", key=("product_id", "customer_id"))[0]
     assert names(asked.key) == ["product_id", "customer_id"]
-    with pytest.raises(WrongUseError, match="product_id do not identify the rows"):
+    with pytest.raises(WrongUseError, match="are not identified by product_id: some"):
         proposed(tmp_path / "orders.parquet", key=("product_id",))
+
+
+def test_a_part_of_the_time_gives_way_to_a_time_of_its_name(tmp_path):
+    orders().rename({"at": "Hour"}).write_parquet(tmp_path / "orders.parquet")
+    proposal, files = proposed(tmp_path / "orders.parquet")
+    assert (names(proposal.key), proposal.windows.calendar[0]) == (["id"], "hour")
+    assert "extract(hour FROM Hour) AS hour_of_time" in files["features.sql"]
 
 
 def test_names_that_scoring_takes_for_itself_give_way(tmp_path):
@@ -303,7 +310,7 @@ def test_rows_without_a_time_are_reported(cli, tmp_path, stand_in):
         ({"returned": None}, {}, "It is not clear which column of .* to predict; it could be shop"),
         ({}, {"time": "shop"}, "'shop' of .* has type VARCHAR and cannot be read as times"),
         ({"tags": [["a"]] * ROWS}, {"label": "tags"}, "'tags' of .* cannot be predicted"),
-        ({}, {"key": ("shop",)}, "shop do not identify the rows"),
+        ({}, {"key": ("shop",)}, "are not identified by shop"),
         ({}, {"label": "returnd"}, "has no column 'returnd'.*did you mean 'returned'"),
     ],
 )

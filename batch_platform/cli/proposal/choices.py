@@ -257,7 +257,7 @@ def _key(
         key = tuple(survey.column(name) for name in asked.key)
         if (holds := where(key)) is not None:
             return key, holds, []
-        msg = f"{listed(asked.key)} do not identify the rows of {survey.origin.path}: some rows have equal values or none."
+        msg = f"The rows of {survey.origin.path} are not identified by {listed(asked.key)}: some have equal values or none."
         raise WrongUseError(msg, hint="name more columns with --key, or omit --key to see the proposal.")
     able = [
         column

@@ -239,6 +239,7 @@ def _part_name(proposal: Proposal, part: str) -> str:
     """The name of a part of the time as a feature, which no other column has."""
     name = {"isodow": "weekday"}.get(part, part)
     taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
+    taken |= set() if proposal.windows is None else {_stored(proposal.windows.time).lower()}
     label = "" if proposal.label is None else _name(proposal.label).lower()
     return f"{name}_of_time" if name in {*taken, label, *ADDED_COLUMNS} else name
 
