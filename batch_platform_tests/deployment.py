@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.instance import prepare_instance
@@ -53,8 +57,7 @@ class Deployment:
             run_config={"ops": ops, "loggers": QUIET},
             instance=self.instance,
             asset_selection=keys,
-            partition_key=first if last is None else None,
-            tags={**range_tags(first, last), **(tags or {})},
+            tags={**_partition_tags(first, last), **(tags or {})},
             raise_on_error=False,
         )
 
@@ -116,6 +119,11 @@ def deploy(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
     monkeypatch.setenv("DAGSTER_HOME", str(pipeline.home.dagster))
     definitions = build_definitions(pipeline.spec, pipeline.folder)
     return Deployment(pipeline, definitions, dg.DagsterInstance.from_config(str(prepare_instance(pipeline.home))))
+
+
+def _partition_tags(first: str | None, last: str | None) -> dict[str, str]:
+    """The tags of a run over a range, or over one partition, which Dagster's own argument allows for equal partitions only."""
+    return {PARTITION_NAME_TAG: first} if first is not None and last is None else range_tags(first, last)
 
 
 def range_tags(first: str | None, last: str | None) -> dict[str, str]:

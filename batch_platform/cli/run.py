@@ -30,6 +30,7 @@ from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, RunFailedError, WrongUseError
+from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
@@ -77,6 +78,8 @@ def command(  # noqa: PLR0913 - the options of the command
     now = datetime.now(UTC)
     partitions = asked_for(wiring, now, first, last, only)
     named = bool(first or only)
+    if model and named:
+        _require_servable(wiring, partitions[0], model)
     wanted = Wanted(
         partitions, now, force=force, model=model, recheck=recheck or named, retrain=retrain, serve_all=named
     )
@@ -106,6 +109,19 @@ def asked_for(wiring: Wiring, now: datetime, first: str | None, last: str | None
         for partition in due
         if (begin is None or partition.start >= begin.start) and (end is None or partition.start <= end.start)
     ]
+
+
+def _require_servable(wiring: Wiring, first: Partition, version: str) -> None:
+    """Refuse to score what lies before the first serving period: raises WrongUseError."""
+    spec, calendar = wiring.spec, served_calendar(wiring.spec)
+    begin = calendar.holding(calendar.first_start)
+    if begin is not None and first.start < begin.start:
+        msg = (
+            f"{spec.name}, partition {first.key}: it cannot be scored, since predictions begin with {begin.key}, in the first "
+            "serving period that has enough history before it."
+        )
+        hint = f"batch-platform backtest {spec.name} --from {first.key} --to {first.key} --model {version} measures it there."
+        raise WrongUseError(msg, hint=hint)
 
 
 def _due(wiring: Wiring, key: str, due: Sequence[Partition]) -> Partition:
@@ -209,10 +225,18 @@ class Runs:
     def carry_out(self, wanted: Wanted, plan: Plan) -> None:
         """Carry out a plan with the job that brings partitions up to date, each range of partitions in one run.
 
-        Where a model is due, the run gets all wanted partitions, since it plans anew what the model changes.
+        Where a model is due, the run gets all wanted partitions, since it plans anew what the model changes. The job has no
+        partitions that no model can serve: their features are built by a job of their own.
         """
-        due = {item.partition for item in plan.of("features", "predictions", "performance")} & set(wanted.partitions)
-        for partitions in ranges(wanted.partitions if plan.of("model", "challengers") else due):
+        begin, asked = served_calendar(self.wiring.spec).first_start, set(wanted.partitions)
+        served = [partition for partition in wanted.partitions if partition.start >= begin]
+        unserved = [item for item in plan.of("features") if item.partition in asked and item.partition.start < begin]
+        self.bring(unserved, {"features": {"force": wanted.force}})
+        models = plan.of("model", "challengers")
+        if models and not served:
+            self.bring(models)
+        due = {item.partition for item in plan.of("features", "predictions", "performance")}
+        for partitions in ranges(served if models else due & set(served)):
             self._run(launch_of_all(self.wiring, partitions, wanted))
 
     def error(self) -> RunFailedError | None:

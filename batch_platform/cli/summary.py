@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from batch_platform.cli import terminal
-from batch_platform.components.jobs import MAKES, schedule_name
+from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import listed
@@ -180,7 +180,7 @@ def _next_steps(  # noqa: PLR0913 - what a run left to do
     if models and any(item.warm_up for item in left.blocked) and (first := _could_serve_from(wiring, left)):
         steps.append(f"batch-platform run {name} --from {first}, to score the past too, by a model of what was before")
     running = {state.instigator_name for state in instance.all_instigator_state() if state.is_running}
-    if off := [schedule for duty in MAKES if (schedule := schedule_name(name, duty)) not in running]:
+    if off := [schedule for duty in SCHEDULED if (schedule := schedule_name(name, duty)) not in running]:
         steps.append(f"batch-platform ui, and switch on {', '.join(off)}: new partitions are then done by themselves")
     return steps
 

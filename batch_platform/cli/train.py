@@ -69,8 +69,7 @@ def command(folder: Path | None, pipeline: str, key: str | None, *, force: bool)
                     terminal.say(f"  {TASKS[step][0]} {terminal.span([partition.key for partition in partitions])}")
             with terminal.progress(Counter[str](item.step for item in plan.items)) as listener:
                 runs = Runs(wiring, project, instance, listener)
-                for step in ("features", "model"):
-                    runs.bring(plan.of(step))
+                runs.bring(plan.of("model"))  # its job builds the features that are due
             if error := runs.error():
                 raise error
             state = wiring.pipeline().state()

@@ -1,13 +1,15 @@
 """The assets of a pipeline: raw sources, features, model, predictions, performance.
 
-Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits. In the job that
-brings a pipeline up to date, the step of the predictions first makes the features and models that are due.
+Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits. In a pipeline's own
+jobs, the steps of model and predictions first build the features that they lack; in the job that brings a pipeline up to date,
+the step of the predictions also trains the models that are due.
 """
 
 import traceback
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -20,6 +22,7 @@ from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
     TrainingConfig,
+    is_of_job,
     name_of_whole,
     training_config,
     training_schema,
@@ -31,8 +34,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, SourceError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.windows import training_window
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.plan import features_due, make_plan, with_snapshots_over
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
 from batch_platform.pipeline.steps import Step
@@ -45,7 +49,8 @@ from batch_platform.scoring.run import Committed
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first."""
     sources = [_source(wiring, name) for name in wiring.spec.sources]
-    features, model = _features(wiring), _model(wiring)
+    features = _features(wiring)
+    model = _model(wiring, features)
     upstream = _Upstream(wiring, features, model)
     predictions = _predictions(upstream)
     return [*sources, features, model, predictions, _performance(upstream, predictions)]
@@ -186,6 +191,16 @@ def _build(
         log.committed(commits.features(wiring, built), metadata=read_from, findings=built.findings)
 
 
+def _build_lacking(
+    context: dg.AssetExecutionContext, wiring: Wiring, features: dg.AssetsDefinition, partitions: Sequence[Partition]
+) -> None:
+    """Build the features that partitions lack, in a step of another asset. What fails on its own is left to the end of the step."""
+    state = with_snapshots_over(wiring.spec, wiring.pipeline().state(), now())
+    if lacking := [partition for partition in partitions if features_due(state, partition)]:
+        with _failing_later(context, later=True):
+            _build(context, wiring, features.get_asset_spec(wiring.key("features")), lacking, force=False)
+
+
 @contextmanager
 def _failing_later(context: dg.AssetExecutionContext, *, later: bool) -> Generator[None]:
     """Warn of partitions that are set apart, where a later step of the run fails in their place."""
@@ -198,9 +213,9 @@ def _failing_later(context: dg.AssetExecutionContext, *, later: bool) -> Generat
         context.log.warning("%s The other partitions go on; then this run fails.", error)
 
 
-def _model(wiring: Wiring) -> dg.AssetsDefinition:
+def _model(wiring: Wiring, features: dg.AssetsDefinition) -> dg.AssetsDefinition:
     key = wiring.key("model")
-    features = dg.AssetDep(wiring.key("features"), partition_mapping=wiring.history)
+    history = dg.AssetDep(wiring.key("features"), partition_mapping=wiring.history)
     of_challengers = [checks.CHALLENGERS_TRAINED] if wiring.spec.challengers else []
 
     @dg.asset(
@@ -212,7 +227,7 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
-        deps=[features, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
+        deps=[history, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=wiring.backfill_policy(wiring.serving_periods),
         pool=wiring.spec.dagster.pool,
         check_specs=[
@@ -224,10 +239,18 @@ def _model(wiring: Wiring) -> dg.AssetsDefinition:
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         config = training_config(wiring, context.op_execution_context.op_config)
-        with wiring.step(context):
+        builds = is_of_job(context.run, wiring, "train")
+        with wiring.step(context) as pipeline:
             due = _asked_periods(wiring, context, config)
+            if builds:
+                dropped = pipeline.state().dropped
+                windows = [training_window(wiring.spec, period.start, dropped) for period in due]
+                _build_lacking(context, wiring, features, list(dict.fromkeys(chain.from_iterable(windows))))
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(due))
-            _train_all(context, wiring, log, [(period, config) for period in due])
+            with _failing_later(context, later=builds):
+                _train_all(context, wiring, log, [(period, config) for period in due])
+            if builds and (error := error_of(wiring.spec, pipeline.state(), {context.run.run_id})):
+                raise error
         return log.finish(checks.GATE, checks.NO_SUSPECTED_LEAKS, *of_challengers)
 
     return model
@@ -384,9 +407,9 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
         metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
-        partitions_def=wiring.partitions,
+        partitions_def=wiring.served,
         deps=[wiring.key("features"), model],
-        backfill_policy=wiring.backfill_policy(wiring.partitions),
+        backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
     )
@@ -399,6 +422,8 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
                     name: getattr(config, name) for name in ("force", "model", "recheck", "retrain", "serve_all")
                 }
                 partitions = upstream.make(context, Wanted(partitions, now(), **options))
+            elif is_of_job(context.run, wiring, "score") and not config.replay:
+                _build_lacking(context, wiring, upstream.features, partitions)
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
             if upstream.is_due(context):
                 upstream.retell(context, log, "predictions", partitions)
@@ -431,7 +456,7 @@ def _as_a_whole(wiring: Wiring, log: PartitionLog, table: Step, commit: Commit) 
     """Metadata of a table, and its chart, for the last partition that a run logs."""
     rule = wiring.spec.monitoring.performance if table == "performance" else None
     bound = None if rule is None else rule.warn_below
-    chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.partitions), bound)
+    chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.served), bound)
     return {**chart, **describe.stored_table(wiring, table)}
 
 
@@ -474,9 +499,9 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
         io_manager_key=IO_MANAGER_KEY,
         code_version=describe.evaluation_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
-        partitions_def=wiring.partitions,
+        partitions_def=wiring.served,
         deps=[wiring.key("predictions"), *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
-        backfill_policy=wiring.backfill_policy(wiring.partitions),
+        backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in measures.values()],
     )

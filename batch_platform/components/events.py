@@ -191,7 +191,7 @@ def _unknown(
     wiring: Wiring, instance: dg.DagsterInstance, asset: str, runs: Mapping[str, str], busy: Container[tuple[str, str]]
 ) -> list[str]:
     """The keys of committed partitions of an asset that Dagster does not know of."""
-    definition = wiring.serving_periods if asset == "model" else wiring.partitions
+    definition = wiring.partitions_of(asset)
     if definition is None:  # one model for all partitions
         known = bool(instance.fetch_materializations(wiring.key(asset), limit=1).records)
         return [] if known or (asset, "") in busy else list(runs)[-1:]

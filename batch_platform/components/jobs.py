@@ -1,7 +1,8 @@
 """The jobs of a pipeline: their names and steps, the runs that do what is due, and the options of a run.
 
-One job follows the whole plan, for partitions that somebody asks for; the three others do one part of it each, and are what
-the schedules launch.
+One job follows the whole plan, for partitions that somebody asks for. The others do one part of it each: one builds features,
+and three are what the schedules launch. Features have partitions that no model serves, and Dagster lets a job materialize only
+assets with the same partitions. So the jobs that score and train build the features that they lack in their own step.
 """
 
 import json
@@ -23,17 +24,20 @@ from batch_platform.declaration.redaction import redacted
 from batch_platform.pipeline.steps import ASSET_OF, Request, Step
 from batch_platform.pipeline.wanted import Wanted
 
-Duty = Literal["score", "train", "evaluate"]
+Duty = Literal["build", "score", "train", "evaluate"]
 MAKES: dict[Duty, tuple[Step, ...]] = {
-    "score": ("features", "predictions"),
+    "build": ("features",),
+    "score": ("predictions",),
     "train": ("model", "challengers"),
     "evaluate": ("performance",),
 }
+SCHEDULED: tuple[Duty, ...] = ("score", "train", "evaluate")
 DUTY_OF: dict[Step, Duty] = {step: duty for duty, steps in MAKES.items() for step in steps}
 _DESCRIPTIONS: dict[Duty, str] = {
-    "score": "Builds the features of partitions and scores them with their champions.",
-    "train": "Trains the model of a serving period and submits it to the gate. The launchpad shows the declared parameters; "
-    "changes apply to that training only.",
+    "build": "Builds the features of partitions, also of those that no model serves.",
+    "score": "Builds the features of partitions, where they are due, and scores them with their champions.",
+    "train": "Builds the features of the training window, where they are due, trains the model of a serving period and submits "
+    "it to the gate. The launchpad shows the declared parameters; changes apply to that training only.",
     "evaluate": "Evaluates the predictions of partitions whose labels are known.",
 }
 
@@ -73,6 +77,11 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
         )
         for duty, description in _DESCRIPTIONS.items()
     }
+
+
+def is_of_job(run: dg.DagsterRun, wiring: Wiring, *duties: Duty) -> bool:
+    """Whether a run is of one of these jobs of a pipeline, rather than of assets that somebody chose."""
+    return run.job_name in {job_name(wiring.spec.name, duty) for duty in duties}
 
 
 def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:

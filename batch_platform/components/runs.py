@@ -12,11 +12,11 @@ from batch_platform.components.dagster_internals import (
     NOT_FINISHED_STATUSES,
     PARTITION_NAME_TAG,
 )
-from batch_platform.components.jobs import MAKES, MAKES_ALL, assets_of, job_name, name_of_whole
+from batch_platform.components.jobs import MAKES, MAKES_ALL, assets_of, is_of_job, name_of_whole
 from batch_platform.components.processes import dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
-from batch_platform.declaration.windows import serving_calendar
+from batch_platform.declaration.windows import serving_calendar, training_window
 
 RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
@@ -61,7 +61,13 @@ def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
 
 
 def _upstream(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
-    """The features and models that a run of the job that brings a pipeline up to date may make on the way."""
+    """The features and models that a run of a job may make on the way."""
+    if is_of_job(run, wiring, "score"):
+        yield from (("features", key) for key in _keys(wiring, "predictions", run))
+    if is_of_job(run, wiring, "train"):
+        periods = [wiring.serving_period(key) for key in _keys(wiring, "model", run) if key]
+        windows = [training_window(wiring.spec, period.start) for period in periods]
+        yield from {("features", partition.key) for window in windows for partition in window}
     if run.job_name != name_of_whole(wiring.spec.name) or not (keys := _keys(wiring, "predictions", run)):
         return
     calendar, periods = wiring.spec.partitions.calendar, serving_calendar(wiring.spec)
@@ -92,7 +98,7 @@ def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
         return [key.path[1] for key in run.asset_selection if key.path[0] == name and len(key.path) > 1]
     if run.job_name == name_of_whole(name):
         return list(MAKES_ALL)
-    return [asset for duty in MAKES if run.job_name == job_name(name, duty) for asset in assets_of(duty)]
+    return [asset for duty in MAKES if is_of_job(run, wiring, duty) for asset in assets_of(duty)]
 
 
 def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:

@@ -1,4 +1,4 @@
-"""The schedules that keep a pipeline up to date, one for each job. A tick asks `plan.py` what is due, and requests it.
+"""The schedules that keep a pipeline up to date: one scores, one trains, one evaluates. A tick asks `plan.py` what is due, and requests it.
 
 A tick requests every partition that is due, oldest first, in ranges without gaps, up to a limit, and leaves out what a
 run in progress holds. So down-time, failures and a first start from an empty home need no manual work. A partition that
@@ -18,7 +18,7 @@ import dagster as dg
 from batch_platform.components import checks, runs
 from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition, is_preview
 from batch_platform.components.events import log_unknown_commits
-from batch_platform.components.jobs import DUTY_OF, MAKES, Duty, launch_of, schedule_name
+from batch_platform.components.jobs import DUTY_OF, MAKES, SCHEDULED, Duty, launch_of, schedule_name
 from batch_platform.components.processes import close_dead_runs
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import listed
@@ -30,12 +30,12 @@ from batch_platform.pipeline.steps import STEPS, Item, Request, Step, requests
 _GAPS = "If nothing is due, the tick is skipped and says why. What was missed while the schedule was off is caught up."
 _DEFAULT_CRONS = {"hour": "5 * * * *", "day": "0 5 * * *", "week": "0 5 * * 0", "month": "0 5 1 * *"}
 MOST_BYTES = 1 << 30  # of a source that a tick reads anew to find late rows: a tick has a minute
-_OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"features", "model", "predictions"})
+_OTHERS_WAIT_FOR: frozenset[Step] = frozenset({"model", "predictions"})  # each builds the features that it needs
 
 
 def build_schedules(wiring: Wiring, jobs: Mapping[Duty, UnresolvedAssetJobDefinition]) -> list[dg.ScheduleDefinition]:
-    """One schedule for each job, stopped until it is switched on."""
-    return [_schedule(wiring, duty, job) for duty, job in jobs.items()]
+    """The schedules of a pipeline, stopped until they are switched on."""
+    return [_schedule(wiring, duty, jobs[duty]) for duty in SCHEDULED]
 
 
 def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
@@ -46,7 +46,7 @@ def _schedule(wiring: Wiring, duty: Duty, job: UnresolvedAssetJobDefinition) -> 
     again = f", and of the newest one again when {changes}" if spec.model.train.retrain == "when_changed" else ""
     description = {
         "score": "Builds and scores every partition that is missing, failed or stale, oldest first.",
-        "train": f"Trains the model of every serving period that has none{again}, once its features are built.",
+        "train": f"Trains the model of every serving period that has none{again}, and builds the features that it learns from.",
         "evaluate": f"Evaluates every scored partition once its {known}.",
     }[duty]
     due_items = {"score": _to_score, "train": _to_train, "evaluate": _to_evaluate}[duty]
@@ -171,16 +171,21 @@ def _by_schedule(tick: _Tick, steps: Iterable[Step], due: Mapping[Step, str]) ->
 
 
 def _to_score(tick: _Tick) -> list[Item]:
-    """Features, also of models that are trained again, and predictions that wait for no model."""
-    due = [*tick.plan.of("features"), *tick.retried.of("features")]
-    due += [item for item in tick.plan.of("predictions") if not item.awaits_model]
-    busy = {key for asset, key in tick.held if asset in ("features", "predictions")}
+    """Predictions that wait for no model, and whose features no run is about to build."""
+    busy = {key for asset, key in tick.held if asset == "predictions"} | _being_built(tick)
+    due = [item for item in tick.plan.of("predictions") if not item.awaits_model]
     return [item for item in due if item.partition.key not in busy]
 
 
+def _being_built(tick: _Tick) -> set[str]:
+    """The partitions whose features are due and held by a run."""
+    due = {item.partition.key for plan in (tick.plan, tick.retried) for item in plan.of("features")}
+    return due & {key for asset, key in tick.held if asset == "features"}
+
+
 def _to_train(tick: _Tick) -> list[Item]:
-    """The serving periods whose history is built and that no run trains for."""
-    lacking = {item.partition.key for item in tick.retried.of("features")}
+    """The serving periods that no run trains for, and whose features no run is about to build."""
+    being_built = _being_built(tick)
     busy = {key for asset, key in tick.held if asset == "model"}
     if busy and tick.wiring.serving_periods is None:
         return []
@@ -189,7 +194,7 @@ def _to_train(tick: _Tick) -> list[Item]:
         for item in tick.retried.of("model", "challengers")
         if item.partition.key not in busy
         and not any(
-            partition.key in lacking
+            partition.key in being_built
             for partition in training_window(tick.wiring.spec, item.partition.start, tick.dropped)
         )
     ]

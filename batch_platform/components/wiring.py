@@ -18,7 +18,7 @@ from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyE
 from batch_platform.declaration.redaction import redact, redacted_output
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
-from batch_platform.declaration.windows import serving_calendar
+from batch_platform.declaration.windows import served_calendar, serving_calendar, trainable_calendar
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
@@ -51,14 +51,24 @@ class Wiring:
 
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
-        """The partitions of features, predictions and performance."""
+        """The partitions of features, and of sources with a file for each."""
         return _time_windows(self.spec.partitions.calendar)
+
+    @cached_property
+    def served(self) -> dg.TimeWindowPartitionsDefinition:
+        """The partitions of predictions and performance: those that a model can serve."""
+        return _time_windows(served_calendar(self.spec))
 
     @cached_property
     def serving_periods(self) -> dg.TimeWindowPartitionsDefinition | None:
         """The partitions of the model, each from its start on; None if one model serves all partitions."""
-        calendar = serving_calendar(self.spec)
+        calendar = trainable_calendar(self.spec)
         return None if calendar is None else _time_windows(calendar)
+
+    def partitions_of(self, asset: str) -> dg.TimeWindowPartitionsDefinition | None:
+        """The partitions of one of its assets; None for a model that serves all partitions."""
+        of_asset = {"model": self.serving_periods, "predictions": self.served, "performance": self.served}
+        return of_asset.get(asset, self.partitions)
 
     @cached_property
     def history(self) -> dg.TimeWindowPartitionMapping | None:

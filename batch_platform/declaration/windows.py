@@ -1,6 +1,7 @@
 """Serving periods, training windows and label maturity of a pipeline, from its declaration alone."""
 
 from collections.abc import Container, Sequence
+from dataclasses import replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -72,6 +73,30 @@ def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:
         return []
     begun = [period for period in calendar.due(now) if period.start <= now]
     return [period for period in begun if can_train(spec, training_window(spec, period.start))]
+
+
+def trainable_calendar(spec: PipelineSpec) -> Calendar | None:
+    """The serving periods whose models have enough to learn from; all of them, where there is none."""
+    calendar, first = serving_calendar(spec), first_service(spec)
+    return calendar if calendar is None or first is None else _from(calendar, first)
+
+
+def served_calendar(spec: PipelineSpec) -> Calendar:
+    """The partitions that can have predictions: with a model for each serving period, those from the first one on.
+
+    All partitions, where one model serves whatever it is trained for, where snapshots are scored, or where the partitions end
+    before the first serving period.
+    """
+    calendar = spec.partitions.calendar
+    if serving_calendar(spec) is None or (first := first_service(spec)) is None:
+        return calendar
+    served = _from(calendar, first)
+    return calendar if served.last_end is not None and served.last_end <= served.first_start else served
+
+
+def _from(calendar: Calendar, first: Partition) -> Calendar:
+    """What is left of a calendar from the start of a serving period on."""
+    return replace(calendar, start=max(calendar.start, first.start.astimezone(calendar.zone).replace(tzinfo=None)))
 
 
 def first_service(spec: PipelineSpec) -> Partition | None:

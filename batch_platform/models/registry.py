@@ -122,7 +122,8 @@ class Registry:
             first = approved[0]
             earliest = f"the earliest approved version, {first.version}, serves from {first.serving_period} on"
         msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
-        hint = f"batch-platform run {self.pipeline} --partition {partition_key} --model VERSION scores it with any version."
+        key = partition_key
+        hint = f"batch-platform backtest {self.pipeline} --from {key} --to {key} --model VERSION measures any version on it."
         waiting = [
             version for version in self._by_period if version.serving_start <= at and self._was(version, "waiting")
         ]

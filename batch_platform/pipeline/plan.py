@@ -17,6 +17,7 @@ from batch_platform.declaration.windows import (
     can_train,
     first_service,
     matures,
+    served_calendar,
     serving_calendar,
     serving_periods,
     training_window,
@@ -72,7 +73,10 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
         with_model = {item.partition.key for item in models} | failed_models
         challengers = due_challengers(spec, state, now, wanted, force=force)
         challengers = [item for item in challengers if item.partition.key not in with_model]
-    predictions, blocked, stale = _due_predictions(spec, state, wanted, models, version, force=force)
+    served_from = served_calendar(spec).first_start
+    servable = [partition for partition in wanted if partition.start >= served_from]
+    predictions, blocked, stale = _due_predictions(spec, state, servable, models, version, force=force)
+    blocked = _with_warm_up(spec, state, models, wanted, blocked)
     scored = {item.partition.key for item in predictions}
     forced = {partition.key: partition for partition in wanted} if force else {}
     windows = [training_window(spec, item.partition.start, state.dropped) for item in (*models, *challengers)]
@@ -87,11 +91,11 @@ def make_plan(  # noqa: PLR0913 - the plan's questions
     rebuilt = {item.partition.key for item in features} - scored
     again = [
         Item("predictions", partition, "its features are built again")
-        for partition in wanted
+        for partition in servable
         if partition.key in rebuilt and partition.key in state.scores and spec.predictions.rescore != "never"
     ]
     predictions = sorted([*predictions, *again], key=lambda item: item.partition.start)
-    performance = _due_performance(spec, state, now, wanted, {item.partition.key for item in predictions})
+    performance = _due_performance(spec, state, now, servable, {item.partition.key for item in predictions})
     stale = {item.partition.key: item.reason for item in again} | stale
     remarks = state.gone | {key: _remark(spec, state, run) for key, run in state.scores.items()}
     remarks = {key: remark for key, remark in remarks.items() if remark and key not in stale}
@@ -252,8 +256,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
             blocked.append(Item("predictions", partition, "no model serves it"))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
-    first = _first_service(spec, state.registry, models) if blocked else None
-    return due, _with_warm_up(first, blocked), stale
+    return due, blocked, stale
 
 
 def _first_service(spec: PipelineSpec, registry: Registry, models: Sequence[Item]) -> Partition | None:
@@ -266,8 +269,17 @@ def _first_service(spec: PipelineSpec, registry: Registry, models: Sequence[Item
     return first_service(spec)
 
 
-def _with_warm_up(first: Partition | None, blocked: list[Item]) -> list[Item]:
-    """What no model serves; of partitions before the first model, when it serves."""
+def _with_warm_up(
+    spec: PipelineSpec, state: State, models: Sequence[Item], wanted: Sequence[Partition], blocked: Sequence[Item]
+) -> list[Item]:
+    """What no model serves, with what no model can serve; of partitions before the first model, when it serves.
+
+    What was scored before the first serving period, as the pipeline was once declared, stays as it is.
+    """
+    served_from = served_calendar(spec).first_start
+    early = [item for item in wanted if item.start < served_from and item.key not in state.scores]
+    blocked = [*(Item("predictions", partition, "no model serves it") for partition in early), *blocked]
+    first = _first_service(spec, state.registry, models) if blocked else None
     if first is None:
         return blocked
     return [

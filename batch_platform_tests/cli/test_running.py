@@ -175,15 +175,26 @@ def test_force_scores_again_and_changes_no_prediction(cli, project):
     assert {key for (key, *_), old in zip(published(project, SCORED), runs, strict=True) if (key, *_) != old} == {DAY}
 
 
-def test_given_version_scores_what_no_model_serves_and_is_marked_in_sample(cli, project):
+def test_given_version_is_refused_where_no_model_can_serve_and_is_measured_there_by_a_backtest(cli, project):
     (version,) = cli(project, "run", "small", "--from", DAY, "--json").json["versions"]
-    args = ("run", "small", "--partition", "2024-01-05", "--model", version)
-    assert cli(project, *args).code == 0
-    query = "SELECT model_version, in_sample FROM batch_platform.score_runs WHERE partition_key = '2024-01-05'"
-    assert published(project, query) == [(version, True)]
-    query = "SELECT DISTINCT partition_key, in_sample FROM small.performance ORDER BY ALL"
-    assert {("2024-01-05", True), (DAY, False)} <= set(published(project, query))
-    assert cli(project, *args).out.splitlines()[0] == "small: everything asked for is up to date."
+    refused = cli(project, "run", "small", "--partition", "2024-01-05", "--model", version)
+    assert refused.code == 2
+    assert refused.error.startswith(
+        "small, partition 2024-01-05: it cannot be scored, since predictions begin with 2024-02-01, in the first serving period"
+    )
+    command = refused.error.partition("Hint: batch-platform ")[2].partition(" measures")[0]
+    assert cli(project, *command.split()).code == 0
+    query = "SELECT DISTINCT partition_key, in_sample FROM small.backtests"
+    assert published(project, query) == [("2024-01-05", True)]
+
+
+def test_features_before_the_first_serving_period_are_built_where_they_are_forced(cli, project):
+    built = "SELECT count(*) FROM batch_platform.feature_builds WHERE partition_key = '2024-01-05'"
+    ((before,),) = published(project, built)
+    answer = cli(project, "run", "small", "--from", "2024-01-05", "--to", "2024-01-05", "--force")
+    assert "build features of 1 partition (2024-01-05)" in answer.out
+    assert "1 partition is warm-up (2024-01-05): the first model serves from 2024-02-01" in answer.out
+    assert published(project, built) == [(before + 1,)]
 
 
 def test_partition_without_rows_is_a_success_with_a_row_of_zeros(cli, project):

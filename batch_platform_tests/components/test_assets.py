@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import polars as pl
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_platform.components import checks
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import DataError, WarehouseBusyError
-from batch_platform.declaration.windows import serving_calendar
+from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
 from batch_platform.features.sources.opening import Sources, SourceState
 from batch_platform.models import bundle
 from batch_platform.models.forest import arrays
@@ -163,9 +165,27 @@ def test_a_day_is_scored_by_the_model_of_its_month(tmp_path, monkeypatch):
     assert upstream(deployment, "predictions", "features", "2024-02-17") == ["2024-02-17"]
 
 
-def test_a_day_before_the_first_serving_period_has_no_model_upstream(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch, model={"train": {"start": "2024-02-01"}})
-    assert upstream(deployment, "predictions", "model", "2024-01-31") == []
+def test_predictions_and_performance_begin_with_the_first_serving_period_and_features_before_it(tmp_path, monkeypatch):
+    deployment = deploy(tmp_path, monkeypatch)
+    keys = {
+        name: spec.partitions_def.get_partition_keys() for name, spec in specs(deployment).items() if name != "events"
+    }
+    assert keys == {
+        "features": deployment.days("2024-01-01", "2024-02-29"),
+        "model": ["2024-02-01"],
+        "predictions": deployment.days("2024-02-01", "2024-02-29"),
+        "performance": deployment.days("2024-02-01", "2024-02-29"),
+    }
+    graph = deployment.definitions.resolve_asset_graph()
+    features, predictions = (graph.get(deployment.key(asset)) for asset in ("features", "predictions"))
+    mapping = graph.get_partition_mapping(predictions.key, features.key)
+    days = features.partitions_def.subset_with_partition_keys(["2024-01-31", "2024-02-01"])
+    downstream = mapping.get_downstream_partitions_for_partitions(
+        days, features.partitions_def, predictions.partitions_def
+    )
+    assert list(downstream.get_partition_keys()) == ["2024-02-01"]
+    single = deploy(tmp_path / "single", monkeypatch, model={"train": {"every": None}})
+    assert specs(single)["predictions"].partitions_def == specs(single)["features"].partitions_def
 
 
 def test_a_model_learns_from_the_history_before_its_period(tmp_path, monkeypatch):
@@ -212,7 +232,11 @@ def test_dagster_and_the_calendar_name_the_same_partitions(tmp_path, every, time
 def test_dagster_and_the_calendar_name_the_same_serving_periods(tmp_path, every, timezone):
     partitions = {"start": "2023-02-10", "end": "2024-05-17", "timezone": timezone}
     spec = small_spec(partitions=partitions, model={"train": {"every": every}})
-    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, serving_calendar(spec))
+    assert_same_partitions(Wiring(spec, tmp_path).serving_periods, trainable_calendar(spec))
+    begun = serving_periods(spec, datetime(2024, 5, 1, tzinfo=UTC))
+    assert begun == [period for period in trainable_calendar(spec).due(begun[-1].start) if period in begun]
+    assert_same_partitions(Wiring(spec, tmp_path).served, served_calendar(spec))
+    assert served_calendar(spec).first_start >= begun[0].start
 
 
 def assert_same_partitions(dagsters: dg.TimeWindowPartitionsDefinition, calendar: Calendar) -> None:
@@ -409,7 +433,8 @@ def test_scores_of_a_model_that_cannot_be_compiled_here_say_so(trained, tmp_path
     assert again.pipeline.state().scores["2024-02-02"].engine == value(native, "engine")
 
 
-def test_a_version_can_be_asked_for(trained):
+def test_a_version_can_be_asked_for(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
     assert trained.run("features", first="2024-01-10").success
     (version,) = [model.version for model in trained.pipeline.state().registry.versions]
     result = trained.run("predictions", first="2024-01-10", config={"predictions": {"model": version}})
@@ -422,7 +447,8 @@ def test_a_version_can_be_asked_for(trained):
     assert value(measured, "in_sample")
 
 
-def test_a_partition_before_every_model_fails_in_one_paragraph(trained):
+def test_a_partition_before_every_model_fails_in_one_paragraph(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
     trained.run("features", first="2024-01-10")
     message = failure(trained.run("predictions", first="2024-01-10"))
     assert "small" in message
@@ -462,7 +488,7 @@ def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tm
     trained = deploy_trained(tmp_path, monkeypatch)
     ran: list[str] = []
 
-    @dg.asset(partitions_def=trained.wiring.partitions, deps=[trained.key("predictions")])
+    @dg.asset(partitions_def=trained.wiring.served, deps=[trained.key("predictions")])
     def emails(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         rows = published(
             trained, f"SELECT count(*) FROM small.predictions WHERE partition_key = '{context.partition_key}'"
@@ -480,7 +506,7 @@ def test_assets_downstream_run_after_the_predictions_and_get_their_own_events(tm
     job = together.resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=trained.instance,
-        partition_key="2024-02-07",
+        tags={PARTITION_NAME_TAG: "2024-02-07"},
         asset_selection=[trained.key("features"), trained.key("predictions"), emails.key, count.key],
     )
     assert result.success
@@ -523,8 +549,8 @@ def test_a_refused_model_is_a_warning_and_not_a_failure(tmp_path, monkeypatch):
 
 
 def test_training_on_insufficient_data_fails_in_one_paragraph(tmp_path, monkeypatch):
-    deployment = deploy(tmp_path, monkeypatch)
-    message = failure(deployment.run("model", first="2024-01-01"))
+    deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
+    message = failure(deployment.run("model", config={"model": {"until": "2024-01-01"}}))
     assert message.startswith("small, serving period 2024-01-01:")
     assert "\n" not in message
     assert "Traceback" not in message
@@ -611,7 +637,8 @@ def test_a_serving_period_whose_training_fails_does_not_hold_up_the_next(tmp_pat
     assert partitions_of(deployment.materializations("model", result.run_id)) == ["2024-01-07"]
 
 
-def test_partitions_that_fail_do_not_hold_up_others_of_the_run(trained):
+def test_partitions_that_fail_do_not_hold_up_others_of_the_run(tmp_path, monkeypatch):
+    trained = deploy_trained(tmp_path, monkeypatch, model={"train": {"every": None}})
     trained.score("2024-02-06", "2024-02-06")  # builds its features
     assert trained.run("features", first="2024-01-30", last="2024-02-06").success
     scoring = trained.run("predictions", first="2024-01-30", last="2024-02-05")

@@ -32,6 +32,7 @@ def scored(home: Path) -> list[tuple[str, int]]:
 def test_a_partition_a_range_and_the_job_that_brings_them_up_to_date_are_launched_by_dg(launch, tmp_path):
     launch("--job", "small_bring_up_to_date", "--partition-range", "2024-02-01...2024-02-01")
     assert scored(tmp_path / "home") == [("2024-02-01", 40)]
-    launch("--assets", BOTH, "--partition", "2024-02-02")
+    launch("--assets", "key:small/features", "--partition", "2024-02-02")
+    launch("--assets", "key:small/predictions", "--partition", "2024-02-02")
     launch("--assets", BOTH, "--partition-range", "2024-02-03...2024-02-05")
     assert scored(tmp_path / "home") == [(f"2024-02-0{day}", 40) for day in range(1, 6)]

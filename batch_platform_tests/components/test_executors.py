@@ -22,11 +22,11 @@ def defs():
         executor=dg.multiprocess_executor.configured(
             {"start_method": {"forkserver": {"preload_modules": ["batch_platform.scoring.run"]}}}
         ),
-        jobs=[dg.define_asset_job("daily", dg.AssetSelection.assets(["small", "features"], ["small", "predictions"]))],
+        jobs=[dg.define_asset_job("daily", dg.AssetSelection.assets(["small", "predictions"], ["small", "performance"]))],
         resources={"io_manager": dg.FilesystemIOManager(base_dir="own")},
     )
 """
-FORCED = {f"small__{asset}": {"config": {"force": True}} for asset in ("features", "predictions")}
+FORCED = {"small__predictions": {"config": {"force": True}}}
 
 
 def daily_job(folder: str) -> dg.JobDefinition:
@@ -55,7 +55,7 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
             if record.event_log_entry.dagster_event_type == dg.DagsterEventType.STEP_WORKER_STARTED
         }
         committed = {event.partition for event in result.all_events if event.is_step_materialization}
-    assert processes == {"small__features", "small__predictions", "small__predictions_up_to_date"}
+    assert processes == {"small__predictions", "small__predictions_up_to_date", "small__performance"}
     days = ["2024-02-02", "2024-02-03", "2024-02-04"]
     assert sorted(committed) == days
     scored = "SELECT DISTINCT partition_key FROM small.predictions WHERE run_id = $run ORDER BY 1"

@@ -145,7 +145,7 @@ def test_from_an_empty_home_ticks_bring_everything_in_in_the_right_order(tmp_pat
             assert all(tick(deployment, schedule, AFTER_ALL))
         rounds.append(recorded(deployment))
         assert len(rounds) < 6
-    assert rounds[0] == {"features": 59, "models": 1, "scores": 0, "evaluations": 0}  # nothing needs 31 January
+    assert rounds[0] == {"features": 30, "models": 1, "scores": 0, "evaluations": 0}  # nothing needs 31 January
     assert rounds[-1] == {"features": 59, "models": 1, "scores": 29, "evaluations": 29}
     assert len(rounds) == 2
     for schedule in SCHEDULES:
@@ -164,15 +164,12 @@ def test_nothing_missing_is_skipped_with_a_reason(tmp_path, monkeypatch):
 
 def test_a_schedule_that_waits_for_another_one_names_it(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
-    reasons = {schedule: look(deployment, schedule, AFTER_ALL)[1] for schedule in ("training", "performance")}
+    reasons = {schedule: look(deployment, schedule, AFTER_ALL)[1] for schedule in ("predictions", "performance")}
     assert reasons == {
-        "training": "Nothing can be done here yet: 1 of model, waiting for 59 of features (small_score_when_due).",
-        "performance": "Nothing can be done here yet: 29 of performance, waiting for 59 of features (small_score_when_due), "
-        "1 of model (small_train_when_due), 29 of predictions (small_score_when_due).",
+        "predictions": "Nothing can be done here yet: 29 of predictions, waiting for 1 of model (small_train_when_due).",
+        "performance": "Nothing can be done here yet: 29 of performance, waiting for 1 of model (small_train_when_due), "
+        "29 of predictions (small_score_when_due).",
     }
-    assert all(tick(deployment, "predictions", AFTER_ALL))
-    _, reason = look(deployment, "predictions", AFTER_ALL)
-    assert reason == "Nothing can be done here yet: 29 of predictions, waiting for 1 of model (small_train_when_due)."
     assert all(tick(deployment, "training", AFTER_ALL))
     _, reason = look(deployment, "training", AFTER_ALL)
     assert reason == "Nothing is due here; elsewhere: 29 of predictions (small_score_when_due)."
@@ -196,7 +193,7 @@ def test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse(trained, mon
 
 def test_a_tick_in_an_empty_home_makes_no_warehouse(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
-    assert look(deployment, "predictions", AFTER_ALL)[0] != []
+    assert look(deployment, "training", AFTER_ALL)[0] != []
     assert not deployment.pipeline.home.warehouse.exists()
     assert not deployment.pipeline.home.published.exists()
 
@@ -204,7 +201,9 @@ def test_a_tick_in_an_empty_home_makes_no_warehouse(tmp_path, monkeypatch):
 def test_a_run_of_features_alone_is_seen_by_the_next_tick(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch)
     assert deployment.run("features", first="2024-01-01", last="2024-01-30").success
-    assert requested(deployment, "predictions", at("2024-02-01T05:00")) == []
+    before = deployment.pipeline.state().features
+    assert tick(deployment, "training", at("2024-02-01T05:00")) == [True]
+    assert deployment.pipeline.state().features == before
 
 
 @pytest.mark.parametrize(("log_key", "logged"), [(None, 0), (["__repository__", "small_score_when_due", "17"], 2)])
@@ -219,12 +218,8 @@ def test_a_tick_of_the_daemon_logs_commits_that_dagster_does_not_know_and_a_prev
 
 def test_three_days_of_down_time_are_one_range(trained):
     trained.score("2024-02-01", "2024-02-04")
-    assert requested(trained, "predictions", at("2024-02-06T05:00")) == [
-        (("features", "predictions"), "2024-02-05", "2024-02-05")
-    ]
-    assert requested(trained, "predictions", at("2024-02-08T05:00")) == [
-        (("features", "predictions"), "2024-02-05", "2024-02-07")
-    ]
+    assert requested(trained, "predictions", at("2024-02-06T05:00")) == [(("predictions",), "2024-02-05", "2024-02-05")]
+    assert requested(trained, "predictions", at("2024-02-08T05:00")) == [(("predictions",), "2024-02-05", "2024-02-07")]
     assert tick(trained, "predictions", at("2024-02-08T05:00")) == [True]
     assert look(trained, "predictions", at("2024-02-08T05:00"))[0] == []
     assert len(trained.pipeline.state().scores) == 7
@@ -233,18 +228,19 @@ def test_three_days_of_down_time_are_one_range(trained):
 def test_a_gap_splits_the_range(trained):
     trained.score("2024-02-02", "2024-02-02")
     assert requested(trained, "predictions", at("2024-02-05T05:00")) == [
-        (("features", "predictions"), "2024-02-01", "2024-02-01"),
-        (("features", "predictions"), "2024-02-03", "2024-02-04"),
+        (("predictions",), "2024-02-01", "2024-02-01"),
+        (("predictions",), "2024-02-03", "2024-02-04"),
     ]
 
 
 def test_features_that_are_built_are_not_asked_for_again(trained):
     assert trained.run("features", first="2024-02-02", last="2024-02-03").success
-    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [
-        (("features", "predictions"), "2024-02-01", "2024-02-01"),
-        (("features", "predictions"), "2024-02-04", "2024-02-04"),
-        (("predictions",), "2024-02-02", "2024-02-03"),
-    ]
+    before = trained.pipeline.state().features
+    assert requested(trained, "predictions", at("2024-02-05T05:00")) == [(("predictions",), "2024-02-01", "2024-02-04")]
+    assert tick(trained, "predictions", at("2024-02-05T05:00")) == [True]
+    state = trained.pipeline.state()
+    assert {key: state.features[key] for key in before} == before
+    assert sorted(state.scores) == [f"2024-02-0{day}" for day in (1, 2, 3, 4)]
 
 
 def with_one_key_between(first: str, last: str) -> pl.DataFrame:
@@ -261,7 +257,7 @@ def test_a_failed_partition_is_requested_again_and_holds_up_none_behind_it(tmp_p
     assert "2024-02-03" not in trained.pipeline.state().features
     assert sorted(trained.pipeline.state().scores) == [f"2024-02-0{day}" for day in (1, 2, 4, 5, 6)]
     assert tick(trained, "predictions", when) == [False]
-    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-03", "2024-02-03")]
+    assert requested(trained, "predictions", when) == [(("predictions",), "2024-02-03", "2024-02-03")]
     small_events().write_parquet(trained.pipeline.folder / "events.parquet")
     assert tick(trained, "predictions", when) == [True]
     assert look(trained, "predictions", when)[0] == []
@@ -278,8 +274,8 @@ def test_a_range_under_way_is_not_requested_twice(trained, status, of_a_schedule
     else:
         under_way(trained, "features", "predictions", status=status, tags=tags)
     assert requested(trained, "predictions", at("2024-02-07T05:00")) == [
-        (("features", "predictions"), "2024-02-01", "2024-02-01"),
-        (("features", "predictions"), "2024-02-05", "2024-02-06"),
+        (("predictions",), "2024-02-01", "2024-02-01"),
+        (("predictions",), "2024-02-05", "2024-02-06"),
     ]
 
 
@@ -313,9 +309,9 @@ def test_runs_of_other_pipelines_and_of_former_partitions_hold_nothing(trained):
 def test_a_tick_requests_no_more_than_its_limit_oldest_first(tmp_path, monkeypatch):
     trained = deploy_trained(tmp_path, monkeypatch, predictions={"limit": 4})
     when = at("2024-02-12T05:00")
-    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-01", "2024-02-04")]
+    assert requested(trained, "predictions", when) == [(("predictions",), "2024-02-01", "2024-02-04")]
     assert tick(trained, "predictions", when) == [True]
-    assert requested(trained, "predictions", when) == [(("features", "predictions"), "2024-02-05", "2024-02-08")]
+    assert requested(trained, "predictions", when) == [(("predictions",), "2024-02-05", "2024-02-08")]
 
 
 def test_run_keys_differ_from_tick_to_tick_and_within_one(trained):
@@ -371,8 +367,10 @@ def test_days_on_which_clocks_change_are_requested_and_built_whole(tmp_path, mon
 @pytest.mark.parametrize(("every", "count"), [("day", 3), ("hour", 71)])
 def test_a_tick_after_clocks_change_requests_every_partition_once(tmp_path, monkeypatch, every, count):
     partitions = {"every": every, "start": "2024-03-01", "end": None, "timezone": "America/New_York"}
-    train = {"every": "day", "window": "all", "evaluate": "1 day"}
-    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train})
+    events = small_events(date(2024, 3, 1), date(2024, 3, 3), rows_per_day=100)
+    train = {"every": None, "evaluate": "1 day"}
+    deployment = deploy(tmp_path, monkeypatch, partitions=partitions, model={"train": train}, events=events)
+    deployment.train({"day": "2024-03-04", "hour": "2024-03-04-00:00"}[every])
     before, after = (datetime(2024, 3, day, 5, tzinfo=ZoneInfo("America/New_York")) for day in (9, 12))
     ranges = [requested(deployment, "predictions", when) for when in (before, after)]
     firsts = [requests[0][1] for requests in ranges]
@@ -389,15 +387,14 @@ def weekly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **overrides: Any) ->
     return deployment
 
 
-def test_models_are_trained_oldest_first_once_their_features_are_there(tmp_path, monkeypatch):
+def test_models_are_trained_oldest_first_with_the_features_that_they_lack(tmp_path, monkeypatch):
     deployment = weekly(tmp_path, monkeypatch)
-    assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-01-28")]
-    assert requested(deployment, "predictions", at("2024-02-05T05:00")) == [
-        (("features",), "2024-02-01", "2024-02-04"),
-    ]
+    assert requested(deployment, "training", at("2024-02-05T00:30")) == [(("model",), "2024-01-21", "2024-02-04")]
+    assert requested(deployment, "predictions", at("2024-02-05T05:00")) == []
     assert tick(deployment, "training", at("2024-02-05T00:30")) == [True]
-    assert len(deployment.materializations("model")) == 2
-    assert tick(deployment, "predictions", at("2024-02-05T05:00")) == [True, True, True]
+    assert len(deployment.materializations("model")) == 3
+    assert max(deployment.pipeline.state().features) == "2024-02-02", "the last day whose labels the models know"
+    assert tick(deployment, "predictions", at("2024-02-05T05:00")) == [True]
 
 
 def test_predictions_wait_for_a_model_that_is_due(tmp_path, monkeypatch):
@@ -426,8 +423,13 @@ def test_a_model_whose_history_has_a_gap_lets_the_older_champion_serve(tmp_path,
     deployment = weekly(tmp_path, monkeypatch, events=twice)
     when = at("2024-01-31T05:00")
     assert tick(deployment, "training", at("2024-01-25T00:30")) == [True]
-    assert requested(deployment, "training", when) == [], "the model of 28 January waits for 23 January"
-    assert tick(deployment, "predictions", when) == [False, True, True]
+    assert requested(deployment, "training", when) == [(("model",), "2024-01-28", "2024-01-28")]
+    (request,), _ = look(deployment, "training", when)
+    (failure,) = [it for it in execute(deployment, "training", request).all_events if it.is_step_failure]
+    message = failure.step_failure_data.user_failure_data.description
+    assert "2024-01-23: " in message, message
+    assert "model 2024-01-28: " in message, message
+    assert tick(deployment, "predictions", when) == [False]
     scores = deployment.pipeline.state().scores
     assert sorted(scores) == [f"2024-01-{day}" for day in range(21, 31) if day != 23]
     assert {scores[f"2024-01-{day}"].model_version[:10] for day in (28, 29, 30)} == {"2024-01-21"}
@@ -462,7 +464,7 @@ def test_performance_follows_once_labels_are_known(trained):
 
 def test_one_model_for_all_is_requested_once_and_then_serves(tmp_path, monkeypatch):
     deployment = deploy(tmp_path, monkeypatch, model={"train": {"every": None}})
-    assert tick(deployment, "predictions", AFTER_ALL)
+    assert look(deployment, "predictions", AFTER_ALL)[0] == []
     (request,), _ = look(deployment, "training", AFTER_ALL)
     assert request.run_config == {"ops": {"small__model": {"config": {"until": "2024-02-29"}}}}
     run_id = under_way(deployment, tags={}, job="small_train", run_config=request.run_config)
@@ -498,8 +500,8 @@ def test_a_run_left_behind_by_a_dead_process_is_closed_and_its_partitions_reques
     tags = {**range_tags("2024-02-01", "2024-02-03"), PROCESS_TAG: "4194305 1"}
     dead = under_way(trained, "features", "predictions", tags=tags)
     assert requested(trained, "predictions", at("2024-02-04T05:00")) == [
-        (("features", "predictions"), "2024-02-01", "2024-02-01"),
-        (("features", "predictions"), "2024-02-02", "2024-02-03"),
+        (("predictions",), "2024-02-01", "2024-02-01"),
+        (("predictions",), "2024-02-02", "2024-02-03"),
     ]
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 

@@ -22,6 +22,8 @@ from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import range_tags
 from batch_platform_tests.served import (
+    BACKFILL,
+    BACKFILL_STATUS,
     LOCATIONS,
     PATIENCE,
     Ui,
@@ -34,6 +36,26 @@ from batch_platform_tests.served import (
 )
 from batch_platform_tests.small_pipeline import small_declaration, small_events
 
+DOWNSTREAM = """\
+import dagster as dg
+
+PREDICTIONS = dg.AssetKey(["small", "predictions"])
+EAGER = dg.AutomationCondition.eager()
+DAYS = dg.DailyPartitionsDefinition("2024-02-01", end_date="2024-04-01", timezone="Europe/Berlin")
+
+
+@dg.asset(deps=[PREDICTIONS], group_name="small", automation_condition=EAGER)
+def overview(): ...
+
+
+@dg.asset(deps=[PREDICTIONS], group_name="small", automation_condition=EAGER, partitions_def=DAYS)
+def letters(): ...
+
+
+by_itself = dg.AutomationConditionSensorDefinition(
+    "by_itself", target=dg.AssetSelection.assets("overview", "letters"), default_status=dg.DefaultSensorStatus.RUNNING
+)
+"""
 SCORED = [f"2024-02-0{day}" for day in range(1, 6)]
 RANGE_START, RANGE_END = range_tags("first", "last")
 REPLACED = "No heartbeat received in 20 seconds"  # said by a server of code that the daemon has replaced by a fresh one
@@ -67,6 +89,7 @@ def ui(tmp_path_factory) -> Iterator[Ui]:
     )
     declared["model"] = {**declared["model"], "params": {**declared["model"]["params"], "max_depth": None}}
     write_defs_yaml(folder, declared)
+    (pipeline_folder(folder).parent / "downstream.py").write_text(DOWNSTREAM)
     answer = run_command(folder, "run", "small", "--from", SCORED[0], "--to", SCORED[-1])
     assert answer.code == 0, answer.err
     with served(folder, folder / ".batch_platform") as running:
@@ -198,7 +221,7 @@ def test_the_processes_load_without_a_warning(ui):
 def test_a_partition_is_materialized_by_its_job(ui, dagster):
     dagster.open("/jobs")
     dagster.link("small_score").click()
-    dagster.button("Materialize all").click()
+    dagster.button("Materialize").click()
     dagster.choose_partitions("2024-02-06")
     dagster.button("Launch 1 run").click()
     dagster.sees("Launched run", exact=False)
@@ -219,7 +242,7 @@ def test_assets_that_are_chosen_freely_are_materialized(ui):
 def backfilled(ui, dagster, job: str, chosen: str, partitions: int):
     """Launch a job for a range of partitions, such as `[2024-03-01...2024-03-31]`, on its page, and wait for its run."""
     dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/{job}")
-    dagster.button("Materialize all").click()
+    dagster.button("Materialize").click()
     dagster.choose_partitions(chosen)
     dagster.sees(f"{partitions} partitions")
     dagster.button("Launch backfill").click()
@@ -251,8 +274,8 @@ def test_a_range_is_brought_up_to_date_in_one_run(ui, dagster, tmp_path_factory)
 
 def test_a_partition_shows_its_numbers_and_a_picture_of_its_scores(dagster):
     page = dagster.open("/assets/small/predictions?view=partitions")
-    page.get_by_placeholder("Filter by name").fill(SCORED[0])
-    dagster.words(SCORED[0]).first.click()
+    page.get_by_placeholder("Filter by name").fill(SCORED[1])  # the first one also stands below the bar
+    dagster.words(SCORED[1]).first.click()
     dagster.sees("Materialized")
     for name in ("dagster/partition_row_count", "rows_in", "rows_rejected", "model_version", "score_mean", "score_p90"):
         dagster.sees(name)
@@ -289,12 +312,12 @@ def test_checks_are_seen_for_each_partition(dagster):
 
 def test_a_failed_run_says_in_one_paragraph_what_was_wrong(ui, dagster):
     page = dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_score/playground")
-    dagster.choose_partition_of_launchpad("2024-01-01")
+    dagster.choose_partition_of_launchpad("2024-02-03")
     editor = page.locator(".CodeMirror").first
     config = "ops: {small__predictions: {config: {model: no-such-version}}}"
     dagster.writes(editor, config)
     dagster.button("Launch Run").click()
-    run = finished_run(ui, tags=[{"key": "dagster/partition", "value": "2024-01-01"}])
+    run = finished_run(ui, tags=[{"key": "dagster/partition", "value": "2024-02-03"}])
     assert run["status"] == "FAILURE"
     dagster.open(f"/runs/{run['runId']}?logs=type:STEP_FAILURE")  # only the lines in view are on the page
     message = page.get_by_text(
@@ -348,6 +371,34 @@ def test_a_schedule_that_is_switched_on_requests_what_is_due(ui, dagster):
     assert scored == [(day,) for day in due]
     dagster.sees("requested", exact=False)
     dagster.switch()
+
+
+def test_assets_downstream_follow_by_themselves_after_a_backfill_and_after_a_schedule(ui):
+    """One for each day, the last of which a backfill of March has brought, and one that needs every day."""
+
+    def followed(asset: str) -> list[Any] | None:
+        events = ui.ask(MATERIALIZATIONS, asset={"path": [asset]})["assetMaterializations"]
+        return [event["partition"] for event in events] or None
+
+    assert set(ui.wait(lambda: followed("letters"))) == {"2024-03-31"}
+    assert set(ui.wait(lambda: followed("overview"))) == {None}
+
+
+def test_materialize_all_of_everything_ends_green(ui):
+    """Features begin before the models, and the models before the predictions: nothing is asked for that cannot be."""
+    chosen = [{"path": ["small", asset]} for asset in ("features", "model", "predictions", "performance")]
+    answer = ui.ask(BACKFILL, backfillParams={"assetSelection": chosen, "allPartitions": True})
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+
+    def ended() -> dict[str, Any] | None:
+        backfill = ui.ask(BACKFILL_STATUS, id=answer["backfillId"])
+        return backfill if backfill["status"] not in ("REQUESTED", "CANCELING") else None
+
+    backfill = ui.wait(ended)
+    assert backfill["status"] == "COMPLETED_SUCCESS", backfill
+    assert {run["status"] for run in backfill["runs"]} == {"SUCCESS"}
+    scored = {version[:10] for (version,) in ui.published("SELECT DISTINCT model_version FROM small.predictions")}
+    assert scored == {"2024-02-01", "2024-03-01"}, "each month by its own model"
 
 
 def test_no_page_complains(dagster):

@@ -274,14 +274,11 @@ def test_a_run_does_all_steps_of_a_partition_and_no_range_begins_with_a_failed_o
 def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_for_it():
     spec = SPECS["never rescored"]
     state = carried_out(spec, EMPTY, make_plan(spec, EMPTY, datetime(2024, 2, 10, tzinfo=UTC)))
-    days = [spec.partitions.calendar.named(key) for key in ("2024-01-20", "2024-02-03", "2024-02-20")]
+    early, *days = (spec.partitions.calendar.named(key) for key in ("2024-01-20", "2024-02-03", "2024-02-20"))
     (champion,) = state.registry.versions
-    assert [
-        item.partition.key for item in make_plan(spec, state, NOW, only=days, version=champion).of("predictions")
-    ] == [
-        "2024-01-20",
-        "2024-02-20",
-    ]
+    named = make_plan(spec, state, NOW, only=[early, *days], version=champion)
+    assert [item.partition.key for item in named.of("predictions")] == ["2024-02-20"]
+    assert [(item.partition.key, item.warm_up) for item in named.blocked] == [("2024-01-20", True)]
     plan = make_plan(
         spec, state, NOW, only=days, version=trained(spec.partitions.calendar.named("2024-02-01"), "other")
     )
@@ -289,7 +286,26 @@ def test_a_named_version_scores_what_it_did_not_score_and_no_model_is_trained_fo
     assert plan.of("model", "challengers") == plan.blocked == []
     forced = make_plan(spec, state, NOW, only=days, version=champion, force=True)
     assert [item.partition.key for item in forced.of("features")] == [day.key for day in days]
-    assert len(forced.of("predictions")) == 3
+    assert len(forced.of("predictions")) == 2
+
+
+def test_what_was_scored_before_models_began_later_stays_as_it_is():
+    spec, now = SPECS["one model"], datetime(2024, 2, 10, 12, tzinfo=UTC)
+    state = carried_out(
+        spec, EMPTY, make_plan(spec, EMPTY, now, serve_all=True, only=spec.partitions.calendar.due(now))
+    )
+    early = [key for key in state.scores if key < "2024-02-01"]
+    assert early
+    monthly = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"train": spec.model.train.model_copy(update={"every": "month"})})
+        }
+    )
+    plan = make_plan(monthly, replace(state, scoring_code_version="other"), now)
+    asked = {item.partition.key for item in plan.of("predictions", "performance")}
+    assert asked
+    assert not asked & set(early), "Dagster has no such partitions of them any more"
+    assert not plan.stale.keys() & set(early)
 
 
 def test_a_single_model_learns_from_all_that_is_known_before_the_newest_partition_with_mature_labels():
