@@ -29,7 +29,7 @@ from batch_platform.components.jobs import (
 )
 from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.runs import targets
-from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures, now, stamp_of
+from batch_platform.components.wiring import PIPELINE_TAG, SPEC_METADATA, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, SourceError
 from batch_platform.declaration.redaction import redact
@@ -47,8 +47,8 @@ from batch_platform.scoring.run import Committed
 
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
-    """Build all assets of a pipeline, sources first."""
-    sources = [_source(wiring, name) for name in wiring.spec.sources]
+    """Build all assets of a pipeline, sources first, except those that are somebody else's assets."""
+    sources = [_source(wiring, name) for name, source in wiring.spec.sources.items() if source.asset is None]
     features = _features(wiring)
     model = _model(wiring, features)
     upstream = _Upstream(wiring, features, model)
@@ -90,7 +90,7 @@ def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str)
     newest = due[-1] if due else calendar.holding(calendar.first_start)
     state = sources.state(name, newest)
     version = state.version if newest is None else sources.version(name, newest)
-    _log_observed(context, wiring.key(name), None, version, describe.source_state(state, by_partition=False))
+    _log_observed(context, wiring, name, None, version, describe.source_state(state, by_partition=False))
 
 
 def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
@@ -104,22 +104,31 @@ def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name:
             continue
         state = sources.state(name, partition)
         metadata = describe.source_state(state, by_partition=True)
-        _log_observed(context, wiring.key(name), partition.key, state.version, metadata)
+        _log_observed(context, wiring, name, partition.key, state.version, metadata)
 
 
 def _observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
     """Log the state of the sources that a run reads.
 
     A source is opened only if its version is new, and never if it has a file for each partition. A source whose file is
-    missing is left out: the build that needs it reports it.
+    missing is left out: the build that needs it reports it. So is an asset of somebody else that has data versions of its own.
     """
     for name in wiring.pipeline().builder.feature_sources:
+        if wiring.spec.sources[name].asset is not None and _has_own_versions(context, wiring.source_key(name)):
+            continue
         by_partition = wiring.spec.sources[name].by_partition
         for partition in partitions if by_partition else partitions[:1]:
             with suppress(SourceError):
                 version = wiring.pipeline().builder.sources.version(name, partition)
                 metadata = {} if by_partition else _source_metadata(context, wiring, name, partition, version)
-                _log_observed(context, wiring.key(name), partition.key if by_partition else None, version, metadata)
+                _log_observed(context, wiring, name, partition.key if by_partition else None, version, metadata)
+
+
+def _has_own_versions(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> bool:
+    """Whether an asset was materialized, or observed by anything but a pipeline."""
+    record = context.instance.get_latest_data_version_record(asset)
+    observation = record.event_log_entry.asset_observation if record else None
+    return record is not None and (observation is None or PIPELINE_TAG not in observation.tags)
 
 
 def _source_metadata(
@@ -131,7 +140,7 @@ def _source_metadata(
     versions do not mean equal rows, the number of rows is not repeated.
     """
     kind = wiring.pipeline().builder.sources.kind(name)
-    record = context.instance.get_latest_data_version_record(wiring.key(name))
+    record = context.instance.get_latest_data_version_record(wiring.source_key(name))
     last = record.event_log_entry.asset_observation if record else None
     if last is not None and last.metadata and last.data_version == version:
         dropped = None if kind.version_fixes_rows else describe.ROW_COUNT
@@ -141,11 +150,17 @@ def _source_metadata(
     return describe.source_state(wiring.pipeline().builder.sources.state(name, partition), by_partition=False)
 
 
-def _log_observed(
-    context: dg.AssetExecutionContext, source: dg.AssetKey, key: str | None, version: str, metadata: Mapping[str, Any]
+def _log_observed(  # noqa: PLR0913 - what makes up an observation
+    context: dg.AssetExecutionContext,
+    wiring: Wiring,
+    name: str,
+    partition_key: str | None,
+    version: str,
+    metadata: Mapping[str, Any],
 ) -> None:
-    tags = observed_version_tags(version)
-    context.log_event(dg.AssetObservation(asset_key=source, partition=key, metadata=metadata, tags=tags))
+    tags = observed_version_tags(version) | {PIPELINE_TAG: wiring.spec.name}
+    key = wiring.source_key(name)
+    context.log_event(dg.AssetObservation(asset_key=key, partition=partition_key, metadata=metadata, tags=tags))
 
 
 def _features(wiring: Wiring) -> dg.AssetsDefinition:
@@ -161,7 +176,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         code_version=wiring.pipeline().builder.code_version,
         metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
         partitions_def=wiring.partitions,
-        deps=[wiring.key(name) for name in wiring.pipeline().builder.feature_sources],
+        deps=[wiring.source_key(name) for name in wiring.pipeline().builder.feature_sources],
         backfill_policy=wiring.backfill_policy(wiring.partitions),
         pool=wiring.spec.dagster.pool,
     )
@@ -227,7 +242,7 @@ def _model(wiring: Wiring, features: dg.AssetsDefinition) -> dg.AssetsDefinition
         code_version=describe.model_code_version(wiring),
         metadata=lineage.labelled(wiring),
         partitions_def=wiring.serving_periods,
-        deps=[history, *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
+        deps=[history, *(wiring.source_key(name) for name in wiring.pipeline().builder.label_sources)],
         backfill_policy=wiring.backfill_policy(wiring.serving_periods),
         pool=wiring.spec.dagster.pool,
         check_specs=[
@@ -500,7 +515,10 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
         code_version=describe.evaluation_code_version(wiring),
         metadata={"dagster/table_name": f"{wiring.spec.name}.performance", **lineage.performance(wiring)},
         partitions_def=wiring.served,
-        deps=[wiring.key("predictions"), *(wiring.key(name) for name in wiring.pipeline().builder.label_sources)],
+        deps=[
+            wiring.key("predictions"),
+            *(wiring.source_key(name) for name in wiring.pipeline().builder.label_sources),
+        ],
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in measures.values()],

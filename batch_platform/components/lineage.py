@@ -119,7 +119,7 @@ def _shown(wiring: Wiring, lineage: Lineage) -> dict[str, Any]:
 
 
 def _deps(wiring: Wiring, reads: Iterable[SourceColumn]) -> list[dg.TableColumnDep]:
-    return [dg.TableColumnDep(wiring.key(read.source), read.column) for read in reads if read.column != ROWS]
+    return [dg.TableColumnDep(wiring.source_key(read.source), read.column) for read in reads if read.column != ROWS]
 
 
 def _names(column: ColumnLineage) -> str:

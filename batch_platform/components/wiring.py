@@ -49,6 +49,11 @@ class Wiring:
         """The key of one of its assets."""
         return dg.AssetKey([self.spec.name, asset])
 
+    def source_key(self, source: str) -> dg.AssetKey:
+        """The key of the asset that a source is: one of its own, or somebody else's."""
+        declared = self.spec.sources[source].asset
+        return self.key(source) if declared is None else dg.AssetKey(declared.split("/"))
+
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
         """The partitions of features, and of sources with a file for each."""

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_valida
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import (
+    AssetPath,
     Block,
     DurationText,
     FileBelow,
@@ -161,6 +162,12 @@ class Source(Block):
         description="Whether Parquet, CSV and JSON files get the columns `file` (below the folder of all files) and "
         "`row_in_file` (from 1): a key for rows that nothing else names.",
         examples=[True],
+    )
+    asset: AssetPath | None = Field(
+        default=None,
+        description="Key of a Dagster asset, its parts separated by slashes, that writes what the source reads. Left out: the "
+        "source is an asset of the pipeline.",
+        examples=["raw/orders"],
     )
     time: str | None = Field(
         default=None,

@@ -71,6 +71,14 @@ def check_name(value: str) -> str:
     return value
 
 
+def check_asset(value: str) -> str:
+    """Refuse the key of an asset with an empty part."""
+    if not all(part.strip() == part != "" for part in value.split("/")):
+        msg = f"{value!r} is not the key of an asset: write its parts with a slash between them, such as raw/orders"
+        raise ValueError(msg)
+    return value
+
+
 def name_of(text: str) -> str | None:
     """Turn a text into a valid name; None if that is impossible."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
@@ -200,6 +208,7 @@ DurationText = Annotated[str, AfterValidator(_duration)]
 Lateness = Annotated[str, AfterValidator(_lateness)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Name = Annotated[str, AfterValidator(check_name)]
+AssetPath = Annotated[str, AfterValidator(check_asset)]
 Timezone = Annotated[str, AfterValidator(check_timezone)]
 ImportPath = Annotated[str, AfterValidator(check_dotted)]
 FileBelow = Annotated[str, AfterValidator(check_inside)]

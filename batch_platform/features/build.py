@@ -198,7 +198,7 @@ class FeatureBuilder:
         features = self.spec.features
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
-            exclude={"sources": {"__all__": {"time", "late"}}},  # say when to look, not what to make
+            exclude={"sources": {"__all__": {"time", "late", "asset"}}},  # say when to look and who writes the file
         )
         if features.driving is not None:
             declared += features.driving.model_dump_json()

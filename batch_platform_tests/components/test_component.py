@@ -48,7 +48,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         },
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},
-        "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day"},
+        "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },
     "features": {
