@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from time import sleep
 
 import pytest
+from packaging.version import Version
 
+from batch_platform_tests import newest_dagster
 from batch_platform_tests.browsing import installed_browser, require_browser
 from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.starting_points import made_once
@@ -135,3 +138,12 @@ def test_a_starting_point_that_failed_is_made_again(tmp_path):
     with pytest.raises(OSError, match="no room"):
         made_once(tmp_path / "test", "a", fail)
     assert list(made_once(tmp_path / "test", "a", Path.mkdir).iterdir()) == []
+
+
+def test_without_an_index_nobody_looks_for_a_newer_dagster_and_nothing_fails():
+    assert Version(version("dagster")) in newest_dagster.tested_range()
+    command = [sys.executable, "-m", newest_dagster.__name__]
+    environment = {**os.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"}
+    asked = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout == "Whether there is a newer Dagster is unknown: pip finds no index to ask.\n"
