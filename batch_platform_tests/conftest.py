@@ -11,10 +11,15 @@ from xdist.scheduler import LoadFileScheduling
 
 from batch_platform.models.native_threads import let_waiting_threads_sleep
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
-from batch_platform_tests.dagster_project import forget_projects, remember_installed_components
+from batch_platform_tests.dagster_project import (
+    forget_projects,
+    remember_installed_components,
+    remember_migrations,
+)
 
 let_waiting_threads_sleep()  # in this process too: the workers share the cores
 remember_installed_components()
+remember_migrations()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")

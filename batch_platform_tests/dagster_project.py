@@ -7,6 +7,8 @@ from typing import Any
 
 import dagster as dg
 import yaml
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dagster.components.core import load_defs, package_entry
 
 from batch_platform.cli import new
@@ -37,6 +39,24 @@ def remember_installed_components() -> None:
     described = functools.cache(lambda: describe(None).metadata)
     load_defs.get_library_json_enriched_defs = lambda tree: dg.Definitions(metadata=described(), component_tree=tree)
     package_entry.get_plugin_entry_points = functools.cache(package_entry.get_plugin_entry_points)
+
+
+def remember_migrations() -> None:
+    """Let Alembic read the migrations of Dagster's storage once for all storages that this process opens.
+
+    It does so for every storage and for every run, to compare versions: it imports some ninety files each time, which takes
+    as long as all else that opens the storage.
+    """
+    read = ScriptDirectory.from_config
+    known = dict[str | None, ScriptDirectory]()
+
+    def remembered(config: Config) -> ScriptDirectory:
+        file = config.config_file_name
+        if file not in known:
+            known[file] = read(config)
+        return known[file]
+
+    ScriptDirectory.from_config = remembered
 
 
 def forget_projects() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from threading import Lock, local
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import get_cached_controller, reset_cached_controller
 
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
@@ -44,10 +44,11 @@ def one_thread() -> Generator[None]:
     """Hold the numeric libraries of this process to one thread each, those loaded later included: for many short calls.
 
     Waking more threads costs more than a batch is worth, and sums come out the same on every machine. A library that is loaded inside
-    the block is held once `libraries_loaded` says so.
+    the block is held once `libraries_loaded` says so. The loaded libraries are looked up again only after an import or after
+    `libraries_loaded`: a look-up reads the memory map of the process, for 3 ms, which is longer than many a batch takes to score.
     """
     with ExitStack() as limits:
-        limits.enter_context(ThreadpoolController().limit(limits=1))
+        limits.enter_context(get_cached_controller().limit(limits=1))
         with _process.lock:
             _process.limits.append(limits)
         _thread.loads = _process.loads
@@ -61,11 +62,12 @@ def one_thread() -> Generator[None]:
 def one_thread_here() -> None:
     """Hold OpenMP to one thread on a new thread that lives within `one_thread`: OpenMP has a limit per calling thread."""
     _thread.loads = _process.loads
-    ThreadpoolController().select(user_api="openmp").limit(limits=1)
+    get_cached_controller().select(user_api="openmp").limit(limits=1)
 
 
 def libraries_loaded() -> None:
     """Say that libraries may have been loaded; where `one_thread` holds, they are held too."""
+    reset_cached_controller()
     with _process.lock:
         _process.loads += 1
     hold_loaded_libraries()
@@ -77,5 +79,5 @@ def hold_loaded_libraries() -> None:
         return
     with _process.lock:
         if _process.limits:  # until the first of the running blocks ends
-            _process.limits[0].enter_context(ThreadpoolController().limit(limits=1))
+            _process.limits[0].enter_context(get_cached_controller().limit(limits=1))
             _thread.loads = _process.loads
