@@ -28,7 +28,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
 from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
-from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
+from batch_platform.warehouse.sql import literal, quoted, transaction
 from batch_platform.warehouse.staging import sweep_all
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
@@ -273,10 +273,11 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     schemas = set(con.execute(query.format("'copy'")).fetchall())
     for (schema,) in schemas - set(con.execute(query.format("current_database()")).fetchall()):
         con.execute(f"DROP SCHEMA copy.{quoted(schema)}")
+    columns, copied = _columns_by_table(con, "current_database()"), _columns_by_table(con, "'copy'")
     for schema, table in tables:
         live, copy = f"{quoted(schema)}.{quoted(table)}", f"copy.{quoted(schema)}.{quoted(table)}"
         con.execute(f"CREATE SCHEMA IF NOT EXISTS copy.{quoted(schema)}")
-        differs = table_columns(con, schema, table, "copy") != table_columns(con, schema, table)
+        differs = copied.get((schema, table)) != columns[schema, table]
         if differs or journaled.get((schema, table)) or (schema, table) == (LEDGERS_SCHEMA, "meta"):
             con.execute(f"CREATE OR REPLACE TABLE {copy} AS FROM {live}")
             write_comments(con, schema, table, "copy")
@@ -291,3 +292,15 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
+
+
+def _columns_by_table(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Names and types of the columns of every table, in order, by schema and table; the database is an SQL expression."""
+    query = (
+        "SELECT schema_name, table_name, column_name, data_type FROM duckdb_columns() "
+        f"WHERE database_name = {database} ORDER BY schema_name, table_name, column_index"
+    )
+    columns: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for schema, table, *column in con.execute(query).fetchall():
+        columns.setdefault((schema, table), []).append(tuple(column))
+    return columns
