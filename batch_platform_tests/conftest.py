@@ -1,5 +1,6 @@
 """Fixtures and settings of all tests: no test fails for being slow or sees the modules of another test's project."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest cases, so that no worker waits for one at the end."""
     items.sort(key=lambda item: SPREAD.index(item.path.name) if item.path.name in SPREAD else len(SPREAD))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep what has been imported out of every later search for garbage, which took a tenth of the tests' CPU time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

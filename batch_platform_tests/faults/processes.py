@@ -21,7 +21,7 @@ from batch_platform.components.instance import DAGSTER_YAML
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
+from batch_platform_tests.command_line import COMMAND, clean_environment, copy_of, run_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -38,6 +38,7 @@ from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
+from batch_platform_tests.starting_points import made_once
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
@@ -123,17 +124,19 @@ def wait(look: Callable[[], Any]) -> Any:
     pytest.fail(f"waited {PATIENCE:.0f} s in vain")
 
 
-def write_held_project(folder: Path) -> Project:
-    """Write the project and score ten days."""
-    project = write_dagster_project(folder / "project", events=small_events(last=date(2024, 3, 10)), **OVERRIDES)
-    (project / PACKAGE / "waiting.py").write_text(HELD_SOURCE)
-    made = Project(project)
-    made.run("--from", SCORED[0], "--to", SCORED[-1])
-    return made
+def copy_of_held_project(folder: Path) -> Project:
+    """Copy the project with ten days scored into a test's folder; the original is made once per session."""
+
+    def make(project: Path) -> None:
+        write_dagster_project(project, events=small_events(last=date(2024, 3, 10)), **OVERRIDES)
+        (project / PACKAGE / "waiting.py").write_text(HELD_SOURCE)
+        Project(project).run("--from", SCORED[0], "--to", SCORED[-1])
+
+    return Project(copy_of(made_once(folder, "held_project", make), folder / "project"))
 
 
 def killed_run_of_the_command_line(folder: Path) -> None:
-    project = write_held_project(folder)
+    project = copy_of_held_project(folder)
     before = held(project.pipeline)
     project.hold("2024-02-13")
     command = [COMMAND, "run", "small", "--from", "2024-02-11", "--to", "2024-02-15"]
@@ -234,7 +237,7 @@ def end_session(leader: subprocess.Popen[bytes]) -> None:
 
 def killed_run_of_the_daemon(folder: Path) -> None:
     """The process of a run dies alone, and another together with the code server that would have noticed."""
-    project = write_held_project(folder)
+    project = copy_of_held_project(folder)
     before = held(project.pipeline)
     with served(project) as (ui, daemon):
         terminated_from_the_ui(ui, project, "2024-02-11")
@@ -278,7 +281,7 @@ def launched(ui: Ui, project: Project, key: str) -> str:
 
 def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
     """The daemon dies during a backfill of 30 partitions, ten of them done; in the end each is committed once."""
-    project = write_held_project(folder)
+    project = copy_of_held_project(folder)
     before = held(project.pipeline)
     keys = [str(date(2024, 2, 1) + timedelta(days=n)) for n in range(30)]
     project.hold(keys[17])
@@ -343,7 +346,7 @@ def dies_before_telling(project: Project) -> list[str]:
 
 def crash_before_the_event(folder: Path) -> None:
     """`status` shows what Dagster does not know; the next run computes nothing and logs it."""
-    project = write_held_project(folder)
+    project = copy_of_held_project(folder)
     keys = dies_before_telling(project)
     after = held(project.pipeline)
     assert set(keys) <= set(after)
