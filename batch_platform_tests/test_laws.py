@@ -1,4 +1,4 @@
-"""The ten laws, each by its name, through a whole pipeline."""
+"""The laws, each by its name, through a whole pipeline."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError, Int
 from batch_platform.declaration.spec import Predictions
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import open_bundle
+from batch_platform.monitoring.profiles import number_profile
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.scoring.engines import local
+from batch_platform.scoring.profile_tables import read_profiles, window_profiles
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
@@ -343,3 +346,39 @@ def test_law_10_no_reader_can_block_a_write(pipeline):
         assert reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall() == before
     with duckdb.connect(str(pipeline.home.published), read_only=True) as reader:
         assert reader.execute("SELECT count(*) FROM batch_platform.score_runs").fetchall() == [(SCORED + 1,)]
+
+
+def test_law_12_a_profile_of_a_month_is_the_merge_of_its_days_and_replaced_with_them(pipeline, tmp_path):
+    days = [partition.key for partition in pipeline.spec.partitions.calendar.due(NOW) if partition.key >= "2024-02-01"]
+    with pipeline.warehouse.open() as con:
+        parts = read_profiles(con, "small", days)
+        scores = con.sql("SELECT score FROM small.predictions").pl()["score"].to_numpy()
+    assert list(parts) == days
+    for key, run in pipeline.state().scores.items():
+        assert {profile.rows for profile in parts[key]} == {run.rows_scored}
+        assert sum(profile.rejected for profile in parts[key]) == run.rows_rejected
+    month = {profile.name: profile for profile in window_profiles(parts.values())}
+    events = small_events().filter(pl.col("ts") >= day(pipeline, "2024-02-01").start)
+    whole = {
+        "amount": events["amount"].fill_null(float("nan")).to_numpy(),
+        "items": events["items"].cast(pl.Float64).to_numpy(),
+        "known": events["known"].cast(pl.Float64).to_numpy(),
+        "score": scores,
+    }
+    for name, values in whole.items():
+        profile = month[name]
+        expected = number_profile(name, profile.role, profile.bins, values)
+        assert replace(profile, mean=None, squares=None) == replace(expected, mean=None, squares=None)
+        assert (profile.mean, profile.variance) == pytest.approx((expected.mean, expected.variance), rel=1e-12)
+    shops = dict(zip([*(month["shop"].bins.categories or ()), "other"], month["shop"].histogram, strict=True))
+    assert shops == dict(events["shop"].value_counts().iter_rows()) | {"other": 0}
+    dearer = changed_events(tmp_path, lambda rows: rows.with_columns(pl.col("amount") + 1000))
+    list(dearer.build_features([day(dearer, "2024-02-03")], STAMP))
+    list(dearer.score([day(dearer, "2024-02-03")], STAMP))
+    with dearer.warehouse.open() as con:
+        after = read_profiles(con, "small", days)
+    assert {key for key in days if after[key] != parts[key]} == {"2024-02-03"}
+    (amount,) = (profile for profile in after["2024-02-03"] if profile.name == "amount")
+    assert amount.low is not None
+    assert amount.low > 1000
+    assert amount.histogram[-1] == amount.values, "all of them above what training saw"

@@ -35,10 +35,12 @@ from batch_platform.models.forest.compiled import (
 from batch_platform.models.forest.ensembles import TREES_FILE, NotCompilableError
 from batch_platform.models.native_threads import hold_loaded_libraries, libraries_loaded
 from batch_platform.models.prior import corrected
+from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.leakage import SuspectedLeak
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+REFERENCE_FILE = "profile.json"
 ALLOW_VARIABLE = "BATCH_PLATFORM_ALLOW_OTHER_LIBRARIES"
 _RESTORE = "restore the folder from a backup, or train the serving period again."
 _log = logging.getLogger(__name__)
@@ -168,6 +170,12 @@ class Bundle:
     native: Native
     other_libraries: str = ""  # libraries that differ from training, which the user allowed; with both versions
     trees: bytes = b""  # the file of its trees; empty if there is none
+    reference: ReferenceProfile | None = None  # None if an earlier release trained it
+
+    @property
+    def signature(self) -> Signature:
+        """What it takes and returns."""
+        return Signature(self.manifest.task, self.manifest.classes, self.contract)
 
     @property
     def predictor(self) -> Predictor:
@@ -212,8 +220,13 @@ class Bundle:
             return str(error)
 
 
-def write_bundle(
-    manifest: Manifest, model: object, staging: Path, models: Path, trees: bytes = b""
+def write_bundle(  # noqa: PLR0913 - the parts of a bundle, and where it goes
+    manifest: Manifest,
+    model: object,
+    staging: Path,
+    models: Path,
+    trees: bytes = b"",
+    reference: ReferenceProfile | None = None,
 ) -> tuple[str, str, Manifest]:
     """Write a bundle into the folder of its pipeline's models, wholly or not at all.
 
@@ -224,6 +237,8 @@ def write_bundle(
     models.mkdir(parents=True, exist_ok=True)
     kind = flavour(manifest.flavour)
     files = kind.save(model) | ({TREES_FILE: trees} if trees else {})
+    if reference is not None:
+        files[REFERENCE_FILE] = reference.to_json()
     complete = replace(
         manifest,
         details={**kind.details, **manifest.details},
@@ -299,11 +314,28 @@ def open_bundle(folder: Path, sha256: str, *, allow_pickle: bool = False) -> Bun
         _log.warning("%s: model.allow_pickle is set.", risk)
     others = _allowed_libraries(folder.name, manifest.flavour, manifest.libraries)
     contract = Contract.from_json(manifest.contract)
-    trees = files.pop(TREES_FILE, b"")
+    trees, reference = files.pop(TREES_FILE, b""), files.pop(REFERENCE_FILE, b"")
     native = Native(partial(kind.load, files, Signature(manifest.task, manifest.classes, contract)))
     if not trees:
         native.loaded()
-    return Bundle(folder.name, sha256, manifest, contract, native, others, trees)
+    known = ReferenceProfile.from_json(reference) if reference else None
+    return Bundle(folder.name, sha256, manifest, contract, native, others, trees, known)
+
+
+def read_reference(folder: Path, sha256: str) -> ReferenceProfile | None:
+    """Read the reference profile of a bundle without its model; None if an earlier release trained it.
+
+    Raises IntegrityError if the manifest or the file is not the one that was registered.
+    """
+    expected = read_manifest(folder, sha256).files.get(REFERENCE_FILE)
+    if expected is None:
+        return None
+    path = folder / REFERENCE_FILE
+    text = path.read_bytes() if path.is_file() else b""
+    if sha256_of(text).hexdigest() != expected:
+        msg = f"{REFERENCE_FILE} of the bundle {folder.name} is not the one that was trained."
+        raise IntegrityError(msg, hint=_RESTORE)
+    return ReferenceProfile.from_json(text)
 
 
 def compared(first: Manifest, second: Manifest) -> dict[str, tuple[Any, Any]]:

@@ -37,6 +37,7 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
 from batch_platform.models.prior import corrected, sampling_rates
+from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
@@ -66,6 +67,7 @@ class Fitted:
     held_out: NDArray[np.float64] = field(repr=False, compare=False)  # encoded rows, on which compiled trees are proven
     flavour: Flavour
     predictor: Predictor
+    reference: ReferenceProfile  # of the rows that it learned from
     details: dict[str, Any] = field(default_factory=dict[str, Any])  # what an imported model states about itself
     trivial: AgainstBaseline | None = None  # beside the trivial model that is strongest by the gate's metric
     remarks: tuple[str, ...] = ()  # what a person should know of the fit: each a part of a sentence
@@ -114,10 +116,15 @@ class Positive:
         return self.last(labels, truth) if labels and (self.declared is not None or len(labels) == BINARY) else []
 
 
-def fit(
-    model: Model, features: Features, data: TrainingData, params: dict[str, Any], positive: Positive | None = None
+def fit(  # noqa: PLR0913 - what is declared, and what is known of the version before
+    model: Model,
+    features: Features,
+    data: TrainingData,
+    params: dict[str, Any],
+    positive: Positive | None = None,
+    former: ReferenceProfile | None = None,
 ) -> Fitted:
-    """Fit the declared estimator and evaluate it.
+    """Fit the declared estimator and evaluate it; `former` is the reference profile of the version before.
 
     Raises TrainingRefusedError for too few rows, a single class, or an estimator that cannot serve; DataError for a column that
     cannot be a feature; WrongUseError for an unknown estimator or parameter.
@@ -163,6 +170,7 @@ def fit(
         held_out=contract.encode(evaluated.kept),
         flavour=kind,
         predictor=predictor,
+        reference=reference_of(contract, (kept, matrix), former),
         trivial=trivial,
         remarks=(*remarks, *_few_of_a_class(data)),
         rates=rates,
@@ -173,15 +181,16 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     """Fit the declared estimator again on all rows of a window, after it was judged on the end of it.
 
     The contract is learned from all rows too. The task and the classes stay those that were judged: rows of a class that is
-    new in the end of the window are left out, and the next training learns it. Raises what `fit` raises.
+    new in the end of the window are left out, and the next training learns it. The bins of the reference profile stay those
+    of the first fit where they still suit. Raises what `fit` raises.
     """
     contract, kept, rejected = _checked(features, whole)
     kept = _known(judged.signature, kept, whole.label)
     signature = replace(judged.signature, contract=contract)
-    estimator = make_estimator(model, params, contract)
+    estimator, matrix = make_estimator(model, params, contract), contract.encode(kept)
     with _refusals_explained(estimator, contract):
         truth = None if whole.label is None else as_truth(kept[whole.label])
-        predictor, remarks = _learn(judged.flavour, estimator, signature, contract.encode(kept), truth)
+        predictor, remarks = _learn(judged.flavour, estimator, signature, matrix, truth)
     return replace(
         judged,
         estimator=estimator,
@@ -190,6 +199,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_rejected=rejected,
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
+        reference=replace(judged.reference, features=reference_of(contract, (kept, matrix), judged.reference).features),
         remarks=(*remarks, *_few_of_a_class(whole)),
         rates=sampling_rates(whole, signature.classes),
     )

@@ -11,6 +11,7 @@ and categories that they share, so the counts of the merged cells are exact too.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from math import ceil, inf, isfinite, nextafter
 from operator import add
 from typing import Any, Literal
@@ -100,6 +101,15 @@ class Profile:
             return None
         return self.squares / (self.values - 1)
 
+    def is_comparable(self, other: "Profile | None") -> bool:
+        """Whether another profile is of the same column, and both are of numbers or both of text."""
+        of_text = self.bins.categories is not None
+        return other is not None and (self.role, self.name, of_text) == (
+            other.role,
+            other.name,
+            other.bins.categories is not None,
+        )
+
     def within(self, bins: Bins) -> "Profile":
         """The same profile with coarser bins."""
         return replace(self, bins=bins, histogram=self.bins.coarsened(self.histogram, bins))
@@ -135,20 +145,22 @@ class Profile:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Profile":
         """Read what `to_json` returned."""
-        bins = values["bins"]
+        read: dict[str, Any] = dict(values)
+        bins, histogram = read.pop("bins"), read.pop("histogram")
         categories = None if bins["categories"] is None else tuple(bins["categories"])
-        read = {**values, "bins": Bins(tuple(bins["edges"]), categories), "histogram": tuple(values["histogram"])}
-        return cls(**read)
+        return cls(**read, bins=Bins(tuple(bins["edges"]), categories), histogram=tuple(histogram))
 
 
 def merged_profiles(parts: Iterable[Sequence[Profile]]) -> tuple[Profile, ...]:
     """The profiles of a whole from those of its parts, column by column; each part has the same columns in the same order."""
-    return reduce(lambda whole, part: tuple(map(add, whole, part)) if whole else tuple(part), parts, ())
+
+    def joined(whole: tuple[Profile, ...], part: Sequence[Profile]) -> tuple[Profile, ...]:
+        return tuple(before + further for before, further in zip(whole, part, strict=True)) if whole else tuple(part)
+
+    return reduce(joined, parts, ())
 
 
-def number_profile(
-    name: str, role: Role, bins: Bins, values: NDArray[np.float64], *, rejected: int = 0
-) -> Profile:
+def number_profile(name: str, role: Role, bins: Bins, values: NDArray[np.float64], *, rejected: int = 0) -> Profile:
     """Profile numbers [n], of which NaN is null."""
     rows = len(values)
     known = values if (present := int(np.count_nonzero(values == values))) == rows else values[~np.isnan(values)]  # noqa: PLR0124 - false for NaN only, and faster than isnan
@@ -172,7 +184,7 @@ def number_profile(
         high=float(known.max()),
         mean=mean,
         squares=squares,
-        histogram=tuple(more - less for more, less in zip(reached[:-1], reached[1:], strict=True)),
+        histogram=tuple(more - less for more, less in pairwise(reached)),
     )
 
 
@@ -207,7 +219,7 @@ def number_bins(values: NDArray[np.float64]) -> Bins:
     low, high = float(values.min()), float(values.max())
     distinct: list[float] = np.unique(sample).tolist()
     if len(distinct) <= MOST_VALUES:
-        edges = {max(nextafter(left, inf), left / 2 + right / 2) for left, right in zip(distinct, distinct[1:])}  # noqa: RUF007 - pairwise, with the list at hand
+        edges = {max(nextafter(left, inf), left / 2 + right / 2) for left, right in pairwise(distinct)}
     else:
         cells = min(CELLS, max(2, len(sample) // ROWS_PER_CELL))
         quantiles: list[float] = sample[np.arange(1, cells) * len(sample) // cells].tolist()
@@ -216,10 +228,10 @@ def number_bins(values: NDArray[np.float64]) -> Bins:
     return Bins(edges=tuple(sorted({low, *edges, nextafter(high, inf)} - {inf})))
 
 
-def category_bins(counts: Mapping[str, int]) -> Bins:
+def category_bins(counts: Mapping[str, int], most: int = MOST_CATEGORIES) -> Bins:
     """Bins for categories with these counts: the most frequent ones are named."""
     frequent = sorted((name for name, count in counts.items() if count), key=lambda name: (-counts[name], name))
-    return Bins(categories=tuple(sorted(frequent[:MOST_CATEGORIES])))
+    return Bins(categories=tuple(sorted(frequent[:most])))
 
 
 def _merged_moments(one: Profile, other: Profile) -> tuple[float | None, float | None]:

@@ -9,28 +9,44 @@ import json
 import logging
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, PublishingError, TrainingRefusedError, WrongUseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    IntegrityError,
+    PublishingError,
+    TrainingRefusedError,
+    WrongUseError,
+)
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import can_train, evaluation_start, matures, training_window
 from batch_platform.features.history import History, TrainingData, feature_columns, window_sha256
 from batch_platform.features.sample import SEED
-from batch_platform.models.bundle import Bundle, Evaluation, Manifest, Sampled, Window, write_bundle
+from batch_platform.models.bundle import (
+    Bundle,
+    Evaluation,
+    Manifest,
+    Sampled,
+    Window,
+    read_reference,
+    write_bundle,
+)
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
 from batch_platform.models.fitting import Fitted, Positive, fit, measured, refit, suspiciously_good
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
+from batch_platform.models.reference import ReferenceProfile, reference_of, with_prediction
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
 from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -68,7 +84,7 @@ class LearnedModel:
         if pickled is not None and allow_pickle:
             model = pickled(model)
         proven = replace(self.manifest, compiled=proof.compiled)
-        version, sha256, manifest = write_bundle(proven, model, staging, models, proof.trees)
+        version, sha256, manifest = write_bundle(proven, model, staging, models, proof.trees, self.fitted.reference)
         return as_record(
             Version,
             manifest,
@@ -154,10 +170,11 @@ class Training:
         with self._located():
             if spec.model.import_ is None:
                 data = data or history.training_data(builds, window, boundary, self.stamp, stratified=stratified)
-                fitted = fit(spec.model, spec.features, data, params, self._positive())
+                fitted = fit(spec.model, spec.features, data, params, self._positive(), self._former_reference)
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
+            fitted = self._with_prediction(fitted)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
         manifest = Manifest(
             pipeline=spec.name,
@@ -204,6 +221,8 @@ class Training:
         with self._located():
             fitted = refit(spec.model, spec.features, whole, learned.params, learned.fitted)
             fitted = keep_numbers(fitted, whole.fit, self.former)
+            if fitted.signature.task == "clustering":  # a second fit may number its segments in another way
+                fitted = self._with_prediction(fitted)
         manifest = replace(
             learned.manifest,
             contract=fitted.signature.contract.to_json(),
@@ -213,6 +232,23 @@ class Training:
             remarks=list(fitted.remarks),
         )
         return replace(learned, fitted=fitted, manifest=manifest)
+
+    @cached_property
+    def _former_reference(self) -> ReferenceProfile | None:
+        """The reference profile of the version before, whose bins are kept where they still suit."""
+        if self.former is None:
+            return None
+        version = self.former.version
+        with suppress(IntegrityError):  # then the bins are made anew
+            return read_reference(self.history.home.bundle(version.pipeline, version.version), version.sha256)
+        return None
+
+    def _with_prediction(self, fitted: Fitted) -> Fitted:
+        """The same model with a profile of what it predicts for rows that it has not learned from."""
+        predicted = with_prediction(
+            fitted.reference, fitted.predictor, fitted.signature, fitted.held_out, self._former_reference
+        )
+        return replace(fitted, reference=predicted)
 
     def _positive(self) -> Positive:
         """The declared positive class, and that of the newest version with two classes."""
@@ -293,6 +329,7 @@ class Training:
         inferred = infer_contract(columns, spec.features.columns, most_categories=None)
         signature = imported.signature(inferred)
         predictor, contract = imported.flavour.reloaded(imported.source.model, signature), signature.contract
+        learned = contract.split(seen).kept
         trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
         matrix = contract.encode(trial)
         if trial.height:  # the model must return what it is declared to return
@@ -314,6 +351,7 @@ class Training:
             held_out=matrix,
             flavour=imported.flavour,
             predictor=predictor,
+            reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),
             details=imported.source.details,
             trivial=trivial,
         )

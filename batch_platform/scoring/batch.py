@@ -19,6 +19,8 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import OFFENDER, REASON
+from batch_platform.models.reference import ReferenceProfile
+from batch_platform.monitoring.profiles import Profile
 from batch_platform.scoring.rejected_rows import rows_as_json
 
 NOT_FINITE = "the score is NaN or infinite"
@@ -34,20 +36,23 @@ class Scored:
     predictions: pl.DataFrame
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
+    profiles: tuple[Profile, ...] = ()  # of the predictions' rows; empty unless asked for and known how
 
 
-def score_batch(
+def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
     rows: pl.DataFrame,
     bundle: Bundle,
     spec: PipelineSpec,
     predictor: Predictor | None = None,
     *,
     keep: Sequence[str] | None = None,
+    profile: bool = False,
 ) -> Scored:
     """Score a batch, whose columns may come in any order, on any thread.
 
     The model's own library evaluates it unless a predictor does. `keep` are the columns to copy into the predictions
-    beside key and time, by default those that the pipeline declares.
+    beside key and time, by default those that the pipeline declares. With `profile` the rows are profiled in the bins of the
+    bundle's reference profile, if it has one.
 
     Raises:
         DataError: A column of the contract, a key column or a kept column is missing.
@@ -60,13 +65,31 @@ def score_batch(
         raw = predictor.predict(matrix) if len(matrix) else None
     carried = _carried(split.kept, bundle, spec, spec.predictions.keep if keep is None else keep)
     predictions = _predictions(split.kept.select(carried), raw, bundle)
+    reference = bundle.reference if profile else None
     if raw is None or np.isfinite(raw).all():
-        return Scored(predictions=predictions, rejected=split.rejected, unseen=unseen)
-    finite = pl.Series(values=np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1)), dtype=pl.Boolean)
-    broken = split.kept.filter(~finite).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
+        profiles = () if reference is None else _profiled(reference, bundle, (split.kept, matrix), raw, split.rejected)
+        return Scored(predictions=predictions, rejected=split.rejected, unseen=unseen, profiles=profiles)
+    finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
+    scored = pl.Series(values=finite, dtype=pl.Boolean)
+    broken = split.kept.filter(~scored).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
     broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
     rejected = pl.concat([split.rejected, broken])
-    return Scored(predictions=predictions.filter(finite), rejected=rejected, unseen=unseen)
+    profiles = ()
+    if reference is not None:
+        kept = (split.kept.filter(scored), matrix[finite])
+        profiles = _profiled(reference, bundle, kept, raw[finite], rejected)
+    return Scored(predictions=predictions.filter(scored), rejected=rejected, unseen=unseen, profiles=profiles)
+
+
+def _profiled(
+    reference: ReferenceProfile,
+    bundle: Bundle,
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    raw: NDArray[Any] | None,
+    rejected: pl.DataFrame,
+) -> tuple[Profile, ...]:
+    by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
+    return reference.profiled(rows, raw, bundle.signature, by_column)
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:

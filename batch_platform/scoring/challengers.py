@@ -5,7 +5,7 @@ partition is recorded with the reason, and never affects the champion.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -94,7 +94,12 @@ def score_beside(
     """
     numbered = rows.with_row_index(_ROW)
     scored = score_batch(
-        numbered, models.model.bundle, spec, models.model.predictor, keep=[*spec.predictions.keep, _ROW]
+        numbered,
+        models.model.bundle,
+        spec,
+        models.model.predictor,
+        keep=[*spec.predictions.keep, _ROW],
+        profile=True,
     )
     served = scored.predictions
     scored_rows = numbered if served.height == numbered.height else numbered[served[_ROW]]
@@ -113,7 +118,7 @@ def score_beside(
             results.append((ChallengerScores(name, served.height, failure=failure_of(error)), None))
         else:
             results.append((scores, table))
-    return Scored(served.drop(_ROW), scored.rejected.drop(_ROW), scored.unseen), results
+    return replace(scored, predictions=served.drop(_ROW), rejected=scored.rejected.drop(_ROW)), results
 
 
 def _agreement(

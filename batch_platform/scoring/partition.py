@@ -24,6 +24,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.models.native_threads import hold_loaded_libraries
+from batch_platform.monitoring.profiles import Profile, merged_profiles
 from batch_platform.scoring.batch import (
     REJECTED,
     SAMPLES,
@@ -98,6 +99,7 @@ class Staged:
     challengers: tuple[ChallengerScores, ...] = ()
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
+    profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -116,6 +118,7 @@ def merged(parts: Sequence[Staged]) -> Staged:
         challengers=tuple(reduce(add, scores) for scores in zip(*(part.challengers for part in parts), strict=True)),
         spent=reduce(add, (part.spent for part in parts)),
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
+        profiles=merged_profiles(part.profiles for part in parts),
     )
 
 
@@ -128,6 +131,7 @@ class ScoredBatch:
     counts: Counts
     challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]  # no scores where a challenger failed
     seconds: float  # that scoring took
+    profiles: tuple[Profile, ...] = ()
 
 
 def scored_batch(
@@ -146,7 +150,7 @@ def scored_batch(
     if models.challengers:
         scored, challengers = score_beside(rows, first_row, models, spec, stamp)
     else:
-        scored, challengers = score_batch(rows, bundle, spec, models.model.predictor), []
+        scored, challengers = score_batch(rows, bundle, spec, models.model.predictor, profile=True), []
     if scored.rejected.height:
         rejected = rejected_rows(scored.rejected, spec, partition, stamp).to_arrow()
         reasons, samples = reasons_of(scored.rejected), tuple(samples_of(scored.rejected, spec))
@@ -167,7 +171,8 @@ def scored_batch(
         samples=samples,
         ignored=ignored_columns(rows.columns, bundle, spec),
     )
-    return ScoredBatch(predictions, rejected, counts, challengers, perf_counter() - began)
+    seconds = perf_counter() - began
+    return ScoredBatch(predictions, rejected, counts, challengers, seconds, scored.profiles)
 
 
 @contextmanager
@@ -220,7 +225,7 @@ class PartWriter:
 
     def __init__(self, folder: Path, name: str, challengers: Iterable[str]) -> None:
         """Write nothing yet; the names of all files begin with `name`."""
-        self.counts, self.seconds = Counts(), 0.0
+        self.counts, self.seconds, self._profiles = Counts(), 0.0, tuple[Profile, ...]()
         self._predictions = _TableWriter(folder / f"{name}.predictions.parquet")
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
         self._scores = {challenger: ChallengerScores(challenger) for challenger in challengers}
@@ -236,6 +241,7 @@ class PartWriter:
         """Write a batch; the first one defines the columns, even if it has no rows."""
         self.counts += batch.counts
         self.seconds += batch.seconds
+        self._profiles = merged_profiles([self._profiles, batch.profiles])
         self._predictions.write(batch.predictions)
         self._rejected.write(batch.rejected)
         for scores, table in batch.challengers:
@@ -267,6 +273,7 @@ class PartWriter:
             challengers=tuple(challengers),
             spent=spent,
             remarks=models.model.remarks,
+            profiles=self._profiles,
         )
 
 

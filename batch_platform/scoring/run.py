@@ -28,6 +28,7 @@ from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
+from batch_platform.scoring.profile_tables import replace_profiles
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
 
@@ -204,6 +205,7 @@ class ScoringRun:
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             replace_challengers(con, runs, challengers=challengers)
+            replace_profiles(con, runs, {due.partition.key: staged.profiles for due, staged in group})
             self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(

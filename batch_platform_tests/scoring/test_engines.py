@@ -226,6 +226,8 @@ def test_rejected_rows_have_a_reason_and_the_counts_balance(pipeline, tmp_path):
         assert counts.rows_in == counts.rows_scored + counts.rows_rejected
         assert (frame(part.predictions).height, rejected.height) == (counts.rows_scored, counts.rows_rejected)
         assert sum(counts.reasons.values()) == counts.rows_rejected
+        assert {profile.rows for profile in part.profiles} == {counts.rows_scored}
+        assert {profile.name: profile.rejected for profile in part.profiles}["amount"] == counts.rows_rejected
     assert [part.counts.rows_rejected for part in staged] == [2, 1, 0]
     assert staged[0].counts.reasons == {"amount: below the minimum 0": 2}
     assert staged[0].counts.samples == ("id=1290 (amount=-1.0)", "id=1300 (amount=-1.0)")
@@ -334,13 +336,19 @@ def table(pipeline: Pipeline, name: str) -> pl.DataFrame:
 
 
 def test_a_pipeline_holds_the_same_rows_whatever_its_engine(pipeline, engine):
-    names = ("predictions", "rejected_rows", "challenger_scores", "challengers")
+    names = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
     before = {name: table(pipeline, name) for name in names}
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
     assert not plan.of("predictions"), "another engine makes no prediction stale"
     committed = list(pipeline.score(days(pipeline), STAMP, force=True))
     for name in ("rejected_rows", "challengers"):
         assert table(pipeline, name).equals(before[name])
+    moments = [pl.col(name).round_sig_figs(9) for name in ("lowest", "highest", "mean", "variance")]
+    profiles, exact = table(pipeline, "profiles"), before["profiles"]
+    features = pl.col("role") == "feature"  # the cells of a score may differ by a row where its last bit does
+    assert profiles.filter(features).with_columns(moments).equals(exact.filter(features).with_columns(moments))
+    assert profiles["rows"].sum() == exact["rows"].sum() > 0
+    assert profiles["rejected"].sum() == 3
     for name in ("predictions", "challenger_scores"):
         after = table(pipeline, name)
         assert after.drop("score").equals(before[name].drop("score"))
