@@ -14,8 +14,10 @@ from batch_platform.components.processes import at_work
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.errors import MOST_LISTED, listed
+from batch_platform.declaration.monitored import Drift
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks
+from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.monitoring.measure import Judgement
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.plan import Plan
@@ -25,6 +27,7 @@ from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE = "up_to_date"
+MOST_PLOTTED = 50  # columns
 NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
 Checked = TypeVar("Checked")
 Attempt = TypeVar("Attempt", ChallengerTraining, ChallengerRun)
@@ -43,6 +46,9 @@ class RunCheck(Generic[Checked]):
     metadata: Callable[[Checked], Mapping[str, Any]]
     summary: Callable[[Sequence[Checked], Sequence[Checked]], Mapping[str, Any]]  # of all partitions and of the failed
     blocking: bool = False  # an error that stops what depends on the asset, rather than a warning
+    is_error: Callable[[Checked], bool] = lambda _: (
+        False
+    )  # whether a failure is an error all the same, which stops nothing
 
     def spec(self, asset: dg.AssetKey) -> dg.AssetCheckSpec:
         """The declaration of the check on an asset."""
@@ -55,14 +61,14 @@ class RunCheck(Generic[Checked]):
             check_name=self.name,
             description="the run as a whole",
             passed=not failed,
-            severity=self.severity,
+            severity=self.severity(*failed),
             metadata=self.summary(checked, failed),
         )
 
-    @property
-    def severity(self) -> dg.AssetCheckSeverity:
+    def severity(self, *failed: Checked) -> dg.AssetCheckSeverity:
         """Whether a failure is an error or a warning."""
-        return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+        is_error = self.blocking or any(map(self.is_error, failed))
+        return dg.AssetCheckSeverity.ERROR if is_error else dg.AssetCheckSeverity.WARN
 
 
 def evaluation(
@@ -117,7 +123,68 @@ def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
         },
         summary=lambda partitions, failed: {"rejected": _worst_share(partitions), "near_the_budget": _keys(failed)},
     )
-    return [ROWS_BALANCE, rejected_share, _SCORE_DISTRIBUTION]
+    return [ROWS_BALANCE, rejected_share, _SCORE_DISTRIBUTION, _drift(wiring.spec.monitoring.drift)]
+
+
+_BASELINES: dict[str, str] = {
+    "reference": "the data that the version learned from (of an imported model, the rows before its serving period)",
+    "previous": "the partition before",
+    "week_before": "the same time of the week before",
+}
+
+
+def _drift(declared: Drift) -> RunCheck[Committed]:
+    """The check that features and predictions are like their baseline."""
+    return RunCheck[Committed](
+        name="drift",
+        description=(
+            f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
+            f"stability index is {declared.warn:g} or more beyond what chance explains, and an error from {declared.fail:g} "
+            "(monitoring.drift); nothing is blocked. The worst column comes first, and the index of each is plotted; the table "
+            f"`drift` has all measures against all baselines."
+        ),
+        passed=lambda partition: not _drifted(partition),
+        metadata=lambda partition: _drift_numbers(partition, declared),
+        summary=lambda partitions, failed: {
+            "partitions": _count(partitions),
+            "drifted": _keys(failed),
+            "columns": listed(dict.fromkeys(row.column_name for partition in failed for row in _drifted(partition)))
+            or "none",
+        },
+        is_error=lambda partition: any(row.level == "fail" for row in _drifted(partition)),
+    )
+
+
+def _drifted(partition: Committed) -> list[ColumnDrift]:
+    """The columns that give a warning or an error, the worst first."""
+    return [row for row in partition.drift if row.level in ("warn", "fail")]
+
+
+def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
+    judged = [row for row in partition.drift if row.level is not None]
+    if not judged:
+        return {"not_judged": _not_judged(partition, declared)}
+    metadata: dict[str, Any] = {"drifted": ", ".join(map(describe.drifted, _drifted(partition))) or "none"}
+    of_alarms = _drifted(partition) or judged
+    table = {row.column_name: describe.drifted(row) for row in of_alarms[:MOST_LISTED]}
+    metadata["the_worst"] = dg.MetadataValue.md(describe.listing(("column", declared.baseline), table))
+    numbers = {f"psi_{row.column_name}": row.beyond_chance for row in judged[:MOST_PLOTTED]}
+    strange = {*declared.ignore, *declared.columns} - {row.column_name for row in partition.drift}
+    if strange:
+        metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"
+    return metadata | describe.rounded(numbers)
+
+
+def _not_judged(partition: Committed, declared: Drift) -> str:
+    """Why no column of a partition is judged."""
+    if not partition.run.rows_scored:
+        return "no row was scored"
+    if not partition.drift:
+        version = partition.run.model_version
+        return f"{version} has no reference profile, since an earlier release trained it: train it again to see drift"
+    if declared.baseline != "reference":
+        return f"{_BASELINES[declared.baseline]} has no profile"
+    return "every column is ignored"
 
 
 def _rejected_share(partition: Committed) -> float:

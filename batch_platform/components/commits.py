@@ -36,7 +36,7 @@ class Commit:
                 self.partition_key,
                 passed=check.passed(value),
                 metadata=check.metadata(value),
-                severity=check.severity,
+                severity=check.severity(value),
             )
             for check, value in self.checked.items()
         ]

@@ -23,6 +23,7 @@ from batch_platform.models.bundle import Manifest, read_manifest
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.charts import MOST_DOTS, MOST_POINTS, Point, bars, curve, histogram
+from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import asked_of
 from batch_platform.monitoring.scores import ScoreDistribution
@@ -384,6 +385,18 @@ def _parameters(params: Mapping[str, object]) -> str:
     if not params:
         return "none"
     return listing(("parameter", "value"), {name: json.dumps(value) for name, value in sorted(params.items())})
+
+
+def drifted(row: ColumnDrift) -> str:
+    """A column that differs from its baseline, in a few words."""
+    changes = [f"{row.column_name} {row.beyond_chance:.2f}"]
+    if row.null_share != row.baseline_null_share:
+        changes.append(f"null {row.null_share:.1%} instead of {row.baseline_null_share:.1%}")
+    if row.unknown_share != row.baseline_unknown_share:
+        changes.append(f"unknown {row.unknown_share:.1%} instead of {row.baseline_unknown_share:.1%}")
+    if row.mean is not None and row.baseline_mean is not None:
+        changes.append(f"mean {row.mean:.4g} instead of {row.baseline_mean:.4g}")
+    return f"{changes[0]} ({', '.join(changes[1:])})" if changes[1:] else changes[0]
 
 
 def listing(columns: tuple[str, str], values: Mapping[str, object]) -> str:

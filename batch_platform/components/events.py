@@ -134,7 +134,7 @@ class PartitionLog:
             partition_key,
             passed=check.passed(checked),
             metadata=check.metadata(checked),
-            severity=check.severity,
+            severity=check.severity(checked),
         )
         self._context.op_execution_context.log_event(result)
 

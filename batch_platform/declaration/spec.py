@@ -14,6 +14,7 @@ from pydantic import Field, WithJsonSchema, field_validator, model_validator
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
+from batch_platform.declaration.monitored import METRICS, Monitoring
 from batch_platform.declaration.notation import (
     Block,
     Cron,
@@ -28,11 +29,6 @@ from batch_platform.declaration.notation import (
 )
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
-METRICS = (
-    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "average_precision", "ks"),
-    *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
-    *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
-)
 ASSETS = ("features", "model", "predictions", "performance", "drift")
 ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
@@ -313,42 +309,6 @@ class Predictions(Block):
     )
 
 
-class PerformanceRule(Block):
-    """When the performance of a partition gives a warning."""
-
-    warn_below: float = Field(
-        description="Value of the gate's metric that is worth a warning when a partition does worse, beyond chance: when its whole 95% interval does.",
-        examples=[0.6],
-    )
-
-
-class Monitoring(Block):
-    """Monitoring of scored partitions."""
-
-    performance: PerformanceRule | None = Field(
-        default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
-    )
-    metrics: list[ImportPath] = Field(
-        default_factory=list,
-        description="Further metrics, each a function, as module.function, of batch_platform.monitoring.metrics.Outcomes.",
-        examples=[["shop.metrics.cost_per_order"]],
-    )
-    segments: list[str] = Field(
-        default_factory=list,
-        description="Kept columns by whose values the pooled performance is broken down.",
-        examples=[["country"]],
-    )
-
-    @field_validator("metrics")
-    @classmethod
-    def _new(cls, value: list[str]) -> list[str]:
-        names = [path.rpartition(".")[2] for path in value]
-        if taken := [name for name in names if name in METRICS or name.startswith("label_") or names.count(name) > 1]:
-            msg = f"{listed(map(repr, taken))} is the name of another metric; give the function another name"
-            raise ValueError(msg)
-        return value
-
-
 class Retry(Block):
     """How often a step begins again because another process holds the warehouse."""
 
@@ -519,6 +479,9 @@ class PipelineSpec(Block):
                     f"{what} {name!r} cannot be a feature, a key or a kept column: it is not known when a row is scored"
                 )
                 raise ValueError(msg)
+        if self.monitoring.drift.baseline == "week_before" and self.partitions.every == "month":
+            msg = "monitoring.drift.baseline: a month has no week before it; use 'previous'"
+            raise ValueError(msg)
         if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:
             msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep"
             raise ValueError(with_guess(msg, unkept[0], self.predictions.keep))

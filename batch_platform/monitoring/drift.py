@@ -20,24 +20,9 @@ from numpy.typing import NDArray
 from batch_platform.monitoring.profiles import Profile
 
 SURPRISE = 0.001  # p-value from which a difference is more than chance
-RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells below are tested together
+RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
+NEXT_TO_NONE = 0.5  # rows
 Level = Literal["none", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The population stability index, beyond what chance explains, from which a column gives a warning or fails."""
-
-    warn: float | None = None  # None: never
-    fail: float | None = None
-
-    def level(self, divergence: "Divergence") -> Level:
-        """How a divergence is judged."""
-        if divergence.p_value >= SURPRISE:
-            return "none"
-        if self.fail is not None and divergence.beyond_chance >= self.fail:
-            return "fail"
-        return "warn" if self.warn is not None and divergence.beyond_chance >= self.warn else "none"
 
 
 @dataclass(frozen=True)
@@ -55,6 +40,13 @@ class Divergence:
         """The index beyond what chance gives."""
         return max(0.0, self.psi - self.expected)
 
+    def level(self, bounds: tuple[float, float]) -> Level:
+        """How it is judged by the indices from which a column gives a warning and fails."""
+        warn, fail = bounds
+        if self.p_value >= SURPRISE or self.beyond_chance < warn:
+            return "none"
+        return "fail" if self.beyond_chance >= fail else "warn"
+
 
 def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | None]:
     """How far each profile is from its baseline, over the cells that both have; None where either has no rows.
@@ -62,7 +54,7 @@ def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | N
     Population stability index: the sum of (p - q) ln(p / q) over the cells (Kullback and Leibler's divergence in both
     directions, 1951). Half a row is added to each cell, so that an empty one does not make it infinite. Without a change it
     is (cells - 1) (1 / n + 1 / m) on average (Yurdakul, Statistical Properties of Population Stability Index, 2018).
-    The p-value is that of Pearson's test of both samples, with the likelihood ratio for the rare cells together, by the
+    The p-value is that of Pearson's test of both samples, with the likelihood ratio for cells that stay rare together, by the
     cube-root approximation of the chi-square distribution (Wilson and Hilferty, The Distribution of Chi-Square, 1931).
     """
     if not pairs:
@@ -115,19 +107,44 @@ def _jensen_shannon(p: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[n
 
 
 def _p_values(own: NDArray[np.float64], other: NDArray[np.float64]) -> list[float]:
-    """The p-value of each pair: rare cells are tested as one, since no approximation holds for them one by one."""
+    """The p-value of each pair, over groups of cells that are not too rare for the test."""
     rows, base = own.sum(axis=1, keepdims=True), other.sum(axis=1, keepdims=True)
-    total = rows + base
-    filled = own + other > 0
-    rare = filled & (other / base * np.minimum(rows, base) < RARE)  # whatever the partition holds there
-    statistic, cells = np.zeros(len(own)), (filled & ~rare).sum(axis=1) + rare.any(axis=1)
+    awaited = other / base * np.minimum(rows, base)  # whatever the partition holds there
+    groups = np.array([_groups(part.tolist()) for part in np.nan_to_num(awaited)])
+    pairs, width = np.arange(len(own))[:, None], own.shape[1] + 1
+    own, other, awaited = (_summed(counts, pairs, groups, width) for counts in (own, other, awaited))
+    filled, common = own + other > 0, awaited >= RARE
+    statistic = np.zeros(len(own))
     for counts, size in ((own, rows), (other, base)):
-        share = (own + other) * size / total
-        statistic += np.where(rare | (share == 0), 0.0, (counts - share) ** 2 / share).sum(axis=1)
-        counted, awaited = (np.where(rare, part, 0.0).sum(axis=1) for part in (counts, share))
-        ratio = np.where(counted > 0, counted * np.log(counted / awaited), 0.0)
-        statistic += 2 * (ratio - counted + awaited)
-    return [_chi_square_tail(float(value), int(count) - 1) for value, count in zip(statistic, cells, strict=True)]
+        expected = (own + other) * size / (rows + base)
+        pearson = (counts - expected) ** 2 / expected
+        ratio = 2 * (np.where(counts > 0, counts * np.log(counts / expected), 0.0) - counts + expected)
+        statistic += np.where(filled, np.where(common, pearson, ratio), 0.0).sum(axis=1)
+    return [
+        _chi_square_tail(float(value), int(cells) - 1)
+        for value, cells in zip(statistic, filled.sum(axis=1), strict=True)
+    ]
+
+
+def _groups(awaited: Sequence[float]) -> list[int]:
+    """The group of each cell: neighbours are joined until RARE rows are expected, and cells of next to none are group 0."""
+    groups, group, held = [0] * len(awaited), 0, RARE
+    for at, expected in enumerate(awaited):
+        if expected < NEXT_TO_NONE:
+            continue
+        if held >= RARE or expected >= RARE:
+            group, held = group + 1, 0.0
+        groups[at] = group
+        held += expected
+    return groups
+
+
+def _summed(
+    counts: NDArray[np.float64], pairs: NDArray[np.int64], groups: NDArray[np.int64], width: int
+) -> NDArray[np.float64]:
+    sums = np.zeros((len(counts), width))
+    np.add.at(sums, (pairs, groups), np.nan_to_num(counts))
+    return sums
 
 
 def _chi_square_tail(value: float, degrees: int) -> float:
@@ -144,3 +161,35 @@ def _kolmogorov_smirnov(profile: Profile, own: Sequence[int], other: Sequence[in
     if profile.bins.categories is not None or not first[-1] or not second[-1]:
         return None
     return float(np.abs(first / first[-1] - second / second[-1]).max())
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column of a partition beside a baseline; a row of the table `drift`."""
+
+    partition_key: str
+    column_name: str
+    role: str
+    baseline: str
+    baseline_partition: str | None  # None for the reference
+    psi: float
+    psi_by_chance: float
+    p_value: float
+    jensen_shannon: float
+    ks: float | None
+    null_share: float
+    baseline_null_share: float
+    unknown_share: float
+    baseline_unknown_share: float
+    mean: float | None
+    baseline_mean: float | None
+    rows: int
+    baseline_rows: int
+    level: str | None  # None where it is not judged
+    model_version: str
+    run_id: str
+
+    @property
+    def beyond_chance(self) -> float:
+        """The index beyond what chance gives."""
+        return max(0.0, self.psi - self.psi_by_chance)

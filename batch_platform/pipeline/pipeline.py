@@ -62,6 +62,7 @@ from batch_platform.pipeline.train import (
 )
 from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.scoring.challengers import challengers_of
+from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
@@ -459,11 +460,14 @@ class Pipeline:
         if not held:
             return
         with self.warehouse.open() as con:
-            distributions = committed_distributions(con, self.spec.name, [item.partition.key for item in held])
+            keys = [item.partition.key for item in held]
+            distributions = committed_distributions(con, self.spec.name, keys)
+            drift = read_drift(con, self.spec.name, keys)
         for item in held:
             if item.standing is not None:
                 scores = distributions.get(item.partition.key)
-                yield Committed(item.partition, item.standing, skipped=True, scores=scores)
+                of_columns = drift.get(item.partition.key, ())
+                yield Committed(item.partition, item.standing, skipped=True, scores=scores, drift=of_columns)
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.

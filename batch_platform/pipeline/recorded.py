@@ -19,6 +19,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs
+from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.published import open_published
@@ -43,6 +44,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
         distributions = committed_distributions(con, name, keys)
         reasons = reasons_by_partition(con, name, keys)
         challengers = _by_partition(read_challenger_runs(con, name))
+        drift = read_drift(con, name, keys)
     for key in keys:
         yield Committed(
             pipeline.spec.partitions.calendar.named(key),
@@ -51,6 +53,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
             reasons=reasons.get(key, {}),
             scores=distributions.get(key),
             challengers=tuple(challengers[key]),
+            drift=drift.get(key, ()),
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
@@ -20,11 +21,15 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
+from batch_platform.models.bundle import read_reference
+from batch_platform.models.reference import ReferenceProfile
 from batch_platform.models.registry import Version
 from batch_platform.models.timeline import Stretch
+from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
+from batch_platform.scoring.drift_tables import read_drift, replace_drift
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
@@ -51,6 +56,7 @@ class Committed:
     spent: Spent = field(default_factory=Spent)  # zero where skipped
     scores: ScoreDistribution | None = None  # None where there are no predictions
     challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
+    drift: tuple[ColumnDrift, ...] = ()  # of each column beside each baseline, the worst first
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,10 @@ class ScoringRun:
             hindsight=due.service is None or due.service.is_hindsight(partition),
         )
 
+    def _reference(self, run: ScoreRun) -> ReferenceProfile | None:
+        """The reference profile of the version that scored a partition; None if an earlier release trained it."""
+        return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
+
     def _commit(self, group: Sequence[tuple[Due, Staged]]) -> list[Committed | Unscored]:
         """Commit a group; if one of its partitions cannot be committed, each by itself."""
         try:
@@ -203,9 +213,13 @@ class ScoringRun:
             for due, staged in group
         }
 
+        drift = dict[str, tuple[ColumnDrift, ...]]()
+
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             replace_challengers(con, runs, challengers=challengers)
             replace_profiles(con, runs, {due.partition.key: staged.profiles for due, staged in group})
+            replace_drift(con, self.history.spec, runs, self._reference)
+            drift.update(read_drift(con, self.history.spec.name, [run.partition_key for run in runs]))
             self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
@@ -237,6 +251,7 @@ class ScoringRun:
                 ignored=staged.counts.ignored,
                 spent=staged.spent + Spent(commit=seconds, clock=seconds),
                 scores=distributions.get(due.partition.key),
+                drift=drift.get(due.partition.key, ()),
                 challengers=tuple(
                     challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id
                 ),
@@ -293,6 +308,9 @@ def _challenger(scores: ChallengerScores, due: Due, staged: Staged, pipeline: st
         run_id=run_id,
     )
     return StagedChallenger(run, scores.files)
+
+
+_read_once = lru_cache(maxsize=64)(read_reference)
 
 
 def is_full(partitions: int, rows: int) -> bool:

@@ -27,7 +27,7 @@ from batch_platform.warehouse.sql import digest, has_table, literal, quoted, tab
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
-TABLES_OF_PIPELINES = (*OF_PIPELINES, "drift", "features", "model", "models")
+TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")
 
 
 @dataclass(frozen=True)

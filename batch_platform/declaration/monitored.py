@@ -1,0 +1,109 @@
+"""How the scored partitions of a pipeline are monitored, as declared under `monitoring`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.notation import Block, ImportPath
+
+METRICS = (
+    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "average_precision", "ks"),
+    *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
+    *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
+)
+Baseline = Literal["reference", "previous", "week_before"]
+
+
+class DriftBounds(Block):
+    """From which index a column gives a warning or fails; what is left out is as for all columns."""
+
+    warn: float | None = Field(default=None, gt=0, description="Index from which it gives a warning.", examples=[0.1])
+    fail: float | None = Field(default=None, gt=0, description="Index from which it fails.", examples=[0.25])
+
+
+class Drift(Block):
+    """When features and predictions differ from a baseline."""
+
+    warn: float = Field(
+        default=0.05,
+        gt=0,
+        description="Population stability index, beyond what chance explains, from which a column gives a warning. 0.05: a shift of a normal feature by about 0.22 standard deviations.",
+        examples=[0.1],
+    )
+    fail: float = Field(
+        default=0.25, gt=0, description="Index from which the check fails instead. It never blocks.", examples=[0.25]
+    )
+    ignore: list[str] = Field(
+        default_factory=list,
+        description="Columns that are measured, but not judged, e.g. the month or the weekday.",
+        examples=[["month"]],
+    )
+    baseline: Baseline = Field(
+        default="reference",
+        description="What is judged: the difference from the training data, from the partition before, or from the same time of the week before.",
+        examples=["week_before"],
+    )
+    columns: dict[str, DriftBounds] = Field(
+        default_factory=dict,
+        description="Other bounds for some features, or for the column of the predictions.",
+        examples=[{"distance": {"warn": 0.2}}],
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name, (warn, fail) in {
+            "": (self.warn, self.fail),
+            **{name: self.bounds(name) for name in self.columns},
+        }.items():
+            if warn > fail:
+                where = f"columns.{name}: " if name else ""
+                msg = f"{where}warn ({warn:g}) is above fail ({fail:g})"
+                raise ValueError(msg)
+        return self
+
+    def bounds(self, column: str) -> tuple[float, float]:
+        """The index from which a column gives a warning, and from which it fails."""
+        own = self.columns.get(column, DriftBounds())
+        return (self.warn if own.warn is None else own.warn, self.fail if own.fail is None else own.fail)
+
+
+class PerformanceRule(Block):
+    """When the performance of a partition gives a warning."""
+
+    warn_below: float = Field(
+        description="Value of the gate's metric that is worth a warning when a partition does worse, beyond chance: when its whole 95% interval does.",
+        examples=[0.6],
+    )
+
+
+class Monitoring(Block):
+    """Monitoring of scored partitions."""
+
+    performance: PerformanceRule | None = Field(
+        default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
+    )
+    drift: Drift = Field(
+        default_factory=Drift,
+        description="When features and predictions of a partition differ so much from a baseline that it is worth a warning.",
+        examples=[{"warn": 0.1, "fail": 0.25, "ignore": ["month"]}],
+    )
+    metrics: list[ImportPath] = Field(
+        default_factory=list,
+        description="Further metrics, each a function, as module.function, of batch_platform.monitoring.metrics.Outcomes.",
+        examples=[["shop.metrics.cost_per_order"]],
+    )
+    segments: list[str] = Field(
+        default_factory=list,
+        description="Kept columns by whose values the pooled performance is broken down.",
+        examples=[["country"]],
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _new(cls, value: list[str]) -> list[str]:
+        names = [path.rpartition(".")[2] for path in value]
+        if taken := [name for name in names if name in METRICS or name.startswith("label_") or names.count(name) > 1]:
+            msg = f"{listed(map(repr, taken))} is the name of another metric; give the function another name"
+            raise ValueError(msg)
+        return value

@@ -1,0 +1,161 @@
+"""The table of drift in the warehouse: each column of a partition beside its baselines, from the profiles alone.
+
+Written in the transaction of the predictions. A partition that is a baseline of later ones has their rows computed again, so
+the table is at any time what the profiles say.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from math import isfinite
+
+import duckdb
+
+from batch_platform.declaration.calendar import Calendar, Duration
+from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.models.reference import ReferenceProfile
+from batch_platform.monitoring.drift import ColumnDrift, Divergence, divergences
+from batch_platform.monitoring.profiles import Profile
+from batch_platform.scoring.profile_tables import read_profiles
+from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, read_latest
+from batch_platform.warehouse.sql import has_table, quoted
+
+DRIFT = "drift"
+_WEEK = Duration(days=7)
+ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A column of a partition, and the same column of a baseline."""
+
+    key: str
+    baseline: Baseline
+    of: str | None  # the partition that is the baseline
+    profile: Profile
+    base: Profile
+
+
+def replace_drift(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, committed: Sequence[ScoreRun], reference_of: ReferenceOf
+) -> None:
+    """Compute the drift of the committed partitions, whose profiles are written already, and of those that they are a baseline of."""
+    calendar, name = spec.partitions.calendar, spec.name
+    new = {run.partition_key: run for run in committed}
+    later = {key for run in committed for key in _compared_with(calendar, run.partition_key)} - {*new}
+    wanted = {key: dict(_baselines(calendar, key)) for key in (*new, *later)}
+    needed = {*wanted, *(of for baselines in wanted.values() for of in baselines.values())}
+    profiles = read_profiles(con, name, needed)
+    if not profiles and not has_table(con, name, DRIFT):
+        return
+    pairs = list(_pairs(new, later, wanted, profiles, reference_of))
+    runs = read_latest(con, ScoreRun, name, later) | new
+    rows = [
+        _row(pair, divergence, runs[pair.key], spec.monitoring.drift)
+        for pair, divergence in zip(pairs, divergences([(pair.profile, pair.base) for pair in pairs]), strict=True)
+        if divergence is not None
+    ]
+    create_table(con, name, DRIFT, ColumnDrift)
+    table = f"{quoted(name)}.{DRIFT}"
+    con.execute(f"DELETE FROM {table} WHERE partition_key IN $keys", {"keys": list(new)})
+    con.execute(
+        f"DELETE FROM {table} WHERE partition_key IN $keys AND baseline_partition IN $new",
+        {"keys": list(later), "new": list(new)},
+    )
+    insert(con, DRIFT, [vars(row) for row in rows], schema=name)
+    changed = sorted({*new, *(key for key in later if key in profiles)})
+    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
+    note(con, [Change(seq, name, DRIFT, key) for seq, key in numbered])
+
+
+def read_drift(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[ColumnDrift, ...]]:
+    """The drift of some partitions by partition key, the worst column first; a partition without any is left out."""
+    if not partition_keys or not has_table(con, pipeline, DRIFT):
+        return {}
+    columns = ", ".join(item.name for item in fields(ColumnDrift))
+    query = f"""
+        SELECT {columns} FROM {quoted(pipeline)}.{DRIFT} WHERE partition_key IN $keys
+        ORDER BY partition_key, psi - psi_by_chance DESC, column_name, baseline
+    """
+    drift: dict[str, tuple[ColumnDrift, ...]] = {}
+    for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
+        row = ColumnDrift(*values)
+        drift[row.partition_key] = (*drift.get(row.partition_key, ()), row)
+    return drift
+
+
+def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:
+    """The partitions that a partition is compared with."""
+    partition = calendar.named(key)
+    before = calendar.holding(partition.start - timedelta(microseconds=1))
+    if before is not None:
+        yield "previous", before.key
+    week_before = calendar.holding(_WEEK.before(partition.start, calendar.zone))
+    if week_before is not None and calendar.every != "month":
+        yield "week_before", week_before.key
+
+
+def _compared_with(calendar: Calendar, key: str) -> list[str]:
+    """The later partitions that are compared with a partition."""
+    partition = calendar.named(key)
+    instants = (partition.end, _WEEK.after(partition.start, calendar.zone))
+    later = {other.key for instant in instants if (other := calendar.holding(instant)) is not None}
+    return [other for other in later if key in dict(_baselines(calendar, other)).values()]
+
+
+def _pairs(
+    new: Mapping[str, ScoreRun],
+    later: Collection[str],
+    wanted: Mapping[str, Mapping[Baseline, str]],
+    profiles: Mapping[str, Sequence[Profile]],
+    reference_of: ReferenceOf,
+) -> Iterator[_Pair]:
+    """Every column of the new partitions beside its baselines, and of later partitions beside the new ones."""
+    for key in (*new, *later):
+        bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
+            (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
+        ]
+        if key in new and profiles.get(key):
+            reference = reference_of(new[key])
+            bases.append(("reference", None, () if reference is None else reference.profiles))
+        for baseline, of, columns in bases:
+            by_name = {(profile.role, profile.name): profile for profile in columns}
+            for profile in profiles.get(key, ()):
+                base = by_name.get((profile.role, profile.name))
+                if base is not None and profile.is_comparable(base):
+                    yield _Pair(key, baseline, of, profile, base)
+
+
+def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift) -> ColumnDrift:
+    profile, base = pair.profile, pair.base
+    judged = pair.baseline == declared.baseline and profile.name not in declared.ignore
+    return ColumnDrift(
+        partition_key=pair.key,
+        column_name=profile.name,
+        role=profile.role,
+        baseline=pair.baseline,
+        baseline_partition=pair.of,
+        psi=divergence.psi,
+        psi_by_chance=divergence.expected,
+        p_value=divergence.p_value,
+        jensen_shannon=divergence.jensen_shannon,
+        ks=divergence.ks,
+        null_share=profile.nulls / profile.rows,
+        baseline_null_share=base.nulls / base.rows,
+        unknown_share=profile.unknown / profile.rows,
+        baseline_unknown_share=base.unknown / base.rows,
+        mean=_finite(profile.mean),
+        baseline_mean=_finite(base.mean),
+        rows=profile.rows,
+        baseline_rows=base.rows,
+        level=divergence.level(declared.bounds(profile.name)) if judged else None,
+        model_version=run.model_version,
+        run_id=run.run_id,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
