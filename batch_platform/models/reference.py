@@ -1,6 +1,8 @@
 """The reference profile of a version: what its features and its prediction were like when it was trained, kept in its bundle.
 
 Features are profiled over the rows that it was fitted on, the prediction over rows that it had not seen when it was judged.
+A model that is fitted again afterwards may give other scores, and has seen those rows: if its scores for them differ, they fix
+the bins, but are no baseline, since nobody knows what it gives for rows that it has not seen.
 Scoring profiles its rows in the same bins.
 """
 
@@ -27,6 +29,7 @@ from batch_platform.monitoring.profiles import (
 )
 
 FORMAT = 1
+REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 
 
@@ -36,6 +39,12 @@ class ReferenceProfile:
 
     features: tuple[Profile, ...]
     prediction: Profile | None = None
+    prediction_is_baseline: bool = True
+
+    @property
+    def baseline(self) -> tuple[Profile, ...]:
+        """The profiles that those of other rows can be compared with."""
+        return self.profiles if self.prediction_is_baseline else self.features
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -71,6 +80,7 @@ class ReferenceProfile:
             "format": FORMAT,
             "features": [profile.to_json() for profile in self.features],
             "prediction": None if self.prediction is None else self.prediction.to_json(),
+            "prediction_is_baseline": self.prediction_is_baseline,
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -82,6 +92,7 @@ class ReferenceProfile:
         return cls(
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
+            values["prediction_is_baseline"],
         )
 
 
@@ -128,7 +139,19 @@ def with_prediction(
     if before is not None and before.is_comparable(profile):
         again = _prediction(raw, signature, before.bins, 0)
         profile = again if _alike(again, before) else profile
-    return replace(reference, prediction=profile)
+    return replace(reference, prediction=profile, prediction_is_baseline=True)
+
+
+def after_refit(
+    reference: ReferenceProfile, predictor: Predictor, signature: Signature, matrix: NDArray[np.float64]
+) -> ReferenceProfile:
+    """The reference of a model that was fitted again, `matrix` [n, columns] included, of which `reference` has the scores before."""
+    judged, again = reference.prediction, with_prediction(reference, predictor, signature, matrix, reference)
+    if judged is None or again.prediction is None or not judged.is_comparable(again.prediction):
+        return replace(again, prediction_is_baseline=signature.task == "clustering")
+    (divergence,) = divergences([(again.prediction, judged)])
+    same = divergence is not None and divergence.psi <= REFITTED_ALIKE  # of the same rows, so that nothing is chance
+    return reference if same else replace(again, prediction_is_baseline=signature.task == "clustering")
 
 
 def predicted_column(task: Task) -> str:

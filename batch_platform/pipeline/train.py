@@ -46,7 +46,7 @@ from batch_platform.models.declared_model import check_model, is_classification,
 from batch_platform.models.fitting import Fitted, Positive, fit, measured, refit, suspiciously_good
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.reference import ReferenceProfile, reference_of, with_prediction
+from batch_platform.models.reference import ReferenceProfile, after_refit, reference_of, with_prediction
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
 from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -221,8 +221,8 @@ class Training:
         with self._located():
             fitted = refit(spec.model, spec.features, whole, learned.params, learned.fitted)
             fitted = keep_numbers(fitted, whole.fit, self.former)
-            if fitted.signature.task == "clustering":  # a second fit may number its segments in another way
-                fitted = self._with_prediction(fitted)
+            reference = after_refit(fitted.reference, fitted.scorer, fitted.signature, fitted.held_out)
+            fitted = replace(fitted, reference=reference)
         manifest = replace(
             learned.manifest,
             contract=fitted.signature.contract.to_json(),
@@ -246,7 +246,7 @@ class Training:
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
         predicted = with_prediction(
-            fitted.reference, fitted.predictor, fitted.signature, fitted.held_out, self._former_reference
+            fitted.reference, fitted.scorer, fitted.signature, fitted.held_out, self._former_reference
         )
         return replace(fitted, reference=predicted)
 

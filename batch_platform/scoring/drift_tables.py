@@ -120,7 +120,7 @@ def _pairs(
         ]
         if key in new and profiles.get(key):
             reference = reference_of(new[key])
-            bases.append(("reference", None, () if reference is None else reference.profiles))
+            bases.append(("reference", None, () if reference is None else reference.baseline))
         for baseline, of, columns in bases:
             by_name = {(profile.role, profile.name): profile for profile in columns}
             for profile in profiles.get(key, ()):

@@ -89,6 +89,13 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "performance": {"warn_below": 0.6},
         "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],
         "segments": ["shop"],
+        "drift": {
+            "warn": 0.1,
+            "fail": 0.3,
+            "ignore": ["items"],
+            "baseline": "previous",
+            "columns": {"shop": {"warn": 0.2, "fail": 0.4}},
+        },
     },
     "dagster": {
         "pool": "warehouse",

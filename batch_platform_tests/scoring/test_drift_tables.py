@@ -1,0 +1,115 @@
+"""Drift through a whole pipeline: a broken feature is found in its first partition, and the table is what the profiles say."""
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
+from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.drift_tables import read_drift
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+
+NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
+STAMP = Stamp("again", NOW)
+DAY = "2024-02-14"
+BROKEN: dict[str, tuple[pl.Expr, str]] = {
+    "all null": (pl.lit(None, pl.Float64).alias("amount"), "amount"),
+    "another unit": (pl.col("amount") * 1000, "amount"),
+    "constant": (pl.lit(4, pl.Int32).alias("items"), "items"),
+    "renamed": (pl.col("shop").replace("Zürich", "Zurich").replace("متجر", "Matjar"), "shop"),
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that is brought up to date, to be copied."""
+    folder = tmp_path_factory.mktemp("done")
+    carry_out(small_pipeline(folder), NOW)
+    return folder
+
+
+@pytest.fixture
+def changed(done: Path, tmp_path: Path) -> Callable[..., Pipeline]:
+    """The pipeline with other source rows on one day, which is scored again."""
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True, symlinks=True)
+
+    def change(*columns: pl.Expr) -> Pipeline:
+        today = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d") == DAY
+        events = small_events()
+        pipeline = small_pipeline(
+            tmp_path,
+            events=pl.concat([events.filter(~today), events.filter(today).with_columns(*columns)]).sort("id"),
+        )
+        day = [pipeline.spec.partitions.calendar.named(DAY)]
+        list(pipeline.build_features(day, STAMP, force=True))
+        list(pipeline.score(day, STAMP, force=True))
+        return pipeline
+
+    return change
+
+
+def drift(pipeline: Pipeline, *keys: str) -> dict[str, tuple[ColumnDrift, ...]]:
+    with pipeline.warehouse.open() as con:
+        return read_drift(con, "small", keys)
+
+
+def alarms(rows: tuple[ColumnDrift, ...]) -> list[str]:
+    return [row.column_name for row in rows if row.level in ("warn", "fail")]
+
+
+def test_days_like_the_training_data_raise_no_alarm_and_have_every_baseline(changed):
+    pipeline = changed()
+    found = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
+    assert len(found) == 29
+    assert not [alarm for rows in found.values() for alarm in alarms(rows)]
+    compared = {(row.baseline, row.baseline_partition) for row in found[DAY]}
+    assert compared == {("reference", None), ("previous", "2024-02-13"), ("week_before", "2024-02-07")}
+    assert {row.column_name for row in found[DAY]} == {"amount", "items", "shop", "known", "score"}
+    assert {row.baseline for row in found["2024-02-01"]} == {"reference"}, "no day before it is scored"
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed, what):
+    broken, column = BROKEN[what]
+    pipeline = changed(broken)
+    found = drift(pipeline, DAY, "2024-02-15", "2024-02-21")
+    assert alarms(found[DAY])[0] == column
+    after = {(row.baseline, row.column_name): row for row in found["2024-02-15"]}
+    week_after = {(row.baseline, row.column_name): row for row in found["2024-02-21"]}
+    repaired = changed()
+    others = {
+        key: {(row.baseline, row.column_name): row for row in rows}
+        for key, rows in drift(repaired, "2024-02-15", "2024-02-21").items()
+    }
+    assert others["2024-02-15"]["previous", column].psi < after["previous", column].psi, "compared with it again"
+    assert others["2024-02-21"]["week_before", column].psi < week_after["week_before", column].psi
+    assert not alarms(drift(repaired, DAY)[DAY])
+
+
+def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
+    pipeline = changed()
+    (version,) = [version for version in pipeline.state().registry.of_model if version.serving_period == "2024-02-01"]
+    folder = pipeline.home.bundle("small", version.version)
+    assert read_reference(folder, version.sha256) is not None
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"][REFERENCE_FILE]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / REFERENCE_FILE).unlink()
+    earlier = sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    assert open_bundle(folder, earlier).reference is None
+    with pipeline.warehouse.transaction() as con:
+        con.execute("UPDATE batch_platform.model_versions SET sha256 = $sha256", {"sha256": earlier})
+    again = small_pipeline(folder.parents[3])
+    (committed,) = again.score([again.spec.partitions.calendar.named(DAY)], Stamp("earlier", NOW), force=True)
+    assert committed.run.rows_scored == 40
+    assert committed.drift == ()
+    with again.warehouse.open() as con:
+        assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
