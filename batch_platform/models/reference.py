@@ -131,9 +131,7 @@ def with_prediction(
     """The reference with the profile of what a model predicts for rows [n, columns] that it has not learned from."""
     if not len(matrix):
         return reference
-    with np.errstate(over="ignore", invalid="ignore"), one_thread():
-        raw = predictor.predict(matrix)
-    raw = raw[np.isfinite(raw).reshape(len(raw), -1).all(axis=1)]
+    raw = _predicted(predictor, matrix)
     profile = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
     before = None if former is None else former.prediction
     if before is not None and before.is_comparable(profile):
@@ -145,13 +143,25 @@ def with_prediction(
 def after_refit(
     reference: ReferenceProfile, predictor: Predictor, signature: Signature, matrix: NDArray[np.float64]
 ) -> ReferenceProfile:
-    """The reference of a model that was fitted again, `matrix` [n, columns] included, of which `reference` has the scores before."""
-    judged, again = reference.prediction, with_prediction(reference, predictor, signature, matrix, reference)
-    if judged is None or again.prediction is None or not judged.is_comparable(again.prediction):
-        return replace(again, prediction_is_baseline=signature.task == "clustering")
-    (divergence,) = divergences([(again.prediction, judged)])
-    same = divergence is not None and divergence.psi <= REFITTED_ALIKE  # of the same rows, so that nothing is chance
-    return reference if same else replace(again, prediction_is_baseline=signature.task == "clustering")
+    """The reference of a model that was fitted again on rows [n, columns], of which `reference` has the scores before."""
+    judged = reference.prediction
+    if judged is None or not len(matrix):
+        return reference
+    raw = _predicted(predictor, matrix)
+    if signature.task == "clustering":  # a second fit may number its segments in another way
+        return replace(reference, prediction=_prediction(raw, signature, _bins_of_output(raw, signature), 0))
+    (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
+    if divergence is not None and divergence.psi <= REFITTED_ALIKE:  # of the same rows, so that nothing is chance
+        return reference
+    fresh = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
+    return replace(reference, prediction=fresh, prediction_is_baseline=False)
+
+
+def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[Any]:
+    """What a model returns for rows, without those whose score is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"), one_thread():
+        raw = predictor.predict(matrix)
+    return raw[np.isfinite(raw).reshape(len(raw), -1).all(axis=1)]
 
 
 def predicted_column(task: Task) -> str:
