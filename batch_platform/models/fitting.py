@@ -36,7 +36,7 @@ from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import one_thread
-from batch_platform.models.prior import corrected, sampling_rates
+from batch_platform.models.prior import corrected, in_proportion, sampling_rates
 from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
@@ -170,7 +170,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         held_out=contract.encode(evaluated.kept),
         flavour=kind,
         predictor=predictor,
-        reference=reference_of(contract, (kept, matrix), former),
+        reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
         trivial=trivial,
         remarks=(*remarks, *_few_of_a_class(data)),
         rates=rates,
@@ -191,6 +191,8 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
     with _refusals_explained(estimator, contract):
         truth = None if whole.label is None else as_truth(kept[whole.label])
         predictor, remarks = _learn(judged.flavour, estimator, signature, matrix, truth)
+    rates = sampling_rates(whole, signature.classes)
+    learned = in_proportion((kept, matrix), whole.label, signature.classes, rates)
     return replace(
         judged,
         estimator=estimator,
@@ -199,9 +201,9 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_rejected=rejected,
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
-        reference=replace(judged.reference, features=reference_of(contract, (kept, matrix), judged.reference).features),
+        reference=replace(judged.reference, features=reference_of(contract, learned, judged.reference).features),
         remarks=(*remarks, *_few_of_a_class(whole)),
-        rates=sampling_rates(whole, signature.classes),
+        rates=rates,
     )
 
 

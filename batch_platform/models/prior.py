@@ -59,3 +59,24 @@ def sampling_rates(data: TrainingData, classes: Sequence[ClassLabel]) -> tuple[f
         kept = names.filter(pl.Series(truth == label))
         rates.append(len(kept) / sum(data.classes_before_cap[name] for name in kept.unique()))
     return tuple(rates) if min(rates) < 1 else ()
+
+
+def in_proportion(
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    label: str | None,
+    classes: Sequence[ClassLabel],
+    rates: Sequence[float],
+) -> tuple[pl.DataFrame, NDArray[np.float64]]:
+    """Sampled rows and their encoding [n, columns], thinned out so that the classes have the shares that they have in all rows.
+
+    Of a class, the rows are taken at equal distances; all of them without rates.
+    """
+    if label is None or not rates:
+        return rows
+    frame, matrix = rows
+    truth, taken = as_truth(frame[label]), np.zeros(frame.height, dtype=np.bool_)
+    for name, rate in zip(classes, rates, strict=True):
+        members = np.flatnonzero(truth == name)
+        count = max(1, round(len(members) * min(rates) / rate)) if len(members) else 0
+        taken[members[np.arange(count) * len(members) // max(1, count)]] = True
+    return frame.filter(pl.Series(taken)), matrix[taken]

@@ -1,6 +1,6 @@
 """The reference profile of a version: what its features and its prediction were like when it was trained, kept in its bundle.
 
-Features are profiled over the rows that it was fitted on, the prediction over rows that it had not seen when it was judged.
+Features are profiled over the rows that it was fitted on (of a balanced sample, over as many of each class as all rows have), the prediction over rows that it had not seen when it was judged.
 A model that is fitted again afterwards may give other scores, and has seen those rows: if its scores for them differ, they fix
 the bins, but are no baseline, since nobody knows what it gives for rows that it has not seen.
 Scoring profiles its rows in the same bins.

@@ -153,3 +153,14 @@ def test_without_a_maximum_each_class_has_as_many_rows_as_the_rarest_and_the_who
     assert whole.rows_before_cap == 40_000
     assert set(whole.fit["label"].value_counts()["count"]) == {300}
     assert sum(whole.classes_before_cap.values()) == 40_000
+
+
+def test_the_reference_profile_of_a_balanced_sample_is_that_of_all_rows():
+    data = drawn(2)
+    model = Model(estimator="sklearn.tree.DecisionTreeClassifier", params={"max_depth": 2})
+    reference, everybody = fit(model, FEATURES, data, {}).reference, rows(40_000, 2, 1)
+    (x,) = [profile for profile in reference.features if profile.name == "x"]
+    spread = everybody["x"].std()
+    assert abs(data.fit["x"].mean() - everybody["x"].mean()) > spread / 8, "the sample itself is another one"
+    assert abs(x.mean - everybody["x"].mean()) < spread / 25
+    assert x.rows < data.fit.height
