@@ -123,7 +123,8 @@ def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
         },
         summary=lambda partitions, failed: {"rejected": _worst_share(partitions), "near_the_budget": _keys(failed)},
     )
-    return [ROWS_BALANCE, rejected_share, _SCORE_DISTRIBUTION, _drift(wiring.spec.monitoring.drift)]
+    declared = wiring.spec.monitoring.drift
+    return [ROWS_BALANCE, rejected_share, _SCORE_DISTRIBUTION, *([] if declared is None else [_drift(declared)])]
 
 
 _BASELINES: dict[str, str] = {

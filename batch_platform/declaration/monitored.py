@@ -83,9 +83,9 @@ class Monitoring(Block):
     performance: PerformanceRule | None = Field(
         default=None, description="When the performance of a partition gives a warning.", examples=[{"warn_below": 0.6}]
     )
-    drift: Drift = Field(
-        default_factory=Drift,
-        description="When features and predictions of a partition differ so much from a baseline that it is worth a warning.",
+    drift: Drift | None = Field(
+        default=None,
+        description="When features and predictions of a partition differ so much from a baseline that it is worth a warning. Left out: drift is measured, and not judged.",
         examples=[{"warn": 0.1, "fail": 0.25, "ignore": ["month"]}],
     )
     metrics: list[ImportPath] = Field(

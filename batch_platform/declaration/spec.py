@@ -479,7 +479,8 @@ class PipelineSpec(Block):
                     f"{what} {name!r} cannot be a feature, a key or a kept column: it is not known when a row is scored"
                 )
                 raise ValueError(msg)
-        if self.monitoring.drift.baseline == "week_before" and self.partitions.every == "month":
+        drift = self.monitoring.drift
+        if drift is not None and drift.baseline == "week_before" and self.partitions.every == "month":
             msg = "monitoring.drift.baseline: a month has no week before it; use 'previous'"
             raise ValueError(msg)
         if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:

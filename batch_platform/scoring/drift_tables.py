@@ -129,9 +129,9 @@ def _pairs(
                     yield _Pair(key, baseline, of, profile, base)
 
 
-def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift) -> ColumnDrift:
+def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
     profile, base = pair.profile, pair.base
-    judged = pair.baseline == declared.baseline and profile.name not in declared.ignore
+    judged = declared is not None and pair.baseline == declared.baseline and profile.name not in declared.ignore
     return ColumnDrift(
         partition_key=pair.key,
         column_name=profile.name,
@@ -151,7 +151,7 @@ def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift) ->
         baseline_mean=_finite(base.mean),
         rows=profile.rows,
         baseline_rows=base.rows,
-        level=divergence.level(declared.bounds(profile.name)) if judged else None,
+        level=divergence.level(declared.bounds(profile.name)) if declared is not None and judged else None,
         model_version=run.model_version,
         run_id=run.run_id,
     )

@@ -27,12 +27,7 @@ mutation ($selector: ScheduleSelector!, $at: Float) {scheduleDryRun(selectorData
   }}
 }}"""
 CHECKS_OF = {
-    "score": [
-        "predictions/drift",
-        "predictions/rejected_share",
-        "predictions/rows_balance",
-        "predictions/score_distribution",
-    ],
+    "score": ["predictions/rejected_share", "predictions/rows_balance", "predictions/score_distribution"],
     "train": ["model/gate"],
     "evaluate": ["performance/performance"],
 }

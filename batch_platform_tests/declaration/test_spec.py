@@ -39,7 +39,13 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         },
         "crews": {"json": "crews.jsonl"},
         "routes": {"arrow": "routes.feather"},
-        "airports": {"duckdb": "airports.duckdb", "table": "main.airports", "time": "opened_at", "late": "14 days"},
+        "airports": {
+            "duckdb": "airports.duckdb",
+            "table": "main.airports",
+            "time": "opened_at",
+            "late": "14 days",
+            "asset": "raw/airports",
+        },
     },
     "features": {
         "sql": "features.sql",
@@ -79,6 +85,13 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "performance": {"warn_below": 0.6},
         "metrics": ["shop.metrics.cost_per_order"],
         "segments": ["carrier"],
+        "drift": {
+            "warn": 0.1,
+            "fail": 0.25,
+            "ignore": ["month"],
+            "baseline": "previous",
+            "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
+        },
     },
     "dagster": {
         "pool": "warehouse",
@@ -182,9 +195,9 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
         (
             ("sources", "flights"),
             {"postgres": "postgres://host/db"},
-            "unknown key 'postgres'; allowed are arrow, csv, ",
+            "unknown key 'postgres'; allowed are arrow, asset, csv, ",
         ),
-        (("monitoring", "drift"), {"warn": 0.1, "fail": 0.25}, "unknown key 'drift'; allowed are metrics, performance"),
+        (("monitoring", "notify"), ["json://host"], "unknown key 'notify'; allowed are drift, metrics, performance"),
         (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: Input should be a valid string"),
         (("engine",), "spark", "'spark' is not an engine; allowed is 'local'"),
     ],

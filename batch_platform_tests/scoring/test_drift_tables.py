@@ -32,7 +32,7 @@ BROKEN: dict[str, tuple[pl.Expr, str]] = {
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project that is brought up to date, to be copied."""
     folder = tmp_path_factory.mktemp("done")
-    carry_out(small_pipeline(folder), NOW)
+    carry_out(small_pipeline(folder, monitoring={"drift": {}}), NOW)
     return folder
 
 
@@ -46,6 +46,7 @@ def changed(done: Path, tmp_path: Path) -> Callable[..., Pipeline]:
         events = small_events()
         pipeline = small_pipeline(
             tmp_path,
+            monitoring={"drift": {}},
             events=pl.concat([events.filter(~today), events.filter(today).with_columns(*columns)]).sort("id"),
         )
         day = [pipeline.spec.partitions.calendar.named(DAY)]
@@ -67,23 +68,23 @@ def alarms(rows: tuple[ColumnDrift, ...]) -> list[str]:
 
 def test_days_like_the_training_data_raise_no_alarm_and_have_every_baseline(changed):
     pipeline = changed()
-    found = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
-    assert len(found) == 29
-    assert not [alarm for rows in found.values() for alarm in alarms(rows)]
-    compared = {(row.baseline, row.baseline_partition) for row in found[DAY]}
+    measured = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
+    assert len(measured) == 29
+    assert not [alarm for rows in measured.values() for alarm in alarms(rows)]
+    compared = {(row.baseline, row.baseline_partition) for row in measured[DAY]}
     assert compared == {("reference", None), ("previous", "2024-02-13"), ("week_before", "2024-02-07")}
-    assert {row.column_name for row in found[DAY]} == {"amount", "items", "shop", "known", "score"}
-    assert {row.baseline for row in found["2024-02-01"]} == {"reference"}, "no day before it is scored"
+    assert {row.column_name for row in measured[DAY]} == {"amount", "items", "shop", "known", "score"}
+    assert {row.baseline for row in measured["2024-02-01"]} == {"reference"}, "no day before it is scored"
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed, what):
     broken, column = BROKEN[what]
     pipeline = changed(broken)
-    found = drift(pipeline, DAY, "2024-02-15", "2024-02-21")
-    assert alarms(found[DAY])[0] == column
-    after = {(row.baseline, row.column_name): row for row in found["2024-02-15"]}
-    week_after = {(row.baseline, row.column_name): row for row in found["2024-02-21"]}
+    measured = drift(pipeline, DAY, "2024-02-15", "2024-02-21")
+    assert alarms(measured[DAY])[0] == column
+    after = {(row.baseline, row.column_name): row for row in measured["2024-02-15"]}
+    week_after = {(row.baseline, row.column_name): row for row in measured["2024-02-21"]}
     repaired = changed()
     others = {
         key: {(row.baseline, row.column_name): row for row in rows}
@@ -92,6 +93,9 @@ def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed
     assert others["2024-02-15"]["previous", column].psi < after["previous", column].psi, "compared with it again"
     assert others["2024-02-21"]["week_before", column].psi < week_after["week_before", column].psi
     assert not alarms(drift(repaired, DAY)[DAY])
+    undeclared = small_pipeline(repaired.builder.sources.folder.parent)
+    list(undeclared.score([undeclared.spec.partitions.calendar.named(DAY)], STAMP, force=True))
+    assert {row.level for row in drift(undeclared, DAY)[DAY]} == {None}, "measured, and not judged"
 
 
 def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
@@ -107,7 +111,7 @@ def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
     assert open_bundle(folder, earlier).reference is None
     with pipeline.warehouse.transaction() as con:
         con.execute("UPDATE batch_platform.model_versions SET sha256 = $sha256", {"sha256": earlier})
-    again = small_pipeline(folder.parents[3])
+    again = small_pipeline(folder.parents[3], monitoring={"drift": {}})
     (committed,) = again.score([again.spec.partitions.calendar.named(DAY)], Stamp("earlier", NOW), force=True)
     assert committed.run.rows_scored == 40
     assert committed.drift == ()
