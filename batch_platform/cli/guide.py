@@ -18,6 +18,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "acting": "How do I use the scores in SQL, in files and in my own assets?",
     "scheduling": "What runs when? What happens to late and corrected data?",
     "production": "How do I deploy, back up, upgrade and clean up?",
+    "recipes": "How do I get alerts, or let other assets follow by themselves?",
     "security": "What can SQL, a model file, a web page and a reader do?",
     "tables": "Which tables are there? What can I ask them?",
     "commands": "What does each command do?",
