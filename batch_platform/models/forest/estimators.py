@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.models.blocks import in_blocks
 from batch_platform.models.forest.ensembles import (
     MOST_CATEGORIES,
     Constant,
@@ -113,9 +114,12 @@ def _boosted(estimator: Any) -> Ensemble:
     begin: Callable[[Any], Any] = estimator._raw_predict_init
     same_for_all = isinstance(estimator.init_, str) or type(estimator.init_).__module__ == "sklearn.dummy"
 
+    def begun(block: NDArray[np.float64]) -> NDArray[np.float64]:
+        rounded = np.asarray(block, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
+        return np.array(begin(rounded), dtype=np.float64)
+
     def start(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        rounded = np.asarray(matrix, dtype=np.float32, order="C")  # as the estimator does: products depend on the order
-        return np.array(begin(rounded), dtype=np.float64, order="K")
+        return in_blocks(matrix, begun)  # as its own library is called: products depend on the number of rows too
 
     return _compared_in_single(
         estimator,
