@@ -174,10 +174,10 @@ def test_a_partition_is_scored_by_stored_trees_without_importing_scikit_learn(tm
     trained = run_command(folder, "run", "small", "--partition", "2024-02-01")
     assert trained.code == 0, trained.err
     home = folder / ".batch_platform"
-    selection = ["--select", "key:small/features or key:small/predictions", "--partition", "2024-02-02"]
+    tags = json.dumps({"dagster/partition": "2024-02-02"})
     done = run_command(
         folder,
-        *["asset", "materialize", "-m", f"{PACKAGE}.definitions", *selection],
+        *["job", "execute", "-m", f"{PACKAGE}.definitions", "-j", "small_score", "--tags", tags],
         command=str(Path(COMMAND).with_name("dagster")),
         DAGSTER_HOME=str(Home(home).dagster),
         PYTHONPROFILEIMPORTTIME="1",
