@@ -169,7 +169,7 @@ def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
     of_alarms = _drifted(partition) or judged
     table = {row.column_name: describe.drifted(row) for row in of_alarms[:MOST_LISTED]}
     metadata["the_worst"] = dg.MetadataValue.md(describe.listing(("column", declared.baseline), table))
-    numbers = {f"psi_{row.column_name}": row.beyond_chance for row in judged[:MOST_PLOTTED]}
+    numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in partition.drift}
     if strange:
         metadata["not_a_column"] = f"monitoring.drift names {listed(strange)}, which is no feature of this version"

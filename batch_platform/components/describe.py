@@ -389,7 +389,7 @@ def _parameters(params: Mapping[str, object]) -> str:
 
 def drifted(row: ColumnDrift) -> str:
     """A column that differs from its baseline, in a few words."""
-    changes = [f"{row.column_name} {row.beyond_chance:.2f}"]
+    changes = [f"{row.column_name} {row.unusual:.2f}"]
     if row.null_share != row.baseline_null_share:
         changes.append(f"null {row.null_share:.1%} instead of {row.baseline_null_share:.1%}")
     if row.unknown_share != row.baseline_unknown_share:

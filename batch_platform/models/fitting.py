@@ -193,6 +193,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         predictor, remarks = _learn(judged.flavour, estimator, signature, matrix, truth)
     rates = sampling_rates(whole, signature.classes)
     learned = in_proportion((kept, matrix), whole.label, signature.classes, rates)
+    whole_reference = reference_of(contract, learned, judged.reference)
     return replace(
         judged,
         estimator=estimator,
@@ -201,7 +202,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_rejected=rejected,
         held_out=contract.encode(contract.split(whole.evaluate).kept),
         predictor=predictor,
-        reference=replace(judged.reference, features=reference_of(contract, learned, judged.reference).features),
+        reference=replace(judged.reference, features=whole_reference.features, usual=whole_reference.usual),
         remarks=(*remarks, *_few_of_a_class(whole)),
         rates=rates,
     )

@@ -9,6 +9,7 @@ Scoring profiles its rows in the same bins.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.spec import Task
+from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import divergences
@@ -30,6 +32,7 @@ from batch_platform.monitoring.profiles import (
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
+MOST_PARTITIONS = 100  # of the training data whose distance from the whole is measured, evenly spaced
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 
 
@@ -40,6 +43,12 @@ class ReferenceProfile:
     features: tuple[Profile, ...]
     prediction: Profile | None = None
     prediction_is_baseline: bool = True
+    usual: tuple[float, ...] = ()  # of each feature, the highest index beyond chance of a partition; empty if unknown
+
+    @property
+    def usual_by_feature(self) -> dict[str, float]:
+        """How far the partitions of the training data are from the whole of it, by feature."""
+        return {profile.name: usual for profile, usual in zip(self.features, self.usual, strict=False)}
 
     @property
     def baseline(self) -> tuple[Profile, ...]:
@@ -81,6 +90,7 @@ class ReferenceProfile:
             "features": [profile.to_json() for profile in self.features],
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "prediction_is_baseline": self.prediction_is_baseline,
+            "usual": self.usual,
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -93,6 +103,7 @@ class ReferenceProfile:
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
+            tuple(values["usual"]),
         )
 
 
@@ -106,19 +117,38 @@ def reference_of(
     """
     bins = {column.name: _bins_of_column(column, rows[1][:, at]) for at, column in enumerate(contract.columns)}
     features = _features(contract, rows, bins, {})
-    if former is None:
-        return ReferenceProfile(features)
-    before = {profile.name: profile for profile in former.features}
-    kept = {
-        profile.name: before[profile.name] for profile in features if profile.is_comparable(before.get(profile.name))
-    }
-    again = _features(contract, rows, bins | {name: profile.bins for name, profile in kept.items()}, {})
-    return ReferenceProfile(
-        tuple(
+    if former is not None:
+        before = {profile.name: profile for profile in former.features}
+        kept = {
+            profile.name: before[profile.name]
+            for profile in features
+            if profile.is_comparable(before.get(profile.name))
+        }
+        again = _features(contract, rows, bins | {name: profile.bins for name, profile in kept.items()}, {})
+        features = tuple(
             profile if profile.name in kept and _alike(profile, kept[profile.name]) else fresh
             for profile, fresh in zip(again, features, strict=True)
         )
-    )
+    return ReferenceProfile(features, usual=_usual(contract, rows, features))
+
+
+def _usual(
+    contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
+) -> tuple[float, ...]:
+    """Of each feature, the highest index beyond chance of a partition beside all rows; empty if the partitions are not known."""
+    frame, matrix = rows
+    if PARTITION_START not in frame.columns:
+        return ()
+    bins = {profile.name: profile.bins for profile in features}
+    starts = frame[PARTITION_START].to_numpy()
+    partitions = np.unique(starts)
+    pairs: list[tuple[Profile, Profile]] = []
+    for start in partitions[:: ceil(len(partitions) / MOST_PARTITIONS)]:
+        members = starts == start
+        of_partition = (frame.filter(pl.Series(members)), np.ascontiguousarray(matrix[members]))
+        pairs += zip(_features(contract, of_partition, bins, {}), features, strict=True)
+    beyond = [0.0 if divergence is None else divergence.beyond_chance for divergence in divergences(pairs)]
+    return tuple(max(beyond[at :: len(features)], default=0.0) for at in range(len(features)))
 
 
 def with_prediction(

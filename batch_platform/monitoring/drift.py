@@ -5,7 +5,8 @@ know. Errors against the same measures on the full data: the population stabilit
 never exceed those of finer cells; the Kolmogorov-Smirnov distance is too small by at most the largest share that either
 profile has in one cell with more than one value, about 1 / 20 in the reference.
 
-A difference is an alarm if it is both larger than chance explains and large enough to matter. A partition of few rows
+A difference is an alarm if it is larger than chance explains, larger than what is usual between the partitions of the training
+data, and large enough to matter. A column with one value a day, such as the weekday, differs from the whole year on every day. A partition of few rows
 differs from its baseline by chance alone: its index is `expected` on average even where nothing changed.
 """
 
@@ -22,6 +23,7 @@ from batch_platform.monitoring.profiles import Profile
 SURPRISE = 0.001  # p-value from which a difference is more than chance
 RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
 NEXT_TO_NONE = 0.5  # rows
+USUAL_MARGIN = 1.25  # a later partition may be a quarter farther from the whole than any of the training data
 Level = Literal["none", "warn", "fail"]
 
 
@@ -40,12 +42,13 @@ class Divergence:
         """The index beyond what chance gives."""
         return max(0.0, self.psi - self.expected)
 
-    def level(self, bounds: tuple[float, float]) -> Level:
-        """How it is judged by the indices from which a column gives a warning and fails."""
+    def level(self, bounds: tuple[float, float], usual: float = 0.0) -> Level:
+        """How it is judged by the indices from which a column gives a warning and fails, beyond what is usual."""
         warn, fail = bounds
-        if self.p_value >= SURPRISE or self.beyond_chance < warn:
+        unusual = self.beyond_chance - USUAL_MARGIN * usual
+        if self.p_value >= SURPRISE or unusual < warn:
             return "none"
-        return "fail" if self.beyond_chance >= fail else "warn"
+        return "fail" if unusual >= fail else "warn"
 
 
 def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | None]:
@@ -174,6 +177,9 @@ class ColumnDrift:
     baseline_partition: str | None  # None for the reference
     psi: float
     psi_by_chance: float
+    psi_usual: (
+        float | None
+    )  # the highest one beyond chance among the partitions of the training data; None where unknown
     p_value: float
     jensen_shannon: float
     ks: float | None
@@ -190,6 +196,6 @@ class ColumnDrift:
     run_id: str
 
     @property
-    def beyond_chance(self) -> float:
-        """The index beyond what chance gives."""
-        return max(0.0, self.psi - self.psi_by_chance)
+    def unusual(self) -> float:
+        """The index beyond what chance and the differences between partitions of the training data give."""
+        return max(0.0, self.psi - self.psi_by_chance - USUAL_MARGIN * (self.psi_usual or 0.0))

@@ -15,7 +15,7 @@ from batch_platform.declaration.calendar import Calendar, Duration
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform.monitoring.drift import ColumnDrift, Divergence, divergences
+from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, Divergence, divergences
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.scoring.profile_tables import read_profiles
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, read_latest
@@ -35,6 +35,7 @@ class _Pair:
     of: str | None  # the partition that is the baseline
     profile: Profile
     base: Profile
+    usual: float | None  # index beyond chance that is usual between partitions; None where unknown
 
 
 def replace_drift(
@@ -78,7 +79,7 @@ def read_drift(
     columns = ", ".join(item.name for item in fields(ColumnDrift))
     query = f"""
         SELECT {columns} FROM {quoted(pipeline)}.{DRIFT} WHERE partition_key IN $keys
-        ORDER BY partition_key, psi - psi_by_chance DESC, column_name, baseline
+        ORDER BY partition_key, psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0) DESC, column_name, baseline
     """
     drift: dict[str, tuple[ColumnDrift, ...]] = {}
     for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
@@ -115,18 +116,22 @@ def _pairs(
 ) -> Iterator[_Pair]:
     """Every column of the new partitions beside its baselines, and of later partitions beside the new ones."""
     for key in (*new, *later):
+        usual = dict[str, float]()
         bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
             (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
         ]
         if key in new and profiles.get(key):
             reference = reference_of(new[key])
-            bases.append(("reference", None, () if reference is None else reference.baseline))
+            if reference is not None:
+                bases.append(("reference", None, reference.baseline))
+                usual = reference.usual_by_feature
         for baseline, of, columns in bases:
             by_name = {(profile.role, profile.name): profile for profile in columns}
             for profile in profiles.get(key, ()):
                 base = by_name.get((profile.role, profile.name))
                 if base is not None and profile.is_comparable(base):
-                    yield _Pair(key, baseline, of, profile, base)
+                    known = usual.get(profile.name) if baseline == "reference" and profile.role == "feature" else None
+                    yield _Pair(key, baseline, of, profile, base, known)
 
 
 def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
@@ -140,6 +145,7 @@ def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | N
         baseline_partition=pair.of,
         psi=divergence.psi,
         psi_by_chance=divergence.expected,
+        psi_usual=pair.usual,
         p_value=divergence.p_value,
         jensen_shannon=divergence.jensen_shannon,
         ks=divergence.ks,
@@ -151,7 +157,9 @@ def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | N
         baseline_mean=_finite(base.mean),
         rows=profile.rows,
         baseline_rows=base.rows,
-        level=divergence.level(declared.bounds(profile.name)) if declared is not None and judged else None,
+        level=divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
+        if declared is not None and judged
+        else None,
         model_version=run.model_version,
         run_id=run.run_id,
     )

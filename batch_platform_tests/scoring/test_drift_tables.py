@@ -15,7 +15,7 @@ from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, 
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.drift_tables import read_drift
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -117,3 +117,25 @@ def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
     assert committed.drift == ()
     with again.warehouse.open() as con:
         assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
+
+
+def test_a_feature_with_one_value_a_day_raises_no_alarm_until_it_has_values_that_no_day_had(tmp_path):
+    def with_rhythm(scale: str) -> Pipeline:
+        rhythm = f"(epoch(ts)::BIGINT // 86400 % 5)::DOUBLE * {scale} AS rhythm"
+        sql = FEATURES_SQL.replace("known", f"known, {rhythm}")
+        return small_pipeline(tmp_path, features_sql=sql, monitoring={"drift": {}})
+
+    pipeline = with_rhythm("1")
+    carry_out(pipeline, NOW)
+    measured = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
+    of_rhythm = [
+        row for rows in measured.values() for row in rows if (row.column_name, row.baseline) == ("rhythm", "reference")
+    ]
+    assert len(of_rhythm) == 29
+    assert min(row.psi - row.psi_by_chance for row in of_rhythm) > 0.25, "each day differs from the whole"
+    assert {row.level for row in of_rhythm} == {"none"}, "as every day of the training data does"
+    broken = with_rhythm(f"(CASE WHEN $partition_key = '{DAY}' THEN 1000 ELSE 1 END)")
+    day = [broken.spec.partitions.calendar.named(DAY)]
+    list(broken.build_features(day, STAMP, force=True))
+    list(broken.score(day, STAMP, force=True))
+    assert alarms(drift(broken, DAY)[DAY])[0] == "rhythm"
