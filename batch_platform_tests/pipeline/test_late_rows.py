@@ -153,8 +153,8 @@ def test_late_rows_are_scored_in_the_partitions_whose_rows_they_are_and_then_not
 def test_the_schedule_has_the_partitions_with_late_rows_scored_again(template, tmp_path, monkeypatch):
     shutil.copytree(template / "home", tmp_path / "home", symlinks=True)
     deployment = deploy(tmp_path, monkeypatch, events=complete(), **WEEKLY)
-    both = (("features", "predictions"), "2024-02-12", "2024-02-13")
-    assert [(tuple(sorted(assets)), *ends) for assets, *ends in requested(deployment, "predictions", NOW)] == [both]
+    both = (("predictions",), "2024-02-12", "2024-02-13")  # whose features that run builds first
+    assert requested(deployment, "predictions", NOW) == [both]
     assert scored_again(deployment.pipeline, lambda: tick(deployment, "predictions", NOW)) == {
         "2024-02-12",
         "2024-02-13",
