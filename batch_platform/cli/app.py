@@ -16,7 +16,7 @@ import click
 
 from batch_platform import __version__
 from batch_platform.cli import terminal
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, is_interruption
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.redaction import redact
 from batch_platform.models.native_threads import let_waiting_threads_sleep
@@ -109,16 +109,20 @@ def _run(arguments: list[str]) -> int:
         terminal.fail(f"{error.format_message()} Hint: {command} --help")
         return WrongUseError.exit_code
     except KeyboardInterrupt:
-        terminal.fail("interrupted; everything committed so far stays. Hint: run the same command again to continue.")
-        return INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:  # noqa: BLE001 - the outermost call: every error is reported, none is lost
         if terminal.debugging():
             sys.stderr.write(redact("".join(traceback.format_exception(error))))
-        return explain(error)
+        return _interrupted() if is_interruption(error) else explain(error)
     return 0
+
+
+def _interrupted() -> int:
+    terminal.fail("interrupted; everything committed so far stays. Hint: run the same command again to continue.")
+    return INTERRUPTED
 
 
 def _require_values(arguments: list[str]) -> None:

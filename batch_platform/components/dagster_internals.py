@@ -60,6 +60,8 @@ from dagster.components.core.defs_module import (
 from dagster.components.definitions import LazyDefinitions
 from sqlalchemy import Connection, NullPool, create_engine, text
 
+from batch_platform.declaration.errors import INTERRUPTED_QUERY
+
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
     "ASSET_PARTITION_RANGE_START_TAG",
@@ -166,8 +168,10 @@ def reads_partitions(context: dg.InputContext) -> bool:
 
 
 def was_interrupted(failure: StepFailureData) -> bool:
-    """Whether a step failed because its process was interrupted. The enumeration is not exported."""
-    return failure.error_source == ErrorSource.INTERRUPT
+    """Whether a step failed because its process was interrupted, also within a query. The enumeration is not exported."""
+    error = failure.error and (failure.error.cause or failure.error)
+    within_query = error is not None and error.message.strip() == f"RuntimeError: {INTERRUPTED_QUERY}"
+    return failure.error_source == ErrorSource.INTERRUPT or within_query
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from batch_platform.declaration.redaction import redact
 
 MOST_LISTED = 10
+INTERRUPTED_QUERY = "Query interrupted"
 LONGEST_SHOWN = 80
 _NUMBER = re.compile(r"[0-9]+")
 
@@ -201,6 +202,11 @@ def named(name: str, items: Mapping[str, Named], refusal: str, *, hint: str | No
         return items[name]
     msg = f"{refusal} {listed(items) or 'none'}."
     raise WrongUseError(msg, hint=did_you_mean(name, items) or hint)
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Whether an error stands for what the handler of a signal raised: DuckDB replaces it by a RuntimeError of this text."""
+    return isinstance(error, RuntimeError) and str(error) == INTERRUPTED_QUERY
 
 
 @contextmanager

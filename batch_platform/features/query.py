@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Duration, Partition
-from batch_platform.declaration.errors import BatchPlatformError, SourceError, listed, nearest_names
+from batch_platform.declaration.errors import BatchPlatformError, SourceError, is_interruption, listed, nearest_names
 from batch_platform.features.interruption import TimeLimit
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
@@ -23,7 +23,6 @@ PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 TABLE_FUNCTIONS = frozenset(  # that read neither files nor databases
     {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
 )
-_SIGNALLED = "Query interrupted"  # a RuntimeError, by which DuckDB replaces what the handler of a signal raised
 _INTERRUPTED = "INTERRUPT Error"
 _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
@@ -132,9 +131,9 @@ class Query:
             RuntimeError,
         ) as error:  # Arrow passes on the errors of DuckDB
             message = " ".join(str(error).split())
-            if isinstance(error, RuntimeError) and message != _SIGNALLED:
+            if isinstance(error, RuntimeError) and not is_interruption(error):
                 raise
-            if _INTERRUPTED in message or message == _SIGNALLED:
+            if _INTERRUPTED in message or is_interruption(error):
                 if not self._limit.passed:
                     raise KeyboardInterrupt from error
                 msg = (

@@ -14,7 +14,14 @@ from pathlib import Path
 import duckdb
 import polars as pl
 
-from batch_platform.declaration.errors import DataError, IntegrityError, OvertakenError, WarehouseError, listed
+from batch_platform.declaration.errors import (
+    DataError,
+    IntegrityError,
+    OvertakenError,
+    WarehouseError,
+    is_interruption,
+    listed,
+)
 from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
@@ -77,6 +84,7 @@ class Warehouse:
         Raises:
             WarehouseBusyError: Another process held it for longer than the time-out.
             WarehouseError: The file cannot be opened, read or written, or another version of this project wrote it.
+            KeyboardInterrupt: A signal interrupted a query.
         """
         patience = Patience(self.home.create(), self.timeout)
         with (
@@ -97,6 +105,10 @@ class Warehouse:
             except duckdb.Error as error:
                 if isinstance(error, _STORAGE_ERRORS) or is_damage(error):
                     raise self._failed(error, "read or written") from error
+                raise
+            except RuntimeError as error:
+                if is_interruption(error):
+                    raise KeyboardInterrupt from error
                 raise
 
     @contextmanager
