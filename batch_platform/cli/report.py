@@ -41,6 +41,6 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     zone = of.spec.partitions.calendar.zone
     target = file or of.home.reports(of.spec.name) / f"{figures.window.keys[-1]}.html"
     written = write(html(figures, charts_of(figures, zone), zone), target.expanduser().absolute())
-    said = {"file": str(written), "first": figures.window.keys[0], "last": figures.window.keys[-1]}
-    terminal.report({**said, "partitions": len(figures.window.runs), "seconds": perf_counter() - started})
+    summary = {"file": str(written), "first": figures.window.keys[0], "last": figures.window.keys[-1]}
+    terminal.report({**summary, "partitions": len(figures.window.runs), "seconds": perf_counter() - started})
     terminal.say(f"The report on {terminal.span(figures.window.keys)} is written to {written}")

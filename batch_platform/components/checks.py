@@ -46,9 +46,8 @@ class RunCheck(Generic[Checked]):
     metadata: Callable[[Checked], Mapping[str, Any]]
     summary: Callable[[Sequence[Checked], Sequence[Checked]], Mapping[str, Any]]  # of all partitions and of the failed
     blocking: bool = False  # an error that stops what depends on the asset, rather than a warning
-    is_error: Callable[[Checked], bool] = lambda _: (
-        False
-    )  # whether a failure is an error all the same, which stops nothing
+    # Whether a failure is an error all the same, which stops nothing.
+    is_error: Callable[[Checked], bool] = lambda _: False
 
     def spec(self, asset: dg.AssetKey) -> dg.AssetCheckSpec:
         """The declaration of the check on an asset."""
@@ -140,9 +139,9 @@ def _drift(declared: Drift) -> RunCheck[Committed]:
         name="drift",
         description=(
             f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
-            f"stability index is {declared.warn:g} or more beyond what chance explains, and an error from {declared.fail:g} "
-            "(monitoring.drift); nothing is blocked. The worst column comes first, and the index of each is plotted; the table "
-            f"`drift` has all measures against all baselines."
+            f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
+            f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
+            "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines."
         ),
         passed=lambda partition: not _drifted(partition),
         metadata=lambda partition: _drift_numbers(partition, declared),

@@ -4,7 +4,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from functools import partial
 from itertools import groupby
 from zoneinfo import ZoneInfo
 
@@ -148,9 +147,12 @@ def read_figures(
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
-    measure = partial(_measured, con, spec, own=own)
-    pooled = measure(window)
+    pooled = _measured(con, spec, window, by=spec.monitoring.segments, own=own)
     measured = metric if _row(pooled, metric) else None
+
+    def measure(span: Span) -> Mapping[str, float] | None:
+        return _row(pooled if span == window else _measured(con, spec, span, by=(), own=own), metric)
+
     performance = _performance(con, spec.name, metric, window)
     calibration = _calibration(con, spec, registry, window)
     return Figures(
@@ -217,11 +219,13 @@ def _month(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
     return start.year, start.month
 
 
-def _measured(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, *, own: Sequence[Metric]) -> pl.DataFrame:
-    """Every metric of a span, of all models, of each challenger and of each segment; no rows without labels."""
+def _measured(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, *, by: Sequence[str], own: Sequence[Metric]
+) -> pl.DataFrame:
+    """Every metric of a span, of all models, of each challenger and of each value of some columns; no rows without labels."""
     if not has_table(con, spec.name, OUTCOMES):
         return pl.DataFrame(schema=UNMEASURED)
-    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=spec.monitoring.segments, metrics=own)
+    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=by, metrics=own)
 
 
 def _row(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
@@ -237,7 +241,7 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     metric: str,
     span: Span,
     before: Span | None,
-    measure: Callable[[Span], pl.DataFrame],
+    measure: Callable[[Span], Mapping[str, float] | None],
 ) -> list[Headline]:
     def counted(label: str, count: str, form: str) -> Headline:
         return Headline(label, span.total(count), None if before is None else before.total(count), form)
@@ -251,8 +255,8 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
     ]
     if (mean := _mean(con, pipeline, span)) is not None:
         headlines.append(Headline("mean score", mean, None if before is None else _mean(con, pipeline, before), ".4g"))
-    if (now := _row(measure(span), metric)) is not None:
-        earlier = None if before is None else _row(measure(before), metric)
+    if (now := measure(span)) is not None:
+        earlier = None if before is None else measure(before)
         last = None if earlier is None else earlier["value"]
         better = lower_is_better(metric)
         headlines.append(Headline(metric, now["value"], last, ".4g", now["low"], now["high"], better))
