@@ -49,25 +49,25 @@ def with_weather(tmp_path, **sources):
 
 
 def test_features_that_look_back_only_are_the_same_without_later_rows(tmp_path):
-    found = travel_in_time(small_pipeline(tmp_path, features_sql=HONEST), NOW, 4)
-    assert found.leaks == found.errors == []
-    assert found.partitions == ["2024-01-15", "2024-01-30", "2024-02-14", "2024-02-29"]
-    assert (found.cut_at_start, found.cut_at_end, found.without_time) == ([], ["events"], [])
-    assert found.remarks == ["time travel: 4 partitions computed without the rows of events after the end"]
+    travel = travel_in_time(small_pipeline(tmp_path, features_sql=HONEST), NOW, 4)
+    assert travel.leaks == travel.errors == []
+    assert travel.partitions == ["2024-01-15", "2024-01-30", "2024-02-14", "2024-02-29"]
+    assert (travel.cut_at_start, travel.cut_at_end, travel.without_time) == ([], ["events"], [])
+    assert travel.remarks == ["time travel: 4 partitions computed without the rows of events after the end"]
 
 
 def test_the_shipped_features_know_nothing_of_later_flights_or_weather(tmp_path):
     folder = Path(sources.__file__).parent
     spec = PipelineSpec.model_validate(yaml.safe_load((folder / "defs.yaml").read_text())["attributes"])
-    found = travel_in_time(Pipeline(spec, folder, Home(tmp_path).create()), datetime(2014, 1, 2, tzinfo=UTC), 1)
-    assert found.leaks == []
-    assert (found.cut_at_start, found.cut_at_end, found.without_time) == (["weather"], ["flights"], ["planes"])
+    travel = travel_in_time(Pipeline(spec, folder, Home(tmp_path).create()), datetime(2014, 1, 2, tzinfo=UTC), 1)
+    assert travel.leaks == []
+    assert (travel.cut_at_start, travel.cut_at_end, travel.without_time) == (["weather"], ["flights"], ["planes"])
 
 
 def test_a_feature_that_counts_later_rows_is_named(tmp_path):
-    found = travel_in_time(small_pipeline(tmp_path, features_sql=LEAKING), NOW, 2)
-    assert found.leaks == [TimeLeak("events", "before", "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)]
-    (error,) = found.errors
+    travel = travel_in_time(small_pipeline(tmp_path, features_sql=LEAKING), NOW, 2)
+    assert travel.leaks == [TimeLeak("events", "before", "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)]
+    (error,) = travel.errors
     assert error.message == (
         "small, partition 2024-01-30: without the rows of source 'events' after the partition's end, the columns 'before' "
         "change (40 of 40 rows of 2024-01-30)."
@@ -76,12 +76,12 @@ def test_a_feature_that_counts_later_rows_is_named(tmp_path):
 
 
 def test_a_source_that_only_adds_columns_is_cut_at_the_start_of_the_partition_and_one_without_time_is_named(tmp_path):
-    found = travel_in_time(with_weather(tmp_path), NOW, 1)
-    assert (found.cut_at_start, found.cut_at_end, found.without_time) == (["weather"], ["events"], ["shops"])
-    assert [(leak.source, leak.column) for leak in found.leaks] == [("weather", "wind")]
-    assert 0 < found.leaks[0].rows <= ROWS_PER_DAY
-    assert "after the partition's start" in found.errors[0].message
-    assert "shops could not be checked: neither `time` of the source nor the SQL says" in found.remarks[-1]
+    travel = travel_in_time(with_weather(tmp_path), NOW, 1)
+    assert (travel.cut_at_start, travel.cut_at_end, travel.without_time) == (["weather"], ["events"], ["shops"])
+    assert [(leak.source, leak.column) for leak in travel.leaks] == [("weather", "wind")]
+    assert 0 < travel.leaks[0].rows <= ROWS_PER_DAY
+    assert "after the partition's start" in travel.errors[0].message
+    assert "shops could not be checked: neither `time` of the source nor the SQL says" in travel.remarks[-1]
 
 
 def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
@@ -95,9 +95,9 @@ def test_features_of_a_function_are_checked_too(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
     declared = {"events": {"parquet": "events.parquet", "time": "ts"}}
     features = {"sql": None, "python": "leaking_features.made"}
-    found = travel_in_time(small_pipeline(tmp_path, features=features, sources=declared), NOW, 2)
-    assert {leak.column for leak in found.leaks} == {"mean"}
-    assert found.cut_at_end == ["events"]
+    travel = travel_in_time(small_pipeline(tmp_path, features=features, sources=declared), NOW, 2)
+    assert {leak.column for leak in travel.leaks} == {"mean"}
+    assert travel.cut_at_end == ["events"]
 
 
 def test_rows_that_come_from_later_rows_are_a_leak_and_a_snapshot_has_no_time(tmp_path):
@@ -105,9 +105,9 @@ def test_rows_that_come_from_later_rows_are_a_leak_and_a_snapshot_has_no_time(tm
         "WHERE ts",
         "WHERE EXISTS (FROM events AS b WHERE b.shop = e.shop AND b.ts >= $partition_end + INTERVAL 20 DAY) AND ts",
     )
-    found = travel_in_time(small_pipeline(tmp_path / "late", features_sql=late), NOW, 2)
-    assert found.leaks[0] == TimeLeak("events", None, "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)
-    assert "rows come and go" in found.errors[0].message
+    travel = travel_in_time(small_pipeline(tmp_path / "late", features_sql=late), NOW, 2)
+    assert travel.leaks[0] == TimeLeak("events", None, "2024-01-30", ROWS_PER_DAY, ROWS_PER_DAY)
+    assert "rows come and go" in travel.errors[0].message
     snapshot = small_pipeline(
         tmp_path / "snapshot",
         features_sql="SELECT id, amount FROM events",
@@ -116,5 +116,5 @@ def test_rows_that_come_from_later_rows_are_a_leak_and_a_snapshot_has_no_time(tm
         labels={"delay": None},
         model={"train": {"window": None, "evaluate": None}},
     )
-    found = travel_in_time(snapshot, NOW, 2)
-    assert (found.partitions, found.without_time, found.leaks) == ([], ["events"], [])
+    travel = travel_in_time(snapshot, NOW, 2)
+    assert (travel.partitions, travel.without_time, travel.leaks) == ([], ["events"], [])

@@ -167,12 +167,12 @@ def test_without_javascript_there_are_pictures(page, figures):
 
 
 def test_the_command_writes_the_file_and_says_where(cli, project):
-    said = json.loads(cli(project, "report", "small", "--json").out)
-    assert Path(said["file"]) == project / ".batch_platform" / "reports" / "small" / f"{said['last']}.html"
-    assert "<h2>The models</h2>" in Path(said["file"]).read_text(encoding="utf-8")
+    summary = json.loads(cli(project, "report", "small", "--json").out)
+    assert Path(summary["file"]) == project / ".batch_platform" / "reports" / "small" / f"{summary['last']}.html"
+    assert "<h2>The models</h2>" in Path(summary["file"]).read_text(encoding="utf-8")
     out = project / "for the boss.html"
-    answer = cli(project, "report", "small", "--from", said["last"], "--out", str(out))
-    assert f"The report on {said['last']} is written to {out}" in answer.out
+    answer = cli(project, "report", "small", "--from", summary["last"], "--out", str(out))
+    assert f"The report on {summary['last']} is written to {out}" in answer.out
     refused = cli(project, "report", "small", "--from", "2019-01-01", "--to", "2019-01-02")
     assert refused.code != 0
     assert "Hint:" in refused.err

@@ -214,16 +214,16 @@ def _with_dialect(origin: Origin) -> Origin:
     """Find out what separates values and decimals in CSV files, where it is not a comma and a point."""
     table = origin.as_table("rows")
     first, *_ = files = [duckdb_path(path) for path in files_of(table)]
-    given = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
+    notation = [] if origin.encoding is None else [f"encoding = {literal(origin.encoding)}"]
     try:
         with duckdb.connect(":memory:") as con:
             admit_archives(con)
-            sniffed, line_end = with_line_end(lambda option: _sniffed(con, first, *given, option))
-            given += [line_end] if line_end else []
+            sniffed, line_end = with_line_end(lambda option: _sniffed(con, first, *notation, option))
+            notation += [line_end] if line_end else []
             delimiter = sniffed.delimiter
             # Decimal commas between semicolons look like text between commas.
             if delimiter == "," and not sniffed.header:
-                other = _sniffed(con, first, *given, "delim = ';', decimal_separator = ','")
+                other = _sniffed(con, first, *notation, "delim = ';', decimal_separator = ','")
                 if other.header and other.columns > 1:
                     delimiter = other.delimiter
                 elif sniffed.skipped:
@@ -232,7 +232,7 @@ def _with_dialect(origin: Origin) -> Origin:
                 return origin
             listing = ", ".join(map(literal, files))
             options = ", ".join(
-                [f"delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false", *given]
+                [f"delim = {literal(delimiter)}, all_varchar = true, hive_partitioning = false", *notation]
             )
             read = f"read_csv([{listing}], {options})"
             columns = [quoted(column) for column in con.sql(f"FROM {read}").columns]

@@ -80,10 +80,10 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
     except ArchiveError as error:
         problem = f" cannot be read: {error.message}"
         raise table.error(problem, error.hint) from error
-    given = [f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)]
+    arguments = [f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)]
 
     def see(option: str) -> duckdb.DuckDBPyRelation:
-        return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*given, option, reader.of_all_values]))})")
+        return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*arguments, option, reader.of_all_values]))})")
 
     try:
         seen, line_end = with_line_end(see)
@@ -91,7 +91,7 @@ def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
         if "not utf-8 encoded" not in str(error):
             raise
         raise _of_another_encoding(table, str(error)) from error
-    options = ", ".join(filter(None, [*given, line_end]))
+    options = ", ".join(filter(None, [*arguments, line_end]))
     types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
     listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
     typed = f"{options}, {reader.types} = {{{listing}}}"
