@@ -13,8 +13,8 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
-from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, object_held
-from batch_platform.components.wiring import SPEC_METADATA, Wiring
+from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
 
@@ -82,8 +82,7 @@ class Project:
         """Its pipelines by name, without those that cannot be loaded."""
         pipelines: dict[str, Wiring] = {}
         for spec in self.definitions.resolve_all_asset_specs():
-            wiring = object_held(spec.metadata.get(SPEC_METADATA))
-            if isinstance(wiring, Wiring):
+            if (wiring := Wiring.of(spec)) is not None:
                 pipelines[wiring.spec.name] = wiring
         return dict(sorted(pipelines.items()))
 

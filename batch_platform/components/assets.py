@@ -16,7 +16,7 @@ import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.commits import Commit
-from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, held_object, observed_version_tags
+from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, observed_version_tags
 from batch_platform.components.events import PartitionLog
 from batch_platform.components.jobs import (
     FeaturesConfig,
@@ -29,7 +29,7 @@ from batch_platform.components.jobs import (
 )
 from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.runs import targets
-from batch_platform.components.wiring import PIPELINE_TAG, SPEC_METADATA, Wiring, clear_failures, now, stamp_of
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, SourceError
 from batch_platform.declaration.redaction import redact
@@ -174,7 +174,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         description=describe.whole_job(wiring) + describe.features(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
-        metadata={SPEC_METADATA: held_object(wiring), **lineage.features(wiring)},
+        metadata={**wiring.metadata, **lineage.features(wiring)},
         partitions_def=wiring.partitions,
         deps=[wiring.source_key(name) for name in wiring.pipeline().builder.feature_sources],
         backfill_policy=wiring.backfill_policy(wiring.partitions),

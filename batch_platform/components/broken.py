@@ -15,7 +15,8 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from batch_platform.components.dagster_internals import held_object, leaving_out, object_held
+from batch_platform.components.dagster_internals import leaving_out
+from batch_platform.components.held import held, hold
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.explaining import explained
 from batch_platform.declaration.notation import name_of
@@ -73,7 +74,7 @@ def failing_asset(broken: BrokenPipeline) -> dg.Definitions:
         key=dg.AssetKey(key),
         group_name=broken.name,
         description=f"The pipeline `{broken.name}` cannot be loaded.\n\n{broken.error}",
-        metadata={_METADATA: held_object(broken)},
+        metadata=hold(_METADATA, broken.place, broken),
     )
     def cannot_be_loaded() -> None:
         raise dg.Failure(str(broken.error), allow_retries=False)
@@ -83,8 +84,8 @@ def failing_asset(broken: BrokenPipeline) -> dg.Definitions:
 
 def broken_in(definitions: dg.Definitions) -> list[BrokenPipeline]:
     """The broken pipelines among loaded definitions."""
-    held = (object_held(spec.metadata.get(_METADATA)) for spec in definitions.resolve_all_asset_specs())
-    return [item for item in held if isinstance(item, BrokenPipeline)]
+    things = (held(spec, _METADATA) for spec in definitions.resolve_all_asset_specs())
+    return [thing for thing in things if isinstance(thing, BrokenPipeline)]
 
 
 @contextmanager

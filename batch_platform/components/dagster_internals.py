@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from dagster._core.definitions.data_version import (
     DATA_VERSION_TAG,
     DEFAULT_DATA_VERSION,
     NULL_EVENT_POINTER,
+    SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD,
     extract_data_version_from_entry,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
 from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.definitions.metadata.metadata_value import ObjectMetadataValue
 from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -103,16 +104,6 @@ def without_beta_warnings() -> Generator[None]:
         yield
 
 
-def held_object(value: object) -> dg.MetadataValue:
-    """Wrap a Python object as metadata of an asset, readable in this process only. No public alternative."""
-    return ObjectMetadataValue(value)
-
-
-def object_held(value: object) -> object:
-    """Unwrap a metadata value made by `held_object`; None for any other value."""
-    return value.instance if isinstance(value, ObjectMetadataValue) else None
-
-
 class StandingCheck(dg.AssetChecksDefinition):
     """A check that stays a check.
 
@@ -144,18 +135,48 @@ def observed_version_tags(version: str) -> dict[str, str]:
     return {DATA_VERSION_TAG: version}
 
 
-def provenance_tags(context: dg.AssetExecutionContext, spec: dg.AssetSpec) -> dict[str, str]:
-    """Tags that name the code and the inputs of a materialization, by which the UI tells what is out of date.
+class Provenance:
+    """Tags that name the code and the inputs of each materialization of a step, by which the UI tells what is out of date.
 
-    Dagster adds them to a `dg.MaterializeResult` itself, but not to events logged in the body. No public alternative.
+    Dagster adds them to a `dg.MaterializeResult` itself, but not to events logged in the body. No public alternative. The
+    version of a partitioned input is made of those of the partitions that were read, as Dagster makes it.
     """
-    tags = {CODE_VERSION_TAG: spec.code_version or context.run.run_id}
-    for dep in spec.deps:
-        record = context.instance.get_latest_data_version_record(dep.asset_key)
+
+    def __init__(self, context: dg.AssetExecutionContext, spec: dg.AssetSpec) -> None:
+        """Record the state of the inputs before the work begins."""
+        self._asset, self._graph = spec.key, context.job_def.asset_layer.asset_graph
+        self._code = {CODE_VERSION_TAG: spec.code_version or context.run.run_id}
+        self._newest = {
+            dep.asset_key: context.instance.get_latest_data_version_record(dep.asset_key) for dep in spec.deps
+        }
+        self._of_partitions = {
+            key: context.instance.event_log_storage.get_latest_tags_by_partition(
+                key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+            )
+            for key, record in self._newest.items()
+            if record and self._graph.has(key) and self._graph.get(key).is_partitioned
+        }
+
+    def tags(self, partition_key: str | None) -> dict[str, str]:
+        """The tags of a partition, or of an asset without partitions."""
+        tags = dict(self._code)
+        for key, record in self._newest.items():
+            tags[get_input_data_version_tag(key)] = self._version(key, partition_key)
+            tags[get_input_event_pointer_tag(key)] = str(record.storage_id) if record else NULL_EVENT_POINTER
+        return tags
+
+    def _version(self, key: dg.AssetKey, partition_key: str | None) -> str:
+        """The data version of what was read of an input."""
+        if (versions := self._of_partitions.get(key)) is not None:
+            read = self._graph.get_parent_partition_keys_for_child(partition_key, key, self._asset).partitions_subset
+            if len(read) < SKIP_PARTITION_DATA_VERSION_DEPENDENCY_THRESHOLD:
+                known = [
+                    versions[name][DATA_VERSION_TAG] for name in sorted(read.get_partition_keys()) if name in versions
+                ]
+                return sha256("".join(known).encode()).hexdigest()
+        record = self._newest[key]
         version = extract_data_version_from_entry(record.event_log_entry) if record else None
-        tags[get_input_data_version_tag(dep.asset_key)] = (version or DEFAULT_DATA_VERSION).value
-        tags[get_input_event_pointer_tag(dep.asset_key)] = str(record.storage_id) if record else NULL_EVENT_POINTER
-    return tags
+        return (version or DEFAULT_DATA_VERSION).value
 
 
 def reads_partitions(context: dg.InputContext) -> bool:

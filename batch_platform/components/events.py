@@ -18,8 +18,8 @@ from batch_platform.components.checks import Checked, RunCheck, evaluation
 from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import (
     LOGGED_IN_THE_BODY,
+    Provenance,
     data_version_tags,
-    provenance_tags,
     quick_event_log,
 )
 from batch_platform.components.progress import Pace, RunProgress, report
@@ -54,7 +54,7 @@ class PartitionLog:
         self._context, self._asset = context, spec.key
         self._pace = Pace(spec.key.path[-1], total)
         self._next_line = monotonic() + SECONDS_BETWEEN_LINES
-        self._provenance = provenance_tags(context, spec)
+        self._provenance = Provenance(context, spec)
         self._checked = defaultdict[str, list[Any]](list)
         self._charted = dict[str, float | None]()
 
@@ -71,7 +71,7 @@ class PartitionLog:
 
         A `trained` model is reported by its version; the findings on a partition of features are warnings. A partition that is `retold` was committed before and is no progress.
         """
-        tags = data_version_tags(commit.data_version) | self._provenance
+        tags = data_version_tags(commit.data_version) | self._provenance.tags(commit.partition_key)
         event = dg.AssetMaterialization(
             self._asset, partition=commit.partition_key, metadata={**commit.metadata, **(metadata or {})}, tags=tags
         )

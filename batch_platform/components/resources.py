@@ -17,8 +17,9 @@ from dagster_duckdb import DuckDBResource
 from pydantic import Field
 
 from batch_platform.components import describe
-from batch_platform.components.dagster_internals import object_held, reads_partitions
-from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
+from batch_platform.components.dagster_internals import reads_partitions
+from batch_platform.components.held import text_of
+from batch_platform.components.wiring import NAME_METADATA, clear_failures
 from batch_platform.declaration.errors import DataError, NothingPublishedError, WrongUseError, did_you_mean, listed
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
@@ -138,9 +139,8 @@ class TableIOManager(dg.ConfigurableIOManager):
         above = context.upstream_output.definition_metadata if context.upstream_output else {}
         keys = list(context.asset_partition_keys) if reads_partitions(context) else None  # None: every partition
         home, columns = Home.from_environment(), metadata.get("columns")
-        wiring = object_held(above.get(SPEC_METADATA))
-        if isinstance(wiring, Wiring):
-            return _features(home, wiring.spec.name, keys, columns)
+        if pipeline := text_of(above.get(NAME_METADATA)):
+            return _features(home, pipeline, keys, columns)
         name = self._table_of(context.asset_key, above)
         name = TableName(name.schema, metadata.get("table", name.table))
         if keys is not None and metadata.get("allow_missing_partitions"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 
 from batch_platform.components.dagster_internals import quick_event_log
+from batch_platform.components.held import held, hold
 from batch_platform.components.processes import at_work
 from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
@@ -22,7 +23,7 @@ from batch_platform.declaration.windows import served_calendar, serving_calendar
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 
-SPEC_METADATA = "batch_platform/wiring"
+NAME_METADATA, FOLDER_METADATA = "batch_platform/features_of", "batch_platform/declared_in"  # of the features
 PIPELINE_TAG = "batch_platform/pipeline"
 SET_APART = "failed_partitions"  # metadata of a step that failed only after all other partitions were done
 _CRONS: dict[Every, str] = {"hour": "0 * * * *", "day": "0 0 * * *", "week": "0 0 * * 0", "month": "0 0 1 * *"}
@@ -44,6 +45,17 @@ class Wiring:
         """The pipeline in the home that the environment names now."""
         home = Home.from_environment()
         return self._pipelines.setdefault(home.root, Pipeline(self.spec, self.folder, home))
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of the features, by which the pipeline is found in loaded definitions."""
+        return {NAME_METADATA: self.spec.name, **hold(FOLDER_METADATA, f"{self.folder}: {self.spec.name}", self)}
+
+    @staticmethod
+    def of(spec: dg.AssetSpec) -> "Wiring | None":
+        """The pipeline whose features an asset is; None for any other asset."""
+        wiring = held(spec, FOLDER_METADATA)
+        return wiring if isinstance(wiring, Wiring) else None
 
     def key(self, asset: str) -> dg.AssetKey:
         """The key of one of its assets."""

@@ -14,7 +14,7 @@ from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from batch_platform.components import checks
 from batch_platform.components.batch_inference import build_definitions
-from batch_platform.components.wiring import SPEC_METADATA, Wiring, clear_failures
+from batch_platform.components.wiring import Wiring, clear_failures
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.declaration.errors import DataError, WarehouseBusyError
 from batch_platform.declaration.windows import served_calendar, serving_periods, trainable_calendar
@@ -94,7 +94,9 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
     assert "WHERE ts >= $partition_start" in declared["features"].description
     assert declared["predictions"].metadata["dagster/table_name"] == "small.predictions"
     assert declared["performance"].metadata["dagster/table_name"] == "small.performance"
-    assert declared["features"].metadata[SPEC_METADATA].instance.spec == deployment.pipeline.spec
+    assert declared["features"].metadata["batch_platform/features_of"] == "small"
+    assert Wiring.of(declared["features"]).spec == deployment.pipeline.spec
+    assert Wiring.of(declared["predictions"]) is None
     names = {key.name: key.asset_key.path[1] for key in deployment.definitions.resolve_asset_graph().asset_check_keys}
     assert names == {
         "rows_balance": "predictions",

@@ -32,10 +32,10 @@ DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-02-01")
 @dg.asset(partitions_def=DAYS, code_version="7")
 def logged(context: dg.AssetExecutionContext):
     """Log each partition in the body, as the assets of a pipeline do."""
-    tags = internals.provenance_tags(context, context.assets_def.get_asset_spec(context.asset_key))
+    provenance = internals.Provenance(context, context.assets_def.get_asset_spec(context.asset_key))
     for key in context.partition_keys:
         event = dg.AssetMaterialization(
-            context.asset_key, partition=key, tags=internals.data_version_tags(f"v{key}") | tags
+            context.asset_key, partition=key, tags=internals.data_version_tags(f"v{key}") | provenance.tags(key)
         )
         context.log_event(event)
     return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
@@ -54,6 +54,22 @@ def test_a_run_of_a_range_logs_one_event_for_each_partition_with_its_own_data_ve
     assert versions == {f"2024-01-0{day}": f"v2024-01-0{day}" for day in (1, 2, 3)}
 
 
+def logging_itself(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    provenance = internals.Provenance(context, context.assets_def.get_asset_spec(context.asset_key))
+    for key in context.partition_keys if context.has_partition_key_range else [None]:
+        event = dg.AssetMaterialization(context.asset_key, partition=key, tags=provenance.tags(key))
+        context.log_event(event)
+    return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
+
+
+def provenance_of(instance, asset, partition=None) -> dict[str, str]:
+    """The tags of the newest materialization that name its code and its inputs."""
+    filtered = dg.AssetRecordsFilter(asset.key, asset_partitions=partition and [partition])
+    (record,) = instance.fetch_materializations(filtered, limit=1).records
+    tags = record.asset_materialization.tags
+    return {name: value for name, value in tags.items() if "code_version" in name or "input_" in name}
+
+
 def test_the_tags_that_name_code_and_inputs_are_those_dagster_gives_itself(instance):
     @dg.asset(code_version="7")
     def above(): ...
@@ -63,21 +79,35 @@ def test_the_tags_that_name_code_and_inputs_are_those_dagster_gives_itself(insta
 
     @dg.asset(deps=[above], code_version="9")
     def by_us(context: dg.AssetExecutionContext):
-        context.log_event(
-            dg.AssetMaterialization(
-                context.asset_key,
-                tags=internals.provenance_tags(context, context.assets_def.get_asset_spec(context.asset_key)),
-            )
-        )
-        return dg.MaterializeResult(metadata=internals.LOGGED_IN_THE_BODY)
+        return logging_itself(context)
 
     assert run(instance, above, by_dagster, by_us).success
-    theirs, ours = (
-        instance.get_latest_materialization_event(asset.key).asset_materialization.tags for asset in (by_dagster, by_us)
-    )
-    named = {name: value for name, value in theirs.items() if "code_version" in name or "input_" in name}
-    assert len(named) == 3
-    assert {name: ours.get(name) for name in named} == named, CHANGED.format("the tags of provenance")
+    theirs, ours = (provenance_of(instance, asset) for asset in (by_dagster, by_us))
+    assert len(theirs) == 3
+    assert ours == theirs, CHANGED.format("the tags of provenance")
+
+
+def test_a_partition_names_the_versions_of_those_partitions_that_it_read_as_dagster_does(instance):
+    week = dg.TimeWindowPartitionMapping(start_offset=-6)
+
+    @dg.asset(deps=[dg.AssetDep(logged, partition_mapping=week)], partitions_def=DAYS, code_version="9")
+    def by_dagster(): ...
+
+    @dg.asset(deps=[dg.AssetDep(logged, partition_mapping=week)], partitions_def=DAYS, code_version="9")
+    def by_us(context: dg.AssetExecutionContext):
+        return logging_itself(context)
+
+    assert run(instance, logged, tags=RANGE).success
+    for day in ("2024-01-02", "2024-01-03"):
+        assert run(instance, logged, by_dagster, asset_selection=[by_dagster.key], partition_key=day).success
+    assert run(instance, logged, by_us, asset_selection=[by_us.key], tags=RANGE).success
+    versions = []
+    for day in ("2024-01-02", "2024-01-03"):
+        theirs, ours = (provenance_of(instance, asset, day) for asset in (by_dagster, by_us))
+        assert len(theirs) == 3
+        assert ours == theirs, CHANGED.format("the versions of partitioned inputs")
+        versions.append(ours["dagster/input_data_version/logged"])
+    assert versions[0] != versions[1]
 
 
 def test_statuses_are_finished_or_not_as_each_run_says():
@@ -110,17 +140,6 @@ def test_the_exported_functions_return_the_types_that_are_not_exported():
 
     assert isinstance(lazy, internals.LazyDefinitions), CHANGED.format("what dg.definitions returns")
     assert isinstance(lazy(), dg.Definitions)
-
-
-def test_an_object_in_the_metadata_of_an_asset_is_found_again_in_its_definitions():
-    thing = object()
-
-    @dg.asset(metadata={"thing": internals.held_object(thing), "text": "text"})
-    def holder(): ...
-
-    (spec,) = dg.Definitions(assets=[holder]).resolve_all_asset_specs()
-    assert internals.object_held(spec.metadata["thing"]) is thing, CHANGED.format("ObjectMetadataValue")
-    assert internals.object_held(spec.metadata["text"]) is None
 
 
 def test_beta_warnings_are_silenced_and_others_are_not():
