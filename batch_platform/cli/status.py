@@ -1,6 +1,6 @@
 """The `status` command: where pipelines stand, partition by partition."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import groupby
@@ -16,14 +16,20 @@ from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WarehouseError, alike, in_short, listed
+from batch_platform.monitoring.drift import Level
+from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.metrics import without_details
 from batch_platform.pipeline.former_columns import former_columns
+from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.status import ChallengerStatus, PartitionStatus, PipelineStatus, status_of
 from batch_platform.warehouse.database import require_not_lost
 from batch_platform.warehouse.published import anew
 from batch_platform.warehouse.verify import Verified, verify
+
+UNHEALTHY = 3  # exit code
+_SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "champion_age")  # where all is well
 
 
 @click.command("status")
@@ -35,12 +41,19 @@ from batch_platform.warehouse.verify import Verified, verify
 @click.option(
     "--verify", "verified", is_flag=True, help="Read the warehouse and its published copy as a whole, and compare them."
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice(["warn", "fail"]),
+    help=f"End with exit code {UNHEALTHY} if the health of a pipeline is so bad, or worse.",
+)
 @terminal.reports
 @click.pass_obj
-def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool, verified: bool) -> None:
-    """Show which partitions are scored, missing, failed or stale, and why.
+def command(  # noqa: PLR0913 - the options
+    folder: Path | None, pipeline: str | None, *, every: bool, recheck: bool, verified: bool, fail_on: Level | None
+) -> None:
+    """Show which partitions are scored, missing, failed or stale, and why, and how healthy a pipeline is.
 
-    Without PIPELINE, shows every pipeline of the project.
+    Without PIPELINE, shows every pipeline of the project, in short if there are several.
     """
     with terminal.uncollected():
         project, now = find_project(folder), datetime.now(UTC)
@@ -56,8 +69,12 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
     left_out = [{"pipeline": item.name, "error": item.error.message, "hint": item.error.hint} for item in broken]
     readings = [verify(project.home)] if verified and not untouched else []
     terminal.report([*statuses, *left_out, *readings])
+    briefly = len(statuses) + len(broken) > 1 and not every
     for status in statuses:
-        _show_pipeline(status, every=every)
+        if briefly:
+            _show_in_short(status)
+        else:
+            _show_pipeline(status, every=every)
     if broken and not statuses:
         raise all_of([item.error for item in broken])
     for item in broken:
@@ -71,6 +88,8 @@ def command(folder: Path | None, pipeline: str | None, *, every: bool, recheck: 
             f"No Dagster project lies around {project.root}: this is the pipeline shipped as an example, and nothing was run "
             "here. batch-platform demo runs it; batch-platform new NAME --from FILE makes a pipeline of your own."
         )
+    if fail_on is not None and (broken or any(status.health.reaches(fail_on) for status in statuses)):
+        raise click.exceptions.Exit(UNHEALTHY)
 
 
 def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, *, recheck: bool) -> PipelineStatus:
@@ -78,7 +97,8 @@ def _status(wiring: Wiring, instance: dg.DagsterInstance | None, now: datetime, 
     state = pipeline.published_state(recheck=recheck)
     plan = make_plan(wiring.spec, state, now)
     materialized = None if instance is None else _materialized(wiring, instance, state)
-    return status_of(wiring.spec, state, plan, now, materialized, former_columns(pipeline.home, wiring.spec))
+    former, measured = former_columns(pipeline.home, wiring.spec), newest_measured(pipeline.home, wiring.spec, state)
+    return status_of(wiring.spec, state, plan, now, materialized, former, measured)
 
 
 def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) -> set[str]:
@@ -87,14 +107,43 @@ def _materialized(wiring: Wiring, instance: dg.DagsterInstance, state: State) ->
     return (instance.get_materialized_partitions(wiring.key("predictions")) - busy) | (busy & state.scores.keys())
 
 
-def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
+def _show_in_short(status: PipelineStatus) -> None:
+    """Show a pipeline in four lines at most, so that several fit on a screen."""
+    _show_counts(status)
+    _show_health(status)
+    terminal.say(f"  due now: {_due(status)}")
+    apart = [
+        line for line in _ranges(status) if not line.endswith((": scored", ": missing")) and ": warm-up" not in line
+    ]
+    if apart:
+        more = f"; {len(apart) - 1} more: batch-platform status {status.pipeline}" if len(apart) > 1 else ""
+        terminal.say(f"  {apart[-1]}{more}")
+
+
+def _show_counts(status: PipelineStatus) -> None:
     counts = ", ".join(f"{count} {condition}" for condition, count in sorted(status.counts.items()))
-    due = ", ".join(f"{count} of {kind}" for kind, count in status.due.items())
-    last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
     terminal.say(f"{status.pipeline}: {counts or 'no partition is due yet'}")
+
+
+def _show_health(status: PipelineStatus) -> None:
+    """Show in one line what is wrong, the worst first, and what else is known."""
+    health = status.health
+    others = [aspect for aspect in health.aspects if aspect.passed and aspect.name in _SHOWN]
+    texts = "; ".join(aspect.text for aspect in (*health.alarms, *others))
+    terminal.say(f"  health: {'good' if health.level == 'none' else health.level}: {texts}")
+
+
+def _due(status: PipelineStatus) -> str:
+    return ", ".join(f"{count} of {kind}" for kind, count in status.due.items()) or "nothing"
+
+
+def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
+    last = f"{status.last_commit:%Y-%m-%d %H:%M:%S} UTC by run {status.last_run}" if status.last_commit else "none"
+    _show_counts(status)
+    _show_health(status)
     _show_models(status)
     terminal.say(f"  last commit: {last}")
-    terminal.say(f"  due now: {due or 'nothing'}")
+    terminal.say(f"  due now: {_due(status)}")
     for column in status.former_columns:
         terminal.say(f"  {column}")
     for failure in status.failures:
@@ -114,10 +163,16 @@ def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:
         ]
         terminal.show_table(columns, rows)
         return
+    for line in _ranges(status):
+        terminal.say(f"  {line}")
+
+
+def _ranges(status: PipelineStatus) -> Iterator[str]:
+    """A line for each range of partitions that stand alike, oldest first."""
     for (condition, _), members in groupby(status.partitions, key=_alike):
         lines = list(members)
         reason = f", {lines[0].reason}" if lines[0].reason else ""
-        terminal.say(f"  {terminal.span([line.partition for line in lines])}: {condition}{reason}")
+        yield f"{terminal.span([line.partition for line in lines])}: {condition}{reason}"
 
 
 def _show_reading(reading: Verified) -> None:

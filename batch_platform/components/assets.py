@@ -427,6 +427,7 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
         check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
+        freshness_policy=wiring.freshness_policy,
     )
     def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
         followed = upstream.is_due(context) and wiring.key("performance") in (context.run.asset_selection or ())

@@ -178,7 +178,7 @@ def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, An
         jobs = build_jobs(wiring)
         return dg.Definitions(
             assets=build_assets(wiring),
-            asset_checks=[checks.build_up_to_date(wiring)],
+            asset_checks=checks.build_standing(wiring),
             jobs=[build_whole_job(wiring), *jobs.values()],
             schedules=build_schedules(wiring, jobs),
             resources=dict(resources),

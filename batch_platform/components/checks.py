@@ -13,20 +13,25 @@ from batch_platform.components.dagster_internals import StandingCheck, quick_eve
 from batch_platform.components.processes import at_work
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
+from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import MOST_LISTED, listed
 from batch_platform.declaration.monitored import Drift
+from batch_platform.declaration.windows import oldest_champion
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks
 from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.measure import Judgement
+from batch_platform.monitoring.usual import LEAST_HISTORY, MOST_COMPARED, MOST_REJECTING
 from batch_platform.pipeline.evaluate import Evaluated
+from batch_platform.pipeline.health import freshness
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.run import Committed
 
-UP_TO_DATE = "up_to_date"
+UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
 MOST_PLOTTED = 50  # columns
 NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
 Checked = TypeVar("Checked")
@@ -98,6 +103,7 @@ def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
             *(check.name for check in predictions(wiring)),
             *([CHALLENGERS_SCORED.name] if wiring.spec.challengers else []),
             UP_TO_DATE,
+            *([NEWEST_SCORED] if wiring.spec.monitoring.fresh_by else []),
         ],
         "performance": list(measures(wiring)),
     }
@@ -110,20 +116,51 @@ def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
     rejected_share = RunCheck[Committed](
         name="rejected_share",
         description=(
-            f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used. Beyond the "
-            "whole budget the partition is not published and the run fails; this check warns before that."
+            f"At most half of the budget for rejected rows (features.max_rejected, {budget}) is used, and no larger share of "
+            f"the rows is rejected than the last {MOST_REJECTING} partitions before explain. Beyond the whole budget the "
+            "partition is not published and the run fails; this check warns before that."
         ),
         passed=lambda partition: (
             not budget.is_exceeded(math.ceil(partition.run.rows_rejected / NEAR_BUDGET), partition.run.rows_in)
+            and _passed(partition, "rejected_share")
         ),
         metadata=lambda partition: {
             "rejected_share": _rejected_share(partition),
             "rows_rejected": partition.run.rows_rejected,
+            **_aspect_numbers(partition, "rejected_share"),
         },
-        summary=lambda partitions, failed: {"rejected": _worst_share(partitions), "near_the_budget": _keys(failed)},
+        summary=lambda partitions, failed: {"rejected": _worst_share(partitions), "too_many": _keys(failed)},
     )
-    declared = wiring.spec.monitoring.drift
-    return [ROWS_BALANCE, rejected_share, _SCORE_DISTRIBUTION, *([] if declared is None else [_drift(declared)])]
+    drift, oldest = wiring.spec.monitoring.drift, oldest_champion(wiring.spec)
+    of_drift = [] if drift is None else [_drift(drift)]
+    of_age = [] if oldest is None else [_champion_age(oldest)]
+    return [ROWS_BALANCE, rejected_share, _VOLUME, _SCORE_DISTRIBUTION, *of_drift, *of_age]
+
+
+def _passed(partition: Committed, name: AspectName) -> bool:
+    aspect = partition.aspect(name)
+    return aspect is None or aspect.passed
+
+
+def _aspect_numbers(partition: Committed, name: AspectName) -> dict[str, Any]:
+    """What is judged of a partition beside earlier ones."""
+    aspect = partition.aspect(name)
+    return {} if aspect is None else {**describe.rounded(aspect.numbers), "what": aspect.text}
+
+
+def _champion_age(oldest: Duration) -> RunCheck[Committed]:
+    """The check that a partition was scored by a model that is not too old."""
+    return RunCheck[Committed](
+        name="champion_age",
+        description=(
+            f"The serving period of the model began at most {oldest} before the partition (monitoring.max_champion_age; by "
+            "default twice model.train.every, at least 7 days). An older one suggests that newer models are refused, wait for "
+            "promotion, or are not trained."
+        ),
+        passed=lambda partition: _passed(partition, "champion_age"),
+        metadata=lambda partition: _aspect_numbers(partition, "champion_age"),
+        summary=lambda partitions, failed: {"partitions": _count(partitions), "scored_by_an_old_model": _keys(failed)},
+    )
 
 
 _BASELINES: dict[str, str] = {
@@ -232,6 +269,17 @@ _SCORE_DISTRIBUTION = RunCheck[Committed](
     passed=lambda partition: partition.scores is None or not partition.scores.constant,
     metadata=lambda partition: describe.score_numbers(partition.scores),
     summary=lambda partitions, failed: {"partitions": _count(partitions), "one_score_for_all_rows": _keys(failed)},
+)
+_VOLUME = RunCheck[Committed](
+    name="volume",
+    description=(
+        f"A partition has about as many rows as the last {MOST_COMPARED} of the same weekday before it (of an hour: of the same "
+        f"hour of the week), within their 99.9% prediction interval. With fewer than {LEAST_HISTORY} nothing is judged. Its "
+        "limits are plotted."
+    ),
+    passed=lambda partition: _passed(partition, "volume"),
+    metadata=lambda partition: _aspect_numbers(partition, "volume"),
+    summary=lambda partitions, failed: {"partitions": _count(partitions), "unusual": _keys(failed)},
 )
 GATE = RunCheck[Trained](
     name="gate",
@@ -348,6 +396,12 @@ def _worst(partitions: Sequence[Judged], worse: Sequence[Judged]) -> dict[str, A
     return metadata
 
 
+def build_standing(wiring: Wiring) -> list[dg.AssetChecksDefinition]:
+    """The checks that can be executed alone."""
+    of_freshness = [build_newest_scored(wiring)] if wiring.spec.monitoring.fresh_by else []
+    return [build_up_to_date(wiring), *of_freshness]
+
+
 def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     """A check that no committed prediction is out of date; runs after every scoring, and alone on demand."""
     rescored = wiring.spec.predictions.rescore != "never"
@@ -366,15 +420,51 @@ def build_up_to_date(wiring: Wiring) -> dg.AssetChecksDefinition:
     def up_to_date(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with clear_failures(), at_work(context):
             state, plan = wiring.pipeline().conclude(now())
-            scored = sorted({key for name, key in targets(wiring, context.run) if name == asset.path[-1] and key})
-            with quick_event_log(context.instance):
-                for key in scored:  # Dagster expects a result for each partition of a run
-                    reason = {"reason": plan.stale.get(key) or plan.remarks.get(key, "none")}
-                    result = evaluation(check, key, passed=key not in plan.stale, metadata=reason)
-                    context.op_execution_context.log_event(result)
+            reasons = {**plan.remarks, **plan.stale}
+            _log_for_each(context, wiring, check, lambda key: (key not in plan.stale, reasons.get(key, "none")))
         return _up_to_date(plan, state)
 
     return StandingCheck.of(up_to_date)
+
+
+def build_newest_scored(wiring: Wiring) -> dg.AssetChecksDefinition:
+    """A check that the newest due partition is scored in time; runs after every scoring, and alone on demand."""
+    asset = wiring.key("predictions")
+    check = dg.AssetCheckKey(asset, NEWEST_SCORED)
+    description = (
+        "The newest partition that was to be scored by now (monitoring.fresh_by) is scored. Dagster's own freshness is content "
+        "with any materialization, also of an old partition. Reads the published copy; *Execute check* looks again without "
+        "scoring anything."
+    )
+
+    @dg.asset_check(asset=asset, name=NEWEST_SCORED, description=description)
+    def newest_partition_scored(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with clear_failures(), at_work(context):
+            fresh = freshness(wiring.spec, wiring.pipeline().published_ledgers(), now())
+            _log_for_each(context, wiring, check, lambda _: (fresh.passed, fresh.text))
+        return dg.AssetCheckResult(
+            passed=fresh.passed,
+            severity=dg.AssetCheckSeverity.ERROR,
+            description=fresh.text,
+            metadata={"partition": fresh.partition or "none"},
+        )
+
+    return StandingCheck.of(newest_partition_scored)
+
+
+def _log_for_each(
+    context: dg.AssetCheckExecutionContext,
+    wiring: Wiring,
+    check: dg.AssetCheckKey,
+    result: Callable[[str], tuple[bool, str]],
+) -> None:
+    """Log whether each partition of the run passed, and the reason: Dagster expects a result for each."""
+    asset = check.asset_key.path[-1]
+    with quick_event_log(context.instance):
+        for key in sorted({key for name, key in targets(wiring, context.run) if name == asset and key}):
+            passed, reason = result(key)
+            logged = evaluation(check, key, passed=passed, metadata={"reason": reason})
+            context.op_execution_context.log_event(logged)
 
 
 def _partitions(count: int) -> str:

@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -14,8 +14,9 @@ import dagster as dg
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.held import held, hold
 from batch_platform.components.processes import at_work
-from batch_platform.declaration.calendar import KEY_FORMATS, Calendar, Every, Partition
+from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
+from batch_platform.declaration.notation import parse_deadline
 from batch_platform.declaration.redaction import redact, redacted_output
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
@@ -111,6 +112,26 @@ class Wiring:
         """How many partitions of an asset one run of a backfill takes."""
         most = None if partitions is None else self.spec.dagster.max_partitions_per_run
         return dg.BackfillPolicy.single_run() if most is None else dg.BackfillPolicy.multi_run(most)
+
+    @cached_property
+    def freshness_policy(self) -> dg.FreshnessPolicy | None:
+        """When Dagster calls the predictions fresh, by their last materialization, whichever partition it was of.
+
+        None where nothing is declared, and where the partitions end: after the last one nothing has to be scored.
+        """
+        calendar, fresh_by = self.spec.partitions.calendar, self.spec.monitoring.fresh_by
+        if fresh_by is None or calendar.end is not None:
+            return None
+        declared, every = parse_deadline(fresh_by), calendar.every
+        if isinstance(declared, Duration):
+            clocks = timedelta() if every == "hour" else timedelta(hours=1)  # once a year a day has 25 hours
+            return dg.FreshnessPolicy.time_window(LONGEST[every].nominal + declared.nominal + clocks)
+        after_midnight = timedelta(hours=declared.hour, minutes=declared.minute)
+        whole_day = every == "hour" or not after_midnight
+        at_midnight = {"week": "* * 1", "month": "2 * *"}  # of the day after the partition is due
+        day = (at_midnight if whole_day else {"week": "* * 0", "month": "1 * *"}).get(every, "* * *")
+        since_due = timedelta(days=1) if whole_day else after_midnight
+        return dg.FreshnessPolicy.cron(f"{declared.minute} {declared.hour} {day}", since_due, calendar.zone.key)
 
     def named(self, keys: Sequence[str]) -> list[Partition]:
         """The partitions of those keys, oldest first."""

@@ -103,6 +103,10 @@ class Calendar:
         count = min(max(closed + self.end_offset, 0), self._count_before_end(starts))
         return self._consecutive(0, count)
 
+    def due_from(self, partition: Partition) -> datetime:
+        """The instant (UTC) from which a partition is due."""
+        return partition.start if self.end_offset else partition.end
+
     def named(self, key: str) -> Partition:
         """The partition with a key, past or future; raises WrongUseError if there is none."""
         partition = self._by_key.get(key) or self._parsed(key)

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from batch_platform.declaration.errors import listed
-from batch_platform.declaration.notation import Block, ImportPath
+from batch_platform.declaration.notation import Block, DeadlineText, DurationText, ImportPath
 
 METRICS = (
     *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "average_precision", "ks"),
@@ -97,6 +97,17 @@ class Monitoring(Block):
         default_factory=list,
         description="Kept columns by whose values the pooled performance is broken down.",
         examples=[["country"]],
+    )
+
+    fresh_by: DeadlineText | None = Field(
+        default=None,
+        description="When a partition must be scored: a time of day in the pipeline's time zone, the first one after the partition is due, or how long after that. Left out: a warning once the next partition is due too.",
+        examples=["07:00", "2 hours"],
+    )
+    max_champion_age: DurationText | None = Field(
+        default=None,
+        description="How long after the start of its serving period a model may score without a warning. Left out: twice model.train.every and at least 7 days, and any length without it.",
+        examples=["90 days"],
     )
 
     @field_validator("metrics")

@@ -6,7 +6,7 @@ key it was.
 
 import re
 from collections.abc import Collection
-from datetime import date, datetime
+from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -21,6 +21,8 @@ RESERVED_NAMES = frozenset({"batch_platform", "main", "information_schema", "pg_
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _DURATION = re.compile(r"([0-9]{1,5})\s*(second|minute|hour|day|week)s?")
+_TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+MINUTES_A_DAY = 24 * 60
 _PERCENT = re.compile(r"([0-9]+(\.[0-9]+)?)\s*%")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -187,6 +189,29 @@ def _duration(value: str) -> str:
     return value
 
 
+def _written_time(value: object) -> object:
+    """Undo how YAML reads an unquoted 17:30, which is a number to the base of 60."""
+    is_time = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MINUTES_A_DAY
+    return f"{value // 60:02}:{value % 60:02}" if isinstance(value, int) and is_time else value
+
+
+def parse_deadline(text: str) -> time | Duration:
+    """Read '07:00', a time of day, or '2 hours', a length of time."""
+    written = _TIME_OF_DAY.fullmatch(text.strip())
+    if written:
+        return time(int(written[1]), int(written[2]))
+    try:
+        return parse_duration(text)
+    except ValueError:
+        msg = f"{text!r} is neither a time of day such as '07:00' nor a duration such as '2 hours'"
+        raise ValueError(msg) from None
+
+
+def _deadline(value: str) -> str:
+    parse_deadline(value)
+    return value
+
+
 def _lateness(value: str) -> str:
     if value not in ("always", "never"):
         try:
@@ -205,6 +230,7 @@ def _share(value: object) -> object:
 
 LocalTime = Annotated[str, BeforeValidator(_written), AfterValidator(_local_time)]
 DurationText = Annotated[str, AfterValidator(_duration)]
+DeadlineText = Annotated[str, BeforeValidator(_written_time), AfterValidator(_deadline)]
 Lateness = Annotated[str, AfterValidator(_lateness)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Name = Annotated[str, AfterValidator(check_name)]

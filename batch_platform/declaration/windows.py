@@ -2,10 +2,11 @@
 
 from collections.abc import Container, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from batch_platform.declaration.calendar import Calendar, Partition
+from batch_platform.declaration.calendar import LONGEST, Calendar, Duration, Partition
+from batch_platform.declaration.notation import parse_deadline, parse_duration
 from batch_platform.declaration.spec import PipelineSpec
 
 
@@ -64,6 +65,28 @@ def matures(spec: PipelineSpec, partition: Partition) -> datetime:
     if spec.labels is None:
         return partition.end
     return spec.labels.maturity.after(partition.end, spec.partitions.calendar.zone)
+
+
+def deadline(spec: PipelineSpec, partition: Partition) -> datetime:
+    """When a partition must be scored: as `monitoring.fresh_by` says, or else once the next partition is due too."""
+    calendar, fresh_by = spec.partitions.calendar, spec.monitoring.fresh_by
+    due = calendar.due_from(partition)
+    if fresh_by is None:
+        return calendar.due_from(calendar.around(partition.end))
+    declared = parse_deadline(fresh_by)
+    if isinstance(declared, Duration):
+        return declared.after(due, calendar.zone)
+    day = due.astimezone(calendar.zone).date()
+    at = datetime.combine(day, declared, calendar.zone).astimezone(UTC)
+    return at if at > due else datetime.combine(day + timedelta(days=1), declared, calendar.zone).astimezone(UTC)
+
+
+def oldest_champion(spec: PipelineSpec) -> Duration | None:
+    """How long after the start of its serving period a model may score without a warning; None for any length."""
+    if spec.monitoring.max_champion_age is not None:
+        return parse_duration(spec.monitoring.max_champion_age)
+    calendar = serving_calendar(spec)
+    return None if calendar is None else Duration(days=max(7, 2 * LONGEST[calendar.every].days))
 
 
 def serving_periods(spec: PipelineSpec, now: datetime) -> list[Partition]:

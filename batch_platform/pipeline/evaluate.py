@@ -38,7 +38,7 @@ from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.renaming import PREDICTIONS
-from batch_platform.warehouse.sql import quoted
+from batch_platform.warehouse.sql import has_table, quoted
 
 _log = logging.getLogger(__name__)
 
@@ -265,3 +265,14 @@ class _Evaluation:
         manifest = read_manifest(self.history.home.bundle(run.pipeline, model.version), model.sha256)
         contract = Contract.from_json(manifest.contract)
         return encoded_features(self.history, build, partition, predictions, contract)
+
+
+def measured_rows(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys: Sequence[str]) -> pl.DataFrame:
+    """The rows of a measure's table for some partitions."""
+    columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
+    if not has_table(con, pipeline, measure):
+        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), **MEASURES[measure].columns})
+    query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
+    rows, types = con.sql(query, params={"keys": list(keys)}).pl(), MEASURES[measure].columns
+    lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
+    return rows.with_columns(pl.lit(None, types.get(name)).alias(name) for name in lacking).select(columns)

@@ -5,7 +5,7 @@ step takes many partitions, commits them in groups and yields the record of each
 What is up to date is skipped unless forced. A partition that fails does not hold up the others.
 """
 
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -47,6 +47,7 @@ from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built, FeatureStep
 from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
 from batch_platform.pipeline.former_codes import FormerCodes
+from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.plan import Plan, features_due, make_plan, require_takeable, with_snapshots_over
 from batch_platform.pipeline.pooled import pool
 from batch_platform.pipeline.set_apart import SetApart
@@ -137,12 +138,15 @@ class Pipeline:
 
         Sources of more than `most_bytes` whose files changed are held to be as the last run found them.
         """
+        return checked(self.history, self.published_ledgers(), recheck=recheck, most_bytes=most_bytes)
+
+    def published_ledgers(self) -> State:
+        """The same without a look at any file: every file is taken to be as recorded."""
         try:
             with open_published(self.home) as con:
-                recorded = self._recorded(con)
+                return self._recorded(con)
         except NothingPublishedError:
-            recorded = State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
-        return checked(self.history, recorded, recheck=recheck, most_bytes=most_bytes)
+            return State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)
 
     def _recorded(self, con: duckdb.DuckDBPyConnection, partition_keys: Collection[str] | None = None) -> State:
         """What the ledgers say, of all partitions or of some; every feature file is taken to be as recorded."""
@@ -367,7 +371,10 @@ class Pipeline:
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
             )
-            yield from self._skipped(held)
+            past = Past(self.spec.partitions.calendar, state.scores.values())
+            versions = {version.version: version for version in state.registry.versions}
+            for skipped in self._skipped(held):
+                yield self._judged(skipped, past, versions)
             asked = [
                 replace(item, challengers=challengers_of(self.spec, state.registry, item.partition, item.model))
                 for item in due
@@ -380,7 +387,7 @@ class Pipeline:
                 if isinstance(outcome, Unscored):
                     apart.add(outcome.partition.key, outcome.error, outcome.refused)
                 else:
-                    yield outcome
+                    yield self._judged(outcome, past, versions)
 
     def _due(self, state: State, partition: Partition, version: Version | None, stamp: Stamp) -> Due:
         """A partition to score with a version, by default its champion.
@@ -468,6 +475,12 @@ class Pipeline:
                 scores = distributions.get(item.partition.key)
                 of_columns = drift.get(item.partition.key, ())
                 yield Committed(item.partition, item.standing, skipped=True, scores=scores, drift=of_columns)
+
+    def _judged(self, outcome: Committed, past: Past, versions: Mapping[str, Version]) -> Committed:
+        """A committed partition beside the partitions before it."""
+        past.add(outcome.run)
+        version = versions.get(outcome.run.model_version)
+        return replace(outcome, aspects=partition_aspects(self.spec, past, outcome.run, version))
 
     def bundle(self, version: Version) -> Bundle:
         """A version's bundle, loaded once, with the rules on its columns as they are declared now.

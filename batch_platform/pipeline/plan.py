@@ -259,7 +259,7 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
     return due, blocked, stale
 
 
-def _first_service(spec: PipelineSpec, registry: Registry, models: Sequence[Item]) -> Partition | None:
+def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] = ()) -> Partition | None:
     """The serving period of the first model: of the only one it is the one trained or due, else the first that can be."""
     if serving_calendar(spec) is None and not spec.partitions.snapshot:
         trained = [Partition(it.serving_period, it.serving_start, it.serving_start) for it in registry.of_model]
@@ -279,7 +279,7 @@ def _with_warm_up(
     served_from = served_calendar(spec).first_start
     early = [item for item in wanted if item.start < served_from and item.key not in state.scores]
     blocked = [*(Item("predictions", partition, "no model serves it") for partition in early), *blocked]
-    first = _first_service(spec, state.registry, models) if blocked else None
+    first = first_served(spec, state.registry, models) if blocked else None
     if first is None:
         return blocked
     return [

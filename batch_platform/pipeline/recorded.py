@@ -7,14 +7,14 @@ except what is only measured while a step runs: its speed, and categories that t
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
-import duckdb
 import polars as pl
 import pyarrow.parquet as pq
 
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built
-from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel
+from batch_platform.pipeline.evaluate import Evaluated, MeasuredModel, measured_rows
+from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
@@ -23,7 +23,6 @@ from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.sql import has_table, quoted
 
 
 def recorded_features(pipeline: Pipeline, state: State, keys: Sequence[str]) -> Iterator[Built]:
@@ -45,15 +44,19 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
         reasons = reasons_by_partition(con, name, keys)
         challengers = _by_partition(read_challenger_runs(con, name))
         drift = read_drift(con, name, keys)
+    past = Past(pipeline.spec.partitions.calendar, state.scores.values())
+    versions = {version.version: version for version in state.registry.versions}
     for key in keys:
+        run = state.scores[key]
         yield Committed(
             pipeline.spec.partitions.calendar.named(key),
-            state.scores[key],
+            run,
             skipped=False,
             reasons=reasons.get(key, {}),
             scores=distributions.get(key),
             challengers=tuple(challengers[key]),
             drift=drift.get(key, ()),
+            aspects=partition_aspects(pipeline.spec, past, run, versions.get(run.model_version)),
         )
 
 
@@ -62,7 +65,7 @@ def recorded_evaluations(pipeline: Pipeline, state: State, keys: Sequence[str]) 
     if not keys:
         return
     with open_published(pipeline.home) as con:
-        tables = {name: _measured(con, pipeline.spec.name, name, keys) for name in MEASURES}
+        tables = {name: measured_rows(con, pipeline.spec.name, name, keys) for name in MEASURES}
     for key in keys:
         rows = {name: table.filter(pl.col("partition_key") == key) for name, table in tables.items()}
         models = {
@@ -114,14 +117,3 @@ def _by_partition(runs: Sequence[ChallengerRun]) -> dict[str, list[ChallengerRun
     for run in runs:
         by_partition[run.partition_key].append(run)
     return by_partition
-
-
-def _measured(con: duckdb.DuckDBPyConnection, pipeline: str, measure: str, keys: Sequence[str]) -> pl.DataFrame:
-    """The rows of a measure's table for some partitions."""
-    columns = ["partition_key", "challenger", "model_version", *MEASURES[measure].columns]
-    if not has_table(con, pipeline, measure):
-        return pl.DataFrame(schema={**dict.fromkeys(columns, pl.String), **MEASURES[measure].columns})
-    query = f"FROM {quoted(pipeline)}.{quoted(measure)} WHERE partition_key IN $keys"
-    rows, types = con.sql(query, params={"keys": list(keys)}).pl(), MEASURES[measure].columns
-    lacking = [name for name in columns if name not in rows.columns]  # an earlier release wrote the table
-    return rows.with_columns(pl.lit(None, types.get(name)).alias(name) for name in lacking).select(columns)

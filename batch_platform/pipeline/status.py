@@ -16,7 +16,9 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import in_short
 from batch_platform.declaration.spec import Challenger, PipelineSpec
 from batch_platform.models.registry import Registry, Version
+from batch_platform.monitoring.health import Health
 from batch_platform.pipeline.former_columns import FormerColumn
+from batch_platform.pipeline.health import Measured, health_of
 from batch_platform.pipeline.plan import Plan, open_partitions
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import Step
@@ -85,6 +87,7 @@ class PipelineStatus:
     failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
     former_columns: list[FormerColumn]  # that predictions hold and that are no longer declared
     partitions: list[PartitionStatus]
+    health: Health
 
 
 def status_of(  # noqa: PLR0913 - what a status is made of
@@ -94,11 +97,12 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     now: datetime,
     materialized: AbstractSet[str] | None = None,
     former: Sequence[FormerColumn] = (),
+    measured: Measured | None = None,
 ) -> PipelineStatus:
     """Say where every partition stands that is due at a time, by the plan for that time.
 
     A failure stands as long as its step is due. `materialized` holds the partitions whose predictions Dagster holds done;
-    None to compare nothing with the ledger.
+    None to compare nothing with the ledger. `measured` is what was measured of the newest partitions.
     """
     troubles: dict[str, tuple[Condition, str]] = {
         item.partition.key: ("warm-up" if item.warm_up else "blocked", item.reason) for item in plan.blocked
@@ -141,6 +145,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         failures=failures,
         former_columns=list(former),
         partitions=partitions,
+        health=health_of(spec, state, now, measured or Measured(), failures),
     )
 
 

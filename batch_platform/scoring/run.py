@@ -26,6 +26,7 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform.models.registry import Version
 from batch_platform.models.timeline import Stretch
 from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
@@ -57,6 +58,11 @@ class Committed:
     scores: ScoreDistribution | None = None  # None where there are no predictions
     challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
     drift: tuple[ColumnDrift, ...] = ()  # of each column beside each baseline, the worst first
+    aspects: tuple[Aspect, ...] = ()  # what is judged of it beside earlier partitions
+
+    def aspect(self, name: AspectName) -> Aspect | None:
+        """One of its judgements; None if it was not made."""
+        return next((aspect for aspect in self.aspects if aspect.name == name), None)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import date, datetime
 
 import duckdb
@@ -31,9 +32,13 @@ def test_status_says_what_is_scored_and_what_no_model_serves(cli, project):
     lines = answer.out.splitlines()
     assert answer.err == ""
     assert lines[0] == "small: 29 scored, 31 warm-up"
-    assert lines[1].startswith(f"  champion: {version_of(project)} (accuracy 0.")
-    assert lines[2].startswith("  last commit: 20")
-    assert lines[3:] == [
+    assert re.fullmatch(
+        r"  health: good: fresh \(2024-02-29\); drift is not judged; roc_auc 0\.\d{4} on 2024-02-29; the model is 29 days old",
+        lines[1],
+    )
+    assert lines[2].startswith(f"  champion: {version_of(project)} (accuracy 0.")
+    assert lines[3].startswith("  last commit: 20")
+    assert lines[4:] == [
         "  due now: nothing",
         "  2024-01-01 to 2024-01-31 (31): warm-up, the first model serves from 2024-02-01",
         "  2024-02-01 to 2024-02-29 (29): scored",
@@ -92,6 +97,7 @@ def test_status_of_an_empty_home_says_what_is_due(cli, tmp_path):
     answer = cli(write_project(tmp_path / "project"), "status")
     assert answer.out.splitlines() == [
         "small: 29 missing, 31 warm-up",
+        "  health: warn: 2024-02-29 is not scored, which was expected by 2024-03-02 00:00; nothing is scored yet",
         "  champion: none",
         "  last commit: none",
         "  due now: 59 of features, 1 of model, 29 of predictions, 29 of performance",
@@ -137,6 +143,35 @@ def test_status_lists_every_pipeline_of_a_project(cli, tmp_path):
     write_defs_yaml(folder, small_declaration(name="other"), "other")
     assert [report["pipeline"] for report in cli(folder, "status", "--json").json] == ["other", "small"]
     assert [report["pipeline"] for report in cli(folder, "status", "other", "--json").json] == ["other"]
+
+
+def test_status_of_several_pipelines_is_short_and_ends_with_3_if_the_health_is_so_bad(cli, project):
+    folder = pipeline_folder(project, "other")
+    shutil.copytree(pipeline_folder(project), folder)
+    declared = small_declaration(**OVERRIDES, name="other", monitoring={"fresh_by": "07:00"})
+    write_defs_yaml(project, declared, "other")
+    assert cli(project, "status", "small", "--fail-on", "warn").code == 0
+    answer = cli(project, "status", "--fail-on", "fail")
+    assert answer.code == 3
+    assert answer.err == ""
+    other, small = answer.out.split("small: ")
+    assert len(other.splitlines()) == 3
+    assert other.splitlines()[1] == (
+        "  health: fail: 2024-02-29 is not scored, which was expected by 2024-03-01 07:00; nothing is scored yet"
+    )
+    assert len(small.splitlines()) == 3
+    assert small.splitlines()[1].startswith("  health: good: fresh (2024-02-29); ")
+    reports = {report["pipeline"]: report["health"] for report in cli(project, "status", "--json").json}
+    assert {name: health["level"] for name, health in reports.items()} == {"other": "fail", "small": "none"}
+    assert reports["other"]["aspects"][0] | {"text": ""} == {
+        "name": "fresh",
+        "level": "fail",
+        "text": "",
+        "partition": "2024-02-29",
+        "numbers": {},
+    }
+    (folder / "defs.yaml").write_text("type: batch_platform.components.BatchInference\nattributes: {}\n")
+    assert cli(project, "status", "--fail-on", "warn").code == 3, "a pipeline that cannot be loaded is not healthy"
 
 
 def test_project_without_a_pipeline_says_so(cli, tmp_path):

@@ -102,6 +102,8 @@ def test_assets_say_what_they_are(tmp_path, monkeypatch):
         "rows_balance": "predictions",
         "rejected_share": "predictions",
         "score_distribution": "predictions",
+        "volume": "predictions",
+        "champion_age": "predictions",
         "up_to_date": "predictions",
         "gate": "model",
         "no_suspected_leaks": "model",

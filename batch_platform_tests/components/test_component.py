@@ -96,6 +96,8 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "baseline": "previous",
             "columns": {"shop": {"warn": 0.2, "fail": 0.4}},
         },
+        "fresh_by": "07:00",
+        "max_champion_age": "90 days",
     },
     "dagster": {
         "pool": "warehouse",

@@ -27,7 +27,10 @@ mutation ($selector: ScheduleSelector!, $at: Float) {scheduleDryRun(selectorData
   }}
 }}"""
 CHECKS_OF = {
-    "score": ["predictions/rejected_share", "predictions/rows_balance", "predictions/score_distribution"],
+    "score": [
+        f"predictions/{check}"
+        for check in ("champion_age", "rejected_share", "rows_balance", "score_distribution", "volume")
+    ],
     "train": ["model/gate"],
     "evaluate": ["performance/performance"],
 }

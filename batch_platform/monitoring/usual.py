@@ -1,0 +1,74 @@
+"""What is usual for the rows of a partition, by those of earlier partitions alone: how many there are, and how many are rejected."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import exp, expm1, hypot, inf, log, log1p, sqrt
+from statistics import median
+
+LEAST_HISTORY = 6  # partitions; with fewer, nothing is unusual
+MOST_COMPARED = 12  # of the same weekday, the newest
+MOST_REJECTING = 30  # partitions whose rejected rows are compared, the newest
+_STEADY = 0.05  # relative spread that is taken to be usual, however steady the history is
+_SURPRISE = 1e-4  # probability of so many rejected rows from which they are more than chance
+_NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of a normal variable
+# 99.95% quantiles of Student's distribution, by degrees of freedom.
+_STUDENT = {5: 6.869, 6: 5.959, 7: 5.408, 8: 5.041, 9: 4.781, 10: 4.587, 11: 4.437}
+
+
+@dataclass(frozen=True)
+class UsualRows:
+    """How many rows are usual."""
+
+    low: float
+    middle: float
+    high: float
+    partitions: int  # that it is known from
+
+    def holds(self, rows: int) -> bool:
+        """Whether so many rows are usual."""
+        return self.low <= rows <= self.high
+
+
+def usual_rows(history: Sequence[int]) -> UsualRows | None:
+    """How many rows are usual after partitions with so many, oldest first; None with fewer than LEAST_HISTORY.
+
+    The 99.9% prediction interval of a log-normal variable, with the median in place of the mean and the median absolute
+    deviation in place of the standard deviation, so that a day of failure in the history does not hide the next (Hahn and
+    Meeker, Statistical Intervals, 1991; the correction for few values is that of Croux and Rousseeuw, 1992). The spread is
+    at least that of chance and 5% together. Of log-normal numbers fewer than 1% are outside, whatever their spread.
+    """
+    compared = history[-MOST_COMPARED:]
+    count = len(compared)
+    if count < LEAST_HISTORY:
+        return None
+    logs = [log1p(rows) for rows in compared]
+    middle = median(logs)
+    deviation = median(abs(value - middle) for value in logs) * _NORMAL * count / (count - 0.8)
+    spread = hypot(deviation, sqrt(_STEADY**2 + exp(-middle)))
+    reach = _STUDENT[count - 1] * spread * sqrt(1 + 1 / count)
+    high = inf if middle + reach > 700 else expm1(middle + reach)  # noqa: PLR2004 - beyond the range of a float
+    return UsualRows(expm1(max(0.0, middle - reach)), expm1(middle), high, count)
+
+
+def unusually_many(rejected: int, rows: int, history: Collection[tuple[int, int]]) -> bool:
+    """Whether more rows are rejected than earlier partitions explain; never with fewer than LEAST_HISTORY of them.
+
+    Args:
+        rejected: Rejected rows of the partition.
+        rows: Its rows.
+        history: The same of earlier partitions, each with at least one row.
+
+    The share that is usual is the highest of a partition, and at least that of one more row in all of them together. Chance
+    is ruled out by the bound of Chernoff and Hoeffding on the tail of the binomial distribution (Hoeffding, 1963).
+    """
+    if len(history) < LEAST_HISTORY or not rejected:
+        return False
+    pooled = (1 + sum(before for before, _ in history)) / (1 + sum(of for _, of in history))
+    usual = max(pooled, *(before / of for before, of in history))
+    share = rejected / rows
+    if share <= usual or usual >= 1:
+        return False
+    divergence = share * log(share / usual)
+    if share < 1:
+        divergence += (1 - share) * log((1 - share) / (1 - usual))
+    return rows * divergence > -log(_SURPRISE)

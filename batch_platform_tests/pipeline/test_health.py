@@ -1,0 +1,126 @@
+"""The health of a pipeline: what is late, unusual or old, judged by what came before it."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import polars as pl
+import pytest
+
+from batch_platform.declaration.windows import deadline, oldest_champion
+from batch_platform.monitoring.health import Aspect, Health
+from batch_platform.pipeline.health import Past, freshness, newest_measured, partition_aspects
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.status import status_of
+from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+
+NOW = datetime(2024, 2, 29, 6, 30, tzinfo=UTC)  # 07:30 in Berlin
+DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """The pipeline with few rows, and bad amounts, on the newest day."""
+    events = small_events().filter((DAY != "2024-02-28") | (pl.col("id") % 8 == 0))
+    bad = (DAY == "2024-02-28") & (pl.col("id") % 16 == 0)
+    pipeline = small_pipeline(
+        tmp_path_factory.mktemp("odd"),
+        events=events.with_columns(pl.when(bad).then(-1.0).otherwise("amount").alias("amount")),
+        features={"columns": {"amount": {"min": 0}}, "max_rejected": "100%"},
+        monitoring={
+            "fresh_by": "07:00",
+            "drift": {},
+            "performance": {"warn_below": 0.99},
+            "max_champion_age": "20 days",
+        },
+    )
+    carry_out(pipeline, NOW)
+    return pipeline
+
+
+def health(pipeline, now=NOW) -> dict[str, Aspect]:
+    state = pipeline.published_state()
+    plan = make_plan(pipeline.spec, state, now)
+    status = status_of(pipeline.spec, state, plan, now, measured=newest_measured(pipeline.home, pipeline.spec, state))
+    return {aspect.name: aspect for aspect in status.health.aspects}
+
+
+def test_every_aspect_of_the_newest_partitions_is_judged(odd):
+    aspects = health(odd)
+    assert {name: aspect.level for name, aspect in aspects.items()} == {
+        "fresh": "none",
+        "volume": None,
+        "rejected_share": "warn",
+        "drift": "none",
+        "performance": "warn",
+        "champion_age": "warn",
+    }
+    assert aspects["rejected_share"].text.startswith("2 of 5 rows rejected in 2024-02-28, at most 0.00% in the ")
+    assert aspects["champion_age"].text == "the model is 28 days old, more than 20 days"
+    assert aspects["performance"].text.endswith(" on 2024-02-27 is below 0.99")
+    assert aspects["performance"].partition == "2024-02-27", "the labels of the newest day are not known yet"
+
+
+def test_the_newest_partition_counts_whatever_else_was_scored_meanwhile(odd):
+    state = odd.published_ledgers()
+    assert freshness(odd.spec, state, NOW).text == "fresh (2024-02-28)"
+    lacking = replace(state, scores={key: run for key, run in state.scores.items() if key != "2024-02-28"})
+    assert freshness(odd.spec, lacking, NOW - timedelta(hours=1)).passed, "before the deadline"
+    late = freshness(odd.spec, lacking, NOW)
+    assert (late.level, late.partition) == ("fail", "2024-02-28")
+    assert late.text == (
+        "2024-02-28 is not scored, which was expected by 2024-02-29 07:00; the newest scored partition is 2024-02-27"
+    )
+    undeclared = small_spec()
+    assert freshness(undeclared, lacking, NOW).passed
+    next_day = freshness(undeclared, lacking, NOW + timedelta(days=1))
+    assert (next_day.level, next_day.partition) == ("warn", "2024-02-28")
+    before_any_model = replace(lacking, scores={})
+    assert freshness(odd.spec, before_any_model, datetime(2024, 1, 20, tzinfo=UTC)).level is None
+    assert freshness(odd.spec, before_any_model, NOW).level == "fail"
+
+
+def test_a_partition_is_judged_by_earlier_ones_alone(odd):
+    runs = odd.published_ledgers().scores
+    past = Past(odd.spec.partitions.calendar, runs.values())
+    first, last = runs["2024-02-01"], runs["2024-02-28"]
+    assert [aspect.level for aspect in partition_aspects(odd.spec, past, first)] == [None, "none"]
+    assert {run.partition_key for run in past.before(last, 9, alike=True)} == {
+        "2024-02-07",
+        "2024-02-14",
+        "2024-02-21",
+    }
+    assert [run.partition_key for run in past.before(last, 2, alike=False)] == ["2024-02-26", "2024-02-27"]
+    weeks = [replace(first, partition_start=last.partition_start - timedelta(days=7 * week)) for week in range(1, 9)]
+    judged = partition_aspects(odd.spec, Past(odd.spec.partitions.calendar, weeks), last)[0]
+    assert (judged.level, judged.text) == ("warn", "2024-02-28 has 5 rows, where 15 to 104 are usual")
+    past.add(replace(runs["2024-02-27"], rows_rejected=3, rows_in=3))
+    assert past.before(last, 1, alike=False)[0].rows_in == 3, "a partition that is scored again replaces itself"
+
+
+def test_a_partition_must_be_scored_by_the_first_such_time_after_it_is_due():
+    def by(fresh_by, key="2024-03-30", **partitions):
+        spec = small_spec(partitions={"end": None, **partitions}, monitoring={"fresh_by": fresh_by})
+        return deadline(spec, spec.partitions.calendar.named(key)).isoformat()
+
+    assert by("07:00") == "2024-03-31T05:00:00+00:00", "on the clocks of summer"
+    assert by("00:00") == "2024-03-31T22:00:00+00:00"
+    assert by("6 hours") == "2024-03-31T05:00:00+00:00"
+    assert by("07:00", end_offset=1) == "2024-03-30T06:00:00+00:00"
+    assert by("1 hour", "2024-03-30-10:00", every="hour") == "2024-03-30T11:00:00+00:00"
+    assert by(1050) == "2024-03-31T15:30:00+00:00", "as YAML reads 17:30"
+
+
+def test_a_champion_may_by_default_serve_for_two_trainings_and_at_least_a_week():
+    def oldest(every):
+        return str(oldest_champion(small_spec(model={"train": {"every": every}})))
+
+    assert [oldest(every) for every in ("day", "week", "month")] == ["7 days", "14 days", "62 days"]
+    assert oldest(None) == "None"
+
+
+def test_the_worst_aspect_is_the_health():
+    aspects = [Aspect("drift", None, ""), Aspect("volume", "warn", ""), Aspect("fresh", "fail", "")]
+    assert [aspect.name for aspect in Health.of(aspects).alarms] == ["fresh", "volume"]
+    assert [Health.of(aspects[:count]).level for count in range(4)] == ["none", "none", "warn", "fail"]
+    assert Health.of(aspects[:2]).reaches("warn")
+    assert not Health.of(aspects[:2]).reaches("fail")
