@@ -2,6 +2,7 @@
 
 Each use says which public alternative there is, or that there is none. Names that look private only because Dagster exports
 no type for them count as private. A test pins each use, so that an upgrade of Dagster that breaks one fails there first.
+What only a few commands need, Dagster's storage and its command line above all, is imported where it is used.
 """
 
 import sys
@@ -13,10 +14,9 @@ from dataclasses import dataclass
 from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from dagster._cli.proxy_server_manager import ProxyServerManager
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
@@ -41,15 +41,12 @@ from dagster._core.remote_origin import (
     RemoteRepositoryOrigin,
 )
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
-from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
-from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.load_target import WorkspaceLoadTarget
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster.components.core import decl
 from dagster.components.core.context import ComponentDeclLoadContext
@@ -59,9 +56,11 @@ from dagster.components.core.defs_module import (
     find_defs_or_component_yaml,
 )
 from dagster.components.definitions import LazyDefinitions
-from sqlalchemy import Connection, NullPool, create_engine, text
 
 from batch_platform.declaration.errors import INTERRUPTED_QUERY
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 __all__ = [
     "ASSET_PARTITION_RANGE_END_TAG",
@@ -220,16 +219,6 @@ class CodeLocation:
         return RemoteJobOrigin(RemoteRepositoryOrigin(self.origin, SINGLETON_REPOSITORY_NAME), name)
 
 
-class _OneLocation(WorkspaceLoadTarget):
-    """A workspace with one location."""
-
-    def __init__(self, location: CodeLocation) -> None:
-        self._location = location
-
-    def create_origins(self) -> list[ManagedGrpcPythonEnvCodeLocationOrigin]:
-        return [self._location.origin]
-
-
 @contextmanager
 def code_server(location: CodeLocation, instance: dg.DagsterInstance) -> Generator[dict[str, Any]]:
     """Run a server of a code location, restarted if it dies; gives the contents of a workspace file that names it.
@@ -238,7 +227,16 @@ def code_server(location: CodeLocation, instance: dg.DagsterInstance) -> Generat
     webserver, and the daemon would replace its own every minute. The public `dagster dev` does the same as this, but
     cannot be told the name of the location.
     """
-    with ProxyServerManager(instance, _OneLocation(location), code_server_log_level="WARNING") as servers:
+    from dagster._cli.proxy_server_manager import ProxyServerManager
+    from dagster._core.workspace.load_target import WorkspaceLoadTarget
+
+    class OneLocation(WorkspaceLoadTarget):
+        """A workspace with this location alone."""
+
+        def create_origins(self) -> list[ManagedGrpcPythonEnvCodeLocationOrigin]:
+            return [location.origin]
+
+    with ProxyServerManager(instance, OneLocation(), code_server_log_level="WARNING") as servers:
         yield {"load_from": list(servers.get_code_server_specs())}
 
 
@@ -303,6 +301,8 @@ def wipe_partitions(instance: dg.DagsterInstance, asset: dg.AssetKey, keys: Sequ
     try:
         instance.wipe_asset_partitions(asset, keys)
     except NotImplementedError:
+        from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, SqlEventLogStorageTable
+
         storage: Any = instance.event_log_storage
         with storage.index_connection() as con:
             for table in (SqlEventLogStorageTable, AssetCheckExecutionsTable):
@@ -319,6 +319,8 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
     commit: a run over a year of days would wait longer than it works. Held open, an event costs a write and is visible to all
     readers at once. Only a loss of power can lose the last events, which the next run logs again. No public alternative.
     """
+    from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+
     storage = instance.event_log_storage
     if not isinstance(storage, SqliteEventLogStorage) or "_connect" in vars(storage):
         yield
@@ -328,7 +330,7 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
     with ExitStack() as stack:
 
         @contextmanager
-        def connect(shard: str) -> Generator[Connection]:
+        def connect(shard: str) -> Generator["Connection"]:
             if shard not in held:
                 with open_shard(shard):  # makes the tables of a new database
                     pass
@@ -349,7 +351,9 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
 
 
 @contextmanager
-def _held_open(address: str) -> Generator[Connection]:
+def _held_open(address: str) -> Generator["Connection"]:
+    from sqlalchemy import NullPool, create_engine, text
+
     arguments = {"timeout": _BUSY_SECONDS, "check_same_thread": False}
     engine = create_engine(address, poolclass=NullPool, connect_args=arguments)
     with engine.connect() as connection:
