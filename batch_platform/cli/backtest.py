@@ -22,7 +22,13 @@ from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, Back
 from batch_platform.warehouse.published import open_published
 
 
-@click.command("backtest")
+@click.command(
+    "backtest",
+    epilog=terminal.examples(
+        "backtest churn --from 2026-04-01 --to 2026-04-30 --model 2026-03-01-7e122641",
+        "backtest churn --from 2026-04-01 --to 2026-04-30 --estimator churn.models.network",
+    ),
+)
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", required=True, help="First partition.")
 @click.option("--to", "last", metavar="KEY", required=True, help="Last partition (inclusive).")

@@ -30,7 +30,7 @@ class Problem:
     hint: str | None
 
 
-@click.command("check")
+@click.command("check", epilog=terminal.examples("check", "check --time-travel --partitions 10"))
 @click.option(
     "--time-travel",
     is_flag=True,

@@ -40,7 +40,7 @@ class Month:
     roc_auc: float
 
 
-@click.command("demo")
+@click.command("demo", epilog=terminal.examples("demo", "demo --json"))
 @terminal.reports
 @click.pass_obj
 def command(folder: Path | None) -> None:

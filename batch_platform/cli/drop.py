@@ -24,7 +24,12 @@ from batch_platform.warehouse.home import HOME_VARIABLE
 _PARTITIONED = ("features", "predictions", "performance")
 
 
-@click.command("drop")
+@click.command(
+    "drop",
+    epilog=terminal.examples(
+        "drop flight_delays --partition 2013-03-01", "drop flight_delays --from 2013-03-01 --to 2013-03-31 --yes"
+    ),
+)
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", help="First partition, together with --to.")
 @click.option("--to", "last", metavar="KEY", help="Last partition (inclusive).")

@@ -13,7 +13,13 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.export import FORMATS, export
 
 
-@click.command("export")
+@click.command(
+    "export",
+    epilog=terminal.examples(
+        "export flight_delays --to scores.csv --from 2013-03-01 --to 2013-03-31",
+        "export flight_delays --to scores.parquet --features",
+    ),
+)
 @click.argument("pipeline")
 @click.option(
     "--to",

@@ -16,7 +16,7 @@ from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
 from batch_platform.pipeline.rename import drop_pipelines, find_orphans
 
 
-@click.command("gc")
+@click.command("gc", epilog=terminal.examples("gc --dry-run", "gc --keep '90 days' --drop former_pipeline"))
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
     "--keep", default="30 days", show_default=True, help="How long to keep versions that were never promoted."

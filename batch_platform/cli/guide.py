@@ -30,7 +30,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
 }
 
 
-@click.command("guide")
+@click.command("guide", epilog=terminal.examples("guide", "guide monitoring"))
 @click.argument("page", required=False)
 @terminal.reports
 def command(page: str | None) -> None:

@@ -80,7 +80,12 @@ class _ListByDefault(click.Group):
         return super().resolve_command(ctx, ["list", *args] if args[0].startswith("-") else args)
 
 
-@click.group("models", cls=_ListByDefault, invoke_without_command=True)
+@click.group(
+    "models",
+    cls=_ListByDefault,
+    invoke_without_command=True,
+    epilog=terminal.examples("models churn", "models churn promote 2026-03-01-7e122641"),
+)
 @click.argument("pipeline")
 @click.pass_context
 def command(context: click.Context, pipeline: str) -> None:
@@ -90,7 +95,7 @@ def command(context: click.Context, pipeline: str) -> None:
         context.invoke(list_versions)
 
 
-@command.command("list")
+@command.command("list", epilog=terminal.examples("models churn list", "models churn list --json"))
 @terminal.reports
 @click.pass_obj
 def list_versions(target: _Target) -> None:
@@ -139,7 +144,10 @@ def list_versions(target: _Target) -> None:
     )
 
 
-@command.command("show")
+@command.command(
+    "show",
+    epilog=terminal.examples("models churn show 2026-03-01-7e122641", "models churn show 2026-03-01-7e122641 --json"),
+)
 @click.argument("version")
 @terminal.reports
 @click.pass_obj
@@ -173,7 +181,13 @@ def show_version(target: _Target, version: str) -> None:
         terminal.say(f"{event.decided_at:%Y-%m-%d %H:%M} {event.action} by {event.actor}: {event.reason}")
 
 
-@command.command("compare")
+@command.command(
+    "compare",
+    epilog=terminal.examples(
+        "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe",
+        "models churn compare 2026-03-01-7e122641 2026-04-01-0c6b51fe --json",
+    ),
+)
 @click.argument("left")
 @click.argument("right")
 @terminal.reports
@@ -191,7 +205,7 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     terminal.show_table(("", left, right), [(name, *pair) for name, pair in values.items()])
 
 
-@command.command("timeline")
+@command.command("timeline", epilog=terminal.examples("models churn timeline", "models churn timeline --json"))
 @terminal.reports
 @click.pass_obj
 def show_timeline(target: _Target) -> None:
@@ -231,7 +245,13 @@ def show_timeline(target: _Target) -> None:
         )
 
 
-@command.command("promote")
+@command.command(
+    "promote",
+    epilog=terminal.examples(
+        "models churn promote 2026-03-01-7e122641",
+        "models churn promote 2026-03-01-7e122641 --from 2026-03-15",
+    ),
+)
 @click.argument("version")
 @click.option("--from", "first", metavar="KEY", help="First partition it serves. Default: from its serving period on.")
 @click.option("--reason", default="", help="Reason to record with the decision.")
@@ -246,7 +266,10 @@ def promote_version(target: _Target, version: str, first: str | None, reason: st
     _show_decision(decision, rescored=False)
 
 
-@command.command("rollback")
+@command.command(
+    "rollback",
+    epilog=terminal.examples("models churn rollback", "models churn rollback --from 2026-03-15 --rescore"),
+)
 @click.option(
     "--from",
     "first",

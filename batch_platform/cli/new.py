@@ -72,7 +72,13 @@ def project_files(package: str) -> dict[str, str]:
     }
 
 
-@click.command("new")
+@click.command(
+    "new",
+    epilog=terminal.examples(
+        "new churn --from customers.csv --label churned",
+        "new sales --from 'daily/*.parquet' --time sold_at --key store --key sold_at",
+    ),
+)
 @click.argument("name")
 @click.option(
     "--from",

@@ -9,7 +9,10 @@ from batch_platform.cli.project import find_project
 from batch_platform.scoring.rejected_rows import RejectedRow, Rejections, rejections
 
 
-@click.command("rejected")
+@click.command(
+    "rejected",
+    epilog=terminal.examples("rejected flight_delays --partition 2013-03-01", "rejected flight_delays --limit 100"),
+)
 @click.argument("pipeline")
 @click.option("--partition", "only", metavar="KEY", help="A single partition. Default: all partitions.")
 @click.option("--limit", default=20, show_default=True, help="Maximum number of rows to list; --json lists all rows.")

@@ -19,7 +19,10 @@ from batch_platform.pipeline.rename import rename_pipeline
 _READ = (".py", ".yaml", ".yml", ".sql", ".toml")  # files of a project that may name a folder
 
 
-@click.command("rename")
+@click.command(
+    "rename",
+    epilog=terminal.examples("rename flight_delays late_flights", "rename flight_delays --column dest destination"),
+)
 @click.argument("pipeline")
 @click.argument("name", required=False)
 @click.option(

@@ -13,7 +13,9 @@ from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import Wanted
 
 
-@click.command("replay")
+@click.command(
+    "replay", epilog=terminal.examples("replay flight_delays", "replay flight_delays --from 2013-03-01 --to 2013-03-31")
+)
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one with rejected rows.")
 @click.option(

@@ -14,7 +14,12 @@ from batch_platform.reports.page import html, write
 from batch_platform.warehouse.published import open_published
 
 
-@click.command("report")
+@click.command(
+    "report",
+    epilog=terminal.examples(
+        "report flight_delays", "report flight_delays --from 2013-03-01 --to 2013-03-31 --out march.html"
+    ),
+)
 @click.argument("pipeline")
 @click.option(
     "--from", "first", metavar="KEY", help="First partition. Default: the newest partitions, at most a year of days."

@@ -11,7 +11,7 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.restore import restore_from_published
 
 
-@click.command("restore")
+@click.command("restore", epilog=terminal.examples("restore --from-published", "restore --from-published --json"))
 @click.option("--from-published", is_flag=True, help="Make the warehouse from the last published copy.")
 @terminal.reports
 @click.pass_obj

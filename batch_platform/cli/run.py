@@ -45,7 +45,9 @@ TASKS: dict[Step, tuple[str, str]] = {  # how the plan announces them
 }
 
 
-@click.command("run")
+@click.command(
+    "run", epilog=terminal.examples("run flight_delays", "run flight_delays --from 2013-03-01 --to 2013-03-31")
+)
 @click.argument("pipeline")
 @click.option("--from", "first", metavar="KEY", help="First partition. Default: the first one a model serves.")
 @click.option("--to", "last", metavar="KEY", help="Last partition (inclusive). Default: the last one that is due.")

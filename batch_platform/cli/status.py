@@ -32,7 +32,7 @@ UNHEALTHY = 3  # exit code
 _SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "champion_age")  # where all is well
 
 
-@click.command("status")
+@click.command("status", epilog=terminal.examples("status", "status flight_delays --fail-on warn"))
 @click.argument("pipeline", required=False)
 @click.option(
     "--all", "every", is_flag=True, help="Show one line per partition instead of one per range of partitions."

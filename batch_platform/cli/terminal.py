@@ -34,6 +34,11 @@ out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.st
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
+def examples(*arguments: str) -> str:
+    """The end of a command's help: calls of the command with these arguments, each on a line of its own."""
+    return "\n".join(("\b", "Examples:", *(f"  batch-platform {line}" for line in arguments)))
+
+
 def debugging() -> bool:
     """Whether to show tracebacks and Dagster's own log."""
     return bool(os.environ.get(DEBUG_VARIABLE))

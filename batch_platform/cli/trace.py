@@ -12,7 +12,13 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
 
 
-@click.command("trace")
+@click.command(
+    "trace",
+    epilog=terminal.examples(
+        "trace flight_delays flight_id=2013-03-01T10:00Z-UA-1545-EWR",
+        "trace flight_delays --source weather --partition 2013-03-01",
+    ),
+)
 @click.argument("pipeline")
 @click.argument("key", nargs=-1, metavar="[KEY=VALUE...]")
 @click.option("--source", metavar="SOURCE", help="List the predictions that depend on this source instead.")

@@ -39,7 +39,9 @@ class TrainingOutcome:
     days_trained: float | None  # None for a snapshot
 
 
-@click.command("train")
+@click.command(
+    "train", epilog=terminal.examples("train flight_delays", "train flight_delays --period 2013-06-01 --force")
+)
 @click.argument("pipeline")
 @click.option("--period", "key", metavar="KEY", help="Serving period. Default: the newest one that has begun.")
 @click.option("--force", is_flag=True, help="Train again even if nothing has changed.")

@@ -27,7 +27,9 @@ GRACE_SECONDS = 20
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
-@click.command("ui")
+@click.command(
+    "ui", epilog=terminal.examples("ui", "ui --host 0.0.0.0 --port 8080 --allowed-host scores.example.com --token")
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=3000, show_default=True, help="Port to listen on.")
 @click.option(
