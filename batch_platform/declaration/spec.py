@@ -239,7 +239,7 @@ class Promote(Block):
     )
     baseline: bool = Field(
         default=True,
-        description="Whether a version that is worse than a trivial baseline (mean or class shares, by season, last value) is refused.",
+        description="Whether a version is refused that is clearly worse, by more than 5%, than a trivial baseline (mean or class shares, by season, last value).",
     )
     manual: bool = Field(
         default=False,

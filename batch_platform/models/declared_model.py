@@ -28,6 +28,7 @@ from batch_platform.models.flavours.flavour import Flavour, installed, missing
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless
+from batch_platform.warehouse.home import Home
 
 SEED = 0
 
@@ -189,8 +190,10 @@ class ImportedModel:
         return Signature(self.task, self.classes, contract if inputs is None else matched_contract(contract, inputs))
 
 
-def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> ImportedModel:
+def read_import(model: Model, folder: Path, params: Mapping[str, Any], home: Home | None = None) -> ImportedModel:
     """Read the model that a pipeline imports; paths are relative to `folder`, and `params` are for a model class in Python.
+
+    A file that could crash its library is tried first, unless the home knows the outcome.
 
     Raises WrongUseError if it does not exist, does not state its task or classes, its library is missing, or it needs trust, and
     DataError if the file is not of its flavour or contradicts the declaration.
@@ -200,7 +203,7 @@ def read_import(model: Model, folder: Path, params: Mapping[str, Any]) -> Import
         msg = f"model.params: {listed(params)} cannot be given to an imported {kind.name} model, which is already trained."
         raise WrongUseError(msg, hint="leave them out.")
     if kind.may_crash and not kind.runs_code(reference):  # whoever lets it run code trusts it anyway
-        require_harmless(kind.name, reference)
+        require_harmless(kind, reference, home)
     source = kind.read(reference, params)
     task = _agreed_task(model.task, source.task, reference)
     return ImportedModel(kind, source, task, _classes(model, source, task, reference))
@@ -225,14 +228,14 @@ def check_flavours(spec: PipelineSpec) -> None:
         raise WrongUseError(msg, hint=error.hint) from error
 
 
-def check_model(model: Model, folder: Path) -> None:
+def check_model(model: Model, folder: Path, home: Home | None = None) -> None:
     """Check, without data and without a server, that a model could be trained or imported; raises WrongUseError or DataError."""
     if model.import_ is None:
         check_estimator_exists(model)
         return
     kind, reference = _located(model, folder)
     if not kind.is_remote(reference):
-        read_import(model, folder, model.params)
+        read_import(model, folder, model.params, home)
 
 
 def _located(model: Model, folder: Path) -> tuple[Flavour, str]:

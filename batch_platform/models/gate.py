@@ -38,6 +38,7 @@ from batch_platform.monitoring.metrics import (
 from batch_platform.warehouse.ledger import Action, Version
 
 _ROW = "__row"
+WORTHLESS = 0.05  # part of the trivial baseline's metric by which a model has to be worse to be refused for it
 _ROUNDING = 1e-9  # relative and absolute: two ways to compute the same number may differ by as much
 
 
@@ -107,9 +108,9 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
     beaten = beaten_by_baseline(metric, fitted.metrics, trivial) if gate.baseline else None
     if beaten is not None:
         replaced = comparison is not None and _is_better_than_champion(metric, comparison)
-        if beaten.certain and not gate.manual and not replaced:
+        if beaten.clearly and not gate.manual and not replaced:
             return verdict(beaten.reason)
-        note = "" if beaten.certain else ", which may be chance"
+        note = "" if beaten.clearly else beaten.excuse
         reasons.append(f"{beaten.reason}{', but the champion is worse still' if replaced else note}")
     held_back = gate.manual or not all(leak.allowed for leak in fitted.leaks)
     gate = gate.model_copy(update={"manual": held_back})
@@ -147,14 +148,16 @@ class Beaten:
     """A trivial model is better."""
 
     reason: str
-    certain: bool  # whether the difference is more than chance
+    clearly: bool  # by more than WORTHLESS, beyond chance
+    excuse: str = ""  # why it is not: a part of a sentence
 
 
 def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: AgainstBaseline | None) -> Beaten | None:
     """By how much the trivial baseline is better than a model on the evaluation rows; None if it is not, or is not known.
 
-    It is certain if the whole interval of a paired bootstrap of the difference is on the wrong side: on few rows it is
-    wide, and no model is refused by chance.
+    It is clearly better if the whole interval of a paired bootstrap of the difference lies beyond WORTHLESS: on few rows it is
+    wide, and no model is refused by chance. Nor is one that learned what little there is to know, such as the usual course
+    of a day, a few percent less well than the mean by hour.
     """
     if trivial is None or metric not in metrics or metric not in trivial.baseline.metrics:
         return None
@@ -162,10 +165,12 @@ def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: Again
     if not is_worse(metric, value, bound) or isclose(value, bound, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
         return None
     reason = f"{metric} {_shown(value)} is worse than the trivial baseline's {_shown(bound)} ({trivial.baseline.name})"
-    certain = difference is not None and is_worse(
-        metric, difference.low if lower_is_better(metric) else difference.high, 0.0
-    )
-    return Beaten(reason, certain)
+    margin = WORTHLESS * abs(bound)
+    least = 0.0 if difference is None else difference.low if lower_is_better(metric) else -difference.high
+    if least > margin:
+        return Beaten(reason, clearly=True)
+    excuse = f", but perhaps by less than {WORTHLESS:.0%}" if least > 0 else ", which may be chance"
+    return Beaten(reason, clearly=False, excuse=excuse)
 
 
 def _shown(value: float) -> str:

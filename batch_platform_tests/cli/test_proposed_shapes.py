@@ -130,8 +130,30 @@ def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_
     assert rows["level_mean_7_days"].to_list() == pytest.approx([week] * 24)
     assert rows["level_1_day_before"].to_list() == pytest.approx(before.tail(24)["level"].to_list())
     assert rows["level_7_days_before"].to_list() == pytest.approx(before.tail(7 * 24).head(24)["level"].to_list())
+    month = before.filter(pl.col("at") >= datetime(2024, 12, 23))  # noqa: DTZ001 - as START
+    of_hour = month.group_by(pl.col("at").dt.hour()).agg(pl.mean("level"))
+    usual = (of_hour.sort("at")["level"] - month["level"].mean()).to_list()
+    assert rows["level_of_hour_28_days"].to_list() == pytest.approx(usual)
     assert rows["hour"].to_list() == list(range(24))
     assert rows["weekday"].to_list() == [1] * 24
+
+
+def test_a_sensor_with_the_same_day_every_day_ends_in_predictions_though_its_hour_says_all(cli, tmp_path):
+    random, hours = np.random.default_rng(1), np.arange(24 * 70)
+    usual = np.random.default_rng(99).normal(20, 5, 24)
+    rows = readings(len(hours)).with_columns(level=usual[hours % 24] + random.normal(0, 1, len(hours)))
+    rows.write_csv(tmp_path / "sensor.csv")
+    answer = cli(tmp_path, "new", "sensor", "--from", "sensor.csv", "--label", "level")
+    assert answer.code == 0, answer.err
+    newest = str(rows["at"].max().date())
+    ran = cli(tmp_path, "run", "sensor", "--partition", newest)
+    assert ran.code == 0, ran.err
+    ((scored, error),) = published(
+        tmp_path,
+        "SELECT (SELECT count(*) FROM sensor.predictions), value FROM sensor.performance WHERE metric = 'rmse'",
+    )
+    assert scored == 24
+    assert error < 1.3, "the noise has 1"
 
 
 def test_features_of_the_past_read_all_files_where_each_day_has_its_own(cli, tmp_path):

@@ -238,6 +238,15 @@ def test_an_index_of_times_without_a_name_is_the_time(tmp_path):
     assert declared["time"] == "__index_level_0__"
 
 
+@pytest.mark.parametrize(
+    ("values", "is_time"), [([*map(seconds, INSTANTS)], True), ([2013 + at % 9 for at in range(ROWS)], False)]
+)
+def test_a_column_t_is_a_time_only_if_it_counts_from_1970(tmp_path, values, is_time):
+    orders(ROWS, at=None, t=values).write_parquet(tmp_path / "orders.parquet")
+    proposal, _ = proposed(tmp_path / "orders.parquet")
+    assert (proposal.windows is not None) == is_time
+
+
 def test_an_index_of_row_numbers_is_left_out_with_the_reason(tmp_path):
     by_pandas(lambda frame: frame.sample(frac=1, random_state=1), tmp_path / "orders.parquet")
     proposal, files = proposed(tmp_path / "orders.parquet")

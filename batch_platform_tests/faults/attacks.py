@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -344,6 +345,17 @@ def foreign_models(folder: Path) -> None:
         read_import(Model.model_validate({"import": "model.txt"}), folder, {})
     file.write_text(good)
     assert read_import(Model.model_validate({"import": "model.txt"}), folder, {}).task == "binary"
+
+    pytest.importorskip("keras")
+    huge = [("InputLayer", {"batch_shape": [None, 3]}), ("Dense", {"units": 2_000_000_000})]
+    layers = [{"class_name": name, "module": "keras.layers", "config": config} for name, config in huge]
+    network = {"class_name": "Sequential", "module": "keras", "config": {"layers": layers}}
+    with ZipFile(folder / "huge.keras", "w") as archive:
+        for name, text in {"config.json": network, "metadata.json": {"keras_version": "3.0.0"}}.items():
+            archive.writestr(name, json.dumps(text))
+        archive.writestr("model.weights.h5", "")
+    with pytest.raises(DataError, match=r"huge.keras needs more than 4 GiB of memory to be opened; it is not opened"):
+        read_import(Model.model_validate({"import": "huge.keras"}), folder, {})
 
     (folder / "endless.onnx").write_bytes(endless_model(onnx))
     declared = Model.model_validate({"import": "endless.onnx", "task": "regression"})

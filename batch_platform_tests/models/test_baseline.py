@@ -1,6 +1,7 @@
 """A trained model is held against the strongest trivial one on its evaluation rows, and refused if it is worse."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
@@ -121,13 +122,25 @@ def test_few_evaluation_rows_refuse_nothing_by_chance():
     few = TrainingData(training.fit, training.evaluate.head(6).with_columns(y=pl.lit(0.0)), "y")
     model = fitted(few)
     beaten = beaten_by_baseline("rmse", model.metrics, model.trivial)
-    assert beaten is None or not beaten.certain or model.trivial.difference.low > 0
+    assert beaten is None or not beaten.clearly or model.trivial.difference.low > 0
     lucky = fitted(training)
     worse = {"rmse": lucky.trivial.baseline.metrics["rmse"] + lucky.trivial.difference.high / 2}
     chance = beaten_by_baseline("rmse", worse, lucky.trivial)
     assert chance is not None
-    assert not chance.certain
+    assert not chance.clearly
     assert "which may be chance" in verdict_of_chance(training)
+
+
+def test_a_model_that_is_a_few_percent_worse_than_the_usual_day_is_not_worthless():
+    trivial = fitted(data()).trivial
+    baseline = trivial.baseline.metrics["rmse"]
+
+    def beaten(low: float):
+        interval = replace(trivial.difference, low=low * baseline, high=0.2 * baseline)
+        return beaten_by_baseline("rmse", {"rmse": baseline * 1.1}, replace(trivial, difference=interval))
+
+    assert [beaten(low).clearly for low in (-0.01, 0.04, 0.06)] == [False, False, True]
+    assert beaten(0.04).excuse == ", but perhaps by less than 5%"
 
 
 def verdict_of_chance(training: TrainingData) -> str:

@@ -36,6 +36,9 @@ _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
 # Measured on 15 small tables that packages ship: shallow trees of few columns each are surer of less than large ones.
 FEW_ROWS, SHALLOW = 1_500, {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_regularization": 1.0}
+# Of a series, the past says most of what there is to know. Small trees that stop once they learn no more lose least to it where
+# nothing else can be learned (a sensor with the same day every day), and gain most on the weather of New York.
+SERIES = {"max_iter": 300, "max_leaf_nodes": 8, "early_stopping": True}
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
 ROWS_PER_WINDOW = 5  # fewer rows are hardly worth a partition
@@ -73,6 +76,7 @@ class Past:
     entity: tuple[TableColumn, ...]  # columns that name what the series is of; none for a single series
     means: tuple[Duration, ...]  # lengths of time before the partition over which the label is averaged
     lags: tuple[Duration, ...]  # how long before a row the label is looked up
+    day: Duration | None = None  # length of time before the partition in which the usual course of a day is looked up
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
             :_MOST_KEPT
         ],
         train_every=train_every,
-        params=_params(survey, target, label, features),
+        params=_params(survey, target, label, features, windows),
         others={
             "key": [column.name for column in other_keys],
             "time": [column.name for column in other_times],
@@ -172,14 +176,18 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     )
 
 
-def _params(survey: Survey, target: str, label: TableColumn | None, features: Sequence[TableColumn]) -> dict[str, Any]:
-    """The parameters of the estimator: those for any table, and those for few rows and for texts with few rows each."""
+def _params(
+    survey: Survey, target: str, label: TableColumn | None, features: Sequence[TableColumn], windows: Windows | None
+) -> dict[str, Any]:
+    """The parameters of the estimator: those for any table, for few rows, for a series, and for texts with few rows each."""
     params: dict[str, Any] = {**PARAMS[target]}
     if label is None:
         return params
     rows = survey.rows - label.nulls
     if rows < FEW_ROWS:
         params |= SHALLOW
+    elif target == "numbers" and windows is not None and windows.past is not None:
+        params |= SERIES
     if any(column.is_text and MANY_TEXTS < column.distinct > rows / ROWS_PER_TEXT for column in features):
         params["categorical_features"] = None
     return params
@@ -369,6 +377,7 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
     evaluate, train_every = _training(every, end - first, span.rows, is_sparse=is_sparse)
     train_start = _first_serving(train_every, first, end, zone)
     learned = 2 * evaluate.nominal if train_start is None else train_start - first  # by the first model, at least
+    calendar = _calendar_parts(survey, time, span)
     windows = Windows(
         time=time,
         timeless=survey.rows - span.rows,
@@ -377,8 +386,8 @@ def _windows(  # noqa: PLR0913 - what the partitions follow from
         end=None if still_growing else end,
         evaluate=evaluate,
         train_start=train_start,
-        calendar=_calendar_parts(survey, time, span),
-        past=None if label is None else _past(survey, time, every, key, label, learned),
+        calendar=calendar,
+        past=None if label is None else _past(survey, time, every, key, label, learned, calendar),
     )
     return windows, train_every
 
@@ -442,6 +451,7 @@ def _past(  # noqa: PLR0913 - what the past of a row follows from
     key: Sequence[TableColumn],
     label: TableColumn,
     learned: timedelta,
+    calendar: Sequence[str],
 ) -> Past | None:
     """Averages and earlier values of a label of numbers or truth values, where an entity has rows in many partitions.
 
@@ -458,7 +468,8 @@ def _past(  # noqa: PLR0913 - what the past of a row follows from
     }
     means, lags = steps[every]
     lags = tuple(lag for lag in lags if lag.nominal < learned) if survey.lies_on("hour", time.name) else ()
-    return Past(tuple(column for column in key if column != time), means, lags)
+    entity = tuple(column for column in key if column != time)
+    return Past(entity, means, lags, means[-1] if every == "day" and "hour" in calendar else None)
 
 
 def local_key(moment: datetime, every: Every) -> str:

@@ -15,6 +15,7 @@ from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, WITHIN_FIL
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, Span, TableColumn
+from batch_platform.declaration.calendar import Duration
 from batch_platform.declaration.errors import shortened
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.notation import name_of
@@ -222,17 +223,23 @@ def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
     same = [f"past.{_identifier(column.name)} = {THIS}.{_identifier(column.name)}" for column in past.entity]
     known = f"{at} < $partition_start"
     name, row_at = _name(label), _instant(windows.time, f"{THIS}.")
-    made = {f"{name}_mean_{length}": f"{at} >= $partition_start - INTERVAL '{length}'" for length in past.means}
-    made |= {f"{name}_{lag}_before": f"{at} = {row_at} - INTERVAL '{lag}'" for lag in past.lags}
+
+    def mean(condition: str) -> str:
+        where = " AND ".join([*same, known, condition])
+        return f"(SELECT avg({value}) FROM {_identifier(source)} AS past WHERE {where})"
+
+    def within(length: Duration) -> str:
+        return f"{at} >= $partition_start - INTERVAL '{length}'"
+
+    made = {f"{name}_mean_{length}": mean(within(length)) for length in past.means}
+    if past.day is not None:
+        same_hour = f"extract(hour FROM {at}) = extract(hour FROM {row_at})"
+        of_hour = mean(f"{within(past.day)} AND {same_hour}")
+        made[f"{name}_of_hour_{past.day}"] = f"{of_hour}\n        - {mean(within(past.day))}"
+    made |= {f"{name}_{lag}_before": mean(f"{at} = {row_at} - INTERVAL '{lag}'") for lag in past.lags}
     taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
-    return [
-        (
-            name,
-            f"(SELECT avg({value}) FROM {_identifier(source)} AS past WHERE {' AND '.join([*same, known, condition])})",
-        )
-        for name, condition in ((name.replace(" ", "_"), condition) for name, condition in made.items())
-        if name.lower() not in taken
-    ]
+    named = ((name.replace(" ", "_"), sql) for name, sql in made.items())
+    return [(name, sql) for name, sql in named if name.lower() not in taken]
 
 
 def _part_name(proposal: Proposal, part: str) -> str:

@@ -112,6 +112,9 @@ def _of_numbers(text: str, number: str, name: str, low: float, high: float) -> I
     """The readings of numbers between two values, given as SQL for the number and for its digits."""
     words = re.sub(r"[\W_\d]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
     some = any(_TIME_WORD.fullmatch(word) for word in words)
+    epoch = some or words == [
+        "t"
+    ]  # a year or a date in a column `t` may as well be a temperature or a number of things
     every = some and all(_TIME_WORD.fullmatch(word) or _BESIDE_TIME.fullmatch(word) for word in words)
     for time_format, (least, most) in _NUMBERS.items():
         if least <= low <= high <= most:
@@ -122,7 +125,7 @@ def _of_numbers(text: str, number: str, name: str, low: float, high: float) -> I
         if first * per_second <= low <= high <= last * per_second:
             sql = _EPOCH_SQL[unit].replace("{}", number)
             fits = f"{number.replace('CAST', 'TRY_CAST')} > 0"
-            yield Reading(sql, f"{unit} since 1970", fits, likely=some, is_time=False)
+            yield Reading(sql, f"{unit} since 1970", fits, likely=epoch, is_time=False)
 
 
 def _parsed(  # noqa: PLR0913 - the fields of a reading

@@ -102,6 +102,7 @@ FLAVOUR = Flavour(
     save=_save,
     load=_load,
     read=_read,
+    may_crash=True,
     details={"evaluated": "by Keras on TensorFlow, on the CPU", "precision": "float32"},
     endings=(".keras",),
     # Set before training starts TensorFlow too: a network must be fitted by the same arithmetic that later scores.

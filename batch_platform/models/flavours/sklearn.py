@@ -25,6 +25,7 @@ from batch_platform.models.contract import BINARY, Contract, ForeignModel, Input
 from batch_platform.models.flavours.flavour import Flavour, Transform
 from batch_platform.models.forest.ensembles import Parts
 from batch_platform.models.forest.estimators import read_estimator
+from batch_platform.models.forest.structure import malformed_estimator
 
 MODEL_FILE, PICKLE_FILE, STEPS_FILE = "model.skops", "model.pkl", "preprocessing.skops"
 ROW_BY_ROW = (
@@ -118,6 +119,9 @@ def _read(reference: str, _params: Mapping[str, Any]) -> ForeignModel:
     data = Path(reference).read_bytes()
     if not reference.lower().endswith(PICKLE_ENDINGS):
         estimator = loads(data, Path(reference).name)
+        if (problem := malformed_estimator(estimator)) is not None:
+            msg = f"{reference} is damaged: {problem}."
+            raise DataError(msg, hint="save it again, and import only what you trust.")
         return _described(reference, estimator, estimator)
     import joblib
 

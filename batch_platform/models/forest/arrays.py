@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from batch_platform.models.forest import kernels
 from batch_platform.models.forest.ensembles import MOST_CATEGORIES, Ensemble, NotCompilableError, Tree, require
 from batch_platform.models.forest.kernels import Descent, Encoding, Kernel, Masks
+from batch_platform.models.forest.structure import forms_tree
 
 MASK_KERNELS = {32: kernels.leaf_masks_32, 64: kernels.leaf_masks_64}  # by bits of a mask: one for each leaf of a tree
 LAST_CUT = (1 << (64 - kernels.CUT_SHIFT)) - 1  # the largest cut of a packed node: no rank is above
@@ -73,11 +74,8 @@ def flatten(ensemble: Ensemble) -> Flat:
 def _is_tree(tree: Tree, features: int) -> bool:
     """Whether every way from the root ends at a leaf, and no index leads out: the kernels look no further than that."""
     inner = tree.left >= 0
-    children = np.concatenate([tree.left[inner], tree.right[inner]])
-    if len(children) and not (children.min() > 0 and children.max() < len(tree.left)):
-        return False
     tested = tree.feature[inner]
-    return len(np.unique(children)) == len(children) and bool(((tested >= 0) & (tested < features)).all())
+    return forms_tree(tree.left, tree.right, inner) and bool(((tested >= 0) & (tested < features)).all())
 
 
 def _tested(ensemble: Ensemble) -> _Tested:
