@@ -349,7 +349,7 @@ def foreign_models(folder: Path) -> None:
     pytest.importorskip("keras")
     huge = [("InputLayer", {"batch_shape": [None, 3]}), ("Dense", {"units": 2_000_000_000})]
     layers = [{"class_name": name, "module": "keras.layers", "config": config} for name, config in huge]
-    network = {"class_name": "Sequential", "module": "keras", "config": {"layers": layers}}
+    network = {"class_name": "Sequential", "module": "keras", "config": {"name": "huge", "layers": layers}}
     with ZipFile(folder / "huge.keras", "w") as archive:
         for name, text in {"config.json": network, "metadata.json": {"keras_version": "3.0.0"}}.items():
             archive.writestr(name, json.dumps(text))
