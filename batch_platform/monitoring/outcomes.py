@@ -13,7 +13,7 @@ BINARY = ("binary",)
 REGRESSION = ("regression",)
 UNSUPERVISED = ("clustering", "outliers")
 TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
-_UNKNOWN = -1
+UNKNOWN = -1  # position of a class that the model does not know
 
 Floats = NDArray[np.float64]
 
@@ -33,12 +33,15 @@ class Outcomes:
     matrix: Floats | None = None  # encoded features of a clustering [n, columns]; NaN is a missing value
     groups: NDArray[np.int64] | None = None  # number of each row's group [n]: only rows of two groups are independent
     grouped_by: str = "row"  # what a group is, e.g. "partition"
+    positions: NDArray[np.int64] | None = None  # of the true classes [n], where they are known already
 
     @cached_property
     def true_positions(self) -> NDArray[np.int64]:
         """Position of each row's true class in `classes` [n]; -1 for a class that the model does not know."""
+        if self.positions is not None:
+            return self.positions
         positions = {label: position for position, label in enumerate(self.classes)}
-        return np.array([positions.get(label, _UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
+        return np.array([positions.get(label, UNKNOWN) for label in self.labels.tolist()], dtype=np.int64)
 
     @cached_property
     def labels(self) -> NDArray[Any]:
@@ -53,7 +56,7 @@ class Outcomes:
         """Whether the model knows each row's true class [n]; it does for tasks without classes."""
         if self.task not in CLASSIFICATION:
             return np.ones(len(self.predicted), dtype=np.bool_)
-        return self.true_positions != _UNKNOWN
+        return self.true_positions != UNKNOWN
 
     @cached_property
     def known(self) -> "Outcomes":
@@ -62,10 +65,9 @@ class Outcomes:
 
     def at(self, rows: slice | NDArray[Any]) -> "Outcomes":
         """Some of the rows."""
-        truth, matrix, groups = (
-            None if values is None else values[rows] for values in (self.truth, self.matrix, self.groups)
-        )
-        return replace(self, predicted=self.predicted[rows], truth=truth, matrix=matrix, groups=groups)
+        by_row = ("truth", "matrix", "groups", "positions")
+        present = {name: values for name in by_row if (values := getattr(self, name)) is not None}
+        return replace(self, predicted=self.predicted[rows], **{name: values[rows] for name, values in present.items()})
 
     @cached_property
     def ranked(self) -> "Ranked":

@@ -22,7 +22,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.measure import TRUTH, ScoredPartition
 from batch_platform.monitoring.metrics import Metric, as_truth, own_metrics
-from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.outcomes import CLASSIFICATION, UNKNOWN, Outcomes
 from batch_platform.monitoring.performance import PERFORMANCE, metric_rows, named_classes
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import RUNS, SCORES
@@ -221,23 +221,30 @@ class _Kind:
     task: str
     classes: tuple[Any, ...]
 
-    def truth(self, rows: pl.DataFrame) -> NDArray[Any]:
-        """The true values, or the true classes as the model writes them; of other classes, the text."""
+    def truth(self, rows: pl.DataFrame) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """The true values, or the true classes as the model writes them, and of these the positions; of other classes, the text."""
         if self.task == "regression":
-            return rows[_VALUE].to_numpy()
-        classes = dict(zip(class_texts(self.classes), self.classes, strict=True))
-        return np.array([classes.get(text, text) for text in rows[_TRUTH].to_list()], dtype=object)
+            return rows[_VALUE].to_numpy(), None
+        texts = rows[_TRUTH]
+        places = {text: at for at, text in enumerate(class_texts(self.classes))}
+        at = texts.replace_strict(places, default=UNKNOWN, return_dtype=pl.Int64).to_numpy()
+        truth = np.array([*self.classes, None], dtype=object)[at]
+        if (strange := at == UNKNOWN).any():
+            truth[strange] = texts.filter(pl.Series(strange)).to_numpy()
+        return truth, at if self.task in CLASSIFICATION else None
 
     def outcomes(self, rows: pl.DataFrame) -> Outcomes:
         """Rows of versions of this kind, as metrics take them."""
-        truth, groups = self.truth(rows), rows[_GROUP].rank("dense").cast(pl.Int64).to_numpy()
+        (truth, positions), groups = self.truth(rows), rows[_GROUP].rank("dense").cast(pl.Int64).to_numpy()
         columns = prediction_columns(self.task, self.classes)
         predicted = rows[columns[-1]].to_numpy()
         if self.task == "binary":
             predicted = np.column_stack([1 - predicted, predicted])
         elif self.task == "multiclass":
             predicted = rows.select(columns[1:]).to_numpy()
-        return Outcomes(self.task, predicted, truth, self.classes, groups=groups, grouped_by="partition")
+        return Outcomes(
+            self.task, predicted, truth, self.classes, groups=groups, grouped_by="partition", positions=positions
+        )
 
 
 def _pooled(
@@ -270,6 +277,7 @@ def _pooled(
 def _of_rows(kind: _Kind, rows: pl.DataFrame, metrics: Sequence[Metric], pool: Pool) -> Iterator[PooledMetric]:
     outcomes = kind.outcomes(rows)
     strange = rows[_TRUTH].filter(~outcomes.of_known_class)
+    unknown, partitions = named_classes(strange), rows[_GROUP].n_unique()
     for name, value, low, high, measured, positives in metric_rows(outcomes, metrics):
         yield PooledMetric(
             **vars(pool),
@@ -281,8 +289,8 @@ def _of_rows(kind: _Kind, rows: pl.DataFrame, metrics: Sequence[Metric], pool: P
             positives=positives,
             rows_labelled=rows.height,
             rows_of_unknown_class=len(strange),
-            unknown_classes=named_classes(strange),
-            partitions=rows[_GROUP].n_unique(),
+            unknown_classes=unknown,
+            partitions=partitions,
         )
 
 
