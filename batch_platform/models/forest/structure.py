@@ -38,8 +38,8 @@ def malformed_xgboost(learner: Mapping[str, Any]) -> str | None:
     outputs = max(int(sizes.get("num_class", 0)), int(sizes.get("num_target", 1)), 1)
     if not all(0 <= output < outputs for output in model["tree_info"]):
         return f"its trees add to outputs beyond its {outputs}"
-    found = ((at, _malformed_booster_tree(tree, features)) for at, tree in enumerate(model["trees"]))
-    return next((f"tree {at} {problem}" for at, problem in found if problem), None)
+    problems = ((at, _malformed_booster_tree(tree, features)) for at, tree in enumerate(model["trees"]))
+    return next((f"tree {at} {problem}" for at, problem in problems if problem), None)
 
 
 def _malformed_booster_tree(tree: Mapping[str, Any], features: int) -> str | None:
