@@ -97,11 +97,18 @@ def test_compiled_trees_are_compared_with_the_library_that_grew_them(tmp_path):
     ]
 
 
-def test_the_share_of_the_integrity_check_is_reported(tmp_path):
-    results, text = benchmark(tmp_path, "integrity", "--rows=3000", "--repeat=1")
-    scoring, check = results
-    assert (scoring["workload"], check["workload"]) == ("scoring, with the check", "the check alone")
-    assert f"The check takes {check['seconds'] / scoring['seconds']:.1%} of the time of scoring." in text
+@pytest.mark.parametrize(
+    ("workload", "names", "says"),
+    [
+        ("integrity", ["scoring, with the check", "the check alone"], "The check takes"),
+        ("profiles", ["scoring, with profiles", "the profiles alone"], "The profiles take"),
+    ],
+)
+def test_the_share_of_a_part_of_scoring_is_reported(tmp_path, workload, names, says):
+    results, text = benchmark(tmp_path, workload, "--rows=3000", "--repeat=1")
+    scoring, part = results
+    assert [scoring["workload"], part["workload"]] == names
+    assert f"{says} {part['seconds'] / scoring['seconds']:.1%} of the time of scoring." in text
 
 
 def written(folder: Path, score: list[float]) -> Scores:

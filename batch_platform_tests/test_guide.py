@@ -51,6 +51,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Why was my new model not approved?": ("models", "The gate"),
     "How do I roll back?": ("models", "Which model serves, and how to go back"),
     "What was the AUC of a quarter?": ("monitoring", "Months, quarters and segments"),
+    "The labels come in a month. How good are today's predictions?": ("monitoring", "Performance without labels"),
     "Is everything scored in time?": ("monitoring", "Health"),
     "What do I send to people who never open Dagster?": ("monitoring", "The report"),
     "How do I read predictions in an asset of my own?": ("acting", "In assets of your own"),

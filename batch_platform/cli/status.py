@@ -29,7 +29,8 @@ from batch_platform.warehouse.published import anew
 from batch_platform.warehouse.verify import Verified, verify
 
 UNHEALTHY = 3  # exit code
-_SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "champion_age")  # where all is well
+# Where all is well.
+_SHOWN: tuple[AspectName, ...] = ("fresh", "drift", "performance", "estimated_performance", "champion_age")
 
 
 @click.command("status", epilog=terminal.examples("status", "status flight_delays --fail-on warn"))

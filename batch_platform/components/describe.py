@@ -281,6 +281,7 @@ def committed(partition: Committed) -> dict[str, Any]:
         "model_version": run.model_version,
         **({"scores": dg.MetadataValue.md(_distribution(partition.scores))} if partition.scores else {}),
         **score_numbers(partition.scores),
+        **_estimates(partition),
         "in_sample": run.in_sample,
         "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
@@ -290,6 +291,22 @@ def committed(partition: Committed) -> dict[str, Any]:
     if partition.ignored:
         metadata["ignored_columns"] = dg.MetadataValue.md(", ".join(markdown(name) for name in partition.ignored))
     return metadata | _scored_challengers(partition.challengers)
+
+
+def _estimates(partition: Committed) -> dict[str, Any]:
+    """The expected metrics, to plot, with their intervals and how far such estimates were off so far, to read."""
+    if not partition.estimates:
+        return {}
+    numbers = {f"estimated_{estimate.metric}": estimate.estimate for estimate in partition.estimates}
+    rows = [
+        (
+            *(estimate.metric, f"{estimate.estimate:.4f}", f"{estimate.low:.4f} to {estimate.high:.4f}"),
+            str(partition.records.get(estimate.metric, "none has come true yet")),
+        )
+        for estimate in partition.estimates
+    ]
+    text = table(("metric", "expected", "95% interval", "estimates so far"), rows, ("expected",))
+    return {**rounded(numbers), "estimates": dg.MetadataValue.md(text)}
 
 
 def _scored_challengers(runs: Sequence[ChallengerRun]) -> dict[str, Any]:

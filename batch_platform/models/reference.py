@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
+from batch_platform.models.counting import counted_profile
+from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import divergences
 from batch_platform.monitoring.profiles import (
@@ -27,7 +29,6 @@ from batch_platform.monitoring.profiles import (
     category_bins,
     category_profile,
     number_bins,
-    number_profile,
 )
 
 FORMAT = 1
@@ -44,6 +45,7 @@ class ReferenceProfile:
     prediction: Profile | None = None
     prediction_is_baseline: bool = True
     usual: tuple[float, ...] = ()  # of each feature, the highest index beyond chance of a partition; empty if unknown
+    basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
 
     @property
     def usual_by_feature(self) -> dict[str, float]:
@@ -67,7 +69,7 @@ class ReferenceProfile:
         signature: Signature,
         rejected: Mapping[str | None, int],
     ) -> tuple[Profile, ...]:
-        """Profile scored rows in the bins of the reference, and in its order.
+        """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
         Args:
             rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
@@ -77,11 +79,12 @@ class ReferenceProfile:
         """
         bins = {profile.name: profile.bins for profile in self.features}
         features = _features(signature.contract, rows, bins, rejected)
+        of_estimates = () if self.basis is None else (self.basis.profiled(rows[1], raw),)
         if self.prediction is None:
-            return features
+            return (*features, *of_estimates)
         values = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
         bins_of_output = self.prediction.bins
-        return (*features, _prediction(values, signature, bins_of_output, rejected.get(None, 0)))
+        return (*features, _prediction(values, signature, bins_of_output, rejected.get(None, 0)), *of_estimates)
 
     def to_json(self) -> bytes:
         """Write the file of a bundle."""
@@ -91,6 +94,7 @@ class ReferenceProfile:
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "prediction_is_baseline": self.prediction_is_baseline,
             "usual": self.usual,
+            "basis": None if self.basis is None else self.basis.to_json(),
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -98,12 +102,13 @@ class ReferenceProfile:
     def from_json(cls, text: bytes) -> "ReferenceProfile":
         """Read the file of a bundle."""
         values = json.loads(text)
-        prediction = values["prediction"]
+        prediction, basis = values["prediction"], values.get("basis")  # which earlier releases did not learn
         return cls(
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
             tuple(values["usual"]),
+            None if basis is None else EstimateBasis.from_json(basis),
         )
 
 
@@ -234,7 +239,7 @@ def _features(
             rejected=rejected.get(column.name, 0),
         )
         if _is_text(column)
-        else number_profile(
+        else counted_profile(
             column.name, "feature", bins[column.name], matrix[:, at], rejected=rejected.get(column.name, 0)
         )
         for at, column in enumerate(contract.columns)
@@ -246,10 +251,10 @@ def _prediction(raw: NDArray[Any], signature: Signature, bins: Bins, rejected: i
     name = predicted_column(signature.task)
     match signature.task:
         case "binary":
-            return number_profile(name, "prediction", bins, np.ascontiguousarray(raw[:, -1]), rejected=rejected)
+            return counted_profile(name, "prediction", bins, np.ascontiguousarray(raw[:, -1]), rejected=rejected)
         case "regression" | "outliers":
             values = np.asarray(raw, dtype=np.float64).reshape(len(raw))
-            return number_profile(name, "prediction", bins, values, rejected=rejected)
+            return counted_profile(name, "prediction", bins, values, rejected=rejected)
         case "multiclass":
             known, codes = [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
         case "clustering":

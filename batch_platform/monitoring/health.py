@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from batch_platform.monitoring.drift import Level
 
-AspectName = Literal["failures", "fresh", "volume", "rejected_share", "drift", "performance", "champion_age"]
+AspectName = Literal[
+    "failures", "fresh", "volume", "rejected_share", "drift", "performance", "estimated_performance", "champion_age"
+]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 

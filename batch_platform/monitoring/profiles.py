@@ -8,7 +8,7 @@ Values are counted in the cells of `Bins`, which training fixes. Two profiles wi
 and categories that they share, so the counts of the merged cells are exact too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import pairwise
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["feature", "prediction"]
+Role = Literal["feature", "prediction", "estimate"]  # the last: what performance is estimated from
 CELLS = 20  # of equal frequency in the reference; a value that is frequent on its own gets a cell of its own
 ROWS_PER_CELL = 25  # of the reference, at least
 MOST_VALUES = 24  # a number with at most so many distinct values has a cell for each
@@ -160,15 +160,27 @@ def merged_profiles(parts: Iterable[Sequence[Profile]]) -> tuple[Profile, ...]:
     return reduce(joined, parts, ())
 
 
-def number_profile(name: str, role: Role, bins: Bins, values: NDArray[np.float64], *, rejected: int = 0) -> Profile:
+def count_at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
+    """How many values [n], none of them NaN, reach each edge: faster than finding the cell of each value."""
+    return [int(np.count_nonzero(values >= edge)) for edge in edges]
+
+
+def number_profile(  # noqa: PLR0913 - what is counted, and how
+    name: str,
+    role: Role,
+    bins: Bins,
+    values: NDArray[np.float64],
+    *,
+    rejected: int = 0,
+    count: Callable[[NDArray[np.float64], Sequence[float]], list[int]] = count_at_least,
+) -> Profile:
     """Profile numbers [n], of which NaN is null."""
     rows = len(values)
     known = values if (present := int(np.count_nonzero(values == values))) == rows else values[~np.isnan(values)]  # noqa: PLR0124 - false for NaN only, and faster than isnan
     if not present:
         histogram = (0,) * bins.cells
         return Profile(name, role, bins, rows, rows, rejected=rejected, histogram=histogram)
-    # Counting the values from each edge upwards is faster than finding the cell of each value.
-    reached = [present, *(int(np.count_nonzero(known >= edge)) for edge in bins.edges), 0]
+    reached = [present, *count(known, bins.edges), 0]
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(known.mean())
         distances = known - mean
@@ -206,7 +218,7 @@ def category_profile(  # noqa: PLR0913 - what is counted, and how
     return Profile(name, role, bins, len(codes), nulls, unknown, rejected, histogram=histogram)
 
 
-def number_bins(values: NDArray[np.float64]) -> Bins:
+def number_bins(values: NDArray[np.float64], most: int = CELLS) -> Bins:
     """Bins for numbers like these [n], of which NaN is left out.
 
     Few distinct values get a cell each. Otherwise the cells hold about equally many of the values, and a value that is
@@ -221,7 +233,7 @@ def number_bins(values: NDArray[np.float64]) -> Bins:
     if len(distinct) <= MOST_VALUES:
         edges = {max(nextafter(left, inf), left / 2 + right / 2) for left, right in pairwise(distinct)}
     else:
-        cells = min(CELLS, max(2, len(sample) // ROWS_PER_CELL))
+        cells = min(most, max(2, len(sample) // ROWS_PER_CELL))
         quantiles: list[float] = sample[np.arange(1, cells) * len(sample) // cells].tolist()
         edges = {*quantiles, *(nextafter(value, inf) for value in quantiles if quantiles.count(value) > 1)}
     edges = {edge for edge in edges if low < edge <= high}

@@ -7,7 +7,7 @@ by whoever asks whether a pipeline is fresh.
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from math import isfinite
 
@@ -20,6 +20,7 @@ from batch_platform.declaration.windows import deadline, oldest_champion, served
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.catalogue import declared_checks
 from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.monitoring.estimates import TrackRecord
 from batch_platform.monitoring.health import Aspect, Health
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import PERFORMANCE
@@ -28,6 +29,7 @@ from batch_platform.pipeline.evaluate import measured_rows
 from batch_platform.pipeline.plan import first_served
 from batch_platform.pipeline.state import State
 from batch_platform.scoring.drift_tables import read_drift
+from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, track_records
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
@@ -75,6 +77,8 @@ class Measured:
     """What was measured of the newest partitions."""
 
     drift: tuple[ColumnDrift, ...] = ()  # of the newest scored partition, the worst column first
+    estimates: tuple[EstimatedMetric, ...] = ()  # of the newest scored partition
+    records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates, by metric
     evaluated: str | None = None  # the newest partition whose labels are known
     performance: pl.DataFrame | None = None  # its metrics
 
@@ -87,11 +91,12 @@ def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
     try:
         with open_published(home) as con:
             drift = read_drift(con, spec.name, [newest]).get(newest, ())
+            estimated, records = read_estimates(con, spec.name, [newest]), track_records(con, spec.name)
             keys = [] if evaluated is None else [evaluated]
             rows = measured_rows(con, spec.name, PERFORMANCE.name, keys).filter(pl.col("challenger").is_null())
     except NothingPublishedError:
         return Measured()
-    return Measured(drift, evaluated, rows)
+    return Measured(drift, estimated.get(newest, ()), records, evaluated, rows)
 
 
 def health_of(
@@ -109,6 +114,8 @@ def health_of(
         aspects += [volume(past, run), rejected_share(past, run), _drift(spec, run, measured.drift)]
     if (performance := _performance(spec, state, measured)) is not None:
         aspects.append(performance)
+    if newest is not None and newest not in state.evaluations:
+        aspects += _estimated_performance(spec, state.registry.named(state.scores[newest].model_version), measured)
     last_end = spec.partitions.calendar.last_end
     champion = state.registry.champion(now)
     if champion is not None:
@@ -234,6 +241,28 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
         return Aspect("performance", "none", text, key, numbers)
     text += f" is {'above' if judgement.lower_is_better else 'below'} {judgement.bound:g}"
     return Aspect("performance", "warn", text, key, numbers)
+
+
+def _estimated_performance(spec: PipelineSpec, version: Version, measured: Measured) -> list[Aspect]:
+    """What the gate's metric is expected to be in a partition whose labels are not known, or else accuracy."""
+    metric = spec.model.promote.metric or default_metric(version.task)
+    by_metric = {estimate.metric: estimate for estimate in measured.estimates}
+    estimate = by_metric.get(metric) or by_metric.get("accuracy") or by_metric.get("mae")
+    if estimate is None:
+        return []
+    text = in_words(estimate, measured.records)
+    numbers = {estimate.metric: estimate.estimate, "low": estimate.low, "high": estimate.high}
+    return [Aspect("estimated_performance", None, text, estimate.partition_key, numbers)]
+
+
+def in_words(estimate: EstimatedMetric, records: Mapping[str, TrackRecord]) -> str:
+    """An estimate in words, with its interval and how far such estimates were off so far."""
+    record = records.get(estimate.metric)
+    so_far = "no such estimate has come true yet" if record is None else f"such estimates were {record}"
+    interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+    return (
+        f"{estimate.metric} about {estimate.estimate:.4f} expected on {estimate.partition_key} ({interval}; {so_far})"
+    )
 
 
 def _newest(state: State, keys: Mapping[str, object]) -> str | None:

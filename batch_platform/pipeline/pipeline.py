@@ -65,6 +65,7 @@ from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.scoring.challengers import challengers_of
 from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.scoring.engines.known import engine_of
+from batch_platform.scoring.estimate_tables import read_estimates, record_realised, track_records
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
 from batch_platform.scoring.run import Committed, Due, ScoringRun, Unscored, is_full
 from batch_platform.warehouse.database import Warehouse
@@ -470,11 +471,19 @@ class Pipeline:
             keys = [item.partition.key for item in held]
             distributions = committed_distributions(con, self.spec.name, keys)
             drift = read_drift(con, self.spec.name, keys)
+            estimated, records = read_estimates(con, self.spec.name, keys), track_records(con, self.spec.name)
         for item in held:
+            key = item.partition.key
             if item.standing is not None:
-                scores = distributions.get(item.partition.key)
-                of_columns = drift.get(item.partition.key, ())
-                yield Committed(item.partition, item.standing, skipped=True, scores=scores, drift=of_columns)
+                yield Committed(
+                    item.partition,
+                    item.standing,
+                    skipped=True,
+                    scores=distributions.get(key),
+                    drift=drift.get(key, ()),
+                    estimates=estimated.get(key, ()),
+                    records=records,
+                )
 
     def _judged(self, outcome: Committed, past: Past, versions: Mapping[str, Version]) -> Committed:
         """A committed partition beside the partitions before it."""
@@ -510,5 +519,8 @@ class Pipeline:
     def _commit_evaluations(self, group: Sequence[Evaluated]) -> Iterator[Evaluated]:
         if group:
             runs = [evaluation.run for evaluation in group]
-            self.warehouse.commit_evaluations(self.spec.name, runs, measure_tables(group))
+            keys = [run.partition_key for run in runs]
+            self.warehouse.commit_evaluations(
+                self.spec.name, runs, measure_tables(group), lambda con: record_realised(con, self.spec.name, keys)
+            )
         yield from group

@@ -20,6 +20,7 @@ from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs
 from batch_platform.scoring.drift_tables import read_drift
+from batch_platform.scoring.estimate_tables import read_estimates, track_records
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.published import open_published
@@ -44,6 +45,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
         reasons = reasons_by_partition(con, name, keys)
         challengers = _by_partition(read_challenger_runs(con, name))
         drift = read_drift(con, name, keys)
+        estimated, records = read_estimates(con, name, keys), track_records(con, name)
     past = Past(pipeline.spec.partitions.calendar, state.scores.values())
     versions = {version.version: version for version in state.registry.versions}
     for key in keys:
@@ -56,6 +58,8 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
             scores=distributions.get(key),
             challengers=tuple(challengers[key]),
             drift=drift.get(key, ()),
+            estimates=estimated.get(key, ()),
+            records=records,
             aspects=partition_aspects(pipeline.spec, past, run, versions.get(run.model_version)),
         )
 

@@ -43,7 +43,16 @@ from batch_platform.models.bundle import (
 )
 from batch_platform.models.contract import Signature, infer_contract
 from batch_platform.models.declared_model import check_model, is_classification, read_import
-from batch_platform.models.fitting import Fitted, Positive, fit, measured, refit, suspiciously_good
+from batch_platform.models.estimate_basis import basis_of
+from batch_platform.models.fitting import (
+    Fitted,
+    Positive,
+    fit,
+    measured,
+    outcomes_of,
+    refit,
+    suspiciously_good,
+)
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.reference import ReferenceProfile, after_refit, reference_of, with_prediction
@@ -174,7 +183,7 @@ class Training:
                 fitted = keep_numbers(fitted, data.fit, self.former)
             else:
                 fitted, data = self._imported(window, params)
-            fitted = self._with_prediction(fitted)
+            fitted = self._with_estimates(self._with_prediction(fitted), data)
             fitted = replace(fitted, leaks=self._suspected_leaks(fitted))
         manifest = Manifest(
             pipeline=spec.name,
@@ -249,6 +258,15 @@ class Training:
             fitted.reference, fitted.scorer, fitted.signature, fitted.held_out, self._former_reference
         )
         return replace(fitted, reference=predicted)
+
+    def _with_estimates(self, fitted: Fitted, data: TrainingData | None) -> Fitted:
+        """The same model with what estimates of its performance are based on, as far as labels are known."""
+        if data is None or data.label is None:
+            return fitted
+        rows = fitted.signature.contract.split(data.evaluate).kept
+        outcomes = outcomes_of(fitted.scorer, fitted.signature, rows, data.label)
+        basis = None if outcomes is None else basis_of(outcomes)
+        return replace(fitted, reference=replace(fitted.reference, basis=basis))
 
     def _positive(self) -> Positive:
         """The declared positive class, and that of the newest version with two classes."""

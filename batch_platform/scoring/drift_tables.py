@@ -128,6 +128,8 @@ def _pairs(
         for baseline, of, columns in bases:
             by_name = {(profile.role, profile.name): profile for profile in columns}
             for profile in profiles.get(key, ()):
+                if profile.role == "estimate":
+                    continue
                 base = by_name.get((profile.role, profile.name))
                 if base is not None and profile.is_comparable(base):
                     known = usual.get(profile.name) if baseline == "reference" and profile.role == "feature" else None

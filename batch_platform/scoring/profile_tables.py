@@ -6,16 +6,18 @@ The profile of any window is the merge of rows of this table; no feature is read
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
+from typing import get_args
 
 import duckdb
 import polars as pl
 
-from batch_platform.monitoring.profiles import Bins, Profile
+from batch_platform.monitoring.profiles import Bins, Profile, Role
 from batch_platform.warehouse.database import replace_rows
 from batch_platform.warehouse.ledger import Change, ScoreRun, note
 from batch_platform.warehouse.sql import has_table, quoted
 
 PROFILES = "profiles"
+_ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
 _COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "partition_key": pl.String,
     "column_name": pl.String,
@@ -122,7 +124,7 @@ def _profile(  # noqa: PLR0913 - the columns of the table
         squares = 0.0
     return Profile(
         name=name,
-        role="feature" if role == "feature" else "prediction",
+        role=_ROLES[role],
         bins=Bins(tuple(edges or ()), None if categories is None else tuple(categories)),
         rows=rows,
         nulls=nulls,

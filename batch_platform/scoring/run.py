@@ -26,12 +26,14 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform.models.registry import Version
 from batch_platform.models.timeline import Stretch
 from batch_platform.monitoring.drift import ColumnDrift
+from batch_platform.monitoring.estimates import TrackRecord
 from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
 from batch_platform.scoring.drift_tables import read_drift, replace_drift
 from batch_platform.scoring.engines.known import Engine
+from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, replace_estimates, track_records
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
 from batch_platform.scoring.partition import Spent, Staged, require_within_budget
 from batch_platform.scoring.profile_tables import replace_profiles
@@ -58,6 +60,8 @@ class Committed:
     scores: ScoreDistribution | None = None  # None where there are no predictions
     challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
     drift: tuple[ColumnDrift, ...] = ()  # of each column beside each baseline, the worst first
+    estimates: tuple[EstimatedMetric, ...] = ()  # of its performance
+    records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates so far, by metric
     aspects: tuple[Aspect, ...] = ()  # what is judged of it beside earlier partitions
 
     def aspect(self, name: AspectName) -> Aspect | None:
@@ -219,13 +223,19 @@ class ScoringRun:
             for due, staged in group
         }
 
-        drift = dict[str, tuple[ColumnDrift, ...]]()
+        profiles = {due.partition.key: staged.profiles for due, staged in group}
+        drift, estimated = dict[str, tuple[ColumnDrift, ...]](), dict[str, tuple[EstimatedMetric, ...]]()
+        records = dict[str, TrackRecord]()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             replace_challengers(con, runs, challengers=challengers)
-            replace_profiles(con, runs, {due.partition.key: staged.profiles for due, staged in group})
+            replace_profiles(con, runs, profiles)
+            replace_estimates(con, runs, profiles, self._reference)
             replace_drift(con, self.history.spec, runs, self._reference)
-            drift.update(read_drift(con, self.history.spec.name, [run.partition_key for run in runs]))
+            keys = [run.partition_key for run in runs]
+            drift.update(read_drift(con, self.history.spec.name, keys))
+            estimated.update(read_estimates(con, self.history.spec.name, keys))
+            records.update(track_records(con, self.history.spec.name))
             self.settle(con, runs)
 
         runs = self.warehouse.commit_scores(
@@ -258,6 +268,8 @@ class ScoringRun:
                 spent=staged.spent + Spent(commit=seconds, clock=seconds),
                 scores=distributions.get(due.partition.key),
                 drift=drift.get(due.partition.key, ()),
+                estimates=estimated.get(due.partition.key, ()),
+                records=records,
                 challengers=tuple(
                     challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id
                 ),

@@ -194,11 +194,16 @@ class Warehouse:
             return [standing[scores.run.partition_key] for scores in staged]
 
     def commit_evaluations(
-        self, pipeline: str, runs: Sequence[EvaluationRun], tables: Mapping[str, pl.DataFrame]
+        self,
+        pipeline: str,
+        runs: Sequence[EvaluationRun],
+        tables: Mapping[str, pl.DataFrame],
+        in_transaction: Callable[[duckdb.DuckDBPyConnection], None] | None = None,
     ) -> None:
         """Replace partitions of the measures' tables together with their ledger rows, in one transaction.
 
-        There is one run for each partition; the rows of every table have the column `partition_key`.
+        There is one run for each partition; the rows of every table have the column `partition_key`. `in_transaction` is
+        called once they are written.
         """
         with self.transaction() as con:
             for table, rows in tables.items():
@@ -206,6 +211,8 @@ class Warehouse:
                 replace_rows(con, pipeline, table, [run.partition_key for run in runs], "new_rows")
                 con.unregister("new_rows")
             append(con, runs, *tables)
+            if in_transaction is not None:
+                in_transaction(con)
             forget_failures(con, pipeline, "performance", [run.partition_key for run in runs])
 
     def _file(self) -> WarehouseFile:

@@ -13,6 +13,7 @@ ASSETS = ("features", "model", "predictions", "performance")
 ONLY_OF_A_RUN = {  # measured or looked up while the run works
     *("speed", "rows_per_second", "peak_memory_mib", "dagster/column_lineage", "where_columns_come_from"),
     "dagster/row_count",
+    "estimates",  # says how far estimates were off up to then
     *(f"share_of_time_in_{name}" for name in ("read", "score", "commit")),
 }
 

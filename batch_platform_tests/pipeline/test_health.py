@@ -52,6 +52,7 @@ def test_every_aspect_of_the_newest_partitions_is_judged(odd):
         "rejected_share": "warn",
         "drift": "none",
         "performance": "warn",
+        "estimated_performance": None,
         "champion_age": "warn",
     }
     assert aspects["rejected_share"].text.startswith("2 of 5 rows rejected in 2024-02-28, at most 0.00% in the ")

@@ -1,0 +1,256 @@
+"""What estimates of performance are based on: learned from rows that a model has not seen, and kept in its bundle.
+
+The score that is served stays as it is. Of two classes, the score itself is divided into cells; of several, the probability of
+the most probable class; of a regression, the absolute error that a small tree expects by the features and the prediction.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import nextafter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.models.counting import counted_profile
+from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected, isotonic_blocks
+from batch_platform.monitoring.metrics import METRICS
+from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.profiles import Bins, Profile, number_bins
+
+CELLS = 50  # of a score
+LEAST_ROWS = 50  # to learn from, of which LEAST_OF_A_CLASS are of each of two classes
+LEAST_OF_A_CLASS = 5
+LEAVES, ROWS_PER_LEAF = 16, 25  # of the tree, at most and at least
+MOST_SPLIT_BY = 50_000  # rows from which the splits of the tree are learned, evenly spaced
+LEAST_PARTITIONS, MOST_PARTITIONS = 5, 30  # from which is learned how far estimates of a partition are off
+_LEAST_PARTITION = 10  # rows
+_NAMES = {"binary": "confidence", "multiclass": "confidence", "regression": "expected_error"}
+_LARGEST = float(np.finfo(np.float32).max)  # that scikit-learn's trees take
+_TINY = float(np.finfo(np.float64).eps)  # probability below which the log loss does not grow, as in `log_loss`
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ErrorTree:
+    """A regression tree for the absolute error, by its nodes; the first one is the root, and a leaf has no feature (-1)."""
+
+    feature: tuple[int, ...]  # column of the encoded row; the one after the last is the prediction
+    threshold: tuple[float, ...]  # at most so much goes to the left
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    null_left: tuple[bool, ...]  # whether a row without a value goes to the left
+    error: tuple[float, ...]  # mean absolute error of a leaf
+
+    def leaves(self, matrix: Floats, predicted: Floats) -> NDArray[np.int64]:
+        """The leaf of each row, given encoded rows [n, columns] and their predictions [n]."""
+        leaves = np.zeros(len(predicted), dtype=np.int64)
+        pending = [(0, np.arange(len(predicted)))]
+        while pending:
+            node, rows = pending.pop()
+            feature = self.feature[node]
+            if feature < 0:
+                leaves[rows] = node
+                continue
+            values = predicted[rows] if feature == matrix.shape[1] else matrix[rows, feature]
+            left = values <= self.threshold[node]
+            if self.null_left[node]:
+                left |= np.isnan(values)
+            pending += [(self.left[node], rows[left]), (self.right[node], rows[~left])]
+        return leaves
+
+    def errors(self, matrix: Floats, predicted: Floats) -> Floats:
+        """The absolute error that is expected of each row."""
+        return np.asarray(self.error)[self.leaves(matrix, predicted)]
+
+
+@dataclass(frozen=True)
+class EstimateBasis:
+    """What the estimates of a version are based on."""
+
+    task: str
+    expectation: Expectation
+    tree: ErrorTree | None = None  # of a regression
+
+    def profiled(self, matrix: Floats, raw: NDArray[Any] | None) -> Profile:
+        """Count encoded rows [n, columns], and what the model returned for them, in the cells."""
+        values = np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
+        return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        tree = None if self.tree is None else asdict(self.tree)
+        return {"task": self.task, "expectation": self.expectation.to_json(), "tree": tree}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EstimateBasis":
+        """Read what `to_json` returned."""
+        tree = values["tree"]
+        return cls(
+            values["task"],
+            Expectation.from_json(values["expectation"]),
+            None if tree is None else ErrorTree(**{name: tuple(nodes) for name, nodes in tree.items()}),
+        )
+
+
+def basis_of(outcomes: Outcomes) -> EstimateBasis | None:
+    """Learn from rows that a model has not seen, with their truth and encoding.
+
+    None if they are too few, if the task has no truth, or if errors are too large to be squared. Rows without a finite score are
+    left out, since they are rejected when they are scored.
+    """
+    if outcomes.task not in _NAMES or outcomes.truth is None:
+        return None
+    rows = outcomes.known if outcomes.task == "binary" else outcomes
+    finite = np.asarray(np.isfinite(rows.predicted).reshape(len(rows.predicted), -1).all(axis=1))
+    rows = rows if finite.all() else rows.at(finite)
+    if len(rows.predicted) < LEAST_ROWS or rows.matrix is None:
+        return None
+    if rows.task == "regression":
+        return _of_regression(rows, rows.matrix)
+    values = _values(rows.task, None, rows.matrix, rows.predicted)
+    right = rows.predicted.argmax(axis=1) == rows.true_positions
+    hits = rows.true_positions == 1 if rows.task == "binary" else right
+    if rows.task == "binary" and min(hits.sum(), len(hits) - hits.sum()) < LEAST_OF_A_CLASS:
+        return None
+    bins = number_bins(values, CELLS)
+    if rows.task == "binary":  # a cell holds no rows of two decisions
+        above = nextafter(0.5, 1)
+        inside = {above} if bins.edges[0] < above < bins.edges[-1] else set[float]()
+        bins = Bins(edges=tuple(sorted({*bins.edges, *inside})))
+    return EstimateBasis(rows.task, _with_usual(_of_classes(rows.task, bins, values, hits), rows, values))
+
+
+def _of_regression(rows: Outcomes, matrix: Floats) -> EstimateBasis | None:
+    """A tree whose splits are learned from every second row, and the errors of its leaves from the others.
+
+    So the errors are not too small where the splits follow chance (Athey and Imbens, Recursive Partitioning for Heterogeneous
+    Causal Effects, 2016).
+    """
+    predicted = np.asarray(rows.predicted, dtype=np.float64).reshape(len(rows.predicted))
+    with np.errstate(over="ignore"):
+        errors, honest = np.abs(rows.labels - predicted), np.arange(len(predicted)) % 2 == 1
+        if not np.isfinite(np.square(errors).sum()):
+            return None
+    split = np.flatnonzero(~honest)
+    split = split[:: -(-len(split) // MOST_SPLIT_BY)]
+    tree = _error_tree(matrix[split], predicted[split], errors[split])
+    leaves = tree.leaves(matrix, predicted)
+    sums, count = (
+        np.bincount(leaves[honest], weights=of, minlength=len(tree.error)) for of in (errors[honest], honest[honest])
+    )
+    whole = float(errors[honest].mean())  # of a leaf that no other row reaches
+    tree = replace(tree, error=tuple(np.where(count > 0, sums / np.maximum(1, count), whole).tolist()))
+    values = tree.errors(matrix, predicted)
+    expectation = _of_errors(Bins(edges=tuple(np.unique(values).tolist())), values[honest], errors[honest])
+    return EstimateBasis(rows.task, _with_usual(expectation, rows, values), tree)
+
+
+def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]) -> Floats:
+    """What is divided into cells, of each row."""
+    if task == "binary":
+        return np.ascontiguousarray(raw[:, -1], dtype=np.float64)
+    if tree is None:
+        return np.asarray(raw.max(axis=1), dtype=np.float64)
+    return tree.errors(matrix, np.asarray(raw, dtype=np.float64).reshape(len(raw)))
+
+
+def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) -> Expectation:
+    """What came true in the cells of a probability: how often a row was positive, or the most probable class right."""
+    cells = _cells(bins, values)
+    rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
+    blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
+    rows_of_block, hits_of_block = (np.bincount(blocks, weights=of) for of in (rows, hits_of_cell))
+    rate = (hits_of_block / rows_of_block)[blocks]
+    smooth = (hits_of_block + 1) / (rows_of_block + 2)  # so that a block without positives is not held to be certain
+    chance = smooth * (1 - smooth)
+    if task == "multiclass":
+        losses = {"accuracy": (np.ones(bins.cells), np.zeros(bins.cells))}
+    else:
+        score = np.clip(values, _TINY, 1 - _TINY)
+        decided = (values > 0.5).astype(np.float64)  # noqa: PLR2004 - the more probable class
+        losses = {
+            "accuracy": (_by_cell(bins, cells, decided), _by_cell(bins, cells, 1 - decided)),
+            "brier": (_by_cell(bins, cells, (1 - values) ** 2), _by_cell(bins, cells, values**2)),
+            "log_loss": (_by_cell(bins, cells, -np.log(score)), _by_cell(bins, cells, -np.log(1 - score))),
+        }
+    means = {
+        name: MeanMetric(
+            loss=tuple((rate * positive + (1 - rate) * negative).tolist()),
+            spread=tuple((chance[blocks] * (positive - negative) ** 2).tolist()),
+            contrast=tuple((positive - negative).tolist()),
+        )
+        for name, (positive, negative) in losses.items()
+    }
+    return Expectation(
+        bins=bins,
+        blocks=tuple(blocks.tolist()),
+        doubt=tuple((chance / (rows_of_block + 3)).tolist()),
+        means=means,
+        rate=tuple(rate.tolist()) if task == "binary" else None,
+    )
+
+
+def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
+    """What the absolute error was in the cells, each of which is a leaf of the tree."""
+    cells = _cells(bins, values)
+    loss, squares, rows = (
+        _by_cell(bins, cells, errors),
+        _by_cell(bins, cells, errors**2),
+        np.bincount(cells, minlength=bins.cells),
+    )
+    spread = np.maximum(0.0, squares - loss**2)
+    mean = MeanMetric(tuple(loss.tolist()), tuple(spread.tolist()), (1.0,) * bins.cells)
+    doubt = spread / np.maximum(1, rows)
+    return Expectation(bins, tuple(range(bins.cells)), tuple(doubt.tolist()), {"mae": mean})
+
+
+def _cells(bins: Bins, values: Floats) -> NDArray[np.int64]:
+    return np.searchsorted(bins.edges, values, side="right")
+
+
+def _by_cell(bins: Bins, cells: NDArray[np.int64], values: Floats) -> Floats:
+    """The mean of the values of each cell; a cell without any has that of the nearest cell below, or else above."""
+    rows, sums = np.bincount(cells, minlength=bins.cells), np.bincount(cells, weights=values, minlength=bins.cells)
+    filled = np.flatnonzero(rows)
+    nearest = filled[np.maximum(0, np.searchsorted(filled, np.arange(bins.cells), side="right") - 1)]
+    return sums[nearest] / rows[nearest]
+
+
+def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats) -> Expectation:
+    """The same with how far the estimates of the partitions were off, beyond chance; as it is if they are not known."""
+    if rows.groups is None or rows.grouped_by != "partition":
+        return expectation
+    partitions = np.unique(rows.groups)
+    if len(partitions) < LEAST_PARTITIONS:
+        return expectation
+    cells, beyond = _cells(expectation.bins, values), dict[str, list[float]]()
+    for partition in partitions[:: -(-len(partitions) // MOST_PARTITIONS)]:
+        members = rows.groups == partition
+        if members.sum() < _LEAST_PARTITION:
+            continue
+        outcomes, counts = rows.at(members), np.bincount(cells[members], minlength=expectation.bins.cells)
+        for name, (value, variance) in expected(expectation, counts.tolist()).items():
+            if (realised := METRICS[name](METRICS[name].rows_of(outcomes))) is not None:
+                beyond.setdefault(name, []).append((realised - value) ** 2 - variance)
+    usual = {name: float(np.sqrt(max(0.0, np.mean(of)))) for name, of in beyond.items() if len(of) >= LEAST_PARTITIONS}
+    return replace(expectation, usual=usual)
+
+
+def _error_tree(matrix: Floats, predicted: Floats, errors: Floats) -> ErrorTree:
+    """Fit a tree for the absolute error to encoded rows and their predictions; its leaves have no error yet."""
+    from sklearn.tree import DecisionTreeRegressor
+
+    table = np.clip(np.column_stack([matrix, predicted]), -_LARGEST, _LARGEST)
+    smallest = max(ROWS_PER_LEAF, len(predicted) // (4 * LEAVES))
+    learner = DecisionTreeRegressor(max_leaf_nodes=LEAVES, min_samples_leaf=smallest, random_state=0)
+    nodes: Any = learner.fit(table, errors).tree_
+    return ErrorTree(
+        feature=tuple(max(-1, feature) for feature in nodes.feature.tolist()),
+        threshold=tuple(nodes.threshold.tolist()),
+        left=tuple(nodes.children_left.tolist()),
+        right=tuple(nodes.children_right.tolist()),
+        null_left=tuple(map(bool, nodes.missing_go_to_left.tolist())),
+        error=(0.0,) * nodes.node_count,
+    )

@@ -1,0 +1,170 @@
+"""Performance without labels: what a metric is expected to be, from how many rows lie in each cell of a score.
+
+Training learns, on rows that the model has not seen, what came true in each cell: of two classes the share of positives, of
+several how often the most probable one was right, of a regression the mean absolute error. The expected metric of other
+rows follows from their counts alone, so the estimate of a whole is that of its merged profile. It holds as long as what came
+true in a cell does: it follows a change of the rows, and not a change of what the same rows lead to.
+
+For classes this is confidence-based performance estimation (Bialek, Kuberski and Perrakis, Estimating Model Performance Under
+Covariate Shift Without Labels, 2024), for a regression direct loss estimation with a tree.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from math import inf, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batch_platform.monitoring.metrics import METRICS
+from batch_platform.monitoring.profiles import Bins
+
+AREA = "roc_auc"
+_TWO_SIDED = 1.959964  # quantile of the normal distribution for 95%
+_LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MeanMetric:
+    """What a metric that is the mean of a loss of each row is in each cell."""
+
+    loss: tuple[float, ...]  # mean of a row
+    spread: tuple[float, ...]  # variance of a row
+    contrast: tuple[float, ...]  # change of the mean per unit of what was learned of the cell
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What training learned of each cell of a score."""
+
+    bins: Bins
+    blocks: tuple[int, ...]  # of each cell, the number of the block in which it was learned
+    doubt: tuple[float, ...]  # of each block, the variance of what was learned of it
+    means: Mapping[str, MeanMetric] = field(default_factory=dict[str, MeanMetric])  # by metric
+    rate: tuple[float, ...] | None = None  # of two classes, the share of positives of each cell
+    # By metric, the standard deviation between the partitions of the evaluation window that chance does not explain.
+    usual: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Expectation":
+        """Read what `to_json` returned."""
+        rate = values["rate"]
+        return cls(
+            bins=Bins(tuple(values["bins"]["edges"])),
+            blocks=tuple(values["blocks"]),
+            doubt=tuple(values["doubt"]),
+            means={
+                name: MeanMetric(**{part: tuple(cells) for part, cells in mean.items()})
+                for name, mean in values["means"].items()
+            },
+            rate=None if rate is None else tuple(rate),
+            usual=values["usual"],
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An expected metric; the interval is that of what comes true in 95 of 100 cases."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+
+
+def estimates(expectation: Expectation, histogram: Sequence[int]) -> list[Estimate]:
+    """The expected metrics of rows with these counts in the cells, by name; empty without rows.
+
+    The variance of an interval adds up three parts: chance in the outcomes of the rows, chance in what was learned of the cells,
+    and what differs between partitions beyond both.
+    """
+    made: list[Estimate] = []
+    for name, (value, variance) in sorted(expected(expectation, histogram).items()):
+        reach = _TWO_SIDED * sqrt(variance + expectation.usual.get(name, 0.0) ** 2)
+        made.append(
+            Estimate(name, value, max(METRICS[name].least, value - reach), min(METRICS[name].most, value + reach))
+        )
+    return made
+
+
+def expected(expectation: Expectation, histogram: Sequence[int]) -> dict[str, tuple[float, float]]:
+    """Each metric that rows with these counts are expected to have, and its variance by chance; empty without rows."""
+    counts = np.asarray(histogram, dtype=np.float64)
+    rows = counts.sum()
+    if not rows:
+        return {}
+    values = dict[str, tuple[float, float]]()
+    for name, mean in expectation.means.items():
+        chance = float(counts @ np.asarray(mean.spread)) / rows**2
+        doubt = _doubt(expectation, counts * np.asarray(mean.contrast) / rows)
+        values[name] = float(counts @ np.asarray(mean.loss)) / rows, chance + doubt
+    if expectation.rate is not None and (area := _area(expectation, np.asarray(expectation.rate), counts)) is not None:
+        values[AREA] = area
+    return values
+
+
+def _area(expectation: Expectation, rate: Floats, counts: Floats) -> tuple[float, float] | None:
+    """The area under the ROC curve of expected positives and negatives, and its variance; rows of one cell count half.
+
+    The variance is that of its first derivative by the number of positives in each cell.
+    """
+    positives = counts * rate
+    negatives = counts - positives
+    hits, misses = positives.sum(), negatives.sum()
+    if min(hits, misses) < _LEAST_OF_A_CLASS:
+        return None
+    below = np.cumsum(negatives) - negatives / 2
+    above = hits - np.cumsum(positives) + positives / 2
+    value = float(positives @ below) / (hits * misses)
+    change = (below - above) / (hits * misses) - value / hits + value / misses
+    chance = float(counts @ (rate * (1 - rate) * change**2))
+    return value, chance + _doubt(expectation, counts * change)
+
+
+def _doubt(expectation: Expectation, influence: Floats) -> float:
+    """The variance that comes from what was learned of the cells, given the influence of each cell."""
+    by_block = np.bincount(expectation.blocks, weights=influence, minlength=len(expectation.doubt))
+    return float(by_block**2 @ np.asarray(expectation.doubt))
+
+
+@dataclass(frozen=True)
+class TrackRecord:
+    """How far estimates of a metric were from what came true, in partitions that their models had not learned from."""
+
+    metric: str
+    partitions: int
+    mean_error: float  # mean absolute difference
+    within: float  # share of the partitions in which the interval held what came true
+
+    def __str__(self) -> str:
+        """Say how far to believe an estimate."""
+        of = f"{self.partitions:,} partition{'' if self.partitions == 1 else 's'}"
+        return f"off by {self.mean_error:.4f} on average in {of}, {self.within:.0%} within the interval"
+
+
+def isotonic_blocks(positives: Sequence[float], rows: Sequence[float]) -> list[int]:
+    """The block of each cell, so that the share of positives rises from block to block.
+
+    Pool adjacent violators (Ayer and others, An Empirical Distribution Function for Sampling with Incomplete Information, 1955).
+    A cell without rows belongs to the block before it.
+    """
+    pools: list[tuple[float, float, int]] = []  # positives, rows and cells
+    for hits, count in zip(positives, rows, strict=True):
+        pool = (hits, count, 1)
+        while pools and _share(pools[-1], inf) >= _share(pool, -inf):
+            before = pools.pop()
+            pool = (before[0] + pool[0], before[1] + pool[1], before[2] + pool[2])
+        pools.append(pool)
+    return list(chain.from_iterable([at] * cells for at, (_, _, cells) in enumerate(pools)))
+
+
+def _share(pool: tuple[float, float, int], without: float) -> float:
+    return pool[0] / pool[1] if pool[1] else without

@@ -1,0 +1,125 @@
+"""Estimates of performance: what they expect is what comes true on average, and their intervals hold it."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.isotonic import isotonic_regression
+from sklearn.metrics import roc_auc_score
+
+from batch_platform.models.estimate_basis import LEAST_ROWS, EstimateBasis, basis_of
+from batch_platform.monitoring.estimates import estimates, isotonic_blocks
+from batch_platform.monitoring.metrics import METRICS
+from batch_platform.monitoring.outcomes import Outcomes
+from batch_platform.monitoring.profiles import merged_profiles
+
+
+def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
+    """Rows of a model that is overconfident (of classes), or whose error depends on a feature (of a regression)."""
+    random = np.random.default_rng(seed)
+    feature = random.normal(shift, 1, rows)
+    matrix, groups = np.column_stack([feature, random.normal(size=rows)]), np.arange(rows) * 10 // rows
+    matrix[random.random(matrix.shape) < 0.05] = np.nan
+    if task == "regression":
+        truth = feature + random.normal(0, np.exp(np.nan_to_num(matrix[:, 0]) / 2), rows)
+        return Outcomes(task, feature, truth, (), matrix, groups, "partition")
+    score, true = (1 / (1 + np.exp(-steep * feature)) for steep in (2.5, 1.0))
+    positive = random.random(rows) < true
+    if task == "binary":
+        return Outcomes(task, np.column_stack([1 - score, score]), positive, [False, True], matrix, groups, "partition")
+    shares = np.column_stack([score * 0.9, (1 - score) * 0.9, np.full(rows, 0.1)])
+    truth = np.where(random.random(rows) < 0.05, 2, np.where(positive, 0, 1))
+    return Outcomes(task, shares, truth, [0, 1, 2], matrix, groups, "partition")
+
+
+def estimated(basis: EstimateBasis, outcomes: Outcomes):
+    counted = basis.profiled(outcomes.matrix, outcomes.predicted)
+    return {estimate.metric: estimate for estimate in estimates(basis.expectation, counted.histogram)}
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_what_is_expected_comes_true_also_where_the_rows_have_shifted(task):
+    basis = basis_of(drawn(task, 20_000, 1))
+    assert EstimateBasis.from_json(json.loads(json.dumps(basis.to_json()))) == basis
+    for shift in (0.0, 0.7):
+        rows = drawn(task, 20_000, 2, shift)
+        for name, estimate in estimated(basis, rows).items():
+            assert estimate.low <= METRICS[name](rows) <= estimate.high, (shift, name)
+            assert estimate.high - estimate.low < 0.12 * (1 + shift)
+    names = {"binary": {"accuracy", "brier", "log_loss", "roc_auc"}, "multiclass": {"accuracy"}, "regression": {"mae"}}
+    assert set(estimated(basis, drawn(task, 10, 3))) == names[task]
+    naive = float(drawn(task, 20_000, 2).predicted.max(axis=-1).mean())
+    if task == "binary":  # by the model's own word it would be right far more often
+        assert naive - estimated(basis, drawn(task, 20_000, 2))["accuracy"].high > 0.05
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_the_intervals_of_small_partitions_hold_about_95_of_100_values(task):
+    within, made = 0, 0
+    for seed in range(8):
+        basis = basis_of(drawn(task, 2_000, seed))
+        for partition in range(40):
+            rows = drawn(task, 200, 1_000 + 50 * seed + partition)
+            for name, estimate in estimated(basis, rows).items():
+                within += estimate.low <= METRICS[name](rows) <= estimate.high
+                made += 1
+    assert 0.9 < within / made < 0.99
+
+
+def test_the_estimate_of_a_whole_is_that_of_its_merged_parts():
+    for task in ("binary", "multiclass", "regression"):
+        rows, basis = drawn(task, 3_000, 5), basis_of(drawn(task, 2_000, 4))
+        parts = [
+            basis.profiled(rows.matrix[at : at + 700], rows.predicted[at : at + 700]) for at in range(0, 3_000, 700)
+        ]
+        (merged,), whole = merged_profiles([part] for part in parts), basis.profiled(rows.matrix, rows.predicted)
+        assert merged.histogram == whole.histogram
+        assert estimates(basis.expectation, merged.histogram) == list(estimated(basis, rows).values())
+
+
+def test_the_area_is_that_of_rows_with_the_expected_labels():
+    basis = basis_of(drawn("binary", 5_000, 6))
+    counts = np.asarray(basis.profiled(np.empty((0, 2)), drawn("binary", 4_000, 7).predicted).histogram)
+    cells = np.repeat(np.arange(len(counts)), 2)
+    rate = np.asarray(basis.expectation.rate)
+    weights = np.column_stack([counts * (1 - rate), counts * rate]).ravel()
+    area = roc_auc_score(np.tile([0, 1], len(counts)), cells, sample_weight=weights)
+    (estimate,) = [item for item in estimates(basis.expectation, counts.tolist()) if item.metric == "roc_auc"]
+    assert estimate.value == pytest.approx(area, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_blocks_are_those_of_isotonic_regression(cells):
+    hits, rows = [min(cell) for cell in cells], [max(cell) for cell in cells]
+    blocks = np.asarray(isotonic_blocks(hits, rows))
+    assert blocks.tolist() == sorted(blocks)
+    sums, counts = (np.bincount(blocks, weights=of) for of in (hits, rows))
+    if not all(counts):
+        assert not any(rows)
+        return
+    filled = np.flatnonzero(rows)
+    of_cells = [hits[at] / rows[at] for at in filled]
+    expected = isotonic_regression(of_cells, sample_weight=[rows[at] for at in filled])
+    assert (sums / counts)[blocks[filled]] == pytest.approx(expected)
+
+
+def test_too_few_rows_or_a_task_without_a_truth_are_no_basis():
+    assert basis_of(drawn("binary", LEAST_ROWS - 1, 8)) is None
+    one_class = drawn("binary", 200, 8)
+    assert basis_of(one_class.at(one_class.truth)) is None
+    assert basis_of(Outcomes("outliers", np.zeros(100), None)) is None
+    assert basis_of(drawn("regression", LEAST_ROWS, 8)) is not None
+    assert estimates(basis_of(drawn("binary", 100, 8)).expectation, [0] * 60) == []
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_rows_without_a_finite_score_teach_nothing(task):
+    rows = drawn(task, 400, 9)
+    broken = rows.predicted.copy()
+    broken[::5] = np.nan
+    with_gaps = Outcomes(task, broken, rows.truth, rows.classes, rows.matrix, rows.groups, rows.grouped_by)
+    assert basis_of(with_gaps) == basis_of(rows.at(np.arange(400) % 5 > 0))
+    if task == "regression":
+        assert basis_of(Outcomes(task, rows.predicted * 1e200, rows.truth, (), rows.matrix)) is None
