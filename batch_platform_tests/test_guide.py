@@ -58,7 +58,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Which job fills a month?": ("scheduling", "Bring a range up to date"),
     "A file was corrected after its day was scored. What happens?": ("scheduling", "Late and corrected data"),
     "The warehouse file is gone. What do I do?": ("production", "Backup, loss and damage"),
-    "How am I told that a run failed?": ("recipes", "Alerts"),
+    "How am I told that a run failed?": ("monitoring", "Alerts"),
     "What may somebody's SQL read?": ("security", "The author of SQL"),
     "Which columns does `score_runs` have?": ("tables", "Tables"),
     "How do I add a kind of source?": ("extending", "A source kind"),

@@ -197,6 +197,7 @@ PLACES = {
     "keras": r"models\.flavours\.keras",
     "mlflow": r"models\.flavours\.mlflow",
     "pandas": r"models\.flavours\.mlflow",
+    "apprise": r"components\.receivers",
     "jinja2": r"reports\.page",
     "vl_convert": r"reports\.charts",
     "joblib": r"models\.flavours\.sklearn",

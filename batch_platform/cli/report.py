@@ -8,10 +8,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.reports.charts import charts_of
-from batch_platform.reports.figures import read_figures
-from batch_platform.reports.page import html, write
-from batch_platform.warehouse.published import open_published
+from batch_platform.reports.report import write_report
 
 
 @click.command(
@@ -40,12 +37,11 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     """
     started = perf_counter()
     wiring = find_project(folder).pipeline(pipeline)
-    of: Pipeline = wiring.pipeline()
-    with open_published(of.home) as con:
-        figures = read_figures(con, of.spec, first, last)
-    zone = of.spec.partitions.calendar.zone
-    target = file or of.home.reports(of.spec.name) / f"{figures.window.keys[-1]}.html"
-    written = write(html(figures, charts_of(figures, zone), zone), target.expanduser().absolute())
-    summary = {"file": str(written), "first": figures.window.keys[0], "last": figures.window.keys[-1]}
-    terminal.report({**summary, "partitions": len(figures.window.runs), "seconds": perf_counter() - started})
-    terminal.say(f"The report on {terminal.span(figures.window.keys)} is written to {written}")
+    declared: Pipeline = wiring.pipeline()
+    spec = declared.spec
+    every = "month" if spec.report is None else spec.report.every
+    written = write_report(declared.home, spec, first, last, every=every, file=file)
+    window = written.figures.window
+    summary = {"file": str(written.file), "first": window.keys[0], "last": window.keys[-1]}
+    terminal.report({**summary, "partitions": len(window.runs), "seconds": perf_counter() - started})
+    terminal.say(f"The report on {terminal.span(window.keys)} is written to {written.file}")

@@ -16,6 +16,7 @@ import dagster as dg
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
+from batch_platform.components.alerts import UI_VARIABLE
 from batch_platform.components.dagster_internals import DAEMON_COMMAND, code_server
 from batch_platform.components.guard import LOOPBACK, TOKEN
 from batch_platform.components.instance import VARIABLE, prepare_instance, settings_that_matter
@@ -62,6 +63,8 @@ def command(  # noqa: PLR0913 - one parameter for each option
         for setting in settings_that_matter(instance):
             terminal.say(f"  {setting}")
     allowed = [word for name in allowed_host for word in ("--allowed-host", name)]
+    page = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    os.environ.setdefault(UI_VARIABLE, page)  # for the links of alerts, which the code server writes
     children: list[subprocess.Popen[bytes]] = []
     stop_signals: list[int] = []
 
@@ -87,7 +90,7 @@ def command(  # noqa: PLR0913 - one parameter for each option
             subprocess.Popen(words, env=variables, cwd=project.root)  # noqa: S603 - no text of others
             for words, variables in zip(commands, environments, strict=True)
         ]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}{f'/?token={quote(token)}' if token else ''}"
+        address = f"{page}{f'/?token={quote(token)}' if token else ''}"
         terminal.say(f"{address} serves {project.root} with the data in {project.home.root}. Press Ctrl-C to stop.")
         while not stop_signals and all(child.poll() is None for child in children):
             time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from batch_platform.components import checks
+from batch_platform.components.alerts import build_sensors
 from batch_platform.components.assets import build_assets
 from batch_platform.components.broken import BrokenPipeline, failing_asset, set_apart, validating
 from batch_platform.components.dagster_internals import (
@@ -26,6 +27,7 @@ from batch_platform.components.dagster_internals import (
     without_beta_warnings,
 )
 from batch_platform.components.jobs import build_jobs, build_whole_job
+from batch_platform.components.reporting import build_reporting
 from batch_platform.components.resources import RESOURCES
 from batch_platform.components.schedules import build_schedules
 from batch_platform.components.wiring import Wiring
@@ -135,11 +137,11 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
         return dg.ComponentTypeSpec(
             description="Periodic batch inference from one YAML and one SQL file.",
             tags=["machine learning", "batch inference"],
-            produces=["asset", "asset_check", "job", "schedule", "resource"],
+            produces=["asset", "asset_check", "job", "schedule", "sensor", "resource"],
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Build the assets, checks, jobs and schedules of the pipeline."""
+        """Build the assets, checks, jobs, schedules and sensors of the pipeline."""
         path = Path(context.path)
         try:
             self._refuse_a_shared_name(context.component_tree)
@@ -175,11 +177,12 @@ def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, An
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())
     with without_beta_warnings():  # single-run backfills and observable sources
-        jobs = build_jobs(wiring)
+        jobs, reporting = build_jobs(wiring), build_reporting(wiring)
         return dg.Definitions(
-            assets=build_assets(wiring),
+            assets=[*build_assets(wiring), *(report.asset for report in reporting)],
             asset_checks=checks.build_standing(wiring),
-            jobs=[build_whole_job(wiring), *jobs.values()],
-            schedules=build_schedules(wiring, jobs),
+            jobs=[build_whole_job(wiring), *jobs.values(), *(report.job for report in reporting)],
+            schedules=[*build_schedules(wiring, jobs), *(report.schedule for report in reporting)],
+            sensors=build_sensors(wiring),
             resources=dict(resources),
         )

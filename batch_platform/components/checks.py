@@ -32,6 +32,7 @@ from batch_platform.scoring.challenger_tables import ChallengerRun
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
+OF_THE_RUN = "the run as a whole"  # says a result that sums up those of the partitions
 MOST_PLOTTED = 50  # columns
 NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
 Checked = TypeVar("Checked")
@@ -63,7 +64,7 @@ class RunCheck(Generic[Checked]):
         failed = [partition for partition in checked if not self.passed(partition)]
         return dg.AssetCheckResult(
             check_name=self.name,
-            description="the run as a whole",
+            description=OF_THE_RUN,
             passed=not failed,
             severity=self.severity(*failed),
             metadata=self.summary(checked, failed),

@@ -40,6 +40,10 @@ from dagster._core.remote_origin import (
     RemoteJobOrigin,
     RemoteRepositoryOrigin,
 )
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES,
+    AssetCheckExecutionRecord,
+)
 from dagster._core.storage.dagster_run import FINISHED_STATUSES, NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -88,6 +92,7 @@ DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
 # Discards what a run prints. No public alternative except the user's own dagster.yaml.
 _NOOP = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager", "config": {}}
 _LOOKING = ContextVar("looking for resources", default=False)
+_PAGE = 200  # results of a check that are read at once
 _BUSY_SECONDS = 60  # how long to wait for another process that writes to the event log
 
 
@@ -185,6 +190,25 @@ def reads_partitions(context: dg.InputContext) -> bool:
     """
     step: Any = context.step_context
     return context.has_asset_partitions and (step.has_partition_key or step.has_partition_key_range)
+
+
+def check_results(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, *, after: int, most: int
+) -> Iterator[AssetCheckExecutionRecord]:
+    """The results of a check that were stored after the record with an id, at most so many, the newest first.
+
+    Public methods of the instance give only the newest result of a check, whichever partition it is about.
+    """
+    page, before = min(most, _PAGE), None
+    for _ in range(-(-most // page)):
+        records = instance.event_log_storage.get_asset_check_execution_history(
+            check, limit=page, cursor=before, status={*COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES}
+        )
+        new = [record for record in records if record.id > after]
+        yield from new
+        if len(new) < page:
+            return
+        before = new[-1].id
 
 
 def was_interrupted(failure: StepFailureData) -> bool:

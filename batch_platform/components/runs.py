@@ -1,6 +1,8 @@
 """Runs as Dagster records them: which partitions they hold, and which failed."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
@@ -14,6 +16,7 @@ from batch_platform.components.dagster_internals import (
 )
 from batch_platform.components.jobs import MAKES, MAKES_ALL, assets_of, is_of_job, name_of_whole
 from batch_platform.components.processes import dead_runs
+from batch_platform.components.reporting import REPORT
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_calendar, training_window
@@ -22,7 +25,9 @@ RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
     "batch_platform/partitions"  # shown in the list of runs, where Dagster's own tags of a range are hidden
 )
-Target = tuple[str, str]  # asset and partition key; the key is "" if a run leaves it open
+Target = tuple[
+    str, str
+]  # asset and partition key; the key is "" if a run leaves it open, or if the asset has no partitions
 
 
 def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
@@ -30,11 +35,26 @@ def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:
     statuses = [status for status in NOT_FINISHED_STATUSES if status != dg.DagsterRunStatus.NOT_STARTED]
     dead = {run.run_id for run in dead_runs(instance)}
     runs = [run for run in instance.get_runs(filters=dg.RunsFilter(statuses=statuses)) if run.run_id not in dead]
-    return frozenset(target for run in runs for target in (*targets(wiring, run), *_upstream(wiring, run)))
+    made = (target for run in runs for target in (*targets(wiring, run), *_upstream(wiring, run)))
+    return frozenset((asset, key) for asset, key in made if asset != REPORT)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A finished run, or one whose process is gone."""
+
+    run: dg.DagsterRun
+    at: datetime | None  # None for a run that Dagster still takes for one in progress
 
 
 def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
-    """Targets whose newest finished run failed or died, with that run's id.
+    """Targets whose newest finished run failed or died, with that run's id."""
+    newest = newest_ended(wiring, instance)
+    return {target: it.run.run_id for target, it in newest.items() if it.run.status != dg.DagsterRunStatus.SUCCESS}
+
+
+def newest_ended(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, Ended]:
+    """The newest run of each target that finished or died.
 
     The runs of a pipeline bear its tag, so that runs of others do not hide them. A run that was started in the UI and
     ended before its first step has no tag; such a run is found among the newest of all.
@@ -46,11 +66,12 @@ def failures(wiring: Wiring, instance: dg.DagsterInstance) -> dict[Target, str]:
             filters=dg.RunsFilter(statuses=FINISHED_STATUSES, tags=tags), limit=RECENT
         )
     ]
-    newest = {target: run for run in dead_runs(instance) for target in targets(wiring, run)}
+    newest = {target: Ended(run, None) for run in dead_runs(instance) for target in targets(wiring, run)}
     for record in sorted(records, key=lambda record: record.storage_id, reverse=True):
+        at = None if record.end_time is None else datetime.fromtimestamp(record.end_time, UTC)
         for target in targets(wiring, record.dagster_run):
-            newest.setdefault(target, record.dagster_run)
-    return {target: run.run_id for target, run in newest.items() if run.status != dg.DagsterRunStatus.SUCCESS}
+            newest.setdefault(target, Ended(record.dagster_run, at))
+    return newest
 
 
 def targets(wiring: Wiring, run: dg.DagsterRun) -> Iterator[Target]:
@@ -102,6 +123,8 @@ def _assets(wiring: Wiring, run: dg.DagsterRun) -> list[str]:
 
 
 def _keys(wiring: Wiring, asset: str, run: dg.DagsterRun) -> list[str]:
+    if asset == REPORT:
+        return [""]
     if asset == "model" and wiring.serving_periods is None:
         ops: Any = run.run_config.get("ops", {})
         return [ops.get(f"{wiring.spec.name}__model", {}).get("config", {}).get("until") or ""]

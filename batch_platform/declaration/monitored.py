@@ -8,7 +8,8 @@ from batch_platform.declaration.errors import listed
 from batch_platform.declaration.notation import Block, DeadlineText, DurationText, ImportPath
 
 METRICS = (
-    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "average_precision", "ks"),
+    *("roc_auc", "log_loss", "brier", "accuracy", "precision", "recall", "f1", "selection_rate", "false_positive_rate"),
+    *("average_precision", "ks", "calibration_error"),
     *("lift_at_1", "lift_at_5", "lift_at_10", "mae", "rmse", "r2", "mape", "bias"),
     *("error_p10", "error_p50", "error_p90", "silhouette", "outlier_share"),
 )
@@ -98,6 +99,19 @@ class Monitoring(Block):
         description="Kept columns by whose values the pooled performance is broken down.",
         examples=[["country"]],
     )
+    notify: list[str] = Field(
+        default_factory=list,
+        description="Addresses, as Apprise writes them, that are told when an incident begins and when it is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
+        examples=[["{{ env.ALERTS_URL }}"]],
+    )
+
+    @field_validator("notify")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        if wrong := [str(at) for at, url in enumerate(value, start=1) if "://" not in url and "{{" not in url]:
+            msg = f"address {listed(wrong)} of the list is none; write it as Apprise does, e.g. slack://… or json://host/path"
+            raise ValueError(msg)
+        return value
 
     fresh_by: DeadlineText | None = Field(
         default=None,

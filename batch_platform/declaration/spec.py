@@ -27,9 +27,10 @@ from batch_platform.declaration.notation import (
     parse_duration,
     with_guess,
 )
+from batch_platform.declaration.reporting import Report
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
-ASSETS = ("features", "model", "predictions", "performance", "drift")
+ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
@@ -407,6 +408,11 @@ class PipelineSpec(Block):
         default_factory=Monitoring,
         description="What is monitored once a partition is scored.",
         examples=[{"performance": {"warn_below": 0.6}}],
+    )
+    report: Report | None = Field(
+        default=None,
+        description="A report for people who never open Dagster, written on a schedule. Left out: `batch-platform report` alone writes it.",
+        examples=[{"every": "month"}],
     )
     dagster: Execution = Field(
         default_factory=Execution,

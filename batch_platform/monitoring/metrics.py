@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from batch_platform.declaration.errors import DataError
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.monitoring import decisions
 from batch_platform.monitoring.outcomes import (
     BINARY,
     CLASSIFICATION,
@@ -26,14 +27,14 @@ from batch_platform.monitoring.outcomes import (
     Floats,
     Outcomes,
     Ranked,
+    Weighted,
+    unweighted,
 )
 
 SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
 ERROR_QUANTILES = (0.1, 0.5, 0.9)
 _ROUNDING = 1e-12
-
-Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [..., rows]; NaN where it is not defined
 
 
 @dataclass(frozen=True)
@@ -224,44 +225,12 @@ def _area(ranked: Ranked) -> Weighted:
     return area
 
 
-def _unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
-    """A metric of rows that all weigh 1; None where it is not defined."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(prepare(outcomes)(np.ones(len(outcomes.predicted))))
-    return value if np.isfinite(value) else None
-
-
-def _precision(outcomes: Outcomes) -> float | None:
-    """Share of positives among the rows that are held to be positive (`sklearn.metrics.precision_score`).
-
-    Not defined where no row is.
-    """
-    return _unweighted(_weighted_precision, outcomes)
-
-
-def _weighted_precision(outcomes: Outcomes) -> Weighted:
-    held = (outcomes.predicted.argmax(axis=1) == 1).astype(np.float64)
-    found = held * outcomes.positive_and_score[0]
-    return lambda weights: weights @ found / (weights @ held)
-
-
-def _recall(outcomes: Outcomes) -> float | None:
-    """Share of the positives that are held to be positive (`sklearn.metrics.recall_score`); not defined without any."""
-    return _unweighted(_weighted_recall, outcomes)
-
-
-def _weighted_recall(outcomes: Outcomes) -> Weighted:
-    positive = outcomes.positive_and_score[0].astype(np.float64)
-    found = positive * (outcomes.predicted.argmax(axis=1) == 1)
-    return lambda weights: weights @ found / (weights @ positive)
-
-
 def _average_precision(outcomes: Outcomes) -> float | None:
     """Mean of the precision at each score, weighted by the growth of the recall (`sklearn.metrics.average_precision_score`).
 
     Not defined without positives.
     """
-    return _unweighted(_weighted_average_precision, outcomes)
+    return unweighted(_weighted_average_precision, outcomes)
 
 
 def _weighted_average_precision(outcomes: Outcomes) -> Weighted:
@@ -278,7 +247,7 @@ def _ks(outcomes: Outcomes) -> float | None:
 
     Not defined where only one class occurs.
     """
-    return _unweighted(_weighted_ks, outcomes)
+    return unweighted(_weighted_ks, outcomes)
 
 
 def _weighted_ks(outcomes: Outcomes) -> Weighted:
@@ -299,7 +268,7 @@ def _lift(share: float) -> Metric:
         Of rows with equal scores at the boundary, and of a fraction of a row, a share is taken. Not defined without
         positives, nor where the share is less than one row.
         """
-        return _unweighted(weighted, outcomes)
+        return unweighted(weighted, outcomes)
 
     def weighted(outcomes: Outcomes) -> Weighted:
         def value(weights: Floats) -> Floats:
@@ -376,7 +345,7 @@ def _mape(outcomes: Outcomes) -> float | None:
 
     Over the rows whose truth is not 0.
     """
-    return _unweighted(_weighted_mape, outcomes)
+    return unweighted(_weighted_mape, outcomes)
 
 
 def _weighted_mape(outcomes: Outcomes) -> Weighted:
@@ -391,7 +360,7 @@ def _error_quantile(share: float) -> Metric:
 
     def value(outcomes: Outcomes) -> float | None:
         """Smallest prediction minus truth that this share of the rows does not exceed (`numpy.quantile`, `inverted_cdf`)."""
-        return _unweighted(weighted, outcomes)
+        return unweighted(weighted, outcomes)
 
     def weighted(outcomes: Outcomes) -> Weighted:
         errors = _errors(outcomes)
@@ -468,18 +437,40 @@ METRICS = {
             least=0,
             most=1,
         ),
+        *(
+            Metric(
+                name,
+                tasks,
+                value,
+                weighted=weighted,
+                lower_is_better=name == "false_positive_rate",
+                of_decisions=True,
+                least=0,
+                most=1,
+                in_detail=True,
+            )
+            for name, tasks, value, weighted in (
+                ("precision", BINARY, decisions.precision, decisions.weighted_precision),
+                ("recall", BINARY, decisions.recall, decisions.weighted_recall),
+                ("f1", CLASSIFICATION, decisions.f1, decisions.weighted_f1),
+                ("selection_rate", BINARY, decisions.selection_rate, decisions.weighted_selection_rate),
+                (
+                    "false_positive_rate",
+                    BINARY,
+                    decisions.false_positive_rate,
+                    decisions.weighted_false_positive_rate,
+                ),
+            )
+        ),
         Metric(
-            "precision",
+            "calibration_error",
             BINARY,
-            _precision,
-            weighted=_weighted_precision,
-            of_decisions=True,
+            decisions.calibration_error,
+            lower_is_better=True,
+            weighted=decisions.weighted_calibration_error,
             least=0,
             most=1,
             in_detail=True,
-        ),
-        Metric(
-            "recall", BINARY, _recall, weighted=_weighted_recall, of_decisions=True, least=0, most=1, in_detail=True
         ),
         Metric(
             "average_precision",

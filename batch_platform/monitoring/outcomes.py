@@ -1,6 +1,6 @@
 """The output of a model for some rows beside the truth, on plain arrays: what metrics measure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ TASKS = (*CLASSIFICATION, *REGRESSION, *UNSUPERVISED)
 UNKNOWN = -1  # position of a class that the model does not know
 
 Floats = NDArray[np.float64]
+Weighted = Callable[[Floats], Floats]  # a metric of some rows, given weights [..., rows]; NaN where it is not defined
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,3 +127,10 @@ class Ranked:
                 hits, rows = (np.add.reduceat(part, self._starts, axis=-1) for part in (hits, rows))
             self._last = weights, Counted(hits, rows, np.cumsum(hits, axis=-1), np.cumsum(rows, axis=-1))
         return self._last[1]
+
+
+def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
+    """A metric of rows that all weigh 1; None where it is not defined."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(prepare(outcomes)(np.ones(len(outcomes.predicted))))
+    return value if np.isfinite(value) else None

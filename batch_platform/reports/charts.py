@@ -19,6 +19,8 @@ from batch_platform.reports.figures import Figures
 EXTRA = "report"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 _DAY = timedelta(hours=20)  # the shortest day has 23 hours
+STRONG = 0.25  # index from which a drift is strong by common rule
+ROW_HEIGHT = 18  # of the heat map
 FEW = 3  # partitions that make no line
 WIDTH, HEIGHT = 720, 220  # of the pictures; a chart in a browser is as wide as its place
 
@@ -44,7 +46,7 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
         run.partition_key: f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs
     }
     made = [_volume(figures, starts), _scores(figures, starts), _performance(figures, starts), _months(figures)]
-    made += [_calibration(figures)]
+    made += [_calibration(figures), _drift(figures)]
     return {chart.name: chart for chart in made if chart is not None}
 
 
@@ -180,6 +182,45 @@ def _calibration(figures: Figures) -> Chart | None:
     }
     text = "Each point stands for rows with similar scores: on the dashed line, what was predicted is what came true."
     return _chart("calibration", "Predicted and true", text, rows, {"layer": [diagonal, dots]})
+
+
+def _drift(figures: Figures) -> Chart | None:
+    drift = figures.drift
+    if drift is None:
+        return None
+    order = drift.cells.group_by("column").agg(pl.max("index")).sort("index", "column", descending=[True, False])
+    places = {
+        "x": {"field": "period", "type": "ordinal", "title": None, "axis": {"labelAngle": -40, "labelOverlap": True}},
+        "y": {"field": "column", "type": "nominal", "title": None, "sort": order["column"].to_list()},
+    }
+    shown = _tooltip("column", "period", "index", "alarms", "partitions")
+    scale = {"scheme": "cividis", "reverse": True, "domain": [0, STRONG], "clamp": True}
+    legend = {"orient": "top", "title": f"index ({STRONG:g} and more: strong)", "gradientLength": 200}
+    cells = {
+        "mark": {"type": "rect", "stroke": "white", "strokeWidth": 0.5},
+        "encoding": {
+            **places,
+            "color": {"field": "index", "type": "quantitative", "scale": scale, "legend": legend},
+            "tooltip": shown,
+        },
+    }
+    alarms = {
+        "transform": [{"filter": "datum.alarms > 0"}],
+        "mark": {
+            "type": "point",
+            "shape": "cross",
+            "filled": True,
+            "size": 45,
+            "color": ORANGE,
+            "stroke": "white",
+            "strokeWidth": 0.5,
+        },
+        "encoding": {**places, "tooltip": shown},
+    }
+    against = {"reference": "the training data", "previous": "the partition before", "week_before": "the week before"}
+    text = f"How far each column is from {against[drift.baseline]}, in each {drift.every}. A cross marks an alarm."
+    height = ROW_HEIGHT * order.height
+    return _chart("drift", "Drift", text, drift.cells, {"layer": [cells, alarms], "height": height})
 
 
 def _pair() -> dict[str, Any]:

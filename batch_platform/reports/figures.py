@@ -11,18 +11,23 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
+from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
 from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
+from batch_platform.reports.drift import DriftFigures, read_drift_figures
+from batch_platform.reports.segments import Gap, gaps_of, read_segments
+from batch_platform.reports.span import Span, score_column
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.warehouse.failures import read_failures
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, ScoreRun, read_latest
 from batch_platform.warehouse.sql import has_table, quoted
 
 MOST_PARTITIONS = 366  # of a report for which no window is named: the newest
-LONG = timedelta(days=62)  # a window as long or longer is summed up by its newest month
+LONG = {"month": timedelta(days=62), "week": timedelta(days=14)}  # a window as long is summed up by its newest one
 BINS = 10  # of the calibration
 WORST = 5
 UNMEASURED: dict[str, type[pl.DataType]] = {
@@ -30,28 +35,6 @@ UNMEASURED: dict[str, type[pl.DataType]] = {
     **dict.fromkeys(("value", "low", "high"), pl.Float64),
     **dict.fromkeys(("rows", "positives", "partitions"), pl.Int64),
 }
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive scored partitions."""
-
-    runs: tuple[ScoreRun, ...]  # of the predictions as they are now, in order of time
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys of the partitions."""
-        return [run.partition_key for run in self.runs]
-
-    @property
-    def words(self) -> str:
-        """The first and the last partition."""
-        first, last = self.keys[0], self.keys[-1]
-        return first if first == last else f"{first} to {last}"
-
-    def total(self, count: str) -> int:
-        """The sum of a count of rows."""
-        return sum(getattr(run, count) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -118,7 +101,10 @@ class Figures:
     performance: pl.DataFrame  # partition_key, value, low, high, rows, positives: the metric of each measured partition
     pooled: pl.DataFrame  # every metric of the window together, as `pooled_performance` gives it
     months: pl.DataFrame  # period_start, value, low, high, rows: the metric of each month of the window
-    segments: pl.DataFrame  # column, segment, scored, mean_score, value, low, high, rows, positives
+    segments: pl.DataFrame  # as `read_segments` gives them
+    gaps: list[Gap]  # of the rates of binary decisions between segments
+    drift: DriftFigures | None
+    confusion: pl.DataFrame  # predicted, came_true, rows: of a classification
     calibration: pl.DataFrame  # rows, mean_score, outcome: of rows with similar scores
     calibration_error: float | None  # mean distance of both, weighted by rows
     rejections: dict[str, int]  # rows by column and reason
@@ -131,18 +117,24 @@ class Figures:
 
 
 def read_figures(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, first: str | None = None, last: str | None = None
+    con: duckdb.DuckDBPyConnection,
+    spec: PipelineSpec,
+    first: str | None = None,
+    last: str | None = None,
+    *,
+    every: ReportEvery = "month",
 ) -> Figures:
     """Read the numbers of a pipeline for the scored partitions from `first` to `last`, both included.
 
     `con` is a connection to the published copy. Without a window, the newest partitions are reported, at most a year of days.
+    A window of two months or more is summed up by its newest month; by its newest week if `every` says so, and it has two.
 
     Raises:
         DataError: No partition of the window is scored.
     """
     runs = sorted(read_latest(con, ScoreRun, spec.name).values(), key=lambda run: run.partition_start)
     window = _window(spec, runs, first, last)
-    summed_up, before = _spans(spec, runs, window)
+    summed_up, before = _spans(spec, runs, window, every)
     registry = read_registry(con, spec.name)
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)
@@ -154,7 +146,8 @@ def read_figures(
         return _row(pooled if span == window else _measured(con, spec, span, by=(), own=own), metric)
 
     performance = _performance(con, spec.name, metric, window)
-    calibration = _calibration(con, spec, registry, window)
+    calibration, confusion = _calibration(con, spec, registry, window)
+    segments = read_segments(con, spec, metric, window, pooled, [summed_up, *([] if before is None else [before])])
     return Figures(
         pipeline=spec.name,
         description=spec.description,
@@ -170,7 +163,10 @@ def read_figures(
         performance=performance,
         pooled=pooled.filter(pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())),
         months=_months(con, spec, metric, window),
-        segments=_segments(con, spec, metric, window, pooled),
+        segments=segments,
+        gaps=gaps_of(segments) if task == "binary" else [],
+        drift=read_drift_figures(con, spec.name, spec.monitoring.drift, window, spec.partitions.calendar.zone),
+        confusion=confusion,
         calibration=calibration,
         calibration_error=_calibration_error(calibration),
         rejections=_rejections(con, spec.name, window),
@@ -200,15 +196,16 @@ def _window(spec: PipelineSpec, runs: Sequence[ScoreRun], first: str | None, las
     return Span(tuple(chosen))
 
 
-def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span) -> tuple[Span, Span | None]:
+def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span, every: ReportEvery) -> tuple[Span, Span | None]:
     """What the headlines are about, and what they are compared with.
 
-    Of a long window the newest month and the month before; else the window and as many partitions before it.
+    Of a long window the newest month or week and the one before; else the window and as many partitions before it.
     """
     zone = spec.partitions.calendar.zone
-    if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG:
-        months = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: _month(run, zone))]
-        return months[-1], months[-2] if len(months) > 1 else None
+    if window.runs[-1].partition_end - window.runs[0].partition_start >= LONG[every]:
+        period = _month if every == "month" else _week
+        periods = [Span(tuple(group)) for _, group in groupby(window.runs, key=lambda run: period(run, zone))]
+        return periods[-1], periods[-2] if len(periods) > 1 else None
     at = bisect_left([run.partition_start for run in runs], window.runs[0].partition_start)
     earlier = runs[max(0, at - len(window.runs)) : at]
     return window, Span(tuple(earlier)) if earlier else None
@@ -217,6 +214,11 @@ def _spans(spec: PipelineSpec, runs: Sequence[ScoreRun], window: Span) -> tuple[
 def _month(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
     start = run.partition_start.astimezone(zone)
     return start.year, start.month
+
+
+def _week(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
+    week = run.partition_start.astimezone(zone).isocalendar()
+    return week.year, week.week
 
 
 def _measured(
@@ -265,21 +267,12 @@ def _headlines(  # noqa: PLR0913 - the two spans and how they are measured
 
 def _mean(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> float | None:
     """The mean score or predicted value of a span; None for classes without a single score."""
-    column = _score_column(con, pipeline)
+    column = score_column(con, pipeline)
     if column is None:
         return None
     query = f"SELECT avg({quoted(column)}) FROM {quoted(pipeline)}.predictions WHERE partition_key IN $keys"
     ((mean,),) = con.execute(query, {"keys": span.keys}).fetchall()
     return mean
-
-
-def _score_column(con: duckdb.DuckDBPyConnection, pipeline: str) -> str | None:
-    """The number that sums up a row: its score, or the prediction of a regression."""
-    query = (
-        "SELECT column_name, data_type FROM duckdb_columns() WHERE schema_name = $schema AND table_name = 'predictions'"
-    )
-    types = dict(con.execute(query, {"schema": pipeline}).fetchall())
-    return next((name for name in ("score", "prediction") if types.get(name) in ("DOUBLE", "FLOAT")), None)
 
 
 def _performance(con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, span: Span) -> pl.DataFrame:
@@ -308,59 +301,61 @@ def _months(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, spa
     return con.sql(query, params={"metric": metric, "starts": starts}).pl().cast(schema)
 
 
-def _segments(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, metric: str, span: Span, pooled: pl.DataFrame
-) -> pl.DataFrame:
-    """What was scored of each segment, and how well; segments with most rows first."""
-    score = _score_column(con, spec.name)
-    mean = "NULL" if score is None else f"avg({quoted(score)})"
-    of_metric = pooled.filter(
-        pl.col("metric") == metric, pl.col("challenger").is_null(), pl.col("model_version").is_null()
-    )
-    frames: list[pl.DataFrame] = []
-    for column in spec.monitoring.segments:
-        query = f"""
-            SELECT $column AS segment_column, {quoted(column)}::VARCHAR AS segment, count(*) AS scored, {mean}::DOUBLE AS mean_score
-            FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys GROUP BY ALL ORDER BY scored DESC, segment
-        """
-        scored = con.sql(query, params={"column": column, "keys": span.keys}).pl()
-        measured = of_metric.select("segment_column", "segment", "value", "low", "high", "rows", "positives")
-        frames.append(scored.join(measured, on=["segment_column", "segment"], how="left", nulls_equal=True))
-    return pl.concat(frames) if frames else pl.DataFrame()
+def _calibration(
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, registry: Registry, span: Span
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows with similar scores, and decisions beside what came true; neither where versions know other classes.
 
-
-def _calibration(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, registry: Registry, span: Span) -> pl.DataFrame:
-    """Rows with similar scores: their mean score beside what came true, of binary models and regressions.
-
-    Probabilities are grouped by tenths, values of a regression into ten groups of equal size (DeGroot and Fienberg, The
-    Comparison and Evaluation of Forecasters, 1983).
+    The mean score of rows with similar ones stands beside what came true, of binary models and regressions. Probabilities are
+    grouped by tenths, values of a regression into ten groups of about equal size (DeGroot and Fienberg, The Comparison and
+    Evaluation of Forecasters, 1983).
     """
+    of_bins = pl.DataFrame(schema={"bin": pl.Int64, "rows": pl.Int64, "mean_score": pl.Float64, "outcome": pl.Float64})
+    decided = pl.DataFrame(schema={"predicted": pl.String, "came_true": pl.String, "rows": pl.Int64})
     kinds = {
         (version.task, tuple(version.class_labels))
         for version in map(registry.named, {run.model_version for run in span.runs})
     }
-    tasks = {task for task, _ in kinds}
-    if not has_table(con, spec.name, OUTCOMES) or len(kinds) != 1 or not tasks <= {"binary", "regression"}:
-        return pl.DataFrame(schema={"bin": pl.Int64, "rows": pl.Int64, "mean_score": pl.Float64, "outcome": pl.Float64})
+    if not has_table(con, spec.name, OUTCOMES) or len(kinds) != 1:
+        return of_bins, decided
     ((task, classes),) = kinds
+    known = class_texts(classes)
+    values: dict[str, object] = {"keys": [run.partition_key for run in span.runs if not run.in_sample]}
+    scored = f"(SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)"
     key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
-    if task == "binary":
-        known = class_texts(classes)
-        score, truth, chosen = "score", "(outcome = $positive)::INTEGER", "WHERE outcome IN $classes"
-        grouped = f"least(floor(score * {BINS}), {BINS - 1})::BIGINT"
-        values: dict[str, object] = {"positive": known[-1], "classes": known}
-    else:
-        score, truth, chosen, values = "prediction", "outcome_value", "", {}
-        grouped = f"ntile({BINS}) OVER (ORDER BY prediction) - 1"
-    measured = [run.partition_key for run in span.runs if not run.in_sample]
+    joined = f"{scored} JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key})"
+    if task == "regression":
+        edges = f"SELECT approx_quantile(prediction, {[at / BINS for at in range(1, BINS)]}) AS edges FROM {scored}"
+        query = f"""
+            SELECT len(list_filter(edges, edge -> edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
+                avg(outcome_value) AS outcome
+            FROM {joined}, ({edges}) GROUP BY bin ORDER BY bin
+        """
+        return con.sql(query, params=values).pl().cast(dict(of_bins.schema)), decided
+    if task not in CLASSIFICATION:
+        return of_bins, decided
+    score = "score" if task == "binary" else "NULL::DOUBLE"
     query = f"""
-        SELECT bin, count(*) AS rows, avg(score) AS mean_score, avg(truth)::DOUBLE AS outcome FROM (
-            SELECT {grouped} AS bin, {score} AS score, {truth} AS truth
-            FROM (SELECT * FROM {quoted(spec.name)}.predictions WHERE partition_key IN $keys)
-            JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key}) {chosen}
-        ) GROUP BY bin ORDER BY bin
+        SELECT prediction::VARCHAR AS predicted, outcome AS came_true,
+            least(floor({score} * {BINS}), {BINS - 1})::BIGINT AS bin, count(*) AS rows, sum({score}) AS total
+        FROM {joined} GROUP BY ALL ORDER BY ALL
     """
-    return con.sql(query, params={**values, "keys": measured}).pl()
+    counts = con.sql(query, params=values).pl()
+    decided = (
+        counts.group_by("predicted", "came_true", maintain_order=True).agg(pl.sum("rows")).cast(dict(decided.schema))
+    )
+    if task == "multiclass":
+        return of_bins, decided
+    of_known = (
+        counts.filter(pl.col("came_true").is_in(known))
+        .group_by("bin")
+        .agg(
+            pl.sum("rows"),
+            (pl.sum("total") / pl.sum("rows")).alias("mean_score"),
+            (pl.col("rows").filter(pl.col("came_true") == known[-1]).sum() / pl.sum("rows")).alias("outcome"),
+        )
+    )
+    return of_known.sort("bin").cast(dict(of_bins.schema)), decided
 
 
 def _calibration_error(calibration: pl.DataFrame) -> float | None:

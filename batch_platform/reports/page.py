@@ -13,6 +13,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.models.flavours.flavour import needed
 from batch_platform.reports.charts import EXTRA, Chart, javascript
 from batch_platform.reports.figures import Figures
+from batch_platform.reports.segments import LEAST_ROWS, RATES
 
 TEMPLATE = "report.html"
 
@@ -28,7 +29,13 @@ def html(figures: Figures, charts: Mapping[str, Chart], zone: ZoneInfo) -> str:
     filters = {"number": number, "words": _words, "visible": redact, "local": partial(local, zone=zone)}
     environment.filters.update(filters)
     template = environment.from_string((files("batch_platform.reports") / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(of=figures, charts=charts, javascript=javascript() if charts else "")
+    return template.render(
+        of=figures,
+        charts=charts,
+        javascript=javascript() if charts else "",
+        rates=RATES,
+        least_rows=LEAST_ROWS,
+    )
 
 
 def write(page: str, file: Path) -> Path:

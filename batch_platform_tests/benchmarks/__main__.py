@@ -24,6 +24,7 @@ from batch_platform_tests.benchmarks import (
     profiles,
     project,
     publish,
+    report,
     scoring,
     tables,
 )
@@ -43,6 +44,7 @@ WORKLOADS = {
     "commit": commit,
     "publish": publish,
     "many_partitions": many_partitions,
+    "report": report,
     "tables": tables,
 }
 NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}

@@ -89,6 +89,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "performance": {"warn_below": 0.6},
         "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],
         "segments": ["shop"],
+        "notify": ["json://127.0.0.1/alerts"],
         "drift": {
             "warn": 0.1,
             "fail": 0.3,
@@ -99,6 +100,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "fresh_by": "07:00",
         "max_champion_age": "90 days",
     },
+    "report": {"every": "week", "schedule": "30 7 * * 1"},
     "dagster": {
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
@@ -185,6 +187,7 @@ def shown(definitions: dg.Definitions) -> dict[str, Any]:
             schedule.name: (schedule.cron_schedule, schedule.execution_timezone, schedule.job_name)
             for schedule in definitions.schedules or []
         },
+        "sensors": {sensor.name: sensor.default_status for sensor in definitions.sensors or []},
         "resources": set(definitions.resources or {}),
     }
 
@@ -232,7 +235,9 @@ def test_yaml_and_python_give_the_same_definitions(project):
 def test_every_key_reaches_the_specification(project):
     with_everything(project)
     write_defs_yaml(project, EVERYTHING)
-    assert loaded_spec(load(project)) == BatchInference.model_validate(EVERYTHING)
+    definitions = load(project)
+    assert loaded_spec(definitions) == BatchInference.model_validate(EVERYTHING)
+    assert shown(definitions)["sensors"] == {"small_alerts": dg.DefaultSensorStatus.STOPPED}
     assert given_keys(EVERYTHING) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
 
@@ -306,6 +311,7 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
 @pytest.mark.parametrize(
     ("declared", "says"),
     [
+        (changed("monitoring", "notify", ["a@b.org"]), ["attributes.monitoring.notify at", "address 1", "slack://"]),
         (changed("predictions", "keep", "shop"), ["attributes.predictions.keep at", "valid array"]),
         (changed("predictions", "limit", "many"), ["attributes.predictions.limit at", "valid integer"]),
         (changed("partitions", "every", "dy"), ["attributes.partitions.every at", "'hour', 'day', 'week' or 'month'"]),

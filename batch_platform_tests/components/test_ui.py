@@ -21,6 +21,7 @@ from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project, write_defs_yaml
 from batch_platform_tests.deployment import range_tags
+from batch_platform_tests.receiver import Receiver, receiver
 from batch_platform_tests.served import (
     BACKFILL,
     BACKFILL_STATUS,
@@ -75,8 +76,22 @@ query ($asset: AssetKeyInput!) {assetOrError(assetKey: $asset) {... on Asset {
 }}}"""
 
 
+START_SENSOR = """
+mutation ($selector: SensorSelector!) {startSensor(sensorSelector: $selector) {__typename ... on Sensor {sensorState {status}}}}"""
+SENSOR_TICKS = """
+query ($selector: SensorSelector!) {sensorOrError(sensorSelector: $selector) {... on Sensor {
+  sensorState {ticks(limit: 20) {status skipReason error {message}}}
+}}}"""
+
+
 @pytest.fixture(scope="module")
-def ui(tmp_path_factory) -> Iterator[Ui]:
+def hook() -> Receiver:
+    """Where alerts go; it is down at first."""
+    return receiver()
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory, hook) -> Iterator[Ui]:
     """The small pipeline with its first model and five scored days, and both processes on it."""
     folder = write_dagster_project(
         tmp_path_factory.mktemp("browser") / "orders", events=small_events(last=date(2024, 3, 31))
@@ -84,7 +99,7 @@ def ui(tmp_path_factory) -> Iterator[Ui]:
     declared = small_declaration(
         partitions={"end": "2024-04-01"},
         predictions={"schedule": "* * * * *"},
-        monitoring={"performance": {"warn_below": 0.6}},
+        monitoring={"performance": {"warn_below": 0.6}, "notify": [hook.url]},
         owners=["team:shop"],
     )
     declared["model"] = {**declared["model"], "params": {**declared["model"]["params"], "max_depth": None}}
@@ -310,6 +325,32 @@ def test_checks_are_seen_for_each_partition(dagster):
     dagster.sees("Checks (1)")
 
 
+@pytest.fixture(scope="module")
+def receiving(ui, hook) -> Iterator[Receiver]:
+    """The receiver, which comes up once the sensor has tried in vain to tell it what is stale."""
+    selector = {**repository(ui), "sensorName": "small_alerts"}
+    assert ui.ask(START_SENSOR, selector=selector)["sensorState"] == {"status": "RUNNING"}
+
+    def tried() -> bool | None:
+        ticks = ui.ask(SENSOR_TICKS, selector=selector)["sensorState"]["ticks"]
+        assert not [tick for tick in ticks if tick["status"] == "FAILURE"], ticks
+        return any("waiting: receiver 1 (json)" in (tick["skipReason"] or "") for tick in ticks) or None
+
+    assert ui.wait(tried)
+    assert hook.messages == []
+    with hook.up():
+        yield hook
+
+
+STALE = "small: the check up_to_date on predictions gives a warning"
+
+
+def test_a_daemon_tells_a_receiver_that_was_down_what_is_stale(ui, receiving):
+    (message,) = ui.wait(lambda: [it for it in receiving.messages if it["title"] == STALE] or None)
+    assert "31 partitions: a newer model is due" in message["message"]
+    assert f"See: {ui.url}/assets/small/predictions?view=checks&checkDetail=up_to_date" in message["message"]
+
+
 def test_a_failed_run_says_in_one_paragraph_what_was_wrong(ui, dagster):
     page = dagster.open(f"/locations/{repository(ui)['repositoryLocationName']}/jobs/small_score/playground")
     dagster.choose_partition_of_launchpad("2024-02-03")
@@ -399,6 +440,15 @@ def test_materialize_all_of_everything_ends_green(ui):
     assert {run["status"] for run in backfill["runs"]} == {"SUCCESS"}
     scored = {version[:10] for (version,) in ui.published("SELECT DISTINCT model_version FROM small.predictions")}
     assert scored == {"2024-02-01", "2024-03-01"}, "each month by its own model"
+
+
+def test_each_incident_was_told_once_and_is_over(ui, receiving):
+    over = STALE.replace("small:", "small: over:")
+    ui.wait(lambda: [it for it in receiving.messages if it["title"] == over] or None)
+    titles = [message["title"] for message in receiving.messages]
+    begun, ended = ([it for it in titles if it.startswith("small: over:") is is_over] for is_over in (False, True))
+    assert sorted(titles) == sorted(set(titles)), titles
+    assert {it.replace("small: over:", "small:") for it in ended} <= {*begun}, titles
 
 
 def test_no_page_complains(dagster):

@@ -110,6 +110,13 @@ SKLEARN = {
     ("outlier_share", "outliers"): lambda o: (o.predicted > 0).mean(),
     ("precision", "binary"): lambda o: metrics.precision_score(o.true_positions, o.predicted.argmax(axis=1)),
     ("recall", "binary"): lambda o: metrics.recall_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("f1", "binary"): lambda o: metrics.f1_score(o.true_positions, o.predicted.argmax(axis=1)),
+    ("f1", "multiclass"): lambda o: metrics.f1_score(o.true_positions, o.predicted.argmax(axis=1), average="macro"),
+    ("selection_rate", "binary"): lambda o: (o.predicted[:, 1] > 0.5).mean(),
+    ("false_positive_rate", "binary"): lambda o: (
+        1 - metrics.recall_score(o.true_positions, o.predicted.argmax(axis=1), pos_label=0)
+    ),
+    ("calibration_error", "binary"): lambda o: calibration_error(o.true_positions, o.predicted[:, 1]),
     ("average_precision", "binary"): lambda o: metrics.average_precision_score(o.true_positions, o.predicted[:, 1]),
     ("ks", "binary"): lambda o: (
         stats.ks_2samp(o.predicted[o.true_positions == 1, 1], o.predicted[o.true_positions == 0, 1]).statistic
@@ -124,6 +131,12 @@ SKLEARN = {
         for share in (10, 50, 90)
     },
 }
+
+
+def calibration_error(truth: np.ndarray, score: np.ndarray) -> float:
+    """The error by the mean of each tenth of the probabilities."""
+    tenths = [(score >= at / 10) & (score < (at + 1) / 10) for at in range(10)]
+    return sum(abs(score[rows].mean() - truth[rows].mean()) * rows.mean() for rows in tenths if rows.any())
 
 
 def lift(outcomes: Outcomes, share: float) -> float:
@@ -151,7 +164,7 @@ def test_the_docstring_gives_the_formula_and_a_value_is_worse_on_its_worse_side(
 def test_every_metric_can_be_declared_and_every_task_has_a_default():
     assert set(spec.METRICS) == set(METRICS)
     assert {name for name in METRICS if lower_is_better(name)} == {
-        *("log_loss", "brier", "mae", "rmse", "outlier_share"),
+        *("log_loss", "brier", "mae", "rmse", "outlier_share", "false_positive_rate", "calibration_error"),
         *("mape", "bias", "error_p10", "error_p50", "error_p90"),
     }
     assert {task: default_metric(task) for task in TASKS} == {
@@ -219,7 +232,13 @@ def test_rows_of_a_class_that_the_model_does_not_know_are_wrong_decisions_and_ha
     assert (known["accuracy"], values["accuracy"]) == (1.0, 0.65)
     assert values["log_loss"] == known["log_loss"]
     assert values["precision"] == 0.0, "what is held to be b is neither"
-    assert set(measure(outcomes.at(truth == "new"))) == {"accuracy", "precision"}
+    assert set(measure(outcomes.at(truth == "new"))) == {
+        "accuracy",
+        "precision",
+        "f1",
+        "selection_rate",
+        "false_positive_rate",
+    }
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
@@ -242,7 +261,7 @@ def test_classes_of_any_type_are_known_by_their_value(classes):
 
 def test_a_metric_that_is_not_defined_is_left_out():
     some_classes = rows_of(OUTCOMES["multiclass"], OUTCOMES["multiclass"].truth != "c")
-    assert set(measure(some_classes)) == {"accuracy", "log_loss", "brier"}
+    assert set(measure(some_classes)) == {"accuracy", "log_loss", "brier", "f1"}
     errors = {"mae", "rmse", "mape", "bias", "error_p10", "error_p50", "error_p90"}
     for truth, predicted in (([1.0], [2.0]), ([1.0, 1.0], [2.0, 0.0])):
         assert set(measure(Outcomes("regression", np.array(predicted), np.array(truth)))) == errors

@@ -18,6 +18,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import charts_of
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.page import html
+from batch_platform.reports.segments import RATES, gaps_of, score_shifts
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.browsing import installed_browser
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
@@ -26,6 +27,7 @@ NOW = datetime(2024, 2, 25, 12, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 HOSTILE = "</script><script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\">"
 FIRST, LAST = "2024-02-12", "2024-02-22"
+STRANGE = "2024-02-20"  # the day on which a feature has another unit
 WIDTHS = {"a laptop": 1280, "a tablet": 768, "a phone": 360}
 
 
@@ -36,6 +38,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     events = small_events().with_columns(
         shop=pl.when(pl.col("shop") == " ").then(pl.lit(HOSTILE)).otherwise("shop"),
         amount=pl.when(broken).then(-1.0).otherwise(pl.col("amount").fill_null(20.0)),
+        items=pl.when(day == STRANGE).then(pl.col("items") * 100).otherwise("items").cast(pl.Int32),
     )
     made = small_pipeline(
         tmp_path_factory.mktemp("report"),
@@ -109,6 +112,84 @@ def test_performance_calibration_and_segments_are_those_of_the_rows(figures, row
         assert (row["scored"], row["rows"]) == (of_shop.height, measured.height)
         assert row["mean_score"] == pytest.approx(of_shop["score"].mean(), rel=1e-12)
         assert row["value"] == pytest.approx(roc_auc_score(measured["truth"], measured["score"]), rel=1e-12)
+
+
+def test_the_rates_of_segments_are_those_of_the_rows(figures, rows):
+    """Decided with more than one half; the segments have fewer rows than are compared, but for the two largest."""
+    known = rows.drop_nulls("returned").with_columns(held=pl.col("score") > 0.5)
+    of_shops = {row["segment"]: row for row in figures.segments.iter_rows(named=True)}
+    for shop, row in of_shops.items():
+        decided = known.filter(pl.col("shop") == shop)
+        assert row["selection_rate"] == pytest.approx(decided["held"].mean(), rel=1e-12)
+        assert row["recall"] == pytest.approx(decided.filter("returned")["held"].mean(), rel=1e-12)
+        assert row["false_positive_rate"] == pytest.approx(
+            decided.filter(~pl.col("returned"))["held"].mean(), rel=1e-12
+        )
+    confusion = known.group_by(pl.col("held").alias("predicted"), pl.col("returned").alias("came_true")).len()
+    assert {(p == "true", t == "true", n) for p, t, n in figures.confusion.iter_rows()} == {*confusion.iter_rows()}
+
+
+def test_the_ratio_of_rates_is_taken_among_segments_with_enough_rows():
+    rates = {rate: [0.2, 0.5, 0.9] for rate in RATES}
+    segments = pl.DataFrame(
+        {"segment_column": ["shop"] * 3, "segment": ["a", "b", None], "rows": [100, 200, 99], **rates}
+    )
+    gaps = gaps_of(segments)
+    assert [gap.rate for gap in gaps] == list(RATES.values())
+    assert {(gap.lowest, gap.highest, gap.ratio, gap.segments) for gap in gaps} == {("a", "b", 0.4, 2)}
+    assert gaps_of(segments.head(1)) == []
+
+
+def test_a_segment_whose_scores_moved_is_found_by_its_scores_alone(figures):
+    later, earlier = figures.window, figures.before
+    random = np.random.default_rng(0)
+    spread = {("still", False): (2, 5), ("still", True): (2, 5), ("moved", False): (2, 5), ("moved", True): (3, 4)}
+    scored = pl.concat(
+        pl.DataFrame(
+            {"shop": shop, "score": random.beta(*shape, 2_000), "partition_key": (later if after else earlier).keys[0]}
+        )
+        for (shop, after), shape in spread.items()
+    )
+    with duckdb.connect() as con:
+        con.execute("CREATE SCHEMA small")
+        con.execute("CREATE TABLE small.predictions AS FROM scored")
+        shifts = dict(score_shifts(con, "small", "shop", [later, earlier]).iter_rows())
+    assert shifts["still"] is None, "what chance explains is no shift"
+    edges = np.quantile(scored["score"], np.linspace(0, 1, 11)[1:-1])
+    p, q = (
+        np.bincount(
+            np.searchsorted(edges, scored.filter(pl.col("shop") == "moved", partition_key=run.keys[0])["score"]),
+            minlength=10,
+        )
+        / 2_000
+        for run in (later, earlier)
+    )
+    assert shifts["moved"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=0.15), "as by other cells"
+
+
+def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, pipeline):
+    query = f"""
+        SELECT column_name AS "column", partition_key AS period, greatest(0, psi - psi_by_chance - 1.25 * coalesce(psi_usual, 0)) AS "index"
+        FROM small.drift WHERE baseline = 'reference' AND partition_key BETWEEN '{FIRST}' AND '{LAST}' ORDER BY ALL
+    """
+    with duckdb.connect(str(pipeline.home.published), read_only=True) as con:
+        assert figures.drift.cells.select("column", "period", "index").equals(con.sql(query).pl())
+        numbers = "psi, mean, baseline_mean"
+        ((_, mean, usual),) = con.execute(
+            f"SELECT {numbers} FROM small.drift WHERE baseline = 'reference' AND partition_key = '{STRANGE}' AND column_name = 'items'"
+        ).fetchall()
+    worst = figures.drift.worst[0]
+    assert (worst.column, worst.partition_key) == ("items", STRANGE)
+    assert f"its mean is {mean:.4g} in {STRANGE}, instead of {usual:.4g}" in worst.sentence
+    assert mean > 50 * usual
+    assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
+
+
+def test_a_weekly_report_compares_weeks(pipeline):
+    with open_published(pipeline.home) as con:
+        weekly = read_figures(con, pipeline.spec, every="week")
+    assert weekly.summed_up.keys[0] == "2024-02-19", "a Monday"
+    assert weekly.before.keys == [f"2024-02-{day}" for day in range(12, 19)]
 
 
 def test_models_challengers_and_open_issues_are_told(figures, pipeline):

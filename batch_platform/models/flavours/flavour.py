@@ -104,7 +104,7 @@ def needed(library: str, *, extra: str) -> Generator[None]:
 
 def missing(library: str, extra: str, reason: str = "it is not installed") -> WrongUseError:
     """The error for an optional library that is not there."""
-    msg = f"A model of the flavour {extra!r} needs {library}, which cannot be imported ({reason})."
+    msg = f"{library} is needed here, and cannot be imported ({reason})."
     return WrongUseError(msg, hint=f"pip install 'batch-platform[{extra}]'")
 
 

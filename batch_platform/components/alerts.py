@@ -1,0 +1,309 @@
+"""The sensor that tells people when something goes wrong with a pipeline, and when it is over.
+
+It looks at the runs and at the results of checks that Dagster has recorded, and at what the published copy says failed. It reads
+no table that a writer could hold. Which incidents go on, which results it has seen, and which messages a receiver does
+not have yet stand in the cursor of the sensor, which Dagster stores when a tick ends. So each receiver gets each message once; it
+gets one twice only if the daemon or the code server dies, or the tick takes more than Dagster's minute, after the message was sent.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+import dagster as dg
+from pydantic import TypeAdapter, ValidationError
+
+from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
+from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
+from batch_platform.components.receivers import Message, deliver, identity
+from batch_platform.components.runs import Target, newest_ended
+from batch_platform.components.schedules import MOST_BYTES
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
+from batch_platform.declaration.calendar import Calendar
+from batch_platform.declaration.errors import NothingPublishedError, WrongUseError
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.windows import serving_calendar
+from batch_platform.pipeline.health import freshness
+from batch_platform.pipeline.incidents import Changes, Incident, Severity, Subject, Trouble, after_checks, follow
+from batch_platform.pipeline.plan import make_plan
+from batch_platform.pipeline.steps import ASSET_OF, ranges
+from batch_platform.warehouse.dropping import read_dropped
+from batch_platform.warehouse.failures import Failure, read_failures
+from batch_platform.warehouse.published import open_published
+
+UI_VARIABLE, UI = "BATCH_PLATFORM_UI", "http://127.0.0.1:3000"  # where people open the UI
+SECONDS_BETWEEN_LOOKS = 30
+MOST_RESULTS = 10_000  # of a check in one look
+MOST_OF_HISTORY = 400  # of a check in the first look
+MOST_RANGES = 10  # in a message
+MOST_NUMBERS = 4  # of a failed check
+LONGEST_DETAIL = 600  # characters
+UNPARTITIONED = ""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one look leaves for the next."""
+
+    results_until: int | None = None  # id of the newest result of a check that was seen; None before the first look
+    incidents: tuple[Incident, ...] = ()  # that go on
+    waiting: tuple[Message, ...] = ()
+
+
+_CURSOR = TypeAdapter(Looked)
+
+
+def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
+    """The sensor of a pipeline, stopped until it is switched on; none if nobody is to be told."""
+    urls = wiring.spec.monitoring.notify
+    if not urls:
+        return []
+
+    @dg.sensor(
+        name=f"{wiring.spec.name}_alerts",
+        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        description=(
+            "Tells the addresses of monitoring.notify when a run or a check of the pipeline fails, once for each incident, and "
+            "when it is over. A message that a receiver does not take is sent again at the next tick."
+        ),
+        tags={PIPELINE_TAG: wiring.spec.name},
+    )
+    def alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        with clear_failures():
+            last = _last_look(context)
+            looked = look(wiring, context.instance, list(_checks_of(wiring, context)), last, now())
+            outcome = deliver(looked.waiting, urls)
+            context.update_cursor(_CURSOR.dump_json(replace(looked, waiting=outcome.waiting)).decode())
+        going_on = f"{len(looked.incidents)} incident{'' if len(looked.incidents) == 1 else 's'} going on"
+        waiting = (
+            f"{len(outcome.waiting)} waiting: {'; '.join(outcome.failures)}" if outcome.waiting else "none waiting"
+        )
+        return dg.SkipReason(f"{going_on}. Messages: {outcome.sent} sent, {waiting}.")
+
+    return [alerts]
+
+
+def _last_look(context: dg.SensorEvaluationContext) -> Looked:
+    try:
+        return _CURSOR.validate_json(context.cursor) if context.cursor else Looked()
+    except ValidationError:
+        context.log.warning("The cursor is not one of this sensor: it begins anew.")
+        return Looked()
+
+
+def _checks_of(wiring: Wiring, context: dg.SensorEvaluationContext) -> Iterator[dg.AssetCheckKey]:
+    """Every check on an asset of the pipeline, also those of the user; freshness is looked at whether or not a run checks it."""
+    if (repository := context.repository_def) is not None:
+        for key in sorted(repository.asset_graph.asset_check_keys, key=lambda key: key.name):
+            if key.asset_key.path[0] == wiring.spec.name and key.name != NEWEST_SCORED:
+                yield key
+
+
+def look(
+    wiring: Wiring, instance: dg.DagsterInstance, checks: Iterable[dg.AssetCheckKey], last: Looked, at: datetime
+) -> Looked:
+    """Look at what is wrong now; messages about what has changed since the last look wait to be sent."""
+    dropped, failures = _published(wiring)
+    troubles, until = _of_checks(instance, checks, last, dropped)
+    troubles |= _of_runs(wiring, instance, failures, at) | _of_freshness(wiring, at)
+    changes = follow(last.incidents, troubles, at, lambda key: _before(wiring.spec.partitions.calendar, key))
+    receivers = tuple(map(identity, wiring.spec.monitoring.notify))
+    new = tuple(replace(message, waiting=receivers) for message in _messages(wiring, changes, at))
+    return Looked(until, changes.going_on, (*last.waiting, *new))
+
+
+def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
+    """The partitions that were dropped, and the failures of all others."""
+    name = wiring.spec.name
+    try:
+        with open_published(wiring.pipeline().home) as con:
+            dropped = frozenset(read_dropped(con, name))
+            return dropped, [it for it in read_failures(con, name).values() if it.partition_key not in dropped]
+    except NothingPublishedError:
+        return frozenset(), []
+
+
+def _of_checks(
+    instance: dg.DagsterInstance,
+    checks: Iterable[dg.AssetCheckKey],
+    last: Looked,
+    dropped: frozenset[str],
+) -> tuple[dict[Subject, dict[str, Trouble]], int]:
+    """What is wrong by each check, and the id of the newest result that need not be read again.
+
+    Results of a run that goes on are left for later: then a backfill is judged as a whole.
+    """
+    going_on = {run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))}
+    troubles: dict[Subject, dict[str, Trouble]] = {}
+    seen, unfinished, first = [last.results_until or 0], list[int](), last.results_until is None
+    for check in checks:
+        subject = Subject(check.asset_key.path[-1], check.name)
+        newest: dict[str, Trouble | None] = {}  # by partition; None where the check passed
+        most = MOST_OF_HISTORY if first else MOST_RESULTS
+        for record in check_results(instance, check, after=last.results_until or 0, most=most):
+            event = record.event
+            result = event.asset_check_evaluation if event else None
+            if record.run_id in going_on:
+                unfinished.append(record.id)
+            elif result is not None and event is not None and (key := _partition_of(result)) is not None:
+                seen.append(record.id)
+                since = datetime.fromtimestamp(event.timestamp, UTC)
+                newest.setdefault(key, None if result.passed else _failed(result, since, record.run_id))
+        passed = {key for key, trouble in newest.items() if trouble is None} | dropped
+        failed = {key: trouble for key, trouble in newest.items() if trouble is not None and key not in dropped}
+        if first:  # what later partitions got over is history
+            latest = max(passed - dropped, default=UNPARTITIONED)
+            failed = {key: trouble for key, trouble in failed.items() if key >= latest}
+        if wrong := after_checks(last.incidents, subject, passed, failed):
+            troubles[subject] = wrong
+    return troubles, min(max(seen), *(id_ - 1 for id_ in unfinished)) if unfinished else max(seen)
+
+
+def _partition_of(result: dg.AssetCheckEvaluation) -> str | None:
+    """The partition that a result is about; None for one that only sums up the results of partitions, or repeats them."""
+    if result.description == OF_THE_RUN:
+        return None
+    if result.check_name == UP_TO_DATE:  # about all partitions together
+        return None if result.partition == result.description else UNPARTITIONED
+    return result.partition or UNPARTITIONED
+
+
+def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Trouble:
+    """What is wrong by a result: the first texts and numbers of its metadata."""
+    values = {name: entry.value for name, entry in result.metadata.items()}
+    shown = [f"{name}: {value}" for name, value in values.items() if isinstance(value, str | int | float)]
+    shown = [text for text in shown if "\n" not in text][:MOST_NUMBERS]
+    if result.description and result.description != result.partition:
+        shown.insert(0, result.description)
+    severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
+    return Trouble(severity, since, _cut("; ".join(shown)), run_id)
+
+
+def _of_runs(
+    wiring: Wiring, instance: dg.DagsterInstance, failures: Sequence[Failure], at: datetime
+) -> dict[Subject, dict[str, Trouble]]:
+    """What failed: as recorded with its reason, and what failed runs that recorded no reason left undone."""
+    troubles: dict[Subject, dict[str, Trouble]] = {}
+    for failure in failures:
+        text = f"{failure.reason} Hint: {failure.hint}" if failure.hint else failure.reason
+        trouble = Trouble("failure", failure.failed_at, _cut(text), failure.run_id)
+        troubles.setdefault(Subject(failure.step), {})[failure.partition_key] = trouble
+    explained = {failure.run_id for failure in failures}
+    fine = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED)
+    failed = {
+        target: ended
+        for target, ended in newest_ended(wiring, instance).items()
+        if ended.run.status not in fine and ended.run.run_id not in explained
+    }
+    undone = _undone(wiring, at) if failed else frozenset[Target]()
+    reasons: dict[str, str] = {}
+    for (asset, key), ended in sorted(failed.items()):
+        if key and (asset, key) not in undone:
+            continue
+        run_id = ended.run.run_id
+        if run_id not in reasons:
+            reasons[run_id] = _cut(_reason(instance, run_id))
+        trouble = Trouble("failure", ended.at or at, reasons[run_id], run_id)
+        troubles.setdefault(Subject(asset), {}).setdefault(key, trouble)
+    return troubles
+
+
+def _of_freshness(wiring: Wiring, at: datetime) -> dict[Subject, dict[str, Trouble]]:
+    """Whether the newest partition that must be scored by now is scored, where `monitoring.fresh_by` says when."""
+    spec = wiring.spec
+    if spec.monitoring.fresh_by is None:
+        return {}
+    aspect = freshness(spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), at)
+    if aspect.passed:
+        return {}
+    return {Subject("predictions", NEWEST_SCORED): {UNPARTITIONED: Trouble("failure", at, aspect.text)}}
+
+
+def _undone(wiring: Wiring, at: datetime) -> frozenset[Target]:
+    """The assets and partitions that are due."""
+    plan = make_plan(wiring.spec, wiring.pipeline().published_state(most_bytes=MOST_BYTES), at)
+    return frozenset((ASSET_OF.get(item.step, item.step), item.partition.key) for item in plan.items)
+
+
+def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Why a run failed, as its first failed step says; else as Dagster says."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        failure = entry.dagster_event.step_failure_data if entry.dagster_event else None
+        if failure is not None and failure.user_failure_data and failure.user_failure_data.description:
+            return failure.user_failure_data.description
+        if failure is not None and failure.error is not None:
+            return " ".join((failure.error.cause or failure.error).message.split())
+    messages = [entry.user_message for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE)]
+    return messages[-1] if messages else "Its process ended unexpectedly."
+
+
+def _messages(wiring: Wiring, changes: Changes, at: datetime) -> Iterator[Message]:
+    for incident in changes.ended:
+        yield _message(wiring, incident, at, over=True)
+    for incident in changes.begun:
+        yield _message(wiring, incident, at, over=False)
+
+
+def _message(wiring: Wiring, incident: Incident, at: datetime, *, over: bool) -> Message:
+    """What is sent of an incident: what, where, how bad, since when, and where to look."""
+    name, subject, zone = wiring.spec.name, incident.subject, wiring.spec.partitions.calendar.zone
+    where = shown_partitions(_calendar(wiring, subject), incident.partitions)
+    what = (
+        f"{subject.asset} failed" if subject.check is None else f"the check {subject.check} on {subject.asset} failed"
+    )
+    if incident.severity == "warning":
+        what = f"the check {subject.check} on {subject.asset} gives a warning"
+    lines = [
+        f"Pipeline: {name}",
+        f"What: {what}{', and is over now' if over else ''}",
+        *([f"Partitions: {where}"] if where else []),
+        f"{'It was' if over else 'How bad'}: {incident.severity}. {incident.detail}".rstrip(),
+        f"Since: {incident.since.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
+        *([f"Over: {at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"] if over else []),
+        f"See: {_link(name, incident)}",
+    ]
+    title = f"{name}: {'over: ' if over else ''}{what}{f' ({where})' if where else ''}"
+    return Message(redact(title), redact("\n".join(lines)), None if over else incident.severity, ())
+
+
+def _link(pipeline: str, incident: Incident) -> str:
+    """The page of the UI that shows an incident; its address is that of `batch-platform ui`, or as UI_VARIABLE says."""
+    address, subject = os.environ.get(UI_VARIABLE, UI).rstrip("/"), incident.subject
+    if subject.check is not None:
+        return f"{address}/assets/{pipeline}/{subject.asset}?view=checks&checkDetail={quote(subject.check)}"
+    return f"{address}/runs/{incident.run_id}" if incident.run_id else f"{address}/assets/{pipeline}/{subject.asset}"
+
+
+def shown_partitions(calendar: Calendar, keys: Sequence[str]) -> str:
+    """Partitions as ranges, such as `2024-02-01...2024-02-05, 2024-02-10 (6)`; empty for an asset without partitions."""
+    keys = [key for key in keys if key]
+    joined = [(key, key) for key in keys]
+    with suppress(WrongUseError):  # partitions as they were declared when the incident began
+        joined = [(members[0].key, members[-1].key) for members in ranges(map(calendar.named, keys))]
+    shown = [first if first == last else f"{first}...{last}" for first, last in joined[:MOST_RANGES]]
+    more = f" and {len(joined) - MOST_RANGES} more" if len(joined) > MOST_RANGES else ""
+    count = f" ({len(keys):,})" if len(keys) > 1 else ""
+    return f"{', '.join(shown)}{more}{count}"
+
+
+def _calendar(wiring: Wiring, subject: Subject) -> Calendar:
+    calendar = wiring.spec.partitions.calendar
+    return (serving_calendar(wiring.spec) or calendar) if subject.asset == "model" else calendar
+
+
+def _before(calendar: Calendar, key: str) -> str | None:
+    """The key of the partition before another one."""
+    try:
+        before = calendar.holding(calendar.named(key).start - timedelta(microseconds=1))
+    except WrongUseError:
+        return None
+    return None if before is None else before.key
+
+
+def _cut(text: str) -> str:
+    """The beginning of a text, without secrets; they are removed first, since a part of an encoded secret is not recognised."""
+    clean = redact(text)
+    return clean if len(clean) <= LONGEST_DETAIL else f"{clean[:LONGEST_DETAIL]}…"

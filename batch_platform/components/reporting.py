@@ -1,0 +1,86 @@
+"""The asset of the report, with its own job and schedule; only where `report` is declared."""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import dagster as dg
+
+from batch_platform.components import describe
+from batch_platform.components.dagster_internals import UnresolvedAssetJobDefinition
+from batch_platform.components.processes import at_work
+from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures
+from batch_platform.declaration.redaction import redacted_output
+from batch_platform.reports.report import WrittenReport, write_report
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """The report in Dagster's terms."""
+
+    asset: dg.AssetsDefinition
+    job: UnresolvedAssetJobDefinition
+    schedule: dg.ScheduleDefinition
+
+
+def build_reporting(wiring: Wiring) -> list[Reporting]:
+    """The report of a pipeline; empty if none is declared."""
+    spec = wiring.spec
+    if spec.report is None:
+        return []
+    declared = spec.report
+
+    @dg.asset(
+        key=wiring.key(REPORT),
+        group_name=spec.name,
+        owners=spec.owners,
+        kinds={"html"},
+        description=(
+            "One HTML file without network access for people who decide things: what was scored and how good it was, the newest "
+            f"{declared.every} beside the one before. The same as `batch-platform report {spec.name}`."
+        ),
+        deps=[wiring.key("predictions"), wiring.key("performance")],
+        pool=spec.dagster.pool,
+    )
+    def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: spec.name})
+        with redacted_output(), clear_failures(), at_work(context):
+            started = perf_counter()
+            written = write_report(wiring.pipeline().home, spec, every=declared.every)
+            return dg.MaterializeResult(metadata=_metadata(written, perf_counter() - started))
+
+    name = f"{spec.name}_{REPORT}"
+    job = dg.define_asset_job(
+        name,
+        selection=dg.AssetSelection.assets(report),
+        description=f"Writes the report on {spec.name}.",
+        tags={PIPELINE_TAG: spec.name},
+        executor_def=dg.in_process_executor,
+    )
+    schedule = dg.ScheduleDefinition(
+        name=f"{name}_every_{declared.every}",
+        job=job,
+        cron_schedule=declared.cron,
+        execution_timezone=spec.partitions.timezone,
+        description=f"Writes the report on {spec.name}, the newest {declared.every} beside the one before.",
+        tags={PIPELINE_TAG: spec.name},
+    )
+    return [Reporting(report, job, schedule)]
+
+
+def _metadata(written: WrittenReport, seconds: float) -> dict[str, Any]:
+    figures = written.figures
+    headlines = {headline.label.replace(" ", "_"): float(headline.value) for headline in figures.headlines}
+    return {
+        "file": dg.MetadataValue.path(written.file),
+        "first": figures.window.keys[0],
+        "last": figures.window.keys[-1],
+        "summed_up": figures.summed_up.words,
+        "partitions": len(figures.window.runs),
+        "open_issues": len(figures.issues),
+        "bytes": written.file.stat().st_size,
+        "seconds": round(seconds, 3),
+        **describe.rounded(headlines),
+    }

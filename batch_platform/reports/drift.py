@@ -1,0 +1,148 @@
+"""Drift in the report: a cell for each column and period, and the worst columns in a sentence each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import polars as pl
+
+from batch_platform.declaration.monitored import Baseline, Drift
+from batch_platform.monitoring.drift import SURPRISE, USUAL_MARGIN, ColumnDrift
+from batch_platform.reports.span import Span
+from batch_platform.scoring.drift_tables import DRIFT
+from batch_platform.warehouse.sql import has_table, quoted
+
+MOST_COLUMNS = 25  # of the heat map: those that drifted most
+MOST_PERIODS = 92  # of the heat map: of more partitions, weeks are shown, and of more weeks, months
+WORST = 5
+_MATTERS = 0.05  # change of a share of rows that explains a drift
+_CELLS = {"column": pl.String, "period": pl.String, "index": pl.Float64, "alarms": pl.Int64, "partitions": pl.Int64}
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """A column that raised an alarm, at its worst partition."""
+
+    column: str
+    partition_key: str
+    index: float  # beyond chance and what is usual
+    alarms: int  # partitions
+    partitions: int  # in which it was measured
+    sentence: str
+
+
+@dataclass(frozen=True)
+class DriftFigures:
+    """How far features and predictions were from their baseline."""
+
+    baseline: Baseline
+    every: str  # what a period of the cells is: partition, week or month
+    cells: pl.DataFrame  # column, period, index (the highest of the period), alarms, partitions
+    worst: list[Drifted]  # the worst first
+    columns: int  # that were measured
+    drifted: int  # that raised an alarm
+
+
+def read_drift_figures(
+    con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, span: Span, zone: ZoneInfo
+) -> DriftFigures | None:
+    """Read the drift of a span from the baseline that is judged; None where it was not measured."""
+    bounds = declared or Drift()
+    if not has_table(con, pipeline, DRIFT):
+        return None
+    rows = _rows(con, pipeline, declared, bounds, span)
+    if not rows.height:
+        return None
+    every, periods = _periods(span, zone)
+    rows = rows.with_columns(period=pl.col("partition_key").replace_strict(periods))
+    of_columns = rows.group_by("column_name").agg(
+        pl.len().alias("partitions"),
+        pl.col("alarm").sum().alias("alarms"),
+        pl.col("unusual").filter("alarm").max().alias("highest"),
+        pl.col("unusual").sum().alias("total"),
+    )
+    shown = of_columns.sort("alarms", "total", "column_name", descending=[True, True, False])["column_name"]
+    cells = (
+        rows.filter(pl.col("column_name").is_in(shown.head(MOST_COLUMNS).to_list()))
+        .group_by(pl.col("column_name").alias("column"), "period")
+        .agg(
+            pl.col("unusual").max().alias("index"),
+            pl.col("alarm").sum().cast(pl.Int64).alias("alarms"),
+            pl.len().cast(pl.Int64).alias("partitions"),
+        )
+        .sort("column", "period")
+        .select(*_CELLS)
+    )
+    alarming = of_columns.filter(pl.col("alarms") > 0).sort("highest", "column_name", descending=[True, False])
+    worst = [
+        _drifted(rows.filter(pl.col("column_name") == name, "alarm"), alarms, partitions)
+        for name, partitions, alarms in alarming.head(WORST).select("column_name", "partitions", "alarms").iter_rows()
+    ]
+    return DriftFigures(bounds.baseline, every, cells, worst, of_columns.height, alarming.height)
+
+
+def _rows(
+    con: duckdb.DuckDBPyConnection, pipeline: str, declared: Drift | None, bounds: Drift, span: Span
+) -> pl.DataFrame:
+    """Each column of each partition beside the baseline, and whether it is an alarm: as it was judged, else by the defaults."""
+    query = f"""
+        SELECT *, CASE WHEN $judged THEN coalesce(level IN ('warn', 'fail'), false)
+            ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
+        FROM (
+            SELECT {", ".join(item.name for item in fields(ColumnDrift))},
+                greatest(0, psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0)) AS unusual
+            FROM {quoted(pipeline)}.{DRIFT} WHERE baseline = $baseline AND partition_key IN $keys
+        ) ORDER BY partition_key, column_name
+    """
+    values = {
+        "judged": declared is not None,
+        "warn": bounds.warn,
+        "baseline": bounds.baseline,
+        "keys": span.keys,
+    }
+    return con.sql(query, params=values).pl()
+
+
+def _periods(span: Span, zone: ZoneInfo) -> tuple[str, dict[str, str]]:
+    """What the periods of the heat map are, and the period of each partition, named by its first day or month."""
+    starts = {run.partition_key: run.partition_start.astimezone(zone) for run in span.runs}
+    if len(starts) <= MOST_PERIODS:
+        return "partition", {key: key for key in starts}
+    weeks = {key: f"{start:%G-W%V}" for key, start in starts.items()}
+    if len(set(weeks.values())) <= MOST_PERIODS:
+        return "week", weeks
+    return "month", {key: f"{start:%Y-%m}" for key, start in starts.items()}
+
+
+def _drifted(alarms: pl.DataFrame, count: int, partitions: int) -> Drifted:
+    row = alarms.sort("unusual", "partition_key", descending=[True, False]).row(0, named=True)
+    return Drifted(
+        row["column_name"], row["partition_key"], row["unusual"], count, partitions, _sentence(row, count, partitions)
+    )
+
+
+def _sentence(row: Mapping[str, Any], count: int, partitions: int) -> str:
+    """What is strange about a column, by the number that changed most."""
+    key = row["partition_key"]
+    shares = {
+        "empty": row["null_share"] - row["baseline_null_share"],
+        "unknown": row["unknown_share"] - row["baseline_unknown_share"],
+    }
+    kind = max(shares, key=lambda name: abs(shares[name]))
+    name = {"empty": "null_share", "unknown": "unknown_share"}[kind]
+    now, then = row[name], row[f"baseline_{name}"]
+    if abs(shares[kind]) >= _MATTERS and kind == "empty":
+        what = f"{now:.1%} of its values are empty in {key}, instead of {then:.1%}"
+    elif abs(shares[kind]) >= _MATTERS:
+        what = f"{now:.1%} of its values in {key} are categories that the model does not know, instead of {then:.1%}"
+    elif row["mean"] is not None and row["baseline_mean"] is not None and _differ(row["mean"], row["baseline_mean"]):
+        what = f"its mean is {row['mean']:.4g} in {key}, instead of {row['baseline_mean']:.4g}"
+    else:
+        what = f"its values are distributed otherwise in {key}"
+    return f"{what} (index {row['unusual']:.2f}); an alarm in {count:,} of {partitions:,} partitions."
+
+
+def _differ(mean: float, baseline: float) -> bool:
+    return f"{mean:.2g}" != f"{baseline:.2g}"

@@ -1,0 +1,36 @@
+"""A span of scored partitions, and the number that sums up a row of predictions."""
+
+from dataclasses import dataclass
+
+import duckdb
+
+from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform.warehouse.sql import table_columns
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive scored partitions."""
+
+    runs: tuple[ScoreRun, ...]  # of the predictions as they are now, in order of time
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the partitions."""
+        return [run.partition_key for run in self.runs]
+
+    @property
+    def words(self) -> str:
+        """The first and the last partition."""
+        first, last = self.keys[0], self.keys[-1]
+        return first if first == last else f"{first} to {last}"
+
+    def total(self, count: str) -> int:
+        """The sum of a count of rows."""
+        return sum(getattr(run, count) for run in self.runs)
+
+
+def score_column(con: duckdb.DuckDBPyConnection, pipeline: str) -> str | None:
+    """The number that sums up a row: its score, or the prediction of a regression; None for classes without a score."""
+    types = dict(table_columns(con, pipeline, "predictions"))
+    return next((name for name in ("score", "prediction") if types.get(name) in ("DOUBLE", "FLOAT")), None)

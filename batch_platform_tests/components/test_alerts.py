@@ -1,0 +1,182 @@
+"""Alerts: real runs and checks on a real instance, and a real HTTP server that is down at first."""
+
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from batch_platform.components import receivers
+from batch_platform.pipeline.incidents import Incident, Subject, Trouble, after_checks, follow
+from batch_platform_tests.deployment import Deployment, deploy_trained
+from batch_platform_tests.receiver import Receiver, receiver
+from batch_platform_tests.small_pipeline import small_events
+
+DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
+BROKEN = {  # which feature is broken, on which day and how
+    "amount": ("2024-02-05", pl.lit(None, pl.Float64)),  # all null
+    "items": ("2024-02-06", (pl.col("items") * 100).cast(pl.Int32)),  # another unit
+    "shop": ("2024-02-07", pl.col("shop").replace("O'Brien", "OBrien")),  # one category renamed
+    "known": ("2024-02-08", pl.lit(value=True)),  # constant
+}
+SECRET = "k9-never-to-be-seen"
+AT = datetime(2024, 2, 1, tzinfo=UTC)
+
+
+class Told:
+    """The sensor of a deployment, ticked by hand as the daemon does: with the cursor of its last tick."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment, self.cursor = deployment, None
+
+    def tick(self) -> str:
+        """Let it look once; returns why it requests no run, which is what the UI shows of the tick."""
+        sensor = self.deployment.definitions.resolve_sensor_def("small_alerts")
+        with dg.build_sensor_context(
+            instance=self.deployment.instance, cursor=self.cursor, definitions=self.deployment.definitions
+        ) as context:
+            result = sensor.evaluate_tick(context)
+        self.cursor = result.cursor
+        assert not result.run_requests
+        return result.skip_message or ""
+
+
+@pytest.fixture
+def hook() -> Receiver:
+    return receiver()
+
+
+@pytest.fixture
+def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Receiver) -> Deployment:
+    monkeypatch.setenv("ALERTS_TOKEN", SECRET)
+    return deploy_trained(
+        tmp_path,
+        monkeypatch,
+        monitoring={"drift": {}, "notify": [f"{hook.url}?token={SECRET}"]},
+    )
+
+
+def broken_events(column: str) -> pl.DataFrame:
+    day, broken = BROKEN[column]
+    return small_events().with_columns(pl.when(day == DAY).then(broken).otherwise(column).alias(column))
+
+
+def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed, hook):
+    file, told = deployed.pipeline.folder / "events.parquet", Told(deployed)
+    assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-04").success
+    assert told.tick() == "0 incidents going on. Messages: 0 sent, none waiting."
+
+    broken_events("amount").write_parquet(file)
+    assert deployed.run("features", "predictions", first="2024-02-05").success
+    reason = told.tick()
+    assert reason.startswith("1 incident going on. Messages: 0 sent, 1 waiting: receiver 1 (json): ")
+    assert SECRET not in reason + str(told.cursor), "the address of a receiver is a secret"
+    told.tick()
+    assert hook.messages == []
+    with hook.up():
+        assert told.tick() == "1 incident going on. Messages: 1 sent, none waiting."
+        told.tick()
+        (message,) = hook.messages
+        assert message["title"] == "small: the check drift on predictions failed (2024-02-05)"
+        assert message["type"] == "failure"
+        lines = dict(line.split(": ", 1) for line in message["message"].splitlines())
+        assert lines["Pipeline"] == "small"
+        assert lines["Partitions"] == "2024-02-05"
+        assert lines["How bad"].startswith("failure. drifted: amount ")
+        assert "null 100.0%" in lines["How bad"]
+        assert lines["See"] == "http://127.0.0.1:3000/assets/small/predictions?view=checks&checkDetail=drift"
+        for column, (day, _) in BROKEN.items():
+            if column != "amount":
+                broken_events(column).write_parquet(file)
+                hook.messages.clear()
+                assert deployed.run("features", "predictions", first=day).success
+                told.tick()
+                told.tick()
+                (message,) = hook.messages
+                assert f"How bad: failure. drifted: {column} " in message["message"], message
+            small_events().write_parquet(file)
+            hook.messages.clear()
+            assert deployed.run("features", "predictions", first=day).success
+            assert told.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
+            told.tick()
+            (message,) = hook.messages
+            title = f"small: over: the check drift on predictions failed ({day})"
+            assert (message["title"], message["type"]) == (title, "success")
+
+
+def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deployed, hook):
+    told, days = Told(deployed), ("2024-02-01", "2024-02-04")
+    with hook.up():
+        deployed.run("features", "predictions", first="2024-02-02")
+        config = {"predictions": {"model": "no-such-version"}}
+        assert not deployed.run("features", "predictions", first=days[0], last=days[1], config=config).success
+        told.tick()
+        (message,) = hook.messages
+        assert message["title"] == "small: predictions failed (2024-02-01, 2024-02-03...2024-02-04 (3))"
+        assert "small has no version 'no-such-version'" in message["message"]
+        (run,) = deployed.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        assert message["message"].endswith(f"See: http://127.0.0.1:3000/runs/{run.run_id}")
+
+        source = deployed.pipeline.folder / "events.parquet"
+        source.rename(source.with_suffix(".away"))
+        assert not deployed.run("features", first="2024-02-05").success
+        told.tick()
+        assert [it["title"] for it in hook.messages[1:]] == ["small: features failed (2024-02-05)"]
+        source.with_suffix(".away").rename(source)
+        assert deployed.run("features", "predictions", first=days[0], last="2024-02-05").success
+        told.tick()
+        told.tick()
+        assert sorted(it["title"] for it in hook.messages[2:]) == [
+            "small: over: features failed (2024-02-05)",
+            "small: over: predictions failed (2024-02-01, 2024-02-03...2024-02-04 (3))",
+        ]
+
+
+def test_a_receiver_that_never_answers_does_not_hold_up_a_tick(monkeypatch):
+    monkeypatch.setattr(receivers, "SECONDS_TO_SEND", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        urls = [f"json://127.0.0.1:{silent.getsockname()[1]}/?rto=3600", "nonsense://here"]
+        waiting = tuple(map(receivers.identity, urls))
+        messages = [receivers.Message(title, "text", "failure", waiting) for title in ("first", "second")]
+        outcome = receivers.deliver(messages, urls)
+    assert outcome.waiting == tuple(messages)
+    assert outcome.failures[0].startswith("receiver 1 (json): no answer within 0 seconds")
+    assert outcome.sent == 0
+    assert receivers.deliver(messages, []).waiting == (), "nobody is declared any more"
+
+
+def trouble(severity: Any = "warning", hours: int = 0) -> Trouble:
+    return Trouble(severity, AT + timedelta(hours=hours), "detail", "run")
+
+
+def opened(*keys: str) -> Incident:
+    (incident,) = follow([], {SUBJECT: dict.fromkeys(keys, trouble())}, AT, lambda _: None).begun
+    return incident
+
+
+SUBJECT = Subject("predictions", "drift")
+
+
+def test_partitions_join_an_incident_that_is_young_or_holds_the_one_before():
+    first, later = opened("2024-02-01"), AT + timedelta(days=2)
+    both = {SUBJECT: {"2024-02-01": trouble(), "2024-02-20": trouble("failure")}}
+    soon = follow([first], both, AT + timedelta(hours=23), lambda _: None)
+    assert soon.begun == ()
+    assert soon.going_on[0].troubled == ("2024-02-01", "2024-02-20")
+    assert follow([first], both, later, lambda _: "2024-02-01").begun == (), "it follows on the first"
+    (second,) = follow([first], both, later, lambda _: "2024-02-19").begun
+    assert (second.troubled, second.severity) == (("2024-02-20",), "failure")
+    over = follow([first, second], {SUBJECT: {"2024-02-20": trouble()}}, later, lambda _: None)
+    assert [incident.recovered for incident in over.ended] == [("2024-02-01",)]
+    assert over.going_on == (second,)
+
+
+def test_a_day_that_is_gone_need_not_be_repaired():
+    incident = opened("2024-02-01", "2024-02-02")
+    assert after_checks([incident], SUBJECT, {"2024-02-01"}, {}).keys() == {"2024-02-02"}
+    assert after_checks([incident], SUBJECT, {"2024-02-03"}, {}) == {}
+    still = after_checks([incident], SUBJECT, {"2024-02-04"}, {"2024-02-03": trouble()})
+    assert still.keys() == {"2024-02-01", "2024-02-02", "2024-02-03"}
