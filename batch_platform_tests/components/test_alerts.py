@@ -1,15 +1,18 @@
 """Alerts: real runs and checks on a real instance, and a real HTTP server that is down at first."""
 
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import polars as pl
 import pytest
 
 from batch_platform.components import receivers
+from batch_platform.components.alerts import Looked, look
 from batch_platform.pipeline.incidents import Incident, Subject, Trouble, after_checks, follow
 from batch_platform_tests.deployment import Deployment, deploy_trained
 from batch_platform_tests.receiver import Receiver, receiver
@@ -133,6 +136,26 @@ def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deploy
             "small: over: features failed (2024-02-05)",
             "small: over: predictions failed (2024-02-01, 2024-02-03...2024-02-04 (3))",
         ]
+
+
+def test_a_pipeline_that_is_late_is_told_once_until_it_has_caught_up(tmp_path, monkeypatch):
+    deployed = deploy_trained(tmp_path, monkeypatch, monitoring={"fresh_by": "07:00", "notify": ["json://127.0.0.1/"]})
+    looked = Looked()
+
+    def titles(at: str) -> list[str]:
+        nonlocal looked
+        instant = datetime.fromisoformat(at).replace(tzinfo=ZoneInfo("Europe/Berlin"))
+        looked = look(deployed.wiring, deployed.instance, [], replace(looked, waiting=()), instant)
+        return [message.title for message in looked.waiting]
+
+    deployed.run("features", "predictions", first="2024-02-01")
+    assert titles("2024-02-03T06:59") == []
+    assert titles("2024-02-03T07:01") == ["small: the check newest_partition_scored on predictions failed"]
+    (incident,) = looked.incidents
+    assert incident.detail.startswith("2024-02-02 is not scored, which was expected by 2024-02-03 07:00")
+    assert titles("2024-02-04T08:00") == [], "it goes on"
+    deployed.run("features", "predictions", first="2024-02-02", last="2024-02-03")
+    assert titles("2024-02-04T08:01") == ["small: over: the check newest_partition_scored on predictions failed"]
 
 
 def test_a_receiver_that_never_answers_does_not_hold_up_a_tick(monkeypatch):

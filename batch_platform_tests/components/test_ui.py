@@ -311,7 +311,7 @@ def test_numbers_are_plotted_partition_by_partition(dagster):
 
 def test_checks_are_seen_for_each_partition(dagster):
     page = dagster.open("/assets/small/predictions?view=checks")
-    dagster.sees("Checks (4)")
+    dagster.sees("Checks (6)")
     for check in ("rejected_share", "rows_balance", "score_distribution"):
         dagster.words(check).first.click()
         dagster.sees("Passed")
