@@ -6,7 +6,7 @@ left out where it judges probabilities. To add a metric, add a record to `METRIC
 `declaration/spec.py` if `model.promote.metric` may name it. A pipeline names metrics of its own in `monitoring.metrics`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,10 +69,15 @@ def metrics_of(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, Metr
     return {metric.name: metric for metric in (*METRICS.values(), *own) if outcomes.task in metric.tasks}
 
 
-def measure(outcomes: Outcomes, own: Sequence[Metric] = ()) -> dict[str, float]:
-    """Every metric that is defined for the outcomes, by name; empty without rows or without labels of a supervised task."""
+def measure(outcomes: Outcomes, own: Sequence[Metric] = (), only: Collection[str] | None = None) -> dict[str, float]:
+    """Every metric that is defined for the outcomes, by name; empty without rows or without labels of a supervised task.
+
+    With `only`, no other metric than these is measured.
+    """
     values = dict[str, float | None]()
     for name, metric in metrics_of(outcomes, own).items():
+        if only is not None and name not in only:
+            continue
         rows = metric.rows_of(outcomes)
         values[name] = metric.value(rows) if len(rows.predicted) else None
     return {name: value for name, value in values.items() if value is not None}

@@ -1,6 +1,6 @@
 """The measure `performance`: every metric of a partition's predictions, against the labels known now."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,11 @@ def labelled_outcomes(partition: ScoredPartition) -> Outcomes:
     return Outcomes(task, shares, truth, partition.classes)
 
 
-def metric_rows(outcomes: Outcomes, own: Sequence[Metric] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every metric of some outcomes: name, value, ends of its interval, rows that it was measured on, and positives."""
-    values = measure(outcomes, own)
+def metric_rows(
+    outcomes: Outcomes, own: Sequence[Metric] = (), only: Collection[str] | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """The metrics of some outcomes: name, value, ends of its interval, rows that it was measured on, and positives."""
+    values = measure(outcomes, own, only)
     ends, metrics = intervals(outcomes, values, own), metrics_of(outcomes, own)
     for name, value in sorted(values.items()):
         interval, rows = ends.get(name), metrics[name].rows_of(outcomes)

@@ -91,12 +91,14 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     *,
     by: Sequence[str] = (),
     metrics: Sequence[Metric] = (),
+    of_segments: Collection[str] | None = None,
 ) -> pl.DataFrame:
     """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
 
     `con` is a connection to the published copy. There are rows for all models that served, for each of their versions, for
     each challenger, and for each value of every column in `by`, which is a kept column of the predictions. Versions that
-    know other classes are not measured together. `metrics` are measured beside the built-in ones.
+    know other classes are not measured together. `metrics` are measured beside the built-in ones, and of segments only
+    those that `of_segments` names, where it is given: most of the time goes into their intervals.
 
     Raises:
         DataError: Nothing was evaluated with labels, or the predictions have no column of `by`.
@@ -105,7 +107,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
     keys = [key for key in _measured(con, pipeline) if (first or key) <= key <= (last or key)]
-    rows = list(_pooled(con, pipeline, keys, by, metrics))
+    rows = list(_pooled(con, pipeline, keys, by, metrics, of_segments))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
 
@@ -247,8 +249,13 @@ class _Kind:
         )
 
 
-def _pooled(
-    con: duckdb.DuckDBPyConnection, pipeline: str, keys: Sequence[str], by: Sequence[str], metrics: Sequence[Metric]
+def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
+    con: duckdb.DuckDBPyConnection,
+    pipeline: str,
+    keys: Sequence[str],
+    by: Sequence[str],
+    metrics: Sequence[Metric],
+    of_segments: Collection[str] | None = None,
 ) -> Iterator[PooledMetric]:
     """The metrics of some partitions: of all models that served, of each version, and of each challenger."""
     query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
@@ -271,14 +278,16 @@ def _pooled(
         for column in by:
             for (segment,), of_segment in rows.group_by(pl.col(column).cast(pl.String), maintain_order=True):
                 pool = Pool(challenger=challenger, segment_column=column, segment=segment)
-                yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool)
+                yield from _of_rows(kinds[versions[0]], of_segment, metrics, pool, of_segments)
 
 
-def _of_rows(kind: _Kind, rows: pl.DataFrame, metrics: Sequence[Metric], pool: Pool) -> Iterator[PooledMetric]:
+def _of_rows(
+    kind: _Kind, rows: pl.DataFrame, metrics: Sequence[Metric], pool: Pool, only: Collection[str] | None = None
+) -> Iterator[PooledMetric]:
     outcomes = kind.outcomes(rows)
     strange = rows[_TRUTH].filter(~outcomes.of_known_class)
     unknown, partitions = named_classes(strange), rows[_GROUP].n_unique()
-    for name, value, low, high, measured, positives in metric_rows(outcomes, metrics):
+    for name, value, low, high, measured, positives in metric_rows(outcomes, metrics, only):
         yield PooledMetric(
             **vars(pool),
             metric=name,

@@ -17,7 +17,7 @@ from batch_platform.models.flavours.flavour import needed
 from batch_platform.reports.figures import Figures
 
 EXTRA = "report"
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B6B6B"
+BLUE, ORANGE, GREY, DARK = "#0072B2", "#D55E00", "#6B6B6B", "#08306B"
 _DAY = timedelta(hours=20)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # of the heat map
@@ -194,10 +194,10 @@ def _drift(figures: Figures) -> Chart | None:
         "y": {"field": "column", "type": "nominal", "title": None, "sort": order["column"].to_list()},
     }
     shown = _tooltip("column", "period", "index", "alarms", "partitions")
-    scale = {"scheme": "cividis", "reverse": True, "domain": [0, STRONG], "clamp": True}
-    legend = {"orient": "top", "title": f"index ({STRONG:g} and more: strong)", "gradientLength": 200}
+    scale = {"range": ["#f7f7f7", DARK], "domain": [0, STRONG], "clamp": True}
+    legend = {"orient": "top", "title": f"index, strong from {STRONG:g}", "titleLimit": 300, "gradientLength": 200}
     cells = {
-        "mark": {"type": "rect", "stroke": "white", "strokeWidth": 0.5},
+        "mark": {"type": "rect", "stroke": "#e4e4e4", "strokeWidth": 0.5},
         "encoding": {
             **places,
             "color": {"field": "index", "type": "quantitative", "scale": scale, "legend": legend},

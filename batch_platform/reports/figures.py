@@ -14,12 +14,14 @@ from batch_platform.declaration.errors import DataError, listed
 from batch_platform.declaration.reporting import ReportEvery
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.registry import Registry, read_registry
+from batch_platform.monitoring.health import Aspect
 from batch_platform.monitoring.metrics import METRICS, Metric, default_metric, lower_is_better, own_metrics
 from batch_platform.monitoring.outcomes import CLASSIFICATION
 from batch_platform.monitoring.scores import ScoreDistribution, committed_distributions
+from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
-from batch_platform.reports.segments import Gap, gaps_of, read_segments
+from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.warehouse.failures import read_failures
@@ -108,6 +110,7 @@ class Figures:
     calibration: pl.DataFrame  # rows, mean_score, outcome: of rows with similar scores
     calibration_error: float | None  # mean distance of both, weighted by rows
     rejections: dict[str, int]  # rows by column and reason
+    unusual: list[Aspect]  # volumes and rejected shares that earlier partitions do not explain, the newest first
     services: list[Service]
     decisions: pl.DataFrame  # decided_at, version, action, reason, actor
     challengers: pl.DataFrame  # challenger, value, low, high, rows, partitions; challenger null: the models that served
@@ -139,11 +142,11 @@ def read_figures(
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
-    pooled = _measured(con, spec, window, by=spec.monitoring.segments, own=own)
+    pooled = _measured(con, spec, window, metric, by=spec.monitoring.segments, own=own)
     measured = metric if _row(pooled, metric) else None
 
     def measure(span: Span) -> Mapping[str, float] | None:
-        return _row(pooled if span == window else _measured(con, spec, span, by=(), own=own), metric)
+        return _row(pooled if span == window else _measured(con, spec, span, metric, by=(), own=own), metric)
 
     performance = _performance(con, spec.name, metric, window)
     calibration, confusion = _calibration(con, spec, registry, window)
@@ -170,6 +173,7 @@ def read_figures(
         calibration=calibration,
         calibration_error=_calibration_error(calibration),
         rejections=_rejections(con, spec.name, window),
+        unusual=_unusual(spec, runs, window),
         services=_services(registry, window),
         decisions=_decisions(con, spec.name, window),
         challengers=_challengers(pooled, metric),
@@ -221,13 +225,20 @@ def _week(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
     return week.year, week.week
 
 
-def _measured(
-    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, *, by: Sequence[str], own: Sequence[Metric]
+def _measured(  # noqa: PLR0913 - the span, and what is measured of it
+    con: duckdb.DuckDBPyConnection,
+    spec: PipelineSpec,
+    span: Span,
+    metric: str,
+    *,
+    by: Sequence[str],
+    own: Sequence[Metric],
 ) -> pl.DataFrame:
-    """Every metric of a span, of all models, of each challenger and of each value of some columns; no rows without labels."""
+    """Every metric of a span, of all models and of each challenger; of each value of some columns, those that are shown."""
     if not has_table(con, spec.name, OUTCOMES):
         return pl.DataFrame(schema=UNMEASURED)
-    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=by, metrics=own)
+    shown = {metric, *RATES}
+    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=by, metrics=own, of_segments=shown)
 
 
 def _row(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
@@ -374,6 +385,12 @@ def _rejections(con: duckdb.DuckDBPyConnection, pipeline: str, span: Span) -> di
     return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
+def _unusual(spec: PipelineSpec, runs: Sequence[ScoreRun], span: Span) -> list[Aspect]:
+    past = Past(spec.partitions.calendar, runs)
+    judged = (aspect for run in reversed(span.runs) for aspect in partition_aspects(spec, past, run))
+    return [aspect for aspect in judged if not aspect.passed]
+
+
 def _services(registry: Registry, span: Span) -> list[Service]:
     services: list[Service] = []
     for version, group in groupby(span.runs, key=lambda run: run.model_version):
@@ -425,4 +442,4 @@ def _definitions(pooled: pl.DataFrame, own: Sequence[Metric]) -> dict[str, str]:
     """The first sentence that says what a metric is, for each one that the report shows."""
     known = METRICS | {metric.name: metric for metric in own}
     texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(set(pooled["metric"])) if name in known}
-    return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items() if text}
+    return {name: " ".join(text.split("\n\n")[0].replace("`", "").split()) for name, text in texts.items() if text}

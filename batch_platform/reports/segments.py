@@ -29,8 +29,8 @@ class Gap:
 
     column: str
     rate: str  # as people say it
-    lowest: str  # segments
-    highest: str
+    lowest: str | None  # segment
+    highest: str | None
     low: float
     high: float
     segments: int  # that were compared
@@ -88,12 +88,8 @@ def gaps_of(segments: pl.DataFrame) -> list[Gap]:
             rates = rows.filter(pl.col("rows") >= LEAST_ROWS, pl.col(name).is_not_null()).sort(name)
             if rates.height > 1:
                 (lowest, low), (highest, high) = (rates.select("segment", name).row(at) for at in (0, -1))
-                gaps.append(Gap(str(column), words, _name(lowest), _name(highest), low, high, rates.height))
+                gaps.append(Gap(str(column), words, lowest, highest, low, high, rates.height))
     return gaps
-
-
-def _name(segment: str | None) -> str:
-    return "(null)" if segment is None else segment
 
 
 def score_shifts(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, spans: Sequence[Span]) -> pl.DataFrame:
