@@ -19,6 +19,7 @@ import batch_platform
 from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
+from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
@@ -157,12 +158,8 @@ def refusal(project: Path) -> str:
 
 
 def loaded_spec(definitions: dg.Definitions) -> PipelineSpec:
-    (spec,) = [
-        spec.metadata["batch_platform/wiring"].instance.spec
-        for spec in definitions.resolve_all_asset_specs()
-        if "batch_platform/wiring" in spec.metadata
-    ]
-    return spec
+    (wiring,) = [wiring for spec in definitions.resolve_all_asset_specs() if (wiring := Wiring.of(spec))]
+    return wiring.spec
 
 
 def shown(definitions: dg.Definitions) -> dict[str, Any]:
