@@ -152,12 +152,12 @@ def _of_checks(
                 seen.append(record.id)
                 since = datetime.fromtimestamp(event.timestamp, UTC)
                 newest.setdefault(key, None if result.passed else _failed(result, since, record.run_id))
-        passed = {key for key, trouble in newest.items() if trouble is None} | dropped
-        failed = {key: trouble for key, trouble in newest.items() if trouble is not None and key not in dropped}
+        passed = {key for key, trouble in newest.items() if trouble is None}
+        failed = {key: trouble for key, trouble in newest.items() if trouble is not None}
         if first:  # what later partitions got over is history
-            latest = max(passed - dropped, default=UNPARTITIONED)
+            latest = max(passed, default=UNPARTITIONED)
             failed = {key: trouble for key, trouble in failed.items() if key >= latest}
-        if wrong := after_checks(last.incidents, subject, passed, failed):
+        if wrong := after_checks(last.incidents, subject, passed, failed, dropped):
             troubles[subject] = wrong
     return troubles, min(max(seen), *(id_ - 1 for id_ in unfinished)) if unfinished else max(seen)
 

@@ -82,11 +82,15 @@ def follow(
 
 
 def after_checks(
-    going_on: Sequence[Incident], subject: Subject, passed: Collection[str], failed: Mapping[str, Trouble]
+    going_on: Sequence[Incident],
+    subject: Subject,
+    passed: Collection[str],
+    failed: Mapping[str, Trouble],
+    dropped: Collection[str] = (),
 ) -> dict[str, Trouble]:
     """What is wrong by a check, given the newest result of each partition since the last look.
 
-    A partition that failed is over once it passes. It is also over once a later partition passes while none fails: what was
+    A partition that failed is over once it passes or is `dropped`. It is also over once a later partition passes while none fails: what was
     wrong with a day that is gone need not be repaired.
     """
     known = {
@@ -94,11 +98,11 @@ def after_checks(
         for incident in going_on
         if incident.subject == subject
         for key in incident.troubled
-        if key not in passed
+        if key not in passed and key not in dropped
     }
     if known and not failed and max(passed, default="") > max(known):
         return {}
-    return known | dict(failed)
+    return known | {key: trouble for key, trouble in failed.items() if key not in dropped}
 
 
 def _with_recovered(incident: Incident, troubles: Mapping[str, Trouble]) -> Incident:

@@ -201,5 +201,7 @@ def test_a_day_that_is_gone_need_not_be_repaired():
     incident = opened("2024-02-01", "2024-02-02")
     assert after_checks([incident], SUBJECT, {"2024-02-01"}, {}).keys() == {"2024-02-02"}
     assert after_checks([incident], SUBJECT, {"2024-02-03"}, {}) == {}
+    gone = ["2024-02-02", "2024-02-09"]
+    assert after_checks([incident], SUBJECT, [], {}, gone).keys() == {"2024-02-01"}, "a dropped day did not pass"
     still = after_checks([incident], SUBJECT, {"2024-02-04"}, {"2024-02-03": trouble()})
     assert still.keys() == {"2024-02-01", "2024-02-02", "2024-02-03"}
