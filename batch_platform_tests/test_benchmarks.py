@@ -78,13 +78,14 @@ def test_the_markdown_names_machine_versions_medians_and_where_we_lose(scoring):
     assert all(library in text for library in ("duckdb 2.", "polars 2.", "scikit-learn 1.", "dagster 1."))
 
 
-def test_commits_of_many_writers_are_counted_and_publishing_is_compared_with_a_full_copy(tmp_path):
-    results, text = benchmark(tmp_path, "commit", "publish", "--rows=5000", "--repeat=1")
+def test_commits_of_many_writers_are_counted_publishing_is_compared_with_a_full_copy_and_a_report_is_written(tmp_path):
+    results, text = benchmark(tmp_path, "commit", "publish", "report", "--rows=5000", "--repeat=1")
     assert [(result["workload"], result["contender"], result["rows"]) for result in results] == [
         ("commit", OURS, 1000),
         ("commit", "plain_insert", 1000),
         ("commit_wait", OURS, 100),
         *[("publish", name, rows) for rows in (500, 5000, 25_000) for name in (OURS, "full_copy")],
+        ("report", OURS, 4 * 29 * 40),
     ]
     assert "Of 80 commits by 8 writers at once, 0 were lost." in text
 

@@ -336,9 +336,9 @@ def _calibration(
     key = ", ".join(map(quoted, ["partition_key", *spec.features.key]))
     joined = f"{scored} JOIN {quoted(spec.name)}.{OUTCOMES} USING ({key})"
     if task == "regression":
-        edges = f"SELECT approx_quantile(prediction, {[at / BINS for at in range(1, BINS)]}) AS edges FROM {scored}"
+        edges = f"SELECT approx_quantile(prediction, {[at / BINS for at in range(1, BINS)]}) AS __edges FROM {scored}"
         query = f"""
-            SELECT len(list_filter(edges, edge -> edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
+            SELECT len(list_filter(__edges, edge -> edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
                 avg(outcome_value) AS outcome
             FROM {joined}, ({edges}) GROUP BY bin ORDER BY bin
         """

@@ -106,9 +106,9 @@ def score_shifts(con: duckdb.DuckDBPyConnection, pipeline: str, column: str, spa
     if score is None:
         cell = "prediction::VARCHAR"
     else:
-        ends = f"(SELECT min({quoted(score)}) AS low, max({quoted(score)}) AS high FROM {table} WHERE partition_key IN $both)"
+        ends = f"(SELECT min({quoted(score)}) AS __low, max({quoted(score)}) AS __high FROM {table} WHERE partition_key IN $both)"
         table = f"{table}, {ends}"
-        place = f"floor(({quoted(score)} - low) / nullif(high - low, 0) * {_FINE})"
+        place = f"floor(({quoted(score)} - __low) / nullif(__high - __low, 0) * {_FINE})"
         cell = f"coalesce(least({place}, {_FINE - 1}), 0)::INTEGER"
     query = f"""
         SELECT {quoted(column)}::VARCHAR AS segment, partition_key IN $later AS is_later, {cell} AS cell, count(*) AS rows

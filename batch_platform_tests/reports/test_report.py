@@ -152,7 +152,7 @@ def test_a_segment_whose_scores_moved_is_found_by_its_scores_alone(figures):
     )
     with duckdb.connect() as con:
         con.execute("CREATE SCHEMA small")
-        con.execute("CREATE TABLE small.predictions AS FROM scored")
+        con.execute("CREATE TABLE small.predictions AS SELECT *, 1 AS low, 2 AS high FROM scored")
         shifts = dict(score_shifts(con, "small", "shop", [later, earlier]).iter_rows())
     assert shifts["still"] is None, "what chance explains is no shift"
     edges = np.quantile(scored["score"], np.linspace(0, 1, 11)[1:-1])
