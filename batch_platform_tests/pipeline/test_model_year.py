@@ -4,8 +4,10 @@ Everything through the command line, the UI's own interface and SQL, as people w
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -17,17 +19,36 @@ from scipy.stats import rankdata
 
 from batch_platform.cli.new import project_files
 from batch_platform.defs.flight_delays import sources
+from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.command_line import Answer, published, run_command
 from batch_platform_tests.dagster_project import PACKAGE
 from batch_platform_tests.served import Ui, finished, launch, served
 
 SHIPPED = Path(sources.__file__).parent
+FLIGHTS = SHIPPED / "data" / "flights.parquet"
 NAME = "flight_delays"
 FIRST, LAST = "2013-03-01", "2013-12-31"
 SCORED = 306
 MOST_ROWS = 60_000  # of up to 290,000 that a model of a late month would learn from: the year is about what follows
 WORSE = {"max_iter": 1, "max_leaf_nodes": 2, "min_samples_leaf": 40_000}
 REFUSED_PERIOD, WITHDRAWN_FROM = "2013-10-01", "2013-12-10"
+YEAR = r"(\d+) partitions of features, (\w+) models, (\d+) scored and evaluated partitions"
+COUNTS = ("all days", "months", "scored days")
+STATED: dict[str, dict[str, tuple[str, ...]]] = {  # by page and pattern, which figures its groups are
+    "README.md": {r"on real data: ([\d,]+) flights": ("all flights",), YEAR: COUNTS},
+    "batch_platform/guide/monitoring.md": {
+        r"of at most ([\d,]+) rows, the AUC of all flights is (0\.\d+), the mean of the days (0\.\d+)": (
+            "most rows",
+            "AUC",
+            "mean AUC of the days",
+        )
+    },
+    "batch_platform/guide/performance.md": {
+        YEAR: COUNTS,
+        r"models of at most ([\d,]+) rows \| (0\.\d+) \|": ("most rows", "AUC"),
+        r"\| flights of two months, by day \| ([\d,]+) \|": ("flights of two months",),
+    },
+}
 MEASURED = ("roc_auc", "accuracy", "brier", "log_loss", "average_precision")
 CHALLENGER = {
     "name": "linear",
@@ -102,13 +123,19 @@ def test_the_challenger_scored_every_row_that_the_champion_scored_and_is_measure
     assert not set(served_by) & set(never)
 
 
-def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recomputed_by_other_code(project):
+@pytest.fixture(scope="module")
+def scored(project) -> pl.DataFrame:
+    """Every scored flight whose outcome is known, read from the raw flights: partition, month, score and whether it was late."""
     with duckdb.connect(str(project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
-        rows = con.sql(
-            "SELECT p.partition_key, p.score, f.arr_delay >= 30 AS late FROM flight_delays.predictions AS p "
-            "JOIN read_parquet($flights) AS f USING (flight_id) WHERE f.arr_delay IS NOT NULL",
-            params={"flights": str(SHIPPED / "data" / "flights.parquet")},
-        ).pl()
+        query = (
+            "SELECT p.partition_key, left(p.partition_key, 7) AS month, p.score, f.arr_delay >= 30 AS late "
+            "FROM flight_delays.predictions AS p JOIN read_parquet($flights) AS f USING (flight_id) WHERE f.arr_delay IS NOT NULL"
+        )
+        return con.sql(query, params={"flights": str(FLIGHTS)}).pl()
+
+
+def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recomputed_by_other_code(project, scored):
+    with duckdb.connect(str(project / ".batch_platform" / "published.duckdb"), read_only=True) as con:
         stated = con.sql(
             "SELECT partition_key, metric, value, rows, positives FROM flight_delays.performance WHERE challenger IS NULL"
         ).pl()
@@ -116,8 +143,8 @@ def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recompu
             "SELECT strftime(period_start, '%Y-%m') AS month, metric, value FROM flight_delays.performance_pooled "
             "WHERE period = 'month' AND model_version IS NULL AND challenger IS NULL AND segment_column IS NULL"
         ).pl()
-    days = {key: recomputed(part) for (key,), part in rows.group_by("partition_key")}
-    months = {month: recomputed(part) for (month,), part in rows.group_by(pl.col("partition_key").str.head(7))}
+    days = {key: recomputed(part) for (key,), part in scored.group_by("partition_key")}
+    months = {month: recomputed(part) for (month,), part in scored.group_by("month")}
     assert (len(days), len(months)) == (SCORED, 10)
     checked = 0
     for key, metric, value, count, positives in stated.iter_rows():
@@ -130,6 +157,28 @@ def test_the_metrics_of_every_day_and_month_are_those_of_the_raw_flights_recompu
     for month, metrics in months.items():
         for metric in MEASURED:
             assert of_months[month, metric] == pytest.approx(metrics[metric], abs=1e-12), (month, metric)
+
+
+def test_what_the_readme_and_the_guide_state_of_the_flights_follows_from_the_raw_flights(scored):
+    local = pl.col("scheduled_departure").dt.convert_time_zone("America/New_York").dt.date()
+    raw = pl.read_parquet(FLIGHTS).with_columns(day=local)
+    known = raw.filter(pl.col("arr_delay").is_not_null())
+    of_days = [recomputed(part)["roc_auc"] for _, part in scored.group_by("partition_key")]
+    counted = {
+        "all flights": f"{raw.height:,}",
+        "all days": f"{raw['day'].n_unique()}",
+        "months": {10: "ten"}[scored["month"].n_unique()],
+        "scored days": f"{scored['partition_key'].n_unique()}",
+        "flights of two months": f"{known.filter(local < date(2013, 3, 1)).height:,}",
+        "most rows": f"{MOST_ROWS:,}",
+        "AUC": f"{recomputed(scored)['roc_auc']:.3f}",
+        "mean AUC of the days": f"{np.mean(of_days):.3f}",
+    }
+    for page, patterns in STATED.items():
+        text = " ".join((ROOT / page).read_text().split())
+        for pattern, names in patterns.items():
+            stated = [match.groups() for match in re.finditer(pattern, text)]
+            assert stated == [tuple(counted[name] for name in names)], (page, pattern)
 
 
 def recomputed(rows: pl.DataFrame) -> dict[str, float]:
