@@ -338,7 +338,7 @@ def _calibration(
     if task == "regression":
         edges = f"SELECT approx_quantile(prediction, {[at / BINS for at in range(1, BINS)]}) AS __edges FROM {scored}"
         query = f"""
-            SELECT len(list_filter(__edges, edge -> edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
+            SELECT len(list_filter(__edges, lambda edge: edge <= prediction)) AS bin, count(*) AS rows, avg(prediction) AS mean_score,
                 avg(outcome_value) AS outcome
             FROM {joined}, ({edges}) GROUP BY bin ORDER BY bin
         """

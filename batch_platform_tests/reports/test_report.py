@@ -192,6 +192,31 @@ def test_a_weekly_report_compares_weeks(pipeline):
     assert weekly.before.keys == [f"2024-02-{day}" for day in range(12, 19)]
 
 
+def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
+    made = small_pipeline(
+        tmp_path,
+        events=small_events().with_columns(returned=pl.col("items") * 2.0 + pl.col("id") % 7),
+        model={"estimator": "sklearn.linear_model.Ridge", "params": None, "allow_suspected_leaks": ["*"]},
+        monitoring={"segments": ["shop"]},
+    )
+    carry_out(made, datetime(2024, 2, 9, 12, tzinfo=UTC))
+    with open_published(made.home) as con:
+        figures = read_figures(con, made.spec)
+        query = """
+            SELECT avg(prediction), avg(outcome_value), count(*)
+            FROM small.predictions JOIN small.outcomes USING (partition_key, id)
+        """
+        ((predicted, true, rows),) = con.execute(query).fetchall()
+    groups = figures.calibration
+    assert groups.height == 10
+    assert groups["rows"].sum() == rows
+    assert groups["rows"].max() < 2 * rows / 10
+    assert (groups["mean_score"] * groups["rows"]).sum() / rows == pytest.approx(predicted, rel=1e-12)
+    assert (groups["outcome"] * groups["rows"]).sum() / rows == pytest.approx(true, rel=1e-12)
+    assert (figures.gaps, figures.confusion.height) == ([], 0), "nothing was decided"
+    assert "Predicted and true" in html(figures, charts_of(figures, BERLIN), BERLIN)
+
+
 def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     (service,) = figures.services
     assert (service.first, service.last, service.partitions) == (FIRST, LAST, len(figures.window.runs))
