@@ -24,6 +24,7 @@ remember_migrations()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
+ON_SPARK = ("test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 
 
@@ -35,6 +36,8 @@ class FilesAndCases(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
+        if file.endswith(ON_SPARK):
+            return "the cluster of Spark"
         return nodeid if file.endswith(SPREAD) else file
 
 

@@ -42,6 +42,6 @@ def given_keys(declared: dict[str, Any], path: str = "") -> set[str]:
     for key, value in declared.items():
         blocks = [*value.values()] if key in ("sources", "columns") else value if key == "challengers" else [value]
         for block in blocks:
-            deeper = isinstance(block, dict) and key not in ("params", "types")
+            deeper = isinstance(block, dict) and key not in ("params", "types", "conf")
             keys |= given_keys(block, f"{path}{key}.") if deeper else {f"{path}{key}"}
     return keys

@@ -19,7 +19,7 @@ import yaml
 
 from batch_platform.cli.app import app
 from batch_platform.cli.guide import PAGES
-from batch_platform.declaration import spec as declaration
+from batch_platform.declaration import engine as declaration
 from batch_platform.declaration.inputs import SOURCE_KEYS
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.sources.opening import SOURCE_KINDS

@@ -17,7 +17,7 @@ import dagster as dg
 from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, observed_version_tags
-from batch_platform.components.events import PartitionLog
+from batch_platform.components.events import PartitionLog, engine_heard
 from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
@@ -459,7 +459,7 @@ def _score(
 ) -> None:
     """Score partitions and log them."""
     pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
-    with closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
+    with engine_heard(context), closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
         for done in results:
             commit = commits.predictions(wiring, done)
             read_from = lineage.scored(wiring, pipeline, done, partitions[-1])

@@ -17,6 +17,7 @@ import dagster as dg
 
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.bundle import Manifest, read_manifest
@@ -31,7 +32,6 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun
-from batch_platform.scoring.engines.local import LOCAL
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.sql import quoted, table_columns
@@ -285,6 +285,7 @@ def committed(partition: Committed) -> dict[str, Any]:
         "in_sample": run.in_sample,
         "skipped": partition.skipped,
         **({"engine": run.engine} if run.engine != LOCAL else {}),
+        **({"engine_page": dg.MetadataValue.url(partition.link)} if partition.link else {}),
     }
     if partition.unseen:
         metadata["unknown_categories"] = dg.MetadataValue.md(listing(("column", "rows"), partition.unseen))

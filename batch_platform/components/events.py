@@ -5,8 +5,10 @@ their partitions themselves, and the output of the step carries Dagster's mark o
 body. Commits of a run that was killed before it could log them, or whose events were wiped, are logged afterwards.
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -35,10 +37,36 @@ from batch_platform.pipeline.recorded import (
 )
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
+from batch_platform.scoring import engines
 
 MOST_LOGGED = 500  # partitions of an asset that one call of `log_unknown_commits` logs; the next call continues
 MOST_READ = 4  # events for each partition that is drawn, which may have been made several times
 SECONDS_BETWEEN_LINES = 10  # in the log of a run: each line is a stored event
+
+
+class _ToTheRun(logging.Handler):
+    """Passes on what is logged to the log of a run."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        super().__init__(logging.INFO)
+        self._context = context
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._context.log.log(record.levelno, record.getMessage())
+
+
+@contextmanager
+def engine_heard(context: dg.AssetExecutionContext) -> Generator[None]:
+    """Log what an engine says of its cluster as events of the run, where a reader of the run looks for it."""
+    logger, handler = logging.getLogger(engines.__name__), _ToTheRun(context)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 class PartitionLog:

@@ -102,6 +102,10 @@ class NothingPublishedError(WarehouseError):
     """The home has no published copy yet."""
 
 
+class EngineError(BatchPlatformError):
+    """The engine could not do its work: its cluster cannot be reached, does not fit, or failed."""
+
+
 class OvertakenError(WarehouseError):
     """Another run committed the partition after this run began."""
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
+from batch_platform.declaration.engine import Engine
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.monitored import METRICS, Monitoring
@@ -31,7 +32,6 @@ from batch_platform.declaration.reporting import Report
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
-ENGINES = ["local"]  # names that `engine` accepts; the room of scoring has an engine for each
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
 
@@ -419,11 +419,10 @@ class PipelineSpec(Block):
         description="How Dagster runs the steps. Group, tags and automation conditions are set by Dagster's `post_processing`.",
         examples=[{"pool": "warehouse", "max_partitions_per_run": 31}],
     )
-    engine: str = Field(
-        default="local",
-        description="Where scoring runs. Only 'local' is available yet.",
-        examples=["local"],
-        json_schema_extra={"enum": [*ENGINES]},
+    engine: Engine = Field(
+        default_factory=Engine,
+        description="Where scoring runs: `local`, or a cluster. Predictions are the same.",
+        examples=["local", {"spark": {"master": "spark://host:7077"}}],
     )
 
     @property
@@ -451,14 +450,6 @@ class PipelineSpec(Block):
         if duplicates := {name for name in names if names.count(name) > 1}:
             msg = f"more than one challenger is named {listed(map(repr, duplicates))}"
             raise ValueError(msg)
-        return value
-
-    @field_validator("engine")
-    @classmethod
-    def _engine(cls, value: str) -> str:
-        if value not in ENGINES:
-            msg = f"{value!r} is not an engine; allowed is {listed(map(repr, ENGINES))}"
-            raise ValueError(with_guess(msg, value, ENGINES))
         return value
 
     @model_validator(mode="after")

@@ -7,12 +7,12 @@ replaced meanwhile.
 import fcntl
 import hashlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import pyarrow as pa
@@ -108,33 +108,37 @@ class RecordedFile:
     opened: tuple[int, int]  # size and modification time when the file was opened
     hint: str  # what to do if the bytes differ
 
-    def require_unchanged(self, stop: Event | None = None) -> None:
+    def require_unchanged(self, stop: Event | None = None, seen: Callable[[int, bytes], None] | None = None) -> None:
         """Raise DamagedFeaturesError if a byte differs from what was recorded.
 
-        May run on any thread, also while the file is read. `stop` ends the check early, without a result.
+        May run on any thread, also while the file is read. `stop` ends the check early, without a result. `seen` is called
+        with each block that is hashed, after its position.
         """
         digest, at = xxh3_128() if self.xxh3 else hashlib.sha256(), 0
         while block := os.pread(self.descriptor, _HASH_BLOCK, at):
             if stop is not None and stop.is_set():
                 return
             digest.update(block)
+            if seen is not None:
+                seen(at, block)
             at += len(block)
         if digest.hexdigest() != (self.xxh3 or self.sha256):
-            self._refuse()
+            self.refuse()
 
     def require_untouched(self) -> None:
         """Raise DamagedFeaturesError if the size or the modification time has changed since the file was opened."""
         if _state(self.descriptor) != self.opened:
-            self._refuse()
+            self.refuse()
 
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+    def batches(self, rows: int) -> Generator[pa.RecordBatch]:
         """Read at most so many rows at a time; a file without rows gives one empty batch, which has the columns."""
         with pa.OSFile(f"/dev/fd/{self.descriptor}") as source, pq.ParquetFile(source, pre_buffer=False) as file:
             if not file.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], schema=file.schema_arrow)
             yield from file.iter_batches(batch_size=rows, use_threads=False)
 
-    def _refuse(self) -> None:
+    def refuse(self) -> NoReturn:
+        """Raise DamagedFeaturesError."""
         msg = f"{self.where}: the bytes of {self.path} are not those that were recorded."
         raise DamagedFeaturesError(msg, hint=self.hint)
 

@@ -5,7 +5,7 @@ is bounded: of very many rows, evenly spaced rows are ranked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -59,6 +59,20 @@ class Agreement:
             places, scores = _thinned(places, scores, step)
         rows = self.rows + further.rows
         return Agreement(rows, sum(flipped) if flipped else None, places, scores, step, self.most_rows)
+
+    def within(self, rows: int) -> "Agreement":
+        """The agreement on these rows as a part of so many rows in all: without the rows that the whole will not rank.
+
+        Memory for the parts of a whole is then bounded too. The whole ranks the same rows unless more than half of them have no
+        score of either model.
+        """
+        step = self.step
+        while rows // (2 * step) >= 2 * self.most_rows:
+            step *= 2
+        if step == self.step:
+            return self
+        places, scores = _thinned(self.places, self.scores, step)
+        return replace(self, places=places, scores=scores, step=step)
 
     def result(self) -> Agreed:
         """How far the models agree on all of these rows."""

@@ -212,7 +212,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
             bundle_folder = partial(_trained_bundle, spec, folder / "models")
         pipeline.publish()
         due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]
-        make_engine = engine_of(spec.engine)
+        make_engine = engine_of(spec.engine.name)
         with (
             open_published(pipeline.home) as con,
             pipeline.builder.session() as session,

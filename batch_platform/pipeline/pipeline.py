@@ -355,7 +355,7 @@ class Pipeline:
         """
         state, code_version, due = self.state(), self.scoring_code_version, list[Due]()
         named = state.registry.present(version) if version else None
-        make_engine = engine_of(self.spec.engine)
+        make_engine = engine_of(self.spec.engine.name)
 
         def settle(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             self._settle(con, state, stamp.now(), [run.partition_key for run in runs])

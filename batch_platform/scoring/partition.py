@@ -4,8 +4,8 @@ An engine may stage a partition in several parts; `merged` makes one partition o
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import reduce
@@ -37,7 +37,14 @@ from batch_platform.scoring.batch import (
     score_batch,
 )
 from batch_platform.scoring.challengers import ChallengerScores, score_beside
-from batch_platform.scoring.orders import OpenOrder, ScoringOrder
+from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
+
+Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
+Spread = Callable[[Callable[[Numbered], "ScoredBatch"], Iterator[Numbered]], Iterator["ScoredBatch"]]
+
+
+def unwatched(*_: object) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Staged:
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
     profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
+    link: str = ""  # page on which the engine shows its work as long as it lasts
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -176,8 +184,10 @@ def scored_batch(
 
 
 @contextmanager
-def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Generator[RecordedFile]:
+def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path, name: str = "") -> Generator[RecordedFile]:
     """Open the feature file of an order; any error names the partition and leaves none of its files in the staging folder.
+
+    Of a part of the partition, `name` is how the names of the part's files begin.
 
     Raises:
         IntegrityError: The file is gone.
@@ -193,7 +203,7 @@ def opened_features(order: ScoringOrder, spec: PipelineSpec, folder: Path) -> Ge
         ):
             yield recorded
     except BaseException as error:
-        for file in folder.glob(f"{key}.*"):
+        for file in folder.glob(f"{name or key}.*"):
             file.unlink(missing_ok=True)
         if isinstance(error, DataError) and not error.message.startswith(where):
             msg = f"{where}: {error.message.removeprefix(f'{spec.name}: ')}"
@@ -275,6 +285,56 @@ class PartWriter:
             remarks=models.model.remarks,
             profiles=self._profiles,
         )
+
+
+def write_part(  # noqa: PLR0913 - what is scored, and how
+    writer: PartWriter,
+    models: OpenOrder,
+    batches: Generator[pa.RecordBatch],
+    first_row: int = 0,
+    *,
+    spec: PipelineSpec,
+    stamp: Stamp,
+    spread: Spread = map,
+    watch: Watch = unwatched,
+) -> Staged:
+    """Score batches of a partition, the first of which begins with the row of that number, and write them to files.
+
+    The stamp is stored with every row; its time is when the scoring of the partition began. `spread` calls a function on each
+    batch, on any threads, and keeps their order. `watch` is called after each batch that was written.
+    """
+    began, writing, reading = perf_counter(), 0.0, _Stopwatch()
+
+    def score(batch: Numbered) -> ScoredBatch:
+        row, rows = batch
+        return scored_batch(rows, row, models=models, spec=spec, stamp=stamp)
+
+    with writer, closing(_numbered(batches, first_row, reading)) as numbered:
+        for scored in spread(score, numbered):
+            written = perf_counter()
+            writer.write(scored)
+            writing += perf_counter() - written
+            watch(models.order.partition, writer.counts.rows_in, models.order.rows)
+    spent = Spent(read=reading.seconds, score=writer.seconds, write=writing, clock=perf_counter() - began)
+    return writer.staged(models, stamp.at, spent)
+
+
+class _Stopwatch:
+    """Seconds that one thread adds up."""
+
+    seconds = 0.0
+
+
+def _numbered(batches: Generator[pa.RecordBatch], first_row: int, reading: _Stopwatch) -> Generator[Numbered]:
+    """Number the batches by their rows; measures how long reading takes."""
+    with closing(batches):
+        began = perf_counter()
+        for batch in batches:
+            rows = pl.DataFrame(pa.Table.from_batches([batch]))
+            reading.seconds += perf_counter() - began
+            yield first_row, rows
+            first_row += rows.height
+            began = perf_counter()
 
 
 class _TableWriter:

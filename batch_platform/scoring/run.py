@@ -63,6 +63,7 @@ class Committed:
     estimates: tuple[EstimatedMetric, ...] = ()  # of its performance
     records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates so far, by metric
     aspects: tuple[Aspect, ...] = ()  # what is judged of it beside earlier partitions
+    link: str = ""  # page on which the engine shows its work as long as it lasts
 
     def aspect(self, name: AspectName) -> Aspect | None:
         """One of its judgements; None if it was not made."""
@@ -270,6 +271,7 @@ class ScoringRun:
                 drift=drift.get(due.partition.key, ()),
                 estimates=estimated.get(due.partition.key, ()),
                 records=records,
+                link=staged.link,
                 challengers=tuple(
                     challenger.run for challenger in challengers[due.partition.key] if run.run_id == self.stamp.run_id
                 ),

@@ -107,7 +107,15 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
     },
-    "engine": "local",
+    "engine": {
+        "name": "spark",
+        "spark": {
+            "master": "local[2]",
+            "conf": {"spark.driver.memory": "2g", "spark.speculation": True},
+            "wait_for_executors": "1 hour",
+            "rows_per_task": 1_000_000,
+        },
+    },
 }
 FUNCTIONS = """\
 import polars as pl
@@ -294,7 +302,8 @@ def test_templates_are_rendered(project, monkeypatch):
             ["attributes.monitoring.performance at", "'warn_belo'", "'warn_below'"],
         ),
         (changed("monitoring", "perfomance", {}), ["attributes.monitoring at", "'perfomance'", "'performance'"]),
-        (changed("engine", "sparc"), ["attributes.engine at", "'sparc'", "'local'"]),
+        (changed("engine", "sparc"), ["attributes.engine at", "'sparc'", "'spark'"]),
+        (changed("engine", "spark", "mastr", "yarn"), ["attributes.engine.spark at", "'mastr'", "'master'"]),
     ],
 )
 def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, declared, says):
@@ -319,7 +328,11 @@ def test_a_wrong_key_is_refused_with_file_line_path_and_nearest_match(project, d
         (changed("model", "promote", "metric", "auc"), ["attributes.model.promote.metric at", "roc_auc"]),
         (changed("sources", "model", {"csv": "x.csv"}), ["attributes.sources at", "'model'"]),
         (changed("model", "train", "max_rows", 10), ["attributes.model.train.max_rows at", "100"]),
-        (changed("engine", "spark"), ["attributes.engine at", "'spark' is not an engine; allowed is 'local'"]),
+        (
+            changed("engine", "flink"),
+            ["attributes.engine at", "'flink' is not an engine; allowed are 'local', 'spark'"],
+        ),
+        (changed("engine", "spark", "rows_per_task", 0), ["attributes.engine.spark.rows_per_task at", "greater than"]),
         (
             changed("model", {"import": "model.onnx", "flavour": "onyx"}),
             ["attributes.model.flavour at", "'onyx' is not a flavour; allowed are keras, ", "did you mean 'onnx'?"],

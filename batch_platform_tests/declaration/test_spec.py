@@ -98,7 +98,15 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "retry": {"times": 2, "delay": "30 seconds"},
         "max_partitions_per_run": 31,
     },
-    "engine": "local",
+    "engine": {
+        "name": "spark",
+        "spark": {
+            "master": "spark://host:7077",
+            "conf": {"spark.executor.memory": "8g", "spark.speculation": True},
+            "wait_for_executors": "1 hour",
+            "rows_per_task": 1_000_000,
+        },
+    },
 }
 BLOCKS = [
     (),
@@ -117,6 +125,8 @@ BLOCKS = [
     ("monitoring", "performance"),
     ("dagster",),
     ("dagster", "retry"),
+    ("engine",),
+    ("engine", "spark"),
 ]
 
 
@@ -152,7 +162,7 @@ def test_only_five_keys_are_required():
     needed = ("name", "partitions", "sources", "features", "model")
     spec = PipelineSpec.model_validate({key: small_declaration()[key] for key in needed})
     assert spec.labels is None
-    assert spec.engine == "local"
+    assert spec.engine.name == "local"
     for key in needed:
         assert refusal({name: small_declaration()[name] for name in needed if name != key}).startswith(f"{key}: ")
 
@@ -198,8 +208,6 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
             "unknown key 'postgres'; allowed are arrow, asset, csv, ",
         ),
         (("monitoring", "notify"), ["json://host"], "unknown key 'notify'; allowed are drift, metrics, performance"),
-        (("engine",), {"spark": {"master": "spark://host:7077"}}, "engine: Input should be a valid string"),
-        (("engine",), "spark", "'spark' is not an engine; allowed is 'local'"),
     ],
 )
 def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
@@ -393,7 +401,7 @@ def test_columns_may_have_any_name(name):
         ),
         (("challengers", 1, "params"), {"C": 1}, "`params` cannot be given to the version 2013-03-01-3f9c1a2b"),
         (("features", "key"), ["Challenger"], "'Challenger' cannot be a key, the time or a kept column"),
-        (("engine",), "locl", "'locl' is not an engine; allowed is 'local'; did you mean 'local'?"),
+        (("engine",), "locl", "'locl' is not an engine; allowed are 'local', 'spark'; did you mean 'local'?"),
         (("predictions", "limit"), 0, "greater than or equal to 1"),
     ],
 )

@@ -1,6 +1,6 @@
 """The engines by name, and the contract that each of them keeps.
 
-To add an engine, write a module beside this one, add its class to `ENGINES` and its name to `declaration.spec.ENGINES`.
+To add an engine, write a module beside this one, add its class to `ENGINES` and its name to `declaration.engine.ENGINES`.
 The tests in `test_engines.py` check the contract for every engine.
 """
 
@@ -8,11 +8,13 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Protocol, Self
 
+from batch_platform.declaration.engine import LOCAL, SPARK
 from batch_platform.declaration.errors import named
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle
-from batch_platform.scoring.engines.local import LOCAL, LocalEngine
+from batch_platform.scoring.engines.local import LocalEngine
+from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.orders import ScoringOrder, Watch
 from batch_platform.scoring.partition import Staged
 
@@ -41,6 +43,7 @@ class Engine(Protocol):
             IntegrityError: A feature file or a bundle is not what was recorded.
             DataError: Columns are missing.
             WarehouseError: A file cannot be read or written.
+            EngineError: The engine's cluster cannot be reached, does not fit, or failed.
         """
         ...
 
@@ -69,7 +72,7 @@ class EngineFactory(Protocol):
         ...
 
 
-ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine}
+ENGINES: dict[str, EngineFactory] = {LOCAL: LocalEngine, SPARK: SparkEngine}
 
 
 def engine_of(name: str) -> EngineFactory:

@@ -15,12 +15,9 @@ from datetime import datetime
 from itertools import chain, groupby, islice, repeat, takewhile
 from pathlib import Path
 from threading import Event
-from time import perf_counter
 from typing import Self, TypeVar
 
-import polars as pl
-import pyarrow as pa
-
+from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
@@ -28,21 +25,20 @@ from batch_platform.models.bundle import Bundle
 from batch_platform.models.native_threads import one_thread, one_thread_here
 from batch_platform.scoring.orders import OpenModels, OpenOrder, ScoringOrder, Watch
 from batch_platform.scoring.partition import (
+    Numbered,
     PartWriter,
     ScoredBatch,
-    Spent,
+    Spread,
     Staged,
     opened_features,
-    scored_batch,
+    unwatched,
+    write_part,
 )
 
-LOCAL = "local"
 READ_AHEAD = 2  # batches
 AHEAD = 2  # batches or small partitions on their way, beyond those that a thread is busy with
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
-Spread = Callable[[Callable[[Numbered], ScoredBatch], Iterator[Numbered]], Iterator[ScoredBatch]]
 
 
 class LocalEngine:
@@ -63,7 +59,7 @@ class LocalEngine:
         """Start no thread and open no model yet; `threads` is how many score at once, by default one for each core."""
         self._spec, self._folder, self._stamp = spec, folder, stamp
         self._threads = threads or cores()
-        self._watch: Watch = watch or _unwatched
+        self._watch: Watch = watch or unwatched
         self._models = OpenModels(spec, bundles)
         self._scorers = ThreadPoolExecutor(self._threads, "score", initializer=one_thread_here)
         self._reader, self._hasher = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "hash")
@@ -106,7 +102,7 @@ class LocalEngine:
             models, started = timed
             with opened_features(models.order, self._spec, self._folder) as recorded:
                 recorded.require_unchanged()
-                return self._write(models, recorded, started, map, _unwatched)
+                return self._write(models, recorded, started, map, unwatched)
 
         timed = ((models, self._stamp.now()) for models in orders)
         with closing(in_order(self._scorers, alone, timed, at_once=self._threads + AHEAD)) as results:
@@ -142,46 +138,10 @@ class LocalEngine:
     def _write(
         self, models: OpenOrder, recorded: RecordedFile, started: datetime, spread: Spread, watch: Watch
     ) -> Staged:
-        began, writing, reading = perf_counter(), 0.0, _Stopwatch()
-        order = models.order
         stamp = Stamp(self._stamp.run_id, started)
-
-        def score(batch: Numbered) -> ScoredBatch:
-            first_row, rows = batch
-            return scored_batch(rows, first_row, models=models, spec=self._spec, stamp=stamp)
-
-        with (
-            PartWriter(self._folder, order.partition.key, order.challengers) as writer,
-            closing(_batches(recorded, reading)) as batches,
-        ):
-            for scored in spread(score, batches):
-                written = perf_counter()
-                writer.write(scored)
-                writing += perf_counter() - written
-                watch(order.partition, writer.counts.rows_in, order.rows)
-        spent = Spent(read=reading.seconds, score=writer.seconds, write=writing, clock=perf_counter() - began)
-        return writer.staged(models, started, spent)
-
-
-class _Stopwatch:
-    """Seconds that one thread adds up."""
-
-    seconds = 0.0
-
-
-def _unwatched(*_: object) -> None:
-    """Ignore progress."""
-
-
-def _batches(recorded: RecordedFile, reading: _Stopwatch) -> Generator[Numbered]:
-    """The batches of a file; measures how long reading takes."""
-    began, first_row = perf_counter(), 0
-    for batch in recorded.batches(BATCH_ROWS):
-        rows = pl.DataFrame(pa.Table.from_batches([batch]))
-        reading.seconds += perf_counter() - began
-        yield first_row, rows
-        first_row += rows.height
-        began = perf_counter()
+        writer = PartWriter(self._folder, models.order.partition.key, models.order.challengers)
+        batches = recorded.batches(BATCH_ROWS)
+        return write_part(writer, models, batches, spec=self._spec, stamp=stamp, spread=spread, watch=watch)
 
 
 def cores() -> int:
@@ -190,11 +150,16 @@ def cores() -> int:
 
 
 def in_order(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, at_once: int
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    at_once: int,
+    result: Callable[[Future[Result]], Result] = Future.result,
 ) -> Generator[Result]:
     """Call `work` on each item, on the threads of a pool; yields the results in the order of the items.
 
-    Items are taken one by one, at most `at_once` ahead of the last result that was taken. An error in an item or in the
+    `result` waits for the next result on the thread that takes it. Items are taken one by one, at most `at_once` ahead of the last result that was taken. An error in an item or in the
     work on it is raised when its result is due. However this ends, no work goes on afterwards.
     """
     pending, failure = deque[Future[Result]](), None
@@ -211,9 +176,9 @@ def in_order(
             pending.append(pool.submit(work, item))
             del item
             if len(pending) >= at_once:
-                yield pending.popleft().result()
+                yield result(pending.popleft())
         while pending:
-            yield pending.popleft().result()
+            yield result(pending.popleft())
         if failure is not None:
             raise failure
     finally:

@@ -1,0 +1,85 @@
+"""The engine that scores a pipeline, as declared under `engine`."""
+
+from typing import Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from batch_platform.declaration.errors import listed
+from batch_platform.declaration.notation import Block, DurationText, parse_duration, with_guess
+
+LOCAL, SPARK = "local", "spark"
+ENGINES = [LOCAL, SPARK]  # names that `engine` accepts; the room of scoring has an engine for each
+
+
+class Spark(Block):
+    """An Apache Spark cluster."""
+
+    master: str = Field(
+        default="local[*]",
+        min_length=1,
+        description="Master of the cluster: `spark://HOST:PORT`, `yarn`, `k8s://URL`, or `local[*]` for this machine.",
+        examples=["spark://host:7077"],
+    )
+    conf: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Spark's configuration, passed on as it is.",
+        examples=[{"spark.executor.memory": "8g"}],
+    )
+    wait_for_executors: DurationText = Field(
+        default="10 minutes",
+        description="How long a run waits while the cluster gives it no executor. Then it fails.",
+        examples=["1 hour"],
+    )
+    rows_per_task: int = Field(
+        default=500_000,
+        ge=1,
+        description="Number of rows from which a partition is divided into several tasks. A task scores whole row groups of the feature file (122,880 rows each).",
+        examples=[1_000_000],
+    )
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a run waits for an executor."""
+        return parse_duration(self.wait_for_executors).nominal.total_seconds()
+
+
+class Engine(Block):
+    """Where scoring runs."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})
+
+    name: str = Field(
+        default=LOCAL,
+        description="Name of the engine: `local`, which scores on the cores of this machine, or `spark`. `engine: local` is short for it.",
+        examples=[LOCAL],
+        json_schema_extra={"enum": [*ENGINES]},
+    )
+    spark: Spark | None = Field(
+        default=None,
+        description="Score on Apache Spark. Every machine of the cluster must see the home under the same path.",
+        examples=[{"master": "spark://host:7077"}],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, data: object) -> object:
+        if isinstance(data, str):
+            return {"name": data}
+        if isinstance(data, dict) and data.get("spark") is not None:
+            return {"name": SPARK, **data}
+        return data
+
+    @property
+    def on_spark(self) -> Spark:
+        """What is declared for the engine 'spark', or its defaults."""
+        return self.spark or Spark()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in ENGINES:
+            msg = f"{self.name!r} is not an engine; allowed are {listed(map(repr, ENGINES))}"
+            raise ValueError(with_guess(msg, self.name, ENGINES))
+        if self.spark is not None and self.name != SPARK:
+            msg = f"engine.spark goes with the engine 'spark' only, not with {self.name!r}"
+            raise ValueError(msg)
+        return self

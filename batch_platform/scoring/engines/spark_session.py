@@ -1,0 +1,277 @@
+"""Sessions of Spark: started for the first engine that needs one, shared by engines that declare the same, stopped with the last."""
+
+import atexit
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batch_platform.declaration.engine import Spark
+from batch_platform.declaration.errors import EngineError, WrongUseError
+from batch_platform.models.native_threads import SHORT_WAITS
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+JAVA_VERSIONS = (17, 21)
+LOOPBACK = "127.0.0.1"
+ANSWERS_WITHIN = 10  # seconds
+_JAVA_HINT = (
+    "install openjdk-17-jdk-headless or openjdk-21-jdk-headless (Debian, Ubuntu), java-17-openjdk-devel (Fedora, RHEL), or set "
+    "JAVA_HOME to such a JDK."
+)
+_STANDALONE = "spark://"
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Shared:
+    """The session that engines of this process share."""
+
+    session: "SparkSession"
+    spark: Spark
+    is_borrowed: bool  # started by the user, who stops it
+    users: int = 0
+
+    def serves(self, spark: Spark) -> bool:
+        declared = (self.spark.master, None if self.is_borrowed else self.spark.conf)
+        return declared == (spark.master, None if self.is_borrowed else spark.conf)
+
+    def stop(self) -> None:
+        if not self.is_borrowed:
+            self.session.stop()
+
+
+def _java(session: "SparkSession") -> Any:  # noqa: ANN401 - Java's objects have no type here
+    """Spark's own context, for what the one in Python does not show; None once it was stopped."""
+    java: Any = session.sparkContext._jsc  # noqa: SLF001 - it has no public name
+    return None if java is None or java.sc().isStopped() else java.sc()
+
+
+def is_stopped(session: "SparkSession") -> bool:
+    """Whether a session was stopped, or has ended with its cluster."""
+    return _java(session) is None
+
+
+def executors_of(session: "SparkSession") -> int:
+    """Number of executors that a session has now."""
+    java = _java(session)
+    return 0 if java is None else int(java.getExecutorMemoryStatus().size()) - 1  # the driver is counted as one
+
+
+_lock, _shared = threading.Lock(), list[_Shared]()  # at most one: Spark allows one per process
+
+
+@contextmanager
+def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
+    """A session on the declared master; one that the user has started on the same master is used, and left running.
+
+    Raises:
+        EngineError: Java is missing or does not fit, no master answers, or Spark does not start.
+        WrongUseError: pyspark is not installed, or this process has another session.
+    """
+    with _lock:
+        if _shared and is_stopped(_shared[0].session):
+            _shared.pop().stop()
+        if not _shared:
+            _shared.append(_running(spark, pipeline) or _started(spark, pipeline))
+        shared = _shared[0]
+        if not shared.serves(spark):
+            msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
+            raise WrongUseError(
+                msg, hint="run the pipelines in processes of their own, as Dagster's default executor does."
+            )
+        shared.users += 1
+    try:
+        yield shared.session
+    finally:
+        with _lock:
+            shared.users -= 1
+            if not shared.users and shared in _shared:
+                _shared.remove(shared)
+                shared.stop()
+
+
+def _running(spark: Spark, pipeline: str) -> _Shared | None:
+    """The session that the user has started in this process."""
+    session = _session_class(pipeline).getActiveSession()
+    if session is None or is_stopped(session):
+        return None
+    master = session.sparkContext.master
+    if master != spark.master:
+        msg = f"{pipeline}: this process has a Spark session on {master}, and engine.spark.master is {spark.master}."
+        raise WrongUseError(msg, hint="declare the master of that session, or stop the session.")
+    return _Shared(session, spark, is_borrowed=True)
+
+
+def _started(spark: Spark, pipeline: str) -> _Shared:
+    require_java(os.environ)
+    require_master(spark.master, pipeline)
+    session_class, former = _session_class(pipeline), signal.getsignal(signal.SIGINT)
+    try:
+        with _environment(spark):
+            session = _launched(session_class, configuration(spark, pipeline))
+    except Exception as error:
+        msg = f"{pipeline}: Spark did not start on {spark.master}: {shortest(error)}"
+        hint = f"check engine.spark.master and engine.spark.conf; Spark's own log is {_log_file()}."
+        raise EngineError(msg, hint=hint) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, former)  # Spark replaces it
+    context = session.sparkContext
+    page = f", shown at {context.uiWebUrl}" if context.uiWebUrl else ""
+    msg = "%s: Spark application %s on %s%s; its log is %s."
+    _log.info(msg, pipeline, context.applicationId, context.master, page, _log_file())
+    return _Shared(session, spark, is_borrowed=False)
+
+
+def _launched(session_class: "type[SparkSession]", options: Mapping[str, str]) -> "SparkSession":
+    """Start Spark, and first its Java, whose output goes to a file: nobody wants it on a terminal."""
+    from pyspark import SparkConf, SparkContext
+    from pyspark.java_gateway import launch_gateway
+
+    conf = SparkConf().setAll(list(options.items()))
+    if SparkContext._gateway is None:  # noqa: SLF001 - there is one for each process, and no public name for it
+        with _log_file().open("ab") as log:
+            gateway = launch_gateway(conf, {"stdout": log, "stderr": log})
+        SparkContext(conf=conf, gateway=gateway)
+    else:
+        SparkContext(conf=conf)
+    return session_class.builder.getOrCreate()
+
+
+@cache
+def _log_file() -> Path:
+    """The file for the output of this process's Java, which is removed when the process ends."""
+    descriptor, path = tempfile.mkstemp(prefix="spark-driver-", suffix=".log")
+    os.close(descriptor)
+    atexit.register(Path(path).unlink, missing_ok=True)
+    return Path(path)
+
+
+def _session_class(pipeline: str) -> "type[SparkSession]":
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        msg = f"{pipeline}: the engine 'spark' needs pyspark, which is not installed."
+        raise WrongUseError(msg, hint="pip install 'batch-platform[spark]'.") from error
+    return SparkSession
+
+
+def configuration(spark: Spark, pipeline: str) -> dict[str, str]:
+    """The configuration of a session: what is declared, over what this engine needs."""
+    environment = {"PYTHONPATH": import_path(), "POLARS_MAX_THREADS": "1", **SHORT_WAITS}
+    ours = {
+        "spark.master": spark.master,
+        "spark.app.name": f"batch-platform {pipeline}",
+        "spark.ui.showConsoleProgress": "false",
+        **{f"spark.executorEnv.{name}": value for name, value in environment.items()},
+    }
+    if is_on_this_machine(spark.master):
+        ours |= {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK}
+    declared = {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in spark.conf.items()
+    }
+    return ours | declared
+
+
+def import_path() -> str:
+    """Where this process finds modules beside those that are installed: executors on this machine, or with the same folders, find them too."""
+    installed = {Path(sys.prefix), Path(sys.base_prefix)}
+    folders = [Path(entry).absolute() for entry in sys.path if entry and Path(entry).is_dir()]
+    return os.pathsep.join(
+        str(folder) for folder in dict.fromkeys(folders) if not installed & {folder, *folder.parents}
+    )
+
+
+def is_on_this_machine(master: str) -> bool:
+    """Whether the cluster is on this machine, so that nothing needs to listen to others."""
+    hosts = [host for host, _ in _addresses(master)]
+    return master.startswith("local") or (bool(hosts) and all(host in ("localhost", LOOPBACK) for host in hosts))
+
+
+def require_master(master: str, pipeline: str) -> None:
+    """Raise EngineError if no master of a standalone cluster answers: Spark itself would try for a minute."""
+    addresses, failures = _addresses(master), list[str]()
+    for address in addresses:
+        try:
+            socket.create_connection(address, timeout=ANSWERS_WITHIN).close()
+        except OSError as error:
+            failures.append(f"{address[0]}:{address[1]}: {error.strerror or error}")
+        else:
+            return
+    if addresses:
+        msg = f"{pipeline}: no Spark master answers at {master} ({'; '.join(failures)})."
+        raise EngineError(
+            msg, hint="start the cluster, or correct engine.spark.master. Nothing was changed; run again."
+        )
+
+
+def _addresses(master: str) -> list[tuple[str, int]]:
+    """Host and port of each master of a standalone cluster; none for other kinds of clusters."""
+    if not master.startswith(_STANDALONE):
+        return []
+    pairs = [re.fullmatch(r"\[?([^\]]+?)\]?:(\d+)", part) for part in master.removeprefix(_STANDALONE).split(",")]
+    return [(pair[1], int(pair[2])) for pair in pairs if pair]
+
+
+def require_java(environment: Mapping[str, str]) -> None:
+    """Raise EngineError unless the Java that Spark will start fits; the message names the package to install."""
+    home = environment.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else shutil.which("java", path=environment.get("PATH"))
+    wanted = f"Spark needs a JDK of version {' or '.join(map(str, JAVA_VERSIONS))}"
+    if java is None or not Path(java).exists():
+        place = f"at JAVA_HOME ({home})" if home else "on the path"
+        msg = f"{wanted}, and there is no `java` {place}."
+        raise EngineError(msg, hint=_JAVA_HINT)
+    command = [java, "--add-modules=jdk.incubator.vector", "-version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - as Spark itself will start it
+    output = done.stderr + done.stdout
+    version = re.search(r'version "(\d+)', output)
+    if version is not None and int(version[1]) not in JAVA_VERSIONS:
+        msg = f"{wanted}, and {java} is of version {version[1]}."
+        raise EngineError(msg, hint=_JAVA_HINT)
+    if done.returncode:
+        first = next(iter(output.strip().splitlines()), f"it ended with {done.returncode}")
+        msg = f"{wanted} with all modules, and {java} does not start: {first}."
+        raise EngineError(msg, hint=_JAVA_HINT)
+
+
+@contextmanager
+def _environment(spark: Spark) -> Generator[None]:
+    """The variables that Spark reads when it starts: executors run the interpreter that runs this, unless another one is declared."""
+    python = spark.conf.get("spark.pyspark.python") or os.environ.get("PYSPARK_PYTHON") or sys.executable
+    ours = {"PYSPARK_PYTHON": str(python)}
+    if is_on_this_machine(spark.master):
+        ours["SPARK_LOCAL_IP"] = LOOPBACK
+    former = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def shortest(error: BaseException) -> str:
+    """The first line of an error of Spark that says something, without the Java names before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = next(
+        (line for line in lines if not line.startswith(("An error occurred", "Traceback"))), type(error).__name__
+    )
+    return re.sub(r"^(: )?([a-z]+\.)+\w+(Exception|Error): ", "", first).rstrip(".") + "."

@@ -1,0 +1,172 @@
+"""What an executor of Spark does: one task scores a part of a partition into files of its own, and returns a summary.
+
+Imports nothing of Spark but its account of the running attempt, and knows nothing but the work that the driver sent. No two attempts of a
+task share a file, and only what an attempt returned counts, so speculative, retried and lost attempts change nothing.
+"""
+
+import pickle
+import platform
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+import batch_platform
+from batch_platform.declaration.errors import BatchPlatformError, DataError, EngineError, IntegrityError, WrongUseError
+from batch_platform.declaration.redaction import redact
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.lake import BATCH_ROWS, RecordedFile
+from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
+from batch_platform.models.native_threads import one_thread
+from batch_platform.scoring.orders import OpenModels, ScoringOrder
+from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
+
+SUMMARY = "task long, summary binary"  # the columns that a task returns, as Spark writes a schema
+_LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
+_models: dict[Path, OpenModels] = {}  # of the run that this process works for; Spark gives it one task after another
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of an order; without `part` the whole file, which is compared with its recorded hash before it is read."""
+
+    order: int  # position in the job's orders
+    part: FilePart | None = None
+    scores: bool = True  # False: only hashes the file, part of which other tasks score
+
+
+@dataclass(frozen=True)
+class Job:
+    """The tasks that Spark runs together, as plain data."""
+
+    spec: PipelineSpec
+    folder: Path
+    run_id: str
+    started_at: datetime
+    orders: tuple[ScoringOrder, ...]
+    tasks: tuple[Task, ...]  # in the order of the orders and of their rows
+    mark: Path  # file that every machine of the cluster must see
+    attempts: int  # after which Spark gives up a task
+    version: str = field(default=batch_platform.__version__)
+
+    def where(self, task: Task) -> str:
+        """Pipeline and partition of a task."""
+        return f"{self.spec.name}, partition {self.orders[task.order].partition.key}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an attempt of a task did; the driver takes one for each task, the one that Spark returned."""
+
+    staged: Staged | None = None
+    stretches: Stretches = field(default_factory=dict[tuple[int, int], str])  # hashes of the bytes that were read
+    sizes: tuple[int, ...] = ()  # of the staged files, in bytes
+    failure: BatchPlatformError | None = None
+    traceback: str = ""  # of the failure
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of a task, as Spark counts it."""
+
+    task: int
+    unique: int  # no other attempt of the application has this number
+    number: int  # from 0
+
+
+def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Run the tasks whose numbers the batches hold; Spark's `mapInArrow` calls this, and runs a task again if it raises."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    if context is None:
+        msg = "run_tasks works within a task of Spark only"
+        raise RuntimeError(msg)
+    for batch in batches:
+        for number in batch.column(0).to_pylist():
+            attempt = Attempt(number, context.taskAttemptId(), context.attemptNumber())
+            summary = pickle.dumps(run_attempt(job, attempt))
+            yield pa.RecordBatch.from_arrays(
+                [pa.array([number], pa.int64()), pa.array([summary], pa.binary())], ["task", "summary"]
+            )
+
+
+def run_attempt(job: Job, attempt: Attempt) -> Summary:
+    """Run one attempt. An error that would come again, or that comes in the last attempt, is returned; any other is raised."""
+    task = job.tasks[attempt.task]
+    try:
+        _require_fit(job, task)
+        return _scored(job, task, attempt) if task.scores else _hashed(job, task)
+    except Exception as error:
+        if not isinstance(error, _LASTING) and attempt.number + 1 < job.attempts:
+            raise
+        return Summary(failure=_explained(error, job.where(task)), traceback=redact(traceback.format_exc()))
+
+
+def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
+    order = job.orders[task.order]
+    name = f"{order.partition.key}.{attempt.task}.{attempt.unique}"
+    stamp = Stamp(job.run_id, job.started_at)
+    if job.folder not in _models:
+        _models.clear()
+        _models[job.folder] = OpenModels(job.spec)
+    models = _models[job.folder].opened(order)
+    stretches: Stretches = {}
+    with one_thread(), opened_features(order, job.spec, job.folder, name) as file:
+        writer = PartWriter(job.folder, name, order.challengers)
+        if task.part is None:
+            file.require_unchanged()
+            staged = write_part(writer, models, file.batches(BATCH_ROWS), spec=job.spec, stamp=stamp)
+            file.require_untouched()
+        else:
+            reader = ReadPart(file, task.part)
+            batches, first_row = reader.batches(BATCH_ROWS), task.part.first_row
+            try:
+                staged = write_part(writer, models, batches, first_row, spec=job.spec, stamp=stamp)
+            except Exception:
+                file.require_unchanged()  # damage is no reason for another attempt
+                raise
+            stretches = reader.hashes
+    # Thin what a partition of so many rows would thin anyway, so that summaries stay small.
+    scores = tuple(replace(scores, agreement=scores.agreement.within(order.rows)) for scores in staged.challengers)
+    staged = replace(staged, challengers=scores)
+    return Summary(staged, stretches, tuple(path.stat().st_size for path in staged.files))
+
+
+def _hashed(job: Job, task: Task) -> Summary:
+    with opened_features(job.orders[task.order], job.spec, job.folder, job.mark.name) as file:
+        return Summary(stretches=_of_whole(file))
+
+
+def _of_whole(file: RecordedFile) -> Stretches:
+    stretches = stretches_of(file)
+    file.require_untouched()
+    return stretches
+
+
+def _require_fit(job: Job, task: Task) -> None:
+    """Raise EngineError if this machine has another version of this package, or does not see the driver's files."""
+    host = platform.node()
+    if job.version != batch_platform.__version__:
+        msg = f"{job.where(task)}: the executor on {host} runs batch_platform {batch_platform.__version__}, the driver {job.version}."
+        raise EngineError(msg, hint="install the same environment on every machine of the cluster.")
+    if not job.mark.is_file():
+        msg = f"{job.where(task)}: the executor on {host} does not see {job.mark.parent}, where the driver stages the run."
+        hint = (
+            "put the home on a file system that all machines of the cluster mount under the same path, and run the executors as a "
+            "user who may read and write it."
+        )
+        raise EngineError(msg, hint=hint)
+
+
+def _explained(error: Exception, where: str) -> BatchPlatformError:
+    if isinstance(error, BatchPlatformError):
+        return error
+    msg = f"{where}: a task on {platform.node()} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+    return EngineError(
+        msg.rstrip(": ") + ".", hint="the log of the run has the traceback; nothing of the partition is published."
+    )

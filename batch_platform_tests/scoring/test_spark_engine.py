@@ -1,0 +1,342 @@
+"""The Spark engine under faults: executors, workers, the cluster and the driver are killed; tasks run twice, crash and do not fit."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.engine import Spark
+from batch_platform.declaration.errors import DamagedFeaturesError, EngineError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.lake import file_digests, open_recorded
+from batch_platform.features.parts import ReadPart, parts_of, stretches_of
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.engines import spark_session as spark_sessions
+from batch_platform.scoring.engines import spark_task
+from batch_platform.scoring.engines.spark import SparkEngine
+from batch_platform.scoring.engines.spark_session import configuration, require_java, require_master, spark_session
+from batch_platform.scoring.engines.spark_task import Job, Task
+from batch_platform.scoring.orders import ScoringOrder
+from batch_platform_tests.command_line import published
+from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.spark_cluster import SparkCluster, free_ports
+from batch_platform_tests.waiting_model import CRASH, GO, ONLY, begun, wait_for
+
+NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
+DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
+MODEL = {
+    "import": "batch_platform_tests.waiting_model.Waiting",
+    "task": "regression",
+    "estimator": None,
+    "train": {"every": None},
+}
+
+
+def waiting(folder: Path, **overrides: Any) -> Pipeline:
+    """A pipeline below a folder, whose model waits there for the file `go`."""
+    model = MODEL | {
+        "params": {"max_iter": None, "max_leaf_nodes": None, "early_stopping": None, "folder": str(folder)}
+    }
+    partitions = {"start": "2024-01-31"}  # the model serves from the next day on
+    events = small_events().filter(pl.col("ts") < NOW)
+    return small_pipeline(folder, events=events, model=model, labels=None, partitions=partitions, **overrides)
+
+
+@pytest.fixture
+def pipeline(spark: SparkCluster, tmp_path: Path) -> Pipeline:
+    """Three scored days, which are to be scored again on the cluster; the model waits."""
+    (tmp_path / GO).touch()
+    carry_out(waiting(tmp_path), NOW)
+    (tmp_path / GO).unlink()
+    for file in tmp_path.glob("begun-*"):
+        file.unlink()
+    return waiting(tmp_path, engine=spark.declared())
+
+
+def days(pipeline: Pipeline) -> list[Partition]:
+    return [pipeline.spec.partitions.calendar.named(key) for key in DAYS]
+
+
+def predictions(pipeline: Pipeline) -> pl.DataFrame:
+    with pipeline.warehouse.open() as con:
+        return con.sql("FROM small.predictions").pl().drop("run_id", "scored_at").sort(pl.all())
+
+
+def runs(pipeline: Pipeline) -> dict[str, str]:
+    return {key: run.run_id for key, run in pipeline.state().scores.items()}
+
+
+@pytest.fixture
+def scoring(pipeline: Pipeline, tmp_path: Path) -> Iterator[Callable[[], Future[Any]]]:
+    """Begin to score all days again, on a thread, which a failed test does not leave waiting."""
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda: thread.submit(lambda: list(pipeline.score(days(pipeline), Stamp("again", NOW), force=True)))
+        (tmp_path / GO).touch()
+
+
+def test_a_task_that_runs_twice_at_a_time_gives_its_rows_once(pipeline, scoring, tmp_path):
+    """The first test: Spark repeats a task on another host only, and the later tests kill what runs on the second one."""
+    first = pl.read_parquet(feature_file(pipeline, DAYS[-1]))["amount"][0]
+    (tmp_path / ONLY).write_text(str(first))
+    before, scored = predictions(pipeline), scoring()
+    wait_for(tmp_path, len(DAYS) + 1)
+    (tmp_path / GO).touch()
+    scored.result()
+    assert predictions(pipeline).equals(before)
+    assert not list(pipeline.home.staging.iterdir())
+
+
+def test_one_key_moves_a_pipeline_to_the_cluster_and_its_run_in_dagster_says_where_it_ran(spark, project, cli):
+    declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
+    query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
+    before = published(project, query)
+    write_defs_yaml(project, declared | {"engine": spark.declared(rows_per_task=10)})
+    answer = cli(project, "run", "small", "--from", "2024-02-18", "--to", "2024-02-19", "--force")
+    assert (answer.code, answer.err) == (0, "")
+    assert "2 of 2 partitions scored: 80 rows in, 79 scored, 1 rejected." in answer.out
+    assert published(project, query) == before
+    engines = "SELECT engine, count(*) FROM batch_platform.score_runs GROUP BY ALL ORDER BY ALL"
+    assert published(project, engines) == [("local", 29), ("spark", 2)]
+    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
+        run = next(iter(instance.get_runs(limit=1)))
+        events = instance.all_logs(run.run_id)
+    (logged,) = [event.user_message for event in events if "Spark application" in event.user_message]
+    assert re.fullmatch(
+        r"small: Spark application app-\S+ on spark://127\.0\.0\.1:\d+, shown at http://127\.0\.0\.1:\d+; its log is .*\.",
+        logged,
+    )
+    assert any(
+        re.fullmatch(r"small, 2024-02-18 to 2024-02-19: \d of 2 tasks done, \d running\.", event.user_message)
+        for event in events
+    )
+    scored = [
+        event.dagster_event.step_materialization_data.materialization
+        for event in events
+        if event.dagster_event and event.dagster_event.is_step_materialization
+    ]
+    shown = [made.metadata for made in scored if "engine" in made.metadata]
+    assert [metadata["engine"].value for metadata in shown] == ["spark", "spark"]
+    assert all(metadata["engine_page"].value.startswith("http://127.0.0.1:") for metadata in shown)
+
+
+@pytest.mark.parametrize("victim", ["executor", "worker"])
+def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spark, tmp_path, victim):
+    before, scored = predictions(pipeline), scoring()
+    wait_for(tmp_path, 2)
+    spark.kill_executor() if victim == "executor" else spark.kill_worker()
+    wait_for(tmp_path, 3)
+    (tmp_path / GO).touch()
+    committed = scored.result()
+    assert [(done.partition.key, done.run.rows_scored, done.run.engine) for done in committed] == [
+        (key, 40, "spark") for key in DAYS
+    ]
+    assert begun(tmp_path) > len(DAYS), "a task ran again"
+    assert predictions(pipeline).equals(before)
+    assert not list(pipeline.home.staging.iterdir())
+    if victim == "worker":
+        spark.add_worker()
+
+
+def test_f33_a_task_that_crashes_each_time_is_named_and_nothing_is_published(pipeline, scoring, tmp_path):
+    (tmp_path / CRASH).touch()
+    with pytest.raises(
+        EngineError, match=r"small, partition 2024-02-0\d: Spark gave up after 4 attempts: .*nothing of these"
+    ):
+        scoring().result()
+    assert set(runs(pipeline).values()) == {"run"}
+    assert not list(pipeline.home.staging.iterdir())
+
+
+DRIVER = """\
+import sys
+from pathlib import Path
+from batch_platform.declaration.stamp import Stamp
+from batch_platform_tests.scoring.test_spark_engine import NOW, days, waiting
+from batch_platform_tests.spark_cluster import CONF
+
+pipeline = waiting(Path(sys.argv[1]), engine={"spark": {"master": sys.argv[2], "conf": CONF}})
+list(pipeline.score(days(pipeline), Stamp("killed", NOW), force=True))
+"""
+
+
+def test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges(pipeline, scoring, spark, tmp_path):
+    before = predictions(pipeline)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), spark.master])
+    wait_for(tmp_path, 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    (tmp_path / GO).touch()
+    assert set(runs(pipeline).values()) == {"run"}
+    assert list(pipeline.home.staging.iterdir())
+    scoring().result()
+    assert set(runs(pipeline).values()) == {"again"}
+    assert predictions(pipeline).equals(before)
+    assert not list(pipeline.home.staging.iterdir())
+
+
+def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(pipeline, tmp_path):
+    state, day = pipeline.state(), days(pipeline)[0]
+    build = state.features[day.key]
+    folder = pipeline.bundle_folder(state.registry.versions[0], 40)
+    order = ScoringOrder(day, pipeline.history.file(build), build.sha256, build.rows, folder, build.xxh3)
+    (tmp_path / "mark").touch()
+    job = Job(pipeline.spec, tmp_path, "run", NOW, (order,), (Task(0),), tmp_path / "mark", attempts=4)
+    for unfit, message in (
+        (
+            replace(job, mark=tmp_path / "absent" / "mark"),
+            "does not see .*/absent, .*put the home on a file system that all",
+        ),
+        (replace(job, version="0.0.1"), r"runs batch_platform .*, the driver 0\.0\.1\. Hint: install the same"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            raise spark_task.run_attempt(unfit, spark_task.Attempt(0, 7, 3)).failure
+        with pytest.raises(EngineError, match=message):
+            spark_task.run_attempt(unfit, spark_task.Attempt(0, 7, 0))  # Spark tries another machine first
+
+
+@given(rows=st.integers(1, 60), group=st.integers(1, 20), least=st.integers(1, 70))
+def test_the_parts_of_a_file_are_its_rows_and_what_they_hash_is_what_the_whole_hashes(rows, group, least):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "features.parquet"
+        table = pl.DataFrame({"id": range(rows), "text": [f"row {row}" * (row % 5) for row in range(rows)]}).to_arrow()
+        pq.write_table(table, path, row_group_size=group)
+        with open_recorded(path, *file_digests(path), pipeline="small", partition_key="day") as file:
+            parts = [ReadPart(file, part) for part in parts_of(path, least)]
+            read = [pl.DataFrame(pa.Table.from_batches(list(part.batches(7)))) for part in parts]
+            assert pl.concat(read).equals(pl.DataFrame(table))
+            assert [part.part.first_row for part in parts] == [sum(map(len, read[:at])) for at in range(len(read))]
+            assert all(len(rows) >= least for rows in read[:-1])
+            whole = stretches_of(file)
+            assert all(part.hashes.items() <= whole.items() for part in parts)
+
+
+def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path):
+    """A part whose bytes are not those that the whole had when it was hashed."""
+    path = tmp_path / "features.parquet"
+    table = pq.read_table(feature_file(pipeline, DAYS[0]))
+    pq.write_table(table, path, row_group_size=16)
+    sha256, xxh3 = file_digests(path)
+    state = pipeline.state()
+    folder = pipeline.bundle_folder(state.registry.versions[0], 40)
+    order = ScoringOrder(days(pipeline)[0], path, sha256, 40, folder, xxh3)
+    (tmp_path / GO).touch()
+    (tmp_path / "mark").touch()
+    tasks = (Task(0, scores=False), *(Task(0, part) for part in parts_of(path, 1)))
+    job = Job(pipeline.spec, tmp_path, "run", NOW, (order,), tasks, tmp_path / "mark", attempts=4)
+    summaries = [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (0, 1)]
+    pq.write_table(table.set_column(2, "amount", pa.array([1.0] * 40)), path, row_group_size=16)
+    summaries += [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (2, 3)]
+    with pytest.raises(DamagedFeaturesError, match="small, partition 2024-02-01: the bytes of"):
+        SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (None, "Spark needs a JDK of version 17 or 21, and there is no `java` at JAVA_HOME"),
+        ("echo 'openjdk version \"11.0.2\"' >&2", r"and .*/bin/java is of version 11\."),
+        (
+            "echo 'Error: Module jdk.incubator.vector not found' >&2; exit 1",
+            "with all modules, and .* does not start: Error: Module jdk.incubator.vector not found",
+        ),
+    ],
+)
+def test_a_missing_or_unfit_java_is_named_with_the_package_to_install(tmp_path, script, message):
+    if script is not None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "java").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / "java").chmod(0o755)
+    with pytest.raises(EngineError, match=f"{message}.*install openjdk-17-jdk-headless"):
+        require_java({"JAVA_HOME": str(tmp_path)})
+    require_java(os.environ)
+
+
+def test_a_master_that_does_not_answer_is_named_at_once():
+    (port,) = free_ports(1)
+    with pytest.raises(EngineError, match=f"small: no Spark master answers at spark://127.0.0.1:{port} .*refused"):
+        require_master(f"spark://127.0.0.1:{port}", "small")
+    for master in ("local[*]", "yarn", "k8s://https://host:6443"):
+        require_master(master, "small")
+
+
+def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
+    for master, bound in (
+        ("local[*]", True),
+        ("spark://127.0.0.1:7077", True),
+        ("spark://host:7077", False),
+        ("yarn", False),
+    ):
+        options = configuration(
+            Spark(master=master, conf={"spark.speculation": True, "spark.executor.cores": 4}), "small"
+        )
+        assert (options.get("spark.driver.bindAddress") == "127.0.0.1") == bound
+        assert (options["spark.master"], options["spark.speculation"], options["spark.executor.cores"]) == (
+            master,
+            "true",
+            "4",
+        )
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_process_has_one_session():
+    with (
+        pytest.raises(
+            WrongUseError, match=r"this process runs another Spark session, on spark://.*processes of their own"
+        ),
+        spark_session(Spark(master="local[2]"), "small"),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("spark")
+def test_without_pyspark_the_extra_to_install_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    monkeypatch.setattr(spark_sessions, "_shared", [])
+    with (
+        pytest.raises(
+            WrongUseError, match=r"needs pyspark, which is not installed\. Hint: pip install 'batch-platform\[spark\]'"
+        ),
+        spark_session(Spark(), "small"),
+    ):
+        pass
+
+
+def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges(pipeline, scoring, spark, tmp_path):
+    """The last test with the shared session, which ends with its cluster."""
+    before = predictions(pipeline)
+    impatient = waiting(tmp_path, engine=spark.declared(wait_for_executors="1 second"))
+    with ThreadPoolExecutor(1) as thread:
+        scored = thread.submit(lambda: list(impatient.score(days(impatient), Stamp("lost", NOW), force=True)))
+        wait_for(tmp_path, 2)
+        spark.kill()
+        with pytest.raises(
+            EngineError, match=r"small, partition 2024-02-01, .*: the cluster spark://.* had no executor for 1 second"
+        ):
+            scored.result()
+    assert set(runs(pipeline).values()) == {"run"}
+    assert not list(pipeline.home.staging.iterdir())
+    with pytest.raises(EngineError, match=r"no Spark master answers at spark://127\.0\.0\.1:\d+ .* run again\."):
+        scoring().result()
+    (tmp_path / GO).touch()
+    spark.start()
+    scoring().result()
+    assert predictions(pipeline).equals(before)

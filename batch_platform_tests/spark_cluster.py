@@ -1,0 +1,145 @@
+"""A real standalone cluster of Spark on this machine: a master and workers, each a process of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyspark
+
+SPARK_HOME = Path(pyspark.__file__).parent
+QUICK_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # a third of the processor time of a Java that soon ends
+WORKERS = 2
+CONF: dict[str, Any] = {
+    "spark.cores.max": 2,  # of four, so that there is room for another application
+    "spark.executor.cores": 1,
+    "spark.executor.memory": "512m",
+    "spark.driver.extraJavaOptions": QUICK_JAVA,
+    "spark.executor.extraJavaOptions": QUICK_JAVA,
+    "spark.log.level": "ERROR",
+    "spark.speculation": True,
+    "spark.speculation.interval": "200ms",
+    "spark.speculation.quantile": 0.5,
+    "spark.speculation.minTaskRuntime": "2s",
+}
+
+
+class SparkCluster:
+    """A cluster below a folder, at the same address each time that it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._page = free_ports(2)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def master(self) -> str:
+        return f"spark://127.0.0.1:{self._port}"
+
+    def declared(self, **options: Any) -> dict[str, Any]:
+        """The block `engine` of a pipeline that is scored here."""
+        return {"spark": {"master": self.master, "conf": CONF, "wait_for_executors": "5 minutes", **options}}
+
+    def start(self) -> None:
+        """Start the master and the workers, and wait until they know each other."""
+        daemon = "org.apache.spark.deploy"
+        address = ["--host", "127.0.0.1", "--port", str(self._port), "--webui-port", str(self._page)]
+        self._processes = [self._process(f"{daemon}.master.Master", *address)]
+        self._processes += [self._worker(number) for number in range(WORKERS)]
+        while self.workers() < WORKERS:
+            assert all(process.poll() is None for process in self._processes), "see the log of the cluster"
+            time.sleep(0.1)
+
+    def workers(self) -> int:
+        """Number of workers that the master knows to live."""
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self._page}/json/") as answer:
+            return json.load(answer)["aliveworkers"]
+        return 0
+
+    def add_worker(self) -> None:
+        """Start a worker in the place of a killed one."""
+        self._processes.append(self._worker(len(self._processes)))
+        while self.workers() < WORKERS:
+            time.sleep(0.1)
+
+    def kill_worker(self) -> None:
+        """Kill a worker and its executors with SIGKILL, as the loss of a machine would."""
+        victim = self._processes.pop()
+        kill([*descendants(victim.pid), victim.pid])
+        victim.wait()
+
+    def kill_executor(self) -> None:
+        """Kill one executor with SIGKILL; its worker starts another one."""
+        executors = [pid for worker in self._processes[1:] for pid in children(worker.pid)]
+        kill(executors[:1])
+
+    def kill(self) -> None:
+        """Kill everything with SIGKILL."""
+        for process in self._processes:
+            kill([*descendants(process.pid), process.pid])
+            process.wait()
+        self._processes = []
+
+    def _worker(self, number: int) -> subprocess.Popen[bytes]:
+        host = f"127.0.0.{number + 2}"  # Spark repeats a slow task on another host only
+        options = ["--host", host, "--cores", "2", "--memory", "2g", "--webui-port", "0"]
+        folder = ["--work-dir", str(self._folder / f"worker-{number}")]
+        return self._process("org.apache.spark.deploy.worker.Worker", self.master, *options, *folder, host=host)
+
+    def _process(self, *command: str, host: str = "127.0.0.1") -> subprocess.Popen[bytes]:
+        own = {"SPARK_LOCAL_IP": host, "SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK_JAVA}
+        environment = {**os.environ, **own, "SPARK_HOME": str(SPARK_HOME)}
+        with (self._folder / "cluster.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(SPARK_HOME / "bin" / "spark-class"), *command], env=environment, stdout=log, stderr=log
+            )
+
+
+@contextmanager
+def spark_cluster(folder: Path) -> Iterator[SparkCluster]:
+    """A cluster that runs, below an empty folder."""
+    cluster = SparkCluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.kill()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens to."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+    finally:
+        for free in sockets:
+            free.close()
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process."""
+    with suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return []
+
+
+def descendants(pid: int) -> list[int]:
+    """The child processes of a process, and theirs."""
+    return [inner for child in children(pid) for inner in (child, *descendants(child))]
+
+
+def kill(pids: Sequence[int]) -> None:
+    """Kill processes with SIGKILL."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
