@@ -9,6 +9,7 @@ from batch_platform_tests.cli import test_reporting
 from batch_platform_tests.components import test_schedules
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
 from batch_platform_tests.pipeline import test_cleanup
+from batch_platform_tests.scoring import test_spark_engine
 
 PAGE = Path("batch_platform/guide/faults.md")
 CASES: dict[str, Case] = {
@@ -37,13 +38,19 @@ ELSEWHERE = {
         test_schedules.test_f32_a_tick_answers_while_a_long_commit_holds_the_warehouse,
         test_reporting.test_f32_a_report_answers_while_a_long_commit_holds_the_warehouse,
     ),
+    "F33": (
+        test_spark_engine.test_f33_a_killed_executor_or_worker_changes_nothing,
+        test_spark_engine.test_f33_a_task_that_crashes_each_time_is_named_and_nothing_is_published,
+        test_spark_engine.test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges,
+        test_spark_engine.test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges,
+    ),
 }
 
 
 def test_every_number_has_a_case():
-    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"F{number}" for number in range(1, 33)}
+    assert {name.split()[0] for name in CASES} | {*ELSEWHERE} == {f"F{number}" for number in range(1, 34)}
 
 
 def test_every_number_has_its_line_in_the_guide():
     rows = re.findall(r"^\| (F\d+(?:, F\d+)*) ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(int(name[1:]) for row in rows for name in row.split(", ")) == list(range(1, 33))
+    assert sorted(int(name[1:]) for row in rows for name in row.split(", ")) == list(range(1, 34))

@@ -62,6 +62,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "What may somebody's SQL read?": ("security", "The author of SQL"),
     "Which columns does `score_runs` have?": ("tables", "Tables"),
     "How do I add a kind of source?": ("extending", "A source kind"),
+    "What must every machine of a Spark cluster have?": ("scaling_out", "What the cluster needs"),
     "What if the disk is full?": ("faults", "Faults"),
     "Where does the code that picks a champion live?": ("architecture", "Where things are"),
 }

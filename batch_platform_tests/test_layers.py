@@ -198,6 +198,8 @@ PLACES = {
     "mlflow": r"models\.flavours\.mlflow",
     "pandas": r"models\.flavours\.mlflow",
     "apprise": r"components\.receivers",
+    "pyspark": r"scoring\.engines\.spark",
+    "py4j": r"scoring\.engines\.spark",
     "jinja2": r"reports\.page",
     "vl_convert": r"reports\.charts",
     "joblib": r"models\.flavours\.sklearn",
@@ -212,10 +214,11 @@ NAMES = {  # of distributions that are imported by another name
 PARTS = {
     "dagster_shared",
     "joblib",
+    "py4j",
     "scipy",
     "starlette",
     "graphql",
-}  # of what brings them: dagster, scikit-learn, the webserver
+}  # of what brings them: dagster, scikit-learn, pyspark, the webserver
 RUN_BY_NAME = {"tzdata"}
 
 

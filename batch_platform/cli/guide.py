@@ -24,6 +24,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "commands": "What does each command do?",
     "extending": "How do I add a source, a metric, a measure, a flavour or an engine?",
     "performance": "What does it cost, and how is that measured?",
+    "scaling_out": "What if my table outgrows one machine?",
     "faults": "What happens when a process is killed or data are broken?",
     "architecture": "How is it built, and how do I contribute?",
     "changelog": "What is new?",

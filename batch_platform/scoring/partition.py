@@ -8,11 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import reduce
-from operator import add
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Self, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -39,6 +37,7 @@ from batch_platform.scoring.batch import (
 from batch_platform.scoring.challengers import ChallengerScores, score_beside
 from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
 
+Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores)
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
 Spread = Callable[[Callable[[Numbered], "ScoredBatch"], Iterator[Numbered]], Iterator["ScoredBatch"]]
 
@@ -121,13 +120,22 @@ def merged(parts: Sequence[Staged]) -> Staged:
         parts[0],
         predictions=tuple(file for part in parts for file in part.predictions),
         rejected=tuple(file for part in parts for file in part.rejected),
-        counts=reduce(add, (part.counts for part in parts)),
+        counts=_summed([part.counts for part in parts]),
         started_at=min(part.started_at for part in parts),
-        challengers=tuple(reduce(add, scores) for scores in zip(*(part.challengers for part in parts), strict=True)),
-        spent=reduce(add, (part.spent for part in parts)),
+        challengers=tuple(_summed(scores) for scores in zip(*(part.challengers for part in parts), strict=True)),
+        spent=_summed([part.spent for part in parts]),
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
         profiles=merged_profiles(part.profiles for part in parts),
     )
+
+
+def _summed(parts: Sequence[Summand]) -> Summand:
+    """The sum of parts in their order, neighbours first: of what holds all that was added, that takes n log n steps, not n²."""
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=False)] + [*parts[-1:]] * (
+            len(parts) % 2
+        )
+    return parts[0]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -24,13 +24,14 @@ import pyarrow as pa
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import SPARK
 from batch_platform.declaration.errors import EngineError, IntegrityError, listed
+from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import open_recorded
 from batch_platform.features.parts import parts_of
 from batch_platform.models.bundle import Bundle
 from batch_platform.scoring.engines.local import in_order
-from batch_platform.scoring.engines.spark_session import executors_of, is_stopped, shortest, spark_session
+from batch_platform.scoring.engines.spark_session import cancel, executors_of, is_stopped, shortest, spark_session
 from batch_platform.scoring.engines.spark_task import SUMMARY, Job, Summary, Task, run_tasks
 from batch_platform.scoring.orders import ScoringOrder, Watch
 from batch_platform.scoring.partition import Staged, merged, unwatched
@@ -99,9 +100,8 @@ class SparkEngine:
                 for job, summaries in results:
                     yield from self._partitions(job, summaries)
             except BaseException:
-                if not is_stopped(self._session):
-                    for running in list(self._running.values()):
-                        self._session.sparkContext.cancelJobGroup(running.group)
+                for session in self._session_of_run:
+                    cancel(session, [running.group for running in list(self._running.values())])
                 raise
 
     @property
@@ -186,9 +186,12 @@ class SparkEngine:
 
     def _awaited(self, future: "Future[tuple[Job, list[Summary]]]") -> tuple[Job, list[Summary]]:
         """Wait for a job, and report the progress of all that run."""
+        from py4j.protocol import Py4JError
+
         while not wait([future], timeout=POLL).done:
-            for running in list(self._running.values()):
-                self._look_after(running)
+            with suppress(Py4JError, OSError):  # if Spark's own process has died, the job says so
+                for running in list(self._running.values()):
+                    self._look_after(running)
         return future.result()
 
     def _look_after(self, running: _Running) -> None:
@@ -265,8 +268,11 @@ class SparkEngine:
         damage = [summary for summary in summaries if isinstance(summary.failure, IntegrityError)]
         for summary in (*damage, *summaries):
             if summary.failure is not None:
-                _log.debug("%s", summary.traceback)
-                raise summary.failure
+                failure = summary.failure
+                failure.message = redact(failure.message)  # executors do not know this process's secrets
+                if isinstance(failure, EngineError):
+                    _log.error("%s\n%s", failure.message, redact(summary.traceback))
+                raise failure
         self._require_recorded(order, summaries)
         staged = merged([summary.staged for summary in summaries if summary.staged is not None])
         for summary in summaries:

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,8 +50,14 @@ class _Shared:
         return declared == (spark.master, None if self.is_borrowed else spark.conf)
 
     def stop(self) -> None:
-        if not self.is_borrowed:
+        from py4j.protocol import Py4JError
+
+        if self.is_borrowed:
+            return
+        try:
             self.session.stop()
+        except (Py4JError, OSError) as error:  # Spark's own process has died
+            _log.warning("Spark had already ended: %s", shortest(error))
 
 
 def _java(session: "SparkSession") -> Any:  # noqa: ANN401 - Java's objects have no type here
@@ -63,6 +69,16 @@ def _java(session: "SparkSession") -> Any:  # noqa: ANN401 - Java's objects have
 def is_stopped(session: "SparkSession") -> bool:
     """Whether a session was stopped, or has ended with its cluster."""
     return _java(session) is None
+
+
+def cancel(session: "SparkSession", groups: Iterable[str]) -> None:
+    """Cancel groups of jobs, unless Spark has ended."""
+    from py4j.protocol import Py4JError
+
+    with suppress(Py4JError, OSError):
+        if not is_stopped(session):
+            for group in groups:
+                session.sparkContext.cancelJobGroup(group)
 
 
 def executors_of(session: "SparkSession") -> int:
