@@ -7,6 +7,7 @@ parts are what was recorded if the hashes of their stretches are among its own.
 
 import io
 import os
+from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -51,9 +52,8 @@ class ReadPart:
 
     file: RecordedFile
     part: FilePart
-    hashes: dict[tuple[int, int], str] = field(
-        default_factory=dict[tuple[int, int], str]
-    )  # complete after the last batch
+    # By stretch, complete after the last batch.
+    hashes: dict[tuple[int, int], str] = field(default_factory=dict[tuple[int, int], str])
 
     def batches(self, rows: int) -> Generator[pa.RecordBatch]:
         """Read at most so many rows at a time; holds the bytes of one row group."""
@@ -76,23 +76,24 @@ def stretches_of(file: RecordedFile) -> Stretches:
     Raises:
         DamagedFeaturesError: The bytes of the file are not those that were recorded.
     """
-    hashes = dict[tuple[int, int], str]()
     try:
         metadata = _metadata(_bytes(file, *_footer(file)))
-        stretches = [_footer(file), *(_stretch(metadata, group) for group in range(metadata.num_row_groups))]
+        stretches = [*(_stretch(metadata, group) for group in range(metadata.num_row_groups)), _footer(file)]
     except (pa.ArrowException, OSError, ValueError):
         file.require_unchanged()
         raise
-    digests = [(stretch, xxh3_128()) for stretch in stretches]
+    digests, ahead = {stretch: xxh3_128() for stretch in stretches}, deque(sorted(stretches))
 
     def seen(at: int, block: bytes) -> None:
-        for (start, end), digest in digests:
-            if start < at + len(block) and at < end:
-                digest.update(memoryview(block)[max(start - at, 0) : end - at])
+        while ahead and ahead[0][0] < at + len(block):
+            start, end = ahead[0]
+            digests[start, end].update(memoryview(block)[max(start - at, 0) : end - at])
+            if end > at + len(block):
+                return
+            ahead.popleft()
 
     file.require_unchanged(seen=seen)
-    hashes.update((stretch, digest.hexdigest()) for stretch, digest in digests)
-    return hashes
+    return {stretch: digest.hexdigest() for stretch, digest in digests.items()}
 
 
 def _footer(file: RecordedFile) -> tuple[int, int]:

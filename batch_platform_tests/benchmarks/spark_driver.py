@@ -40,14 +40,14 @@ def summaries(tasks: int, columns: int, folder: Path) -> list[bytes]:
     bins = number_bins(values)
     stretch = {(0, 100): "footer"}
     hashed = Summary(stretches=stretch | {(at, at + 1): f"{at}" for at in range(1000, 1000 + 4 * tasks)})
-    result = [pickle.dumps(hashed)]
+    result, step = [pickle.dumps(hashed)], Agreement().within(tasks * ROWS_PER_TASK).step
     for number in range(tasks):
         files = tuple(folder / f"{DAY.key}.{number}.{kind}.parquet" for kind in ("predictions", "rejected", "linear"))
         for file in files:
             file.touch()
-        places = number * ROWS_PER_TASK + np.arange(ROWS_PER_TASK)
-        scores = random.random((2, ROWS_PER_TASK, 1))
-        agreement = Agreement.of(places, *scores, scores[0, :, 0] > scores[1, :, 0]).within(tasks * ROWS_PER_TASK)
+        places = number * ROWS_PER_TASK + np.arange(0, ROWS_PER_TASK, step)
+        scores = random.random((2, len(places), 1))
+        agreement = Agreement(ROWS_PER_TASK, 1, (places,), (scores,), step)
         challenger = ChallengerScores("linear", ROWS_PER_TASK, ROWS_PER_TASK, {}, agreement, files=files[2:])
         profiles = tuple(number_profile(f"column_{at}", "feature", bins, values) for at in range(columns))
         staged = Staged(

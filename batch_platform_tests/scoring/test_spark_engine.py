@@ -35,6 +35,7 @@ from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_session import configuration, require_java, require_master, spark_session
 from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
+from batch_platform_tests.benchmarks import spark_driver
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
@@ -247,6 +248,11 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
     summaries += [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (2, 3)]
     with pytest.raises(DamagedFeaturesError, match="small, partition 2024-02-01: the bytes of"):
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
+
+
+def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):
+    spark_driver.main(tasks=40, columns=2)
+    assert capsys.readouterr().out.startswith("40 tasks, 20,000,000 rows, 2 columns, one challenger (")
 
 
 @pytest.mark.parametrize(
