@@ -146,10 +146,7 @@ def _started(spark: Spark, pipeline: str) -> _Shared:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, former)  # Spark replaces it
-    context = session.sparkContext
-    page = f", shown at {context.uiWebUrl}" if context.uiWebUrl else ""
-    msg = "%s: Spark application %s on %s%s; its log is %s."
-    _log.info(msg, pipeline, context.applicationId, context.master, page, _log_file())
+    _log.info("%s: Spark writes its log to %s.", pipeline, _log_file())
     return _Shared(session, spark, is_borrowed=False)
 
 
