@@ -98,7 +98,7 @@ class Figures:
     summed_up: Span  # what the headlines are about
     before: Span | None  # what they are compared with
     headlines: list[Headline]
-    metric: str | None  # by which the model is judged; None without labels
+    metric: str | None  # by which the model is judged; None where it was not measured
     distributions: dict[str, ScoreDistribution]  # by partition key
     performance: pl.DataFrame  # partition_key, value, low, high, rows, positives: the metric of each measured partition
     pooled: pl.DataFrame  # every metric of the window together, as `pooled_performance` gives it
@@ -143,12 +143,12 @@ def read_figures(
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
     pooled = _measured(con, spec, window, metric, by=spec.monitoring.segments, own=own)
-    measured = metric if _row(pooled, metric) else None
+    performance = _performance(con, spec.name, metric, window)
+    measured = metric if _row(pooled, metric) or performance.height else None
 
     def measure(span: Span) -> Mapping[str, float] | None:
         return _row(pooled if span == window else _measured(con, spec, span, metric, by=(), own=own), metric)
 
-    performance = _performance(con, spec.name, metric, window)
     calibration, confusion = _calibration(con, spec, registry, window)
     segments = read_segments(con, spec, metric, window, pooled, [summed_up, *([] if before is None else [before])])
     return Figures(

@@ -217,6 +217,17 @@ def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
     assert "Predicted and true" in html(figures, charts_of(figures, BERLIN), BERLIN)
 
 
+def test_a_clustering_is_reported_without_labels(tmp_path):
+    clusters = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
+    made = small_pipeline(tmp_path, monitoring={"segments": ["shop"]}, **clusters)
+    carry_out(made, datetime(2024, 2, 5, 12, tzinfo=UTC))
+    with open_published(made.home) as con:
+        figures = read_figures(con, made.spec)
+    assert (figures.task, figures.metric, figures.pooled.height) == ("clustering", "silhouette", 0)
+    assert set(figures.performance["partition_key"]) == set(figures.window.keys)
+    assert "<h2>How good the predictions were</h2>" in html(figures, charts_of(figures, BERLIN), BERLIN)
+
+
 def test_models_challengers_and_open_issues_are_told(figures, pipeline):
     (service,) = figures.services
     assert (service.first, service.last, service.partitions) == (FIRST, LAST, len(figures.window.runs))
