@@ -41,7 +41,8 @@ def command(folder: Path | None, pipeline: str, name: str | None, column: tuple[
 
     A column is renamed in the SQL and in the YAML first. With --column, what is stored under the old name then gets the
     new one, so that it stays one column. Features are built and rows scored again by the next run, as after any change of
-    the SQL; if the column is a feature, a model is trained that knows it by its new name.
+    the SQL. If the column is a feature, write its old name under features.columns.NEW.formerly, so that the models that
+    were trained before read it.
     """
     if (name is None) == (column is None):
         msg = "Name either the new name of the pipeline or a column."

@@ -264,6 +264,12 @@ class ColumnRule(Block):
         default=None, description="Maximum; rows with a larger value are rejected.", examples=[100]
     )
     feature: bool = Field(default=True, description="Whether the model is given the column.")
+    formerly: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the column before it was renamed, by which models that were trained before know it.",
+        examples=["shop"],
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

@@ -6,7 +6,7 @@ turns a file or an object into a predictor. Nothing here knows of files, databas
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal, Protocol, cast
@@ -52,7 +52,7 @@ class Column:
 class Split:
     """Rows checked against a contract; each row is in exactly one of the frames."""
 
-    kept: pl.DataFrame  # all columns; those of the contract in the contract's types
+    kept: pl.DataFrame  # all columns; those of the contract in the contract's types and under its names
     rejected: pl.DataFrame  # all columns unchanged, then REASON and OFFENDER
 
 
@@ -61,6 +61,7 @@ class Contract:
     """The feature columns of a model, in the order of the matrix."""
 
     columns: tuple[Column, ...]
+    renamed: tuple[tuple[str, str], ...] = ()  # columns whose name has changed since training, each with its new name
 
     @property
     def names(self) -> list[str]:
@@ -76,19 +77,34 @@ class Contract:
         """This contract with the rules that are declared now instead of those that were declared in training.
 
         Bounds are always declared; whether nulls are allowed is learned unless it is declared. Types and categories stay as learned.
+        A column that was renamed since is read under its new name, and goes by its old one with this model.
         """
-        return Contract(tuple(_under(column, rules.get(column.name, ColumnRule())) for column in self.columns))
+        renamed = {rule.formerly: name for name, rule in rules.items() if rule.formerly and rule.formerly in self.names}
+        declared = {name: rules.get(renamed.get(name, name), ColumnRule()) for name in self.names}
+        columns = tuple(_under(column, declared[column.name]) for column in self.columns)
+        return Contract(columns, tuple(renamed.items()))
+
+    def lacking(self, present: Collection[str]) -> list[str]:
+        """The columns that are not among those present, neither by their names nor by their new ones."""
+        new = dict(self.renamed)
+        return [name for name in self.names if name not in present and new.get(name) not in present]
 
     def split(self, rows: pl.DataFrame) -> Split:
         """Separate the rows that satisfy the contract from those that do not, with the first rule that each of these breaks.
 
         Raises DataError if a column is missing; the order of the columns does not matter, nor do further ones.
         """
+        present = rows.columns
+        if missing := self.lacking(present):
+            free = [name for name in present if name not in self.names]
+            msg = f"The features lack the columns {listed(missing)}; there are {listed(present)}."
+            hint = (
+                "if one was renamed, write its former name under features.columns.NEW_NAME.formerly; if the features have "
+                "changed, train again."
+            )
+            raise DataError(msg, hint=nearest_names(missing, free) or hint)
+        rows = rows.with_columns(pl.col(new).alias(old) for old, new in self.renamed if old not in present)
         dtypes = rows.schema
-        if missing := [name for name in self.names if name not in dtypes]:
-            free = [name for name in dtypes if name not in self.names]
-            msg = f"The features lack the columns {listed(missing)}; there are {listed(dtypes)}."
-            raise DataError(msg, hint=nearest_names(missing, free) or "train again if the features have changed.")
         read = {column.name: _read(column, dtypes[column.name]) for column in self.columns}
         rules = [rule for column in self.columns for rule in _rules(column, rows[column.name], read[column.name])]
         broken = rows.select(pl.any_horizontal(rule.broken for rule in rules)).to_series() if rules else None
@@ -102,7 +118,7 @@ class Contract:
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.reason)) for rule in rules).alias(REASON),
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.column)) for rule in rules).alias(OFFENDER),
             )
-        return Split(kept=kept, rejected=rejected)
+        return Split(kept=kept, rejected=rejected.select(*present, REASON, OFFENDER))
 
     def encode(self, kept: pl.DataFrame) -> NDArray[np.float64]:
         """Encode rows that satisfy the contract as a matrix: float64 [rows, columns], Fortran order, null as NaN.

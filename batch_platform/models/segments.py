@@ -44,7 +44,7 @@ def keep_numbers(fitted: Fitted, rows: pl.DataFrame, former: Former | None) -> F
         before = bundle.predictor
         if not isinstance(before, SklearnPredictor) or not _has_centres(before.estimator):
             return fitted
-        if lacking := [column for column in bundle.contract.names if column not in rows.columns]:
+        if lacking := bundle.contract.lacking(rows.columns):
             return _remarked(fitted, f"{refusal}: the features lack {listed(lacking)}")
         kept = own.split(rows).kept
         numbers = pl.Series(_NUMBER, fitted.predictor.predict(own.encode(kept)))

@@ -263,7 +263,7 @@ class _Evaluation:
             msg = f"{run.pipeline}, partition {partition.key}: its features changed after it was scored."
             raise DataError(msg, hint=f"score it again: batch-platform run {run.pipeline} --partition {partition.key}")
         manifest = read_manifest(self.history.home.bundle(run.pipeline, model.version), model.sha256)
-        contract = Contract.from_json(manifest.contract)
+        contract = Contract.from_json(manifest.contract).under(self.history.spec.features.columns)
         return encoded_features(self.history, build, partition, predictions, contract)
 
 

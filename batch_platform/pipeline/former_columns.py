@@ -89,7 +89,10 @@ def rename_stored_column(home: Home, spec: PipelineSpec, old: str, new: str) -> 
         raise WrongUseError(msg, hint=f"first write {new} for it in the SQL and in the YAML of {spec.name}.")
     if new not in declared:
         msg = f"{spec.name} declares no column {new!r} in features.key, features.time or predictions.keep."
-        hint = f"write {new} for {old} in the SQL and in the YAML first; a feature that is not kept needs nothing else."
+        hint = (
+            f"write {new} for {old} in the SQL and in the YAML first; a feature that is not kept needs nothing else than "
+            f"features.columns.{new}.formerly: {old}, so that models that were trained before read it."
+        )
         raise WrongUseError(msg, hint=did_you_mean(new, declared) or hint)
     if folded(old) == folded(new):
         msg = f"{old!r} and {new!r} differ only by case, as which SQL does not tell names apart."

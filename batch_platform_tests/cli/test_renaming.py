@@ -9,11 +9,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+import yaml
 
 from batch_platform.pipeline.rename import rename_pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import publish
-from batch_platform_tests.command_line import copy_of, published
+from batch_platform_tests.command_line import REJECTED_DAY, copy_of, published
 from batch_platform_tests.dagster_project import pipeline_folder
 
 # Renames a pipeline of a home and ends itself before the call of a function that has this number among its calls.
@@ -242,6 +243,27 @@ def test_a_renamed_column_stays_one_column_and_is_told_until_it_has_its_new_name
     cli(project, "run", "small", "--from", "2024-02-01")
     assert cli(project, "status").out.startswith("small: 29 scored, 31 warm-up")
     assert [row[:3] for row in published(project, query.format("store", "pieces"))] == [row[:3] for row in before]
+
+
+def test_a_feature_that_was_renamed_is_read_by_the_models_that_know_its_former_name(cli, project):
+    query = "SELECT id, prediction, score, model_version FROM small.predictions WHERE partition_key = '2024-02-03' ORDER BY ALL"
+    rejected = "SELECT partition_key, reason FROM small.rejected_rows ORDER BY ALL"
+    before, rejected_before = published(project, query), published(project, rejected)
+    rename_two_columns(project)
+    failed = cli(project, "run", "small", "--partition", "2024-02-03")
+    assert failed.code == 1
+    assert "if one was renamed, write its former name under features.columns.NEW_NAME.formerly" in failed.err
+    declared = pipeline_folder(project) / "defs.yaml"
+    rules = yaml.safe_load(declared.read_text())
+    rules["attributes"]["features"]["columns"]["pieces"] = {"formerly": "items"}
+    declared.write_text(yaml.safe_dump(rules))
+    cli(project, "rename", "small", "--column", "shop", "store")
+    for arguments in (("--partition", "2024-02-03"), ("--partition", REJECTED_DAY)):
+        done = cli(project, "run", "small", *arguments)
+        assert done.code == 0, done.err
+    assert published(project, query) == before
+    assert published(project, rejected) == rejected_before
+    assert published(project, "SELECT count(*) FROM small.performance WHERE partition_key = '2024-02-03'") != [(0,)]
 
 
 def test_a_column_and_a_pipeline_are_not_renamed_at_once(cli, fresh):

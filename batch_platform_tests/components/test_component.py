@@ -57,7 +57,9 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "key": ["id"],
         "time": "ts",
         "driving": {"source": "events", "time": "ts"},
-        "columns": {"amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True}},
+        "columns": {
+            "amount": {"type": "float", "nullable": True, "min": 0, "max": 1e5, "feature": True, "formerly": "price"}
+        },
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
     },

@@ -52,7 +52,9 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         "key": ["flight_id"],
         "time": "scheduled_departure",
         "driving": {"source": "flights", "time": "scheduled_departure"},
-        "columns": {"distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True}},
+        "columns": {
+            "distance": {"type": "float", "nullable": False, "min": 0, "max": 1e5, "feature": True, "formerly": "miles"}
+        },
         "max_rejected": {"share": "1%", "rows": 5},
         "timeout": "10 minutes",
     },
@@ -92,7 +94,11 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "baseline": "previous",
             "columns": {"distance": {"warn": 0.2, "fail": 0.5}},
         },
+        "fresh_by": "07:00",
+        "max_champion_age": "90 days",
+        "notify": ["json://host"],
     },
+    "report": {"every": "month", "schedule": "0 7 1 * *"},
     "dagster": {
         "pool": "warehouse",
         "retry": {"times": 2, "delay": "30 seconds"},
@@ -207,7 +213,11 @@ def test_every_unknown_key_of_a_block_is_named_at_once():
             {"postgres": "postgres://host/db"},
             "unknown key 'postgres'; allowed are arrow, asset, csv, ",
         ),
-        (("monitoring", "notify"), ["json://host"], "unknown key 'notify'; allowed are drift, metrics, performance"),
+        (
+            ("monitoring", "pages"),
+            ["json://host"],
+            "unknown key 'pages'; allowed are drift, fresh_by, max_champion_age",
+        ),
     ],
 )
 def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
