@@ -21,6 +21,7 @@ from batch_platform_tests.benchmarks import (
     kernels,
     many_partitions,
     memory,
+    pooling,
     profiles,
     project,
     publish,
@@ -45,6 +46,7 @@ WORKLOADS = {
     "publish": publish,
     "many_partitions": many_partitions,
     "report": report,
+    "pooling": pooling,
     "tables": tables,
 }
 NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}
