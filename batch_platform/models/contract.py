@@ -103,7 +103,7 @@ class Contract:
                 "changed, train again."
             )
             raise DataError(msg, hint=nearest_names(missing, free) or hint)
-        rows = rows.with_columns(pl.col(new).alias(old) for old, new in self.renamed if old not in present)
+        rows = rows.with_columns(rows[new].alias(old) for old, new in self.renamed if old not in present)
         dtypes = rows.schema
         read = {column.name: _read(column, dtypes[column.name]) for column in self.columns}
         rules = [rule for column in self.columns for rule in _rules(column, rows[column.name], read[column.name])]
@@ -118,7 +118,7 @@ class Contract:
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.reason)) for rule in rules).alias(REASON),
                 pl.coalesce(pl.when(rule.broken).then(pl.lit(rule.column)) for rule in rules).alias(OFFENDER),
             )
-        return Split(kept=kept, rejected=rejected.select(*present, REASON, OFFENDER))
+        return Split(kept=kept, rejected=rejected[[*present, REASON, OFFENDER]])
 
     def encode(self, kept: pl.DataFrame) -> NDArray[np.float64]:
         """Encode rows that satisfy the contract as a matrix: float64 [rows, columns], Fortran order, null as NaN.
