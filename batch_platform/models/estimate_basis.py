@@ -248,7 +248,8 @@ def _error_tree(matrix: Floats, predicted: Floats, errors: Floats) -> ErrorTree:
     nodes: Any = learner.fit(table, errors).tree_
     return ErrorTree(
         feature=tuple(max(-1, feature) for feature in nodes.feature.tolist()),
-        threshold=tuple(nodes.threshold.tolist()),
+        # A threshold is infinite where only rows without a value go to the other side; JSON has no infinity.
+        threshold=tuple(np.nan_to_num(nodes.threshold).tolist()),
         left=tuple(nodes.children_left.tolist()),
         right=tuple(nodes.children_right.tolist()),
         null_left=tuple(map(bool, nodes.missing_go_to_left.tolist())),
