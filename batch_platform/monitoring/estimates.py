@@ -9,7 +9,7 @@ For classes this is confidence-based performance estimation (Bialek, Kuberski an
 Covariate Shift Without Labels, 2024), for a regression direct loss estimation with a tree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from math import inf, sqrt
@@ -22,6 +22,7 @@ from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.profiles import Bins
 
 AREA = "roc_auc"
+_INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
 _TWO_SIDED = 1.959964  # quantile of the normal distribution for 95%
 _LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined
 
@@ -144,10 +145,20 @@ class TrackRecord:
     mean_error: float  # mean absolute difference
     within: float  # share of the partitions in which the interval held what came true
 
+    @property
+    def partitions_within(self) -> int:
+        """The number of partitions in which the interval held what came true."""
+        return round(self.within * self.partitions)
+
     def __str__(self) -> str:
         """Say how far to believe an estimate."""
         of = f"{self.partitions:,} partition{'' if self.partitions == 1 else 's'}"
         return f"off by {self.mean_error:.4f} on average in {of}, {self.within:.0%} within the interval"
+
+
+def estimated_metric(judged_by: str, estimated: Collection[str]) -> str | None:
+    """The estimated metric to show of a model that is judged by a metric: the same, or another; None where there is none."""
+    return next((metric for metric in (judged_by, *_INSTEAD) if metric in estimated), None)
 
 
 def isotonic_blocks(positives: Sequence[float], rows: Sequence[float]) -> list[int]:

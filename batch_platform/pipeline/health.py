@@ -20,7 +20,7 @@ from batch_platform.declaration.windows import deadline, oldest_champion, served
 from batch_platform.models.registry import Version
 from batch_platform.monitoring.catalogue import declared_checks
 from batch_platform.monitoring.drift import ColumnDrift
-from batch_platform.monitoring.estimates import TrackRecord
+from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
 from batch_platform.monitoring.health import Aspect, Health
 from batch_platform.monitoring.metrics import default_metric
 from batch_platform.monitoring.performance import PERFORMANCE
@@ -245,11 +245,11 @@ def _performance(spec: PipelineSpec, state: State, measured: Measured) -> Aspect
 
 def _estimated_performance(spec: PipelineSpec, version: Version, measured: Measured) -> list[Aspect]:
     """What the gate's metric is expected to be in a partition whose labels are not known, or else accuracy."""
-    metric = spec.model.promote.metric or default_metric(version.task)
     by_metric = {estimate.metric: estimate for estimate in measured.estimates}
-    estimate = by_metric.get(metric) or by_metric.get("accuracy") or by_metric.get("mae")
-    if estimate is None:
+    metric = estimated_metric(spec.model.promote.metric or default_metric(version.task), by_metric)
+    if metric is None:
         return []
+    estimate = by_metric[metric]
     text = in_words(estimate, measured.records)
     numbers = {estimate.metric: estimate.estimate, "low": estimate.low, "high": estimate.high}
     return [Aspect("estimated_performance", None, text, estimate.partition_key, numbers)]

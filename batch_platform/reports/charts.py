@@ -22,6 +22,9 @@ _DAY = timedelta(hours=20)  # the shortest day has 23 hours
 STRONG = 0.25  # index from which a drift is strong by common rule
 ROW_HEIGHT = 18  # of the heat map
 FEW = 3  # partitions that make no line
+INSIDE, OUTSIDE = "within the interval", "outside of it"
+MANY = 92  # partitions, from which their points are small
+_SHORT_BAR = {"type": "point", "shape": "stroke", "size": 400, "strokeWidth": 3, "opacity": 1}
 WIDTH, HEIGHT = 720, 220  # of the pictures; a chart in a browser is as wide as its place
 
 
@@ -45,8 +48,8 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     starts = {
         run.partition_key: f"{run.partition_start.astimezone(zone):%Y-%m-%dT%H:%M:%S}Z" for run in figures.window.runs
     }
-    made = [_volume(figures, starts), _scores(figures, starts), _performance(figures, starts), _months(figures)]
-    made += [_calibration(figures), _drift(figures)]
+    made = [_volume(figures, starts), _scores(figures, starts), _performance(figures, starts)]
+    made += [_estimates(figures, starts), _months(figures), _calibration(figures), _drift(figures)]
     return {chart.name: chart for chart in made if chart is not None}
 
 
@@ -84,10 +87,7 @@ def _scores(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
         return _classes(figures, starts)
     rows = pl.DataFrame([{"partition": key, "start": starts[key], **of.numbers} for key, of in sorted(ranged.items())])
     shown = _tooltip("partition", "mean", "p10", "p50", "p90")
-    band = {
-        "mark": {"type": "area", "opacity": 0.25, "color": BLUE},
-        "encoding": {**_time(figures), "y": {"field": "p10", "type": "quantitative"}, "y2": {"field": "p90"}},
-    }
+    band = _band(figures, rows, "p10", "p90", BLUE)
     y = {"field": "mean", "type": "quantitative", "title": "score"}
     line = {
         "mark": {"type": "line", "color": BLUE, "point": len(rows) < FEW},
@@ -131,10 +131,7 @@ def _performance(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
     rows = figures.performance.with_columns(start=pl.col("partition_key").replace_strict(starts)).rename(
         {"partition_key": "partition"}
     )
-    band = {
-        "mark": {"type": "area", "opacity": 0.25, "color": BLUE},
-        "encoding": {**_time(figures), "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
-    }
+    band = _band(figures, rows, "low", "high", BLUE)
     y = {"field": "value", "type": "quantitative", "title": figures.metric, "scale": {"zero": False}}
     shown = _tooltip("partition", "value", "low", "high", "rows", "positives")
     line = {
@@ -143,6 +140,61 @@ def _performance(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
     }
     text = f"{figures.metric} of each partition (line) with its 95% interval (band). Few rows make a wide band."
     return _chart("performance", "Performance over time", text, rows, {"layer": [band, line]})
+
+
+def _estimates(figures: Figures, starts: Mapping[str, str]) -> Chart | None:
+    if figures.estimates is None:
+        return None
+    metric, estimates = figures.estimates.metric, figures.estimates.partitions
+    rows = pl.DataFrame(
+        [
+            {
+                "partition": row.partition_key,
+                "start": starts[row.partition_key],
+                "estimate": row.estimate,
+                "low": row.low,
+                "high": row.high,
+                "realised": row.realised,
+                "lies": None if row.within is None else INSIDE if row.within else OUTSIDE,
+                "rows": row.rows,
+            }
+            for row in estimates
+        ],
+        schema_overrides={"realised": pl.Float64, "lies": pl.String},
+    )
+    y = {"type": "quantitative", "title": metric, "scale": {"zero": False}}
+    shown = _tooltip("partition", "estimate", "low", "high", "realised", "rows")
+    few = len(rows) < FEW
+    line = {
+        "mark": {"color": DARK, **(_SHORT_BAR if few else {"type": "line", "strokeDash": [6, 4], "strokeWidth": 1.5})},
+        "encoding": {**_time(figures), "y": {**y, "field": "estimate"}, "tooltip": shown},
+    }
+    text = (
+        f"Estimated {metric} of each partition ({'short bar' if few else 'dashed line'}) with its 95% interval (grey)."
+    )
+    layers = [_band(figures, rows, "low", "high", GREY), line]
+    if rows["realised"].count():
+        shapes = {"domain": [INSIDE, OUTSIDE], "range": ["circle", "cross"]}
+        legend = {"orient": "top", "title": "what came true", "titleLimit": 300, "columns": 1}
+        came_true = {
+            "transform": [{"filter": "isValid(datum.realised)"}],
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "size": 15 if len(rows) > MANY else 45,
+                "opacity": 1,
+                "color": BLUE,
+            },
+            "encoding": {
+                **_time(figures),
+                "y": {**y, "field": "realised"},
+                "shape": {"field": "lies", "type": "nominal", "scale": shapes, "legend": legend},
+                "tooltip": shown,
+            },
+        }
+        layers.append(came_true)
+        text += " A dot is what came true, a cross what came true outside of the interval."
+    return _chart("estimates", "Estimated performance over time", text, rows, {"layer": layers})
 
 
 def _months(figures: Figures) -> Chart | None:
@@ -223,6 +275,14 @@ def _drift(figures: Figures) -> Chart | None:
     return _chart("drift", "Drift", text, drift.cells, {"layer": [cells, alarms], "height": height})
 
 
+def _band(figures: Figures, rows: pl.DataFrame, low: str, high: str, colour: str) -> dict[str, Any]:
+    """An interval of each partition; an area needs more than one partition to be seen, bars do not."""
+    few = len(rows) < FEW
+    mark = {"type": "rule", "strokeWidth": 3, "opacity": 0.5} if few else {"type": "area", "opacity": 0.25}
+    ends = {"y": {"field": low, "type": "quantitative"}, "y2": {"field": high}}
+    return {"mark": {**mark, "color": colour}, "encoding": {**_time(figures), **ends}}
+
+
 def _pair() -> dict[str, Any]:
     scale = {"zero": False}
     return {
@@ -237,7 +297,8 @@ def _time(figures: Figures) -> dict[str, Any]:
         if figures.window.runs[0].partition_end - figures.window.runs[0].partition_start < _DAY
         else "yearmonthdate"
     )
-    return {"x": {"field": "start", "type": "temporal", "timeUnit": f"utc{unit}", "title": None}}
+    room = {"scale": {"padding": 30}} if len(figures.window.runs) < FEW else {}  # beside marks that are no line
+    return {"x": {"field": "start", "type": "temporal", "timeUnit": f"utc{unit}", "title": None, **room}}
 
 
 def _colours(*pairs: tuple[str, str]) -> dict[str, Any]:

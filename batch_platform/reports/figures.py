@@ -1,7 +1,7 @@
 """The numbers of the report, all read from the published copy; the same copy gives the same numbers."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from itertools import groupby
@@ -21,6 +21,7 @@ from batch_platform.monitoring.scores import ScoreDistribution, committed_distri
 from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.pooled import OUTCOMES, POOLED, class_texts, pooled_performance
 from batch_platform.reports.drift import DriftFigures, read_drift_figures
+from batch_platform.reports.estimates import EstimateFigures, read_estimate_figures
 from batch_platform.reports.segments import RATES, Gap, gaps_of, read_segments
 from batch_platform.reports.span import Span, score_column
 from batch_platform.scoring.rejected_rows import reasons_by_partition
@@ -101,6 +102,7 @@ class Figures:
     metric: str | None  # by which the model is judged; None where it was not measured
     distributions: dict[str, ScoreDistribution]  # by partition key
     performance: pl.DataFrame  # partition_key, value, low, high, rows, positives: the metric of each measured partition
+    estimates: EstimateFigures | None  # None where nothing was estimated
     pooled: pl.DataFrame  # every metric of the window together, as `pooled_performance` gives it
     months: pl.DataFrame  # period_start, value, low, high, rows: the metric of each month of the window
     segments: pl.DataFrame  # as `read_segments` gives them
@@ -150,6 +152,7 @@ def read_figures(
         return _row(pooled if span == window else _measured(con, spec, span, metric, by=(), own=own), metric)
 
     calibration, confusion = _calibration(con, spec, registry, window)
+    estimates = read_estimate_figures(con, spec.name, metric, window)
     segments = read_segments(con, spec, metric, window, pooled, [summed_up, *([] if before is None else [before])])
     return Figures(
         pipeline=spec.name,
@@ -164,6 +167,7 @@ def read_figures(
         metric=measured,
         distributions=committed_distributions(con, spec.name, window.keys),
         performance=performance,
+        estimates=estimates,
         pooled=pooled.filter(pl.all_horizontal(pl.col("challenger", "segment_column", "model_version").is_null())),
         months=_months(con, spec, metric, window),
         segments=segments,
@@ -179,7 +183,7 @@ def read_figures(
         challengers=_challengers(pooled, metric),
         worst=performance.sort("value", descending=lower_is_better(metric)).head(WORST),
         issues=_issues(con, spec, runs),
-        definitions=_definitions(pooled, own),
+        definitions=_definitions({*pooled["metric"], *([estimates.metric] if estimates else [])}, own),
     )
 
 
@@ -438,8 +442,8 @@ def _issues(con: duckdb.DuckDBPyConnection, spec: PipelineSpec, runs: Sequence[S
     return issues
 
 
-def _definitions(pooled: pl.DataFrame, own: Sequence[Metric]) -> dict[str, str]:
+def _definitions(shown: Collection[str], own: Sequence[Metric]) -> dict[str, str]:
     """The first sentence that says what a metric is, for each one that the report shows."""
     known = METRICS | {metric.name: metric for metric in own}
-    texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(set(pooled["metric"])) if name in known}
+    texts = {name: (known[name].value.__doc__ or "").strip() for name in sorted(shown) if name in known}
     return {name: " ".join(text.split("\n\n")[0].replace("`", "").split()) for name, text in texts.items() if text}

@@ -32,6 +32,11 @@ class EstimatedMetric:
     model_version: str
     run_id: str
 
+    @property
+    def within(self) -> bool | None:
+        """Whether the interval held what came true; None as long as that is not known."""
+        return None if self.realised is None else self.low <= self.realised <= self.high
+
 
 def replace_estimates(
     con: duckdb.DuckDBPyConnection,

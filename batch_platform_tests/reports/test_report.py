@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -16,9 +17,11 @@ from sklearn.metrics import roc_auc_score
 from batch_platform.declaration.errors import DataError
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.charts import charts_of
+from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
-from batch_platform.reports.page import html
+from batch_platform.reports.page import html, number
 from batch_platform.reports.segments import RATES, gaps_of, score_shifts
+from batch_platform.reports.span import Span
 from batch_platform.warehouse.published import open_published
 from batch_platform_tests.browsing import installed_browser
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
@@ -185,6 +188,73 @@ def test_drift_is_that_of_its_table_and_the_worst_column_is_explained(figures, p
     assert worst.sentence.endswith(f"an alarm in 1 of {len(figures.window.runs) - 1} partitions."), "a day has no rows"
 
 
+def assert_estimates_are_those_of_the_tables(figures, con, metric):
+    """Beside each estimate stands what `performance` holds, and the track record is that of every partition."""
+    query = """
+        SELECT e.partition_key, e.metric, estimate, e.low, e.high, p.value, e.rows FROM small.estimates AS e
+        LEFT JOIN small.performance AS p
+            ON p.partition_key = e.partition_key AND p.metric = e.metric AND p.challenger IS NULL AND NOT p.in_sample
+        WHERE e.metric = $metric AND e.partition_key BETWEEN $first AND $last ORDER BY e.partition_key
+    """
+    window = {"first": figures.window.keys[0], "last": figures.window.keys[-1]}
+    estimated = con.execute(query, {"metric": metric, **window}).fetchall()
+    assert [astuple(row)[:7] for row in figures.estimates.partitions] == estimated != []
+    query = """
+        SELECT metric, count(*), avg(abs(estimate - p.value)), avg((p.value BETWEEN e.low AND e.high)::INTEGER), sum((p.value BETWEEN e.low AND e.high)::INTEGER)
+        FROM small.estimates AS e JOIN small.performance AS p USING (partition_key, metric)
+        WHERE metric = $metric AND p.challenger IS NULL AND NOT p.in_sample GROUP BY metric
+    """
+    ((*numbers, within),) = con.execute(query, {"metric": metric}).fetchall()
+    record = figures.estimates.record
+    assert astuple(record) == (*numbers[:2], pytest.approx(numbers[2], rel=1e-12), pytest.approx(numbers[3], rel=1e-12))
+    assert record.partitions_within == within > 0
+    text = " ".join(html(figures, {}, BERLIN).split())
+    sentence = f"{within} of {record.partitions} estimates with known labels lay within their interval. The estimates were off by "
+    assert f"{sentence}{number(numbers[2])} on average (mean absolute error)." in text
+    assert f"<strong>Estimated, not measured:</strong> the {metric.replace('_', ' ')} that each partition" in text
+
+
+def test_estimates_are_those_of_their_table_beside_what_came_true(figures, pipeline):
+    with open_published(pipeline.home) as con:
+        assert_estimates_are_those_of_the_tables(figures, con, "roc_auc")
+        measured = dict(figures.performance.select("partition_key", "value").iter_rows())
+        assert {row.partition_key: row.realised for row in figures.estimates.partitions} == measured
+        assert figures.estimates.unmeasured == ()
+        learned = Span(tuple(replace(run, in_sample=True) for run in figures.window.runs))
+        assert read_estimate_figures(con, "small", "roc_auc", learned) is None, "the model has learned from them"
+
+
+def test_a_partition_without_labels_is_reported_by_its_estimate(pipeline):
+    with open_published(pipeline.home) as con:
+        figures = read_figures(con, pipeline.spec, "2024-02-24")
+        assert_estimates_are_those_of_the_tables(figures, con, "roc_auc")
+    (row,) = figures.estimates.unmeasured
+    assert (row.partition_key, row.realised, figures.metric) == ("2024-02-24", None, None)
+    charts = charts_of(figures, BERLIN)
+    assert "performance" not in charts
+    assert charts["estimates"].text.endswith("(grey)."), "nothing came true that a dot could show"
+    text = html(figures, charts, BERLIN)
+    assert "No labels are known for these partitions" in text
+    numbers = (number(row.estimate), f"{number(row.low)} to {number(row.high)}", number(row.rows))
+    assert "".join([f"<td>{row.partition_key}</td>", *(f'<td class="n">{cell}</td>' for cell in numbers)]) in text
+    assert set(figures.definitions) == {"roc_auc"}
+
+
+def test_a_model_of_several_classes_is_reported_with_its_estimated_accuracy(tmp_path):
+    amount, noise = pl.col("amount").fill_null(0.0), pl.col("id") % 5 == 0
+    size = pl.when((amount < 40) | noise).then(pl.lit("low")).when(amount < 90).then(pl.lit("middle"))
+    made = small_pipeline(
+        tmp_path,
+        events=small_events().with_columns(returned=size.otherwise(pl.lit("high"))),
+        model={"allow_suspected_leaks": ["*"]},
+    )
+    carry_out(made, datetime(2024, 2, 6, 12, tzinfo=UTC))
+    with open_published(made.home) as con:
+        figures = read_figures(con, made.spec)
+        assert (figures.task, figures.metric) == ("multiclass", "log_loss")
+        assert_estimates_are_those_of_the_tables(figures, con, "accuracy")
+
+
 def test_a_weekly_report_compares_weeks(pipeline):
     with open_published(pipeline.home) as con:
         weekly = read_figures(con, pipeline.spec, every="week")
@@ -207,6 +277,7 @@ def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
             FROM small.predictions JOIN small.outcomes USING (partition_key, id)
         """
         ((predicted, true, rows),) = con.execute(query).fetchall()
+        assert_estimates_are_those_of_the_tables(figures, con, "mae")
     groups = figures.calibration
     assert groups.height == 10
     assert groups["rows"].sum() == rows
@@ -225,7 +296,10 @@ def test_a_clustering_is_reported_without_labels(tmp_path):
         figures = read_figures(con, made.spec)
     assert (figures.task, figures.metric, figures.pooled.height) == ("clustering", "silhouette", 0)
     assert set(figures.performance["partition_key"]) == set(figures.window.keys)
-    assert "<h2>How good the predictions were</h2>" in html(figures, charts_of(figures, BERLIN), BERLIN)
+    text = html(figures, charts_of(figures, BERLIN), BERLIN)
+    assert "<h2>How good the predictions were</h2>" in text
+    assert figures.estimates is None
+    assert "stimate" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
 
 
 def test_models_challengers_and_open_issues_are_told(figures, pipeline):
