@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -32,7 +33,8 @@ def begun(folder: Path) -> int:
     return len(list(folder.glob("begun-*")))
 
 
-def wait_for(folder: Path, calls: int) -> None:
-    """Wait until so many calls have begun."""
+def wait_for(folder: Path, calls: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
+    """Wait until so many calls have begun; fails if the process that makes them ends before."""
     while begun(folder) < calls:
+        assert process is None or process.poll() is None, "the process has ended"
         time.sleep(0.05)

@@ -180,7 +180,7 @@ list(pipeline.score(days(pipeline), Stamp("killed", NOW), force=True))
 def test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges(pipeline, scoring, spark, tmp_path):
     before = predictions(pipeline)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), spark.master])
-    wait_for(tmp_path, 2)
+    wait_for(tmp_path, 2, driver)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     (tmp_path / GO).touch()

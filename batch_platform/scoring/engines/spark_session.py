@@ -203,7 +203,7 @@ def configuration(spark: Spark, pipeline: str) -> dict[str, str]:
 def import_path() -> str:
     """Where this process finds modules beside those that are installed: executors on this machine, or with the same folders, find them too."""
     installed = {Path(sys.prefix), Path(sys.base_prefix)}
-    folders = [Path(entry).absolute() for entry in sys.path if entry and Path(entry).is_dir()]
+    folders = [Path(entry).absolute() for entry in sys.path if Path(entry).is_dir()]  # '' is the current folder
     return os.pathsep.join(
         str(folder) for folder in dict.fromkeys(folders) if not installed & {folder, *folder.parents}
     )
