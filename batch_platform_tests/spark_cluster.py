@@ -34,8 +34,9 @@ CONF: dict[str, Any] = {
 class SparkCluster:
     """A cluster below a folder, at the same address each time that it is started."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, cores: int = 2, memory: str = "2g") -> None:
+        """Start nothing yet; cores and memory are those of each worker."""
+        self._folder, self._cores, self._memory = folder, cores, memory
         self._port, self._page = free_ports(2)
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -89,7 +90,7 @@ class SparkCluster:
 
     def _worker(self, number: int) -> subprocess.Popen[bytes]:
         host = f"127.0.0.{number + 2}"  # Spark repeats a slow task on another host only
-        options = ["--host", host, "--cores", "2", "--memory", "2g", "--webui-port", "0"]
+        options = ["--host", host, "--cores", str(self._cores), "--memory", self._memory, "--webui-port", "0"]
         folder = ["--work-dir", str(self._folder / f"worker-{number}")]
         return self._process("org.apache.spark.deploy.worker.Worker", self.master, *options, *folder, host=host)
 
@@ -103,9 +104,9 @@ class SparkCluster:
 
 
 @contextmanager
-def spark_cluster(folder: Path) -> Iterator[SparkCluster]:
-    """A cluster that runs, below an empty folder."""
-    cluster = SparkCluster(folder)
+def spark_cluster(folder: Path, *, cores: int = 2, memory: str = "2g") -> Iterator[SparkCluster]:
+    """A cluster that runs, below an empty folder; cores and memory are those of each worker."""
+    cluster = SparkCluster(folder, cores=cores, memory=memory)
     try:
         cluster.start()
         yield cluster

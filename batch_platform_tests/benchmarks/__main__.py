@@ -27,6 +27,7 @@ from batch_platform_tests.benchmarks import (
     publish,
     report,
     scoring,
+    spark,
     tables,
 )
 from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
@@ -47,6 +48,7 @@ WORKLOADS = {
     "many_partitions": many_partitions,
     "report": report,
     "pooling": pooling,
+    "spark": spark,
     "tables": tables,
 }
 NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}

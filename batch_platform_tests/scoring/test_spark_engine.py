@@ -35,10 +35,12 @@ from batch_platform.scoring.engines.spark import SparkEngine
 from batch_platform.scoring.engines.spark_session import configuration, require_java, require_master, spark_session
 from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
-from batch_platform_tests.benchmarks import spark_driver
+from batch_platform_tests.benchmarks import spark_driver, spark_work
+from batch_platform_tests.benchmarks.project import Project
+from batch_platform_tests.benchmarks.spark import require_same, scores_in
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.spark_cluster import SparkCluster, free_ports
 from batch_platform_tests.waiting_model import CRASH, GO, ONLY, begun, wait_for
 
@@ -246,6 +248,31 @@ def test_a_file_that_is_replaced_between_two_tasks_is_refused(pipeline, tmp_path
     summaries += [spark_task.run_attempt(job, spark_task.Attempt(number, number, 0)) for number in (2, 3)]
     with pytest.raises(DamagedFeaturesError, match="small, partition 2024-02-01: the bytes of"):
         SparkEngine(pipeline.spec, tmp_path, Stamp("run", NOW)).whole(job, order, summaries)
+
+
+def test_plain_spark_code_that_the_engine_is_measured_against_gives_the_same_scores(spark, tmp_path):
+    def numbers(**overrides: Any) -> Pipeline:
+        return small_pipeline(
+            tmp_path, features_sql=FEATURES_SQL.replace(", shop, known", ""), predictions=None, **overrides
+        )
+
+    carry_out(numbers(), NOW)
+    (tmp_path / "ready").symlink_to(tmp_path / "home")
+    model = Project(tmp_path, "small").export_model(tmp_path / "model.joblib")
+    on_spark = numbers(engine=spark.declared())
+    orders = spark_work.orders_for(on_spark, DAYS)
+    for output in (tmp_path / "engine", tmp_path / "plain"):
+        output.mkdir()
+    spark_work.by_engine(on_spark, orders, tmp_path / "engine", copies=2)
+    with spark_session(on_spark.spec.engine.on_spark, "small") as session:
+        spark_work.by_plain_code(session, orders, tmp_path / "plain", str(model))
+    expected, scores = (scores_in(tmp_path / name) for name in ("engine", "plain"))
+    assert expected.height == 120
+    require_same("plain", scores, expected, 0.0)
+    with pytest.raises(SystemExit, match="plain gives other scores for 120 rows; they differ by up to"):
+        require_same("plain", scores.with_columns(pl.col("score") + 1e-6), expected, 0.0)
+    with pytest.raises(SystemExit, match="plain scored 119 rows instead of 120"):
+        require_same("plain", scores[1:], expected, 0.0)
 
 
 def test_the_driver_merges_the_summaries_of_very_many_tasks(capsys):

@@ -1,0 +1,186 @@
+"""Score on a standalone cluster of Spark: the Spark engine, on one worker and on two, against plain Spark code on two.
+
+Plain Spark code reads the same feature files with `spark.read.parquet`, calls `predict_proba` of the same estimator in
+`mapInArrow`, and writes Parquet. A worker gives an application one core. Each contender has a driver of its own, which lives as
+long as a kind of model is measured and scores everything once before anything counts. The commit into the warehouse is not
+measured: plain code has none.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks.data import TRAINING_ROWS, Days, days_of, spread, write_days
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, in_turn, inherited, medians
+from batch_platform_tests.benchmarks.options import Options
+from batch_platform_tests.benchmarks.spark_work import Answer, Request
+
+TITLE = "Scoring on a cluster of Spark; memory is that of the driver, Python and Java, when it is done"
+MEASURED = ["trees", "linear"]
+PLAIN, ON_ONE_WORKER, DRIVER = "plain Spark", f"{OURS}, one worker", "memory of the driver"
+SHARE, DAYS, TIMES = 4, 8, 10  # a quarter of the rows is enough: nothing else is timed
+CORES, MEMORY = 3, "4g"  # of a worker, which has room for an executor of every contender
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver of Spark, in a process of its own that answers requests."""
+
+    process: "subprocess.Popen[str]"
+    errors: Path
+
+    def answer(self, request: Request | None = None) -> Answer:
+        """Send a request and wait for the answer; the first answer needs no request.
+
+        Raises:
+            SystemExit: The driver has ended; the message holds the end of its errors.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if request is not None:
+            print(json.dumps(asdict(request)), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"A driver of Spark has ended:\n{self.errors.read_text(encoding='utf-8')[-4000:]}")
+        return Answer(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model and the partitions that it scores."""
+
+    kind: str
+    served: project.Project
+    model: Path  # the exported estimator
+    days: Days
+    scores: list[pl.DataFrame] = field(
+        default_factory=list[pl.DataFrame]
+    )  # of the first contender, once there are some
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of all partitions."""
+        return sum(self.days.measured.values())
+
+    def request(self, output: Path, *, plain: bool = False, copies: int = 1) -> Request:
+        """The request to score all partitions."""
+        folder, home, model = self.served.folder, self.served.ready.root, str(self.model) if plain else ""
+        return Request(str(folder), str(home), self.days.keys, str(output), model, copies)
+
+    def score(self, contender: str, driver: Driver, folder: Path) -> Result:
+        """Score all partitions, check the scores, and remove them."""
+        output = folder / "scores"
+        output.mkdir()
+        answer = driver.answer(self.request(output, plain=contender == PLAIN))
+        scores = scores_in(output)
+        if not self.scores:
+            self.scores.append(scores)
+        require_same(contender, scores, self.scores[0], project.KINDS[self.kind].tolerance)
+        shutil.rmtree(output)
+        return Result(self.kind, contender, answer.seconds, scores.height, answer.python_mib + answer.java_mib)
+
+
+def measure(options: Options) -> Iterator[Result]:
+    """Measure each kind of model with its contenders in turn, then the driver's memory."""
+    from batch_platform_tests.spark_cluster import spark_cluster  # needs pyspark, which the other workloads do not
+
+    rows = max(DAYS, options.rows // SHARE)
+    days = days_of(spread(rows, DAYS), datetime.now(UTC).date())
+    write_days(options.folder / "data", days, min(TRAINING_ROWS, rows))
+    prepared = [_prepared(kind, options.folder, days) for kind in options.chosen(MEASURED)]
+    (options.folder / "cluster").mkdir()
+    with spark_cluster(options.folder / "cluster", cores=CORES, memory=MEMORY) as cluster:
+        with ExitStack() as stack:
+            drivers = {
+                contender: stack.enter_context(_driver(cluster.master, workers, options.folder))
+                for contender, workers in ((OURS, 2), (PLAIN, 2), (ON_ONE_WORKER, 1))
+            }
+            for job in prepared:
+                contenders = {
+                    name: partial(job.score, name, driver, options.folder) for name, driver in drivers.items()
+                }
+                for warm_up in contenders.values():
+                    warm_up()
+                yield from in_turn(contenders, options.repeat)
+        for copies in (1, TIMES):
+            yield _memory(prepared[-1], cluster.master, copies, options.folder)
+
+
+def conclude(results: Sequence[Result]) -> str:
+    """Say what was aimed at and what was reached."""
+    middle = medians(results)
+    seconds = {(workload, contender): median.seconds for (workload, _, contender), median in middle.items()}
+    sentences = [
+        f"{kind}: plain Spark code takes {seconds[kind, PLAIN] / seconds[kind, OURS]:.2f} times as long, "
+        f"and the second worker makes the engine {seconds[kind, ON_ONE_WORKER] / seconds[kind, OURS]:.2f} times as fast."
+        for kind in MEASURED
+        if (kind, OURS) in seconds
+    ]
+    less, more = (median for (workload, *_), median in middle.items() if workload == DRIVER)
+    sentences.append(f"{TIMES} times the rows take {more.peak_mib / less.peak_mib:.2f} times the memory of the driver.")
+    return " ".join(sentences)
+
+
+def scores_in(folder: Path) -> pl.DataFrame:
+    """The scores that a contender wrote, in order of the key."""
+    return pl.read_parquet(folder / "*.parquet", columns=["id", "score", "prediction"]).sort("id")
+
+
+def require_same(contender: str, scores: pl.DataFrame, expected: pl.DataFrame, tolerance: float) -> None:
+    """Compare the scores of a contender with those of the first one, both in order of the key.
+
+    Raises:
+        SystemExit: Rows are missing or too many, or a score or a prediction differs.
+    """
+    if not scores["id"].equals(expected["id"]):
+        sys.exit(f"{contender} scored {scores.height} rows instead of {expected.height}, or others.")
+    distance = (scores["score"] - expected["score"]).abs()
+    same = (distance <= tolerance) & (
+        (scores["prediction"] == expected["prediction"]) | ((scores["score"] - 0.5).abs() <= tolerance)
+    )
+    if not same.all():
+        differing = (~same).sum()
+        sys.exit(f"{contender} gives other scores for {differing} rows; they differ by up to {distance.max()}.")
+
+
+def _prepared(kind: str, folder: Path, days: Days) -> Prepared:
+    served = project.generated_project(folder / kind, kind, folder / "data", days)
+    project.make_ready(served, days)
+    return Prepared(kind, served, served.export_model(folder / f"{kind}.joblib"), days)
+
+
+def _memory(job: Prepared, master: str, copies: int, folder: Path) -> Result:
+    """Let a new driver score all partitions so many times."""
+    output = folder / "scores"
+    output.mkdir()
+    with _driver(master, 2, folder) as driver:
+        answer = driver.answer(job.request(output, copies=copies))
+    shutil.rmtree(output)
+    return Result(DRIVER, OURS, answer.seconds, copies * job.rows, answer.python_mib + answer.java_mib)
+
+
+@contextmanager
+def _driver(master: str, workers: int, folder: Path) -> Iterator[Driver]:
+    """A driver that has its executors, one on each worker."""
+    errors = folder / "driver.log"
+    command = [sys.executable, "-m", "batch_platform_tests.benchmarks.spark_work", master, str(workers)]
+    variables = inherited() | {"PYTHONPATH": str(ROOT)}
+    with (
+        errors.open("ab") as log,
+        subprocess.Popen(
+            command, cwd=folder, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
+    ):
+        driver = Driver(process, errors)
+        driver.answer()
+        yield driver
