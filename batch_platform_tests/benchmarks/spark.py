@@ -63,9 +63,7 @@ class Prepared:
     served: project.Project
     model: Path  # the exported estimator
     days: Days
-    scores: list[pl.DataFrame] = field(
-        default_factory=list[pl.DataFrame]
-    )  # of the first contender, once there are some
+    scores: list[pl.DataFrame] = field(default_factory=list[pl.DataFrame])  # at most one: of the first contender
 
     @property
     def rows(self) -> int:
