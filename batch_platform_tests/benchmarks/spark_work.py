@@ -35,7 +35,7 @@ from batch_platform_tests.spark_cluster import descendants
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-BATCH_ROWS = 131_072  # of plain Spark code; the default, 10,000, is slower
+BATCH_ROWS = 131_072  # of plain Spark code, as of the engine; the default is 10,000
 WRITTEN = "id long, ts timestamp, score double, prediction boolean"
 CONF: dict[str, Any] = {
     "spark.executor.cores": 1,
