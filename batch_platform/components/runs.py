@@ -25,9 +25,8 @@ RECENT = 200  # finished runs in which failures are looked for
 PARTITIONS_TAG = (
     "batch_platform/partitions"  # shown in the list of runs, where Dagster's own tags of a range are hidden
 )
-Target = tuple[
-    str, str
-]  # asset and partition key; the key is "" if a run leaves it open, or if the asset has no partitions
+# Asset and partition key; the key is "" if a run leaves it open, or if the asset has no partitions.
+Target = tuple[str, str]
 
 
 def held(wiring: Wiring, instance: dg.DagsterInstance) -> frozenset[Target]:

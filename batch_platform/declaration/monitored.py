@@ -105,14 +105,6 @@ class Monitoring(Block):
         examples=[["{{ env.ALERTS_URL }}"]],
     )
 
-    @field_validator("notify")
-    @classmethod
-    def _addresses(cls, value: list[str]) -> list[str]:
-        if wrong := [str(at) for at, url in enumerate(value, start=1) if "://" not in url and "{{" not in url]:
-            msg = f"address {listed(wrong)} of the list is none; write it as Apprise does, e.g. slack://… or json://host/path"
-            raise ValueError(msg)
-        return value
-
     fresh_by: DeadlineText | None = Field(
         default=None,
         description="When a partition must be scored: a time of day in the pipeline's time zone, the first one after the partition is due, or how long after that. Left out: a warning once the next partition is due too.",
@@ -123,6 +115,14 @@ class Monitoring(Block):
         description="How long after the start of its serving period a model may score without a warning. Left out: twice model.train.every and at least 7 days, and any length without it.",
         examples=["90 days"],
     )
+
+    @field_validator("notify")
+    @classmethod
+    def _addresses(cls, value: list[str]) -> list[str]:
+        if wrong := [str(at) for at, url in enumerate(value, start=1) if "://" not in url and "{{" not in url]:
+            msg = f"address {listed(wrong)} of the list is none; write it as Apprise does, e.g. slack://… or json://host/path"
+            raise ValueError(msg)
+        return value
 
     @field_validator("metrics")
     @classmethod

@@ -191,8 +191,9 @@ def _duration(value: str) -> str:
 
 def _written_time(value: object) -> object:
     """Undo how YAML reads an unquoted 17:30, which is a number to the base of 60."""
-    is_time = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MINUTES_A_DAY
-    return f"{value // 60:02}:{value % 60:02}" if isinstance(value, int) and is_time else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MINUTES_A_DAY:
+        return value
+    return f"{value // 60:02}:{value % 60:02}"
 
 
 def parse_deadline(text: str) -> time | Duration:

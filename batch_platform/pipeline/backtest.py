@@ -51,14 +51,12 @@ from batch_platform.scoring.run import BundleOf, Due, orders_of
 from batch_platform.warehouse.database import Warehouse, replace_rows
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import (
-    Change,
     FeatureBuild,
     ScoreRun,
     as_record,
     create_table,
     insert,
-    next_numbers,
-    note,
+    note_partitions,
     read_latest,
 )
 from batch_platform.warehouse.published import open_published
@@ -418,9 +416,8 @@ def _commit(warehouse: Warehouse, pipeline: str, result: Backtested, stamp: Stam
         if files:
             replace_rows(con, pipeline, SCORES, [], files)
         tables = [BACKTESTS, SCORES] if files else [BACKTESTS]
-        changed = [(table, partition.partition) for table in tables for partition in result.partitions]
-        seqs = next_numbers(con, len(changed))
-        note(con, [Change(seq, pipeline, *change) for seq, change in zip(seqs, changed, strict=True)])
+        for table in tables:
+            note_partitions(con, pipeline, table, [partition.partition for partition in result.partitions])
 
 
 def _rows(result: Backtested, stamp: Stamp) -> Iterator[BacktestRow]:

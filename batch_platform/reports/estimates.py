@@ -17,9 +17,7 @@ class EstimateFigures:
 
     metric: str
     partitions: tuple[EstimatedMetric, ...]  # in order of time
-    record: (
-        TrackRecord | None
-    )  # of every estimate of the metric that came true, of any partition; None before the first
+    record: TrackRecord | None  # of every estimate of the metric, of any partition; None before one came true
 
     @property
     def unmeasured(self) -> tuple[EstimatedMetric, ...]:

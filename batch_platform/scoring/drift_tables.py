@@ -5,7 +5,7 @@ the table is at any time what the profiles say.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import timedelta
 from math import isfinite
 
@@ -18,7 +18,14 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, Divergence, divergences
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.scoring.profile_tables import read_profiles
-from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, read_latest
+from batch_platform.warehouse.ledger import (
+    ScoreRun,
+    create_table,
+    insert,
+    note_partitions,
+    read_latest,
+    rows_of_partitions,
+)
 from batch_platform.warehouse.sql import has_table, quoted
 
 DRIFT = "drift"
@@ -66,26 +73,15 @@ def replace_drift(
     )
     insert(con, DRIFT, [vars(row) for row in rows], schema=name)
     changed = sorted({*new, *(key for key in later if key in profiles)})
-    numbered = zip(next_numbers(con, len(changed)), changed, strict=True)
-    note(con, [Change(seq, name, DRIFT, key) for seq, key in numbered])
+    note_partitions(con, name, DRIFT, changed)
 
 
 def read_drift(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[ColumnDrift, ...]]:
     """The drift of some partitions by partition key, the worst column first; a partition without any is left out."""
-    if not partition_keys or not has_table(con, pipeline, DRIFT):
-        return {}
-    columns = ", ".join(item.name for item in fields(ColumnDrift))
-    query = f"""
-        SELECT {columns} FROM {quoted(pipeline)}.{DRIFT} WHERE partition_key IN $keys
-        ORDER BY partition_key, psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0) DESC, column_name, baseline
-    """
-    drift: dict[str, tuple[ColumnDrift, ...]] = {}
-    for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        row = ColumnDrift(*values)
-        drift[row.partition_key] = (*drift.get(row.partition_key, ()), row)
-    return drift
+    worst_first = f"psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0) DESC, column_name, baseline"
+    return rows_of_partitions(con, ColumnDrift, pipeline, DRIFT, partition_keys, order=f"partition_key, {worst_first}")
 
 
 def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:

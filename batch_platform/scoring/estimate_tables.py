@@ -4,7 +4,7 @@ Written in the transaction of the predictions, from their profiles alone; an eva
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import duckdb
 
@@ -12,7 +12,15 @@ from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.estimates import TrackRecord, estimates
 from batch_platform.monitoring.performance import PERFORMANCE
 from batch_platform.monitoring.profiles import Profile
-from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note
+from batch_platform.warehouse.ledger import (
+    Change,
+    ScoreRun,
+    create_table,
+    insert,
+    note,
+    note_partitions,
+    rows_of_partitions,
+)
 from batch_platform.warehouse.sql import has_table, quoted
 
 ESTIMATES = "estimates"
@@ -94,25 +102,14 @@ def record_realised(con: duckdb.DuckDBPyConnection, pipeline: str, partition_key
         """,
         {"keys": list(partition_keys)},
     )
-    numbered = zip(next_numbers(con, len(partition_keys)), sorted(partition_keys), strict=True)
-    note(con, [Change(seq, pipeline, ESTIMATES, key) for seq, key in numbered])
+    note_partitions(con, pipeline, ESTIMATES, sorted(partition_keys))
 
 
 def read_estimates(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[EstimatedMetric, ...]]:
     """The estimates of some partitions by partition key; a partition without any is left out."""
-    if not partition_keys or not has_table(con, pipeline, ESTIMATES):
-        return {}
-    columns = ", ".join(item.name for item in fields(EstimatedMetric))
-    query = f"""
-        SELECT {columns} FROM {quoted(pipeline)}.{ESTIMATES} WHERE partition_key IN $keys ORDER BY partition_key, metric
-    """
-    made: dict[str, tuple[EstimatedMetric, ...]] = {}
-    for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
-        row = EstimatedMetric(*values)
-        made[row.partition_key] = (*made.get(row.partition_key, ()), row)
-    return made
+    return rows_of_partitions(con, EstimatedMetric, pipeline, ESTIMATES, partition_keys, order="partition_key, metric")
 
 
 def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:

@@ -131,11 +131,8 @@ def merged(parts: Sequence[Staged]) -> Staged:
 
 def _summed(parts: Sequence[Summand]) -> Summand:
     """The sum of parts in their order, neighbours first: of what holds all that was added, that takes n log n steps, not n²."""
-    while len(parts) > 1:
-        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=False)] + [*parts[-1:]] * (
-            len(parts) % 2
-        )
-    return parts[0]
+    middle = len(parts) // 2
+    return _summed(parts[:middle]) + _summed(parts[middle:]) if middle else parts[0]
 
 
 @dataclass(frozen=True)

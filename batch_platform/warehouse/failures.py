@@ -13,7 +13,7 @@ from typing import Literal
 import duckdb
 
 from batch_platform.warehouse.descriptions import write_comments
-from batch_platform.warehouse.ledger import Change, create_table, insert, next_numbers, note
+from batch_platform.warehouse.ledger import create_table, insert, note_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
 FAILURES, REFUSED_ROWS = "failures", "refused_rows"
@@ -55,7 +55,7 @@ def replace_failures(
     create_table(con, pipeline, FAILURES, Failure)
     forget_failures(con, pipeline, step, [failure.partition_key for failure in failures])
     insert(con, FAILURES, [vars(failure) for failure in failures], schema=pipeline)
-    _note(con, pipeline, FAILURES, [failure.partition_key for failure in failures])
+    note_partitions(con, pipeline, FAILURES, [failure.partition_key for failure in failures])
     if files := [str(file) for key in refused for file in refused[key]]:
         alike = "PARTITION BY partition_key, column_name, reason"
         sample = (
@@ -66,7 +66,7 @@ def replace_failures(
         con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS {sample} LIMIT 0", {"files": files})
         write_comments(con, pipeline, REFUSED_ROWS)
         con.execute(f"INSERT INTO {name} BY NAME {sample}", {"files": files})
-        _note(con, pipeline, REFUSED_ROWS, list(refused))
+        note_partitions(con, pipeline, REFUSED_ROWS, list(refused))
 
 
 def forget_failures(
@@ -82,10 +82,4 @@ def forget_failures(
             found = [key for (key,) in con.execute(f"SELECT DISTINCT partition_key {where}", values).fetchall()]
             if found:
                 con.execute(f"DELETE {where}", values)
-                _note(con, pipeline, table, found)
-
-
-def _note(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, partition_keys: Collection[str]) -> None:
-    """Record in the journal that partitions of a table changed."""
-    seqs = next_numbers(con, len(partition_keys))
-    note(con, [Change(seq, pipeline, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
+                note_partitions(con, pipeline, table, found)

@@ -20,7 +20,7 @@ import polars as pl
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WarehouseError
 from batch_platform.warehouse.descriptions import LEDGERS_SCHEMA, write_comments
-from batch_platform.warehouse.sql import literal, quoted, table_columns, transaction
+from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns, transaction
 
 
 @dataclass(frozen=True)
@@ -394,6 +394,34 @@ def next_numbers(con: duckdb.DuckDBPyConnection, count: int) -> list[int]:
 def note(con: duckdb.DuckDBPyConnection, changes: Sequence[Change]) -> None:
     """Record changes in the journal."""
     insert(con, _TABLES[Change], [vars(change) for change in changes])
+
+
+def note_partitions(con: duckdb.DuckDBPyConnection, schema: str, table: str, partition_keys: Collection[str]) -> None:
+    """Record in the journal that partitions of a table changed."""
+    seqs = next_numbers(con, len(partition_keys))
+    note(con, [Change(seq, schema, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
+
+
+def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
+    con: duckdb.DuckDBPyConnection,
+    record: type[Record],
+    schema: str,
+    table: str,
+    partition_keys: Collection[str],
+    *,
+    order: str,
+) -> dict[str, tuple[Record, ...]]:
+    """The rows of a table of records by partition key, in an order; a partition without any is left out."""
+    if not partition_keys or not has_table(con, schema, table):
+        return {}
+    make: Any = record
+    columns = ", ".join(quoted(item.name) for item in fields(make))
+    query = f"SELECT {columns} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys ORDER BY {order}"
+    by_partition: dict[str, list[Record]] = {}
+    for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
+        row = make(*values)
+        by_partition.setdefault(row.partition_key, []).append(row)
+    return {key: tuple(rows) for key, rows in by_partition.items()}
 
 
 def insert(

@@ -4,49 +4,30 @@ The check is timed alone, on one core; in a run it happens while rows are read a
 """
 
 import resource
-import shutil
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from functools import partial
 from time import perf_counter
 
 from batch_platform.features.lake import open_recorded
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks import part_of_scoring
 from batch_platform_tests.benchmarks.contenders import Job
-from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
-from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians
+from batch_platform_tests.benchmarks.measuring import OURS, Result
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.scoring import DAYS
 
 TITLE = "Checking every byte of the features"
-KIND, SCORING, CHECK = "trees", "scoring, with the check", "the check alone"
+SCORING, CHECK = "scoring, with the check", "the check alone"
 
 
 def measure(options: Options) -> Iterator[Result]:
     """Score and only check a month of partitions, in turn."""
-    days = days_of(spread(options.rows, DAYS), datetime.now(UTC).date())
-    write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
-    served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", days)
-    project.make_ready(served, days)
-    job = Job(served, days.keys, options.folder / "none", options.environments)
-    _scored(job, options)
-    yield from in_turn(
-        {SCORING: partial(_scored, job, options), CHECK: partial(_checked, job, options)}, options.repeat
-    )
+    return part_of_scoring.measure(options, DAYS, SCORING, CHECK, _checked)
 
 
 def conclude(results: Sequence[Result]) -> str:
     """Say which share of the time the check takes."""
-    seconds = {median.workload: median.seconds for median in medians(results).values()}
-    return f"The check takes {seconds[CHECK] / seconds[SCORING]:.1%} of the time of scoring."
-
-
-def _scored(job: Job, options: Options) -> Result:
-    cost, _ = job.score(OURS, options.folder / "run")
-    shutil.rmtree(options.folder / "run")
-    return Result(SCORING, OURS, cost.seconds, options.rows, cost.peak_mib)
+    return f"The check takes {part_of_scoring.share(results, SCORING, CHECK):.1%} of the time of scoring."
 
 
 def _checked(job: Job, options: Options) -> Result:

@@ -5,10 +5,7 @@ they are made on all cores.
 """
 
 import resource
-import shutil
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from functools import partial
 from time import perf_counter
 
 import polars as pl
@@ -20,40 +17,24 @@ from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild
-from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks import part_of_scoring
 from batch_platform_tests.benchmarks.contenders import Job
-from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
-from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians
+from batch_platform_tests.benchmarks.measuring import OURS, Result
 from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Profiling every feature and score"
-KIND, SCORING, PROFILES = "trees", "scoring, with profiles", "the profiles alone"
+SCORING, PROFILES = "scoring, with profiles", "the profiles alone"
 
 
 def measure(options: Options) -> Iterator[Result]:
     """Score and only profile one partition, in turn."""
     assert kernels.numba  # what a large partition of trees has loaded
-    days = days_of(spread(options.rows, 1), datetime.now(UTC).date())
-    write_days(options.folder / "data", days, min(TRAINING_ROWS, options.rows))
-    served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", days)
-    project.make_ready(served, days)
-    job = Job(served, days.keys, options.folder / "none", options.environments)
-    _scored(job, options)
-    yield from in_turn(
-        {SCORING: partial(_scored, job, options), PROFILES: partial(_profiled, job, options)}, options.repeat
-    )
+    return part_of_scoring.measure(options, 1, SCORING, PROFILES, _profiled)
 
 
 def conclude(results: Sequence[Result]) -> str:
     """Say which share of the time the profiles take."""
-    seconds = {median.workload: median.seconds for median in medians(results).values()}
-    return f"The profiles take {seconds[PROFILES] / seconds[SCORING]:.1%} of the time of scoring."
-
-
-def _scored(job: Job, options: Options) -> Result:
-    cost, _ = job.score(OURS, options.folder / "run")
-    shutil.rmtree(options.folder / "run")
-    return Result(SCORING, OURS, cost.seconds, options.rows, cost.peak_mib)
+    return f"The profiles take {part_of_scoring.share(results, SCORING, PROFILES):.1%} of the time of scoring."
 
 
 def _profiled(job: Job, options: Options) -> Result:

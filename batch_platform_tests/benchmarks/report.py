@@ -14,7 +14,7 @@ from time import perf_counter
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.reports.report import write_report
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.ledger import Change, next_numbers, note
+from batch_platform.warehouse.ledger import note_partitions
 from batch_platform.warehouse.published import publish
 from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Result, run
 from batch_platform_tests.benchmarks.options import Options
@@ -45,8 +45,7 @@ def fill(folder: Path, rows: int) -> int:
         for table in ("predictions", "outcomes"):
             copies = f"small.{table} AS known, range(1, {times}) AS copy(number)"
             con.execute(f"INSERT INTO small.{table} SELECT known.* REPLACE (id + number * {last} AS id) FROM {copies}")
-            numbered = zip(next_numbers(con, len(keys)), keys, strict=True)
-            note(con, [Change(seq, "small", table, key) for seq, key in numbered])  # by which it is published
+            note_partitions(con, "small", table, keys)  # by which it is published
     publish(pipeline.home)
     return scored * times
 

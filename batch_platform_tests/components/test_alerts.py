@@ -29,7 +29,7 @@ SECRET = "k9-never-to-be-seen"
 AT = datetime(2024, 2, 1, tzinfo=UTC)
 
 
-class Told:
+class Alerts:
     """The sensor of a deployment, ticked by hand as the daemon does: with the cursor of its last tick."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -68,20 +68,20 @@ def broken_events(column: str) -> pl.DataFrame:
 
 
 def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed, hook):
-    file, told = deployed.pipeline.folder / "events.parquet", Told(deployed)
+    file, alerts = deployed.pipeline.folder / "events.parquet", Alerts(deployed)
     assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-04").success
-    assert told.tick() == "0 incidents going on. Messages: 0 sent, none waiting."
+    assert alerts.tick() == "0 incidents going on. Messages: 0 sent, none waiting."
 
     broken_events("amount").write_parquet(file)
     assert deployed.run("features", "predictions", first="2024-02-05").success
-    reason = told.tick()
+    reason = alerts.tick()
     assert reason.startswith("1 incident going on. Messages: 0 sent, 1 waiting: receiver 1 (json): ")
-    assert SECRET not in reason + str(told.cursor), "the address of a receiver is a secret"
-    told.tick()
+    assert SECRET not in reason + str(alerts.cursor), "the address of a receiver is a secret"
+    alerts.tick()
     assert hook.messages == []
     with hook.up():
-        assert told.tick() == "1 incident going on. Messages: 1 sent, none waiting."
-        told.tick()
+        assert alerts.tick() == "1 incident going on. Messages: 1 sent, none waiting."
+        alerts.tick()
         (message,) = hook.messages
         assert message["title"] == "small: the check drift on predictions failed (2024-02-05)"
         assert message["type"] == "failure"
@@ -96,27 +96,27 @@ def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed,
                 broken_events(column).write_parquet(file)
                 hook.messages.clear()
                 assert deployed.run("features", "predictions", first=day).success
-                told.tick()
-                told.tick()
+                alerts.tick()
+                alerts.tick()
                 (message,) = hook.messages
                 assert f"How bad: failure. drifted: {column} " in message["message"], message
             small_events().write_parquet(file)
             hook.messages.clear()
             assert deployed.run("features", "predictions", first=day).success
-            assert told.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
-            told.tick()
+            assert alerts.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
+            alerts.tick()
             (message,) = hook.messages
             title = f"small: over: the check drift on predictions failed ({day})"
             assert (message["title"], message["type"]) == (title, "success")
 
 
 def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deployed, hook):
-    told, days = Told(deployed), ("2024-02-01", "2024-02-04")
+    alerts, days = Alerts(deployed), ("2024-02-01", "2024-02-04")
     with hook.up():
         deployed.run("features", "predictions", first="2024-02-02")
         config = {"predictions": {"model": "no-such-version"}}
         assert not deployed.run("features", "predictions", first=days[0], last=days[1], config=config).success
-        told.tick()
+        alerts.tick()
         (message,) = hook.messages
         assert message["title"] == "small: predictions failed (2024-02-01, 2024-02-03...2024-02-04 (3))"
         assert "small has no version 'no-such-version'" in message["message"]
@@ -126,12 +126,12 @@ def test_a_failed_backfill_is_one_incident_that_names_what_is_left_undone(deploy
         source = deployed.pipeline.folder / "events.parquet"
         source.rename(source.with_suffix(".away"))
         assert not deployed.run("features", first="2024-02-05").success
-        told.tick()
+        alerts.tick()
         assert [it["title"] for it in hook.messages[1:]] == ["small: features failed (2024-02-05)"]
         source.with_suffix(".away").rename(source)
         assert deployed.run("features", "predictions", first=days[0], last="2024-02-05").success
-        told.tick()
-        told.tick()
+        alerts.tick()
+        alerts.tick()
         assert sorted(it["title"] for it in hook.messages[2:]) == [
             "small: over: features failed (2024-02-05)",
             "small: over: predictions failed (2024-02-01, 2024-02-03...2024-02-04 (3))",

@@ -316,7 +316,9 @@ def told_by_graphql(project: Path) -> bytes:
 
 def foreign_models(folder: Path) -> None:
     """Files that crash, hang or exhaust their library are refused with one paragraph, and this process lives on."""
-    lightgbm, onnx = pytest.importorskip("lightgbm"), pytest.importorskip("onnx")
+    import lightgbm
+    import onnx
+
     folder.mkdir(exist_ok=True)
     matrix = np.random.default_rng(3).random((300, 2))
     booster = lightgbm.train(
@@ -346,7 +348,6 @@ def foreign_models(folder: Path) -> None:
     file.write_text(good)
     assert read_import(Model.model_validate({"import": "model.txt"}), folder, {}).task == "binary"
 
-    pytest.importorskip("keras")
     huge = [("InputLayer", {"batch_shape": [None, 3]}), ("Dense", {"units": 2_000_000_000})]
     layers = [{"class_name": name, "module": "keras.layers", "config": config} for name, config in huge]
     network = {"class_name": "Sequential", "module": "keras", "config": {"name": "huge", "layers": layers}}

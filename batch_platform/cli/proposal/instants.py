@@ -112,9 +112,7 @@ def _of_numbers(text: str, number: str, name: str, low: float, high: float) -> I
     """The readings of numbers between two values, given as SQL for the number and for its digits."""
     words = re.sub(r"[\W_\d]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)).lower().split()
     some = any(_TIME_WORD.fullmatch(word) for word in words)
-    epoch = some or words == [
-        "t"
-    ]  # a year or a date in a column `t` may as well be a temperature or a number of things
+    epoch = some or words == ["t"]  # a year or a date in such a column may as well be a temperature
     every = some and all(_TIME_WORD.fullmatch(word) or _BESIDE_TIME.fullmatch(word) for word in words)
     for time_format, (least, most) in _NUMBERS.items():
         if least <= low <= high <= most:

@@ -159,8 +159,9 @@ def in_order(
 ) -> Generator[Result]:
     """Call `work` on each item, on the threads of a pool; yields the results in the order of the items.
 
-    `result` waits for the next result on the thread that takes it. Items are taken one by one, at most `at_once` ahead of the last result that was taken. An error in an item or in the
-    work on it is raised when its result is due. However this ends, no work goes on afterwards.
+    `result` waits for the next result on the thread that takes it. Items are taken one by one, at most `at_once` ahead of the
+    last result that was taken. An error in an item or in the work on it is raised when its result is due. However this ends,
+    no work goes on afterwards.
     """
     pending, failure = deque[Future[Result]](), None
     coming = iter(items)

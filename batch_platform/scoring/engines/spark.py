@@ -77,7 +77,8 @@ class SparkEngine:
         self._spec, self._folder, self._stamp, self._spark = spec, folder, stamp, spec.engine.on_spark
         self._watch: Watch = watch or unwatched
         self._mark = folder / f"driver-{uuid4().hex}"
-        self._open, self._session_of_run = ExitStack(), list["SparkSession"]()
+        self._open = ExitStack()
+        self._started: SparkSession | None = None
         self._running, self._numbers, self._next_line = dict[str, _Running](), count(), 0.0
 
     def __enter__(self) -> Self:
@@ -100,22 +101,22 @@ class SparkEngine:
                 for job, summaries in results:
                     yield from self._partitions(job, summaries)
             except BaseException:
-                for session in self._session_of_run:
-                    cancel(session, [running.group for running in list(self._running.values())])
+                if self._started is not None:
+                    cancel(self._started, [running.group for running in list(self._running.values())])
                 raise
 
     @property
     def _session(self) -> "SparkSession":
-        if not self._session_of_run:
+        if self._started is None:
             self._mark.touch()
             session = self._open.enter_context(spark_session(self._spark, self._spec.name))
-            self._session_of_run.append(session)
+            self._started = session
             context = session.sparkContext
             place = f", shown at {context.uiWebUrl}" if context.uiWebUrl else ""
             _log.info(
                 "%s: Spark application %s on %s%s.", self._spec.name, context.applicationId, context.master, place
             )
-        return self._session_of_run[0]
+        return self._started
 
     def _jobs(self, orders: Iterable[ScoringOrder]) -> Iterator[Job]:
         """Put orders together until there is enough for all cores."""

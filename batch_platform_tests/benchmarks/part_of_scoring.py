@@ -1,0 +1,40 @@
+"""Measure a part of scoring, done alone, against all of scoring: the share of the time that it takes."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from batch_platform_tests.benchmarks import project
+from batch_platform_tests.benchmarks.contenders import Job
+from batch_platform_tests.benchmarks.data import TRAINING_ROWS, days_of, spread, write_days
+from batch_platform_tests.benchmarks.measuring import OURS, Result, in_turn, medians
+from batch_platform_tests.benchmarks.options import Options
+
+KIND = "trees"
+Part = Callable[[Job, Options], Result]
+
+
+def measure(options: Options, days: int, scoring: str, part: str, work: Part) -> Iterator[Result]:
+    """Score some days with trees and do only the part, in turn; `scoring` and `part` name the two workloads."""
+    written = days_of(spread(options.rows, days), datetime.now(UTC).date())
+    write_days(options.folder / "data", written, min(TRAINING_ROWS, options.rows))
+    served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", written)
+    project.make_ready(served, written)
+    job = Job(served, written.keys, options.folder / "none", options.environments)
+    _scored(scoring, job, options)
+    yield from in_turn(
+        {scoring: partial(_scored, scoring, job, options), part: partial(work, job, options)}, options.repeat
+    )
+
+
+def share(results: Sequence[Result], scoring: str, part: str) -> float:
+    """The time of the part as a share of that of scoring."""
+    seconds = {median.workload: median.seconds for median in medians(results).values()}
+    return seconds[part] / seconds[scoring]
+
+
+def _scored(name: str, job: Job, options: Options) -> Result:
+    cost, _ = job.score(OURS, options.folder / "run")
+    shutil.rmtree(options.folder / "run")
+    return Result(name, OURS, cost.seconds, options.rows, cost.peak_mib)
