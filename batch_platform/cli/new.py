@@ -17,7 +17,7 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, propose
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, likely_times, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.dated import Layout, layout
 from batch_platform.cli.proposal.files import files_of
@@ -155,6 +155,7 @@ def command(  # noqa: PLR0913 - the options of the command
     if (pair_of := _two_files(file, train, score, table, encoding, asked)) is None:
         with survey(locate(file or "", table, encoding), timezone, date_order) as table_survey:
             ask = terminal.can_ask() and not yes
+            table_survey = _with_date_order(table_survey, asked) if ask else table_survey  # noqa: PLW2901 - the same table
             proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
             reading, pair = layout(table_survey, proposal), None
     else:
@@ -264,6 +265,18 @@ def _relative(origin: Origin, root: Path, target: Path) -> Origin:
     return (
         replace(origin, path=Path(os.path.relpath(origin.path, target))) if origin.path.is_relative_to(root) else origin
     )
+
+
+def _with_date_order(table_survey: Survey, asked: Asked) -> Survey:
+    """Ask for the order of day and month if the dates in the likeliest time column leave it open."""
+    time = next(iter(likely_times(table_survey, asked)), None)
+    if time is None or time.reading is None or not time.reading.undecided:
+        return table_survey
+    orders = time.reading.undecided
+    meanings = ", ".join(f"{order}: {ORDERS[order]}" for order in orders)
+    question = f"Order of the dates in {time.name}, such as {table_survey.example(time.name)} ({meanings})"
+    answer = terminal.ask(question, None, orders)
+    return table_survey.with_date_order(next(order for order in orders if order == answer))
 
 
 def _answered(table_survey: Survey, asked: Asked) -> Proposal:

@@ -97,13 +97,13 @@ def can_ask() -> bool:
     return sys.stdin.isatty() and out.file.isatty() and not is_json()
 
 
-def ask(question: str, default: str, allowed: Sequence[str]) -> str:
-    """Ask for one of some names on the terminal, again until it is one; an empty answer is allowed where the default is empty."""
+def ask(question: str, default: str | None, allowed: Sequence[str]) -> str:
+    """Ask on the terminal until the answer is allowed; with the default "" it may be empty, without a default it may not."""
     while True:
         answer = str(click.prompt(question, default=default, show_default=bool(default), err=True)).strip()
-        if answer in allowed or (not answer and not default):
+        if answer in allowed or (not answer and default == ""):
             return answer
-        say(f"{answer!r} is not a column; there are {listed(allowed)}.")
+        say(f"{answer!r} is not possible; choose from {listed(allowed)}.")
 
 
 def confirm(question: str) -> bool:

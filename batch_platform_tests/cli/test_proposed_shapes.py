@@ -321,12 +321,22 @@ def test_on_a_terminal_it_asks_for_the_label_and_takes_another_answer(tmp_path):
         "two",
         "--from",
         "customers.csv",
-        answers={"Column to predict": "pln", "'pln' is not a column": "plan"},
+        answers={"Column to predict": "pln", "'pln' is not possible; choose from": "plan"},
     )
     assert (
         declared({"defs.yaml": (tmp_path / "pipelines/defs/two/defs.yaml").read_text()})["labels"]["column"] == "plan"
     )
     assert "Column to predict" not in answered(tmp_path, "new", "three", "--from", "customers.csv", "--yes", answers={})
+
+
+def test_on_a_terminal_it_asks_for_the_order_of_dates_that_their_values_leave_open(tmp_path):
+    days = [f"{at % 12 + 1:02d}/{at // 12 % 12 + 1:02d}/2025" for at in range(400)]
+    customers(400, at=days).write_csv(tmp_path / "customers.csv")
+    question = "Order of the dates in at, such as 12/12/2025 (dmy: day first, mdy: month first)"
+    answers = {"Column to predict": "", question: "day first", "'day first' is not possible": "mdy"}
+    shown = answered(tmp_path, "new", "orders", "--from", "customers.csv", answers=answers)
+    assert "text as %m/%d/%Y" in shown
+    assert "%m/%d/%Y" in (tmp_path / "pipelines/defs/orders/features.sql").read_text()
 
 
 def test_a_proposal_that_would_not_run_is_not_written(cli, tmp_path, monkeypatch):

@@ -203,17 +203,7 @@ def _require_rows(survey: Survey, label: TableColumn) -> None:
 
 def _time(survey: Survey, asked: Asked) -> tuple[TableColumn | None, Span | None, list[TableColumn]]:
     """The time column, the range of its times, and other possible time columns; no column for a table without times."""
-    named = None if asked.time is None else survey.column(asked.time)
-    able = [column for column in survey.columns if column.is_likely_time] if named is None else [named]
-    ranked = sorted(
-        able,
-        key=lambda column: (
-            column.holds != "time",  # numbers last
-            column.nulls > 0,
-            _is_birth(column),
-            _rank(column.name, _TIME_NAMES),
-        ),
-    )
+    ranked = likely_times(survey, asked)
     for column in ranked:
         if (span := survey.span(column.name)) is not None:
             return column, span, [unused for unused in ranked if unused is not column]
@@ -221,6 +211,21 @@ def _time(survey: Survey, asked: Asked) -> tuple[TableColumn | None, Span | None
         msg = f"{asked.time!r} of {survey.origin.path} has type {survey.column(asked.time).dtype} and cannot be read as times."
         raise WrongUseError(msg, hint="name another column with --time, or write times as 2026-01-31 12:00.")
     return None, None, []
+
+
+def likely_times(survey: Survey, asked: Asked) -> list[TableColumn]:
+    """The columns that can hold the time of a row, likeliest first; only the column that the user named, if any."""
+    if asked.time is not None:
+        return [survey.column(asked.time)]
+    return sorted(
+        (column for column in survey.columns if column.is_likely_time),
+        key=lambda column: (
+            column.holds != "time",  # numbers last
+            column.nulls > 0,
+            _is_birth(column),
+            _rank(column.name, _TIME_NAMES),
+        ),
+    )
 
 
 def _label(

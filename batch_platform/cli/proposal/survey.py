@@ -95,6 +95,15 @@ class Survey:
     _con: duckdb.DuckDBPyConnection
     in_parts: bool = False  # whether it is the rows of two files
 
+    def with_date_order(self, order: DateOrder) -> "Survey":
+        """The same table, with this order of day, month and year where the values of a column leave it open."""
+        return look(self._con, self.origin, order, in_parts=self.in_parts)
+
+    def example(self, name: str) -> str:
+        """The largest value of a column, shortened."""
+        ((value,),) = self._con.execute(f"SELECT max({quoted(name)}) FROM seen").fetchall()
+        return shortened(value)
+
     def column(self, name: str) -> TableColumn:
         """The column with a name; a WrongUseError if there is none."""
         columns = {column.name: column for column in self.columns}
@@ -251,9 +260,8 @@ class Survey:
         return f"CAST({reading.of(quoted(time))} AS TIMESTAMPTZ)"
 
     def _uncertain(self, time: str, orders: Sequence[DateOrder]) -> WrongUseError:
-        ((example,),) = self._con.execute(f"SELECT max({quoted(time)}) FROM seen").fetchall()
         readings = " and ".join(ORDERS[order] for order in orders)
-        msg = f"{time!r} of {self.origin.path} holds dates such as {shortened(example)!r}, which fit {readings}."
+        msg = f"{time!r} of {self.origin.path} holds dates such as {self.example(time)!r}, which fit {readings}."
         options = " or ".join(f"--date-order {order}" for order in orders)
         return WrongUseError(msg, hint=f"say which it is with {options}, or name another column with --time.")
 
