@@ -27,12 +27,14 @@ from batch_platform.warehouse.ledger import FeatureBuild, read_latest
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.user_tables import (
+    DEFAULT_SCHEMA,
     PARTITION,
     TableName,
     check_own,
     open_table,
     store_table,
     stored_partitions,
+    table_of_asset,
     user_transaction,
 )
 
@@ -40,7 +42,6 @@ LONG_SECONDS = 5.0  # of holding the warehouse, after which the user is warned
 WAREHOUSE_KEY = "batch_platform_warehouse"
 ROWS_OF_A_GROUP = 131_072
 IO_MANAGER_KEY = "batch_platform_io_manager"
-DEFAULT_SCHEMA = "assets"
 INPUT_METADATA = ("columns", "table", "allow_missing_partitions")
 _TYPES = "pl.LazyFrame, pl.DataFrame or duckdb.DuckDBPyRelation"
 
@@ -151,8 +152,8 @@ class TableIOManager(dg.ConfigurableIOManager):
         schema = metadata.get("schema")
         if isinstance(schema, dg.MetadataValue):
             schema = schema.value
-        own = key.path[-2] if len(key.path) > 1 else self.default_schema or DEFAULT_SCHEMA
-        return TableName(schema or own, key.path[-1])
+        named = table_of_asset(key.path, self.default_schema)
+        return TableName(schema, named.table) if schema else named
 
 
 def _features(

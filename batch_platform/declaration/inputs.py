@@ -24,7 +24,10 @@ from batch_platform.declaration.notation import (
     parse_duration,
 )
 
-SOURCE_KEYS: dict[str, type] = {"python": str, "parquet": str, "csv": str, "json": str, "arrow": str, "duckdb": str}
+SOURCE_KEYS: dict[str, type] = {
+    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb"), str),
+    "asset": str,  # beside another kind: who writes what is read there
+}
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
 Encoding = Literal["utf-8", "utf-16", "latin-1"]  # of CSV files
 NUMBERED_KINDS = ("parquet", "csv", "json")  # whose files DuckDB names and reads in order
@@ -156,7 +159,12 @@ class Source(Block):
     duckdb: str | None = Field(
         default=None, description="Path of a DuckDB file, relative to this file.", examples=["shop.duckdb"]
     )
-    table: str | None = Field(default=None, description="Table or view in the DuckDB file.", examples=["main.orders"])
+    table: str | None = Field(
+        default=None,
+        description="Table or view in the DuckDB file. With `asset` alone: the asset's table in the warehouse, if it is not named "
+        "after the asset.",
+        examples=["main.orders"],
+    )
     number_rows: bool = Field(
         default=False,
         description="Whether Parquet, CSV and JSON files get the columns `file` (below the folder of all files) and "
@@ -165,8 +173,8 @@ class Source(Block):
     )
     asset: AssetPath | None = Field(
         default=None,
-        description="Key of a Dagster asset, its parts separated by slashes, that writes what the source reads. Left out: the "
-        "source is an asset of the pipeline.",
+        description="Key of a Dagster asset, its parts separated by slashes, that writes what the source reads. Alone: the table "
+        "in which the project's IO manager keeps the asset. Left out: the source is an asset of the pipeline.",
         examples=["raw/orders"],
     )
     time: str | None = Field(
@@ -195,7 +203,7 @@ class Source(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        kinds = [kind for kind in SOURCE_KEYS if self._declared(kind) is not None]
+        kinds = self._kinds
         if len(kinds) != 1:
             msg = f"give exactly one of {listed(SOURCE_KEYS)}; found {listed(kinds) or 'none'}"
             raise ValueError(msg)
@@ -220,15 +228,23 @@ class Source(Block):
             what = "a function" if kinds[0] == "python" else "files that belong to one partition each"
             msg = f"'late' is about files of many partitions, but the source is {what}"
             raise ValueError(msg)
-        if (self.duckdb is None) != (self.table is None):
+        if (self.duckdb is not None and self.table is None) or (
+            self.table is not None and kinds[0] not in ("duckdb", "asset")
+        ):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
             raise ValueError(msg)
         return self
 
     @property
+    def _kinds(self) -> list[str]:
+        """The kinds that are declared; `asset` is one only if it stands alone."""
+        declared = [kind for kind in SOURCE_KEYS if self._declared(kind) is not None]
+        return [kind for kind in declared if kind != "asset"] or declared
+
+    @property
     def kind(self) -> str:
         """The kind, which is also its YAML key."""
-        return next(kind for kind in SOURCE_KEYS if self._declared(kind) is not None)
+        return self._kinds[0]
 
     @property
     def location(self) -> str:

@@ -454,10 +454,20 @@ class PipelineSpec(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_assets()
         self._check_columns()
         self._check_snapshot()
         self._check_lengths()
         return self
+
+    def _check_assets(self) -> None:
+        """Refuse a pipeline that reads what it makes."""
+        own = {f"{self.name}/{asset}" for asset in ASSETS}
+        if circular := {source.asset for source in self.sources.values() if source.asset in own}:
+            msg = (
+                f"sources: {listed(map(repr, circular))} is an asset of this pipeline, which cannot read what it makes"
+            )
+            raise ValueError(msg)
 
     def _check_columns(self) -> None:
         stored = {*self.features.key, *self.predictions.keep}

@@ -202,6 +202,8 @@ class FeatureBuilder:
         )
         if features.driving is not None:
             declared += features.driving.model_dump_json()
+        sources = self.spec.sources.items()
+        declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
@@ -230,6 +232,7 @@ class FeatureSession:
         self._builder, self._connect = builder, connect
         self._con: SourceConnection | None = None
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
+        self._read_last: Partition | None = None
         self._swept = False
 
     def write(self, partition: Partition, folder: Path) -> FeatureFile:
@@ -374,9 +377,13 @@ class FeatureSession:
         return frame.sort([name for name in key if name in frame.columns]).to_arrow()
 
     def _opened(self, partition: Partition) -> SourceConnection:
-        """The connection, whose views show whichever partition they show."""
-        if self._con is None:
+        """The connection, whose views show whichever partition they show; opened anew where it would show a source as it was before.
+
+        Within a partition it stays the same, so that what is counted is what was read.
+        """
+        if self._con is None or (partition != self._read_last and not self._con.is_current(partition)):
             self._con, self._at = self._connect(partition), partition
+        self._read_last = partition
         return self._con
 
     def _moved(self, partition: Partition) -> SourceConnection:

@@ -22,7 +22,6 @@ import duckdb
 from batch_platform.declaration.calendar import Calendar, Partition
 from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.query import Query
-from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import digest
 from batch_platform.features.sources.opening import SourceConnection, Sources
 from batch_platform.warehouse.sql import quoted
@@ -136,7 +135,7 @@ class DatedSources:
     def taken(self, name: str, version: str, recorded: Taken, *, most_bytes: int | None = None) -> Fingerprints | None:
         """The fingerprints of a source in its present version: as recorded or remembered, else by reading it once.
 
-        Files of more than `most_bytes` are not read; then the fingerprints are those of the version that is recorded.
+        A source of more than `most_bytes` is not read; then the fingerprints are those of the version that is recorded.
         None if its rows have no time and `late` is not declared: a table without times, such as one of customers, says
         what holds now, not what was known when an old partition was scored. Raises SourceError if it cannot be read.
         """
@@ -147,7 +146,7 @@ class DatedSources:
         known = recorded.get((self.read_by, name))
         if known is not None and known.version == key[2]:
             return known
-        if key not in _remembered and most_bytes is not None and self._bytes(name) > most_bytes:
+        if key not in _remembered and most_bytes is not None and self._size(name) > most_bytes:
             return known
         if key not in _remembered:
             made = self._made(name, key[2], self.rows_read(name))
@@ -158,11 +157,9 @@ class DatedSources:
             return Fingerprints(key[2], looks_back=True, starts=(_NO_TIME,), fingerprints=(Fingerprint(0, version),))
         return _remembered[key]
 
-    def _bytes(self, name: str) -> int:
+    def _size(self, name: str) -> int:
         calendar = self.sources.spec.partitions.calendar
-        return sum(
-            file.stat().st_size for file in files_of(self.sources.table(name, calendar.around(calendar.first_start)))
-        )
+        return self.sources.kind(name).size(self.sources.table(name, calendar.around(calendar.first_start)))
 
     def _made(self, name: str, version: str, read: RowsRead) -> Fingerprints | None:
         if read.time is None:

@@ -270,7 +270,7 @@ class History:
             try:
                 version = self.builder.sources.version(name, next(iter(partitions.values())))
             except SourceError:
-                gone |= dict.fromkeys(partitions, f"the file of source {name!r} is gone")
+                gone |= dict.fromkeys(partitions, f"source {name!r} is gone")
                 continue
             older = [key for key in partitions if json.loads(builds[key].sources).get(name) != version]
             with suppress(SourceError):
@@ -318,7 +318,7 @@ class History:
                 try:
                     now[name] = self.builder.sources.version(name, calendar.named(key))
                 except SourceError:
-                    gone[key] = f"its file of source {name!r} is gone"
+                    gone[key] = f"what it reads of source {name!r} is gone"
                 except WrongUseError:
                     break
             else:

@@ -97,7 +97,7 @@ class Pipeline:
     @cached_property
     def builder(self) -> FeatureBuilder:
         """Builds the features and labels."""
-        return FeatureBuilder(self.spec, Sources(self.spec, self.folder))
+        return FeatureBuilder(self.spec, Sources(self.spec, self.folder, self.home))
 
     @cached_property
     def history(self) -> History:

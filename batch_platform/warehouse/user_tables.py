@@ -27,6 +27,7 @@ from batch_platform.warehouse.sql import digest, has_table, literal, quoted, tab
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
 WHOLE = ""  # the partition key of rows that belong to no partition
+DEFAULT_SCHEMA = "assets"  # of tables of assets whose key has one part only
 TABLES_OF_PIPELINES = (*OF_PIPELINES, "features", "model", "models")
 
 
@@ -47,6 +48,11 @@ class TableName:
         return f"{self.schema}.{self.table}"
 
 
+def table_of_asset(path: Sequence[str], default_schema: str | None = None) -> TableName:
+    """The table of an asset: the last part of its key, in the schema that the part before names."""
+    return TableName(path[-2] if len(path) > 1 else default_schema or DEFAULT_SCHEMA, path[-1])
+
+
 def open_table(
     home: Home, name: TableName, *, partitions: Collection[str] | None = None, columns: Sequence[str] | None = None
 ) -> duckdb.DuckDBPyRelation:
@@ -60,18 +66,21 @@ def open_table(
     """
     con = _published(home, name)
     try:
-        return con.sql(_select(con, name, partitions, columns))
+        return con.sql(select_rows(con, name, partitions, columns))
     except BaseException:
         con.close()
         raise
 
 
-def _select(
+def select_rows(
     con: duckdb.DuckDBPyConnection,
     name: TableName,
-    partitions: Collection[str] | None,
-    columns: Sequence[str] | None,
+    partitions: Collection[str] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    database: str | None = None,
 ) -> str:
+    """The SELECT of a table of the current database, for `open_table`; with `database`, valid from any other one."""
     present = [str(column) for column, *_ in con.execute(f"DESCRIBE {name}").fetchall()]
     stored = published_partitions(con, name)
     if stored == {WHOLE} and PARTITION in present:
@@ -83,7 +92,8 @@ def _select(
     if unknown := [column for column in wanted if column not in present]:
         msg = f"{name.shown} has no column {listed(map(repr, unknown))}; it has {listed(present)}."
         raise DataError(msg, hint=did_you_mean(unknown[0], present))
-    source = f"(FROM {name} WHERE {CHALLENGER} IS NULL)" if of_production else name
+    whole = f"{name}" if database is None else f"{quoted(database)}.{name}"
+    source = f"(FROM {whole} WHERE {CHALLENGER} IS NULL)" if of_production else whole
     rows = f"SELECT {', '.join(map(quoted, wanted))} FROM {source}"
     if partitions is None:
         return rows

@@ -3,11 +3,18 @@
 import shutil
 
 import dagster as dg
+import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from batch_platform.declaration.errors import SourceError
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.plan import features_due
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
-from batch_platform_tests.small_pipeline import small_declaration, small_events, small_spec
+from batch_platform_tests.small_pipeline import small_declaration, small_events, small_pipeline, small_spec
 from batch_platform_tests.workspace import REPOSITORY, Workspace, workspace_of
 
 RAW = dg.AssetKey(["raw", "orders"])
@@ -18,6 +25,15 @@ import dagster as dg
 @dg.asset(key=["raw", "orders"])
 def orders() -> dg.MaterializeResult:
     return dg.MaterializeResult(data_version=dg.DataVersion("of the user"))
+"""
+STORED_ORDERS = """\
+import dagster as dg
+import polars as pl
+
+
+@dg.asset(key=["raw", "orders"], io_manager_key="batch_platform_io_manager")
+def orders() -> pl.DataFrame:
+    return pl.read_parquet("{file}")
 """
 NODES = "{assetNodes {assetKey {path} dependencyKeys {path}}}"
 LINEAGE = """
@@ -70,6 +86,67 @@ def test_two_pipelines_share_the_asset_of_a_user_and_take_its_data_versions(fres
         assert len(location.instance.fetch_observations(RAW, limit=9).records) == 1
 
 
-def test_a_key_with_an_empty_part_is_refused():
+def test_an_asset_of_the_io_manager_is_read_as_it_was_last_materialized(fresh, monkeypatch):
+    file, folder = fresh / "orders.parquet", pipeline_folder(fresh)
+    small_events().write_parquet(file)
+    declared = small_declaration(sources={"events": {"asset": "raw/orders", "parquet": None}})
+    write_defs_yaml(fresh, declared)
+    (fresh / PACKAGE / "defs" / "orders.py").write_text(STORED_ORDERS.format(file=file))
+    with workspace_of(fresh, monkeypatch) as location:
+        pipeline = Pipeline(PipelineSpec.model_validate(declared), folder, Home(fresh / ".batch_platform"))
+        upstream = {"/".join(node["assetKey"]["path"]): node["dependencyKeys"] for node in location.ask(NODES)}
+        assert upstream["small/features"] == [{"path": ["raw", "orders"]}]
+        first, second = (pipeline.spec.partitions.calendar.named(day) for day in ("2024-01-10", "2024-01-11"))
+        with pytest.raises(
+            SourceError, match=r"has no table raw\.orders, in which it looks for the asset raw/orders\. Hint:"
+        ):
+            pipeline.builder.sources.state("events", first)
+
+        stored = build(location, "raw", "orders")
+        for day in (first, second):
+            built = build(location, "small", "features", day=day.key)
+            assert built["dagster/input_data_version/raw/orders"] == stored["dagster/data_version"]
+        assert location.instance.fetch_observations(RAW, limit=1).records == []
+
+        def due() -> dict[str, str]:
+            state = pipeline.state()
+            return {day.key: reason for day in (first, second) if (reason := features_due(state, day))}
+
+        build(location, "raw", "orders")  # the same rows
+        assert due() == {}
+        late = pl.col("ts") == small_events().filter(pl.col("ts") >= second.start)["ts"][0]
+        small_events().filter(~late).write_parquet(file)
+        build(location, "raw", "orders")
+        assert due() == {"2024-01-11": "source 'events' holds 39 rows of it, and held 40"}
+        build(location, "small", "features", day=second.key)
+        assert due() == {}
+        assert pipeline.state().features[second.key].rows == 39
+
+
+def test_a_session_reads_a_table_as_it_is_when_a_partition_begins(tmp_path):
+    pipeline = small_pipeline(tmp_path, sources={"events": {"asset": "orders", "table": "raw.orders", "parquet": None}})
+    first, second = (pipeline.spec.partitions.calendar.named(day) for day in ("2024-01-10", "2024-01-11"))
+    file = pipeline.folder / "events.parquet"
+
+    def store(rows: pl.DataFrame) -> None:
+        rows.write_parquet(file)
+        store_table(pipeline.warehouse, TableName("raw", "orders"), file, None)
+        pipeline.publish()
+
+    store(small_events())
+    with pipeline.builder.session() as session:
+        written = session.write(first, tmp_path)
+        store(small_events().with_columns(items=pl.lit(77, pl.Int32)))
+        corrected = session.write(second, tmp_path)
+    items = [pl.read_parquet(it.path)["items"].to_list() for it in (written, corrected)]
+    assert 77 not in items[0]
+    assert {*items[1]} == {77}
+
+
+def test_keys_of_assets_that_cannot_be_read_are_refused():
     with pytest.raises(ValidationError, match="'raw//orders' is not the key of an asset"):
         small_spec(sources={"events": {"asset": "raw//orders"}})
+    with pytest.raises(ValidationError, match="'small/predictions' is an asset of this pipeline"):
+        small_spec(sources={"events": {"asset": "small/predictions"}})
+    with pytest.raises(ValidationError, match="`duckdb` and `table` go together"):
+        small_spec(sources={"events": {"table": "raw.orders"}})

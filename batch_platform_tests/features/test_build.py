@@ -13,6 +13,7 @@ from batch_platform.declaration.errors import BatchPlatformError, DataError, Sou
 from batch_platform.features.build import FeatureBuilder, FeatureFile
 from batch_platform.features.lake import BATCH_ROWS, file_digests, written_aside
 from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.small_pipeline import (
     BERLIN,
@@ -34,7 +35,7 @@ class Built:
     def __init__(self, folder: Path, events: pl.DataFrame | None, sql: str, labels_sql: str, spec: dict[str, Any]):
         write_small_project(folder, events=events, features_sql=sql, labels_sql=labels_sql)
         self.spec = small_spec(**spec)
-        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder))
+        self.builder = FeatureBuilder(self.spec, Sources(self.spec, folder, Home(folder)))
         self.folder = folder / "lake"
 
     def partition(self, key: str = FIRST_KEY) -> Partition:

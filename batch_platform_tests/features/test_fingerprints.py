@@ -11,6 +11,7 @@ from batch_platform.features.fingerprints import Fingerprint, Fingerprints
 from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.lineage.rows import rows_read
 from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.home import Home
 from batch_platform_tests.small_pipeline import FEATURES_SQL, small_spec
 
 INSIDE = "ts >= $partition_start AND ts < $partition_end"
@@ -65,7 +66,7 @@ def fingerprints(
         partitions={"every": every, "timezone": zone, "start": "2023-09-01", "end": None},
         model={"train": {"every": None, "evaluate": "31 days"}},
     )
-    builder = FeatureBuilder(spec, Sources(spec, folder))
+    builder = FeatureBuilder(spec, Sources(spec, folder, Home(folder)))
     taken = builder.dated.taken("events", f"{folder}", {})
     assert taken is not None
     assert Fingerprints.from_json(taken.version, taken.as_json()) == taken

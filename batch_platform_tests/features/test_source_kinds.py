@@ -5,6 +5,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import SOURCE_KEYS
 from batch_platform.features.sources.files import PARQUET, files_of
 from batch_platform.features.sources.kind import SourceTable, create_view
 from batch_platform.features.sources.opening import SOURCE_KINDS, Sources
+from batch_platform.warehouse.database import Warehouse
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.sql import literal
+from batch_platform.warehouse.user_tables import TableName, store_table
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.small_pipeline import feature_file, small_spec
 
@@ -69,6 +74,17 @@ def write_function(path: Path, table: pl.DataFrame) -> None:
     sys.modules.pop(path.stem, None)
 
 
+def write_asset(path: Path, table: pl.DataFrame) -> None:
+    """Store and publish the table of an asset, unless it is there, in the home at a path."""
+    home, rows = Home(path).create(), path.parent / "rows.parquet"
+    table.write_parquet(rows)
+    with suppress(NothingPublishedError), open_published(home) as con:
+        if con.sql("SELECT * EXCLUDE (partition_key) FROM raw.a").fetchall() == table.rows():
+            return
+    store_table(Warehouse(home), TableName("raw", "a"), rows, None)
+    publish(home)
+
+
 @dataclass(frozen=True)
 class Case:
     """A kind of source, how a table of it is written, and how it is declared."""
@@ -113,6 +129,7 @@ CASES = {
         {"duckdb": "aa.duckdb", "table": "t"},
         "a.duckdb",
     ),
+    "asset": Case("home", write_asset, {"asset": "raw/a"}, {"asset": "raw/aa"}, "raw.a"),
     "python": Case(
         "source_of_kinds.py",
         write_function,
@@ -145,7 +162,7 @@ every_kind = pytest.mark.parametrize("case", ALL.values(), ids=ALL)
 
 def declared(folder: Path, source: dict[str, str]) -> Sources:
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder)
+    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
 
 
 @pytest.fixture
@@ -194,7 +211,7 @@ def test_the_state_is_what_the_source_holds_and_where(folder, case):
         2,
         [("x", "BIGINT"), ("text", "VARCHAR"), ("number", "DOUBLE")],
     )
-    assert state.location in (str(path), case.declared.get("python"))
+    assert state.location in (str(path), case.declared.get("python"), f"raw.a in {path}/published.duckdb")
     assert state == sources.state("a", FIRST)
 
 

@@ -13,6 +13,7 @@ from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.declaration.functions import import_function, source_code
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import literal, quoted
 from batch_platform_tests.small_pipeline import small_spec
 
@@ -56,7 +57,7 @@ not_a_function = 3
 def sources(folder: Path, **declared: dict[str, str]) -> Sources:
     """Sources below a folder, instead of those of the small pipeline."""
     spec = small_spec().model_dump(by_alias=True, exclude_none=True)
-    return Sources(small_spec().model_validate({**spec, "sources": declared}), folder)
+    return Sources(small_spec().model_validate({**spec, "sources": declared}), folder, Home(folder.parent / "home"))
 
 
 def rows(of: Sources, sql: str, partition: Partition = FIRST) -> list[tuple[object, ...]]:

@@ -272,7 +272,7 @@ def test_rows_that_vanish_are_told_and_change_no_prediction(pipeline):
     assert conditions(pipeline)["2024-02-10"] == ("scored", "source 'events' no longer holds its rows")
     assert scored_again(pipeline, lambda: carry_out(pipeline, NOW)) == set()
     (pipeline.folder / "events.parquet").unlink()
-    assert conditions(pipeline)["2024-02-10"] == ("scored", "the file of source 'events' is gone")
+    assert conditions(pipeline)["2024-02-10"] == ("scored", "source 'events' is gone")
     assert due(pipeline) == {}
 
 
@@ -298,5 +298,5 @@ def test_a_file_of_a_partition_that_is_gone_is_told_and_its_features_stay(tmp_pa
     pipeline = small_pipeline(tmp_path, **WEEKLY | own | {"partitions": {"start": "2024-02-13", "end": None}})
     build(pipeline)
     (pipeline.folder / "days/2024-02-14.parquet").unlink()
-    assert told(pipeline) == {"2024-02-14": "its file of source 'events' is gone"}
+    assert told(pipeline) == {"2024-02-14": "what it reads of source 'events' is gone"}
     assert rebuilt(pipeline) == build(pipeline) == {}

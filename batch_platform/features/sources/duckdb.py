@@ -3,7 +3,7 @@
 import duckdb
 
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.files import file_location, files_of, files_version
+from batch_platform.features.sources.files import file_location, files_of, files_size, files_version
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view
 from batch_platform.warehouse.sql import literal, quoted
 
@@ -26,6 +26,8 @@ DUCKDB = SourceKind(
     admit=_attach,
     view=lambda con, table: create_view(con, table.name, _relation(table)),
     frame=lambda con, table: con.sql(f"FROM {_relation(table)}").pl().lazy(),
+    size=files_size,
+    stands_still=True,
     endings=(".duckdb", ".db"),
     unreadable="another process may be writing to the file: close it or read a copy; else check the source in the YAML.",
 )

@@ -64,6 +64,11 @@ def files_version(table: SourceTable) -> str:
     return digest(*facts)
 
 
+def files_size(table: SourceTable) -> int:
+    """The bytes of all files."""
+    return sum(path.stat().st_size for path in files_of(table))
+
+
 def file_location(table: SourceTable) -> str:
     """The absolute path or glob."""
     return str(Path(*path_or_glob(table)))
@@ -136,6 +141,7 @@ PARQUET = SourceKind(
     admit=admit_files,
     view=lambda con, table: create_view(con, table.name, _parquet_relation(con, table)),
     frame=_parquet_frame,
+    size=files_size,
     endings=(".parquet", ".pq"),
 )
 ARROW = replace(

@@ -11,6 +11,7 @@ import polars as pl
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SharedSourceError, SourceError
 from batch_platform.declaration.inputs import Source
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import quoted
 
 
@@ -23,6 +24,7 @@ class SourceTable:
     source: Source
     folder: Path  # absolute; relative paths start there
     partition: Partition | None = None  # None only for a source that is the same for all partitions
+    home: Home | None = None  # whose warehouse holds the tables of assets; None if no pipeline declares the source
 
     def error(self, problem: str, hint: str | None = None, *, shared: bool | None = None) -> SourceError:
         """The error that names this source, to be raised; `shared` says whether all partitions read the same table."""
@@ -58,6 +60,8 @@ class SourceKind:
     function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it
     version_fixes_rows: bool = True  # whether equal versions mean equal rows
     counts_quickly: bool = True  # whether rows can be counted without reading all of them
+    size: Callable[[SourceTable], int] = lambda _: 0  # bytes of all rows, roughly
+    stands_still: bool = False  # whether an open connection goes on reading the state that it found
     endings: tuple[str, ...] = ()  # of the files of this kind, by which `new --from` recognises them
     unreadable: str | None = None  # hint shown when the source cannot be read
 

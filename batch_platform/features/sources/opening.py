@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -14,12 +14,14 @@ from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.interruption import interruptible
+from batch_platform.features.sources.asset import ASSET
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
 from batch_platform.features.sources.python import PYTHON
 from batch_platform.features.sources.text_files import CSV, JSON
 from batch_platform.features.sources.zipped import ENDING, folder_in
+from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.sql import literal, quoted
 
 SOURCE_KINDS: dict[str, SourceKind] = {
@@ -29,6 +31,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "json": JSON,
     "arrow": ARROW,
     "duckdb": DUCKDB,
+    "asset": ASSET,
 }
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
 SPILL_SHARE = 0.25  # of the free space: the rest is for results, the warehouse and others
@@ -64,6 +67,7 @@ class Sources:
 
     spec: PipelineSpec
     folder: Path  # absolute; relative paths start there
+    home: Home  # whose warehouse holds the tables of assets
 
     def kind(self, name: str) -> SourceKind:
         """How a source is read."""
@@ -71,7 +75,7 @@ class Sources:
 
     def table(self, name: str, partition: Partition) -> SourceTable:
         """A source as a partition reads it."""
-        return SourceTable(self.spec.name, name, self.spec.sources[name], self.folder, partition)
+        return SourceTable(self.spec.name, name, self.spec.sources[name], self.folder, partition, self.home)
 
     @contextmanager
     def connect(
@@ -135,6 +139,7 @@ class SourceConnection:
     duckdb: duckdb.DuckDBPyConnection
     names: tuple[str, ...]
     only: Mapping[str, str]  # SQL conditions by source; see `Sources.connect`
+    _versions: dict[str, str] = field(default_factory=dict[str, str], init=False)  # of what stands still, when opened
 
     def create_views(self, partition: Partition) -> None:
         """Create the views for a first partition and shut the connection off from everything else; called once."""
@@ -144,6 +149,10 @@ class SourceConnection:
         allowed = set[Path]()
         for name in self.names:
             with self._explained(name, partition) as (kind, table):
+                if kind.stands_still:
+                    self._versions[name] = kind.version(
+                        table
+                    )  # first: rows may be newer than their version, never older
                 allowed.update(kind.admit(con, table))
         folders = {path for path in allowed if path.is_dir()}
         archives = {folder_in(path) for path in allowed if path in folders or path.suffix.lower() == ENDING}
@@ -161,6 +170,10 @@ class SourceConnection:
             con.execute(f"ALTER VIEW {quoted(name)} RENAME TO {whole}")
             con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {whole} WHERE {condition}")
         con.execute("SET lock_configuration = true")
+
+    def is_current(self, partition: Partition) -> bool:
+        """Whether all sources are read as they are now; may raise SourceError."""
+        return all(self.sources.version(name, partition) == version for name, version in self._versions.items())
 
     def move(self, partition: Partition) -> None:
         """Point the views of sources that differ between partitions at another partition; may raise SourceError."""
