@@ -17,7 +17,7 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, likely_times, propose
+from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, likely_times, local_key, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.dated import Layout, layout
 from batch_platform.cli.proposal.files import files_of
@@ -317,6 +317,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "first": None if windows is None else windows.span.first,
         "last": None if windows is None else windows.span.last,
         "every": proposal.every,
+        "end": None if windows is None or windows.end is None else local_key(windows.end, proposal.every),
         "partitions": 1 if windows is None else windows.span.filled[proposal.every],
         "label": None if proposal.label is None else proposal.label.name,
         "positive": proposal.positive,
@@ -430,7 +431,8 @@ def _show(report: dict[str, Any]) -> None:
             count = f"{len(far_off):,} row{'' if len(far_off) == 1 else 's'}"
             timeless += f"; left out: {count} far from all others, such as {far_off[0]:%Y-%m-%d}"
         time = f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}"
-        partitions = f"{report['every']}, of which {report['partitions']:,} hold rows"
+        ends = f"; until {report['end']}: remove `end` once new rows arrive" if report["end"] else ""
+        partitions = f"{report['every']}, of which {report['partitions']:,} hold rows{ends}"
         learns = "all rows before the period that it serves"
     made = [*report["calendar_features"], *(["earlier values of the label"] if report["history_features"] else [])]
     features = [f"{len(report['features'])}: {', '.join(report['features'])}"] if report["features"] else []

@@ -319,6 +319,9 @@ def _announce(wiring: Wiring, wanted: Wanted, plan: Plan) -> None:
         terminal.say(f"{name}: nothing can be scored")
     else:
         terminal.say(f"{name}: everything asked for is up to date.")
+        if wanted.partitions[-1].end == wiring.spec.partitions.calendar.last_end:
+            end = wiring.spec.partitions.calendar.end_key
+            terminal.say(f"  the partitions end on {end} (partitions.end): newer rows are not scored")
     for step in STEPS:
         _say_ranges(*TASKS[step], plan.of(step))
     warm_up = [item for item in plan.blocked if item.warm_up]

@@ -135,7 +135,8 @@ def _show_health(status: PipelineStatus) -> None:
 
 
 def _due(status: PipelineStatus) -> str:
-    return ", ".join(f"{count} of {kind}" for kind, count in status.due.items()) or "nothing"
+    nothing = "nothing" if status.ended is None else f"nothing; the partitions end on {status.ended} (partitions.end)"
+    return ", ".join(f"{count} of {kind}" for kind, count in status.due.items()) or nothing
 
 
 def _show_pipeline(status: PipelineStatus, *, every: bool) -> None:

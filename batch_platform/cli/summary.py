@@ -198,7 +198,9 @@ def show(outcome: Outcome) -> None:
     for model in outcome.models[-MOST_SHOWN:]:
         _show_model(model)
     if more := len(outcome.models[:-MOST_SHOWN]):
-        terminal.say(f"and {more} more models; batch-platform models {outcome.pipeline} lists them.")
+        terminal.say(
+            f"and {more} more model{'' if more == 1 else 's'}; batch-platform models {outcome.pipeline} lists them."
+        )
     if outcome.scored:
         terminal.say(
             f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "

@@ -96,6 +96,15 @@ class Calendar:
         """The instant (UTC) at which the last window ends; None for no end."""
         return None if self.end is None else self._boundary_from(self.end)
 
+    @property
+    def end_key(self) -> str | None:
+        """The key of the window that would begin at the end; None for no end."""
+        return None if self.last_end is None else self._key(self.last_end)
+
+    def ended(self, now: datetime) -> bool:
+        """Whether all partitions are closed at `now`, and none will follow."""
+        return self.last_end is not None and self.last_end <= now
+
     def due(self, now: datetime) -> list[Partition]:
         """All partitions closed at `now`, oldest first, and `end_offset` more."""
         starts = self._starts_up_to(now, extra=max(self.end_offset, 0) + 1)

@@ -139,9 +139,9 @@ def freshness(spec: PipelineSpec, state: State, now: datetime) -> Aspect:
     """
     partition = newest_required(spec, state, now)
     newest = _newest(state, state.scores)
-    if partition is None:
-        return Aspect("fresh", None, "no partition is due yet")
-    if partition.key in state.scores:
+    if partition is None and newest is None:
+        return Aspect("fresh", None, "nothing has to be scored yet")
+    if partition is None or partition.key in state.scores:
         return Aspect("fresh", "none", f"fresh ({newest})", newest)
     by = deadline(spec, partition).astimezone(spec.partitions.calendar.zone)
     last = "nothing is scored yet" if newest is None else f"the newest scored partition is {newest}"

@@ -253,10 +253,21 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
         if reason is None:
             continue
         if champion is None and not awaits:
-            blocked.append(Item("predictions", partition, "no model serves it"))
+            blocked.append(Item("predictions", partition, _unserved(state.registry, partition)))
         else:
             due.append(Item("predictions", partition, reason, awaits_model=awaits))
     return due, blocked, stale
+
+
+def _unserved(registry: Registry, partition: Partition) -> str:
+    """Say that no model serves a partition, and what was decided of the newest version that could."""
+    trained = [version for version in registry.of_model if version.serving_start <= partition.start]
+    decision = registry.last_decision(trained[-1].version) if trained else None
+    if decision is not None and decision.action == "refused":
+        return f"no model serves it: {trained[-1].version} was refused, {decision.reason}"
+    if decision is not None and decision.action == "waiting":
+        return f"no model serves it: {trained[-1].version} waits for promotion"
+    return "no model serves it"
 
 
 def first_served(spec: PipelineSpec, registry: Registry, models: Sequence[Item] = ()) -> Partition | None:

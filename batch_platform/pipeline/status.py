@@ -82,6 +82,7 @@ class PipelineStatus:
     last_commit: datetime | None
     last_run: str | None
     due: dict[Step, int]  # partitions for which each step is due
+    ended: str | None  # `partitions.end` as a key, if it has passed: no partition will follow
     only_in_dagster: list[str]  # partitions of predictions that Dagster holds done and the ledger does not
     only_in_ledger: list[str]  # committed partitions that Dagster was never told of
     failures: list[Failure]  # newest attempts that failed at what is still due, models and evaluations included
@@ -124,7 +125,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
     committed = keys & state.scores.keys()
     in_dagster = committed if materialized is None else keys & materialized
     last = max(state.scores.values(), key=lambda run: run.seq, default=None)
-    champion = state.registry.champion(now)
+    champion, calendar = state.registry.champion(now), spec.partitions.calendar
     return PipelineStatus(
         pipeline=spec.name,
         at=now,
@@ -140,6 +141,7 @@ def status_of(  # noqa: PLR0913 - what a status is made of
         last_commit=last.committed_at if last else None,
         last_run=last.run_id if last else None,
         due=dict(Counter(item.step for item in plan.items)),
+        ended=calendar.end_key if calendar.ended(now) else None,
         only_in_dagster=sorted(in_dagster - committed),
         only_in_ledger=sorted(committed - in_dagster),
         failures=failures,

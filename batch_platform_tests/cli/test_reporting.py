@@ -39,7 +39,7 @@ def test_status_says_what_is_scored_and_what_no_model_serves(cli, project):
     assert lines[2].startswith(f"  champion: {version_of(project)} (accuracy 0.")
     assert lines[3].startswith("  last commit: 20")
     assert lines[4:] == [
-        "  due now: nothing",
+        "  due now: nothing; the partitions end on 2024-03-01 (partitions.end)",
         "  2024-01-01 to 2024-01-31 (31): warm-up, the first model serves from 2024-02-01",
         "  2024-02-01 to 2024-02-29 (29): scored",
     ]
