@@ -1,5 +1,6 @@
 """What Dagster's webserver and daemon do with a code location, in this process: the same code without servers."""
 
+import importlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -109,8 +110,8 @@ def workspace_of(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wor
     monkeypatch.setenv("DAGSTER_HOME", str(prepare_instance(home)))
     target = LoadableTargetOrigin(module_name=f"{PACKAGE}.definitions", working_directory=str(project))
     with dg.DagsterInstance.get() as instance, _loaded(instance, target) as process:
-        definitions = dg.load_from_defs_folder(path_within_project=project)
-        yield Workspace(definitions, process, REPOSITORY)
+        loaded = importlib.import_module(f"{PACKAGE}.definitions").defs
+        yield Workspace(loaded if isinstance(loaded, dg.Definitions) else loaded(), process, REPOSITORY)
 
 
 def _loaded(instance: dg.DagsterInstance, target: LoadableTargetOrigin) -> WorkspaceProcessContext:

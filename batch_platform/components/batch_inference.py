@@ -23,6 +23,7 @@ from batch_platform.components.dagster_internals import (
     key_in_file,
     loaded_components,
     not_defined_elsewhere,
+    stands_alone,
     with_positions,
     without_beta_warnings,
 )
@@ -143,9 +144,11 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         """Build the assets, checks, jobs, schedules and sensors of the pipeline."""
         path = Path(context.path)
+        if stands_alone(context):
+            return build_definitions(self, path)
         try:
             self._refuse_a_shared_name(context.component_tree)
-            return build_definitions(self, path, not_defined_elsewhere(context, RESOURCES))
+            return _definitions(self, path, not_defined_elsewhere(context, RESOURCES))
         except Exception as error:  # noqa: BLE001 - of this pipeline, whatever it is: it is shown, and others load
             return failing_asset(set_apart(error, path, context.defs_module_path, key_in_file(context), self.name))
 
@@ -162,17 +165,21 @@ class BatchInference(dg.Component, PipelineSpec, dg.Resolvable):
             raise WrongUseError(msg, hint=hint)
 
 
-def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any] = RESOURCES) -> dg.Definitions:
-    """Build the definitions of a pipeline whose files lie in a folder, or beside a file.
+def build_definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Build the definitions of a pipeline whose files lie in a folder, or beside a file, for a `dg.Definitions` in Python.
 
     Args:
-        spec: The pipeline.
+        spec: The pipeline, such as a `BatchInference`.
         path: The folder or file.
-        resources: Those that come with it. A project that defines them itself, with a configuration of its own, leaves them out.
+        resources: Resources of the project's own, by key. They replace those that come with every pipeline.
 
     Raises:
         BatchPlatformError: Its SQL, functions or estimator cannot be read, or a flavour does not exist.
     """
+    return _definitions(spec, path, {**RESOURCES, **(resources or {})})
+
+
+def _definitions(spec: PipelineSpec, path: Path, resources: Mapping[str, Any]) -> dg.Definitions:
     let_waiting_threads_sleep()
     check_flavours(spec)
     wiring = Wiring(spec, (path if path.is_dir() else path.parent).absolute())

@@ -53,6 +53,7 @@ from dagster._core.storage.tags import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
 from dagster.components.core import decl
+from dagster.components.core.component_tree import TestComponentTree
 from dagster.components.core.context import ComponentDeclLoadContext
 from dagster.components.core.defs_module import (
     CompositeYamlComponent,
@@ -450,6 +451,14 @@ def loaded_components(tree: dg.ComponentTree) -> Iterator[tuple[Path, dg.Compone
             waiting += [(path, inner) for inner in component.components]
         elif isinstance(component, PythonFileComponent):
             waiting += [(path, inner) for inner in component.components.values()]
+
+
+def stands_alone(context: dg.ComponentLoadContext) -> bool:
+    """Whether a component is built without a project, by the public `dg.build_defs_for_component`.
+
+    Dagster then passes a tree of mocks on, in which nothing can be looked up. No public alternative.
+    """
+    return isinstance(context.component_tree, TestComponentTree)
 
 
 def not_defined_elsewhere(context: dg.ComponentLoadContext, resources: Mapping[str, Any]) -> dict[str, Any]:

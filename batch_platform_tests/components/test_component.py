@@ -20,6 +20,7 @@ from batch_platform.components import BatchInference
 from batch_platform.components.batch_inference import build_definitions
 from batch_platform.components.broken import VALIDATION_VARIABLE
 from batch_platform.components.wiring import Wiring
+from batch_platform.declaration.errors import SourceError
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_dagster_project, write_defs_yaml
@@ -222,7 +223,7 @@ def changed(*path: str | Any) -> dict[str, Any]:
     return declared
 
 
-def test_yaml_and_python_give_the_same_definitions(project):
+def test_yaml_and_python_give_the_same_definitions(project, monkeypatch):
     by_yaml = shown(load(project))
     in_python = pipeline_folder(project) / "component.py"
     in_python.write_text(
@@ -234,7 +235,11 @@ def test_yaml_and_python_give_the_same_definitions(project):
     (pipeline_folder(project) / "defs.yaml").unlink()
     by_component = shown(load(project))
     directly = shown(build_definitions(small_spec(), pipeline_folder(project)))
-    assert by_yaml == by_component == directly
+    alone = BatchInference(**small_declaration())
+    with pytest.raises(SourceError, match=r"small: .*features\.sql cannot be read"):
+        dg.build_defs_for_component(alone)
+    monkeypatch.chdir(pipeline_folder(project))
+    assert by_yaml == by_component == directly == shown(dg.build_defs_for_component(alone))
     assert len(by_yaml["assets"]) == 5
     assert len(by_yaml["schedules"]) == 3
 

@@ -1,5 +1,6 @@
 """What a user's project configures: its own resources, how Dagster runs a pipeline, and how Dagster shows it."""
 
+import re
 import shutil
 import threading
 import time
@@ -8,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
-import duckdb
 import pytest
 import yaml
 
-from batch_platform.warehouse.home import Home
 from batch_platform_tests.checkout import GUIDE, blocks
+from batch_platform_tests.command_line import copy_of_finished_project, published
 from batch_platform_tests.components.test_io_manager import Held
 from batch_platform_tests.components.test_schedules import at, requested
 from batch_platform_tests.dagster_project import (
@@ -25,7 +25,7 @@ from batch_platform_tests.dagster_project import (
 )
 from batch_platform_tests.deployment import Deployment, deploy_trained
 from batch_platform_tests.small_pipeline import small_declaration
-from batch_platform_tests.workspace import REPOSITORY, workspace_of
+from batch_platform_tests.workspace import Workspace, workspace_of
 
 LONELY = """\
 import dagster as dg
@@ -84,12 +84,36 @@ def test_resources_attributes_and_limits_of_the_users_own_win(project, monkeypat
                 31,
                 None,
             )
-        selector = {"jobName": "__ASSET_JOB", **REPOSITORY, "assetSelection": [{"path": ["lonely"]}]}
-        config = {"execution": {"config": {"in_process": {}}}}
-        params = {"selector": selector, "mode": "default", "runConfigData": config}
-        assert location.launch(params).status == dg.DagsterRunStatus.SUCCESS
-    with duckdb.connect(str(Home(project / ".batch_platform").published.resolve()), read_only=True) as con:
-        assert con.sql("SELECT n FROM sales.lonely").fetchall() == [(1,)]
+        assert materialized(location, "lonely")
+    assert published(project, "SELECT n FROM sales.lonely") == [(1,)]
+
+
+def materialized(location: Workspace, asset: str) -> bool:
+    """Whether an asset without partitions is materialized by a run in this process."""
+    job = location.definitions.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(asset_selection=[dg.AssetKey(asset)], instance=location.instance).success
+
+
+def test_a_plain_definitions_composes_a_pipeline_with_resources_and_an_executor_of_its_own(tmp_path, monkeypatch, cli):
+    folder = copy_of_finished_project(tmp_path)
+    file = pipeline_folder(folder) / "defs.yaml"
+    declared = yaml.safe_load(file.read_text())["attributes"]
+    file.unlink()
+    code = blocks("python", GUIDE["production"])[1]
+    shown = re.search(r"BatchInference\(.*?^\)", code, flags=re.DOTALL | re.MULTILINE).group()
+    code = code.replace(shown, f"BatchInference(**{declared!r})").replace('/ "churn"', '/ "defs" / "small"')
+    (folder / PACKAGE / "definitions.py").write_text(code.replace("crm.duckdb", f"{folder}/crm.duckdb"))
+    assert cli(folder, "run", "small", "--partition", "2024-02-10", "--force").code == 0
+    forget_projects()
+    with workspace_of(folder, monkeypatch) as location:
+        assert location.definitions.executor is dg.multiprocess_executor
+        (run,) = location.instance.get_runs(limit=1)
+        assert (run.job_name, run.status) == ("small_bring_up_to_date", dg.DagsterRunStatus.SUCCESS)
+        assert materialized(location, "regions")
+    assert published(folder, "SELECT region FROM sales.regions") == [("north",)]
+    assert published(folder, "SELECT DISTINCT run_id FROM small.predictions WHERE partition_key = '2024-02-10'") == [
+        (run.run_id,)
+    ]
 
 
 def test_an_error_in_the_users_own_resources_is_not_taken_for_one_of_a_pipeline(project, monkeypatch):

@@ -345,7 +345,11 @@ def test_columns_may_have_any_name(name):
         (("features",), {"key": ["flight_id"]}, "give either `sql` or `python`"),
         (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
         (("sources",), {}, "sources: Dictionary should have at least 1 item"),
-        (("sources", "flights"), {}, "give exactly one of arrow, csv, duckdb, json, parquet, python; found none"),
+        (
+            ("sources", "flights"),
+            {},
+            "give exactly one of arrow, asset, csv, duckdb, json, parquet, python; found none",
+        ),
         (
             ("sources", "flights"),
             {"arrow": "a", "number_rows": True},
