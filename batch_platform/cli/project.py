@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from batch_platform.components.broken import BrokenPipeline, broken_in, quietly, stopping_dagster, unreadable_left_out
-from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions
+from batch_platform.components.dagster_internals import CodeLocation, LazyDefinitions, without_component_pages
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.errors import WrongUseError, named
 from batch_platform.warehouse.home import HOME_VARIABLE, Home
@@ -58,7 +58,11 @@ class Project:
 
     @cached_property
     def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
-        with quietly(), unreadable_left_out() as left_out:  # nothing if its definitions call our loader
+        with (
+            quietly(),
+            without_component_pages(),
+            unreadable_left_out() as left_out,
+        ):  # nothing if its definitions call our loader
             definitions = self._load()
         module = "a definitions.py" if self.autoloaded else self.module
         unreadable = [stopping_dagster(item, module) for item in left_out]

@@ -52,7 +52,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.pydantic_yaml import enrich_validation_errors_with_source_position
-from dagster.components.core import decl
+from dagster.components.core import decl, load_defs
 from dagster.components.core.component_tree import TestComponentTree
 from dagster.components.core.context import ComponentDeclLoadContext
 from dagster.components.core.defs_module import (
@@ -414,6 +414,21 @@ def leaving_out(check: Callable[[Path], None], left_out: Callable[[Path, Path, E
         yield
     finally:
         decl.build_filesystem_component_decl_from_context = former
+
+
+@contextmanager
+def without_component_pages() -> Generator[None]:
+    """Load definitions without the pages on the installed components, which only Dagster's UI shows.
+
+    Dagster imports and describes every installed component for them, which takes as long as loading the project. No public
+    alternative.
+    """
+    describe = load_defs.get_library_json_enriched_defs
+    load_defs.get_library_json_enriched_defs = lambda tree: dg.Definitions(component_tree=tree)
+    try:
+        yield
+    finally:
+        load_defs.get_library_json_enriched_defs = describe
 
 
 @contextmanager

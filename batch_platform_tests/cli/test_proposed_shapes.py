@@ -3,7 +3,6 @@
 import os
 import pty
 import select
-import subprocess
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ from batch_platform.cli.proposal.choices import MOST_MODELS
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.windows import serving_periods
 from batch_platform_tests.cli.test_proposal import AFTER_ALL, START, names, pipeline_of, proposed
-from batch_platform_tests.command_line import COMMAND, clean_environment, published
+from batch_platform_tests.command_line import published, start_command
 from batch_platform_tests.small_pipeline import carry_out
 
 pytestmark = pytest.mark.usefixtures("few_trees")
@@ -287,9 +286,7 @@ def test_rows_of_arrow_files_need_a_key_of_their_own(tmp_path):
 def answered(folder: Path, *arguments: str, answers: dict[str, str]) -> str:
     """Call the command on a terminal and answer its questions; returns what the terminal showed."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [COMMAND, *arguments], cwd=folder, env=clean_environment(), stdin=theirs, stdout=theirs, stderr=theirs
-    )
+    process = start_command(folder, *arguments, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown, waiting, deadline = "", dict(answers), time.monotonic() + 300
     while time.monotonic() < deadline:

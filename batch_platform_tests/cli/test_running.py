@@ -20,6 +20,7 @@ from batch_platform_tests.command_line import (
     clean_environment,
     published,
     run_command,
+    start_command,
     write_project,
 )
 from batch_platform_tests.dagster_project import pipeline_folder
@@ -43,16 +44,7 @@ BALANCE = """
 
 def start(folder: Path, *args: str) -> "subprocess.Popen[str]":
     """A command in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [COMMAND, *args],
-        cwd=folder,
-        env=clean_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_command(folder, *args, start_new_session=True)
 
 
 def wait_for(process: "subprocess.Popen[str]", beginning: str) -> None:

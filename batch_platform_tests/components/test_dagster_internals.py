@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import dagster as dg
 import pytest
@@ -19,6 +20,7 @@ from batch_platform.components import dagster_internals as internals
 from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.instance import prepare_instance
 from batch_platform.warehouse.home import Home
+from batch_platform_tests.dagster_project import write_dagster_project
 from batch_platform_tests.deployment import deploy_trained
 
 CHANGED = "Dagster changed {}: see what components/dagster_internals.py says of it"
@@ -185,6 +187,19 @@ def test_an_input_is_read_for_the_partitions_of_its_run_or_as_a_whole(instance, 
     job = definitions.resolve_implicit_global_asset_job_def()
     job.execute_in_process(instance=instance, tags=tags, asset_selection=[reader.key])
     assert asked == [expected], CHANGED.format("step_context of an input")
+
+
+def test_a_project_is_loaded_with_or_without_the_pages_on_installed_components(tmp_path, monkeypatch):
+    project = write_dagster_project(tmp_path)
+    monkeypatch.syspath_prepend(str(project))
+    pages, loaded = [], []
+    for how in (internals.without_component_pages, nullcontext):
+        with how():
+            definitions = dg.load_from_defs_folder(path_within_project=project)
+        pages.append(bool(definitions.metadata))
+        loaded.append({spec.key for spec in definitions.resolve_all_asset_specs()})
+    assert pages == [False, True], CHANGED.format("how it describes installed components")
+    assert loaded[0] == loaded[1] != set()
 
 
 def test_an_interrupted_step_is_distinguished_from_a_failed_one(instance):

@@ -29,7 +29,7 @@ from batch_platform.features.sources import opening
 from batch_platform.models import trial
 from batch_platform.models.declared_model import read_import
 from batch_platform.models.forest.boosters import malformed_lightgbm
-from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
+from batch_platform_tests.command_line import clean_environment, run_command, start_command
 from batch_platform_tests.dagster_project import forget_projects, pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import SCORED, STAMP, days, everything_written
@@ -236,14 +236,7 @@ def sql_without_an_end(folder: Path) -> None:
     reached = project / "reached"
     (project / "endless.py").write_text(REACHED.format(str(reached), str(pipeline_folder(project) / "events.parquet")))
     for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(
-            [COMMAND, "run", "small", "--partition", "2024-02-01"],
-            cwd=project,
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start_command(project, "run", "small", "--partition", "2024-02-01")
         try:
             while not reached.exists():
                 assert process.poll() is None, process.communicate()

@@ -146,7 +146,7 @@ def _live(task: Callable[..., None], arguments: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def _compile_trees() -> None:
+def compile_trees() -> None:
     """Load the compiled code that evaluates the trees of the small pipeline's model, here by means of a single leaf."""
     from batch_platform.models.forest.arrays import flatten
     from batch_platform.models.forest.ensembles import Constant, Ensemble, Tree
@@ -158,7 +158,7 @@ def _compile_trees() -> None:
     flatten(Ensemble(1, [tree], Constant(np.zeros(1)), lambda sums: sums, False, False, refused)).prepare()
 
 
-def _parse_queries() -> None:
+def parse_queries() -> None:
     """Let the parser build its tables, which it does with the first query."""
     from batch_platform.features.lineage.rows import rows_read
 
@@ -169,8 +169,8 @@ def _parse_queries() -> None:
 def main() -> None:
     for module in IMPORTED:
         import_module(module)
-    _compile_trees()
-    _parse_queries()
+    compile_trees()
+    parse_queries()
     mark("ready")
     for line in iter(sys.stdin.readline, ""):
         if line.startswith("bury "):

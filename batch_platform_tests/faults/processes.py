@@ -21,7 +21,7 @@ from batch_platform.components.instance import DAGSTER_YAML
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import COMMAND, clean_environment, copy_of, run_command
+from batch_platform_tests.command_line import clean_environment, copy_of, run_command, start_command
 from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
 from batch_platform_tests.deployment import deploy
 from batch_platform_tests.faults import Case
@@ -139,10 +139,8 @@ def killed_run_of_the_command_line(folder: Path) -> None:
     project = copy_of_held_project(folder)
     before = held(project.pipeline)
     project.hold("2024-02-13")
-    command = [COMMAND, "run", "small", "--from", "2024-02-11", "--to", "2024-02-15"]
-    with subprocess.Popen(
-        command, cwd=project.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    arguments = ("run", "small", "--from", "2024-02-11", "--to", "2024-02-15")
+    with start_command(project.folder, *arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         assert project.reached() == process.pid
         process.kill()
     project.release()

@@ -8,7 +8,7 @@ from typing import Any
 
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
-from batch_platform_tests.command_line import COMMAND, clean_environment, run_command
+from batch_platform_tests.command_line import run_command, start_command
 from batch_platform_tests.dagster_project import pipeline_folder, write_dagster_project
 from batch_platform_tests.faults import Case
 from batch_platform_tests.faults.invariants import held
@@ -33,9 +33,7 @@ def committed(pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
 
 def killed_when_some_are_committed(project: Path, pipeline: Pipeline, ledger: str) -> list[tuple[str, int]]:
     """Kill a run that has committed some partitions to a ledger, while holding the warehouse so that it cannot go on."""
-    with subprocess.Popen(
-        [COMMAND, *ASKED], cwd=project, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
+    with start_command(project, *ASKED, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and process.poll() is None:
             with pipeline.warehouse.open() as con:

@@ -1,0 +1,164 @@
+"""Processes of the `batch-platform` command that begin with everything imported, which takes 2 s of CPU in a new interpreter.
+
+Each is a process of its own, with its own id, environment, folder and files, which signals reach as usual, SIGKILL among
+them. Its parent has imported what commands need and never starts a thread. It forks a keeper for each command, which forks
+the command and reports how it ended.
+"""
+
+import atexit
+import gc
+import json
+import os
+import pkgutil
+import select
+import socket
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from batch_platform import cli
+from batch_platform_tests.faults.nursery import compile_trees, parse_queries
+
+COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+IMPORTED = (
+    *(f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__)),
+    "batch_platform.components",
+    "batch_platform.pipeline.pipeline",
+    "dagster._cli.utils",
+    "sklearn.ensemble",
+    "sklearn.metrics",
+    "skops.io",
+)
+ROOT = Path(__file__).parents[1]
+REQUEST_BYTES = 2**20
+_parents = list[tuple["subprocess.Popen[bytes]", socket.socket]]()
+
+
+class WarmCommand(subprocess.Popen[str]):
+    """A `Popen` of the command, forked from a process that has imported it."""
+
+    def __init__(self, arguments: list[str], **options: Any) -> None:
+        super().__init__(arguments, text=True, **options)
+
+    def _execute_child(self, args: Any, *rest: Any) -> None:
+        _, _, _, _, folder, environment, _, _, _, *handles, _, _, _, _, _, new_session, _ = rest
+        self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = {
+            "arguments": args,
+            "folder": str(folder or Path.cwd()),
+            "environment": environment or dict(os.environ),
+            "new_session": bool(new_session),
+        }
+        for_child = (handles[0], handles[3], handles[5])
+        files = [standard if given == -1 else given for standard, given in enumerate(for_child)]
+        socket.send_fds(_parent(), [json.dumps(request).encode()], [theirs.fileno(), *files])
+        theirs.close()
+        self.pid = int(self._end.recv(64))
+        self._child_created = True
+        self._close_pipe_fds(*handles)
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        ended, _, _ = select.select([self._end], [], [], 0 if wait_flags & os.WNOHANG else None)
+        if not ended:
+            return (0, 0)
+        with self._end:
+            return (self.pid, int(self._end.recv(64)))
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        with self._waitpid_lock:
+            if self.returncode is None:
+                pid, status = self._try_wait(os.WNOHANG)
+                if pid:
+                    self._handle_exitstatus(status)
+        return self.returncode
+
+
+def _parent() -> socket.socket:
+    """The way to the parent of this process's commands, which is started with the first of them."""
+    if not _parents:
+        own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+            command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+        _parents.append((process, own))
+    return _parents[0][1]
+
+
+@atexit.register
+def _end_parent() -> None:
+    while _parents:
+        process, own = _parents.pop()
+        own.close()
+        process.wait()
+
+
+def main(control: socket.socket) -> None:
+    """Import what commands need, and fork a keeper for each request until the other end is closed."""
+    for module in IMPORTED:
+        import_module(module)
+    compile_trees()
+    parse_queries()
+    gc.freeze()  # a search for garbage would copy the pages that all children share
+    while True:
+        request, handles, *_ = socket.recv_fds(control, REQUEST_BYTES, 4)
+        if not request:
+            return
+        if not os.fork():
+            control.close()
+            _keep(json.loads(request), *handles)
+        for handle in handles:
+            os.close(handle)
+        _reap()
+
+
+def _reap() -> None:
+    """Take leave of the keepers that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG):
+            pass
+
+
+def _keep(request: dict[str, Any], report: int, *files: int) -> NoReturn:
+    """Fork the command, wait for it and report its status as `os.waitpid` gives it."""
+    pid = os.fork()
+    if not pid:
+        _live(request, report, *files)
+    for handle in files:
+        os.close(handle)
+    _, status = os.waitpid(pid, 0)
+    os.write(report, str(status).encode())
+    os._exit(0)
+
+
+def _live(request: dict[str, Any], report: int, *files: int) -> NoReturn:
+    """Be the command, from here on as in an interpreter that has just started."""
+    if request["new_session"]:
+        os.setsid()
+    for standard, handle in enumerate(files):
+        os.dup2(handle, standard)
+        os.close(handle)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = request["arguments"]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    os.write(report, str(os.getpid()).encode())
+    os.close(report)
+    try:
+        cli.process()
+    except BaseException:  # noqa: BLE001 - as the interpreter does it
+        traceback.print_exc()
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])))
