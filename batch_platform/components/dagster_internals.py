@@ -83,9 +83,22 @@ __all__ = [
 # - FINISHED_STATUSES, NOT_FINISHED_STATUSES: a public alternative exists for a single run only, `DagsterRun.is_finished`.
 # - Tags of a run's partitions: the documentation gives the text of the tags; no constant is exported.
 
+
+class _Mark(str):
+    """A key of metadata that people read as it is written, and that Dagster finds under its own name for it."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return other == SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION or str.__eq__(self, other)
+
+    def __hash__(self) -> int:
+        return hash(SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION)
+
+
 # Marks the output of a step whose events were logged in the step itself. Dagster then logs no second event for every
-# partition. Dagster uses the mark for observable source assets. No public alternative.
-LOGGED_IN_THE_BODY = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+# partition. Dagster uses the mark for observable source assets, and shows it with the output. No public alternative.
+LOGGED_IN_THE_BODY: dict[str, str] = {_Mark("events"): "logged above, one by one"}
 
 # The daemon. The public command `dagster-daemon` is not always installed beside the interpreter in use.
 DAEMON_COMMAND = (sys.executable, "-m", "dagster._daemon", "run")
