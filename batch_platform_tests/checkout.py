@@ -10,7 +10,7 @@ from batch_platform_tests.command_line import OWN_VARIABLES
 from batch_platform_tests.starting_points import made_once
 
 ROOT = Path(__file__).parents[1]
-OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS")
+OF_A_VENV = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = {
     page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "batch_platform" / "guide").glob("*.md"))
@@ -60,7 +60,7 @@ def shell(command: str, folder: Path) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
-        # a few processes start there, so that compiling all that is installed would take longer than it saves
+        # a few processes start there, which compile what they import: compiling all that is installed would take longer
         env={name: value for name, value in os.environ.items() if name not in own} | {"PIP_COMPILE": "0"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -77,13 +77,17 @@ class Child:
 class Nursery:
     """A nursery in a process of its own, which takes 3 s of CPU to start and lives on for the next test."""
 
+    def __init__(self, *before: str) -> None:
+        """With `before`, it is started by that command, and ends with the block."""
+        self._before = before
+
     def __enter__(self) -> Self:
         self._heard = defaultdict[int, deque[str]](deque)
         self._alive = set[int]()
-        if _idle:
+        if _idle and not self._before:
             self._process = _idle.pop()
         else:
-            command = [sys.executable, "-m", "batch_platform_tests.faults.nursery"]
+            command = [*self._before, sys.executable, "-m", "batch_platform_tests.faults.nursery"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             self.heard(self._process.pid)
         return self
@@ -96,7 +100,10 @@ class Nursery:
             return
         for pid in list(self._alive):
             Child(pid, self).bury()
-        _idle.append(self._process)
+        if self._before:
+            self._process.communicate()
+        else:
+            _idle.append(self._process)
 
     def fork(self, task: str, **arguments: Any) -> Child:
         """Start a task in a new child, with arguments that JSON can hold: a function of `victim.py`, or of a module before a dot."""

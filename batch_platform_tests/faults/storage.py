@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -40,32 +42,11 @@ from batch_platform_tests.faults.invariants import (
     published,
     rewrite,
 )
+from batch_platform_tests.faults.nursery import Nursery
+from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import feature_file, small_events
 
 KEY = SCORED[4]
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.warehouse.home import Home
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.faults.invariants import rewrite
-from batch_platform_tests.small_pipeline import small_spec
-import duckdb, polars, skops.io, sklearn.ensemble
-numbers = polars.DataFrame({"n": range(200_000)})  # the libraries start their threads before memory is short: a thread that
-assert numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]  # cannot, waits for good
-root, project, key, kind, limit = sys.argv[1:]
-pipeline = Pipeline(small_spec(), Path(project), Home(Path(root)))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-if kind != "none":
-    resource.setrlimit(getattr(resource, kind), (int(limit), int(limit)))
-try:
-    rewrite(pipeline, key, run_id="short")
-except BatchPlatformError as error:
-    print("refused:", error)
-else:
-    print("done")
-"""
 
 
 def wide_events() -> pl.DataFrame:
@@ -75,14 +56,18 @@ def wide_events() -> pl.DataFrame:
     return pl.concat([small_events().filter(~on_the_day), wide])
 
 
-def limited(pipeline: Pipeline, kind: str, limit: int, *before: str) -> str:
-    """The output of a process that writes a partition again under a limit: `done`, or why the write was refused."""
-    arguments = [str(pipeline.home.root), str(pipeline.folder), KEY, kind, str(limit)]
-    done = subprocess.run(
-        [*before, sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def limited(pipeline: Pipeline, kind: str | None = None, limit: int = 0) -> str:
+    """How a process ends that writes a partition again under a limit: `done`, or why the write was refused."""
+    with Nursery() as nursery:
+        return written(nursery, pipeline, kind=kind, limit=limit)
+
+
+def written(nursery: Nursery, pipeline: Pipeline, **limits: Any) -> str:
+    """How a child ends that writes a partition again."""
+    job = Job(str(pipeline.home.root), str(pipeline.folder), "short", NOW.isoformat())
+    marks, status = nursery.fork("write_limited", job=asdict(job), key=KEY, **limits).end()
+    assert (status, marks[-1]) == (0, "done"), marks
+    return marks[0]
 
 
 def file_size_limit(folder: Path, limit: int) -> None:
@@ -99,7 +84,7 @@ def file_size_limit(folder: Path, limit: int) -> None:
         assert "holds what was committed" in message
         assert after == before | {KEY: after[KEY]}
         assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
-    assert limited(pipeline, "none", 0) == "done"
+    assert limited(pipeline) == "done"
     assert_survived(pipeline, before, {KEY})
 
 
@@ -112,20 +97,17 @@ def full_file_system(folder: Path) -> None:
     shutil.move(home, aside)
     home.mkdir()
     script.write_text(FULL)
-    arguments = [str(home), str(aside), sys.executable, LIMITED, str(pipeline.folder), KEY]
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", str(script), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    in_namespace = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-eu", str(script), str(home), str(aside))
+    with Nursery(*in_namespace) as nursery:
+        for left in (0, 40, 400, 1500):
+            assert nursery.fork("fill_up", folder=str(home), left=left * 1024).bury() == 0
+            message = written(nursery, pipeline)
+            assert re.match(r"refused: .*Hint: .*make room", message), message
+            assert nursery.fork("make_room", folder=str(home)).bury() == 0
+        assert written(nursery, pipeline) == "done"
+        assert nursery.fork("copy_out", folder=str(home), to=str(folder / "written")).bury() == 0
     home.rmdir()
-    shutil.move(aside, home)
-    *refused, last = done.stdout.strip().splitlines()
-    assert len(refused) == 4
-    assert all(re.match(r"refused: .*Hint: .*make room", line) for line in refused), refused
-    assert last == "done"
+    shutil.move(folder / "written", home)
     after = held(pipeline)
     assert (after[KEY].run_id, after[KEY].rows_in) == ("short", 4000)
     assert_survived(pipeline, before, {KEY})
@@ -147,16 +129,8 @@ def no_room_for_the_records(folder: Path) -> None:
 FULL = """\
 mount -t tmpfs -o size=24m none "$1"
 cp -a "$2"/. "$1"
-for left in 0 40 400 1500
-do
-    free=$(df -k --output=avail "$1" | tail -1)
-    head -c $(( (free - left) * 1024 )) /dev/zero > "$1/ballast"
-    "$3" -c "$4" "$1" "$5" "$6" none 0
-    rm "$1/ballast"
-done
-"$3" -c "$4" "$1" "$5" "$6" none 0
-rm -rf "$2"
-cp -a "$1" "$2"
+shift 2
+exec "$@"
 """
 
 
@@ -169,7 +143,7 @@ def memory_limit(folder: Path, spare: int) -> None:
     assert message == "done" or message.startswith("refused: "), message
     assert (after[KEY].run_id == "short") == (message == "done")
     assert_others_unchanged(before, after, {KEY})
-    assert limited(pipeline, "none", 0) == "done"
+    assert limited(pipeline) == "done"
     assert_survived(pipeline, before, {KEY})
 
 

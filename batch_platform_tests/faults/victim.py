@@ -6,6 +6,8 @@ the product calls, so that every step has a number and a name, however the produ
 
 import os
 import re
+import resource
+import shutil
 import signal
 import threading
 import time
@@ -17,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import polars as pl
 
+from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse import database as warehouse
 from batch_platform.warehouse import published
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
+from batch_platform_tests.faults.invariants import rewrite
 from batch_platform_tests.faults.nursery import mark
 from batch_platform_tests.small_pipeline import small_spec
 from batch_platform_tests.warehouse import test_database
@@ -75,6 +80,39 @@ def write(
     list(pipeline.score(partitions, stamp, force=True))
     mark("publishing")
     pipeline.publish()
+
+
+def write_limited(job: dict[str, Any], key: str, kind: str | None = None, limit: int = 0) -> None:
+    """Write a partition again under a limit of `resource`, such as RLIMIT_FSIZE; marks why it is refused."""
+    pipeline = Job(**job).pipeline
+    numbers = pl.DataFrame(
+        {"n": range(200_000)}
+    )  # the libraries start their threads before memory is short: a thread that
+    assert (
+        numbers.n_unique() == duckdb.sql("SELECT count(DISTINCT n) FROM numbers").fetchall()[0][0]
+    )  # cannot, waits for good
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if kind:
+        resource.setrlimit(getattr(resource, kind), (limit, limit))
+    try:
+        rewrite(pipeline, key, run_id=Job(**job).run_id)
+    except BatchPlatformError as error:
+        mark(f"refused: {' '.join(str(error).split())}")
+
+
+def fill_up(folder: str, left: int) -> None:
+    """Leave so many bytes free on the file system of a folder."""
+    Path(folder, "ballast").write_bytes(bytes(shutil.disk_usage(folder).free - left))
+
+
+def make_room(folder: str) -> None:
+    """Remove what `fill_up` has written."""
+    Path(folder, "ballast").unlink()
+
+
+def copy_out(folder: str, to: str) -> None:
+    """Copy a folder that others do not see to one that they see."""
+    shutil.copytree(folder, to, symlinks=True)
 
 
 def commit(root: str, folder: str, number: int) -> None:
