@@ -1,4 +1,6 @@
-"""Processes of the `batch-platform` command that begin with everything imported, which takes 2 s of CPU in a new interpreter.
+"""Processes that begin with everything imported, which takes 2 to 4 s of CPU in a new interpreter.
+
+They run `batch-platform`, `dagster` or a module of this project (`python -m`), as the same arguments would in a new interpreter.
 
 Each is a process of its own, with its own id, environment, folder and files, which signals reach as usual, SIGKILL among
 them. Its parent has imported what commands need and never starts a thread. It forks a keeper for each command, which forks
@@ -10,6 +12,7 @@ import gc
 import json
 import os
 import pkgutil
+import runpy
 import select
 import socket
 import subprocess
@@ -24,11 +27,12 @@ from batch_platform import cli
 from batch_platform_tests.faults.nursery import compile_trees, parse_queries
 
 COMMAND = str(Path(sys.executable).with_name("batch-platform"))
+DAGSTER = str(Path(sys.executable).with_name("dagster"))
 IMPORTED = (
     *(f"{cli.__name__}.{module.name}" for module in pkgutil.iter_modules(cli.__path__)),
     "batch_platform.components",
     "batch_platform.pipeline.pipeline",
-    "dagster._cli.utils",
+    "dagster._cli",
     "sklearn.ensemble",
     "sklearn.metrics",
     "skops.io",
@@ -39,7 +43,9 @@ _parents = list[tuple["subprocess.Popen[bytes]", socket.socket]]()
 
 
 class WarmCommand(subprocess.Popen[str]):
-    """A `Popen` of the command, forked from a process that has imported it."""
+    """A `Popen` of a command, forked from a process that has imported it."""
+
+    peak_mib = 0.0  # of its resident memory, once it has ended; with what was imported before it began
 
     def __init__(self, arguments: list[str], **options: Any) -> None:
         super().__init__(arguments, text=True, **options)
@@ -66,7 +72,9 @@ class WarmCommand(subprocess.Popen[str]):
         if not ended:
             return (0, 0)
         with self._end:
-            return (self.pid, int(self._end.recv(64)))
+            status, peak = map(int, self._end.recv(64).split())
+        self.peak_mib = peak / 1024
+        return (self.pid, status)
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         with self._waitpid_lock:
@@ -124,14 +132,14 @@ def _reap() -> None:
 
 
 def _keep(request: dict[str, Any], report: int, *files: int) -> NoReturn:
-    """Fork the command, wait for it and report its status as `os.waitpid` gives it."""
+    """Fork the command, wait for it, and report its status as `os.waitpid` gives it and its peak memory in KiB."""
     pid = os.fork()
     if not pid:
         _live(request, report, *files)
     for handle in files:
         os.close(handle)
-    _, status = os.waitpid(pid, 0)
-    os.write(report, str(status).encode())
+    _, status, used = os.wait4(pid, 0)
+    os.write(report, f"{status} {used.ru_maxrss}".encode())
     os._exit(0)
 
 
@@ -146,7 +154,7 @@ def _live(request: dict[str, Any], report: int, *files: int) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[0] = request["folder"] if sys.argv[0] == sys.executable else str(Path(sys.argv[0]).parent)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
@@ -154,10 +162,30 @@ def _live(request: dict[str, Any], report: int, *files: int) -> NoReturn:
     os.write(report, str(os.getpid()).encode())
     os.close(report)
     try:
-        cli.process()
+        _run()
+        code = 0
+    except SystemExit as end:
+        code = end.code
     except BaseException:  # noqa: BLE001 - as the interpreter does it
         traceback.print_exc()
-        os._exit(1)
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _run() -> None:
+    """Run what `sys.argv` names."""
+    if sys.argv[0] == sys.executable:
+        _, _, module, *sys.argv[1:] = sys.argv
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif sys.argv[0] == COMMAND:
+        cli.process()
+    else:
+        import_module("dagster._cli").main()
 
 
 if __name__ == "__main__":
