@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batch_platform_tests.browsing import installed_browser
+from batch_platform_tests.postgres_server import installed_postgres
 
 JDK_VERSIONS = ("17", "21")
 BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
@@ -32,16 +33,21 @@ def installed_jdk() -> str | None:
 
 
 def bring_what_is_missing() -> None:
-    """Install a browser and a JDK that Spark runs on, unless they are there.
+    """Install a browser, a JDK that Spark runs on and PostgreSQL, unless they are there.
 
     Exits with 2, and says what to install, where this process cannot.
     """
     lacks_browser, lacks_jdk = installed_browser() is None, installed_jdk() not in JDK_VERSIONS
-    if not (lacks_browser or lacks_jdk):
+    lacks_postgres = installed_postgres() is None
+    if not (lacks_browser or lacks_jdk or lacks_postgres):
         return
     may_install = shutil.which("apt-get") is not None and os.geteuid() == 0
     failure = _run_quietly("apt-get", "update") if may_install else ""  # before it a bare machine knows no packages
-    packages = [*(BROWSER_PACKAGES if lacks_browser else ()), *([_jdk_package()] if lacks_jdk else [])]
+    packages = [
+        *(BROWSER_PACKAGES if lacks_browser else ()),
+        *([_jdk_package()] if lacks_jdk else []),
+        *(["postgresql"] if lacks_postgres else []),
+    ]
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if may_install:
         failure = _run_quietly(*install)
@@ -50,6 +56,7 @@ def bring_what_is_missing() -> None:
     needs = [
         *(["Chromium, Chrome or Playwright's own browser"] if lacks_browser else []),
         *(["a JDK 17 or 21"] if lacks_jdk else []),
+        *(["PostgreSQL"] if lacks_postgres else []),
     ]
     print(
         f"{failure}The tests need {' and '.join(needs)}, missing on this machine.\n"

@@ -16,7 +16,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("dagster-webserver", "dagster-graphql", "dagster-duckdb", "dagster-dg-cli")  # each needs its own release
+PACKAGES = (
+    "dagster-webserver",
+    "dagster-graphql",
+    "dagster-duckdb",
+    "dagster-postgres",
+    "dagster-dg-cli",
+)  # each needs its own release
 TESTS = "batch_platform_tests/components"
 
 

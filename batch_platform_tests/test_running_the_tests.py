@@ -14,6 +14,7 @@ from packaging.version import Version
 from batch_platform_tests import newest_dagster
 from batch_platform_tests.browsing import installed_browser, require_browser
 from batch_platform_tests.checkout import ROOT
+from batch_platform_tests.postgres_server import FOLDERS_VARIABLE
 from batch_platform_tests.starting_points import made_once
 
 JAVA = """#!/bin/sh
@@ -36,6 +37,7 @@ def commands(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path / "browsers"))
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path / "postgresql"))
     return folder
 
 
@@ -54,6 +56,7 @@ def run_tests(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_on_a_complete_machine_pytest_gets_the_arguments_and_gives_the_exit_code(commands):
     add_command(commands, "chromium")
     add_command(commands, "java", JAVA.format(version=21))
+    add_command(commands, "postgres")
     shown = run_tests("--version")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith("pytest ")
@@ -64,14 +67,18 @@ def test_on_a_complete_machine_pytest_gets_the_arguments_and_gives_the_exit_code
 def test_without_apt_get_it_names_all_that_is_missing_and_ends_with_2():
     done = run_tests("--version")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Chromium, Chrome or Playwright's own browser and a JDK 17 or 21, missing on this machine" in done.stderr
-    assert "install -y --no-install-recommends chromium fonts-dejavu-core openjdk-17-jdk-headless" in done.stderr
+    needs = "Chromium, Chrome or Playwright's own browser and a JDK 17 or 21 and PostgreSQL"
+    assert f"The tests need {needs}, missing on this machine" in done.stderr
+    packages = "chromium fonts-dejavu-core openjdk-17-jdk-headless postgresql"
+    assert f"install -y --no-install-recommends {packages}" in done.stderr
 
 
 @pytest.mark.parametrize("version", ["11", "1.8"])
-def test_a_java_of_another_version_does_not_count(commands, version):
+def test_a_java_of_another_version_does_not_count(commands, tmp_path, version):
     add_command(commands, "google-chrome")
     add_command(commands, "java", JAVA.format(version=version))
+    (tmp_path / "postgresql/15/bin").mkdir(parents=True)
+    add_command(tmp_path / "postgresql/15/bin", "postgres")
     done = run_tests("--version")
     assert done.returncode == 2
     assert "The tests need a JDK 17 or 21, missing on this machine" in done.stderr
@@ -82,6 +89,7 @@ def test_a_java_of_another_version_does_not_count(commands, version):
 def test_root_installs_just_what_is_missing(commands, tmp_path, code):
     calls = tmp_path / "calls"
     add_command(commands, "java", JAVA.format(version=17))
+    add_command(commands, "postgres")
     add_command(commands, "apt-get", APT_GET.format(calls=calls, code=code))
     add_command(commands, "apt-cache", APT_CACHE)
     done = run_tests("--version")

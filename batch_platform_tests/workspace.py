@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 from dagster._daemon.sensor import execute_sensor_iteration
+from dagster._scheduler.scheduler import launch_scheduled_runs
 from dagster_graphql.test.utils import execute_dagster_graphql
 
 from batch_platform.components.instance import prepare_instance
@@ -88,6 +90,15 @@ class Workspace:
         """Let every sensor that is on look once, as the daemon does."""
         for _ in execute_sensor_iteration(self.process, getLogger(), None, None):
             pass
+
+    def tick(self, schedule: str, until: datetime) -> list[str]:
+        """Switch a schedule on and let it look until a time, as the daemon does; returns the ids of the runs in the queue."""
+        code = self.process.create_request_context().get_code_location(LOCATION)
+        self.instance.start_schedule(code.get_repository(REPOSITORY["repositoryName"]).get_schedule(schedule))
+        for _ in launch_scheduled_runs(self.process, getLogger(), until, {}):
+            pass
+        requested = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED], tags={"dagster/schedule_name": schedule})
+        return [run.run_id for run in self.instance.get_runs(filters=requested)]
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+"""A real PostgreSQL on this machine, for the records of a Dagster instance: one process below a folder of its own."""
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FOLDERS_VARIABLE = "POSTGRESQL_FOLDERS"  # where each installed version has a folder
+USERS = ("postgres", "nobody")  # one of whom runs the server where the tests run as root, whom it refuses
+NO_WAITING = ("-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off")
+
+
+def installed_postgres() -> Path | None:
+    """The folder with the programs of the newest PostgreSQL; None without one."""
+    folders = Path(os.environ.get(FOLDERS_VARIABLE, "/usr/lib/postgresql")).glob("*/bin/postgres")
+    newest = sorted(folders, key=lambda program: int(program.parts[-3]))[-1:]
+    on_path = shutil.which("postgres")
+    return newest[0].parent if newest else Path(on_path).parent if on_path else None
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a server until the block ends; yields the address of its empty database."""
+    programs, user = installed_postgres(), _user()
+    assert programs, "there is no PostgreSQL; python -m batch_platform_tests installs one"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(
+        prefix="postgres-", dir="/tmp"
+    ) as folder:  # outside of pytest's, which root alone may enter
+        data, options = (
+            Path(folder, "data"),
+            dict[str, Any](cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT),
+        )
+        if user is not None:
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        made = subprocess.run(
+            [programs / "initdb", "-D", data, "-U", "dagster", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"],
+            check=False,
+            **options,
+        )
+        assert made.returncode == 0, made.stdout
+        address = ["-h", "127.0.0.1", "-p", str(port), "-k", folder]
+        server = subprocess.Popen(
+            [programs / "postgres", "-D", data, *address, *NO_WAITING], **options | {"stdout": subprocess.DEVNULL}
+        )
+        try:
+            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            while subprocess.run(ready, check=False).returncode:
+                assert server.poll() is None, "the server has ended"
+                time.sleep(0.05)
+            yield f"postgresql+psycopg2://dagster@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)  # ends the connections, then itself
+            server.wait()
+
+
+def _user() -> pwd.struct_passwd | None:
+    """Who runs the server; None for the user of this process."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name: entry for entry in pwd.getpwall()}
+    return next(known[name] for name in USERS if name in known)
