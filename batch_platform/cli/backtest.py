@@ -15,7 +15,7 @@ from batch_platform.cli.run import asked_for
 from batch_platform.components.progress import Pace
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import METRICS, default_metric
 from batch_platform.pipeline.backtest import BACKTESTS, SCORES, Backtested, BacktestModel, backtest, totals
@@ -129,7 +129,7 @@ def _show(result: Backtested, metric: str) -> None:
         ],
     )
     for total in totals(result.partitions):
-        text = f"  {total.metric}: {total.value:.4f} over {total.partitions} partitions"
+        text = f"  {total.metric}: {total.value:.4f} over {counted(total.partitions, 'partition')}"
         if total.production_value is not None and total.value_where_compared is not None:
             if total.compared != total.partitions:
                 text += f" ({total.value_where_compared:.4f} over the {total.compared} that production scored)"

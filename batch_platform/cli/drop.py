@@ -16,7 +16,7 @@ from batch_platform.cli.run import asked_for, open_instance
 from batch_platform.components.dagster_internals import wipe_partitions
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import WrongUseError, listed
+from batch_platform.declaration.errors import WrongUseError, counted, listed
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import HeldPartitions, drop_partitions, held_partitions
 from batch_platform.warehouse.home import HOME_VARIABLE
@@ -77,9 +77,9 @@ def _announce(pipeline: str, keys: Sequence[str], holding: HeldPartitions) -> No
         return
     terminal.say(f"{pipeline}: to delete for good, {terminal.span(holding.partitions)}")
     for table, rows in holding.rows.items():
-        terminal.say(f"  {rows:,} rows of {table}")
+        terminal.say(f"  {counted(rows, 'row')} of {table}")
     if holding.files:
-        terminal.say(f"  {len(holding.files):,} feature files, {decimal(holding.size)}")
+        terminal.say(f"  {counted(len(holding.files), 'feature file')}, {decimal(holding.size)}")
 
 
 def _require_free(wiring: Wiring, instance: dg.DagsterInstance, keys: Sequence[str]) -> None:

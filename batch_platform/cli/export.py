@@ -9,7 +9,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import asked_for
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.pipeline.export import FORMATS, export
 
 
@@ -55,8 +55,10 @@ def command(  # noqa: PLR0913 - the options of the command
         asked = {partition.key for partition in asked_for(wiring, datetime.now(UTC), first, last, only)}
     done = export(wiring.pipeline(), path, partition_keys=asked, features=features, overwrite=overwrite)
     terminal.report(done)
-    span = done.first if done.partitions == 1 else f"{done.partitions:,} partitions, {done.first} to {done.last}"
-    terminal.say(f"{done.rows:,} rows ({span}) written to {done.file}")
+    span = (
+        done.first if done.partitions == 1 else f"{counted(done.partitions, 'partition')}, {done.first} to {done.last}"
+    )
+    terminal.say(f"{counted(done.rows, 'row')} ({span}) written to {done.file}")
 
 
 def _file_and_last(destinations: Sequence[str]) -> tuple[Path, str | None]:

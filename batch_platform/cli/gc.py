@@ -9,7 +9,7 @@ from rich.filesize import decimal
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import WrongUseError, named
+from batch_platform.declaration.errors import WrongUseError, counted, named
 from batch_platform.declaration.notation import parse_duration
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.cleanup import find_garbage, remove_garbage
@@ -65,8 +65,8 @@ def command(folder: Path | None, keep: str, dropped: tuple[str, ...], *, dry_run
         last = f", the last of {orphan.last_commit:%Y-%m-%d}" if orphan.last_commit else ""
         gone = " removed" if name in dropped and not dry_run else ""
         terminal.say(
-            f"{name}: no pipeline of this project;{gone} {orphan.partitions:,} partitions with {orphan.rows:,} predictions{last}, "
-            f"{orphan.versions:,} models"
+            f"{name}: no pipeline of this project;{gone} {counted(orphan.partitions, 'partition')} with "
+            f"{counted(orphan.rows, 'prediction')}{last}, {counted(orphan.versions, 'model')}"
         )
     if kept := [name for name in orphans if name not in dropped]:
         terminal.say(

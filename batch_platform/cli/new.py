@@ -26,7 +26,7 @@ from batch_platform.cli.proposal.origin import Origin, locate
 from batch_platform.cli.proposal.pair import survey_of_two
 from batch_platform.cli.proposal.revision import Existing, changed_by, difference, existing, revised
 from batch_platform.cli.proposal.survey import Survey, survey
-from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, listed
+from batch_platform.declaration.errors import BatchPlatformError, WrongUseError, counted, listed
 from batch_platform.declaration.inputs import Encoding
 from batch_platform.declaration.notation import check_name, check_timezone
 from batch_platform.declaration.spec import PipelineSpec
@@ -428,7 +428,7 @@ def _show(report: dict[str, Any]) -> None:
         timeless = f", and {lost:,} rows without a time, which belong to no partition" if lost else ""
         read = f" ({report['time_read']})" if report["time_read"] else ""
         if far_off := report["times_far_off"]:
-            count = f"{len(far_off):,} row{'' if len(far_off) == 1 else 's'}"
+            count = counted(len(far_off), "row")
             timeless += f"; left out: {count} far from all others, such as {far_off[0]:%Y-%m-%d}"
         time = f"{report['time']}{read}, {first} to {last} UTC{timeless}{others['time']}"
         ends = f"; until {report['end']}: remove `end` once new rows arrive" if report["end"] else ""

@@ -10,7 +10,7 @@ from batch_platform.cli.project import Project, find_project
 from batch_platform.cli.run import open_instance
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import Wiring
-from batch_platform.declaration.errors import WrongUseError, listed, named
+from batch_platform.declaration.errors import WrongUseError, counted, listed, named
 from batch_platform.declaration.notation import check_name
 from batch_platform.declaration.yaml_file import FILE_NAMES, place_of_name
 from batch_platform.pipeline.former_columns import rename_stored_column
@@ -106,7 +106,8 @@ def _rename_pipeline(folder: Path | None, pipeline: str, name: str) -> None:
     terminal.say(f"{pipeline} is now {name}.")
     if was_held is not None:
         terminal.say(
-            f"  carried over: {was_held.partitions:,} partitions, {was_held.rows:,} predictions, {was_held.versions:,} models"
+            f"  carried over: {counted(was_held.partitions, 'partition')}, "
+            f"{counted(was_held.rows, 'prediction')}, {counted(was_held.versions, 'model')}"
         )
     terminal.say(f"  declared in {moved or wiring.folder}")
     if moved is None and wiring.folder.name == pipeline:

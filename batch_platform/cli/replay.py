@@ -8,7 +8,7 @@ import click
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
 from batch_platform.cli.run import Runs, asked_for, open_instance
-from batch_platform.declaration.errors import RunFailedError
+from batch_platform.declaration.errors import RunFailedError, counted
 from batch_platform.pipeline.steps import Item
 from batch_platform.pipeline.wanted import Wanted
 
@@ -37,7 +37,7 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     due = [partition for partition in partitions if (run := scores.get(partition.key)) and run.rows_rejected]
     before = [scores[partition.key] for partition in due]
     rejected = sum(run.rows_rejected for run in before)
-    terminal.say(f"{pipeline}: replaying {len(due)} partitions with {rejected:,} rejected rows")
+    terminal.say(f"{pipeline}: replaying {counted(len(due), 'partition')} with {counted(rejected, 'rejected row')}")
     wanted = Wanted(due, now)
     with open_instance(project) as instance, terminal.progress({}) as listener:
         runs = Runs(wiring, project, instance, listener)
@@ -61,6 +61,6 @@ def command(folder: Path | None, pipeline: str, first: str | None, last: str | N
     counts = {"partitions": committed, "rows_scored": more, "rows_gone": gone, "rows_rejected": rejected}
     terminal.report({"pipeline": pipeline, **counts})
     terminal.say(
-        f"{committed} partitions committed: {more:,} more rows scored, {gone:,} fewer rows in the features, "
+        f"{counted(committed, 'partition')} committed: {more:,} more rows scored, {gone:,} fewer rows in the features, "
         f"{rejected:,} rows still rejected."
     )

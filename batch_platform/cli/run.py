@@ -29,7 +29,13 @@ from batch_platform.components.progress import Listener, RunProgress, listening
 from batch_platform.components.runs import held
 from batch_platform.components.wiring import PIPELINE_TAG, SET_APART, Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, RunFailedError, WrongUseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    NoChampionError,
+    RunFailedError,
+    WrongUseError,
+    counted,
+)
 from batch_platform.declaration.windows import served_calendar
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
@@ -342,4 +348,4 @@ def _say_ranges(verb: str, noun: str, items: Sequence[Item]) -> None:
     for partitions in ranges(item.partition for item in items):
         keys = [partition.key for partition in partitions]
         span = keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}"
-        terminal.say(f"  {verb} {len(keys)} {noun}{'s' if len(keys) > 1 else ''} ({span})")
+        terminal.say(f"  {verb} {counted(len(keys), noun)} ({span})")

@@ -9,7 +9,7 @@ from batch_platform.cli import terminal
 from batch_platform.components.jobs import SCHEDULED, schedule_name
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.windows import first_service, serving_calendar
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import ClassLabel, Contract
@@ -198,26 +198,23 @@ def show(outcome: Outcome) -> None:
     for model in outcome.models[-MOST_SHOWN:]:
         _show_model(model)
     if more := len(outcome.models[:-MOST_SHOWN]):
-        terminal.say(
-            f"and {more} more model{'' if more == 1 else 's'}; batch-platform models {outcome.pipeline} lists them."
-        )
+        terminal.say(f"and {counted(more, 'more model')}; batch-platform models {outcome.pipeline} lists them.")
     if outcome.scored:
         terminal.say(
             f"{outcome.scored} of {outcome.partitions} partitions scored: {outcome.rows_in:,} rows in, "
             f"{outcome.rows_scored:,} scored, {outcome.rows_rejected:,} rejected."
         )
     for reason, count in list(outcome.rejected.items())[:MOST_SHOWN]:
-        terminal.say(f"  rejected {count:,} rows: {reason}")
+        terminal.say(f"  rejected {counted(count, 'row')}: {reason}")
     for group in outcome.left_out[:MOST_SHOWN]:
         span = group.first if group.partitions == 1 else f"{group.first} to {group.last}"
-        terminal.say(
-            f"  left out {group.partitions:,} partition{'s' if group.partitions > 1 else ''} ({span}): {group.reason}"
-        )
+        terminal.say(f"  left out {counted(group.partitions, 'partition')} ({span}): {group.reason}")
     _show_findings(outcome)
     for column in outcome.former_columns:
         terminal.say(f"  {column}")
     if outcome.failures:
-        terminal.say(f"  failed {len(outcome.failures):,}: see the error at the end")
+        failed = terminal.span(list(dict.fromkeys(failure.partition_key for failure in outcome.failures)))
+        terminal.say(f"  failed, and left as it was: {failed}; see the error at the end")
     if outcome.scored:
         terminal.say(f"Read them in {outcome.published}, table {outcome.table}.")
     for at, step in enumerate(outcome.next):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.redaction import redact, redacted_output
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def learned_from(rows: int, days: float | None) -> str:
     """How much a model learned from; nothing for an imported model. A snapshot has no days."""
     length = ""
     if days is not None:
-        length = f" of {days:,.0f} day{'' if round(days) == 1 else 's'}" if days >= 1 else f" of {days * 24:,.0f} hours"
+        length = f" of {counted(round(days), 'day') if days >= 1 else counted(round(days * 24), 'hour')}"
     return f"learned from {rows:,} rows{length}" if rows else ""
 
 

@@ -8,7 +8,7 @@ import click
 
 from batch_platform.cli import terminal
 from batch_platform.cli.project import find_project
-from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.errors import WrongUseError, counted
 from batch_platform.pipeline.trace import PARTITION, Dependents, TracedSource, dependents, trace, with_source_rows
 
 
@@ -74,11 +74,11 @@ def _show_dependents(dependent: Dependents) -> None:
     source = f"partition {dependent.partition} of {dependent.source}" if dependent.partition else dependent.source
     partitions = dependent.partitions
     terminal.say(
-        f"{dependent.pipeline}: {len(partitions):,} partitions, {dependent.rows_scored:,} rows, depend on {source}"
+        f"{dependent.pipeline}: {counted(len(partitions), 'partition')}, {counted(dependent.rows_scored, 'row')}, depend on {source}"
     )
     terminal.say(f"  {dependent.note}")
     for version, count in dependent.versions.items():
-        terminal.say(f"  version {version}: features of {count:,} partitions")
+        terminal.say(f"  version {version}: features of {counted(count, 'partition')}")
     if dependent.models:
         terminal.say(f"  models trained on it: {', '.join(dependent.models)}")
     for (through, model), members in groupby(

@@ -23,7 +23,7 @@ from batch_platform.components.runs import Target, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import NothingPublishedError, WrongUseError
+from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.pipeline.health import freshness
@@ -77,7 +77,7 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
             looked = look(wiring, context.instance, list(_checks_of(wiring, context)), last, now())
             outcome = deliver(looked.waiting, urls)
             context.update_cursor(_CURSOR.dump_json(replace(looked, waiting=outcome.waiting)).decode())
-        going_on = f"{len(looked.incidents)} incident{'' if len(looked.incidents) == 1 else 's'} going on"
+        going_on = f"{counted(len(looked.incidents), 'incident')} going on"
         waiting = (
             f"{len(outcome.waiting)} waiting: {'; '.join(outcome.failures)}" if outcome.waiting else "none waiting"
         )

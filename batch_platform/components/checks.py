@@ -14,7 +14,7 @@ from batch_platform.components.processes import at_work
 from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Duration
-from batch_platform.declaration.errors import MOST_LISTED, listed
+from batch_platform.declaration.errors import MOST_LISTED, counted, listed
 from batch_platform.declaration.monitored import Drift
 from batch_platform.declaration.windows import oldest_champion
 from batch_platform.models.registry import ChallengerTraining
@@ -469,7 +469,7 @@ def _log_for_each(
 
 
 def _partitions(count: int) -> str:
-    return f"{count:,} partition{'' if count == 1 else 's'}"
+    return counted(count, "partition")
 
 
 def _up_to_date(plan: Plan, state: State) -> dg.AssetCheckResult:

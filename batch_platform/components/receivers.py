@@ -10,8 +10,8 @@ from io import StringIO
 from threading import Thread
 from time import monotonic
 
+from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
-from batch_platform.models.flavours.flavour import needed
 from batch_platform.pipeline.incidents import Severity
 
 EXTRA = "notify"

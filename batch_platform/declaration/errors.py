@@ -123,6 +123,11 @@ def listed(items: Iterable[object]) -> str:
     return f"{shown} and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 partition" or "2,000 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def in_short(pipeline: str, message: str) -> str:
     """What happened: the first sentence of a message, without the pipeline and the partition before it."""
     return f"{_without_place(pipeline, message).partition('. ')[0].rstrip('.')}."
@@ -172,7 +177,7 @@ def _without_place(pipeline: str, message: str) -> str:
 
 
 def _partitions(count: int, more: str = "") -> str:
-    return f"{count:,} {more}partition{'' if count == 1 else 's'}"
+    return counted(count, f"{more}partition")
 
 
 def shortened(value: object) -> str:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ConfigDict, Field, TypeAdapter, WrapValidator, model_validator
 
 from batch_platform.declaration.calendar import Calendar, Duration, Every, shifts_by_whole_hours
-from batch_platform.declaration.errors import listed
+from batch_platform.declaration.errors import counted, listed
 from batch_platform.declaration.notation import (
     AssetPath,
     Block,
@@ -322,7 +322,7 @@ class RejectedBudget(Block):
 
     def __str__(self) -> str:
         """Say what is allowed."""
-        rows = f", or {self.rows} row{'' if self.rows == 1 else 's'} if that is more" if self.rows else ""
+        rows = f", or {counted(self.rows, 'row')} if that is more" if self.rows else ""
         return f"{self.share:.2%}{rows}"
 
 

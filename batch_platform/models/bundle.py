@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import IntegrityError, WrongUseError, listed
+from batch_platform.declaration.extras import installed, missing
 from batch_platform.models.baseline import Baseline
 from batch_platform.models.contract import ClassLabel, Contract, Predictor, Signature, Task
-from batch_platform.models.flavours.flavour import Flavour, installed, missing
+from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour
 from batch_platform.models.flavours.sklearn import STEPS_FILE
 from batch_platform.models.forest.compiled import (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError, listed, nearest_names
+from batch_platform.declaration.extras import installed, missing
 from batch_platform.declaration.functions import import_function
 from batch_platform.declaration.spec import Model, PipelineSpec
 from batch_platform.models.contract import (
@@ -24,7 +25,7 @@ from batch_platform.models.contract import (
     classes_of_one_name,
     matched_contract,
 )
-from batch_platform.models.flavours.flavour import Flavour, installed, missing
+from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.flavours.known import FLAVOURS, flavour, flavour_of, flavour_of_class, flavour_of_import
 from batch_platform.models.flavours.sklearn import last_of
 from batch_platform.models.trial import require_harmless

@@ -15,7 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from batch_platform.declaration.errors import DataError
-from batch_platform.models.flavours.flavour import Flavour, installed
+from batch_platform.declaration.extras import installed
+from batch_platform.models.flavours.flavour import Flavour
 from batch_platform.models.trial_notes import Outcome, recalled, remember
 from batch_platform.warehouse.home import Home
 

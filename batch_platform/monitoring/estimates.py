@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from batch_platform.declaration.errors import counted
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.profiles import Bins
 
@@ -152,7 +153,7 @@ class TrackRecord:
 
     def __str__(self) -> str:
         """Say how far to believe an estimate."""
-        of = f"{self.partitions:,} partition{'' if self.partitions == 1 else 's'}"
+        of = counted(self.partitions, "partition")
         return f"off by {self.mean_error:.4f} on average in {of}, {self.within:.0%} within the interval"
 
 

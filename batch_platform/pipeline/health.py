@@ -14,7 +14,7 @@ from math import isfinite
 import polars as pl
 
 from batch_platform.declaration.calendar import Calendar, Partition
-from batch_platform.declaration.errors import NothingPublishedError, listed
+from batch_platform.declaration.errors import NothingPublishedError, counted, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import deadline, oldest_champion, served_calendar
 from batch_platform.models.registry import Version
@@ -199,7 +199,7 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     """Whether a version does not score for longer than is allowed after the start of its serving period."""
     age, oldest = max(timedelta(), at - version.serving_start), oldest_champion(spec)
     days = age / timedelta(days=1)
-    text = f"the model is {days:,.0f} day{'' if round(days) == 1 else 's'} old"
+    text = f"the model is {counted(round(days), 'day')} old"
     if oldest is None:
         return Aspect("champion_age", None, text, numbers={"days": days})
     if oldest.after(version.serving_start, spec.partitions.calendar.zone) >= at:

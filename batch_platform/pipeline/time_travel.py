@@ -13,7 +13,7 @@ from functools import cached_property
 import polars as pl
 
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, DataError, listed
+from batch_platform.declaration.errors import BatchPlatformError, DataError, counted, listed
 from batch_platform.features.build import FeatureBuilder
 from batch_platform.features.fingerprints import instant
 from batch_platform.pipeline.pipeline import Pipeline
@@ -62,7 +62,7 @@ class TimeTravel:
     @property
     def remarks(self) -> list[str]:
         """What was compared, and what could not be, in sentences."""
-        number = f"{len(self.partitions)} partition{'' if len(self.partitions) == 1 else 's'}"
+        number = counted(len(self.partitions), "partition")
         compared = [
             f"{listed(names)} after the {bound}"
             for names, bound in ((self.cut_at_start, "start"), (self.cut_at_end, "end"))

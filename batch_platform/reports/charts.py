@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from batch_platform.models.flavours.flavour import needed
+from batch_platform.declaration.extras import needed
 from batch_platform.reports.figures import Figures
 
 EXTRA = "report"

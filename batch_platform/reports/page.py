@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from batch_platform.declaration.extras import needed
 from batch_platform.declaration.redaction import redact
-from batch_platform.models.flavours.flavour import needed
 from batch_platform.reports.charts import EXTRA, Chart, javascript
 from batch_platform.reports.figures import Figures
 from batch_platform.reports.segments import LEAST_ROWS, RATES

@@ -48,8 +48,8 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
     refused = cli(project, "drop", "small", "--partition", key)
     assert refused.code == 2
     assert f"small: to delete for good, {key}\n  " in refused.out
-    assert "  1 rows of rejected_rows\n" in refused.out
-    assert "  1 feature files, " in refused.out
+    assert "  1 row of rejected_rows\n" in refused.out
+    assert "  1 feature file, " in refused.out
     assert refused.error.endswith("there is no terminal to ask on. Hint: add --yes.")
     assert "name one with --partition" in cli(project, "drop", "small", "--from", key, "--yes").error
     assert tables_with(home.warehouse, key) == held
@@ -72,7 +72,7 @@ def test_a_dropped_partition_is_nowhere_and_comes_back_only_if_it_is_named(cli, 
 
     status = cli(project, "status", "small").out.splitlines()
     assert status[0] == "small: 1 dropped, 28 scored, 31 warm-up"
-    assert "  due now: nothing" in status
+    assert "  due now: nothing; the partitions end on 2024-03-01 (partitions.end)" in status
     assert any(line.startswith(f"  {key}: dropped, on 20") for line in status)
     assert not any("Dagster" in line for line in status)
     for options in ((), ("--from", "2024-02-18", "--to", "2024-02-20", "--force")):

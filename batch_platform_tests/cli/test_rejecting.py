@@ -63,9 +63,9 @@ def test_replay_after_a_fix_scores_the_row_and_changes_no_other_score(cli, proje
     fix(project)
     answer = cli(project, "replay", "small")
     assert answer.err == ""
-    assert answer.out.splitlines()[0] == "small: replaying 1 partitions with 1 rejected rows"
+    assert answer.out.splitlines()[0] == "small: replaying 1 partition with 1 rejected row"
     assert answer.out.splitlines()[-1] == (
-        "1 partitions committed: 1 more rows scored, 0 fewer rows in the features, 0 rows still rejected."
+        "1 partition committed: 1 more rows scored, 0 fewer rows in the features, 0 rows still rejected."
     )
     after = published(project, scores)
     (new,) = set(after) - set(before)

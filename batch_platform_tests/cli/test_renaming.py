@@ -90,7 +90,7 @@ def test_a_renamed_pipeline_keeps_everything_and_nothing_is_scored_again(cli, pr
     assert published(project, schemas) == [("orders",)]
     status = cli(project, "status", "orders").out.splitlines()
     assert status[0] == "orders: 29 scored, 31 warm-up"
-    assert "  due now: nothing" in status
+    assert "  due now: nothing; the partitions end on 2024-03-01 (partitions.end)" in status
     assert "nothing can be scored" not in cli(project, "run", "orders", "--from", "2024-02-01").out
     assert published(project, "SELECT DISTINCT run_id FROM orders.predictions") == sorted({(row[-1],) for row in rows})
     assert cli(project, "status", "orders").out.count("not materialized in Dagster") == 0, "the run told Dagster"
@@ -126,7 +126,7 @@ def test_a_pipeline_renamed_by_hand_is_listed_by_gc_and_taken_over_or_dropped(cl
     file.write_text(file.read_text().replace("name: small\n", "name: orders\n"))
     listed = cli(project, "gc")
     assert listed.out.splitlines()[-2:] == [
-        f"small: no pipeline of this project; 29 partitions with 1,159 predictions, the last of {listed_day(listed.out)}, 1 models",
+        f"small: no pipeline of this project; 29 partitions with 1,159 predictions, the last of {listed_day(listed.out)}, 1 model",
         "If one was renamed: batch-platform rename small NEW_NAME carries it over; batch-platform gc --drop small removes it for good.",
     ]
     assert facts(project / ".batch_platform", "small") == before

@@ -344,7 +344,8 @@ def test_without_pyspark_the_extra_to_install_is_named(monkeypatch):
     monkeypatch.setattr(spark_sessions, "_shared", [])
     with (
         pytest.raises(
-            WrongUseError, match=r"needs pyspark, which is not installed\. Hint: pip install 'batch-platform\[spark\]'"
+            WrongUseError,
+            match=r"pyspark is needed here, and cannot be imported .*Hint: pip install 'batch-platform\[spark\]'",
         ),
         spark_session(Spark(), "small"),
     ):

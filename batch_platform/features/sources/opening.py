@@ -200,5 +200,7 @@ class SourceConnection:
         try:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:
-            problem = f" cannot be read: {' '.join(redact(str(error)).split())[:_LONGEST_REASON].rstrip('. ')}."
+            # DuckDB's message ends with the SQL of the view, which the user did not write.
+            reason = " ".join(redact(str(error)).partition("\nLINE ")[0].split())
+            problem = f" cannot be read: {reason[:_LONGEST_REASON].rstrip('. ')}."
             raise table.error(problem, kind.unreadable, shared=not kind.takes_partition(table)) from error

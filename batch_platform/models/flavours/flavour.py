@@ -4,11 +4,9 @@ An output that does not have the form that scoring expects is refused, not conve
 """
 
 import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -91,31 +89,6 @@ class Flavour:
         """Set the variables that the library reads when it is first imported, unless they are set already."""
         for name, value in self.environment.items():
             os.environ.setdefault(name, value)
-
-
-@contextmanager
-def needed(library: str, *, extra: str) -> Generator[None]:
-    """Import an optional library in this block; raises WrongUseError, with the extra that installs it, if it is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise missing(library, extra, str(error)) from error
-
-
-def missing(library: str, extra: str, reason: str = "it is not installed") -> WrongUseError:
-    """The error for an optional library that is not there."""
-    msg = f"{library} is needed here, and cannot be imported ({reason})."
-    return WrongUseError(msg, hint=f"pip install 'batch-platform[{extra}]'")
-
-
-def installed(library: str) -> str | None:
-    """The installed version of a library or of its build for the CPU; None if neither is installed."""
-    for distribution in (library, f"{library}-cpu"):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
 
 
 @dataclass(frozen=True)

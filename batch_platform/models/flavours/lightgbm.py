@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from batch_platform.declaration.errors import DataError
+from batch_platform.declaration.extras import needed
 from batch_platform.models.contract import Contract, ForeignModel, Input, Signature, Task
-from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster, needed
+from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour, fit_booster
 from batch_platform.models.flavours.sklearn import last_of, load_steps, saved_steps
 from batch_platform.models.forest.boosters import malformed_lightgbm, read_lightgbm
 

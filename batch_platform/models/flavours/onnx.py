@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.declaration.errors import DataError, listed
+from batch_platform.declaration.extras import needed
 from batch_platform.models.blocks import BLOCK_ROWS, in_blocks
 from batch_platform.models.contract import (
     BINARY,
@@ -25,7 +26,7 @@ from batch_platform.models.contract import (
     Signature,
     decoded,
 )
-from batch_platform.models.flavours.flavour import Flavour, as_scores, needed
+from batch_platform.models.flavours.flavour import Flavour, as_scores
 
 MODEL_FILE = "model.onnx"
 _NUMBERS: dict[str, type[np.generic]] = {

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
+from batch_platform.declaration.extras import needed
 from batch_platform.models.native_threads import SHORT_WAITS
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
 
 def _running(spark: Spark, pipeline: str) -> _Shared | None:
     """The session that the user has started in this process."""
-    session = _session_class(pipeline).getActiveSession()
+    session = _session_class().getActiveSession()
     if session is None or is_stopped(session):
         return None
     master = session.sparkContext.master
@@ -135,7 +136,7 @@ def _running(spark: Spark, pipeline: str) -> _Shared | None:
 def _started(spark: Spark, pipeline: str) -> _Shared:
     require_java(os.environ)
     require_master(spark.master, pipeline)
-    session_class, former = _session_class(pipeline), signal.getsignal(signal.SIGINT)
+    session_class, former = _session_class(), signal.getsignal(signal.SIGINT)
     try:
         with _environment(spark):
             session = _launched(session_class, configuration(spark, pipeline))
@@ -174,12 +175,9 @@ def _log_file() -> Path:
     return Path(path)
 
 
-def _session_class(pipeline: str) -> "type[SparkSession]":
-    try:
+def _session_class() -> "type[SparkSession]":
+    with needed("pyspark", extra="spark"):
         from pyspark.sql import SparkSession
-    except ImportError as error:
-        msg = f"{pipeline}: the engine 'spark' needs pyspark, which is not installed."
-        raise WrongUseError(msg, hint="pip install 'batch-platform[spark]'.") from error
     return SparkSession
 
 
