@@ -89,9 +89,8 @@ def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     clone, _ = demonstrated
     leaky = small_events().with_columns(known=pl.col("returned").fill_null(value=False))
     model = {"allow_suspected_leaks": ["known"]}
-    pipeline = small_pipeline(
-        tmp_path, events=leaky, model=model, challengers=[{"name": "tree", "estimator": TREE}]
-    )  # what the demo has no need of
+    further = {"challengers": [{"name": "tree", "estimator": TREE}], "predictions": {"store": "parquet"}}
+    pipeline = small_pipeline(tmp_path, events=leaky, model=model, **further)  # what the demo has no need of
     carry_out(pipeline, NOW)
     backtest(
         pipeline,

@@ -31,6 +31,7 @@ from batch_platform.declaration.notation import (
 from batch_platform.declaration.reporting import Report
 
 Task = Literal["binary", "multiclass", "regression", "clustering", "outliers"]
+DUCKDB, PARQUET = "duckdb", "parquet"  # where a partition of predictions is kept
 ASSETS = ("features", "model", "predictions", "performance", "drift", "report")
 ADDED_COLUMNS = ("prediction", "score", "partition_key", "model_version", "scored_at", "run_id")
 _VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2}([+-][0-9]{4})?)?-[0-9a-f]{8}")
@@ -301,6 +302,10 @@ class Predictions(Block):
         default=None,
         description="Cron expression of the schedule, in the pipeline's time zone. Left out: once per partition.",
         examples=["0 5 * * *"],
+    )
+    store: Literal["duckdb", "parquet"] = Field(
+        default=DUCKDB,
+        description="Where a partition is kept: `duckdb` copies its rows into the database, `parquet` publishes the files that scoring wrote. Both are read as one table. It holds for partitions that are scored from now on.",
     )
     rescore: Literal["when_stale", "never"] = Field(
         default="when_stale", description="Whether the schedule scores partitions again whose predictions are stale."

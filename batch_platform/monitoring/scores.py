@@ -39,7 +39,7 @@ def staged_distributions(files: Sequence[Path]) -> dict[str, ScoreDistribution]:
         return {}
     with in_memory() as con:
         values = {"files": [str(file) for file in files]}
-        return _distributions(con, "read_parquet($files, union_by_name := true)", values)
+        return _distributions(con, "read_parquet($files, union_by_name := true, hive_partitioning := false)", values)
 
 
 def committed_distributions(

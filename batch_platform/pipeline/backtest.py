@@ -48,7 +48,7 @@ from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.orders import BundleFolder, Watch
 from batch_platform.scoring.partition import Staged
 from batch_platform.scoring.run import BundleOf, Due, orders_of
-from batch_platform.warehouse.database import Warehouse, replace_rows
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import (
     FeatureBuild,
@@ -60,6 +60,7 @@ from batch_platform.warehouse.ledger import (
     read_latest,
 )
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.staging import staging_folder
 
@@ -442,7 +443,7 @@ def _named(file: Path) -> Path:
     """Staged predictions with the column `backtest_id` instead of `run_id`."""
     named = file.with_name(f"{file.name}.named")
     with in_memory() as con:
-        rows = f"SELECT * EXCLUDE (run_id), run_id AS backtest_id FROM read_parquet({literal(str(file))})"
+        rows = f"SELECT * EXCLUDE (run_id), run_id AS backtest_id FROM read_parquet({literal(str(file))}, hive_partitioning := false)"
         con.execute(f"COPY ({rows}) TO {literal(str(named))} (FORMAT parquet)")
     file.unlink()
     return named

@@ -1,4 +1,4 @@
-"""Delete partitions of a pipeline for good: their rows, their feature files and what the published copies hold of them.
+"""Delete partitions of a pipeline for good: their rows, their files and what the published copies hold of them.
 
 The rows and the entry that says so are one transaction. The rest follows it and can be done any number of times, so the
 same call completes a drop that was killed.
@@ -14,6 +14,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.pooled import forget_periods, pool
 from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
 from batch_platform.warehouse.home import partition_of
+from batch_platform.warehouse.published import remove_unnamed
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def drop_partitions(pipeline: Pipeline, partition_keys: Collection[str], actor: 
     pool(pipeline.spec, pipeline.warehouse, stamp)
     # The second publication since the transaction, so that no copy is left that holds the rows.
     pipeline.conclude(stamp.now())
+    remove_unnamed(pipeline.home, name, partition_keys)
 
 
 def _files(pipeline: Pipeline, partition_keys: Collection[str]) -> list[Path]:

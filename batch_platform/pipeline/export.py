@@ -10,12 +10,13 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
+from batch_platform.declaration.explaining import LOST_PREDICTIONS
 from batch_platform.features.lake import open_recorded
 from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
+from batch_platform.warehouse.prediction_files import PREDICTIONS
 from batch_platform.warehouse.published import open_published
-from batch_platform.warehouse.renaming import PREDICTIONS
 from batch_platform.warehouse.sql import folded, literal, quoted
 
 FORMATS = {
@@ -74,6 +75,8 @@ def export(
             ((rows,),) = con.execute(copied).fetchall()
             aside.replace(path)
         except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            if LOST_PREDICTIONS.search(str(error)):
+                raise
             msg = f"{path} cannot be written: {error}"
             raise BatchPlatformError(msg, hint="make room on the disk, or choose another folder.") from error
         finally:
@@ -103,7 +106,7 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     require_key(con, spec, PREDICTIONS, list(runs))
     selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
     if features:
-        inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, filename = '__file')"
+        inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, hive_partitioning = false, filename = '__file')"
         present = {folded(column) for column in con.sql(f"FROM {table}").columns}
         further = [column for column in con.sql(f"FROM {inputs}").columns if folded(column) not in {*present, "__file"}]
         selected = ", ".join([selected, *(f"inputs.{quoted(column)}" for column in further)])

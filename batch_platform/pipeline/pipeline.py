@@ -74,6 +74,7 @@ from batch_platform.warehouse.failures import FailedStep, Failure, forget_failur
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
+from batch_platform.warehouse.prediction_files import named_files
 from batch_platform.warehouse.published import open_published, publish
 from batch_platform.warehouse.staging import staging_folder
 
@@ -161,6 +162,7 @@ class Pipeline:
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),
             fingerprints=recorded_fingerprints(con, name),
+            prediction_files=named_files(con, self.home, pipeline=name),
             declared=self.declared,
             dropped=read_dropped(con, name),
         )
@@ -368,7 +370,8 @@ class Pipeline:
             for partition in partitions:
                 with apart.attempt(partition.key, tried=False):
                     due.append(self._due(state, partition, named, stamp))
-            held = [item for item in due if not force and item.is_held(code_version)]
+            again = {item.partition.key for item in due if force or not item.is_held(code_version)} | state.incomplete
+            held = [item for item in due if item.partition.key not in again]
             apart.up_to_date.update(
                 item.partition.key for item in held if ("predictions", item.partition.key) in state.failures
             )
@@ -379,7 +382,7 @@ class Pipeline:
             asked = [
                 replace(item, challengers=challengers_of(self.spec, state.registry, item.partition, item.model))
                 for item in due
-                if force or not item.is_held(code_version)
+                if item.partition.key in again
             ]
             run = ScoringRun(
                 self.history, self.warehouse, engine, self.bundle_folder, code_version, stamp, force, settle

@@ -8,11 +8,13 @@ one left.
 import os
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.prediction_files import link_file
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.renaming import HeldPipeline, copy_pipeline, drop_pipeline, held_pipelines, recorded_rows
 from batch_platform.warehouse.sql import transaction
@@ -43,6 +45,7 @@ def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] 
         if before and (declare is not None or not after):
             for folder, copy in _folders(home, old, new):
                 _link(folder, copy)
+            _link_predictions(home.predictions(old), home.predictions(new))
             with transaction(con):
                 copy_pipeline(con, old, new)
         if declare is not None:
@@ -50,8 +53,7 @@ def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] 
         if before:
             with transaction(con):
                 drop_pipeline(con, old)
-    for folder, _ in _folders(home, old, new):
-        shutil.rmtree(folder, ignore_errors=True)
+    _remove_folders(home, old)
     if before:
         publish(home)
     return held
@@ -71,14 +73,27 @@ def drop_pipelines(home: Home, names: Collection[str]) -> None:
         for name in names:
             drop_pipeline(con, name)
     for name in names:
-        for folder, _ in _folders(home, name, name):
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_folders(home, name)
     publish(home)
 
 
 def _folders(home: Home, old: str, new: str) -> list[tuple[Path, Path]]:
-    """The folders of a pipeline, and the same under its new name."""
-    return [(home.features(old).parent, home.features(new).parent), (home.models / old, home.models / new)]
+    """The folders of a pipeline that no published copy names, and the same under its new name."""
+    return [(home.features(old), home.features(new)), (home.models / old, home.models / new)]
+
+
+def _remove_folders(home: Home, name: str) -> None:
+    """Remove the folders of a pipeline, except files of predictions, which go with the last published copy that names them."""
+    for folder, _ in _folders(home, name, name):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        home.features(name).parent.rmdir()
+
+
+def _link_predictions(folder: Path, copy: Path) -> None:
+    """Let the files of predictions have a second name, as `_link` does; nothing is removed that a published copy may name."""
+    if folder.is_dir():
+        shutil.copytree(folder, copy, copy_function=link_file, symlinks=True, dirs_exist_ok=True)
 
 
 def _link(folder: Path, copy: Path) -> None:

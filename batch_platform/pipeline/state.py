@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
 from batch_platform.declaration.errors import SourceError, WrongUseError
 from batch_platform.features.fingerprints import Fingerprints, ReadBy, Taken
@@ -12,6 +13,7 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
+from batch_platform.warehouse.prediction_files import PredictionFile, is_whole
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class State:
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     # Of the newest attempt at a step of a partition.
     failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
+    prediction_files: Mapping[Path, PredictionFile] = field(default_factory=dict[Path, PredictionFile])
+    incomplete: frozenset[str] = frozenset()  # partitions with files of predictions that are not as they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
 
@@ -56,6 +60,9 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
         recorded,
         features=features,
         lost={key: build for key, build in recorded.features.items() if key not in features},
+        incomplete=frozenset(
+            row.partition_key for path, row in recorded.prediction_files.items() if not is_whole(path, row)
+        ),
         source_versions=sources.versions,
         changed=sources.changed,
         gone=sources.gone,
@@ -79,6 +86,11 @@ def with_files_as_seen(recorded: State, seen: State) -> State:
     return replace(
         recorded,
         features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
+        incomplete=frozenset(
+            row.partition_key
+            for path, row in recorded.prediction_files.items()
+            if row.partition_key in seen.incomplete and path in seen.prediction_files
+        ),
         source_versions=as_seen(seen.source_versions),
         changed=as_seen(seen.changed),
         gone=as_seen(seen.gone),

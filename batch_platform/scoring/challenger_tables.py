@@ -13,8 +13,8 @@ from pathlib import Path
 import duckdb
 
 from batch_platform.declaration.errors import IntegrityError, listed
-from batch_platform.warehouse.database import replace_rows
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, note
+from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
 SCORES, RUNS = "challenger_scores", "challengers"

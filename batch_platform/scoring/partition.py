@@ -238,10 +238,10 @@ def require_within_budget(spec: PipelineSpec, staged: Staged) -> None:
 class PartWriter:
     """Writes scored batches to the files of a partition, or of a part of it, and counts the rows. Use it in a `with` statement."""
 
-    def __init__(self, folder: Path, name: str, challengers: Iterable[str]) -> None:
-        """Write nothing yet; the names of all files begin with `name`."""
+    def __init__(self, folder: Path, name: str, challengers: Iterable[str], *, lasting: bool = False) -> None:
+        """Write nothing yet; the names of all files begin with `name`. `lasting` predictions are published as they are written."""
         self.counts, self.seconds, self._profiles = Counts(), 0.0, tuple[Profile, ...]()
-        self._predictions = _TableWriter(folder / f"{name}.predictions.parquet")
+        self._predictions = _TableWriter(folder / f"{name}.predictions.parquet", lasting=lasting)
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
         self._scores = {challenger: ChallengerScores(challenger) for challenger in challengers}
         self._writers = {
@@ -345,13 +345,13 @@ def _numbered(batches: Generator[pa.RecordBatch], first_row: int, reading: _Stop
 class _TableWriter:
     """Writes tables of one schema to a Parquet file, a row group for each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, lasting: bool = False) -> None:
+        self.path, self._lasting = path, lasting
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            self._writer = parquet_writer(self.path, table.schema, lasting=False)
+            self._writer = parquet_writer(self.path, table.schema, lasting=self._lasting)
         elif not len(table):
             return
         self._writer.write_table(table.cast(self._writer.schema))

@@ -12,8 +12,8 @@ import duckdb
 import polars as pl
 
 from batch_platform.monitoring.profiles import Bins, Profile, Role
-from batch_platform.warehouse.database import replace_rows
 from batch_platform.warehouse.ledger import Change, ScoreRun, note
+from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, quoted
 
 PROFILES = "profiles"

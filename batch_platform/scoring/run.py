@@ -19,6 +19,7 @@ import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError
+from batch_platform.declaration.spec import PARQUET
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
@@ -39,6 +40,7 @@ from batch_platform.scoring.partition import Spent, Staged, require_within_budge
 from batch_platform.scoring.profile_tables import replace_profiles
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
+from batch_platform.warehouse.prediction_files import staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
@@ -198,6 +200,17 @@ class ScoringRun:
             hindsight=due.service is None or due.service.is_hindsight(partition),
         )
 
+    def _scores(self, due: Due, staged: Staged) -> StagedScores:
+        """What the warehouse commits of a scored partition."""
+        run, in_files = self._run(due, staged), self.history.spec.predictions.store == PARQUET
+        return StagedScores(
+            predictions=staged.predictions,
+            rejected=staged.rejected,
+            run=run,
+            seen_seq=0 if due.standing is None else due.standing.seq,
+            files=staged_files(run, staged.predictions) if in_files else None,
+        )
+
     def _reference(self, run: ScoreRun) -> ReferenceProfile | None:
         """The reference profile of the version that scored a partition; None if an earlier release trained it."""
         return _read_once(self.history.home.bundle(run.pipeline, run.model_version), run.model_sha256)
@@ -241,15 +254,7 @@ class ScoringRun:
 
         runs = self.warehouse.commit_scores(
             self.history.spec.name,
-            [
-                StagedScores(
-                    predictions=staged.predictions,
-                    rejected=staged.rejected,
-                    run=self._run(due, staged),
-                    seen_seq=0 if due.standing is None else due.standing.seq,
-                )
-                for due, staged in group
-            ],
+            [self._scores(due, staged) for due, staged in group],
             may_empty=self.force,
             clock=self.stamp.now,
             in_transaction=in_transaction,

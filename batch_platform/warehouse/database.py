@@ -23,7 +23,6 @@ from batch_platform.declaration.errors import (
     listed,
 )
 from batch_platform.warehouse.checkpoint import WarehouseFile
-from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import Attached, attach
@@ -40,7 +39,9 @@ from batch_platform.warehouse.ledger import (
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.sql import folded, has_table, quoted, transaction
+from batch_platform.warehouse.prediction_files import StagedFile, find_files, replace_predictions
+from batch_platform.warehouse.replacing import replace_rows
+from batch_platform.warehouse.sql import has_table, transaction
 
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -52,7 +53,6 @@ _STORAGE_ERRORS = (
 )
 _CORRUPT = re.compile(r"\b[Cc]orrupt")
 HELD_BY_ANOTHER = re.compile("Could not set lock on file")
-_NOTHING = '"NULL"'  # type of a column without any value, which fits every type
 
 InTransaction = Callable[[duckdb.DuckDBPyConnection, Sequence[ScoreRun]], None]
 
@@ -65,6 +65,9 @@ class StagedScores:
     rejected: Sequence[Path]
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
+    files: Sequence[StagedFile] | None = (
+        None  # the predictions where they are published as files, like all of the commit
+    )
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Warehouse:
             closing(self._attach(patience, file, reusable=not for_user)) as database,
         ):
             con = database.con
+            find_files(con, self.home)
             try:
                 if has_table(con, LEDGERS_SCHEMA, "meta"):
                     bring_to_format(con, self.home.warehouse)
@@ -180,7 +184,8 @@ class Warehouse:
             if new:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
-                scored = replace_rows(con, pipeline, "predictions", keys, predictions)
+                files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
+                scored = replace_predictions(con, self.home, pipeline, keys, predictions, files)
                 rejections = [file for scores in new for file in scores.rejected]
                 rejected = replace_rows(con, pipeline, "rejected_rows", keys, rejections)
                 _require_balance(new, scored, rejected)
@@ -325,53 +330,3 @@ def _require_replaceable(scores: StagedScores, standing: ScoreRun | None, *, may
     if standing.rows_in and not scores.run.rows_in and not may_empty:
         msg = f"{where}: it had {standing.rows_in} rows and would become empty."
         raise DataError(msg, hint="check the sources, or use --force to replace it anyway.")
-
-
-def replace_rows(
-    con: duckdb.DuckDBPyConnection, schema: str, table: str, keys: Sequence[str], new: Sequence[Path] | str
-) -> int:
-    """Replace the rows of some partitions by new rows, by column name, within the caller's transaction.
-
-    The new rows are Parquet files or the name of a registered frame; their number is returned. Missing columns are added
-    to the table. A column without values takes the new type. A column whose name differs only by case is the same column,
-    as in SQL, and takes the new spelling, by which the project reads it.
-
-    Raises:
-        DataError: Values do not fit the type of the table's column without loss.
-    """
-    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
-    name = f"{quoted(schema)}.{quoted(table)}"
-    rows, values = new, {}
-    if not isinstance(new, str):
-        rows, values = "read_parquet($paths, union_by_name := true)", {"paths": [str(file) for file in new]}
-    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
-    present = {folded(column): (column, dtype) for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
-    lossy: dict[str, str] = {}  # columns whose values do not fit, and a partition with such a value
-    for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall():
-        if folded(column) not in present:
-            con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
-            continue
-        spelling, table_dtype = present[folded(column)]
-        if spelling != column:
-            con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(spelling)} TO {quoted(column)}")
-        if dtype in (table_dtype, _NOTHING):
-            continue
-        if not con.execute(f"SELECT 1 FROM {name} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
-            con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
-        elif offending := con.execute(
-            f"SELECT partition_key FROM {rows} WHERE {_changes(column, table_dtype, dtype)} LIMIT 1", values
-        ).fetchall():
-            lossy[f"{column} is {table_dtype}, now {dtype}"] = offending[0][0]
-    if lossy:
-        msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{table}: {listed(lossy)}; nothing is changed."
-        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
-    write_comments(con, schema, table)
-    con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
-    ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
-    return int(count)
-
-
-def _changes(column: str, old: str, new: str) -> str:
-    """The SQL condition that a value does not survive the cast to the table's type, which an INSERT would round."""
-    name = quoted(column)
-    return f"TRY_CAST(TRY_CAST({name} AS {old}) AS {new}) IS DISTINCT FROM {name}"

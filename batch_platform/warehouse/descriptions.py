@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import duckdb
 
@@ -26,6 +27,12 @@ _SCORES = {
     "prediction": "predicted value or class",
     "score": "probability of the positive class, or how unusual a row is",
 }
+_PREDICTIONS = {
+    **_SCORES,
+    **_OF_PARTITION,
+    "model_version": "version that scored it",
+    "scored_at": "when it was scored, in UTC",
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,23 @@ class Description:
 OF_PIPELINES: dict[str, Description] = {
     "predictions": Description(
         "a scored row, with its key, time and kept columns",
+        _PREDICTIONS,
+    ),
+    "prediction_files": Description(
+        "a Parquet file with predictions of a partition",
         {
-            **_SCORES,
             **_OF_PARTITION,
-            "model_version": "version that scored it",
-            "scored_at": "when it was scored, in UTC",
+            "part": "place among the files of the partition, from 0, in the order of the rows",
+            "file": "name in the folder lake/<pipeline>/predictions/<partition_key> of the home",
+            "rows": "rows in it",
+            "file_bytes": "its size in bytes",
+            "xxh3": "hash of its bytes",
+            "columns": "for each column of predictions its name and type in the file, as JSON",
         },
+    ),
+    "predictions_in_duckdb": Description(
+        "a scored row of a partition that is not in files, where predictions is a view",
+        _PREDICTIONS,
     ),
     "rejected_rows": Description(
         "a row that broke the contract and was not scored",
@@ -220,7 +238,14 @@ def described(schema: str, table: str) -> Description | None:
     return (OF_ALL if schema == LEDGERS_SCHEMA else OF_PIPELINES).get(table)
 
 
-def write_comments(con: duckdb.DuckDBPyConnection, schema: str, table: str, database: str | None = None) -> None:
+def write_comments(
+    con: duckdb.DuckDBPyConnection,
+    schema: str,
+    table: str,
+    database: str | None = None,
+    *,
+    kind: Literal["TABLE", "VIEW"] = "TABLE",
+) -> None:
     """Write the descriptions of a table and its columns to the database where they are missing, within the caller's transaction."""
     description = described(schema, table)
     if description is None:
@@ -229,8 +254,9 @@ def write_comments(con: duckdb.DuckDBPyConnection, schema: str, table: str, data
     where = "database_name = coalesce($database, current_database()) AND schema_name = $schema AND table_name = $table"
     name = f"{quoted(database)}." if database else ""
     name += f"{quoted(schema)}.{quoted(table)}"
-    if con.execute(f"SELECT 1 FROM duckdb_tables() WHERE {where} AND comment IS NULL", values).fetchall():
-        con.execute(f"COMMENT ON TABLE {name} IS {literal(description.row)}")
+    of_kind = where.replace("table_name", f"{kind.lower()}_name")
+    if con.execute(f"SELECT 1 FROM duckdb_{kind.lower()}s() WHERE {of_kind} AND comment IS NULL", values).fetchall():
+        con.execute(f"COMMENT ON {kind} {name} IS {literal(description.row)}")
     lacking = con.execute(
         f"SELECT column_name FROM duckdb_columns() WHERE {where} AND comment IS NULL", values
     ).fetchall()

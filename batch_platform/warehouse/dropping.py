@@ -19,6 +19,7 @@ from batch_platform.warehouse.ledger import (
     next_numbers,
     note,
 )
+from batch_platform.warehouse.prediction_files import FILES, PREDICTIONS, ROWS, forget_predictions
 from batch_platform.warehouse.sql import has_table, quoted
 
 DROPPED = "dropped_partitions"
@@ -80,9 +81,13 @@ def drop_rows(
 ) -> None:
     """Delete the rows that are held of some partitions, and record each drop, in the caller's transaction."""
     keys = [drop.partition_key for drop in drops]
+    in_files = has_table(con, pipeline, FILES)
     changed: list[tuple[str, str, str | None]] = []  # in the form of the journal
     for table, where in _tables(con, pipeline).items():
-        con.execute(f"DELETE FROM {where}", {"keys": keys} | _named(where, pipeline))
+        if table == PREDICTIONS and in_files:
+            forget_predictions(con, pipeline, keys)
+        else:
+            con.execute(f"DELETE FROM {where}", {"keys": keys} | _named(where, pipeline))
         changed += [(pipeline, table, key) for key in held.get(table, {}) if "." not in table]
     changed += [(LEDGERS_SCHEMA, ledger, None) for ledger in _LEDGERS]
     changed.append((LEDGERS_SCHEMA, STATUS_TABLE, pipeline))
@@ -97,13 +102,14 @@ def drop_rows(
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
     """The tables with rows of a partition, and each with the condition on some partitions, as SQL after FROM.
 
+    Of predictions that are in files, the view stands for what it is made of.
     The failure to train a model names a serving period in the place of a partition, so it stays.
     """
     query = """
         SELECT table_name FROM duckdb_columns() WHERE database_name = current_database() AND schema_name = $schema
         AND column_name = 'partition_key' AND table_name IN $tables ORDER BY ALL
     """
-    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED})}
+    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, FILES, ROWS})}
     tables = {
         table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
         + (" AND step <> 'model'" if table == "failures" else "")

@@ -59,7 +59,7 @@ def replace_failures(
     if files := [str(file) for key in refused for file in refused[key]]:
         alike = "PARTITION BY partition_key, column_name, reason"
         sample = (
-            f"SELECT *, count(*) OVER ({alike}) AS rows_alike FROM read_parquet($files) "
+            f"SELECT *, count(*) OVER ({alike}) AS rows_alike FROM read_parquet($files, hive_partitioning := false) "
             f"QUALIFY row_number() OVER ({alike} ORDER BY key) <= {MOST_ALIKE}"
         )
         name = f"{quoted(pipeline)}.{REFUSED_ROWS}"

@@ -85,7 +85,7 @@ class Home:
 
     @property
     def lake(self) -> Path:
-        """Parquet files of features."""
+        """Parquet files of features, and of predictions that are stored so."""
         return self.root / "lake"
 
     @property
@@ -119,6 +119,14 @@ class Home:
     def feature_file(self, pipeline: str, partition_key: str, sha256: str) -> Path:
         """The feature file of a partition, named after its content: another build of the partition is another file."""
         return _below(self.lake, pipeline, "features", feature_file_name(partition_key, sha256))
+
+    def predictions(self, pipeline: str) -> Path:
+        """The folder of a pipeline's files of predictions; raises WrongUseError if the name leads out of the lake."""
+        return _below(self.lake, pipeline, "predictions")
+
+    def prediction_file(self, pipeline: str, partition_key: str, name: str) -> Path:
+        """A file of predictions; raises WrongUseError if a name leads out of the lake."""
+        return _below(self.lake, pipeline, "predictions", partition_key, name)
 
     def bundle(self, pipeline: str, version: str) -> Path:
         """The folder of one trained version; raises WrongUseError if a name leads out of the folder of models."""

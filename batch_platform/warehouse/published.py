@@ -3,7 +3,8 @@
 A copy is named after the newest change that it holds, and the link `published.duckdb` points to a complete one. Publishing
 brings the other copy up to date from the warehouse's journal of changes, renames it and flips the link to it; a copy that
 a reader still holds open is left alone. So publishing costs in proportion to what changed, the file that readers open is
-never touched, and no reader can delay a write.
+never touched, and no reader can delay a write. Files of predictions are removed once neither the warehouse nor a copy names
+them.
 
 If there is no second copy, or much of the warehouse changed since, the bytes of the warehouse are copied instead, under
 the lock; an open warehouse has no log that they would lack. Another process copies them: a process that opens a file of
@@ -14,7 +15,7 @@ import logging
 import stat
 import subprocess
 import uuid
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,8 +27,21 @@ from batch_platform.warehouse.database import HELD_BY_ANOTHER, Warehouse, holder
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM
-from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, require_format
+from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
 from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
+from batch_platform.warehouse.prediction_files import (
+    FILES,
+    PREDICTIONS,
+    files_in_lake,
+    find_files,
+    made_elsewhere,
+    make_view,
+    make_views_here,
+    named_files,
+    pipelines_in_files,
+    remove_files,
+    views_by_pipeline,
+)
 from batch_platform.warehouse.sql import literal, quoted, transaction
 from batch_platform.warehouse.staging import sweep_all
 
@@ -69,6 +83,7 @@ def open_published(home: Home) -> duckdb.DuckDBPyConnection:
             msg = f"The published copy {copy} cannot be opened: {error}"
             raise WarehouseError(msg, hint=anew(copy)) from error
         con.execute("SET TimeZone = 'UTC'")
+        find_files(con, home)
         require_format(con, copy)
         return con
 
@@ -82,42 +97,54 @@ def publish(home: Home) -> Path:
     """
     sweep_all(home)
     with Warehouse(home).open() as con:
-        wanted = newest_copy(con, home)
-        current, marks = current_copy(home), read_marks(home)
-        unfinished = _unfinished(home, current)
-        foreign = written_by_others([path for path in _copies(home) if path not in unfinished], marks)
-        for copy, changed_at in foreign.items():
-            _log.warning(
-                "%s was changed by another program at %s UTC; what is published is made anew from the warehouse. "
-                "Hint: open it with read_only=True.",
-                copy,
-                f"{changed_at:%Y-%m-%d %H:%M:%S}",
-            )
-        if current == wanted and wanted.is_file() and wanted not in foreign:
-            return wanted
-        if home.published.exists() and current is None:
-            _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
-        excluded = {current, *unfinished, *foreign}
-        spares = [path for path in _copies(home) if path.name in marks and path not in excluded]
-        try:
-            copy = next((path for path in spares if _brought_up_to_date(con, path)), None) or _new_copy(con, home)
-        except (duckdb.Error, OSError) as error:
-            msg = f"{home.published} could not be brought up to date: {error}"
-            raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
-        kept = {name: mark for name, mark in marks.items() if current is not None and name == current.name}
-        write_marks(home, kept | {wanted.name: Mark.of(copy)})
-        copy.chmod(
-            copy.stat().st_mode & ~_WRITE
-        )  # only now: what a killed publish has changed without a mark allows writing
-        log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
-        copy.rename(wanted)
-        link = home.root / ".published"
-        link.unlink(missing_ok=True)
-        link.symlink_to(wanted.name)
-        link.replace(home.published)
-        for copy in _copies(home):
-            if copy != wanted and (copy != current or copy in foreign):
-                _remove(copy)
+        if not (moved := made_elsewhere(con, home)):
+            return _published(con, home)
+    with Warehouse(home).transaction() as con:
+        make_views_here(con, moved)
+    with Warehouse(home).open() as con:  # which has moved the views from the log into the file
+        return _published(con, home)
+
+
+def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
+    wanted = newest_copy(con, home)
+    current, marks = current_copy(home), read_marks(home)
+    unfinished = _unfinished(home, current)
+    foreign = written_by_others([path for path in _copies(home) if path not in unfinished], marks)
+    for copy, changed_at in foreign.items():
+        _log.warning(
+            "%s was changed by another program at %s UTC; what is published is made anew from the warehouse. "
+            "Hint: open it with read_only=True.",
+            copy,
+            f"{changed_at:%Y-%m-%d %H:%M:%S}",
+        )
+    if current == wanted and wanted.is_file() and wanted not in foreign:
+        _remove_unnamed(con, home)
+        return wanted
+    if home.published.exists() and current is None:
+        _log.warning("%s is no longer the link that was published; it is made anew.", home.published)
+    excluded = {current, *unfinished, *foreign}
+    spares = [path for path in _copies(home) if path.name in marks and path not in excluded]
+    try:
+        spare, read = _from_spares(con, spares)
+        copy = spare or _new_copy(con, home)
+    except (duckdb.Error, OSError) as error:
+        msg = f"{home.published} could not be brought up to date: {error}"
+        raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
+    kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
+    write_marks(home, kept | {wanted.name: Mark.of(copy)})
+    copy.chmod(
+        copy.stat().st_mode & ~_WRITE
+    )  # only now: what a killed publish has changed without a mark allows writing
+    log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
+    copy.rename(wanted)
+    link = home.root / ".published"
+    link.unlink(missing_ok=True)
+    link.symlink_to(wanted.name)
+    link.replace(home.published)
+    for copy in _copies(home):
+        if copy not in {wanted, current, *read} or (copy != wanted and copy in foreign):
+            _remove(copy)
+    _remove_unnamed(con, home)
     return wanted
 
 
@@ -191,18 +218,35 @@ def copy_bytes(home: Home, path: Path) -> None:
     aside.rename(path)
 
 
-def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
-    """Make a copy equal to the warehouse; False if it is held by a reader, cannot be opened, or much has changed since.
+def _from_spares(con: duckdb.DuckDBPyConnection, spares: Iterable[Path]) -> tuple[Path | None, set[Path]]:
+    """The first spare copy that could be made equal to the warehouse, if any, and those that a reader holds open.
 
-    A copy with another history than the warehouse's is not used either. A damaged copy is removed.
+    A copy that cannot be opened is removed.
     """
-    path.chmod(path.stat().st_mode | stat.S_IWUSR)
-    try:
-        _attach(con, path)
-    except duckdb.Error as error:
-        if not (isinstance(error, duckdb.ResourceInUseException) or HELD_BY_ANOTHER.search(str(error))):
-            _remove(path)
-        return False
+    equal, read = None, set[Path]()
+    for path in spares:
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+        try:
+            _attach(con, path)
+        except duckdb.Error as error:
+            if isinstance(error, duckdb.ResourceInUseException) or HELD_BY_ANOTHER.search(str(error)):
+                path.chmod(path.stat().st_mode & ~_WRITE)
+                read.add(path)
+            else:
+                _remove(path)
+            continue
+        if equal is not None:
+            con.execute("DETACH copy")
+        elif _brought_up_to_date(con, path):
+            equal = path
+    return equal, read
+
+
+def _brought_up_to_date(con: duckdb.DuckDBPyConnection, path: Path) -> bool:
+    """Make the attached copy equal to the warehouse and detach it; False if much has changed since.
+
+    A copy with another history than the warehouse's is not used either. A damaged copy is written anew.
+    """
     try:
         with _attached(con):
             since = _shared_past(con)
@@ -221,6 +265,13 @@ def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
     """Whether so many rows were scored since a change that copying all bytes is quicker than writing them once more."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
+    for pipeline in pipelines_in_files(con):
+        query = f"""
+            SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{FILES} WHERE partition_key IN (
+                SELECT partition_key FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline AND seq > $since)
+        """
+        ((in_files,),) = con.execute(query, {"pipeline": pipeline, "since": since}).fetchall()
+        changed -= in_files
     query = "SELECT sum(estimated_size) FROM duckdb_tables() WHERE database_name = current_database()"
     ((rows,),) = con.execute(query).fetchall()
     return changed > max(MUCH_ROWS, MUCH_OF_ALL * rows)
@@ -265,6 +316,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     journaled = {  # whether the whole table is copied
         (schema, table): whole for schema, table, whole in con.execute(query, {"since": since}).fetchall()
     }
+    views, copied_views = views_by_pipeline(con), views_by_pipeline(con, "copy")
+    for pipeline in copied_views.keys() - views.keys():
+        con.execute(f"DROP VIEW copy.{quoted(pipeline)}.{PREDICTIONS}")
     query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = {} ORDER BY ALL"
     tables = con.execute(query.format("current_database()")).fetchall()
     for schema, table in set(con.execute(query.format("'copy'")).fetchall()) - set(tables):
@@ -292,6 +346,46 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
+    for pipeline, sql in views.items():
+        if copied_views.get(pipeline) != sql:
+            make_view(con, pipeline, "copy")
+
+
+def remove_unnamed(home: Home, pipeline: str, partition_keys: Collection[str]) -> None:
+    """Remove the files of predictions of some partitions that nothing names, except older copies that readers still hold open."""
+    with Warehouse(home).open() as con:
+        current = current_copy(home)
+        _remove_unnamed(con, home, [] if current is None else [current], (home.predictions(pipeline), partition_keys))
+
+
+def _remove_unnamed(
+    con: duckdb.DuckDBPyConnection,
+    home: Home,
+    copies: Sequence[Path] | None = None,
+    of: tuple[Path, Collection[str]] | None = None,
+) -> None:
+    """Remove the files of predictions that neither the warehouse nor a copy names, by default any copy; of all partitions, or some.
+
+    A file that is older than the warehouse belongs to another one, and stays. So does every file if a copy cannot be read.
+    """
+    unnamed = files_in_lake(home) - named_files(con, home).keys()
+    if of is not None:
+        folder, partition_keys = of
+        unnamed = {path for path in unnamed if path.parent.parent == folder and path.parent.name in partition_keys}
+    if not unnamed:
+        return
+    try:
+        for copy in _copies(home) if copies is None else copies:
+            con.execute(f"ATTACH {literal(str(copy))} AS copy (READ_ONLY)")
+            try:
+                unnamed -= named_files(con, home, "copy").keys()
+            finally:
+                con.execute("DETACH copy")
+    except duckdb.Error as error:
+        _log.warning("No file of predictions is removed, since a published copy cannot be read: %s", error)
+        return
+    began = created_at(con)
+    remove_files(home, {path for path in unnamed if began is None or path.lstat().st_mtime >= began.timestamp()})
 
 
 def _columns_by_table(con: duckdb.DuckDBPyConnection, database: str) -> dict[tuple[str, str], list[tuple[str, str]]]:

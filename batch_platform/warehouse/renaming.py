@@ -13,7 +13,8 @@ import duckdb
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.sql import folded, quoted, table_columns
+from batch_platform.warehouse.prediction_files import FILES, PREDICTIONS, ROWS, make_view, rename_in_files
+from batch_platform.warehouse.sql import folded, has_table, quoted, table_columns
 from batch_platform.warehouse.user_tables import TABLES_OF_PIPELINES
 
 _JOURNAL = "changes"
@@ -65,6 +66,8 @@ def copy_pipeline(con: duckdb.DuckDBPyConnection, name: str, copy: str) -> None:
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(copy)}")
     for table in _tables(con, name):
         con.execute(f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS FROM {quoted(name)}.{quoted(table)}")
+    if has_table(con, name, FILES):
+        make_view(con, copy)
     for table in _ledgers(con):
         ledger = f"{LEDGERS_SCHEMA}.{table}"
         rows = f"SELECT * REPLACE ($copy AS pipeline) FROM {ledger} WHERE pipeline = $name"
@@ -77,6 +80,8 @@ def copy_pipeline(con: duckdb.DuckDBPyConnection, name: str, copy: str) -> None:
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay."""
+    if has_table(con, name, FILES):
+        con.execute(f"DROP VIEW {quoted(name)}.{PREDICTIONS}")
     for table in _tables(con, name):
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
     for table in _ledgers(con):
@@ -89,8 +94,8 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     _note_all(con)
 
 
-PREDICTIONS = "predictions"
-_WITH_OWN_COLUMNS = (PREDICTIONS, "challenger_scores", "outcomes", "backtest_scores")  # whose columns a pipeline names
+# Tables whose columns a pipeline names.
+_WITH_OWN_COLUMNS = (PREDICTIONS, ROWS, "challenger_scores", "outcomes", "backtest_scores")
 _SEGMENTED = "performance_pooled"
 
 
@@ -112,12 +117,17 @@ def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: 
         if present is None:
             con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(former)} TO {quoted(new)}")
         else:
-            _require_one_column(con, name, pipeline, (former, columns[former]), (present, columns[present]))
+            everywhere = f"{quoted(pipeline)}.{PREDICTIONS}" if table == ROWS else name
+            _require_one_column(con, everywhere, pipeline, (former, columns[former]), (present, columns[present]))
             one = f"coalesce({quoted(present)}, {quoted(former)}) AS {quoted(present)}"
             rows = f"SELECT * EXCLUDE ({quoted(former)}) REPLACE ({one}) FROM {name}"
             con.execute(f"CREATE OR REPLACE TABLE {name} AS {rows}")
             write_comments(con, pipeline, table)
         renamed.append(table)
+    if ROWS in renamed:
+        rename_in_files(con, pipeline, old, new)
+        make_view(con, pipeline)
+        renamed.append(FILES)
     if _SEGMENTED in _tables(con, pipeline):
         segments = f"{quoted(pipeline)}.{_SEGMENTED}"
         names = {"old": old, "new": new}
@@ -126,7 +136,7 @@ def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: 
         renamed += [_SEGMENTED] if count else []
     seqs = next_numbers(con, len(renamed))
     note(con, [Change(seq, pipeline, table, None) for seq, table in zip(seqs, renamed, strict=True)])
-    return renamed
+    return sorted({PREDICTIONS if table in (ROWS, FILES) else table for table in renamed})
 
 
 def _require_one_column(

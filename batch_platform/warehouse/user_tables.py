@@ -16,12 +16,14 @@ import duckdb
 from batch_platform.declaration.errors import DataError, WrongUseError, did_you_mean, listed
 from batch_platform.declaration.notation import RESERVED_NAMES
 from batch_platform.declaration.redaction import redact
-from batch_platform.warehouse.database import Warehouse, replace_rows
+from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
+from batch_platform.warehouse.prediction_files import PREDICTIONS, views_by_pipeline
 from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns
 
 PARTITION = "partition_key"
@@ -226,6 +228,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
         name = TableName(schema, table)
         rows = "count(*)" if _is_of_project(con, name) else digest(column for column, _ in described)
         fingerprints[schema, table] = (described, *con.execute(f"SELECT {rows} FROM {name}").fetchall())
+    fingerprints |= {(pipeline, PREDICTIONS): (sql,) for pipeline, sql in views_by_pipeline(con).items()}
     return fingerprints
 
 
@@ -238,7 +241,7 @@ def _is_of_project(con: duckdb.DuckDBPyConnection, name: TableName) -> bool:
 def _replace_whole(con: duckdb.DuckDBPyConnection, name: TableName, file: Path) -> tuple[int, set[str]]:
     before = published_partitions(con, name)
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(name.schema)}")
-    rows = f"SELECT *, $whole AS {PARTITION} FROM read_parquet($path)"
+    rows = f"SELECT *, $whole AS {PARTITION} FROM read_parquet($path, hive_partitioning := false)"
     values = {"whole": WHOLE, "path": str(file)}
     ((count,),) = con.execute(f"CREATE OR REPLACE TABLE {name} AS {rows}", values).fetchall()
     return int(count), before | {WHOLE}
@@ -247,7 +250,7 @@ def _replace_whole(con: duckdb.DuckDBPyConnection, name: TableName, file: Path) 
 def _replace_some(
     con: duckdb.DuckDBPyConnection, name: TableName, file: Path, keys: Collection[str]
 ) -> tuple[int, set[str]]:
-    query = f"SELECT DISTINCT {PARTITION} FROM read_parquet($path)"
+    query = f"SELECT DISTINCT {PARTITION} FROM read_parquet($path, hive_partitioning := false)"
     held = {key for (key,) in con.execute(query, {"path": str(file)}).fetchall()}
     if strange := held - set(keys):
         msg = f"{name.shown}: rows belong to partition {listed(map(repr, strange))}; the run is for {listed(keys)}."
@@ -261,6 +264,7 @@ def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
     con = open_published(home)
     query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"
     tables = [(str(schema), str(table)) for schema, table in con.execute(query).fetchall()]
+    tables += [(pipeline, PREDICTIONS) for pipeline in views_by_pipeline(con)]
     if (name.schema, name.table) not in tables:
         con.close()
         others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]

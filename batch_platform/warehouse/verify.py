@@ -5,9 +5,10 @@ from pathlib import Path
 
 import duckdb
 
-from batch_platform.declaration.errors import WarehouseError
+from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.prediction_files import damage_of, named_files
 from batch_platform.warehouse.published import anew, current_copy, newest_copy
 from batch_platform.warehouse.sql import digest, literal, quoted, table_columns
 
@@ -24,23 +25,39 @@ class Verified:
 
 
 def verify(home: Home) -> Verified:
-    """Read every row of both and compare them, table by table.
+    """Read every row of both and compare them, table by table, and every byte of the files of predictions.
 
     It takes about 0.2 s per million rows, and holds the warehouse meanwhile.
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for longer than the time-out.
-        WarehouseError: One of them is missing or damaged.
+        WarehouseError: One of them, or a file of predictions, is missing or damaged.
     """
     require_not_lost(home)
     copy = current_copy(home)
     with Warehouse(home).open() as con:
         ours = _digests(con, "warehouse")
+        rows_in_files = _require_files(con, home)
         theirs = {} if copy is None else _digests_of_copy(con, copy)
         is_newest = copy == newest_copy(con, home)
     differing = {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)} if is_newest else set()
-    rows = sum(count for count, _ in ours.values())
+    rows = sum(count for count, _ in ours.values()) + rows_in_files
     return Verified(len(ours), rows, copy, is_newest, tuple(sorted(map(".".join, differing))))
+
+
+def _require_files(con: duckdb.DuckDBPyConnection, home: Home) -> int:
+    """Read the files of predictions and return how many rows they hold; raises WarehouseError for all that are not as published."""
+    named = named_files(con, home)
+    if damaged := {path: state for path in sorted(named) if (state := damage_of(path, named[path])) is not None}:
+        keys = {f"{path.parents[2].name}, partition {named[path].partition_key}" for path in damaged}
+        first = next(iter(damaged))
+        further = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
+        msg = f"{listed(keys)}: the file of predictions {first} {damaged[first]}{further}."
+        raise WarehouseError(
+            msg,
+            hint=f"score them again: batch-platform run {first.parents[2].name} --partition {named[first].partition_key} --force",
+        )
+    return sum(row.rows for row in named.values())
 
 
 def _digests_of_copy(con: duckdb.DuckDBPyConnection, copy: Path) -> dict[tuple[str, str], tuple[int, int | None]]:

@@ -28,6 +28,7 @@ from batch_platform_tests.benchmarks import (
     report,
     scoring,
     spark,
+    stores,
     tables,
 )
 from batch_platform_tests.benchmarks.environments import PINNED, Environments, default_folder
@@ -49,6 +50,7 @@ WORKLOADS = {
     "report": report,
     "pooling": pooling,
     "spark": spark,
+    "stores": stores,
     "tables": tables,
 }
 NAMES = {*contenders.CONTENDERS, *project.KINDS, *tables.TABLES}

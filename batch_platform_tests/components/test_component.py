@@ -88,7 +88,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
         {"name": "previous", "version": "2024-02-01-3f9c1a2b", "allow_pickle": False},
     ],
-    "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "rescore": "never", "limit": 10},
+    "predictions": {"keep": ["shop"], "schedule": "0 6 * * *", "store": "parquet", "rescore": "never", "limit": 10},
     "monitoring": {
         "performance": {"warn_below": 0.6},
         "metrics": ["batch_platform_tests.pipeline.test_pooled.cost"],

@@ -82,7 +82,13 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
         {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression", "params": {"C": 0.5}},
         {"name": "previous", "version": "2013-03-01-3f9c1a2b", "allow_pickle": False},
     ],
-    "predictions": {"keep": ["carrier"], "schedule": "0 5 * * *", "rescore": "when_stale", "limit": 100},
+    "predictions": {
+        "keep": ["carrier"],
+        "schedule": "0 5 * * *",
+        "store": "parquet",
+        "rescore": "when_stale",
+        "limit": 100,
+    },
     "monitoring": {
         "performance": {"warn_below": 0.6},
         "metrics": ["shop.metrics.cost_per_order"],
@@ -234,6 +240,7 @@ def test_a_key_that_does_not_exist_yet_is_refused(path, value, message):
         (("features", "columns"), {False: {}}, "features.columns.0.[key]: Input should be a valid string"),
         (("partitions", "end_offset"), True, "partitions.end_offset: Input should be a valid integer"),
         (("features", "columns", "distance", "nullable"), "yes", "nullable: Input should be a valid boolean"),
+        (("predictions", "store"), "lake", "predictions.store: Input should be 'duckdb' or 'parquet'"),
         (("predictions", "rescore"), False, "predictions.rescore: Input should be 'when_stale' or 'never'"),
     ],
 )

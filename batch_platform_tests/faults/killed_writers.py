@@ -35,7 +35,7 @@ from batch_platform_tests.faults.invariants import (
 from batch_platform_tests.faults.nursery import Child, Nursery
 from batch_platform_tests.faults.reader import Reader
 from batch_platform_tests.faults.victim import Job
-from batch_platform_tests.small_pipeline import small_spec, write_small_project
+from batch_platform_tests.small_pipeline import write_small_project
 
 PERIOD = "2024-02-01"
 # The share of kills after each mark, and the mark that ends the time in which a kill may fall.
@@ -50,18 +50,20 @@ class KilledWriters:
     Args:
         folder: Folder of the home and the projects.
         seed: Seed of all random choices.
+        declared: Overrides of the declaration, as for `small_spec`.
     """
 
     folder: Path
     seed: int = 0
+    declared: dict[str, Any] = field(default_factory=dict[str, Any])
     kills: Counter[str] = field(default_factory=Counter[str])  # by the mark that the killed process had passed
     outcomes: Counter[str] = field(default_factory=Counter[str])
 
     def __enter__(self) -> Self:
         self._random = random.Random(self.seed)
-        pipeline = prepared(self.folder)
+        pipeline = prepared(self.folder, **self.declared)
         project = write_small_project(self.folder / "other", events=changed_events(*SCORED))
-        self.projects = [pipeline, Pipeline(small_spec(), project, pipeline.home)]
+        self.projects = [pipeline, Pipeline(pipeline.spec, project, pipeline.home)]
         self._contents = [self._content_of(pipeline) for pipeline in reversed(self.projects)][::-1]
         self._spans = dict.fromkeys(MOMENTS, 0.1)
         self._count = 0
@@ -101,6 +103,14 @@ class KilledWriters:
         ended = child.bury()
         assert ended in (-signal.SIGKILL, 0)
         self.kills["a step"] += ended != 0
+        self._require_whole(before, which, keys)
+
+    def kill_write_before(self, pattern: str) -> None:
+        """Let a write end itself by SIGKILL right before the first step whose name matches a regular expression."""
+        before = self._last
+        which, keys, child = self._begin_write(die_at=pattern)
+        assert child.bury() == -signal.SIGKILL, pattern
+        self.kills["a step"] += 1
         self._require_whole(before, which, keys)
 
     def steps_of_a_training(self) -> list[str]:
@@ -161,10 +171,11 @@ class KilledWriters:
     def _train_arguments(self) -> dict[str, Any]:
         return {"job": self._job(0), "period": PERIOD}
 
-    def _job(self, which: int) -> dict[str, str]:
+    def _job(self, which: int) -> dict[str, Any]:
         self._count += 1
         pipeline = self.projects[which]
-        job = Job(str(pipeline.home.root), str(pipeline.folder), f"killed-{self._count}", NOW.isoformat())
+        name = f"killed-{self._count}"
+        job = Job(str(pipeline.home.root), str(pipeline.folder), name, NOW.isoformat(), self.declared)
         return asdict(job)
 
     def _steps(self, task: str, **arguments: Any) -> list[str]:

@@ -34,7 +34,7 @@ from batch_platform_tests.small_pipeline import small_spec
 from batch_platform_tests.warehouse import test_database
 
 CHANGING = re.compile(r"\s*(BEGIN|COMMIT|CHECKPOINT|DELETE|INSERT|CREATE|ALTER|UPDATE|ATTACH|DETACH|DROP)\b")
-FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir")
+FOLDER_CALLS = ("replace", "rename", "symlink", "unlink", "rmdir", "mkdir", "link")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,14 @@ class Job:
         return Stamp(self.run_id, datetime.fromisoformat(self.at))
 
 
-def write(
-    job: dict[str, Any], keys: list[str], stop_at: int | None = None, *, name_steps: bool = False, pause: bool = False
+def write(  # noqa: PLR0913 - what is written, and how it ends
+    job: dict[str, Any],
+    keys: list[str],
+    stop_at: int | None = None,
+    *,
+    name_steps: bool = False,
+    pause: bool = False,
+    die_at: str | None = None,
 ) -> None:
     """Build, score and publish partitions as a forced run does.
 
@@ -69,8 +75,11 @@ def write(
         stop_at: Number of the step before which the process kills itself.
         name_steps: Mark each step by its name.
         pause: Stop by SIGSTOP right before the commit.
+        die_at: As for `die_at_step`.
     """
     pipeline, stamp = Job(**job).pipeline, Job(**job).stamp
+    if die_at:
+        die_at_step(die_at)
     _mark_commits(pause=pause)
     _watch(stop_at, named=name_steps)
     partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]

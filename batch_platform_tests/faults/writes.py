@@ -36,6 +36,7 @@ from batch_platform_tests.faults.victim import Job
 from batch_platform_tests.small_pipeline import small_spec, write_small_project
 
 KEY = SCORED[3]
+IN_FILES: dict[str, Any] = {"predictions": {"store": "parquet"}}
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
@@ -82,6 +83,33 @@ def killed_at_every_step(folder: Path) -> None:
     assert set(writers.outcomes) == {"old", "new"}
 
 
+STEPS_WITH_FILES = (
+    "^link ",
+    '^DELETE FROM "small".prediction_files',
+    '^INSERT INTO "small".prediction_files',
+    '^CREATE OR REPLACE VIEW "small"',
+    "^INSERT INTO .*score_runs",  # the files are in the lake, and nothing names them yet
+    '^INSERT INTO copy."small"."prediction_files"',
+    '^CREATE OR REPLACE VIEW "copy"',
+    "^symlink published-",
+    r"^ATTACH .*READ_ONLY",  # the link is flipped, and the former files are there
+    r"^unlink \*\.parquet",
+    "^DETACH copy$",
+)
+
+
+def killed_while_files_are_published(folder: Path) -> None:
+    with KilledWriters(folder, declared=IN_FILES) as writers:
+        for step in STEPS_WITH_FILES:
+            writers.kill_write_before(step)
+    assert set(writers.outcomes) == {"old", "new"}
+    pipeline = writers.projects[0]
+    for number in range(2):
+        rewrite(pipeline, *SCORED, run_id=f"more-{number}")
+    files = [path.parent.name for path in pipeline.home.lake.glob("small/predictions/*/*")]
+    assert sorted(files) == sorted(2 * SCORED), "what is published, and what the copy before it names"
+
+
 def storm(folder: Path) -> None:
     """What `python -m batch_platform_tests.faults.stress` does for as long as one likes."""
     summary = Storm(folder, seed=1, workers=2).rage(seconds=4, kills=12)
@@ -123,8 +151,8 @@ def held_for_good(folder: Path, script: str) -> None:
     assert_survived(pipeline, before, {KEY})
 
 
-def reader_in_a_loop(folder: Path) -> None:
-    pipeline = prepared(folder)
+def reader_in_a_loop(folder: Path, **declared: Any) -> None:
+    pipeline = prepared(folder, **declared)
     before = held(pipeline)
     with Reader(pipeline.home, {key: {content} for key, content in contents(before).items()}) as reader:
         for number in range(20):
@@ -133,8 +161,8 @@ def reader_in_a_loop(folder: Path) -> None:
     assert_survived(pipeline, before, SCORED)
 
 
-def reader_that_never_closes(folder: Path) -> None:
-    pipeline = prepared(folder)
+def reader_that_never_closes(folder: Path, **declared: Any) -> None:
+    pipeline = prepared(folder, **declared)
     before = held(pipeline)
     command = [sys.executable, "-c", READ_AND_NEVER_CLOSE, str(pipeline.home.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -246,6 +274,7 @@ def slow_run_after_the_same_rows(folder: Path) -> None:
 CASES: dict[str, Case] = {
     "F1 killed at 200 random moments of a write": killed_at_random,
     "F1 killed before every step of a write": killed_at_every_step,
+    "F1 killed before every step with files of predictions": killed_while_files_are_published,
     "F1 a storm of competing processes": storm,
     "F6 held for five seconds by a run": lambda folder: held_for_five_seconds(folder, HOLD_THE_LOCK),
     "F6 held for five seconds by a stranger": lambda folder: held_for_five_seconds(folder, OPEN_WITHOUT_THE_LOCK),
@@ -253,6 +282,12 @@ CASES: dict[str, Case] = {
     "F6 held for good by a stranger": lambda folder: held_for_good(folder, OPEN_WITHOUT_THE_LOCK),
     "F7 a reader that looks all the time": reader_in_a_loop,
     "F7 a reader that never closes": reader_that_never_closes,
+    "F7 a reader that looks all the time, with predictions in files": lambda folder: reader_in_a_loop(
+        folder, **IN_FILES
+    ),
+    "F7 a reader that never closes, with predictions in files": lambda folder: reader_that_never_closes(
+        folder, **IN_FILES
+    ),
     "F14 the same rows from two runs at once": same_partition_twice_at_once,
     "F14 other rows from two runs at once": same_partition_from_other_data_at_once,
     "F15 eight processes": eight_partitions_by_eight_processes,

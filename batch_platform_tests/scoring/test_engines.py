@@ -26,7 +26,7 @@ from batch_platform.declaration import engine as declaration
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import LOCAL, SPARK
 from batch_platform.declaration.errors import DataError, IntegrityError, WrongUseError
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import DUCKDB, PARQUET, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests
 from batch_platform.models.bundle import Bundle
@@ -361,7 +361,10 @@ def table(pipeline: Pipeline, name: str) -> pl.DataFrame:
     return frame.drop("run_id", "scored_at", strict=False).sort(pl.all())
 
 
-def test_a_pipeline_holds_the_same_rows_whatever_its_engine(pipeline, engine):
+@pytest.mark.parametrize("store", [DUCKDB, PARQUET])
+def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeline, engine, store):
+    declared_store = pipeline.spec.predictions.model_copy(update={"store": store})
+    pipeline = replace(pipeline, spec=pipeline.spec.model_copy(update={"predictions": declared_store}))
     names = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
     before = {name: table(pipeline, name) for name in names}
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
@@ -380,6 +383,8 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine(pipeline, engine):
     expected = f"{engine}; run by {engine}" if engine == ROWS else engine
     assert {partition.run.engine for partition in committed} == {expected}
     assert all(state.engine == expected for key, state in pipeline.state().scores.items() if key in DAYS)
+    files = {path.parent.name for path in pipeline.home.lake.glob("small/predictions/*/*")}
+    assert files == ({"2024-02-02", "2024-02-03"} if store == PARQUET else set()), "nobody ordered on the 4th"
 
 
 def test_a_partition_that_fails_stays_as_it_was_and_all_others_are_committed(pipeline):

@@ -1,0 +1,101 @@
+"""Replace the rows of partitions in a table, by column name: the table takes new columns, and refuses values that do not fit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+
+from batch_platform.declaration.errors import DataError, listed
+from batch_platform.warehouse.descriptions import write_comments
+from batch_platform.warehouse.sql import folded, quoted
+
+_NOTHING = '"NULL"'  # type of a column without any value, which fits every type
+
+
+def replace_rows(  # noqa: PLR0913 - a table, its new rows, and where the rows of all partitions are read
+    con: duckdb.DuckDBPyConnection,
+    schema: str,
+    table: str,
+    keys: Sequence[str],
+    new: Sequence[Path] | str,
+    *,
+    read_in: str | None = None,
+) -> int:
+    """Replace the rows of some partitions by new rows, by column name, within the caller's transaction.
+
+    The new rows are Parquet files or the name of a registered frame; their number is returned. See `fit_columns` for what
+    becomes of columns.
+
+    Raises:
+        DataError: Values do not fit the type of the table's column without loss.
+    """
+    rows, values = (new, {}) if isinstance(new, str) else rows_of_files(new)
+    fit_columns(con, schema, table, rows, values, read_in=read_in)
+    name = f"{quoted(schema)}.{quoted(table)}"
+    con.execute(f"DELETE FROM {name} WHERE partition_key IN $keys", {"keys": list(keys)})
+    ((count,),) = con.execute(f"INSERT INTO {name} BY NAME FROM {rows}", values).fetchall()
+    return int(count)
+
+
+def rows_of_files(files: Sequence[Path]) -> tuple[str, dict[str, list[str]]]:
+    """The rows of Parquet files as SQL after FROM, and the values that it binds; no folder of their path is taken for a column."""
+    return "read_parquet($paths, union_by_name := true, hive_partitioning := false)", {
+        "paths": [str(file) for file in files]
+    }
+
+
+def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the rows of all partitions are read
+    con: duckdb.DuckDBPyConnection,
+    schema: str,
+    table: str,
+    rows: str,
+    values: Mapping[str, list[str]],
+    *,
+    read_in: str | None = None,
+) -> None:
+    """Let a table, which is made if it is missing, have all columns of new rows.
+
+    Missing columns are added. A column without values takes the new type. A column whose name differs only by case is the
+    same column, as in SQL, and takes the new spelling, by which the project reads it.
+
+    Args:
+        con: A connection within a transaction.
+        schema: Its schema.
+        table: Its name.
+        rows: The new rows, as SQL after FROM.
+        values: What that SQL binds.
+        read_in: The view in which the rows of all partitions are read; by default the table itself.
+
+    Raises:
+        DataError: Values do not fit the type of the table's column without loss.
+    """
+    con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    name, everywhere = (f"{quoted(schema)}.{quoted(named)}" for named in (table, read_in or table))
+    con.execute(f"CREATE TABLE IF NOT EXISTS {name} AS FROM {rows} LIMIT 0", values)
+    present = {folded(column): (column, dtype) for column, dtype, *_ in con.execute(f"DESCRIBE {name}").fetchall()}
+    lossy: dict[str, str] = {}  # columns whose values do not fit, and a partition with such a value
+    for column, dtype, *_ in con.execute(f"DESCRIBE FROM {rows}", values).fetchall():
+        if folded(column) not in present:
+            con.execute(f"ALTER TABLE {name} ADD COLUMN {quoted(column)} {dtype}")
+            continue
+        spelling, table_dtype = present[folded(column)]
+        if spelling != column:
+            con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(spelling)} TO {quoted(column)}")
+        if dtype in (table_dtype, _NOTHING):
+            continue
+        if not con.execute(f"SELECT 1 FROM {everywhere} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
+            con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")
+        elif offending := con.execute(
+            f"SELECT partition_key FROM {rows} WHERE {_changes(column, table_dtype, dtype)} LIMIT 1", values
+        ).fetchall():
+            lossy[f"{column} is {table_dtype}, now {dtype}"] = offending[0][0]
+    if lossy:
+        msg = f"{schema}, partition {min(lossy.values())}: values do not fit {schema}.{read_in or table}: {listed(lossy)}; nothing is changed."
+        raise DataError(msg, hint="cast the column in the features to the type that the table has.")
+    write_comments(con, schema, table)
+
+
+def _changes(column: str, old: str, new: str) -> str:
+    """The SQL condition that a value does not survive the cast to the table's type, which an INSERT would round."""
+    name = quoted(column)
+    return f"TRY_CAST(TRY_CAST({name} AS {old}) AS {new}) IS DISTINCT FROM {name}"
