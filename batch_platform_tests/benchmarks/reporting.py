@@ -42,7 +42,10 @@ def table(results: Sequence[Result]) -> str:
     ]
     for (workload, rows, contender), median in middle.items():
         ours = middle.get((workload, rows, OURS))
-        ratio = "" if ours is None else f"{median.seconds / ours.seconds:.2f}"
+        if not median.seconds:
+            lines.append(f"| {workload} | {rows:,} | {contender} | failed | | | |")
+            continue
+        ratio = "" if ours is None or not ours.seconds else f"{median.seconds / ours.seconds:.2f}"
         lines.append(
             f"| {workload} | {rows:,} | {contender} | {median.seconds:.2f} | {median.peak_mib:,.0f} "
             f"| {rows / median.seconds / 1e6:.2f} | {ratio} |"

@@ -116,6 +116,18 @@ def test_a_panel_is_keyed_by_entity_and_time(cli, tmp_path):
     assert (rows == keys > 500, shops) == (True, 3)
 
 
+def test_a_series_that_its_day_before_nearly_decides_is_scored(cli, tmp_path):
+    hours = [START + timedelta(hours=hour) for hour in range(60 * 24)]
+    smooth = [50 + 10 * np.sin(at.hour / 12 * np.pi) + 0.05 * number / 24 for number, at in enumerate(hours)]
+    pl.DataFrame({"at": hours, "temp": smooth}).write_parquet(tmp_path / "normals.parquet")
+    assert cli(tmp_path, "new", "normals", "--from", "normals.parquet", "--yes").code == 0
+    ran = cli(tmp_path, "run", "normals")
+    assert ran.code == 0, ran.err
+    assert published(tmp_path, "SELECT count(*) > 100 FROM normals.predictions") == [(True,)]
+    ((leaks, allowed),) = published(tmp_path, "SELECT count(*), bool_and(allowed) FROM normals.suspected_leaks")
+    assert (leaks > 0, allowed) == (True, True)
+
+
 def test_features_of_the_past_are_what_was_known_when_the_partition_started(tmp_path):
     table = readings()
     table.write_parquet(tmp_path / "sensor.parquet")

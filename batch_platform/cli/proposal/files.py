@@ -57,7 +57,7 @@ def files_of(
         places = (PART, ROW_IN_FILE) if not proposal.key else (PART,) if proposal.key_holds == WITHIN_FILE else ()
         read = _Read(f"(\n    {rows}\n) AS {THIS}", places)
     files = {
-        "defs.yaml": _yaml(name, proposal, sources, read, nullable=[feature for feature, _ in earlier]),
+        "defs.yaml": _yaml(name, proposal, sources, read, [feature for feature, _ in earlier]),
         "features.sql": _features(read, proposal, earlier),
     }
     if proposal.label is not None:
@@ -65,10 +65,10 @@ def files_of(
     return files
 
 
-def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _Read, nullable: Sequence[str]) -> str:
+def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _Read, earlier: Sequence[str]) -> str:
     what = "Groups of similar rows" if proposal.label is None else f"Prediction of {_name(proposal.label)}"
     key = ", ".join([*read.places, *(_scalar(_stored(column)) for column in proposal.key)])
-    nullable = [*(_name(column) for column in proposal.features if column.nulls), *nullable]
+    nullable = [*(_name(column) for column in proposal.features if column.nulls), *earlier]
     labels: list[str] = []
     if proposal.label is not None:
         delay = "" if proposal.windows is None else ", delay: 0 days"
@@ -76,6 +76,8 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
         label = f"  labels: {{sql: labels.sql, column: {_scalar(_name(proposal.label))}{positive}{delay}}}"
         note = "   # delay: time from the end of a partition until its labels are known" if delay else ""
         labels.append(f"{label}{note}")
+    known = "   # from earlier labels, known when the partition starts as long as labels.delay is 0 days"
+    allowed = f"    allow_suspected_leaks: [{', '.join(map(_scalar, earlier))}]{known}"
     params = ", ".join(f"{key}: {_scalar(value)}" for key, value in proposal.params.items())
     time = [] if proposal.windows is None else [f"    time: {_scalar(_stored(proposal.windows.time))}"]
     keep = ", ".join(_scalar(_name(column)) for column in proposal.keep)
@@ -101,6 +103,7 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
             f"    estimator: {ESTIMATORS[proposal.target]}",
             f"    params: {{{params}}}",
             f"    train: {{{_training(proposal)}}}",
+            *([allowed] if earlier else []),
             *([f"  predictions: {{keep: [{keep}]}}"] if keep else []),
             "",
         ]
