@@ -40,11 +40,13 @@ from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.spark import require_same, scores_in
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.served import finished, launch, repository, served
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.spark_cluster import SparkCluster, free_ports
 from batch_platform_tests.waiting_model import CRASH, GO, ONLY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
+ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
 DAYS = ("2024-02-01", "2024-02-02", "2024-02-03")
 MODEL = {
     "import": "batch_platform_tests.waiting_model.Waiting",
@@ -137,6 +139,40 @@ def test_one_key_moves_a_pipeline_to_the_cluster_and_its_run_in_dagster_says_whe
     shown = [made.metadata for made in scored if "engine" in made.metadata]
     assert [metadata["engine"].value for metadata in shown] == ["spark", "spark"]
     assert all(metadata["engine_page"].value.startswith("http://127.0.0.1:") for metadata in shown)
+
+
+START_SCHEDULE = """
+mutation ($selector: ScheduleSelector!) {startSchedule(scheduleSelector: $selector) {__typename}}"""
+RUNS = """
+query ($filter: RunsFilter!) {runsOrError(filter: $filter, limit: 20) {... on Runs {results {runId status}}}}"""
+
+
+def test_a_schedule_and_the_ui_score_on_the_cluster_too(cluster, project):
+    declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
+    predictions = {"keep": ["shop", "items"], "schedule": "* * * * *", "store": "parquet"}  # so that all days are due
+    write_defs_yaml(project, declared | {"engine": cluster.declared(), "predictions": predictions})
+    with served(project, project / ".batch_platform") as ui:
+        selector = {**repository(ui), "scheduleName": "small_score_when_due"}
+        assert ui.ask(START_SCHEDULE, selector=selector)["__typename"] == "ScheduleStateResult"
+
+        def scheduled() -> list[dict[str, str]] | None:
+            runs = ui.ask(RUNS, filter={"tags": [{"key": "dagster/schedule_name", "value": "small_score_when_due"}]})
+            return runs["results"] if runs["results"] and {run["status"] for run in runs["results"]} <= ENDED else None
+
+        assert {run["status"] for run in ui.wait(scheduled)} == {"SUCCESS"}
+        chosen = {"assetSelection": [{"path": ["small", "predictions"]}]}
+        force = '{"ops": {"small__predictions": {"config": {"force": true}}}}'
+        asked = launch(ui, "__ASSET_JOB", chosen, "2024-02-03", force)
+        assert ui.wait(lambda: finished(ui, asked))["status"] == "SUCCESS"
+        rows = "SELECT count(*), count(items) FROM small.predictions"
+        engines = (
+            "SELECT engine, count(DISTINCT partition_key) FROM batch_platform.score_runs GROUP BY ALL ORDER BY ALL"
+        )
+        assert ui.published(engines) == [("local", 29), ("spark", 29)]
+        ((scored, kept),) = ui.published(rows)
+        assert scored == kept > 1000
+        last = "SELECT DISTINCT run_id FROM small.predictions WHERE partition_key = '2024-02-03'"
+        assert ui.published(last) == [(asked,)]
 
 
 @pytest.mark.parametrize("victim", ["executor", "worker"])
