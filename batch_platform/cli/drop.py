@@ -21,7 +21,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.drop import HeldPartitions, drop_partitions, held_partitions
 from batch_platform.warehouse.home import HOME_VARIABLE
 
-_PARTITIONED = ("features", "predictions", "performance")
+_PARTITIONED = ("features", "predictions", "drift", "performance")
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""The assets of a pipeline: raw sources, features, model, predictions, performance.
+"""The assets of a pipeline: raw sources, features, model, predictions with drift, performance.
 
 Each asset calls one step of `pipeline.py` for the partitions of its run and logs each partition as it commits. In a pipeline's own
 jobs, the steps of model and predictions first build the features that they lack; in the job that brings a pipeline up to date,
@@ -6,17 +6,18 @@ the step of the predictions also trains the models that are due.
 """
 
 import traceback
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
 from batch_platform.components import checks, commits, describe, lineage
+from batch_platform.components.checks import RunCheck
 from batch_platform.components.commits import Commit
-from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY, observed_version_tags
+from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
 from batch_platform.components.events import PartitionLog, engine_heard
 from batch_platform.components.jobs import (
     FeaturesConfig,
@@ -27,11 +28,12 @@ from batch_platform.components.jobs import (
     training_config,
     training_schema,
 )
+from batch_platform.components.observing import observe_sources, source_asset
 from batch_platform.components.resources import IO_MANAGER_KEY
 from batch_platform.components.runs import targets
-from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now, stamp_of
+from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
-from batch_platform.declaration.errors import BatchPlatformError, NoChampionError, SourceError
+from batch_platform.declaration.errors import BatchPlatformError, DataError, NoChampionError, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
@@ -39,7 +41,6 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import features_due, make_plan, with_snapshots_over
 from batch_platform.pipeline.recorded import recorded_evaluations, recorded_predictions
 from batch_platform.pipeline.replay import replay
-from batch_platform.pipeline.steps import Step
 from batch_platform.pipeline.train import Trained
 from batch_platform.pipeline.wanted import Wanted, error_of, failures_of
 from batch_platform.scoring.orders import Watch
@@ -48,119 +49,12 @@ from batch_platform.scoring.run import Committed
 
 def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     """Build all assets of a pipeline, sources first, except those that are somebody else's assets."""
-    sources = [_source(wiring, name) for name, source in wiring.spec.sources.items() if source.asset is None]
+    sources = [source_asset(wiring, name) for name, source in wiring.spec.sources.items() if source.asset is None]
     features = _features(wiring)
     model = _model(wiring, features)
     upstream = _Upstream(wiring, features, model)
     predictions = _predictions(upstream)
     return [*sources, features, model, predictions, _performance(upstream, predictions)]
-
-
-def _source(wiring: Wiring, name: str) -> dg.AssetsDefinition:
-    source, key = wiring.spec.sources[name], wiring.key(name)
-
-    @dg.multi_observable_source_asset(
-        name=key.to_python_identifier(),
-        specs=[
-            dg.AssetSpec(
-                key,
-                group_name=wiring.spec.name,
-                owners=wiring.spec.owners,
-                kinds={source.kind},
-                description=describe.source(wiring, name),
-                metadata=lineage.source(wiring, name),
-            )
-        ],
-        partitions_def=wiring.partitions if source.by_partition else None,
-    )
-    def observe(context: dg.AssetExecutionContext) -> dg.ObserveResult:
-        with clear_failures():
-            if source.by_partition:
-                _observe_partitions(context, wiring, name)
-            else:
-                _observe_whole(context, wiring, name)
-        return dg.ObserveResult(asset_key=key, metadata=LOGGED_IN_THE_BODY)
-
-    return observe
-
-
-def _observe_whole(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
-    calendar, sources = wiring.spec.partitions.calendar, wiring.pipeline().builder.sources
-    due = calendar.due(now())
-    newest = due[-1] if due else calendar.holding(calendar.first_start)
-    state = sources.state(name, newest)
-    version = state.version if newest is None else sources.version(name, newest)
-    _log_observed(context, wiring, name, None, version, describe.source_state(state, by_partition=False))
-
-
-def _observe_partitions(context: dg.AssetExecutionContext, wiring: Wiring, name: str) -> None:
-    """Observe the partitions of the run, or all that are due, except those whose file is missing."""
-    sources = wiring.pipeline().builder.sources
-    keys = context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
-    for partition in wiring.named(keys) or wiring.spec.partitions.calendar.due(now()):
-        try:
-            sources.version(name, partition)
-        except SourceError:
-            continue
-        state = sources.state(name, partition)
-        metadata = describe.source_state(state, by_partition=True)
-        _log_observed(context, wiring, name, partition.key, state.version, metadata)
-
-
-def _observe_sources(context: dg.AssetExecutionContext, wiring: Wiring, partitions: Sequence[Partition]) -> None:
-    """Log the state of the sources that a run reads.
-
-    A source is opened only if its version is new, and never if it has a file for each partition. A source whose file is
-    missing is left out: the build that needs it reports it. So is an asset of somebody else that has data versions of its own.
-    """
-    for name in wiring.pipeline().builder.feature_sources:
-        if wiring.spec.sources[name].asset is not None and _has_own_versions(context, wiring.source_key(name)):
-            continue
-        by_partition = wiring.spec.sources[name].by_partition
-        for partition in partitions if by_partition else partitions[:1]:
-            with suppress(SourceError):
-                version = wiring.pipeline().builder.sources.version(name, partition)
-                metadata = {} if by_partition else _source_metadata(context, wiring, name, partition, version)
-                _log_observed(context, wiring, name, partition.key if by_partition else None, version, metadata)
-
-
-def _has_own_versions(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> bool:
-    """Whether an asset was materialized, or observed by anything but a pipeline."""
-    record = context.instance.get_latest_data_version_record(asset)
-    observation = record.event_log_entry.asset_observation if record else None
-    return record is not None and (observation is None or PIPELINE_TAG not in observation.tags)
-
-
-def _source_metadata(
-    context: dg.AssetExecutionContext, wiring: Wiring, name: str, partition: Partition, version: str
-) -> Mapping[str, Any]:
-    """Describe a source: as last observed if its version is the same, else by reading it.
-
-    A source whose rows can only be counted by reading all of them is not read here: *Observe* does that. Where equal
-    versions do not mean equal rows, the number of rows is not repeated.
-    """
-    kind = wiring.pipeline().builder.sources.kind(name)
-    record = context.instance.get_latest_data_version_record(wiring.source_key(name))
-    last = record.event_log_entry.asset_observation if record else None
-    if last is not None and last.metadata and last.data_version == version:
-        dropped = None if kind.version_fixes_rows else describe.ROW_COUNT
-        return {key: value for key, value in last.metadata.items() if key != dropped}
-    if not kind.counts_quickly:
-        return {}
-    return describe.source_state(wiring.pipeline().builder.sources.state(name, partition), by_partition=False)
-
-
-def _log_observed(  # noqa: PLR0913 - what makes up an observation
-    context: dg.AssetExecutionContext,
-    wiring: Wiring,
-    name: str,
-    partition_key: str | None,
-    version: str,
-    metadata: Mapping[str, Any],
-) -> None:
-    tags = observed_version_tags(version) | {PIPELINE_TAG: wiring.spec.name}
-    key = wiring.source_key(name)
-    context.log_event(dg.AssetObservation(asset_key=key, partition=partition_key, metadata=metadata, tags=tags))
 
 
 def _features(wiring: Wiring) -> dg.AssetsDefinition:
@@ -199,7 +93,7 @@ def _build(
     force: bool,
 ) -> None:
     """Build the features of partitions and log them."""
-    _observe_sources(context, wiring, partitions)
+    observe_sources(context, wiring, partitions)
     log = PartitionLog(context, spec, len(partitions))
     for built in wiring.pipeline().build_features(partitions, stamp_of(context.run.run_id), force=force):
         read_from = lineage.built(wiring, built, partitions[-1])
@@ -384,7 +278,7 @@ class _Upstream:
         return [item.partition for item in wanted.rest(spec, state, {run_id}).of("predictions")]
 
     def retell(
-        self, context: dg.AssetExecutionContext, log: PartitionLog, asset: Step, due: Sequence[Partition]
+        self, context: dg.AssetExecutionContext, log: "PartitionLog | _ScoringLog", due: Sequence[Partition]
     ) -> None:
         """Log the partitions of the run that are up to date: Dagster takes what a failed run does not log as failed."""
         pipeline = self.wiring.pipeline()
@@ -393,43 +287,115 @@ class _Upstream:
         left_out = {partition.key for partition in due} | {
             failure.partition_key for failure in failures_of(state, {context.run.run_id})
         }
-        known = state.scores if asset == "predictions" else state.evaluations
-        keys = [key for key in context.partition_keys if key not in left_out and key in known]
-        if asset == "predictions":
-            scored = recorded_predictions(pipeline, state, keys)
-            made = (commits.predictions(self.wiring, it) for it in scored)
-        else:
-            evaluated = recorded_evaluations(pipeline, state, keys)
-            made = (commits.performance(self.wiring, it) for it in evaluated)
-        for commit in made:
+        keys = [key for key in context.partition_keys if key not in left_out]
+        if isinstance(log, _ScoringLog):
+            keys = [key for key in keys if key in state.scores]
+            for scored in recorded_predictions(pipeline, state, keys):
+                log.committed(scored, last=not due and scored.partition.key == keys[-1], retold=True)
+            return
+        keys = [key for key in keys if key in state.evaluations]
+        for evaluated in recorded_evaluations(pipeline, state, keys):
+            commit = commits.performance(self.wiring, evaluated)
             last = not due and commit.partition_key == keys[-1]
-            whole = _as_a_whole(self.wiring, log, asset, commit) if last else None
+            whole = _as_a_whole(self.wiring, log, "performance", commit) if last else None
             log.committed(commit, metadata=whole, retold=True)
 
 
-def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
-    wiring = upstream.wiring
-    key, of_rows = wiring.key("predictions"), checks.predictions(wiring)
-    of_challengers = [checks.CHALLENGERS_SCORED] if wiring.spec.challengers else []
-    model = dg.AssetDep(wiring.key("model"), partition_mapping=wiring.serving)
+class _ScoringLog:
+    """Logs committed predictions and, where it is declared, the drift that was committed with them."""
 
-    @dg.asset(
-        key=key,
-        group_name=wiring.spec.name,
-        owners=wiring.spec.owners,
-        kinds={"duckdb", "table"},
+    def __init__(
+        self, context: dg.AssetExecutionContext, wiring: Wiring, scoring: dg.AssetsDefinition, total: int
+    ) -> None:
+        """See `PartitionLog`."""
+        self._wiring, self._selected = wiring, context.selected_asset_keys
+        self._predictions = PartitionLog(context, scoring.get_asset_spec(wiring.key("predictions")), total)
+        self._drift = None
+        if wiring.spec.monitoring.drift is not None:
+            self._drift = PartitionLog(context, scoring.get_asset_spec(wiring.key("drift")), total)
+        self.on_the_way = self._predictions.on_the_way
+
+    def committed(
+        self, scored: Committed, *, last: bool, metadata: Mapping[str, Any] | None = None, retold: bool = False
+    ) -> None:
+        """Log a partition; with the `last` one, what its tables hold as a whole."""
+        commit = commits.predictions(self._wiring, scored)
+        whole = _as_a_whole(self._wiring, self._predictions, "predictions", commit) if last else {}
+        self._predictions.committed(commit, metadata={**whole, **(metadata or {})}, retold=retold)
+        if self._drift is not None:
+            self._drift.made_before(self._wiring.key("predictions"), commit)
+            commit = commits.drift(self._wiring, scored)
+            whole = _as_a_whole(self._wiring, self._drift, "drift", commit) if last and commit.rows else {}
+            self._drift.committed(commit, metadata=whole, retold=True)
+
+    def finish(self) -> Iterator[dg.MaterializeResult]:
+        """The outputs of the step that the run asks for."""
+        wiring = self._wiring
+        if wiring.key("predictions") in self._selected:
+            yield self._predictions.finish(*checks.predictions(wiring), *_of_challengers(wiring))
+        if self._drift is not None and wiring.key("drift") in self._selected:
+            yield self._drift.finish(*checks.drift(wiring))
+
+
+def _of_challengers(wiring: Wiring) -> list[RunCheck[Any]]:
+    return [checks.CHALLENGERS_SCORED] if wiring.spec.challengers else []
+
+
+def _scoring_specs(wiring: Wiring) -> Iterator[dg.AssetSpec]:
+    """The predictions, and the drift where it is declared."""
+    name = wiring.spec.name
+    shared: dict[str, Any] = {"group_name": name, "owners": wiring.spec.owners, "kinds": {"duckdb", "table"}}
+    model = dg.AssetDep(wiring.key("model"), partition_mapping=wiring.serving)
+    predictions = dg.AssetSpec(
+        wiring.key("predictions"),
         description=describe.whole_job(wiring) + describe.predictions(wiring),
-        io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().scoring_code_version,
-        metadata={"dagster/table_name": f"{wiring.spec.name}.predictions", **lineage.predictions(wiring)},
-        partitions_def=wiring.served,
+        metadata={"dagster/table_name": f"{name}.predictions", **lineage.predictions(wiring)},
         deps=[wiring.key("features"), model],
+        freshness_policy=wiring.freshness_policy,
+        partitions_def=wiring.served,
+        **shared,
+    )
+    yield predictions.with_io_manager_key(IO_MANAGER_KEY)
+    if wiring.spec.monitoring.drift is not None:
+        drift = dg.AssetSpec(
+            wiring.key("drift"),
+            description=describe.drift(wiring),
+            metadata={"dagster/table_name": f"{name}.drift"},
+            deps=[wiring.key("features"), wiring.key("predictions")],
+            partitions_def=wiring.served,
+            **shared,
+        )
+        yield drift.with_io_manager_key(IO_MANAGER_KEY)
+
+
+def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
+    """The predictions and the drift, which one transaction commits, and so one step makes.
+
+    With both, Dagster may ask for one of them, or for a check alone: drift without predictions is told as it is recorded.
+    """
+    wiring = upstream.wiring
+    key = wiring.key("predictions")
+    of_drift = [check.spec(wiring.key("drift")) for check in checks.drift(wiring)]
+
+    @dg.multi_asset(
+        name=key.to_python_identifier(),
+        specs=[*_scoring_specs(wiring)],
+        partitions_def=wiring.served,
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
-        check_specs=[check.spec(key) for check in (*of_rows, *of_challengers)],
-        freshness_policy=wiring.freshness_policy,
+        check_specs=[
+            *(check.spec(key) for check in (*checks.predictions(wiring), *_of_challengers(wiring))),
+            *of_drift,
+        ],
+        can_subset=bool(of_drift),
     )
-    def predictions(context: dg.AssetExecutionContext, config: PredictionsConfig) -> dg.MaterializeResult:
+    def predictions(
+        context: dg.AssetExecutionContext, config: PredictionsConfig
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        if key not in context.selected_asset_keys:
+            yield from _told_as_recorded(context, wiring)
+            return
         followed = upstream.is_due(context) and wiring.key("performance") in (context.run.asset_selection or ())
         with wiring.step(context, last=not followed):
             partitions = wiring.named(context.partition_keys)
@@ -440,20 +406,51 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
                 partitions = upstream.make(context, Wanted(partitions, now(), **options))
             elif is_of_job(context.run, wiring, "score") and not config.replay:
                 _build_lacking(context, wiring, upstream.features, partitions)
-            log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
+            log = _ScoringLog(context, wiring, context.assets_def, len(partitions))
             if upstream.is_due(context):
-                upstream.retell(context, log, "predictions", partitions)
+                upstream.retell(context, log, partitions)
             with _failing_later(context, later=followed), _naming_the_whole_job(wiring):
                 _score(context, wiring, log, partitions, config)
-        return log.finish(*of_rows, *of_challengers)
+        yield from log.finish()
 
     return predictions
+
+
+def _told_as_recorded(
+    context: dg.AssetExecutionContext, wiring: Wiring
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+    """Log the drift of partitions, or the results of checks alone, from what is recorded; nothing is scored.
+
+    A run of checks alone may name no partition: then it is about all of them. Raises DataError if a partition is not scored.
+    """
+    with wiring.step(context) as pipeline:
+        state = pipeline.state()
+        asked = context.partition_keys if context.has_partition_key or context.has_partition_key_range else state.scores
+        if missing := [name for name in asked if name not in state.scores]:
+            msg = f"{wiring.spec.name}: partition {listed(missing)} is not scored yet."
+            raise DataError(msg, hint=f"launch the job {name_of_whole(wiring.spec.name)}, which scores it first.")
+        recorded = list(recorded_predictions(pipeline, state, sorted(asked)))
+        log = PartitionLog(context, context.assets_def.get_asset_spec(wiring.key("drift")), len(recorded))
+        if wiring.key("drift") in context.selected_asset_keys:
+            for scored in recorded:
+                log.committed(commits.drift(wiring, scored))
+    if wiring.key("drift") in context.selected_asset_keys:
+        yield log.finish(*checks.drift(wiring))
+    for check, asset in {
+        **dict.fromkeys((*checks.predictions(wiring), *_of_challengers(wiring)), "predictions"),
+        **dict.fromkeys(checks.drift(wiring), "drift"),
+    }.items():
+        key = wiring.key(asset)
+        if key not in context.selected_asset_keys and check.key(key) in context.selected_asset_check_keys:
+            made = [(commits.drift if asset == "drift" else commits.predictions)(wiring, it) for it in recorded]
+            looked_at = [value for it in made for known, value in it.checked.items() if known.name == check.name]
+            yield check.result(looked_at, key)
 
 
 def _score(
     context: dg.AssetExecutionContext,
     wiring: Wiring,
-    log: PartitionLog,
+    log: _ScoringLog,
     partitions: Sequence[Partition],
     config: PredictionsConfig,
 ) -> None:
@@ -461,17 +458,21 @@ def _score(
     pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
     with engine_heard(context), closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
         for done in results:
-            commit = commits.predictions(wiring, done)
             read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
-            if done.partition == partitions[-1]:
-                read_from |= _as_a_whole(wiring, log, "predictions", commit)
-            log.committed(commit, metadata=read_from | describe.speed(done))
+            last = done.partition == partitions[-1]
+            log.committed(done, last=last, metadata=read_from | describe.speed(done))
 
 
-def _as_a_whole(wiring: Wiring, log: PartitionLog, table: Step, commit: Commit) -> dict[str, Any]:
+def _as_a_whole(
+    wiring: Wiring, log: PartitionLog, table: Literal["predictions", "drift", "performance"], commit: Commit
+) -> dict[str, Any]:
     """Metadata of a table, and its chart, for the last partition that a run logs."""
-    rule = wiring.spec.monitoring.performance if table == "performance" else None
-    bound = None if rule is None else rule.warn_below
+    performance, drift = wiring.spec.monitoring.performance, wiring.spec.monitoring.drift
+    bound = None
+    if table == "performance" and performance is not None:
+        bound = performance.warn_below
+    if table == "drift" and drift is not None:
+        bound = drift.warn
     chart = describe.by_partition(commit.charted or "", log.charted(commit, wiring.served), bound)
     return {**chart, **describe.stored_table(wiring, table)}
 
@@ -485,7 +486,7 @@ def _score_what_failed(
     if steps is None or wiring.key("predictions").to_python_identifier() in steps:
         return
     partitions = upstream.make(context, wanted)
-    log = PartitionLog(context, predictions.get_asset_spec(wiring.key("predictions")), len(partitions))
+    log = _ScoringLog(context, wiring, predictions, len(partitions))
     with _failing_later(context, later=True):
         _score(context, wiring, log, partitions, PredictionsConfig())
 
@@ -534,7 +535,7 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
                 partitions = [item.partition for item in due]
             log = PartitionLog(context, context.assets_def.get_asset_spec(key), len(partitions))
             if upstream.is_due(context):
-                upstream.retell(context, log, "performance", partitions)
+                upstream.retell(context, log, partitions)
             with _failing_later(context, later=upstream.is_due(context)):
                 for evaluated in pipeline.evaluate(partitions, stamp_of(context.run.run_id)):
                     commit, last = commits.performance(wiring, evaluated), evaluated.partition == partitions[-1]

@@ -19,7 +19,6 @@ from batch_platform.declaration.monitored import Drift
 from batch_platform.declaration.windows import oldest_champion
 from batch_platform.models.registry import ChallengerTraining
 from batch_platform.monitoring.catalogue import declared_checks
-from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.monitoring.health import AspectName
 from batch_platform.monitoring.measure import Judgement
 from batch_platform.monitoring.usual import LEAST_HISTORY, MOST_COMPARED, MOST_REJECTING
@@ -29,6 +28,7 @@ from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained
 from batch_platform.scoring.challenger_tables import ChallengerRun
+from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
@@ -59,10 +59,15 @@ class RunCheck(Generic[Checked]):
         """The declaration of the check on an asset."""
         return dg.AssetCheckSpec(self.name, asset=asset, description=self.description, blocking=self.blocking)
 
-    def result(self, checked: Sequence[Checked]) -> dg.AssetCheckResult:
-        """The result for the run as a whole."""
+    def key(self, asset: dg.AssetKey) -> dg.AssetCheckKey:
+        """The key of the check on an asset."""
+        return dg.AssetCheckKey(asset, self.name)
+
+    def result(self, checked: Sequence[Checked], asset: dg.AssetKey) -> dg.AssetCheckResult:
+        """The result on an asset for the run as a whole."""
         failed = [partition for partition in checked if not self.passed(partition)]
         return dg.AssetCheckResult(
+            asset_key=asset,
             check_name=self.name,
             description=OF_THE_RUN,
             passed=not failed,
@@ -106,6 +111,7 @@ def keys_of(wiring: Wiring, asset: str) -> list[dg.AssetCheckKey]:
             UP_TO_DATE,
             *([NEWEST_SCORED] if wiring.spec.monitoring.fresh_by else []),
         ],
+        DRIFT: [check.name for check in drift(wiring)],
         "performance": list(measures(wiring)),
     }
     return [dg.AssetCheckKey(wiring.key(asset), name) for name in names.get(asset, [])]
@@ -132,10 +138,9 @@ def predictions(wiring: Wiring) -> list[RunCheck[Committed]]:
         },
         summary=lambda partitions, failed: {"rejected": _worst_share(partitions), "too_many": _keys(failed)},
     )
-    drift, oldest = wiring.spec.monitoring.drift, oldest_champion(wiring.spec)
-    of_drift = [] if drift is None else [_drift(drift)]
+    oldest = oldest_champion(wiring.spec)
     of_age = [] if oldest is None else [_champion_age(oldest)]
-    return [ROWS_BALANCE, rejected_share, _VOLUME, _SCORE_DISTRIBUTION, *of_drift, *of_age]
+    return [ROWS_BALANCE, rejected_share, _VOLUME, _SCORE_DISTRIBUTION, *of_age]
 
 
 def _passed(partition: Committed, name: AspectName) -> bool:
@@ -171,41 +176,42 @@ _BASELINES: dict[str, str] = {
 }
 
 
+def drift(wiring: Wiring) -> list[RunCheck[Committed]]:
+    """The check that features and predictions are like their baseline, where it is declared."""
+    declared = wiring.spec.monitoring.drift
+    return [] if declared is None else [_drift(declared)]
+
+
 def _drift(declared: Drift) -> RunCheck[Committed]:
-    """The check that features and predictions are like their baseline."""
     return RunCheck[Committed](
-        name="drift",
+        name=DRIFT,
         description=(
             f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
             f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
             f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
             "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines."
         ),
-        passed=lambda partition: not _drifted(partition),
+        passed=lambda partition: not describe.alarming(partition.drift),
         metadata=lambda partition: _drift_numbers(partition, declared),
         summary=lambda partitions, failed: {
             "partitions": _count(partitions),
             "drifted": _keys(failed),
-            "columns": listed(dict.fromkeys(row.column_name for partition in failed for row in _drifted(partition)))
+            "columns": listed(
+                dict.fromkeys(row.column_name for partition in failed for row in describe.alarming(partition.drift))
+            )
             or "none",
         },
-        is_error=lambda partition: any(row.level == "fail" for row in _drifted(partition)),
+        is_error=lambda partition: any(row.level == "fail" for row in partition.drift),
     )
-
-
-def _drifted(partition: Committed) -> list[ColumnDrift]:
-    """The columns that give a warning or an error, the worst first."""
-    return [row for row in partition.drift if row.level in ("warn", "fail")]
 
 
 def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
     judged = [row for row in partition.drift if row.level is not None]
     if not judged:
         return {"not_judged": _not_judged(partition, declared)}
-    metadata: dict[str, Any] = {"drifted": ", ".join(map(describe.drifted, _drifted(partition))) or "none"}
-    of_alarms = _drifted(partition) or judged
-    table = {row.column_name: describe.drifted(row) for row in of_alarms[:MOST_LISTED]}
-    metadata["the_worst"] = dg.MetadataValue.md(describe.listing(("column", declared.baseline), table))
+    alarming = describe.alarming(partition.drift)
+    metadata: dict[str, Any] = {"drifted": ", ".join(map(describe.drifted, alarming)) or "none"}
+    metadata["the_worst"] = describe.most_drifted(alarming or judged)
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in partition.drift}
     if strange:

@@ -69,6 +69,15 @@ def predictions(wiring: Wiring, committed: Committed) -> Commit:
     return Commit(committed.partition.key, version, committed.run.rows_in, metadata, checked, mean)
 
 
+def drift(wiring: Wiring, committed: Committed) -> Commit:
+    """The drift of committed predictions."""
+    checked: dict[RunCheck[Any], Any] = dict.fromkeys(checks.drift(wiring), committed)
+    version, metadata = describe.drift_version(committed), describe.partition_drift(committed)
+    return Commit(
+        committed.partition.key, version, len(committed.drift), metadata, checked, charted=describe.WORST_INDEX
+    )
+
+
 def performance(wiring: Wiring, evaluated: Evaluated) -> Commit:
     """An evaluation."""
     measures = checks.measures(wiring)

@@ -167,10 +167,12 @@ class Provenance:
         self._newest = {
             dep.asset_key: context.instance.get_latest_data_version_record(dep.asset_key) for dep in spec.deps
         }
-        self._of_partitions = {
-            key: context.instance.event_log_storage.get_latest_tags_by_partition(
-                key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-            )
+        self._of_partitions: dict[dg.AssetKey, dict[str, Mapping[str, str]]] = {
+            key: {
+                **context.instance.event_log_storage.get_latest_tags_by_partition(
+                    key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+                )
+            }
             for key, record in self._newest.items()
             if record and self._graph.has(key) and self._graph.get(key).is_partitioned
         }
@@ -182,6 +184,10 @@ class Provenance:
             tags[get_input_data_version_tag(key)] = self._version(key, partition_key)
             tags[get_input_event_pointer_tag(key)] = str(record.storage_id) if record else NULL_EVENT_POINTER
         return tags
+
+    def made(self, key: dg.AssetKey, partition_key: str, version: str) -> None:
+        """Take a partition of an input that the same step has made since."""
+        self._of_partitions.setdefault(key, {})[partition_key] = {DATA_VERSION_TAG: version}
 
     def _version(self, key: dg.AssetKey, partition_key: str | None) -> str:
         """The data version of what was read of an input."""

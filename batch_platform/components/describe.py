@@ -18,6 +18,7 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
+from batch_platform.declaration.errors import MOST_LISTED
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.bundle import Manifest, read_manifest
@@ -38,6 +39,7 @@ from batch_platform.warehouse.sql import quoted, table_columns
 
 ROW_COUNT = "dagster/row_count"  # of a table
 PARTITION_ROWS = "dagster/partition_row_count"  # of a partition of a table
+WORST_INDEX = "worst_psi"
 DIGITS = 6  # significant digits of the numbers that are shown and plotted
 
 
@@ -415,6 +417,48 @@ def drifted(row: ColumnDrift) -> str:
     if row.mean is not None and row.baseline_mean is not None:
         changes.append(f"mean {row.mean:.4g} instead of {row.baseline_mean:.4g}")
     return f"{changes[0]} ({', '.join(changes[1:])})" if changes[1:] else changes[0]
+
+
+def alarming(rows: Sequence[ColumnDrift]) -> list[ColumnDrift]:
+    """The columns that give a warning or an error, in the same order."""
+    return [row for row in rows if row.level in ("warn", "fail")]
+
+
+def most_drifted(worst_first: Sequence[ColumnDrift]) -> dg.MarkdownMetadataValue:
+    """A table of the columns that differ most from their baseline."""
+    rows = worst_first[:MOST_LISTED]
+    baseline = rows[0].baseline if rows else "reference"
+    return dg.MetadataValue.md(listing(("column", baseline), {row.column_name: drifted(row) for row in rows}))
+
+
+def partition_drift(partition: Committed) -> dict[str, Any]:
+    """Metadata of a partition of drift: the worst columns first, and numbers to plot; few where no column is judged."""
+    judged = [row for row in partition.drift if row.level is not None]
+    metadata: dict[str, Any] = {PARTITION_ROWS: len(partition.drift), "model_version": partition.run.model_version}
+    if not judged:
+        return metadata
+    levels = [row.level for row in judged]
+    numbers = {"columns_over_warn": len(alarming(judged)), "columns_over_fail": levels.count("fail")}
+    return {"the_worst": most_drifted(judged), **rounded({WORST_INDEX: judged[0].unusual}), **numbers, **metadata}
+
+
+def drift_version(partition: Committed) -> str:
+    """Data version of a partition of drift: equal for the same rows."""
+    measured = [(row.column_name, row.role, row.baseline, row.psi, row.level) for row in partition.drift]
+    return sha256(json.dumps(sorted(measured)).encode()).hexdigest()[:16]
+
+
+def drift(wiring: Wiring) -> str:
+    """The description of the drift, with the query that reads it."""
+    name = wiring.spec.name
+    return (
+        "How far the features and the predictions of each partition are from the training data, the partition before and the same "
+        f"time of the week before. The rows are written in the transaction of the predictions, by the same step. `{WORST_INDEX}` is "
+        "the population stability index of the worst column that is judged, beyond what chance and the training data explain; "
+        "`columns_over_warn` and `columns_over_fail` count the columns beyond the limits of monitoring.drift. The metadata "
+        "`by_partition` draws the worst index of the newest partitions.\n\n"
+        f"```sql\n-- in published.duckdb, which no run ever locks\nFROM {name}.drift WHERE partition_key = '…'\n```"
+    )
 
 
 def listing(columns: tuple[str, str], values: Mapping[str, object]) -> str:

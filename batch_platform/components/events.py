@@ -118,6 +118,11 @@ class PartitionLog:
         for result in commit.evaluations(self._asset):
             self._context.op_execution_context.log_event(result)
 
+    def made_before(self, asset: dg.AssetKey, commit: Commit) -> None:
+        """Take a partition that the same step has made, of an asset upstream, for what the next commit is made from."""
+        if commit.partition_key is not None:
+            self._provenance.made(asset, commit.partition_key, commit.data_version)
+
     def charted(self, commit: Commit, definition: dg.PartitionsDefinition) -> dict[str, float]:
         """The number that is drawn, of the newest partitions until now, with a commit that is about to be logged.
 
@@ -172,7 +177,8 @@ class PartitionLog:
 
     def finish(self, *checks: RunCheck[Any]) -> dg.MaterializeResult:
         """Return the output of the step with the results of its checks, once every partition is logged."""
-        results = [check.result(self._checked[check.name]) for check in checks]
+        selected = {key.name for key in self._context.selected_asset_check_keys if key.asset_key == self._asset}
+        results = [check.result(self._checked[check.name], self._asset) for check in checks if check.name in selected]
         return dg.MaterializeResult(asset_key=self._asset, metadata=LOGGED_IN_THE_BODY, check_results=results)
 
 
@@ -195,6 +201,8 @@ def log_unknown_commits(
         "predictions": {key: run.run_id for key, run in state.scores.items()},
         "performance": {key: run.run_id for key, run in state.evaluations.items()},
     }
+    if wiring.spec.monitoring.drift is not None:
+        runs["drift"] = runs["predictions"]
     unknown = {asset: _unknown(wiring, instance, asset, runs[asset], busy) for asset in runs}
     if not any(unknown.values()):
         return
@@ -204,6 +212,7 @@ def log_unknown_commits(
         "predictions": (
             commits.predictions(wiring, it) for it in recorded_predictions(pipeline, state, unknown["predictions"])
         ),
+        "drift": (commits.drift(wiring, it) for it in recorded_predictions(pipeline, state, unknown.get("drift", ()))),
         "performance": (
             commits.performance(wiring, it) for it in recorded_evaluations(pipeline, state, unknown["performance"])
         ),

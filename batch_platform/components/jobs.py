@@ -70,7 +70,7 @@ def build_jobs(wiring: Wiring) -> dict[Duty, UnresolvedAssetJobDefinition]:
     return {
         duty: dg.define_asset_job(
             job_name(wiring.spec.name, duty),
-            selection=dg.AssetSelection.assets(*(wiring.key(asset) for asset in assets_of(duty))),
+            selection=dg.AssetSelection.assets(*wiring.keys(assets_of(duty))),
             description=description,
             tags={PIPELINE_TAG: wiring.spec.name},
             executor_def=dg.in_process_executor,
@@ -92,9 +92,10 @@ def build_whole_job(wiring: Wiring) -> UnresolvedAssetJobDefinition:
     """
     return dg.define_asset_job(
         name_of_whole(wiring.spec.name),
-        selection=dg.AssetSelection.assets(*(wiring.key(asset) for asset in MAKES_ALL)),
+        selection=dg.AssetSelection.assets(*wiring.keys(MAKES_ALL)),
         description="Brings partitions up to date: builds the features and trains the models that they lack, scores them and "
-        "evaluates them, each only where it is due. The same as `batch-platform run`.",
+        "evaluates them, each only where it is due. The same as `batch-platform run`. Confirm where Dagster warns that features and "
+        "model are not materialized yet: this job makes them.",
         tags={PIPELINE_TAG: wiring.spec.name},
         executor_def=dg.in_process_executor,
     )
@@ -116,13 +117,13 @@ def launch_of(wiring: Wiring, request: Request, config: Mapping[Step, Mapping[st
     single = duty == "train" and wiring.serving_periods is None
     tags = {ASSET_PARTITION_RANGE_START_TAG: request.first, ASSET_PARTITION_RANGE_END_TAG: request.last}
     until = {"until": request.first} if single else {}
-    assets, ops = list[dg.AssetKey](), dict[str, Any]()
+    ops = dict[str, Any]()
     for step in request.steps:
         asset = ASSET_OF.get(step, step)
-        assets.append(wiring.key(asset))
         only = {"challengers_only": True} if step == "challengers" else {}
         if values := {**(config or {}).get(step, {}), **only, **until}:
             ops[f"{name}__{asset}"] = {"config": values}
+    assets = wiring.keys(ASSET_OF.get(step, step) for step in request.steps)
     return Launch(job_name(name, duty), assets, {} if single else tags, ops)
 
 
@@ -132,8 +133,7 @@ def launch_of_all(wiring: Wiring, partitions: Sequence[Partition], wanted: Wante
     config = {name: value for name in options if (value := getattr(wanted, name)) is not None}
     tags = {ASSET_PARTITION_RANGE_START_TAG: partitions[0].key, ASSET_PARTITION_RANGE_END_TAG: partitions[-1].key}
     name = wiring.spec.name
-    assets = [wiring.key(asset) for asset in MAKES_ALL]
-    return Launch(name_of_whole(name), assets, tags, {f"{name}__predictions": {"config": config}})
+    return Launch(name_of_whole(name), wiring.keys(MAKES_ALL), tags, {f"{name}__predictions": {"config": config}})
 
 
 class FeaturesConfig(dg.Config):

@@ -1,7 +1,7 @@
 """One pipeline as Dagster sees it: declaration, asset keys, partitions, partition mappings, steps and their errors."""
 
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -67,6 +67,15 @@ class Wiring:
         declared = self.spec.sources[source].asset
         return self.key(source) if declared is None else dg.AssetKey(declared.split("/"))
 
+    def keys(self, assets: Iterable[str]) -> list[dg.AssetKey]:
+        """The keys of some of its assets, with that of the drift, where it is declared, beside the predictions."""
+        with_drift = self.spec.monitoring.drift is not None
+        return [
+            self.key(made)
+            for asset in assets
+            for made in ((asset, "drift") if asset == "predictions" and with_drift else (asset,))
+        ]
+
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
         """The partitions of features, and of sources with a file for each."""
@@ -85,8 +94,9 @@ class Wiring:
 
     def partitions_of(self, asset: str) -> dg.TimeWindowPartitionsDefinition | None:
         """The partitions of one of its assets; None for a model that serves all partitions."""
-        of_asset = {"model": self.serving_periods, "predictions": self.served, "performance": self.served}
-        return of_asset.get(asset, self.partitions)
+        if asset == "model":
+            return self.serving_periods
+        return self.served if asset in ("predictions", "drift", "performance") else self.partitions
 
     @cached_property
     def history(self) -> dg.TimeWindowPartitionMapping | None:

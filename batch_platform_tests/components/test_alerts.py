@@ -83,14 +83,14 @@ def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed,
         assert alerts.tick() == "1 incident going on. Messages: 1 sent, none waiting."
         alerts.tick()
         (message,) = hook.messages
-        assert message["title"] == "small: the check drift on predictions failed (2024-02-05)"
+        assert message["title"] == "small: the check drift on drift failed (2024-02-05)"
         assert message["type"] == "failure"
         lines = dict(line.split(": ", 1) for line in message["message"].splitlines())
         assert lines["Pipeline"] == "small"
         assert lines["Partitions"] == "2024-02-05"
         assert lines["How bad"].startswith("failure. drifted: amount ")
         assert "null 100.0%" in lines["How bad"]
-        assert lines["See"] == "http://127.0.0.1:3000/assets/small/predictions?view=checks&checkDetail=drift"
+        assert lines["See"] == "http://127.0.0.1:3000/assets/small/drift?view=checks&checkDetail=drift"
         for column, (day, _) in BROKEN.items():
             if column != "amount":
                 broken_events(column).write_parquet(file)
@@ -106,7 +106,7 @@ def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed,
             assert alerts.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
             alerts.tick()
             (message,) = hook.messages
-            title = f"small: over: the check drift on predictions failed ({day})"
+            title = f"small: over: the check drift on drift failed ({day})"
             assert (message["title"], message["type"]) == (title, "success")
 
 

@@ -478,7 +478,7 @@ def test_a_row_that_is_neither_scored_nor_rejected_stops_what_depends_on_it(trai
 
     @dg.asset(key=key, check_specs=[checks.ROWS_BALANCE.spec(key)])
     def scores() -> dg.MaterializeResult:
-        return dg.MaterializeResult(check_results=[checks.ROWS_BALANCE.result([committed])])
+        return dg.MaterializeResult(check_results=[checks.ROWS_BALANCE.result([committed], key)])
 
     @dg.asset(deps=[scores])
     def emails() -> None: ...
