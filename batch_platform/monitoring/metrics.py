@@ -35,9 +35,6 @@ SILHOUETTE_ROWS = 2_000  # the silhouette compares every pair of rows
 LIFTS = (0.01, 0.05, 0.10)  # shares of the rows with the highest scores
 ERROR_QUANTILES = (0.1, 0.5, 0.9)
 _ROUNDING = 1e-12
-_LEAST_CHANCE = float(
-    np.finfo(np.float64).eps
-)  # below which a probability counts as this: the logarithm of 0 is infinite
 
 
 @dataclass(frozen=True)
@@ -158,14 +155,15 @@ def _hits(outcomes: Outcomes) -> NDArray[np.bool_]:
 
 def _log_loss(outcomes: Outcomes) -> float:
     """Mean negative logarithm of the true class's probability (`sklearn.metrics.log_loss`)."""
-    total = outcomes.predicted.sum(axis=1)  # float32 models miss 1 by a last digit
-    shares = outcomes.predicted[np.arange(len(total)), outcomes.true_positions] / total
-    return float(np.mean(-np.log(np.clip(shares, _LEAST_CHANCE, 1 - _LEAST_CHANCE))))
+    from sklearn import metrics
+
+    shares = outcomes.predicted / outcomes.predicted.sum(axis=1, keepdims=True)  # float32 models miss 1 by a last digit
+    return float(metrics.log_loss(outcomes.true_positions, shares, labels=range(len(outcomes.classes))))
 
 
 def _row_log_losses(outcomes: Outcomes) -> Floats:
     of_truth = outcomes.predicted[np.arange(len(outcomes.predicted)), outcomes.true_positions]
-    return -np.log(np.clip(of_truth, _LEAST_CHANCE, 1.0))
+    return -np.log(np.clip(of_truth, np.finfo(np.float64).eps, 1.0))
 
 
 def _brier(outcomes: Outcomes) -> float:
@@ -198,7 +196,15 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
     For several classes, the mean over each class against all others, defined only if every class occurs. For outliers,
     how well the score separates the second of two labels from the first.
     """
-    return unweighted(_weighted_roc_auc, outcomes)
+    from sklearn import metrics
+
+    if outcomes.task != "multiclass":
+        positive, score = outcomes.positive_and_score
+        return float(metrics.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
+    positions, count = outcomes.true_positions, len(outcomes.classes)
+    if len(np.unique(positions)) < count:
+        return None
+    return float(metrics.roc_auc_score(positions, outcomes.predicted, multi_class="ovr", labels=range(count)))
 
 
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
@@ -287,7 +293,9 @@ def _lift(share: float) -> Metric:
 
 def _mae(outcomes: Outcomes) -> float:
     """Mean absolute error (`sklearn.metrics.mean_absolute_error`)."""
-    return float(np.mean(_absolute_errors(outcomes)))
+    from sklearn import metrics
+
+    return float(metrics.mean_absolute_error(outcomes.labels, outcomes.predicted))
 
 
 def _absolute_errors(outcomes: Outcomes) -> Floats:
@@ -296,7 +304,9 @@ def _absolute_errors(outcomes: Outcomes) -> Floats:
 
 def _rmse(outcomes: Outcomes) -> float:
     """Square root of the mean squared error (`sklearn.metrics.root_mean_squared_error`)."""
-    return float(np.sqrt(np.mean((outcomes.labels - outcomes.predicted) ** 2)))
+    from sklearn import metrics
+
+    return float(metrics.root_mean_squared_error(outcomes.labels, outcomes.predicted))
 
 
 def _weighted_rmse(outcomes: Outcomes) -> Weighted:
@@ -306,10 +316,10 @@ def _weighted_rmse(outcomes: Outcomes) -> Weighted:
 
 def _r2(outcomes: Outcomes) -> float | None:
     """Share of the variance that is explained (`sklearn.metrics.r2_score`); not defined where the truth is constant."""
+    from sklearn import metrics
+
     truth = outcomes.labels
-    if len(truth) < 2 or np.ptp(truth) == 0:  # noqa: PLR2004 - one truth has no variance
-        return None
-    return float(1 - np.sum((truth - outcomes.predicted) ** 2) / np.sum((truth - truth.mean()) ** 2))
+    return float(metrics.r2_score(truth, outcomes.predicted)) if len(truth) > 1 and np.ptp(truth) > 0 else None
 
 
 def _weighted_r2(outcomes: Outcomes) -> Weighted:

@@ -76,11 +76,6 @@ class Outcomes:
         return Ranked(*self.positive_and_score)
 
     @cached_property
-    def even(self) -> Floats:
-        """Weights of 1 [n]; the same array each time, by which metrics of ranked rows recognize them."""
-        return np.ones(len(self.predicted))
-
-    @cached_property
     def positives(self) -> int | None:
         """Number of positive rows; None for tasks without a positive class, and without labels."""
         if self.truth is None or self.task not in ("binary", "outliers"):
@@ -137,5 +132,5 @@ class Ranked:
 def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
     """A metric of rows that all weigh 1; None where it is not defined."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(prepare(outcomes)(outcomes.even))
+        value = float(prepare(outcomes)(np.ones(len(outcomes.predicted))))
     return value if np.isfinite(value) else None
