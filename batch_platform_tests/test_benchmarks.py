@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -15,18 +14,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from batch_platform_tests import warm
 from batch_platform_tests.benchmarks import __main__ as benchmarks
 from batch_platform_tests.benchmarks import commit, contenders, environments, project, report, tables
 from batch_platform_tests.benchmarks.agreement import Scores, require_same
 from batch_platform_tests.benchmarks.contenders import CONTENDERS
 from batch_platform_tests.benchmarks.data import LABEL_DELAY_DAYS, days_of, spread, write_days
 from batch_platform_tests.benchmarks.environments import Environments
-from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, inherited, medians, run
+from batch_platform_tests.benchmarks.forked import run_forked
+from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, in_turn, medians, run
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
-from batch_platform_tests.warm import WarmCommand
 
 HERE = [OURS, "script", "sklearn_in_memory"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
@@ -42,18 +40,6 @@ def benchmark(folder: Path, *arguments: str) -> tuple[list[dict[str, Any]], str]
             patch.setattr(module, "run", run_forked)
         benchmarks.main([*arguments, *files])
     return json.loads((folder / "results.json").read_text()), (folder / "results.md").read_text()
-
-
-def run_forked(command: list[str], folder: Path, **environment: str) -> Cost:
-    """What `measuring.run` does, with a process of this project forked from one that has imported it."""
-    if not (command[0] in (warm.COMMAND, warm.DAGSTER) or command[1] == "-m"):
-        return run(command, folder, **environment)  # a peer
-    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    began = time.perf_counter()
-    with WarmCommand(command, cwd=folder, env=inherited() | environment, **files) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    return Cost(time.perf_counter() - began, process.peak_mib, out)
 
 
 @pytest.fixture(scope="module")

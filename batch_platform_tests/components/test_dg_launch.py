@@ -7,12 +7,18 @@ import duckdb
 import pytest
 
 from batch_platform_tests.components.test_component import CHECKOUT, accepted, environment
-from batch_platform_tests.dagster_project import write_dagster_project
+from batch_platform_tests.dagster_project import PACKAGE, write_dagster_project
+
+IN_ONE_PROCESS = "import dagster as dg\n\ndefs = dg.Definitions(executor=dg.in_process_executor)\n"
 
 
 @pytest.fixture
-def launch(tmp_path):
-    folder = write_dagster_project(tmp_path / "project")
+def folder(tmp_path):
+    return write_dagster_project(tmp_path / "project")
+
+
+@pytest.fixture
+def launch(tmp_path, folder):
     env = environment(tmp_path / "home", PYTHONPATH=os.pathsep.join((str(folder), str(CHECKOUT))))
 
     def launched(*options: str) -> None:
@@ -27,11 +33,12 @@ def scored(home: Path) -> list[tuple[str, int]]:
         return con.execute(query).fetchall()
 
 
-def test_a_partition_a_range_and_the_job_that_brings_them_up_to_date_are_launched_by_dg(launch, tmp_path):
+def test_a_partition_a_range_and_the_job_that_brings_them_up_to_date_are_launched_by_dg(launch, folder, tmp_path):
     launch("--job", "small_bring_up_to_date", "--partition-range", "2024-02-01...2024-02-01")
     assert scored(tmp_path / "home") == [("2024-02-01", 40)]
     launch("--assets", "key:small/features", "--partition", "2024-02-02")
     launch("--assets", "key:small/predictions", "--partition", "2024-02-02")
+    (folder / PACKAGE / "defs" / "own.py").write_text(IN_ONE_PROCESS)  # until here each step had a process of its own
     for asset in ("features", "predictions"):  # which have other partitions, so that dg takes one after the other
         launch("--assets", f"key:small/{asset}", "--partition-range", "2024-02-03...2024-02-05")
     assert scored(tmp_path / "home") == [(f"2024-02-0{day}", 40) for day in range(1, 6)]
