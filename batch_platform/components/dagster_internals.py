@@ -5,9 +5,10 @@ no type for them count as private. A test pins each use, so that an upgrade of D
 What only a few commands need, Dagster's storage and its command line above all, is imported where it is used.
 """
 
+import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -201,6 +202,22 @@ class Provenance:
         record = self._newest[key]
         version = extract_data_version_from_entry(record.event_log_entry) if record else None
         return (version or DEFAULT_DATA_VERSION).value
+
+
+def steps_at_once(context: dg.AssetExecutionContext, assets: Collection[str]) -> int:
+    """How many pipelines with such assets a run works on at once, in processes of this machine; within one, step follows step.
+
+    Neither the assets of a run without a selection nor its executor are in the public part of a context.
+    """
+    executor, run_config = context.job_def.executor_def.name, dict[str, Any](context.run.run_config)
+    config = run_config.get("execution", {}).get("config", {})
+    by_default = executor == dg.multi_or_in_process_executor.name and "in_process" not in config
+    if not (by_default or executor == dg.multiprocess_executor.name):
+        return 1
+    keys = context.run.asset_selection or context.job_def.asset_layer.executable_asset_keys
+    pipelines = {key.path[0] for key in keys if len(key.path) > 1 and key.path[-1] in assets}
+    most = (config.get("multiprocess") or config).get("max_concurrent") or os.cpu_count() or 1
+    return max(1, min(len(pipelines), most))
 
 
 def reads_partitions(context: dg.InputContext) -> bool:

@@ -1,5 +1,6 @@
 """One pipeline as Dagster sees it: declaration, asset keys, partitions, partition mappings, steps and their errors."""
 
+import os
 import traceback
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import dagster as dg
 
-from batch_platform.components.dagster_internals import quick_event_log
+from batch_platform.components.dagster_internals import quick_event_log, steps_at_once
 from batch_platform.components.held import held, hold
 from batch_platform.components.processes import at_work
 from batch_platform.declaration.calendar import KEY_FORMATS, LONGEST, Calendar, Duration, Every, Partition
 from batch_platform.declaration.errors import BatchPlatformError, WarehouseBusyError
 from batch_platform.declaration.notation import parse_deadline
 from batch_platform.declaration.redaction import redact, redacted_output
-from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.spec import ASSETS, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.threads import THREADS_VARIABLE, threads
 from batch_platform.declaration.windows import served_calendar, serving_calendar, trainable_calendar
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
@@ -159,6 +161,7 @@ class Wiring:
         What the step did is published at its end; if it is not the `last` of its run, then only if it fails.
         """
         pipeline = self.pipeline()
+        _share_threads(context)
         context.instance.add_run_tags(context.run.run_id, {PIPELINE_TAG: self.spec.name})
         with (
             redacted_output(),
@@ -186,6 +189,14 @@ class Wiring:
             if not isinstance(failure.__cause__, WarehouseBusyError) or context.retry_number >= retry.times:
                 raise
             raise dg.RetryRequested(retry.times, retry.seconds) from failure
+
+
+def _share_threads(context: dg.AssetExecutionContext) -> None:
+    """Leave threads to the steps that work at the same time in processes of their own, unless the environment says how many."""
+    at_once, all_threads = steps_at_once(context, ASSETS), threads()
+    if at_once > 1 and THREADS_VARIABLE not in os.environ:
+        os.environ[THREADS_VARIABLE] = str(max(1, all_threads // at_once))
+        context.log.info("%d pipelines work at once: this step uses %d of %d threads.", at_once, threads(), all_threads)
 
 
 def now() -> datetime:

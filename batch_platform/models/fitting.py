@@ -6,7 +6,7 @@ Rows are in order of time and are never shuffled between the two parts. Nothing 
 import re
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -35,7 +35,7 @@ from batch_platform.models.flavours.flavour import BoosterPredictor, Flavour
 from batch_platform.models.flavours.known import flavour_of
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
-from batch_platform.models.native_threads import one_thread
+from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.prior import corrected, in_proportion, sampling_rates
 from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
@@ -254,7 +254,7 @@ def _learn(
         for name, weights in estimator.get_params().items():
             if name.endswith("class_weight") and isinstance(weights, dict):
                 estimator.set_params(**{name: {positions.get(label, label): weights[label] for label in weights}})
-    with one_thread() if len(matrix) < MANY_ROWS else nullcontext(), _convergence_recorded() as remarks:
+    with one_thread() if len(matrix) < MANY_ROWS else no_more_threads(), _convergence_recorded() as remarks:
         kind.fit(estimator, matrix, truth, signature.contract)
     if kind.predictor is not None:
         return kind.predictor(estimator, signature), tuple(remarks)

@@ -7,6 +7,8 @@ from threading import Lock, local
 
 from threadpoolctl import get_cached_controller, reset_cached_controller
 
+from batch_platform.declaration.threads import most_threads
+
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
@@ -57,6 +59,13 @@ def one_thread() -> Generator[None]:
         finally:
             with _process.lock:
                 _process.limits.remove(limits)
+
+
+@contextmanager
+def no_more_threads() -> Generator[None]:
+    """Hold each numeric library of this process to the threads that may work at once, where the environment says how many."""
+    with get_cached_controller().limit(limits=most_threads()):  # None changes nothing
+        yield
 
 
 def one_thread_here() -> None:

@@ -6,9 +6,11 @@ import pytest
 
 from batch_platform.components.checks import keys_of
 from batch_platform_tests.components.test_bring_up_to_date import bring, keys
+from batch_platform_tests.components.test_previews import launched_by_the_ui, preview
 from batch_platform_tests.components.test_schedules import at, look
 from batch_platform_tests.deployment import QUIET, Deployment, deploy_trained
 from batch_platform_tests.small_pipeline import small_events
+from batch_platform_tests.workspace import workspace
 
 CHECK = dg.AssetCheckKey(dg.AssetKey(["small", "drift"]), "drift")
 BROKEN = "2024-02-03"
@@ -90,3 +92,9 @@ def test_a_tick_requests_the_drift_with_the_predictions_and_tells_of_what_dagste
     assert {key.path[-1] for key in request.asset_selection} == {"predictions", "drift"}
     assert CHECK in request.asset_check_keys
     assert deployment.instance.get_materialized_partitions(CHECK.asset_key) == {"2024-02-01", "2024-02-02"}
+    with workspace(deployment) as location:
+        (shown,) = preview(location, "score")
+        run = location.launch(launched_by_the_ui("score", shown))
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    assert keys(deployment, "drift", run.run_id) == keys(deployment, "predictions", run.run_id)
+    assert results(deployment, run.run_id)[BROKEN] is False

@@ -1,15 +1,17 @@
 """A project with an executor of its own, under which each step of a run is a process."""
 
 import os
+import shutil
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.test_utils import create_run_for_test as create_run
 
 from batch_platform.components.processes import PROCESS_TAG, close_dead_runs
+from batch_platform.declaration.threads import threads
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.command_line import published
-from batch_platform_tests.dagster_project import PACKAGE
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder
 from batch_platform_tests.deployment import QUIET, range_tags
 
 OWN = """\
@@ -22,24 +24,31 @@ def defs():
         executor=dg.multiprocess_executor.configured(
             {"start_method": {"forkserver": {"preload_modules": ["batch_platform.scoring.run"]}}}
         ),
-        jobs=[dg.define_asset_job("daily", dg.AssetSelection.assets(["small", "predictions"], ["small", "performance"]))],
+        jobs=[
+            dg.define_asset_job("daily", dg.AssetSelection.assets(["small", "predictions"], ["small", "performance"])),
+            dg.define_asset_job("two", dg.AssetSelection.assets(["small", "features"], ["churn", "features"])),
+        ],
         resources={"io_manager": dg.FilesystemIOManager(base_dir="own")},
     )
 """
 FORCED = {"small__predictions": {"config": {"force": True}}}
 
 
-def daily_job(folder: str) -> dg.JobDefinition:
-    """The project's own job over the assets of a day, loaded in whichever process a step works in."""
-    return dg.load_from_defs_folder(path_within_project=Path(folder)).resolve_job_def("daily")
+def own_job(folder: str, name: str) -> dg.JobDefinition:
+    """A job of the project's own, loaded in whichever process a step works in."""
+    return dg.load_from_defs_folder(path_within_project=Path(folder)).resolve_job_def(name)
 
 
 def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_says_so(project, monkeypatch):
     (project / PACKAGE / "defs" / "own.py").write_text(OWN)
+    other = shutil.copytree(pipeline_folder(project), pipeline_folder(project, "churn")) / "defs.yaml"
+    other.write_text(other.read_text().replace("name: small", "name: churn"))
     monkeypatch.syspath_prepend(str(project))
     monkeypatch.setenv(HOME_VARIABLE, str(project / ".batch_platform"))
-    arguments = {"reconstructable_args": (str(project),)}
-    job = dg.build_reconstructable_job(daily_job.__module__, daily_job.__name__, **arguments)
+    job, two = (
+        dg.build_reconstructable_job(own_job.__module__, own_job.__name__, reconstructable_args=(str(project), name))
+        for name in ("daily", "two")
+    )
     with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
         result = dg.execute_job(
             job,
@@ -55,12 +64,22 @@ def test_the_steps_of_a_run_work_in_processes_of_their_own_where_the_project_say
             if record.event_log_entry.dagster_event_type == dg.DagsterEventType.STEP_WORKER_STARTED
         }
         committed = {event.partition for event in result.all_events if event.is_step_materialization}
+        both = dg.execute_job(two, instance, tags=range_tags("2024-02-02", "2024-02-04"), run_config={"loggers": QUIET})
+        assert both.success
+        shared, alone = ([line for line in lines_of(instance, it.run_id) if "threads" in line] for it in (both, result))
+    one_of_all = f"2 pipelines work at once: this step uses {max(1, threads() // 2)} of {threads()} threads."
+    assert (shared, alone) == ([one_of_all] * 2, [])
     assert processes == {"small__predictions", "small__predictions_up_to_date", "small__performance"}
     days = ["2024-02-02", "2024-02-03", "2024-02-04"]
     assert sorted(committed) == days
     scored = "SELECT DISTINCT partition_key FROM small.predictions WHERE run_id = $run ORDER BY 1"
     assert published(project, scored, {"run": result.run_id}) == [(day,) for day in days]
     assert {value for tag, value in run.tags.items() if tag.startswith(PROCESS_TAG)} == {""}
+
+
+def lines_of(instance: dg.DagsterInstance, run_id: str) -> list[str]:
+    """What the steps of a run logged."""
+    return [record.event_log_entry.user_message for record in instance.get_records_for_run(run_id).records]
 
 
 def gone_and(pid: int, started: str) -> str:

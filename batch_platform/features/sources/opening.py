@@ -13,6 +13,7 @@ from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.declaration.threads import most_threads
 from batch_platform.features.interruption import interruptible
 from batch_platform.features.sources.asset import ASSET
 from batch_platform.features.sources.duckdb import DUCKDB
@@ -95,6 +96,8 @@ class Sources:
         """
         with duckdb.connect(":memory:") as con, interruptible(con):
             con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
+            if most := most_threads():
+                con.execute(f"SET threads = {most}")
             if spill is not None:
                 con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
                 con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")

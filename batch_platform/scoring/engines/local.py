@@ -6,7 +6,6 @@ decoding, arithmetic, compression, hashing. Memory is bounded by the few batches
 partition, and rows keep the order of the features.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from typing import Self, TypeVar
 from batch_platform.declaration.engine import LOCAL
 from batch_platform.declaration.spec import PARQUET, PipelineSpec
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.declaration.threads import threads as available_threads
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.models.bundle import Bundle
 from batch_platform.models.native_threads import one_thread, one_thread_here
@@ -56,9 +56,9 @@ class LocalEngine:
         bundles: dict[str, Bundle] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Start no thread and open no model yet; `threads` is how many score at once, by default one for each core."""
+        """Start no thread and open no model yet; `threads` is how many score at once, by default as many as may work."""
         self._spec, self._folder, self._stamp = spec, folder, stamp
-        self._threads = threads or cores()
+        self._threads = threads or available_threads()
         self._watch: Watch = watch or unwatched
         self._models = OpenModels(spec, bundles)
         self._scorers = ThreadPoolExecutor(self._threads, "score", initializer=one_thread_here)
@@ -143,11 +143,6 @@ class LocalEngine:
         writer = PartWriter(self._folder, models.order.partition.key, models.order.challengers, lasting=lasting)
         batches = recorded.batches(BATCH_ROWS)
         return write_part(writer, models, batches, spec=self._spec, stamp=stamp, spread=spread, watch=watch)
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_order(
