@@ -22,6 +22,7 @@ from batch_platform.declaration.errors import (
     is_interruption,
     listed,
 )
+from batch_platform.declaration.explaining import LOST_PREDICTIONS
 from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
@@ -107,7 +108,8 @@ class Warehouse:
                 yield con
                 self._checkpoint(con, file)
             except duckdb.Error as error:
-                if isinstance(error, _STORAGE_ERRORS) or is_damage(error):
+                lost = LOST_PREDICTIONS.search(str(error))  # in the lake; the warehouse is sound
+                if lost is None and (isinstance(error, _STORAGE_ERRORS) or is_damage(error)):
                     raise self._failed(error, "read or written") from error
                 raise
             except RuntimeError as error:

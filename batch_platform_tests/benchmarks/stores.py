@@ -38,7 +38,8 @@ def _scored(store: str, job: Job, options: Options) -> Result:
     declared = yaml.safe_load((job.project.folder / "defs.yaml").read_text(encoding="utf-8"))["attributes"]
     job.project.declare(declared | {"predictions": {"store": store}})
     cost, _ = job.score(OURS, options.folder / "run")
-    size = sum(file.stat().st_size for file in (options.folder / "run").glob("*.duckdb")) / 1e6
+    databases = [file for file in (options.folder / "run").glob("*.duckdb") if not file.is_symlink()]
+    size = sum(file.stat().st_size for file in databases) / 1e6
     files = sum(file.stat().st_size for file in (options.folder / "run" / "lake").glob("*/predictions/*/*")) / 1e6
     print(f"{store}: databases of {size:.0f} MB, files of predictions of {files:.0f} MB", flush=True)
     shutil.rmtree(options.folder / "run")

@@ -277,6 +277,8 @@ def test_a_partition_that_lacks_a_file_is_an_error_that_says_so_until_it_is_scor
     shutil.rmtree(home.lake / "small")
     with pytest.raises(duckdb.IOException) as caught:
         shown(home.published)
+    with pytest.raises(duckdb.IOException, match="No files found"):
+        table_of(home)
     explanation = explained(caught.value)
     assert explanation.message.startswith(f"small, partition {KEYS[0]}: a file of its predictions is gone: ")
     assert "batch-platform run small" in (explanation.hint or "")
