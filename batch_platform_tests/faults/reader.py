@@ -14,6 +14,7 @@ from typing import Self
 
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.faults.invariants import Held, published
+from batch_platform_tests.warm import WarmCommand
 
 PAUSE_SECONDS = 0.005  # between two checks whether the copy is another one
 PATIENCE_SECONDS = 0.5  # after which it looks at a copy that is still the same
@@ -28,9 +29,8 @@ class Reader:
         self.looks, self.states = 0, 0
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self._process = WarmCommand(self._command, **pipes)
         return self
 
     def __exit__(self, *_: object) -> None:

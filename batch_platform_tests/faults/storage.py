@@ -179,40 +179,11 @@ def flipped_in_the_warehouse(folder: Path) -> None:
     assert_survived(pipeline, before, {KEY})
 
 
-LEFT_IN_THE_LOG = """
-import dataclasses, os, signal, sys
-from pathlib import Path
-from batch_platform.warehouse import database
-from batch_platform.warehouse.home import Home
-from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform_tests.faults.invariants import NOW, days
-from batch_platform.declaration.stamp import Stamp
-from batch_platform_tests.small_pipeline import small_spec
-pipeline, keys = Pipeline(small_spec(), Path(sys.argv[2]), Home(Path(sys.argv[1]))), sys.argv[3:]
-
-class Killed:
-    def __init__(self, con):
-        self._con = con
-    def __getattr__(self, name):
-        return getattr(self._con, name)
-    def execute(self, query, *args):
-        if query == "CHECKPOINT":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self._con.execute(query, *args)
-
-attach = database.attach
-def attach_killed(file, **options):
-    attached = attach(file, **options)
-    return dataclasses.replace(attached, con=Killed(attached.con))
-database.attach = attach_killed
-list(pipeline.score(days(pipeline, *keys), Stamp("in-the-log", NOW), force=True))
-"""
-
-
 def committed_to_the_log(pipeline: Pipeline, *keys: str) -> Path:
     """Leave a commit in the write-ahead log only, as a run does that is killed before its checkpoint."""
-    command = [sys.executable, "-c", LEFT_IN_THE_LOG, str(pipeline.home.root), str(pipeline.folder), *keys]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    job = Job(str(pipeline.home.root), str(pipeline.folder), "in-the-log", NOW.isoformat())
+    with Nursery() as nursery:
+        assert nursery.fork("score", job=asdict(job), keys=keys, die_at="^CHECKPOINT$").bury() == -signal.SIGKILL
     log = pipeline.home.root / "warehouse.duckdb.wal"
     assert log.stat().st_size > 0
     return log

@@ -137,6 +137,14 @@ def commit(root: str, folder: str, number: int) -> None:
     test_database.commit(writer, *group)
 
 
+def score(job: dict[str, Any], keys: list[str], die_at: str) -> None:
+    """Score partitions as a forced run does; `die_at` as for `die_at_step`."""
+    pipeline = Job(**job).pipeline
+    die_at_step(die_at)
+    partitions = [pipeline.spec.partitions.calendar.named(key) for key in keys]
+    list(pipeline.score(partitions, Job(**job).stamp, force=True))
+
+
 def publish(root: str, die_at: str | None = None) -> None:
     """Publish a home, after a mark; `die_at` as for `die_at_step`."""
     if die_at:
