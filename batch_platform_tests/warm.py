@@ -21,6 +21,7 @@ import traceback
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from batch_platform import cli
@@ -182,7 +183,11 @@ def _run() -> None:
     if sys.argv[0] == sys.executable:
         _, _, module, *sys.argv[1:] = sys.argv
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    elif sys.argv[0] == COMMAND:
+        return
+    main_module = ModuleType("__main__")
+    main_module.__file__ = sys.argv[0]  # which processes that it spawns read, as those of a script do
+    sys.modules["__main__"] = main_module
+    if sys.argv[0] == COMMAND:
         cli.process()
     else:
         import_module("dagster._cli").main()

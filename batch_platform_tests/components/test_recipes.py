@@ -1,6 +1,7 @@
 """The code of the recipes, in a project of a user's."""
 
 import re
+from datetime import timedelta
 
 from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.dagster_project import PACKAGE, write_defs_yaml
@@ -22,9 +23,10 @@ def test_a_sensor_tells_of_an_old_model_and_assets_follow(project, monkeypatch):
         for _ in range(2):  # the second time it has looked today
             location.evaluate_sensors()
         assert hook.messages == [{"text": "small: the newest model is that of 2024-02-01"}]
-        conditions = {
-            spec.key.path[-1]: spec.automation_condition
+        own = {
+            spec.key.path[0]: spec
             for spec in location.definitions.resolve_all_asset_specs()
             if spec.automation_condition
         }
-    assert conditions.keys() == {"overview", "morning_mail"}
+    assert own.keys() == {"overview", "morning_mail"}
+    assert own["morning_mail"].freshness_policy.fail_window.to_timedelta() == timedelta(hours=26)
