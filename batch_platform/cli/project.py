@@ -58,11 +58,8 @@ class Project:
 
     @cached_property
     def _loaded(self) -> tuple[dg.Definitions, list[BrokenPipeline]]:
-        with (
-            quietly(),
-            without_component_pages(),
-            unreadable_left_out() as left_out,
-        ):  # nothing if its definitions call our loader
+        # Nothing is left out if the definitions call our loader.
+        with quietly(), without_component_pages(), unreadable_left_out() as left_out:
             definitions = self._load()
         module = "a definitions.py" if self.autoloaded else self.module
         unreadable = [stopping_dagster(item, module) for item in left_out]

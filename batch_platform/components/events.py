@@ -119,7 +119,7 @@ class PartitionLog:
             self._context.op_execution_context.log_event(result)
 
     def made_before(self, asset: dg.AssetKey, commit: Commit) -> None:
-        """Take a partition that the same step has made, of an asset upstream, for what the next commit is made from."""
+        """Record a partition of an upstream asset, which the same step has made, as an input of the next commit."""
         if commit.partition_key is not None:
             self._provenance.made(asset, commit.partition_key, commit.data_version)
 

@@ -314,6 +314,11 @@ class Predictions(Block):
         default=400, ge=1, description="Maximum number of partitions a schedule requests per tick.", examples=[400]
     )
 
+    @property
+    def in_files(self) -> bool:
+        """Whether the files that scoring writes are published as they are."""
+        return self.store == PARQUET
+
 
 class Retry(Block):
     """How often a step begins again because another process holds the warehouse."""

@@ -5,6 +5,7 @@ start of the partition; see `timeline`. What a person may decide is in `promotio
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -78,6 +79,11 @@ class Registry:
         """The version of the model that was trained last for a serving period."""
         return next((version for version in reversed(self.of_model) if version.serving_period == serving_period), None)
 
+    def newest_at(self, at: datetime) -> Version | None:
+        """The version of the model that was trained last for the newest serving period that has begun, approved or not."""
+        begun = bisect_right(self._of_model_by_period, at, key=lambda version: version.serving_start)
+        return self._of_model_by_period[begun - 1] if begun else None
+
     @cached_property
     def challengers(self) -> dict[str, str]:
         """The name of the challenger, by version that was trained for one."""
@@ -105,6 +111,10 @@ class Registry:
     @cached_property
     def _by_period(self) -> list[Version]:
         return sorted(self.versions, key=lambda version: (version.serving_start, version.seq))
+
+    @cached_property
+    def _of_model_by_period(self) -> list[Version]:
+        return [version for version in self._by_period if version.version not in self.challengers]
 
     @cached_property
     def _decisions(self) -> dict[str, list[Promotion]]:

@@ -263,12 +263,12 @@ def _due_predictions(  # noqa: PLR0913 - the plan's questions
 
 def _unserved(registry: Registry, partition: Partition) -> str:
     """Say that no model serves a partition, and what was decided of the newest version that could."""
-    trained = [version for version in registry.of_model if version.serving_start <= partition.start]
-    decision = registry.last_decision(trained[-1].version) if trained else None
+    newest = registry.newest_at(partition.start)
+    decision = registry.last_decision(newest.version) if newest else None
     if decision is not None and decision.action == "refused":
-        return f"no model serves it: {trained[-1].version} was refused, {decision.reason}"
+        return f"no model serves it: {decision.version} was refused, {decision.reason}"
     if decision is not None and decision.action == "waiting":
-        return f"no model serves it: {trained[-1].version} waits for promotion"
+        return f"no model serves it: {decision.version} waits for promotion"
     return "no model serves it"
 
 

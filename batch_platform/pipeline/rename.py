@@ -91,7 +91,7 @@ def _remove_folders(home: Home, name: str) -> None:
 
 
 def _link_predictions(folder: Path, copy: Path) -> None:
-    """Let the files of predictions have a second name, as `_link` does; nothing is removed that a published copy may name."""
+    """Give the files of predictions a second name, as `_link` does; nothing is removed that a published copy may name."""
     if folder.is_dir():
         shutil.copytree(folder, copy, copy_function=link_file, symlinks=True, dirs_exist_ok=True)
 

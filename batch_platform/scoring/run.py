@@ -19,7 +19,6 @@ import duckdb
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError
-from batch_platform.declaration.spec import PARQUET
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import History
 from batch_platform.models.bundle import read_reference
@@ -202,7 +201,7 @@ class ScoringRun:
 
     def _scores(self, due: Due, staged: Staged) -> StagedScores:
         """What the warehouse commits of a scored partition."""
-        run, in_files = self._run(due, staged), self.history.spec.predictions.store == PARQUET
+        run, in_files = self._run(due, staged), self.history.spec.predictions.in_files
         return StagedScores(
             predictions=staged.predictions,
             rejected=staged.rejected,

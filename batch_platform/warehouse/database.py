@@ -66,9 +66,8 @@ class StagedScores:
     rejected: Sequence[Path]
     run: ScoreRun
     seen_seq: int  # seq of the partition's newest ledger row when scoring began; 0 for none
-    files: Sequence[StagedFile] | None = (
-        None  # the predictions where they are published as files, like all of the commit
-    )
+    # What is recorded of the predictions if they are published as files; None if they are copied. Alike in a whole commit.
+    files: Sequence[StagedFile] | None = None
 
 
 @dataclass(frozen=True)

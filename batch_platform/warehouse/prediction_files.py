@@ -10,6 +10,7 @@ The view finds the files below the variable `batch_platform_home` of the connect
 below the home as it was when the view was made. Every connection of this project sets the variable.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,12 +30,12 @@ from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, note_partitions
-from batch_platform.warehouse.replacing import fit_columns, replace_rows, rows_of_files
+from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, replace_rows, rows_of_files
 from batch_platform.warehouse.sql import folded, has_table, literal, quoted
 
 PREDICTIONS, FILES, ROWS = "predictions", "prediction_files", "predictions_in_duckdb"
 HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
-_NO_TYPE = '"NULL"'
+_PATH = "path_of_file"  # column of the view's own queries
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class StagedFile:
 
 
 def find_files(con: duckdb.DuckDBPyConnection, home: Home) -> None:
-    """Let the views of a connection find the files of a home, wherever it lies now."""
+    """Tell the views of a connection where the home lies now, and with it the files."""
     con.execute(f"SET VARIABLE {HOME_VARIABLE} = {literal(os.path.realpath(home.root))}")
 
 
@@ -169,16 +170,13 @@ def make_view(con: duckdb.DuckDBPyConnection, pipeline: str, database: str | Non
     write_comments(con, pipeline, PREDICTIONS, database, kind="VIEW")
 
 
-_PATH = "path_of_file"
-
-
 def _selected(name: str, dtype: str, in_file: Sequence[str] | None, partition_key: str | None = None) -> str:
     """A column of the view as a file has it. The partition is read off the path, so that a query opens only files that it needs."""
     if name == "partition_key":
         key = literal(partition_key) if partition_key else f"split_part({_PATH}, '/', -2)"
         return f"{key} AS {quoted(name)}"
-    if in_file is None or _NO_TYPE in (dtype, in_file[1]):
-        return f"NULL{'' if dtype == _NO_TYPE else f'::{dtype}'} AS {quoted(name)}"
+    if in_file is None or NO_TYPE in (dtype, in_file[1]):
+        return f"NULL{'' if dtype == NO_TYPE else f'::{dtype}'} AS {quoted(name)}"
     return f"{quoted(in_file[0])}::{dtype} AS {quoted(name)}"
 
 
@@ -243,7 +241,7 @@ def made_elsewhere(con: duckdb.DuckDBPyConnection, home: Home) -> list[str]:
 
 
 def make_views_here(con: duckdb.DuckDBPyConnection, pipelines: Sequence[str]) -> None:
-    """Let the views of pipelines look for files where the home lies now, in the caller's transaction."""
+    """Make the views of pipelines anew for the place where the home lies now, in the caller's transaction."""
     for pipeline in pipelines:
         make_view(con, pipeline)
     seqs = next_numbers(con, len(pipelines))
@@ -299,7 +297,7 @@ def damage_of(path: Path, row: PredictionFile) -> str | None:
 
 
 def link_file(file: str, copy: str) -> None:
-    """Let a file have another name too, unless there is a file of that name, which is the same; copies it where links cannot be made."""
+    """Give a file a second name, unless a file of that name is there, which is the same; copies it where links cannot be made."""
     try:
         os.link(file, copy)
     except FileExistsError:
@@ -312,7 +310,7 @@ def link_file(file: str, copy: str) -> None:
 
 
 def _make_room(con: duckdb.DuckDBPyConnection, pipeline: str) -> None:
-    """Let predictions of a pipeline be a view from now on."""
+    """Make the predictions of a pipeline a view, if they are still a table."""
     if has_table(con, pipeline, FILES):
         return
     create_table(con, pipeline, FILES, PredictionFile)
@@ -324,7 +322,7 @@ def _make_room(con: duckdb.DuckDBPyConnection, pipeline: str) -> None:
 
 
 def _bring_in(home: Home, pipeline: str, files: Sequence[StagedFile]) -> None:
-    """Let staged files be in the lake too, for good: they stay where they are, so that a commit can be tried again."""
+    """Link staged files into the lake. They also stay where they are, so that a commit can be tried again."""
     folders = set[Path]()
     with _storage_explained(pipeline, {staged.row.partition_key for staged in files}):
         for staged in files:
@@ -355,11 +353,5 @@ def _columns_of(path: Path) -> str:
 
 
 def _xxh3(path: Path) -> str:
-    digest = xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-_HASH_BLOCK = 1 << 20
+        return hashlib.file_digest(file, xxh3_128).hexdigest()  # pyright: ignore[reportArgumentType] - only its stub lacks parts

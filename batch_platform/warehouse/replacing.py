@@ -9,7 +9,7 @@ from batch_platform.declaration.errors import DataError, listed
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.sql import folded, quoted
 
-_NOTHING = '"NULL"'  # type of a column without any value, which fits every type
+NO_TYPE = '"NULL"'  # type of a column without any value, which fits every type
 
 
 def replace_rows(  # noqa: PLR0913 - a table, its new rows, and where the rows of all partitions are read
@@ -53,7 +53,7 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
     *,
     read_in: str | None = None,
 ) -> None:
-    """Let a table, which is made if it is missing, have all columns of new rows.
+    """Give a table all columns of new rows; a missing table is made.
 
     Missing columns are added. A column without values takes the new type. A column whose name differs only by case is the
     same column, as in SQL, and takes the new spelling, by which the project reads it.
@@ -81,7 +81,7 @@ def fit_columns(  # noqa: PLR0913 - a table, what is to fit it, and where the ro
         spelling, table_dtype = present[folded(column)]
         if spelling != column:
             con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(spelling)} TO {quoted(column)}")
-        if dtype in (table_dtype, _NOTHING):
+        if dtype in (table_dtype, NO_TYPE):
             continue
         if not con.execute(f"SELECT 1 FROM {everywhere} WHERE {quoted(column)} IS NOT NULL LIMIT 1").fetchall():
             con.execute(f"ALTER TABLE {name} ALTER COLUMN {quoted(column)} TYPE {dtype}")

@@ -17,7 +17,7 @@ from threading import Event
 from typing import Self, TypeVar
 
 from batch_platform.declaration.engine import LOCAL
-from batch_platform.declaration.spec import PARQUET, PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.threads import threads as available_threads
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
@@ -139,8 +139,9 @@ class LocalEngine:
         self, models: OpenOrder, recorded: RecordedFile, started: datetime, spread: Spread, watch: Watch
     ) -> Staged:
         stamp = Stamp(self._stamp.run_id, started)
-        lasting = self._spec.predictions.store == PARQUET
-        writer = PartWriter(self._folder, models.order.partition.key, models.order.challengers, lasting=lasting)
+        writer = PartWriter(
+            self._folder, models.order.partition.key, models.order.challengers, lasting=self._spec.predictions.in_files
+        )
         batches = recorded.batches(BATCH_ROWS)
         return write_part(writer, models, batches, spec=self._spec, stamp=stamp, spread=spread, watch=watch)
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import batch_platform
 from batch_platform.declaration.errors import BatchPlatformError, DataError, EngineError, IntegrityError, WrongUseError
 from batch_platform.declaration.redaction import redact
-from batch_platform.declaration.spec import PARQUET, PipelineSpec
+from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
@@ -117,7 +117,7 @@ def _scored(job: Job, task: Task, attempt: Attempt) -> Summary:
     models = _models[job.folder].opened(order)
     stretches: Stretches = {}
     with one_thread(), opened_features(order, job.spec, job.folder, name) as file:
-        writer = PartWriter(job.folder, name, order.challengers, lasting=job.spec.predictions.store == PARQUET)
+        writer = PartWriter(job.folder, name, order.challengers, lasting=job.spec.predictions.in_files)
         if task.part is None:
             file.require_unchanged()
             staged = write_part(writer, models, file.batches(BATCH_ROWS), spec=job.spec, stamp=stamp)
