@@ -14,7 +14,7 @@ PAGES = {  # each is a Markdown file in the folder `guide`, in the order in whic
     "features": "How do I write features that know nothing of the future? What if my table has no time?",
     "sources": "Which files and tables can be read, and how?",
     "models": "Which models can I use? Which one serves, and how do I go back?",
-    "monitoring": "How good were the scores, by month and by segment? Who is told of trouble? What do I send to my boss?",
+    "monitoring": "How good were the scores? Who is told of trouble? What do I send to my boss?",
     "acting": "How do I use the scores in SQL, in files and in my own assets?",
     "scheduling": "What runs when? What happens to late and corrected data?",
     "production": "How do I deploy, back up, upgrade and clean up?",

@@ -23,6 +23,8 @@ from batch_platform.pipeline.state import relabelled
 from batch_platform.pipeline.wanted import Wanted
 from batch_platform.warehouse.ledger import as_record
 
+HASH_DIGITS = 12  # of a hash in a table
+
 
 @dataclass(frozen=True)
 class VersionSummary:
@@ -202,7 +204,13 @@ def compare_versions(target: _Target, left: str, right: str) -> None:
     ]
     values = compared(*manifests)
     terminal.report({name: dict(zip((left, right), pair, strict=True)) for name, pair in values.items()})
-    terminal.show_table(("", left, right), [(name, *pair) for name, pair in values.items()])
+    rows = [(name, *(_shortened(name, value) for value in pair)) for name, pair in values.items()]
+    terminal.show_table(("", left, right), rows)
+
+
+def _shortened(name: str, value: object) -> object:
+    """The beginning of a hash, which tells two apart; anything else as it is."""
+    return value[:HASH_DIGITS] if name.endswith("sha256") and isinstance(value, str) else value
 
 
 @command.command("timeline", epilog=terminal.examples("models churn timeline", "models churn timeline --json"))
