@@ -10,9 +10,11 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from sqlalchemy import select
 
 from batch_platform.cli.project import Project, find_project
-from batch_platform.components.dagster_internals import quick_event_log
 from batch_platform.components.instance import prepare_instance
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
@@ -24,6 +26,7 @@ from batch_platform_tests.small_pipeline import feature_file, small_events
 PIPELINE = "small"
 MADE = "2024-01-08-00:00"  # the first hour that the model serves
 PARTITIONS = 10_008  # 417 days
+ASSETS = ("features", "predictions", "performance")
 AFTER_ALL = datetime(2025, 3, 1, tzinfo=UTC)
 
 
@@ -52,15 +55,28 @@ def fill(folder: Path) -> None:
 
 
 def tell(project: Project, wiring: Wiring, keys: list[str]) -> None:
-    """Report the partitions to Dagster as materialized."""
-    with (
-        dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance,
-        quick_event_log(instance),
-    ):
-        for asset in ("features", "predictions", "performance"):
-            for key in keys:
-                event = dg.AssetMaterialization(asset_key=wiring.key(asset), partition=key)
-                instance.report_runless_asset_event(event)
+    """Report the partitions to Dagster as materialized: the first and the last to Dagster itself, which takes 1 ms each.
+
+    Those between are copies of what it stored of the first.
+    """
+    first, *between, last = keys
+    with dg.DagsterInstance.from_config(str(prepare_instance(project.home))) as instance:
+        storage = instance.event_log_storage
+        assert isinstance(storage, SqliteEventLogStorage)
+        for asset in ASSETS:
+            instance.report_runless_asset_event(dg.AssetMaterialization(wiring.key(asset), partition=first))
+        with storage.index_connection() as con:
+            columns = [column for column in SqlEventLogStorageTable.columns if column.name != "id"]
+            stored = con.execute(select(*columns).where(SqlEventLogStorageTable.c.partition == first)).mappings().all()
+            assert len(stored) == len(ASSETS)
+            copies = [
+                {**row, "partition": key, "event": row["event"].replace(first, key)}
+                for row in stored
+                for key in between
+            ]
+            con.execute(SqlEventLogStorageTable.insert(), copies)
+        for asset in ASSETS:
+            instance.report_runless_asset_event(dg.AssetMaterialization(wiring.key(asset), partition=last))
 
 
 def _record(pipeline: Pipeline) -> list[Partition]:
