@@ -5,6 +5,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -37,6 +38,7 @@ from batch_platform.declaration.errors import (
     counted,
 )
 from batch_platform.declaration.windows import served_calendar
+from batch_platform.pipeline.duration import expected_seconds
 from batch_platform.pipeline.plan import Plan
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.steps import STEPS, Item, Step, ranges, requests
@@ -161,7 +163,7 @@ def bring_up_to_date(project: Project, wiring: Wiring, wanted: Wanted, *, named:
         if not (named and len(wanted.partitions) == 1):
             wanted = _without_dropped(wiring, wanted, state)
         plan = wanted.plan(wiring.spec, state)
-        _announce(wiring, wanted, plan)
+        _announce(wiring, wanted, plan, expected_seconds(state, plan.items, partial(_began, instance)))
         totals = Counter[str](item.step for item in plan.items)
         with terminal.progress(totals) as listener:
             runs = Runs(wiring, project, instance, listener)
@@ -315,7 +317,13 @@ def _failure(result: dg.JobExecutionResult) -> BaseException | None:
     return RunFailedError(f"Run {result.run_id} failed: {message}.", hint=terminal.DEBUG_HINT)
 
 
-def _announce(wiring: Wiring, wanted: Wanted, plan: Plan) -> None:
+def _began(instance: dg.DagsterInstance, run_id: str) -> datetime | None:
+    record = instance.get_run_record_by_id(run_id)
+    return datetime.fromtimestamp(record.start_time, UTC) if record and record.start_time else None
+
+
+def _announce(wiring: Wiring, wanted: Wanted, plan: Plan, seconds: float | None) -> None:
+    """Say what is due, and how long it will take if that is known."""
     name = wiring.spec.name
     if not wanted.partitions:
         terminal.say(f"{name}: no partition is due yet.")
@@ -334,6 +342,8 @@ def _announce(wiring: Wiring, wanted: Wanted, plan: Plan) -> None:
     _say_ranges("no model serves", "partition", [item for item in plan.blocked if not item.warm_up])
     if warm_up:
         terminal.say(f"  {warm_up_line(warm_up)}")
+    if plan.items and seconds is not None:
+        terminal.say(f"  this takes {terminal.roughly(seconds)}, going by earlier runs")
 
 
 def warm_up_line(items: Sequence[Item]) -> str:

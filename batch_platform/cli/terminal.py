@@ -30,6 +30,7 @@ DEBUG_HINT = "put --debug before the command to see the traceback: batch-platfor
 WIDE = 10_000  # width without a terminal, so that nothing is cut off
 _JOINERS = "\u200c\u200d"  # invisible characters inside words and emoji
 SECONDS_BETWEEN_LINES = 10  # of progress without a terminal
+A_FEW, MINUTE, HOUR = 10, 60, 3600  # seconds
 out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
@@ -139,6 +140,15 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 def span(keys: Sequence[str]) -> str:
     """Some keys in one phrase: the only one, or the first and the last with their number."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,})"
+
+
+def roughly(seconds: float) -> str:
+    """A length of time in one phrase, as exact as an estimate is."""
+    if seconds < A_FEW:
+        return "a few seconds"
+    if seconds < 2 * MINUTE:
+        return f"about {round(seconds, -1):.0f} s"
+    return f"about {seconds / MINUTE:.0f} min" if seconds < 2 * HOUR else f"about {seconds / HOUR:.0f} h"
 
 
 def learned_from(rows: int, days: float | None) -> str:

@@ -114,6 +114,7 @@ def test_run_goes_on_where_it_stopped_and_then_finds_nothing_due(cli, fresh):
         "  score 2 partitions (2024-02-04 to 2024-02-05)",
         "  evaluate 2 partitions (2024-02-04 to 2024-02-05)",
     ]
+    assert re.fullmatch(r"  this takes (a few seconds|about .+), going by earlier runs", answer.out.splitlines()[4])
     before = published(fresh, SCORED)
     again = cli(fresh, "run", "small", "--from", "2024-02-01", "--to", "2024-02-05")
     assert again.out.splitlines()[0] == "small: everything asked for is up to date."

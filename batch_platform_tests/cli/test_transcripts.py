@@ -33,12 +33,13 @@ def clock_at_noon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shape(lines: list[str]) -> list[str]:
-    """Lines without their numbers and hashes; of the lines that tell of one model each, however many, one is left.
+    """Lines without their numbers, hashes and lengths of time; of the lines that tell of one model each, one is left.
 
     Without the lines on progress, of which a slow machine prints more.
     """
     steady = [line for line in lines if not re.match(r"and \d+ more models|\w+: [\d,]+ of [\d,]+, ", line)]
-    masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in steady]
+    timeless = [re.sub(r"(?<=this takes )(a few seconds|about \d+ \w+)", "#", line) for line in steady]
+    masked = [re.sub(r"[0-9a-f]*[0-9][0-9a-f,.]*", "#", line) for line in timeless]
     return [line for line, _ in groupby("model …" if line.startswith("model #") else line for line in masked)]
 
 
