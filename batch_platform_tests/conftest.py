@@ -4,12 +4,15 @@ import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from batch_platform.declaration.engine import Spark
+from batch_platform.features.spark.session import spark_session
 from batch_platform.models.native_threads import let_waiting_threads_sleep
 from batch_platform_tests.command_line import InProcess, copy_of_finished_project, write_project
 from batch_platform_tests.dagster_project import (
@@ -17,6 +20,9 @@ from batch_platform_tests.dagster_project import (
     remember_installed_components,
     remember_migrations,
 )
+
+if TYPE_CHECKING:
+    from batch_platform_tests.spark_cluster import SparkCluster
 
 WRITES_NO_BYTECODE = sys.dont_write_bytecode
 sys.dont_write_bytecode = (
@@ -28,7 +34,7 @@ remember_migrations()
 pytest.register_assert_rewrite("batch_platform_tests.bad_input")
 settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
-ON_SPARK = ("test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
+ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
 
 
@@ -78,6 +84,22 @@ def captured_output_stays_open() -> Iterator[None]:
     yield
     if (absl := sys.modules.get("absl.logging")) is not None:
         absl.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SparkCluster"]:
+    """The cluster that all tests of Spark share."""
+    from batch_platform_tests.spark_cluster import spark_cluster  # imports Spark, which few tests need
+
+    with spark_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def spark(cluster: "SparkCluster") -> Iterator["SparkCluster"]:
+    """The cluster with a session of this process, which would otherwise be started for each user."""
+    with spark_session(Spark.model_validate(cluster.declared()["spark"]), "tests"):
+        yield cluster
 
 
 @pytest.fixture

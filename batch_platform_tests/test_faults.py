@@ -8,6 +8,7 @@ import pytest
 from batch_platform_tests.cli import test_reporting
 from batch_platform_tests.components import test_schedules
 from batch_platform_tests.faults import Case, attacks, bundles, calendar, processes, resuming, storage, writes
+from batch_platform_tests.features import test_spark_features
 from batch_platform_tests.pipeline import test_cleanup
 from batch_platform_tests.scoring import test_spark_engine
 
@@ -43,6 +44,7 @@ ELSEWHERE = {
         test_spark_engine.test_f33_a_task_that_crashes_each_time_is_named_and_nothing_is_published,
         test_spark_engine.test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges,
         test_spark_engine.test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges,
+        test_spark_features.test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else,
     ),
 }
 

@@ -14,11 +14,13 @@ from batch_platform.declaration.errors import MOST_LISTED, BatchPlatformError, S
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.windows import first_service
 from batch_platform.features.query import Query
+from batch_platform.features.spark.query import SparkQuery
 from batch_platform.models.declared_model import check_model
 from batch_platform.monitoring.metrics import own_metrics
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.time_travel import TimeTravel, travel_in_time
 from batch_platform.pipeline.train import check_challengers
+from batch_platform.warehouse.staging import staging_folder
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,15 @@ def _without_sources(pipeline: Pipeline, due: Sequence[Partition]) -> dict[str, 
     return errors
 
 
-def _try_query(pipeline: Pipeline, query: Query | None, partition: Partition, column: str | None) -> None:
+def _try_query(pipeline: Pipeline, query: Query | SparkQuery | None, partition: Partition, column: str | None) -> None:
     """Open the sources for a partition, and run an SQL over them without reading a row; it must give this column and the key."""
+    columns = [*pipeline.spec.features.key]
+    if column and column not in columns:
+        columns.append(column)
+    if isinstance(query, SparkQuery):
+        with staging_folder(pipeline.home, "check") as folder, pipeline.builder.session(spill=folder) as session:
+            session.require_valid(partition, columns)
+        return
     with pipeline.builder.sources.connect(partition) as con:
         if query is not None:
-            query.run(con, partition, list(dict.fromkeys([*pipeline.spec.features.key, *([column] if column else [])])))
+            query.run(con, partition, columns)

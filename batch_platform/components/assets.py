@@ -18,7 +18,7 @@ from batch_platform.components import checks, commits, describe, lineage
 from batch_platform.components.checks import RunCheck
 from batch_platform.components.commits import Commit
 from batch_platform.components.dagster_internals import LOGGED_IN_THE_BODY
-from batch_platform.components.events import PartitionLog, engine_heard
+from batch_platform.components.events import PartitionLog, cluster_heard
 from batch_platform.components.jobs import (
     FeaturesConfig,
     PredictionsConfig,
@@ -34,6 +34,7 @@ from batch_platform.components.runs import targets
 from batch_platform.components.wiring import Wiring, now, stamp_of
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import BatchPlatformError, DataError, NoChampionError, listed
+from batch_platform.declaration.inputs import Features
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import training_window
@@ -57,6 +58,13 @@ def build_assets(wiring: Wiring) -> list[dg.AssetsDefinition]:
     return [*sources, features, model, predictions, _performance(upstream, predictions)]
 
 
+def _made_by(features: Features) -> str:
+    """The kind that Dagster shows for what makes features."""
+    if features.spark_sql is not None:
+        return "spark"
+    return "polars" if features.sql is None else "duckdb"
+
+
 def _features(wiring: Wiring) -> dg.AssetsDefinition:
     key = wiring.key("features")
 
@@ -64,7 +72,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         key=key,
         group_name=wiring.spec.name,
         owners=wiring.spec.owners,
-        kinds={"duckdb" if wiring.spec.features.sql else "polars", "parquet"},
+        kinds={_made_by(wiring.spec.features), "parquet"},
         description=describe.whole_job(wiring) + describe.features(wiring),
         io_manager_key=IO_MANAGER_KEY,
         code_version=wiring.pipeline().builder.code_version,
@@ -95,9 +103,10 @@ def _build(
     """Build the features of partitions and log them."""
     observe_sources(context, wiring, partitions)
     log = PartitionLog(context, spec, len(partitions))
-    for built in wiring.pipeline().build_features(partitions, stamp_of(context.run.run_id), force=force):
-        read_from = lineage.built(wiring, built, partitions[-1])
-        log.committed(commits.features(wiring, built), metadata=read_from, findings=built.findings)
+    with cluster_heard(context):
+        for built in wiring.pipeline().build_features(partitions, stamp_of(context.run.run_id), force=force):
+            read_from = lineage.built(wiring, built, partitions[-1])
+            log.committed(commits.features(wiring, built), metadata=read_from, findings=built.findings)
 
 
 def _build_lacking(
@@ -456,7 +465,7 @@ def _score(
 ) -> None:
     """Score partitions and log them."""
     pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
-    with engine_heard(context), closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
+    with cluster_heard(context), closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
         for done in results:
             read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
             last = done.partition == partitions[-1]

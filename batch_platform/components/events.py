@@ -28,6 +28,7 @@ from batch_platform.components.progress import Pace, RunProgress, report
 from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
+from batch_platform.features import spark
 from batch_platform.monitoring.charts import MOST_POINTS
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,
@@ -56,17 +57,19 @@ class _ToTheRun(logging.Handler):
 
 
 @contextmanager
-def engine_heard(context: dg.AssetExecutionContext) -> Generator[None]:
-    """Log what an engine says of its cluster as events of the run, where a reader of the run looks for it."""
-    logger, handler = logging.getLogger(engines.__name__), _ToTheRun(context)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+def cluster_heard(context: dg.AssetExecutionContext) -> Generator[None]:
+    """Log what is said of a cluster's work as events of the run, where a reader of the run looks for it."""
+    heard, handler = [logging.getLogger(room.__name__) for room in (engines, spark)], _ToTheRun(context)
+    levels = [logger.level for logger in heard]
+    for logger in heard:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
+        for logger, level in zip(heard, levels, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(handler)
 
 
 class PartitionLog:

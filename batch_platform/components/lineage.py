@@ -36,7 +36,8 @@ def source(wiring: Wiring, name: str) -> dict[str, Any]:
 def features(wiring: Wiring) -> dict[str, Any]:
     """Metadata of the features, as far as the SQL shows where columns come from."""
     declared = wiring.spec.features
-    code = [wiring.folder / declared.sql] if declared.sql else _function(declared.python or "", "features.python")
+    sql = declared.sql_file
+    code = [wiring.folder / sql] if sql else _function(declared.python or "", "features.python")
     return {**_shown(wiring, wiring.pipeline().builder.lineage), **_code(code)}
 
 

@@ -339,6 +339,12 @@ class Features(Block):
     sql: FileBelow | None = Field(
         default=None, description="DuckDB SQL file, relative to this file.", examples=["features.sql"]
     )
+    spark_sql: FileBelow | None = Field(
+        default=None,
+        description="SQL file in Spark's dialect, relative to this file, which the cluster of `engine.spark` runs: for sources "
+        "that are too large for one machine. Bounds are written :partition_start and :partition_end.",
+        examples=["features.sql"],
+    )
     python: ImportPath | None = Field(
         default=None,
         description="module.function that takes sources as Polars LazyFrames, by name, and returns a LazyFrame.",
@@ -376,8 +382,8 @@ class Features(Block):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.sql is None) == (self.python is None):
-            msg = "give either `sql` or `python`"
+        if sum(made is not None for made in (self.sql, self.spark_sql, self.python)) != 1:
+            msg = "give one of `sql`, `spark_sql` and `python`"
             raise ValueError(msg)
         if twice := {name for name in self.key if self.key.count(name) > 1}:
             msg = f"the key names {listed(map(repr, twice))} more than once"
@@ -386,6 +392,11 @@ class Features(Block):
             msg = f"`columns` overrides feature columns; {listed(map(repr, named))} is key or time"
             raise ValueError(msg)
         return self
+
+    @property
+    def sql_file(self) -> str | None:
+        """The SQL file, whichever dialect it is written in; None if a function makes the features."""
+        return self.sql or self.spark_sql
 
     @property
     def rejected_budget(self) -> RejectedBudget:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, WithJsonSchema, field_validator, model_validator
 
 from batch_platform.declaration.calendar import LONGEST, Duration, Every, shifts_by_whole_hours
-from batch_platform.declaration.engine import Engine
+from batch_platform.declaration.engine import SPARK, Engine
 from batch_platform.declaration.errors import listed
 from batch_platform.declaration.inputs import Features, Labels, Partitions, Source
 from batch_platform.declaration.monitored import METRICS, Monitoring
@@ -503,6 +503,10 @@ class PipelineSpec(Block):
         if unkept := [name for name in self.monitoring.segments if name not in self.predictions.keep]:
             msg = f"monitoring.segments: {listed(map(repr, unkept))} is not in predictions.keep"
             raise ValueError(with_guess(msg, unkept[0], self.predictions.keep))
+        if self.features.spark_sql is not None and self.engine.name != SPARK:
+            msg = "features.spark_sql runs on the cluster that `engine: {spark: {master: …}}` declares, "
+            msg += f"and this pipeline declares the engine {self.engine.name!r}"
+            raise ValueError(msg)
         driving = self.features.driving
         if driving is not None and driving.source not in self.sources:
             msg = f"features.driving.source: there is no source {driving.source!r}; there are {listed(self.sources)}"

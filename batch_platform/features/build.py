@@ -1,4 +1,4 @@
-"""Build the features of a partition: run `features.sql` or a Polars function over the sources and write a Parquet file.
+"""Build the features of a partition: run SQL or a Polars function over the sources and write a Parquet file.
 
 A file is complete or absent: it is written aside, checked, and moved to its name. Rows are in the order of the key, so
 equal rows give equal bytes. Labels are read here too.
@@ -47,6 +47,8 @@ from batch_platform.features.row_checks import (
     rows_outside,
 )
 from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.features.spark.build import SparkFeatures
+from batch_platform.features.spark.query import SparkQuery
 from batch_platform.warehouse.home import feature_file_name
 from batch_platform.warehouse.sql import quoted
 
@@ -70,10 +72,12 @@ class FeatureBuilder:
     sources: Sources
 
     @cached_property
-    def query(self) -> Query | None:
-        """`features.sql`; None if a Polars function makes the features."""
-        sql = self.spec.features.sql
-        return None if sql is None else self._query(sql)
+    def query(self) -> Query | SparkQuery | None:
+        """The SQL of the features; None if a Polars function makes them."""
+        spec, on_spark = self.spec, self.spec.features.spark_sql
+        if on_spark is not None:
+            return SparkQuery(spec.name, self.sources.folder, on_spark, spec.sources, spec.features.longest)
+        return None if spec.features.sql is None else self._query(spec.features.sql)
 
     @cached_property
     def labels_query(self) -> Query | None:
@@ -176,7 +180,9 @@ class FeatureBuilder:
             return self.lineage
         with self.sources.connect(partition) as con:
             columns = {name: con.duckdb.sql(f"FROM {quoted(name)}").columns for name in self.spec.sources}
-            made = self.query.run(con, partition, self.spec.features.key).columns
+            made = None  # Spark would have to be started to name them
+            if isinstance(self.query, Query):
+                made = self.query.run(con, partition, self.spec.features.key).columns
         return _lineage(self.query, columns, made)
 
     @cached_property
@@ -187,12 +193,12 @@ class FeatureBuilder:
         """
         if self.query is None:
             return self._hashed(source_code(self.spec.features.python or "", "features.python"))
-        return self._hashed(self.query.statement)
+        return self._hashed(f"{'' if isinstance(self.query, Query) else 'spark '}{self.query.statement}")
 
     @cached_property
     def code_version_of_text(self) -> str:
         """The code version as earlier releases recorded it: with the comments and white space of the SQL."""
-        return self.code_version if self.query is None else self._hashed(self.query.text)
+        return self._hashed(self.query.text) if isinstance(self.query, Query) else self.code_version
 
     def _hashed(self, code: str) -> str:
         features = self.spec.features
@@ -207,7 +213,7 @@ class FeatureBuilder:
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:
-        """Compute the features of one partition and write nothing. For `only` see `Sources.connect`.
+        """Compute the features of one partition here and write nothing; not for SQL of Spark. For `only` see `Sources.connect`.
 
         Raises:
             SourceError: The SQL or the function fails.
@@ -219,17 +225,30 @@ class FeatureBuilder:
 
     @contextmanager
     def session(self, *, spill: Path | None = None) -> Generator["FeatureSession"]:
-        """Build many partitions from sources that are opened once, for the first partition. For `spill` see `Sources.connect`."""
+        """Build many partitions from sources that are opened once, for the first partition.
+
+        For `spill` see `Sources.connect`; SQL of Spark is run only with it, and the machines of the cluster must see it.
+        """
         with ExitStack() as stack:
-            yield FeatureSession(self, lambda first: stack.enter_context(self.sources.connect(first, spill=spill)))
+            on_spark = None
+            if isinstance(self.query, SparkQuery) and spill is not None:
+                on_spark = stack.enter_context(SparkFeatures(self.spec, self.sources, self.query, spill))
+            yield FeatureSession(
+                self, lambda first: stack.enter_context(self.sources.connect(first, spill=spill)), on_spark
+            )
 
 
 class FeatureSession:
     """Sources from which one partition after another is built; a partition that fails leaves the others as they are."""
 
-    def __init__(self, builder: FeatureBuilder, connect: Callable[[Partition], SourceConnection]) -> None:
+    def __init__(
+        self,
+        builder: FeatureBuilder,
+        connect: Callable[[Partition], SourceConnection],
+        on_spark: SparkFeatures | None = None,
+    ) -> None:
         """Open nothing yet; `connect` opens the sources, whose views first show a partition."""
-        self._builder, self._connect = builder, connect
+        self._builder, self._connect, self._on_spark = builder, connect, on_spark
         self._con: SourceConnection | None = None
         self._at: Partition | None = None  # what the views show; None if they may show several partitions
         self._read_last: Partition | None = None
@@ -342,6 +361,10 @@ class FeatureSession:
             table = self._call(partition)
             yield iter(table.to_batches(max_chunksize=BATCH_ROWS)), table.schema
             return
+        if isinstance(query, SparkQuery):
+            with self._spark.batches(partition, lambda: self._moved(partition)) as made:
+                yield made
+            return
         con = self._moved(partition)
         with ExitStack() as stack:
             stack.enter_context(query.limited(con))
@@ -349,6 +372,22 @@ class FeatureSession:
                 relation = query.run(con, partition, self._builder.spec.features.key)
                 reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
             yield _explained(reader, query, partition), reader.schema
+
+    def require_valid(self, partition: Partition, columns: Sequence[str]) -> None:
+        """Let Spark try its SQL for a partition without reading a row; it must give these columns.
+
+        Raises:
+            SourceError: The SQL fails, or a source cannot be read.
+            EngineError: The cluster cannot be reached, or does not fit.
+        """
+        self._spark.require_valid(partition, lambda: self._moved(partition), columns)
+
+    @property
+    def _spark(self) -> SparkFeatures:
+        if self._on_spark is None:
+            msg = f"{self._builder.spec.name}: its features are made on Spark, which this does not start."
+            raise WrongUseError(msg, hint="build them with batch-platform run.")
+        return self._on_spark
 
     def _call(self, partition: Partition) -> pa.Table:
         """Call the declared function with the sources that its parameters name; rows are in the order of the key."""
@@ -402,7 +441,9 @@ def _explained(reader: pa.RecordBatchReader, query: Query, partition: Partition)
         yield from reader
 
 
-def _lineage(query: Query, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None) -> Lineage:
+def _lineage(
+    query: Query | SparkQuery, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None
+) -> Lineage:
     from batch_platform.features.lineage.columns import column_lineage  # imports sqlglot, which takes its time
 
-    return column_lineage(query.text, sources, columns)
+    return column_lineage(query.text, sources, columns, query.dialect)

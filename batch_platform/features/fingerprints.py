@@ -24,6 +24,7 @@ from batch_platform.features.lineage.records import RowsRead
 from batch_platform.features.query import Query
 from batch_platform.features.sources.kind import digest
 from batch_platform.features.sources.opening import SourceConnection, Sources
+from batch_platform.features.spark.query import SparkQuery
 from batch_platform.warehouse.sql import quoted
 
 _NO_TIME = -(2**62)  # the bucket of rows without a time, before all others
@@ -91,7 +92,7 @@ class DatedSources:
 
     sources: Sources
     read_by: ReadBy
-    query: Query | None  # None if a Python function reads the sources
+    query: Query | SparkQuery | None  # None if a Python function reads the sources
     names: Sequence[str]  # that are read
     _read: dict[str, RowsRead] = field(default_factory=dict[str, RowsRead], init=False, repr=False, compare=False)
 
@@ -121,7 +122,7 @@ class DatedSources:
         if self.query is not None:
             from batch_platform.features.lineage.rows import rows_read  # imports sqlglot, which takes its time
 
-            read = rows_read(self.query.text, name)
+            read = rows_read(self.query.text, name, self.query.dialect)
         declared, driving = spec.sources[name].time, spec.features.driving
         if declared is not None and declared != read.time:
             return RowsRead(declared, names=read.names)

@@ -7,7 +7,7 @@ watches for signals and interrupts what the open connections execute; the handle
 import os
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -35,25 +35,25 @@ def interruptible(con: duckdb.DuckDBPyConnection) -> Generator[None]:
 
 
 class TimeLimit:
-    """How long a query may take; None: as long as it likes."""
+    """How long a query of DuckDB or Spark may take; None: as long as it likes."""
 
     def __init__(self, limit: timedelta | None) -> None:
         """Limit nothing yet."""
         self.limit, self.passed = limit, False
 
     @contextmanager
-    def over(self, con: duckdb.DuckDBPyConnection) -> Generator[None]:
-        """Interrupt what a connection executes if the block takes too long; `passed` then says so."""
+    def over(self, interrupt: Callable[[], object]) -> Generator[None]:
+        """Call `interrupt`, on another thread, if the block takes too long; `passed` then says so."""
         self.passed = False
         if self.limit is None:
             yield
             return
 
-        def interrupt() -> None:
+        def pass_limit() -> None:
             self.passed = True
-            _interrupt(con)
+            interrupt()
 
-        timer = threading.Timer(self.limit.total_seconds(), interrupt)
+        timer = threading.Timer(self.limit.total_seconds(), pass_limit)
         timer.daemon = True
         timer.start()
         try:
@@ -85,9 +85,10 @@ def _watch(read: int, former: int) -> None:
             os.write(former, numbers)
         if _ENDING.intersection(numbers):
             for con in [*_open]:
-                _interrupt(con)
+                interrupt(con)
 
 
-def _interrupt(con: duckdb.DuckDBPyConnection) -> None:
+def interrupt(con: duckdb.DuckDBPyConnection) -> None:
+    """Interrupt what a connection executes, unless it is closed."""
     with suppress(duckdb.Error):  # closed meanwhile
         con.interrupt()

@@ -3,18 +3,18 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import pyarrow as pa
 
 from batch_platform.declaration.calendar import Duration, Partition
 from batch_platform.declaration.errors import BatchPlatformError, SourceError, is_interruption, listed, nearest_names
-from batch_platform.features.interruption import TimeLimit
+from batch_platform.features.interruption import TimeLimit, interrupt
 from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.sql import quoted
@@ -23,6 +23,8 @@ PARAMETERS = frozenset({"partition_start", "partition_end", "partition_key"})
 TABLE_FUNCTIONS = frozenset(  # that read neither files nor databases
     {"range", "generate_series", "unnest", "repeat", "repeat_row", "json_each", "json_tree"}
 )
+ONE_SELECT = "write helper tables as WITH … AS (…) in front of the SELECT."  # hints
+SQL_FAILS = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
 _INTERRUPTED = "INTERRUPT Error"
 _SPILLED = "max_temp_directory_size"
 _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow passes on only the text of an error
@@ -31,27 +33,21 @@ _EXHAUSTED = re.compile("Out of Memory Error|No space left on device")  # Arrow 
 class Query:
     """One SELECT over the sources; the bounds and the key of a partition are its parameters."""
 
+    dialect = "duckdb"
+
     def __init__(
         self, pipeline: str, folder: Path, name: str, sources: Collection[str], timeout: Duration | None = None
     ) -> None:
         """Read the file, whose SELECT may read some sources and take `timeout`; raises SourceError if it is not a file in the folder with one SELECT and known parameters."""
         self.pipeline, self.path = pipeline, (path := folder / name)
-        self._timeout, self._limit = timeout, TimeLimit(timeout.nominal if timeout else None)
-        try:
-            if not path.resolve().is_relative_to(folder.resolve()):
-                msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
-                raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
-            self.text = path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            msg = f"{pipeline}: {path} cannot be read ({reason})."
-            raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
-        with self._explained():
+        self.timeout, self.limit = timeout, TimeLimit(timeout.nominal if timeout else None)
+        self.text = read_sql(pipeline, folder, name)
+        with explained(self):
             statements = duckdb.extract_statements(self.text)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             types = listed(statement.type.name for statement in statements) or "nothing"
             msg = f"{pipeline}: {path} must be one SELECT; it holds {types}."
-            raise SourceError(msg, hint="write helper tables as WITH … AS (…) in front of the SELECT.")
+            raise SourceError(msg, hint=ONE_SELECT)
         self.parameters = frozenset(statements[0].named_parameters)
         if unknown := self.parameters - PARAMETERS:
             msg = f"{pipeline}: {path} uses the parameters {listed('$' + name for name in unknown)}."
@@ -66,12 +62,11 @@ class Query:
         Raises:
             SourceError: The SQL fails or does not return these columns; the message names file and line.
         """
-        values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
-        bound = {name: values[name] for name in self.parameters}
+        bound = bound_to(partition, self.parameters)
         with self.explained(partition):
             if self._columns is None:
                 self._columns = con.duckdb.sql(self._select, params=bound).columns
-            self._require(self._columns, order_by)
+            require_columns(self.pipeline, self.path, self._columns, order_by)
             order = ", ".join(quoted(column) for column in order_by)
             return con.duckdb.sql(f"FROM ({self._select}\n) ORDER BY {order}", params=bound)
 
@@ -105,64 +100,102 @@ class Query:
             if len(path) > 1 or ("." in path[0] and path[0].lower() not in known):  # a name with a dot may be a file
                 outside.add(".".join(path))
         if outside:
-            msg = (
-                f"{self.pipeline}: {self.path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
-            )
-            raise SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
+            raise reads_outside(self.pipeline, self.path, outside, sources)
 
     @contextmanager
     def explained(self, partition: Partition) -> Generator[None]:
         """Turn what fails while a result is fetched into a SourceError that names partition, file and line."""
-        with self._explained(f", partition {partition.key}"):
+        with explained(self, partition):
             yield
 
     def limited(self, con: SourceConnection) -> AbstractContextManager[None]:
         """Interrupt the query if the block takes longer than it may; `explained` then says so."""
-        return self._limit.over(con.duckdb)
+        return self.limit.over(partial(interrupt, con.duckdb))
 
-    @contextmanager
-    def _explained(self, at: str = "") -> Generator[None]:
-        try:
-            yield
-        except (
-            duckdb.Error,
-            pa.ArrowException,
-            OSError,
-            RuntimeError,
-        ) as error:  # Arrow passes on the errors of DuckDB
-            message = " ".join(str(error).split())
-            if isinstance(error, RuntimeError) and not is_interruption(error):
-                raise
-            if _INTERRUPTED in message or is_interruption(error):
-                if not self._limit.passed:
-                    raise KeyboardInterrupt from error
-                msg = (
-                    f"{self.pipeline}{at}: the SQL of {self.path} takes longer than features.timeout ({self._timeout})."
-                )
-                raise SourceError(
-                    msg, hint="look for a join without a condition, or raise features.timeout."
-                ) from error
-            if _SPILLED in message:
-                msg = f"{self.pipeline}{at}: the SQL of {self.path} would write more than a quarter of the free disk space aside."
-                hint = "look for a join without a condition; else make room, or declare shorter partitions."
-                raise BatchPlatformError(msg, hint=hint) from error
-            if _EXHAUSTED.search(message):
-                msg = f"{self.pipeline}{at}: there is not enough memory or disk for the SQL of {self.path}: {message.rstrip('.')}."
-                raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
-            line = _line_of(message, self.text)
-            where = f"{self.path}:{line}" if line else str(self.path)
-            msg = f"{self.pipeline}{at}: the SQL of {where} fails: {message.rstrip('.')}."
-            hint = "correct the SQL or its source; batch-platform check tries the SQL without reading a row."
-            raise SourceError(msg, hint=hint) from error
 
-    def _require(self, present: list[str], wanted: list[str]) -> None:
-        counts = Counter(name.lower() for name in present)
-        if twice := [name for name in present if counts[name.lower()] > 1]:
-            msg = f"{self.pipeline}: {self.path} gives more than one column {listed(map(repr, twice))}."
-            raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
-        if missing := [column for column in wanted if column not in present]:
-            msg = f"{self.pipeline}: {self.path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
-            raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
+class SqlFile(Protocol):
+    """What errors say of a query."""
+
+    pipeline: str
+    path: Path
+    text: str
+    timeout: Duration | None
+    limit: TimeLimit
+
+
+@contextmanager
+def explained(query: SqlFile, partition: Partition | None = None) -> Generator[None]:
+    """Turn what DuckDB and Arrow raise into an error that names pipeline, partition, file and line."""
+    where = query.pipeline if partition is None else f"{query.pipeline}, partition {partition.key}"
+    try:
+        yield
+    except (
+        duckdb.Error,
+        pa.ArrowException,
+        OSError,
+        RuntimeError,
+    ) as error:  # Arrow passes on the errors of DuckDB
+        message = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not is_interruption(error):
+            raise
+        if _INTERRUPTED in message or is_interruption(error):
+            if not query.limit.passed:
+                raise KeyboardInterrupt from error
+            raise takes_too_long(where, query) from error
+        if _SPILLED in message:
+            msg = f"{where}: the SQL of {query.path} would write more than a quarter of the free disk space aside."
+            hint = "look for a join without a condition; else make room, or declare shorter partitions."
+            raise BatchPlatformError(msg, hint=hint) from error
+        if _EXHAUSTED.search(message):
+            msg = f"{where}: there is not enough memory or disk for the SQL of {query.path}: {message.rstrip('.')}."
+            raise BatchPlatformError(msg, hint="give it more, or declare shorter partitions.") from error
+        line = _line_of(message, query.text)
+        place = f"{query.path}:{line}" if line else str(query.path)
+        msg = f"{where}: the SQL of {place} fails: {message.rstrip('.')}."
+        raise SourceError(msg, hint=SQL_FAILS) from error
+
+
+def read_sql(pipeline: str, folder: Path, name: str) -> str:
+    """Read an SQL file; raises SourceError if it is not a text file in the folder."""
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            msg = f"{pipeline}: {path} is a link that leads out of its folder, to {path.resolve()}."
+            raise SourceError(msg, hint="put the SQL file itself into the folder of the pipeline.")
+        return path.read_bytes().decode()  # unchanged: a quoted name may hold a carriage return
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        msg = f"{pipeline}: {path} cannot be read ({reason})."
+        raise SourceError(msg, hint="create the file or correct its name in the YAML.") from error
+
+
+def bound_to(partition: Partition, parameters: Collection[str]) -> dict[str, object]:
+    """The values of parameters for a partition."""
+    values = {"partition_start": partition.start, "partition_end": partition.end, "partition_key": partition.key}
+    return {name: values[name] for name in parameters}
+
+
+def reads_outside(pipeline: str, path: Path, outside: Iterable[str], sources: Iterable[str]) -> SourceError:
+    """The error for SQL that reads anything but its sources."""
+    msg = f"{pipeline}: {path} reads {listed(outside)}; it can read only the sources {listed(sources)}."
+    return SourceError(msg, hint="declare under sources what it needs, and name the source in the SQL.")
+
+
+def takes_too_long(where: str, query: SqlFile) -> SourceError:
+    """The error for SQL that takes longer than it may."""
+    msg = f"{where}: the SQL of {query.path} takes longer than features.timeout ({query.timeout})."
+    return SourceError(msg, hint="look for a join without a condition, or raise features.timeout.")
+
+
+def require_columns(pipeline: str, path: Path, present: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise SourceError if the columns that an SQL file gives are not unique, or lack one that is wanted."""
+    counts = Counter(name.lower() for name in present)
+    if twice := [name for name in present if counts[name.lower()] > 1]:
+        msg = f"{pipeline}: {path} gives more than one column {listed(map(repr, twice))}."
+        raise SourceError(msg, hint="name each column with AS; SQL ignores case in names.")
+    if missing := [column for column in wanted if column not in present]:
+        msg = f"{pipeline}: {path} gives no column {listed(map(repr, missing))}; it gives {listed(present)}."
+        raise SourceError(msg, hint=nearest_names(missing, present) or "add it to the SELECT or correct the YAML.")
 
 
 def statement_of(text: str) -> str:

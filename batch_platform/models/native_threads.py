@@ -7,9 +7,7 @@ from threading import Lock, local
 
 from threadpoolctl import get_cached_controller, reset_cached_controller
 
-from batch_platform.declaration.threads import most_threads
-
-SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
+from batch_platform.declaration.threads import SHORT_WAITS, most_threads
 
 
 def let_waiting_threads_sleep() -> None:

@@ -43,6 +43,7 @@ class TimeTravel:
     cut_at_end: list[str]  # the sources of the rows themselves
     without_time: list[str]  # sources that could not be checked
     leaks: list[TimeLeak]
+    unable: str = ""  # why nothing was checked
 
     @property
     def errors(self) -> list[BatchPlatformError]:
@@ -62,6 +63,8 @@ class TimeTravel:
     @property
     def remarks(self) -> list[str]:
         """What was compared, and what could not be, in sentences."""
+        if self.unable:
+            return [f"time travel: {self.unable}"]
         number = counted(len(self.partitions), "partition")
         compared = [
             f"{listed(names)} after the {bound}"
@@ -82,6 +85,9 @@ def travel_in_time(pipeline: Pipeline, now: datetime, partitions: int) -> TimeTr
         SourceError: A source cannot be read, or the features fail.
     """
     spec, builder = pipeline.spec, pipeline.builder
+    if spec.features.spark_sql is not None:
+        reason = "features.spark_sql is not checked: only DuckDB's SQL and functions are computed without later rows"
+        return TimeTravel(spec.name, [], [], [], builder.feature_sources, [], reason)
     snapshot = spec.partitions.snapshot
     times = {name: None if snapshot else builder.dated.rows_read(name).time for name in builder.feature_sources}
     dated = {name: instant(time) for name, time in times.items() if time is not None}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.models.native_threads import SHORT_WAITS
+from batch_platform.declaration.threads import SHORT_WAITS
 from batch_platform.warehouse.home import HOME_VARIABLE
 
 UNSET = (

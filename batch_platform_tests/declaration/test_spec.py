@@ -348,8 +348,8 @@ def test_columns_may_have_any_name(name):
         (("features", "columns", "distance"), {"type": "category", "max": 1}, "min and max do not apply to a category"),
         (("features", "columns", "distance"), {"type": "boolean", "min": 0}, "min and max do not apply to a boolean"),
         (("features", "columns", "distance"), {"type": "text"}, "Input should be 'float', 'integer', 'boolean'"),
-        (("features", "python"), "package.features", "give either `sql` or `python`"),
-        (("features",), {"key": ["flight_id"]}, "give either `sql` or `python`"),
+        (("features", "python"), "package.features", "give one of `sql`, `spark_sql` and `python`"),
+        (("features",), {"key": ["flight_id"]}, "give one of `sql`, `spark_sql` and `python`"),
         (("features",), {"key": ["flight_id"], "python": "features"}, "'features' is not an import path"),
         (("sources",), {}, "sources: Dictionary should have at least 1 item"),
         (

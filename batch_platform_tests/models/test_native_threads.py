@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from batch_platform.declaration.threads import SHORT_WAITS
 from batch_platform.models.bundle import write_bundle
 from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import prove
-from batch_platform.models.native_threads import SHORT_WAITS
 from batch_platform_tests.command_line import run_command
 from batch_platform_tests.models.test_bundle import manifest, rows, written
 

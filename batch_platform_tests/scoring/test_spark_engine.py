@@ -28,11 +28,11 @@ from batch_platform.declaration.errors import DamagedFeaturesError, EngineError,
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.features.parts import ReadPart, parts_of, stretches_of
+from batch_platform.features.spark import session as spark_sessions
+from batch_platform.features.spark.session import configuration, require_java, require_master, spark_session
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.scoring.engines import spark_session as spark_sessions
 from batch_platform.scoring.engines import spark_task
 from batch_platform.scoring.engines.spark import SparkEngine
-from batch_platform.scoring.engines.spark_session import configuration, require_java, require_master, spark_session
 from batch_platform.scoring.engines.spark_task import Job, Task
 from batch_platform.scoring.orders import ScoringOrder
 from batch_platform_tests.benchmarks import spark_driver, spark_work
@@ -370,6 +370,21 @@ def test_a_process_has_one_session():
             WrongUseError, match=r"this process runs another Spark session, on spark://.*processes of their own"
         ),
         spark_session(Spark(master="local[2]"), "small"),
+    ):
+        pass
+
+
+def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeypatch):
+    """As the resource of dagster-pyspark starts it; here it is the session that the tests share."""
+    monkeypatch.setattr(spark_sessions, "_shared", [])
+    with spark_session(Spark(master=spark.master, conf={"spark.executor.memory": "8g"}), "small") as session:
+        assert session.range(3).count() == 3
+    assert not spark_sessions.is_stopped(session)
+    with (
+        pytest.raises(
+            WrongUseError, match=rf"has a Spark session on {spark.master}, and engine\.spark\.master is yarn\."
+        ),
+        spark_session(Spark(master="yarn"), "small"),
     ):
         pass
 

@@ -20,6 +20,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.features.lineage.records import ROWS, ColumnLineage, Lineage, SourceColumn
 
 OWN_SCHEMAS = ("", "main", "temp")
+DUCKDB = "duckdb"  # the dialect of SQL
 _DEEPEST = 10
 
 
@@ -131,20 +132,23 @@ class Scope:
         return frozenset().union(*(table.rows for table in self.tables.values()))
 
 
-def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None) -> Lineage:
-    """Follow the columns of one SELECT of DuckDB's dialect back to the sources.
+def column_lineage(
+    sql: str, sources: Mapping[str, Sequence[str]], columns: Sequence[str] | None = None, dialect: str = DUCKDB
+) -> Lineage:
+    """Follow the columns of one SELECT back to the sources, by the rules of DuckDB; of Spark's SQL, what both read alike.
 
     `sources` has the columns of each source by name, empty if they are not known; `columns` are the columns of the result
     as DuckDB names them, None if DuckDB was not asked.
     """
     try:
-        tree = sqlglot.parse_one(sql, dialect="duckdb")
+        tree = sqlglot.parse_one(sql, dialect=dialect)
+        if dialect != DUCKDB and any(select.args.get("laterals") for select in tree.find_all(exp.Select)):
+            return _unknown(sources, columns, "LATERAL VIEW adds columns that are not followed")
         follower = Follower(sources)
         table = follower.query(tree)
     except (SqlglotError, RecursionError) as error:
         reason = f"the parser of lineage does not understand the SQL: {redact(str(error)).splitlines()[0]}"
-        unknown = tuple(ColumnLineage(name, (), known=False) for name in columns or ())
-        return Lineage(columns=unknown, sources=tuple(sources), reason=reason)
+        return _unknown(sources, columns, reason)
     written = [_column(name, reads) for name, reads in table.outputs]
     outputs = written if columns is None else _as_named(table, columns)
     named = columns is not None or (table.rest is None and all(output.column for output in outputs))
@@ -154,6 +158,11 @@ def column_lineage(sql: str, sources: Mapping[str, Sequence[str]], columns: Sequ
         deciders=tuple(sorted(follower.deciders)),
         sources=tuple(name for name in sources if name in follower.sources),
     )
+
+
+def _unknown(sources: Iterable[str], columns: Sequence[str] | None, reason: str) -> Lineage:
+    unknown = tuple(ColumnLineage(name, (), known=False) for name in columns or ())
+    return Lineage(columns=unknown, sources=tuple(sources), reason=reason)
 
 
 def _as_named(table: Table, columns: Sequence[str]) -> list[ColumnLineage]:

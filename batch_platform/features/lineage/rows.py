@@ -6,16 +6,16 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from batch_platform.features.lineage.columns import OWN_SCHEMAS
+from batch_platform.features.lineage.columns import DUCKDB, OWN_SCHEMAS
 from batch_platform.features.lineage.records import RowsRead
 
 _START, _END = "partition_start", "partition_end"
 
 
-def rows_read(sql: str, source: str) -> RowsRead:
-    """The rows of a source that one SELECT of DuckDB's dialect can read; all that is not certain may matter."""
+def rows_read(sql: str, source: str, dialect: str = DUCKDB) -> RowsRead:
+    """The rows of a source that one SELECT can read, by a time in DuckDB's dialect; all that is not certain may matter."""
     try:
-        tree = sqlglot.parse_one(sql, dialect="duckdb")
+        tree = sqlglot.parse_one(sql, dialect=dialect)
     except (SqlglotError, RecursionError):
         return RowsRead()
     tables = [
@@ -79,7 +79,7 @@ def _unqualified(expression: exp.Expr) -> str:
     copied = expression.copy()
     for column in copied.find_all(exp.Column):
         column.set("table", None)
-    return copied.sql(dialect="duckdb")
+    return copied.sql(dialect=DUCKDB)
 
 
 def _names(tree: exp.Expr, tables: list[exp.Table]) -> frozenset[str] | None:

@@ -97,7 +97,7 @@ def numbered(con: duckdb.DuckDBPyConnection, table: SourceTable, relation: str, 
     return f"(SELECT {columns}, * EXCLUDE (__file, __place) FROM ({inner}))"
 
 
-def _unpacked(table: SourceTable) -> list[Path]:
+def unpacked_files(table: SourceTable) -> list[Path]:
     """The files of a source, none of which is an archive, in which nothing can be looked up; raises SourceError."""
     files = files_of(table)
     if archives := [file for file in files if file.suffix.lower() == ".zip"]:
@@ -107,7 +107,7 @@ def _unpacked(table: SourceTable) -> list[Path]:
 
 
 def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
-    files = ", ".join(literal(str(path)) for path in _unpacked(table))
+    files = ", ".join(literal(str(path)) for path in unpacked_files(table))
     if not table.source.number_rows:
         return f"read_parquet([{files}], hive_partitioning = false)"
     options = "hive_partitioning = false, filename = '__file', file_row_number = true"
@@ -117,14 +117,14 @@ def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str
 def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
     if table.source.number_rows:
         return con.sql(f"FROM {_parquet_relation(con, table)}").pl().lazy()
-    return pl.scan_parquet(_unpacked(table), glob=False, hive_partitioning=False)
+    return pl.scan_parquet(unpacked_files(table), glob=False, hive_partitioning=False)
 
 
 def _arrow_view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     from pyarrow.dataset import dataset  # takes its time
     from pyarrow.fs import LocalFileSystem
 
-    files = [str(path) for path in _unpacked(table)]
+    files = [str(path) for path in unpacked_files(table)]
     try:
         con.register(table.name, dataset(files, format="ipc", filesystem=LocalFileSystem()))
     except pa.ArrowInvalid as error:
@@ -149,6 +149,6 @@ ARROW = replace(
     description=lambda source: f"the Arrow files `{redact(source.location)}`",
     admit=lambda _con, _table: (),
     view=_arrow_view,
-    frame=lambda _con, table: pl.scan_ipc(_unpacked(table), glob=False, hive_partitioning=False),
+    frame=lambda _con, table: pl.scan_ipc(unpacked_files(table), glob=False, hive_partitioning=False),
     endings=(".arrow", ".feather", ".ipc"),
 )

@@ -46,6 +46,20 @@ def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     kind.view(con, table)
 
 
+@contextmanager
+def bounded(spill: Path | None, timezone: str) -> Generator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB whose clocks are those of a time zone; for `spill` see `Sources.connect`."""
+    with duckdb.connect(":memory:") as con, interruptible(con):
+        con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
+        con.execute(f"SET TimeZone = {literal(timezone)}")
+        if most := most_threads():
+            con.execute(f"SET threads = {most}")
+        if spill is not None:
+            con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
+            con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")
+        yield con
+
+
 def _spill_limit(folder: Path) -> int:
     """Bytes that a query may write into a folder, which need not exist."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -94,13 +108,7 @@ class Sources:
         `only` holds SQL conditions by source: of these sources other rows are not shown, nor is any other partition. Raises
         SourceError if a source cannot be read.
         """
-        with duckdb.connect(":memory:") as con, interruptible(con):
-            con.execute(f"SET temp_directory = {literal('' if spill is None else str(spill))}")
-            if most := most_threads():
-                con.execute(f"SET threads = {most}")
-            if spill is not None:
-                con.execute(f"SET memory_limit = {literal(MEMORY_LIMIT)}")
-                con.execute(f"SET max_temp_directory_size = '{_spill_limit(spill)} bytes'")
+        with bounded(spill, self.spec.partitions.timezone) as con:
             opened = SourceConnection(self, con, tuple(self.spec.sources if names is None else names), only or {})
             opened.create_views(partition)
             yield opened
@@ -147,11 +155,10 @@ class SourceConnection:
     def create_views(self, partition: Partition) -> None:
         """Create the views for a first partition and shut the connection off from everything else; called once."""
         con = self.duckdb
-        con.execute(f"SET TimeZone = {literal(self.sources.spec.partitions.timezone)}")
         con.execute("SET python_enable_replacements = false")
         allowed = set[Path]()
         for name in self.names:
-            with self._explained(name, partition) as (kind, table):
+            with self.explained(name, partition) as (kind, table):
                 if kind.stands_still:
                     self._versions[name] = kind.version(
                         table
@@ -166,7 +173,7 @@ class SourceConnection:
             con.execute(f"SET {setting} = [{', '.join(map(literal, sorted(paths)))}]")
         con.execute("SET enable_external_access = false")
         for name in self.names:
-            with self._explained(name, partition) as (kind, table):
+            with self.explained(name, partition) as (kind, table):
                 kind.view(con, table)
         for name, condition in self.only.items():
             whole = quoted(f"{name} with all rows")
@@ -181,7 +188,7 @@ class SourceConnection:
     def move(self, partition: Partition) -> None:
         """Point the views of sources that differ between partitions at another partition; may raise SourceError."""
         for name in self.names:
-            with self._explained(name, partition) as (kind, table):
+            with self.explained(name, partition) as (kind, table):
                 if kind.takes_partition(table):
                     kind.view(self.duckdb, table)
 
@@ -189,7 +196,7 @@ class SourceConnection:
         """Some of the sources as a partition reads them, whichever partition the views show; may raise SourceError."""
         frames: dict[str, pl.LazyFrame] = {}
         for name in names:
-            with self._explained(name, partition) as (kind, table):
+            with self.explained(name, partition) as (kind, table):
                 frames[name] = kind.frame(self.duckdb, table)
                 if name in self.only:
                     shown = self.duckdb.sql(f"FROM {quoted(name)}").pl().lazy()
@@ -197,7 +204,7 @@ class SourceConnection:
         return frames
 
     @contextmanager
-    def _explained(self, name: str, partition: Partition) -> Generator[tuple[SourceKind, SourceTable]]:
+    def explained(self, name: str, partition: Partition) -> Generator[tuple[SourceKind, SourceTable]]:
         """How a source is read; an error of DuckDB or Polars becomes a SourceError."""
         kind, table = self.sources.kind(name), self.sources.table(name, partition)
         try:

@@ -21,6 +21,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
+from batch_platform.features.spark.task import require_fit, running_task
 from batch_platform.models.native_threads import one_thread
 from batch_platform.scoring.orders import OpenModels, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
@@ -80,12 +81,7 @@ class Attempt:
 
 def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Run the tasks whose numbers the batches hold; Spark's `mapInArrow` calls this, and runs a task again if it raises."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    if context is None:
-        msg = "run_tasks works within a task of Spark only"
-        raise RuntimeError(msg)
+    context = running_task()
     for batch in batches:
         for number in batch.column(0).to_pylist():
             attempt = Attempt(number, context.taskAttemptId(), context.attemptNumber())
@@ -99,7 +95,7 @@ def run_attempt(job: Job, attempt: Attempt) -> Summary:
     """Run one attempt. An error that would come again, or that comes in the last attempt, is returned; any other is raised."""
     task = job.tasks[attempt.task]
     try:
-        _require_fit(job, task)
+        require_fit(job.where(task), job.version, job.mark)
         return _scored(job, task, attempt) if task.scores else _hashed(job, task)
     except Exception as error:
         if not isinstance(error, _LASTING) and attempt.number + 1 < job.attempts:
@@ -146,21 +142,6 @@ def _of_whole(file: RecordedFile) -> Stretches:
     stretches = stretches_of(file)
     file.require_untouched()
     return stretches
-
-
-def _require_fit(job: Job, task: Task) -> None:
-    """Raise EngineError if this machine has another version of this package, or does not see the driver's files."""
-    host = platform.node()
-    if job.version != batch_platform.__version__:
-        msg = f"{job.where(task)}: the executor on {host} runs batch_platform {batch_platform.__version__}, the driver {job.version}."
-        raise EngineError(msg, hint="install the same environment on every machine of the cluster.")
-    if not job.mark.is_file():
-        msg = f"{job.where(task)}: the executor on {host} does not see {job.mark.parent}, where the driver stages the run."
-        hint = (
-            "put the home on a file system that all machines of the cluster mount under the same path, and run the executors as a "
-            "user who may read and write it."
-        )
-        raise EngineError(msg, hint=hint)
 
 
 def _explained(error: Exception, where: str) -> BatchPlatformError:

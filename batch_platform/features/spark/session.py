@@ -1,4 +1,7 @@
-"""Sessions of Spark: started for the first engine that needs one, shared by engines that declare the same, stopped with the last."""
+"""Sessions of Spark: started for the first user that needs one, shared by all that declare the same, stopped with the last.
+
+Users are the engine that scores and the SQL of features.
+"""
 
 import atexit
 import logging
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from batch_platform.declaration.engine import Spark
 from batch_platform.declaration.errors import EngineError, WrongUseError
 from batch_platform.declaration.extras import needed
-from batch_platform.models.native_threads import SHORT_WAITS
+from batch_platform.declaration.threads import SHORT_WAITS
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class _Shared:
-    """The session that engines of this process share."""
+    """The session that its users in this process share."""
 
     session: "SparkSession"
     spark: Spark
@@ -182,7 +185,7 @@ def _session_class() -> "type[SparkSession]":
 
 
 def configuration(spark: Spark, pipeline: str) -> dict[str, str]:
-    """The configuration of a session: what is declared, over what this engine needs."""
+    """The configuration of a session: what is declared, over what this package needs."""
     environment = {"PYTHONPATH": import_path(), "POLARS_MAX_THREADS": "1", **SHORT_WAITS}
     ours = {
         "spark.master": spark.master,

@@ -1,0 +1,310 @@
+"""Features by Spark: the cluster runs the SQL and writes rows into the home, and DuckDB here puts them into the order of the key.
+
+So all that follows is the same as for DuckDB's SQL: the same checks see the rows, and equal rows give equal bytes.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.errors import EngineError, SourceError, listed
+from batch_platform.declaration.spec import PipelineSpec
+from batch_platform.features.lake import BATCH_ROWS, parquet_writer
+from batch_platform.features.query import bound_to, explained, require_columns, takes_too_long
+from batch_platform.features.sources.files import unpacked_files
+from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
+from batch_platform.features.spark.jobs import (
+    SAME_ENVIRONMENT,
+    FailedTask,
+    SparkJob,
+    SparkJobs,
+    spark_errors,
+    spark_jobs,
+)
+from batch_platform.features.spark.query import SparkQuery
+from batch_platform.features.spark.session import shortest
+from batch_platform.features.spark.task import WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.warehouse.sql import literal, quoted
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, Row
+    from pyspark.sql.types import StructType
+
+_ATOMIC = frozenset(  # names of the types that a feature file keeps, as Spark's schemas write them
+    {
+        *("boolean", "byte", "short", "integer", "long", "float", "double", "decimal"),
+        *("string", "binary", "date", "timestamp", "timestamp_ntz"),
+    }
+)
+_PRINTING = ("SQLQueryContextLogger", "DataFrameQueryContextLogger")  # loggers that print what is raised, in many lines
+_IN_PYTHON = "PYTHON_EXCEPTION"  # the condition of what a task of ours raises
+_AGAIN = "nothing of the partition was built; run again once the cluster is well."
+Connect = Callable[[], SourceConnection]
+
+
+class SparkFeatures:
+    """Runs the SQL of a pipeline on Spark for one partition after another. Use it in a `with` statement."""
+
+    def __init__(self, spec: PipelineSpec, sources: Sources, query: SparkQuery, folder: Path) -> None:
+        """Start nothing yet; all files are written below `folder`, which the machines of the cluster must see."""
+        self._spec, self._sources, self._query, self._folder = spec, sources, query, folder
+        self._open = ExitStack()
+        self._started: SparkJobs | None = None
+        self._alike = set[tuple[str, str]]()  # sources and versions whose files are known to have the same columns
+        self._copies = dict[str, tuple[SourceConnection, Path]]()  # by source
+
+    def __enter__(self) -> Self:
+        """Return the features."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Release the session, which ends with its last user."""
+        self._open.close()
+
+    @contextmanager
+    def batches(self, partition: Partition, connect: Connect) -> Generator[tuple[Iterator[pa.RecordBatch], pa.Schema]]:
+        """The rows of a partition in the order of the key, and their columns.
+
+        Args:
+            partition: The partition.
+            connect: Opens the sources for the partition with DuckDB, which copies those that Spark does not read.
+
+        Raises:
+            SourceError: The SQL fails, lacks a column of the key or gives columns that cannot be kept, or a source cannot be read.
+            EngineError: The cluster cannot be reached, does not fit, or failed.
+        """
+        with self._staged(partition) as folder:
+            files, rows = self._written(partition, folder, connect)
+            with bounded(self._folder / "spill", self._spec.partitions.timezone) as con:
+                order = ", ".join(map(quoted, self._spec.features.key))
+                names = ", ".join(literal(str(file)) for file in files)
+                with ExitStack() as stack:
+                    with explained(self._query, partition):
+                        relation = con.sql(f"FROM read_parquet([{names}], hive_partitioning = false) ORDER BY {order}")
+                        reader = stack.enter_context(closing(relation.to_arrow_reader(BATCH_ROWS)))
+                    yield self._counted(reader, rows, partition), reader.schema
+
+    def require_valid(self, partition: Partition, connect: Connect, columns: Sequence[str]) -> None:
+        """Let Spark check the SQL without reading a row; it must give these columns. Raises as `batches` does."""
+        with self._staged(partition) as folder:
+            self._analysed(partition, folder, connect, columns, rows=False)
+
+    @contextmanager
+    def _staged(self, partition: Partition) -> Generator[Path]:
+        folder = self._folder / f"{partition.key}.{uuid4().hex}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _jobs(self) -> SparkJobs:
+        """The jobs on a session of their own, whose settings and views nobody else sees."""
+        if self._started is None:
+            jobs = self._open.enter_context(spark_jobs(self._spec.engine.on_spark, self._spec.name))
+            session = jobs.session.newSession()
+            for name, value in {
+                "spark.sql.session.timeZone": self._spec.partitions.timezone,  # of times without a zone, as in DuckDB
+                "spark.sql.variable.substitute": "false",  # ${…} in the SQL
+                "spark.sql.runSQLOnFiles": "false",
+                "spark.sql.files.ignoreMissingFiles": "false",
+                "spark.sql.files.ignoreCorruptFiles": "false",
+            }.items():
+                session.conf.set(name, value)
+            self._started = SparkJobs(session, self._spec.engine.on_spark)
+        return self._started
+
+    def _written(self, partition: Partition, folder: Path, connect: Connect) -> tuple[list[Path], int]:
+        """Let Spark write the rows; returns the files, the first of which has only the columns, and the number of rows."""
+        key, where = self._spec.features.key, self._where(partition)
+        frame = self._analysed(partition, folder, connect, key, rows=True)
+        mark = folder / "columns.parquet"
+        try:
+            with _quiet():
+                columns = frame.limit(0).toArrow()
+        except spark_errors() as error:
+            raise self._explained(partition, error) from error
+        pq.write_table(columns, mark)
+        job = SparkJob(folder.name, f"{self._spec.name}, features of {partition.key}", self._cancel_if_late)
+        written = frame.mapInArrow(partial(write_rows, WrittenRows(where, folder, mark)), WRITTEN)
+        files, rows = [mark], 0
+        for row in self._ran(partition, job, written.collect):
+            files.append(Path(row.path))
+            require_here(where, files[-1], row.bytes)
+            rows += row.rows
+        return files, rows
+
+    def _ran(self, partition: Partition, job: SparkJob, collect: "Callable[[], list[Row]]") -> "list[Row]":
+        """Let Spark run a job on another thread, so that this one can be interrupted."""
+        jobs, limit = self._jobs, self._query.limit
+        with ThreadPoolExecutor(1, "spark") as pool, limit.over(lambda: None), _quiet():
+            running = pool.submit(jobs.run, job, collect)
+            try:
+                return jobs.awaited(running)
+            except spark_errors() as error:
+                raise self._explained(partition, error, job) from error
+            except BaseException:
+                jobs.end(running)
+                raise
+
+    def _cancel_if_late(self, _done: int, _tasks: int) -> None:
+        if self._query.limit.passed:
+            self._jobs.cancel()
+
+    def _analysed(
+        self, partition: Partition, folder: Path, connect: Connect, columns: Sequence[str], *, rows: bool
+    ) -> "DataFrame":
+        """The result of the SQL, of which Spark knows only the columns yet; without `rows`, copied sources are empty."""
+        query = self._query
+        for name in query.reads(self._spec.sources):
+            self._show(name, partition, folder, connect, rows=rows)
+        bound = bound_to(partition, query.parameters)
+        try:
+            with _quiet():
+                frame = self._jobs.session.sql(query.text, args=bound or None)
+                schema = frame.schema
+        except spark_errors() as error:
+            raise self._explained(partition, error) from error
+        require_columns(self._spec.name, query.path, schema.names, columns)
+        self._require_types(partition, schema)
+        return frame
+
+    def _require_types(self, partition: Partition, schema: "StructType") -> None:
+        if wrong := [
+            f"{field.name} ({field.dataType.simpleString()})"
+            for field in schema
+            if field.dataType.typeName() not in _ATOMIC
+        ]:
+            msg = f"{self._where(partition)}: {self._query.path} gives columns of types that features cannot hold: {listed(wrong)}."
+            hint = "cast them in the SQL to a number, text or time, take single values out of them, or leave them out."
+            raise SourceError(msg, hint=hint)
+
+    def _show(self, name: str, partition: Partition, folder: Path, connect: Connect, *, rows: bool) -> None:
+        """Make a source a view of Spark: Parquet files as they are, anything else as a copy that DuckDB makes of it."""
+        table = self._sources.table(name, partition)
+        if table.source.kind == "parquet" and not table.source.number_rows:
+            files = self._readable(table)
+        else:
+            files = [self._copied(table, partition, folder, connect, rows=rows)]
+        reader = self._jobs.session.read.options(mergeSchema=False, __globPaths__=False)
+        try:
+            with _quiet():
+                reader.parquet(*(f"file://{file}" for file in files)).createOrReplaceTempView(f"`{name}`")
+        except spark_errors() as error:
+            if _condition(error) is None:
+                raise self._explained(partition, error) from error
+            problem = f" cannot be read by Spark: {shortest(error)}"
+            raise table.error(problem) from error
+
+    def _readable(self, table: SourceTable) -> list[Path]:
+        """The Parquet files of a source; raises SourceError for what Spark would read as nothing or as nulls."""
+        files = unpacked_files(table)
+        if hidden := [file for file in files if file.name.startswith(("_", "."))]:
+            problem = f": Spark does not read files whose name begins with a dot or an underscore, such as {hidden[0]}."
+            raise table.error(problem, "rename the file.")
+        state = (table.name, self._sources.kind(table.name).version(table))
+        if len(files) > 1 and state not in self._alike:
+            columns = {file: {name.lower() for name in pq.read_schema(file).names} for file in files}
+            every = set[str]().union(*columns.values())
+            for file, present in columns.items():
+                if lacking := every - present:
+                    problem = f": {file} lacks {listed(map(repr, lacking))}, which other files of the source have."
+                    raise table.error(problem, "give all files of a source the same columns.")
+            self._alike.add(state)
+        return files
+
+    def _copied(self, table: SourceTable, partition: Partition, folder: Path, connect: Connect, *, rows: bool) -> Path:
+        """Copy a source to a Parquet file for Spark; one that all partitions read alike is copied once."""
+        con, lasting = connect(), rows and not self._sources.kind(table.name).takes_partition(table)
+        copied_from, path = self._copies.get(table.name, (None, Path()))
+        if lasting and copied_from is con:
+            return path
+        path = (self._folder if lasting else folder) / f"{table.name}.{uuid4().hex}.parquet"
+        with con.explained(table.name, partition):
+            relation = con.duckdb.sql(f"FROM {quoted(table.name)}{'' if rows else ' LIMIT 0'}")
+            with closing(relation.to_arrow_reader(BATCH_ROWS)) as reader, parquet_writer(path, reader.schema) as writer:
+                for batch in reader:
+                    writer.write_batch(batch)
+        if lasting:
+            self._copies[table.name] = con, path
+        return path
+
+    def _counted(self, reader: pa.RecordBatchReader, rows: int, partition: Partition) -> Generator[pa.RecordBatch]:
+        """Pass on batches; raises EngineError at the end unless they are all that the tasks wrote."""
+        read = 0
+        with explained(self._query, partition):
+            for batch in reader:
+                read += batch.num_rows
+                yield batch
+        if read != rows:
+            msg = f"{self._where(partition)}: the tasks wrote {rows:,} rows, and {read:,} were read; nothing is built."
+            raise EngineError(msg, hint="this is a defect of this package; please report it.")
+
+    def _where(self, partition: Partition) -> str:
+        return f"{self._spec.name}, partition {partition.key}"
+
+    def _explained(
+        self, partition: Partition, error: Exception, job: SparkJob | None = None
+    ) -> SourceError | EngineError:
+        """Why Spark failed, as one sentence, and what to do."""
+        where, spark, condition = self._where(partition), self._spec.engine.on_spark, _condition(error)
+        if job is not None and self._query.limit.passed:
+            return takes_too_long(where, self._query)
+        if job is not None and self._jobs.is_abandoned(job):
+            msg = f"{where}: the cluster {spark.master} had no executor for {spark.wait_for_executors}."
+            return EngineError(msg, hint=f"{_AGAIN} engine.spark.wait_for_executors is how long a run waits.")
+        if condition == _IN_PYTHON:
+            return raised_in_task(where, error)
+        if condition is not None:
+            return self._query.error(where, error)
+        failed = FailedTask.of(error)
+        if failed is None:
+            return EngineError(f"{where}: Spark on {spark.master} ended: {shortest(error)}", hint=_AGAIN)
+        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why}."
+        return EngineError(msg, hint=failed.hint or _AGAIN)
+
+
+def raised_in_task(where: str, error: Exception) -> EngineError:
+    """The error that `write_rows` raised on an executor, or what kept it from being called."""
+    last = str(error).strip().rpartition("\n")[2]
+    if ours := re.search(r"errors\.EngineError: (.+?)(?: Hint: (.+))?$", last):
+        return EngineError(ours[1], hint=ours[2])
+    hint = SAME_ENVIRONMENT if "ModuleNotFoundError" in last else _AGAIN
+    return EngineError(f"{where}: a task failed: {last.rstrip('.')}.", hint=hint)
+
+
+def _condition(error: Exception) -> str | None:
+    """Spark's name for what is wrong with SQL, with values or in a function; None for a failure of the cluster."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    with suppress(Py4JError, OSError):  # Spark's own process has died
+        return error.getCondition() if isinstance(error, PySparkException) else None
+    return None
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Let Spark not print the errors that it raises."""
+    loggers = [logging.getLogger(name) for name in _PRINTING]
+    former = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, former, strict=True):
+            logger.disabled = disabled

@@ -1,0 +1,150 @@
+"""Jobs of Spark: run on threads of their own, watched, and given up if the cluster leaves them without executors."""
+
+import logging
+import re
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, TypeVar
+
+from batch_platform.declaration.engine import Spark
+from batch_platform.features.spark.session import cancel, executors_of, is_stopped, spark_session
+
+if TYPE_CHECKING:
+    from pyspark.core.status import SparkStageInfo
+    from pyspark.sql import SparkSession
+
+POLL = 0.25  # seconds
+SECONDS_BETWEEN_LINES = 10  # in the log
+SAME_ENVIRONMENT = (
+    "install the same environment on every machine of the cluster, or send it along; see the guide, scaling_out."
+)
+Result = TypeVar("Result")
+_FAILED_TASK = re.compile(r"Task (\d+) in stage \S+ failed (\d+) times?, most recent failure: [^:]*: ?(.*)", re.DOTALL)
+_log = logging.getLogger(__name__)
+
+
+def spark_errors() -> tuple[type[Exception], ...]:
+    """What a call of Spark raises."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    return PySparkException, Py4JError, OSError, EOFError
+
+
+@dataclass
+class SparkJob:
+    """A job that Spark runs."""
+
+    group: str  # by which Spark knows its tasks
+    shown: str  # pipeline and partitions
+    watch: Callable[[int, int], None] | None = None  # called with the number of finished tasks, and of all
+    waiting_since: float | None = None  # without any executor; None while there are some
+
+
+class SparkJobs:
+    """The jobs that one user of a session has running."""
+
+    def __init__(self, session: "SparkSession", spark: Spark) -> None:
+        """Run nothing yet; `spark` says how long jobs wait for executors."""
+        self.session, self._spark = session, spark
+        self._running, self._next_line = dict[str, SparkJob](), 0.0
+
+    def run(self, job: SparkJob, action: Callable[[], Result]) -> Result:
+        """Call Spark as a job, on the thread that waits for it; raises one of `spark_errors`."""
+        self._running[job.group] = job
+        try:
+            self.session.sparkContext.setJobGroup(job.group, job.shown, interruptOnCancel=True)
+            return action()
+        finally:
+            del self._running[job.group]
+
+    def awaited(self, future: "Future[Result]") -> Result:
+        """Wait for what another thread runs, and report the progress of all jobs."""
+        while not wait([future], timeout=POLL).done:
+            with suppress(*spark_errors()):  # if Spark's own process has died, the job says so
+                for job in list(self._running.values()):
+                    self._look_after(job)
+        return future.result()
+
+    def cancel(self) -> None:
+        """Cancel all jobs that have begun."""
+        cancel(self.session, [*self._running])
+
+    def end(self, future: "Future[Result]") -> None:
+        """Cancel all jobs until what another thread runs has ended: it may just be about to begin a job."""
+        while not wait([future], timeout=POLL).done:
+            self.cancel()
+
+    def is_abandoned(self, job: SparkJob) -> bool:
+        """Whether a job ended because the cluster gave it no executor for as long as a run waits."""
+        since = job.waiting_since
+        return since is not None and monotonic() - since > self._spark.patience
+
+    def _look_after(self, job: SparkJob) -> None:
+        """Report the progress of a job's tasks, and end all if the cluster has left them alone for too long."""
+        context = self.session.sparkContext
+        if is_stopped(self.session):
+            return
+        stages = [
+            stage for number in context.statusTracker().getJobIdsForGroup(job.group) for stage in self._stages(number)
+        ]
+        done, tasks = (sum(counts) for counts in ([s.numCompletedTasks for s in stages], [s.numTasks for s in stages]))
+        if job.watch is not None:
+            job.watch(done, tasks)
+        if tasks and (now := monotonic()) >= self._next_line:
+            self._next_line = now + SECONDS_BETWEEN_LINES
+            active = sum(stage.numActiveTasks for stage in stages)
+            _log.info("%s: %d of %d tasks done, %d running.", job.shown, done, tasks, active)
+        if self._spark.master.startswith("local") or executors_of(self.session):
+            job.waiting_since = None
+        elif job.waiting_since is None:
+            job.waiting_since = monotonic()
+        elif self.is_abandoned(job):
+            self.session.stop()  # it would wait for ever
+
+    def _stages(self, number: int) -> list["SparkStageInfo"]:
+        tracker = self.session.sparkContext.statusTracker()
+        info = tracker.getJobInfo(number)
+        stages = [tracker.getStageInfo(stage) for stage in (info.stageIds if info else ())]
+        return [stage for stage in stages if stage is not None]
+
+
+@contextmanager
+def spark_jobs(spark: Spark, pipeline: str) -> Generator[SparkJobs]:
+    """Jobs on the session of `spark_session`, which see for what it raises."""
+    with spark_session(spark, pipeline) as session:
+        context = session.sparkContext
+        place = f", shown at {context.uiWebUrl}" if context.uiWebUrl else ""
+        _log.info("%s: Spark application %s on %s%s.", pipeline, context.applicationId, context.master, place)
+        yield SparkJobs(session, spark)
+
+
+@dataclass(frozen=True)
+class FailedTask:
+    """The task for which Spark gave up a job."""
+
+    number: int
+    attempts: int
+    why: str  # the last error, as one line
+    hint: str | None  # what to do, where the error says it
+
+    @classmethod
+    def of(cls, error: Exception) -> "FailedTask | None":
+        """The task that an error of Spark names; None if it names none."""
+        failed = _FAILED_TASK.search(str(error))
+        if failed is None:
+            return None
+        reason = failed[3]
+        causes = [
+            line.strip() for line in reason.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|lost|exited)\b", line)
+        ]
+        why = causes[-1] if causes else reason.strip().partition("\n")[0]
+        return cls(
+            int(failed[1]),
+            int(failed[2]),
+            why.rstrip("."),
+            SAME_ENVIRONMENT if "ModuleNotFoundError" in reason else None,
+        )

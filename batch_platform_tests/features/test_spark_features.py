@@ -1,0 +1,376 @@
+"""Features by Spark's SQL: the same files as DuckDB's SQL gives, under the same checks, and nothing left of what fails."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+
+from batch_platform.declaration.calendar import Partition
+from batch_platform.declaration.engine import Spark
+from batch_platform.declaration.errors import DataError, EngineError, SourceError, WrongUseError
+from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.build import FeatureBuilder, FeatureFile
+from batch_platform.features.lineage.records import RowsRead, SourceColumn
+from batch_platform.features.lineage.spark_sql import spark_statement
+from batch_platform.features.sources.opening import Sources
+from batch_platform.features.spark.build import raised_in_task
+from batch_platform.features.spark.session import spark_session
+from batch_platform.features.spark.task import WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.command_line import published
+from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    feature_file,
+    small_events,
+    small_pipeline,
+    small_spec,
+    write_small_project,
+)
+from batch_platform_tests.spark_cluster import SparkCluster
+
+KEY, NOW = "2024-01-02", datetime(2024, 3, 2, tzinfo=UTC)
+SPARK_SQL = FEATURES_SQL.replace("$", ":")
+NOWHERE = {"spark": {"master": "spark://127.0.0.1:1"}}  # a cluster that nothing starts
+
+
+class Built:
+    """A project in a folder, whose features DuckDB and Spark can make."""
+
+    def __init__(self, folder: Path, engine: Any, events: pl.DataFrame | None = None, **spec: Any) -> None:
+        write_small_project(folder, events=events)
+        self.folder, self._engine, self._spec = folder, engine, spec
+
+    def builder(self, *, on_spark: bool, sql: str) -> FeatureBuilder:
+        kind = {"sql": None, "spark_sql": "features.sql"} if on_spark else {}
+        features = {**self._spec.get("features", {}), **kind}
+        spec = small_spec(**{**self._spec, "features": features, "engine": self._engine})
+        (self.folder / "features.sql").write_text(sql)
+        return FeatureBuilder(spec, Sources(spec, self.folder, Home(self.folder)))
+
+    def partition(self, key: str) -> Partition:
+        return small_spec(**self._spec).partitions.calendar.named(key)
+
+    def by_duckdb(self, sql: str, *keys: str) -> list[FeatureFile]:
+        builder = self.builder(on_spark=False, sql=sql)
+        with builder.session() as session:
+            return [session.write(self.partition(key), self.folder / "lake") for key in keys or (KEY,)]
+
+    def by_spark(self, sql: str, *keys: str) -> list[FeatureFile]:
+        """The files, of which nothing else is left."""
+        builder, staging = self.builder(on_spark=True, sql=sql), self.folder / "staging"
+        try:
+            with builder.session(spill=staging) as session:
+                return [session.write(self.partition(key), self.folder / "lake on spark") for key in keys or (KEY,)]
+        finally:
+            assert not [path for path in staging.iterdir() if path.is_dir() and [*path.iterdir()]]
+            assert not [*(self.folder / "lake on spark").glob(".*")]
+
+    def refusals(self, error: type[Exception], sql: str) -> tuple[str, str]:
+        """The messages of DuckDB and of Spark."""
+        with pytest.raises(error) as by_duckdb:
+            self.by_duckdb(sql)
+        with pytest.raises(error) as by_spark:
+            self.by_spark(sql.replace("$", ":"))
+        return str(by_duckdb.value), str(by_spark.value)
+
+
+def test_the_sql_of_spark_gives_the_very_files_that_the_sql_of_duckdb_gives(spark, tmp_path):
+    """One text in both dialects, over Parquet files as they are and over sources that are copied for Spark."""
+    sql = """\
+WITH opened AS (SELECT id, ts, amount, shop FROM events WHERE ts >= $partition_start AND ts < $partition_end)  -- its partition
+SELECT opened.*, shops.manager, orders.note, CAST($partition_key AS DATE) AS day FROM opened
+LEFT JOIN shops ON shops.shop = opened.shop LEFT JOIN orders ON orders.id = opened.id;
+"""
+    sources = {"shops": {"csv": "shops.csv"}, "orders": {"parquet": "orders {x,y} {partition_key}.parquet"}}
+    made = Built(tmp_path, spark.declared(), sources=sources)
+    shops = small_events()["shop"].unique(maintain_order=True)
+    pl.DataFrame({"shop": shops, "manager": [f"Müller {n}" for n in range(len(shops))]}).write_csv(
+        tmp_path / "shops.csv"
+    )
+    keys = (KEY, "2024-01-03")
+    for key in keys:
+        notes = pl.DataFrame({"id": range(50, 110), "note": [None if n % 3 else f"note of {key}" for n in range(60)]})
+        notes.write_parquet(tmp_path / f"orders {{x,y}} {key}.parquet")
+    expected = made.by_duckdb(sql, *keys)
+    written = made.by_spark(sql.replace("$", ":"), *keys)
+    assert [file.rows for file in written] == [40, 40]
+    assert [(file.sha256, file.columns) for file in written] == [(file.sha256, file.columns) for file in expected]
+
+
+def test_values_of_every_type_are_those_that_duckdb_gives(spark, tmp_path):
+    """Times without a zone are local, on the day of 23 hours too; a partition without rows has the same columns."""
+    start = datetime.fromisoformat("2024-03-31")
+    hours = range(-2, 26)
+    events = pl.DataFrame(
+        {
+            "id": pl.Series([-n for n in hours], dtype=pl.Int64),
+            "local": [start + timedelta(hours=n) for n in hours if n != 2] + [start + timedelta(hours=3, minutes=1)],
+            "instant": pl.Series([start + timedelta(hours=n) for n in hours]).dt.replace_time_zone("UTC"),
+            "day": [date(1583, 1, 1) + timedelta(days=365 * n) for n in hours],
+            "price": pl.Series([Decimal(n) / 100 for n in hours], dtype=pl.Decimal(22, 2)),
+            **{f"i{bits}": pl.Series(hours, dtype=getattr(pl, f"Int{bits}")) for bits in (8, 16, 32)},
+            "narrow": pl.Series([n / 3 for n in hours], dtype=pl.Float32),
+            "odd": [float("nan"), float("inf"), -0.0, None, *range(24)],
+            "flag": [None if n % 3 else n % 2 == 0 for n in hours],
+            "text": ["", "a\0b", "'; DROP TABLE x; --", "متجر", None, *map(str, range(23))],
+            "raw": [bytes([n % 256]) for n in hours],
+        },
+        strict=False,
+    )
+    spec = {"partitions": {"end": "2024-05-01"}, "features": {"time": "local"}}
+    made = Built(tmp_path, spark.declared(), events, **spec)
+    sql = "SELECT * FROM events WHERE local >= $partition_start AND local < $partition_end"
+    keys = ("2024-03-31", "2024-04-20")
+    expected, written = made.by_duckdb(sql, *keys), made.by_spark(sql.replace("$", ":"), *keys)
+    assert [file.columns for file in written] == [file.columns for file in expected]
+    assert [file.rows for file in written] == [24, 0]
+    for ours, theirs in zip(written, expected, strict=True):
+        assert pl.read_parquet(ours.path).equals(pl.read_parquet(theirs.path))
+        assert ours.sha256 == theirs.sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda events: pl.concat([events, events[50:52]]), "keys occur more than once in the features: id=51, id=52."),
+        (lambda events: events.with_columns(id=pl.when(pl.col("id") != 60).then("id")), "the key has nulls in id."),
+    ],
+)
+def test_the_rows_are_checked_as_those_of_duckdb_are(spark, tmp_path, change, problem):
+    by_duckdb, by_spark = Built(tmp_path, spark.declared(), change(small_events())).refusals(DataError, FEATURES_SQL)
+    assert by_spark == by_duckdb
+    assert problem in by_spark
+
+
+def test_rows_outside_and_rows_that_a_join_loses_are_refused_as_those_of_duckdb_are(spark, tmp_path):
+    made = Built(tmp_path, spark.declared(), features={"driving": {"source": "events", "time": "ts"}})
+    by_duckdb, by_spark = made.refusals(DataError, FEATURES_SQL.partition("WHERE")[0])
+    assert by_spark == by_duckdb
+    assert "rows lie outside the partition (2024-01-02 00:00:00+01:00 to 2024-01-03" in by_spark
+    by_duckdb, by_spark = made.refusals(DataError, FEATURES_SQL + " AND id <> 60")
+    assert by_spark == by_duckdb
+    assert "'events' has 40 rows by 'ts', but 39 rows of features came out; missing: id=60" in by_spark
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        (
+            SPARK_SQL.replace("amount", "\namont"),
+            r"small, partition 2024-01-02: the SQL of \S+features\.sql:2 fails: \[UNRESOLVED_COLUMN\.WITH_SUGGESTION\] .* `amont` cannot be .*\]\. Hint: ",
+        ),
+        (
+            SPARK_SQL.replace("amount", "CAST(shop AS INT) AS n"),
+            r"features\.sql:1 fails: \[CAST_INVALID_INPUT\] The value '",
+        ),
+        (
+            SPARK_SQL.replace("id,", "id AS key,"),
+            r"gives no column 'id'; it gives amount, items, key, known, shop, ts\.",
+        ),
+        (SPARK_SQL.replace("items", "shop AS AMOUNT"), r"gives more than one column 'AMOUNT', 'amount'\."),
+        (
+            SPARK_SQL.replace("items", "array(items) AS items, ts - ts AS gap, NULL AS none"),
+            r"cannot hold: gap \(interval day to second\), items \(array<int>\), none \(void\)\. Hint: cast them",
+        ),
+    ],
+)
+def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_path, capfd, sql, problem):
+    made = Built(tmp_path, spark.declared())
+    with pytest.raises(SourceError, match=problem) as refused:
+        made.by_spark(sql)
+    assert "\n" not in str(refused.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("SELECT id FROM events; SELECT 1", "it must be one SELECT; it holds SELECT, SELECT"),
+        ("CREATE TABLE x AS SELECT 1", "it must be one SELECT; it holds CREATE"),
+        ("SELECT id FROM FROM", "it cannot be parsed: "),
+        (
+            "SELECT id FROM events JOIN sales.orders USING (id)",
+            r"reads sales\.orders; it can read only the sources events\.",
+        ),
+        ("SELECT * FROM parquet.`/etc/x`", r"reads parquet\./etc/x; it can read only"),
+        ("SELECT * FROM Orders", "reads orders; it can read only"),
+        ("SELECT java_method('java.lang.System', 'exit', 1)", r"reads java_method\(\); it can read only"),
+        ("SELECT id FROM IDENTIFIER('secret')", r"reads identifier\(\); it can read only"),
+        ("SELECT TRANSFORM (id) USING 'cat' AS (id) FROM events", "reads transform … using; it can read only"),
+        (
+            FEATURES_SQL,
+            r"uses the parameters \$partition_end, \$partition_start\. Hint: Spark's SQL writes a parameter with a colon",
+        ),
+        ("SELECT id FROM events WHERE id = :day AND id = ?", "uses the parameters :day, [?]"),
+    ],
+)
+def test_sql_is_refused_before_spark_is_started(tmp_path, sql, problem):
+    with pytest.raises(SourceError, match=problem):
+        _ = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=sql).query
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (
+            ("a.parquet", "_b.parquet"),
+            r"source 'events' of 'small': Spark does not read files .*_b\.parquet\. Hint: rename",
+        ),
+        (("a.parquet", "b.parquet"), r"source 'events' of 'small': \S+b\.parquet lacks 'amount', which other files"),
+    ],
+)
+def test_files_that_spark_would_read_as_nothing_or_as_nulls_are_refused(spark, tmp_path, names, problem):
+    made = Built(tmp_path, spark.declared(), sources={"events": {"parquet": "days/*.parquet"}})
+    (tmp_path / "days").mkdir()
+    for name, part in zip(names, (small_events(), small_events().drop("amount")), strict=True):
+        part.write_parquet(tmp_path / "days" / name)
+    with pytest.raises(SourceError, match=f"(?i){problem}"):
+        made.by_spark(SPARK_SQL)
+
+
+def test_the_text_alone_says_what_is_read_from_which_rows_and_when_it_is_another_statement(tmp_path):
+    made = Built(tmp_path, NOWHERE, sources={"shops": {"csv": "shops.csv"}})
+
+    def builder(sql: str) -> FeatureBuilder:
+        return made.builder(on_spark=True, sql=sql)
+
+    plain = builder(SPARK_SQL)
+    assert plain.feature_sources == ["events"]
+    assert plain.dated.rows_read("events") == RowsRead(
+        "ts", looks_back=False, names=frozenset({"id", "ts", "amount", "items", "shop", "known", "events"})
+    )
+    assert plain.lineage.of("amount").copy_of == SourceColumn("events", "amount")
+    assert builder(SPARK_SQL.replace("\n", "  -- c\n\n")).code_version == plain.code_version
+    for other in (SPARK_SQL.replace("amount", "amount + 1 AS amount"), SPARK_SQL + "AND shop <> 'a'"):
+        assert builder(other).code_version != plain.code_version
+    assert made.builder(on_spark=False, sql=FEATURES_SQL).code_version != plain.code_version
+    assert builder("SELECT /*+ BROADCAST(s) */ e.id FROM events e JOIN shops s USING (shop)").feature_sources == [
+        "events",
+        "shops",
+    ]
+    exploded = builder("SELECT id, ts, word FROM events LATERAL VIEW explode(split(shop, ' ')) t AS word")
+    assert not exploded.lineage.of("word").known
+    assert spark_statement("SELECT 'it''s'").words != spark_statement("SELECT 'it' 's'").words
+
+
+def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
+    for engine in (None, "local"):
+        with pytest.raises(
+            ValueError, match=r"features\.spark_sql runs on the cluster that `engine: \{spark: .*'local'"
+        ):
+            small_spec(features={"sql": None, "spark_sql": "features.sql"}, engine=engine)
+    with pytest.raises(ValueError, match="give one of `sql`, `spark_sql` and `python`"):
+        small_spec(features={"spark_sql": "features.sql"}, engine="spark")
+
+
+ENDLESS = SPARK_SQL.replace("amount", "amount, (SELECT max(hash(id)) FROM range(0, 1000000000000)) AS slow")
+
+
+def test_sql_that_takes_too_long_is_cancelled_and_the_next_partition_is_built(spark, tmp_path):
+    made = Built(tmp_path, spark.declared(), features={"timeout": "1 second"})
+    with pytest.raises(SourceError, match=r"the SQL of \S+ takes longer than features\.timeout \(1 second\)\."):
+        made.by_spark(ENDLESS)
+    again = Built(tmp_path, spark.declared())
+    assert again.by_spark(SPARK_SQL)[0].sha256 == again.by_duckdb(FEATURES_SQL)[0].sha256
+
+
+DRIVER = """\
+import sys
+from pathlib import Path
+from batch_platform_tests.features.test_spark_features import ENDLESS, KEY, build
+from batch_platform_tests.spark_cluster import CONF
+
+build(Path(sys.argv[1]), {"spark": {"master": sys.argv[2], "conf": CONF}}, ENDLESS)
+"""
+
+
+def build(folder: Path, engine: Any, sql: str) -> Pipeline:
+    """Build one partition of a pipeline below a folder."""
+    pipeline = small_pipeline(
+        folder, features_sql=sql, features={"sql": None, "spark_sql": "features.sql"}, engine=engine
+    )
+    day = pipeline.spec.partitions.calendar.named(KEY)
+    assert [built.build.rows for built in pipeline.build_features([day], Stamp("run", NOW))] == [40]
+    return pipeline
+
+
+def test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else(spark, tmp_path):
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path), spark.master])
+    while not [*tmp_path.glob("home/staging/*/*/*/columns.parquet")]:
+        assert driver.poll() is None
+        time.sleep(0.1)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not [*tmp_path.glob("home/lake/small/features/[!.]*")]
+    pipeline = build(tmp_path, spark.declared(), SPARK_SQL)
+    assert [*tmp_path.glob("home/lake/small/features/*")] == [feature_file(pipeline, KEY)]
+    assert not [*pipeline.home.staging.iterdir()]
+
+
+def test_an_executor_that_does_not_see_the_home_or_has_another_version_says_so(spark, tmp_path):
+    declared = Spark.model_validate(spark.declared()["spark"])
+    for work, problem in (
+        (WrittenRows("small, partition x", tmp_path, tmp_path / "absent" / "mark"), "does not see .*/absent, where"),
+        (
+            WrittenRows("small, partition x", tmp_path, tmp_path, version="0.0.1"),
+            r"runs batch_platform .*, the driver 0\.0\.1",
+        ),
+    ):
+        with spark_session(declared, "small") as session, pytest.raises(Exception, match="EngineError") as raised:
+            session.range(1).mapInArrow(partial(write_rows, work), WRITTEN).collect()
+        error = raised_in_task("elsewhere", raised.value)
+        assert re.match(f"small, partition x: the executor on \\S+ {problem}", error.message)
+        assert error.hint is not None
+        assert "on every machine of the cluster" in error.hint or "put the home on a file system" in error.hint
+    with pytest.raises(EngineError, match=r"the driver does not see the file .*put the home on a file system"):
+        require_here("small, partition x", tmp_path / "absent.parquet", 1)
+
+
+def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(spark: SparkCluster, project, cli):
+    declared = yaml.safe_load((pipeline_folder(project) / "defs.yaml").read_text())["attributes"]
+    query = "SELECT * EXCLUDE (run_id, scored_at) FROM small.predictions ORDER BY ALL"
+    built = "SELECT partition_key, sha256, code_version FROM batch_platform.feature_builds QUALIFY row_number() OVER (PARTITION BY partition_key ORDER BY built_at DESC) = 1 ORDER BY ALL"
+    before, files = published(project, query), published(project, built)
+    sql = pipeline_folder(project) / "features.sql"
+    sql.write_text(sql.read_text().replace("$", ":"))
+    features = {**declared["features"], "spark_sql": "features.sql"}
+    del features["sql"]
+    write_defs_yaml(project, declared | {"features": features, "engine": spark.declared()})
+    answer = cli(project, "check", "--time-travel")
+    assert (answer.code, answer.err) == (0, "")
+    assert "time travel: features.spark_sql is not checked" in answer.out
+    answer = cli(project, "run", "small", "--partition", "2024-02-19", "--force")
+    assert (answer.code, answer.err) == (0, "")
+    assert published(project, query) == before
+    with dg.DagsterInstance.from_config(str(project / ".batch_platform" / "dagster")) as instance:
+        events = instance.all_logs(next(iter(instance.get_runs(limit=1))).run_id)
+    assert sum("small: Spark application app-" in event.user_message for event in events) == 2  # features, predictions
+    after = published(project, built)
+    assert [row[:2] for row in after] == [row[:2] for row in files]
+    assert len({version for *_, version in after}) == 2
+    sql.write_text(sql.read_text().replace("amount", "amont"))
+    answer = cli(project, "check")
+    assert answer.code == 1
+    assert "the SQL of" in answer.err
+    assert "`amont` cannot be resolved" in answer.err
+    assert not [*(project / ".batch_platform" / "staging").iterdir()]
+
+
+def test_features_on_spark_are_not_computed_where_spark_is_not_started(tmp_path):
+    builder = Built(tmp_path, NOWHERE).builder(on_spark=True, sql=SPARK_SQL)
+    with pytest.raises(WrongUseError, match="its features are made on Spark"), builder.session() as session:
+        session.write(small_spec().partitions.calendar.named(KEY), tmp_path / "lake")
