@@ -243,10 +243,16 @@ class History:
         )
 
     def rows(self, builds: Mapping[str, FeatureBuild], window: Sequence[Partition]) -> pl.DataFrame:
-        """Read the feature columns of all rows of a window, in order of time; raises what `training_data` raises."""
-        frames = [self._learnable(build) for build in self.require(builds, *window)]
+        """Read the feature columns and PARTITION_START of all rows of a window, in order of time.
+
+        Raises what `training_data` raises.
+        """
+        frames = [
+            self._learnable(build).with_columns(_starting(partition))
+            for build, partition in zip(self.require(builds, *window), window, strict=True)
+        ]
         rows = self._joined(frames)
-        return rows.select(feature_columns(self.spec.features, rows.schema))
+        return rows.select(*feature_columns(self.spec.features, rows.schema), PARTITION_START)
 
     def source_changes(
         self,
@@ -428,7 +434,7 @@ class History:
         features, zone = self.spec.features, self.spec.partitions.timezone
         added: list[pl.Series | pl.Expr] = [
             entity_of(rows.select(features.key)),
-            pl.lit(partition.start, dtype=pl.Datetime("us", "UTC")).alias(PARTITION_START),
+            _starting(partition),
         ]
         if self.spec.partitions.snapshot:
             added.append(rows.select(self.spec.model.train.group or features.key).hash_rows().alias(GROUP))
@@ -457,6 +463,11 @@ def recorded_fingerprints(con: duckdb.DuckDBPyConnection, pipeline: str) -> Take
     """What is recorded of the sources of a pipeline."""
     rows = read_fingerprints(con, pipeline)
     return {(row.read_by, row.source): Fingerprints.from_json(row.version, row.fingerprints) for row in rows}
+
+
+def _starting(partition: Partition) -> pl.Expr:
+    """The column PARTITION_START of the rows of a partition."""
+    return pl.lit(partition.start, dtype=pl.Datetime("us", "UTC")).alias(PARTITION_START)
 
 
 def _digest(labels: pl.DataFrame) -> str:

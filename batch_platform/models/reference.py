@@ -7,8 +7,8 @@ Scoring profiles its rows in the same bins.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
@@ -26,6 +27,7 @@ from batch_platform.monitoring.drift import divergences
 from batch_platform.monitoring.profiles import (
     Bins,
     Profile,
+    Role,
     category_bins,
     category_profile,
     number_bins,
@@ -33,8 +35,9 @@ from batch_platform.monitoring.profiles import (
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
-MOST_PARTITIONS = 100  # of the training data whose distance from the whole is measured, evenly spaced
+MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured, evenly spaced
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
+_WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,23 @@ class ReferenceProfile:
     features: tuple[Profile, ...]
     prediction: Profile | None = None
     prediction_is_baseline: bool = True
-    usual: tuple[float, ...] = ()  # of each feature, the highest index beyond chance of a partition; empty if unknown
+    # How far the partitions of the training data are from their baselines, as index beyond chance: of each feature the highest
+    # one, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
+    usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
+    distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
     basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
 
     @property
-    def usual_by_feature(self) -> dict[str, float]:
-        """How far the partitions of the training data are from the whole of it, by feature."""
-        return {profile.name: usual for profile, usual in zip(self.features, self.usual, strict=False)}
+    def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
+        """How far a partition usually is from a baseline at most, by baseline, role and name; without unknown ones."""
+        known = dict[tuple[Baseline, Role, str], float]()
+        for baseline, usual in self.usual.items():
+            for profile, highest in zip(self.features, usual, strict=True):
+                known[baseline, profile.role, profile.name] = highest
+        for baseline, distances in self.distances.items():
+            if self.prediction is not None:
+                known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
+        return known
 
     @property
     def baseline(self) -> tuple[Profile, ...]:
@@ -94,6 +107,7 @@ class ReferenceProfile:
             "prediction": None if self.prediction is None else self.prediction.to_json(),
             "prediction_is_baseline": self.prediction_is_baseline,
             "usual": self.usual,
+            "distances": self.distances,
             "basis": None if self.basis is None else self.basis.to_json(),
         }
         return json.dumps(values, allow_nan=False).encode()
@@ -102,12 +116,21 @@ class ReferenceProfile:
     def from_json(cls, text: bytes) -> "ReferenceProfile":
         """Read the file of a bundle."""
         values = json.loads(text)
-        prediction, basis = values["prediction"], values.get("basis")  # which earlier releases did not learn
+        prediction = values["prediction"]
+        learned: dict[Baseline, list[float]] | list[float] = values[
+            "usual"
+        ]  # an earlier release: of the reference alone
+        of_reference: dict[Baseline, list[float]] = (
+            {"reference": learned} if isinstance(learned, list) and learned else {}
+        )
+        usual = learned if isinstance(learned, dict) else of_reference
+        distances, basis = values.get("distances", {}), values.get("basis")  # which they did not learn
         return cls(
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
-            tuple(values["usual"]),
+            {baseline: tuple(highest) for baseline, highest in usual.items()},
+            distances,
             None if basis is None else EstimateBasis.from_json(basis),
         )
 
@@ -139,40 +162,110 @@ def reference_of(
 
 def _usual(
     contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
-) -> tuple[float, ...]:
-    """Of each feature, the highest index beyond chance of a partition beside all rows; empty if the partitions are not known."""
+) -> dict[Baseline, tuple[float, ...]]:
+    """How far a partition is from each baseline at most, feature by feature; see `_distances`."""
     frame, matrix = rows
-    if PARTITION_START not in frame.columns:
-        return ()
     bins = {profile.name: profile.bins for profile in features}
-    starts = frame[PARTITION_START].to_numpy()
-    partitions = np.unique(starts)
-    pairs: list[tuple[Profile, Profile]] = []
-    for start in partitions[:: ceil(len(partitions) / MOST_PARTITIONS)]:
-        members = starts == start
-        of_partition = (frame.filter(pl.Series(members)), np.ascontiguousarray(matrix[members]))
-        pairs += zip(_features(contract, of_partition, bins, {}), features, strict=True)
-    beyond = [0.0 if divergence is None else divergence.beyond_chance for divergence in divergences(pairs)]
-    return tuple(max(beyond[at :: len(features)], default=0.0) for at in range(len(features)))
+
+    def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
+        return _features(contract, (frame[members], np.ascontiguousarray(matrix[members])), bins, {})
+
+    distances = _distances(profiled, partition_starts(frame), features)
+    return {baseline: tuple(map(max, zip(*of.values(), strict=True))) for baseline, of in distances.items()}
 
 
-def with_prediction(
+def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
+    """The start of the partition of each row [n], in UTC; None if it is not known."""
+    return rows[PARTITION_START].to_numpy() if PARTITION_START in rows.columns else None
+
+
+def _distances(
+    profiled: Callable[[NDArray[np.int64]], Sequence[Profile]],
+    starts: NDArray[np.datetime64] | None,
+    whole: Sequence[Profile],
+) -> dict[Baseline, dict[str, list[float]]]:
+    """How far partitions are from their baselines, by the start of the partition: the index beyond chance of each column.
+
+    The reference of a later partition does not hold its rows, so a partition of the whole is compared with the others. Empty
+    if there are no others, or if it is not known which rows belong together.
+
+    Args:
+        profiled: Profiles some rows, given by their positions.
+        starts: Of the partition of each row [n].
+        whole: The profiles of all rows.
+    """
+    rows = {} if starts is None else _rows_by_partition(starts)
+    if len(rows) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
+        return {}
+    compared = list(_compared(list(rows)))
+    needed = {start for _, start, _ in compared} | {of for _, _, of in compared if of is not None}
+    parts = {start: profiled(rows[start]) for start in needed}
+    pairs = [
+        (profile, of_all.without(profile) if of is None else parts[of][at])
+        for _, start, of in compared
+        for at, (profile, of_all) in enumerate(zip(parts[start], whole, strict=True))
+    ]
+    beyond = iter([0.0 if divergence is None else divergence.beyond_chance for divergence in divergences(pairs)])
+    distances: dict[Baseline, dict[str, list[float]]] = {}
+    for baseline, start, _ in compared:
+        distances.setdefault(baseline, {})[str(start)] = [next(beyond) for _ in whole]
+    return distances
+
+
+def _rows_by_partition(starts: NDArray[np.datetime64]) -> dict[np.datetime64, NDArray[np.int64]]:
+    """The positions of the rows of each partition, by its start, oldest first."""
+    order = np.argsort(starts, kind="stable")
+    partitions, firsts = np.unique(starts[order], return_index=True)
+    return dict(zip(partitions, np.split(order, firsts[1:]), strict=True))
+
+
+def _compared(starts: Sequence[np.datetime64]) -> Iterator[tuple[Baseline, np.datetime64, np.datetime64 | None]]:
+    """At most MOST_PARTITIONS of the partitions, which start in ascending order, each with the start of each baseline."""
+    present = {*starts}
+    for at in range(0, len(starts), ceil(len(starts) / MOST_PARTITIONS)):
+        start = starts[at]
+        yield "reference", start, None
+        if at:
+            yield "previous", start, starts[at - 1]
+        week_before = (start - _WEEK + shift for shift in (0 * _HOUR, _HOUR, -_HOUR))  # clocks may have changed
+        if (of := next((instant for instant in week_before if instant in present), None)) is not None:
+            yield "week_before", start, of
+
+
+def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of the version before
     reference: ReferenceProfile,
     predictor: Predictor,
     signature: Signature,
     matrix: NDArray[np.float64],
+    starts: NDArray[np.datetime64] | None,
     former: ReferenceProfile | None,
 ) -> ReferenceProfile:
-    """The reference with the profile of what a model predicts for rows [n, columns] that it has not learned from."""
+    """The reference with the profile of what a model predicts for rows [n, columns] that it has not learned from.
+
+    How far the partitions of these rows, which begin at `starts` [n], are from each other is added to what earlier versions
+    have learned of theirs: one evaluation has too few partitions to tell what is usual.
+    """
     if not len(matrix):
         return reference
-    raw = _predicted(predictor, matrix)
+    raw, finite = _predicted(predictor, matrix)
     profile = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
     before = None if former is None else former.prediction
     if before is not None and before.is_comparable(profile):
         again = _prediction(raw, signature, before.bins, 0)
         profile = again if _alike(again, before) else profile
-    return replace(reference, prediction=profile, prediction_is_baseline=True)
+
+    def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
+        return (_prediction(raw[members], signature, profile.bins, 0),)
+
+    own = _distances(profiled, None if starts is None else starts[finite], [profile])
+    distances: dict[Baseline, Mapping[str, float]] = {}
+    if former is not None and profile.is_comparable(before):
+        distances.update(former.distances)
+    for baseline, by_start in own.items():
+        of_own = {start: distance for start, (distance,) in by_start.items()}
+        newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
+        distances[baseline] = dict(newest)
+    return replace(reference, prediction=profile, prediction_is_baseline=True, distances=distances)
 
 
 def after_refit(
@@ -182,7 +275,7 @@ def after_refit(
     judged = reference.prediction
     if judged is None or not len(matrix):
         return reference
-    raw = _predicted(predictor, matrix)
+    raw, _ = _predicted(predictor, matrix)
     if signature.task == "clustering":  # a second fit may number its segments in another way
         return replace(reference, prediction=_prediction(raw, signature, _bins_of_output(raw, signature), 0))
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
@@ -192,11 +285,12 @@ def after_refit(
     return replace(reference, prediction=fresh, prediction_is_baseline=False)
 
 
-def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> NDArray[Any]:
-    """What a model returns for rows, without those whose score is not finite."""
+def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """What a model returns for rows without those whose score is not finite, and which rows [n] these are not."""
     with np.errstate(over="ignore", invalid="ignore"), one_thread():
         raw = predictor.predict(matrix)
-    return raw[np.isfinite(raw).reshape(len(raw), -1).all(axis=1)]
+    finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
+    return raw[finite], finite
 
 
 def predicted_column(task: Task) -> str:

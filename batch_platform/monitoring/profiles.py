@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from math import ceil, inf, isfinite, nextafter
-from operator import add
+from operator import add, sub
 from typing import Any, Literal
 
 import numpy as np
@@ -113,6 +113,19 @@ class Profile:
     def within(self, bins: Bins) -> "Profile":
         """The same profile with coarser bins."""
         return replace(self, bins=bins, histogram=self.bins.coarsened(self.histogram, bins))
+
+    def without(self, part: "Profile") -> "Profile":
+        """The counts of the other rows, given the profile of some of them in the same bins; their values are not known."""
+        return Profile(
+            name=self.name,
+            role=self.role,
+            bins=self.bins,
+            rows=self.rows - part.rows,
+            nulls=self.nulls - part.nulls,
+            unknown=self.unknown - part.unknown,
+            rejected=self.rejected - part.rejected,
+            histogram=tuple(map(sub, self.histogram, part.histogram)),
+        )
 
     def __add__(self, further: "Profile") -> "Profile":
         """The profile of the rows of both, over the bins that they share.

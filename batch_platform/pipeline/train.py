@@ -55,7 +55,13 @@ from batch_platform.models.fitting import (
 )
 from batch_platform.models.forest.compiled import NOT_TREES
 from batch_platform.models.gate import Verdict, accepted, pass_gate
-from batch_platform.models.reference import ReferenceProfile, after_refit, reference_of, with_prediction
+from batch_platform.models.reference import (
+    ReferenceProfile,
+    after_refit,
+    partition_starts,
+    reference_of,
+    with_prediction,
+)
 from batch_platform.models.registry import ChallengerTraining, Promotion, Version, leaks_in
 from batch_platform.models.segments import Former, keep_numbers
 from batch_platform.monitoring.leakage import SuspectedLeak
@@ -68,7 +74,8 @@ from batch_platform.warehouse.staging import staging_folder
 
 UNJUDGED = "imported, no labels to judge by"
 OpenVersion = Callable[[Version], Bundle]
-_TRIAL_ROWS = 1_000
+_TRIAL_ROWS = 1_000  # of an imported model
+_REFERENCE_ROWS = 20_000  # by whose scores those of an imported model are judged, the newest
 _MODEL_KEY = re.compile(r"\bmodel\.(estimator|build|import|params|flavour|task|classes|allow_pickle)\b")
 _log = logging.getLogger(__name__)
 
@@ -254,8 +261,9 @@ class Training:
 
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
+        held_out, starts = fitted.held_out, fitted.held_out_starts
         predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, fitted.held_out, self._former_reference
+            fitted.reference, fitted.scorer, fitted.signature, held_out, starts, self._former_reference
         )
         return replace(fitted, reference=predicted)
 
@@ -348,10 +356,10 @@ class Training:
         signature = imported.signature(inferred)
         predictor, contract = imported.flavour.reloaded(imported.source.model, signature), signature.contract
         learned = contract.split(seen).kept
-        trial = contract.split(seen.tail(_TRIAL_ROWS)).kept
-        matrix = contract.encode(trial)
-        if trial.height:  # the model must return what it is declared to return
-            predictor.predict(matrix)
+        held_out = learned.tail(_REFERENCE_ROWS)  # it was fitted elsewhere
+        matrix = contract.encode(held_out)
+        if held_out.height:  # the model must return what it is declared to return
+            predictor.predict(matrix[-_TRIAL_ROWS:])
         data = self._held_out(window)
         signature = self._with_positive(signature, data)
         rows = contract.split(seen.clear() if data is None else data.evaluate)
@@ -367,6 +375,7 @@ class Training:
             rows_rejected=rows.rejected.height,
             leaks=suspiciously_good(metrics, rows.kept, data.label, signature.task) if data is not None else [],
             held_out=matrix,
+            held_out_starts=partition_starts(held_out),
             flavour=imported.flavour,
             predictor=predictor,
             reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),

@@ -12,6 +12,7 @@ from math import isfinite
 import duckdb
 
 from batch_platform.declaration.calendar import Calendar, Duration
+from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.reference import ReferenceProfile
@@ -57,8 +58,8 @@ def replace_drift(
     profiles = read_profiles(con, name, needed)
     if not profiles and not has_table(con, name, DRIFT):
         return
-    pairs = list(_pairs(new, later, wanted, profiles, reference_of))
-    runs = read_latest(con, ScoreRun, name, later) | new
+    runs = {**new, **read_latest(con, ScoreRun, name, later)}
+    pairs = list(_pairs(new, runs, wanted, profiles, reference_of))
     rows = [
         _row(pair, divergence, runs[pair.key], spec.monitoring.drift)
         for pair, divergence in zip(pairs, divergences([(pair.profile, pair.base) for pair in pairs]), strict=True)
@@ -104,32 +105,45 @@ def _compared_with(calendar: Calendar, key: str) -> list[str]:
 
 
 def _pairs(
-    new: Mapping[str, ScoreRun],
-    later: Collection[str],
+    new: Collection[str],
+    runs: Mapping[str, ScoreRun],
     wanted: Mapping[str, Mapping[Baseline, str]],
     profiles: Mapping[str, Sequence[Profile]],
     reference_of: ReferenceOf,
 ) -> Iterator[_Pair]:
     """Every column of the new partitions beside its baselines, and of later partitions beside the new ones."""
-    for key in (*new, *later):
-        usual = dict[str, float]()
+    for key, run in runs.items():
+        if not profiles.get(key):
+            continue
+        reference = _reference(run, new, reference_of)
+        usual = {} if reference is None else reference.usual_by_column
         bases: list[tuple[Baseline, str | None, Sequence[Profile]]] = [
             (baseline, of, profiles.get(of, ())) for baseline, of in wanted[key].items() if key in new or of in new
         ]
-        if key in new and profiles.get(key):
-            reference = reference_of(new[key])
-            if reference is not None:
-                bases.append(("reference", None, reference.baseline))
-                usual = reference.usual_by_feature
+        if key in new and reference is not None:
+            bases.append(("reference", None, reference.baseline))
         for baseline, of, columns in bases:
             by_name = {(profile.role, profile.name): profile for profile in columns}
-            for profile in profiles.get(key, ()):
+            for profile in profiles[key]:
                 if profile.role == "estimate":
                     continue
                 base = by_name.get((profile.role, profile.name))
                 if base is not None and profile.is_comparable(base):
-                    known = usual.get(profile.name) if baseline == "reference" and profile.role == "feature" else None
+                    known = usual.get((baseline, profile.role, profile.name))
                     yield _Pair(key, baseline, of, profile, base, known)
+
+
+def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -> ReferenceProfile | None:
+    """The reference of the version that scored a partition; None where it is not known.
+
+    Nobody needs the bundle that scored a later partition in order to score this one, so it may be gone.
+    """
+    try:
+        return reference_of(run)
+    except IntegrityError:
+        if run.partition_key in new:
+            raise
+        return None
 
 
 def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:

@@ -62,6 +62,11 @@ def test_law_12_a_profile_of_a_whole_is_the_merge_of_the_profiles_of_its_parts(l
     require_same(of_numbers(values, bins), merged, scale)
     assert merged.rejected == sum(part.rejected for part in parts)
     assert merged.rows == merged.nulls + merged.unknown + sum(merged.histogram)
+    others, (rest, *_) = (
+        merged.without(parts[0]),
+        [*merged_profiles([part] for part in parts[1:]), of_numbers([], bins)],
+    )
+    assert (others.rows, others.nulls, others.histogram) == (rest.rows, rest.nulls, rest.histogram)
 
 
 @given(st.lists(st.sampled_from([nan, 0, 1, 2, 3]), max_size=30), CUTS, st.sets(st.sampled_from(KNOWN)))

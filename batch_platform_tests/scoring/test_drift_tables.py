@@ -7,15 +7,17 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
+from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.drift_tables import read_drift
-from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL, carry_out, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -73,6 +75,8 @@ def test_days_like_the_training_data_raise_no_alarm_and_have_every_baseline(chan
     assert not [alarm for rows in measured.values() for alarm in alarms(rows)]
     compared = {(row.baseline, row.baseline_partition) for row in measured[DAY]}
     assert compared == {("reference", None), ("previous", "2024-02-13"), ("week_before", "2024-02-07")}
+    of_score = {row.baseline for row in measured[DAY] if row.column_name == "score"}
+    assert of_score >= {"previous", "week_before"}
     assert {row.column_name for row in measured[DAY]} == {"amount", "items", "shop", "known", "score"}
     assert {row.baseline for row in measured["2024-02-01"]} == {"reference"}, "no day before it is scored"
 
@@ -98,11 +102,18 @@ def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed
     assert {row.level for row in drift(undeclared, DAY)[DAY]} == {None}, "measured, and not judged"
 
 
-def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
+def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
     pipeline = changed()
     (version,) = [version for version in pipeline.state().registry.of_model if version.serving_period == "2024-02-01"]
     folder = pipeline.home.bundle("small", version.version)
-    assert read_reference(folder, version.sha256) is not None
+    reference = read_reference(folder, version.sha256)
+    assert reference is not None
+    assert {baseline for baseline, role, _ in reference.usual_by_column if role == "prediction"} >= {"reference"}
+    values = json.loads(reference.to_json())
+    values["usual"] = values["usual"]["reference"]
+    del values["distances"]
+    known = ReferenceProfile.from_json(json.dumps(values).encode()).usual_by_column
+    assert known.keys() == {key for key in reference.usual_by_column if key[:2] == ("reference", "feature")}
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["files"][REFERENCE_FILE]
     (folder / MANIFEST).write_text(json.dumps(manifest))
@@ -119,23 +130,33 @@ def test_a_version_of_an_earlier_release_scores_without_profiles(changed):
         assert not con.execute(f"SELECT 1 FROM small.profiles WHERE partition_key = '{DAY}'").fetchall()
 
 
-def test_a_feature_with_one_value_a_day_raises_no_alarm_until_it_has_values_that_no_day_had(tmp_path):
-    def with_rhythm(scale: str) -> Pipeline:
-        rhythm = f"(epoch(ts)::BIGINT // 86400 % 5)::DOUBLE * {scale} AS rhythm"
-        sql = FEATURES_SQL.replace("known", f"known, {rhythm}")
-        return small_pipeline(tmp_path, features_sql=sql, monitoring={"drift": {}})
+def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_as_on_no_day_before(tmp_path):
+    rhythm = "(epoch(ts)::BIGINT // 86400 % 5)"
+    noisy = f"(returned <> ({rhythm} = 0 AND id % 2 = 0)) AS returned"  # on every fifth day the amount tells less
+
+    def with_rhythm(factor: str) -> Pipeline:
+        sql = FEATURES_SQL.replace("amount", f"amount * {factor} AS amount, {rhythm}::DOUBLE * {factor} AS rhythm")
+        labels, params = LABELS_SQL.replace("id, returned", f"id, {noisy}"), {"max_iter": 50, "min_samples_leaf": 5}
+        model = {"params": params, "refit": False, "train": {"evaluate": "14 days"}}
+        return small_pipeline(tmp_path, features_sql=sql, labels_sql=labels, model=model, monitoring={"drift": {}})
 
     pipeline = with_rhythm("1")
     carry_out(pipeline, NOW)
     measured = drift(pipeline, *(f"2024-02-{day:02}" for day in range(1, 30)))
-    of_rhythm = [
-        row for rows in measured.values() for row in rows if (row.column_name, row.baseline) == ("rhythm", "reference")
-    ]
-    assert len(of_rhythm) == 29
-    assert min(row.psi - row.psi_by_chance for row in of_rhythm) > 0.25, "each day differs from the whole"
-    assert {row.level for row in of_rhythm} == {"none"}, "as every day of the training data does"
+    for column, every in ("rhythm", 1), ("score", 5):
+        rows = [
+            row
+            for day in range(2, 30, every)
+            for row in measured[f"2024-02-{day:02}"]
+            if (row.column_name, row.baseline) == (column, "reference")
+        ]
+        assert np.median([row.psi - row.psi_by_chance for row in rows]) > 0.15, "such a day differs from the others"
+        assert {row.level for row in rows} == {"none"}, "as such a day of the training data does"
+    compared = [row for rows in measured.values() for row in rows if row.column_name in ("rhythm", "score")]
+    assert {row.baseline for row in compared if row.psi_usual is not None} == {"reference", "previous", "week_before"}
+    assert max(row.unusual for row in compared if row.column_name == "rhythm") < 0.05
     broken = with_rhythm(f"(CASE WHEN $partition_key = '{DAY}' THEN 1000 ELSE 1 END)")
     day = [broken.spec.partitions.calendar.named(DAY)]
     list(broken.build_features(day, STAMP, force=True))
     list(broken.score(day, STAMP, force=True))
-    assert alarms(drift(broken, DAY)[DAY])[0] == "rhythm"
+    assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
