@@ -36,6 +36,7 @@ from batch_platform.scoring.batch import (
 )
 from batch_platform.scoring.challengers import ChallengerScores, score_beside
 from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
+from batch_platform.warehouse.prediction_files import file_xxh3
 
 Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores)
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
@@ -106,6 +107,7 @@ class Staged:
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
     profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
+    hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
 
     @property
@@ -126,6 +128,7 @@ def merged(parts: Sequence[Staged]) -> Staged:
         spent=_summed([part.spent for part in parts]),
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
         profiles=merged_profiles(part.profiles for part in parts),
+        hashes=tuple(value for part in parts for value in part.hashes),
     )
 
 
@@ -241,6 +244,7 @@ class PartWriter:
     def __init__(self, folder: Path, name: str, challengers: Iterable[str], *, lasting: bool = False) -> None:
         """Write nothing yet; the names of all files begin with `name`. `lasting` predictions are published as they are written."""
         self.counts, self.seconds, self._profiles = Counts(), 0.0, tuple[Profile, ...]()
+        self._lasting = lasting
         self._predictions = _TableWriter(folder / f"{name}.predictions.parquet", lasting=lasting)
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
         self._scores = {challenger: ChallengerScores(challenger) for challenger in challengers}
@@ -289,6 +293,7 @@ class PartWriter:
             spent=spent,
             remarks=models.model.remarks,
             profiles=self._profiles,
+            hashes=(file_xxh3(self._predictions.path),) if self._lasting else (),
         )
 
 

@@ -207,7 +207,7 @@ class ScoringRun:
             rejected=staged.rejected,
             run=run,
             seen_seq=0 if due.standing is None else due.standing.seq,
-            files=staged_files(run, staged.predictions) if in_files else None,
+            files=staged_files(run, staged.predictions, staged.hashes) if in_files else None,
         )
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile | None:

@@ -65,14 +65,20 @@ def find_files(con: duckdb.DuckDBPyConnection, home: Home) -> None:
     con.execute(f"SET VARIABLE {HOME_VARIABLE} = {literal(os.path.realpath(home.root))}")
 
 
-def staged_files(run: ScoreRun, predictions: Sequence[Path]) -> list[StagedFile]:
+def staged_files(run: ScoreRun, predictions: Sequence[Path], hashes: Sequence[str] = ()) -> list[StagedFile]:
     """What is recorded of the staged files of a partition, without those that have no rows; waits until all are on the disk.
 
-    Raises WarehouseError if the disk does not take them.
+    Args:
+        run: The partition's row in the ledger.
+        predictions: The files.
+        hashes: The XXH3 (128 bits) of each, by whoever wrote them; none: they are read and hashed here.
+
+    Raises:
+        WarehouseError: The disk does not take the files.
     """
     columns, staged = dict[str, str](), list[StagedFile]()  # columns by Arrow's schema
     with _storage_explained(run.pipeline, [run.partition_key]):
-        for path in predictions:
+        for path, xxh3 in zip(predictions, hashes or map(file_xxh3, predictions), strict=True):
             with pq.ParquetFile(path) as parquet:
                 rows, schema = parquet.metadata.num_rows, parquet.schema_arrow.to_string(show_schema_metadata=False)
             if not rows:
@@ -80,7 +86,6 @@ def staged_files(run: ScoreRun, predictions: Sequence[Path]) -> list[StagedFile]
             if schema not in columns:
                 columns[schema] = _columns_of(path)
             sync(path)
-            xxh3 = _xxh3(path)
             row = PredictionFile(
                 partition_key=run.partition_key,
                 part=len(staged),
@@ -293,7 +298,7 @@ def damage_of(path: Path, row: PredictionFile) -> str | None:
     """What is wrong with a file, of which every byte is read; None if it is as it was published."""
     if not path.is_file():
         return "is gone"
-    return None if _xxh3(path) == row.xxh3 else "is damaged"
+    return None if file_xxh3(path) == row.xxh3 else "is damaged"
 
 
 def link_file(file: str, copy: str) -> None:
@@ -352,6 +357,7 @@ def _columns_of(path: Path) -> str:
     return json.dumps({name: (name, dtype) for name, dtype, *_ in described_columns})
 
 
-def _xxh3(path: Path) -> str:
+def file_xxh3(path: Path) -> str:
+    """The XXH3 (128 bits) of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()  # pyright: ignore[reportArgumentType] - only its stub lacks parts

@@ -362,6 +362,9 @@ def test_from_the_command_line_one_key_more_makes_the_features_on_the_cluster(sp
     after = published(project, built)
     assert [row[:2] for row in after] == [row[:2] for row in files]
     assert len({version for *_, version in after}) == 2
+    (traced,) = cli(project, "trace", "small", "id=1980", "--json").json
+    (row,) = traced["sources"][0]["rows"]
+    assert (traced["row"]["partition_key"], row["id"]) == ("2024-02-19", 1980)
     sql.write_text(sql.read_text().replace("amount", "amont"))
     answer = cli(project, "check")
     assert answer.code == 1

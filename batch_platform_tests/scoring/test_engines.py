@@ -47,6 +47,7 @@ from batch_platform.scoring.partition import (
     opened_features,
     scored_batch,
 )
+from batch_platform.warehouse.prediction_files import file_xxh3
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
@@ -74,6 +75,13 @@ MODELS: dict[str, dict[str, Any]] = {
         }
     },
 }
+OF_SKLEARN = ("max_iter", "max_leaf_nodes", "early_stopping")  # parameters of the small pipeline's model
+for name, of_library in {
+    "lightgbm": {"estimator": "lightgbm.LGBMClassifier", "params": {"n_estimators": 5, "num_leaves": 7, "verbose": -1}},
+    "xgboost": {"estimator": "xgboost.XGBClassifier", "params": {"n_estimators": 5, "max_depth": 3}},
+}.items():
+    params = {**dict.fromkeys(OF_SKLEARN), **of_library["params"]}
+    MODELS[name] = {"model": {**of_library, "params": params}}
 CHALLENGERS = [
     {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
     {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
@@ -383,8 +391,11 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
     expected = f"{engine}; run by {engine}" if engine == ROWS else engine
     assert {partition.run.engine for partition in committed} == {expected}
     assert all(state.engine == expected for key, state in pipeline.state().scores.items() if key in DAYS)
-    files = {path.parent.name for path in pipeline.home.lake.glob("small/predictions/*/*")}
-    assert files == ({"2024-02-02", "2024-02-03"} if store == PARQUET else set()), "nobody ordered on the 4th"
+    files = [*pipeline.home.lake.glob("small/predictions/*/*")]
+    assert [path.stem for path in files] == [file_xxh3(path) for path in files]
+    assert {path.parent.name for path in files} == ({"2024-02-02", "2024-02-03"} if store == PARQUET else set()), (
+        "nobody ordered on the 4th"
+    )
 
 
 def test_a_partition_that_fails_stays_as_it_was_and_all_others_are_committed(pipeline):
