@@ -35,7 +35,8 @@ from batch_platform.monitoring.profiles import (
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
-MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured, evenly spaced
+MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured
+IN_A_ROW = 25  # of these, so that every weekday, and every hour of a day, is among them
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
 _WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
@@ -221,9 +222,10 @@ def _rows_by_partition(starts: NDArray[np.datetime64]) -> dict[np.datetime64, ND
 
 def _compared(starts: Sequence[np.datetime64]) -> Iterator[tuple[Baseline, np.datetime64, np.datetime64 | None]]:
     """At most MOST_PARTITIONS of the partitions, which start in ascending order, each with the start of each baseline."""
-    present = {*starts}
-    for at in range(0, len(starts), ceil(len(starts) / MOST_PARTITIONS)):
-        start = starts[at]
+    present, every = {*starts}, ceil(len(starts) / MOST_PARTITIONS)
+    for at, start in enumerate(starts):
+        if at // IN_A_ROW % every:
+            continue
         yield "reference", start, None
         if at:
             yield "previous", start, starts[at - 1]

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 
 from batch_platform.declaration.stamp import Stamp
+from batch_platform.features.history import PARTITION_START
 from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
-from batch_platform.models.reference import ReferenceProfile
+from batch_platform.models.contract import infer_contract
+from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring.drift_tables import read_drift
@@ -160,3 +162,18 @@ def test_a_column_that_differs_from_day_to_day_raises_no_alarm_until_it_differs_
     list(broken.build_features(day, STAMP, force=True))
     list(broken.score(day, STAMP, force=True))
     assert {*alarms(drift(broken, DAY)[DAY])} == {"rhythm", "amount", "score"}
+
+
+def test_every_weekday_tells_what_is_usual_however_many_days_there_are():
+    first, days = datetime(2023, 1, 1, tzinfo=UTC), np.repeat(np.arange(700), 20)
+    rows = pl.DataFrame(
+        {
+            "open": np.where(days % 7 == 3, 0.0, 1.0),
+            PARTITION_START: [first + timedelta(days=day) for day in days.tolist()],
+        }
+    ).with_columns(pl.col(PARTITION_START).cast(pl.Datetime("us", "UTC")))
+    contract = infer_contract(rows.select("open"), {})
+    usual = reference_of(contract, (rows, contract.encode(rows)), None).usual_by_column
+    closed, like_a_week_before = usual["reference", "feature", "open"], usual["week_before", "feature", "open"]
+    assert closed > 3
+    assert like_a_week_before == 0
