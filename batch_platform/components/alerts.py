@@ -32,7 +32,7 @@ from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 
 UI_VARIABLE, UI = "BATCH_PLATFORM_UI", "http://127.0.0.1:3000"  # where people open the UI
 SECONDS_BETWEEN_LOOKS = 30
@@ -119,7 +119,7 @@ def _published(wiring: Wiring) -> tuple[frozenset[str], list[Failure]]:
     """The partitions that were dropped, and the failures of all others."""
     name = wiring.spec.name
     try:
-        with open_published(wiring.pipeline().home) as con:
+        with reading_published(wiring.pipeline().home) as con:
             dropped = frozenset(read_dropped(con, name))
             return dropped, [it for it in read_failures(con, name).values() if it.partition_key not in dropped]
     except NothingPublishedError:

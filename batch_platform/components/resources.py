@@ -24,7 +24,7 @@ from batch_platform.declaration.errors import DataError, NothingPublishedError, 
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, read_latest
-from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.published import open_published, publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
 from batch_platform.warehouse.user_tables import (
     DEFAULT_SCHEMA,
@@ -161,7 +161,7 @@ def _features(
 ) -> duckdb.DuckDBPyRelation:
     """Features of partitions, from their files; an error if one of them is not built."""
     builds: dict[str, FeatureBuild] = {}
-    with suppress(NothingPublishedError), open_published(home) as published:
+    with suppress(NothingPublishedError), reading_published(home) as published:
         builds = read_latest(published, FeatureBuild, pipeline)
     files = {key: home.feature_file(pipeline, key, build.sha256) for key, build in sorted(builds.items())}
     if keys is not None:

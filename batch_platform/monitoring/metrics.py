@@ -222,10 +222,9 @@ def weighted_area(positive: NDArray[np.bool_], score: Floats) -> Weighted:
 def _area(ranked: Ranked) -> Weighted:
     def area(weights: Floats) -> Floats:
         at = ranked.counted(weights)
-        misses, passed = at.rows - at.hits, at.held - at.found
-        negatives = passed[..., -1]
-        below = negatives[..., None] - passed + misses / 2
-        return np.einsum("...i,...i", at.hits, below) / (at.found[..., -1] * negatives)
+        misses, positives = at.rows - at.hits, at.found[..., -1]
+        before = np.einsum("...i,...i", misses, at.found) - np.einsum("...i,...i", misses, at.hits) / 2
+        return before / (positives * (at.held[..., -1] - positives))
 
     return area
 

@@ -59,7 +59,7 @@ from batch_platform.warehouse.ledger import (
     note_partitions,
     read_latest,
 )
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import literal
 from batch_platform.warehouse.staging import staging_folder
@@ -213,7 +213,7 @@ def backtest(  # noqa: PLR0913 - what is tested, on what, and how it is reported
         due = [Due(partition, versions[partition.key], state.features[partition.key], None) for partition in partitions]
         make_engine = engine_of(spec.engine.name)
         with (
-            open_published(pipeline.home) as con,
+            reading_published(pipeline.home) as con,
             pipeline.builder.session() as session,
             make_engine(spec, folder, stamp, watch=watch) as engine,
             closing(engine.staged(orders_of(due, pipeline.history, bundle_folder))) as results,

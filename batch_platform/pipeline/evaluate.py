@@ -36,7 +36,7 @@ from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.renaming import PREDICTIONS
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -87,7 +87,7 @@ def evaluated(history: History, partitions: Sequence[Partition], stamp: Stamp, a
         IntegrityError: The feature file or the manifest of a clustering is not what was recorded.
     """
     name = history.spec.name
-    with open_published(history.home) as con:
+    with reading_published(history.home) as con:
         runs = read_latest(con, ScoreRun, name)
         scored = [partition for partition in partitions if partition.key in runs]
         for partition in partitions:

@@ -33,7 +33,7 @@ from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimat
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import ScoreRun
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 
 _Rhythm = tuple[int, ...]  # what partitions have in common whose numbers of rows are compared
 
@@ -89,7 +89,7 @@ def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
     if newest is None:
         return Measured()
     try:
-        with open_published(home) as con:
+        with reading_published(home) as con:
             drift = read_drift(con, spec.name, [newest]).get(newest, ())
             estimated, records = read_estimates(con, spec.name, [newest]), track_records(con, spec.name)
             keys = [] if evaluated is None else [evaluated]

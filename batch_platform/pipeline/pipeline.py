@@ -75,7 +75,7 @@ from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fi
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
 from batch_platform.warehouse.prediction_files import named_files
-from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
@@ -145,7 +145,7 @@ class Pipeline:
     def published_ledgers(self) -> State:
         """The same without a look at any file: every file is taken to be as recorded."""
         try:
-            with open_published(self.home) as con:
+            with reading_published(self.home) as con:
                 return self._recorded(con)
         except NothingPublishedError:
             return State({}, {}, {}, Registry(self.spec.name), self.builder.code_version, self.scoring_code_version)

@@ -37,7 +37,7 @@ from batch_platform.warehouse.ledger import (
     note,
     read_latest,
 )
-from batch_platform.warehouse.published import open_published, publish
+from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted, table_columns
 
 OUTCOMES, POOLED = "outcomes", "performance_pooled"
@@ -115,7 +115,7 @@ def pool(spec: PipelineSpec, warehouse: Warehouse, stamp: Stamp) -> None:
     """Bring the metrics of months and quarters up to date, those that a killed run left out too."""
     publish(warehouse.home)
     by, metrics = spec.monitoring.segments, own_metrics(spec)
-    with open_published(warehouse.home) as con:
+    with reading_published(warehouse.home) as con:
         stale = _stale_periods(con, spec)
         measured, rows = _measured(con, spec.name) if stale else [], list[PeriodMetric]()
         for (name, start), seq in sorted(stale.items()):

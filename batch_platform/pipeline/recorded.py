@@ -23,7 +23,7 @@ from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.scoring.estimate_tables import read_estimates, track_records
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.scoring.run import Committed
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 
 
 def recorded_features(pipeline: Pipeline, state: State, keys: Sequence[str]) -> Iterator[Built]:
@@ -40,7 +40,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
     if not keys:
         return
     name = pipeline.spec.name
-    with open_published(pipeline.home) as con:
+    with reading_published(pipeline.home) as con:
         distributions = committed_distributions(con, name, keys)
         reasons = reasons_by_partition(con, name, keys)
         challengers = _by_partition(read_challenger_runs(con, name))
@@ -68,7 +68,7 @@ def recorded_evaluations(pipeline: Pipeline, state: State, keys: Sequence[str]) 
     """The evaluations of partitions as committed; a partition without measured rows is left out."""
     if not keys:
         return
-    with open_published(pipeline.home) as con:
+    with reading_published(pipeline.home) as con:
         tables = {name: measured_rows(con, pipeline.spec.name, name, keys) for name in MEASURES}
     for key in keys:
         rows = {name: table.filter(pl.col("partition_key") == key) for name, table in tables.items()}

@@ -32,7 +32,7 @@ from batch_platform.features.sources.opening import SourceConnection
 from batch_platform.models.registry import read_registry
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, FeatureBuild, ScoreRun, as_record, read_latest
-from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.sql import quoted
 
 MOST_ROWS = 20
@@ -142,7 +142,7 @@ def trace(spec: PipelineSpec, home: Home, key: Mapping[str, str]) -> list[Trace]
     if unknown := [column for column in key if column not in known]:
         msg = f"{name} has no key column {listed(map(repr, unknown))}; its key is {listed(known)}."
         raise WrongUseError(msg, hint=did_you_mean(unknown[0], known))
-    with open_published(home) as con:
+    with reading_published(home) as con:
         rows = _rows(con, name, key, only)
         runs = read_latest(con, ScoreRun, name, {row["partition_key"] for _, row in rows})
         builds, registry = _builds_scored(con, runs.values()), read_registry(con, name)
@@ -245,7 +245,7 @@ def dependents(builder: FeatureBuilder, home: Home, source: str, partition_key: 
     spec = builder.spec
     by_partition = named(source, spec.sources, f"{spec.name} has no source {source!r}; it has").by_partition
     partition = None if partition_key is None else spec.partitions.calendar.named(partition_key)
-    with open_published(home) as con:
+    with reading_published(home) as con:
         runs = read_latest(con, ScoreRun, spec.name)
         builds = _builds_scored(con, runs.values())
         versions = {version.version: version for version in read_registry(con, spec.name).versions}

@@ -41,12 +41,13 @@ class Attached:
         self.instance.close()
 
 
-def attach(file: Path, *, reusable: bool = True) -> Attached:
+def attach(file: Path, *, reusable: bool = True, read_only: bool = False) -> Attached:
     """Open a database file, which is made if it is missing; it never checkpoints by itself: every checkpoint is made safe first.
 
     Args:
         file: The file.
         reusable: Whether only this project's own statements are run: others may leave settings behind.
+        read_only: Whether the file is only read, and so must exist.
 
     Raises:
         duckdb.Error: The file cannot be opened, or another process has it open.
@@ -55,7 +56,7 @@ def attach(file: Path, *, reusable: bool = True) -> Attached:
     spilled = file.with_name(f"{file.name}.tmp")
     try:
         instance.execute(f"SET temp_directory = {literal(str(spilled))}")
-        instance.execute(f"ATTACH {literal(str(file))} AS {_DATABASE}")
+        instance.execute(f"ATTACH {literal(str(file))} AS {_DATABASE}{' (READ_ONLY)' if read_only else ''}")
         con = instance.cursor()
         con.execute(f"USE {_DATABASE}")
     except BaseException:

@@ -31,7 +31,7 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import in_memory
 from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, note_partitions
 from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, replace_rows, rows_of_files
-from batch_platform.warehouse.sql import folded, has_table, literal, quoted
+from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns
 
 PREDICTIONS, FILES, ROWS = "predictions", "prediction_files", "predictions_in_duckdb"
 HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
@@ -126,7 +126,8 @@ def replace_predictions(  # noqa: PLR0913 - which partitions, by which rows, and
         return replace_rows(con, pipeline, PREDICTIONS, keys, predictions)
     _make_room(con, pipeline)
     where, values = "WHERE partition_key IN $keys", {"keys": list(keys)}
-    read_in = PREDICTIONS if has_table(con, pipeline, PREDICTIONS) else None
+    is_stored = table_columns(con, pipeline, PREDICTIONS)  # no look at the files of the view
+    read_in = PREDICTIONS if is_stored else None
     if files is None:
         rows = replace_rows(con, pipeline, ROWS, keys, predictions, read_in=read_in)
     else:

