@@ -6,6 +6,7 @@ drawn from one seed, so the same call gives the same bytes.
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -69,6 +70,11 @@ def small_events(first: date = FIRST_DAY, last: date = LAST_DAY, rows_per_day: i
 
     A tenth of the amounts and a few labels are null. `id` counts from 1 in order of time.
     """
+    return _drawn_events(first, last, rows_per_day).clone()
+
+
+@cache  # most tests of a process draw the same
+def _drawn_events(first: date, last: date, rows_per_day: int) -> pl.DataFrame:
     random = np.random.default_rng(20240101)
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     starts = np.repeat([_midnight(day) for day in days], rows_per_day)
