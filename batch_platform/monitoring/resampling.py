@@ -24,9 +24,7 @@ MAX_GROUPED_ROWS = (
     50_000  # in groups; of more, evenly spaced ones are resampled, which makes the interval a little wider
 )
 MANY_GROUPS = 200  # from here on no interval is widened
-_MOST_WEIGHTS = (
-    400_000  # in memory at once: of ten times as many, each step waits for memory and takes two to four times as long
-)
+_MOST_WEIGHTS = 400_000  # in memory at once: with ten times as many, an interval takes two to four times as long
 
 
 @dataclass(frozen=True)

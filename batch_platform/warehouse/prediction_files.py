@@ -126,8 +126,8 @@ def replace_predictions(  # noqa: PLR0913 - which partitions, by which rows, and
         return replace_rows(con, pipeline, PREDICTIONS, keys, predictions)
     _make_room(con, pipeline)
     where, values = "WHERE partition_key IN $keys", {"keys": list(keys)}
-    is_stored = table_columns(con, pipeline, PREDICTIONS)  # no look at the files of the view
-    read_in = PREDICTIONS if is_stored else None
+    stored = table_columns(con, pipeline, PREDICTIONS)  # as the catalog knows them: the view's files are not opened
+    read_in = PREDICTIONS if stored else None
     if files is None:
         rows = replace_rows(con, pipeline, ROWS, keys, predictions, read_in=read_in)
     else:
