@@ -3,15 +3,20 @@
 python -m batch_platform_tests.make_pictures
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 
+import yaml
 from playwright.sync_api import Locator, expect
 
+from batch_platform.cli import new
+from batch_platform.defs import flight_delays
 from batch_platform.warehouse.home import HOME_VARIABLE
 from batch_platform_tests.browsing import Dagster, browser
 from batch_platform_tests.checkout import ROOT
 from batch_platform_tests.command_line import run_command
+from batch_platform_tests.dagster_project import PACKAGE, pipeline_folder, write_defs_yaml
 from batch_platform_tests.served import Ui, served
 
 PICTURES = ROOT / ".pictures"
@@ -21,11 +26,24 @@ REPORT = {"width": 1000, "height": 1300}
 MARGIN = 20
 NODE, NAME = 300, 46  # how far an asset reaches to the right of its first line, and above it
 GRAPH = {"width": 1480, "height": 1230}  # drawn from above to below, which keeps its words large
+IN_KILOMETRES = "2013-03-20"  # the last day that is scored for the picture of drift
+BROKEN_SOURCE = """\
+from datetime import UTC, datetime
+
+import polars as pl
+
+from batch_platform.defs.flight_delays import sources
+
+
+def flights():
+    is_broken = pl.col("scheduled_departure") >= datetime({year}, {month}, {day}, 4, tzinfo=UTC)
+    return sources.flights().with_columns(distance=pl.col("distance") * pl.when(is_broken).then(1.609344).otherwise(1))
+"""
 BACKFILLS = "{partitionBackfillsOrError(limit: 1) {... on PartitionBackfills {results {id status}}}}"
 
 
 def main() -> None:
-    """The graph, the page of the predictions, their checks, a model and a backfill."""
+    """The graph, the page of the predictions, their checks, a model, a backfill, a report, and the check on drift."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         variables = {HOME_VARIABLE: str(home)}
@@ -35,6 +53,7 @@ def main() -> None:
         with served(ROOT, home, **variables) as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
             take(ui, dagster)
             report(dagster, Path(folder) / "report.html", **variables)
+        drift(Path(folder) / "drift")
 
 
 def take(ui: Ui, dagster: Dagster) -> None:
@@ -67,6 +86,37 @@ def report(dagster: Dagster, file: Path, **variables: str) -> None:
     page.goto(file.as_uri())
     expect(page.locator("#chart-calibration .marks path").first).to_be_visible()
     save(dagster, "report", until=page.locator("#chart-performance"))
+
+
+def drift(folder: Path) -> None:
+    """What the check on drift says of the day from which on the distance is in kilometres instead of miles."""
+    declared = yaml.safe_load(Path(flight_delays.__path__[0], "defs.yaml").read_text(encoding="utf-8"))["attributes"]
+    declared["sources"]["flights"] = {"python": f"{PACKAGE}.sources.flights"}
+    declared["monitoring"]["drift"] = {}
+    shutil.copytree(
+        flight_delays.__path__[0],
+        pipeline_folder(folder, declared["name"]),
+        ignore=shutil.ignore_patterns("*.py", "data"),
+    )
+    for path, text in new.project_files(PACKAGE).items():
+        (folder / path).write_text(text, encoding="utf-8")
+    year, month, day = map(int, IN_KILOMETRES.split("-"))
+    (folder / PACKAGE / "sources.py").write_text(
+        BROKEN_SOURCE.format(year=year, month=month, day=day), encoding="utf-8"
+    )
+    write_defs_yaml(folder, declared, declared["name"])
+    answer = run_command(folder, "run", declared["name"], "--from", FIRST, "--to", IN_KILOMETRES)
+    if answer.code:
+        raise SystemExit(answer.err)
+    with served(folder, folder / ".batch_platform") as ui, browser(ui.url, WIDTH, HEIGHT, SCALE) as dagster:
+        dagster.dismiss_the_greeting()
+        dagster.button("Hide navigation").click()
+        dagster.open(f"/assets/{declared['name']}/drift?view=checks")
+        dagster.tab("Execution history")
+        dagster.page.get_by_role("row").filter(has_text=IN_KILOMETRES).first.get_by_role("button").last.click()
+        worst = dagster.page.get_by_role("dialog").get_by_text("distance").first
+        expect(worst).to_be_visible()
+        save(dagster, "drift", until=dagster.page.get_by_role("dialog").get_by_text("psi_carrier", exact=True))
 
 
 def backfill(ui: Ui, dagster: Dagster) -> None:
