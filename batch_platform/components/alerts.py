@@ -39,7 +39,7 @@ SECONDS_BETWEEN_LOOKS = 30
 MOST_RESULTS = 10_000  # of a check in one look
 MOST_OF_HISTORY = 400  # of a check in the first look
 MOST_RANGES = 10  # in a message
-MOST_NUMBERS = 4  # of a failed check
+MOST_SHOWN = 4  # texts or numbers of a failed check
 LONGEST_DETAIL = 600  # characters
 UNPARTITIONED = ""
 
@@ -172,10 +172,11 @@ def _partition_of(result: dg.AssetCheckEvaluation) -> str | None:
 
 
 def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Trouble:
-    """What is wrong by a result: the first texts and numbers of its metadata."""
+    """What is wrong by a result: the first lines of text in its metadata, or else the first numbers."""
     values = {name: entry.value for name, entry in result.metadata.items()}
-    shown = [f"{name}: {value}" for name, value in values.items() if isinstance(value, str | int | float)]
-    shown = [text for text in shown if "\n" not in text][:MOST_NUMBERS]
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and "\n" not in value}
+    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    shown = [f"{name}: {value}" for name, value in (texts or numbers).items()][:MOST_SHOWN]
     if result.description and result.description != result.partition:
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
