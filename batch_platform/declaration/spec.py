@@ -241,7 +241,7 @@ class Promote(Block):
     )
     baseline: bool = Field(
         default=True,
-        description="Whether a version is refused that is clearly worse, by more than 5%, than a trivial baseline (mean or class shares, by season, last value).",
+        description="Whether a version is refused that is worse, beyond chance, than a trivial baseline: at all than the mean or the class shares, by more than 5% than those by season or the last value.",
     )
     manual: bool = Field(
         default=False,

@@ -132,7 +132,7 @@ def test_few_evaluation_rows_refuse_nothing_by_chance():
 
 
 def test_a_model_that_is_a_few_percent_worse_than_the_usual_day_is_not_worthless():
-    trivial = fitted(data()).trivial
+    trivial = fitted(data(label=on_weekdays)).trivial
     baseline = trivial.baseline.metrics["rmse"]
 
     def beaten(low: float):
@@ -141,6 +141,20 @@ def test_a_model_that_is_a_few_percent_worse_than_the_usual_day_is_not_worthless
 
     assert [beaten(low).clearly for low in (-0.01, 0.04, 0.06)] == [False, False, True]
     assert beaten(0.04).excuse == ", but perhaps by less than 5%"
+
+
+def test_a_model_that_is_worse_than_the_mean_of_all_rows_is_worthless_by_however_little():
+    training = data(hours=6_000, label=lambda times, random: 20 + random.normal(size=len(times)))
+    trees = "sklearn.ensemble.HistGradientBoostingRegressor"
+    model = fitted(training, trees, metric="rmse")
+    worse = model.metrics["rmse"] / model.trivial.simplest["rmse"] - 1
+    assert 0 < worse < 0.05, "there is nothing to learn, and the trees learned some of it by heart"
+    decision = verdict(training, trees, metric="rmse")
+    assert decision.action == "refused"
+    assert f"{model.metrics['rmse']:.4f}".rstrip("0") in decision.reason
+
+    shown = replace(model.trivial, simplest={"rmse": model.metrics["rmse"] * 1.01})
+    assert not beaten_by_baseline("rmse", model.metrics, shown).clearly, "it knows more than the simplest"
 
 
 def verdict_of_chance(training: TrainingData) -> str:
