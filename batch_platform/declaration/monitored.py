@@ -96,7 +96,7 @@ class Monitoring(Block):
     )
     segments: list[str] = Field(
         default_factory=list,
-        description="Kept columns by whose values the pooled performance is broken down.",
+        description="Kept columns by whose values performance, its estimates and the scores are broken down.",
         examples=[["country"]],
     )
     notify: list[str] = Field(

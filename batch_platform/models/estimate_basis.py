@@ -10,6 +10,7 @@ from math import nextafter
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.models.counting import counted_profile
@@ -17,6 +18,7 @@ from batch_platform.monitoring.estimates import Expectation, MeanMetric, expecte
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
+from batch_platform.monitoring.segments import SegmentCounts, counted_by_segment
 
 CELLS = 50  # of a score
 LEAST_ROWS = 50  # to learn from, of which LEAST_OF_A_CLASS are of each of two classes
@@ -73,10 +75,17 @@ class EstimateBasis:
     expectation: Expectation
     tree: ErrorTree | None = None  # of a regression
 
-    def profiled(self, matrix: Floats, raw: NDArray[Any] | None) -> Profile:
-        """Count encoded rows [n, columns], and what the model returned for them, in the cells."""
-        values = np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
+    def values(self, matrix: Floats, raw: NDArray[Any] | None) -> Floats:
+        """What is divided into cells [n], given encoded rows [n, columns] and what the model returned for them; None without rows."""
+        return np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
+
+    def profiled(self, values: Floats) -> Profile:
+        """Count values [n] in the cells."""
         return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values)
+
+    def by_segment(self, values: Floats, segments: pl.DataFrame) -> SegmentCounts:
+        """Count values [n] in the cells by each column of the same rows."""
+        return counted_by_segment(segments, _cells(self.expectation.bins, values), self.expectation.bins.cells)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -32,6 +32,7 @@ from batch_platform.monitoring.profiles import (
     category_profile,
     number_bins,
 )
+from batch_platform.monitoring.segments import SegmentCounts
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
@@ -82,23 +83,30 @@ class ReferenceProfile:
         raw: NDArray[Any] | None,
         signature: Signature,
         rejected: Mapping[str | None, int],
-    ) -> tuple[Profile, ...]:
+        segments: Sequence[str] = (),
+    ) -> tuple[tuple[Profile, ...], SegmentCounts]:
         """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
+
+        What performance is estimated from is also counted by each value of `segments`, which are columns of the rows.
 
         Args:
             rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
             raw: What the model returned for them; None without rows.
             signature: Of the model.
             rejected: Further rows, which were not scored, by column; None for a score that is not finite.
+            segments: Names of columns.
         """
         bins = {profile.name: profile.bins for profile in self.features}
         features = _features(signature.contract, rows, bins, rejected)
-        of_estimates = () if self.basis is None else (self.basis.profiled(rows[1], raw),)
-        if self.prediction is None:
-            return (*features, *of_estimates)
-        values = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
-        bins_of_output = self.prediction.bins
-        return (*features, _prediction(values, signature, bins_of_output, rejected.get(None, 0)), *of_estimates)
+        profiles, by_segment = features, SegmentCounts()
+        if self.prediction is not None:
+            output = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
+            profiles = (*profiles, _prediction(output, signature, self.prediction.bins, rejected.get(None, 0)))
+        if self.basis is not None:
+            values = self.basis.values(rows[1], raw)
+            profiles = (*profiles, self.basis.profiled(values))
+            by_segment = self.basis.by_segment(values, rows[0].select(segments))
+        return profiles, by_segment
 
     def to_json(self) -> bytes:
         """Write the file of a bundle."""

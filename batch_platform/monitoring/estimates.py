@@ -23,6 +23,7 @@ from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.profiles import Bins
 
 AREA = "roc_auc"
+ESTIMATED = (AREA, "accuracy", "brier", "log_loss", "mae")  # metrics that can be estimated
 _INSTEAD = ("accuracy", "mae")  # what is shown of models that are judged by a metric that is not estimated
 _TWO_SIDED = 1.959964  # quantile of the normal distribution for 95%
 _LEAST_OF_A_CLASS = 0.5  # expected rows without which the area is not defined

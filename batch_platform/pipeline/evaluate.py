@@ -27,18 +27,20 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
+from batch_platform.monitoring.estimates import ESTIMATED
 from batch_platform.monitoring.measure import ScoredPartition
-from batch_platform.monitoring.metrics import own_metrics
-from batch_platform.monitoring.performance import PERFORMANCE
+from batch_platform.monitoring.metrics import measure, own_metrics
+from batch_platform.monitoring.performance import PERFORMANCE, labelled_outcomes
 from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pooled import OUTCOMES, outcome_rows
 from batch_platform.pipeline.set_apart import SetApart
 from batch_platform.scoring.batch import prediction_columns
 from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read_challenger_runs
+from batch_platform.scoring.estimate_tables import MEASURED_SEGMENTS
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
 from batch_platform.warehouse.renaming import PREDICTIONS
-from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.sql import has_table, quoted, table_columns
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class MeasuredModel:
     rows_labelled: int
     challenger: str | None = None  # its name; None for the model that serves
     outcomes: pl.DataFrame | None = None  # the labels; None without them, and where an evaluation is read back
+    # The estimated metrics of each segment: segment_column, segment, metric, value; none where the model has learned from it.
+    of_segments: Sequence[tuple[str, str | None, str, float]] = ()
 
     @cached_property
     def numbers(self) -> dict[str, float]:
@@ -176,6 +180,12 @@ def measure_tables(group: Sequence[Evaluated]) -> dict[str, pl.DataFrame]:
     return measured | ({OUTCOMES: pl.concat(outcomes, how="vertical_relaxed")} if outcomes else {})
 
 
+def measured_segments(group: Sequence[Evaluated]) -> pl.DataFrame:
+    """What came true in the segments of some partitions, in the columns MEASURED_SEGMENTS."""
+    rows = [(evaluated.partition.key, *row) for evaluated in group for row in evaluated.served.of_segments]
+    return pl.DataFrame(rows, schema=MEASURED_SEGMENTS, orient="row")
+
+
 @dataclass(frozen=True)
 class _Evaluation:
     """What the partitions of one evaluation share."""
@@ -251,8 +261,30 @@ class _Evaluation:
             and model.has_seen(partition),  # of a snapshot only unseen rows count
         )
         tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
-        outcomes = None if labels is None or challenger else outcome_rows(scored)
-        return MeasuredModel(model, tables, scored.labelled.height, challenger, outcomes)
+        if labels is None or challenger:
+            return MeasuredModel(model, tables, scored.labelled.height, challenger)
+        of_segments = () if scored.in_sample else tuple(self._of_segments(partition, scored))
+        return MeasuredModel(model, tables, scored.labelled.height, None, outcome_rows(scored), of_segments)
+
+    def _of_segments(
+        self, partition: Partition, scored: ScoredPartition
+    ) -> Iterator[tuple[str, str | None, str, float]]:
+        """The metrics that are estimated too, of each segment of a partition."""
+        key, spec = list(scored.key), self.history.spec
+        stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS)}
+        columns = [name for name in spec.monitoring.segments if name in stored]
+        if not columns or not scored.labelled.height:
+            return
+        outcomes = labelled_outcomes(scored)
+        wanted = ", ".join(map(quoted, dict.fromkeys([*key, *columns])))
+        query = f"SELECT {wanted} FROM {quoted(spec.name)}.{PREDICTIONS} WHERE partition_key = $key"
+        segments = self.con.sql(query, params={"key": partition.key}).pl()
+        rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
+        for column in columns:
+            places = rows.select(value=pl.col(column).cast(pl.String)).with_row_index("place")
+            for (segment,), of_segment in places.group_by("value", maintain_order=True):
+                for metric, value in measure(outcomes.at(of_segment["place"].to_numpy()), only=ESTIMATED).items():
+                    yield column, None if segment is None else str(segment), metric, value
 
     def _read_features(
         self, partition: Partition, run: ScoreRun, model: Version, predictions: pl.DataFrame

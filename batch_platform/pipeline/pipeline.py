@@ -45,7 +45,7 @@ from batch_platform.models.registry import (
 )
 from batch_platform.monitoring.scores import committed_distributions
 from batch_platform.pipeline.build import Built, FeatureStep
-from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables
+from batch_platform.pipeline.evaluate import Evaluated, evaluated, measure_tables, measured_segments
 from batch_platform.pipeline.former_codes import FormerCodes
 from batch_platform.pipeline.health import Past, partition_aspects
 from batch_platform.pipeline.plan import Plan, features_due, make_plan, require_takeable, with_snapshots_over
@@ -524,6 +524,9 @@ class Pipeline:
             runs = [evaluation.run for evaluation in group]
             keys = [run.partition_key for run in runs]
             self.warehouse.commit_evaluations(
-                self.spec.name, runs, measure_tables(group), lambda con: record_realised(con, self.spec.name, keys)
+                self.spec.name,
+                runs,
+                measure_tables(group),
+                lambda con: record_realised(con, self.spec.name, keys, measured_segments(group)),
             )
         yield from group

@@ -1,12 +1,20 @@
 """Estimates in the report: what a metric of each partition was expected to be, and how far such estimates were off so far."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
 
 from batch_platform.monitoring.estimates import TrackRecord, estimated_metric
 from batch_platform.reports.span import Span
-from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, track_records
+from batch_platform.scoring.estimate_tables import (
+    EstimatedMetric,
+    EstimatedSegmentMetric,
+    read_estimates,
+    read_segment_estimates,
+    segment_track_records,
+    track_records,
+)
 
 MOST_UNMEASURED = 7  # partitions that are listed, the newest
 
@@ -18,6 +26,9 @@ class EstimateFigures:
     metric: str
     partitions: tuple[EstimatedMetric, ...]  # in order of time
     record: TrackRecord | None  # of every estimate of the metric, of any partition; None before one came true
+    # Of the newest partition that has any, those with most rows first, by column; and their records, by column and segment.
+    by_segment: Mapping[str, tuple[EstimatedSegmentMetric, ...]]
+    segment_records: Mapping[tuple[str, str | None], TrackRecord]
 
     @property
     def unmeasured(self) -> tuple[EstimatedMetric, ...]:
@@ -39,4 +50,19 @@ def read_estimate_figures(
     if metric is None:
         return None
     partitions = tuple(row for row in rows if row.metric == metric)
-    return EstimateFigures(metric, partitions, track_records(con, pipeline).get(metric))
+    return EstimateFigures(
+        metric,
+        partitions,
+        track_records(con, pipeline).get(metric),
+        _by_segment(con, pipeline, metric, keys),
+        segment_track_records(con, pipeline, metric),
+    )
+
+
+def _by_segment(
+    con: duckdb.DuckDBPyConnection, pipeline: str, metric: str, keys: Sequence[str]
+) -> dict[str, tuple[EstimatedSegmentMetric, ...]]:
+    newest_first = (read_segment_estimates(con, pipeline, [key]).get(key, ()) for key in reversed(keys))
+    rows = [row for row in next(filter(None, newest_first), ()) if row.metric == metric]
+    columns = dict.fromkeys(row.segment_column for row in rows)
+    return {column: tuple(row for row in rows if row.segment_column == column) for column in columns}

@@ -4,7 +4,7 @@ Any engine calls this for each batch. It fits nothing, and a row's score does no
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,13 +19,14 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.models.bundle import Bundle, Predictor
 from batch_platform.models.contract import OFFENDER, REASON
-from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.rejected_rows import rows_as_json
 
 NOT_FINITE = "the score is NaN or infinite"
 SAMPLES = 3
 REJECTED = ("partition_key", "key", "reason", "column_name", "row", "run_id")  # columns of rejected rows, all text
+_NOT_PROFILED: tuple[tuple[Profile, ...], SegmentCounts] = (), SegmentCounts()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -37,6 +38,7 @@ class Scored:
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
     profiles: tuple[Profile, ...] = ()  # of the predictions' rows; empty unless asked for and known how
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows, what estimates are made from
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
@@ -65,31 +67,30 @@ def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them
         raw = predictor.predict(matrix) if len(matrix) else None
     carried = _carried(split.kept, bundle, spec, spec.predictions.keep if keep is None else keep)
     predictions = _predictions(split.kept.select(carried), raw, bundle)
-    reference = bundle.reference if profile else None
     if raw is None or np.isfinite(raw).all():
-        profiles = () if reference is None else _profiled(reference, bundle, (split.kept, matrix), raw, split.rejected)
-        return Scored(predictions=predictions, rejected=split.rejected, unseen=unseen, profiles=profiles)
+        counted = _profiled(bundle, spec, (split.kept, matrix), raw, split.rejected) if profile else _NOT_PROFILED
+        return Scored(predictions, split.rejected, unseen, *counted)
     finite = np.asarray(np.isfinite(raw).reshape(len(raw), -1).all(axis=1))
     scored = pl.Series(values=finite, dtype=pl.Boolean)
     broken = split.kept.filter(~scored).select(pl.col(name).cast(dtype) for name, dtype in rows.schema.items())
     broken = broken.with_columns(pl.lit(NOT_FINITE).alias(REASON), pl.lit(None, dtype=pl.String).alias(OFFENDER))
     rejected = pl.concat([split.rejected, broken])
-    profiles = ()
-    if reference is not None:
-        kept = (split.kept.filter(scored), matrix[finite])
-        profiles = _profiled(reference, bundle, kept, raw[finite], rejected)
-    return Scored(predictions=predictions.filter(scored), rejected=rejected, unseen=unseen, profiles=profiles)
+    kept = (split.kept.filter(scored), matrix[finite])
+    counted = _profiled(bundle, spec, kept, raw[finite], rejected) if profile else _NOT_PROFILED
+    return Scored(predictions.filter(scored), rejected, unseen, *counted)
 
 
 def _profiled(
-    reference: ReferenceProfile,
     bundle: Bundle,
+    spec: PipelineSpec,
     rows: tuple[pl.DataFrame, NDArray[np.float64]],
     raw: NDArray[Any] | None,
     rejected: pl.DataFrame,
-) -> tuple[Profile, ...]:
+) -> tuple[tuple[Profile, ...], SegmentCounts]:
+    if bundle.reference is None:
+        return _NOT_PROFILED
     by_column = dict(rejected[OFFENDER].value_counts().iter_rows()) if rejected.height else {}
-    return reference.profiled(rows, raw, bundle.signature, by_column)
+    return bundle.reference.profiled(rows, raw, bundle.signature, by_column, spec.monitoring.segments)
 
 
 def prediction_columns(task: str, classes: Sequence[object]) -> list[str]:

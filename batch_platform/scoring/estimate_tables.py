@@ -1,17 +1,20 @@
-"""The table of estimates in the warehouse: the expected performance of each partition, and what came true.
+"""The tables of estimates in the warehouse: the expected performance of each partition and of its segments, and what came true.
 
 Written in the transaction of the predictions, from their profiles alone; an evaluation adds what came true.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
+import polars as pl
 
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform.monitoring.estimates import TrackRecord, estimates
+from batch_platform.monitoring.estimates import Expectation, TrackRecord, estimates
 from batch_platform.monitoring.performance import PERFORMANCE
 from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.warehouse.ledger import (
     Change,
     ScoreRun,
@@ -23,7 +26,15 @@ from batch_platform.warehouse.ledger import (
 )
 from batch_platform.warehouse.sql import has_table, quoted
 
-ESTIMATES = "estimates"
+ESTIMATES, OF_SEGMENTS = "estimates", "estimates_by_segment"
+MEASURED_SEGMENTS = {  # columns of what came true of segments
+    "partition_key": pl.String,
+    "segment_column": pl.String,
+    "segment": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+}
+ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
 
 
 @dataclass(frozen=True)
@@ -46,49 +57,83 @@ class EstimatedMetric:
         return None if self.realised is None else self.low <= self.realised <= self.high
 
 
+@dataclass(frozen=True)
+class EstimatedSegmentMetric(EstimatedMetric):
+    """A metric of a segment of a partition as it was expected; a row of the table `estimates_by_segment`."""
+
+    segment_column: str
+    segment: str | None  # value of the column as text
+
+
 def replace_estimates(
     con: duckdb.DuckDBPyConnection,
     committed: Sequence[ScoreRun],
     profiles: Mapping[str, Sequence[Profile]],
-    reference_of: Callable[[ScoreRun], ReferenceProfile | None],
+    by_segment: Mapping[str, SegmentCounts],
+    reference_of: ReferenceOf,
 ) -> None:
-    """Replace the estimates of the committed partitions, whose profiles are given by partition key."""
-    pipeline = committed[0].pipeline
-    rows = [row for run in committed for row in _rows(run, profiles.get(run.partition_key, ()), reference_of)]
-    if not rows and not has_table(con, pipeline, ESTIMATES):
-        return
-    create_table(con, pipeline, ESTIMATES, EstimatedMetric)
-    keys = {"keys": [run.partition_key for run in committed]}
-    con.execute(f"DELETE FROM {quoted(pipeline)}.{ESTIMATES} WHERE partition_key IN $keys", keys)
-    insert(con, ESTIMATES, [vars(row) for row in rows], schema=pipeline)
-    note(con, [Change(run.seq, pipeline, ESTIMATES, run.partition_key) for run in committed])
+    """Replace the estimates of the committed partitions, whose profiles and counts by segment are given by partition key."""
+    rows, of_segments = list[EstimatedMetric](), list[EstimatedMetric]()
+    for run in committed:
+        of_run = profiles.get(run.partition_key, ())
+        counted = next((profile for profile in of_run if profile.role == "estimate"), None)
+        reference = None if counted is None else reference_of(run)
+        if counted is None or reference is None or reference.basis is None:
+            continue
+        expectation = reference.basis.expectation
+        rows += _rows(run, expectation, counted.histogram)
+        for column, by_value in by_segment.get(run.partition_key, SegmentCounts()).by_column.items():
+            for segment, histogram in sorted((by_value or {}).items(), key=lambda item: (item[0] is None, item[0])):
+                of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
+    _replace(con, committed, ESTIMATES, EstimatedMetric, rows)
+    _replace(con, committed, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
 
 
 def _rows(
-    run: ScoreRun, profiles: Sequence[Profile], reference_of: Callable[[ScoreRun], ReferenceProfile | None]
-) -> list[EstimatedMetric]:
-    counted = next((profile for profile in profiles if profile.role == "estimate"), None)
-    reference = None if counted is None else reference_of(run)
-    if counted is None or reference is None or reference.basis is None:
-        return []
-    return [
-        EstimatedMetric(
+    run: ScoreRun, expectation: Expectation, histogram: Sequence[int], **segment: str | None
+) -> Iterator[EstimatedMetric]:
+    """The estimates of a partition, or of a segment of it, given its rows in each cell."""
+    make: Any = EstimatedSegmentMetric if segment else EstimatedMetric
+    for estimate in estimates(expectation, histogram):
+        yield make(
+            **segment,
             partition_key=run.partition_key,
             metric=estimate.metric,
             estimate=estimate.value,
             low=estimate.low,
             high=estimate.high,
             realised=None,
-            rows=counted.rows,
+            rows=sum(histogram),
             model_version=run.model_version,
             run_id=run.run_id,
         )
-        for estimate in estimates(reference.basis.expectation, counted.histogram)
-    ]
 
 
-def record_realised(con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]) -> None:
-    """Record what came true of the estimates of evaluated partitions, from the rows of `performance`."""
+def _replace(
+    con: duckdb.DuckDBPyConnection,
+    committed: Sequence[ScoreRun],
+    table: str,
+    record: type[EstimatedMetric],
+    rows: Sequence[EstimatedMetric],
+) -> None:
+    pipeline = committed[0].pipeline
+    if not rows and not has_table(con, pipeline, table):
+        return
+    create_table(con, pipeline, table, record)
+    keys = {"keys": [run.partition_key for run in committed]}
+    con.execute(f"DELETE FROM {quoted(pipeline)}.{table} WHERE partition_key IN $keys", keys)
+    insert(con, table, [vars(row) for row in rows], schema=pipeline)
+    note(con, [Change(run.seq, pipeline, table, run.partition_key) for run in committed])
+
+
+def record_realised(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str], of_segments: pl.DataFrame
+) -> None:
+    """Record what came true of the estimates of evaluated partitions.
+
+    The metrics of whole partitions are read from `performance`; `of_segments` has those of segments, in the columns
+    MEASURED_SEGMENTS.
+    """
     if not partition_keys or not has_table(con, pipeline, ESTIMATES):
         return
     table, measured = (f"{quoted(pipeline)}.{name}" for name in (ESTIMATES, PERFORMANCE.name))
@@ -103,6 +148,22 @@ def record_realised(con: duckdb.DuckDBPyConnection, pipeline: str, partition_key
         {"keys": list(partition_keys)},
     )
     note_partitions(con, pipeline, ESTIMATES, sorted(partition_keys))
+    if not has_table(con, pipeline, OF_SEGMENTS):
+        return
+    table = f"{quoted(pipeline)}.{OF_SEGMENTS}"
+    con.register("of_segments", of_segments)
+    con.execute(
+        f"""
+        UPDATE {table} SET realised = (
+            SELECT s.value FROM of_segments AS s
+            WHERE s.partition_key = {table}.partition_key AND s.metric = {table}.metric
+              AND s.segment_column = {table}.segment_column AND s.segment IS NOT DISTINCT FROM {table}.segment
+        ) WHERE partition_key IN $keys
+        """,
+        {"keys": list(partition_keys)},
+    )
+    con.unregister("of_segments")
+    note_partitions(con, pipeline, OF_SEGMENTS, sorted(partition_keys))
 
 
 def read_estimates(
@@ -112,12 +173,35 @@ def read_estimates(
     return rows_of_partitions(con, EstimatedMetric, pipeline, ESTIMATES, partition_keys, order="partition_key, metric")
 
 
+def read_segment_estimates(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[EstimatedSegmentMetric, ...]]:
+    """The estimates of the segments of some partitions by partition key, those with most rows first."""
+    order = "partition_key, segment_column, rows DESC, segment, metric"
+    return rows_of_partitions(con, EstimatedSegmentMetric, pipeline, OF_SEGMENTS, partition_keys, order=order)
+
+
 def track_records(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, TrackRecord]:
     """How far the estimates of a pipeline were from what came true, by metric; empty before anything came true."""
-    if not has_table(con, pipeline, ESTIMATES):
-        return {}
+    return {record.metric: record for record, *_ in _track_records(con, pipeline, ESTIMATES)}
+
+
+def segment_track_records(
+    con: duckdb.DuckDBPyConnection, pipeline: str, metric: str
+) -> dict[tuple[str, str | None], TrackRecord]:
+    """How far the estimates of a metric were from what came true, by column and segment."""
+    records = _track_records(con, pipeline, OF_SEGMENTS, "segment_column", "segment")
+    return {(column, segment): record for record, column, segment in records if record.metric == metric}
+
+
+def _track_records(con: duckdb.DuckDBPyConnection, pipeline: str, table: str, *by: str) -> Iterator[tuple[Any, ...]]:
+    """A track record for each metric and combination of values of some columns, and these values."""
+    if not has_table(con, pipeline, table):
+        return
+    also = "".join(f", {column}" for column in by)
     query = f"""
-        SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER)
-        FROM {quoted(pipeline)}.{ESTIMATES} WHERE realised IS NOT NULL GROUP BY metric ORDER BY metric
+        SELECT metric, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INTEGER){also}
+        FROM {quoted(pipeline)}.{table} WHERE realised IS NOT NULL GROUP BY metric{also} ORDER BY metric{also}
     """
-    return {values[0]: TrackRecord(*values) for values in con.execute(query).fetchall()}
+    for metric, partitions, mean_error, within, *values in con.execute(query).fetchall():
+        yield TrackRecord(metric, partitions, mean_error, within), *values

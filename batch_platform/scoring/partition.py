@@ -23,6 +23,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import RecordedFile, open_recorded, parquet_writer
 from batch_platform.models.native_threads import hold_loaded_libraries
 from batch_platform.monitoring.profiles import Profile, merged_profiles
+from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.batch import (
     REJECTED,
     SAMPLES,
@@ -38,7 +39,7 @@ from batch_platform.scoring.challengers import ChallengerScores, score_beside
 from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
 from batch_platform.warehouse.prediction_files import file_xxh3
 
-Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores)
+Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores, SegmentCounts)
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row
 Spread = Callable[[Callable[[Numbered], "ScoredBatch"], Iterator[Numbered]], Iterator["ScoredBatch"]]
 
@@ -107,6 +108,7 @@ class Staged:
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
     profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # what estimates are made from
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
 
@@ -128,6 +130,7 @@ def merged(parts: Sequence[Staged]) -> Staged:
         spent=_summed([part.spent for part in parts]),
         remarks=tuple(dict.fromkeys(remark for part in parts for remark in part.remarks)),
         profiles=merged_profiles(part.profiles for part in parts),
+        by_segment=_summed([part.by_segment for part in parts]),
         hashes=tuple(value for part in parts for value in part.hashes),
     )
 
@@ -148,6 +151,7 @@ class ScoredBatch:
     challengers: Sequence[tuple[ChallengerScores, pa.Table | None]]  # no scores where a challenger failed
     seconds: float  # that scoring took
     profiles: tuple[Profile, ...] = ()
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)
 
 
 def scored_batch(
@@ -188,7 +192,7 @@ def scored_batch(
         ignored=ignored_columns(rows.columns, bundle, spec),
     )
     seconds = perf_counter() - began
-    return ScoredBatch(predictions, rejected, counts, challengers, seconds, scored.profiles)
+    return ScoredBatch(predictions, rejected, counts, challengers, seconds, scored.profiles, scored.by_segment)
 
 
 @contextmanager
@@ -243,7 +247,8 @@ class PartWriter:
 
     def __init__(self, folder: Path, name: str, challengers: Iterable[str], *, lasting: bool = False) -> None:
         """Write nothing yet; the names of all files begin with `name`. `lasting` predictions are published as they are written."""
-        self.counts, self.seconds, self._profiles = Counts(), 0.0, tuple[Profile, ...]()
+        self.counts, self.seconds = Counts(), 0.0
+        self._profiles, self._by_segment = tuple[Profile, ...](), SegmentCounts()
         self._lasting = lasting
         self._predictions = _TableWriter(folder / f"{name}.predictions.parquet", lasting=lasting)
         self._rejected = _TableWriter(folder / f"{name}.rejected.parquet")
@@ -261,6 +266,7 @@ class PartWriter:
         self.counts += batch.counts
         self.seconds += batch.seconds
         self._profiles = merged_profiles([self._profiles, batch.profiles])
+        self._by_segment += batch.by_segment
         self._predictions.write(batch.predictions)
         self._rejected.write(batch.rejected)
         for scores, table in batch.challengers:
@@ -293,6 +299,7 @@ class PartWriter:
             spent=spent,
             remarks=models.model.remarks,
             profiles=self._profiles,
+            by_segment=self._by_segment,
             hashes=(file_xxh3(self._predictions.path),) if self._lasting else (),
         )
 

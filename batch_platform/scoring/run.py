@@ -237,13 +237,14 @@ class ScoringRun:
         }
 
         profiles = {due.partition.key: staged.profiles for due, staged in group}
+        by_segment = {due.partition.key: staged.by_segment for due, staged in group}
         drift, estimated = dict[str, tuple[ColumnDrift, ...]](), dict[str, tuple[EstimatedMetric, ...]]()
         records = dict[str, TrackRecord]()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             replace_challengers(con, runs, challengers=challengers)
             replace_profiles(con, runs, profiles)
-            replace_estimates(con, runs, profiles, self._reference)
+            replace_estimates(con, runs, profiles, by_segment, self._reference)
             replace_drift(con, self.history.spec, runs, self._reference)
             keys = [run.partition_key for run in runs]
             drift.update(read_drift(con, self.history.spec.name, keys))

@@ -12,6 +12,15 @@ LEDGERS_SCHEMA = "batch_platform"
 _RUN = {"run_id": "Dagster run that wrote the row"}
 _OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
 _IN_SAMPLE = "whether the model has learned from the partition"
+_ESTIMATE = {
+    "metric": "name of the metric",
+    "estimate": "its expected value",
+    "low": "start of the interval in which 95 of 100 values are expected to come true",
+    "high": "end of the interval",
+    "realised": "what came true; null until labels are known, and where the model has learned from the partition",
+    "rows": "scored rows",
+    "model_version": "version that scored the partition",
+}
 _INTERVAL = {
     "metric": "name of the metric",
     "value": "value of the metric",
@@ -151,15 +160,16 @@ OF_PIPELINES: dict[str, Description] = {
     ),
     "estimates": Description(
         "a metric of a partition as it was expected before its labels were known",
+        {**_OF_PARTITION, **_ESTIMATE},
+    ),
+    "estimates_by_segment": Description(
+        "the same for each value of the columns in monitoring.segments",
         {
             **_OF_PARTITION,
-            "metric": "name of the metric",
-            "estimate": "its expected value",
-            "low": "start of the interval in which 95 of 100 values are expected to come true",
-            "high": "end of the interval",
-            "realised": "what came true; null until labels are known, and where the model has learned from the partition",
-            "rows": "scored rows",
-            "model_version": "version that scored the partition",
+            **_ESTIMATE,
+            "segment_column": "kept column by which it is broken down",
+            "segment": "value of that column",
+            "rows": "scored rows of the segment",
         },
     ),
     "challenger_scores": Description(

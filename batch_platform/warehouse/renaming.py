@@ -96,7 +96,7 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
 
 # Tables whose columns a pipeline names.
 _WITH_OWN_COLUMNS = (PREDICTIONS, ROWS, "challenger_scores", "outcomes", "backtest_scores")
-_SEGMENTED = "performance_pooled"
+_SEGMENTED = ("performance_pooled", "estimates_by_segment")  # whose rows name a column
 
 
 def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: str) -> list[str]:
@@ -128,12 +128,10 @@ def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: 
         rename_in_files(con, pipeline, old, new)
         make_view(con, pipeline)
         renamed.append(FILES)
-    if _SEGMENTED in _tables(con, pipeline):
-        segments = f"{quoted(pipeline)}.{_SEGMENTED}"
-        names = {"old": old, "new": new}
-        query = f"UPDATE {segments} SET segment_column = $new WHERE segment_column = $old"
-        ((count,),) = con.execute(query, names).fetchall()
-        renamed += [_SEGMENTED] if count else []
+    for table in sorted({*_SEGMENTED} & {*_tables(con, pipeline)}):
+        query = f"UPDATE {quoted(pipeline)}.{table} SET segment_column = $new WHERE segment_column = $old"
+        ((count,),) = con.execute(query, {"old": old, "new": new}).fetchall()
+        renamed += [table] if count else []
     seqs = next_numbers(con, len(renamed))
     note(con, [Change(seq, pipeline, table, None) for seq, table in zip(seqs, renamed, strict=True)])
     return sorted({PREDICTIONS if table in (ROWS, FILES) else table for table in renamed})

@@ -1,8 +1,10 @@
 """Estimates of performance: what they expect is what comes true on average, and their intervals hold it."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from batch_platform.monitoring.estimates import estimates, isotonic_blocks
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import merged_profiles
+from batch_platform.monitoring.segments import MOST_SEGMENTS, SegmentCounts, counted_by_segment
 
 
 def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
@@ -34,8 +37,12 @@ def drawn(task: str, rows: int, seed: int, shift: float = 0.0) -> Outcomes:
     return Outcomes(task, shares, truth, [0, 1, 2], matrix, groups, "partition")
 
 
+def profiled(basis: EstimateBasis, matrix, predicted):
+    return basis.profiled(basis.values(matrix, predicted))
+
+
 def estimated(basis: EstimateBasis, outcomes: Outcomes):
-    counted = basis.profiled(outcomes.matrix, outcomes.predicted)
+    counted = profiled(basis, outcomes.matrix, outcomes.predicted)
     return {estimate.metric: estimate for estimate in estimates(basis.expectation, counted.histogram)}
 
 
@@ -72,16 +79,43 @@ def test_the_estimate_of_a_whole_is_that_of_its_merged_parts():
     for task in ("binary", "multiclass", "regression"):
         rows, basis = drawn(task, 3_000, 5), basis_of(drawn(task, 2_000, 4))
         parts = [
-            basis.profiled(rows.matrix[at : at + 700], rows.predicted[at : at + 700]) for at in range(0, 3_000, 700)
+            profiled(basis, rows.matrix[at : at + 700], rows.predicted[at : at + 700]) for at in range(0, 3_000, 700)
         ]
-        (merged,), whole = merged_profiles([part] for part in parts), basis.profiled(rows.matrix, rows.predicted)
+        (merged,), whole = merged_profiles([part] for part in parts), profiled(basis, rows.matrix, rows.predicted)
         assert merged.histogram == whole.histogram
         assert estimates(basis.expectation, merged.histogram) == list(estimated(basis, rows).values())
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 3)), max_size=30),
+    st.lists(st.integers(0, 30), max_size=4),
+)
+def test_the_counts_of_segments_add_up_whatever_the_parts(rows, cuts):
+    def counted(part):
+        segments = pl.DataFrame({"shop": [shop for shop, _ in part]}, schema={"shop": pl.String})
+        return counted_by_segment(segments, np.array([cell for _, cell in part], dtype=np.int64), 4)
+
+    bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
+    summed = sum((counted(rows[start:end]) for start, end in pairwise(bounds)), SegmentCounts({"shop": {}}))
+    by_hand = {shop: tuple(rows.count((shop, cell)) for cell in range(4)) for shop, _ in rows}
+    assert summed.by_column == counted(rows).by_column == {"shop": by_hand}
+
+
+def test_a_column_of_very_many_values_is_not_broken_down_however_it_is_cut():
+    names = pl.Series("id", range(MOST_SEGMENTS + 1)).cast(pl.String)
+    cells = np.zeros(len(names), dtype=np.int64)
+    parts = [counted_by_segment(names[part].to_frame(), cells[part], 1) for part in (slice(600), slice(600, None))]
+    assert (
+        counted_by_segment(names.to_frame(), cells, 1).by_column
+        == sum(parts, SegmentCounts()).by_column
+        == {"id": None}
+    )
+    assert len((parts[0] + parts[0]).by_column["id"]) == 600
+
+
 def test_the_area_is_that_of_rows_with_the_expected_labels():
     basis = basis_of(drawn("binary", 5_000, 6))
-    counts = np.asarray(basis.profiled(np.empty((0, 2)), drawn("binary", 4_000, 7).predicted).histogram)
+    counts = np.asarray(profiled(basis, np.empty((0, 2)), drawn("binary", 4_000, 7).predicted).histogram)
     cells = np.repeat(np.arange(len(counts)), 2)
     rate = np.asarray(basis.expectation.rate)
     weights = np.column_stack([counts * (1 - rate), counts * rate]).ravel()

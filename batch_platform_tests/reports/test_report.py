@@ -212,6 +212,33 @@ def assert_estimates_are_those_of_the_tables(figures, con, metric):
     sentence = f"{within} of {record.partitions} estimates with known labels lay within their interval. The estimates were off by "
     assert f"{sentence}{number(numbers[2])} on average (mean absolute error)." in text
     assert f"<strong>Estimated, not measured:</strong> the {metric.replace('_', ' ')} that each partition" in text
+    query = """
+        SELECT segment, rows, estimate, low, high, realised FROM small.estimates_by_segment
+        WHERE partition_key = $last AND metric = $metric AND segment_column = 'shop' ORDER BY rows DESC, segment
+    """
+    of_segments = con.execute(query, {"metric": metric, "last": window["last"]}).fetchall()
+    rows = figures.estimates.by_segment["shop"]
+    assert [(row.segment, row.rows, row.estimate, row.low, row.high, row.realised) for row in rows] == of_segments
+    assert sum(row.rows for row in rows) == figures.window.runs[-1].rows_scored
+    for row in rows:
+        of_shop = figures.estimates.segment_records["shop", row.segment]
+        cells = (row.rows, row.estimate, f"{number(row.low)} to {number(row.high)}", row.realised)
+        so_far = (f"{of_shop.partitions_within} of {of_shop.partitions}", of_shop.mean_error)
+        assert "".join(f'<td class="n">{number(cell)}</td>' for cell in (*cells, *so_far)) in text
+
+
+def assert_mean_estimates_are_those_of_the_rows(made, con, metric, of_row):
+    """The estimated mean of a whole partition and of each segment is that of its rows, each with its own expectation."""
+    version = made.published_state().registry.versions[-1]
+    scored = con.sql("FROM small.predictions WHERE model_version = $version", params={"version": version.version}).pl()
+    features = pl.concat([made.history.features(build) for build in made.published_state().features.values()])
+    rows = scored.join(features.select("id", "amount", "items", "known"), on="id")
+    bundle = made.bundle(version)
+    rows = rows.with_columns(expected=of_row(rows, bundle.reference.basis, bundle.contract.encode(rows)))
+    query = f"SELECT partition_key, segment, estimate FROM small.estimates_by_segment WHERE metric = '{metric}' AND model_version = '{version.version}'"
+    estimated = {(key, segment): estimate for key, segment, estimate in con.execute(query).fetchall()}
+    by_hand = rows.group_by("partition_key", "shop").agg(pl.mean("expected"))
+    assert estimated == {(key, shop): pytest.approx(mean, rel=1e-9) for key, shop, mean in by_hand.iter_rows()} != {}
 
 
 def test_estimates_are_those_of_their_table_beside_what_came_true(figures, pipeline):
@@ -247,12 +274,20 @@ def test_a_model_of_several_classes_is_reported_with_its_estimated_accuracy(tmp_
         tmp_path,
         events=small_events().with_columns(returned=size.otherwise(pl.lit("high"))),
         model={"allow_suspected_leaks": ["*"]},
+        monitoring={"segments": ["shop"]},
     )
     carry_out(made, datetime(2024, 2, 6, 12, tzinfo=UTC))
     with open_published(made.home) as con:
         figures = read_figures(con, made.spec)
         assert (figures.task, figures.metric) == ("multiclass", "log_loss")
         assert_estimates_are_those_of_the_tables(figures, con, "accuracy")
+
+        def right(rows, basis, _):
+            confidence = rows.select(pl.max_horizontal(pl.col("^score_.*$"))).to_series().to_numpy()
+            cells = np.searchsorted(basis.expectation.bins.edges, confidence, side="right")
+            return pl.Series(np.asarray(basis.expectation.means["accuracy"].loss)[cells])
+
+        assert_mean_estimates_are_those_of_the_rows(made, con, "accuracy", right)
 
 
 def test_a_weekly_report_compares_weeks(pipeline):
@@ -278,6 +313,11 @@ def test_a_regression_is_reported_by_groups_of_about_equal_size(tmp_path):
         """
         ((predicted, true, rows),) = con.execute(query).fetchall()
         assert_estimates_are_those_of_the_tables(figures, con, "mae")
+
+        def errors(rows, basis, matrix):
+            return pl.Series(basis.tree.errors(matrix, rows["prediction"].to_numpy()))
+
+        assert_mean_estimates_are_those_of_the_rows(made, con, "mae", errors)
     groups = figures.calibration
     assert groups.height == 10
     assert groups["rows"].sum() == rows

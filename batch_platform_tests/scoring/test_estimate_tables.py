@@ -1,8 +1,12 @@
 """Estimates through a whole pipeline: made when a partition is scored, held against what comes true, and gone with it."""
 
+from collections import Counter
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
+from sklearn.metrics import log_loss, roc_auc_score
 
 from batch_platform.components import describe
 from batch_platform.declaration.stamp import Stamp
@@ -10,9 +14,15 @@ from batch_platform.pipeline.health import newest_measured
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.pipeline.status import status_of
-from batch_platform.scoring.estimate_tables import read_estimates, track_records
+from batch_platform.scoring.estimate_tables import (
+    read_estimates,
+    read_segment_estimates,
+    segment_track_records,
+    track_records,
+)
 from batch_platform.warehouse.published import open_published
-from batch_platform_tests.small_pipeline import carry_out, small_pipeline
+from batch_platform.warehouse.renaming import rename_column
+from batch_platform_tests.small_pipeline import SHOPS, carry_out, small_pipeline
 
 NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
 NEWEST, EVALUATED = "2024-02-28", "2024-02-27"  # the labels of a day are known a day later
@@ -20,7 +30,7 @@ NEWEST, EVALUATED = "2024-02-28", "2024-02-27"  # the labels of a day are known 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    made = small_pipeline(tmp_path_factory.mktemp("estimates"))
+    made = small_pipeline(tmp_path_factory.mktemp("estimates"), monitoring={"segments": ["shop"]})
     carry_out(made, NOW)
     return made
 
@@ -28,6 +38,11 @@ def pipeline(tmp_path_factory):
 def published(pipeline, *keys):
     with open_published(pipeline.home) as con:
         return read_estimates(con, "small", keys)
+
+
+def published_segments(pipeline):
+    with open_published(pipeline.home) as con:
+        return read_segment_estimates(con, "small", [EVALUATED])[EVALUATED]
 
 
 def test_each_partition_has_its_estimates_and_what_came_true_of_them(pipeline):
@@ -51,6 +66,55 @@ def test_each_partition_has_its_estimates_and_what_came_true_of_them(pipeline):
     assert count == 27
 
 
+def test_each_segment_has_its_estimates_and_what_came_true_of_them(pipeline):
+    """Computed once more from the rows: each has the share of positives that was learned for its score."""
+    version = pipeline.published_state().registry.versions[-1]
+    with open_published(pipeline.home) as con:
+        rows = read_segment_estimates(con, "small", [NEWEST, EVALUATED])
+        query = (
+            "SELECT p.*, o.outcome FROM small.predictions AS p LEFT JOIN small.outcomes AS o USING (partition_key, id)"
+        )
+        scored = con.sql(f"{query} WHERE partition_key IN ('{NEWEST}', '{EVALUATED}')").pl()
+        records = segment_track_records(con, "small", "brier")
+        query = """
+            SELECT segment, count(*), avg(abs(estimate - realised)), avg((realised BETWEEN low AND high)::INT)
+            FROM small.estimates_by_segment WHERE metric = 'brier' AND realised IS NOT NULL GROUP BY segment
+        """
+        by_hand = {("shop", shop): tuple(numbers) for shop, *numbers in con.execute(query).fetchall()}
+    assert {segment: astuple(record)[1:] for segment, record in records.items()} == by_hand
+    expectation = pipeline.bundle(version).reference.basis.expectation
+    compared = Counter()
+    for row in (row for of_partition in rows.values() for row in of_partition):
+        of_shop = scored.filter(shop=row.segment, partition_key=row.partition_key)
+        score, rate = of_shop["score"].to_numpy(), np.asarray(expectation.rate)
+        cells = np.searchsorted(expectation.bins.edges, score, side="right")
+        positive = rate[cells]
+        assert (row.segment_column, row.rows, row.model_version) == ("shop", of_shop.height, version.version)
+        assert row.low <= row.estimate <= row.high
+        if row.metric == "accuracy":
+            assert row.estimate == pytest.approx(np.where(score > 0.5, positive, 1 - positive).mean(), rel=1e-9)
+        if row.metric == "roc_auc":
+            pairs = np.outer(positive, 1 - positive)
+            above = (cells[:, None] > cells) + (cells[:, None] == cells) / 2
+            assert row.estimate == pytest.approx((pairs * above).sum() / pairs.sum(), rel=1e-9)
+        known = of_shop.drop_nulls("outcome")
+        if known.is_empty():
+            assert row.realised is None
+            continue
+        truth, measured = (known["outcome"] == "true").to_numpy(), known["score"].to_numpy()
+        came_true = {
+            "accuracy": np.mean((measured > 0.5) == truth),
+            "brier": np.mean((measured - truth) ** 2),
+            "log_loss": log_loss(truth, measured, labels=[False, True]),
+            "roc_auc": roc_auc_score(truth, measured) if len({*truth}) > 1 else None,
+        }[row.metric]
+        assert row.realised == (None if came_true is None else pytest.approx(came_true, rel=1e-9)), row
+        compared[row.metric] += row.realised is not None
+    assert min(compared.values()) > 2
+    assert {row.segment for row in rows[NEWEST]} == {*SHOPS}
+    assert {row.realised for row in rows[NEWEST]} == {None}
+
+
 def test_estimates_stand_beside_their_track_record(pipeline):
     state = pipeline.published_state()
     measured = newest_measured(pipeline.home, pipeline.spec, state)
@@ -67,17 +131,22 @@ def test_estimates_stand_beside_their_track_record(pipeline):
 
 def test_scoring_again_forgets_what_came_true_until_it_is_measured_again(pipeline):
     partition = pipeline.spec.partitions.calendar.named(EVALUATED)
-    before = published(pipeline, EVALUATED)[EVALUATED]
+    before, of_segments = published(pipeline, EVALUATED)[EVALUATED], published_segments(pipeline)
     stamp = Stamp("again", NOW)
     (committed,) = pipeline.score([partition], stamp, force=True)
     assert [row.estimate for row in committed.estimates] == [row.estimate for row in before]
     pipeline.publish()
-    assert {row.realised for row in published(pipeline, EVALUATED)[EVALUATED]} == {None}
+    assert {row.realised for row in (*published(pipeline, EVALUATED)[EVALUATED], *published_segments(pipeline))} == {
+        None
+    }
     list(pipeline.evaluate([partition], stamp))
     pipeline.publish()
     again = published(pipeline, EVALUATED)[EVALUATED]
     assert [(row.metric, row.estimate, row.realised) for row in again] == [
         (row.metric, row.estimate, row.realised) for row in before
+    ]
+    assert [replace(row, run_id="") for row in published_segments(pipeline)] == [
+        replace(row, run_id="") for row in of_segments
     ]
 
 
@@ -93,3 +162,11 @@ def test_labels_that_the_model_has_learned_from_do_not_count(tmp_path):
         query = "SELECT DISTINCT in_sample FROM small.performance WHERE partition_key = '2024-02-10'"
         assert con.execute(query).fetchall() == [(True,)]
     assert {row.realised for row in published(pipeline, "2024-02-10")["2024-02-10"]} == {None}
+
+
+def test_a_kept_column_is_renamed_in_the_estimates_of_its_segments(pipeline):
+    with pipeline.warehouse.transaction() as con:
+        assert "estimates_by_segment" in rename_column(con, "small", "shop", "store")
+        query = "SELECT DISTINCT segment_column FROM small.estimates_by_segment"
+        assert con.execute(query).fetchall() == [("store",)]
+        rename_column(con, "small", "store", "shop")
