@@ -51,7 +51,7 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "Why was my new model not approved?": ("models", "The gate"),
     "How do I roll back?": ("models", "Which model serves, and how to go back"),
     "What was the AUC of a quarter?": ("monitoring", "Months, quarters and segments"),
-    "The labels come in a month. How good are today's predictions?": ("monitoring", "Performance without labels"),
+    "The labels come in a month. How good are today's predictions?": ("drift", "Performance without labels"),
     "Is everything scored in time?": ("monitoring", "Health"),
     "What do I send to people who never open Dagster?": ("monitoring", "The report"),
     "How do I read predictions in an asset of my own?": ("acting", "In assets of your own"),
@@ -62,6 +62,8 @@ QUESTIONS = {  # what a reader who knows Dagster asks, and the page and heading 
     "What may somebody's SQL read?": ("security", "The author of SQL"),
     "Which columns does `score_runs` have?": ("tables", "Tables"),
     "How do I add a kind of source?": ("extending", "A source kind"),
+    "Which features have moved, and is that unusual?": ("drift", "Drift"),
+    "How do I write predictions into another database?": ("extending", "A sink"),
     "What must every machine of a Spark cluster have?": ("scaling_out", "What the cluster needs"),
     "What if the disk is full?": ("faults", "Faults"),
     "Where does the code that picks a champion live?": ("architecture", "Where things are"),
@@ -97,8 +99,9 @@ def test_the_command_shows_pages_and_lists_them(cli, fresh):
 
 def test_a_page_takes_at_most_ten_minutes():
     for name, text in GUIDE.items():
-        prose = re.sub(r"^```.*?^```$|^\|.*$", "", text, flags=re.DOTALL | re.MULTILINE)
-        assert len(prose.split()) <= MINUTES * WORDS_A_MINUTE, name
+        read = text if name != PAGE.stem else text[: text.index("## Every key")]  # which is for looking things up
+        without_code = re.sub(r"^```.*?^```$", "", read, flags=re.DOTALL | re.MULTILINE)
+        assert len(without_code.split()) <= MINUTES * WORDS_A_MINUTE, name
 
 
 def test_the_reference_of_keys_is_up_to_date():

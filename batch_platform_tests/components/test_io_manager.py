@@ -1,11 +1,13 @@
 """Users' own assets on a pipeline's tables: the situations in which stock IO managers lose or swap data, and the others."""
 
 import fcntl
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -472,3 +474,36 @@ def test_the_weekly_summary_of_the_guide_works_as_it_stands(deployment):
     assert first[2] == pytest.approx(expected[2])
     missing = materialize(deployment, written["late_by_carrier"], first="2024-02-18")
     assert "no rows are published of partition 2024-02-18" in failure_of(missing)
+
+
+def test_the_sink_of_the_guide_keeps_one_copy_of_each_day_and_follows_a_day_that_is_scored_again(
+    deployment, tmp_path, monkeypatch
+):
+    (text,) = [block for block in blocks("python", GUIDE["extending"]) if "shop_scores" in block]
+    written: dict[str, Any] = {}
+    exec(text, written)
+    sink = written["shop_scores"]
+    monkeypatch.setenv("SHOP_DATABASE", str(tmp_path / "shop.sqlite"))
+    for day in (SCORED_FROM, LAST, LAST):
+        succeeded(deployment, sink, first=day)
+    with closing(sqlite3.connect(tmp_path / "shop.sqlite")) as con:
+        delivered = con.execute("SELECT * FROM scores ORDER BY day, id").fetchall()
+    days = f"partition_key IN ('{SCORED_FROM}', '{LAST}')"
+    assert delivered == stored(
+        deployment, f"SELECT partition_key, id, score FROM small.predictions WHERE {days} ORDER BY ALL"
+    )
+
+    definitions = dg.Definitions.merge(deployment.definitions, dg.Definitions(assets=[sink]))
+
+    def wanted(cursor: Any) -> Any:
+        return dg.evaluate_automation_conditions(
+            definitions, deployment.instance, dg.AssetSelection.assets(sink.key), cursor=cursor
+        )
+
+    before = wanted(None)
+    assert deployment.run("predictions", first=SCORED_FROM, config={"predictions": {"force": True}}).success
+    after = wanted(before.cursor)
+    assert (before.get_requested_partitions(sink.key), after.get_requested_partitions(sink.key)) == (
+        set(),
+        {SCORED_FROM},
+    )
