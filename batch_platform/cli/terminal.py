@@ -184,9 +184,8 @@ def progress(totals: Mapping[str, int]) -> Generator["Listener"]:
         yield _counted(totals, _lines())
 
 
-Show = Callable[
-    ["RunProgress", Mapping[str, float], int], None
-]  # progress, partitions done by asset, partitions of this asset
+# Shows progress: the run's, the partitions done by asset, and the partitions of this asset.
+Show = Callable[["RunProgress", Mapping[str, float], int], None]
 
 
 def _counted(totals: Mapping[str, int], show: Show) -> "Listener":

@@ -399,10 +399,8 @@ def quick_event_log(instance: dg.DagsterInstance) -> Generator[None]:
             with storage._db_lock, held[shard].begin():  # noqa: SLF001 - as the storage does itself
                 yield held[shard]
 
-        replaced = {
-            "_connect": connect,
-            "has_table": cache(storage.has_table),
-        }  # Dagster asks for tables per event, too
+        # Dagster asks for tables with each event, too
+        replaced = {"_connect": connect, "has_table": cache(storage.has_table)}
         vars(storage).update(replaced)
         try:
             yield

@@ -5,10 +5,8 @@ import os
 from batch_platform.declaration.errors import WrongUseError
 
 THREADS_VARIABLE = "BATCH_PLATFORM_THREADS"
-SHORT_WAITS = {
-    "GOMP_SPINCOUNT": "1000",
-    "OPENBLAS_THREAD_TIMEOUT": "4",
-}  # environment of OpenMP and OpenBLAS: threads without work soon sleep
+# Environment of OpenMP and OpenBLAS: threads without work soon sleep.
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000", "OPENBLAS_THREAD_TIMEOUT": "4"}
 
 
 def most_threads() -> int | None:

@@ -65,9 +65,7 @@ class Fitted:
     rows_rejected: int
     leaks: list[SuspectedLeak]  # suspected, in what it learned from
     held_out: NDArray[np.float64] = field(repr=False, compare=False)  # encoded rows, on which compiled trees are proven
-    held_out_starts: NDArray[np.datetime64] | None = field(
-        repr=False, compare=False
-    )  # of their partitions; None: unknown
+    held_out_starts: NDArray[np.datetime64] | None = field(repr=False, compare=False)  # of their partitions, if known
     flavour: Flavour
     predictor: Predictor
     reference: ReferenceProfile  # of the rows that it learned from

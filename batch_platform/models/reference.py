@@ -125,21 +125,18 @@ class ReferenceProfile:
     def from_json(cls, text: bytes) -> "ReferenceProfile":
         """Read the file of a bundle."""
         values = json.loads(text)
-        prediction = values["prediction"]
-        learned: dict[Baseline, list[float]] | list[float] = values[
-            "usual"
-        ]  # an earlier release: of the reference alone
-        of_reference: dict[Baseline, list[float]] = (
-            {"reference": learned} if isinstance(learned, list) and learned else {}
-        )
-        usual = learned if isinstance(learned, dict) else of_reference
-        distances, basis = values.get("distances", {}), values.get("basis")  # which they did not learn
+        prediction, basis = values["prediction"], values.get("basis")
+        learned, usual = values["usual"], dict[Baseline, list[float]]()
+        if isinstance(learned, dict):
+            usual.update(learned)
+        elif learned:  # by an earlier release, for the reference alone
+            usual["reference"] = learned
         return cls(
             tuple(map(Profile.from_json, values["features"])),
             None if prediction is None else Profile.from_json(prediction),
             values["prediction_is_baseline"],
             {baseline: tuple(highest) for baseline, highest in usual.items()},
-            distances,
+            values.get("distances", {}),
             None if basis is None else EstimateBasis.from_json(basis),
         )
 

@@ -177,9 +177,8 @@ class ColumnDrift:
     baseline_partition: str | None  # None for the reference
     psi: float
     psi_by_chance: float
-    psi_usual: (
-        float | None
-    )  # the highest one beyond chance among the partitions of the training data; None where unknown
+    # the highest one beyond chance among the partitions of the training data; None where unknown
+    psi_usual: float | None
     p_value: float
     jensen_shannon: float
     ks: float | None

@@ -22,6 +22,8 @@ def expected_seconds(state: State, items: Sequence[Item], began: Callable[[str],
     Returns:
         The seconds; None if a step was never done, or nobody knows when its run began.
     """
+    if not items:
+        return 0.0
     recorded = _recorded(state)
     seconds = 0.0
     for step, count in Counter(item.step for item in items).items():

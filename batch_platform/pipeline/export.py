@@ -19,10 +19,8 @@ from batch_platform.warehouse.prediction_files import PREDICTIONS
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import folded, literal, quoted
 
-FORMATS = {
-    ".parquet": "FORMAT parquet, COMPRESSION zstd",
-    ".csv": "FORMAT csv, HEADER",
-}  # how DuckDB writes a file, by ending
+# How DuckDB writes a file, by its ending.
+FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
 
 
 @dataclass(frozen=True)

@@ -153,9 +153,8 @@ def _published(con: duckdb.DuckDBPyConnection, home: Home) -> Path:
         raise WarehouseError(msg, hint="make room on the disk; the last complete copy is still there.") from error
     kept = {path.name: marks[path.name] for path in (*read, current) if path is not None and path.name in marks}
     write_marks(home, kept | {wanted.name: Mark.of(copy)})
-    copy.chmod(
-        copy.stat().st_mode & ~_WRITE
-    )  # only now: what a killed publish has changed without a mark allows writing
+    # only now: what a killed publish has changed without a mark allows writing
+    copy.chmod(copy.stat().st_mode & ~_WRITE)
     log_of(wanted).unlink(missing_ok=True)  # of a foreign writer
     copy.rename(wanted)
     link = home.root / ".published"

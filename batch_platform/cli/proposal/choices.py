@@ -136,11 +136,8 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
     target = "none" if label is None else target_of(survey, label)
     reasons = feature_reasons(survey, label, [*key, time, label])
     if time is None and None not in reasons.values() and not asked.key and survey.origin.is_one_file:
-        key, holds, reasons = (
-            (),
-            BY_PLACE,
-            feature_reasons(survey, label, [label]),
-        )  # the key is all there is to learn from
+        # the key is all there is to learn from
+        key, holds, reasons = (), BY_PLACE, feature_reasons(survey, label, [label])
     features = tuple(column for column, reason in reasons.items() if reason is None)
     windows, train_every = None, "month"
     if time is None and label is not None:

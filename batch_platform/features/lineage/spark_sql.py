@@ -23,9 +23,8 @@ _CALLS_JAVA = frozenset({"reflect", "try_reflect", "java_method"})
 class SparkStatement:
     """A SELECT of Spark's dialect."""
 
-    tables: frozenset[
-        str
-    ]  # in lower case; with a catalog or a schema in front, separated by dots; without those that WITH defines
+    # in lower case; with a catalog or a schema in front, separated by dots; without those that WITH defines
+    tables: frozenset[str]
     parameters: frozenset[str]  # names after a colon; empty for a question mark
     escapes: frozenset[str]  # what calls methods of Java or other programs
     words: str  # the text without comments and with equal white space

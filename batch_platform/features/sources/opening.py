@@ -160,9 +160,8 @@ class SourceConnection:
         for name in self.names:
             with self.explained(name, partition) as (kind, table):
                 if kind.stands_still:
-                    self._versions[name] = kind.version(
-                        table
-                    )  # first: rows may be newer than their version, never older
+                    # first: rows may be newer than their version, never older
+                    self._versions[name] = kind.version(table)
                 allowed.update(kind.admit(con, table))
         folders = {path for path in allowed if path.is_dir()}
         archives = {folder_in(path) for path in allowed if path in folders or path.suffix.lower() == ENDING}
