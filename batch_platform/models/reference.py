@@ -172,9 +172,13 @@ def _usual(
     """How far a partition is from each baseline at most, feature by feature; see `_distances`."""
     frame, matrix = rows
     bins = {profile.name: profile.bins for profile in features}
+    texts = frame.select(
+        column.name for column in contract.columns if _is_text(column)
+    )  # their nulls are counted there
 
     def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
-        return _features(contract, (frame[members], np.ascontiguousarray(matrix[members])), bins, {})
+        of_texts = texts[members] if texts.width else texts
+        return _features(contract, (of_texts, np.ascontiguousarray(matrix[members])), bins, {})
 
     distances = _distances(profiled, partition_starts(frame), features)
     return {baseline: tuple(map(max, zip(*of.values(), strict=True))) for baseline, of in distances.items()}

@@ -69,9 +69,16 @@ def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | N
         psi, expected = _stability(own, other)
         distance = _jensen_shannon(own / rows, other / base)
         p_values = _p_values(own, other)
-    ks = [_kolmogorov_smirnov(profile, *counts) for (profile, _), counts in zip(pairs, counted, strict=True)]
+        ks = _kolmogorov_smirnov(*(_padded([counts[at][:-2] for counts in counted]) for at in (0, 1)))
+    of_numbers = [profile.bins.categories is None for profile, _ in pairs]
     return [
-        Divergence(float(psi[at]), float(expected[at]), p_values[at], float(distance[at]), ks[at])
+        Divergence(
+            float(psi[at]),
+            float(expected[at]),
+            p_values[at],
+            float(distance[at]),
+            float(ks[at]) if of_numbers[at] and np.isfinite(ks[at]) else None,
+        )
         if rows[at] and base[at]
         else None
         for at in range(len(pairs))
@@ -81,7 +88,9 @@ def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | N
 def _counted(profile: Profile, baseline: Profile) -> tuple[list[int], list[int]]:
     """The rows of both in the cells that they share: those of the histogram, null, unknown."""
     bins = profile.bins if profile.bins == baseline.bins else profile.bins.common(baseline.bins)
-    own, other = ([*part.within(bins).histogram, part.nulls, part.unknown] for part in (profile, baseline))
+    own, other = (
+        [*part.bins.coarsened(part.histogram, bins), part.nulls, part.unknown] for part in (profile, baseline)
+    )
     return own, other
 
 
@@ -158,12 +167,10 @@ def _chi_square_tail(value: float, degrees: int) -> float:
     return erfc(((value / degrees) ** (1 / 3) - 1 + spread) / sqrt(2 * spread)) / 2
 
 
-def _kolmogorov_smirnov(profile: Profile, own: Sequence[int], other: Sequence[int]) -> float | None:
-    """The largest distance of the shares of values below an edge."""
-    first, second = np.cumsum(own[:-2]), np.cumsum(other[:-2])
-    if profile.bins.categories is not None or not first[-1] or not second[-1]:
-        return None
-    return float(np.abs(first / first[-1] - second / second[-1]).max())
+def _kolmogorov_smirnov(own: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The largest distance of the shares of values below an edge [pairs]; NaN where either has no values."""
+    first, second = own.cumsum(axis=1), other.cumsum(axis=1)
+    return np.abs(first / first[:, -1:] - second / second[:, -1:]).max(axis=1, initial=0.0)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ and categories that they share, so the counts of the merged cells are exact too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import pairwise
 from math import ceil, inf, isfinite, nextafter
@@ -109,10 +109,6 @@ class Profile:
             other.name,
             other.bins.categories is not None,
         )
-
-    def within(self, bins: Bins) -> "Profile":
-        """The same profile with coarser bins."""
-        return replace(self, bins=bins, histogram=self.bins.coarsened(self.histogram, bins))
 
     def without(self, part: "Profile") -> "Profile":
         """The counts of the other rows, given the profile of some of them in the same bins; their values are not known."""
