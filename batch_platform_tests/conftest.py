@@ -36,12 +36,13 @@ settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
+LONG = ("test_dg_launch.py", "test_recipes.py", "test_postgres.py")  # a single test each, as long as many others
 
 
 class FilesAndCases(LoadFileScheduling):
     """A file stays with one worker, since its tests may share what its fixtures made; cases go to any worker.
 
-    Files with many tests come first, then the others, then single cases in order of collection.
+    Files with many tests come first, then single tests and cases in order of collection.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -57,8 +58,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesAn
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest cases, so that no worker waits for one at the end."""
-    items.sort(key=lambda item: SPREAD.index(item.path.name) if item.path.name in SPREAD else len(SPREAD))
+    """Begin with the longest tests and cases, so that no worker waits for one at the end."""
+    first = {name: place for place, name in enumerate((*LONG, *SPREAD))}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
 @pytest.hookimpl(trylast=True)
