@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +17,8 @@ import duckdb
 import pytest
 
 from batch_platform_tests.command_line import clean_environment
+from batch_platform_tests.warm import COMMAND, WarmCommand
 
-COMMAND = str(Path(sys.executable).with_name("batch-platform"))
 PATIENCE = 300.0  # seconds, ten times what any wait needs
 Seen = TypeVar("Seen")
 LOCATIONS = """
@@ -56,7 +55,7 @@ query ($id: String!) {partitionBackfillOrError(backfillId: $id) {
 class Ui:
     """The two processes, and a client for their GraphQL interface."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[str]
     url: str
     log: Path
     home: Path
@@ -94,7 +93,7 @@ def served(folder: Path, home: Path, **variables: str) -> Iterator[Ui]:
         port = free.getsockname()[1]
     log = home.parent / "ui.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = WarmCommand(
             [COMMAND, "--project", str(folder), "ui", "--port", str(port)],
             env=clean_environment(**variables),
             stdout=output,

@@ -39,6 +39,7 @@ from batch_platform_tests.faults.writes import task_arguments
 from batch_platform_tests.served import BACKFILL, BACKFILL_STATUS, PATIENCE, Ui, answers, finished, launch, session_of
 from batch_platform_tests.small_pipeline import carry_out, small_events, small_spec
 from batch_platform_tests.starting_points import made_once
+from batch_platform_tests.warm import WarmCommand
 
 SELECTION = [{"path": ["small", "features"]}, {"path": ["small", "predictions"]}]
 
@@ -171,7 +172,7 @@ def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
         port = free.getsockname()[1]
     log = project.folder / "ui.log"
     with log.open("wb") as output:
-        web = subprocess.Popen(
+        web = WarmCommand(
             [sys.executable, "-m", "dagster_webserver", "-p", str(port), "-w", str(workspace)],
             env=environment,
             cwd=project.folder,
@@ -201,7 +202,7 @@ class Daemon:
     def start(self) -> None:
         """Start the daemon."""
         with (self.folder / "daemon.log").open("ab") as output:
-            self.process = subprocess.Popen(
+            self.process = WarmCommand(
                 self.command,
                 env=self.environment,
                 cwd=self.folder,
@@ -223,7 +224,7 @@ class Daemon:
         end_session(self.process)
 
 
-def end_session(leader: subprocess.Popen[bytes]) -> None:
+def end_session(leader: WarmCommand) -> None:
     """Kill a process and everything in its session."""
     for _ in range(3):
         for pid in session_of(leader.pid):
