@@ -112,12 +112,14 @@ def deploy_trained(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deploy
     return deploy(tmp_path, monkeypatch, **overrides)
 
 
-def deploy(tmp_path: Path, monkeypatch: Any, **overrides: Any) -> Deployment:
-    """Write the small pipeline below `tmp_path` and load it into Dagster; overrides as for `small_pipeline`."""
+def deploy(
+    tmp_path: Path, monkeypatch: Any, *, resources: Mapping[str, Any] | None = None, **overrides: Any
+) -> Deployment:
+    """Write the small pipeline below `tmp_path` and load it into Dagster, with the user's resources; overrides as for `small_pipeline`."""
     pipeline = small_pipeline(tmp_path, **overrides)
     monkeypatch.setenv(HOME_VARIABLE, str(pipeline.home.root))
     monkeypatch.setenv("DAGSTER_HOME", str(pipeline.home.dagster))
-    definitions = build_definitions(pipeline.spec, pipeline.folder)
+    definitions = build_definitions(pipeline.spec, pipeline.folder, resources)
     return Deployment(pipeline, definitions, dg.DagsterInstance.from_config(str(prepare_instance(pipeline.home))))
 
 

@@ -81,6 +81,7 @@ def _features(wiring: Wiring) -> dg.AssetsDefinition:
         deps=[wiring.source_key(name) for name in wiring.pipeline().builder.feature_sources],
         backfill_policy=wiring.backfill_policy(wiring.partitions),
         pool=wiring.spec.dagster.pool,
+        required_resource_keys=wiring.resource_keys,
     )
     def features(context: dg.AssetExecutionContext, config: FeaturesConfig) -> dg.MaterializeResult:
         followed = wiring.key("predictions") in (context.run.asset_selection or ())
@@ -103,7 +104,7 @@ def _build(
     """Build the features of partitions and log them."""
     observe_sources(context, wiring, partitions)
     log = PartitionLog(context, spec, len(partitions))
-    with cluster_heard(context):
+    with cluster_heard(context, wiring):
         for built in wiring.pipeline().build_features(partitions, stamp_of(context.run.run_id), force=force):
             read_from = lineage.built(wiring, built, partitions[-1])
             log.committed(commits.features(wiring, built), metadata=read_from, findings=built.findings)
@@ -154,6 +155,7 @@ def _model(wiring: Wiring, features: dg.AssetsDefinition) -> dg.AssetsDefinition
             *(check.spec(key) for check in of_challengers),
         ],
         config_schema=training_schema(wiring),
+        required_resource_keys=wiring.resource_keys,
     )
     def model(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         config = training_config(wiring, context.op_execution_context.op_config)
@@ -398,6 +400,7 @@ def _predictions(upstream: _Upstream) -> dg.AssetsDefinition:
             *of_drift,
         ],
         can_subset=bool(of_drift),
+        required_resource_keys=wiring.resource_keys,
     )
     def predictions(
         context: dg.AssetExecutionContext, config: PredictionsConfig
@@ -465,7 +468,10 @@ def _score(
 ) -> None:
     """Score partitions and log them."""
     pipeline, stamp = wiring.pipeline(), stamp_of(context.run.run_id)
-    with cluster_heard(context), closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results:
+    with (
+        cluster_heard(context, wiring),
+        closing(_scored(pipeline, partitions, stamp, config, log.on_the_way)) as results,
+    ):
         for done in results:
             read_from = lineage.scored(wiring, pipeline, done, partitions[-1])
             last = done.partition == partitions[-1]
@@ -532,6 +538,7 @@ def _performance(upstream: _Upstream, predictions: dg.AssetsDefinition) -> dg.As
         ],
         backfill_policy=wiring.backfill_policy(wiring.served),
         pool=wiring.spec.dagster.pool,
+        required_resource_keys=wiring.resource_keys,
         check_specs=[check.spec(key) for check in measures.values()],
     )
     def performance(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

@@ -8,7 +8,7 @@ body. Commits of a run that was killed before it could log them, or whose events
 import logging
 from collections import defaultdict
 from collections.abc import Container, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -29,6 +29,7 @@ from batch_platform.components.runs import range_tag
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.calendar import Partition
 from batch_platform.features import spark
+from batch_platform.features.spark.session import lent
 from batch_platform.monitoring.charts import MOST_POINTS
 from batch_platform.pipeline.recorded import (
     recorded_evaluations,
@@ -57,15 +58,21 @@ class _ToTheRun(logging.Handler):
 
 
 @contextmanager
-def cluster_heard(context: dg.AssetExecutionContext) -> Generator[None]:
-    """Log what is said of a cluster's work as events of the run, where a reader of the run looks for it."""
+def cluster_heard(context: dg.AssetExecutionContext, wiring: Wiring) -> Generator[None]:
+    """Log what is said of a cluster's work as events of the run, where a reader of the run looks for it.
+
+    Where a resource is declared, the work is done in its session.
+    """
     heard, handler = [logging.getLogger(room.__name__) for room in (engines, spark)], _ToTheRun(context)
     levels = [logger.level for logger in heard]
     for logger in heard:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
-        yield
+        with ExitStack() as lending:
+            for key in wiring.resource_keys:
+                lending.enter_context(lent(lambda key=key: getattr(context.resources, key).spark_session))
+            yield
     finally:
         for logger, level in zip(heard, levels, strict=True):
             logger.setLevel(level)

@@ -78,6 +78,12 @@ class Wiring:
             for made in ((asset, "drift") if asset == "predictions" and with_drift else (asset,))
         ]
 
+    @property
+    def resource_keys(self) -> set[str]:
+        """Keys of the user's resources that the steps need: the one that lends a session of Spark, if it is declared."""
+        resource = self.spec.engine.on_spark.resource
+        return set() if resource is None else {resource}
+
     @cached_property
     def partitions(self) -> dg.TimeWindowPartitionsDefinition:
         """The partitions of features, and of sources with a file for each."""

@@ -37,6 +37,13 @@ class Spark(Block):
         examples=[1_000_000],
     )
 
+    resource: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Key of a Dagster resource that has a `spark_session`, such as dagster-pyspark's. Runs use this session and leave it running. `check`, which runs no asset, starts one by `master` and `conf`.",
+        examples=["pyspark"],
+    )
+
     @property
     def patience(self) -> float:
         """Seconds that a run waits for an executor."""

@@ -117,6 +117,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
             "conf": {"spark.driver.memory": "2g", "spark.speculation": True},
             "wait_for_executors": "1 hour",
             "rows_per_task": 1_000_000,
+            "resource": "pyspark",
         },
     },
 }

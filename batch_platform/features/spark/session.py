@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -92,11 +92,12 @@ def executors_of(session: "SparkSession") -> int:
 
 
 _lock, _shared = threading.Lock(), list[_Shared]()  # at most one: Spark allows one per process
+_lenders = list["Callable[[], SparkSession]"]()
 
 
 @contextmanager
 def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
-    """A session on the declared master; one that the user has started on the same master is used, and left running.
+    """A session on the declared master. One that is lent, or that the user has started on the same master, is used and left running.
 
     Raises:
         EngineError: Java is missing or does not fit, no master answers, or Spark does not start.
@@ -106,7 +107,7 @@ def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
         if _shared and is_stopped(_shared[0].session):
             _shared.pop().stop()
         if not _shared:
-            _shared.append(_running(spark, pipeline) or _started(spark, pipeline))
+            _shared.append(_lent(spark) or _running(spark, pipeline) or _started(spark, pipeline))
         shared = _shared[0]
         if not shared.serves(spark):
             msg = f"{pipeline}: this process runs another Spark session, on {shared.spark.master}; a process can have one."
@@ -122,6 +123,20 @@ def spark_session(spark: Spark, pipeline: str) -> Generator["SparkSession"]:
             if not shared.users and shared in _shared:
                 _shared.remove(shared)
                 shared.stop()
+
+
+@contextmanager
+def lent(session: "Callable[[], SparkSession]") -> Generator[None]:
+    """Let `spark_session` use a session of the user's, on whichever master. It is called for when a session is needed."""
+    _lenders.append(session)
+    try:
+        yield
+    finally:
+        _lenders.remove(session)
+
+
+def _lent(spark: Spark) -> _Shared | None:
+    return _Shared(_lenders[-1](), spark, is_borrowed=True) if _lenders else None
 
 
 def _running(spark: Spark, pipeline: str) -> _Shared | None:
