@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -80,6 +81,19 @@ class SparkCluster:
         """Kill one executor with SIGKILL; its worker starts another one."""
         executors = [pid for worker in self._processes[1:] for pid in children(worker.pid)]
         kill(executors[:1])
+
+    @contextmanager
+    def full_disks(self, workers: int = WORKERS) -> Iterator[None]:
+        """Let the executors of the first workers write no byte to any file, as on a machine whose disk is full."""
+        limited = [pid for worker in self._processes[1:][:workers] for pid in descendants(worker.pid)]
+        try:
+            for pid in limited:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            yield
+        finally:
+            for pid in [child for parent in limited for child in (parent, *descendants(parent))]:
+                with suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     def kill(self) -> None:
         """Kill everything with SIGKILL."""

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
@@ -26,6 +27,7 @@ from batch_platform.features.lineage.records import RowsRead, SourceColumn
 from batch_platform.features.lineage.spark_sql import spark_statement
 from batch_platform.features.sources.opening import Sources
 from batch_platform.features.spark.build import raised_in_task
+from batch_platform.features.spark.jobs import MORE_MEMORY, FailedTask
 from batch_platform.features.spark.session import spark_session
 from batch_platform.features.spark.task import WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.pipeline.pipeline import Pipeline
@@ -41,6 +43,9 @@ from batch_platform_tests.small_pipeline import (
     write_small_project,
 )
 from batch_platform_tests.spark_cluster import SparkCluster
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 KEY, NOW = "2024-01-02", datetime(2024, 3, 2, tzinfo=UTC)
 SPARK_SQL = FEATURES_SQL.replace("$", ":")
@@ -275,6 +280,87 @@ def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
             small_spec(features={"sql": None, "spark_sql": "features.sql"}, engine=engine)
     with pytest.raises(ValueError, match="give one of `sql`, `spark_sql` and `python`"):
         small_spec(features={"spark_sql": "features.sql"}, engine="spark")
+
+
+SLOW = " AND aggregate(sequence(1, 500000 + id), 0L, (total, n) -> total + n) > 0"  # some milliseconds a row
+
+
+def slowly(folder: Path, engine: Any) -> tuple[Built, str]:
+    """A day whose rows lie in two files, and so in two tasks, and SQL that takes seconds for them."""
+    made = Built(folder, engine, sources={"events": {"parquet": "events/*.parquet"}})
+    (folder / "events").mkdir()
+    day = small_events().filter(pl.col("id").is_between(41, 80))
+    for number in range(2):
+        day.gather_every(2, number).write_parquet(folder / "events" / f"{number}.parquet")
+    return made, SPARK_SQL + SLOW
+
+
+def wait_for_tasks(session: "SparkSession", tasks: int, building: Future[Any]) -> None:
+    """Wait until so many tasks run; fails if what starts them ends before."""
+    tracker = session.sparkContext.statusTracker()
+
+    def running() -> int:
+        stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+        return sum(stage.numActiveTasks for stage in stages if stage)
+
+    while running() < tasks:
+        assert not building.done(), building.exception() or building.result()
+        time.sleep(0.02)
+
+
+def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing(spark, tmp_path):
+    made, sql = slowly(tmp_path, spark.declared())
+    declared = Spark.model_validate(spark.declared()["spark"])
+    with spark_session(declared, "tests") as session, ThreadPoolExecutor(1) as thread:
+        built = thread.submit(made.by_spark, sql)
+        wait_for_tasks(session, 2, built)
+        spark.kill_executor()
+        (written,) = built.result()
+    (expected,) = made.by_duckdb(FEATURES_SQL)
+    assert (written.rows, written.sha256) == (40, expected.sha256)
+
+
+@pytest.mark.parametrize(
+    ("text", "failed"),
+    [
+        (
+            (
+                "Job aborted due to stage failure: Task 1 in stage 2.0 failed 4 times, most recent failure: Lost task 1.3 in stage 2.0 "
+                "(TID 7) (127.0.0.3 executor 1): java.lang.OutOfMemoryError: Java heap space\n\tat java.base/x"
+            ),
+            FailedTask(1, 4, "java.lang.OutOfMemoryError: Java heap space", MORE_MEMORY),
+        ),
+        (
+            (
+                "Job aborted due to stage failure: \nAborting TaskSet 2.0 because task 1 (partition 1)\ncannot run anywhere due to node "
+                "and executor excludeOnFailure.\nMost recent failure:\nLost task 1.2 in stage 2.0 (TID 19) (127.0.0.2 executor 0): "
+                "org.apache.spark.api.python.PythonException: An exception was thrown from the Python worker: Traceback:\n  File x\n"
+                "batch_platform.declaration.errors.WarehouseError: small, partition x: no room. Hint: make room.\n SQLSTATE: 38000"
+            ),
+            FailedTask(1, 3, "small, partition x: no room", "make room."),
+        ),
+    ],
+)
+def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
+    """As Spark 4.3 writes them: executors without memory, and machines that were all excluded."""
+    assert (
+        FailedTask.of(RuntimeError(f"An error occurred while calling o1.collectToPython.\n: SparkException: {text}"))
+        == failed
+    )
+
+
+def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):
+    made = Built(tmp_path, spark.declared())
+    made.by_spark(SPARK_SQL, "2024-01-03")  # starts what writes
+    with (
+        spark.full_disks(),
+        pytest.raises(
+            EngineError,
+            match=r"small, partition 2024-01-02: the executor on \S+ cannot write /.*File too large\. Hint: make room",
+        ),
+    ):
+        made.by_spark(SPARK_SQL)
+    assert made.by_spark(SPARK_SQL)[0].sha256 == made.by_duckdb(FEATURES_SQL)[0].sha256
 
 
 ENDLESS = SPARK_SQL.replace("amount", "amount, (SELECT max(hash(id)) FROM range(0, 1000000000000)) AS slow")

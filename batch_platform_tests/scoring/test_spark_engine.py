@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
-from batch_platform.declaration.errors import DamagedFeaturesError, EngineError, WrongUseError
+from batch_platform.declaration.errors import DamagedFeaturesError, EngineError, WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import file_digests, open_recorded
 from batch_platform.features.parts import ReadPart, parts_of, stretches_of
@@ -40,10 +41,11 @@ from batch_platform_tests.benchmarks.project import Project
 from batch_platform_tests.benchmarks.spark import require_same, scores_in
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.deployment import deploy
 from batch_platform_tests.served import finished, launch, repository, served
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
-from batch_platform_tests.spark_cluster import SparkCluster, free_ports
-from batch_platform_tests.waiting_model import CRASH, GO, ONLY, begun, wait_for
+from batch_platform_tests.spark_cluster import CONF, SparkCluster, free_ports
+from batch_platform_tests.waiting_model import CRASH, GO, ONLY, OUT_OF_MEMORY, begun, wait_for
 
 NOW = datetime(2024, 2, 4, 12, tzinfo=UTC)
 ENDED = {"SUCCESS", "FAILURE", "CANCELED"}
@@ -56,13 +58,13 @@ MODEL = {
 }
 
 
-def waiting(folder: Path, **overrides: Any) -> Pipeline:
-    """A pipeline below a folder, whose model waits there for the file `go`."""
+def waiting(folder: Path, *more: pl.DataFrame, **overrides: Any) -> Pipeline:
+    """A pipeline below a folder, whose model waits there for the file `go`; `more` are further orders."""
     model = MODEL | {
         "params": {"max_iter": None, "max_leaf_nodes": None, "early_stopping": None, "folder": str(folder)}
     }
     partitions = {"start": "2024-01-31"}  # the model serves from the next day on
-    events = small_events().filter(pl.col("ts") < NOW)
+    events = pl.concat([small_events().filter(pl.col("ts") < NOW), *more])
     return small_pipeline(folder, events=events, model=model, labels=None, partitions=partitions, **overrides)
 
 
@@ -193,14 +195,55 @@ def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spar
         spark.add_worker()
 
 
-def test_f33_a_task_that_crashes_each_time_is_named_and_nothing_is_published(pipeline, scoring, tmp_path):
-    (tmp_path / CRASH).touch()
-    with pytest.raises(
-        EngineError, match=r"small, partition 2024-02-0\d: Spark gave up after 4 attempts: .*nothing of these"
-    ):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (CRASH, r"Spark gave up after 4 attempts: .*nothing of these"),
+        (
+            OUT_OF_MEMORY,
+            r"a task on \S+ failed: \w*MemoryError: Unable to allocate .* nothing of the partition is published",
+        ),
+    ],
+)
+def test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published(
+    pipeline, scoring, tmp_path, fault, message
+):
+    (tmp_path / fault).touch()
+    with pytest.raises(EngineError, match=rf"small, partition 2024-02-0\d: {message}"):
         scoring().result()
     assert set(runs(pipeline).values()) == {"run"}
     assert not list(pipeline.home.staging.iterdir())
+
+
+def test_f5_without_room_on_the_disks_of_the_cluster_nothing_is_published(pipeline, scoring, spark, tmp_path):
+    before, scored = predictions(pipeline), scoring()
+    wait_for(tmp_path, 2)
+    with spark.full_disks():
+        (tmp_path / GO).touch()
+        with pytest.raises(
+            WarehouseError, match=r"2024-02-0\d: .*File too large\. This happened on \S+\. Hint: make room on"
+        ):
+            scored.result()
+    assert not list(pipeline.home.staging.iterdir())
+    scoring().result()
+    assert set(runs(pipeline).values()) == {"again"}
+    assert predictions(pipeline).equals(before)
+
+
+def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_all(spark, tmp_path):
+    """Three days of forty rows and one of three hundred thousand, in one job."""
+    (tmp_path / GO).touch()
+    skewed = small_events(date(2024, 2, 4), date(2024, 2, 4), 300_000).with_columns(pl.col("id") + 10_000)
+    engine = spark.declared(rows_per_task=100_000)
+    local, on_spark = (waiting(tmp_path, skewed, engine=engine) for engine in ("local", engine))
+    carry_out(local, NOW + timedelta(days=1))
+    (tmp_path / "out").mkdir()
+    with SparkEngine(on_spark.spec, tmp_path / "out", Stamp("again", NOW)) as opened:
+        staged = list(opened.staged(spark_work.orders_for(on_spark, [*DAYS, "2024-02-04"])))
+    rows = [[pq.read_metadata(file).num_rows for file in partition.predictions] for partition in staged]
+    assert rows == [[40], [40], [40], [122_880, 122_880, 54_240]]
+    scores = pl.read_parquet([file for partition in staged for file in partition.predictions])
+    assert scores.drop("run_id", "scored_at").sort(pl.all()).equals(predictions(local))
 
 
 DRIVER = """\
@@ -389,6 +432,23 @@ def test_a_session_that_the_user_started_is_used_and_left_running(spark, monkeyp
         pass
 
 
+def test_in_dagster_the_session_of_a_declared_resource_is_used_and_left_running(spark, tmp_path, monkeypatch):
+    """The resource finds the session that the tests share; by the declared master nothing could be scored."""
+    monkeypatch.setattr(spark_sessions, "_shared", [])
+    carry_out(small_pipeline(tmp_path), NOW)
+    declared = {"engine": {"spark": {"master": "spark://127.0.0.1:1", "resource": "pyspark"}}}
+    resource = import_module("dagster_pyspark").LazyPySparkResource(spark_config={})
+    deployed = deploy(tmp_path, monkeypatch, resources={"pyspark": resource}, **declared)
+    done = deployed.run("predictions", first="2024-02-01", config={"predictions": {"force": True}})
+    assert done.success
+    assert deployed.pipeline.state().scores["2024-02-01"].engine == "spark"
+    with spark_session(Spark(master=spark.master), "small") as session:
+        assert not spark_sessions.is_stopped(session)
+    without = deploy(tmp_path, monkeypatch, **declared)
+    with pytest.raises(dg.DagsterInvalidDefinitionError, match="resource with key 'pyspark' required by op 'small__"):
+        without.run("predictions", first="2024-02-01")
+
+
 @pytest.mark.usefixtures("spark")
 def test_without_pyspark_the_extra_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
@@ -403,7 +463,9 @@ def test_without_pyspark_the_extra_to_install_is_named(monkeypatch):
         pass
 
 
-def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges(pipeline, scoring, spark, tmp_path):
+def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_one_full_disk_too(
+    pipeline, scoring, spark, tmp_path
+):
     """The last test with the shared session, which ends with its cluster."""
     before = predictions(pipeline)
     impatient = waiting(tmp_path, engine=spark.declared(wait_for_executors="1 second"))
@@ -421,5 +483,12 @@ def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges(pipel
         scoring().result()
     (tmp_path / GO).touch()
     spark.start()
-    scoring().result()
+    tolerant = {"conf": CONF | {"spark.excludeOnFailure.enabled": True}}
+    elsewhere = waiting(tmp_path, engine=spark.declared(**tolerant))
+    with spark_session(elsewhere.spec.engine.on_spark, "small"):
+        list(elsewhere.score(days(elsewhere), Stamp("again", NOW), force=True))
+        assert predictions(pipeline).equals(before)
+        with spark.full_disks(workers=1):
+            list(elsewhere.score(days(elsewhere), Stamp("elsewhere", NOW), force=True))
+    assert set(runs(pipeline).values()) == {"elsewhere"}
     assert predictions(pipeline).equals(before)

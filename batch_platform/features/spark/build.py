@@ -4,7 +4,6 @@ So all that follows is the same as for DuckDB's SQL: the same checks see the row
 """
 
 import logging
-import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +24,10 @@ from batch_platform.features.query import bound_to, explained, require_columns, 
 from batch_platform.features.sources.files import unpacked_files
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
-from batch_platform.features.spark.jobs import (
-    SAME_ENVIRONMENT,
-    FailedTask,
-    SparkJob,
-    SparkJobs,
-    spark_errors,
-    spark_jobs,
-)
+from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
-from batch_platform.features.spark.task import WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.features.spark.task import SAME_ENVIRONMENT, WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.warehouse.sql import literal, quoted
 
 if TYPE_CHECKING:
@@ -264,7 +256,7 @@ class SparkFeatures:
         if job is not None and self._query.limit.passed:
             return takes_too_long(where, self._query)
         if job is not None and self._jobs.is_abandoned(job):
-            msg = f"{where}: the cluster {spark.master} had no executor for {spark.wait_for_executors}."
+            msg = f"{where}: the cluster {self._jobs.master} had no executor for {spark.wait_for_executors}."
             return EngineError(msg, hint=f"{_AGAIN} engine.spark.wait_for_executors is how long a run waits.")
         if condition == _IN_PYTHON:
             return raised_in_task(where, error)
@@ -272,16 +264,17 @@ class SparkFeatures:
             return self._query.error(where, error)
         failed = FailedTask.of(error)
         if failed is None:
-            return EngineError(f"{where}: Spark on {spark.master} ended: {shortest(error)}", hint=_AGAIN)
-        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why}."
+            return EngineError(f"{where}: Spark on {self._jobs.master} ended: {shortest(error)}", hint=_AGAIN)
+        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
         return EngineError(msg, hint=failed.hint or _AGAIN)
 
 
 def raised_in_task(where: str, error: Exception) -> EngineError:
     """The error that `write_rows` raised on an executor, or what kept it from being called."""
     last = str(error).strip().rpartition("\n")[2]
-    if ours := re.search(r"errors\.EngineError: (.+?)(?: Hint: (.+))?$", last):
-        return EngineError(ours[1], hint=ours[2])
+    message, hint = raised_by_us(last)
+    if message != last:
+        return EngineError(message, hint=hint)
     hint = SAME_ENVIRONMENT if "ModuleNotFoundError" in last else _AGAIN
     return EngineError(f"{where}: a task failed: {last.rstrip('.')}.", hint=hint)
 

@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import cancel, executors_of, is_stopped, spark_session
+from batch_platform.features.spark.task import SAME_ENVIRONMENT
 
 if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
     from pyspark.sql import SparkSession
 
 POLL = 0.25  # seconds
+MORE_MEMORY = "give the executors more memory, as spark.executor.memory in engine.spark.conf, and run again."
 SECONDS_BETWEEN_LINES = 10  # in the log
-SAME_ENVIRONMENT = (
-    "install the same environment on every machine of the cluster, or send it along; see the guide, scaling_out."
-)
 Result = TypeVar("Result")
 _FAILED_TASK = re.compile(r"Task (\d+) in stage \S+ failed (\d+) times?, most recent failure: [^:]*: ?(.*)", re.DOTALL)
+_EXCLUDED = re.compile(  # each machine was excluded, as spark.excludeOnFailure lets Spark do
+    r"because task (\d+) \(partition \d+\)\s+cannot run anywhere .*?Lost task \d+\.(\d+) in stage [^:]*: ?(.*)",
+    re.DOTALL,
+)
+_OURS = re.compile(r"batch_platform\.declaration\.errors\.\w+: (.+?)(?: Hint: (.+))?$")
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +54,7 @@ class SparkJobs:
     def __init__(self, session: "SparkSession", spark: Spark) -> None:
         """Run nothing yet; `spark` says how long jobs wait for executors."""
         self.session, self._spark = session, spark
+        self.master = session.sparkContext.master or ""  # a session that is lent has a master of its own
         self._running, self._next_line = dict[str, SparkJob](), 0.0
 
     def run(self, job: SparkJob, action: Callable[[], Result]) -> Result:
@@ -98,7 +103,7 @@ class SparkJobs:
             self._next_line = now + SECONDS_BETWEEN_LINES
             active = sum(stage.numActiveTasks for stage in stages)
             _log.info("%s: %d of %d tasks done, %d running.", job.shown, done, tasks, active)
-        if self._spark.master.startswith("local") or executors_of(self.session):
+        if self.master.startswith("local") or executors_of(self.session):
             job.waiting_since = None
         elif job.waiting_since is None:
             job.waiting_since = monotonic()
@@ -134,17 +139,25 @@ class FailedTask:
     @classmethod
     def of(cls, error: Exception) -> "FailedTask | None":
         """The task that an error of Spark names; None if it names none."""
-        failed = _FAILED_TASK.search(str(error))
-        if failed is None:
+        if failed := _FAILED_TASK.search(str(error)):
+            attempts = int(failed[2])
+        elif failed := _EXCLUDED.search(str(error)):
+            attempts = int(failed[2]) + 1
+        else:
             return None
         reason = failed[3]
         causes = [
             line.strip() for line in reason.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|lost|exited)\b", line)
         ]
-        why = causes[-1] if causes else reason.strip().partition("\n")[0]
-        return cls(
-            int(failed[1]),
-            int(failed[2]),
-            why.rstrip("."),
-            SAME_ENVIRONMENT if "ModuleNotFoundError" in reason else None,
-        )
+        why, hint = raised_by_us(causes[-1] if causes else reason.strip().partition("\n")[0])
+        if "ModuleNotFoundError" in reason:
+            hint = SAME_ENVIRONMENT
+        elif "OutOfMemoryError" in why:
+            hint = MORE_MEMORY
+        return cls(int(failed[1]), attempts, why.rstrip("."), hint)
+
+
+def raised_by_us(line: str) -> tuple[str, str | None]:
+    """Message and hint of an error of this package, as the last line of its traceback has them; any other line as it is."""
+    ours = _OURS.search(line)
+    return (ours[1], ours[2]) if ours else (line, None)

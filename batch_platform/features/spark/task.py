@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 WRITTEN = "path string, rows long, bytes long"  # the columns that a task returns, as Spark writes a schema
 SHARED_HOME = "put the home on a file system that all machines of the cluster mount under the same path"
+SAME_ENVIRONMENT = (
+    "install the same environment on every machine of the cluster, or send it along; see the guide, scaling_out."
+)
+FULL_DISK = (
+    "make room on the disk and run again. With spark.excludeOnFailure.enabled: true in engine.spark.conf, Spark tries such "
+    "a task on another machine."
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,14 @@ def write_rows(work: WrittenRows, batches: Iterator[pa.RecordBatch]) -> Iterator
     first = next(batches, None)
     if first is None:
         return
-    with pq.ParquetWriter(path, first.schema, compression="lz4") as writer:
-        while first is not None:
-            writer.write_batch(first)
-            rows, first = rows + first.num_rows, next(batches, None)
+    try:
+        with pq.ParquetWriter(path, first.schema, compression="lz4") as writer:
+            while first is not None:
+                writer.write_batch(first)
+                rows, first = rows + first.num_rows, next(batches, None)
+    except OSError as error:
+        msg = f"{work.where}: the executor on {platform.node()} cannot write {path}: {error}."
+        raise EngineError(msg, hint=FULL_DISK) from error
     arrays = [pa.array([str(path)]), pa.array([rows]), pa.array([path.stat().st_size])]
     yield pa.RecordBatch.from_arrays(arrays, ["path", "rows", "bytes"])
 
@@ -65,7 +76,7 @@ def require_fit(where: str, version: str, mark: Path) -> None:
     host = platform.node()
     if version != batch_platform.__version__:
         msg = f"{where}: the executor on {host} runs batch_platform {batch_platform.__version__}, the driver {version}."
-        raise EngineError(msg, hint="install the same environment on every machine of the cluster.")
+        raise EngineError(msg, hint=SAME_ENVIRONMENT)
     if not mark.is_file():
         msg = f"{where}: the executor on {host} does not see {mark.parent}, where the driver stages the run."
         raise EngineError(msg, hint=f"{SHARED_HOME}, and run the executors as a user who may read and write it.")

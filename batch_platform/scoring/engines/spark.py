@@ -136,7 +136,7 @@ class SparkEngine:
 
     def _job(self, orders: Sequence[ScoringOrder], tasks: Sequence[Task]) -> Job:
         context = self._session.sparkContext
-        local = re.fullmatch(r"local(?:\[[^,\]]+(?:,\s*(\d+))?\])?", self._spark.master)
+        local = re.fullmatch(r"local(?:\[[^,\]]+(?:,\s*(\d+))?\])?", self._spark_jobs.master)
         allowed = int(local[1] or 1) if local else int(context.getConf().get("spark.task.maxFailures") or 4)
         return Job(
             spec=self._spec,
@@ -177,7 +177,7 @@ class SparkEngine:
 
     def _given_up(self, job: Job, running: SparkJob, error: Exception) -> EngineError:
         """Why Spark ended a job, as one sentence, and what to do."""
-        spec, master = self._spec, self._spark.master
+        spec, master = self._spec, self._spark_jobs.master
         keys = listed({order.partition.key for order in job.orders})
         hint = "nothing of these partitions was published; run again once the cluster is well: what is committed is skipped."
         if self._spark_jobs.is_abandoned(running):
@@ -187,7 +187,7 @@ class SparkEngine:
         if failed is None:
             return EngineError(f"{spec.name}, partition {keys}: Spark on {master} ended: {shortest(error)}", hint=hint)
         where = job.where(job.tasks[failed.number])
-        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why}."
+        msg = f"{where}: Spark gave up after {failed.attempts} attempts: {failed.why.removeprefix(f'{where}: ')}."
         return EngineError(msg, hint=failed.hint or hint)
 
     def _partitions(self, job: Job, summaries: Sequence[Summary]) -> Generator[Staged]:

@@ -15,13 +15,20 @@ from pathlib import Path
 import pyarrow as pa
 
 import batch_platform
-from batch_platform.declaration.errors import BatchPlatformError, DataError, EngineError, IntegrityError, WrongUseError
+from batch_platform.declaration.errors import (
+    BatchPlatformError,
+    DataError,
+    EngineError,
+    IntegrityError,
+    WarehouseError,
+    WrongUseError,
+)
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.lake import BATCH_ROWS, RecordedFile
 from batch_platform.features.parts import FilePart, ReadPart, Stretches, stretches_of
-from batch_platform.features.spark.task import require_fit, running_task
+from batch_platform.features.spark.task import FULL_DISK, require_fit, running_task
 from batch_platform.models.native_threads import one_thread
 from batch_platform.scoring.orders import OpenModels, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
@@ -145,9 +152,12 @@ def _of_whole(file: RecordedFile) -> Stretches:
 
 
 def _explained(error: Exception, where: str) -> BatchPlatformError:
+    host = platform.node()
+    if isinstance(error, WarehouseError):  # a file could not be read or written on this machine
+        return WarehouseError(f"{error.message} This happened on {host}.", hint=FULL_DISK)
     if isinstance(error, BatchPlatformError):
         return error
-    msg = f"{where}: a task on {platform.node()} failed: {type(error).__name__}: {' '.join(str(error).split())}"
+    msg = f"{where}: a task on {host} failed: {type(error).__name__}: {' '.join(str(error).split())}"
     return EngineError(
         msg.rstrip(": ") + ".", hint="the log of the run has the traceback; nothing of the partition is published."
     )
