@@ -48,6 +48,7 @@ from batch_platform.scoring.partition import (
     scored_batch,
 )
 from batch_platform.warehouse.prediction_files import file_xxh3
+from batch_platform_tests.flavour_cases import CASES
 from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
@@ -79,9 +80,27 @@ OF_SKLEARN = ("max_iter", "max_leaf_nodes", "early_stopping")  # parameters of t
 for name, of_library in {
     "lightgbm": {"estimator": "lightgbm.LGBMClassifier", "params": {"n_estimators": 5, "num_leaves": 7, "verbose": -1}},
     "xgboost": {"estimator": "xgboost.XGBClassifier", "params": {"n_estimators": 5, "max_depth": 3}},
+    "keras": {
+        "build": "batch_platform_tests.flavour_cases.network",
+        "params": {"hidden": 8, "epochs": 20},
+        "estimator": None,
+    },
 }.items():
     params = {**dict.fromkeys(OF_SKLEARN), **of_library["params"]}
     MODELS[name] = {"model": {**of_library, "params": params}}
+MODELS["onnx"] = {
+    "model": {
+        "import": "model.onnx",
+        "task": "binary",
+        "classes": [False, True],
+        "train": {"every": None, "window": None, "evaluate": None},
+        "estimator": None,
+        "params": dict.fromkeys(OF_SKLEARN),
+    },
+    "partitions": {"start": "2024-01-31"},  # it serves from the next day on, so that no challenger can learn before
+    "challengers": None,
+    "labels": None,
+}
 CHALLENGERS = [
     {"name": "tree", "estimator": "sklearn.tree.DecisionTreeClassifier", "params": {"max_depth": 3}},
     {"name": "linear", "estimator": "sklearn.linear_model.LogisticRegression"},
@@ -158,6 +177,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     @cache
     def made(model: str) -> Path:
         folder = tmp_path_factory.mktemp(model)
+        if model == "onnx":
+            (folder / "project").mkdir()
+            CASES["onnx columns"](folder / "project")
         carry_out(small_pipeline(folder, **declared(model)), NOW)
         return folder
 

@@ -42,6 +42,7 @@ from batch_platform_tests.benchmarks.spark import require_same, scores_in
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
 from batch_platform_tests.deployment import deploy
+from batch_platform_tests.features.test_spark_features import ENDLESS, SPARK_SQL, build, wait_for_tasks
 from batch_platform_tests.served import finished, launch, repository, served
 from batch_platform_tests.small_pipeline import FEATURES_SQL, carry_out, feature_file, small_events, small_pipeline
 from batch_platform_tests.spark_cluster import CONF, SparkCluster, free_ports
@@ -201,9 +202,10 @@ def test_f33_a_killed_executor_or_worker_changes_nothing(pipeline, scoring, spar
         (CRASH, r"Spark gave up after 4 attempts: .*nothing of these"),
         (
             OUT_OF_MEMORY,
-            r"a task on \S+ failed: \w*MemoryError: Unable to allocate .* nothing of the partition is published",
+            r"it does not fit into the memory of this process \(Unable to allocate .* This happened on \S+\. Hint: give the executors",
         ),
     ],
+    ids=["crash", "memory"],
 )
 def test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published(
     pipeline, scoring, tmp_path, fault, message
@@ -231,7 +233,7 @@ def test_f5_without_room_on_the_disks_of_the_cluster_nothing_is_published(pipeli
 
 
 def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_all(spark, tmp_path):
-    """Three days of forty rows and one of three hundred thousand, in one job."""
+    """Three days of 40 rows and one of 300,023, in one job."""
     (tmp_path / GO).touch()
     skewed = small_events(date(2024, 2, 4), date(2024, 2, 4), 300_000).with_columns(pl.col("id") + 10_000)
     engine = spark.declared(rows_per_task=100_000)
@@ -241,7 +243,7 @@ def test_a_partition_with_very_many_rows_is_divided_and_none_of_its_tasks_has_al
     with SparkEngine(on_spark.spec, tmp_path / "out", Stamp("again", NOW)) as opened:
         staged = list(opened.staged(spark_work.orders_for(on_spark, [*DAYS, "2024-02-04"])))
     rows = [[pq.read_metadata(file).num_rows for file in partition.predictions] for partition in staged]
-    assert rows == [[40], [40], [40], [122_880, 122_880, 54_240]]
+    assert rows == [[40], [40], [40], [122_880, 122_880, 54_263]]
     scores = pl.read_parquet([file for partition in staged for file in partition.predictions])
     assert scores.drop("run_id", "scored_at").sort(pl.all()).equals(predictions(local))
 
@@ -394,6 +396,7 @@ def test_nothing_listens_to_other_machines_where_the_cluster_is_on_this_one():
         ("spark://127.0.0.1:7077", True),
         ("spark://host:7077", False),
         ("yarn", False),
+        ("k8s://https://host:6443", False),
     ):
         options = configuration(
             Spark(master=master, conf={"spark.speculation": True, "spark.executor.cores": 4}), "small"
@@ -467,18 +470,20 @@ def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_
     pipeline, scoring, spark, tmp_path
 ):
     """The last test with the shared session, which ends with its cluster."""
-    before = predictions(pipeline)
-    impatient = waiting(tmp_path, engine=spark.declared(wait_for_executors="1 second"))
-    with ThreadPoolExecutor(1) as thread:
-        scored = thread.submit(lambda: list(impatient.score(days(impatient), Stamp("lost", NOW), force=True)))
-        wait_for(tmp_path, 2)
+    before, impatient = predictions(pipeline), spark.declared(wait_for_executors="1 second")
+    lost, no_executor = waiting(tmp_path, engine=impatient), "the cluster spark://.* had no executor for 1 second"
+    with ThreadPoolExecutor(2) as threads, spark_session(lost.spec.engine.on_spark, "small") as session:
+        scored = threads.submit(lambda: list(lost.score(days(lost)[:1], Stamp("lost", NOW), force=True)))
+        wait_for(tmp_path, 1)
+        built = threads.submit(build, tmp_path / "features", impatient, ENDLESS)
+        wait_for_tasks(session, 2, built)
         spark.kill()
-        with pytest.raises(
-            EngineError, match=r"small, partition 2024-02-01, .*: the cluster spark://.* had no executor for 1 second"
-        ):
+        with pytest.raises(EngineError, match=rf"small, partition 2024-02-01: ({no_executor}|Spark on \S+ ended)"):
             scored.result()
+        with pytest.raises(EngineError, match=rf"small, partition 2024-01-02: ({no_executor}|Spark on \S+ ended)"):
+            built.result()
     assert set(runs(pipeline).values()) == {"run"}
-    assert not list(pipeline.home.staging.iterdir())
+    assert not [*tmp_path.glob("**/home/staging/*"), *tmp_path.glob("features/home/lake/small/features/[!.]*")]
     with pytest.raises(EngineError, match=r"no Spark master answers at spark://127\.0\.0\.1:\d+ .* run again\."):
         scoring().result()
     (tmp_path / GO).touch()
@@ -488,6 +493,7 @@ def test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_
     with spark_session(elsewhere.spec.engine.on_spark, "small"):
         list(elsewhere.score(days(elsewhere), Stamp("again", NOW), force=True))
         assert predictions(pipeline).equals(before)
+        build(tmp_path / "features", spark.declared(**tolerant), SPARK_SQL)
         with spark.full_disks(workers=1):
             list(elsewhere.score(days(elsewhere), Stamp("elsewhere", NOW), force=True))
     assert set(runs(pipeline).values()) == {"elsewhere"}

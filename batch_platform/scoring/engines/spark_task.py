@@ -34,6 +34,9 @@ from batch_platform.scoring.orders import OpenModels, ScoringOrder
 from batch_platform.scoring.partition import PartWriter, Staged, opened_features, write_part
 
 SUMMARY = "task long, summary binary"  # the columns that a task returns, as Spark writes a schema
+MEMORY_OF_PYTHON = (
+    "give the executors more memory for Python, as spark.executor.memoryOverhead in engine.spark.conf, and run again."
+)
 _LASTING = (DataError, IntegrityError, WrongUseError)  # errors that another attempt would meet again
 _models: dict[Path, OpenModels] = {}  # of the run that this process works for; Spark gives it one task after another
 
@@ -155,6 +158,8 @@ def _explained(error: Exception, where: str) -> BatchPlatformError:
     host = platform.node()
     if isinstance(error, WarehouseError):  # a file could not be read or written on this machine
         return WarehouseError(f"{error.message} This happened on {host}.", hint=FULL_DISK)
+    if isinstance(error.__cause__, MemoryError) and isinstance(error, BatchPlatformError):
+        return EngineError(f"{error.message} This happened on {host}.", hint=MEMORY_OF_PYTHON)
     if isinstance(error, BatchPlatformError):
         return error
     msg = f"{where}: a task on {host} failed: {type(error).__name__}: {' '.join(str(error).split())}"
