@@ -121,6 +121,14 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         },
     },
 }
+RESOURCES = """\
+import dagster as dg
+
+
+@dg.definitions
+def resources():
+    return dg.Definitions(resources={"pyspark": dg.ResourceDefinition.none_resource()})
+"""
 FUNCTIONS = """\
 import polars as pl
 
@@ -203,6 +211,7 @@ def shown(definitions: dg.Definitions) -> dict[str, Any]:
 
 def with_everything(project: Path) -> Path:
     folder = pipeline_folder(project)
+    (folder.parent / "resources.py").write_text(RESOURCES)
     (folder / "prices.csv").write_text("item;price\n1;2,5\n")
     (folder / "visits.jsonl").write_text('{"item": 1, "visits": 3}\n')
     pl.DataFrame({"store": [1]}).write_ipc(folder / "stores.feather")

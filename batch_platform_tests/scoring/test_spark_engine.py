@@ -128,7 +128,7 @@ def test_one_key_moves_a_pipeline_to_the_cluster_and_its_run_in_dagster_says_whe
         run = next(iter(instance.get_runs(limit=1)))
         events = instance.all_logs(run.run_id)
     (logged,) = [event.user_message for event in events if "Spark application" in event.user_message]
-    place = r"spark://127\.0\.0\.1:\d+, shown at http://127\.0\.0\.1:\d+\."
+    place = r"spark://127\.0\.0\.1:\d+, shown at http://127\.0\.0\.1:\d+ while it runs\."
     assert re.fullmatch(rf"small: Spark application app-\S+ on {place}", logged)
     assert any(
         re.fullmatch(r"small, 2024-02-18 to 2024-02-19: \d of 2 tasks done, \d running\.", event.user_message)

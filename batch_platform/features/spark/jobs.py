@@ -128,7 +128,7 @@ def spark_jobs(spark: Spark, pipeline: str) -> Generator[SparkJobs]:
     """Jobs on the session of `spark_session`, which see for what it raises."""
     with spark_session(spark, pipeline) as session:
         context = session.sparkContext
-        place = f", shown at {context.uiWebUrl}" if context.uiWebUrl else ""
+        place = f", shown at {context.uiWebUrl} while it runs" if context.uiWebUrl else ""
         _log.info("%s: Spark application %s on %s%s.", pipeline, context.applicationId, context.master, place)
         yield SparkJobs(session, spark)
 
