@@ -375,6 +375,7 @@ def test_the_line_is_that_of_the_block_with_the_wrong_key(project):
 
 
 def test_a_flavour_may_come_from_the_environment(project, monkeypatch):
+    with_everything(project)
     model = {"import": "model.onnx", "flavour": "{{ env.MODEL_FLAVOUR }}"}
     write_defs_yaml(project, changed("model", model))
     monkeypatch.setenv("MODEL_FLAVOUR", "onnx")
