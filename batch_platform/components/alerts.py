@@ -11,25 +11,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 from urllib.parse import quote
 
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from batch_platform.components.checks import NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
+from batch_platform.components.checks import ALARMS, NEWEST_SCORED, OF_THE_RUN, UP_TO_DATE
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES, check_results
 from batch_platform.components.receivers import Message, deliver, identity
 from batch_platform.components.runs import Target, newest_ended
 from batch_platform.components.schedules import MOST_BYTES
 from batch_platform.components.wiring import PIPELINE_TAG, Wiring, clear_failures, now
 from batch_platform.declaration.calendar import Calendar
-from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted
+from batch_platform.declaration.errors import NothingPublishedError, WrongUseError, counted, listed
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.pipeline.health import freshness
-from batch_platform.pipeline.incidents import Changes, Incident, Severity, Subject, Trouble, after_checks, follow
+from batch_platform.pipeline.incidents import (
+    Causes,
+    Changes,
+    Incident,
+    Severity,
+    Subject,
+    Trouble,
+    after_checks,
+    follow,
+)
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.steps import ASSET_OF, ranges
+from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.dropping import read_dropped
 from batch_platform.warehouse.failures import Failure, read_failures
 from batch_platform.warehouse.published import reading_published
@@ -42,6 +53,7 @@ MOST_RANGES = 10  # in a message
 MOST_SHOWN = 4  # texts or numbers of a failed check
 LONGEST_DETAIL = 600  # characters
 UNPARTITIONED = ""
+_SEVERITIES: dict[str, Severity] = {"warn": "warning", "fail": "failure"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +78,8 @@ def build_sensors(wiring: Wiring) -> list[dg.SensorDefinition]:
         name=f"{wiring.spec.name}_alerts",
         minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
         description=(
-            "Tells the addresses of monitoring.notify when a run or a check of the pipeline fails, once for each incident, and "
-            "when it is over. A message that a receiver does not take is sent again at the next tick."
+            "Tells the addresses of monitoring.notify when a run or a check of the pipeline fails, once for each incident, when "
+            "it gets worse, and when it is over. A message that a receiver does not take is sent again at the next tick."
         ),
         tags={PIPELINE_TAG: wiring.spec.name},
     )
@@ -180,7 +192,9 @@ def _failed(result: dg.AssetCheckEvaluation, since: datetime, run_id: str) -> Tr
     if result.description and result.description != result.partition:
         shown.insert(0, result.description)
     severity: Severity = "failure" if result.severity == dg.AssetCheckSeverity.ERROR else "warning"
-    return Trouble(severity, since, _cut("; ".join(shown)), run_id)
+    alarms: Any = values.get(ALARMS) if result.check_name == DRIFT else None
+    columns: Causes = {name: _SEVERITIES[level] for name, level in (alarms or {}).items()}
+    return Trouble(severity, since, _cut("; ".join(shown)), run_id, columns)
 
 
 def _of_runs(
@@ -243,13 +257,16 @@ def _reason(instance: dg.DagsterInstance, run_id: str) -> str:
 
 def _messages(wiring: Wiring, changes: Changes, at: datetime) -> Iterator[Message]:
     for incident in changes.ended:
-        yield _message(wiring, incident, at, over=True)
+        yield _message(wiring, incident, at, "over")
+    for incident in changes.worse:
+        yield _message(wiring, incident, at, "worse")
     for incident in changes.begun:
-        yield _message(wiring, incident, at, over=False)
+        yield _message(wiring, incident, at, None)
 
 
-def _message(wiring: Wiring, incident: Incident, at: datetime, *, over: bool) -> Message:
+def _message(wiring: Wiring, incident: Incident, at: datetime, news: Literal["over", "worse"] | None) -> Message:
     """What is sent of an incident: what, where, how bad, since when, and where to look."""
+    over = news == "over"
     name, subject, zone = wiring.spec.name, incident.subject, wiring.spec.partitions.calendar.zone
     where = shown_partitions(_calendar(wiring, subject), incident.partitions)
     what = (
@@ -261,12 +278,13 @@ def _message(wiring: Wiring, incident: Incident, at: datetime, *, over: bool) ->
         f"Pipeline: {name}",
         f"What: {what}{', and is over now' if over else ''}",
         *([f"Partitions: {where}"] if where else []),
-        f"{'It was' if over else 'How bad'}: {incident.severity}. {incident.detail}".rstrip(),
+        *([f"Columns: {listed(incident.columns)}"] if incident.columns else []),
+        f"{'It was' if over else 'How bad'}: {incident.severity}{', no longer a warning' if news == 'worse' else ''}. {incident.detail}".rstrip(),
         f"Since: {incident.since.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}",
         *([f"Over: {at.astimezone(zone):%Y-%m-%d %H:%M} {zone.key}"] if over else []),
         f"See: {_link(name, incident)}",
     ]
-    title = f"{name}: {'over: ' if over else ''}{what}{f' ({where})' if where else ''}"
+    title = f"{name}: {f'{news}: ' if news else ''}{what}{f' ({where})' if where else ''}"
     return Message(redact(title), redact("\n".join(lines)), None if over else incident.severity, ())
 
 

@@ -32,6 +32,7 @@ from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.scoring.run import Committed
 
 UP_TO_DATE, NEWEST_SCORED = "up_to_date", "newest_partition_scored"
+ALARMS = "alarms"  # in the metadata of the check on drift: the level of each column that gives an alarm
 OF_THE_RUN = "the run as a whole"  # says a result that sums up those of the partitions
 MOST_PLOTTED = 50  # columns
 NEAR_BUDGET = 0.5  # part of max_rejected from which a partition gets a warning
@@ -212,6 +213,7 @@ def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
     alarming = describe.alarming(partition.drift)
     metadata: dict[str, Any] = {"drifted": ", ".join(map(describe.drifted, alarming)) or "none"}
     metadata["the_worst"] = describe.most_drifted(alarming or judged)
+    metadata[ALARMS] = dg.MetadataValue.json({row.column_name: row.level for row in alarming})
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in partition.drift}
     if strange:

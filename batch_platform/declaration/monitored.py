@@ -101,7 +101,7 @@ class Monitoring(Block):
     )
     notify: list[str] = Field(
         default_factory=list,
-        description="Addresses, as Apprise writes them, that are told when an incident begins and when it is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
+        description="Addresses, as Apprise writes them, that are told when an incident begins, gets worse, or is over: chats, e-mail, pagers, webhooks. Keep their secrets in the environment.",
         examples=[["{{ env.ALERTS_URL }}"]],
     )
 

@@ -1,15 +1,16 @@
-"""Incidents: what is wrong with a pipeline, told once when it begins and once when it is over.
+"""Incidents: what is wrong with a pipeline, told once when it begins, when it gets worse, and once when it is over.
 
-Nothing here reads a clock, a table or the network: what is wrong comes in, and which incidents began and ended comes out.
+Nothing here reads a clock, a table or the network: what is wrong comes in, and which incidents began, got worse and ended comes out.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
 JOINS_WITHIN = timedelta(days=1)
 Severity = Literal["warning", "failure"]
+Causes = Mapping[str, Severity]  # how bad the trouble with each column is
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Trouble:
     since: datetime
     detail: str  # a sentence, or a few numbers
     run_id: str | None = None
+    columns: Causes = field(default_factory=dict[str, Severity])  # empty where no column is to blame
+
+    @property
+    def causes(self) -> Causes:
+        """The columns to blame, or an empty name if there are none."""
+        return self.columns or {"": self.severity}
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,12 @@ class Incident:
     opened_at: datetime
     detail: str
     run_id: str | None
+    columns: Causes = field(default_factory=dict[str, Severity])  # to blame, each as bad as it ever was
+
+    @property
+    def causes(self) -> Causes:
+        """The columns to blame, or an empty name if there are none."""
+        return self.columns or {"": self.severity}
 
     @property
     def partitions(self) -> tuple[str, ...]:
@@ -51,10 +64,11 @@ class Incident:
 
 @dataclass(frozen=True)
 class Changes:
-    """The incidents after a look, and those that began and ended with it."""
+    """The incidents after a look, and those that began, got worse and ended with it."""
 
     going_on: tuple[Incident, ...]
     begun: tuple[Incident, ...]
+    worse: tuple[Incident, ...]
     ended: tuple[Incident, ...]
 
 
@@ -67,18 +81,28 @@ def follow(
     """Compare the incidents of the last look with all that is wrong now, by subject and partition key.
 
     A partition joins an incident of its subject that began less than a day ago, so that a backfill makes one incident, and
-    an incident that holds the partition `before` it, so that trouble that goes on does not begin anew every day.
+    an incident that holds the partition `before` it, so that trouble that goes on does not begin anew every day. Both must
+    have a cause in common: a column that no such incident knows begins another one, however long the first goes on. A
+    cause that only gave a warning so far and fails now makes the incident worse.
     """
     looked_at = [_with_recovered(incident, troubles.get(incident.subject, {})) for incident in going_on]
     kept = [incident for incident in looked_at if incident.troubled]
-    begun: list[Incident] = []
+    begun, worse = list[Incident](), set[int]()
     for subject, of_subject in troubles.items():
-        known = {key for incident in kept if incident.subject == subject for key in incident.troubled}
-        unknown = sorted({*of_subject} - known)
-        apart = [key for key in unknown if not _joins(kept, subject, key, now, before)]
-        if apart:
-            begun.append(_opened(subject, {key: of_subject[key] for key in apart}, now))
-    return Changes((*kept, *begun), tuple(begun), tuple(incident for incident in looked_at if not incident.troubled))
+        new = dict[str, Trouble]()
+        for key, trouble in sorted(of_subject.items()):
+            unknown = dict[str, Severity](trouble.causes)
+            for at in _joinable(kept, subject, key, now, before):
+                shared: Causes = {cause: unknown.pop(cause) for cause in kept[at].causes if cause in unknown}
+                if shared:
+                    kept[at], is_worse = _joined(kept[at], key, trouble, shared)
+                    worse |= {at} if is_worse else set()
+            if unknown:
+                new[key] = replace(trouble, severity=_worst(unknown), columns=unknown if trouble.columns else {})
+        if new:
+            begun.append(_opened(subject, new, now))
+    ended = tuple(incident for incident in looked_at if not incident.troubled)
+    return Changes((*kept, *begun), tuple(begun), tuple(kept[at] for at in sorted(worse)), ended)
 
 
 def after_checks(
@@ -93,42 +117,54 @@ def after_checks(
     A partition that failed is over once it passes or is `dropped`. It is also over once a later partition passes while none fails: what was
     wrong with a day that is gone need not be repaired.
     """
-    known = {
-        key: Trouble(incident.severity, incident.since, incident.detail, incident.run_id)
-        for incident in going_on
-        if incident.subject == subject
-        for key in incident.troubled
-        if key not in passed and key not in dropped
-    }
+    known = dict[str, Trouble]()
+    for incident in going_on:
+        for key in incident.troubled if incident.subject == subject else ():
+            if key not in passed and key not in dropped:
+                columns: Causes = {**known[key].columns, **incident.columns} if key in known else incident.columns
+                known[key] = Trouble(incident.severity, incident.since, incident.detail, incident.run_id, columns)
     if known and not failed and max(passed, default="") > max(known):
         return {}
     return known | {key: trouble for key, trouble in failed.items() if key not in dropped}
 
 
 def _with_recovered(incident: Incident, troubles: Mapping[str, Trouble]) -> Incident:
-    recovered = {key for key in incident.troubled if key not in troubles}
+    """The incident, without the partitions that have no trouble any more, or only for another cause."""
+    troubled = [key for key in incident.troubled if key in troubles and {*troubles[key].causes} & {*incident.causes}]
     return replace(
         incident,
-        troubled=tuple(key for key in incident.troubled if key in troubles),
-        recovered=tuple(sorted({*incident.recovered, *recovered})),
+        troubled=tuple(troubled),
+        recovered=tuple(sorted({*incident.partitions} - {*troubled})),
     )
 
 
-def _joins(
-    kept: list[Incident], subject: Subject, key: str, now: datetime, before: Callable[[str], str | None]
-) -> bool:
-    """Whether a partition is part of an incident that goes on; if so, it is added to it."""
-    for at, incident in enumerate(kept):
-        if incident.subject != subject:
-            continue
-        if now - incident.opened_at < JOINS_WITHIN or before(key) in incident.troubled:
-            kept[at] = replace(
-                incident,
-                troubled=tuple(sorted({*incident.troubled, key})),
-                recovered=tuple(other for other in incident.recovered if other != key),
-            )
-            return True
-    return False
+def _joinable(
+    kept: Sequence[Incident], subject: Subject, key: str, now: datetime, before: Callable[[str], str | None]
+) -> list[int]:
+    """The positions of the incidents that a partition may be part of, those that hold it first."""
+    of_subject = [at for at, incident in enumerate(kept) if incident.subject == subject]
+    holding = [at for at in of_subject if key in kept[at].troubled]
+    near = [at for at in of_subject if now - kept[at].opened_at < JOINS_WITHIN or before(key) in kept[at].troubled]
+    return list(dict.fromkeys([*holding, *near]))
+
+
+def _joined(incident: Incident, key: str, trouble: Trouble, shared: Causes) -> tuple[Incident, bool]:
+    """The incident with a partition that has causes in common with it, and whether that makes it worse."""
+    joined = replace(
+        incident,
+        troubled=tuple(sorted({*incident.troubled, key})),
+        recovered=tuple(other for other in incident.recovered if other != key),
+    )
+    risen = {cause: severity for cause, severity in shared.items() if severity == "failure" != incident.causes[cause]}
+    if not risen:
+        return joined, False
+    columns = {**incident.columns, **risen} if incident.columns else {}
+    worse = replace(joined, severity="failure", detail=trouble.detail, run_id=trouble.run_id, columns=columns)
+    return worse, True
+
+
+def _worst(causes: Causes) -> Severity:
+    return "failure" if "failure" in causes.values() else "warning"
 
 
 def _opened(subject: Subject, troubles: Mapping[str, Trouble], now: datetime) -> Incident:
@@ -143,4 +179,8 @@ def _opened(subject: Subject, troubles: Mapping[str, Trouble], now: datetime) ->
         opened_at=now,
         detail=troubles[worst].detail,
         run_id=troubles[worst].run_id,
+        columns={
+            cause: _worst({key: trouble.columns.get(cause, "warning") for key, trouble in troubles.items()})
+            for cause in dict.fromkeys(cause for trouble in troubles.values() for cause in trouble.columns)
+        },
     )

@@ -20,10 +20,10 @@ from batch_platform_tests.small_pipeline import small_events
 
 DAY = pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.strftime("%Y-%m-%d")
 BROKEN = {  # which feature is broken, on which day and how
-    "amount": ("2024-02-05", pl.lit(None, pl.Float64)),  # all null
-    "items": ("2024-02-06", (pl.col("items") * 100).cast(pl.Int32)),  # another unit
-    "shop": ("2024-02-07", pl.col("shop").replace("O'Brien", "OBrien")),  # one category renamed
-    "known": ("2024-02-08", pl.lit(value=True)),  # constant
+    "items": ("2024-02-05", (pl.col("items") * 100).cast(pl.Int32)),  # another unit
+    "shop": ("2024-02-06", pl.col("shop").replace("O'Brien", "OBrien")),  # one category renamed
+    "known": ("2024-02-07", pl.lit(value=True)),  # constant
+    "amount": ("2024-02-08", pl.lit(None, pl.Float64)),  # all null
 }
 SECRET = "k9-never-to-be-seen"
 AT = datetime(2024, 2, 1, tzinfo=UTC)
@@ -62,18 +62,18 @@ def deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Receiver) ->
     )
 
 
-def broken_events(column: str) -> pl.DataFrame:
-    day, broken = BROKEN[column]
-    return small_events().with_columns(pl.when(day == DAY).then(broken).otherwise(column).alias(column))
+def broken_events(*columns: str) -> pl.DataFrame:
+    broken = {column: pl.when(BROKEN[column][0] == DAY).then(BROKEN[column][1]).otherwise(column) for column in columns}
+    return small_events().with_columns(**broken)
 
 
-def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed, hook):
-    file, alerts = deployed.pipeline.folder / "events.parquet", Alerts(deployed)
+def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired_whatever_else_is_broken(deployed, hook):
+    file, alerts, standing = deployed.pipeline.folder / "events.parquet", Alerts(deployed), BROKEN["amount"][0]
     assert deployed.run("features", "predictions", first="2024-02-01", last="2024-02-04").success
     assert alerts.tick() == "0 incidents going on. Messages: 0 sent, none waiting."
 
     broken_events("amount").write_parquet(file)
-    assert deployed.run("features", "predictions", first="2024-02-05").success
+    assert deployed.run("features", "predictions", first=standing).success
     reason = alerts.tick()
     assert reason.startswith("1 incident going on. Messages: 0 sent, 1 waiting: receiver 1 (json): ")
     assert SECRET not in reason + str(alerts.cursor), "the address of a receiver is a secret"
@@ -83,28 +83,30 @@ def test_a_broken_feature_is_told_once_and_is_over_once_it_is_repaired(deployed,
         assert alerts.tick() == "1 incident going on. Messages: 1 sent, none waiting."
         alerts.tick()
         (message,) = hook.messages
-        assert message["title"] == "small: the check drift on drift failed (2024-02-05)"
+        assert message["title"] == f"small: the check drift on drift failed ({standing})"
         assert message["type"] == "failure"
         lines = dict(line.split(": ", 1) for line in message["message"].splitlines())
         assert lines["Pipeline"] == "small"
-        assert lines["Partitions"] == "2024-02-05"
+        assert lines["Partitions"] == standing
         assert lines["How bad"].startswith("failure. drifted: amount ")
         assert "psi_" not in lines["How bad"], "the text says it"
         assert "null 100.0%" in lines["How bad"]
+        assert lines["Columns"].startswith("amount")
         assert lines["See"] == "http://127.0.0.1:3000/assets/small/drift?view=checks&checkDetail=drift"
         for column, (day, _) in BROKEN.items():
             if column != "amount":
-                broken_events(column).write_parquet(file)
+                broken_events("amount", column).write_parquet(file)
                 hook.messages.clear()
                 assert deployed.run("features", "predictions", first=day).success
                 alerts.tick()
                 alerts.tick()
                 (message,) = hook.messages
                 assert f"How bad: failure. drifted: {column} " in message["message"], message
-            small_events().write_parquet(file)
+            (small_events() if column == "amount" else broken_events("amount")).write_parquet(file)
             hook.messages.clear()
             assert deployed.run("features", "predictions", first=day).success
-            assert alerts.tick() == "0 incidents going on. Messages: 1 sent, none waiting."
+            going_on = "0 incidents" if column == "amount" else "1 incident"
+            assert alerts.tick() == f"{going_on} going on. Messages: 1 sent, none waiting."
             alerts.tick()
             (message,) = hook.messages
             title = f"small: over: the check drift on drift failed ({day})"
@@ -188,7 +190,7 @@ def test_partitions_join_an_incident_that_is_young_or_holds_the_one_before():
     first, later = opened("2024-02-01"), AT + timedelta(days=2)
     both = {SUBJECT: {"2024-02-01": trouble(), "2024-02-20": trouble("failure")}}
     soon = follow([first], both, AT + timedelta(hours=23), lambda _: None)
-    assert soon.begun == ()
+    assert (soon.begun, soon.worse) == ((), soon.going_on), "it is worse"
     assert soon.going_on[0].troubled == ("2024-02-01", "2024-02-20")
     assert follow([first], both, later, lambda _: "2024-02-01").begun == (), "it follows on the first"
     (second,) = follow([first], both, later, lambda _: "2024-02-19").begun
@@ -196,6 +198,44 @@ def test_partitions_join_an_incident_that_is_young_or_holds_the_one_before():
     over = follow([first, second], {SUBJECT: {"2024-02-20": trouble()}}, later, lambda _: None)
     assert [incident.recovered for incident in over.ended] == [("2024-02-01",)]
     assert over.going_on == (second,)
+
+
+def of_columns(**columns: Any) -> Trouble:
+    severity = "failure" if "failure" in columns.values() else "warning"
+    return replace(trouble(severity), columns=columns)
+
+
+def test_what_is_new_or_worse_is_told_also_while_something_else_goes_on():
+    soon = AT + timedelta(hours=1)
+
+    def told(going_on, troubles, at=soon):
+        changes = follow(going_on, {SUBJECT: troubles}, at, lambda _: None)
+        return changes, [(it.troubled, dict(it.columns)) for it in (*changes.begun, *changes.worse, *changes.ended)]
+
+    standing, _ = told([], {"1": of_columns(amount="warning")}, AT)
+    same = {"1": of_columns(amount="warning"), "2": of_columns(amount="warning")}
+    changes, news = told(standing.going_on, same)
+    assert news == []
+    assert [incident.troubled for incident in changes.going_on] == [("1", "2")]
+    other = {**same, "2": of_columns(amount="warning", items="failure")}
+    changes, news = told(changes.going_on, other)
+    assert news == [(("2",), {"items": "failure"})], "another column fails"
+    assert told(changes.going_on, other)[1] == []
+    assert told(changes.going_on, {**other, "3": of_columns(items="failure")})[1] == [], "known by now"
+    later = AT + timedelta(days=9)
+    assert told(changes.going_on, after_checks(changes.going_on, SUBJECT, [], {}), later)[1] == []
+    repaired, news = told(changes.going_on, same)
+    assert [(incident.recovered, incident.severity) for incident in repaired.ended] == [(("2",), "failure")]
+    assert repaired.going_on[0].troubled == ("1", "2"), "the warning goes on"
+
+    worse, news = told(repaired.going_on, {**same, "1": of_columns(amount="failure")})
+    assert news == [(("1", "2"), {"amount": "failure"})]
+    assert (worse.begun, worse.worse) == ((), worse.going_on)
+    again, news = told(worse.going_on, same)
+    assert news == told(again.going_on, {**same, "1": of_columns(amount="failure")})[1] == [], "told once"
+    of_check, _ = told([], {"1": trouble()}, AT)
+    changes, news = told(of_check.going_on, {"1": trouble(), "2": trouble("failure")})
+    assert [(incident.severity, incident.troubled) for incident in changes.worse] == [("failure", ("1", "2"))]
 
 
 def test_a_day_that_is_gone_need_not_be_repaired():
