@@ -15,6 +15,7 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, Self
 
@@ -75,7 +76,7 @@ class Child:
 
 
 class Nursery:
-    """A nursery in a process of its own, which takes 3 s of CPU to start and lives on for the next test."""
+    """A nursery in a process of its own, which lives on for the next test."""
 
     def __init__(self, *before: str) -> None:
         """With `before`, it is started by that command, and ends with the block."""
@@ -87,8 +88,11 @@ class Nursery:
         if _idle and not self._before:
             self._process = _idle.pop()
         else:
+            from batch_platform_tests.warm import WarmCommand  # which imports this module
+
             command = [*self._before, sys.executable, "-m", "batch_platform_tests.faults.nursery"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            start = partial(subprocess.Popen, text=True) if self._before else WarmCommand
+            self._process = start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self.heard(self._process.pid)
         return self
 
