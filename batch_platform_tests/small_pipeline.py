@@ -4,10 +4,12 @@ Its source holds two months of forty orders a day in Berlin; the model learns wh
 drawn from one seed, so the same call gives the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -21,6 +23,7 @@ from batch_platform.pipeline.plan import Plan, make_plan
 from batch_platform.pipeline.steps import STEPS
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild
+from batch_platform_tests.starting_points import made_once
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FIRST_DAY, LAST_DAY = date(2024, 1, 1), date(2024, 2, 29)
@@ -39,6 +42,7 @@ FROM events
 WHERE ts >= $partition_start AND ts < $partition_end AND returned IS NOT NULL
 """
 
+FILES = ("events", "features_sql", "labels_sql")  # what tests override beside the declaration
 DECLARATION: dict[str, Any] = {
     "name": "small",
     "description": "Whether an order comes back.",
@@ -120,9 +124,37 @@ def small_pipeline(tmp_path: Path, **overrides: Any) -> Pipeline:
 
     `events`, `features_sql` and `labels_sql` go to the files, all other overrides are as for `small_declaration`.
     """
-    files = {name: overrides.pop(name) for name in ("events", "features_sql", "labels_sql") if name in overrides}
-    folder = write_small_project(tmp_path / "project", **files)
-    return Pipeline(small_spec(**overrides), folder.absolute(), Home((tmp_path / "home").absolute()).create())
+    write_small_project(tmp_path / "project", **{name: overrides[name] for name in FILES if name in overrides})
+    return _in_folder(tmp_path, **overrides)
+
+
+def _in_folder(tmp_path: Path, **overrides: Any) -> Pipeline:
+    """The pipeline whose files are there."""
+    spec = small_spec(**{name: value for name, value in overrides.items() if name not in FILES})
+    return Pipeline(spec, (tmp_path / "project").absolute(), Home((tmp_path / "home").absolute()).create())
+
+
+def finished_pipeline(
+    tmp_path: Path, now: datetime, *, before: Callable[[Path], object] | None = None, **overrides: Any
+) -> Pipeline:
+    """`small_pipeline` with everything done that is due at a time, made once per session and copied into `tmp_path`.
+
+    `before` is called with the folder of its files before anything is done.
+    """
+
+    def make(folder: Path) -> None:
+        pipeline = small_pipeline(folder, **overrides)
+        if before is not None:
+            before(pipeline.folder)
+        carry_out(pipeline, now)
+
+    plain = {name: value for name, value in overrides.items() if name != "events"}
+    events = overrides["events"].write_ipc(None).getvalue() if "events" in overrides else b""
+    step = "" if before is None else f"{before.__module__}.{before.__qualname__}"
+    name = f"finished-{sha256(repr((now, step, plain)).encode() + events).hexdigest()[:16]}"
+    # Keeps the times of files, by which tables are recognized.
+    copytree(made_once(tmp_path, name, make), tmp_path, dirs_exist_ok=True, symlinks=True)
+    return _in_folder(tmp_path, **overrides)
 
 
 def feature_file(pipeline: Pipeline, key: str) -> Path:

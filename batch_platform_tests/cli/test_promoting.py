@@ -2,22 +2,23 @@
 
 import pytest
 
-from batch_platform_tests.command_line import OVERRIDES, published
-from batch_platform_tests.dagster_project import write_defs_yaml
-from batch_platform_tests.small_pipeline import small_declaration
+from batch_platform_tests.command_line import copy_of, published, run_command, write_project
+from batch_platform_tests.starting_points import made_once
 
 STATUS = "SELECT DISTINCT condition, reason, model_version, champion FROM batch_platform.partition_status ORDER BY ALL"
 
 
 @pytest.fixture
-def weekly(cli, fresh):
+def weekly(tmp_path):
     """A project with a model for each week of February, the last two of them withdrawn by nobody yet."""
-    train = {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}
-    declared = small_declaration(**OVERRIDES, model={"train": train})
-    write_defs_yaml(fresh, declared)
-    answer = cli(fresh, "run", "small", "--from", "2024-02-04", "--to", "2024-02-24")
-    assert answer.code == 0, answer.err
-    return fresh
+
+    def make(folder):
+        train = {"every": "week", "start": "2024-02-04", "evaluate": "3 days"}
+        project = write_project(folder, model={"train": train})
+        answer = run_command(project, "run", "small", "--from", "2024-02-04", "--to", "2024-02-24")
+        assert answer.code == 0, answer.err
+
+    return copy_of(made_once(tmp_path, "weekly_project", make), tmp_path / "project")
 
 
 def versions(folder):

@@ -16,7 +16,7 @@ from batch_platform.models.bundle import Sampled, read_manifest
 from batch_platform.models.declared_model import check_estimator_exists, make_estimator
 from batch_platform.models.fitting import LEAST_ROWS, fit
 from batch_platform.models.gate import judge, worse_than_champion
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline
 
 HGB = "sklearn.ensemble.HistGradientBoostingClassifier"
 FEATURES = Features(sql="features.sql", key=["id"], time="ts")
@@ -204,8 +204,7 @@ def test_a_compiled_form_is_proven_on_held_out_and_generated_rows_or_the_reason_
 
 
 def test_the_manifest_of_a_trained_version_describes_its_compiled_form(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     (version,) = pipeline.state().registry.versions
     manifest = read_manifest(pipeline.home.bundle("small", version.version), version.sha256)
     assert (manifest.compiled.kernel, manifest.compiled.trees) == ("leaf masks of 32 bits", 5)

@@ -10,7 +10,13 @@ import pytest
 from batch_platform.declaration.errors import DataError, TrainingRefusedError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.backtest import BacktestModel, backtest, totals
-from batch_platform_tests.small_pipeline import DECLARATION, carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    DECLARATION,
+    feature_file,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 27, 12, tzinfo=UTC)
 DECLARED = BacktestModel(estimator=DECLARATION["model"]["estimator"], params=DECLARATION["model"]["params"])
@@ -20,9 +26,7 @@ OWN_TABLES = {"small.backtests", "small.backtest_scores", "batch_platform.change
 
 
 def made(tmp_path, **overrides):
-    pipeline = small_pipeline(tmp_path, **overrides)
-    carry_out(pipeline, NOW)
-    return pipeline
+    return finished_pipeline(tmp_path, NOW, **overrides)
 
 
 def days(pipeline, first="2024-02-03", last="2024-02-10"):

@@ -11,7 +11,7 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.monitoring.metrics import measure
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 CLUSTERS = {"labels": None, "model": {"estimator": "sklearn.cluster.KMeans", "params": None}}
@@ -29,8 +29,7 @@ def performance(pipeline, key="2024-02-03") -> dict[str, float]:
 
 
 def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     with pipeline.warehouse.open() as con:
         scored = con.sql("SELECT id, score FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
     labelled = scored.join(small_events(), on="id").filter(pl.col("returned").is_not_null()).sort("id")
@@ -43,8 +42,7 @@ def test_the_metrics_of_a_partition_are_those_of_its_rows_and_labels(tmp_path):
 
 
 def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     before = performance(pipeline)
     shutil.rmtree(pipeline.home.models)
     fresh = small_pipeline(tmp_path)
@@ -53,8 +51,7 @@ def test_a_partition_is_evaluated_even_if_its_model_is_no_longer_on_disk(tmp_pat
 
 
 def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     before = performance(pipeline), performance(pipeline, "2024-02-04")
     corrected = small_events().with_columns(returned=~pl.col("returned"))
     fresh = small_pipeline(tmp_path, events=corrected)
@@ -64,8 +61,7 @@ def test_corrected_labels_change_the_metrics_of_their_own_partition_only(tmp_pat
 
 
 def test_labels_are_read_again_in_every_run_of_one_process(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     before = performance(pipeline)
     small_events().with_columns(returned=~pl.col("returned")).write_parquet(tmp_path / "project" / "events.parquet")
     list(pipeline.evaluate([day(pipeline)], Stamp("again", NOW)))
@@ -107,8 +103,7 @@ def test_a_regression_is_evaluated(tmp_path):
 
 
 def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
-    pipeline = small_pipeline(tmp_path, **CLUSTERS)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW, **CLUSTERS)
     assert set(performance(pipeline)) == {"silhouette"}
     feature_file(pipeline, day(pipeline).key).unlink()
     with pytest.raises(BatchPlatformError, match=r"2024-02-03"):
@@ -116,8 +111,7 @@ def test_a_clustering_is_evaluated_by_its_segments_and_its_features(tmp_path):
 
 
 def test_a_clustering_is_not_measured_on_features_that_it_was_not_scored_with(tmp_path):
-    pipeline = small_pipeline(tmp_path, **CLUSTERS)
-    carry_out(pipeline, NOW)
+    finished_pipeline(tmp_path, NOW, **CLUSTERS)
     changed = small_pipeline(tmp_path, events=small_events().with_columns(items=pl.col("items") + 1), **CLUSTERS)
     list(changed.build_features([day(changed)], Stamp("again", NOW), force=True))
     with pytest.raises(DataError, match=r"its features changed after it was scored.*run small --partition 2024-02-03"):

@@ -10,7 +10,7 @@ import polars as pl
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import carry_out, feature_file, finished_pipeline, small_events, small_pipeline
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 BY_DAY = {"sources": {"events": {"parquet": "days/{partition_key}.parquet"}, "shops": {"csv": "shops.csv"}}}
@@ -57,8 +57,7 @@ def test_archiving_a_source_file_blocks_nothing(tmp_path):
 
 
 def test_features_are_recognized_by_the_name_and_size_of_their_file(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     kept, touched, linked, cut, gone = days = [f"2024-01-0{day}" for day in range(1, 6)]
     files = {day: feature_file(pipeline, day) for day in days}
     os.utime(files[touched])
@@ -115,8 +114,7 @@ def rebuilt(pipeline: Pipeline, key: str, more: float) -> Path:
 
 
 def test_a_file_that_a_killed_build_did_not_record_changes_nothing_for_readers(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     day = pipeline.spec.partitions.calendar.named("2024-02-02")
     before = pipeline.state().features[day.key]
     small_events().with_columns(pl.col("amount") + 1).write_parquet(pipeline.folder / "events.parquet")

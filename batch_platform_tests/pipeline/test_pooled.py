@@ -15,7 +15,7 @@ from batch_platform.monitoring.metrics import METRICS, Metric
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.pooled import pooled_performance
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 OWN = ["batch_platform_tests.pipeline.test_pooled.cost", "batch_platform_tests.pipeline.test_pooled.hits"]
@@ -146,8 +146,7 @@ def test_a_metric_of_the_pipelines_own_is_measured_by_partition_and_by_month(pip
 
 
 def test_a_corrected_label_and_a_killed_run_bring_their_periods_up_to_date(tmp_path):
-    pipeline = small_pipeline(tmp_path)
-    carry_out(pipeline, NOW)
+    pipeline = finished_pipeline(tmp_path, NOW)
     with pipeline.warehouse.transaction() as con:  # as if a run had been killed before it pooled
         con.execute("DELETE FROM small.performance_pooled WHERE period = 'quarter'")
     corrected = small_events().with_columns(returned=~pl.col("returned"))

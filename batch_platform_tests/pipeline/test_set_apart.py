@@ -24,8 +24,8 @@ from batch_platform.warehouse.published import open_published
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
     LABELS_SQL,
-    carry_out,
     feature_file,
+    finished_pipeline,
     small_events,
     small_pipeline,
 )
@@ -65,9 +65,7 @@ def failures(pipeline: Pipeline) -> list[tuple[str, str, str, str]]:
 
 @pytest.fixture
 def scored(tmp_path: Path) -> Pipeline:
-    made = small_pipeline(tmp_path)
-    carry_out(made, NOW)
-    return made
+    return finished_pipeline(tmp_path, NOW)
 
 
 @pytest.mark.parametrize("missing", [["2024-02-01"], ["2024-02-03", "2024-02-05"], DAYS[:-1]], ids=len)

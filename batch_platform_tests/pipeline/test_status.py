@@ -18,7 +18,14 @@ from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
 from batch_platform.pipeline.trace import trace
-from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 
@@ -34,9 +41,7 @@ def conditions(report):
 
 @pytest.fixture
 def pipeline(tmp_path):
-    made = small_pipeline(tmp_path)
-    carry_out(made, NOW)
-    return made
+    return finished_pipeline(tmp_path, NOW)
 
 
 def test_scored_partitions_name_their_model_rows_and_run(pipeline):

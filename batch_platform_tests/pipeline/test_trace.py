@@ -10,7 +10,14 @@ from batch_platform.declaration.errors import WarehouseError, WrongUseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.trace import dependents, trace, with_source_rows
-from batch_platform_tests.small_pipeline import BERLIN, ROWS_PER_DAY, carry_out, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import (
+    BERLIN,
+    ROWS_PER_DAY,
+    carry_out,
+    finished_pipeline,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 2, 11, 12, tzinfo=UTC)
 TWO_SOURCES: dict[str, dict[str, str]] = {
@@ -26,26 +33,30 @@ WHERE e.ts >= $partition_start AND e.ts < $partition_end
 """
 
 
+def with_two_more_tables(folder: Path) -> None:
+    (folder / "shops.csv").write_text("shop,size\nZürich,3\nO'Brien,5\n")
+    (folder / "notes.csv").write_text("id,note\n1500,late\n")
+
+
+def with_files_by_day(folder: Path) -> None:
+    (folder / "days").mkdir()
+    events = small_events().with_columns(pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().alias("day"))
+    for (day,), rows in events.group_by("day"):
+        rows.drop("day").write_parquet(folder / "days" / f"{day}.parquet")
+
+
 @pytest.fixture
 def joined(tmp_path: Path) -> Pipeline:
     """Features from two tables, one of them without the key; a third one is declared that nothing reads."""
-    made = small_pipeline(tmp_path, sources=TWO_SOURCES, features_sql=JOINED, predictions={"keep": []})
-    (made.folder / "shops.csv").write_text("shop,size\nZürich,3\nO'Brien,5\n")
-    (made.folder / "notes.csv").write_text("id,note\n1500,late\n")
-    carry_out(made, NOW)
-    return made
+    declared = {"sources": TWO_SOURCES, "features_sql": JOINED, "predictions": {"keep": []}}
+    return finished_pipeline(tmp_path, NOW, before=with_two_more_tables, **declared)
 
 
 @pytest.fixture
 def by_day(tmp_path: Path) -> Pipeline:
     """Each day has a file of its own."""
-    made = small_pipeline(tmp_path, sources={"events": {"parquet": "days/{partition_key}.parquet"}})
-    (made.folder / "days").mkdir()
-    events = small_events().with_columns(pl.col("ts").dt.convert_time_zone("Europe/Berlin").dt.date().alias("day"))
-    for (day,), rows in events.group_by("day"):
-        rows.drop("day").write_parquet(made.folder / "days" / f"{day}.parquet")
-    carry_out(made, NOW)
-    return made
+    sources = {"events": {"parquet": "days/{partition_key}.parquet"}}
+    return finished_pipeline(tmp_path, NOW, before=with_files_by_day, sources=sources)
 
 
 def sources_of(pipeline: Pipeline, **key: str):

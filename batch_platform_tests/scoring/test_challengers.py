@@ -34,6 +34,7 @@ from batch_platform_tests.faults.nursery import Nursery
 from batch_platform_tests.small_pipeline import (
     carry_out,
     feature_file,
+    finished_pipeline,
     small_events,
     small_pipeline,
     write_small_project,
@@ -144,8 +145,7 @@ def test_a_challenger_scores_what_its_version_would_give_in_production(pipeline,
 
 
 def test_production_is_the_same_with_and_without_challengers(pipeline, tmp_path):
-    alone = small_pipeline(tmp_path / "alone")
-    carry_out(alone, NOW)
+    alone = finished_pipeline(tmp_path / "alone", NOW)
     assert predictions(alone, without=("model_version",)).equals(predictions(pipeline, without=("model_version",)))
     assert not {"challenger_scores", "challengers"} & tables(alone), "without challengers there are no tables for them"
 
@@ -329,8 +329,7 @@ def test_performance_names_the_challenger_once_labels_are_known(pipeline):
 
 
 def test_the_performance_of_production_is_what_it_is_without_challengers(pipeline, tmp_path):
-    alone = small_pipeline(tmp_path / "alone")
-    carry_out(alone, NOW)
+    alone = finished_pipeline(tmp_path / "alone", NOW)
     marks = ("model_version", "challenger")
     rows = table(pipeline, "performance").filter(pl.col("challenger").is_null())
     assert rows.drop(marks).equals(table(alone, "performance", without=marks))
@@ -356,8 +355,7 @@ def test_the_published_copy_holds_everything_about_challengers(pipeline):
 
 
 def test_assets_of_users_read_the_performance_of_production_unless_they_ask_for_challengers(pipeline, tmp_path):
-    alone = small_pipeline(tmp_path / "alone")
-    carry_out(alone, NOW)
+    alone = finished_pipeline(tmp_path / "alone", NOW)
     name, marks = TableName("small", "performance"), ["model_version", "evaluated_at"]
     performance = open_table(pipeline.home, name).pl()
     assert "challenger" not in performance.columns
@@ -505,7 +503,7 @@ def test_a_missing_pinned_version_is_recorded_and_production_goes_on(pipeline, t
 
 
 def test_a_challenger_added_later_is_trained_alone_and_makes_no_prediction_stale(tmp_path):
-    carry_out(small_pipeline(tmp_path), NOW)
+    finished_pipeline(tmp_path, NOW)
     added = small_pipeline(tmp_path, challengers=[LINEAR])
     before, champion = predictions(added), versions(added)[None]
     (item,) = make_plan(added.spec, added.state(), NOW).items

@@ -12,7 +12,7 @@ from batch_platform.declaration.errors import IntegrityError, WarehouseError
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.scoring import run
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_pipeline
+from batch_platform_tests.small_pipeline import feature_file, finished_pipeline
 
 NOW = datetime(2024, 2, 8, tzinfo=UTC)
 DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
@@ -21,8 +21,7 @@ DAYS = ("2024-02-02", "2024-02-03", "2024-02-04")
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """A scored pipeline that commits two partitions at once."""
-    made = small_pipeline(tmp_path)
-    carry_out(made, NOW)
+    made = finished_pipeline(tmp_path, NOW)
     monkeypatch.setattr(run, "GROUP_PARTITIONS", 2)
     return made
 
