@@ -217,7 +217,8 @@ def _bar(totals: Mapping[str, int]) -> Generator[Show]:
         def show(progress: "RunProgress", done: Mapping[str, float], total: int) -> None:
             of_all = sum({**totals, progress.asset: total}.values())
             of = f" of {progress.of:,}" if progress.of else ""
-            last = f"{progress.partition_key}  {progress.rows:,}{of} rows  {progress.rows_per_second:,.0f} rows/s"
+            pace = f"  {progress.rows_per_second:,.0f} rows/s" if progress.rows_per_second else ""
+            last = f"{progress.partition_key}  {progress.rows:,}{of} rows{pace}"
             so_far = sum(done.values())
             bars.update(bar, description=progress.asset, completed=so_far, total=of_all, last=last, visible=True)
 

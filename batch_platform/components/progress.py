@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
 
+PAUSE = 0.5  # seconds without a report after which what was reported before is complete
+
 
 @dataclass(frozen=True)
 class RunProgress:
@@ -17,8 +19,8 @@ class RunProgress:
     total: int  # partitions of the run
     rows: int  # of this partition, so far
     of: int | None = None  # rows of a partition that is on its way; None once it is finished
-    rows_per_second: float = 0.0  # of all partitions of the run so far
-    seconds_left: float | None = None  # estimate for the rest of the run at its speed so far; None if unknown
+    rows_per_second: float | None = None  # of the run so far; None if unknown
+    seconds_per_partition: float | None = None  # likewise
     findings: tuple[str, ...] = ()  # what is odd about the sources of a partition of features
 
     @property
@@ -26,31 +28,48 @@ class RunProgress:
         """The share of the unfinished partition that is done, at most 1."""
         return min(self.rows / self.of, 1.0) if self.of else 0.0
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until all partitions are done at this speed; None if it is not known."""
+        each = self.seconds_per_partition
+        return None if each is None else each * max(0.0, self.total - self.done - self.part)
+
     def __str__(self) -> str:
         """Give one line for a log."""
         rows = f"{self.rows:,} of {self.of:,} rows" if self.of else f"{self.rows:,} rows"
+        pace = f", {self.rows_per_second:,.0f} rows/s" if self.rows_per_second else ""
         left = "" if self.seconds_left is None else f", {self.seconds_left:,.0f} s left"
-        pace = f", {self.rows_per_second:,.0f} rows/s{left}" if self.rows_per_second else ""
-        return f"{self.done} of {self.total}, {self.partition_key}, {rows}{pace}"
+        return f"{self.done} of {self.total}, {self.partition_key}, {rows}{pace}{left}"
 
 
 class Pace:
-    """Adds up the rows of one run of an asset and measures its speed."""
+    """Adds up the rows of one run of an asset and measures its speed.
+
+    Partitions that are committed together are reported together. The first of them comes when all are done, so it says
+    nothing of the speed: that is known once all have been reported, or if reports keep coming.
+    """
 
     def __init__(self, asset: str, total: int, clock: Callable[[], float] = monotonic) -> None:
         """Start the clock; `total` partitions are to come."""
         self._asset, self._total, self._clock = asset, total, clock
-        self._began = clock()
+        self._began = self._since = self._at = clock()  # of the reports without a pause, the first and the last one
         self._rows: dict[str, int] = {}
         self._seen = self._done = 0
+        self._seconds = 0.0  # in which so many rows and partitions were done
+        self._measured, self._latest = (0, 0.0), (0, 0.0)
 
     def reached(self, partition_key: str, rows: int, of: int | None = None) -> RunProgress:
         """The progress at so many rows of a partition: out of `of` rows, or of the whole partition if `of` is None."""
+        now = self._clock()
+        if now - self._at >= PAUSE:
+            self._seconds, self._measured, self._since = self._at - self._began, self._latest, now
         self._done += of is None
         self._seen += rows - self._rows.get(partition_key, 0)
         self._rows[partition_key] = rows
-        passed = self._clock() - self._began
-        done = self._done + (min(rows / of, 1.0) if of else 0.0)
+        self._at, self._latest = now, (self._seen, self._done + (min(rows / of, 1.0) if of else 0.0))
+        if of is not None or now - self._since >= PAUSE or self._done == self._total:
+            self._seconds, self._measured = now - self._began, self._latest
+        seen, done = self._measured
         return RunProgress(
             asset=self._asset,
             partition_key=partition_key,
@@ -58,8 +77,8 @@ class Pace:
             total=self._total,
             rows=rows,
             of=of,
-            rows_per_second=self._seen / passed if passed > 0 else 0.0,
-            seconds_left=passed * (self._total - done) / done if done > 0 else None,
+            rows_per_second=seen / self._seconds if seen and self._seconds > 0 else None,
+            seconds_per_partition=self._seconds / done if done and self._seconds > 0 else None,
         )
 
 
