@@ -134,11 +134,12 @@ class Registry:
         msg = f"{self.pipeline}, partition {partition_key}: no model serves it; {earliest}."
         key = partition_key
         hint = f"batch-platform backtest {self.pipeline} --from {key} --to {key} --model VERSION measures any version on it."
-        waiting = [
-            version for version in self._by_period if version.serving_start <= at and self._was(version, "waiting")
-        ]
-        if waiting:
-            hint = f"{waiting[-1].version} waits for a decision: batch-platform models {self.pipeline} promote {waiting[-1].version}"
+        promote = f"batch-platform models {self.pipeline} promote"
+        could_serve = [version for version in self._by_period if version.serving_start <= at]
+        if waiting := [version.version for version in could_serve if self._was(version, "waiting")]:
+            hint = f"{waiting[-1]} waits for a decision: {promote} {waiting[-1]}"
+        elif refused := [version.version for version in could_serve if self._was(version, "refused")]:
+            hint = f"give the model better features, or take {refused[-1]} although it was refused: {promote} {refused[-1]}"
         raise NoChampionError(msg, hint=hint)
 
     def named(self, version: str) -> Version:

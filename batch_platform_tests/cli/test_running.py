@@ -206,6 +206,9 @@ def test_pipeline_that_no_model_can_serve_fails(cli, tmp_path):
     assert answer.code == 1
     assert answer.error.startswith("small, partition 2024-02-01: no model serves it; no version is approved.")
     assert re.search("model 2024-02-01-[0-9a-f]{8}, learned from .*: roc_auc .*; refused: ", answer.out)
+    assert re.search(
+        "although it was refused: batch-platform models small promote 2024-02-01-[0-9a-f]{8}$", answer.error
+    )
     again = cli(folder, "run", "small", "--to", "2024-02-01").out
     assert again.splitlines()[0] == "small: nothing can be scored"
     assert re.search("no model serves it: 2024-02-01-[0-9a-f]{8} was refused, .*roc_auc", again)
