@@ -105,7 +105,7 @@ class ReferenceProfile:
         if self.basis is not None:
             values = self.basis.values(rows[1], raw)
             profiles = (*profiles, self.basis.profiled(values))
-            by_segment = self.basis.by_segment(values, rows[0].select(segments))
+            by_segment = self.basis.by_segment(values, rows[0].select(segments)) if segments else by_segment
         return profiles, by_segment
 
     def to_json(self) -> bytes:

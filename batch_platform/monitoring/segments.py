@@ -36,16 +36,17 @@ def counted_by_segment(segments: pl.DataFrame, places: NDArray[np.int64], cells:
     by_column = dict[str, CountsByValue | None]()
     for column in segments.get_columns():
         rows = pl.DataFrame({"value": column.cast(pl.String), "cell": places})
-        by_value: dict[str | None, tuple[int, ...]] | None = None
-        if rows["value"].n_unique() <= MOST_SEGMENTS:
-            counts = rows.group_by("value", "cell").len()
-            by_value = {}
-            for (value,), of_value in counts.group_by("value"):
-                histogram = np.zeros(cells, dtype=np.int64)
-                histogram[of_value["cell"].to_numpy()] = of_value["len"].to_numpy()
-                by_value[None if value is None else str(value)] = tuple(histogram.tolist())
-        by_column[column.name] = by_value
+        by_value = rows.group_by("value").agg("cell")
+        by_column[column.name] = None if by_value.height > MOST_SEGMENTS else _histograms(by_value, cells)
     return SegmentCounts(by_column)
+
+
+def _histograms(by_value: pl.DataFrame, cells: int) -> CountsByValue:
+    """The number of rows in each cell, given a list of their cells for each value."""
+    return {
+        value: tuple(np.bincount(of_value.to_numpy(), minlength=cells).tolist())
+        for value, of_value in zip(by_value["value"], by_value["cell"], strict=True)
+    }
 
 
 def _summed(part: CountsByValue | None, rest: CountsByValue | None) -> CountsByValue | None:
