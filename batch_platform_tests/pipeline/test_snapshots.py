@@ -15,10 +15,11 @@ from batch_platform.models.bundle import read_manifest
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.plan import make_plan
 from batch_platform.pipeline.status import status_of
-from batch_platform_tests.small_pipeline import carry_out, small_events, small_pipeline, small_spec
+from batch_platform_tests.small_pipeline import carry_out, finished_pipeline, small_events, small_pipeline, small_spec
 
 CUSTOMERS_SQL = "SELECT id, shop, amount, items, known FROM events"
 LABELS_SQL = "SELECT id, shop, returned FROM events WHERE returned IS NOT NULL"
+FILES = {"features_sql": CUSTOMERS_SQL, "labels_sql": LABELS_SQL}
 SNAPSHOT: dict[str, Any] = {
     "partitions": {"start": "2026-01-05", "end": None, "snapshot": True},
     "features": {"time": None, "key": ["id", "shop"]},
@@ -38,8 +39,12 @@ def customers(unknown: int = 400) -> pl.DataFrame:
 
 
 def snapshots(folder: Path, events: pl.DataFrame | None = None, **overrides: Any) -> Pipeline:
-    files = {"features_sql": CUSTOMERS_SQL, "labels_sql": LABELS_SQL}
-    return small_pipeline(folder, events=customers() if events is None else events, **files, **SNAPSHOT | overrides)
+    return small_pipeline(folder, events=customers() if events is None else events, **FILES, **SNAPSHOT | overrides)
+
+
+def of_monday(tmp_path: Path) -> Pipeline:
+    """A pipeline that has taken its first snapshot."""
+    return finished_pipeline(tmp_path, MONDAY, events=customers(), **FILES, **SNAPSHOT)
 
 
 def change_source(pipeline: Pipeline, events: pl.DataFrame) -> None:
@@ -73,8 +78,7 @@ def test_the_first_snapshot_is_trained_on_and_scored_whole_at_once(tmp_path):
 
 
 def test_rows_held_out_by_their_key_are_never_learned_from_and_are_what_the_model_is_measured_on(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     labelled = customers().drop_nulls("returned")
     held_out = sum(is_held_out(*key) for key in labelled.select("id", "shop").iter_rows())
     (version,) = pipeline.state().registry.versions
@@ -104,8 +108,7 @@ def test_rows_of_a_group_are_held_out_together(tmp_path):
 
 
 def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_stays(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     before = query(pipeline, f"FROM small.predictions WHERE partition_key = '{FIRST}' ORDER BY ALL")
     change_source(pipeline, customers().filter(pl.col("id") > 1000).with_columns(pl.col("amount") + 5))
     carry_out(pipeline, days_later(1))
@@ -115,8 +118,7 @@ def test_a_new_day_is_scored_from_the_table_as_it_is_then_and_the_day_before_sta
 
 
 def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     change_source(pipeline, customers().head(2100))
     plan = carry_out(pipeline, MONDAY + timedelta(hours=1))
     assert {(item.step, item.reason) for item in plan.items if item.step == "features"} == {
@@ -127,8 +129,7 @@ def test_a_table_that_changes_within_the_day_is_scored_again(tmp_path):
 
 
 def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     now = days_later(2)
     carry_out(pipeline, now)
     assert [key for (key,) in query(pipeline, "SELECT DISTINCT partition_key FROM small.predictions ORDER BY 1")] == [
@@ -149,8 +150,7 @@ def test_days_on_which_nothing_ran_are_left_out_and_cannot_be_taken_later(tmp_pa
 
 
 def test_other_features_are_for_the_newest_snapshot_only(tmp_path):
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     carry_out(pipeline, days_later(1))
     sql = CUSTOMERS_SQL.replace("items", "items + 1 AS items")
     changed = Pipeline(pipeline.spec, pipeline.folder, pipeline.home)
@@ -209,8 +209,7 @@ def test_keys_without_a_meaning_for_snapshots_are_refused(overrides, says):
 def test_a_snapshot_cannot_be_backtested(tmp_path):
     from batch_platform.pipeline.backtest import BacktestModel, backtest
 
-    pipeline = snapshots(tmp_path)
-    carry_out(pipeline, MONDAY)
+    pipeline = of_monday(tmp_path)
     partitions = pipeline.spec.partitions.calendar.due(MONDAY)
     with pytest.raises(WrongUseError, match="cannot be backtested"):
         backtest(pipeline, partitions, BacktestModel("sklearn.dummy.DummyClassifier"), Stamp("x", MONDAY))
@@ -218,8 +217,7 @@ def test_a_snapshot_cannot_be_backtested(tmp_path):
 
 @pytest.mark.parametrize("bound", [None, 0.9999])
 def test_a_changed_parameter_trains_a_model_on_the_newest_snapshot_once_and_holds_its_rows_out_still(tmp_path, bound):
-    first = snapshots(tmp_path)
-    carry_out(first, MONDAY)
+    of_monday(tmp_path)
     model = {**SNAPSHOT["model"], "params": {"max_iter": 6}, "promote": {"at_least": bound}}
     changed = snapshots(tmp_path, model=model)
     plan = make_plan(changed.spec, changed.state(), days_later(1))
