@@ -41,9 +41,10 @@ ELSEWHERE = {
     ),
     "F33": (
         test_spark_engine.test_f33_a_killed_executor_or_worker_changes_nothing,
-        test_spark_engine.test_f33_a_task_that_crashes_each_time_is_named_and_nothing_is_published,
+        test_spark_engine.test_f33_a_task_that_crashes_or_lacks_memory_each_time_is_named_and_nothing_is_published,
         test_spark_engine.test_f33_a_killed_driver_leaves_nothing_and_a_retry_converges,
-        test_spark_engine.test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges,
+        test_spark_engine.test_f33_without_its_cluster_a_run_fails_clearly_and_a_retry_converges_with_one_full_disk_too,
+        test_spark_features.test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing,
         test_spark_features.test_f33_a_killed_driver_leaves_no_features_and_a_retry_leaves_nothing_else,
     ),
 }
