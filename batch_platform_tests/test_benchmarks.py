@@ -25,6 +25,7 @@ from batch_platform_tests.benchmarks.measuring import OURS, ROOT, Cost, Result, 
 from batch_platform_tests.benchmarks.options import Options
 from batch_platform_tests.benchmarks.project import KINDS
 from batch_platform_tests.benchmarks.reporting import losses, table
+from batch_platform_tests.warm import WarmCommand
 
 HERE = [OURS, "script", "sklearn_in_memory"]
 TRIED = ["linear", "categorical"]  # text columns, trees and linear models; the other kinds differ in the estimator only
@@ -206,10 +207,11 @@ def test_names_select_contenders_and_kinds_separately(tmp_path):
 
 def test_an_unknown_name_is_refused_with_the_known_names():
     command = [sys.executable, "-m", "batch_platform_tests.benchmarks", "scoring", "--only=skript"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "unknown: skript; choose from " in done.stderr
-    assert {"batch_platform", "forest", "script"} <= set(done.stderr.rpartition("choose from ")[2].strip().split(", "))
+    with WarmCommand(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, error = process.communicate()
+    assert process.returncode == 2
+    assert "unknown: skript; choose from " in error
+    assert {"batch_platform", "forest", "script"} <= set(error.rpartition("choose from ")[2].strip().split(", "))
 
 
 def test_peers_have_this_process_s_estimators_and_one_version_of_everything():
