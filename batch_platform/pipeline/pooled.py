@@ -91,14 +91,16 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
     *,
     by: Sequence[str] = (),
     metrics: Sequence[Metric] = (),
+    only: Collection[str] | None = None,
     of_segments: Collection[str] | None = None,
+    by_version: bool = True,
 ) -> pl.DataFrame:
     """The metrics of partitions from `first` to `last`, both included; a row is a `PooledMetric`.
 
-    `con` is a connection to the published copy. There are rows for all models that served, for each of their versions, for
-    each challenger, and for each value of every column in `by`, which is a kept column of the predictions. Versions that
-    know other classes are not measured together. `metrics` are measured beside the built-in ones, and of segments only
-    those that `of_segments` names, where it is given: most of the time goes into their intervals.
+    `con` is a connection to the published copy. There are rows for all models that served, for each of their versions (unless
+    `by_version` is false), for each challenger, and for each value of every column in `by`, which is a kept column of the
+    predictions. Versions that know other classes are not measured together. `metrics` are measured beside the built-in ones.
+    Most of the time goes into intervals: `only` names the metrics to measure, `of_segments` those of segments; None: all.
 
     Raises:
         DataError: Nothing was evaluated with labels, or the predictions have no column of `by`.
@@ -107,7 +109,7 @@ def pooled_performance(  # noqa: PLR0913 - what is pooled, and how it is broken 
         msg = f"{pipeline}: no partition was measured against labels yet."
         raise DataError(msg, hint=f"batch-platform run {pipeline} measures partitions whose labels are known.")
     keys = [key for key in _measured(con, pipeline) if (first or key) <= key <= (last or key)]
-    rows = list(_pooled(con, pipeline, keys, by, metrics, of_segments))
+    rows = list(_pooled(con, pipeline, keys, by, metrics, only, of_segments, by_version=by_version))
     return pl.DataFrame([vars(row) for row in rows], schema=_schema(PooledMetric), orient="row")
 
 
@@ -255,7 +257,10 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
     keys: Sequence[str],
     by: Sequence[str],
     metrics: Sequence[Metric],
+    only: Collection[str] | None = None,
     of_segments: Collection[str] | None = None,
+    *,
+    by_version: bool = True,
 ) -> Iterator[PooledMetric]:
     """The metrics of some partitions: of all models that served, of each version, and of each challenger."""
     query = f"SELECT version, task, classes FROM {LEDGERS_SCHEMA}.model_versions WHERE pipeline = $pipeline"
@@ -266,14 +271,14 @@ def _pooled(  # noqa: PLR0913 - what is pooled, and how it is broken down
     for rows in _scored(con, pipeline, keys, by):
         challenger, versions = rows["challenger"][0], sorted(set(rows["model_version"]))
         common = {kinds[version] for version in versions}
-        for version in versions if len(versions) > 1 else ():
+        for version in versions if by_version and len(versions) > 1 else ():
             of_version = rows.filter(pl.col("model_version") == version)
-            yield from _of_rows(kinds[version], of_version, metrics, Pool(version, challenger))
+            yield from _of_rows(kinds[version], of_version, metrics, Pool(version, challenger), only)
         if len(common) > 1:  # probabilities of other classes
             continue
-        for metric in _of_rows(kinds[versions[0]], rows, metrics, Pool(challenger=challenger)):
+        for metric in _of_rows(kinds[versions[0]], rows, metrics, Pool(challenger=challenger), only):
             yield metric
-            if len(versions) == 1:
+            if by_version and len(versions) == 1:
                 yield replace(metric, model_version=versions[0])
         for column in by:
             for (segment,), of_segment in rows.group_by(pl.col(column).cast(pl.String), maintain_order=True):

@@ -144,12 +144,12 @@ def read_figures(
     task = registry.named(window.runs[-1].model_version).task
     metric = spec.model.promote.metric or default_metric(task)
     own = own_metrics(spec)
-    pooled = _measured(con, spec, window, metric, by=spec.monitoring.segments, own=own)
+    pooled = _measured(con, spec, window, metric, own, whole=True)
     performance = _performance(con, spec.name, metric, window)
     measured = metric if _row(pooled, metric) or performance.height else None
 
     def measure(span: Span) -> Mapping[str, float] | None:
-        return _row(pooled if span == window else _measured(con, spec, span, metric, by=(), own=own), metric)
+        return _row(pooled if span == window else _measured(con, spec, span, metric, own, whole=False), metric)
 
     calibration, confusion = _calibration(con, spec, registry, window)
     estimates = read_estimate_figures(con, spec.name, metric, window)
@@ -230,19 +230,25 @@ def _week(run: ScoreRun, zone: ZoneInfo) -> tuple[int, int]:
 
 
 def _measured(  # noqa: PLR0913 - the span, and what is measured of it
-    con: duckdb.DuckDBPyConnection,
-    spec: PipelineSpec,
-    span: Span,
-    metric: str,
-    *,
-    by: Sequence[str],
-    own: Sequence[Metric],
+    con: duckdb.DuckDBPyConnection, spec: PipelineSpec, span: Span, metric: str, own: Sequence[Metric], *, whole: bool
 ) -> pl.DataFrame:
-    """Every metric of a span, of all models and of each challenger; of each value of some columns, those that are shown."""
+    """The metrics of a span, of all models together and of each challenger.
+
+    Of the `whole` window every one, and of each segment those that are shown; of another span only the one metric.
+    """
     if not has_table(con, spec.name, OUTCOMES):
         return pl.DataFrame(schema=UNMEASURED)
-    shown = {metric, *RATES}
-    return pooled_performance(con, spec.name, span.keys[0], span.keys[-1], by=by, metrics=own, of_segments=shown)
+    return pooled_performance(
+        con,
+        spec.name,
+        span.keys[0],
+        span.keys[-1],
+        by=spec.monitoring.segments if whole else (),
+        metrics=own,
+        only=None if whole else {metric},
+        of_segments={metric, *RATES},
+        by_version=False,
+    )
 
 
 def _row(pooled: pl.DataFrame, metric: str) -> Mapping[str, float] | None:
