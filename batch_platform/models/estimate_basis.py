@@ -76,7 +76,7 @@ class EstimateBasis:
     tree: ErrorTree | None = None  # of a regression
 
     def values(self, matrix: Floats, raw: NDArray[Any] | None) -> Floats:
-        """What is divided into cells [n], given encoded rows [n, columns] and what the model returned for them; None without rows."""
+        """What is divided into cells [n], of encoded rows [n, columns] and what the model returned for them (None without rows)."""
         return np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
 
     def profiled(self, values: Floats) -> Profile:

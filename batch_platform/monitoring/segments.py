@@ -8,9 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-MOST_SEGMENTS = (
-    1_000  # values of a column in a partition; a column with more is not broken down, so that memory stays bounded
-)
+MOST_SEGMENTS = 1_000  # values of a column in a partition; one with more is not broken down: memory stays bounded
 CountsByValue = Mapping[str | None, tuple[int, ...]]  # rows in each cell, by value of a column as text
 
 

@@ -63,9 +63,8 @@ class SparkJobs:
         try:
             self.session.sparkContext.setJobGroup(job.group, job.shown, interruptOnCancel=True)
             return action()
-        except (
-            AttributeError
-        ) as error:  # PySpark cleans up after an error with what the end of its session has set to None
+        except AttributeError as error:
+            # PySpark cleans up after an error with what the end of its session has set to None
             if is_stopped(self.session) and isinstance(error.__context__, spark_errors()):
                 raise error.__context__ from None
             raise
