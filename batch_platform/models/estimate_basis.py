@@ -10,7 +10,6 @@ from math import nextafter
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.models.counting import counted_profile
@@ -18,7 +17,7 @@ from batch_platform.monitoring.estimates import Expectation, MeanMetric, expecte
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
-from batch_platform.monitoring.segments import SegmentCounts, counted_by_segment
+from batch_platform.monitoring.segments import Places
 
 CELLS = 50  # of a score
 LEAST_ROWS = 50  # to learn from, of which LEAST_OF_A_CLASS are of each of two classes
@@ -83,9 +82,9 @@ class EstimateBasis:
         """Count values [n] in the cells."""
         return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values)
 
-    def by_segment(self, values: Floats, segments: pl.DataFrame) -> SegmentCounts:
-        """Count values [n] in the cells by each column of the same rows."""
-        return counted_by_segment(segments, _cells(self.expectation.bins, values), self.expectation.bins.cells)
+    def places(self, values: Floats) -> Places:
+        """The cells of values [n]."""
+        return _cells(self.expectation.bins, values), self.expectation.bins.cells
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -37,7 +37,7 @@ from batch_platform.models.flavours.sklearn import SklearnPredictor
 from batch_platform.models.forest.compiled import Proof, prove
 from batch_platform.models.native_threads import no_more_threads, one_thread
 from batch_platform.models.prior import corrected, in_proportion, sampling_rates
-from batch_platform.models.reference import ReferenceProfile, partition_starts, reference_of
+from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.leakage import SuspectedLeak, nearly_perfect, null_with_the_label, suspected_leaks
 from batch_platform.monitoring.metrics import as_truth, default_metric, known_to, measure
 from batch_platform.monitoring.outcomes import Outcomes
@@ -65,7 +65,7 @@ class Fitted:
     rows_rejected: int
     leaks: list[SuspectedLeak]  # suspected, in what it learned from
     held_out: NDArray[np.float64] = field(repr=False, compare=False)  # encoded rows, on which compiled trees are proven
-    held_out_starts: NDArray[np.datetime64] | None = field(repr=False, compare=False)  # of their partitions, if known
+    held_out_rows: pl.DataFrame = field(repr=False, compare=False)  # the same, not encoded
     flavour: Flavour
     predictor: Predictor
     reference: ReferenceProfile  # of the rows that it learned from
@@ -169,7 +169,7 @@ def fit(  # noqa: PLR0913 - what is declared, and what is known of the version b
         rows_rejected=rejected + evaluated.rejected.height,
         leaks=_leaks(signature, matrix, truth, data, metrics, evaluated.kept),
         held_out=contract.encode(evaluated.kept),
-        held_out_starts=partition_starts(evaluated.kept),
+        held_out_rows=evaluated.kept,
         flavour=kind,
         predictor=predictor,
         reference=reference_of(contract, in_proportion((kept, matrix), data.label, classes, rates), former),
@@ -204,7 +204,7 @@ def refit(model: Model, features: Features, whole: TrainingData, params: dict[st
         rows_fitted=kept.height,
         rows_rejected=rejected,
         held_out=contract.encode(held_out),
-        held_out_starts=partition_starts(held_out),
+        held_out_rows=held_out,
         predictor=predictor,
         reference=replace(judged.reference, features=whole_reference.features, usual=whole_reference.usual),
         remarks=(*remarks, *_few_of_a_class(whole)),

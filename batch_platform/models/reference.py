@@ -32,7 +32,7 @@ from batch_platform.monitoring.profiles import (
     category_profile,
     number_bins,
 )
-from batch_platform.monitoring.segments import SegmentCounts
+from batch_platform.monitoring.segments import Places, SegmentCounts, counted_by_segment
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
@@ -54,6 +54,7 @@ class ReferenceProfile:
     usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
     distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
     basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of `prediction`; empty where it is no baseline
 
     @property
     def usual_by_column(self) -> dict[tuple[Baseline, Role, str], float]:
@@ -87,26 +88,38 @@ class ReferenceProfile:
     ) -> tuple[tuple[Profile, ...], SegmentCounts]:
         """Profile scored rows in the bins of the reference, and in its order; last what performance is estimated from.
 
-        What performance is estimated from is also counted by each value of `segments`, which are columns of the rows.
+        The prediction and what performance is estimated from are also counted by each value of `segments`.
 
         Args:
             rows: The rows that satisfy the contract and have a score, and the same rows encoded [n, columns].
             raw: What the model returned for them; None without rows.
             signature: Of the model.
             rejected: Further rows, which were not scored, by column; None for a score that is not finite.
-            segments: Names of columns.
+            segments: Names of columns of the rows.
         """
         bins = {profile.name: profile.bins for profile in self.features}
         features = _features(signature.contract, rows, bins, rejected)
-        profiles, by_segment = features, SegmentCounts()
+        profiles, places = features, dict[Role, Places]()
         if self.prediction is not None:
             output = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
             profiles = (*profiles, _prediction(output, signature, self.prediction.bins, rejected.get(None, 0)))
+            if segments:
+                places["prediction"] = _places(output, signature, self.prediction.bins)
         if self.basis is not None:
             values = self.basis.values(rows[1], raw)
             profiles = (*profiles, self.basis.profiled(values))
-            by_segment = self.basis.by_segment(values, rows[0].select(segments)) if segments else by_segment
-        return profiles, by_segment
+            if segments:
+                places["estimate"] = self.basis.places(values)
+        return profiles, counted_by_segment(rows[0].select(segments), places) if places else SegmentCounts()
+
+    def of_segment(self, counts: Sequence[int]) -> Profile:
+        """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""
+        if self.prediction is None:
+            msg = "there is no prediction"
+            raise ValueError(msg)
+        *histogram, unknown = counts
+        of_segment = Profile(self.prediction.name, "prediction", self.prediction.bins, sum(counts), unknown=unknown)
+        return replace(of_segment, histogram=tuple(histogram))
 
     def to_json(self) -> bytes:
         """Write the file of a bundle."""
@@ -118,6 +131,7 @@ class ReferenceProfile:
             "usual": self.usual,
             "distances": self.distances,
             "basis": None if self.basis is None else self.basis.to_json(),
+            "by_segment": self.by_segment.to_json(),
         }
         return json.dumps(values, allow_nan=False).encode()
 
@@ -138,6 +152,7 @@ class ReferenceProfile:
             {baseline: tuple(highest) for baseline, highest in usual.items()},
             values.get("distances", {}),
             None if basis is None else EstimateBasis.from_json(basis),
+            SegmentCounts.from_json(values.get("by_segment", [])),
         )
 
 
@@ -247,15 +262,24 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     reference: ReferenceProfile,
     predictor: Predictor,
     signature: Signature,
-    matrix: NDArray[np.float64],
-    starts: NDArray[np.datetime64] | None,
+    rows: tuple[pl.DataFrame, NDArray[np.float64]],
+    segments: Sequence[str],
     former: ReferenceProfile | None,
 ) -> ReferenceProfile:
-    """The reference with the profile of what a model predicts for rows [n, columns] that it has not learned from.
+    """The reference with the profile of what a model predicts for rows that it has not learned from, and by their segments.
 
-    How far the partitions of these rows, which begin at `starts` [n], are from each other is added to what earlier versions
-    have learned of theirs: one evaluation has too few partitions to tell what is usual.
+    How far the partitions of these rows are from each other is added to what earlier versions have learned of theirs: one
+    evaluation has too few partitions to tell what is usual.
+
+    Args:
+        reference: That of the features.
+        predictor: The model.
+        signature: Of the model.
+        rows: The rows, and the same rows encoded [n, columns].
+        segments: Names of columns by which predictions are broken down.
+        former: The reference of the version before, if there is one.
     """
+    frame, matrix = rows
     if not len(matrix):
         return reference
     raw, finite = _predicted(predictor, matrix)
@@ -268,6 +292,7 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
         return (_prediction(raw[members], signature, profile.bins, 0),)
 
+    starts = partition_starts(frame)
     own = _distances(profiled, None if starts is None else starts[finite], [profile])
     distances: dict[Baseline, Mapping[str, float]] = {}
     if former is not None and profile.is_comparable(before):
@@ -276,7 +301,11 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         of_own = {start: distance for start, (distance,) in by_start.items()}
         newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
         distances[baseline] = dict(newest)
-    return replace(reference, prediction=profile, prediction_is_baseline=True, distances=distances)
+    of_segments = frame.filter(finite).select(name for name in segments if name in frame.columns)
+    by_segment = counted_by_segment(of_segments, {"prediction": _places(raw, signature, profile.bins)})
+    return replace(
+        reference, prediction=profile, prediction_is_baseline=True, distances=distances, by_segment=by_segment
+    )
 
 
 def after_refit(
@@ -288,12 +317,13 @@ def after_refit(
         return reference
     raw, _ = _predicted(predictor, matrix)
     if signature.task == "clustering":  # a second fit may number its segments in another way
-        return replace(reference, prediction=_prediction(raw, signature, _bins_of_output(raw, signature), 0))
+        prediction = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
+        return replace(reference, prediction=prediction, by_segment=SegmentCounts())
     (divergence,) = divergences([(_prediction(raw, signature, judged.bins, 0), judged)])
     if divergence is not None and divergence.psi <= REFITTED_ALIKE:  # of the same rows, so that nothing is chance
         return reference
     fresh = _prediction(raw, signature, _bins_of_output(raw, signature), 0)
-    return replace(reference, prediction=fresh, prediction_is_baseline=False)
+    return replace(reference, prediction=fresh, prediction_is_baseline=False, by_segment=SegmentCounts())
 
 
 def _predicted(predictor: Predictor, matrix: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -365,6 +395,20 @@ def _prediction(raw: NDArray[Any], signature: Signature, bins: Bins, rejected: i
         case "clustering":
             known, codes = _segments(raw.reshape(len(raw)), bins.categories or ())
     return category_profile(name, "prediction", bins, codes, known, nulls=0, rejected=rejected)
+
+
+def _places(raw: NDArray[Any], signature: Signature, bins: Bins) -> Places:
+    """The cell of what a model returned for each row, as `_prediction` counts it; a last cell is for unknown categories."""
+    if bins.categories is None:
+        values = raw[:, -1] if signature.task == "binary" else np.asarray(raw, dtype=np.float64).reshape(len(raw))
+        return np.searchsorted(bins.edges, values, side="right"), bins.cells + 1
+    if signature.task == "multiclass":
+        known, codes = [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
+    else:
+        known, codes = _segments(raw.reshape(len(raw)), bins.categories)
+    at = {name: place for place, name in enumerate(bins.categories)}
+    places = np.array([*(at.get(name, bins.cells - 1) for name in known), bins.cells])
+    return places[np.nan_to_num(codes, nan=len(known)).astype(np.int64)], bins.cells + 1
 
 
 def _segments(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:

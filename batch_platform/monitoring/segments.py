@@ -1,49 +1,80 @@
-"""Counts by segment: how many rows with each value of a kept column lie in each cell of what estimates are made from."""
+"""Counts by segment: how many rows with each value of a kept column lie in each cell of a profile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import add
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from batch_platform.monitoring.profiles import Role
+
 MOST_SEGMENTS = 1_000  # values of a column in a partition; one with more is not broken down: memory stays bounded
 CountsByValue = Mapping[str | None, tuple[int, ...]]  # rows in each cell, by value of a column as text
+Places = tuple[NDArray[np.int64], int]  # the cell of each row [n], and how many cells there are
 
 
 @dataclass(frozen=True)
 class SegmentCounts:
-    """Rows in each cell by column and value; None for a column with too many values.
+    """Rows in each cell of a profile by its role, column and value; None for a column with too many values.
 
     The counts of a whole are the sum of those of its parts, whatever the parts.
     """
 
-    by_column: Mapping[str, CountsByValue | None] = field(default_factory=dict[str, CountsByValue | None])
+    counts: Mapping[tuple[Role, str], CountsByValue | None] = field(
+        default_factory=dict[tuple[Role, str], CountsByValue | None]
+    )
+
+    def of(self, role: Role) -> dict[str, CountsByValue]:
+        """The counts of one role by column, without columns of too many values."""
+        return {
+            column: by_value or {}
+            for (counted, column), by_value in self.counts.items()
+            if counted == role and by_value is not None
+        }
 
     def __add__(self, further: "SegmentCounts") -> "SegmentCounts":
         """The counts of the rows of both."""
-        columns = dict.fromkeys([*self.by_column, *further.by_column])
-        return SegmentCounts(
-            {column: _summed(self.by_column.get(column, {}), further.by_column.get(column, {})) for column in columns}
+        keys = dict.fromkeys([*self.counts, *further.counts])
+        return SegmentCounts({key: _summed(self.counts.get(key, {}), further.counts.get(key, {})) for key in keys})
+
+    def to_json(self) -> list[Any]:
+        """Plain values."""
+        return [
+            [*key, None if by_value is None else [[value, counts] for value, counts in by_value.items()]]
+            for key, by_value in self.counts.items()
+        ]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "SegmentCounts":
+        """Read what `to_json` returned."""
+        return cls(
+            {
+                (role, column): None if pairs is None else {value: tuple(counts) for value, counts in pairs}
+                for role, column, pairs in values
+            }
         )
 
 
-def counted_by_segment(segments: pl.DataFrame, places: NDArray[np.int64], cells: int) -> SegmentCounts:
-    """Count rows by each of some columns, given the cell of each row [n] and how many cells there are."""
-    by_column = dict[str, CountsByValue | None]()
+def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) -> SegmentCounts:
+    """Count rows by each of some columns, given the cells of each row by role."""
+    by_segment = dict[tuple[Role, str], CountsByValue | None]()
     for column in segments.get_columns():
-        rows = pl.DataFrame({"value": column.cast(pl.String), "cell": places})
-        by_value = rows.group_by("value").agg("cell")
-        by_column[column.name] = None if by_value.height > MOST_SEGMENTS else _histograms(by_value, cells)
-    return SegmentCounts(by_column)
+        of_rows = {role: cells for role, (cells, _) in places.items()}
+        by_value = pl.DataFrame({"__value": column.cast(pl.String), **of_rows}).group_by("__value").agg(pl.all())
+        for role, (_, cells) in places.items():
+            has_too_many = by_value.height > MOST_SEGMENTS
+            by_segment[role, column.name] = None if has_too_many else _histograms(by_value, role, cells)
+    return SegmentCounts(by_segment)
 
 
-def _histograms(by_value: pl.DataFrame, cells: int) -> CountsByValue:
+def _histograms(by_value: pl.DataFrame, role: Role, cells: int) -> CountsByValue:
     """The number of rows in each cell, given a list of their cells for each value."""
     return {
         value: tuple(np.bincount(of_value.to_numpy(), minlength=cells).tolist())
-        for value, of_value in zip(by_value["value"], by_value["cell"], strict=True)
+        for value, of_value in zip(by_value["__value"], by_value[role], strict=True)
     }
 
 

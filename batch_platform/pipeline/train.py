@@ -58,7 +58,6 @@ from batch_platform.models.gate import Verdict, accepted, pass_gate
 from batch_platform.models.reference import (
     ReferenceProfile,
     after_refit,
-    partition_starts,
     reference_of,
     with_prediction,
 )
@@ -261,9 +260,9 @@ class Training:
 
     def _with_prediction(self, fitted: Fitted) -> Fitted:
         """The same model with a profile of what it predicts for rows that it has not learned from."""
-        held_out, starts = fitted.held_out, fitted.held_out_starts
+        rows, segments = (fitted.held_out_rows, fitted.held_out), self.history.spec.monitoring.segments
         predicted = with_prediction(
-            fitted.reference, fitted.scorer, fitted.signature, held_out, starts, self._former_reference
+            fitted.reference, fitted.scorer, fitted.signature, rows, segments, self._former_reference
         )
         return replace(fitted, reference=predicted)
 
@@ -375,7 +374,7 @@ class Training:
             rows_rejected=rows.rejected.height,
             leaks=suspiciously_good(metrics, rows.kept, data.label, signature.task) if data is not None else [],
             held_out=matrix,
-            held_out_starts=partition_starts(held_out),
+            held_out_rows=held_out,
             flavour=imported.flavour,
             predictor=predictor,
             reference=reference_of(contract, (learned, contract.encode(learned)), self._former_reference),

@@ -38,7 +38,7 @@ class Scored:
     rejected: pl.DataFrame  # all feature columns unchanged, then REASON and OFFENDER
     unseen: dict[str, int]  # rows with a category that the model does not know, by column
     profiles: tuple[Profile, ...] = ()  # of the predictions' rows; empty unless asked for and known how
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows, what estimates are made from
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows
 
 
 def score_batch(  # noqa: PLR0913 - a batch, a model, and what is wanted of them

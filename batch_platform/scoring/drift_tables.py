@@ -18,6 +18,7 @@ from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, Divergence, divergences
 from batch_platform.monitoring.profiles import Profile
+from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.profile_tables import read_profiles
 from batch_platform.warehouse.ledger import (
     ScoreRun,
@@ -25,11 +26,12 @@ from batch_platform.warehouse.ledger import (
     insert,
     note_partitions,
     read_latest,
+    replace_records,
     rows_of_partitions,
 )
 from batch_platform.warehouse.sql import has_table, quoted
 
-DRIFT = "drift"
+DRIFT, OF_SEGMENTS = "drift", "drift_by_segment"
 _WEEK = Duration(days=7)
 ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
 
@@ -44,6 +46,65 @@ class _Pair:
     profile: Profile
     base: Profile
     usual: float | None  # index beyond chance that is usual between partitions; None where unknown
+
+
+@dataclass(frozen=True)
+class SegmentDrift:
+    """The predictions of a segment of a partition beside those of the reference; a row of the table `drift_by_segment`."""
+
+    partition_key: str
+    segment_column: str
+    segment: str | None  # value of the column as text
+    psi: float
+    psi_by_chance: float
+    p_value: float
+    rows: int
+    baseline_rows: int
+    model_version: str
+    run_id: str
+
+
+def replace_segment_drift(
+    con: duckdb.DuckDBPyConnection,
+    committed: Sequence[ScoreRun],
+    by_segment: Mapping[str, SegmentCounts],
+    reference_of: ReferenceOf,
+) -> None:
+    """Replace how far the predictions of each segment of the committed partitions are from the same segment's reference.
+
+    `by_segment` has their counts by partition key. A segment that the reference does not hold has no row.
+    """
+    compared = list[tuple[ScoreRun, str, str | None, Profile, Profile]]()
+    for run in committed:
+        counted = by_segment.get(run.partition_key, SegmentCounts()).of("prediction")
+        reference = reference_of(run) if counted else None
+        if reference is None:
+            continue
+        known = reference.by_segment.of("prediction")
+        for column in counted.keys() & known.keys():
+            now, before = counted[column], known[column]
+            for segment in sorted(now.keys() & before.keys(), key=lambda value: (value is None, value)):
+                own, base = (reference.of_segment(counts) for counts in (now[segment], before[segment]))
+                compared.append((run, column, segment, own, base))
+    rows = [
+        SegmentDrift(
+            partition_key=run.partition_key,
+            segment_column=column,
+            segment=segment,
+            psi=divergence.psi,
+            psi_by_chance=divergence.expected,
+            p_value=divergence.p_value,
+            rows=own.rows,
+            baseline_rows=base.rows,
+            model_version=run.model_version,
+            run_id=run.run_id,
+        )
+        for (run, column, segment, own, base), divergence in zip(
+            compared, divergences([(own, base) for *_, own, base in compared]), strict=True
+        )
+        if divergence is not None
+    ]
+    replace_records(con, committed, OF_SEGMENTS, SegmentDrift, rows)
 
 
 def replace_drift(

@@ -15,15 +15,7 @@ from batch_platform.monitoring.estimates import Expectation, TrackRecord, estima
 from batch_platform.monitoring.performance import PERFORMANCE
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
-from batch_platform.warehouse.ledger import (
-    Change,
-    ScoreRun,
-    create_table,
-    insert,
-    note,
-    note_partitions,
-    rows_of_partitions,
-)
+from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
 ESTIMATES, OF_SEGMENTS = "estimates", "estimates_by_segment"
@@ -82,11 +74,11 @@ def replace_estimates(
             continue
         expectation = reference.basis.expectation
         rows += _rows(run, expectation, counted.histogram)
-        for column, by_value in by_segment.get(run.partition_key, SegmentCounts()).by_column.items():
-            for segment, histogram in sorted((by_value or {}).items(), key=lambda item: (item[0] is None, item[0])):
+        for column, by_value in by_segment.get(run.partition_key, SegmentCounts()).of("estimate").items():
+            for segment, histogram in sorted(by_value.items(), key=lambda item: (item[0] is None, item[0])):
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
-    _replace(con, committed, ESTIMATES, EstimatedMetric, rows)
-    _replace(con, committed, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
+    replace_records(con, committed, ESTIMATES, EstimatedMetric, rows)
+    replace_records(con, committed, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
 
 
 def _rows(
@@ -107,23 +99,6 @@ def _rows(
             model_version=run.model_version,
             run_id=run.run_id,
         )
-
-
-def _replace(
-    con: duckdb.DuckDBPyConnection,
-    committed: Sequence[ScoreRun],
-    table: str,
-    record: type[EstimatedMetric],
-    rows: Sequence[EstimatedMetric],
-) -> None:
-    pipeline = committed[0].pipeline
-    if not rows and not has_table(con, pipeline, table):
-        return
-    create_table(con, pipeline, table, record)
-    keys = {"keys": [run.partition_key for run in committed]}
-    con.execute(f"DELETE FROM {quoted(pipeline)}.{table} WHERE partition_key IN $keys", keys)
-    insert(con, table, [vars(row) for row in rows], schema=pipeline)
-    note(con, [Change(run.seq, pipeline, table, run.partition_key) for run in committed])
 
 
 def record_realised(

@@ -108,7 +108,7 @@ class Staged:
     spent: Spent = field(default_factory=Spent)
     remarks: tuple[str, ...] = ()  # what the ledger should say of the engine beside its name
     profiles: tuple[Profile, ...] = ()  # of features and prediction; empty if the version has no reference profile
-    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # what estimates are made from
+    by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of the same rows
     hashes: tuple[str, ...] = ()  # XXH3 (128 bits) of each file of `predictions`, if they are published as they are
     link: str = ""  # page on which the engine shows its work as long as it lasts
 

@@ -31,7 +31,7 @@ from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
-from batch_platform.scoring.drift_tables import read_drift, replace_drift
+from batch_platform.scoring.drift_tables import read_drift, replace_drift, replace_segment_drift
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, replace_estimates, track_records
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
@@ -246,6 +246,7 @@ class ScoringRun:
             replace_profiles(con, runs, profiles)
             replace_estimates(con, runs, profiles, by_segment, self._reference)
             replace_drift(con, self.history.spec, runs, self._reference)
+            replace_segment_drift(con, runs, by_segment, self._reference)
             keys = [run.partition_key for run in runs]
             drift.update(read_drift(con, self.history.spec.name, keys))
             estimated.update(read_estimates(con, self.history.spec.name, keys))

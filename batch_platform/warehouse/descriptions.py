@@ -12,6 +12,7 @@ LEDGERS_SCHEMA = "batch_platform"
 _RUN = {"run_id": "Dagster run that wrote the row"}
 _OF_PARTITION = {"partition_key": "key of the partition", **_RUN}
 _IN_SAMPLE = "whether the model has learned from the partition"
+_SEGMENT = {"segment_column": "kept column by which it is broken down", "segment": "value of that column"}
 _ESTIMATE = {
     "metric": "name of the metric",
     "estimate": "its expected value",
@@ -158,6 +159,19 @@ OF_PIPELINES: dict[str, Description] = {
             "model_version": "version that scored the partition",
         },
     ),
+    "drift_by_segment": Description(
+        "how far the predictions of a segment of a partition are from those of the same segment in the reference",
+        {
+            **_OF_PARTITION,
+            **_SEGMENT,
+            "psi": "population stability index",
+            "psi_by_chance": "index that chance alone gives on average to so few rows",
+            "p_value": "probability of such a difference if nothing changed and rows are independent",
+            "rows": "scored rows of the segment",
+            "baseline_rows": "rows of the segment that the version was judged by",
+            "model_version": "version that scored the partition",
+        },
+    ),
     "estimates": Description(
         "a metric of a partition as it was expected before its labels were known",
         {**_OF_PARTITION, **_ESTIMATE},
@@ -167,8 +181,7 @@ OF_PIPELINES: dict[str, Description] = {
         {
             **_OF_PARTITION,
             **_ESTIMATE,
-            "segment_column": "kept column by which it is broken down",
-            "segment": "value of that column",
+            **_SEGMENT,
             "rows": "scored rows of the segment",
         },
     ),

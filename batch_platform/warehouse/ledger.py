@@ -402,6 +402,24 @@ def note_partitions(con: duckdb.DuckDBPyConnection, schema: str, table: str, par
     note(con, [Change(seq, schema, table, key) for seq, key in zip(seqs, partition_keys, strict=True)])
 
 
+def replace_records(
+    con: duckdb.DuckDBPyConnection,
+    committed: Sequence[ScoreRun],
+    table: str,
+    record: type[Record],
+    rows: Sequence[Record],
+) -> None:
+    """Replace the rows of the committed partitions in a table of records, which is made with its first rows."""
+    pipeline = committed[0].pipeline
+    if not rows and not has_table(con, pipeline, table):
+        return
+    create_table(con, pipeline, table, record)
+    keys = {"keys": [run.partition_key for run in committed]}
+    con.execute(f"DELETE FROM {quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys", keys)
+    insert(con, table, [vars(row) for row in rows], schema=pipeline)
+    note(con, [Change(run.seq, pipeline, table, run.partition_key) for run in committed])
+
+
 def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     con: duckdb.DuckDBPyConnection,
     record: type[Record],

@@ -96,7 +96,7 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
 
 # Tables whose columns a pipeline names.
 _WITH_OWN_COLUMNS = (PREDICTIONS, ROWS, "challenger_scores", "outcomes", "backtest_scores")
-_SEGMENTED = ("performance_pooled", "estimates_by_segment")  # whose rows name a column
+_SEGMENTED = ("performance_pooled", "estimates_by_segment", "drift_by_segment")  # whose rows name a column
 
 
 def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: str) -> list[str]:

@@ -93,24 +93,29 @@ def test_the_estimate_of_a_whole_is_that_of_its_merged_parts():
 def test_the_counts_of_segments_add_up_whatever_the_parts(rows, cuts):
     def counted(part):
         segments = pl.DataFrame({"shop": [shop for shop, _ in part]}, schema={"shop": pl.String})
-        return counted_by_segment(segments, np.array([cell for _, cell in part], dtype=np.int64), 4)
+        cells = np.array([cell for _, cell in part], dtype=np.int64)
+        return counted_by_segment(segments, {"estimate": (cells, 4), "prediction": (cells // 2, 2)})
 
     bounds = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
-    summed = sum((counted(rows[start:end]) for start, end in pairwise(bounds)), SegmentCounts({"shop": {}}))
+    nothing = SegmentCounts({("estimate", "shop"): {}, ("prediction", "shop"): {}})
+    summed = sum((counted(rows[start:end]) for start, end in pairwise(bounds)), nothing)
     by_hand = {shop: tuple(rows.count((shop, cell)) for cell in range(4)) for shop, _ in rows}
-    assert summed.by_column == counted(rows).by_column == {"shop": by_hand}
+    in_pairs = {shop: (first + second, third + fourth) for shop, (first, second, third, fourth) in by_hand.items()}
+    assert summed == counted(rows) == SegmentCounts.from_json(json.loads(json.dumps(summed.to_json())))
+    assert (summed.of("estimate"), summed.of("prediction")) == ({"shop": by_hand}, {"shop": in_pairs})
 
 
 def test_a_column_of_very_many_values_is_not_broken_down_however_it_is_cut():
     names = pl.Series("id", range(MOST_SEGMENTS + 1)).cast(pl.String)
     cells = np.zeros(len(names), dtype=np.int64)
-    parts = [counted_by_segment(names[part].to_frame(), cells[part], 1) for part in (slice(600), slice(600, None))]
-    assert (
-        counted_by_segment(names.to_frame(), cells, 1).by_column
-        == sum(parts, SegmentCounts()).by_column
-        == {"id": None}
-    )
-    assert len((parts[0] + parts[0]).by_column["id"]) == 600
+    parts = [
+        counted_by_segment(names[part].to_frame(), {"estimate": (cells[part], 1)})
+        for part in (slice(600), slice(600, None))
+    ]
+    whole = counted_by_segment(names.to_frame(), {"estimate": (cells, 1)})
+    assert whole.counts == sum(parts, SegmentCounts()).counts == {("estimate", "id"): None}
+    assert not whole.of("estimate")
+    assert len((parts[0] + parts[0]).of("estimate")["id"]) == 600
 
 
 def test_the_area_is_that_of_rows_with_the_expected_labels():

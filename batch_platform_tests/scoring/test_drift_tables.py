@@ -18,8 +18,18 @@ from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.scoring.batch import score_batch
 from batch_platform.scoring.drift_tables import read_drift
-from batch_platform_tests.small_pipeline import FEATURES_SQL, LABELS_SQL, carry_out, small_events, small_pipeline
+from batch_platform.warehouse.published import open_published
+from batch_platform.warehouse.renaming import rename_column
+from batch_platform_tests.small_pipeline import (
+    FEATURES_SQL,
+    LABELS_SQL,
+    carry_out,
+    feature_file,
+    small_events,
+    small_pipeline,
+)
 
 NOW = datetime(2024, 3, 2, 12, tzinfo=UTC)
 STAMP = Stamp("again", NOW)
@@ -102,6 +112,44 @@ def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed
     undeclared = small_pipeline(repaired.builder.sources.folder.parent)
     list(undeclared.score([undeclared.spec.partitions.calendar.named(DAY)], STAMP, force=True))
     assert {row.level for row in drift(undeclared, DAY)[DAY]} == {None}, "measured, and not judged"
+
+
+def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_version_was_judged_by(tmp_path):
+    """Computed once more from the rows: the counts of both, and the index by its formula."""
+    moved = (pl.col("shop") == "Zürich") & (pl.col("ts") > datetime(2024, 2, 2, tzinfo=UTC))
+    pipeline = small_pipeline(
+        tmp_path,
+        events=small_events().with_columns(amount=pl.when(moved).then(1.0).otherwise("amount")),
+        model={"refit": False, "params": {"max_iter": 20}},
+        monitoring={"segments": ["shop"]},
+    )
+    carry_out(pipeline, datetime(2024, 2, 4, 12, tzinfo=UTC))
+    (version,) = pipeline.state().registry.versions
+    bundle = pipeline.bundle(version)
+    judged = pl.concat([pl.read_parquet(feature_file(pipeline, f"2024-01-{day}")) for day in range(24, 31)])
+    labelled = small_events().filter(pl.col("returned").is_not_null())
+    before = score_batch(judged.join(labelled, on="id", how="semi"), bundle, pipeline.spec).predictions
+    with open_published(pipeline.home) as con:
+        drift = con.sql("FROM small.drift_by_segment WHERE partition_key = '2024-02-03'").pl()
+        scored = con.sql("FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
+    edges = bundle.reference.prediction.bins.edges
+
+    def counted(rows: pl.DataFrame, shop: str) -> np.ndarray:
+        places = np.searchsorted(edges, rows.filter(shop=shop)["score"].to_numpy(), side="right")
+        return np.bincount(places, minlength=len(edges) + 1)
+
+    assert set(drift["segment"]) == set(scored["shop"]) & set(before["shop"])
+    for row in drift.iter_rows(named=True):
+        own, base = counted(scored, row["segment"]), counted(before, row["segment"])
+        assert (row["segment_column"], row["rows"], row["baseline_rows"]) == ("shop", own.sum(), base.sum())
+        own, base = own[filled := own + base > 0], base[filled]
+        p, q = (own + 0.5) / (own + 0.5).sum(), (base + 0.5) / (base + 0.5).sum()
+        assert row["psi"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-9)
+    beyond_chance = drift.with_columns(beyond=pl.col("psi") - pl.col("psi_by_chance")).sort("beyond")
+    assert beyond_chance["segment"][-1] == "Zürich"
+    with pipeline.warehouse.transaction() as con:
+        assert "drift_by_segment" in rename_column(con, "small", "shop", "store")
+        assert con.execute("SELECT DISTINCT segment_column FROM small.drift_by_segment").fetchall() == [("store",)]
 
 
 def test_a_version_of_an_earlier_release_scores_as_it_learned(changed):
