@@ -187,9 +187,8 @@ def _usual(
     """How far a partition is from each baseline at most, feature by feature; see `_distances`."""
     frame, matrix = rows
     bins = {profile.name: profile.bins for profile in features}
-    texts = frame.select(
-        column.name for column in contract.columns if _is_text(column)
-    )  # their nulls are counted there
+    # the nulls of texts are counted in the frame
+    texts = frame.select(column.name for column in contract.columns if _is_text(column))
 
     def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
         of_texts = texts[members] if texts.width else texts

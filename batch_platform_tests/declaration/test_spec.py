@@ -117,6 +117,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "conf": {"spark.executor.memory": "8g", "spark.speculation": True},
             "wait_for_executors": "1 hour",
             "rows_per_task": 1_000_000,
+            "resource": "pyspark",
         },
     },
 }
