@@ -88,8 +88,12 @@ def test_queries_of_the_readme_and_the_guide_answer(demonstrated):
 def test_tables_of_the_guide_exist_with_their_columns(demonstrated, tmp_path):
     clone, _ = demonstrated
     leaky = small_events().with_columns(known=pl.col("returned").fill_null(value=False))
-    model = {"allow_suspected_leaks": ["known"]}
-    further = {"challengers": [{"name": "tree", "estimator": TREE}], "predictions": {"store": "parquet"}}
+    model = {"allow_suspected_leaks": ["known"], "refit": False}  # scores of a second fit may have no reference
+    further = {
+        "challengers": [{"name": "tree", "estimator": TREE}],
+        "predictions": {"store": "parquet"},
+        "monitoring": {"segments": ["shop"]},
+    }
     pipeline = small_pipeline(tmp_path, events=leaky, model=model, **further)  # what the demo has no need of
     carry_out(pipeline, NOW)
     backtest(
