@@ -15,6 +15,7 @@ import dagster as dg
 from batch_platform.components.dagster_internals import NOT_FINISHED_STATUSES
 
 PROCESS_TAG = ".dagster/batch_platform_process"  # Dagster keeps tags with this prefix and does not show them
+_ENDED = ("Z", "X")  # states of a process in /proc
 
 
 def this_process() -> str:
@@ -88,9 +89,13 @@ def _place() -> str:
 
 
 def _process(pid: int) -> str:
-    """A process id with the clock tick at which the process started, which tells a reused id apart."""
+    """A process id with the clock tick at which the process started, which tells a reused id apart.
+
+    One that has ended is gone, also as long as its parent has not asked how: in a container nobody may ever ask.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return f"{pid} gone"
-    return f"{pid} {stat.rpartition(')')[2].split()[19]}"
+    state, *values = stat.rpartition(")")[2].split()
+    return f"{pid} gone" if state in _ENDED else f"{pid} {values[18]}"

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from dagster._core.storage.tags import PARTITION_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 from dagster._grpc.impl import get_external_schedule_execution
 
-from batch_platform.components import runs
+from batch_platform.components import processes, runs
 from batch_platform.components.processes import PROCESS_TAG, this_process
 from batch_platform.components.runs import failures, held
 from batch_platform.components.wiring import PIPELINE_TAG
@@ -518,6 +519,16 @@ def test_a_reused_process_id_is_another_process(trained):
     reused = f"{number} {int(started) - 1} {place}"
     dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: reused})
     look(trained, "predictions", at("2024-02-02T05:00"))
+    assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_process_that_has_ended_is_gone_although_its_parent_has_not_asked_how(trained):
+    with subprocess.Popen(["sleep", "600"]) as process:
+        tag = f"{processes._process(process.pid)} {processes._place()}"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        dead = under_way(trained, "features", tags={**range_tags("2024-02-01", "2024-02-01"), PROCESS_TAG: tag})
+        look(trained, "predictions", at("2024-02-02T05:00"))
     assert trained.instance.get_run_by_id(dead).status == dg.DagsterRunStatus.FAILURE
 
 

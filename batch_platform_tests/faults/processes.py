@@ -155,7 +155,9 @@ def killed_run_of_the_command_line(folder: Path) -> None:
 
 
 @contextmanager
-def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
+def served(
+    project: Project, start: Callable[..., "subprocess.Popen[Any]"] = WarmCommand
+) -> Generator[tuple[Ui, "Daemon"]]:
     """Run webserver and daemon as separate processes, with run monitoring every second."""
     home = Home(project.folder / ".batch_platform")
     config = home.dagster / "dagster.yaml"
@@ -172,7 +174,7 @@ def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
         port = free.getsockname()[1]
     log = project.folder / "ui.log"
     with log.open("wb") as output:
-        web = WarmCommand(
+        web = start(
             [sys.executable, "-m", "dagster_webserver", "-p", str(port), "-w", str(workspace)],
             env=environment,
             cwd=project.folder,
@@ -181,7 +183,8 @@ def served(project: Project) -> Generator[tuple[Ui, "Daemon"]]:
             start_new_session=True,
         )
     ui = Ui(web, f"http://127.0.0.1:{port}", log, home.root)
-    daemon = Daemon([sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)], environment, project.folder)
+    command = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]
+    daemon = Daemon(command, environment, project.folder, start)
     try:
         daemon.start()
         ui.wait(lambda: answers(ui))
@@ -198,11 +201,12 @@ class Daemon:
     command: list[str]
     environment: dict[str, str]
     folder: Path
+    starting: Callable[..., "subprocess.Popen[Any]"]
 
     def start(self) -> None:
         """Start the daemon."""
         with (self.folder / "daemon.log").open("ab") as output:
-            self.process = WarmCommand(
+            self.process = self.starting(
                 self.command,
                 env=self.environment,
                 cwd=self.folder,
@@ -224,7 +228,7 @@ class Daemon:
         end_session(self.process)
 
 
-def end_session(leader: WarmCommand) -> None:
+def end_session(leader: "subprocess.Popen[Any]") -> None:
     """Kill a process and everything in its session."""
     for _ in range(3):
         for pid in session_of(leader.pid):
@@ -284,7 +288,8 @@ def killed_daemon(folder: Path, *, with_its_code_server: bool) -> None:
     before = held(project.pipeline)
     keys = [str(date(2024, 2, 1) + timedelta(days=n)) for n in range(30)]
     project.hold(keys[17])
-    with served(project) as (ui, daemon):
+    start = subprocess.Popen if with_its_code_server else WarmCommand  # once as Dagster starts its processes
+    with served(project, start) as (ui, daemon):
         launched = ui.ask(BACKFILL, backfillParams={"assetSelection": SELECTION, "partitionNames": keys, "tags": []})
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         project.reached()
