@@ -168,9 +168,8 @@ def _fork_from(parent: socket.socket, fork_exec: Callable[..., int]) -> Callable
         of_dagster = arguments[1:2] == ["-m"] and arguments[2] in OF_DAGSTER
         if arguments[0] != sys.executable or not (of_dagster or "--multiprocessing-fork" in arguments):
             return fork_exec(*call)
-        files = {
-            handle: handle for handle in passed if handle != call[13]
-        }  # which only an exec that fails would write to
+        # only an exec that fails would write to the last one
+        files = {handle: handle for handle in passed if handle != call[13]}
         for standard, given in enumerate((handles[0], handles[3], handles[5])):
             files[standard] = standard if given == -1 else given
         request = {

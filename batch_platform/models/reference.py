@@ -39,6 +39,7 @@ REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted
 MOST_PARTITIONS = 100  # of the training data whose distance from their baselines is measured
 IN_A_ROW = 25  # of these, so that every weekday, and every hour of a day, is among them
 ALIKE = 0.25  # population stability index up to which the bins of the version before are kept
+_CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of a few names
 _WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
 
@@ -118,8 +119,8 @@ class ReferenceProfile:
             msg = "there is no prediction"
             raise ValueError(msg)
         *histogram, unknown = counts
-        of_segment = Profile(self.prediction.name, "prediction", self.prediction.bins, sum(counts), unknown=unknown)
-        return replace(of_segment, histogram=tuple(histogram))
+        name, bins = self.prediction.name, self.prediction.bins
+        return Profile(name, "prediction", bins, sum(counts), unknown=unknown, histogram=tuple(histogram))
 
     def to_json(self) -> bytes:
         """Write the file of a bundle."""
@@ -300,8 +301,10 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         of_own = {start: distance for start, (distance,) in by_start.items()}
         newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
         distances[baseline] = dict(newest)
-    of_segments = frame.filter(finite).select(name for name in segments if name in frame.columns)
-    by_segment = counted_by_segment(of_segments, {"prediction": _places(raw, signature, profile.bins)})
+    by_segment = SegmentCounts()
+    if names := [name for name in segments if name in frame.columns]:
+        of_segments = frame.select(names).filter(finite)
+        by_segment = counted_by_segment(of_segments, {"prediction": _places(raw, signature, profile.bins)})
     return replace(
         reference, prediction=profile, prediction_is_baseline=True, distances=distances, by_segment=by_segment
     )
@@ -383,31 +386,34 @@ def _features(
 def _prediction(raw: NDArray[Any], signature: Signature, bins: Bins, rejected: int) -> Profile:
     """The profile of the score of a row, or else of its class, segment or value."""
     name = predicted_column(signature.task)
-    match signature.task:
-        case "binary":
-            return counted_profile(name, "prediction", bins, np.ascontiguousarray(raw[:, -1]), rejected=rejected)
-        case "regression" | "outliers":
-            values = np.asarray(raw, dtype=np.float64).reshape(len(raw))
-            return counted_profile(name, "prediction", bins, values, rejected=rejected)
-        case "multiclass":
-            known, codes = [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
-        case "clustering":
-            known, codes = _segments(raw.reshape(len(raw)), bins.categories or ())
-    return category_profile(name, "prediction", bins, codes, known, nulls=0, rejected=rejected)
+    if signature.task in _CATEGORICAL:
+        known, codes = _codes(raw, signature, bins)
+        return category_profile(name, "prediction", bins, codes, known, nulls=0, rejected=rejected)
+    return counted_profile(name, "prediction", bins, _numbers(raw, signature), rejected=rejected)
 
 
 def _places(raw: NDArray[Any], signature: Signature, bins: Bins) -> Places:
     """The cell of what a model returned for each row, as `_prediction` counts it; a last cell is for unknown categories."""
-    if bins.categories is None:
-        values = raw[:, -1] if signature.task == "binary" else np.asarray(raw, dtype=np.float64).reshape(len(raw))
-        return np.searchsorted(bins.edges, values, side="right"), bins.cells + 1
-    if signature.task == "multiclass":
-        known, codes = [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
-    else:
-        known, codes = _segments(raw.reshape(len(raw)), bins.categories)
-    at = {name: place for place, name in enumerate(bins.categories)}
+    if signature.task not in _CATEGORICAL:
+        return np.searchsorted(bins.edges, _numbers(raw, signature), side="right"), bins.cells + 1
+    known, codes = _codes(raw, signature, bins)
+    at = {name: place for place, name in enumerate(bins.categories or ())}
     places = np.array([*(at.get(name, bins.cells - 1) for name in known), bins.cells])
     return places[np.nan_to_num(codes, nan=len(known)).astype(np.int64)], bins.cells + 1
+
+
+def _numbers(raw: NDArray[Any], signature: Signature) -> NDArray[np.float64]:
+    """The score or value of each row."""
+    if signature.task == "binary":
+        return np.ascontiguousarray(raw[:, -1])
+    return np.asarray(raw, dtype=np.float64).reshape(len(raw))
+
+
+def _codes(raw: NDArray[Any], signature: Signature, bins: Bins) -> tuple[list[str], NDArray[np.float64]]:
+    """The known classes or segments, and the position of each row's among them; NaN for another."""
+    if signature.task == "multiclass":
+        return [str(label) for label in signature.classes], raw.argmax(axis=1).astype(np.float64)
+    return _segments(raw.reshape(len(raw)), bins.categories or ())
 
 
 def _segments(raw: NDArray[Any], names: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:

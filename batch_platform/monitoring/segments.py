@@ -28,9 +28,9 @@ class SegmentCounts:
     )
 
     def of(self, role: Role) -> dict[str, CountsByValue]:
-        """The counts of one role by column, without columns of too many values."""
+        """The counts of one role by column, without columns of too many values; the values ascend, null last."""
         return {
-            column: by_value or {}
+            column: dict(sorted(by_value.items(), key=lambda item: (item[0] is None, item[0])))
             for (counted, column), by_value in self.counts.items()
             if counted == role and by_value is not None
         }

@@ -81,11 +81,12 @@ def replace_segment_drift(
         if reference is None:
             continue
         known = reference.by_segment.of("prediction")
-        for column in counted.keys() & known.keys():
-            now, before = counted[column], known[column]
-            for segment in sorted(now.keys() & before.keys(), key=lambda value: (value is None, value)):
-                own, base = (reference.of_segment(counts) for counts in (now[segment], before[segment]))
-                compared.append((run, column, segment, own, base))
+        for column, by_value in counted.items():
+            before = known.get(column, {})
+            for segment, counts in by_value.items():
+                if segment in before:
+                    own, base = reference.of_segment(counts), reference.of_segment(before[segment])
+                    compared.append((run, column, segment, own, base))
     rows = [
         SegmentDrift(
             partition_key=run.partition_key,

@@ -3,18 +3,18 @@
 Written in the transaction of the predictions, from their profiles alone; an evaluation adds what came true.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import polars as pl
 
-from batch_platform.models.reference import ReferenceProfile
 from batch_platform.monitoring.estimates import Expectation, TrackRecord, estimates
 from batch_platform.monitoring.performance import PERFORMANCE
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
+from batch_platform.scoring.drift_tables import ReferenceOf
 from batch_platform.warehouse.ledger import ScoreRun, note_partitions, replace_records, rows_of_partitions
 from batch_platform.warehouse.sql import has_table, quoted
 
@@ -26,7 +26,6 @@ MEASURED_SEGMENTS = {  # columns of what came true of segments
     "metric": pl.String,
     "value": pl.Float64,
 }
-ReferenceOf = Callable[[ScoreRun], ReferenceProfile | None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def replace_estimates(
         expectation = reference.basis.expectation
         rows += _rows(run, expectation, counted.histogram)
         for column, by_value in by_segment.get(run.partition_key, SegmentCounts()).of("estimate").items():
-            for segment, histogram in sorted(by_value.items(), key=lambda item: (item[0] is None, item[0])):
+            for segment, histogram in by_value.items():
                 of_segments += _rows(run, expectation, histogram, segment_column=column, segment=segment)
     replace_records(con, committed, ESTIMATES, EstimatedMetric, rows)
     replace_records(con, committed, OF_SEGMENTS, EstimatedSegmentMetric, of_segments)
