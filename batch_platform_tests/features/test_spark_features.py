@@ -29,7 +29,7 @@ from batch_platform.features.sources.opening import Sources
 from batch_platform.features.spark.build import raised_in_task
 from batch_platform.features.spark.jobs import MORE_MEMORY, FailedTask
 from batch_platform.features.spark.session import spark_session
-from batch_platform.features.spark.task import WRITTEN, WrittenRows, require_here, write_rows
+from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
 from batch_platform_tests.command_line import published
@@ -42,7 +42,7 @@ from batch_platform_tests.small_pipeline import (
     small_spec,
     write_small_project,
 )
-from batch_platform_tests.spark_cluster import SparkCluster
+from batch_platform_tests.spark_cluster import CONF, SparkCluster
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -339,24 +339,57 @@ def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_noth
             ),
             FailedTask(1, 3, "small, partition x: no room", "make room."),
         ),
+        (
+            (
+                "Job aborted due to stage failure: Task 0 in stage 1.0 failed 4 times, most recent failure: Lost task 0.3 in stage 1.0 "
+                "(TID 6) (127.0.0.3 executor 1): java.lang.NoClassDefFoundError: Could not initialize class x\n\tat java.base/x\n"
+                "Caused by: java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device\n"
+                "\tat java.base/y"
+            ),
+            FailedTask(
+                0,
+                4,
+                (
+                    "java.lang.ExceptionInInitializerError: Cannot unpack libzstd-jni-1.5.7-7: No space left on device, on 127.0.0.3"
+                ),
+                FULL_DISK,
+            ),
+        ),
     ],
 )
 def test_the_task_for_which_spark_gives_up_is_read_from_its_error(text, failed):
-    """As Spark 4.3 writes them: executors without memory, and machines that were all excluded."""
+    """As Spark 4.3 writes them: an executor without memory, machines that were all excluded, and a full disk."""
     assert (
         FailedTask.of(RuntimeError(f"An error occurred while calling o1.collectToPython.\n: SparkException: {text}"))
         == failed
     )
 
 
+NO_ROOM_ON_THE_CLUSTER = (  # for a file of ours, or for one that Spark itself needs first
+    r"(the executor on \S+ cannot write /.*File too large|Spark gave up after 4 attempts: .*File too large, on 127\S+)\. "
+    "Hint: make room"
+)
+
+
+def read_on_all_executors(spark: SparkCluster, folder: Path) -> None:
+    """Read Parquet on all executors at the same time: reading it for the first time unpacks a library onto the disk."""
+    files, readers = folder / "zstd", CONF["spark.cores.max"]
+    files.mkdir()
+    for number in range(readers):
+        pl.DataFrame({"id": [number]}).write_parquet(files / f"{number}.parquet", compression="zstd")
+    with spark_session(Spark.model_validate(spark.declared()["spark"]), "tests") as session:
+        rows = session.read.parquet(str(files)).mapInArrow(lambda batches: batches, "id long", barrier=True)
+        assert len(rows.collect()) == readers
+
+
 def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):
     made = Built(tmp_path, spark.declared())
-    made.by_spark(SPARK_SQL, "2024-01-03")  # starts what writes
+    read_on_all_executors(spark, tmp_path)
     with (
         spark.full_disks(),
         pytest.raises(
             EngineError,
-            match=r"small, partition 2024-01-02: the executor on \S+ cannot write /.*File too large\. Hint: make room",
+            match=rf"small, partition 2024-01-02: {NO_ROOM_ON_THE_CLUSTER}",
         ),
     ):
         made.by_spark(SPARK_SQL)

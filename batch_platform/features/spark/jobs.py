@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from batch_platform.declaration.engine import Spark
 from batch_platform.features.spark.session import cancel, executors_of, is_stopped, spark_session
-from batch_platform.features.spark.task import SAME_ENVIRONMENT
+from batch_platform.features.spark.task import FULL_DISK, SAME_ENVIRONMENT
 
 if TYPE_CHECKING:
     from pyspark.core.status import SparkStageInfo
@@ -26,6 +26,8 @@ _EXCLUDED = re.compile(  # each machine was excluded, as spark.excludeOnFailure 
     r"because task (\d+) \(partition \d+\)\s+cannot run anywhere .*?Lost task \d+\.(\d+) in stage [^:]*: ?(.*)",
     re.DOTALL,
 )
+_EXECUTOR = re.compile(r"\(TID \d+\) \((\S+) executor ")
+_NO_ROOM = re.compile(r"[^\n]*\b(?:No space left on device|File too large|Disk quota exceeded)")
 _OURS = re.compile(r"batch_platform\.declaration\.errors\.\w+: (.+?)(?: Hint: (.+))?$")
 _log = logging.getLogger(__name__)
 
@@ -159,6 +161,10 @@ class FailedTask:
             hint = SAME_ENVIRONMENT
         elif "OutOfMemoryError" in why:
             hint = MORE_MEMORY
+        elif hint is None and (no_room := _NO_ROOM.search(reason)):  # for a file of Spark's: ours say which and where
+            executor = _EXECUTOR.search(failed[0])
+            cause = no_room[0].strip().removeprefix("Caused by: ")
+            why, hint = f"{cause}{f', on {executor[1]}' if executor else ''}", FULL_DISK
         return cls(int(failed[1]), attempts, why.rstrip("."), hint)
 
 
