@@ -7,7 +7,7 @@ Scoring profiles its rows in the same bins.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
@@ -23,13 +23,14 @@ from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Pre
 from batch_platform.models.counting import counted_profile
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
-from batch_platform.monitoring.drift import divergences
+from batch_platform.monitoring.drift import beyond_chance, divergences
 from batch_platform.monitoring.profiles import (
     Bins,
     Profile,
     Role,
     category_bins,
     category_profile,
+    cells_of,
     number_bins,
 )
 from batch_platform.monitoring.segments import Places, SegmentCounts, counted_by_segment
@@ -185,18 +186,19 @@ def reference_of(
 def _usual(
     contract: Contract, rows: tuple[pl.DataFrame, NDArray[np.float64]], features: Sequence[Profile]
 ) -> dict[Baseline, tuple[float, ...]]:
-    """How far a partition is from each baseline at most, feature by feature; see `_distances`."""
+    """How far a partition is from each baseline at most, feature by feature; empty if partitions cannot be compared."""
     frame, matrix = rows
-    bins = {profile.name: profile.bins for profile in features}
-    # the nulls of texts are counted in the frame
-    texts = frame.select(column.name for column in contract.columns if _is_text(column))
-
-    def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
-        of_texts = texts[members] if texts.width else texts
-        return _features(contract, (of_texts, np.ascontiguousarray(matrix[members])), bins, {})
-
-    distances = _distances(profiled, partition_starts(frame), features)
-    return {baseline: tuple(map(max, zip(*of.values(), strict=True))) for baseline, of in distances.items()}
+    if (partitions := _partitions_of(partition_starts(frame))) is None:
+        return {}
+    places = (
+        _feature_places(column, profile.bins, matrix[:, at], frame[column.name])
+        for at, (column, profile) in enumerate(zip(contract.columns, features, strict=True))
+    )
+    highest = [
+        {baseline: max(by_start.values()) for baseline, by_start in partitions.distances(column).items()}
+        for column in places
+    ]
+    return {baseline: tuple(column[baseline] for column in highest) for baseline in partitions.compared}
 
 
 def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
@@ -204,58 +206,67 @@ def partition_starts(rows: pl.DataFrame) -> NDArray[np.datetime64] | None:
     return rows[PARTITION_START].to_numpy() if PARTITION_START in rows.columns else None
 
 
-def _distances(
-    profiled: Callable[[NDArray[np.int64]], Sequence[Profile]],
-    starts: NDArray[np.datetime64] | None,
-    whole: Sequence[Profile],
-) -> dict[Baseline, dict[str, list[float]]]:
-    """How far partitions are from their baselines, by the start of the partition: the index beyond chance of each column.
+@dataclass(frozen=True)
+class _Partitions:
+    """The partitions of some rows, and which of them are compared with which."""
 
-    The reference of a later partition does not hold its rows, so a partition of the whole is compared with the others. Empty
-    if there are no others, or if it is not known which rows belong together.
+    starts: NDArray[np.datetime64]  # ascending
+    of_rows: NDArray[np.int64]  # the position of each row's partition among them [n]
+    # the positions of partitions, and of the partition that each is compared with; None for all other rows
+    compared: Mapping[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
 
-    Args:
-        profiled: Profiles some rows, given by their positions.
-        starts: Of the partition of each row [n].
-        whole: The profiles of all rows.
-    """
-    rows = {} if starts is None else _rows_by_partition(starts)
-    if len(rows) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
-        return {}
-    compared = list(_compared(list(rows)))
-    needed = {start for _, start, _ in compared} | {of for _, _, of in compared if of is not None}
-    parts = {start: profiled(rows[start]) for start in needed}
-    pairs = [
-        (profile, of_all.without(profile) if of is None else parts[of][at])
-        for _, start, of in compared
-        for at, (profile, of_all) in enumerate(zip(parts[start], whole, strict=True))
-    ]
-    beyond = iter([0.0 if divergence is None else divergence.beyond_chance for divergence in divergences(pairs)])
-    distances: dict[Baseline, dict[str, list[float]]] = {}
-    for baseline, start, _ in compared:
-        distances.setdefault(baseline, {})[str(start)] = [next(beyond) for _ in whole]
-    return distances
+    def distances(self, places: Places) -> dict[Baseline, dict[str, float]]:
+        """How far partitions are from their baselines, by their start: the index beyond chance, given the cell of each row.
+
+        The reference of a later partition does not hold its rows, so a partition is compared with the others.
+        """
+        of_rows, width = places
+        cells = self.of_rows * width + of_rows
+        counts = np.bincount(cells, minlength=len(self.starts) * width).reshape(-1, width)
+        whole = counts.sum(axis=0)
+        distances: dict[Baseline, dict[str, float]] = {}
+        for baseline, (own, base) in self.compared.items():
+            beyond = beyond_chance(counts[own], whole - counts[own] if base is None else counts[base])
+            distances[baseline] = dict(zip(map(str, self.starts[own]), beyond.tolist(), strict=True))
+        return distances
 
 
-def _rows_by_partition(starts: NDArray[np.datetime64]) -> dict[np.datetime64, NDArray[np.int64]]:
-    """The positions of the rows of each partition, by its start, oldest first."""
-    order = np.argsort(starts, kind="stable")
-    partitions, firsts = np.unique(starts[order], return_index=True)
-    return dict(zip(partitions, np.split(order, firsts[1:]), strict=True))
+def _partitions_of(starts: NDArray[np.datetime64] | None) -> _Partitions | None:
+    """The partitions of rows, given the start of each row's [n]; None if it is not known, or if there are no two."""
+    if starts is None:
+        return None
+    partitions, of_rows = np.unique(starts, return_inverse=True)
+    if len(partitions) < 2:  # noqa: PLR2004 - with one there is nothing to compare it with
+        return None
+    at, every = {start: place for place, start in enumerate(partitions)}, ceil(len(partitions) / MOST_PARTITIONS)
+    chosen = [place for place in range(len(partitions)) if place // IN_A_ROW % every == 0]
+    pairs: dict[Baseline, list[tuple[int, int]]] = {
+        "previous": [(place, place - 1) for place in chosen if place],
+        "week_before": [
+            (place, before) for place in chosen if (before := _week_before(partitions[place], at)) is not None
+        ],
+    }
+    compared: dict[Baseline, tuple[NDArray[np.int64], NDArray[np.int64] | None]]
+    compared = {"reference": (np.array(chosen), None)}
+    compared |= {baseline: (np.array(of)[:, 0], np.array(of)[:, 1]) for baseline, of in pairs.items() if of}
+    return _Partitions(partitions, of_rows, compared)
 
 
-def _compared(starts: Sequence[np.datetime64]) -> Iterator[tuple[Baseline, np.datetime64, np.datetime64 | None]]:
-    """At most MOST_PARTITIONS of the partitions, which start in ascending order, each with the start of each baseline."""
-    present, every = {*starts}, ceil(len(starts) / MOST_PARTITIONS)
-    for at, start in enumerate(starts):
-        if at // IN_A_ROW % every:
-            continue
-        yield "reference", start, None
-        if at:
-            yield "previous", start, starts[at - 1]
-        week_before = (start - _WEEK + shift for shift in (0 * _HOUR, _HOUR, -_HOUR))  # clocks may have changed
-        if (of := next((instant for instant in week_before if instant in present), None)) is not None:
-            yield "week_before", start, of
+def _week_before(start: np.datetime64, at: Mapping[np.datetime64, int]) -> int | None:
+    """The position of the partition that starts a week before, though clocks may have changed; None without one."""
+    instants = (start - _WEEK + shift for shift in (0 * _HOUR, _HOUR, -_HOUR))
+    return next((at[instant] for instant in instants if instant in at), None)
+
+
+def _feature_places(column: Column, bins: Bins, values: NDArray[np.float64], stored: pl.Series) -> Places:
+    """The cell of each value [n], as `_features` counts it; a cell for nulls and one for unknown categories follow."""
+    missing = np.isnan(values)
+    if not _is_text(column):
+        return np.where(missing, bins.cells, cells_of(values, bins.edges)), bins.cells + 2
+    at = {name: place for place, name in enumerate(bins.categories or ())}
+    places = np.array([*(at.get(name, bins.cells - 1) for name in column.categories), bins.cells + 1])
+    cells = places[np.where(missing, len(column.categories), values).astype(np.int64)]
+    return np.where(stored.is_null().to_numpy(), bins.cells, cells), bins.cells + 2
 
 
 def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of the version before
@@ -289,22 +300,19 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         again = _prediction(raw, signature, before.bins, 0)
         profile = again if _alike(again, before) else profile
 
-    def profiled(members: NDArray[np.int64]) -> tuple[Profile, ...]:
-        return (_prediction(raw[members], signature, profile.bins, 0),)
-
     starts = partition_starts(frame)
-    own = _distances(profiled, None if starts is None else starts[finite], [profile])
+    places = _places(raw, signature, profile.bins)
+    partitions = _partitions_of(None if starts is None else starts[finite])
     distances: dict[Baseline, Mapping[str, float]] = {}
     if former is not None and profile.is_comparable(before):
         distances.update(former.distances)
-    for baseline, by_start in own.items():
-        of_own = {start: distance for start, (distance,) in by_start.items()}
+    for baseline, of_own in {} if partitions is None else partitions.distances(places).items():
         newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
         distances[baseline] = dict(newest)
     by_segment = SegmentCounts()
     if names := [name for name in segments if name in frame.columns]:
         of_segments = frame.select(names).filter(finite)
-        by_segment = counted_by_segment(of_segments, {"prediction": _places(raw, signature, profile.bins)})
+        by_segment = counted_by_segment(of_segments, {"prediction": places})
     return replace(
         reference, prediction=profile, prediction_is_baseline=True, distances=distances, by_segment=by_segment
     )

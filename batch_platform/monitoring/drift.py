@@ -85,6 +85,14 @@ def divergences(pairs: Sequence[tuple[Profile, Profile]]) -> list[Divergence | N
     ]
 
 
+def beyond_chance(own: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The index beyond chance of each pair, from the rows of both in each cell [pairs, cells]; 0 where either has no rows."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        psi, expected = _stability(own.astype(np.float64), other.astype(np.float64))
+    known = (own.sum(axis=1) > 0) & (other.sum(axis=1) > 0)
+    return np.where(known, np.maximum(0.0, psi - expected), 0.0)
+
+
 def _counted(profile: Profile, baseline: Profile) -> tuple[list[int], list[int]]:
     """The rows of both in the cells that they share: those of the histogram, null, unknown."""
     bins = profile.bins if profile.bins == baseline.bins else profile.bins.common(baseline.bins)

@@ -174,6 +174,14 @@ def count_at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[
     return [int(np.count_nonzero(values >= edge)) for edge in edges]
 
 
+def cells_of(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.intp]:
+    """The cell of each value [n], none of them NaN: how many edges it reaches; a search takes five times as long."""
+    cells = np.zeros(len(values), dtype=np.min_scalar_type(len(edges)))
+    for edge in edges:
+        cells += values >= edge
+    return cells.astype(np.intp)
+
+
 def number_profile(  # noqa: PLR0913 - what is counted, and how
     name: str,
     role: Role,
