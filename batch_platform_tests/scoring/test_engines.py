@@ -49,7 +49,7 @@ from batch_platform.scoring.partition import (
 )
 from batch_platform.warehouse.prediction_files import file_xxh3
 from batch_platform_tests.flavour_cases import CASES
-from batch_platform_tests.small_pipeline import carry_out, feature_file, small_events, small_pipeline
+from batch_platform_tests.small_pipeline import SHOPS, carry_out, feature_file, small_events, small_pipeline
 
 NOW = datetime(2024, 2, 8, 12, tzinfo=UTC)
 STAMP = Stamp("engine", NOW)
@@ -58,7 +58,7 @@ ROWS = "rows"  # name of the engine that is registered here
 ROWS_PER_FILE = 16  # a day has 40 rows, and so three files
 POOL = ProcessPoolExecutor(1, mp_context=get_context("spawn"))  # starts its process when it is first used
 MODELS: dict[str, dict[str, Any]] = {
-    "trees": {},
+    "trees": {"model": {"refit": False}},  # so that its score has a reference
     "linear": {
         "model": {"estimator": "sklearn.linear_model.LogisticRegression", "params": None},
         "features": {"max_rejected": "50%"},
@@ -159,9 +159,16 @@ def events() -> pl.DataFrame:
 
 
 def declared(model: str) -> dict[str, Any]:
-    """A pipeline with a text column, two challengers and rules that some rows break."""
+    """A pipeline with a text column, by which it is broken down, two challengers and rules that some rows break."""
     features = {"columns": {"amount": {"min": 0}}, "max_rejected": "50%"}
-    return {"events": events(), "challengers": CHALLENGERS, **MODELS[model], "features": features}
+    monitoring = {"segments": ["shop"]}
+    return {
+        "events": events(),
+        "challengers": CHALLENGERS,
+        "monitoring": monitoring,
+        **MODELS[model],
+        "features": features,
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -388,14 +395,15 @@ def test_progress_ends_with_all_rows_of_a_partition(pipeline, tmp_path):
 def table(pipeline: Pipeline, name: str) -> pl.DataFrame:
     with pipeline.warehouse.open() as con:
         frame = con.sql(f"FROM small.{name}").pl()
-    return frame.drop("run_id", "scored_at", strict=False).sort(pl.all())
+    return frame.drop("run_id", "scored_at", "evaluation_seq", strict=False).sort(pl.all())
 
 
 @pytest.mark.parametrize("store", [DUCKDB, PARQUET])
 def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeline, engine, store):
     declared_store = pipeline.spec.predictions.model_copy(update={"store": store})
     pipeline = replace(pipeline, spec=pipeline.spec.model_copy(update={"predictions": declared_store}))
-    names = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
+    written = ("predictions", "rejected_rows", "challenger_scores", "challengers", "profiles")
+    names = (*written, "drift_by_segment", "estimates_by_segment", "performance_pooled")
     before = {name: table(pipeline, name) for name in names}
     plan = make_plan(pipeline.spec, pipeline.state(), NOW)
     assert not plan.of("predictions"), "another engine makes no prediction stale"
@@ -410,6 +418,11 @@ def test_a_pipeline_holds_the_same_rows_whatever_its_engine_and_its_store(pipeli
     assert profiles["rejected"].sum() == 3
     for name in ("predictions", "challenger_scores"):
         assert table(pipeline, name).equals(before[name])
+    list(pipeline.evaluate(days(pipeline), STAMP))
+    pipeline.conclude(NOW)
+    for name in ("drift_by_segment", "estimates_by_segment", "performance_pooled"):
+        assert table(pipeline, name).equals(before[name])
+        assert before[name].filter(segment_column="shop")["segment"].n_unique() == len(SHOPS)
     expected = f"{engine}; run by {engine}" if engine == ROWS else engine
     assert {partition.run.engine for partition in committed} == {expected}
     assert all(state.engine == expected for key, state in pipeline.state().scores.items() if key in DAYS)
