@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.counting import counted_profile
+from batch_platform.models.counting import cells_of, counted_profile
 from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected, isotonic_blocks
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
 from batch_platform.monitoring.profiles import Bins, Profile, number_bins
-from batch_platform.monitoring.segments import Places
+from batch_platform.monitoring.segments import Cells, Places
 
 CELLS = 50  # of a score
 LEAST_ROWS = 50  # to learn from, of which LEAST_OF_A_CLASS are of each of two classes
@@ -78,13 +78,14 @@ class EstimateBasis:
         """What is divided into cells [n], of encoded rows [n, columns] and what the model returned for them (None without rows)."""
         return np.empty(0) if raw is None else _values(self.task, self.tree, matrix, raw)
 
-    def profiled(self, values: Floats) -> Profile:
-        """Count values [n] in the cells."""
-        return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values)
+    def profiled(self, values: Floats, places: Places | None = None) -> Profile:
+        """Count values [n] in the cells; `places` are theirs if they are known."""
+        cells = None if places is None else places[0]
+        return counted_profile(_NAMES[self.task], "estimate", self.expectation.bins, values, cells=cells)
 
     def places(self, values: Floats) -> Places:
         """The cells of values [n]."""
-        return _cells(self.expectation.bins, values), self.expectation.bins.cells
+        return cells_of(self.expectation.bins, values), self.expectation.bins.cells
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -166,7 +167,7 @@ def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]
 
 def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) -> Expectation:
     """What came true in the cells of a probability: how often a row was positive, or the most probable class right."""
-    cells = _cells(bins, values)
+    cells = cells_of(bins, values)
     rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
     blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
     rows_of_block, hits_of_block = (np.bincount(blocks, weights=of) for of in (rows, hits_of_cell))
@@ -202,7 +203,7 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
 
 def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
     """What the absolute error was in the cells, each of which is a leaf of the tree."""
-    cells = _cells(bins, values)
+    cells = cells_of(bins, values)
     loss, squares, rows = (
         _by_cell(bins, cells, errors),
         _by_cell(bins, cells, errors**2),
@@ -214,11 +215,7 @@ def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
     return Expectation(bins, tuple(range(bins.cells)), tuple(doubt.tolist()), {"mae": mean})
 
 
-def _cells(bins: Bins, values: Floats) -> NDArray[np.int64]:
-    return np.searchsorted(bins.edges, values, side="right")
-
-
-def _by_cell(bins: Bins, cells: NDArray[np.int64], values: Floats) -> Floats:
+def _by_cell(bins: Bins, cells: Cells, values: Floats) -> Floats:
     """The mean of the values of each cell; a cell without any has that of the nearest cell below, or else above."""
     rows, sums = np.bincount(cells, minlength=bins.cells), np.bincount(cells, weights=values, minlength=bins.cells)
     filled = np.flatnonzero(rows)
@@ -233,7 +230,7 @@ def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats) -> Exp
     partitions = np.unique(rows.groups)
     if len(partitions) < LEAST_PARTITIONS:
         return expectation
-    cells, beyond = _cells(expectation.bins, values), dict[str, list[float]]()
+    cells, beyond = cells_of(expectation.bins, values), dict[str, list[float]]()
     for partition in partitions[:: -(-len(partitions) // MOST_PARTITIONS)]:
         members = rows.groups == partition
         if members.sum() < _LEAST_PARTITION:

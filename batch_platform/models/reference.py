@@ -20,7 +20,7 @@ from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
-from batch_platform.models.counting import counted_profile
+from batch_platform.models.counting import cells_of, counted_profile, numbered_segments
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import beyond_chance, divergences
@@ -104,15 +104,19 @@ class ReferenceProfile:
         profiles, places = features, dict[Role, Places]()
         if self.prediction is not None:
             output = np.empty((0, max(1, len(signature.classes)))) if raw is None else raw
-            profiles = (*profiles, _prediction(output, signature, self.prediction.bins, rejected.get(None, 0)))
+            bins_of_output, rejected_scores = self.prediction.bins, rejected.get(None, 0)
             if segments:
-                places["prediction"] = _places(output, signature, self.prediction.bins)
+                places["prediction"] = _places(output, signature, bins_of_output)
+            known = places.get("prediction")
+            profiles = (*profiles, _prediction(output, signature, bins_of_output, rejected_scores, known))
         if self.basis is not None:
             values = self.basis.values(rows[1], raw)
-            profiles = (*profiles, self.basis.profiled(values))
             if segments:
                 places["estimate"] = self.basis.places(values)
-        return profiles, counted_by_segment(rows[0].select(segments), places) if places else SegmentCounts()
+            profiles = (*profiles, self.basis.profiled(values, places.get("estimate")))
+        if not places:
+            return profiles, SegmentCounts()
+        return profiles, counted_by_segment(rows[0].select(segments), places, numbered_segments)
 
     def of_segment(self, counts: Sequence[int]) -> Profile:
         """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""
@@ -391,19 +395,22 @@ def _features(
     )
 
 
-def _prediction(raw: NDArray[Any], signature: Signature, bins: Bins, rejected: int) -> Profile:
-    """The profile of the score of a row, or else of its class, segment or value."""
+def _prediction(
+    raw: NDArray[Any], signature: Signature, bins: Bins, rejected: int, places: Places | None = None
+) -> Profile:
+    """The profile of the score of a row, or else of its class, segment or value; `places` are their cells if they are known."""
     name = predicted_column(signature.task)
     if signature.task in _CATEGORICAL:
         known, codes = _codes(raw, signature, bins)
         return category_profile(name, "prediction", bins, codes, known, nulls=0, rejected=rejected)
-    return counted_profile(name, "prediction", bins, _numbers(raw, signature), rejected=rejected)
+    cells = None if places is None else places[0]
+    return counted_profile(name, "prediction", bins, _numbers(raw, signature), rejected=rejected, cells=cells)
 
 
 def _places(raw: NDArray[Any], signature: Signature, bins: Bins) -> Places:
     """The cell of what a model returned for each row, as `_prediction` counts it; a last cell is for unknown categories."""
     if signature.task not in _CATEGORICAL:
-        return np.searchsorted(bins.edges, _numbers(raw, signature), side="right"), bins.cells + 1
+        return cells_of(bins, _numbers(raw, signature)), bins.cells + 1
     known, codes = _codes(raw, signature, bins)
     at = {name: place for place, name in enumerate(bins.categories or ())}
     places = np.array([*(at.get(name, bins.cells - 1) for name in known), bins.cells])

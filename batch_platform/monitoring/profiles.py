@@ -190,14 +190,16 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
     *,
     rejected: int = 0,
     count: Callable[[NDArray[np.float64], Sequence[float]], list[int]] = count_at_least,
+    histogram: tuple[int, ...] | None = None,
 ) -> Profile:
-    """Profile numbers [n], of which NaN is null."""
+    """Profile numbers [n], of which NaN is null. They are counted in the cells unless their histogram is known."""
     rows = len(values)
     known = values if (present := int(np.count_nonzero(values == values))) == rows else values[~np.isnan(values)]  # noqa: PLR0124 - false for NaN only, and faster than isnan
     if not present:
-        histogram = (0,) * bins.cells
-        return Profile(name, role, bins, rows, rows, rejected=rejected, histogram=histogram)
-    reached = [present, *count(known, bins.edges), 0]
+        return Profile(name, role, bins, rows, rows, rejected=rejected, histogram=(0,) * bins.cells)
+    if histogram is None:
+        reached = [present, *count(known, bins.edges), 0]
+        histogram = tuple(more - less for more, less in pairwise(reached))
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(known.mean())
         distances = known - mean
@@ -213,7 +215,7 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
         high=float(known.max()),
         mean=mean,
         squares=squares,
-        histogram=tuple(more - less for more, less in pairwise(reached)),
+        histogram=histogram,
     )
 
 

@@ -1,6 +1,6 @@
 """Counts by segment: how many rows with each value of a kept column lie in each cell of a profile."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import add
 from typing import Any
@@ -13,7 +13,9 @@ from batch_platform.monitoring.profiles import Role
 
 MOST_SEGMENTS = 1_000  # values of a column in a partition; one with more is not broken down: memory stays bounded
 CountsByValue = Mapping[str | None, tuple[int, ...]]  # rows in each cell, by value of a column as text
-Places = tuple[NDArray[np.int64], int]  # the cell of each row [n], and how many cells there are
+Cells = NDArray[np.int64] | NDArray[np.uint8]  # the cell of each row [n]
+Places = tuple[Cells, int]  # and how many cells there are
+Numbered = tuple[NDArray[np.int64], pl.Series]  # the number of each row's value [n], and the value of each number
 
 
 @dataclass(frozen=True)
@@ -58,24 +60,37 @@ class SegmentCounts:
         )
 
 
-def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) -> SegmentCounts:
-    """Count rows by each of some columns, given the cells of each row by role."""
+def numbered_values(column: pl.Series) -> Numbered:
+    """Number the values of a column."""
+    groups = pl.DataFrame({"value": column}).with_row_index("row").group_by("value").agg("row")
+    codes = np.empty(len(column), dtype=np.int64)
+    codes[groups["row"].explode().to_numpy()] = np.repeat(np.arange(groups.height), groups["row"].list.len().to_numpy())
+    return codes, groups["value"]
+
+
+def counted_by_segment(
+    segments: pl.DataFrame,
+    places: Mapping[Role, Places],
+    number: Callable[[pl.Series], Numbered | None] = numbered_values,
+) -> SegmentCounts:
+    """Count rows by each of some columns, given the cells of each row by role; `number` gives None for too many values."""
     by_segment = dict[tuple[Role, str], CountsByValue | None]()
     for column in segments.get_columns():
-        of_rows = {role: cells for role, (cells, _) in places.items()}
-        by_value = pl.DataFrame({"__value": column.cast(pl.String), **of_rows}).group_by("__value").agg(pl.all())
-        for role, (_, cells) in places.items():
-            has_too_many = by_value.height > MOST_SEGMENTS
-            by_segment[role, column.name] = None if has_too_many else _histograms(by_value, role, cells)
+        numbered = number(column.cast(pl.String) if column.dtype.is_float() else column)  # 0 and -0 are two texts
+        for role, (of_rows, cells) in places.items():
+            by_segment[role, column.name] = None if numbered is None else _histograms(numbered, of_rows, cells)
     return SegmentCounts(by_segment)
 
 
-def _histograms(by_value: pl.DataFrame, role: Role, cells: int) -> CountsByValue:
-    """The number of rows in each cell, given a list of their cells for each value."""
-    return {
-        value: tuple(np.bincount(of_value.to_numpy(), minlength=cells).tolist())
-        for value, of_value in zip(by_value["__value"], by_value[role], strict=True)
-    }
+def _histograms(numbered: Numbered, of_rows: Cells, cells: int) -> CountsByValue | None:
+    """The number of rows of each value in each cell; None with too many values."""
+    codes, values = numbered
+    counts = np.bincount(codes * cells + of_rows, minlength=len(values) * cells).reshape(len(values), cells)
+    by_value = dict[str | None, tuple[int, ...]]()
+    for value, histogram in zip(values.cast(pl.String), counts.tolist(), strict=True):
+        counted = tuple(histogram)
+        by_value[value] = tuple(map(add, by_value[value], counted)) if value in by_value else counted
+    return by_value if len(by_value) <= MOST_SEGMENTS else None
 
 
 def _summed(part: CountsByValue | None, rest: CountsByValue | None) -> CountsByValue | None:

@@ -1,16 +1,19 @@
 """Compiled code counts what plain arrays count, to the last row."""
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.models.contract import Contract, Signature
-from batch_platform.models.counting import WORTH_COMPILING, counted_profile
+from batch_platform.models.counting import WORTH_COMPILING, cells_of, counted_profile, numbered_segments
 from batch_platform.models.forest.counting import at_least
 from batch_platform.models.reference import _bins_of_output, _places, _prediction
 from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
+from batch_platform.monitoring.segments import MOST_SEGMENTS, counted_by_segment
 
+ROWS = pytest.mark.parametrize("rows", [WORTH_COMPILING - 1, WORTH_COMPILING])
 NUMBERS = st.floats(allow_nan=False)
 
 
@@ -20,14 +23,40 @@ def test_values_that_reach_an_edge_are_counted_as_by_plain_arrays(values, edges)
     assert at_least(array, edges) == count_at_least(array, edges)
 
 
-@pytest.mark.parametrize("rows", [WORTH_COMPILING - 1, WORTH_COMPILING])
+@ROWS
 def test_a_profile_is_the_same_whether_its_rows_are_counted_by_compiled_code_or_not(rows):
     random = np.random.default_rng(rows)
     table = np.asfortranarray(random.gamma(2, size=(rows, 2)))
     table[::7, 1] = np.nan
     for column in (*table.T, np.ascontiguousarray(table)[:, 0]):
         bins = number_bins(column)
-        assert counted_profile("x", "feature", bins, column) == number_profile("x", "feature", bins, column)
+        plain = number_profile("x", "feature", bins, column)
+        assert counted_profile("x", "feature", bins, column) == plain
+        if not plain.nulls:
+            cells = cells_of(bins, column)
+            assert cells.tolist() == np.searchsorted(bins.edges, column, side="right").tolist()
+            assert counted_profile("x", "feature", bins, column, cells=cells) == plain
+
+
+@ROWS
+def test_segments_are_counted_the_same_by_compiled_code_or_not(rows):
+    random = np.random.default_rng(rows)
+    numbers = random.integers(0, MOST_SEGMENTS, rows)
+    names = pl.Series([None, *(f"a name that takes some bytes: {at}" for at in range(1, MOST_SEGMENTS))])
+    cells = random.integers(0, 7, rows)
+    segments = pl.DataFrame({"name": names.gather(numbers), "number": numbers, "share": numbers / 7})
+    segments = segments.with_columns(day=pl.col("number").cast(pl.Date), kind=pl.col("name").cast(pl.Categorical))
+    counted = counted_by_segment(segments, {"prediction": (cells, 7)}, numbered_segments).of("prediction")
+    plain = (
+        pl.DataFrame({"cell": cells}).hstack(segments.cast(pl.String)).group_by(pl.exclude("cell"), "cell").len("rows")
+    )
+    for column in segments.columns:
+        expected = dict[str | None, list[int]]()
+        for value, cell, count in plain.group_by(column, "cell").agg(pl.col("rows").sum()).iter_rows():
+            expected.setdefault(value, [0] * 7)[cell] = count
+        assert {value: list(counts) for value, counts in counted[column].items()} == expected
+    too_many = pl.DataFrame({"name": range(rows)})
+    assert not counted_by_segment(too_many, {"prediction": (cells, 7)}, numbered_segments).of("prediction")
 
 
 @pytest.mark.parametrize("task", ["binary", "regression", "outliers", "multiclass", "clustering"])

@@ -1,4 +1,4 @@
-"""The compiled code that counts how many values reach each edge of a profile: four edges in one pass over the values."""
+"""The compiled code that counts the values of a profile, and of its segments: four edges in one pass over the values."""
 
 # pyright: basic, reportMissingImports=none
 # numba publishes no types, and what it compiles is typed by the signature.
@@ -13,8 +13,13 @@ from numpy.typing import NDArray
 from batch_platform.models.forest.kernels import OPTIONS, make_ready
 
 _TOGETHER = 4  # edges
+_BLOCK = 2048  # values that stay in the cache from edge to edge
+_SLOTS_SHIFT = 52  # of a hash, so that 12 bits of it find a slot
 _VALUES = types.Array(types.float64, 1, "C", readonly=True)
+_HASHES = types.Array(types.uint64, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C")
+_CELLS = types.Array(types.uint8, 1, "C")
+_MIXED = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio: the upper bits of a product with it depend on all bits
 
 
 @numba.njit(**OPTIONS)
@@ -31,11 +36,70 @@ def _count(values, edges, reached):  # noqa: ANN001, ANN202 - typed by the signa
         reached[at], reached[at + 1], reached[at + 2], reached[at + 3] = of_first, of_second, of_third, of_fourth
 
 
+@numba.njit(**OPTIONS)
+def _place(values, edges, cells):  # noqa: ANN001, ANN202 - typed by the signature
+    for start in range(0, len(values), _BLOCK):
+        block, own = values[start : start + _BLOCK], cells[start : start + _BLOCK]
+        for at in range(0, len(edges), 4):
+            first, second, third, fourth = edges[at], edges[at + 1], edges[at + 2], edges[at + 3]
+            for row in range(len(block)):
+                value = block[row]
+                own[row] += (
+                    np.int64(value >= first)
+                    + np.int64(value >= second)
+                    + np.int64(value >= third)
+                    + np.int64(value >= fourth)
+                )
+
+
+@numba.njit(**OPTIONS)
+def _number(hashes, slots, codes, firsts):  # noqa: ANN001, ANN202 - typed by the signature
+    numbers, last = 0, len(slots) - 1
+    for row in range(len(hashes)):
+        value = hashes[row]
+        slot = np.int64((value * _MIXED) >> np.uint64(_SLOTS_SHIFT))
+        while slots[slot] >= 0 and hashes[firsts[slots[slot]]] != value:
+            slot = (slot + 1) & last
+        if slots[slot] < 0:
+            if numbers == len(firsts):
+                return -1
+            slots[slot], firsts[numbers] = numbers, row
+            numbers += 1
+        codes[row] = slots[slot]
+    return numbers
+
+
 def at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
     """How many values [n], none of them NaN, reach each edge."""
     make_ready(_count, _VALUES, _VALUES, _COUNTS)
-    padded = np.full(-(-len(edges) // _TOGETHER) * _TOGETHER, np.inf)
-    padded[: len(edges)] = edges
+    padded = _padded(edges)
     reached = np.zeros(len(padded), dtype=np.int64)
     _count(np.ascontiguousarray(values), padded, reached)
     return reached[: len(edges)].tolist()
+
+
+def cells_of(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.uint8]:
+    """How many of at most 255 edges each value [n] reaches."""
+    make_ready(_place, _VALUES, _VALUES, _CELLS)
+    cells = np.zeros(len(values), dtype=np.uint8)
+    _place(np.ascontiguousarray(values), _padded(edges), cells)
+    return cells
+
+
+def numbered(hashes: NDArray[np.uint64], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Number equal hashes [n] in the order in which they come: the number of each row, and the first row of each number.
+
+    None if there are more than `most` of them, which is at most 2,048.
+    """
+    make_ready(_number, _HASHES, _COUNTS, _COUNTS, _COUNTS)
+    slots = np.full(1 << (64 - _SLOTS_SHIFT), -1, dtype=np.int64)
+    codes, firsts = np.empty(len(hashes), dtype=np.int64), np.empty(most, dtype=np.int64)
+    numbers = _number(np.ascontiguousarray(hashes), slots, codes, firsts)
+    return None if numbers < 0 else (codes, firsts[:numbers])
+
+
+def _padded(edges: Sequence[float]) -> NDArray[np.float64]:
+    """The edges with further ones that no value reaches, so that their number is a multiple of _TOGETHER."""
+    padded = np.full(-(-len(edges) // _TOGETHER) * _TOGETHER, np.nan)
+    padded[: len(edges)] = edges
+    return padded
