@@ -1,13 +1,15 @@
 """What profiles and segments count, by compiled code where it is loaded for a model's trees anyway; the counts are the same."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from batch_platform.monitoring.profiles import Bins, Profile, Role, count_at_least, number_profile
-from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, Numbered, numbered_values
+from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, CountsByValue, Places, SegmentCounts
 
 WORTH_COMPILING = 50_000  # values of a batch; only a large partition has so many
 _MOST_EDGES = 255  # of compiled cells
@@ -40,18 +42,49 @@ def cells_of(bins: Bins, values: NDArray[np.float64]) -> Cells:
     return np.searchsorted(bins.edges, values, side="right")
 
 
-def numbered_segments(column: pl.Series) -> Numbered | None:
-    """Number the values of a column of segments; see `numbered_values`. None if there are more than MOST_SEGMENTS."""
-    if not _is_compiled(column):
-        return numbered_values(column)
-    from batch_platform.models.forest.counting import numbered
+def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) -> SegmentCounts:
+    """Count rows by each of some columns, given the cells of each row by role."""
+    by_segment = dict[tuple[Role, str], CountsByValue | None]()
+    for column in segments.get_columns():
+        # As text before they are told apart, since 0.0 and -0.0 are equal; of integers only the distinct ones.
+        numbered = _numbered(column if column.dtype.is_integer() else column.cast(pl.String))
+        texts = [] if numbered is None else numbered[1].cast(pl.String).to_list()
+        for role, of_rows in places.items():
+            by_segment[role, column.name] = (
+                None if numbered is None else dict(zip(texts, _crossed(numbered[0], len(texts), of_rows), strict=True))
+            )
+    return SegmentCounts(by_segment)
 
-    if (by_hash := numbered(column.hash().to_numpy(), MOST_SEGMENTS)) is None:
-        return None  # equal values have equal hashes
-    codes, firsts = by_hash
-    values = column.gather(firsts)
-    return (codes, values) if column.eq_missing(values.gather(codes)).all() else numbered_values(column)
+
+def _numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
+    """The number of each row's value [n], and the value of each number; None if there are more than MOST_SEGMENTS.
+
+    Compiled code holds values with the same hash of 64 bits to be equal: of 1,000 values, two different ones have the same
+    hash with a probability of 3e-14.
+    """
+    if _is_compiled(column):
+        from batch_platform.models.forest.counting import numbered
+
+        by_hash = numbered(column.hash().to_numpy(), MOST_SEGMENTS)
+        return None if by_hash is None else (by_hash[0], column.gather(by_hash[1]))
+    groups = pl.DataFrame({"value": column}).with_row_index("row").group_by("value").agg("row")
+    if groups.height > MOST_SEGMENTS:
+        return None
+    numbers = np.empty(len(column), dtype=np.int64)
+    rows, values = groups["row"].explode().to_numpy(), np.arange(groups.height)
+    numbers[rows] = np.repeat(values, groups["row"].list.len().to_numpy())
+    return numbers, groups["value"]
 
 
-def _is_compiled(values: NDArray[np.float64] | pl.Series) -> bool:
+def _crossed(numbers: NDArray[np.int64], values: int, places: Places) -> NDArray[np.int64]:
+    """How many rows have each number and lie in each cell [values, cells], given the number and the cell of each row."""
+    of_rows, cells = places
+    if _is_compiled(of_rows) and of_rows.dtype == np.uint8:
+        from batch_platform.models.forest.counting import crossed
+
+        return crossed(numbers, values, of_rows.astype(np.uint8, copy=False), cells)
+    return np.bincount(numbers * cells + of_rows, minlength=values * cells).reshape(values, cells)
+
+
+def _is_compiled(values: NDArray[Any] | pl.Series) -> bool:
     return len(values) >= WORTH_COMPILING and "numba" in sys.modules

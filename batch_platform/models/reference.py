@@ -20,7 +20,7 @@ from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
-from batch_platform.models.counting import cells_of, counted_profile, numbered_segments
+from batch_platform.models.counting import cells_of, counted_by_segment, counted_profile
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import beyond_chance, divergences
@@ -33,7 +33,7 @@ from batch_platform.monitoring.profiles import (
     cells_of,
     number_bins,
 )
-from batch_platform.monitoring.segments import Places, SegmentCounts, counted_by_segment
+from batch_platform.monitoring.segments import Places, SegmentCounts
 
 FORMAT = 1
 REFITTED_ALIKE = 0.02  # index up to which the scores of a model that was fitted again are those of the first fit
@@ -116,7 +116,7 @@ class ReferenceProfile:
             profiles = (*profiles, self.basis.profiled(values, places.get("estimate")))
         if not places:
             return profiles, SegmentCounts()
-        return profiles, counted_by_segment(rows[0].select(segments), places, numbered_segments)
+        return profiles, counted_by_segment(rows[0].select(segments), places)
 
     def of_segment(self, counts: Sequence[int]) -> Profile:
         """The profile of the prediction in a segment, from its counts: those of the cells, and then of unknown categories."""

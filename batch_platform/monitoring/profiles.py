@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import pairwise
-from math import ceil, inf, isfinite, nextafter
+from math import ceil, inf, isfinite, isnan, nan, nextafter
 from operator import add, sub
 from typing import Any, Literal
 
@@ -194,7 +194,10 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
 ) -> Profile:
     """Profile numbers [n], of which NaN is null. They are counted in the cells unless their histogram is known."""
     rows = len(values)
-    known = values if (present := int(np.count_nonzero(values == values))) == rows else values[~np.isnan(values)]  # noqa: PLR0124 - false for NaN only, and faster than isnan
+    known, present, low = values, rows, float(values.min()) if rows else nan
+    if isnan(low):  # of any value, which costs less than to look for it
+        known = values[~np.isnan(values)]
+        present, low = len(known), float(known.min()) if len(known) else nan
     if not present:
         return Profile(name, role, bins, rows, rows, rejected=rejected, histogram=(0,) * bins.cells)
     if histogram is None:
@@ -211,7 +214,7 @@ def number_profile(  # noqa: PLR0913 - what is counted, and how
         rows,
         rows - present,
         rejected=rejected,
-        low=float(known.min()),
+        low=low,
         high=float(known.max()),
         mean=mean,
         squares=squares,

@@ -1,7 +1,7 @@
 """Measure a part of scoring, done alone, against all of scoring: the share of the time that it takes."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
@@ -15,11 +15,16 @@ KIND = "trees"
 Part = Callable[[Job, Options], Result]
 
 
-def measure(options: Options, days: int, scoring: str, part: str, work: Part) -> Iterator[Result]:
-    """Score some days with trees and do only the part, in turn; `scoring` and `part` name the two workloads."""
+def measure(  # noqa: PLR0913 - two workloads, and what they work on
+    options: Options, days: int, scoring: str, part: str, work: Part, segments: Mapping[str, str] | None = None
+) -> Iterator[Result]:
+    """Score some days with trees and do only the part, in turn; `scoring` and `part` name the two workloads.
+
+    `segments` are kept columns by which the predictions are broken down, as SQL by name.
+    """
     written = days_of(spread(options.rows, days), datetime.now(UTC).date())
     write_days(options.folder / "data", written, min(TRAINING_ROWS, options.rows))
-    served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", written)
+    served = project.generated_project(options.folder / KIND, KIND, options.folder / "data", written, segments)
     project.make_ready(served, written)
     job = Job(served, written.keys, options.folder / "none", options.environments)
     _scored(scoring, job, options)

@@ -5,7 +5,10 @@ they are made on all cores.
 """
 
 import resource
+import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from time import perf_counter
 
 import polars as pl
@@ -24,20 +27,29 @@ from batch_platform_tests.benchmarks.options import Options
 
 TITLE = "Profiling every feature and score"
 SCORING, PROFILES = "scoring, with profiles", "the profiles alone"
+SEGMENTS = {"carrier": "'carrier ' || id % 12", "route": "'a route of the network ' || id % 300"}
+BY_SEGMENT = ", by two columns of segments"
 
 
 def measure(options: Options) -> Iterator[Result]:
     """Score and only profile one partition, in turn."""
     assert kernels.numba  # what a large partition of trees has loaded
-    return part_of_scoring.measure(options, 1, SCORING, PROFILES, _profiled)
+    for segments, suffix in ({}, ""), (SEGMENTS, BY_SEGMENT):
+        inside = replace(options, folder=options.folder / f"segments-{len(segments)}")
+        work = partial(_profiled, segments=list(segments), suffix=suffix)
+        yield from part_of_scoring.measure(inside, 1, SCORING + suffix, PROFILES + suffix, work, segments)
+        shutil.rmtree(inside.folder)
 
 
 def conclude(results: Sequence[Result]) -> str:
     """Say which share of the time the profiles take."""
-    return f"The profiles take {part_of_scoring.share(results, SCORING, PROFILES):.1%} of the time of scoring."
+    plain, by_segment = (
+        part_of_scoring.share(results, SCORING + suffix, PROFILES + suffix) for suffix in ("", BY_SEGMENT)
+    )
+    return f"The profiles take {plain:.1%} of the time of scoring{BY_SEGMENT} {by_segment:.1%}."
 
 
-def _profiled(job: Job, options: Options) -> Result:
+def _profiled(job: Job, options: Options, *, segments: Sequence[str], suffix: str) -> Result:
     home, pipeline = job.project.ready, job.project.pipeline
     with Warehouse(home).open() as con:
         (version,) = read_registry(con, pipeline).versions
@@ -54,6 +66,8 @@ def _profiled(job: Job, options: Options) -> Result:
             with one_thread():
                 raw = bundle.predictor.predict(matrix)
                 began = perf_counter()
-                reference.profiled((kept, matrix), raw, bundle.signature, {})
+                reference.profiled((kept, matrix), raw, bundle.signature, {}, segments)
                 seconds += perf_counter() - began
-    return Result(PROFILES, OURS, seconds, options.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Result(
+        PROFILES + suffix, OURS, seconds, options.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    )

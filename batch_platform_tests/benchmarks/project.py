@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,10 +159,15 @@ class Project:
         return path
 
 
-def generated_project(root: Path, kind: str, data: Path, days: Days) -> Project:
-    """Write a project with one kind of model over the generated table. Runs nothing."""
+def generated_project(
+    root: Path, kind: str, data: Path, days: Days, segments: Mapping[str, str] | None = None
+) -> Project:
+    """Write a project with one kind of model over the generated table, and kept segments as SQL by name. Runs nothing."""
     project = Project(root, kind)
-    columns = ", ".join(["id", "ts", *KINDS[kind].features])
+    segments = segments or {}
+    columns = ", ".join(
+        ["id", "ts", *KINDS[kind].features, *(f"{expression} AS {name}" for name, expression in segments.items())]
+    )
     attributes = {
         "name": kind,
         "partitions": {"every": "day", "start": days.training[0].isoformat(), "timezone": "UTC"},
@@ -173,6 +179,9 @@ def generated_project(root: Path, kind: str, data: Path, days: Days) -> Project:
         "labels": {"sql": "labels.sql", "column": "label", "delay": f"{LABEL_DELAY_DAYS} days"},
         "model": {**KINDS[kind].model, "train": {"evaluate": "1 day"}},
     }
+    if segments:
+        attributes["features"]["columns"] = {name: {"feature": False} for name in segments}
+        attributes |= {"predictions": {"keep": list(segments)}, "monitoring": {"segments": list(segments)}}
     project.write(
         attributes,
         {

@@ -18,6 +18,7 @@ _SLOTS_SHIFT = 52  # of a hash, so that 12 bits of it find a slot
 _VALUES = types.Array(types.float64, 1, "C", readonly=True)
 _HASHES = types.Array(types.uint64, 1, "C", readonly=True)
 _COUNTS = types.Array(types.int64, 1, "C")
+_TABLE = types.Array(types.int64, 2, "C")
 _CELLS = types.Array(types.uint8, 1, "C")
 _MIXED = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio: the upper bits of a product with it depend on all bits
 
@@ -50,6 +51,12 @@ def _place(values, edges, cells):  # noqa: ANN001, ANN202 - typed by the signatu
                     + np.int64(value >= third)
                     + np.int64(value >= fourth)
                 )
+
+
+@numba.njit(**OPTIONS)
+def _cross(codes, cells, counts):  # noqa: ANN001, ANN202 - typed by the signature
+    for row in range(len(codes)):
+        counts[codes[row], np.int64(cells[row])] += 1
 
 
 @numba.njit(**OPTIONS)
@@ -96,6 +103,14 @@ def numbered(hashes: NDArray[np.uint64], most: int) -> tuple[NDArray[np.int64], 
     codes, firsts = np.empty(len(hashes), dtype=np.int64), np.empty(most, dtype=np.int64)
     numbers = _number(np.ascontiguousarray(hashes), slots, codes, firsts)
     return None if numbers < 0 else (codes, firsts[:numbers])
+
+
+def crossed(codes: NDArray[np.int64], values: int, cells: NDArray[np.uint8], width: int) -> NDArray[np.int64]:
+    """The number of rows [values, width] with each code below `values` and each cell below `width`, given those of each row [n]."""
+    make_ready(_cross, _COUNTS, _CELLS, _TABLE)
+    counts = np.zeros((values, width), dtype=np.int64)
+    _cross(codes, cells, counts)
+    return counts
 
 
 def _padded(edges: Sequence[float]) -> NDArray[np.float64]:
