@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.monitoring.profiles import Bins, Profile, Role, count_at_least, number_profile
+from batch_platform.monitoring.profiles import Bins, Profile, Role, cells_of, count_at_least, number_profile
 from batch_platform.monitoring.segments import MOST_SEGMENTS, Cells, CountsByValue, Places, SegmentCounts
 
 WORTH_COMPILING = 50_000  # values of a batch; only a large partition has so many
-_MOST_EDGES = 255  # of compiled cells
+_MOST_EDGES = 254  # of compiled cells, so that a cell of its own for nulls fits beside them
 
 
 def counted_profile(  # noqa: PLR0913 - what is counted, and what is known of it already
@@ -24,7 +24,7 @@ def counted_profile(  # noqa: PLR0913 - what is counted, and what is known of it
     rejected: int = 0,
     cells: Cells | None = None,
 ) -> Profile:
-    """Profile numbers [n], of which NaN is null; see `number_profile`. `cells` are their `cells_of`; none of them is then NaN."""
+    """Profile numbers [n], of which NaN is null; see `number_profile`. `cells` are their `counted_cells`; none of them is then NaN."""
     count, histogram = count_at_least, None
     if cells is not None:
         histogram = tuple(np.bincount(cells, minlength=bins.cells).tolist())
@@ -33,13 +33,13 @@ def counted_profile(  # noqa: PLR0913 - what is counted, and what is known of it
     return number_profile(name, role, bins, values, rejected=rejected, count=count, histogram=histogram)
 
 
-def cells_of(bins: Bins, values: NDArray[np.float64]) -> Cells:
-    """The cell of each number [n], none of which is NaN."""
+def counted_cells(values: NDArray[np.float64], bins: Bins) -> Cells:
+    """The cell of each number [n], none of which is NaN; see `cells_of`."""
     if _is_compiled(values) and len(bins.edges) <= _MOST_EDGES:
         from batch_platform.models.forest.counting import cells_of as compiled
 
         return compiled(values, bins.edges)
-    return np.searchsorted(bins.edges, values, side="right")
+    return cells_of(values, bins.edges)
 
 
 def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) -> SegmentCounts:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from batch_platform.models.counting import cells_of, counted_profile
+from batch_platform.models.counting import counted_cells, counted_profile
 from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected, isotonic_blocks
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
@@ -85,7 +85,7 @@ class EstimateBasis:
 
     def places(self, values: Floats) -> Places:
         """The cells of values [n]."""
-        return cells_of(self.expectation.bins, values), self.expectation.bins.cells
+        return counted_cells(values, self.expectation.bins), self.expectation.bins.cells
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -167,7 +167,7 @@ def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]
 
 def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) -> Expectation:
     """What came true in the cells of a probability: how often a row was positive, or the most probable class right."""
-    cells = cells_of(bins, values)
+    cells = counted_cells(values, bins)
     rows, hits_of_cell = (np.bincount(cells, weights=of, minlength=bins.cells) for of in (np.ones(len(cells)), hits))
     blocks = np.asarray(isotonic_blocks(hits_of_cell.tolist(), rows.tolist()))
     rows_of_block, hits_of_block = (np.bincount(blocks, weights=of) for of in (rows, hits_of_cell))
@@ -203,7 +203,7 @@ def _of_classes(task: str, bins: Bins, values: Floats, hits: NDArray[np.bool_]) 
 
 def _of_errors(bins: Bins, values: Floats, errors: Floats) -> Expectation:
     """What the absolute error was in the cells, each of which is a leaf of the tree."""
-    cells = cells_of(bins, values)
+    cells = counted_cells(values, bins)
     loss, squares, rows = (
         _by_cell(bins, cells, errors),
         _by_cell(bins, cells, errors**2),
@@ -230,7 +230,7 @@ def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats) -> Exp
     partitions = np.unique(rows.groups)
     if len(partitions) < LEAST_PARTITIONS:
         return expectation
-    cells, beyond = cells_of(expectation.bins, values), dict[str, list[float]]()
+    cells, beyond = counted_cells(values, expectation.bins), dict[str, list[float]]()
     for partition in partitions[:: -(-len(partitions) // MOST_PARTITIONS)]:
         members = rows.groups == partition
         if members.sum() < _LEAST_PARTITION:

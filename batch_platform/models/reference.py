@@ -20,7 +20,7 @@ from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
-from batch_platform.models.counting import cells_of, counted_by_segment, counted_profile
+from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import beyond_chance, divergences
@@ -30,7 +30,6 @@ from batch_platform.monitoring.profiles import (
     Role,
     category_bins,
     category_profile,
-    cells_of,
     number_bins,
 )
 from batch_platform.monitoring.segments import Places, SegmentCounts
@@ -266,7 +265,7 @@ def _feature_places(column: Column, bins: Bins, values: NDArray[np.float64], sto
     """The cell of each value [n], as `_features` counts it; a cell for nulls and one for unknown categories follow."""
     missing = np.isnan(values)
     if not _is_text(column):
-        return np.where(missing, bins.cells, cells_of(values, bins.edges)), bins.cells + 2
+        return np.where(missing, bins.cells, counted_cells(values, bins)), bins.cells + 2
     at = {name: place for place, name in enumerate(bins.categories or ())}
     places = np.array([*(at.get(name, bins.cells - 1) for name in column.categories), bins.cells + 1])
     cells = places[np.where(missing, len(column.categories), values).astype(np.int64)]
@@ -410,7 +409,7 @@ def _prediction(
 def _places(raw: NDArray[Any], signature: Signature, bins: Bins) -> Places:
     """The cell of what a model returned for each row, as `_prediction` counts it; a last cell is for unknown categories."""
     if signature.task not in _CATEGORICAL:
-        return cells_of(bins, _numbers(raw, signature)), bins.cells + 1
+        return counted_cells(_numbers(raw, signature), bins), bins.cells + 1
     known, codes = _codes(raw, signature, bins)
     at = {name: place for place, name in enumerate(bins.categories or ())}
     places = np.array([*(at.get(name, bins.cells - 1) for name in known), bins.cells])

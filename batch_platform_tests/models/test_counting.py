@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batch_platform.models.contract import Contract, Signature
-from batch_platform.models.counting import WORTH_COMPILING, cells_of, counted_by_segment, counted_profile
+from batch_platform.models.counting import WORTH_COMPILING, counted_by_segment, counted_cells, counted_profile
 from batch_platform.models.forest.counting import at_least
 from batch_platform.models.reference import _bins_of_output, _places, _prediction
 from batch_platform.monitoring.profiles import count_at_least, number_bins, number_profile
@@ -33,7 +33,7 @@ def test_a_profile_is_the_same_whether_its_rows_are_counted_by_compiled_code_or_
         plain = number_profile("x", "feature", bins, column)
         assert counted_profile("x", "feature", bins, column) == plain
         if not plain.nulls:
-            cells = cells_of(bins, column)
+            cells = counted_cells(column, bins)
             assert cells.tolist() == np.searchsorted(bins.edges, column, side="right").tolist()
             assert counted_profile("x", "feature", bins, column, cells=cells) == plain
 

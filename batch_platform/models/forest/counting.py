@@ -86,7 +86,7 @@ def at_least(values: NDArray[np.float64], edges: Sequence[float]) -> list[int]:
 
 
 def cells_of(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.uint8]:
-    """How many of at most 255 edges each value [n] reaches."""
+    """How many of at most 254 edges each value [n] reaches."""
     make_ready(_place, _VALUES, _VALUES, _CELLS)
     cells = np.zeros(len(values), dtype=np.uint8)
     _place(np.ascontiguousarray(values), _padded(edges), cells)
