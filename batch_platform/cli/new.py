@@ -17,8 +17,9 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import ESTIMATORS, Asked, Proposal, likely_times, local_key, propose
+from batch_platform.cli.proposal.choices import Asked, Proposal, likely_times, local_key, propose
 from batch_platform.cli.proposal.columns import label_evidence
+from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import Layout, layout
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder
@@ -157,6 +158,7 @@ def command(  # noqa: PLR0913 - the options of the command
             ask = terminal.can_ask() and not yes
             table_survey = _with_date_order(table_survey, asked) if ask else table_survey  # noqa: PLW2901 - the same table
             proposal = _answered(table_survey, asked) if ask else propose(table_survey, asked)
+            proposal = with_usual_course(table_survey, proposal)
             reading, pair = layout(table_survey, proposal), None
     else:
         with survey_of_two(*pair_of, label, timezone, date_order) as (table_survey, pair):
@@ -211,7 +213,7 @@ def _revision(  # noqa: PLR0913 - the options of the command
 
 def _files(present: Existing, table_survey: Survey, asked: Asked) -> dict[str, str]:
     project = find_project(present.folder)
-    proposal = propose(table_survey, asked)
+    proposal = with_usual_course(table_survey, propose(table_survey, asked))
     if proposal.windows is None and present.spec.partitions.snapshot:
         proposal = replace(proposal, today=present.start)
     reading = layout(table_survey, proposal)
@@ -322,7 +324,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "label": None if proposal.label is None else proposal.label.name,
         "positive": proposal.positive,
         "label_evidence": list(proposal.evidence),
-        "estimator": ESTIMATORS[proposal.target],
+        "estimator": proposal.estimator,
         "train_every": proposal.train_every,
         "features": [column.name for column in proposal.features],
         "calendar_features": [] if windows is None else list(windows.calendar),

@@ -241,7 +241,7 @@ class Promote(Block):
     )
     baseline: bool = Field(
         default=True,
-        description="Whether a version is refused that is worse, beyond chance, than a trivial baseline: at all than the mean or the class shares, by more than 5% than those by season or the last value.",
+        description="Whether a version is refused that is worse, beyond chance, than the best trivial baseline: the mean or the class shares, of all rows or by season, or the last value.",
     )
     manual: bool = Field(
         default=False,

@@ -36,7 +36,6 @@ class AgainstBaseline:
 
     baseline: Baseline
     difference: Difference | None  # of the metric by which the baseline was chosen, model minus baseline
-    simplest: dict[str, float]  # metrics of the trivial model that knows neither season nor history
 
 
 def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns from
@@ -52,15 +51,13 @@ def against_baseline(  # noqa: PLR0913 - a model, and what a trivial one learns 
         for name, predicted in _predictions(outcomes, fitted, rows, label, rates)
     }
     strongest: Baseline | None = None
-    simplest: dict[str, float] = {}
     for name, candidate in trivial.items():
         metrics = {key: value for key, value in measure(candidate).items() if key != "outlier_share"}
-        simplest = simplest or metrics
         if metric in metrics and (strongest is None or is_worse(metric, strongest.metrics[metric], metrics[metric])):
             strongest = Baseline(name, metrics)
     if strongest is None:
         return None
-    return AgainstBaseline(strongest, paired_difference(metric, outcomes, trivial[strongest.name]), simplest)
+    return AgainstBaseline(strongest, paired_difference(metric, outcomes, trivial[strongest.name]))
 
 
 def _predictions(

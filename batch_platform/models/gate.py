@@ -38,7 +38,6 @@ from batch_platform.monitoring.metrics import (
 from batch_platform.warehouse.ledger import Action, Version
 
 _ROW = "__row"
-WORTHLESS = 0.05  # part of a seasonal or last value's metric by which a model has to be worse to be refused for it
 _ROUNDING = 1e-9  # relative and absolute: two ways to compute the same number may differ by as much
 
 
@@ -110,7 +109,7 @@ def pass_gate(  # noqa: PLR0913 - a model, its rows, and what it is held against
         replaced = comparison is not None and _is_better_than_champion(metric, comparison)
         if beaten.clearly and not gate.manual and not replaced:
             return verdict(beaten.reason)
-        note = "" if beaten.clearly else beaten.excuse
+        note = "" if beaten.clearly else ", which may be chance"
         reasons.append(f"{beaten.reason}{', but the champion is worse still' if replaced else note}")
     held_back = gate.manual or not all(leak.allowed for leak in fitted.leaks)
     gate = gate.model_copy(update={"manual": held_back})
@@ -148,17 +147,13 @@ class Beaten:
     """A trivial model is better."""
 
     reason: str
-    clearly: bool  # beyond chance, and by enough to refuse the version
-    excuse: str = ""  # why it is not: a part of a sentence
+    clearly: bool  # beyond chance
 
 
 def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: AgainstBaseline | None) -> Beaten | None:
     """By how much the trivial baseline is better than a model on the evaluation rows; None if it is not, or is not known.
 
     It is better beyond chance if the whole interval of a paired bootstrap of the difference says so: on few rows it is wide.
-    A model that is then also worse than the simplest baseline, the mean or the class shares of all rows, has learned nothing
-    and is refused. One that has learned what little there is to know, such as the usual course of a day, may be worse than
-    the mean by hour by WORTHLESS.
     """
     if trivial is None or metric not in metrics or metric not in trivial.baseline.metrics:
         return None
@@ -167,12 +162,7 @@ def beaten_by_baseline(metric: str, metrics: Mapping[str, float], trivial: Again
         return None
     reason = f"{metric} {_shown(value)} is worse than the trivial baseline's {_shown(bound)} ({trivial.baseline.name})"
     least = 0.0 if difference is None else difference.low if lower_is_better(metric) else -difference.high
-    if least <= 0:
-        return Beaten(reason, clearly=False, excuse=", which may be chance")
-    knows_less = metric in trivial.simplest and is_worse(metric, value, trivial.simplest[metric])
-    if knows_less or least > WORTHLESS * abs(bound):
-        return Beaten(reason, clearly=True)
-    return Beaten(reason, clearly=False, excuse=f", but perhaps by less than {WORTHLESS:.0%}")
+    return Beaten(reason, clearly=least > 0)
 
 
 def _shown(value: float) -> str:

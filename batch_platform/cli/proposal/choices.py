@@ -36,8 +36,8 @@ _BOOSTED = {"max_iter": 100, "early_stopping": False}
 PARAMS = {"classes": _BOOSTED, "numbers": _BOOSTED, "none": {"n_clusters": 5, "n_init": 1}}
 # Measured on 15 small tables that packages ship: shallow trees of few columns each are surer of less than large ones.
 FEW_ROWS, SHALLOW = 1_500, {"max_leaf_nodes": 4, "max_features": 0.3, "min_samples_leaf": 10, "l2_regularization": 1.0}
-# Of a series, the past says most of what there is to know. Small trees that stop once they learn no more lose least to it where
-# nothing else can be learned (a sensor with the same day every day), and gain most on the weather of New York.
+# Of a series, the past says most of what there is to know: small trees that stop once they learn no more were best on the weather
+# of New York. They are still worse than a mean where nothing else can be learned; `course.py` looks for that.
 SERIES = {"max_iter": 300, "max_leaf_nodes": 8, "early_stopping": True}
 # Trees tell apart sets of texts; of many texts with few rows each, they learn the sets by heart and not the order of the names.
 MANY_TEXTS, ROWS_PER_TEXT = 32, 50
@@ -107,9 +107,10 @@ class Proposal:
     label: TableColumn | None  # None for clustering
     evidence: tuple[str, ...]  # what speaks for the label, if nobody named it
     target: str  # what the label holds: "classes", "numbers" or "none"
+    estimator: str
     positive: str | None  # of two texts the rarer one, whose probability is the score
     features: tuple[TableColumn, ...]
-    left_out: dict[str, str]  # columns not used as features, with the reason
+    left_out: dict[str, str]  # what is not used as a feature, with the reason
     keep: tuple[TableColumn, ...]  # features to store with the predictions
     train_every: Every | None  # None for a single model
     params: dict[str, Any]  # of the estimator
@@ -157,6 +158,7 @@ def propose(survey: Survey, asked: Asked) -> Proposal:
         label=label,
         evidence=evidence,
         target=target,
+        estimator=ESTIMATORS[target],
         positive=survey.rarer(label.name) if label and label.is_text and survey.values(label.name) == 2 else None,  # noqa: PLR2004 - two classes
         features=features,
         left_out={column.name: reason for column, reason in reasons.items() if reason is not None},

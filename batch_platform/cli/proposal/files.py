@@ -11,7 +11,7 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import ESTIMATORS, HELD_OUT, WITHIN_FILE, Proposal, local_key
+from batch_platform.cli.proposal.choices import HELD_OUT, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, Span, TableColumn
@@ -100,7 +100,7 @@ def _yaml(name: str, proposal: Proposal, sources: Mapping[str, Origin], read: _R
             "    max_rejected: {share: 1%, rows: 5}   # of a partition; if more rows are rejected than either allows, it is not published",
             *labels,
             "  model:",
-            f"    estimator: {ESTIMATORS[proposal.target]}",
+            f"    estimator: {proposal.estimator}",
             f"    params: {{{params}}}",
             f"    train: {{{_training(proposal)}}}",
             *([allowed] if earlier else []),

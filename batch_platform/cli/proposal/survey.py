@@ -4,7 +4,7 @@ Each question is one scan by DuckDB.
 """
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ import polars as pl
 
 from batch_platform.cli.proposal.instants import ORDERS, DateOrder, Reading, candidates, decided
 from batch_platform.cli.proposal.origin import COMMA_NUMBER, Origin, unreadable
-from batch_platform.declaration.calendar import Every
+from batch_platform.declaration.calendar import Every, Partition
 from batch_platform.declaration.errors import WrongUseError, named, shortened
 from batch_platform.features.sources.opening import create_view_of
 from batch_platform.warehouse.sql import literal, quoted
@@ -177,6 +177,16 @@ class Survey:
             f"SELECT {names} FROM seen WHERE {quoted(known.name)} IS NOT NULL QUALIFY row_number() OVER () % {step} = 0"
         )
         return self._con.sql(query).pl()
+
+    def built(
+        self, name: str, queries: Sequence[str], partitions: Iterable[Partition]
+    ) -> Generator[tuple[pl.DataFrame, ...]]:
+        """For each partition, the rows of queries that read the table under a name and take the bounds of the partition."""
+        self._con.execute(f"CREATE TEMP TABLE {quoted(name)} AS FROM seen")
+        for partition in partitions:
+            bounds = {"partition_start": partition.start, "partition_end": partition.end}
+            yield tuple(self._con.sql(query, params=bounds).pl() for query in queries)
+        self._con.execute(f"DROP TABLE {quoted(name)}")
 
     def lies_on(self, every: Every | Literal["year"], time: str) -> bool:
         """Whether every time of a column is the start of an hour, day, week, month or year."""
