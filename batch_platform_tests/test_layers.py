@@ -195,6 +195,7 @@ PLACES = {
     "starlette": r"components\.(guard|dagster_internals)",
     "graphql": r"components\.guard",
     "fsspec": r"features\.sources\.zipped",
+    "deltalake": r"features\.sources\.delta",
     "sqlglot": r"features\.lineage",
     "onnxruntime": r"models\.flavours\.onnx",
     "lightgbm": r"models\.flavours\.lightgbm",

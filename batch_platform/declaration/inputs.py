@@ -25,7 +25,7 @@ from batch_platform.declaration.notation import (
 )
 
 SOURCE_KEYS: dict[str, type] = {
-    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb"), str),
+    **dict.fromkeys(("python", "parquet", "csv", "json", "arrow", "duckdb", "delta"), str),
     "asset": str,  # beside another kind: who writes what is read there
 }
 """The YAML key of every kind of source, and the type of its value. `features.sources` reads them."""
@@ -165,6 +165,17 @@ class Source(Block):
         "after the asset.",
         examples=["main.orders"],
     )
+    delta: str | None = Field(
+        default=None,
+        description="Folder of a Delta table, relative to this file. Needs the extra `delta`.",
+        examples=["lake/orders"],
+    )
+    version: int | None = Field(
+        default=None,
+        ge=0,
+        description="Version of the Delta table that is read, for ever. Left out: the newest one.",
+        examples=[12],
+    )
     number_rows: bool = Field(
         default=False,
         description="Whether Parquet, CSV and JSON files get the columns `file` (below the folder of all files) and "
@@ -210,28 +221,36 @@ class Source(Block):
         if not self._declared(kinds[0]):
             msg = f"{kinds[0]} is empty"
             raise ValueError(msg)
-        if varies(self.duckdb or ""):
-            msg = f"duckdb names one file for all partitions: {listed(PLACEHOLDERS)} are not replaced"
-            raise ValueError(msg)
-        described = {"delimiter": ("csv",), "decimal": ("csv",), "encoding": ("csv",), "types": ("csv", "json")}
-        for key, able in described.items():
-            if getattr(self, key) is not None and kinds[0] not in able:
-                msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {kinds[0]}"
+        for kind, what in (("duckdb", "file"), ("delta", "table")):
+            if varies(getattr(self, kind) or ""):
+                msg = f"{kind} names one {what} for all partitions: {listed(PLACEHOLDERS)} are not replaced"
                 raise ValueError(msg)
-        if self.number_rows and kinds[0] not in NUMBERED_KINDS:
-            msg = f"'number_rows' numbers the rows of files of kind {listed(NUMBERED_KINDS)}, but the source is of kind {kinds[0]}"
-            raise ValueError(msg)
-        if self.delimiter is not None and self.delimiter == self.decimal:
-            msg = f"delimiter and decimal are both {self.decimal!r}"
-            raise ValueError(msg)
-        if self.late is not None and (kinds[0] == "python" or self.by_partition):
-            what = "a function" if kinds[0] == "python" else "files that belong to one partition each"
-            msg = f"'late' is about files of many partitions, but the source is {what}"
-            raise ValueError(msg)
         if (self.duckdb is not None and self.table is None) or (
             self.table is not None and kinds[0] not in ("duckdb", "asset")
         ):
             msg = "`duckdb` and `table` go together: the file, and the table in it"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Self:
+        if self.version is not None and self.kind != "delta":
+            msg = f"'version' is that of a Delta table, but the source is of kind {self.kind}"
+            raise ValueError(msg)
+        described = {"delimiter": ("csv",), "decimal": ("csv",), "encoding": ("csv",), "types": ("csv", "json")}
+        for key, able in described.items():
+            if getattr(self, key) is not None and self.kind not in able:
+                msg = f"{key!r} describes files of kind {listed(able)}, but the source is of kind {self.kind}"
+                raise ValueError(msg)
+        if self.number_rows and self.kind not in NUMBERED_KINDS:
+            msg = f"'number_rows' numbers the rows of files of kind {listed(NUMBERED_KINDS)}, but the source is of kind {self.kind}"
+            raise ValueError(msg)
+        if self.delimiter is not None and self.delimiter == self.decimal:
+            msg = f"delimiter and decimal are both {self.decimal!r}"
+            raise ValueError(msg)
+        if self.late is not None and (self.kind == "python" or self.by_partition):
+            what = "a function" if self.kind == "python" else "files that belong to one partition each"
+            msg = f"'late' is about files of many partitions, but the source is {what}"
             raise ValueError(msg)
         return self
 

@@ -204,12 +204,15 @@ class FeatureBuilder:
         features = self.spec.features
         declared = self.spec.model_dump_json(
             include={"partitions": {"every", "timezone"}, "sources": True, "features": {"key", "time", "python"}},
-            exclude={"sources": {"__all__": {"time", "late", "asset"}}},  # say when to look and who writes the file
+            # They say when to look and who writes the file, or were no keys when the first versions were recorded.
+            exclude={"sources": {"__all__": {"time", "late", "asset", "delta", "version"}}},
         )
         if features.driving is not None:
             declared += features.driving.model_dump_json()
         sources = self.spec.sources.items()
         declared += "".join(f"\0{name}: {source.asset}" for name, source in sources if source.kind == "asset")
+        tables = [(name, source) for name, source in sources if source.kind == "delta"]
+        declared += "".join(f"\0{name}: {source.delta}, version {source.version}" for name, source in tables)
         return hashlib.sha256(f"{code}\0{declared}".encode()).hexdigest()[:12]
 
     def rows(self, partition: Partition, only: Mapping[str, str]) -> pl.DataFrame:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 import yaml
+from deltalake import write_deltalake
 
 from batch_platform.cli.proposal.choices import Asked, propose
 from batch_platform.cli.proposal.dated import layout
@@ -58,6 +59,7 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], Any]] = {
     "orders.arrow": lambda table, file: table.write_ipc(file),
     "orders.feather": lambda table, file: table.to_pandas().to_feather(file),
     "orders.ipc": lambda table, file: table.write_ipc(file, compression="lz4"),
+    "orders": lambda table, file: write_deltalake(file, table.to_arrow(), partition_by=["shop"]),
     "orders.csv.gz": lambda table, file: file.write_bytes(gzip.compress(table.write_csv().encode())),
     "orders.csv.zst": lambda table, file: write_zst(table, file, "csv"),
     "orders.zip": lambda table, file: write_archive(file, orders_csv=table.write_csv(separator=";").encode()),

@@ -13,6 +13,7 @@ import duckdb
 import polars as pl
 import pytest
 import yaml
+from deltalake import write_deltalake
 from pydantic import BaseModel, ValidationError
 
 import batch_platform
@@ -51,6 +52,7 @@ EVERYTHING: dict[str, Any] = {  # every key that can be used, over files that ar
         "visits": {"json": "visits.jsonl"},
         "stores": {"arrow": "stores.feather"},
         "stock": {"duckdb": "stock.duckdb", "table": "main.stock", "time": "ts", "late": "1 day", "asset": "raw/stock"},
+        "returns": {"delta": "returns", "version": 0},
         "shops": {"python": f"{PACKAGE}.defs.small.functions.shops"},
     },
     "features": {
@@ -215,6 +217,7 @@ def with_everything(project: Path) -> Path:
     (folder / "prices.csv").write_text("item;price\n1;2,5\n")
     (folder / "visits.jsonl").write_text('{"item": 1, "visits": 3}\n')
     pl.DataFrame({"store": [1]}).write_ipc(folder / "stores.feather")
+    write_deltalake(folder / "returns", pl.DataFrame({"item": [1]}).to_arrow())
     with duckdb.connect(str(folder / "stock.duckdb")) as con:
         con.execute("CREATE TABLE stock AS SELECT 1 AS item, now() AS ts")
     (folder / "daily").mkdir()

@@ -46,6 +46,7 @@ ALL_KEYS: dict[str, Any] = {  # every key of a declaration that can be used
             "late": "14 days",
             "asset": "raw/airports",
         },
+        "diversions": {"delta": "diversions", "version": 3},
     },
     "features": {
         "sql": "features.sql",
@@ -166,7 +167,9 @@ def test_every_key_of_a_declaration_is_read():
     assert spec.features.max_rejected == RejectedBudget(share=0.01, rows=5)
     assert spec.labels.maturity == Duration(days=1)
     assert spec.model.train.window_length == Duration(days=60)
-    assert [source.kind for source in spec.sources.values()] == ["python", "parquet", "csv", "json", "arrow", "duckdb"]
+    assert [source.kind for source in spec.sources.values()] == [
+        *("python", "parquet", "csv", "json", "arrow", "duckdb", "delta")
+    ]
     assert [name for name, source in spec.sources.items() if source.by_partition] == ["weather"]
     assert given_keys(ALL_KEYS) | OTHER_OF_TWO == keys_of(PipelineSpec)
 
@@ -356,7 +359,7 @@ def test_columns_may_have_any_name(name):
         (
             ("sources", "flights"),
             {},
-            "give exactly one of arrow, asset, csv, duckdb, json, parquet, python; found none",
+            "give exactly one of arrow, asset, csv, delta, duckdb, json, parquet, python; found none",
         ),
         (
             ("sources", "flights"),

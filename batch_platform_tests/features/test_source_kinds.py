@@ -14,6 +14,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from batch_platform.declaration.errors import NothingPublishedError, SourceError, WrongUseError
 from batch_platform.declaration.inputs import SOURCE_KEYS
@@ -85,6 +86,13 @@ def write_asset(path: Path, table: pl.DataFrame) -> None:
     publish(home)
 
 
+def write_delta(path: Path, table: pl.DataFrame) -> None:
+    """Overwrite the rows of a table with others."""
+    if path.is_dir() and pl.DataFrame(DeltaTable(path).scan().read_all()).equals(table):
+        return
+    write_deltalake(path, table.to_arrow(), mode="overwrite")
+
+
 @dataclass(frozen=True)
 class Case:
     """A kind of source, how a table of it is written, and how it is declared."""
@@ -129,6 +137,7 @@ CASES = {
         {"duckdb": "aa.duckdb", "table": "t"},
         "a.duckdb",
     ),
+    "delta": Case("orders", write_delta, {"delta": "orders"}, {"delta": "order"}, "orders"),
     "asset": Case("home", write_asset, {"asset": "raw/a"}, {"asset": "raw/aa"}, "raw.a"),
     "python": Case(
         "source_of_kinds.py",

@@ -17,6 +17,7 @@ import dagster as dg
 import polars as pl
 import pytest
 import yaml
+from deltalake import write_deltalake
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.engine import Spark
@@ -32,8 +33,10 @@ from batch_platform.features.spark.session import spark_session
 from batch_platform.features.spark.task import FULL_DISK, WRITTEN, WrittenRows, require_here, write_rows
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.sql import quoted
 from batch_platform_tests.command_line import published
 from batch_platform_tests.dagster_project import pipeline_folder, write_defs_yaml
+from batch_platform_tests.features.test_delta import ODD, odd_table
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
     feature_file,
@@ -114,6 +117,32 @@ LEFT JOIN shops ON shops.shop = opened.shop LEFT JOIN orders ON orders.id = open
     written = made.by_spark(sql.replace("$", ":"), *keys)
     assert [file.rows for file in written] == [40, 40]
     assert [(file.sha256, file.columns) for file in written] == [(file.sha256, file.columns) for file in expected]
+
+
+def test_spark_reads_the_files_of_a_delta_table_and_the_values_that_its_log_has_for_them(spark, tmp_path):
+    """A partition is read from one version, by Spark and by DuckDB that counts its rows; the next one from the newest."""
+    expected = odd_table(tmp_path / "orders")
+    spec = {
+        "sources": {"orders": {"delta": "orders"}},
+        "partitions": {"end": "2024-08-01"},
+        "features": {"driving": {"source": "orders", "time": "ts"}},
+    }
+    made = Built(tmp_path, spark.declared(), **spec)
+    named = quoted(ODD)
+    sql = (
+        f"SELECT * EXCLUDE ({named}), {named} AS place FROM orders WHERE ts >= $partition_start AND ts < $partition_end"
+    )
+    spark_sql = sql.replace("$", ":").replace("EXCLUDE", "EXCEPT").replace(named, f"`{ODD.replace('`', '``')}`")
+    days = [made.partition(f"2024-07-0{day}") for day in (1, 2, 3)]
+    written = made.by_spark(spark_sql, *(day.key for day in days))
+    by_duckdb = made.by_duckdb(sql, *(day.key for day in days))
+    assert [file.rows for file in written] == [3, 2, 2]
+    assert [(file.sha256, file.columns) for file in written] == [(file.sha256, file.columns) for file in by_duckdb]
+    with made.builder(on_spark=True, sql=spark_sql).session(spill=tmp_path / "staging") as session:
+        assert session.write(days[0], tmp_path / "again").sha256 == written[0].sha256
+        late = expected.filter(id=7).with_columns(id=pl.lit(100, pl.Int64))
+        write_deltalake(tmp_path / "orders", late.to_arrow(), mode="append")
+        assert session.write(days[1], tmp_path / "again").rows == 3
 
 
 def test_values_of_every_type_are_those_that_duckdb_gives(spark, tmp_path):

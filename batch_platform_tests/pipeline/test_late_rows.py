@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import write_deltalake
 
 from batch_platform.declaration.errors import BatchPlatformError
 from batch_platform.declaration.stamp import Stamp
@@ -58,6 +59,9 @@ def write(pipeline: Pipeline, rows: pl.DataFrame) -> None:
     """Replace the source by these rows, as one file or as the files of a glob."""
     source = pipeline.spec.sources["events"]
     path = pipeline.folder / source.location
+    if source.kind == "delta":
+        write_deltalake(path, rows.to_arrow(), mode="overwrite")
+        return
     if "*" not in path.name:
         rows.write_parquet(path) if source.kind == "parquet" else rows.write_csv(path)
         return
@@ -182,9 +186,10 @@ def test_labels_that_come_late_are_measured_again_and_change_no_prediction(pipel
 
 GLOB = {"sources": {"events": {"parquet": "days/*.parquet"}}}
 CSV = {"sources": {"events": {"parquet": None, "csv": "events.csv"}}}
+DELTA = {"sources": {"events": {"parquet": None, "delta": "events"}}}
 
 
-@pytest.mark.parametrize("source", [GLOB, CSV], ids=["glob", "csv"])
+@pytest.mark.parametrize("source", [GLOB, CSV, DELTA], ids=["glob", "csv", "delta"])
 def test_a_corrected_row_is_found_in_files_of_any_kind_and_an_appended_day_concerns_no_other(tmp_path, source):
     pipeline = only_built(tmp_path, **source)
     rows = orders(LAST + timedelta(days=1))

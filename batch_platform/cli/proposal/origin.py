@@ -1,4 +1,4 @@
-"""Locate the table that a user names: a file, a folder, a glob, or a table of a DuckDB file."""
+"""Locate the table that a user names: a file, a folder, a glob, a table of a DuckDB file, or a Delta table."""
 
 import re
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import duckdb
 
 from batch_platform.declaration.errors import SourceError, WrongUseError, did_you_mean, listed, named
 from batch_platform.declaration.inputs import Encoding, Source
+from batch_platform.features.sources.delta import is_delta_table
 from batch_platform.features.sources.files import files_of
 from batch_platform.features.sources.kind import SourceTable
 from batch_platform.features.sources.opening import SOURCE_KINDS
@@ -67,7 +68,7 @@ class Origin:
     @property
     def is_one_file(self) -> bool:
         """Whether it is a single file whose rows have a place, not a glob and not a table of a database."""
-        return self.kind != "duckdb" and not has_magic(_ESCAPED.sub("", str(self.path)))
+        return self.kind not in ("duckdb", "delta") and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""
@@ -75,7 +76,7 @@ class Origin:
 
 
 def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Origin:
-    """Locate a table by its file, by a folder or a glob of files, or by its name in a DuckDB file.
+    """Locate a table by its file, by a folder or a glob of files, by its name in a DuckDB file, or by the folder of a Delta table.
 
     The encoding is that of CSV files.
 
@@ -93,7 +94,9 @@ def locate(file: str, table: str | None, encoding: Encoding | None = None) -> Or
         raise WrongUseError(
             msg, hint="rename the file without {{, {%, {# and names in brackets such as {partition_key}."
         )
-    if path.is_dir():
+    if is_delta_table(path):
+        kind = "delta"
+    elif path.is_dir():
         kind, path = _in_folder(path)
     elif path.is_file():
         kind = _kind_of(path)

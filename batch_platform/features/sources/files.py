@@ -13,7 +13,7 @@ import pyarrow as pa
 from batch_platform.declaration.errors import did_you_mean, listed
 from batch_platform.declaration.inputs import FILE, PLACEHOLDERS, ROW_IN_FILE, varies
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.kind import SourceKind, SourceTable, create_view, digest
+from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest
 from batch_platform.warehouse.sql import literal
 
 
@@ -114,6 +114,12 @@ def _parquet_relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str
     return numbered(con, table, f"read_parquet([{files}], {options})", "file_row_number")
 
 
+def _parquet_files(table: SourceTable) -> ParquetFiles | None:
+    if table.source.kind != "parquet" or table.source.number_rows:  # another kind of files that is made from this one
+        return None
+    return ParquetFiles(unpacked_files(table))
+
+
 def _parquet_frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
     if table.source.number_rows:
         return con.sql(f"FROM {_parquet_relation(con, table)}").pl().lazy()
@@ -141,6 +147,7 @@ PARQUET = SourceKind(
     admit=admit_files,
     view=lambda con, table: create_view(con, table.name, _parquet_relation(con, table)),
     frame=_parquet_frame,
+    parquet_files=_parquet_files,
     size=files_size,
     endings=(".parquet", ".pq"),
 )

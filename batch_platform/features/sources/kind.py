@@ -1,12 +1,13 @@
 """What a kind of source must offer, as plain functions of a source and the partition that reads it."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import polars as pl
+import pyarrow as pa
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import SharedSourceError, SourceError
@@ -43,6 +44,16 @@ class SourceTable:
 
 
 @dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files that hold the rows of a source, for an engine that reads them by itself."""
+
+    paths: Sequence[Path]  # absolute
+    schema: str | None = None  # columns and types as Spark's JSON; None: those of the files, which are all alike
+    # The columns that the files lack, with a row for each file in the order of `paths`; None: they lack none.
+    partitions: pa.Table | None = None
+
+
+@dataclass(frozen=True)
 class SourceKind:
     """How sources of one kind are read. Each function may raise SourceError, or what DuckDB and Polars raise."""
 
@@ -55,6 +66,10 @@ class SourceKind:
     # Creates a view named like the source, or points the view at another partition.
     view: Callable[[duckdb.DuckDBPyConnection, SourceTable], None]
     frame: Callable[[duckdb.DuckDBPyConnection, SourceTable], pl.LazyFrame]  # the same rows as the view
+    # The source as a connection that is opened now goes on reading it: where tables have versions, with the present one.
+    pinned: Callable[[SourceTable], Source] = lambda table: table.source
+    # The files that hold exactly the rows of the view; None if no files do.
+    parquet_files: Callable[[SourceTable], ParquetFiles | None] = lambda _: None
     # Whether partitions read different tables.
     takes_partition: Callable[[SourceTable], bool] = lambda table: table.source.by_partition
     function: Callable[[Source], str | None] = lambda _: None  # import path of the user's function that reads it

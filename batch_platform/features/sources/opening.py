@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -11,11 +11,13 @@ import polars as pl
 
 from batch_platform.declaration.calendar import Partition
 from batch_platform.declaration.errors import WrongUseError
+from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.declaration.threads import most_threads
 from batch_platform.features.interruption import interruptible
 from batch_platform.features.sources.asset import ASSET
+from batch_platform.features.sources.delta import DELTA
 from batch_platform.features.sources.duckdb import DUCKDB
 from batch_platform.features.sources.files import ARROW, PARQUET
 from batch_platform.features.sources.kind import SourceKind, SourceTable, digest
@@ -32,6 +34,7 @@ SOURCE_KINDS: dict[str, SourceKind] = {
     "json": JSON,
     "arrow": ARROW,
     "duckdb": DUCKDB,
+    "delta": DELTA,
     "asset": ASSET,
 }
 MEMORY_LIMIT = "1GiB"  # of a query that can spill: a sort by key of ten million rows of twenty columns runs within it
@@ -42,6 +45,7 @@ _LONGEST_REASON = 300  # characters; DuckDB continues with proposals and setting
 def create_view_of(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     """Create a view of a source on a connection of the caller's, which may read every file."""
     kind = SOURCE_KINDS[table.source.kind]
+    table = replace(table, source=kind.pinned(table))
     kind.admit(con, table)
     kind.view(con, table)
 
@@ -151,6 +155,7 @@ class SourceConnection:
     names: tuple[str, ...]
     only: Mapping[str, str]  # SQL conditions by source; see `Sources.connect`
     _versions: dict[str, str] = field(default_factory=dict[str, str], init=False)  # of what stands still, when opened
+    _pinned: dict[str, Source] = field(default_factory=dict[str, Source], init=False)
 
     def create_views(self, partition: Partition) -> None:
         """Create the views for a first partition and shut the connection off from everything else; called once."""
@@ -158,7 +163,9 @@ class SourceConnection:
         con.execute("SET python_enable_replacements = false")
         allowed = set[Path]()
         for name in self.names:
-            with self.explained(name, partition) as (kind, table):
+            with self.explained(name, partition) as (kind, unpinned):
+                self._pinned[name] = kind.pinned(unpinned)
+                table = self.table(name, partition)
                 if kind.stands_still:
                     # first: rows may be newer than their version, never older
                     self._versions[name] = kind.version(table)
@@ -179,6 +186,11 @@ class SourceConnection:
             con.execute(f"ALTER VIEW {quoted(name)} RENAME TO {whole}")
             con.execute(f"CREATE TEMP VIEW {quoted(name)} AS FROM {whole} WHERE {condition}")
         con.execute("SET lock_configuration = true")
+
+    def table(self, name: str, partition: Partition) -> SourceTable:
+        """A source as a partition reads it through this connection."""
+        table = self.sources.table(name, partition)
+        return replace(table, source=self._pinned.get(name, table.source))
 
     def is_current(self, partition: Partition) -> bool:
         """Whether all sources are read as they are now; may raise SourceError."""
@@ -205,7 +217,7 @@ class SourceConnection:
     @contextmanager
     def explained(self, name: str, partition: Partition) -> Generator[tuple[SourceKind, SourceTable]]:
         """How a source is read; an error of DuckDB or Polars becomes a SourceError."""
-        kind, table = self.sources.kind(name), self.sources.table(name, partition)
+        kind, table = self.sources.kind(name), self.table(name, partition)
         try:
             yield kind, table
         except (duckdb.Error, pl.exceptions.PolarsError) as error:

@@ -21,9 +21,9 @@ from batch_platform.declaration.errors import EngineError, SourceError, listed
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.features.lake import BATCH_ROWS, parquet_writer
 from batch_platform.features.query import bound_to, explained, require_columns, takes_too_long
-from batch_platform.features.sources.files import unpacked_files
-from batch_platform.features.sources.kind import SourceTable
+from batch_platform.features.sources.kind import ParquetFiles, SourceTable
 from batch_platform.features.sources.opening import SourceConnection, Sources, bounded
+from batch_platform.features.spark.files import rows_of
 from batch_platform.features.spark.jobs import FailedTask, SparkJob, SparkJobs, raised_by_us, spark_errors, spark_jobs
 from batch_platform.features.spark.query import SparkQuery
 from batch_platform.features.spark.session import shortest
@@ -185,38 +185,38 @@ class SparkFeatures:
             raise SourceError(msg, hint=hint)
 
     def _show(self, name: str, partition: Partition, folder: Path, connect: Connect, *, rows: bool) -> None:
-        """Make a source a view of Spark: Parquet files as they are, anything else as a copy that DuckDB makes of it."""
-        table = self._sources.table(name, partition)
-        if table.source.kind == "parquet" and not table.source.number_rows:
-            files = self._readable(table)
+        """Make a source a view of Spark: of Parquet files if it is made of them, else of a copy that DuckDB makes."""
+        kind, table = self._sources.kind(name), self._sources.table(name, partition)
+        if kind.stands_still:  # what DuckDB counts in it is what Spark reads
+            table = connect().table(name, partition)
+        files = kind.parquet_files(table)
+        if files is None:
+            files = ParquetFiles([self._copied(table, partition, folder, connect, rows=rows)])
         else:
-            files = [self._copied(table, partition, folder, connect, rows=rows)]
-        reader = self._jobs.session.read.options(mergeSchema=False, __globPaths__=False)
+            self._require_readable(table, files)
         try:
             with _quiet():
-                reader.parquet(*(f"file://{file}" for file in files)).createOrReplaceTempView(f"`{name}`")
+                rows_of(files, self._jobs.session).createOrReplaceTempView(f"`{name}`")
         except spark_errors() as error:
             if _condition(error) is None:
                 raise self._explained(partition, error) from error
             problem = f" cannot be read by Spark: {shortest(error)}"
             raise table.error(problem) from error
 
-    def _readable(self, table: SourceTable) -> list[Path]:
-        """The Parquet files of a source; raises SourceError for what Spark would read as nothing or as nulls."""
-        files = unpacked_files(table)
-        if hidden := [file for file in files if file.name.startswith(("_", "."))]:
+    def _require_readable(self, table: SourceTable, files: ParquetFiles) -> None:
+        """Refuse files of a source that Spark would read as nothing or as nulls; raises SourceError."""
+        if hidden := [file for file in files.paths if file.name.startswith(("_", "."))]:
             problem = f": Spark does not read files whose name begins with a dot or an underscore, such as {hidden[0]}."
             raise table.error(problem, "rename the file.")
         state = (table.name, self._sources.kind(table.name).version(table))
-        if len(files) > 1 and state not in self._alike:
-            columns = {file: {name.lower() for name in pq.read_schema(file).names} for file in files}
+        if files.schema is None and len(files.paths) > 1 and state not in self._alike:
+            columns = {file: {name.lower() for name in pq.read_schema(file).names} for file in files.paths}
             every = set[str]().union(*columns.values())
             for file, present in columns.items():
                 if lacking := every - present:
                     problem = f": {file} lacks {listed(map(repr, lacking))}, which other files of the source have."
                     raise table.error(problem, "give all files of a source the same columns.")
             self._alike.add(state)
-        return files
 
     def _copied(self, table: SourceTable, partition: Partition, folder: Path, connect: Connect, *, rows: bool) -> Path:
         """Copy a source to a Parquet file for Spark; one that all partitions read alike is copied once."""

@@ -1,0 +1,274 @@
+"""Delta tables: exactly the rows of one version, or a refusal that says what to do."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from batch_platform.declaration.errors import SourceError, WrongUseError
+from batch_platform.features.build import FeatureBuilder
+from batch_platform.features.sources import delta
+from batch_platform.features.sources.opening import Sources
+from batch_platform.warehouse.home import Home
+from batch_platform_tests.small_pipeline import small_spec
+
+FIRST, SECOND = (small_spec().partitions.calendar.named(key) for key in ("2024-01-01", "2024-01-02"))
+ODD = 'p ü.`"=%'
+SUMMER = datetime(2024, 7, 1, 12, 30, tzinfo=UTC)
+
+
+def sources(folder: Path, **declared: object) -> Sources:
+    """A table in the folder `a`."""
+    spec = small_spec().model_dump(by_alias=True, exclude_none=True)
+    source = {"delta": "a"} | declared
+    return Sources(small_spec().model_validate({**spec, "sources": {"a": source}}), folder, Home(folder / "home"))
+
+
+def rows(of: Sources, sql: str = "FROM a ORDER BY ALL") -> list[tuple[Any, ...]]:
+    with of.connect(FIRST) as con:
+        return con.duckdb.execute(sql).fetchall()
+
+
+def commit(table: Path, *actions: Mapping[str, Any]) -> None:
+    """Write a commit as another writer would."""
+    log = table / "_delta_log"
+    text = "".join(f"{json.dumps(action)}\n" for action in actions)
+    (log / f"{len([*log.glob('*.json')]):020}.json").write_text(text)
+
+
+def added(
+    table: Path, rows: pl.DataFrame, name: str, values: Mapping[str, str | None], **options: Any
+) -> dict[str, Any]:
+    """Write a file as another writer would; returns the action that adds it to a table."""
+    pq.write_table(rows.to_arrow(), table / name, **options)
+    size = (table / name).stat().st_size
+    return {"add": {"path": name, "partitionValues": values, "size": size, "modificationTime": 0, "dataChange": True}}
+
+
+def odd_table(table: Path) -> pl.DataFrame:
+    """A table with partition columns of many types, a column that came later, and times as Spark writes them; returns its rows."""
+    old = pl.DataFrame(
+        {
+            ODD: ["a b", "ü/%=+", None, "'; --", "a%20b"],
+            "day": [date(2024, 1, 1), None, date(1583, 1, 1), date(2024, 1, 1), None],
+            "n": pl.Series([-1, 2, None, 4, 5], dtype=pl.Int16),
+            "at": [SUMMER, None, SUMMER + timedelta(microseconds=1), SUMMER, SUMMER],
+            "price": pl.Series([Decimal("1.10"), None, Decimal("10.05"), None, Decimal(7)], dtype=pl.Decimal(9, 2)),
+            "flag": [True, False, None, True, True],
+            "id": [1, 2, 3, 4, 5],
+            "file": [0.5, float("nan"), None, float("inf"), -0.0],
+            "ts": [SUMMER + timedelta(days=day) for day in range(5)],
+        }
+    )
+    write_deltalake(table, old.to_arrow(), partition_by=[ODD, "day", "n", "at", "price", "flag"])
+    new = old.with_columns(id=pl.col("id") + 5, added=pl.lit("new"))
+    write_deltalake(table, new.to_arrow(), mode="append", schema_mode="merge")
+    values = dict.fromkeys((ODD, "day", "n", "at", "price", "flag"), None) | {ODD: "é", "n": "7"}
+    by_spark = pl.DataFrame({"ts": [SUMMER, None], "id": [11, 12]})
+    commit(table, added(table, by_spark, "by spark.parquet", values, use_deprecated_int96_timestamps=True))
+    named = by_spark.with_columns(pl.lit("é").alias(ODD), n=pl.lit(7, pl.Int16))
+    return pl.concat([old, new, named], how="diagonal").select([*old.columns, "added"]).sort("id")
+
+
+def test_the_rows_are_those_of_the_log_with_values_of_every_type(tmp_path):
+    expected = odd_table(tmp_path / "a")
+    of = sources(tmp_path)
+    with of.connect(FIRST) as con:
+        read = con.duckdb.sql("FROM a ORDER BY id").pl()
+        types = dict(zip(read.columns, map(str, con.duckdb.sql("FROM a").types), strict=True))
+        assert con.frames(FIRST, ["a"])["a"].sort("id").collect().equals(read)
+    in_utc = read.with_columns(pl.col("at", "ts").dt.convert_time_zone("UTC")).select(expected.columns)
+    assert in_utc.equals(expected)
+    assert in_utc.schema == expected.schema
+    assert [types[name] for name in ("day", "n", "price", "at")] == [
+        *("DATE", "SMALLINT", "DECIMAL(9,2)", "TIMESTAMP WITH TIME ZONE")
+    ]
+    assert of.state("a", None).rows == 12
+
+
+def test_a_condition_on_a_partition_column_opens_only_its_files(tmp_path):
+    table = pl.DataFrame({"day": ["x", "x", "y", "z"], "id": [1, 2, 3, 4]})
+    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
+    (_, plan), *_ = rows(sources(tmp_path), "EXPLAIN ANALYZE SELECT sum(id) FROM a WHERE day = 'x'")
+    assert re.search(r"Total Files Read: 1\b", plan)
+    assert rows(sources(tmp_path), "SELECT sum(id) FROM a WHERE day = 'x'") == [(3,)]
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path):
+    table = pl.DataFrame({"day": ["x"], "id": [1]})
+    write_deltalake(tmp_path / "a", table.to_arrow(), partition_by=["day"])
+    DeltaTable(tmp_path / "a").delete()
+    state = sources(tmp_path).state("a", None)
+    assert (state.rows, state.columns) == (0, {"day": "VARCHAR", "id": "BIGINT"})
+
+
+def test_the_version_is_that_of_the_files_and_may_be_declared(tmp_path):
+    table = tmp_path / "a"
+    write_deltalake(table, pl.DataFrame({"x": [1]}).to_arrow())
+    (tmp_path / "features.sql").write_text("SELECT x AS id FROM a")
+    first = sources(tmp_path).version("a", FIRST)
+    write_deltalake(table, pl.DataFrame({"x": [2]}).to_arrow(), mode="append")
+    second = sources(tmp_path).version("a", FIRST)
+    DeltaTable(table).alter.set_table_properties({"delta.logRetentionDuration": "interval 1 days"})
+    assert DeltaTable(table).version() == 2
+    assert sources(tmp_path).version("a", FIRST) == second != first == sources(tmp_path, version=0).version("a", FIRST)
+    assert rows(sources(tmp_path)) == [(1,), (2,)]
+    assert rows(sources(tmp_path, version=0)) == [(1,)]
+    code = [FeatureBuilder(of.spec, of).code_version for of in (sources(tmp_path), sources(tmp_path, version=0))]
+    assert code[0] != code[1]
+
+
+def vectors(table: Path) -> None:
+    """Mark the first row of the table's file as deleted, as the protocol writes it."""
+    (file,) = table.glob("*.parquet")
+    vector = {
+        "storageType": "i",
+        "pathOrInlineDv": "^Bg9^0rr910000000000iXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
+        "sizeInBytes": 40,
+    }
+    size = file.stat().st_size
+    action = {"path": file.name, "partitionValues": {}, "size": size, "modificationTime": 0, "dataChange": True}
+    action["stats"] = json.dumps({"numRecords": 40})
+    commit(
+        table,
+        protocol("deletionVectors"),
+        {"remove": {"path": file.name, "dataChange": True, "deletionTimestamp": 0}},
+        {"add": {**action, "deletionVector": {**vector, "cardinality": 6}}},
+    )
+
+
+def protocol(*features: str) -> dict[str, Any]:
+    return {
+        "protocol": {
+            "minReaderVersion": 3,
+            "minWriterVersion": 7,
+            "readerFeatures": [*features],
+            "writerFeatures": [*features],
+        }
+    }
+
+
+def mapped(table: Path) -> None:
+    columns = pl.DataFrame({"x": [1]}).to_arrow().schema
+    DeltaTable.create(table, columns, mode="overwrite", configuration={"delta.columnMapping.mode": "name"})
+
+
+def vacuumed(table: Path) -> None:
+    write_deltalake(table, pl.DataFrame({"x": [2]}).to_arrow(), mode="overwrite")
+    DeltaTable(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+
+
+def without_first_commit(table: Path) -> None:
+    for x in range(3):
+        write_deltalake(table, pl.DataFrame({"x": [x]}).to_arrow(), mode="append")
+    DeltaTable(table).create_checkpoint()
+    (table / "_delta_log" / f"{0:020}.json").unlink()
+
+
+def outside(table: Path) -> None:
+    pl.DataFrame({"x": [2]}).write_parquet(table.parent / "secret.parquet")
+    commit(table, added(table, pl.DataFrame({"x": [2]}), "../secret.parquet", {}))
+
+
+def cut(table: Path) -> None:
+    (file,) = table.glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "deletion vectors": (vectors, {}, r"version 1 of .* marks rows in its files as deleted .* Hint: .*REORG TABLE"),
+    "column mapping": (mapped, {}, r"version 1 of .*\(column mapping\), .* Hint: .*DROP FEATURE columnMapping"),
+    "a feature of later": (
+        lambda table: commit(table, protocol("typeWidening")),
+        {},
+        r"version 1 of .* needs typeWidening of its reader, which is not supported\. Hint: ",
+    ),
+    "a version to come": (lambda _: None, {"version": 3}, r"version 3 of .* does not exist: the newest version is 0\."),
+    "a version that is gone": (
+        without_first_commit,
+        {"version": 0},
+        r"version 0 of .* cannot be loaded: .* Hint: its commits may have been removed",
+    ),
+    "a version that was vacuumed": (vacuumed, {"version": 0}, r"version 0 has no file .* any more .* Hint: it was vac"),
+    "a file elsewhere": (outside, {}, r"version 1 of .* refers to \.\./secret\.parquet, a file outside of the table"),
+    "a file that was cut": (cut, {}, r".*\.parquet has \d+ bytes, not \d+ as the log of version 0 says"),
+    "a damaged log": (
+        lambda table: (table / "_delta_log" / f"{0:020}.json").write_text('{"add": no'),
+        {},
+        r"version 0 of .* cannot be loaded: .* Hint: the log is damaged",
+    ),
+    "an address": (lambda _: None, {"delta": "s3://lake/a"}, r"s3://lake/a is an address; .* Hint: mount the storage"),
+    "no table": (
+        lambda _: None,
+        {"delta": "."},
+        r"the folder .* is not a Delta table.* Hint: name the folder that hol",
+    ),
+    "no folder": (lambda _: None, {"delta": "aa/b"}, r"there is no folder .*aa/b\. Hint: correct sources\.a"),
+}
+
+
+@pytest.mark.parametrize(("change", "declared", "problem"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_read_exactly_is_refused_with_what_to_do(tmp_path, change, declared, problem):
+    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [*range(40)]}).to_arrow())
+    change(tmp_path / "a")
+    with pytest.raises(SourceError, match=f"Source 'a' of 'small': {problem}") as refused:
+        rows(sources(tmp_path, **declared))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_that_may_have_deletion_vectors_and_has_none_is_read(tmp_path):
+    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
+    commit(tmp_path / "a", protocol("deletionVectors", "timestampNtz"))
+    assert rows(sources(tmp_path)) == [(1,)]
+
+
+def test_an_open_connection_reads_one_version_until_its_files_are_gone(tmp_path):
+    table = tmp_path / "a"
+    write_deltalake(table, pl.DataFrame({"x": [1, 2]}).to_arrow())
+    of = sources(tmp_path)
+    with of.connect(FIRST) as con:
+        version = of.version("a", FIRST)
+        write_deltalake(table, pl.DataFrame({"x": [3]}).to_arrow(), mode="append")
+        assert con.duckdb.execute("FROM a ORDER BY x").fetchall() == [(1,), (2,)]
+        assert con.table("a", SECOND).source.version == 0
+        assert con.is_current(FIRST) is False
+        assert of.version("a", FIRST) != version == of.kind("a").version(con.table("a", FIRST))
+        vacuumed(table)
+        with pytest.raises(SourceError, match=r"cannot be read: .* Hint: a file of the table may have been vacuumed"):
+            con.frames(FIRST, ["a"])
+    assert rows(of) == [(2,)]
+
+
+def test_a_table_that_is_made_anew_in_the_same_folder_has_another_version(tmp_path):
+    versions = set[str]()
+    for x in range(2):
+        for path in sorted((tmp_path / "a").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        write_deltalake(tmp_path / "a", pl.DataFrame({"x": [x]}).to_arrow())
+        versions.add(sources(tmp_path).version("a", FIRST))
+        assert rows(sources(tmp_path)) == [(x,)]
+    assert len(versions) == 2
+
+
+def test_without_its_library_the_extra_is_named(tmp_path, monkeypatch):
+    write_deltalake(tmp_path / "a", pl.DataFrame({"x": [1]}).to_arrow())
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    delta._load.cache_clear()
+    with pytest.raises(WrongUseError, match=r"pip install 'batch-platform\[delta\]'"):
+        rows(sources(tmp_path))
+
+
+def test_a_table_for_each_partition_and_a_version_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="delta names one table for all partitions"):
+        sources(tmp_path, delta="{partition_key}")
+    with pytest.raises(ValueError, match="'version' is that of a Delta table, but the source is of kind csv"):
+        small_spec(sources={"a": {"csv": "a.csv", "version": 1}})
