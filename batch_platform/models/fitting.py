@@ -230,8 +230,9 @@ def measured(  # noqa: PLR0913 - a model and its rows
     if outcomes is None:
         return {}, None
     metric = model.promote.metric or default_metric(signature.task)
-    trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
-    return measure(outcomes), trivial
+    with one_thread():
+        trivial = None if label is None else against_baseline(metric, outcomes, earlier, later, label, rates)
+        return measure(outcomes), trivial
 
 
 def _checked(features: Features, data: TrainingData) -> tuple[Contract, pl.DataFrame, int]:

@@ -26,6 +26,7 @@ from batch_platform.models.baseline import AgainstBaseline
 from batch_platform.models.bundle import Bundle, Coverage, Manifest
 from batch_platform.models.contract import BINARY, ClassLabel, Predictor, Signature, Task
 from batch_platform.models.fitting import Fitted, outcomes_of
+from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.comparison import Difference, paired_difference
 from batch_platform.monitoring.metrics import (
     CLASSIFICATION,
@@ -243,8 +244,9 @@ def _compared(  # noqa: PLR0913 - two models and their rows
     )
     if first is None or second is None:
         return not_compared("there is no row that both can score")
-    difference = None if first.truth is None else paired_difference(metric, first, second)
-    return ChampionComparison(name, measure(first), measure(second), difference, coverage)
+    with one_thread():
+        difference = None if first.truth is None else paired_difference(metric, first, second)
+        return ChampionComparison(name, measure(first), measure(second), difference, coverage)
 
 
 def _not_comparable(own: Signature, standing: Signature) -> str:

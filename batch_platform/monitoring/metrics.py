@@ -144,6 +144,14 @@ def known_to(classes: Sequence[object], labels: pl.Series) -> pl.Series:
     return pl.Series([value in known for value in as_truth(labels).tolist()], dtype=pl.Boolean)
 
 
+def _require_finite(outcomes: Outcomes) -> None:
+    """Raise ValueError if a prediction or a true value is NaN or infinite: no metric would say so."""
+    measured = [outcomes.predicted, *([outcomes.labels] if outcomes.task == "regression" else [])]
+    if not all(np.isfinite(values).all() for values in measured):
+        msg = "a prediction or a label is NaN or infinite"
+        raise ValueError(msg)
+
+
 def _accuracy(outcomes: Outcomes) -> float:
     """Share of the rows whose most probable class is the true one (`sklearn.metrics.accuracy_score`)."""
     return float(np.mean(_hits(outcomes)))
@@ -155,14 +163,17 @@ def _hits(outcomes: Outcomes) -> NDArray[np.bool_]:
 
 def _log_loss(outcomes: Outcomes) -> float:
     """Mean negative logarithm of the true class's probability (`sklearn.metrics.log_loss`)."""
-    from sklearn import metrics
-
+    _require_finite(outcomes)
     shares = outcomes.predicted / outcomes.predicted.sum(axis=1, keepdims=True)  # float32 models miss 1 by a last digit
-    return float(metrics.log_loss(outcomes.true_positions, shares, labels=range(len(outcomes.classes))))
+    return float(np.mean(_log_losses(shares, outcomes.true_positions)))
 
 
 def _row_log_losses(outcomes: Outcomes) -> Floats:
-    of_truth = outcomes.predicted[np.arange(len(outcomes.predicted)), outcomes.true_positions]
+    return _log_losses(outcomes.predicted, outcomes.true_positions)
+
+
+def _log_losses(shares: Floats, positions: NDArray[np.int64]) -> Floats:
+    of_truth = shares[np.arange(len(shares)), positions]
     return -np.log(np.clip(of_truth, np.finfo(np.float64).eps, 1.0))
 
 
@@ -196,15 +207,8 @@ def _roc_auc(outcomes: Outcomes) -> float | None:
     For several classes, the mean over each class against all others, defined only if every class occurs. For outliers,
     how well the score separates the second of two labels from the first.
     """
-    from sklearn import metrics
-
-    if outcomes.task != "multiclass":
-        positive, score = outcomes.positive_and_score
-        return float(metrics.roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
-    positions, count = outcomes.true_positions, len(outcomes.classes)
-    if len(np.unique(positions)) < count:
-        return None
-    return float(metrics.roc_auc_score(positions, outcomes.predicted, multi_class="ovr", labels=range(count)))
+    _require_finite(outcomes)
+    return unweighted(_weighted_roc_auc, outcomes)
 
 
 def _weighted_roc_auc(outcomes: Outcomes) -> Weighted:
@@ -292,9 +296,8 @@ def _lift(share: float) -> Metric:
 
 def _mae(outcomes: Outcomes) -> float:
     """Mean absolute error (`sklearn.metrics.mean_absolute_error`)."""
-    from sklearn import metrics
-
-    return float(metrics.mean_absolute_error(outcomes.labels, outcomes.predicted))
+    _require_finite(outcomes)
+    return float(_absolute_errors(outcomes).mean())
 
 
 def _absolute_errors(outcomes: Outcomes) -> Floats:
@@ -303,9 +306,8 @@ def _absolute_errors(outcomes: Outcomes) -> Floats:
 
 def _rmse(outcomes: Outcomes) -> float:
     """Square root of the mean squared error (`sklearn.metrics.root_mean_squared_error`)."""
-    from sklearn import metrics
-
-    return float(metrics.root_mean_squared_error(outcomes.labels, outcomes.predicted))
+    _require_finite(outcomes)
+    return float(np.sqrt(np.mean(_errors(outcomes) ** 2)))
 
 
 def _weighted_rmse(outcomes: Outcomes) -> Weighted:
@@ -315,10 +317,11 @@ def _weighted_rmse(outcomes: Outcomes) -> Weighted:
 
 def _r2(outcomes: Outcomes) -> float | None:
     """Share of the variance that is explained (`sklearn.metrics.r2_score`); not defined where the truth is constant."""
-    from sklearn import metrics
-
+    _require_finite(outcomes)
     truth = outcomes.labels
-    return float(metrics.r2_score(truth, outcomes.predicted)) if len(truth) > 1 and np.ptp(truth) > 0 else None
+    if len(truth) < 2 or not np.ptp(truth) > 0:  # noqa: PLR2004 - one value has no variance
+        return None
+    return 1 - float(np.sum(_errors(outcomes) ** 2) / np.sum((truth - truth.mean()) ** 2))
 
 
 def _weighted_r2(outcomes: Outcomes) -> Weighted:

@@ -76,6 +76,11 @@ class Outcomes:
         return Ranked(*self.positive_and_score)
 
     @cached_property
+    def alike(self) -> Floats:
+        """Weights of 1 [n]; what several metrics count with them is counted once."""
+        return np.ones(len(self.predicted))
+
+    @cached_property
     def positives(self) -> int | None:
         """Number of positive rows; None for tasks without a positive class, and without labels."""
         if self.truth is None or self.task not in ("binary", "outliers"):
@@ -132,5 +137,5 @@ class Ranked:
 def unweighted(prepare: Callable[[Outcomes], Weighted], outcomes: Outcomes) -> float | None:
     """A metric of rows that all weigh 1; None where it is not defined."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(prepare(outcomes)(np.ones(len(outcomes.predicted))))
+        value = float(prepare(outcomes)(outcomes.alike))
     return value if np.isfinite(value) else None

@@ -25,6 +25,7 @@ from batch_platform.features.history import History, never_learned_from, recorde
 from batch_platform.features.row_checks import with_keys_of
 from batch_platform.models.bundle import read_manifest
 from batch_platform.models.contract import Contract
+from batch_platform.models.native_threads import one_thread
 from batch_platform.models.registry import Registry, Version, read_registry
 from batch_platform.monitoring.catalogue import MEASURES
 from batch_platform.monitoring.estimates import ESTIMATED
@@ -260,7 +261,8 @@ class _Evaluation:
             in_sample=not spec.partitions.snapshot
             and model.has_seen(partition),  # of a snapshot only unseen rows count
         )
-        tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
+        with one_thread():
+            tables = {name: measure.compute(scored) for name, measure in MEASURES.items()}
         if labels is None or challenger:
             return MeasuredModel(model, tables, scored.labelled.height, challenger)
         of_segments = () if scored.in_sample else tuple(self._of_segments(partition, scored))
