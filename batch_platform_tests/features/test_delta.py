@@ -184,6 +184,12 @@ def cut(table: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
+def int96_in_a_struct(table: Path) -> None:
+    nested = pl.DataFrame({"s": [{"at": SUMMER}]})
+    write_deltalake(table, nested.to_arrow(), mode="overwrite", schema_mode="overwrite")
+    commit(table, added(table, nested, "by spark.parquet", {}, use_deprecated_int96_timestamps=True))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "deletion vectors": (vectors, {}, r"version 1 of .* marks rows in its files as deleted .* Hint: .*REORG TABLE"),
     "column mapping": (mapped, {}, r"version 1 of .*\(column mapping\), .* Hint: .*DROP FEATURE columnMapping"),
@@ -200,6 +206,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "a version that was vacuumed": (vacuumed, {"version": 0}, r"version 0 has no file .* any more .* Hint: it was vac"),
     "a file elsewhere": (outside, {}, r"version 1 of .* refers to \.\./secret\.parquet, a file outside of the table"),
+    "times inside of values": (
+        int96_in_a_struct,
+        {},
+        r".* has INT96 times inside of other values.* Hint: write the tab",
+    ),
     "a file that was cut": (cut, {}, r".*\.parquet has \d+ bytes, not \d+ as the log of version 0 says"),
     "a damaged log": (
         lambda table: (table / "_delta_log" / f"{0:020}.json").write_text('{"add": no'),
