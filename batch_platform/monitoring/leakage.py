@@ -180,7 +180,9 @@ def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]
     if len(target) < MIN_ROWS or min((~usual).sum(), usual.sum() + len(values)) < MIN_ROWS_OF_A_CLASS:
         return
     rounding = 1e-9 * float(np.abs(target).max())
-    few = np.flatnonzero(~usual)[:: max(1, int((~usual).sum()) // MIN_ROWS)]  # rule out most pairs on a few rows
+    others = np.flatnonzero(~usual)
+    few = others[:: max(1, len(others) // MIN_ROWS)]  # rule out most pairs on a few rows
+    parts = (few, others, np.flatnonzero(usual))
 
     def differing(left: int, right: int, signs: tuple[int, int], rows: NDArray[Any]) -> float:
         sums = signs[0] * columns[rows, left] + signs[1] * columns[rows, right]
@@ -190,6 +192,5 @@ def _adding_up(columns: Values, target: Values) -> Iterator[tuple[int, int, str]
     varied = [at for at, values in enumerate(columns.T) if len(np.unique(values[~np.isnan(values)])) > 1]
     for left, right in combinations(varied, 2):
         for signs, how in (((1, 1), "add up to"), ((1, -1), "differ by"), ((-1, 1), "differ by")):
-            rows = (few, np.flatnonzero(~usual), np.flatnonzero(usual))
-            if all(differing(left, right, signs, part) <= 1 - NEARLY for part in rows):
+            if all(differing(left, right, signs, rows) <= 1 - NEARLY for rows in parts):
                 yield left, right, f"{how} the label"
