@@ -190,9 +190,11 @@ def _drift(declared: Drift) -> RunCheck[Committed]:
             f"Features and predictions are like {_BASELINES[declared.baseline]}. A column gives a warning where its population "
             f"stability index is {declared.warn:g} or more beyond what chance explains and what is usual between the partitions of "
             f"the training data, and an error from {declared.fail:g} (monitoring.drift); nothing is blocked. The worst column "
-            "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines."
+            "comes first, and the index of each is plotted; the table `drift` has all measures against all baselines. The "
+            "predictions of each segment (monitoring.segments) are judged in the same way beside the same segment of the "
+            "training data; the worst one is named, and the table `drift_by_segment` has all of them."
         ),
-        passed=lambda partition: not describe.alarming(partition.drift),
+        passed=lambda partition: not (describe.alarming(partition.drift) or partition.segment_alarms),
         metadata=lambda partition: _drift_numbers(partition, declared),
         summary=lambda partitions, failed: {
             "partitions": _count(partitions),
@@ -201,8 +203,12 @@ def _drift(declared: Drift) -> RunCheck[Committed]:
                 dict.fromkeys(row.column_name for partition in failed for row in describe.alarming(partition.drift))
             )
             or "none",
+            "segments": listed(
+                dict.fromkeys(row.segment_column for partition in failed for row in partition.segment_alarms)
+            )
+            or "none",
         },
-        is_error=lambda partition: any(row.level == "fail" for row in partition.drift),
+        is_error=lambda partition: any(row.level == "fail" for row in (*partition.drift, *partition.segment_alarms)),
     )
 
 
@@ -211,9 +217,11 @@ def _drift_numbers(partition: Committed, declared: Drift) -> dict[str, Any]:
     if not judged:
         return {"not_judged": _not_judged(partition, declared)}
     alarming = describe.alarming(partition.drift)
-    metadata: dict[str, Any] = {"drifted": ", ".join(map(describe.drifted, alarming)) or "none"}
+    drifted = [*map(describe.drifted, alarming), *describe.drifted_segments(partition.segment_alarms)]
+    metadata: dict[str, Any] = {"drifted": ", ".join(drifted) or "none"}
     metadata["the_worst"] = describe.most_drifted(alarming or judged)
-    metadata[ALARMS] = dg.MetadataValue.json({row.column_name: row.level for row in alarming})
+    by_segment = {f"predictions by {row.segment_column}": row.level for row in reversed(partition.segment_alarms)}
+    metadata[ALARMS] = dg.MetadataValue.json({row.column_name: row.level for row in alarming} | by_segment)
     numbers = {f"psi_{row.column_name}": row.unusual for row in judged[:MOST_PLOTTED]}
     strange = {*declared.ignore, *declared.columns} - {row.column_name for row in partition.drift}
     if strange:

@@ -18,7 +18,7 @@ import dagster as dg
 from batch_platform.components.jobs import name_of_whole
 from batch_platform.components.wiring import Wiring
 from batch_platform.declaration.engine import LOCAL
-from batch_platform.declaration.errors import MOST_LISTED
+from batch_platform.declaration.errors import MOST_LISTED, counted
 from batch_platform.declaration.redaction import redact, redacted
 from batch_platform.features.sources.opening import SOURCE_KINDS, SourceState
 from batch_platform.models.bundle import Manifest, read_manifest
@@ -33,6 +33,7 @@ from batch_platform.pipeline.build import Built
 from batch_platform.pipeline.evaluate import Evaluated
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun
+from batch_platform.scoring.drift_tables import SegmentDrift
 from batch_platform.scoring.run import Committed
 from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.sql import quoted, table_columns
@@ -417,6 +418,22 @@ def drifted(row: ColumnDrift) -> str:
     if row.mean is not None and row.baseline_mean is not None:
         changes.append(f"mean {row.mean:.4g} instead of {row.baseline_mean:.4g}")
     return f"{changes[0]} ({', '.join(changes[1:])})" if changes[1:] else changes[0]
+
+
+def drifted_segment(row: SegmentDrift) -> str:
+    """A segment whose predictions differ from the reference, in a few words."""
+    return f"predictions for {row.segment_column} = {'null' if row.segment is None else row.segment} {row.unusual:.2f}"
+
+
+def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
+    """The worst segment of each column whose predictions differ, and how many more do."""
+    by_column = dict[str, list[SegmentDrift]]()
+    for row in worst_first:
+        by_column.setdefault(row.segment_column, []).append(row)
+    return [
+        drifted_segment(worst) + (f" and {counted(len(others), 'more segment')}" if others else "")
+        for worst, *others in by_column.values()
+    ]
 
 
 def alarming(rows: Sequence[ColumnDrift]) -> list[ColumnDrift]:

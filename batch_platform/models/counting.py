@@ -46,34 +46,35 @@ def counted_by_segment(segments: pl.DataFrame, places: Mapping[Role, Places]) ->
     """Count rows by each of some columns, given the cells of each row by role."""
     by_segment = dict[tuple[Role, str], CountsByValue | None]()
     for column in segments.get_columns():
-        # As text before they are told apart, since 0.0 and -0.0 are equal; of integers only the distinct ones.
-        numbered = _numbered(column if column.dtype.is_integer() else column.cast(pl.String))
-        texts = [] if numbered is None else numbered[1].cast(pl.String).to_list()
+        values = numbered(column)
+        texts = [] if values is None else values[1].to_list()
         for role, of_rows in places.items():
             by_segment[role, column.name] = (
-                None if numbered is None else dict(zip(texts, _crossed(numbered[0], len(texts), of_rows), strict=True))
+                None if values is None else dict(zip(texts, _crossed(values[0], len(texts), of_rows), strict=True))
             )
     return SegmentCounts(by_segment)
 
 
-def _numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
-    """The number of each row's value [n], and the value of each number; None if there are more than MOST_SEGMENTS.
+def numbered(column: pl.Series) -> tuple[NDArray[np.int64], pl.Series] | None:
+    """The number of each row's value [n], and the value of each number as text; None if there are more than MOST_SEGMENTS.
 
     Compiled code holds values with the same hash of 64 bits to be equal: of 1,000 values, two different ones have the same
     hash with a probability of 3e-14.
     """
+    if not column.dtype.is_integer():  # as text before they are told apart, since 0.0 and -0.0 are equal
+        column = column.cast(pl.String)
     if _is_compiled(column):
-        from batch_platform.models.forest.counting import numbered
+        from batch_platform.models.forest.counting import numbered as numbered_hashes
 
-        by_hash = numbered(column.hash().to_numpy(), MOST_SEGMENTS)
-        return None if by_hash is None else (by_hash[0], column.gather(by_hash[1]))
+        by_hash = numbered_hashes(column.hash().to_numpy(), MOST_SEGMENTS)
+        return None if by_hash is None else (by_hash[0], column.gather(by_hash[1]).cast(pl.String))
     groups = pl.DataFrame({"value": column}).with_row_index("row").group_by("value").agg("row")
     if groups.height > MOST_SEGMENTS:
         return None
     numbers = np.empty(len(column), dtype=np.int64)
     rows, values = groups["row"].explode().to_numpy(), np.arange(groups.height)
     numbers[rows] = np.repeat(values, groups["row"].list.len().to_numpy())
-    return numbers, groups["value"]
+    return numbers, groups["value"].cast(pl.String)
 
 
 def _crossed(numbers: NDArray[np.int64], values: int, places: Places) -> NDArray[np.int64]:

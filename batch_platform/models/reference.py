@@ -20,7 +20,7 @@ from batch_platform.declaration.monitored import Baseline
 from batch_platform.declaration.spec import Task
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.contract import MAX_CATEGORIES, Column, Contract, Predictor, Signature
-from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile
+from batch_platform.models.counting import counted_by_segment, counted_cells, counted_profile, numbered
 from batch_platform.models.estimate_basis import EstimateBasis
 from batch_platform.models.native_threads import one_thread
 from batch_platform.monitoring.drift import beyond_chance, divergences
@@ -43,6 +43,9 @@ _CATEGORICAL = ("multiclass", "clustering")  # tasks whose prediction is one of 
 _WEEK, _HOUR = np.timedelta64(7, "D"), np.timedelta64(1, "h")
 
 
+BySegment = Mapping[str | None, Mapping[str, float]]  # distances by value of a column and start of a partition
+
+
 @dataclass(frozen=True)
 class ReferenceProfile:
     """The profiles of the features, in the order of the contract, and of the prediction; None without rows to predict."""
@@ -54,6 +57,8 @@ class ReferenceProfile:
     # one, of the prediction that of the newest partitions that no fit had seen, by their start in UTC. Empty if unknown.
     usual: Mapping[Baseline, tuple[float, ...]] = field(default_factory=dict[Baseline, tuple[float, ...]])
     distances: Mapping[Baseline, Mapping[str, float]] = field(default_factory=dict[Baseline, Mapping[str, float]])
+    # The same of the prediction in each segment, beside that of the same segment in the reference, by column and value.
+    segment_distances: Mapping[str, BySegment] = field(default_factory=dict[str, BySegment])
     basis: EstimateBasis | None = None  # of estimates of its performance; None where it could not be learned
     by_segment: SegmentCounts = field(default_factory=SegmentCounts)  # of `prediction`; empty where it is no baseline
 
@@ -68,6 +73,15 @@ class ReferenceProfile:
             if self.prediction is not None:
                 known[baseline, self.prediction.role, self.prediction.name] = max(distances.values())
         return known
+
+    def usual_of_segment(self, column: str, segment: str | None) -> float | None:
+        """How far the prediction in a segment usually is from the reference at most, and never less than that of all rows.
+
+        None where it is not known: then the partitions that no fit had seen do not hold the segment twice.
+        """
+        if not (own := self.segment_distances.get(column, {}).get(segment)):
+            return None
+        return max(*own.values(), *self.distances.get("reference", {}).values())
 
     @property
     def baseline(self) -> tuple[Profile, ...]:
@@ -135,6 +149,7 @@ class ReferenceProfile:
             "prediction_is_baseline": self.prediction_is_baseline,
             "usual": self.usual,
             "distances": self.distances,
+            "segment_distances": {column: [*of.items()] for column, of in self.segment_distances.items()},
             "basis": None if self.basis is None else self.basis.to_json(),
             "by_segment": self.by_segment.to_json(),
         }
@@ -156,6 +171,7 @@ class ReferenceProfile:
             values["prediction_is_baseline"],
             {baseline: tuple(highest) for baseline, highest in usual.items()},
             values.get("distances", {}),
+            {column: dict(pairs) for column, pairs in values.get("segment_distances", {}).items()},
             None if basis is None else EstimateBasis.from_json(basis),
             SegmentCounts.from_json(values.get("by_segment", [])),
         )
@@ -231,6 +247,27 @@ class _Partitions:
         for baseline, (own, base) in self.compared.items():
             beyond = beyond_chance(counts[own], whole - counts[own] if base is None else counts[base])
             distances[baseline] = dict(zip(map(str, self.starts[own]), beyond.tolist(), strict=True))
+        return distances
+
+    def distances_of_segments(self, column: pl.Series, places: Places) -> dict[str | None, dict[str, float]]:
+        """How far each segment of a partition is from the same segment of the others, by value and start; see `distances`.
+
+        Partitions without rows of a segment, or with all of them, are left out. Empty for a column with too many values.
+        """
+        if (values := numbered(column)) is None:
+            return {}
+        (numbers, segments), (of_rows, width), (own, _) = values, places, self.compared["reference"]
+        place = np.full(len(self.starts), len(own))  # partitions that are not compared count together
+        place[own] = np.arange(len(own))
+        shape = len(segments), len(own) + 1, width
+        cells = (numbers * shape[1] + place[self.of_rows]) * width + of_rows
+        counts = np.bincount(cells, minlength=shape[0] * shape[1] * width).reshape(shape)
+        others = counts.sum(axis=1, keepdims=True) - counts
+        held = (counts.any(axis=2) & others.any(axis=2))[:, :-1]
+        beyond = beyond_chance(counts[:, :-1][held], others[:, :-1][held])
+        distances: dict[str | None, dict[str, float]] = {}
+        for segment, partition, distance in zip(*np.nonzero(held), beyond.tolist(), strict=True):
+            distances.setdefault(segments[int(segment)], {})[str(self.starts[own[partition]])] = distance
         return distances
 
 
@@ -312,12 +349,25 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     for baseline, of_own in {} if partitions is None else partitions.distances(places).items():
         newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
         distances[baseline] = dict(newest)
-    by_segment = SegmentCounts()
+    by_segment, segment_distances = SegmentCounts(), dict[str, BySegment]()
     if names := [name for name in segments if name in frame.columns]:
         of_segments = frame.select(names).filter(finite)
         by_segment = counted_by_segment(of_segments, {"prediction": places})
+        learned = former.segment_distances if former is not None and profile.is_comparable(before) else {}
+        for column in of_segments.get_columns():
+            known = learned.get(column.name, {})
+            of_own = {} if partitions is None else partitions.distances_of_segments(column, places)
+            segment_distances[column.name] = {
+                segment: dict(sorted({**known.get(segment, {}), **of_segment}.items())[-MOST_PARTITIONS:])
+                for segment, of_segment in of_own.items()
+            }
     return replace(
-        reference, prediction=profile, prediction_is_baseline=True, distances=distances, by_segment=by_segment
+        reference,
+        prediction=profile,
+        prediction_is_baseline=True,
+        distances=distances,
+        segment_distances=segment_distances,
+        by_segment=by_segment,
     )
 
 

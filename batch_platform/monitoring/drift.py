@@ -42,11 +42,14 @@ class Divergence:
         """The index beyond what chance gives."""
         return max(0.0, self.psi - self.expected)
 
-    def level(self, bounds: tuple[float, float], usual: float = 0.0) -> Level:
-        """How it is judged by the indices from which a column gives a warning and fails, beyond what is usual."""
+    def level(self, bounds: tuple[float, float], usual: float = 0.0, *, tests: int = 1) -> Level:
+        """How it is judged by the indices from which a column gives a warning and fails, beyond what is usual.
+
+        It is one of so many tests that are made together, each with a share of the probability of a false alarm (Bonferroni).
+        """
         warn, fail = bounds
         unusual = self.beyond_chance - USUAL_MARGIN * usual
-        if self.p_value >= SURPRISE or unusual < warn:
+        if self.p_value >= SURPRISE / tests or unusual < warn:
             return "none"
         return "fail" if unusual >= fail else "warn"
 

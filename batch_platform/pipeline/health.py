@@ -28,7 +28,7 @@ from batch_platform.monitoring.usual import MOST_COMPARED, MOST_REJECTING, unusu
 from batch_platform.pipeline.evaluate import measured_rows
 from batch_platform.pipeline.plan import first_served
 from batch_platform.pipeline.state import State
-from batch_platform.scoring.drift_tables import read_drift
+from batch_platform.scoring.drift_tables import SegmentDrift, read_drift, read_segment_alarms
 from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, track_records
 from batch_platform.warehouse.failures import Failure
 from batch_platform.warehouse.home import Home
@@ -77,6 +77,7 @@ class Measured:
     """What was measured of the newest partitions."""
 
     drift: tuple[ColumnDrift, ...] = ()  # of the newest scored partition, the worst column first
+    segment_alarms: tuple[SegmentDrift, ...] = ()  # of its segments, the worst first
     estimates: tuple[EstimatedMetric, ...] = ()  # of the newest scored partition
     records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates, by metric
     evaluated: str | None = None  # the newest partition whose labels are known
@@ -91,12 +92,13 @@ def newest_measured(home: Home, spec: PipelineSpec, state: State) -> Measured:
     try:
         with reading_published(home) as con:
             drift = read_drift(con, spec.name, [newest]).get(newest, ())
+            segment_alarms = read_segment_alarms(con, spec.name, [newest]).get(newest, ())
             estimated, records = read_estimates(con, spec.name, [newest]), track_records(con, spec.name)
             keys = [] if evaluated is None else [evaluated]
             rows = measured_rows(con, spec.name, PERFORMANCE.name, keys).filter(pl.col("challenger").is_null())
     except NothingPublishedError:
         return Measured()
-    return Measured(drift, estimated.get(newest, ()), records, evaluated, rows)
+    return Measured(drift, segment_alarms, estimated.get(newest, ()), records, evaluated, rows)
 
 
 def health_of(
@@ -111,7 +113,7 @@ def health_of(
     if newest is not None:
         run = state.scores[newest]
         past = Past(spec.partitions.calendar, state.scores.values())
-        aspects += [volume(past, run), rejected_share(past, run), _drift(spec, run, measured.drift)]
+        aspects += [volume(past, run), rejected_share(past, run), _drift(spec, run, measured)]
     if (performance := _performance(spec, state, measured)) is not None:
         aspects.append(performance)
     if newest is not None and newest not in state.evaluations:
@@ -207,18 +209,20 @@ def champion_age(spec: PipelineSpec, version: Version, at: datetime) -> Aspect:
     return Aspect("champion_age", "warn", f"{text}, more than {oldest}", numbers={"days": days})
 
 
-def _drift(spec: PipelineSpec, run: ScoreRun, rows: Sequence[ColumnDrift]) -> Aspect:
-    """The worst drift of a partition's columns, as it was judged when the partition was scored."""
-    judged = [row for row in rows if row.level is not None]
+def _drift(spec: PipelineSpec, run: ScoreRun, measured: Measured) -> Aspect:
+    """The worst drift of a partition's columns and segments, as it was judged when the partition was scored."""
+    judged, of_segments = [row for row in measured.drift if row.level is not None], measured.segment_alarms
     if spec.monitoring.drift is None or not judged:
         return Aspect("drift", None, "drift is not judged", run.partition_key)
     drifted = [row for row in judged if row.level != "none"]
-    if not drifted:
+    if not drifted and not of_segments:
         return Aspect("drift", "none", "no drift", run.partition_key)
-    columns = listed(f"{row.column_name} (psi {row.psi:.2f})" for row in drifted[:3])
-    more = f" and {len(drifted) - 3} more" if len(drifted) > 3 else ""  # noqa: PLR2004 - of those named
+    names = [f"{row.column_name} (psi {row.psi:.2f})" for row in drifted]
+    names += [f"predictions for {row.segment_column} = {row.segment} (psi {row.psi:.2f})" for row in of_segments]
+    columns = listed(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
     numbers = {f"psi_{row.column_name}": row.unusual for row in drifted}
-    level = "fail" if any(row.level == "fail" for row in drifted) else "warn"
+    level = "fail" if any(row.level == "fail" for row in (*drifted, *of_segments)) else "warn"
     return Aspect("drift", level, f"drift in {columns}{more} on {run.partition_key}", run.partition_key, numbers)
 
 

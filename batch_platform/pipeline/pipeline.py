@@ -63,7 +63,7 @@ from batch_platform.pipeline.train import (
 )
 from batch_platform.pipeline.trainings_due import declared_now, untrained
 from batch_platform.scoring.challengers import challengers_of
-from batch_platform.scoring.drift_tables import read_drift
+from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
 from batch_platform.scoring.engines.known import engine_of
 from batch_platform.scoring.estimate_tables import read_estimates, record_realised, track_records
 from batch_platform.scoring.orders import BundleFolder, Watch, failure_of
@@ -473,7 +473,7 @@ class Pipeline:
         with self.warehouse.open() as con:
             keys = [item.partition.key for item in held]
             distributions = committed_distributions(con, self.spec.name, keys)
-            drift = read_drift(con, self.spec.name, keys)
+            drift, alarms = read_drift(con, self.spec.name, keys), read_segment_alarms(con, self.spec.name, keys)
             estimated, records = read_estimates(con, self.spec.name, keys), track_records(con, self.spec.name)
         for item in held:
             key = item.partition.key
@@ -484,6 +484,7 @@ class Pipeline:
                     skipped=True,
                     scores=distributions.get(key),
                     drift=drift.get(key, ()),
+                    segment_alarms=alarms.get(key, ()),
                     estimates=estimated.get(key, ()),
                     records=records,
                 )

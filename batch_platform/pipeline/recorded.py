@@ -19,7 +19,7 @@ from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.pipeline.state import State
 from batch_platform.pipeline.train import Trained, TrainedChallenger
 from batch_platform.scoring.challenger_tables import ChallengerRun, read_challenger_runs
-from batch_platform.scoring.drift_tables import read_drift
+from batch_platform.scoring.drift_tables import read_drift, read_segment_alarms
 from batch_platform.scoring.estimate_tables import read_estimates, track_records
 from batch_platform.scoring.rejected_rows import reasons_by_partition
 from batch_platform.scoring.run import Committed
@@ -44,7 +44,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
         distributions = committed_distributions(con, name, keys)
         reasons = reasons_by_partition(con, name, keys)
         challengers = _by_partition(read_challenger_runs(con, name))
-        drift = read_drift(con, name, keys)
+        drift, segment_alarms = read_drift(con, name, keys), read_segment_alarms(con, name, keys)
         estimated, records = read_estimates(con, name, keys), track_records(con, name)
     past = Past(pipeline.spec.partitions.calendar, state.scores.values())
     versions = {version.version: version for version in state.registry.versions}
@@ -58,6 +58,7 @@ def recorded_predictions(pipeline: Pipeline, state: State, keys: Sequence[str]) 
             scores=distributions.get(key),
             challengers=tuple(challengers[key]),
             drift=drift.get(key, ()),
+            segment_alarms=segment_alarms.get(key, ()),
             estimates=estimated.get(key, ()),
             records=records,
             aspects=partition_aspects(pipeline.spec, past, run, versions.get(run.model_version)),

@@ -4,6 +4,7 @@ Written in the transaction of the predictions. A partition that is a baseline of
 the table is at any time what the profiles say.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,24 +58,37 @@ class SegmentDrift:
     segment: str | None  # value of the column as text
     psi: float
     psi_by_chance: float
+    # the highest one beyond chance among the partitions that no fit has seen, of the segment and of all rows; None where unknown
+    psi_usual: float | None
     p_value: float
     rows: int
     baseline_rows: int
+    level: str | None  # None where it is not judged
     model_version: str
     run_id: str
+
+    @property
+    def unusual(self) -> float:
+        """The index beyond what chance and the differences between partitions that no fit has seen give."""
+        return max(0.0, self.psi - self.psi_by_chance - USUAL_MARGIN * (self.psi_usual or 0.0))
 
 
 def replace_segment_drift(
     con: duckdb.DuckDBPyConnection,
+    spec: PipelineSpec,
     committed: Sequence[ScoreRun],
     by_segment: Mapping[str, SegmentCounts],
     reference_of: ReferenceOf,
 ) -> None:
     """Replace how far the predictions of each segment of the committed partitions are from the same segment's reference.
 
-    `by_segment` has their counts by partition key. A segment that the reference does not hold has no row.
+    `by_segment` has their counts by partition key. A segment that the reference does not hold has no row. It is judged as the
+    predictions are, where their baseline is the reference and it is known what is usual for the segment; the segments of a column
+    share the probability of a false alarm.
     """
-    compared = list[tuple[ScoreRun, str, str | None, Profile, Profile]]()
+    compared = list[tuple[ScoreRun, str, str | None, Profile, Profile, float | None]]()
+    declared = spec.monitoring.drift
+    tests = Counter[tuple[str, str]]()  # segments that can be judged, by partition key and column
     for run in committed:
         counted = by_segment.get(run.partition_key, SegmentCounts()).of("prediction")
         reference = reference_of(run) if counted else None
@@ -86,7 +100,9 @@ def replace_segment_drift(
             for segment, counts in by_value.items():
                 if segment in before:
                     own, base = reference.of_segment(counts), reference.of_segment(before[segment])
-                    compared.append((run, column, segment, own, base))
+                    usual = reference.usual_of_segment(column, segment)
+                    compared.append((run, column, segment, own, base, usual))
+                    tests[run.partition_key, column] += usual is not None
     rows = [
         SegmentDrift(
             partition_key=run.partition_key,
@@ -94,18 +110,42 @@ def replace_segment_drift(
             segment=segment,
             psi=divergence.psi,
             psi_by_chance=divergence.expected,
+            psi_usual=usual,
             p_value=divergence.p_value,
             rows=own.rows,
             baseline_rows=base.rows,
+            level=divergence.level(declared.bounds(own.name), usual, tests=tests[run.partition_key, column])
+            if declared is not None and usual is not None and _is_judged(declared, own.name, "reference")
+            else None,
             model_version=run.model_version,
             run_id=run.run_id,
         )
-        for (run, column, segment, own, base), divergence in zip(
-            compared, divergences([(own, base) for *_, own, base in compared]), strict=True
+        for (run, column, segment, own, base, usual), divergence in zip(
+            compared, divergences([(own, base) for *_, own, base, _ in compared]), strict=True
         )
         if divergence is not None
     ]
     replace_records(con, committed, OF_SEGMENTS, SegmentDrift, rows)
+
+
+def read_segment_alarms(
+    con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
+) -> dict[str, tuple[SegmentDrift, ...]]:
+    """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
+    worst_first = f"psi - psi_by_chance - {USUAL_MARGIN} * psi_usual DESC, segment_column, segment"
+    return rows_of_partitions(
+        con,
+        SegmentDrift,
+        pipeline,
+        OF_SEGMENTS,
+        partition_keys,
+        only="level IN ('warn', 'fail')",
+        order=f"partition_key, {worst_first}",
+    )
+
+
+def _is_judged(declared: Drift, column: str, baseline: Baseline) -> bool:
+    return baseline == declared.baseline and column not in declared.ignore
 
 
 def replace_drift(
@@ -210,7 +250,6 @@ def _reference(run: ScoreRun, new: Collection[str], reference_of: ReferenceOf) -
 
 def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | None) -> ColumnDrift:
     profile, base = pair.profile, pair.base
-    judged = declared is not None and pair.baseline == declared.baseline and profile.name not in declared.ignore
     return ColumnDrift(
         partition_key=pair.key,
         column_name=profile.name,
@@ -232,7 +271,7 @@ def _row(pair: _Pair, divergence: Divergence, run: ScoreRun, declared: Drift | N
         rows=profile.rows,
         baseline_rows=base.rows,
         level=divergence.level(declared.bounds(profile.name), pair.usual or 0.0)
-        if declared is not None and judged
+        if declared is not None and _is_judged(declared, profile.name, pair.baseline)
         else None,
         model_version=run.model_version,
         run_id=run.run_id,

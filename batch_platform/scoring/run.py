@@ -31,7 +31,13 @@ from batch_platform.monitoring.health import Aspect, AspectName
 from batch_platform.monitoring.scores import ScoreDistribution, staged_distributions
 from batch_platform.scoring.challenger_tables import ChallengerRun, StagedChallenger, replace_challengers
 from batch_platform.scoring.challengers import ChallengerScores
-from batch_platform.scoring.drift_tables import read_drift, replace_drift, replace_segment_drift
+from batch_platform.scoring.drift_tables import (
+    SegmentDrift,
+    read_drift,
+    read_segment_alarms,
+    replace_drift,
+    replace_segment_drift,
+)
 from batch_platform.scoring.engines.known import Engine
 from batch_platform.scoring.estimate_tables import EstimatedMetric, read_estimates, replace_estimates, track_records
 from batch_platform.scoring.orders import BundleFolder, ScoringOrder
@@ -61,6 +67,7 @@ class Committed:
     scores: ScoreDistribution | None = None  # None where there are no predictions
     challengers: tuple[ChallengerRun, ...] = ()  # empty where skipped
     drift: tuple[ColumnDrift, ...] = ()  # of each column beside each baseline, the worst first
+    segment_alarms: tuple[SegmentDrift, ...] = ()  # segments that give a warning or an error, the worst first
     estimates: tuple[EstimatedMetric, ...] = ()  # of its performance
     records: Mapping[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])  # of estimates so far, by metric
     aspects: tuple[Aspect, ...] = ()  # what is judged of it beside earlier partitions
@@ -239,16 +246,17 @@ class ScoringRun:
         profiles = {due.partition.key: staged.profiles for due, staged in group}
         by_segment = {due.partition.key: staged.by_segment for due, staged in group}
         drift, estimated = dict[str, tuple[ColumnDrift, ...]](), dict[str, tuple[EstimatedMetric, ...]]()
-        records = dict[str, TrackRecord]()
+        records, segment_alarms = dict[str, TrackRecord](), dict[str, tuple[SegmentDrift, ...]]()
 
         def in_transaction(con: duckdb.DuckDBPyConnection, runs: Sequence[ScoreRun]) -> None:
             replace_challengers(con, runs, challengers=challengers)
             replace_profiles(con, runs, profiles)
             replace_estimates(con, runs, profiles, by_segment, self._reference)
             replace_drift(con, self.history.spec, runs, self._reference)
-            replace_segment_drift(con, runs, by_segment, self._reference)
+            replace_segment_drift(con, self.history.spec, runs, by_segment, self._reference)
             keys = [run.partition_key for run in runs]
             drift.update(read_drift(con, self.history.spec.name, keys))
+            segment_alarms.update(read_segment_alarms(con, self.history.spec.name, keys))
             estimated.update(read_estimates(con, self.history.spec.name, keys))
             records.update(track_records(con, self.history.spec.name))
             self.settle(con, runs)
@@ -275,6 +283,7 @@ class ScoringRun:
                 spent=staged.spent + Spent(commit=seconds, clock=seconds),
                 scores=distributions.get(due.partition.key),
                 drift=drift.get(due.partition.key, ()),
+                segment_alarms=segment_alarms.get(due.partition.key, ()),
                 estimates=estimated.get(due.partition.key, ()),
                 records=records,
                 link=staged.link,

@@ -428,13 +428,14 @@ def rows_of_partitions(  # noqa: PLR0913 - which rows, and their order
     partition_keys: Collection[str],
     *,
     order: str,
+    only: str = "true",
 ) -> dict[str, tuple[Record, ...]]:
-    """The rows of a table of records by partition key, in an order; a partition without any is left out."""
+    """The rows of a table of records for which a condition holds, by partition key, in an order; a partition without any is left out."""
     if not partition_keys or not has_table(con, schema, table):
         return {}
     make: Any = record
     columns = ", ".join(quoted(item.name) for item in fields(make))
-    query = f"SELECT {columns} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys ORDER BY {order}"
+    query = f"SELECT {columns} FROM {quoted(schema)}.{quoted(table)} WHERE partition_key IN $keys AND {only} ORDER BY {order}"
     by_partition: dict[str, list[Record]] = {}
     for values in con.execute(query, {"keys": list(partition_keys)}).fetchall():
         row = make(*values)

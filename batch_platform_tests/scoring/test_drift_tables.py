@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from batch_platform.components import describe
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.features.history import PARTITION_START
 from batch_platform.models.bundle import MANIFEST, REFERENCE_FILE, open_bundle, read_reference
@@ -18,12 +19,14 @@ from batch_platform.models.contract import infer_contract
 from batch_platform.models.reference import ReferenceProfile, reference_of
 from batch_platform.monitoring.drift import ColumnDrift
 from batch_platform.pipeline.pipeline import Pipeline
+from batch_platform.pipeline.recorded import recorded_predictions
 from batch_platform.scoring.batch import score_batch
 from batch_platform.scoring.drift_tables import read_drift
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.renaming import rename_column
 from batch_platform_tests.small_pipeline import (
     FEATURES_SQL,
+    FIRST_DAY,
     LABELS_SQL,
     carry_out,
     feature_file,
@@ -115,21 +118,27 @@ def test_a_broken_feature_is_named_first_and_is_over_once_it_is_repaired(changed
 
 
 def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_version_was_judged_by(tmp_path):
-    """Computed once more from the rows: the counts of both, and the index by its formula."""
-    moved = (pl.col("shop") == "Zürich") & (pl.col("ts") > datetime(2024, 2, 2, tzinfo=UTC))
+    """Computed once more from the rows: the counts of both, the index by its formula, and what is usual between days."""
+    events = small_events(FIRST_DAY, date(2024, 2, 3), 300)
+    moved = (pl.col("shop") == "Zürich") & (pl.col("ts") > datetime(2024, 2, 2, 12, tzinfo=UTC))
     pipeline = small_pipeline(
         tmp_path,
-        events=small_events().with_columns(amount=pl.when(moved).then(1.0).otherwise("amount")),
+        events=events.with_columns(amount=pl.when(moved).then(1.0).otherwise("amount")),
         model={"refit": False, "params": {"max_iter": 20}},
-        monitoring={"segments": ["shop"]},
+        monitoring={"segments": ["shop"], "drift": {}},
     )
     carry_out(pipeline, datetime(2024, 2, 4, 12, tzinfo=UTC))
     (version,) = pipeline.state().registry.versions
     bundle = pipeline.bundle(version)
-    judged = pl.concat([pl.read_parquet(feature_file(pipeline, f"2024-01-{day}")) for day in range(24, 31)])
-    labelled = small_events().filter(pl.col("returned").is_not_null())
-    before = score_batch(judged.join(labelled, on="id", how="semi"), bundle, pipeline.spec).predictions
+    judged = pl.concat(
+        [
+            pl.read_parquet(feature_file(pipeline, f"2024-01-{day}")).with_columns(day=pl.lit(day))
+            for day in range(24, 31)
+        ]
+    ).join(events.filter(pl.col("returned").is_not_null()), on="id", how="semi")
+    before = score_batch(judged, bundle, pipeline.spec, keep=["shop", "day"]).predictions
     with open_published(pipeline.home) as con:
+        levels = con.sql("SELECT partition_key, segment, level FROM small.drift_by_segment ORDER BY ALL").pl()
         drift = con.sql("FROM small.drift_by_segment WHERE partition_key = '2024-02-03'").pl()
         scored = con.sql("FROM small.predictions WHERE partition_key = '2024-02-03'").pl()
     edges = bundle.reference.prediction.bins.edges
@@ -139,14 +148,29 @@ def test_each_segment_is_compared_with_the_same_segment_of_the_rows_that_the_ver
         return np.bincount(places, minlength=len(edges) + 1)
 
     assert set(drift["segment"]) == set(scored["shop"]) & set(before["shop"])
+
+    def index(own: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+        own, base = own[filled := own + base > 0], base[filled]
+        p, q = (own + 0.5) / (own + 0.5).sum(), (base + 0.5) / (base + 0.5).sum()
+        return ((p - q) * np.log(p / q)).sum(), (len(own) - 1) * (1 / own.sum() + 1 / base.sum())
+
+    of_all = max(bundle.reference.distances["reference"].values())
     for row in drift.iter_rows(named=True):
         own, base = counted(scored, row["segment"]), counted(before, row["segment"])
         assert (row["segment_column"], row["rows"], row["baseline_rows"]) == ("shop", own.sum(), base.sum())
-        own, base = own[filled := own + base > 0], base[filled]
-        p, q = (own + 0.5) / (own + 0.5).sum(), (base + 0.5) / (base + 0.5).sum()
-        assert row["psi"] == pytest.approx(((p - q) * np.log(p / q)).sum(), rel=1e-9)
-    beyond_chance = drift.with_columns(beyond=pl.col("psi") - pl.col("psi_by_chance")).sort("beyond")
-    assert beyond_chance["segment"][-1] == "Zürich"
+        assert (row["psi"], row["psi_by_chance"]) == pytest.approx(index(own, base), rel=1e-9)
+        days = (
+            index(
+                counted(before.filter(day=day), row["segment"]),
+                counted(before.filter(pl.col("day") != day), row["segment"]),
+            )
+            for day in range(24, 31)
+        )
+        assert row["psi_usual"] == pytest.approx(max(of_all, *(psi - by_chance for psi, by_chance in days)), rel=1e-9)
+    alarms = levels.filter(pl.col("level") != "none").rows()
+    assert alarms == [("2024-02-03", "Zürich", "fail")]
+    (committed,) = recorded_predictions(pipeline, pipeline.state(), ["2024-02-03"])
+    assert describe.drifted_segments(committed.segment_alarms)[0].startswith("predictions for shop = Zürich ")
     with pipeline.warehouse.transaction() as con:
         assert "drift_by_segment" in rename_column(con, "small", "shop", "store")
         assert con.execute("SELECT DISTINCT segment_column FROM small.drift_by_segment").fetchall() == [("store",)]
