@@ -4,15 +4,16 @@ The score that is served stays as it is. Of two classes, the score itself is div
 the most probable class; of a regression, the absolute error that a small tree expects by the features and the prediction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import nextafter
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from batch_platform.models.counting import counted_cells, counted_profile
+from batch_platform.models.counting import counted_cells, counted_profile, numbered
 from batch_platform.monitoring.estimates import Expectation, MeanMetric, expected, isotonic_blocks
 from batch_platform.monitoring.metrics import METRICS
 from batch_platform.monitoring.outcomes import Outcomes
@@ -25,6 +26,7 @@ LEAST_OF_A_CLASS = 5
 LEAVES, ROWS_PER_LEAF = 16, 25  # of the tree, at most and at least
 MOST_SPLIT_BY = 50_000  # rows from which the splits of the tree are learned, evenly spaced
 LEAST_PARTITIONS, MOST_PARTITIONS = 5, 30  # from which is learned how far estimates of a partition are off
+_MOST_LEARNED_FROM = 30  # segments of a column, those with most rows
 _LEAST_PARTITION = 10  # rows
 _NAMES = {"binary": "confidence", "multiclass": "confidence", "regression": "expected_error"}
 _LARGEST = float(np.finfo(np.float32).max)  # that scikit-learn's trees take
@@ -103,21 +105,27 @@ class EstimateBasis:
         )
 
 
-def basis_of(outcomes: Outcomes) -> EstimateBasis | None:
-    """Learn from rows that a model has not seen, with their truth and encoding.
+def basis_of(outcomes: Outcomes, segments: pl.DataFrame | None = None) -> EstimateBasis | None:
+    """Learn from rows that a model has not seen, with their truth and encoding, and the values of columns by which they are broken down.
 
     None if they are too few, if the task has no truth, or if errors are too large to be squared. Rows without a finite score are
     left out, since they are rejected when they are scored.
     """
     if outcomes.task not in _NAMES or outcomes.truth is None:
         return None
-    rows = outcomes.known if outcomes.task == "binary" else outcomes
-    finite = np.asarray(np.isfinite(rows.predicted).reshape(len(rows.predicted), -1).all(axis=1))
-    rows = rows if finite.all() else rows.at(finite)
+    segments = pl.DataFrame() if segments is None else segments
+    kept = np.asarray(np.isfinite(outcomes.predicted).reshape(len(outcomes.predicted), -1).all(axis=1))
+    if outcomes.task == "binary":
+        kept &= outcomes.of_known_class
+    rows, segments = (
+        (outcomes, segments)
+        if kept.all()
+        else (outcomes.at(kept), segments.filter(kept) if segments.width else segments)
+    )
     if len(rows.predicted) < LEAST_ROWS or rows.matrix is None:
         return None
     if rows.task == "regression":
-        return _of_regression(rows, rows.matrix)
+        return _of_regression(rows, rows.matrix, segments)
     values = _values(rows.task, None, rows.matrix, rows.predicted)
     right = rows.predicted.argmax(axis=1) == rows.true_positions
     hits = rows.true_positions == 1 if rows.task == "binary" else right
@@ -128,10 +136,10 @@ def basis_of(outcomes: Outcomes) -> EstimateBasis | None:
         above = nextafter(0.5, 1)
         inside = {above} if bins.edges[0] < above < bins.edges[-1] else set[float]()
         bins = Bins(edges=tuple(sorted({*bins.edges, *inside})))
-    return EstimateBasis(rows.task, _with_usual(_of_classes(rows.task, bins, values, hits), rows, values))
+    return EstimateBasis(rows.task, _with_usual(_of_classes(rows.task, bins, values, hits), rows, values, segments))
 
 
-def _of_regression(rows: Outcomes, matrix: Floats) -> EstimateBasis | None:
+def _of_regression(rows: Outcomes, matrix: Floats, segments: pl.DataFrame) -> EstimateBasis | None:
     """A tree whose splits are learned from every second row, and the errors of its leaves from the others.
 
     So the errors are not too small where the splits follow chance (Athey and Imbens, Recursive Partitioning for Heterogeneous
@@ -153,7 +161,7 @@ def _of_regression(rows: Outcomes, matrix: Floats) -> EstimateBasis | None:
     tree = replace(tree, error=tuple(np.where(count > 0, sums / np.maximum(1, count), whole).tolist()))
     values = tree.errors(matrix, predicted)
     expectation = _of_errors(Bins(edges=tuple(np.unique(values).tolist())), values[honest], errors[honest])
-    return EstimateBasis(rows.task, _with_usual(expectation, rows, values), tree)
+    return EstimateBasis(rows.task, _with_usual(expectation, rows, values, segments), tree)
 
 
 def _values(task: str, tree: ErrorTree | None, matrix: Floats, raw: NDArray[Any]) -> Floats:
@@ -223,24 +231,39 @@ def _by_cell(bins: Bins, cells: Cells, values: Floats) -> Floats:
     return sums[nearest] / rows[nearest]
 
 
-def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats) -> Expectation:
+def _with_usual(expectation: Expectation, rows: Outcomes, values: Floats, segments: pl.DataFrame) -> Expectation:
     """The same with how far the estimates of the partitions were off, beyond chance; as it is if they are not known."""
     if rows.groups is None or rows.grouped_by != "partition":
         return expectation
     partitions = np.unique(rows.groups)
     if len(partitions) < LEAST_PARTITIONS:
         return expectation
-    cells, beyond = counted_cells(values, expectation.bins), dict[str, list[float]]()
-    for partition in partitions[:: -(-len(partitions) // MOST_PARTITIONS)]:
-        members = rows.groups == partition
-        if members.sum() < _LEAST_PARTITION:
+    chosen = partitions[:: -(-len(partitions) // MOST_PARTITIONS)]
+    cells = counted_cells(values, expectation.bins)
+    parts = [np.flatnonzero(rows.groups == partition) for partition in chosen]
+    of_segments = dict[str, Mapping[str, float]]()
+    for column in segments.get_columns():
+        if (by_value := numbered(column)) is not None:
+            numbers = by_value[0]
+            largest = np.argsort(-np.bincount(numbers), kind="stable")[:_MOST_LEARNED_FROM]
+            members = [part[numbers[part] == number] for part in parts for number in largest]
+            of_segments[column.name] = _differences(expectation, rows, cells, members)
+    return replace(expectation, usual=_differences(expectation, rows, cells, parts), usual_of_segments=of_segments)
+
+
+def _differences(
+    expectation: Expectation, rows: Outcomes, cells: Cells, parts: Sequence[NDArray[np.int64]]
+) -> dict[str, float]:
+    """The standard deviation of the estimates of parts of the rows from what came true, beyond chance, by metric."""
+    beyond = dict[str, list[float]]()
+    for members in parts:
+        if len(members) < _LEAST_PARTITION:
             continue
         outcomes, counts = rows.at(members), np.bincount(cells[members], minlength=expectation.bins.cells)
         for name, (value, variance) in expected(expectation, counts.tolist()).items():
             if (realised := METRICS[name](METRICS[name].rows_of(outcomes))) is not None:
                 beyond.setdefault(name, []).append((realised - value) ** 2 - variance)
-    usual = {name: float(np.sqrt(max(0.0, np.mean(of)))) for name, of in beyond.items() if len(of) >= LEAST_PARTITIONS}
-    return replace(expectation, usual=usual)
+    return {name: float(np.sqrt(max(0.0, np.mean(of)))) for name, of in beyond.items() if len(of) >= LEAST_PARTITIONS}
 
 
 def _error_tree(matrix: Floats, predicted: Floats, errors: Floats) -> ErrorTree:

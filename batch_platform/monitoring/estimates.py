@@ -51,6 +51,8 @@ class Expectation:
     rate: tuple[float, ...] | None = None  # of two classes, the share of positives of each cell
     # By metric, the standard deviation between the partitions of the evaluation window that chance does not explain.
     usual: Mapping[str, float] = field(default_factory=dict[str, float])
+    # The same between the segments of these partitions, by column and metric.
+    usual_of_segments: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -70,6 +72,7 @@ class Expectation:
             },
             rate=None if rate is None else tuple(rate),
             usual=values["usual"],
+            usual_of_segments=values.get("usual_of_segments", {}),
         )
 
 
@@ -83,15 +86,18 @@ class Estimate:
     high: float
 
 
-def estimates(expectation: Expectation, histogram: Sequence[int]) -> list[Estimate]:
+def estimates(expectation: Expectation, histogram: Sequence[int], segment_column: str | None = None) -> list[Estimate]:
     """The expected metrics of rows with these counts in the cells, by name; empty without rows.
 
     The variance of an interval adds up three parts: chance in the outcomes of the rows, chance in what was learned of the cells,
-    and what differs between partitions beyond both.
+    and what differs between partitions beyond both. The rows of a value of `segment_column` share more than those of a whole
+    partition, such as the weather of an airport: what differs between segments counts for them, if it is more.
     """
+    of_segments = expectation.usual_of_segments.get(segment_column or "", {})
     made: list[Estimate] = []
     for name, (value, variance) in sorted(expected(expectation, histogram).items()):
-        reach = _TWO_SIDED * sqrt(variance + expectation.usual.get(name, 0.0) ** 2)
+        usual = max(expectation.usual.get(name, 0.0), of_segments.get(name, 0.0))
+        reach = _TWO_SIDED * sqrt(variance + usual**2)
         made.append(
             Estimate(name, value, max(METRICS[name].least, value - reach), min(METRICS[name].most, value + reach))
         )

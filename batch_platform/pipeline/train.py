@@ -272,7 +272,8 @@ class Training:
             return fitted
         rows = fitted.signature.contract.split(data.evaluate).kept
         outcomes = outcomes_of(fitted.scorer, fitted.signature, rows, data.label)
-        basis = None if outcomes is None else basis_of(outcomes)
+        segments = rows.select(name for name in self.history.spec.monitoring.segments if name in rows.columns)
+        basis = None if outcomes is None else basis_of(outcomes, segments)
         return replace(fitted, reference=replace(fitted.reference, basis=basis))
 
     def _positive(self) -> Positive:

@@ -85,7 +85,7 @@ def _rows(
 ) -> Iterator[EstimatedMetric]:
     """The estimates of a partition, or of a segment of it, given its rows in each cell."""
     make: Any = EstimatedSegmentMetric if segment else EstimatedMetric
-    for estimate in estimates(expectation, histogram):
+    for estimate in estimates(expectation, histogram, segment.get("segment_column")):
         yield make(
             **segment,
             partition_key=run.partition_key,

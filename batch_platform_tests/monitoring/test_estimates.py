@@ -120,6 +120,32 @@ def test_a_column_of_very_many_values_is_not_broken_down_however_it_is_cut():
     assert len((parts[0] + parts[0]).of("estimate")["id"]) == 600
 
 
+def test_the_interval_of_a_segment_holds_what_comes_true_although_each_of_its_days_differs():
+    random = np.random.default_rng(3)
+    days, shops = np.divmod(np.arange(60 * 6 * 80) // 80, 6)
+    difference = random.normal(0, 1, (60, 6))[days, shops]
+    score = random.beta(2, 3, len(days))
+    truth = random.random(len(days)) < 1 / (1 + (1 - score) / score * np.exp(-difference))
+    outcomes = Outcomes(
+        "binary", np.column_stack([1 - score, score]), truth, [False, True], np.zeros((len(days), 1)), days, "partition"
+    )
+    learned = days < 30
+    basis = basis_of(outcomes.at(learned), pl.DataFrame({"shop": shops[learned]}))
+    assert basis is not None
+    basis = EstimateBasis.from_json(json.loads(json.dumps(basis.to_json())))
+    within = dict[str | None, list[bool]]()
+    for day in range(30, 60):
+        for shop in range(6):
+            rows = outcomes.at((days == day) & (shops == shop))
+            histogram = profiled(basis, rows.matrix, rows.predicted).histogram
+            for column in (None, "shop"):
+                for estimate in estimates(basis.expectation, histogram, column):
+                    realised = METRICS[estimate.metric](rows)
+                    within.setdefault(column, []).append(estimate.low <= realised <= estimate.high)
+    assert np.mean(within[None]) < 0.85
+    assert np.mean(within["shop"]) > 0.93
+
+
 def test_the_area_is_that_of_rows_with_the_expected_labels():
     basis = basis_of(drawn("binary", 5_000, 6))
     counts = np.asarray(profiled(basis, np.empty((0, 2)), drawn("binary", 4_000, 7).predicted).histogram)
