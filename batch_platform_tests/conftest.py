@@ -36,7 +36,7 @@ settings.register_profile("any_machine", deadline=None)
 settings.load_profile("any_machine")
 ON_SPARK = ("test_spark_features.py", "test_engines.py", "test_spark_engine.py")  # share a cluster, and so a worker
 SPREAD = ("test_faults.py", "test_bad_input.py")  # the longest first
-LONG = ("test_dg_launch.py", "test_recipes.py", "test_postgres.py")  # a single test each, as long as many others
+LONG = ("test_dg_launch.py", "test_acting.py", "test_postgres.py")  # a single test each, as long as many others
 
 
 class FilesAndCases(LoadFileScheduling):

@@ -1,4 +1,4 @@
-"""Write the guide's reference of all YAML keys anew, from the declaration: `python -m batch_platform_tests.make_reference`."""
+"""Write the guide's references of all YAML keys anew, from the declaration: `python -m batch_platform_tests.make_reference`."""
 
 import json
 from collections.abc import Iterator
@@ -13,19 +13,21 @@ import batch_platform
 from batch_platform.declaration.notation import Block
 from batch_platform.declaration.spec import PipelineSpec
 
-PAGE = Path(batch_platform.__file__).parent / "guide" / "declaring.md"
+FOLDER = Path(batch_platform.__file__).parent / "guide"
 BEGIN = "<!-- Everything below is made by `python -m batch_platform_tests.make_reference`. -->\n"
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: ""}
 
 
-def reference() -> str:
-    """The tables of all keys, a section for each block."""
-    return "\n".join(_section(path, block, description) for path, block, description in _blocks(PipelineSpec))
+def pages() -> dict[Path, str]:
+    """The pages that end with tables of keys, a section for each block, as they should be."""
+    sections = {path: _section(path, block, description) for path, block, description in _blocks(PipelineSpec)}
+    second = [*sections].index("model")  # the first block of the second page
+    parts = {"declaring": [*sections.values()][:second], "keys": [*sections.values()][second:]}
+    return {FOLDER / f"{name}.md": _page(FOLDER / f"{name}.md", made) for name, made in parts.items()}
 
 
-def page() -> str:
-    """The page with the reference as it should be."""
-    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[0] + BEGIN + "\n" + reference()
+def _page(path: Path, sections: list[str]) -> str:
+    return path.read_text(encoding="utf-8").partition(BEGIN)[0] + BEGIN + "\n" + "\n".join(sections)
 
 
 def _blocks(block: type[Block], path: str = "", description: str = "") -> Iterator[tuple[str, type[Block], str]]:
@@ -92,4 +94,5 @@ def _types(annotation: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")

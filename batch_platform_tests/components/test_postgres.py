@@ -1,4 +1,4 @@
-"""Dagster's records in PostgreSQL, as the recipe in the guide sets it up."""
+"""Dagster's records in PostgreSQL, as the guide sets it up."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +17,7 @@ DAY = "2024-02-29"  # the last one: what is left is one range
 def test_run_status_drop_and_a_schedule_work_with_dagsters_records_in_postgresql(tmp_path, monkeypatch, cli):
     project, records = copy_of_finished_project(tmp_path), tmp_path / "records"
     records.mkdir()
-    (records / "dagster.yaml").write_text(blocks("yaml", GUIDE["recipes"])[0])
+    (records / "dagster.yaml").write_text(blocks("yaml", GUIDE["production"])[1])
     with postgres() as address:
         monkeypatch.setenv("DAGSTER_PG_URL", address)
         monkeypatch.setenv("DAGSTER_HOME", str(records))

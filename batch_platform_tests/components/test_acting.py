@@ -1,16 +1,14 @@
-"""The code of the recipes, in a project of a user's."""
+"""The guide's assets that follow by themselves and its alert, in a project of a user's."""
 
-import re
 from datetime import timedelta
 
-from batch_platform_tests.checkout import ROOT
+from batch_platform_tests.checkout import GUIDE, blocks
 from batch_platform_tests.dagster_project import PACKAGE, write_defs_yaml
 from batch_platform_tests.receiver import receiver
 from batch_platform_tests.small_pipeline import small_declaration
 from batch_platform_tests.workspace import workspace_of
 
-PAGE = (ROOT / "batch_platform" / "guide" / "recipes.md").read_text(encoding="utf-8")
-ALERTS, FOLLOWERS = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+_, FOLLOWERS, ALERTS = blocks("python", GUIDE["acting"])
 
 
 def test_a_sensor_tells_of_an_old_model_and_assets_follow(project, monkeypatch):
