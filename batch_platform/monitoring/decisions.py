@@ -1,7 +1,10 @@
 """Metrics of decisions: what becomes of rows that are held to be positive, and rates by which groups are compared.
 
-A row is held to be of its most probable class; of two classes, to be positive from a probability of more than one half. With the
-selection rate and the rates of true and false positives of each segment, a segment can be compared with the others: equal
+A row is held to be of its most probable class; of two classes, to be positive from a probability of more than one half. No other
+threshold can be declared: it would also be that of the stored predictions, of challengers' agreement with them and of estimated
+accuracy, or else the metrics would be of decisions that no table holds.
+
+With the selection rate and the rates of true and false positives of each segment, a segment can be compared with the others: equal
 selection rates are demographic parity (Calders and Verwer, Three naive Bayes approaches for discrimination-free classification,
 2010), equal rates of true positives equal opportunity, and equal rates of both equalized odds (Hardt, Price and Srebro, Equality
 of Opportunity in Supervised Learning, 2016).
