@@ -220,6 +220,10 @@ def test_rows_outside_and_rows_that_a_join_loses_are_refused_as_those_of_duckdb_
             SPARK_SQL.replace("items", "array(items) AS items, ts - ts AS gap, NULL AS none"),
             r"cannot hold: gap \(interval day to second\), items \(array<int>\), none \(void\)\. Hint: cast them",
         ),
+        (
+            SPARK_SQL.replace("amount", "amount AS `net.``amount`"),
+            r"fails: \[INVALID_ATTRIBUTE_NAME_SYNTAX\] .*net\.`amount",
+        ),
     ],
 )
 def test_sql_that_cannot_give_features_is_refused_in_one_paragraph(spark, tmp_path, capfd, sql, problem):

@@ -127,11 +127,11 @@ class SparkFeatures:
         try:
             with _quiet():
                 columns = frame.limit(0).toArrow()
+                written = frame.mapInArrow(partial(write_rows, WrittenRows(where, folder, mark)), WRITTEN)
         except spark_errors() as error:
             raise self._explained(partition, error) from error
         pq.write_table(columns, mark)
         job = SparkJob(folder.name, f"{self._spec.name}, features of {partition.key}", self._cancel_if_late)
-        written = frame.mapInArrow(partial(write_rows, WrittenRows(where, folder, mark)), WRITTEN)
         files, rows = [mark], 0
         for row in self._ran(partition, job, written.collect):
             files.append(Path(row.path))
