@@ -422,7 +422,7 @@ def drifted(row: ColumnDrift) -> str:
 
 def drifted_segment(row: SegmentDrift) -> str:
     """A segment whose predictions differ from the reference, in a few words."""
-    return f"predictions for {row.segment_column} = {'null' if row.segment is None else row.segment} {row.unusual:.2f}"
+    return f"{row.predictions} {row.unusual:.2f}"
 
 
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:

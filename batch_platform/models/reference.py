@@ -81,7 +81,7 @@ class ReferenceProfile:
         """
         if not (own := self.segment_distances.get(column, {}).get(segment)):
             return None
-        return max(*own.values(), *self.distances.get("reference", {}).values())
+        return max([*own.values(), *self.distances.get("reference", {}).values()])
 
     @property
     def baseline(self) -> tuple[Profile, ...]:

@@ -218,7 +218,7 @@ def _drift(spec: PipelineSpec, run: ScoreRun, measured: Measured) -> Aspect:
     if not drifted and not of_segments:
         return Aspect("drift", "none", "no drift", run.partition_key)
     names = [f"{row.column_name} (psi {row.psi:.2f})" for row in drifted]
-    names += [f"predictions for {row.segment_column} = {row.segment} (psi {row.psi:.2f})" for row in of_segments]
+    names += [f"{row.predictions} (psi {row.psi:.2f})" for row in of_segments]
     columns = listed(names[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - of those named
     numbers = {f"psi_{row.column_name}": row.unusual for row in drifted}

@@ -68,6 +68,11 @@ class SegmentDrift:
     run_id: str
 
     @property
+    def predictions(self) -> str:
+        """Which predictions these are, for a person."""
+        return f"predictions for {self.segment_column} = {'null' if self.segment is None else self.segment}"
+
+    @property
     def unusual(self) -> float:
         """The index beyond what chance and the differences between partitions that no fit has seen give."""
         return max(0.0, self.psi - self.psi_by_chance - USUAL_MARGIN * (self.psi_usual or 0.0))
