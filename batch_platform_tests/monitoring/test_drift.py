@@ -9,8 +9,15 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2, entropy, ks_2samp
 
 from batch_platform.declaration.monitored import Drift
-from batch_platform.monitoring.drift import Divergence, divergences
-from batch_platform.monitoring.profiles import Profile, category_bins, category_profile, number_bins, number_profile
+from batch_platform.monitoring.drift import Divergence, beyond_chance, divergences
+from batch_platform.monitoring.profiles import (
+    Profile,
+    category_bins,
+    category_profile,
+    cells_of,
+    number_bins,
+    number_profile,
+)
 
 ROWS = 50_000
 SHOPS = [f"{number:02}" for number in range(60)]
@@ -118,3 +125,18 @@ def test_the_p_value_is_that_of_the_chi_square_distribution():
 def test_an_empty_partition_has_no_drift():
     profile = partial(number_profile, "x", "feature", number_bins(np.arange(9.0)))
     assert compared(profile, np.arange(9.0), np.empty(0)) == []
+
+
+def test_counts_of_cells_give_the_index_beyond_chance_of_profiles(learned):
+    random = np.random.default_rng(3)
+    for name in ("normal", "skewed", "mostly_zero", "month", "rare"):
+        profile, bins = profiler(learned, name), number_bins(learned[name])
+        samples = [
+            learned[name][random.integers(0, ROWS, rows)] + shift for rows, shift in ((40, 0), (900, 0), (900, 1))
+        ]
+        whole, *counts = (
+            np.bincount(cells_of(values, bins.edges), minlength=bins.cells) for values in (learned[name], *samples)
+        )
+        expected = [part.beyond_chance for part in compared(profile, learned[name], *samples)]
+        assert beyond_chance(np.stack(counts), np.stack([whole] * 3)) == pytest.approx(expected, abs=1e-12)
+        assert beyond_chance(0 * whole[None], whole[None]).tolist() == [0.0], "no rows"

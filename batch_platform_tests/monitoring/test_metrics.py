@@ -286,3 +286,12 @@ def test_a_large_clustering_is_measured_on_evenly_spaced_rows():
     segments = np.arange(n) // (n // 2 + 1)
     matrix = segments[:, None] * 10.0 + np.linspace(0, 1, n)[:, None]
     assert measure(Outcomes("clustering", segments, matrix=matrix))["silhouette"] > 0.9
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_a_prediction_that_is_no_number_is_refused(task, strange):
+    predicted = OUTCOMES[task].predicted.copy()
+    predicted[7] = strange
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        measure(replace(OUTCOMES[task], predicted=predicted))
