@@ -192,7 +192,10 @@ def test_a_series_has_its_usual_course_for_a_model_where_nothing_predicts_it_bet
     at, noise = np.arange(table.height), np.random.default_rng(2).normal(0, 1, table.height)
     columns = {
         "beside": {"damp": np.random.default_rng(3).normal(0, 1, len(at)), "state": np.resize(["on", "off"], len(at))},
-        "other column": {"damp": noise},
+        "other column": {
+            "damp": noise,
+            "later": pl.Series([*[None] * 1_200, *noise[1_200:].tolist()], dtype=pl.Float64),
+        },
     }.get(series, {})
     hour, day = table["at"].dt.hour().to_numpy(), table["at"].dt.weekday().to_numpy()
     table.with_columns(level=level(at, hour, day, noise), **columns).write_csv(tmp_path / "sensor.csv")

@@ -100,7 +100,8 @@ def _error(
     squares, count = 0.0, 0
     for start, end in pairwise(np.linspace(len(partitions) // 2, len(partitions), STEPS + 1).astype(int)):
         learned, predicted = (pl.concat(some).to_numpy() for some in (partitions[:start], partitions[start:end]))
-        chosen = columns if columns is not None else [*range(learned.shape[1] - 1)]
+        wanted = columns or range(learned.shape[1] - 1)
+        chosen = [at for at in wanted if not np.isnan(learned[:, at]).all()]  # trees refuse a column of nulls only
         with one_thread():
             model.fit(learned[:, chosen], learned[:, -1])
             wrong_by = model.predict(predicted[:, chosen]) - predicted[:, -1]
