@@ -17,7 +17,7 @@ import yaml
 from batch_platform.cli import terminal
 from batch_platform.cli.check import all_of, check_declared
 from batch_platform.cli.project import Project, find_project, is_in_project
-from batch_platform.cli.proposal.choices import Asked, Proposal, likely_times, local_key, propose
+from batch_platform.cli.proposal.choices import PART_NAMES, Asked, Proposal, likely_times, local_key, propose
 from batch_platform.cli.proposal.columns import label_evidence
 from batch_platform.cli.proposal.course import with_usual_course
 from batch_platform.cli.proposal.dated import Layout, layout
@@ -327,7 +327,7 @@ def _report(name: str, target: Path, table_survey: Survey, proposal: Proposal) -
         "estimator": proposal.estimator,
         "train_every": proposal.train_every,
         "features": [column.name for column in proposal.features],
-        "calendar_features": [] if windows is None else list(windows.calendar),
+        "calendar_features": [] if windows is None else [PART_NAMES[part] for part in windows.calendar],
         "history_features": windows is not None and windows.past is not None,
         "left_out": proposal.left_out,
         "others": proposal.others,

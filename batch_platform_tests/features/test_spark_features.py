@@ -328,6 +328,17 @@ def slowly(folder: Path, engine: Any) -> tuple[Built, str]:
     return made, SPARK_SQL + SLOW
 
 
+def read_on_all_executors(spark: SparkCluster, folder: Path) -> None:
+    """Read Parquet on all executors at the same time: reading it for the first time unpacks a library onto the disk."""
+    files, readers = folder / "zstd", CONF["spark.cores.max"]
+    files.mkdir()
+    for number in range(readers):
+        pl.DataFrame({"id": [number]}).write_parquet(files / f"{number}.parquet", compression="zstd")
+    with spark_session(Spark.model_validate(spark.declared()["spark"]), "tests") as session:
+        rows = session.read.parquet(str(files)).mapInArrow(lambda batches: batches, "id long", barrier=True)
+        assert len(rows.collect()) == readers
+
+
 def wait_for_tasks(session: "SparkSession", tasks: int, building: Future[Any]) -> None:
     """Wait until so many tasks run; fails if what starts them ends before."""
     tracker = session.sparkContext.statusTracker()
@@ -344,6 +355,7 @@ def wait_for_tasks(session: "SparkSession", tasks: int, building: Future[Any]) -
 def test_f33_an_executor_that_is_lost_in_the_middle_of_the_features_changes_nothing(spark, tmp_path):
     made, sql = slowly(tmp_path, spark.declared())
     declared = Spark.model_validate(spark.declared()["spark"])
+    read_on_all_executors(spark, tmp_path)  # one alone would run the tasks one after the other
     with spark_session(declared, "tests") as session, ThreadPoolExecutor(1) as thread:
         built = thread.submit(made.by_spark, sql)
         wait_for_tasks(session, 2, built)
@@ -402,17 +414,6 @@ NO_ROOM_ON_THE_CLUSTER = (  # for a file of ours, or for one that Spark itself n
     r"(the executor on \S+ cannot write /.*File too large|Spark gave up after 4 attempts: .*File too large, on 127\S+)\. "
     "Hint: make room"
 )
-
-
-def read_on_all_executors(spark: SparkCluster, folder: Path) -> None:
-    """Read Parquet on all executors at the same time: reading it for the first time unpacks a library onto the disk."""
-    files, readers = folder / "zstd", CONF["spark.cores.max"]
-    files.mkdir()
-    for number in range(readers):
-        pl.DataFrame({"id": [number]}).write_parquet(files / f"{number}.parquet", compression="zstd")
-    with spark_session(Spark.model_validate(spark.declared()["spark"]), "tests") as session:
-        rows = session.read.parquet(str(files)).mapInArrow(lambda batches: batches, "id long", barrier=True)
-        assert len(rows.collect()) == readers
 
 
 def test_f5_without_room_on_the_disks_of_the_cluster_no_features_are_left(spark, tmp_path):

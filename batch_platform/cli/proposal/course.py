@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from batch_platform.cli.proposal.choices import Proposal, Windows
+from batch_platform.cli.proposal.choices import PART_NAMES, Proposal, Windows
 from batch_platform.cli.proposal.files import files_of
 from batch_platform.cli.proposal.survey import Survey
 from batch_platform.declaration.calendar import Calendar, Partition
@@ -25,7 +25,7 @@ from batch_platform.declaration.functions import import_function
 from batch_platform.models.native_threads import libraries_loaded, one_thread
 
 MEANS = "sklearn.tree.DecisionTreeRegressor"
-PARTS = {"hour": "hour", "isodow": "weekday"}  # of a time, and what they are called
+PARTS = ("hour", "isodow")  # of a time
 STEPS = 4  # in which the later half of the partitions is predicted
 FEWEST_PARTITIONS, MOST_PARTITIONS, MOST_ROWS = 2 * STEPS, 120, 50_000
 _SERIES = "series"  # the table, in SQL
@@ -52,7 +52,7 @@ def with_usual_course(survey: Survey, proposal: Proposal) -> Proposal:
     usual = min(courses, key=means.__getitem__)
     if trees < means[usual]:
         return proposal
-    course = f"mean by {' and '.join(PARTS[part] for part in usual)}"
+    course = f"mean by {' and '.join(PART_NAMES[part] for part in usual)}"
     later = counted(len(tried) - len(tried) // 2, proposal.every)
     reason = f"they do not help: over {later} trees had an rmse of {trees:.4g}, the {course} one of {means[usual]:.4g}"
     others = {column.name: "does not help either" for column in proposal.features}

@@ -11,7 +11,7 @@ from functools import cache
 import duckdb
 import yaml
 
-from batch_platform.cli.proposal.choices import HELD_OUT, WITHIN_FILE, Proposal, local_key
+from batch_platform.cli.proposal.choices import HELD_OUT, PART_NAMES, WITHIN_FILE, Proposal, local_key
 from batch_platform.cli.proposal.origin import Origin
 from batch_platform.cli.proposal.pair import Pair
 from batch_platform.cli.proposal.survey import PART, Span, TableColumn
@@ -247,7 +247,7 @@ def _past(source: str, proposal: Proposal) -> list[tuple[str, str]]:
 
 def _part_name(proposal: Proposal, part: str) -> str:
     """The name of a part of the time as a feature, which no other column has."""
-    name = {"isodow": "weekday"}.get(part, part)
+    name = PART_NAMES[part]
     taken = {_name(column).lower() for column in (*proposal.features, *proposal.key)}
     taken |= set() if proposal.windows is None else {_stored(proposal.windows.time).lower()}
     label = "" if proposal.label is None else _name(proposal.label).lower()
