@@ -315,11 +315,12 @@ def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
         small_spec(features={"spark_sql": "features.sql"}, engine="spark")
 
 
-SLOW = " AND aggregate(sequence(1, 500000 + id), 0L, (total, n) -> total + n) > 0"  # some milliseconds a row
+COUNT = "aggregate(sequence(1, 5000 + id), 0L, (total, n) -> total + n)"
+SLOW = f" AND aggregate(sequence(1, 1000), 0L, (total, n) -> total + n + {COUNT}) > 0"  # a twentieth of a second a row
 
 
 def slowly(folder: Path, engine: Any) -> tuple[Built, str]:
-    """A day whose rows lie in two files, and so in two tasks, and SQL that takes seconds for them."""
+    """A day whose rows lie in two files, and so in two tasks, and SQL that takes a second or more for each."""
     made = Built(folder, engine, sources={"events": {"parquet": "events/*.parquet"}})
     (folder / "events").mkdir()
     day = small_events().filter(pl.col("id").is_between(41, 80))
