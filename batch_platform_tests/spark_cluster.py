@@ -25,6 +25,7 @@ CONF: dict[str, Any] = {
     "spark.driver.extraJavaOptions": QUICK_JAVA,
     "spark.executor.extraJavaOptions": QUICK_JAVA,
     "spark.log.level": "ERROR",
+    "spark.ui.liveUpdate.period": "0ms",  # so that the number of running tasks is that of now, not of the last heartbeat
     "spark.speculation": True,
     "spark.speculation.interval": "200ms",
     "spark.speculation.quantile": 0.5,

@@ -316,7 +316,9 @@ def test_spark_sql_needs_the_engine_whose_cluster_runs_it():
 
 
 COUNT = "aggregate(sequence(1, 5000 + id), 0L, (total, n) -> total + n)"
-SLOW = f" AND aggregate(sequence(1, 1000), 0L, (total, n) -> total + n + {COUNT}) > 0"  # a twentieth of a second a row
+SLOW = (
+    f" AND aggregate(sequence(1, 300), 0L, (total, n) -> total + n + {COUNT}) > 0"  # a tenth of a second a row, or so
+)
 
 
 def slowly(folder: Path, engine: Any) -> tuple[Built, str]:
