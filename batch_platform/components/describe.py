@@ -420,18 +420,13 @@ def drifted(row: ColumnDrift) -> str:
     return f"{changes[0]} ({', '.join(changes[1:])})" if changes[1:] else changes[0]
 
 
-def drifted_segment(row: SegmentDrift) -> str:
-    """A segment whose predictions differ from the reference, in a few words."""
-    return f"{row.predictions} {row.unusual:.2f}"
-
-
 def drifted_segments(worst_first: Sequence[SegmentDrift]) -> list[str]:
     """The worst segment of each column whose predictions differ, and how many more do."""
     by_column = dict[str, list[SegmentDrift]]()
     for row in worst_first:
         by_column.setdefault(row.segment_column, []).append(row)
     return [
-        drifted_segment(worst) + (f" and {counted(len(others), 'more segment')}" if others else "")
+        f"{worst.predictions} {worst.unusual:.2f}" + (f" and {counted(len(others), 'more segment')}" if others else "")
         for worst, *others in by_column.values()
     ]
 

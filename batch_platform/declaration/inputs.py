@@ -173,7 +173,7 @@ class Source(Block):
     version: int | None = Field(
         default=None,
         ge=0,
-        description="Version of the Delta table that is read, for ever. Left out: the newest one.",
+        description="Version of the Delta table that is always read. Left out: the newest one.",
         examples=[12],
     )
     number_rows: bool = Field(

@@ -117,11 +117,8 @@ def basis_of(outcomes: Outcomes, segments: pl.DataFrame | None = None) -> Estima
     kept = np.asarray(np.isfinite(outcomes.predicted).reshape(len(outcomes.predicted), -1).all(axis=1))
     if outcomes.task == "binary":
         kept &= outcomes.of_known_class
-    rows, segments = (
-        (outcomes, segments)
-        if kept.all()
-        else (outcomes.at(kept), segments.filter(kept) if segments.width else segments)
-    )
+    rows = outcomes if kept.all() else outcomes.at(kept)
+    segments = segments.filter(kept) if segments.width else segments
     if len(rows.predicted) < LEAST_ROWS or rows.matrix is None:
         return None
     if rows.task == "regression":

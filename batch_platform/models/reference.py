@@ -343,23 +343,19 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
     starts = partition_starts(frame)
     places = _places(raw, signature, profile.bins)
     partitions = _partitions_of(None if starts is None else starts[finite])
-    distances: dict[Baseline, Mapping[str, float]] = {}
-    if former is not None and profile.is_comparable(before):
-        distances.update(former.distances)
+    passed_on = former if former is not None and profile.is_comparable(before) else ReferenceProfile(())
+    distances = dict(passed_on.distances)
     for baseline, of_own in {} if partitions is None else partitions.distances(places).items():
-        newest = sorted({**distances.get(baseline, {}), **of_own}.items())[-MOST_PARTITIONS:]
-        distances[baseline] = dict(newest)
+        distances[baseline] = _newest(passed_on.distances.get(baseline, {}), of_own)
     by_segment, segment_distances = SegmentCounts(), dict[str, BySegment]()
     if names := [name for name in segments if name in frame.columns]:
         of_segments = frame.select(names).filter(finite)
         by_segment = counted_by_segment(of_segments, {"prediction": places})
-        learned = former.segment_distances if former is not None and profile.is_comparable(before) else {}
         for column in of_segments.get_columns():
-            known = learned.get(column.name, {})
+            known = passed_on.segment_distances.get(column.name, {})
             of_own = {} if partitions is None else partitions.distances_of_segments(column, places)
             segment_distances[column.name] = {
-                segment: dict(sorted({**known.get(segment, {}), **of_segment}.items())[-MOST_PARTITIONS:])
-                for segment, of_segment in of_own.items()
+                segment: _newest(known.get(segment, {}), of_segment) for segment, of_segment in of_own.items()
             }
     return replace(
         reference,
@@ -369,6 +365,11 @@ def with_prediction(  # noqa: PLR0913 - a model, its rows, and what is known of 
         segment_distances=segment_distances,
         by_segment=by_segment,
     )
+
+
+def _newest(known: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """The distances of the newest MOST_PARTITIONS partitions of both, by their start."""
+    return dict(sorted({**known, **own}.items())[-MOST_PARTITIONS:])
 
 
 def after_refit(

@@ -24,7 +24,13 @@ SURPRISE = 0.001  # p-value from which a difference is more than chance
 RARE = 5.0  # rows that the smaller sample is expected to have in a cell; cells with fewer are tested together
 NEXT_TO_NONE = 0.5  # rows
 USUAL_MARGIN = 1.25  # a later partition may be a quarter farther from the whole than any of the training data
+UNUSUAL = f"psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0)"  # SQL of `beyond_usual` in a table, which may be negative
 Level = Literal["none", "warn", "fail"]
+
+
+def beyond_usual(psi: float, by_chance: float, usual: float | None) -> float:
+    """The index beyond what chance gives and what is usual between partitions that no fit has seen; at least 0."""
+    return max(0.0, psi - by_chance - USUAL_MARGIN * (usual or 0.0))
 
 
 @dataclass(frozen=True)
@@ -215,4 +221,4 @@ class ColumnDrift:
     @property
     def unusual(self) -> float:
         """The index beyond what chance and the differences between partitions of the training data give."""
-        return max(0.0, self.psi - self.psi_by_chance - USUAL_MARGIN * (self.psi_usual or 0.0))
+        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)

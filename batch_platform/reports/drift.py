@@ -9,7 +9,7 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.monitored import Baseline, Drift
-from batch_platform.monitoring.drift import SURPRISE, USUAL_MARGIN, ColumnDrift
+from batch_platform.monitoring.drift import SURPRISE, UNUSUAL, ColumnDrift
 from batch_platform.reports.span import Span
 from batch_platform.scoring.drift_tables import DRIFT
 from batch_platform.warehouse.sql import has_table, quoted
@@ -92,7 +92,7 @@ def _rows(
             ELSE unusual >= $warn AND p_value < {SURPRISE} END AS alarm
         FROM (
             SELECT {", ".join(item.name for item in fields(ColumnDrift))},
-                greatest(0, psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0)) AS unusual
+                greatest(0, {UNUSUAL}) AS unusual
             FROM {quoted(pipeline)}.{DRIFT} WHERE baseline = $baseline AND partition_key IN $keys
         ) ORDER BY partition_key, column_name
     """

@@ -17,7 +17,7 @@ from batch_platform.declaration.errors import IntegrityError
 from batch_platform.declaration.monitored import Baseline, Drift
 from batch_platform.declaration.spec import PipelineSpec
 from batch_platform.models.reference import ReferenceProfile
-from batch_platform.monitoring.drift import USUAL_MARGIN, ColumnDrift, Divergence, divergences
+from batch_platform.monitoring.drift import UNUSUAL, ColumnDrift, Divergence, beyond_usual, divergences
 from batch_platform.monitoring.profiles import Profile
 from batch_platform.monitoring.segments import SegmentCounts
 from batch_platform.scoring.profile_tables import read_profiles
@@ -75,7 +75,7 @@ class SegmentDrift:
     @property
     def unusual(self) -> float:
         """The index beyond what chance and the differences between partitions that no fit has seen give."""
-        return max(0.0, self.psi - self.psi_by_chance - USUAL_MARGIN * (self.psi_usual or 0.0))
+        return beyond_usual(self.psi, self.psi_by_chance, self.psi_usual)
 
 
 def replace_segment_drift(
@@ -137,7 +137,6 @@ def read_segment_alarms(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[SegmentDrift, ...]]:
     """The segments of some partitions that give a warning or an error, by partition key, the worst first."""
-    worst_first = f"psi - psi_by_chance - {USUAL_MARGIN} * psi_usual DESC, segment_column, segment"
     return rows_of_partitions(
         con,
         SegmentDrift,
@@ -145,7 +144,7 @@ def read_segment_alarms(
         OF_SEGMENTS,
         partition_keys,
         only="level IN ('warn', 'fail')",
-        order=f"partition_key, {worst_first}",
+        order=f"partition_key, {UNUSUAL} DESC, segment_column, segment",
     )
 
 
@@ -188,8 +187,8 @@ def read_drift(
     con: duckdb.DuckDBPyConnection, pipeline: str, partition_keys: Collection[str]
 ) -> dict[str, tuple[ColumnDrift, ...]]:
     """The drift of some partitions by partition key, the worst column first; a partition without any is left out."""
-    worst_first = f"psi - psi_by_chance - {USUAL_MARGIN} * coalesce(psi_usual, 0) DESC, column_name, baseline"
-    return rows_of_partitions(con, ColumnDrift, pipeline, DRIFT, partition_keys, order=f"partition_key, {worst_first}")
+    order = f"partition_key, {UNUSUAL} DESC, column_name, baseline"
+    return rows_of_partitions(con, ColumnDrift, pipeline, DRIFT, partition_keys, order=order)
 
 
 def _baselines(calendar: Calendar, key: str) -> Iterator[tuple[Baseline, str]]:

@@ -53,11 +53,7 @@ _FILLED_PANEL = 0.5  # share of all pairs of an entity and a time that have a ro
 _MOST_KEPT, _MOST_KEPT_VALUES = 3, 50
 _TIME_NAMES = ("time", "timestamp", "datetime", "date", "ts", "at", "on", "day", "month", "when")
 _PARTS_OF_TIME = frozenset({"year", "quarter", "month", "week", "weekday", "day", "hour", "minute", "second"})
-PART_NAMES = {
-    "hour": "hour",
-    "isodow": "weekday",
-    "month": "month",
-}  # of a time: what DuckDB calls them, and what we do
+PART_NAMES = {"hour": "hour", "isodow": "weekday", "month": "month"}  # of the parts of a time, by DuckDB's names
 _BORN = ("birth", "born", "dob")  # times that tell an age, not when something happened
 
 

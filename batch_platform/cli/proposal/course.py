@@ -1,4 +1,4 @@
-"""Try whether more can be learned from a single series than its usual course: its mean by hour, by weekday, or by both.
+"""Find out whether more can be learned from a single series than its usual course: its mean by hour, by weekday, or by both.
 
 Trees that look at earlier values learn chance where there is nothing else to learn, and are then worse than the mean. So both
 are tried on the last partitions, each time with what was known before, and what was better is proposed. A decision tree
@@ -44,7 +44,8 @@ def with_usual_course(survey: Survey, proposal: Proposal) -> Proposal:
     courses = [parts for parts in courses if set(parts) <= set(windows.calendar)]
     if windows.past.entity or not courses:
         return proposal
-    tried = _rows(survey, proposal, _partitions(proposal, windows))
+    partitions = _partitions(proposal, windows)
+    tried = _rows(survey, proposal, partitions) if len(partitions) >= FEWEST_PARTITIONS else []
     if len(tried) < FEWEST_PARTITIONS:
         return proposal
     trees = _error(proposal.estimator, proposal.params, tried)

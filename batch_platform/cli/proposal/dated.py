@@ -44,7 +44,7 @@ def _layout(survey: Survey, proposal: Proposal) -> Layout:
     origin = survey.origin
     if not proposal.key and not origin.is_one_file:
         origin = replace(origin, number_rows=True)
-    files = [] if origin.kind in ("duckdb", "delta") else files_of(origin.as_table("rows"))
+    files = files_of(origin.as_table("rows")) if origin.is_files else []
     if len(files) <= 1:
         return Layout(origin, "")
     together = f"{len(files)} files, read together"

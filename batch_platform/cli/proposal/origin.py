@@ -66,9 +66,14 @@ class Origin:
         return ", ".join(filter(None, [delimiter, "decimal commas" if self.decimal else ""]))
 
     @property
+    def is_files(self) -> bool:
+        """Whether the rows are those of files which the path names, not of a table of a database or of a Delta table."""
+        return self.kind not in ("duckdb", "delta")
+
+    @property
     def is_one_file(self) -> bool:
         """Whether it is a single file whose rows have a place, not a glob and not a table of a database."""
-        return self.kind not in ("duckdb", "delta") and not has_magic(_ESCAPED.sub("", str(self.path)))
+        return self.is_files and not has_magic(_ESCAPED.sub("", str(self.path)))
 
     def as_table(self, name: str) -> SourceTable:
         """The source as a table with a name, for a reader that is no pipeline."""

@@ -19,7 +19,7 @@ from batch_platform.declaration.errors import SourceError, did_you_mean, listed
 from batch_platform.declaration.extras import needed
 from batch_platform.declaration.inputs import Source
 from batch_platform.declaration.redaction import redact
-from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest
+from batch_platform.features.sources.kind import ParquetFiles, SourceKind, SourceTable, create_view, digest, unused_name
 from batch_platform.warehouse.sql import literal, quoted
 
 if TYPE_CHECKING:
@@ -224,10 +224,7 @@ def _view(con: duckdb.DuckDBPyConnection, table: SourceTable) -> None:
     if snapshot.partitions is None:
         create_view(con, table.name, f"({_rows(table, snapshot)})")
         return
-    values = f"{table.name} by file"
-    file = "file"
-    while file.lower() in {name.lower() for name in snapshot.columns}:
-        file += "_"
+    values, file = f"{table.name} by file", unused_name("file", snapshot.columns)
     named = snapshot.partitions.append_column(file, pa.array(map(str, snapshot.sizes), pa.string()))
     con.register("values by file", named)
     con.execute(f'CREATE OR REPLACE TEMP TABLE {quoted(values)} AS FROM "values by file"')

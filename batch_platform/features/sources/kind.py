@@ -1,7 +1,7 @@
 """What a kind of source must offer, as plain functions of a source and the partition that reads it."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,14 @@ class SourceTable:
     def key(self) -> str:
         """The YAML key that declares where the source is read."""
         return f"sources.{self.name}.{self.source.kind}"
+
+
+def unused_name(name: str, columns: Iterable[str]) -> str:
+    """A name for one more column, lengthened until no other column has it in small or capital letters."""
+    taken = {column.lower() for column in columns}
+    while name.lower() in taken:
+        name += "_"
+    return name
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from batch_platform.declaration.errors import EngineError
-from batch_platform.features.sources.kind import ParquetFiles
+from batch_platform.features.sources.kind import ParquetFiles, unused_name
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -52,9 +52,7 @@ def _with_partitions(
     if spelled.keys() != {*files.paths}:
         msg = f"Spark reads other files than it was given, such as {min(spelled.keys() ^ {*files.paths})}."
         raise EngineError(msg, hint=_DEFECT)
-    file = "file"
-    while file in {field.name.lower() for field in schema}:
-        file += "_"
+    file = unused_name("file", schema.names)
     values = partitions.append_column(file, pa.array([spelled[path] for path in files.paths]))
     fields = [schema[name] for name in partitions.column_names]
     lookup = session.createDataFrame(values, StructType([*fields, StructField(file, StringType())]))
