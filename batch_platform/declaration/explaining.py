@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_HINT = "make room on the disk of the home, and where Dagster keeps its records; what was committed stays. Then run it again."
-LOST_PREDICTIONS = re.compile(r"No files found .*/lake/(\w+)/predictions/([^/]+)/\w+\.parquet")  # as DuckDB says it
+LOST_FILE = re.compile(r"No files found .*/lake/(\w+)/(\w+)/([^/]+)/\w+\.parquet")  # of a table, as DuckDB says it
 _READ_FROM_A_WORD = ("string_type", "literal_error", "int_type", "float_type")
 
 
@@ -35,8 +35,8 @@ def explained(error: BaseException, *, hint: str | None = None) -> BatchPlatform
         text = f"{type(innermost).__name__}: {innermost}".rstrip(" :.")
         if any(map(_is_want_of_room, chain)):
             text, hint = f"A file cannot grow, probably because a disk is full: {text}", _ROOM_HINT
-        elif lost := LOST_PREDICTIONS.search(text):
-            text = f"{lost[1]}, partition {lost[2]}: a file of its predictions is gone: {text}"
+        elif lost := LOST_FILE.search(text):
+            text = f"{lost[1]}, partition {lost[3]}: a file of its {lost[2]} is gone: {text}"
             hint = (
                 f"batch-platform run {lost[1]} scores it again; if the home was moved, it publishes for the new place."
             )

@@ -40,8 +40,8 @@ from batch_platform.scoring.challenger_tables import SCORES, ChallengerRun, read
 from batch_platform.scoring.estimate_tables import MEASURED_SEGMENTS
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, as_record, read_latest
 from batch_platform.warehouse.published import reading_published
-from batch_platform.warehouse.renaming import PREDICTIONS
 from batch_platform.warehouse.sql import has_table, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def committed_predictions(
         DataError: The rows are stored under another key than the declared one.
     """
     columns = [*spec.features.key, *prediction_columns(model.task, model.class_labels)]
-    table = SCORES if challenger else PREDICTIONS
+    table = SCORES if challenger else PREDICTIONS.view
     values = {"partition_key": partition.key} | ({"challenger": challenger} if challenger else {})
     conditions = " AND ".join(f"{name} = ${name}" for name in values)
     require_key(con, spec, table, [partition.key])
@@ -273,13 +273,13 @@ class _Evaluation:
     ) -> Iterator[tuple[str, str | None, str, float]]:
         """The metrics that are estimated too, of each segment of a partition."""
         key, spec = list(scored.key), self.history.spec
-        stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS)}
+        stored = {name for name, _ in table_columns(self.con, spec.name, PREDICTIONS.view)}
         columns = [name for name in spec.monitoring.segments if name in stored]
         if not columns or not scored.labelled.height:
             return
         outcomes = labelled_outcomes(scored)
         wanted = ", ".join(map(quoted, dict.fromkeys([*key, *columns])))
-        query = f"SELECT {wanted} FROM {quoted(spec.name)}.{PREDICTIONS} WHERE partition_key = $key"
+        query = f"SELECT {wanted} FROM {quoted(spec.name)}.{PREDICTIONS.view} WHERE partition_key = $key"
         segments = self.con.sql(query, params={"key": partition.key}).pl()
         rows = scored.labelled.select(key).join(segments, on=key, how="left", maintain_order="left")
         for column in columns:

@@ -10,14 +10,14 @@ import duckdb
 import polars as pl
 
 from batch_platform.declaration.errors import BatchPlatformError, DataError, IntegrityError, WrongUseError, listed
-from batch_platform.declaration.explaining import LOST_PREDICTIONS
+from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.features.lake import open_recorded
 from batch_platform.pipeline.former_columns import require_key
 from batch_platform.pipeline.pipeline import Pipeline
 from batch_platform.warehouse.ledger import ScoreRun, read_latest
-from batch_platform.warehouse.prediction_files import PREDICTIONS
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.sql import folded, literal, quoted
+from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 # How DuckDB writes a file, by its ending.
 FORMATS = {".parquet": "FORMAT parquet, COMPRESSION zstd", ".csv": "FORMAT csv, HEADER"}
@@ -73,7 +73,7 @@ def export(
             ((rows,),) = con.execute(copied).fetchall()
             aside.replace(path)
         except (OSError, duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            if LOST_PREDICTIONS.search(str(error)):
+            if LOST_FILE.search(str(error)):
                 raise
             msg = f"{path} cannot be written: {error}"
             raise BatchPlatformError(msg, hint="make room on the disk, or choose another folder.") from error
@@ -100,8 +100,8 @@ def _query(con: duckdb.DuckDBPyConnection, pipeline: Pipeline, runs: dict[str, S
     spec = pipeline.spec
     files = {key: str(_file(pipeline, run)) for key, run in runs.items()} if features else dict.fromkeys(runs, "")
     con.register("chosen", pl.DataFrame({"partition_key": [*files], "file": [*files.values()]}).to_arrow())
-    table, key = f"{quoted(spec.name)}.{PREDICTIONS}", [quoted(column) for column in spec.features.key]
-    require_key(con, spec, PREDICTIONS, list(runs))
+    table, key = f"{quoted(spec.name)}.{PREDICTIONS.view}", [quoted(column) for column in spec.features.key]
+    require_key(con, spec, PREDICTIONS.view, list(runs))
     selected, joined = "scores.*", f"{table} AS scores JOIN chosen USING (partition_key)"
     if features:
         inputs = f"read_parquet([{', '.join(map(literal, files.values()))}], union_by_name = true, hive_partitioning = false, filename = '__file')"

@@ -13,8 +13,9 @@ from batch_platform.declaration.spec import ADDED_COLUMNS, PipelineSpec
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.published import open_published, publish
-from batch_platform.warehouse.renaming import PREDICTIONS, rename_column
+from batch_platform.warehouse.renaming import rename_column
 from batch_platform.warehouse.sql import folded, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import PREDICTIONS
 
 _SCORES = "score_"  # columns of a model of several classes begin so
 
@@ -44,12 +45,12 @@ def former_columns(home: Home, spec: PipelineSpec) -> list[FormerColumn]:
     except NothingPublishedError:
         return []
     with con:
-        stored = [column for column, _ in table_columns(con, spec.name, PREDICTIONS)]
+        stored = [column for column, _ in table_columns(con, spec.name, PREDICTIONS.view)]
         former = sorted(name for name in stored if folded(name) not in declared and not name.startswith(_SCORES))
         if not former:
             return []
         counts = ", ".join(f"count(DISTINCT partition_key) FILTER ({quoted(name)} IS NOT NULL)" for name in former)
-        (partitions,) = con.execute(f"SELECT {counts} FROM {quoted(spec.name)}.{PREDICTIONS}").fetchall()
+        (partitions,) = con.execute(f"SELECT {counts} FROM {quoted(spec.name)}.{PREDICTIONS.view}").fetchall()
     return [FormerColumn(spec.name, name, count) for name, count in zip(former, partitions, strict=True) if count]
 
 
@@ -100,7 +101,7 @@ def rename_stored_column(home: Home, spec: PipelineSpec, old: str, new: str) -> 
     with Warehouse(home).transaction() as con:
         renamed = rename_column(con, spec.name, old, new)
         if not renamed:
-            stored = [column for column, _ in table_columns(con, spec.name, PREDICTIONS)]
+            stored = [column for column, _ in table_columns(con, spec.name, PREDICTIONS.view)]
             msg = f"No table of {spec.name} has a column {old!r}; predictions hold {listed(stored) or 'nothing yet'}."
             raise WrongUseError(msg, hint=did_you_mean(old, stored) or "name the column as it was called before.")
     publish(home)

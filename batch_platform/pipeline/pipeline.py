@@ -74,9 +74,9 @@ from batch_platform.warehouse.failures import FailedStep, Failure, forget_failur
 from batch_platform.warehouse.fingerprints import SourceFingerprints, replace_fingerprints
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun, read_latest, replace_statuses
-from batch_platform.warehouse.prediction_files import named_files
 from batch_platform.warehouse.published import publish, reading_published
 from batch_platform.warehouse.staging import staging_folder
+from batch_platform.warehouse.tables_in_files import named_files
 
 SCORING_VERSION = 1  # raise it when the same features and model would give other rows
 
@@ -162,7 +162,7 @@ class Pipeline:
             scoring_code_version=self.scoring_code_version,
             failures=read_failures(con, name),
             fingerprints=recorded_fingerprints(con, name),
-            prediction_files=named_files(con, self.home, pipeline=name),
+            files=named_files(con, self.home, pipeline=name),
             declared=self.declared,
             dropped=read_dropped(con, name),
         )

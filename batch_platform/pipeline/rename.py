@@ -14,10 +14,10 @@ from pathlib import Path
 from batch_platform.declaration.errors import WrongUseError
 from batch_platform.warehouse.database import Warehouse
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.prediction_files import link_file
 from batch_platform.warehouse.published import publish
 from batch_platform.warehouse.renaming import HeldPipeline, copy_pipeline, drop_pipeline, held_pipelines, recorded_rows
 from batch_platform.warehouse.sql import transaction
+from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, link_file
 
 
 def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] | None) -> HeldPipeline | None:
@@ -45,7 +45,8 @@ def rename_pipeline(home: Home, old: str, new: str, declare: Callable[[], None] 
         if before and (declare is not None or not after):
             for folder, copy in _folders(home, old, new):
                 _link(folder, copy)
-            _link_predictions(home.predictions(old), home.predictions(new))
+            for table in TABLES_IN_FILES:
+                _link_files(home.table_folder(old, table.view), home.table_folder(new, table.view))
             with transaction(con):
                 copy_pipeline(con, old, new)
         if declare is not None:
@@ -83,15 +84,15 @@ def _folders(home: Home, old: str, new: str) -> list[tuple[Path, Path]]:
 
 
 def _remove_folders(home: Home, name: str) -> None:
-    """Remove the folders of a pipeline, except files of predictions, which go with the last published copy that names them."""
+    """Remove the folders of a pipeline, except files of tables, which go with the last published copy that names them."""
     for folder, _ in _folders(home, name, name):
         shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         home.features(name).parent.rmdir()
 
 
-def _link_predictions(folder: Path, copy: Path) -> None:
-    """Give the files of predictions a second name, as `_link` does; nothing is removed that a published copy may name."""
+def _link_files(folder: Path, copy: Path) -> None:
+    """Give the files of a table a second name, as `_link` does; nothing is removed that a published copy may name."""
     if folder.is_dir():
         shutil.copytree(folder, copy, copy_function=link_file, symlinks=True, dirs_exist_ok=True)
 

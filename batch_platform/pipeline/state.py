@@ -13,7 +13,7 @@ from batch_platform.models.registry import Registry, Version
 from batch_platform.warehouse.dropping import DroppedPartition
 from batch_platform.warehouse.failures import FailedStep, Failure
 from batch_platform.warehouse.ledger import EvaluationRun, FeatureBuild, ScoreRun
-from batch_platform.warehouse.prediction_files import PredictionFile, is_whole
+from batch_platform.warehouse.tables_in_files import PublishedFile, is_whole
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class State:
     over: frozenset[str] = frozenset()  # snapshots that cannot be taken again: a newer one is due
     # Of the newest attempt at a step of a partition.
     failures: dict[tuple[FailedStep, str], Failure] = field(default_factory=dict[tuple[FailedStep, str], Failure])
-    prediction_files: Mapping[Path, PredictionFile] = field(default_factory=dict[Path, PredictionFile])
-    incomplete: frozenset[str] = frozenset()  # partitions with files of predictions that are not as they were published
+    files: Mapping[Path, PublishedFile] = field(default_factory=dict[Path, PublishedFile])  # of tables, by path
+    incomplete: frozenset[str] = frozenset()  # partitions with such files that are not as they were published
     declared: str = ""  # hash of the declaration as it is now
     dropped: Mapping[str, DroppedPartition] = field(default_factory=dict[str, DroppedPartition])  # and not made since
 
@@ -60,9 +60,7 @@ def checked(history: History, recorded: State, *, recheck: bool = False, most_by
         recorded,
         features=features,
         lost={key: build for key, build in recorded.features.items() if key not in features},
-        incomplete=frozenset(
-            row.partition_key for path, row in recorded.prediction_files.items() if not is_whole(path, row)
-        ),
+        incomplete=frozenset(row.partition_key for path, row in recorded.files.items() if not is_whole(path, row)),
         source_versions=sources.versions,
         changed=sources.changed,
         gone=sources.gone,
@@ -88,8 +86,8 @@ def with_files_as_seen(recorded: State, seen: State) -> State:
         features={key: build for key, build in recorded.features.items() if seen.lost.get(key) != build},
         incomplete=frozenset(
             row.partition_key
-            for path, row in recorded.prediction_files.items()
-            if row.partition_key in seen.incomplete and path in seen.prediction_files
+            for path, row in recorded.files.items()
+            if row.partition_key in seen.incomplete and path in seen.files
         ),
         source_versions=as_seen(seen.source_versions),
         changed=as_seen(seen.changed),

@@ -37,7 +37,7 @@ from batch_platform.scoring.batch import (
 )
 from batch_platform.scoring.challengers import ChallengerScores, score_beside
 from batch_platform.scoring.orders import OpenOrder, ScoringOrder, Watch
-from batch_platform.warehouse.prediction_files import file_xxh3
+from batch_platform.warehouse.tables_in_files import file_xxh3
 
 Summand = TypeVar("Summand", "Counts", "Spent", ChallengerScores, SegmentCounts)
 Numbered = tuple[int, pl.DataFrame]  # a batch, after the number in the file of its first row

@@ -45,7 +45,7 @@ from batch_platform.scoring.partition import Spent, Staged, require_within_budge
 from batch_platform.scoring.profile_tables import replace_profiles
 from batch_platform.warehouse.database import InTransaction, StagedScores, Warehouse
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.prediction_files import staged_files
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, staged_files
 
 GROUP_PARTITIONS = 50
 GROUP_ROWS = 1_000_000
@@ -214,7 +214,7 @@ class ScoringRun:
             rejected=staged.rejected,
             run=run,
             seen_seq=0 if due.standing is None else due.standing.seq,
-            files=staged_files(run, staged.predictions, staged.hashes) if in_files else None,
+            files=staged_files(run, PREDICTIONS, staged.predictions, staged.hashes) if in_files else None,
         )
 
     def _reference(self, run: ScoreRun) -> ReferenceProfile | None:

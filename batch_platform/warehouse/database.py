@@ -22,7 +22,7 @@ from batch_platform.declaration.errors import (
     is_interruption,
     listed,
 )
-from batch_platform.declaration.explaining import LOST_PREDICTIONS
+from batch_platform.declaration.explaining import LOST_FILE
 from batch_platform.warehouse.checkpoint import WarehouseFile
 from batch_platform.warehouse.failures import FailedStep, Failure, forget_failures, replace_failures
 from batch_platform.warehouse.home import Home
@@ -40,9 +40,9 @@ from batch_platform.warehouse.ledger import (
     require_numbers,
 )
 from batch_platform.warehouse.lock import Patience, lock_timeout, locked
-from batch_platform.warehouse.prediction_files import StagedFile, find_files, replace_predictions
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import has_table, transaction
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, NewRows, StagedFile, find_files, replace_partitions
 
 _STORAGE_ERRORS = (
     duckdb.IOException,
@@ -107,7 +107,7 @@ class Warehouse:
                 yield con
                 self._checkpoint(con, file)
             except duckdb.Error as error:
-                lost = LOST_PREDICTIONS.search(str(error))  # in the lake; the warehouse is sound
+                lost = LOST_FILE.search(str(error))  # in the lake; the warehouse is sound
                 if lost is None and (isinstance(error, _STORAGE_ERRORS) or is_damage(error)):
                     raise self._failed(error, "read or written") from error
                 raise
@@ -186,7 +186,7 @@ class Warehouse:
                 keys = [scores.run.partition_key for scores in new]
                 predictions = [file for scores in new for file in scores.predictions]
                 files = [file for scores in new for file in scores.files or ()] if new[0].files is not None else None
-                scored = replace_predictions(con, self.home, pipeline, keys, predictions, files)
+                scored = replace_partitions(con, self.home, pipeline, PREDICTIONS, NewRows(keys, predictions, files))
                 rejections = [file for scores in new for file in scores.rejected]
                 rejected = replace_rows(con, pipeline, "rejected_rows", keys, rejections)
                 _require_balance(new, scored, rejected)

@@ -19,8 +19,8 @@ from batch_platform.warehouse.ledger import (
     next_numbers,
     note,
 )
-from batch_platform.warehouse.prediction_files import FILES, PREDICTIONS, ROWS, forget_predictions
 from batch_platform.warehouse.sql import has_table, quoted
+from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, forget_partitions
 
 DROPPED = "dropped_partitions"
 _LEDGERS = ("feature_builds", "score_runs", "evaluations")  # whose rows are about one partition
@@ -81,11 +81,11 @@ def drop_rows(
 ) -> None:
     """Delete the rows that are held of some partitions, and record each drop, in the caller's transaction."""
     keys = [drop.partition_key for drop in drops]
-    in_files = has_table(con, pipeline, FILES)
+    in_files = {table.view: table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)}
     changed: list[tuple[str, str, str | None]] = []  # in the form of the journal
     for table, where in _tables(con, pipeline).items():
-        if table == PREDICTIONS and in_files:
-            forget_predictions(con, pipeline, keys)
+        if table in in_files:
+            forget_partitions(con, pipeline, in_files[table], keys)
         else:
             con.execute(f"DELETE FROM {where}", {"keys": keys} | _named(where, pipeline))
         changed += [(pipeline, table, key) for key in held.get(table, {}) if "." not in table]
@@ -102,14 +102,15 @@ def drop_rows(
 def _tables(con: duckdb.DuckDBPyConnection, pipeline: str) -> dict[str, str]:
     """The tables with rows of a partition, and each with the condition on some partitions, as SQL after FROM.
 
-    Of predictions that are in files, the view stands for what it is made of.
+    Of a table that is in files, the view stands for what it is made of.
     The failure to train a model names a serving period in the place of a partition, so it stays.
     """
     query = """
         SELECT table_name FROM duckdb_columns() WHERE database_name = current_database() AND schema_name = $schema
         AND column_name = 'partition_key' AND table_name IN $tables ORDER BY ALL
     """
-    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, FILES, ROWS})}
+    behind_views = {name for table in TABLES_IN_FILES for name in (table.files, table.rows)}
+    values = {"schema": pipeline, "tables": list(OF_PIPELINES.keys() - {DROPPED, *behind_views})}
     tables = {
         table: f"{quoted(pipeline)}.{quoted(table)} WHERE partition_key IN $keys"
         + (" AND step <> 'model'" if table == "failures" else "")

@@ -85,7 +85,7 @@ class Home:
 
     @property
     def lake(self) -> Path:
-        """Parquet files of features, and of predictions that are stored so."""
+        """Parquet files of features, and of the tables that are stored so."""
         return self.root / "lake"
 
     @property
@@ -120,13 +120,13 @@ class Home:
         """The feature file of a partition, named after its content: another build of the partition is another file."""
         return _below(self.lake, pipeline, "features", feature_file_name(partition_key, sha256))
 
-    def predictions(self, pipeline: str) -> Path:
-        """The folder of a pipeline's files of predictions; raises WrongUseError if the name leads out of the lake."""
-        return _below(self.lake, pipeline, "predictions")
+    def table_folder(self, pipeline: str, table: str) -> Path:
+        """The folder with the files of a pipeline's table; raises WrongUseError if a name leads out of the lake."""
+        return _below(self.lake, pipeline, table)
 
-    def prediction_file(self, pipeline: str, partition_key: str, name: str) -> Path:
-        """A file of predictions; raises WrongUseError if a name leads out of the lake."""
-        return _below(self.lake, pipeline, "predictions", partition_key, name)
+    def table_file(self, pipeline: str, table: str, partition_key: str, name: str) -> Path:
+        """A file of a pipeline's table; raises WrongUseError if a name leads out of the lake."""
+        return _below(self.lake, pipeline, table, partition_key, name)
 
     def bundle(self, pipeline: str, version: str) -> Path:
         """The folder of one trained version; raises WrongUseError if a name leads out of the folder of models."""

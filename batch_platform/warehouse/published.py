@@ -3,8 +3,7 @@
 A copy is named after the newest change that it holds, and the link `published.duckdb` points to a complete one. Publishing
 brings the other copy up to date from the warehouse's journal of changes, renames it and flips the link to it; a copy that
 a reader still holds open is left alone. So publishing costs in proportion to what changed, the file that readers open is
-never touched, and no reader can delay a write. Files of predictions are removed once neither the warehouse nor a copy names
-them.
+never touched, and no reader can delay a write. Files of tables are removed once neither the warehouse nor a copy names them.
 
 If there is no second copy, or much of the warehouse changed since, the bytes of the warehouse are copied instead, under
 the lock; an open warehouse has no log that they would lack. Another process copies them: a process that opens a file of
@@ -30,8 +29,9 @@ from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.instance import READABLE_FROM, attach
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, STATUS_TABLE, created_at, require_format
 from batch_platform.warehouse.marks import Mark, log_of, read_marks, write_marks, written_by_others
-from batch_platform.warehouse.prediction_files import (
-    FILES,
+from batch_platform.warehouse.sql import literal, quoted, transaction
+from batch_platform.warehouse.staging import sweep_all
+from batch_platform.warehouse.tables_in_files import (
     PREDICTIONS,
     files_in_lake,
     find_files,
@@ -39,12 +39,10 @@ from batch_platform.warehouse.prediction_files import (
     make_view,
     make_views_here,
     named_files,
-    pipelines_in_files,
     remove_files,
-    views_by_pipeline,
+    tables_in_files,
+    views,
 )
-from batch_platform.warehouse.sql import literal, quoted, transaction
-from batch_platform.warehouse.staging import sweep_all
 
 MUCH_ROWS, MUCH_OF_ALL = 100_000, 0.25
 _WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -285,9 +283,9 @@ def _much_changed(con: duckdb.DuckDBPyConnection, since: int) -> bool:
     """Whether so many rows were scored since a change that copying all bytes is quicker than writing them once more."""
     query = f"SELECT coalesce(sum(rows_scored + rows_rejected), 0) FROM {LEDGERS_SCHEMA}.score_runs WHERE seq > $since"
     ((changed,),) = con.execute(query, {"since": since}).fetchall()
-    for pipeline in pipelines_in_files(con):
+    for pipeline in [name for name, table in tables_in_files(con) if table == PREDICTIONS]:  # which the ledger counts
         query = f"""
-            SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{FILES} WHERE partition_key IN (
+            SELECT coalesce(sum(rows), 0) FROM {quoted(pipeline)}.{PREDICTIONS.files} WHERE partition_key IN (
                 SELECT partition_key FROM {LEDGERS_SCHEMA}.score_runs WHERE pipeline = $pipeline AND seq > $since)
         """
         ((in_files,),) = con.execute(query, {"pipeline": pipeline, "since": since}).fetchall()
@@ -336,9 +334,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
     journaled = {  # whether the whole table is copied
         (schema, table): whole for schema, table, whole in con.execute(query, {"since": since}).fetchall()
     }
-    views, copied_views = views_by_pipeline(con), views_by_pipeline(con, "copy")
-    for pipeline in copied_views.keys() - views.keys():
-        con.execute(f"DROP VIEW copy.{quoted(pipeline)}.{PREDICTIONS}")
+    wanted, copied_views = views(con), views(con, "copy")
+    for pipeline, table in copied_views.keys() - wanted.keys():
+        con.execute(f"DROP VIEW copy.{quoted(pipeline)}.{table.view}")
     query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = {} ORDER BY ALL"
     tables = con.execute(query.format("current_database()")).fetchall()
     for schema, table in set(con.execute(query.format("'copy'")).fetchall()) - set(tables):
@@ -362,9 +360,9 @@ def _copy_changes(con: duckdb.DuckDBPyConnection, since: int) -> None:
             values = {"since": since, "schema": schema, "table": table}
             con.execute(f"DELETE FROM {copy} WHERE {changed}", values)
             con.execute(f"INSERT INTO {copy} BY NAME FROM {live} WHERE {changed}", values)
-    for pipeline, sql in views.items():
-        if copied_views.get(pipeline) != sql:
-            make_view(con, pipeline, "copy")
+    for (pipeline, table), sql in wanted.items():
+        if copied_views.get((pipeline, table)) != sql:
+            make_view(con, pipeline, table, "copy")
 
 
 def _copy_schemas(con: duckdb.DuckDBPyConnection) -> None:
@@ -378,19 +376,19 @@ def _copy_schemas(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def remove_unnamed(home: Home, pipeline: str, partition_keys: Collection[str]) -> None:
-    """Remove the files of predictions of some partitions that nothing names, except older copies that readers still hold open."""
+    """Remove the files of some partitions that nothing names, except older copies that readers still hold open."""
     with Warehouse(home).open() as con:
         current = current_copy(home)
-        _remove_unnamed(con, home, [] if current is None else [current], (home.predictions(pipeline), partition_keys))
+        _remove_unnamed(con, home, [] if current is None else [current], (pipeline, partition_keys))
 
 
 def _remove_unnamed(
     con: duckdb.DuckDBPyConnection,
     home: Home,
     copies: Sequence[Path] | None = None,
-    of: tuple[Path, Collection[str]] | None = None,
+    of: tuple[str, Collection[str]] | None = None,
 ) -> None:
-    """Remove the files of predictions that neither the warehouse nor a copy names, by default any copy; of all partitions, or some.
+    """Remove the files of tables that neither the warehouse nor a copy names, by default any copy; of all partitions, or some.
 
     A file that is older than the warehouse belongs to another one, and stays. So does every file if a copy cannot be read.
     """
@@ -398,8 +396,8 @@ def _remove_unnamed(
     if unnamed:
         unnamed -= named_files(con, home).keys()
     if of is not None:
-        folder, partition_keys = of
-        unnamed = {path for path in unnamed if path.parent.parent == folder and path.parent.name in partition_keys}
+        pipeline, keys = of
+        unnamed = {path for path in unnamed if path.parents[2].name == pipeline and path.parent.name in keys}
     if not unnamed:
         return
     try:
@@ -410,7 +408,7 @@ def _remove_unnamed(
             finally:
                 con.execute("DETACH copy")
     except duckdb.Error as error:
-        _log.warning("No file of predictions is removed, since a published copy cannot be read: %s", error)
+        _log.warning("No file in the lake is removed, since a published copy cannot be read: %s", error)
         return
     began = created_at(con)
     remove_files(home, {path for path in unnamed if began is None or path.lstat().st_mtime >= began.timestamp()})

@@ -13,8 +13,8 @@ import duckdb
 from batch_platform.declaration.errors import DataError, listed
 from batch_platform.warehouse.descriptions import write_comments
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.prediction_files import FILES, PREDICTIONS, ROWS, make_view, rename_in_files
 from batch_platform.warehouse.sql import folded, has_table, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import TABLES_IN_FILES, TableInFiles, make_view, rename_in_files
 from batch_platform.warehouse.user_tables import TABLES_OF_PIPELINES
 
 _JOURNAL = "changes"
@@ -66,8 +66,8 @@ def copy_pipeline(con: duckdb.DuckDBPyConnection, name: str, copy: str) -> None:
     con.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(copy)}")
     for table in _tables(con, name):
         con.execute(f"CREATE TABLE {quoted(copy)}.{quoted(table)} AS FROM {quoted(name)}.{quoted(table)}")
-    if has_table(con, name, FILES):
-        make_view(con, copy)
+    for table in _in_files(con, name):
+        make_view(con, copy, table)
     for table in _ledgers(con):
         ledger = f"{LEDGERS_SCHEMA}.{table}"
         rows = f"SELECT * REPLACE ($copy AS pipeline) FROM {ledger} WHERE pipeline = $name"
@@ -80,8 +80,8 @@ def copy_pipeline(con: duckdb.DuckDBPyConnection, name: str, copy: str) -> None:
 
 def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
     """Remove a pipeline's tables and all that the ledgers say of it, in the caller's transaction; users' tables stay."""
-    if has_table(con, name, FILES):
-        con.execute(f"DROP VIEW {quoted(name)}.{PREDICTIONS}")
+    for table in _in_files(con, name):
+        con.execute(f"DROP VIEW {quoted(name)}.{table.view}")
     for table in _tables(con, name):
         con.execute(f"DROP TABLE {quoted(name)}.{quoted(table)}")
     for table in _ledgers(con):
@@ -95,7 +95,10 @@ def drop_pipeline(con: duckdb.DuckDBPyConnection, name: str) -> None:
 
 
 # Tables whose columns a pipeline names.
-_WITH_OWN_COLUMNS = (PREDICTIONS, ROWS, "challenger_scores", "outcomes", "backtest_scores")
+_WITH_OWN_COLUMNS = (
+    *(name for table in TABLES_IN_FILES for name in (table.view, table.rows)),
+    *("challenger_scores", "outcomes", "backtest_scores"),
+)
 _SEGMENTED = ("performance_pooled", "estimates_by_segment", "drift_by_segment")  # whose rows name a column
 
 
@@ -108,6 +111,8 @@ def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: 
         DataError: The new column has another type, or rows hold values under both names.
     """
     renamed: list[str] = []
+    in_files = _in_files(con, pipeline)
+    view_of = {name: table.view for table in in_files for name in (table.files, table.rows)}
     for table in sorted({*_WITH_OWN_COLUMNS} & {*_tables(con, pipeline)}):
         name, columns = f"{quoted(pipeline)}.{quoted(table)}", dict(table_columns(con, pipeline, table))
         spellings = {folded(column): column for column in columns}
@@ -117,24 +122,25 @@ def rename_column(con: duckdb.DuckDBPyConnection, pipeline: str, old: str, new: 
         if present is None:
             con.execute(f"ALTER TABLE {name} RENAME COLUMN {quoted(former)} TO {quoted(new)}")
         else:
-            everywhere = f"{quoted(pipeline)}.{PREDICTIONS}" if table == ROWS else name
+            everywhere = f"{quoted(pipeline)}.{view_of.get(table, table)}"
             _require_one_column(con, everywhere, pipeline, (former, columns[former]), (present, columns[present]))
             one = f"coalesce({quoted(present)}, {quoted(former)}) AS {quoted(present)}"
             rows = f"SELECT * EXCLUDE ({quoted(former)}) REPLACE ({one}) FROM {name}"
             con.execute(f"CREATE OR REPLACE TABLE {name} AS {rows}")
             write_comments(con, pipeline, table)
         renamed.append(table)
-    if ROWS in renamed:
-        rename_in_files(con, pipeline, old, new)
-        make_view(con, pipeline)
-        renamed.append(FILES)
+    for table in in_files:
+        if table.rows in renamed:
+            rename_in_files(con, pipeline, table, old, new)
+            make_view(con, pipeline, table)
+            renamed.append(table.files)
     for table in sorted({*_SEGMENTED} & {*_tables(con, pipeline)}):
         query = f"UPDATE {quoted(pipeline)}.{table} SET segment_column = $new WHERE segment_column = $old"
         ((count,),) = con.execute(query, {"old": old, "new": new}).fetchall()
         renamed += [table] if count else []
     seqs = next_numbers(con, len(renamed))
     note(con, [Change(seq, pipeline, table, None) for seq, table in zip(seqs, renamed, strict=True)])
-    return sorted({PREDICTIONS if table in (ROWS, FILES) else table for table in renamed})
+    return sorted({view_of.get(table, table) for table in renamed})
 
 
 def _require_one_column(
@@ -150,6 +156,11 @@ def _require_one_column(
     if keys := [str(key) for (key,) in con.execute(both).fetchall()]:
         msg = f"{pipeline}, partition {listed(keys)}: {name} holds values of {old[0]} and of {new[0]}; nothing is renamed."
         raise DataError(msg, hint="a column takes the place of one that it has no row in common with.")
+
+
+def _in_files(con: duckdb.DuckDBPyConnection, pipeline: str) -> list[TableInFiles]:
+    """The tables of a pipeline that are views."""
+    return [table for table in TABLES_IN_FILES if has_table(con, pipeline, table.files)]
 
 
 _OF_PIPELINE = "table_name IN $tables"

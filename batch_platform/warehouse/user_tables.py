@@ -21,10 +21,10 @@ from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import DROPPED
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import LEDGERS_SCHEMA, Change, next_numbers, note
-from batch_platform.warehouse.prediction_files import PREDICTIONS, views_by_pipeline
 from batch_platform.warehouse.published import open_published
 from batch_platform.warehouse.replacing import replace_rows
 from batch_platform.warehouse.sql import digest, has_table, literal, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import views
 
 PARTITION = "partition_key"
 CHALLENGER = "challenger"  # column of a measure's table: the challenger that was measured; null for the champion
@@ -228,7 +228,7 @@ def _fingerprints(con: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple
         name = TableName(schema, table)
         rows = "count(*)" if _is_of_project(con, name) else digest(column for column, _ in described)
         fingerprints[schema, table] = (described, *con.execute(f"SELECT {rows} FROM {name}").fetchall())
-    fingerprints |= {(pipeline, PREDICTIONS): (sql,) for pipeline, sql in views_by_pipeline(con).items()}
+    fingerprints |= {(pipeline, table.view): (sql,) for (pipeline, table), sql in views(con).items()}
     return fingerprints
 
 
@@ -264,7 +264,7 @@ def _published(home: Home, name: TableName) -> duckdb.DuckDBPyConnection:
     con = open_published(home)
     query = "SELECT schema_name, table_name FROM duckdb_tables() WHERE database_name = current_database() ORDER BY ALL"
     tables = [(str(schema), str(table)) for schema, table in con.execute(query).fetchall()]
-    tables += [(pipeline, PREDICTIONS) for pipeline in views_by_pipeline(con)]
+    tables += [(pipeline, table.view) for pipeline, table in views(con)]
     if (name.schema, name.table) not in tables:
         con.close()
         others = [f"{schema}.{table}" for schema, table in tables if schema != LEDGERS_SCHEMA]

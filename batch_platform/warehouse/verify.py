@@ -8,9 +8,9 @@ import duckdb
 from batch_platform.declaration.errors import WarehouseError, listed
 from batch_platform.warehouse.database import Warehouse, is_damage, require_not_lost
 from batch_platform.warehouse.home import Home
-from batch_platform.warehouse.prediction_files import damage_of, named_files
 from batch_platform.warehouse.published import anew, current_copy, newest_copy
 from batch_platform.warehouse.sql import digest, literal, quoted, table_columns
+from batch_platform.warehouse.tables_in_files import damage_of, named_files
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Verified:
 
 
 def verify(home: Home) -> Verified:
-    """Read every row of both and compare them, table by table, and every byte of the files of predictions.
+    """Read every row of both and compare them, table by table, and every byte of the files of tables.
 
     It takes about 0.2 s per million rows, and holds the warehouse meanwhile.
 
     Raises:
         WarehouseBusyError: Another process held the warehouse for longer than the time-out.
-        WarehouseError: One of them, or a file of predictions, is missing or damaged.
+        WarehouseError: One of them, or a file of a table, is missing or damaged.
     """
     require_not_lost(home)
     copy = current_copy(home)
@@ -46,13 +46,13 @@ def verify(home: Home) -> Verified:
 
 
 def _require_files(con: duckdb.DuckDBPyConnection, home: Home) -> int:
-    """Read the files of predictions and return how many rows they hold; raises WarehouseError for all that are not as published."""
+    """Read the files of tables and return how many rows they hold; raises WarehouseError for all that are not as published."""
     named = named_files(con, home)
     if damaged := {path: state for path in sorted(named) if (state := damage_of(path, named[path])) is not None}:
         keys = {f"{path.parents[2].name}, partition {named[path].partition_key}" for path in damaged}
         first = next(iter(damaged))
         further = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
-        msg = f"{listed(keys)}: the file of predictions {first} {damaged[first]}{further}."
+        msg = f"{listed(keys)}: the file of {first.parents[1].name} {first} {damaged[first]}{further}."
         raise WarehouseError(
             msg,
             hint=f"score them again: batch-platform run {first.parents[2].name} --partition {named[first].partition_key} --force",

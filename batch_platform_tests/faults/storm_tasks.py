@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 
 from batch_platform.declaration.errors import BatchPlatformError
-from batch_platform.declaration.explaining import LOST_PREDICTIONS, explained
+from batch_platform.declaration.explaining import LOST_FILE, explained
 from batch_platform.declaration.stamp import Stamp
 from batch_platform.declaration.windows import serving_calendar
 from batch_platform.models.promotion import Maker, promote, roll_back
@@ -284,7 +284,7 @@ def _look_at_warehouse(copied: Home, earlier: Watermarks) -> Iterator[Seen]:
     except (
         duckdb.IOException
     ) as error:  # a file of predictions was replaced while the home was copied: it is made again
-        if not LOST_PREDICTIONS.search(str(error)):
+        if not LOST_FILE.search(str(error)):
             raise
     for name in DECLARED:
         carry_out(Work(str(copied.root), name, PROJECTS[0], [], "").declared(), NOW, "on-the-copy")

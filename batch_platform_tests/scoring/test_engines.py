@@ -47,7 +47,7 @@ from batch_platform.scoring.partition import (
     opened_features,
     scored_batch,
 )
-from batch_platform.warehouse.prediction_files import file_xxh3
+from batch_platform.warehouse.tables_in_files import file_xxh3
 from batch_platform_tests.flavour_cases import CASES
 from batch_platform_tests.small_pipeline import SHOPS, carry_out, feature_file, small_events, small_pipeline
 

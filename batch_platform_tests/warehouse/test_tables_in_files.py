@@ -22,10 +22,10 @@ from batch_platform.warehouse.descriptions import OF_PIPELINES
 from batch_platform.warehouse.dropping import DroppedPartition, drop_rows, held_rows
 from batch_platform.warehouse.home import Home
 from batch_platform.warehouse.ledger import FeatureBuild, ScoreRun
-from batch_platform.warehouse.prediction_files import staged_files
 from batch_platform.warehouse.published import open_published, publish, remove_unnamed
 from batch_platform.warehouse.renaming import rename_column
 from batch_platform.warehouse.restore import restore_from_published
+from batch_platform.warehouse.tables_in_files import PREDICTIONS, staged_files
 from batch_platform.warehouse.user_tables import TableName, open_table, stored_partitions, user_transaction
 from batch_platform.warehouse.verify import verify
 from batch_platform_tests.warehouse.test_database import DAY, KEYS, commit, staged
@@ -39,7 +39,7 @@ def home(tmp_path: Path) -> Home:
 
 
 def in_files(scores: StagedScores) -> StagedScores:
-    return replace(scores, files=staged_files(scores.run, scores.predictions))
+    return replace(scores, files=staged_files(scores.run, PREDICTIONS, scores.predictions))
 
 
 def write(home: Home, folder: Path, key: str, run_id: str, *, files: bool = True, **columns: Any) -> None:

@@ -1,0 +1,386 @@
+"""Tables in Parquet files of the lake: partitions that are published without being copied into DuckDB.
+
+Once a pipeline stores a partition so, its table becomes a view of the same name, columns and types. It unites a table in
+DuckDB, which has the rows of all other partitions and defines the columns, with the files that a second table names. Both
+tables and the view change in the transaction of the ledger row. A file is named after its content and never changed. It comes
+into the lake while the warehouse is held, so whoever holds the warehouse next can tell what nothing names.
+
+`TABLES_IN_FILES` lists the tables that can be stored so; what is done to all of them loops over it.
+
+The view finds the files below the variable `batch_platform_home` of the connection that reads it, and without that variable
+below the home as it was when the view was made. Every connection of this project sets the variable.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import duckdb
+import pyarrow.parquet as pq
+from xxhash import xxh3_128
+
+from batch_platform.declaration.errors import DataError, WarehouseError, listed
+from batch_platform.warehouse.checkpoint import sync
+from batch_platform.warehouse.descriptions import write_comments
+from batch_platform.warehouse.home import Home
+from batch_platform.warehouse.instance import in_memory
+from batch_platform.warehouse.ledger import Change, ScoreRun, create_table, insert, next_numbers, note, note_partitions
+from batch_platform.warehouse.replacing import NO_TYPE, fit_columns, replace_rows, rows_of_files
+from batch_platform.warehouse.sql import folded, has_table, literal, quoted, table_columns
+
+HOME_VARIABLE = "batch_platform_home"  # of a connection to DuckDB
+_PATH = "path_of_file"  # column of the view's own queries
+
+
+@dataclass(frozen=True)
+class TableInFiles:
+    """A table of a pipeline that can be stored in files, and the tables behind it once it is."""
+
+    view: str  # the name that readers use, of a table or of a view; also of the folder with the files of a pipeline
+    files: str  # table that names the files
+    rows: str  # table with the rows that are not in files
+
+
+PREDICTIONS = TableInFiles("predictions", "prediction_files", "predictions_in_duckdb")
+TABLES_IN_FILES = (PREDICTIONS,)
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file with rows of a partition; a row of the table that names files."""
+
+    partition_key: str
+    part: int  # place among the files of the partition, in the order of the rows
+    file: str  # name in the folder of the partition
+    rows: int
+    file_bytes: int
+    xxh3: str  # of its bytes
+    columns: str  # JSON: for each column of the table its name and type in the file
+    run_id: str
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file that is to be published, and where scoring left it."""
+
+    path: Path
+    row: PublishedFile
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Staged rows that replace what a table holds of some partitions."""
+
+    keys: Sequence[str]  # of the partitions
+    staged: Sequence[Path]
+    files: Sequence[StagedFile] | None  # the same, to be published as they are; None: the rows are copied into DuckDB
+
+
+def find_files(con: duckdb.DuckDBPyConnection, home: Home) -> None:
+    """Tell the views of a connection where the home lies now, and with it the files."""
+    con.execute(f"SET VARIABLE {HOME_VARIABLE} = {literal(os.path.realpath(home.root))}")
+
+
+def staged_files(
+    run: ScoreRun, table: TableInFiles, paths: Sequence[Path], hashes: Sequence[str] = ()
+) -> list[StagedFile]:
+    """What is recorded of the staged files of a partition, without those that have no rows; waits until all are on the disk.
+
+    Args:
+        run: The partition's row in the ledger.
+        table: The table whose rows the files hold.
+        paths: The files.
+        hashes: The XXH3 (128 bits) of each, by whoever wrote them; none: they are read and hashed here.
+
+    Raises:
+        WarehouseError: The disk does not take the files.
+    """
+    columns, staged = dict[str, str](), list[StagedFile]()  # columns by Arrow's schema
+    with _storage_explained(run.pipeline, table, [run.partition_key]):
+        for path, xxh3 in zip(paths, hashes or map(file_xxh3, paths), strict=True):
+            with pq.ParquetFile(path) as parquet:
+                rows, schema = parquet.metadata.num_rows, parquet.schema_arrow.to_string(show_schema_metadata=False)
+            if not rows:
+                continue
+            if schema not in columns:
+                columns[schema] = _columns_of(path)
+            sync(path)
+            row = PublishedFile(
+                partition_key=run.partition_key,
+                part=len(staged),
+                file=f"{xxh3}.parquet",
+                rows=rows,
+                file_bytes=path.stat().st_size,
+                xxh3=xxh3,
+                columns=columns[schema],
+                run_id=run.run_id,
+            )
+            staged.append(StagedFile(path, row))
+    return staged
+
+
+def replace_partitions(
+    con: duckdb.DuckDBPyConnection, home: Home, pipeline: str, table: TableInFiles, new: NewRows
+) -> int:
+    """Replace partitions of a pipeline's table by staged rows, in the caller's transaction; returns the number of rows.
+
+    Raises:
+        DataError: Values do not fit the type of the table's column without loss.
+        WarehouseError: A file cannot be brought into the lake.
+    """
+    if new.files is None and not has_table(con, pipeline, table.files):
+        return replace_rows(con, pipeline, table.view, new.keys, new.staged)
+    _make_room(con, pipeline, table)
+    where, values = "WHERE partition_key IN $keys", {"keys": list(new.keys)}
+    stored = table_columns(con, pipeline, table.view)  # as the catalog knows them: the view's files are not opened
+    read_in = table.view if stored else None
+    if new.files is None:
+        rows = replace_rows(con, pipeline, table.rows, new.keys, new.staged, read_in=read_in)
+    else:
+        fit_columns(con, pipeline, table.rows, *rows_of_files(new.staged), read_in=read_in)
+        con.execute(f"DELETE FROM {quoted(pipeline)}.{table.rows} {where}", values)
+        _bring_in(home, pipeline, table, new.files)
+        rows = sum(staged.row.rows for staged in new.files)
+    con.execute(f"DELETE FROM {quoted(pipeline)}.{table.files} {where}", values)
+    insert(con, table.files, [vars(staged.row) for staged in new.files or ()], schema=pipeline)
+    make_view(con, pipeline, table)
+    for name in (table.rows, table.files):
+        note_partitions(con, pipeline, name, new.keys)
+    return rows
+
+
+def make_view(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, database: str | None = None) -> None:
+    """Make the view of a pipeline's table anew, in the caller's transaction; by default in the current database.
+
+    To read a partition that lacks a file is an error that says so, also of a query of all partitions.
+    """
+    schema = f"{quoted(database)}.{quoted(pipeline)}" if database else quoted(pipeline)
+    ((root,),) = con.execute(f"SELECT getvariable('{HOME_VARIABLE}')").fetchall()
+    columns = [(str(name), str(dtype)) for name, dtype, *_ in con.execute(f"DESCRIBE {schema}.{table.rows}").fetchall()]
+    selects = [f"SELECT {', '.join(quoted(name) for name, _ in columns)} FROM {quoted(pipeline)}.{table.rows}"]
+    query = f"SELECT columns, partition_key, file FROM {schema}.{table.files} ORDER BY partition_key, part"
+    below = f"/lake/{pipeline}/{table.view}/"
+    by_columns, incomplete = dict[str, list[str]](), set[str]()
+    for in_files, key, file in con.execute(query).fetchall():
+        if Path(f"{root}{below}{key}/{file}").is_file():
+            by_columns.setdefault(in_files, []).append(f"{key}/{file}")
+        else:
+            incomplete.add(key)
+    for in_files, paths in by_columns.items():
+        present = {folded(name): in_file for name, in_file in json.loads(in_files).items()}
+        names = ", ".join(_selected(name, dtype, present.get(folded(name))) for name, dtype in columns)
+        folder = f"coalesce(getvariable('{HOME_VARIABLE}'), {literal(root)}) || {literal(below)}"
+        listing = f"list_transform([{', '.join(map(literal, paths))}], lambda path: {folder} || path)"
+        selects.append(
+            f"SELECT {names} FROM read_parquet({listing}, hive_partitioning := false, filename := '{_PATH}')"
+        )
+    for key in sorted(incomplete):
+        names = ", ".join(_selected(name, dtype, None, key) for name, dtype in columns)
+        msg = f"{pipeline}, partition {key}: a file of its {table.view} is gone. Hint: batch-platform run {pipeline} scores it again."
+        selects.append(f"SELECT {names} WHERE error({literal(msg)})::BOOLEAN")
+    con.execute(f"CREATE OR REPLACE VIEW {schema}.{table.view} AS {' UNION ALL '.join(selects)}")
+    write_comments(con, pipeline, table.view, database, kind="VIEW")
+
+
+def _selected(name: str, dtype: str, in_file: Sequence[str] | None, partition_key: str | None = None) -> str:
+    """A column of the view as a file has it. The partition is read off the path, so that a query opens only files that it needs."""
+    if name == "partition_key":
+        key = literal(partition_key) if partition_key else f"split_part({_PATH}, '/', -2)"
+        return f"{key} AS {quoted(name)}"
+    if in_file is None or NO_TYPE in (dtype, in_file[1]):
+        return f"NULL{'' if dtype == NO_TYPE else f'::{dtype}'} AS {quoted(name)}"
+    return f"{quoted(in_file[0])}::{dtype} AS {quoted(name)}"
+
+
+def forget_partitions(
+    con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, keys: Collection[str]
+) -> None:
+    """Delete partitions of a pipeline's table that is a view, in the caller's transaction."""
+    for name in (table.rows, table.files):
+        where = f"{quoted(pipeline)}.{name} WHERE partition_key IN $keys"
+        con.execute(f"DELETE FROM {where}", {"keys": list(keys)})
+        note_partitions(con, pipeline, name, keys)
+    make_view(con, pipeline, table)
+
+
+def rename_in_files(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles, old: str, new: str) -> None:
+    """Read a column of all files of a table under another name, in the caller's transaction; the view is to be made anew afterwards.
+
+    Raises:
+        DataError: A file has a column of both names.
+    """
+    name = f"{quoted(pipeline)}.{table.files}"
+    for (written,) in con.execute(f"SELECT DISTINCT columns FROM {name}").fetchall():
+        columns = json.loads(written)
+        spellings = {folded(column): column for column in columns}
+        if folded(old) not in spellings:
+            continue
+        values = {"written": written}
+        if folded(new) in spellings:
+            query = f"SELECT DISTINCT partition_key FROM {name} WHERE columns = $written"
+            keys = listed(key for (key,) in con.execute(query, values).fetchall())
+            msg = f"{pipeline}, partition {keys}: its files hold both {old} and {new}; nothing is renamed."
+            raise DataError(msg, hint="a column takes the place of one that it has no row in common with.")
+        renamed = {new if folded(column) == folded(old) else column: kept for column, kept in columns.items()}
+        query = f"UPDATE {name} SET columns = $renamed WHERE columns = $written"
+        con.execute(query, values | {"renamed": json.dumps(renamed)})
+
+
+def tables_in_files(con: duckdb.DuckDBPyConnection, database: str | None = None) -> list[tuple[str, TableInFiles]]:
+    """Each table that is a view, after the name of its pipeline; by default in the current database."""
+    query = """
+        SELECT schema_name, table_name FROM duckdb_tables()
+        WHERE database_name = coalesce($database, current_database()) AND table_name IN $names ORDER BY ALL
+    """
+    names = [name for table in TABLES_IN_FILES for name in (table.files, table.rows)]
+    present = con.execute(query, {"database": database, "names": names}).fetchall()
+    return [
+        (str(pipeline), table)
+        for table in TABLES_IN_FILES
+        for pipeline, name in present
+        if name == table.files and (pipeline, table.rows) in present
+    ]
+
+
+def views(con: duckdb.DuckDBPyConnection, database: str | None = None) -> dict[tuple[str, TableInFiles], str]:
+    """The SQL of each view, by pipeline and table; by default in the current database."""
+    tables = tables_in_files(con, database)
+    query = """
+        SELECT schema_name, view_name, sql FROM duckdb_views()
+        WHERE database_name = coalesce($database, current_database()) AND NOT internal
+    """
+    present = con.execute(query, {"database": database}).fetchall() if tables else []
+    made = {(pipeline, view): sql for pipeline, view, sql in present}
+    return {
+        (pipeline, table): made[pipeline, table.view] for pipeline, table in tables if (pipeline, table.view) in made
+    }
+
+
+def made_elsewhere(con: duckdb.DuckDBPyConnection, home: Home) -> list[tuple[str, TableInFiles]]:
+    """The pipelines and tables whose view looks for files where the home no longer lies: it was moved or copied."""
+    place = literal(os.path.realpath(home.root))
+    return [table for table, sql in views(con).items() if HOME_VARIABLE in sql and place not in sql]
+
+
+def make_views_here(con: duckdb.DuckDBPyConnection, tables: Sequence[tuple[str, TableInFiles]]) -> None:
+    """Make the views of pipelines' tables anew for the place where the home lies now, in the caller's transaction."""
+    for pipeline, table in tables:
+        make_view(con, pipeline, table)
+    numbered = zip(next_numbers(con, len(tables)), tables, strict=True)
+    note(con, [Change(seq, pipeline, table.files, None) for seq, (pipeline, table) in numbered])
+
+
+def named_files(
+    con: duckdb.DuckDBPyConnection, home: Home, database: str | None = None, *, pipeline: str | None = None
+) -> dict[Path, PublishedFile]:
+    """The files that a database names, by path; by default the current database, and all pipelines."""
+    named: dict[Path, PublishedFile] = {}
+    prefix = f"{quoted(database)}." if database else ""
+    columns = ", ".join(quoted(item) for item in PublishedFile.__dataclass_fields__)
+    for name, table in tables_in_files(con, database):
+        if pipeline not in (None, name):
+            continue
+        folder = home.table_folder(name, table.view)
+        for values in con.execute(f"SELECT {columns} FROM {prefix}{quoted(name)}.{table.files}").fetchall():
+            row = PublishedFile(*values)
+            named[folder / row.partition_key / row.file] = row
+    return named
+
+
+def files_in_lake(home: Home) -> set[Path]:
+    """All files in the folders of tables, those that were not completed too."""
+    return {file for table in TABLES_IN_FILES for file in home.lake.glob(f"*/{table.view}/*/*")}
+
+
+def remove_files(home: Home, files: Collection[Path]) -> None:
+    """Remove files of tables, and the folders that are empty then."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in sorted(
+        {parent for file in files for parent in file.parents[:3] if home.lake in parent.parents}, reverse=True
+    ):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def is_whole(path: Path, row: PublishedFile) -> bool:
+    """Whether a file is there with the size that it was published with."""
+    try:
+        return path.stat().st_size == row.file_bytes
+    except FileNotFoundError:
+        return False
+
+
+def damage_of(path: Path, row: PublishedFile) -> str | None:
+    """What is wrong with a file, of which every byte is read; None if it is as it was published."""
+    if not path.is_file():
+        return "is gone"
+    return None if file_xxh3(path) == row.xxh3 else "is damaged"
+
+
+def link_file(file: str, copy: str) -> None:
+    """Give a file a second name, unless a file of that name is there, which is the same; copies it where links cannot be made."""
+    try:
+        os.link(file, copy)
+    except FileExistsError:
+        pass
+    except OSError:  # another file system, or one without links
+        aside = Path(copy).with_name(f".{uuid4().hex}")
+        shutil.copyfile(file, aside)
+        sync(aside)
+        aside.rename(copy)
+
+
+def _make_room(con: duckdb.DuckDBPyConnection, pipeline: str, table: TableInFiles) -> None:
+    """Make a table of a pipeline a view, if it is still a table."""
+    if has_table(con, pipeline, table.files):
+        return
+    create_table(con, pipeline, table.files, PublishedFile)
+    if has_table(con, pipeline, table.view):
+        con.execute(f"ALTER TABLE {quoted(pipeline)}.{table.view} RENAME TO {table.rows}")
+        con.execute(f"COMMENT ON TABLE {quoted(pipeline)}.{table.rows} IS NULL")
+        write_comments(con, pipeline, table.rows)
+        make_view(con, pipeline, table)
+
+
+def _bring_in(home: Home, pipeline: str, table: TableInFiles, files: Sequence[StagedFile]) -> None:
+    """Link staged files into the lake. They also stay where they are, so that a commit can be tried again."""
+    folders = set[Path]()
+    with _storage_explained(pipeline, table, {staged.row.partition_key for staged in files}):
+        for staged in files:
+            target = home.table_file(pipeline, table.view, staged.row.partition_key, staged.row.file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_file(str(staged.path), str(target))
+            folders |= {target.parent, target.parent.parent}
+        for folder in folders:
+            sync(folder)
+
+
+@contextmanager
+def _storage_explained(pipeline: str, table: TableInFiles, keys: Collection[str]) -> Generator[None]:
+    """Raise WarehouseError with the partitions named for an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        msg = f"{pipeline}, partition {listed(keys)}: the files of its {table.view} cannot be stored: {error}."
+        hint = "make room on the disk and run again; committed partitions are skipped."
+        raise WarehouseError(msg, hint=hint) from error
+
+
+def _columns_of(path: Path) -> str:
+    rows, values = rows_of_files([path])
+    with in_memory() as con:
+        described_columns = con.execute(f"DESCRIBE FROM {rows}", values).fetchall()
+    return json.dumps({name: (name, dtype) for name, dtype, *_ in described_columns})
+
+
+def file_xxh3(path: Path) -> str:
+    """The XXH3 (128 bits) of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxh3_128).hexdigest()  # pyright: ignore[reportArgumentType] - only its stub lacks parts
