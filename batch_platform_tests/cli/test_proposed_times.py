@@ -23,9 +23,12 @@ pytestmark = pytest.mark.usefixtures("few_trees")
 
 ROWS = 400
 ZONE = ZoneInfo("Europe/Berlin")
-CLOCKS = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]  # in Berlin; summer time begins among them
-INSTANTS = [(START + timedelta(hours=2) * at).replace(tzinfo=UTC) for at in range(ROWS)]
-DAYS = [START + timedelta(days=at // 10) for at in range(ROWS)]
+CLOCKS = [  # in Berlin; summer time begins among them, and none of them lies in the hour that it leaves out
+    START.replace(month=3, day=15, minute=30) + timedelta(minutes=75) * at for at in range(ROWS)
+]
+INSTANTS = [(START + timedelta(hours=1) * at).replace(tzinfo=UTC) for at in range(ROWS)]
+ROWS_OF_A_DAY = 20
+DAYS = [START + timedelta(days=at // ROWS_OF_A_DAY) for at in range(ROWS)]
 MONTHS = [datetime(2020 + at // 100, at // 10 % 10 + 1, 1) for at in range(ROWS)]  # noqa: DTZ001 - as START
 
 
@@ -214,7 +217,8 @@ def test_numbers_are_times_only_if_their_name_says_so_or_the_user(tmp_path, name
 
 
 def by_pandas(index: Callable[[pd.DataFrame], pd.DataFrame], file: Path) -> None:
-    frame = pd.DataFrame(orders(ROWS, at=CLOCKS).to_dict(as_series=False))
+    times = [START + timedelta(hours=2, minutes=30) * at for at in range(ROWS)]
+    frame = pd.DataFrame(orders(ROWS, at=times).to_dict(as_series=False))
     index(frame.astype({"at": "datetime64[ns]"})).to_parquet(file)
 
 
@@ -226,7 +230,7 @@ def test_a_table_of_pandas_is_scored_after_two_commands(cli, tmp_path):
     assert ran.code == 0, ran.err
     ((rows, last),) = published(tmp_path, "SELECT count(*), max(partition_key) FROM orders.predictions")
     assert rows > ROWS / 4
-    assert last == f"{CLOCKS[-1]:%Y-%m-%d}"
+    assert last == f"{START + timedelta(hours=2, minutes=30) * (ROWS - 1):%Y-%m-%d}"
 
 
 def test_an_index_of_times_without_a_name_is_the_time(tmp_path):
@@ -269,7 +273,7 @@ def test_a_few_times_far_from_all_others_decide_nothing_and_are_stated(tmp_path,
         span = seen.span("at")
     assert (span.first, span.last, span.rows) == (DAYS[0].replace(tzinfo=UTC), DAYS[-1].replace(tzinfo=UTC), ROWS)
     assert [f"{time:%Y-%m-%d}" for time in span.far_off] == far_off
-    assert span.filled["day"] == ROWS // 10
+    assert span.filled["day"] == ROWS // ROWS_OF_A_DAY
 
 
 def test_a_table_whose_rows_become_more_and_more_has_no_times_far_off(tmp_path):
