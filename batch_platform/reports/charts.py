@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -53,6 +54,7 @@ def charts_of(figures: Figures, zone: ZoneInfo) -> dict[str, Chart]:
     return {chart.name: chart for chart in made if chart is not None}
 
 
+@cache  # to put it together takes more than a second
 def javascript() -> str:
     """The code that draws the charts in a browser, to be written into the page."""
     with needed("vl-convert-python", extra=EXTRA):

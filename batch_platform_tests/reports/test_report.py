@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from batch_platform.declaration.errors import DataError
 from batch_platform.pipeline.pipeline import Pipeline
-from batch_platform.reports.charts import charts_of
+from batch_platform.reports.charts import Chart, charts_of
 from batch_platform.reports.estimates import read_estimate_figures
 from batch_platform.reports.figures import Figures, read_figures
 from batch_platform.reports.page import html, number
@@ -62,9 +62,14 @@ def figures(pipeline: Pipeline) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def page(figures: Figures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def charts(figures: Figures) -> dict[str, Chart]:
+    return charts_of(figures, BERLIN)
+
+
+@pytest.fixture(scope="module")
+def page(figures: Figures, charts: dict[str, Chart], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    file.write_text(html(figures, charts_of(figures, BERLIN), BERLIN), encoding="utf-8")
+    file.write_text(html(figures, charts, BERLIN), encoding="utf-8")
     return file
 
 
@@ -369,7 +374,7 @@ def test_without_a_window_all_that_is_scored_is_reported(pipeline):
 
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(page, figures, width):
+def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(page, figures, charts, width):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(installed_browser()), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": width, "height": 900})
@@ -383,16 +388,16 @@ def test_a_browser_shows_it_without_the_network_and_runs_nothing_that_data_say(p
         assert HOSTILE in (tab.text_content("header") or "")
         assert HOSTILE in (tab.text_content("body") or "")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.evaluate("document.querySelectorAll('figure svg.marks').length") == len(charts_of(figures, BERLIN))
+        assert tab.evaluate("document.querySelectorAll('figure svg.marks').length") == len(charts)
         assert asked == [page.as_uri()]
         assert complaints == []
         browser.close()
 
 
-def test_without_javascript_there_are_pictures(page, figures):
+def test_without_javascript_there_are_pictures(page, charts):
     text = page.read_text(encoding="utf-8")
     still = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
-    assert still.count("<svg") == len(charts_of(figures, BERLIN))
+    assert still.count("<svg") == len(charts)
     assert "<script" not in still
     assert "<img" not in still
 
