@@ -98,10 +98,12 @@ def start_command(folder: Path, *args: str, **options: Any) -> "subprocess.Popen
     return WarmCommand([COMMAND, *args], **({"cwd": folder, "env": clean_environment(), **without_terminal} | options))
 
 
-def run_command(folder: Path, *args: str, command: str | None = None, **variables: str) -> Answer:
-    """Call the command in a process of its own, without a terminal.
+def run_command(
+    folder: Path, *args: str, command: str | None = None, own: Mapping[str, str] | None = None, **variables: str
+) -> Answer:
+    """Call the command in a process of its own, without a terminal; `own` are variables of the project.
 
-    Another command and one with variables, which libraries may read while they are imported, start a new interpreter.
+    Another command and one with variables that libraries may read while they are imported start a new interpreter.
     """
     if command or variables:
         done = subprocess.run(
@@ -115,7 +117,7 @@ def run_command(folder: Path, *args: str, command: str | None = None, **variable
             check=False,
         )
         return Answer(done.returncode, done.stdout, done.stderr)
-    with start_command(folder, *args) as process:
+    with start_command(folder, *args, env=clean_environment(**(own or {}))) as process:
         try:
             out, err = process.communicate(timeout=HANGS_AFTER)
         finally:

@@ -171,7 +171,7 @@ def test_a_secret_in_the_path_of_a_failing_source_is_in_no_output_and_no_file(tm
     body = "raise RuntimeError(f'cannot connect with {os.environ[\"SHOP_PASSWORD\"]}')"
     folder = write_dagster_project(tmp_path, sources={"events": {"parquet": None, "python": "shop.raw.events"}})
     (folder / "shop" / "raw.py").write_text(SOURCES.format(body=body), encoding="utf-8")
-    answer = run_command(folder, *debug, "run", "small", "--partition", "2024-02-02", SHOP_PASSWORD=MARKER)
+    answer = run_command(folder, *debug, "run", "small", "--partition", "2024-02-02", own={"SHOP_PASSWORD": MARKER})
     assert answer.code == 1
     assert "cannot connect with $SHOP_PASSWORD" in answer.err
     assert MARKER not in answer.out + answer.err
@@ -193,16 +193,16 @@ def test_a_secret_of_the_declaration_is_in_no_output_and_no_file_of_a_successful
     environment = {"SHOP_FOLDER": str(place)}
     output = ""
     for words in (["check"], ["run", "small"], ["status", "--json"], ["models", "small", "--json"]):
-        answer = run_command(folder, *words, **environment)
+        answer = run_command(folder, *words, own=environment)
         assert answer.code == 0, answer.err
         output += answer.out + answer.err
-    (version,) = json.loads(run_command(folder, "models", "small", "list", "--json", **environment).out)
-    output += run_command(folder, "models", "small", "show", version["version"], **environment).out
+    (version,) = json.loads(run_command(folder, "models", "small", "list", "--json", own=environment).out)
+    output += run_command(folder, "models", "small", "show", version["version"], own=environment).out
     assert "$SHOP_FOLDER" in output
     assert MARKER not in output
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
     (place / "events.parquet").unlink()
-    answer = run_command(folder, "run", "small", "--partition", "2024-02-02", "--force", **environment)
+    answer = run_command(folder, "run", "small", "--partition", "2024-02-02", "--force", own=environment)
     assert (answer.code, "there is no file $SHOP_FOLDER/events.parquet" in answer.err) == (1, True)
     assert MARKER not in answer.out + answer.err
     assert MARKER.encode() not in everything_written(folder / ".batch_platform")
