@@ -338,6 +338,13 @@ def test_a_stream_of_arrow_is_refused_with_what_to_do(folder):
         seen(declared(folder, {"arrow": "a.arrow"}))
 
 
+def test_a_csv_file_whose_first_quotes_come_far_down_is_read(folder):
+    (folder / "a.csv").write_text("x,town\n" + "1,Ulm\n" * 30_000 + '2,"Ulm, Donau"\n')
+    with declared(folder, {"csv": "a.csv"}).connect(FIRST) as con:
+        assert con.duckdb.execute("SELECT town FROM a WHERE x = 2").fetchall() == [("Ulm, Donau",)]
+        assert con.frames(FIRST, ["a"])["a"].select(pl.col("town").n_unique()).collect().item() == 2
+
+
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_a_number_far_down_is_not_rounded(folder, kind):
     table = pl.DataFrame({"x": [1.0] * 30_000 + [1.5], "text": ["1"] * 30_000 + ["one"]})

@@ -9,11 +9,11 @@ it is told which of them ends a row.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
 import polars as pl
@@ -28,6 +28,7 @@ from batch_platform.warehouse.sql import literal, quoted
 
 _Answer = TypeVar("_Answer")
 _LINE_ENDS = (r"\r\n", r"\n")  # as DuckDB's option writes them
+_NONE = "(empty)"  # what it says of a character that a CSV file does not use
 
 
 @dataclass(frozen=True)
@@ -74,30 +75,76 @@ def with_line_end(ask: Callable[[str], _Answer]) -> tuple[_Answer, str]:
 
 
 def _relation(con: duckdb.DuckDBPyConnection, table: SourceTable) -> str:
-    reader = _READERS[table.source.kind]
     try:
-        files = ", ".join(literal(duckdb_path(path)) for path in files_of(table))
+        paths = [literal(duckdb_path(path)) for path in files_of(table)]
     except ArchiveError as error:
         problem = f" cannot be read: {error.message}"
         raise table.error(problem, error.hint) from error
-    arguments = [f"[{files}], hive_partitioning = false", *reader.options, *_notation(table.source)]
-
-    def see(option: str) -> duckdb.DuckDBPyRelation:
-        return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*arguments, option, reader.of_all_values]))})")
-
     try:
-        seen, line_end = with_line_end(see)
+        is_one = table.source.kind == "csv" and len(paths) == 1
+        typed = (_one_csv_file(con, table, *paths) if is_one else None) or _files(con, table, paths)
     except duckdb.InvalidInputException as error:
         if "not utf-8 encoded" not in str(error):
             raise
         raise _of_another_encoding(table, str(error)) from error
-    options = ", ".join(filter(None, [*arguments, line_end]))
-    types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
-    listing = ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
-    typed = f"{options}, {reader.types} = {{{listing}}}"
+    relation = _READERS[table.source.kind].function
     if not table.source.number_rows:
-        return f"{reader.function}({typed})"
-    return numbered(con, table, f"{reader.function}({typed}, filename = '__file')")
+        return f"{relation}({typed})"
+    return numbered(con, table, f"{relation}({typed}, filename = '__file')")
+
+
+def _one_csv_file(con: duckdb.DuckDBPyConnection, table: SourceTable, path: str) -> str | None:
+    """The arguments that read a CSV file by the notation that fits all of it; None if columns are declared that it lacks.
+
+    Without them, DuckDB would look for the notation in the first rows again, several times in each query.
+    """
+    reader, notation = _READERS["csv"], _notation(table.source)
+
+    def see(option: str) -> dict[str, Any]:
+        arguments = [path, *reader.options, *_written(notation), option, reader.of_all_values]
+        return con.sql(f"FROM sniff_csv({', '.join(filter(None, arguments))})").pl().row(0, named=True)
+
+    seen, _ = with_line_end(see)
+    types = {column["name"]: column["type"] for column in seen["Columns"]}
+    names = {name.lower(): name for name in types}
+    declared = {names.get(name.lower(), name): dtype for name, dtype in (table.source.types or {}).items()}
+    if not declared.keys() <= types.keys():
+        return None
+    characters = {
+        "delim": seen["Delimiter"],
+        "quote": seen["Quote"],
+        "escape": seen["Escape"],
+        "comment": seen["Comment"],
+        "new_line": seen["NewLineDelimiter"],
+    }
+    used = {option: "" if text == _NONE else text for option, text in characters.items()}
+    arguments = [
+        f"[{path}], hive_partitioning = false, auto_detect = false",
+        *reader.options,
+        *_written(notation | used),
+        f"skip = {seen['SkipRows']}, header = {seen['HasHeader']}",
+        f"columns = {{{_listed(types | declared)}}}",
+    ]
+    return ", ".join(arguments)
+
+
+def _files(con: duckdb.DuckDBPyConnection, table: SourceTable, paths: Sequence[str]) -> str:
+    """The arguments that read files by the types that all of their values have."""
+    reader = _READERS[table.source.kind]
+    arguments = [f"[{', '.join(paths)}], hive_partitioning = false", *reader.options]
+    arguments += _written(_notation(table.source))
+
+    def see(option: str) -> duckdb.DuckDBPyRelation:
+        return con.sql(f"FROM {reader.function}({', '.join(filter(None, [*arguments, option, reader.of_all_values]))})")
+
+    seen, line_end = with_line_end(see)
+    types = dict(zip(seen.columns, map(_type_of, seen.types), strict=True)) | (table.source.types or {})
+    options = ", ".join(filter(None, [*arguments, line_end]))
+    return f"{options}, {reader.types} = {{{_listed(types)}}}"
+
+
+def _listed(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{literal(name)}: {literal(dtype)}" for name, dtype in types.items())
 
 
 def _of_another_encoding(table: SourceTable, message: str) -> SourceError:
@@ -112,13 +159,14 @@ def _type_of(dtype: object) -> str:
     return "VARCHAR" if str(dtype) == '"NULL"' else str(dtype)  # a column of JSON that has no values
 
 
-def _notation(source: Source) -> Iterator[str]:
-    if source.delimiter is not None:
-        yield f"delim = {literal(source.delimiter)}"
-    if source.decimal is not None:
-        yield f"decimal_separator = {literal(source.decimal)}"
-    if source.encoding is not None:
-        yield f"encoding = {literal(source.encoding)}"
+def _notation(source: Source) -> dict[str, str]:
+    """What is declared of the notation of CSV files, by DuckDB's options."""
+    declared = {"delim": source.delimiter, "decimal_separator": source.decimal, "encoding": source.encoding}
+    return {option: text for option, text in declared.items() if text is not None}
+
+
+def _written(notation: Mapping[str, str]) -> list[str]:
+    return [f"{option} = {literal(text)}" for option, text in notation.items()]
 
 
 def _frame(con: duckdb.DuckDBPyConnection, table: SourceTable) -> pl.LazyFrame:
